@@ -1,0 +1,103 @@
+"""The page "How this was measured", made of results/: nothing on it is typed by hand."""
+
+import re
+import warnings
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from lib.results import ROOT, Unit, all_units
+
+
+class MeasuredUnits(SphinxDirective):
+    """Tables of every measured unit in results/: what, on which data, how long, with which versions."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_reread()
+        with warnings.catch_warnings(record=True) as unreadable:
+            warnings.simplefilter("always")
+            units = all_units()
+        notes = [not_measured(str(warning.message).replace(f"{ROOT}/", "")) for warning in unreadable]
+        if not units:
+            return notes or [not_measured("results/ holds no measured unit.")]
+        circumstances = []  # distinct ones, in order of appearance; a table each row refers to by number
+        for unit in units:
+            if circumstance(unit) not in circumstances:
+                circumstances.append(circumstance(unit))
+        tables = []
+        for name, weights in dict.fromkeys(model_of(unit) for unit in units):
+            chosen = [unit for unit in units if model_of(unit) == (name, weights)]
+            rows = [describe(unit) | {"Set-up": circumstances.index(circumstance(unit)) + 1} for unit in chosen]
+            tables.append(table(f"{name}, weights {weights}", rows))
+        rows = [{"Set-up": number} | content for number, content in enumerate(circumstances, 1)]
+        return [*notes, *tables, table("Set-ups: machine, code and versions", rows, "set-ups")]
+
+
+def model_of(unit: Unit) -> tuple[str, str]:
+    return unit.key["model"]["name"], short(unit.key["model"]["weights"])
+
+
+def describe(unit: Unit) -> dict:
+    """One row: what was measured."""
+    key, provenance = unit.key, unit.provenance
+    if unit.kind == "similarity":
+        what = f"similarity of layers, {key.get('corpus')}"
+        items = f"{unit.rows['samples'].max():,} of {key.get('sequence_length')} tokens"
+    elif unit.kind == "sweep":
+        shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
+        what = f"{key.get('task')}{shots}, {key.get('rule')} rule"
+        items = f"{unit.rows['items'].max():,}"
+    else:
+        what, items = f"{unit.kind}, {unit.name}", ""
+    return {
+        "What": what,
+        "Items": items,
+        "Data": short(key.get("data")),
+        "Precision": key.get("dtype", "not recorded"),
+        "Seconds": f"{provenance['seconds'] + provenance.get('seconds_in_earlier_runs', 0):,.0f}",
+        "Memory, GiB": f"{provenance['peak_memory_bytes'] / 2**30:.1f}",
+    }
+
+
+def circumstance(unit: Unit) -> dict:
+    """What many units have in common: machine, code and versions."""
+    provenance = unit.provenance
+    versions = {"python": provenance.get("python")} | provenance["packages"]
+    dirty = {True: "yes", False: "no", None: "not recorded"}
+    return {
+        "Day": provenance["measured"][:10],
+        "Device": provenance["device"],
+        "Commit": short(provenance["commit"]),
+        "Uncommitted changes": dirty[provenance["dirty"]],
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+    }
+
+
+def short(value) -> str:
+    """A hash cut to 12 characters; anything else as it is."""
+    text = "not recorded" if value is None else str(value)
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{20,}\b", r"\1", text)
+
+
+def not_measured(reason: str) -> nodes.Node:
+    return nodes.note("", nodes.paragraph("", "", nodes.strong("", "Not measured. "), nodes.Text(reason)))
+
+
+def table(caption: str, rows: list[dict], *classes: str) -> nodes.Node:
+    """A table of plain text, in a box that scrolls sideways on a narrow screen."""
+    heads = list(rows[0])
+    group = nodes.tgroup("", cols=len(heads))
+    group += [nodes.colspec("", colwidth=1) for _ in heads]
+    group += nodes.thead("", table_row(heads))
+    group += nodes.tbody("", *[table_row(row.values()) for row in rows])
+    return nodes.container("", nodes.table("", nodes.title("", caption), group), classes=["wide-table", *classes])
+
+
+def table_row(cells) -> nodes.Node:
+    return nodes.row("", *[nodes.entry("", nodes.paragraph("", str(cell))) for cell in cells])
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_directive("measured-units", MeasuredUnits)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

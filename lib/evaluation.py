@@ -1,0 +1,211 @@
+"""Tasks of lm-eval: what they ask, and how answers become rows.
+
+lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. This module
+collects its requests once, and hands it one set of answers after another to score. How the answers come
+about is not its business: see `lib.sweep`.
+"""
+
+import contextlib
+import io
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from lib import corpora
+from lib.errors import InputError
+from lib.results import pack
+
+FEWSHOT_SEED = 1234  # lm-eval's own default
+SCORED = ("loglikelihood", "multiple_choice")
+
+
+@dataclass
+class Tasks:
+    """Loaded tasks with the requests that they make of a model.
+
+    `contexts` and `continuations` hold, for each request, the tokens before and those to be scored.
+    """
+
+    loaded: dict
+    instances: list[Instance]
+    contexts: list[list[int]]
+    continuations: list[list[int]]
+    max_length: int
+    limit: int | None
+
+
+def load_tasks(names: list[str], *, num_fewshot: int | None = None, datasets: str | None = None) -> dict:
+    """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
+
+    Raises InputError for a name that is not known, or data that can't be reached.
+    """
+    with _quiet():
+        manager = TaskManager(include_path=str(corpora.TASKS))
+        if unknown := sorted(set(names) - set(manager.all_tasks)):
+            near = [n for n in manager.all_tasks if any(u.split("_")[0] in n for u in unknown)][:5]
+            raise InputError(
+                f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
+                f"{', '.join(corpora.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
+            )
+        with corpora.mirrored(datasets), corpora.reachable(", ".join(names)):
+            loaded = manager.load(list(names))
+    for task in loaded["tasks"].values():
+        configured = task.get_config("num_fewshot")
+        # a task that fixes 0 keeps it, as in lm-eval's own evaluation
+        if num_fewshot is not None and configured != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif configured is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+    return loaded
+
+
+def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
+    """Every request of the tasks, tokenized as lm-eval's HFLM does it.
+
+    `limit` is the number of documents a task, from its beginning; None takes all.
+    Raises InputError for a limit below 1, and for tasks that are not scored by log-likelihood.
+    """
+    check_limit(limit)
+    instances: list[Instance] = []
+    with _quiet():
+        for name, task in loaded["tasks"].items():
+            if task.OUTPUT_TYPE not in SCORED:
+                raise InputError(
+                    f"task {name!r} is of type {task.OUTPUT_TYPE}, expected {' or '.join(SCORED)}: "
+                    "it can't be scored from log-likelihoods"
+                )
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+            instances += task.instances
+        encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        encoder.loglikelihood(instances)
+    return Tasks(loaded, instances, encoder.contexts, encoder.continuations, encoder.max_length, limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise InputError unless the limit is None or a whole number from 1."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise InputError(f"limit is {limit!r}, expected None (all items) or a whole number of items from 1")
+
+
+def score(tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray) -> tuple[pd.DataFrame, dict]:
+    """One model's answers, scored by lm-eval.
+
+    Parameters
+    ----------
+    logprobs: [R] log-probability of each request's continuation, in nats.
+    greedy: [R] whether that continuation is what greedy decoding would give.
+
+    Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
+    each task, the outcomes by item: each metric that is 0 or 1, and the choice made, packed.
+    """
+    for instance in tasks.instances:
+        instance.resps, instance.filtered_resps = [], {}
+    # the requests stand: lm-eval is not to build them again for every set of answers
+    for task in tasks.loaded["tasks"].values():
+        task.build_all_requests = lambda **_: None
+    lm = _Answers({id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)})
+    with _quiet():
+        result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+    rows = []
+    for task, metrics in result["results"].items():
+        samples = result["samples"].get(task, [])
+        items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
+        for name, value in metrics.items():
+            metric, _, rule = str(name).partition(",")
+            if not rule or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = metrics.get(f"{metric}_stderr,{rule}")
+            error = float(error) if isinstance(error, int | float) else math.nan
+            rows.append({"task": task, "metric": metric, "value": value, "stderr": error, "items": items})
+    outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
+    return pd.DataFrame(rows), outcomes
+
+
+def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
+    """For each multiple-choice task: accuracy of guessing at random, and of always naming the commonest answer."""
+    levels = {}
+    for name, task in tasks.loaded["tasks"].items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            continue
+        documents = {i.doc_id: i.doc for i in task.instances}
+        choices = [len(task.doc_to_choice(doc)) for doc in documents.values()]
+        targets = pd.Series([str(task.doc_to_target(doc)) for doc in documents.values()])
+        levels[name] = {
+            "chance": float(np.mean(1 / np.array(choices))),
+            "majority": float(targets.value_counts(normalize=True).max()),
+        }
+    return levels
+
+
+def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
+    centre = (value + z * z / (2 * items)) / (1 + z * z / items)
+    half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+class _Encoder(HFLM):
+    """lm-eval's own tokenization of requests; it keeps them and answers nothing."""
+
+    def _loglikelihood_tokens(self, requests, **_):
+        self.contexts = [list(context) for _, context, _ in requests]
+        self.continuations = [list(continuation) for _, _, continuation in requests]
+        return [(0.0, False)] * len(requests)
+
+
+class _Answers(LM):
+    """A model that has already answered."""
+
+    def __init__(self, answers: dict[int, tuple[float, bool]]):
+        super().__init__()
+        self.answers = answers
+
+    def loglikelihood(self, requests):
+        return [self.answers[id(request)] for request in requests]
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+    def generate_until(self, requests):
+        raise NotImplementedError
+
+
+def _outcomes(samples: list[dict]) -> dict[str, str]:
+    samples = sorted(samples, key=lambda s: s["doc_id"])
+    packed = {}
+    for metric in samples[0]["metrics"]:
+        values = [s[metric] for s in samples]
+        if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
+            packed[metric] = pack(np.array(values))
+    if all(len(s["resps"]) > 1 for s in samples):
+        chosen = [int(np.argmax([response[0][0] for response in s["resps"]])) for s in samples]
+        packed["chosen"] = pack(np.array(chosen))
+    return packed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
+
+    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
+    """
+    names = ("lm_eval", "lm-eval", "datasets")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,609 @@
+"""Cuts, and models without some of their layers.
+
+The reference for a dropped layer is the same model in which that layer is the identity.
+"""
+
+import copy
+import functools
+import re
+
+import jaxtyping
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate.hooks import ModelHook, add_hook_to_module
+from IPython.core.interactiveshell import InteractiveShell
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    GPT2Config,
+    GPT2LMHeadModel,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from lib.decoder import decoder_layers, decoder_layers_owner, num_layers
+from lib.errors import InputError
+from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
+from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
+
+LAYERS = 6
+# nothing, start, middle, middle, end, all but the first and the last, all but the last, all but the first
+CUTS = [Cut(0, 0), Cut(0, 2), Cut(2, 1), Cut(1, 3), Cut(4, 2), Cut(1, 4), Cut(0, 5), Cut(1, 5)]
+NEW_TOKENS = 12
+
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_cut = pytest.mark.parametrize("cut", CUTS, ids=lambda cut: f"{cut.start}-{cut.size}")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Two prompts, three times as long as the sliding window."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(1, VOCABULARY, (2, 3 * SLIDING_WINDOW), generator=generator)
+
+
+@pytest.fixture
+def unchecked(monkeypatch):
+    """As users run it: without the checks of annotations, which would come before ours."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@functools.cache
+def original(family):
+    return tiny_model(family, layers=LAYERS)
+
+
+def without(model, dropped):
+    """The reference: a copy of the model in which the dropped layers hand on what they receive."""
+    model = copy.deepcopy(model)
+    for index in dropped:
+        layer = decoder_layers(model)[index]
+        layer.forward = functools.partial(_identity, layer.forward)
+    return model
+
+
+def _identity(forward, hidden_states, *arguments, **keywords):
+    # the layer itself still runs, so that it fills its cache and shows the form of its output
+    output = forward(hidden_states, *arguments, **keywords)
+    return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
+
+
+@torch.no_grad()
+def logits(model, tokens):
+    return model(tokens, use_cache=False).logits
+
+
+def generate(model, tokens, use_cache=True):
+    mask = torch.ones_like(tokens)
+    return model.generate(
+        tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache
+    )
+
+
+# drop_layers: the eight families
+
+
+@every_family
+@every_cut
+def test_logits_are_those_of_identity_layers(family, cut, tokens):
+    model = original(family)
+    dropped = logits(drop_layers(model, cut), tokens)
+    assert torch.equal(dropped, logits(without(model, range(cut.start, cut.stop)), tokens))
+    # and that is not the trivial result
+    change = (dropped - logits(model, tokens)).abs().max()
+    assert change == 0 if cut.size == 0 else change > 0.1
+
+
+@every_family
+@every_cut
+def test_cached_generation_is_uncached_generation(family, cut, tokens):
+    model = original(family)
+    pruned = drop_layers(model, cut)
+    cached = generate(pruned, tokens)
+    assert cached.shape == (2, tokens.shape[1] + NEW_TOKENS)
+    assert torch.equal(cached, generate(pruned, tokens, use_cache=False))
+    assert torch.equal(cached, generate(without(model, range(cut.start, cut.stop)), tokens, use_cache=False))
+
+
+@every_family
+@every_cut
+def test_saved_model_reloads_in_plain_transformers(family, cut, tokens, tmp_path):
+    model = original(family)
+    pruned = drop_layers(model, cut)
+    pruned.save_pretrained(tmp_path)
+    reloaded, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert reloaded.config.num_hidden_layers == LAYERS - cut.size == len(decoder_layers(reloaded))
+    if hasattr(model.config, "layer_types"):
+        kinds = model.config.layer_types
+        assert reloaded.config.layer_types == [kinds[index] for index in cut.kept(LAYERS)]
+    assert torch.equal(logits(reloaded, tokens), logits(pruned, tokens))
+    assert torch.equal(generate(reloaded, tokens), generate(pruned, tokens))
+
+
+@every_family
+@every_cut
+def test_weights_are_shared_and_modules_are_not(family, cut):
+    model = original(family)
+    pruned = drop_layers(model, cut)
+    owner, name = decoder_layers_owner(model)
+    prefix = next(path for path, module in model.named_modules() if module is getattr(owner, name))
+    mine = dict([*model.named_parameters(), *model.named_buffers()])
+    theirs = dict([*pruned.named_parameters(), *pruned.named_buffers()])
+    for path, tensor in theirs.items():
+        if path.startswith(prefix):
+            index, rest = path.removeprefix(f"{prefix}.").split(".", 1)
+            path = f"{prefix}.{cut.kept(LAYERS)[int(index)]}.{rest}"
+        assert tensor is mine.pop(path)
+    assert all(
+        path.startswith(tuple(f"{prefix}.{index}." for index in range(cut.start, cut.stop))) for path in mine
+    )
+    assert not {id(module) for module in pruned.modules()} & {id(module) for module in model.modules()}
+    configs = {id(vars(module).get("config")) for module in model.modules()} - {id(None)}
+    assert not configs & {id(vars(module).get("config")) for module in pruned.modules()}
+
+
+@every_family
+@every_cut
+def test_layers_are_renumbered_with_their_children(family, cut):
+    pruned = drop_layers(original(family), cut)
+    for position, layer in enumerate(decoder_layers(pruned)):
+        found = [vars(module)["layer_idx"] for module in layer.modules() if "layer_idx" in vars(module)]
+        assert found and set(found) == {position}
+    assert len(decoder_layers(pruned)) == LAYERS - cut.size == num_layers(pruned)
+
+
+@every_family
+def test_number_of_parameters_falls_by_the_dropped_layers(family):
+    model = original(family)
+    dropped = sum(parameter.numel() for parameter in decoder_layers(model)[1:4].parameters())
+    assert dropped > 0
+    assert drop_layers(model, Cut(1, 3)).num_parameters() == model.num_parameters() - dropped
+
+
+@every_family
+def test_the_original_stays_as_it_was(family, tokens):
+    model = tiny_model(family, layers=LAYERS, seed=2)
+
+    def state():
+        return {
+            "modules": [(path, id(module)) for path, module in model.named_modules()],
+            "attributes": [
+                {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
+                for module in model.modules()
+            ],
+            "tensors": [
+                (path, id(tensor)) for path, tensor in [*model.named_parameters(), *model.named_buffers()]
+            ],
+            "config": copy.deepcopy(model.config.to_dict()),
+            "generation": copy.deepcopy(model.generation_config.to_dict()),
+            "random numbers": torch.get_rng_state().tolist(),
+        }
+
+    before, values = state(), copy.deepcopy(model.state_dict())
+    expected, text = logits(model, tokens), generate(model, tokens)
+    pruned = drop_layers(model, Cut(1, 3))
+    generate(pruned, tokens)
+    pruned.config.vocab_size = 1
+    pruned.generation_config.max_new_tokens = 1
+    decoder_layers(pruned)[0].register_forward_hook(lambda *_: pytest.fail("a hook of the pruned model"))
+    pruned.get_output_embeddings().weight = nn.Parameter(torch.zeros(VOCABULARY, 48))
+    assert state() == before
+    assert all(torch.equal(value, values[name]) for name, value in model.state_dict().items())
+    assert torch.equal(logits(model, tokens), expected)
+    assert torch.equal(generate(model, tokens), text)
+
+
+@every_family
+def test_dropping_twice_composes(family, tokens):
+    model = original(family)
+    # first 1 and 2, then 4, which is number 2 by then
+    twice = drop_layers(drop_layers(model, Cut(1, 2)), Cut(2, 1))
+    assert torch.equal(logits(twice, tokens), logits(without(model, [1, 2, 4]), tokens))
+    assert torch.equal(generate(twice, tokens), generate(without(model, [1, 2, 4]), tokens, use_cache=False))
+    assert num_layers(twice) == 3
+
+
+@every_family
+def test_hidden_states_are_the_inputs_of_the_kept_layers(family, tokens):
+    model = tiny_model(family, layers=LAYERS, seed=3)
+    cut = Cut(2, 2)
+    with torch.no_grad():
+        # this hangs recording hooks on the layers, which the pruned model must carry on its own layers, once
+        model(tokens, output_hidden_states=True)
+        found = drop_layers(model, cut)(tokens, output_hidden_states=True).hidden_states
+        reference = without(tiny_model(family, layers=LAYERS, seed=3), [2, 3])
+        expected = reference(tokens, output_hidden_states=True).hidden_states
+    assert len(found) == LAYERS - 2 + 1
+    for state, index in zip(found, [*cut.kept(LAYERS), LAYERS], strict=True):
+        assert torch.equal(state, expected[index])
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gemma3"])
+def test_kinds_of_layers_show_in_the_logits(family, tokens):
+    """What the tests above would miss otherwise: the right weights under the first layers' kinds."""
+    model = original(family)
+    wrong = drop_layers(model, Cut(0, 1))
+    right = wrong.config.layer_types
+    wrong.config.layer_types = model.config.layer_types[:-1]
+    assert wrong.config.layer_types != right
+    assert (logits(wrong, tokens) - logits(without(model, [0]), tokens)).abs().max() > 0.01
+
+
+# drop_layers: what a configuration holds
+
+
+@pytest.mark.parametrize(
+    ("cut", "boundary", "kinds"),
+    [
+        (Cut(0, 0), 3, "fffsss"),
+        (Cut(0, 2), 1, "fsss"),
+        (Cut(2, 1), 2, "ffsss"),
+        (Cut(3, 2), 3, "fffs"),
+        (Cut(1, 4), 1, "fs"),
+        (Cut(3, 3), 3, "fff"),
+        (Cut(0, 3), 0, "sss"),
+    ],
+)
+def test_boundary_of_sliding_windows_moves_with_the_cut(cut, boundary, kinds, tokens):
+    model = original("qwen2")
+    pruned = drop_layers(model, cut)
+    assert pruned.config.max_window_layers == boundary
+    assert [kind[0] for kind in pruned.config.layer_types] == list(kinds)
+    assert pruned.model.has_sliding_layers == ("s" in kinds)
+    # an engine that reads the boundary alone, as older configurations have no list, builds the same layers
+    config = pruned.config.to_dict()
+    del config["layer_types"]
+    assert type(pruned.config).from_dict(config).layer_types == pruned.config.layer_types
+
+
+def test_boundary_above_the_last_layer_stays_above_it():
+    model = original("qwen3")
+    assert model.config.max_window_layers > LAYERS
+    assert drop_layers(model, Cut(1, 2)).config.max_window_layers == LAYERS - 2
+
+
+def test_every_per_layer_entry_is_cut_and_nothing_else():
+    model = tiny_model("llama", layers=LAYERS)
+    model.config.intermediate_size_per_layer = [10, 11, 12, 13, 14, 15]
+    model.config.kinds = ("a", "b", "c", "d", "e", "f")
+    model.config.eos_token_id = [1, 2, 3, 4, 5, 6]
+    model.config.architectures = ["A", "B", "C", "D", "E", "F"]
+    model.config.other = [1, 2, 3]
+    before = model.config.to_dict()
+    after = drop_layers(model, Cut(1, 3)).config.to_dict()
+    assert model.config.to_dict() == before
+    changed = {name: after[name] for name in after if after[name] != before[name]}
+    assert changed == {
+        "num_hidden_layers": 3,
+        "intermediate_size_per_layer": [10, 14, 15],
+        "kinds": ["a", "e", "f"],
+    }
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        GPT2LMHeadModel(GPT2Config(n_embd=32, n_head=4, n_layer=4, vocab_size=128, eos_token_id=None)),
+        BloomForCausalLM(BloomConfig(hidden_size=32, n_head=4, n_layer=4, vocab_size=128, eos_token_id=None)),
+        OPTForCausalLM(
+            OPTConfig(
+                hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=128, eos_token_id=None,
+                ffn_dim=64, word_embed_proj_dim=32,
+            )
+        ),
+    ],
+    ids=["gpt2", "bloom", "opt"],
+)  # fmt: skip
+def test_layers_under_other_names(model, tokens, tmp_path):
+    model = model.eval()
+    pruned = drop_layers(model, Cut(1, 2))
+    assert pruned.config.num_hidden_layers == num_layers(pruned) == 2
+    assert torch.equal(logits(pruned, tokens), logits(without(model, [1, 2]), tokens))
+    pruned.save_pretrained(tmp_path)
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(reloaded, tokens), logits(pruned, tokens))
+    assert torch.equal(generate(pruned, tokens), generate(reloaded, tokens, use_cache=False))
+
+
+def test_text_layers_of_a_model_with_a_vision_tower_of_the_same_depth(tokens, tmp_path):
+    text = original("gemma3").config.to_dict()
+    vision = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": LAYERS, "num_attention_heads": 2,
+        "image_size": 16, "patch_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, pad_token_id=0)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    cut = Cut(1, 2)
+    pruned = drop_layers(model, cut)
+    assert pruned.config.text_config.num_hidden_layers == LAYERS - 2 == len(decoder_layers(pruned))
+    assert pruned.config.vision_config.num_hidden_layers == LAYERS
+    kinds = model.config.text_config.layer_types
+    assert pruned.config.text_config.layer_types == [kinds[index] for index in cut.kept(LAYERS)]
+    assert torch.equal(logits(pruned, tokens), logits(without(model, [1, 2]), tokens))
+    assert torch.equal(generate(pruned, tokens), generate(pruned, tokens, use_cache=False))
+    pruned.save_pretrained(tmp_path)
+    reloaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert torch.equal(logits(reloaded, tokens), logits(pruned, tokens))
+
+
+def test_hooks_that_replace_forward_follow_to_the_new_modules(tokens):
+    class Recorder(ModelHook):
+        def __init__(self):
+            self.seen = []
+
+        def pre_forward(self, module, *arguments, **keywords):
+            self.seen.append(module)
+            return arguments, keywords
+
+    model = tiny_model("llama", layers=LAYERS)
+    recorder = Recorder()
+    for layer in decoder_layers(model):
+        add_hook_to_module(layer, recorder)
+    pruned = drop_layers(model, Cut(2, 2))
+    logits(pruned, tokens)
+    assert [id(layer) for layer in recorder.seen] == [id(layer) for layer in decoder_layers(pruned)]
+
+
+def test_training_the_pruned_model_reaches_the_shared_weights(tokens):
+    model = tiny_model("llama", layers=LAYERS)
+    pruned = drop_layers(model, Cut(1, 3))
+    pruned(tokens, labels=tokens).loss.backward()
+    reached = [any(p.grad is not None for p in layer.parameters()) for layer in decoder_layers(model)]
+    assert reached == [True, False, False, False, True, True]
+
+
+# what is refused
+
+
+def test_depth_that_a_configuration_cannot_describe_is_refused():
+    config = GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=32, scale_attn_by_inverse_layer_idx=True)
+    model = GPT2LMHeadModel(config)
+    message = re.escape("drops layers 1..2 (0-based, 2 of 4), keeps [0:1] and [3:4]")
+    with pytest.raises(
+        InputError, match=rf"{message} changes transformer\.h\.1\.attn\.scaling of GPT2LMHeadModel"
+    ):
+        drop_layers(model, Cut(1, 2))
+    assert num_layers(drop_layers(model, Cut(2, 2))) == 2  # no kept layer changes its place
+
+
+def mixture(**settings):
+    return Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=128, eos_token_id=None,
+            num_key_value_heads=2, head_dim=8, intermediate_size=32, moe_intermediate_size=16,
+            num_experts=4, num_experts_per_tok=2, **settings,
+        )
+    ).eval()  # fmt: skip
+
+
+def test_dense_layers_among_mixtures_of_experts(tokens):
+    model = mixture(decoder_sparse_step=2)  # layers 1 and 3 are mixtures
+    assert torch.equal(logits(drop_layers(model, Cut(1, 2)), tokens), logits(without(model, [1, 2]), tokens))
+    with pytest.raises(InputError, match=r"changes model\.layers\.1\.mlp\..* of Qwen3MoeForCausalLM"):
+        drop_layers(model, Cut(1, 1))
+
+
+def test_configuration_that_cannot_be_rebuilt_is_refused():
+    model = tiny_model("gemma3", layers=4)
+    model.config.layer_types = model.config.layer_types[:3]
+    with pytest.raises(
+        InputError, match=r"drops layer 1 .* does not fit the configuration of Gemma3ForCausalLM \("
+    ):
+        drop_layers(model, Cut(1, 1))
+
+
+def test_other_than_decoder_only_models_are_refused():
+    model = T5ForConditionalGeneration(
+        T5Config(num_layers=2, d_model=16, d_kv=4, num_heads=4, d_ff=16, vocab_size=32)
+    )
+    with pytest.raises(InputError, match="^t5 is an encoder-decoder model; expected a decoder-only"):
+        drop_layers(model, Cut(0, 1))
+    with pytest.raises(
+        InputError, match="^the model is a Linear; expected a transformers PreTrainedModel; unwrap"
+    ):
+        drop_layers(nn.Linear(2, 2), Cut(0, 1))
+    with pytest.raises(InputError, match="^the model is a Linear without a configuration"):
+        decoder_layers(nn.Linear(2, 2))
+
+
+def test_configuration_without_a_number_of_layers_is_refused():
+    model = nn.Linear(2, 2)
+    model.config = PreTrainedConfig()
+    with pytest.raises(
+        InputError, match="^the configuration of Linear states num_hidden_layers = None; expected"
+    ):
+        num_layers(model)
+
+
+def test_layers_must_be_found_exactly_once():
+    model = tiny_model("llama", layers=4)
+    layers = model.model.layers
+    del layers[3:]
+    with pytest.raises(
+        InputError, match=r"holds 0 lists .*LlamaModel\.layers of 3\); expected .* = 4 related"
+    ):
+        decoder_layers(model)
+    layers.append(nn.Linear(2, 2))
+    with pytest.raises(
+        InputError, match=r"holds 0 lists .*LlamaModel\.layers of 4\); expected .* = 4 related"
+    ):
+        decoder_layers(model)
+    layers[3] = layers[2]
+    assert decoder_layers(model) is layers
+    model.model.others = nn.ModuleList(layers)
+    with pytest.raises(InputError, match=r"holds 2 lists .*layers of 4, LlamaModel\.others of 4"):
+        decoder_layers(model)
+
+
+@every_family
+def test_decoder_layers_and_their_owner(family):
+    model = original(family)
+    owner, name = decoder_layers_owner(model)
+    assert owner is model.base_model and name == "layers"
+    assert decoder_layers(model) is owner.layers and len(owner.layers) == LAYERS == num_layers(model)
+    assert decoder_layers(model.base_model) is owner.layers
+
+
+# cuts
+
+
+def test_a_cut_in_numbers_and_words():
+    cut = Cut(3, 5)
+    assert cut.stop == 8
+    assert cut.kept(10) == [0, 1, 2, 8, 9]
+    assert cut.describe(30) == "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]"
+    assert Cut(3, 1).describe(30) == "drops layer 3 (0-based, 1 of 30), keeps [0:3] and [4:30]"
+    assert Cut(0, 2).describe(30) == "drops layers 0..1 (0-based, 2 of 30), keeps [2:30]"
+    assert Cut(28, 2).describe(30) == "drops layers 28..29 (0-based, 2 of 30), keeps [0:28]"
+    assert Cut(7, 0).describe(30) == "drops no layers (0 of 30), keeps [0:30]"
+    assert sorted([Cut(2, 1), Cut(1, 5), Cut(1, 2)]) == [Cut(1, 2), Cut(1, 5), Cut(2, 1)]
+
+
+def test_the_whole_model_is_one_cut():
+    assert Cut(7, 0) == Cut(0, 0) and Cut(7, 0).start == 0 and len({Cut(7, 0), Cut(0, 0)}) == 1
+    assert Cut(7, 0).kept(3) == [0, 1, 2]
+
+
+def test_numbers_of_numpy_become_plain(unchecked):
+    cut = Cut(np.int64(3), torch.tensor(2))
+    assert cut == Cut(3, 2) and type(cut.start) is int and type(cut.size) is int
+
+
+@pytest.mark.parametrize(
+    ("cut", "ranges"),
+    [(Cut(3, 5), [[0, 3], [8, 30]]), (Cut(0, 2), [[2, 30]]), (Cut(28, 2), [[0, 28]]), (Cut(0, 0), [[0, 30]])],
+)
+def test_mergekit_configuration(cut, ranges):
+    name = 'organisation/a "name": with # signs'
+    assert yaml.safe_load(cut.mergekit_yaml(30, name)) == {
+        "slices": [{"sources": [{"model": name, "layer_range": pair}]} for pair in ranges],
+        "merge_method": "passthrough",
+    }
+
+
+def test_simple_heuristic():
+    assert simple_cut(32, 10) == Cut(21, 10)  # layers 21 to 30 go, layer 31 stays
+    assert simple_cut(32, 1) == Cut(30, 1)
+    assert simple_cut(32, 31) == Cut(0, 31)
+    assert simple_cut(32, 0) == Cut(0, 0)
+    assert simple_cut(1, 0) == Cut(0, 0)
+    assert all(simple_cut(6, size).kept(6)[-1] == 5 for size in range(6))
+
+
+NAN = float("nan")
+DISTANCES = np.array(
+    [
+        [0.30, 0.20, 0.10, 0.05],  # of size 1 the last start is the nearest, and contains the last layer
+        [0.25, 0.40, 0.01, NAN],
+        [0.50, 0.02, NAN, NAN],
+        [0.60, NAN, NAN, NAN],
+    ]
+)
+
+
+def test_similarity_takes_the_smallest_distance_that_keeps_the_last_layer():
+    assert similarity_cut(DISTANCES, 0) == Cut(0, 0)
+    assert similarity_cut(DISTANCES, 1) == Cut(2, 1)
+    assert similarity_cut(DISTANCES, 2) == Cut(0, 2)
+    assert similarity_cut(DISTANCES, 3) == Cut(0, 3)
+    assert similarity_cut(DISTANCES.astype(np.float32), 1) == Cut(2, 1)
+    assert type(similarity_cut(DISTANCES, 1).start) is int
+
+
+def test_of_equal_distances_the_smallest_start_is_taken():
+    distances = DISTANCES.copy()
+    distances[0, 1:3] = 0.1
+    assert similarity_cut(distances, 1) == Cut(1, 1)
+
+
+@torch.no_grad()
+def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
+    """Off by one in start or size, in the choice or in the cut, cannot pass here."""
+    model = tiny_model("llama", layers=LAYERS)
+    for layer in decoder_layers(model)[2:4]:
+        layer.self_attn.o_proj.weight.zero_()
+        layer.mlp.down_proj.weight.zero_()
+    states = torch.stack(model(tokens, output_hidden_states=True).hidden_states)[:, :, -1].double()
+    unit = states / states.norm(dim=-1, keepdim=True)
+    distances = np.full((LAYERS, LAYERS), NAN)
+    for size in range(1, LAYERS + 1):
+        for start in range(LAYERS - size + 1):
+            cosine = (unit[start] * unit[start + size]).sum(-1).clamp(-1, 1)
+            distances[size - 1, start] = (cosine.arccos() / torch.pi).mean()
+    assert similarity_cut(distances, 2) == Cut(2, 2)
+    expected = logits(model, tokens)
+    assert torch.equal(logits(drop_layers(model, Cut(2, 2)), tokens), expected)
+    for wrong in (Cut(1, 2), Cut(3, 2), Cut(2, 3), Cut(1, 3)):
+        assert (logits(drop_layers(model, wrong), tokens) - expected).abs().max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Cut(0, -1).check(4), "size is -1; expected 0 to 3 for a model of 4 layers"),
+        (lambda: Cut(0, 4).check(4), "size is 4; expected 0 to 3 for a model of 4 layers"),
+        (lambda: Cut(-1, 2).check(4), "start is -1 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(3, 2).check(4), "start is 3 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(0, 0).check(0), "num_layers is 0; expected at least 1"),
+        (lambda: Cut(3, 2).kept(4), "start is 3 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(3, 2).describe(4), "start is 3 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(3, 2).mergekit_yaml(4, "m"), "start is 3 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(1.5, 2), "start is 1.5; expected a whole number of layers"),
+        (lambda: Cut(1, "2"), "size is '2'; expected a whole number of layers"),
+        (
+            lambda: drop_layers(original("llama"), Cut(4, 3)),
+            "start is 4 with size 3; expected a start from 0 to 3",
+        ),
+        (
+            lambda: drop_layers(original("llama"), Cut(0, 6)),
+            "size is 6; expected 0 to 5 for a model of 6 layers",
+        ),
+        (lambda: simple_cut(4, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
+        (lambda: simple_cut(4, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
+        (lambda: simple_cut(4, 9), "size is 9; expected 0 to 3 for a model of 4 layers"),
+        (lambda: simple_cut(0, 0), "num_layers is 0; expected at least 1"),
+        (lambda: similarity_cut(DISTANCES, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
+        (lambda: similarity_cut(DISTANCES, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
+        (lambda: similarity_cut(DISTANCES[:3], 1), "distances has shape (3, 4); expected (L, L)"),
+        (lambda: similarity_cut(DISTANCES[0], 1), "distances has shape (4,); expected (L, L)"),
+        (
+            lambda: similarity_cut(np.full((4, 4), NAN), 2),
+            "distances holds nan for size 2 at start 0; expected",
+        ),
+        (lambda: similarity_cut(np.full((0, 0), NAN), 0), "num_layers is 0; expected at least 1"),
+    ],
+)
+def test_messages_name_value_and_expectation_on_one_line(wrong, message, unchecked):
+    with pytest.raises(InputError) as caught:
+        wrong()
+    text = str(caught.value)
+    assert text.startswith(message)
+    assert "\n" not in text
+    assert text.count("; ") == 2  # what was received; what was expected; what to do next
+
+
+def test_nan_after_the_candidates_is_no_error():
+    assert similarity_cut(np.array([[0.5, NAN], [NAN, NAN]]), 1) == Cut(0, 1)
+
+
+def test_a_notebook_shows_one_line(capsys):
+    error = InputError("size is 9;\n  expected 0 to 3")
+    assert str(error) == "size is 9; expected 0 to 3"
+    shell = InteractiveShell()
+    shell.user_ns["error"] = error
+    shell.run_cell("raise error")
+    assert capsys.readouterr().out.strip() == "InputError: size is 9; expected 0 to 3"

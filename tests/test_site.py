@@ -1,0 +1,217 @@
+"""The site: built with warnings as errors, complete, free of outside resources, alive in a browser without a network.
+
+Notebooks whose page is out of date are run by the build itself.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# no graphics card and no background traffic: what is then requested, a page requested
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+OUTSIDE = ("mathjax", "thebe", "jsdelivr", "unpkg")
+FIGURE = re.compile(r'<figure\b[^>]*\bclass="measured"')
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory) -> Path:
+    """The folder of the built pages."""
+    folder = tmp_path_factory.mktemp("book")
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", "book/", "-W", "-n", "--keep-going"]
+    done = subprocess.run([*command, "--path-output", folder], cwd=ROOT, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder / "_build" / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[str, "Page"]:
+    return {path.relative_to(site).as_posix(): Page(path) for path in sorted(site.rglob("*.html")) if is_page(path)}
+
+
+def is_page(path: Path) -> bool:
+    return "_static" not in path.parts
+
+
+class Page(HTMLParser):
+    """The links, resources and anchors of one page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+        self.links, self.resources, self.anchors = [], [], set()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors.add(attributes.get("id"))
+        for name in ("href", "src", "data", "poster"):
+            if attributes.get(name):
+                (self.links if tag in ("a", "form") else self.resources).append(attributes[name])
+
+
+def test_every_page_of_the_contents_is_there(pages):
+    wanted = {"index", "method", "measured", "glossary", "bibliography", "search"}
+    assert {f"{name}.html" for name in wanted} <= set(pages)
+    assert any(name.startswith("executed/") for name in pages)
+
+
+def test_links_images_and_scripts_exist(site, pages):
+    missing = []
+    for name, page in pages.items():
+        for address in page.links + page.resources:
+            parts = urlsplit(address)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (page.path.parent / unquote(parts.path)).resolve() if parts.path else page.path
+            if not target.is_file():
+                missing.append(f"{name}: {address}")
+            elif parts.fragment and target.suffix == ".html":
+                anchors = pages[target.relative_to(site).as_posix()].anchors
+                if unquote(parts.fragment) not in anchors:
+                    missing.append(f"{name}: {address}")
+    assert not missing
+
+
+def test_nothing_is_loaded_from_outside(site, pages):
+    outside = []
+    for name, page in pages.items():
+        outside += [f"{name}: {a}" for a in page.resources if urlsplit(a).scheme not in ("", "data")]
+        outside += [f"{name}: {a}" for a in page.resources if a.startswith("//")]
+        outside += [f"{name}: {word}" for word in OUTSIDE if word in page.text.lower()]
+    for sheet in site.rglob("*.css"):
+        addresses = re.findall(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""", sheet.read_text())
+        outside += [f"{sheet.name}: {address}" for address in addresses]
+    assert not outside
+
+
+def test_formulas_are_written_into_the_page(pages):
+    method = pages["method.html"].text
+    assert method.count("<math ") > 10
+    assert {f"({number})" for number in (1, 2, 3)} <= set(re.findall(r'class="eqno">(\(\d+\))', method))
+    assert not re.search(r"<m[ion]>\\", method), "a command that the converter does not know"
+
+
+def test_plotting_scripts_only_where_there_is_a_figure(pages):
+    for name, page in pages.items():
+        assert bool(FIGURE.search(page.text)) == ("plotly.min.js" in page.text) == ("plots.js" in page.text), name
+
+
+def test_the_first_page_shows_the_headline_figure(pages):
+    assert len(FIGURE.findall(pages["index.html"].text)) == 1
+    assert "Not measured" not in pages["index.html"].text + pages["measured.html"].text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("no chromium on this machine (Debian: apt install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+def expected_figures(name: str) -> int:
+    """How many figures a page must show: those its notebook drew, and the headline on the first page."""
+    notebook = ROOT / "book" / Path(name).with_suffix(".ipynb")
+    if not notebook.exists():
+        return int(name == "index.html")
+    outputs = [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
+    figures = sum(len(FIGURE.findall(output.get("data", {}).get("text/html", ""))) for output in outputs)
+    assert figures, f"{name}: its notebook drew no figure"
+    return figures
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_every_page_opens_without_a_network(browser, site, pages, width):
+    problems = []
+    context = browser.new_context(viewport={"width": width, "height": 844})
+    for name in pages:
+        page = context.new_page()
+        complain = Complaints(name, problems)
+        page.on("request", complain.request)
+        page.on("requestfailed", lambda request, complain=complain: complain("failed request", request.url[:200]))
+        page.on("console", complain.console)
+        page.on("pageerror", lambda error, complain=complain: complain("error", error))
+        page.goto((site / name).as_uri())
+        page.wait_for_load_state("load")
+        expected, drawn = expected_figures(name), 'figure.measured[data-drawn="true"]'
+        if expected:
+            page.locator(drawn).nth(expected - 1).wait_for(state="attached", timeout=60_000)
+        counts = [page.locator(selector).count() for selector in ("figure.measured", drawn)]
+        if counts != [expected, expected]:
+            complain("figures, drawn figures, expected", (*counts, expected))
+        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        if wide[0] > wide[1] + 1:
+            complain("wider than the screen", wide)
+        page.close()
+    context.close()
+    assert not problems
+
+
+class Complaints:
+    """What went wrong on one page, appended to a list."""
+
+    def __init__(self, name: str, problems: list):
+        self.name, self.problems = name, problems
+
+    def __call__(self, what: str, value) -> None:
+        self.problems.append(f"{self.name}: {what}: {value}")
+
+    def request(self, request) -> None:
+        if not request.url.startswith(("file://", "data:", "blob:")):
+            self("request to the outside", request.url[:200])
+
+    def console(self, message) -> None:
+        if message.type == "error":
+            self("console", message.text)
+
+
+def test_search_finds_pages_in_a_folder(browser, site):
+    page = browser.new_page()
+    page.goto((site / "search.html").as_uri() + "?q=residual")
+    page.locator("#search-results li a").first.wait_for(timeout=20_000)
+    page.close()
+
+
+def test_figures_without_scripts_are_pictures(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / "index.html").as_uri())
+    box = page.locator("figure.measured img").first.bounding_box()
+    assert box["width"] > 200 and box["height"] > 100
+    context.close()
+
+
+def test_a_failing_notebook_stops_the_build_and_leaves_no_page(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from book import companion
+
+    monkeypatch.setattr(companion, "ROOT", tmp_path)
+    monkeypatch.setattr(companion, "EXECUTED", tmp_path / "executed")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ValueError('size 31 is too large')")])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
+    with pytest.raises(SystemExit, match=r"notebooks/bad\.ipynb failed: ValueError: size 31 is too large"):
+        companion.run_notebook("bad")
+    assert not list(tmp_path.glob("executed/*"))
