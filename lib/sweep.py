@@ -20,7 +20,7 @@ import contextlib
 import copy
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,8 +33,10 @@ from transformers import DynamicCache
 from lib import evaluation
 from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
+from lib.models import Source
+from lib.parameters import QuestionAnsweringParameters
 from lib.pruning import Cut, drop_layers
-from lib.results import Shards
+from lib.results import Shards, Unit, measure_or_load
 
 VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
 BATCH_TOKENS = 2048
@@ -118,6 +120,38 @@ def sweep(
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"outcomes": outcomes, "levels": evaluation.reference_levels(asked)}
     return table
+
+
+def sweep_unit(
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+) -> Unit:
+    """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
+
+    `cuts_of` holds the cuts of each rule; those that rules share are measured once.
+    """
+    cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
+    key = {
+        "model": source.key,
+        "dtype": source.dtype,
+        **parameters.key,
+        "task": task,
+        "rule": ", ".join(cuts_of),
+        "cuts": [[cut.start, cut.size] for cut in cuts],
+        "limit": parameters.limit,
+        "num_fewshot": parameters.num_fewshot,
+        "data": evaluation.data_fingerprint(task, parameters.datasets),
+        "version": VERSION,
+    }
+
+    def measure(shards):
+        model, tokenizer = opened()
+        table = sweep(
+            model, tokenizer, [task], cuts,
+            limit=parameters.limit, num_fewshot=parameters.num_fewshot, datasets=parameters.datasets, shards=shards,
+        )  # fmt: skip
+        return table, {**table.attrs, "num_layers": source.num_layers, "weights": source.quantized}
+
+    return measure_or_load("sweep", task, key, measure, parameters.results_folder)
 
 
 def loglikelihoods(

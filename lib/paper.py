@@ -1,0 +1,27 @@
+"""Numbers of the paper that figures and tests compare with. Nothing in this file was measured here."""
+
+# First dropped layer l*(n), counted from 0, for n = 1, 2, 3, ...: read in public evaluation scripts that
+# are very likely the authors' own (they cover exactly the paper's range of n). L is the number of layers.
+AUTHORS_STARTS = {
+    "Llama-2-7B": (32, [23, 24, 23, 23, 23, 22, 22, 21, 20, 19, 18, 18, 17, 16, 15, 8, 8, 7, 4, 4, 4, 2, 2, 2]),
+    "Llama-2-13B": (40, [
+        33, 32, 31, 30, 29, 28, 27, 27, 27, 26, 25, 24, 24, 23, 22, 22, 20, 19, 18, 18, 17, 17, 15,
+        3, 3, 3, 3, 3, 3, 3, 3, 3,
+    ]),
+    "Llama-2-70B": (80, [
+        62, 62, 61, 62, 61, 60, 61, 58, 59, 58, 58, 57, 56, 55, 54, 53, 53, 53, 53, 53, 51, 50, 49, 50,
+        49, 49, 48, 48, 46, 46, 45, 44, 43, 42, 41, 40, 39, 37, 35, 35, 33, 33, 29, 30, 29, 28, 28, 28,
+        26, 25, 23, 22, 22, 21, 20, 19, 19, 18, 16, 16, 14, 14, 13, 10,
+    ]),
+    "Mistral-7B-v0.1": (32, [
+        26, 24, 23, 23, 23, 22, 21, 21, 20, 20, 19, 17, 17, 16, 13, 13, 11, 8, 8, 6, 6, 5, 4, 3,
+    ]),
+}  # fmt: skip
+
+# The same networks by the names under which people open them, to lay the authors' l*(n) over a heat map.
+HUB_NAMES = {
+    "meta-llama/Llama-2-7b-hf": "Llama-2-7B",
+    "meta-llama/Llama-2-13b-hf": "Llama-2-13B",
+    "meta-llama/Llama-2-70b-hf": "Llama-2-70B",
+    "mistralai/Mistral-7B-v0.1": "Mistral-7B-v0.1",
+}

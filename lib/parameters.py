@@ -1,0 +1,158 @@
+"""The parameters of the notebooks, checked before anything is loaded.
+
+papermill only warns of a parameter that a notebook does not have. So each notebook hands its names to one
+of these classes right after its parameters; the fields are the parameters, with their types and defaults.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib import corpora, evaluation, models
+from lib.errors import InputError
+from lib.results import ROOT
+from lib.selection import RULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameters:
+    """What every notebook takes: which model, opened how, and where results lie."""
+
+    model: str = "embedded"  # "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file
+    revision: str | None = None  # hub branch, tag or commit; for a .gguf file its expected SHA-256
+    dtype: str = "auto"  # "auto" (the checkpoint's own), "float32", "bfloat16", "float16"
+    device: str = "auto"  # "auto", "cpu", "cuda", "mps"
+    quantization: str | None = None  # None, "nf4" or "int8" (bitsandbytes)
+    trust_remote_code: bool = False  # run code that comes with the checkpoint
+    datasets: str | None = None  # folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub
+    results: str = "results"  # folder of measured units, from the root of the repository
+    corpus: str = "wikipedia"  # text for the distances: "wikipedia" (embedded) or "c4"
+    samples: int = 256  # sequences for the distances
+    sequence_length: int = 512  # each cut after so many tokens
+    seed: int = 0  # of the draw of sequences
+
+    @classmethod
+    def from_names(cls, names: dict[str, object]):
+        """The parameters among a notebook's global names.
+
+        Raises InputError for a name that is no parameter, a value of the wrong type, an impossible value.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        given = {k: v for k, v in names.items() if _is_parameter(k, v)}
+        if unknown := sorted(set(given) - set(fields)):
+            raise InputError(
+                f"unknown parameter {', '.join(map(repr, unknown))}: this notebook takes {', '.join(fields)} "
+                "(papermill --help-notebook describes them)"
+            )
+        hints = typing.get_type_hints(cls)
+        for name, value in given.items():
+            allowed = typing.get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+            if type(value) not in allowed:
+                expected = " or ".join("None" if a is type(None) else a.__name__ for a in allowed)
+                raise InputError(f"{name} is {value!r}, expected {expected}: correct the parameter")
+        parameters = cls(**given)
+        parameters.check()
+        return parameters
+
+    def check(self) -> None:
+        """Raise InputError for a value that no model could make right."""
+        for name in ("samples", "sequence_length"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 2")
+        if self.corpus not in corpora.CORPORA:
+            raise InputError(f"corpus is {self.corpus!r}, expected one of {', '.join(map(repr, corpora.CORPORA))}")
+        if self.quantization not in (None, "nf4", "int8"):
+            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        corpora.mirror(self.datasets)
+
+    def source(self) -> models.Source:
+        """The model, identified but not opened."""
+        return models.find_model(
+            self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+
+    def open(self, source: models.Source):
+        """The model and its tokenizer."""
+        return models.load_model(
+            source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
+        )
+
+    @property
+    def results_folder(self) -> Path:
+        return ROOT / self.results
+
+    @property
+    def key(self) -> dict:
+        """What of the way a model is opened determines a measurement."""
+        return {"quantization": self.quantization}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimilarityParameters(Parameters):
+    """Parameters of notebooks/01-similarity.ipynb."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionAnsweringParameters(Parameters):
+    """Parameters of notebooks/02-question-answering.ipynb."""
+
+    tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # lm-eval tasks, with commas
+    rules: str = "similarity, simple"  # how the dropped block is chosen
+    sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
+    limit: int | None = 200  # items a task, from its beginning; None: all
+    num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
+
+    def check(self) -> None:
+        super().check()
+        evaluation.check_limit(self.limit)
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise InputError(f"num_fewshot is {self.num_fewshot}, expected None or a whole number from 0")
+        for rule in self.rule_list:
+            if rule not in RULES:
+                raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
+        if not self.task_list:
+            raise InputError("tasks is empty, expected names of lm-eval tasks separated by commas")
+        evaluation.check_names(self.task_list)
+        if self.sizes != "all":
+            self.size_list(None)
+
+    @property
+    def task_list(self) -> list[str]:
+        return _split(self.tasks)
+
+    @property
+    def rule_list(self) -> list[str]:
+        return _split(self.rules)
+
+    def size_list(self, num_layers: int | None) -> list[int]:
+        """Block sizes in order, 0 among them since every curve starts at the whole model.
+
+        Raises InputError for what is no list of sizes, or a size outside 0..L-1.
+        """
+        if self.sizes == "all":
+            return list(range(num_layers - 1))
+        sizes = {0}
+        for part in _split(self.sizes):
+            first, dash, last = part.partition("-")
+            if not first.isdigit() or (dash and not last.isdigit()):
+                raise InputError(f"sizes is {self.sizes!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
+            sizes |= set(range(int(first), int(last or first) + 1))
+        if num_layers is not None and max(sizes) > num_layers - 1:
+            raise InputError(
+                f"size is {max(sizes)}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
+                "last layer is never dropped: choose sizes in that range"
+            )
+        return sorted(sizes)
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _is_parameter(name: str, value: object) -> bool:
+    """Whether a notebook's global name was meant as a parameter: not an import, not one of IPython's own."""
+    if name.startswith("_") or name in {"In", "Out"}:
+        return False
+    return value is None or isinstance(value, str | int | float | bool | list | tuple | dict)

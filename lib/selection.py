@@ -1,0 +1,26 @@
+"""Rules that choose which contiguous layers to drop, for every block size (Gromov et al. 2024, section 3)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lib.errors import InputError
+from lib.pruning import Cut, similarity_cut, simple_cut
+
+RULES = ("similarity", "simple")
+
+
+def cuts_of_rule(rule: str, sizes: Sequence[int], num_layers: int, distances: np.ndarray | None = None) -> list[Cut]:
+    """The cut of each size under a rule.
+
+    "similarity" drops the most similar block and needs `distances` [n, l], (L, L) in units of pi;
+    "simple" drops the layers just before the last one.
+    Raises InputError for an unknown rule, a size that does not fit, or missing distances.
+    """
+    if rule == "simple":
+        return [simple_cut(num_layers, size) for size in sizes]
+    if rule != "similarity":
+        raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
+    if distances is None:
+        raise InputError("the rule 'similarity' needs distances, got None: measure them with angular_distances")
+    return [similarity_cut(distances, size) for size in sizes]
