@@ -119,13 +119,14 @@ def measure_or_load(
     if (unit := read_unit(path)) is not None:
         return unit
     shards = Shards(path.with_suffix(".partial"))
+    state = provenance()  # before measuring: the code that runs is the code of now
     with _clock() as measured:
         rows, details = measure(shards)
     content = {
         "kind": kind,
         "name": name,
         "key": key,
-        "provenance": provenance() | measured | {"seconds_in_earlier_runs": shards.seconds_before},
+        "provenance": state | measured | {"seconds_in_earlier_runs": shards.seconds_before},
         "rows": [{k: _plain(v) for k, v in row.items()} for row in rows.to_dict("records")],
         "details": details,
     }
