@@ -30,6 +30,17 @@ from lib.results import pack
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
+TITLES = {
+    "capitals": "Capitals",
+    "sums_one_digit": "Sums, one digit",
+    "sums_two_digits": "Sums, two digits",
+    "embedded_piqa": "PIQA",
+    "embedded_boolq": "BoolQ",
+    "embedded_mmlu": "MMLU",
+    "piqa": "PIQA",
+    "boolq": "BoolQ",
+    "mmlu": "MMLU",
+}
 
 
 @dataclass
@@ -200,6 +211,12 @@ def accuracy_by_rule(
                 ))  # fmt: skip
     columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
     return pd.DataFrame(curves, columns=columns)
+
+
+def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:
+    """Tasks on which the whole model is surely better than chance and than always naming the commonest answer."""
+    whole = accuracy[accuracy["size"] == 0].drop_duplicates("task")
+    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {"chance": 0}).values())]
 
 
 class _Encoder(HFLM):

@@ -214,9 +214,10 @@ def best_start_comparison(
     """
     columns = ("size", "start", "num_layers")
     curves = {model: _require(rows, model, *columns).sort_values("size") for model, rows in curves.items()}
+    styles = _styles(curves)
     picture = _Picture(DROPPED, "Start of the most similar block, l*(n) / L", percent=True)
     picture.line([0, 1], [1, 0], colour=GREY, line="dash", label="block ends at the last layer")
-    for (model, rows), style in zip(curves.items(), _styles(curves)):
+    for (model, rows), style in zip(curves.items(), styles):
         look = {"width": 2.5, "filled": True} if model in measured else {"width": 1, "filled": False}
         x, y = rows["size"] / rows["num_layers"], rows["start"] / rows["num_layers"]
         hover = f"{model}<br>n = %{{customdata[0]}}, l* = %{{customdata[1]}} of %{{customdata[2]}} layers"
@@ -405,6 +406,9 @@ class _Picture:
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
             self.static.legend(self.legend.values(), self.legend, loc="outside upper center", ncols=columns)
+        # Laid out once and for all: every further pass would move things a little, and change the bytes.
+        self.static.draw_without_rendering()
+        self.static.set_layout_engine("none")
         layout = {"template": {}, "coloraxis": self.scale, "hovermode": "closest", "font": {"color": INK}}
         layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
         axis = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY}
@@ -433,7 +437,7 @@ class _Picture:
             changes = {"coloraxis.colorbar.y": _short(-60 / plot), "coloraxis.colorbar.yanchor": "top"}
             bottom += 75
         if narrow:
-            legend = {"y": _short(-bottom / plot), "yanchor": "top"}
+            legend = {"y": _short(-(bottom + 8) / plot), "yanchor": "top"}
             bottom += 24 * len(self.legend)
         else:
             legend = {"y": _short(1 + 25 * any(self.titles) / plot), "yanchor": "bottom"}
@@ -464,7 +468,7 @@ def _blocks(distances: pd.DataFrame, num_layers: int) -> tuple[pd.DataFrame, pd.
     fits = (rows["size"] >= 1) & (rows["start"] >= 0) & (rows["start"] + rows["size"] <= num_layers)
     in_range = rows["distance"].isna() | rows["distance"].between(0, 1)
     if rows["distance"].isna().all():
-        raise InputError(f"none of the {len(rows)} rows of distances has a distance; expected some; measure them")
+        raise InputError(f"distances has {len(rows)} rows and no distance; expected measured ones")
     for row in rows[~fits | ~in_range | rows.duplicated(["start", "size"])].head(1).to_dict("records"):
         raise InputError(
             f"distances has the block {row}; expected each block once, start + size at most {num_layers} and "
@@ -480,11 +484,13 @@ def _accuracy_lines(accuracy: pd.DataFrame, tasks: Tasks, rules: Mapping) -> tup
     columns = ("task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric")
     tasks = dict(tasks) if isinstance(tasks, Mapping) else {task: task for task in tasks}
     accuracy = _require(accuracy, "accuracy", *columns)
+    if not tasks:
+        raise InputError(f"tasks is empty; expected some of {sorted(accuracy['task'].unique())}")
     drawn, lines = accuracy[accuracy["task"].isin(tasks) & accuracy["rule"].isin(rules)], {}
     values = drawn[["value", "low", "high"]]
     if (outside := drawn[((values < 0) | (values > 1)).any(axis=1)]).size:
         row = outside.iloc[0].to_dict()
-        raise InputError(f"accuracy has the row {row}; expected values in [0, 1]; give no percentages")
+        raise InputError(f"accuracy has the row {row}; expected values in [0, 1]; percentages / 100")
     for task in tasks:
         rows = drawn[drawn["task"] == task]
         metrics, twice = list(rows["metric"].unique()), rows.duplicated(["rule", "size"]).sum()
@@ -507,12 +513,12 @@ def _levels(references: References, task: str) -> dict[str, float]:
 
 
 def _styles(names: Collection[str]) -> list[dict]:
-    if len(names) > len(STYLES):
-        raise InputError(f"a panel with {len(names)} lines; expected at most {len(STYLES)}; draw fewer")
+    if not 0 < len(names) <= len(STYLES):
+        raise InputError(f"a panel of {len(names)} lines; expected 1 to {len(STYLES)}; draw fewer")
     return STYLES[: len(names)]
 
 
-def _short(value: float) -> float | int | None:
+def _short(value) -> float | int | None:
     """Four significant digits are more than a screen shows; JSON has no NaN, so missing is null."""
     if pd.isna(value):
         return None

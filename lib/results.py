@@ -53,6 +53,15 @@ class Unit:
     details: dict = field(default_factory=dict)
     path: Path | None = None
 
+    @property
+    def origin(self) -> str:
+        """One line that traces a number back: model, weights, data type, file and commit."""
+        model, commit = self.key["model"], self.provenance["commit"] or "unknown"
+        weights = f"{self.details.get('weights', '')} weights {model['weights'][:19]}".strip()
+        changed = ", with uncommitted changes" if self.provenance["dirty"] else ""
+        place = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path.name
+        return f"{model['name']}, {weights}, {self.key['dtype']}; {place}; measured at commit {commit[:10]}{changed}"
+
 
 def key_hash(key: dict) -> str:
     """First 12 hexadecimal digits of the SHA-256 of the key in canonical JSON."""

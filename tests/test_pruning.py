@@ -24,6 +24,7 @@ from transformers import (
     Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
+    LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
     PreTrainedConfig,
@@ -283,8 +284,11 @@ def test_every_per_layer_entry_is_cut_and_nothing_else():
     model.config.architectures = ["A", "B", "C", "D", "E", "F"]
     model.config.other = [1, 2, 3]
     before = model.config.to_dict()
-    after = drop_layers(model, Cut(1, 3)).config.to_dict()
+    config = drop_layers(model, Cut(1, 3)).config
+    assert config.kinds == ("a", "e", "f")  # a tuple as before
+    after = config.to_dict()
     assert model.config.to_dict() == before
+    assert model.config.kinds == ("a", "b", "c", "d", "e", "f")
     changed = {name: after[name] for name in after if after[name] != before[name]}
     assert changed == {
         "num_hidden_layers": 3,
@@ -378,6 +382,23 @@ def test_depth_that_a_configuration_cannot_describe_is_refused():
     ):
         drop_layers(model, Cut(1, 2))
     assert num_layers(drop_layers(model, Cut(2, 2))) == 2  # no kept layer changes its place
+
+
+class Alternating(LlamaForCausalLM):
+    """Layers that differ by position, in ways that no configuration states and no weight shows."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        for index, layer in enumerate(self.model.layers):
+            layer.is_second = index == 1
+            layer.mlp.act_fn = nn.ReLU() if index % 2 else nn.GELU()
+
+
+@pytest.mark.parametrize(("cut", "changed"), [(Cut(0, 1), r"0\.is_second"), (Cut(2, 1), r"2\.mlp\.act_fn")])
+def test_position_that_shows_only_in_attributes_is_refused(cut, changed):
+    model = Alternating(tiny_model("llama", layers=4).config)
+    with pytest.raises(InputError, match=rf"changes model\.layers\.{changed} of Alternating"):
+        drop_layers(model, cut)
 
 
 def mixture(**settings):

@@ -1,0 +1,333 @@
+"""Figures: the measured is drawn, the missing is a gap, the HTML is small, safe and self-contained."""
+
+import base64
+import dataclasses
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import figures
+from lib.errors import InputError
+
+L = 6
+MODEL = "Model <b>&</b>"
+REFERENCES = {
+    "knowledge": {"chance": 0.25, "majority": None, "unpruned": 0.5},
+    "yes-no": {"chance": 0.5, "majority": 0.62, "unpruned": 0.7},
+}
+
+
+@pytest.fixture(scope="module")
+def all_distances() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    blocks = [(start, size) for size in range(1, L + 1) for start in range(L - size + 1)]
+    rows = pd.DataFrame(blocks, columns=["start", "size"])
+    return rows.assign(distance=rng.uniform(0.05, 0.6, len(rows)), stderr=0.01, samples=32)
+
+
+@pytest.fixture
+def distances(all_distances) -> pd.DataFrame:
+    """A copy that a test may spoil."""
+    return all_distances.copy()
+
+
+@pytest.fixture(scope="module")
+def best(all_distances) -> pd.DataFrame:
+    kept = all_distances[all_distances["start"] + all_distances["size"] < L]
+    return kept.loc[kept.groupby("size")["distance"].idxmin(), ["size", "start", "distance"]]
+
+
+@pytest.fixture(scope="module")
+def all_accuracy() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    rows = [
+        (task, rule, size, L - 1 - size, size / L, value, value - 0.05, value + 0.05, 100, "acc")
+        for task in REFERENCES
+        for rule in figures.RULES
+        for size in range(1, L)
+        for value in [rng.uniform(0.2, 0.8)]
+    ]
+    columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.fixture
+def accuracy(all_accuracy) -> pd.DataFrame:
+    return all_accuracy.copy()
+
+
+@pytest.fixture(scope="module")
+def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
+    """One of each kind, by name."""
+    distances, accuracy = all_distances, all_accuracy
+    curves = {"ours": best.assign(num_layers=L), "theirs": best.assign(num_layers=L)}
+    made = [
+        figures.distance_curves(distances, L, best=best, model=MODEL),
+        figures.distance_heatmap(distances, L, best=best, model=MODEL, reference=best),
+        figures.best_start_comparison(curves, measured=["ours"]),
+        figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
+        figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
+    ]
+    return {figure.name: figure for figure in made}
+
+
+class Parts(HTMLParser):
+    """The tags of a figure, the attributes of its image, the texts inside its script and elsewhere."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags, self.image, self.script, self.text = [], {}, "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag == "img":
+            self.image = dict(attributes)
+
+    def handle_data(self, data):
+        if self.cdata_elem == "script":
+            self.script += data
+        else:
+            self.text += data
+
+
+def trace_named(figure: figures.Figure, name: str, panel: str = "x"):
+    """The line of that name, not the band below it."""
+    found = [t for t in figure.interactive.data if t.name == name and t.xaxis == panel and t.mode != "none"]
+    assert len(found) == 1
+    return found[0]
+
+
+def printed_line(figure: figures.Figure, colour: str, panel: int = 0):
+    return next(line for line in figure.static.axes[panel].lines if line.get_color() == colour)
+
+
+def test_html_is_complete_and_self_contained(drawn):
+    for name, figure in drawn.items():
+        text = figure._repr_html_()
+        parts = Parts(text)
+        assert parts.tags[:4] == ["figure", "div", "img", "script"], name
+        assert text.startswith(f'<figure class="measured" id="{name}"><div class="plot">')
+        svg = base64.b64decode(parts.image["src"].removeprefix("data:image/svg+xml;base64,")).decode()
+        assert svg.lstrip().startswith("<?xml")
+        for address in re.findall(r"https?://[\w.]+", text + svg):
+            assert address.endswith("www.w3.org"), name
+        plot = json.loads(parts.script)
+        assert len(plot["data"]) == len(figure.interactive.data)
+        assert "bdata" not in parts.script and len(str(plot["layout"]["template"])) < 60
+        assert set(plot["layout"]["meta"]) == {"wide", "narrow"}
+        assert len(text) < 200_000 and len(svg) < 150_000
+
+
+def test_same_rows_give_same_bytes(distances, best):
+    one, two = (figures.distance_heatmap(distances, L, best=best, model=MODEL) for _ in range(2))
+    assert one._repr_html_() == two._repr_html_()
+
+
+def test_number_of_traces(drawn):
+    count = {name: len(figure.interactive.data) for name, figure in drawn.items()}
+    assert count["distance-curves"] == 2 * L + 3  # curve and last block of each size; legend, l*, colour bar
+    assert count["distance-heatmap"] == 4  # cells, l*, the authors' l*, colour bar
+    assert count["best-start"] == 3  # limit, two models
+    assert count["accuracy-curves"] == 2 * (2 * 2) + 2 + 3  # line and band of two rules in two panels; levels
+    assert count["headline"] == 2 * 4  # guessing, unpruned, line and band of each task
+
+
+def test_alt_text_states_what_is_seen(drawn, accuracy):
+    for figure in drawn.values():
+        assert Parts(figure._repr_html_()).image["alt"] == figure.alt
+    assert MODEL in drawn["headline"].alt
+    first = accuracy.query("task == 'knowledge' and rule == 'similarity'").iloc[0]
+    assert f"{first.value:.2g} at fraction {first.fraction:.2g}" in drawn["headline"].alt
+    assert "starts at" in drawn["distance-curves"].alt
+
+
+def test_no_text_can_break_out(accuracy):
+    evil = "</script><script>alert(1)</script><!--"
+    accuracy = accuracy.replace({"task": {"knowledge": evil}})
+    options = {"tasks": {evil: evil}, "model": evil, "rules": {"similarity": evil}, "provenance": evil}
+    figure = figures.accuracy_curves(accuracy, {}, **options)
+    figure = dataclasses.replace(figure, caption=f"<em>kept</em> {evil} <img src=x>")
+    parts = Parts(figure._repr_html_())
+    assert parts.tags == ["figure", "div", "img", "script", "figcaption", "em", "small"]
+    assert evil in parts.text
+    assert evil in [trace["name"] for trace in json.loads(parts.script)["data"]]
+
+
+def test_caption_of_a_strange_model_name(drawn):
+    assert "Model &lt;b&gt;&amp;&lt;/b&gt;" in drawn["distance-curves"].caption
+
+
+def test_name_is_a_slug(drawn):
+    with pytest.raises(InputError, match="'A figure'"):
+        dataclasses.replace(drawn["headline"], name="A figure")
+
+
+@pytest.mark.parametrize("absent", ["nan", "no row"])
+def test_missing_distance_is_a_gap(distances, best, absent):
+    hole = (distances["size"] == 2) & (distances["start"] == 1)
+    if absent == "nan":
+        distances.loc[hole, ["distance", "stderr"]] = math.nan
+    else:
+        distances = distances[~hole]
+    curves = figures.distance_curves(distances, L, best=best, model=MODEL)
+    curve = next(t for t in curves.interactive.data if (t.hovertemplate or "").startswith("n = 2,"))
+    assert list(curve.x) == [0, 1, 2, 3]
+    assert [y is None for y in curve.y] == [False, True, False, False]
+    line = next(line for line in curves.static.axes[0].lines if len(line.get_xdata()) == L - 2)
+    assert np.isnan(line.get_ydata()).tolist() == [False, True, False, False]
+    assert line.get_markevery() == [0]  # between two gaps: only a marker shows it
+    heat = figures.distance_heatmap(distances, L, best=best, model=MODEL)
+    assert heat.interactive.data[0].z[1][1] is None and heat.interactive.data[0].customdata[1][1] is None
+    (mesh,) = (c for c in heat.static.axes[0].collections if c.get_rasterized())
+    assert mesh.get_array().mask[1].tolist() == [False, True, False, False, False, True]
+
+
+def test_block_with_the_last_layer_stands_apart(drawn, distances):
+    figure = drawn["distance-curves"]
+    apart = [t for t in figure.interactive.data if t.marker.symbol == "circle-open" and t.hovertemplate]
+    assert sorted(t.x[0] for t in apart) == list(range(L))
+    assert {t.x[0] + int(t.hovertemplate.split(",")[0].removeprefix("n = ")) for t in apart} == {L}
+    joined = [t for t in figure.interactive.data if t.mode == "lines+markers" and t.meta != "ink"]
+    assert [len(t.x) for t in joined] == [5, 4, 3, 2, 1, 0]
+    assert "last layer" in " ".join(figure.static.legends[0].get_texts()[0].get_text().split())
+
+
+def test_best_line_is_the_one_passed_in(drawn, best):
+    (line,) = (t for t in drawn["distance-curves"].interactive.data if t.meta == "ink")
+    assert list(line.x) == best["start"].tolist()
+    assert list(line.y) == pytest.approx(best["distance"].tolist(), rel=1e-3)
+
+
+def test_heatmap_is_rescaled_row_by_row(drawn, distances):
+    cells = drawn["distance-heatmap"].interactive.data[0]
+    assert len(cells.z) == L and all(len(row) == L for row in cells.z)
+    for size in range(1, L):
+        row = distances[distances["size"] == size].sort_values("start")["distance"].to_numpy()
+        expected = (row - row.min()) / (row.max() - row.min())
+        assert list(cells.z[size - 1][: len(row)]) == pytest.approx(expected.tolist(), abs=1e-4)
+        assert set(cells.z[size - 1][len(row) :]) <= {None}
+    assert set(cells.z[L - 1]) == {None}  # one block: nothing to rescale
+    start, size = 2, 3
+    distance = distances.query("start == @start and size == @size")["distance"].item()
+    assert list(cells.customdata[size - 1][start]) == [5, "0.01", pytest.approx(distance, rel=1e-3)]
+    assert "[0:%{x}] + [%{customdata[0]}:6]" in cells.hovertemplate
+
+
+@pytest.mark.parametrize("absent", ["nan", "no row"])
+def test_missing_accuracy_is_a_gap(accuracy, absent):
+    hole = (accuracy["task"] == "knowledge") & (accuracy["rule"] == "simple") & (accuracy["size"] == 3)
+    if absent == "nan":
+        accuracy.loc[hole, ["value", "low", "high"]] = math.nan
+    else:
+        accuracy = accuracy[~hole]
+    figure = figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL)
+    line = trace_named(figure, "simple heuristic")
+    assert [y is None for y in line.y] == [False, False, True, False, False]
+    assert None not in line.x
+    printed = printed_line(figure, figures.STYLES[1]["colour"])
+    assert np.isnan(printed.get_ydata()).tolist() == [False, False, True, False, False]
+    band = next(t for t in figure.interactive.data if t.name == line.name and t.mode == "none")
+    assert [x is None for x in band.x] == [False] * 4 + [True] + [False] * 4 + [True]  # two polygons
+    assert line.customdata[2][3] == "missing"
+    whole = trace_named(figure, "similarity-informed")
+    assert None not in whole.y
+
+
+def test_missing_reference_is_not_drawn(accuracy):
+    references = {"knowledge": {"chance": None, "majority": math.nan}}
+    figure = figures.accuracy_curves(accuracy, references, tasks=["knowledge"], model=MODEL)
+    assert {t.name for t in figure.interactive.data} == set(figures.RULES.values())
+    figure = figures.headline(accuracy, {}, tasks=["knowledge"], model=MODEL)
+    assert [list(t.y) for t in figure.interactive.data[:2]] == [[None] * 20, [None]]
+
+
+def test_accuracy_axes_and_hover(drawn, accuracy):
+    figure = drawn["accuracy-curves"]
+    assert list(figure.interactive.layout.yaxis.range) == [0, 1]
+    assert list(figure.interactive.layout.yaxis2.range) == [0, 1]
+    assert figure.static.axes[0].get_ylim() == (0, 1)
+    line = trace_named(figure, "similarity-informed", "x2")
+    row = accuracy.query("task == 'yes-no' and rule == 'similarity' and size == 2").iloc[0]
+    assert list(line.customdata[1]) == ["2", "3", "acc", f"{row.low:.4g}", f"{row.high:.4g}", "100"]
+    levels = {t.name: t.y[0] for t in figure.interactive.data if t.xaxis == "x2" and t.mode == "lines"}
+    assert levels == {"chance": 0.5, "always the commonest answer": 0.62, "unpruned model": 0.7}
+
+
+def test_narrow_screens_stack_the_panels(drawn):
+    meta = drawn["accuracy-curves"].interactive.layout.meta
+    assert meta["wide"]["xaxis.domain"][1] < meta["wide"]["xaxis2.domain"][0]
+    assert meta["narrow"]["xaxis.domain"] == meta["narrow"]["xaxis2.domain"] == [0, 1]
+    assert meta["narrow"]["yaxis.domain"][0] > meta["narrow"]["yaxis2.domain"][1]
+    assert meta["narrow"]["legend"]["y"] < 0 < meta["wide"]["legend"]["y"]
+
+
+def test_headline_names_lines_and_shows_what_guessing_scores(drawn):
+    figure = drawn["headline"]
+    assert {re.sub("<.*> ", "", note.text) for note in figure.interactive.layout.annotations} == {"K", "Y"}
+    assert {"K", "Y"} <= {text.get_text() for text in figure.static.axes[0].texts}
+    guessing = [t for t in figure.interactive.data if t.hovertemplate and "guessing" in t.hovertemplate]
+    assert [t.y[0] for t in guessing] == [0.25, 0.62]
+    assert guessing[0].marker.color != guessing[1].marker.color
+
+
+def test_colours_and_markers_are_distinct(drawn):
+    assert len({style["colour"] for style in figures.STYLES}) == len(figures.STYLES)
+    assert len({style["marker"] for style in figures.STYLES}) == len(figures.STYLES)
+    assert {style["marker"] for style in figures.STYLES} <= set(figures.MARKERS)
+    curves = [t for t in drawn["distance-curves"].interactive.data if t.mode == "lines+markers"]
+    assert len({t.line.color for t in curves}) == L + 1
+
+
+def test_published_and_measured_models_look_different(drawn):
+    figure = drawn["best-start"]
+    ours, theirs = trace_named(figure, "ours"), trace_named(figure, "theirs")
+    assert ours.line.width > theirs.line.width
+    assert theirs.marker.symbol.endswith("-open") and not ours.marker.symbol.endswith("-open")
+    assert list(ours.x) == pytest.approx([size / L for size in range(1, L)], abs=1e-4)
+    assert set(figure.data["model"]) == {"ours", "theirs"}
+
+
+def test_save_writes_picture_and_rows(drawn, distances, tmp_path):
+    distances.loc[0, "distance"] = math.nan
+    figure = dataclasses.replace(drawn["distance-curves"], data=distances)
+    picture, rows = figures.save(figure, tmp_path / "new" / "folder")
+    assert (picture.name, rows.name) == ("distance-curves.svg", "distance-curves.csv")
+    assert picture.read_bytes() == figure.svg()
+    pd.testing.assert_frame_equal(pd.read_csv(rows), distances)
+    assert rows.read_text().splitlines()[1].split(",")[2] == ""
+
+
+def test_wrong_distances_are_named(distances, best):
+    for rows, message in (
+        (distances.drop(columns="stderr"), "stderr"),
+        (distances.assign(start=distances["start"] + 1), "start + size at most 6"),
+        (pd.concat([distances, distances.head(1)]), "each block once"),
+        (distances.assign(distance=distances["distance"] * 180), "distance in [0, 1]"),
+        (distances.assign(distance=math.nan), "no distance"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            figures.distance_curves(rows, L, best=best, model=MODEL)
+    with pytest.raises(InputError, match="best has the columns"):
+        figures.distance_curves(distances, L, best=best.drop(columns="start"), model=MODEL)
+
+
+def test_wrong_accuracies_are_named(accuracy):
+    for rows, tasks, message in (
+        (accuracy.drop(columns="items"), ["knowledge"], "items"),
+        (accuracy, ["unheard-of"], "0 rows of task 'unheard-of'"),
+        (accuracy, [], "tasks is empty"),
+        (accuracy.assign(metric=["acc", "f1"] * 10), ["knowledge"], "['acc', 'f1']"),
+        (pd.concat([accuracy, accuracy.head(1)]), ["knowledge"], "1 repeated"),
+        (accuracy.assign(value=accuracy["value"] * 100), ["knowledge"], "expected values in [0, 1]"),
+    ):
+        with pytest.raises(InputError, match=re.escape(message)):
+            figures.accuracy_curves(rows, REFERENCES, tasks=tasks, model=MODEL)
+    with pytest.raises(InputError, match="7 lines"):
+        curves = {str(i): pd.DataFrame({"size": [1], "start": [1], "num_layers": [L]}) for i in range(7)}
+        figures.best_start_comparison(curves)
