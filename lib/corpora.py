@@ -36,8 +36,7 @@ def boolq() -> list[dict]:
     """BoolQ validation complete, 3,270 items: passage, question, label (1 is yes)."""
     rows = _items("BoolQ/dev.jsonl")
     return [
-        {"passage": row["passage"], "question": row["question"], "label": int(row["answer"] == "True")}
-        for row in rows
+        {"passage": row["passage"], "question": row["question"], "label": int(row["answer"] == "True")} for row in rows
     ]
 
 

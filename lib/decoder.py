@@ -70,14 +70,10 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
         for attribute, layers in owner.named_children()
         if isinstance(layers, nn.ModuleList) and len(layers) > 0 and _has_attention(layers)
     ]
-    found = [
-        (owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)
-    ]
+    found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
         config_class = type(text_config(model.config))
-        found = [
-            (owner, name) for owner, name in found if type(getattr(owner, "config", None)) is config_class
-        ]
+        found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is config_class]
     if len(found) == 1:
         return found[0]
     lengths = ", ".join(f"{type(owner).__name__}.{name} of {len(layers)}" for owner, name, layers in lists)
@@ -91,7 +87,7 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
 def _has_attention(layers: nn.ModuleList) -> bool:
     """Whether any layer holds a module that its name or class calls attention (in a hybrid not all do)."""
     names = (f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
-    return any("attention" in name or "attn" in name for name in names)
+    return any("attention" in name for name in names)
 
 
 def _related(layers: nn.ModuleList) -> bool:

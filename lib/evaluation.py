@@ -219,6 +219,20 @@ def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) 
     return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {"chance": 0}).values())]
 
 
+def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """For each task and rule the largest cut up to which nothing is surely lost.
+
+    That is: this cut and every smaller one has a 95% interval that reaches up to the whole model's accuracy.
+    Columns task, rule, size, fraction, value.
+    """
+    found = []
+    for (task, rule), curve in accuracy.sort_values("size").groupby(["task", "rule"], sort=False):
+        flat = curve["high"] >= curve["value"].iloc[0]
+        last = curve[flat.cummin()].iloc[-1]
+        found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
+    return pd.DataFrame(found)
+
+
 class _Encoder(HFLM):
     """lm-eval's own tokenization of requests; it keeps them and answers nothing."""
 

@@ -406,7 +406,9 @@ class _Picture:
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
             self.static.legend(self.legend.values(), self.legend, loc="outside upper center", ncols=columns)
-        # Laid out once and for all: every further pass would move things a little, and change the bytes.
+        # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
+        # is saved, the picture's bytes would change.
+        self.static.draw_without_rendering()
         self.static.draw_without_rendering()
         self.static.set_layout_engine("none")
         layout = {"template": {}, "coloraxis": self.scale, "hovermode": "closest", "font": {"color": INK}}

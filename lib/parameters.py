@@ -101,7 +101,7 @@ class QuestionAnsweringParameters(Parameters):
     tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # lm-eval tasks, with commas
     rules: str = "similarity, simple"  # how the dropped block is chosen
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
-    limit: int | None = 200  # items a task, from its beginning; None: all
+    limit: int | None = 120  # items a task, from its beginning; None: all
     num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
 
     def check(self) -> None:

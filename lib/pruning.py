@@ -225,9 +225,7 @@ def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
             elif isinstance(value, dict):
                 # children, and the tables of parameters, buffers and hooks, each to change independently
                 value = copy.copy(value)
-                value.update(
-                    (key, memo[id(entry)]) for key, entry in list(value.items()) if id(entry) in memo
-                )
+                value.update((key, memo[id(entry)]) for key, entry in list(value.items()) if id(entry) in memo)
             elif isinstance(value, types.MethodType | functools.partial):
                 # a forward that was replaced on the module, as accelerate does, is bound to the old module
                 value = copy.deepcopy(value, memo)
@@ -300,9 +298,7 @@ def _adopt_differences(
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:
                 continue
-            if position is not None and (
-                type(value) is not int or (old_value, value) != (kept[position], position)
-            ):
+            if position is not None and (type(value) is not int or (old_value, value) != (kept[position], position)):
                 raise refuse(f"{name}.{attribute}")
             setattr(pruned.get_submodule(name), attribute, value)
 
@@ -314,9 +310,7 @@ def _saved_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
 
 def _check_number_of_layers(num_layers: int) -> None:
     if num_layers < 1:
-        raise InputError(
-            f"num_layers is {num_layers}; expected at least 1; pass the depth of the whole model"
-        )
+        raise InputError(f"num_layers is {num_layers}; expected at least 1; pass the depth of the whole model")
 
 
 def _check_size(size: int, num_layers: int) -> None:

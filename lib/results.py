@@ -53,14 +53,20 @@ class Unit:
     details: dict = field(default_factory=dict)
     path: Path | None = None
 
-    @property
-    def origin(self) -> str:
-        """One line that traces a number back: model, weights, data type, file and commit."""
-        model, commit = self.key["model"], self.provenance["commit"] or "unknown"
-        weights = f"{self.details.get('weights', '')} weights {model['weights'][:19]}".strip()
-        changed = ", with uncommitted changes" if self.provenance["dirty"] else ""
-        place = self.path.relative_to(ROOT) if self.path.is_relative_to(ROOT) else self.path.name
-        return f"{model['name']}, {weights}, {self.key['dtype']}; {place}; measured at commit {commit[:10]}{changed}"
+
+def origin(*units: Unit) -> str:
+    """One line that traces a figure's numbers back: model, weights, data type, data, files and commits."""
+    first = units[0]
+    model = first.key["model"]
+    weights = f"{first.details.get('weights', '')} weights {model['weights'][:19]}".strip()
+    data = ", ".join(dict.fromkeys(str(unit.key["data"]) for unit in units))
+    files = ", ".join(unit.path.name for unit in units)
+    commits = ", ".join(dict.fromkeys((unit.provenance["commit"] or "unknown")[:10] for unit in units))
+    changed = ", with uncommitted changes" if any(unit.provenance["dirty"] for unit in units) else ""
+    folder = f"{first.path.parent.parent.name}/{first.path.parent.name}"
+    return (
+        f"{model['name']}, {weights}, {first.key['dtype']}. Data: {data}. {folder}: {files}. Commit {commits}{changed}."
+    )
 
 
 def key_hash(key: dict) -> str:

@@ -113,9 +113,7 @@ def measure_distances(
     return _by_size(mean.numpy()), _by_size(error.numpy()), samples
 
 
-def angular_distances(
-    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]
-) -> Float[np.ndarray, "L L"]:
+def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
     """Mean angular distances [n, l], see `measure_distances`."""
     return measure_distances(model, batches)[0]
 

@@ -173,18 +173,19 @@ def loglikelihoods(
     logprobs = np.full((len(cuts), len(contexts)), np.nan)
     greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
     family = PrunedFamily(model, cuts)
-    total = sum(piece.tokens for piece in pieces)
-    with tqdm(total=total, desc=what, unit="token", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+    total = sum(piece.tokens for piece in pieces) * family.layer_steps
+    with tqdm(total=total, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         for number, piece in enumerate(pieces):
             numbers = piece.requests
             found = shards.get(number) if shards else None
             if found is None or not np.array_equal(found["requests"], numbers):
-                parts = family.run(piece)
+                parts = family.run(piece, bar.update)
                 found = {"requests": np.array(numbers), "logprobs": parts[0], "greedy": parts[1]}
                 if shards:
                     shards.put(number, found)
+            else:
+                bar.update(piece.tokens * family.layer_steps)
             logprobs[:, numbers], greedy[:, numbers] = found["logprobs"], found["greedy"]
-            bar.update(piece.tokens)
     return logprobs, greedy
 
 
@@ -222,12 +223,17 @@ class PrunedFamily:
         self.tails = [
             None if cut.size == 0 else _tail(model, cut, entry) for cut, entry in zip(cuts, self.entry, strict=True)
         ]
-        self.head = model.get_output_embeddings()
+        # layers that one token passes: the whole model, then each pruned one above its entry
+        self.layer_steps = layers + sum(num_layers(tail) for tail in self.tails if tail is not None)
+        self.progress: Callable[[int], object] = lambda steps: None
         self.device = model.get_input_embeddings().weight.device
         self.cache_argument = _cache_argument(model)
 
-    def run(self, piece: Piece) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
-        """Answers to the requests of a piece, in its order."""
+    def run(
+        self, piece: Piece, progress: Callable[[int], object] = lambda steps: None
+    ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
+        """Answers to the requests of a piece, in its order; `progress` is told of layer-steps as they are done."""
+        self.progress = progress
         with torch.inference_mode():
             whole_cache, caches = self._run_shared(piece.shared)
             parts = [
@@ -245,6 +251,7 @@ class PrunedFamily:
         whole_cache = DynamicCache(config=self.model.config)
         with _recording(self.model, set(self.entry)) as residuals:
             self._decoder(self.model, ids, whole_cache)
+        self.progress(len(shared) * self.layer_steps)
         caches = []
         for tail, entry in zip(self.tails, self.entry, strict=True):
             cache = None
@@ -291,6 +298,8 @@ class PrunedFamily:
         scored = torch.tensor(rows, device=self.device), torch.tensor(places, device=self.device)
         with _recording(self.model, set(self.entry)) as residuals:
             logits = self._logits(self.model, ids, scored, _expanded(whole_cache, len(batch)))
+        tokens = sum(len(s.tokens) - shared for s in batch)
+        self.progress(tokens * num_layers(self.model))
         answers = []
         whole = self._answers(batch, logits)
         for tail, entry, cache in zip(self.tails, self.entry, caches, strict=True):
@@ -300,6 +309,7 @@ class PrunedFamily:
             with _entering(tail, residuals[entry]):
                 logits = self._logits(tail, ids, scored, _expanded(cache, len(batch)))
             answers.append(self._answers(batch, logits))
+            self.progress(tokens * num_layers(tail))
         return np.stack([a[0] for a in answers]), np.stack([a[1] for a in answers])
 
     def _decoder(self, network, ids, cache) -> None:

@@ -465,6 +465,8 @@ def test_layers_must_be_found_exactly_once():
         decoder_layers(model)
     layers[3] = layers[2]
     assert decoder_layers(model) is layers
+    model.model.adapters = nn.ModuleList(nn.Linear(2, 2) for _ in range(4))  # without attention: no candidate
+    assert decoder_layers(model) is layers
     model.model.others = nn.ModuleList(layers)
     with pytest.raises(InputError, match=r"holds 2 lists .*layers of 4, LlamaModel\.others of 4"):
         decoder_layers(model)

@@ -118,7 +118,7 @@ def test_goes_on_from_shards(tmp_path, monkeypatch):
     stored[2].write_bytes(stored[2].read_bytes()[:100])
     ran = []
     run = sweep.PrunedFamily.run
-    monkeypatch.setattr(sweep.PrunedFamily, "run", lambda self, piece: ran.append(piece) or run(self, piece))
+    monkeypatch.setattr(sweep.PrunedFamily, "run", lambda self, piece, bar: ran.append(piece) or run(self, piece))
     with pytest.warns(UserWarning, match=stored[2].name):
         found, _ = loglikelihoods(model, contexts, continuations, CUTS, **shape, shards=shards)
     assert len(ran) == 2
