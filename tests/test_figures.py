@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import figures
+from lib import drawing, figures
 from lib.errors import InputError
 
 L = 6
@@ -230,7 +230,7 @@ def test_missing_accuracy_is_a_gap(accuracy, absent):
     line = trace_named(figure, "simple heuristic")
     assert [y is None for y in line.y] == [False, False, True, False, False]
     assert None not in line.x
-    printed = printed_line(figure, figures.STYLES[1]["colour"])
+    printed = printed_line(figure, drawing.STYLES[1]["colour"])
     assert np.isnan(printed.get_ydata()).tolist() == [False, False, True, False, False]
     band = next(t for t in figure.interactive.data if t.name == line.name and t.mode == "none")
     assert [x is None for x in band.x] == [False] * 4 + [True] + [False] * 4 + [True]  # two polygons
@@ -277,9 +277,9 @@ def test_headline_names_lines_and_shows_what_guessing_scores(drawn):
 
 
 def test_colours_and_markers_are_distinct(drawn):
-    assert len({style["colour"] for style in figures.STYLES}) == len(figures.STYLES)
-    assert len({style["marker"] for style in figures.STYLES}) == len(figures.STYLES)
-    assert {style["marker"] for style in figures.STYLES} <= set(figures.MARKERS)
+    assert len({style["colour"] for style in drawing.STYLES}) == len(drawing.STYLES)
+    assert len({style["marker"] for style in drawing.STYLES}) == len(drawing.STYLES)
+    assert {style["marker"] for style in drawing.STYLES} <= set(drawing.MARKERS)
     curves = [t for t in drawn["distance-curves"].interactive.data if t.mode == "lines+markers"]
     assert len({t.line.color for t in curves}) == L + 1
 

@@ -1,0 +1,324 @@
+"""Units on disk: measured once, whole or absent, and not disturbed by being killed."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import results, sweep
+from lib.parameters import QuestionAnsweringParameters
+from lib.pruning import Cut, simple_cut
+from lib.results import Shards, all_units, key_hash, measure_or_load, origin, pack, read_unit, unit_path, unpack
+
+KEY = {"model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3}
+ROWS = pd.DataFrame({"task": ["a", "b"], "size": [0, 1], "value": [0.1, 1 / 3], "stderr": [0.25, np.nan]})
+DETAILS = {"outcomes": {"0,0": {"a": {"acc": pack(np.array([0, 1, 1]))}}}, "num_layers": 5}
+
+
+class Measure:
+    """Counts how often it was asked to measure."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, shards):
+        self.count += 1
+        return ROWS, DETAILS
+
+
+@pytest.fixture
+def measure():
+    return Measure()
+
+
+def files_below(folder):
+    return sorted(path.name for path in folder.rglob("*") if path.is_file())
+
+
+# --- measure or load -------------------------------------------------------------------------------------
+
+
+def test_measured_once_then_loaded(tmp_path, measure):
+    first = measure_or_load("sweep", "a", KEY, measure, tmp_path)
+    again = measure_or_load("sweep", "a", KEY, measure, tmp_path)
+    assert measure.count == 1
+    for unit in (first, again):
+        assert (unit.kind, unit.name, unit.key, unit.details) == ("sweep", "a", KEY, DETAILS)
+        pd.testing.assert_frame_equal(unit.rows, ROWS, check_exact=True)
+        assert unit.path == unit_path("sweep", "a", KEY, tmp_path)
+    assert first.provenance == again.provenance
+    assert first.path.parent.name == "org-some-model"
+    assert list(tmp_path.rglob("*")) == [first.path.parent, first.path]  # nothing else is left
+
+
+def test_another_key_is_another_file(tmp_path, measure):
+    paths = {measure_or_load("sweep", "a", KEY, measure, tmp_path).path}
+    others = [
+        KEY | {"limit": 4},
+        KEY | {"limit": None},
+        KEY | {"dtype": "bfloat16"},
+        KEY | {"model": KEY["model"] | {"weights": "sha256:1"}},
+        KEY | {"seed": 0},
+    ]
+    for key in others:
+        paths.add(measure_or_load("sweep", "a", key, measure, tmp_path).path)
+    paths.add(measure_or_load("similarity", "a", KEY, measure, tmp_path).path)
+    paths.add(measure_or_load("sweep", "b", KEY, measure, tmp_path).path)
+    assert len(paths) == measure.count == 8
+    assert [unit.path for unit in all_units(tmp_path)] == sorted(paths)
+    assert len(all_units(tmp_path, "similarity")) == 1
+    # the order in which a key was written down is not part of it
+    assert key_hash(dict(reversed(KEY.items()))) == key_hash(KEY)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: b"",
+        lambda whole: b"\xff\xfe\x00 no text at all",
+        lambda whole: b"[1, 2]",
+        lambda whole: b'{"kind": "sweep"}',
+        lambda whole: whole.replace(b'"limit": 3', b'"limit": 4'),
+    ],
+    ids=["truncated", "empty", "bytes", "another shape", "entries missing", "wrong key"],
+)
+def test_unreadable_unit_is_named_and_measured_again(spoil, tmp_path, measure):
+    path = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
+    whole = path.read_bytes()
+    path.write_bytes(spoil(whole))
+    assert path.read_bytes() != whole
+    with pytest.warns(UserWarning, match=path.name) as caught:
+        unit = measure_or_load("sweep", "a", KEY, measure, tmp_path)
+    assert len(caught) == 1 and "measured again" in str(caught[0].message)
+    assert measure.count == 2
+    pd.testing.assert_frame_equal(unit.rows, ROWS)
+    assert measure_or_load("sweep", "a", KEY, measure, tmp_path).path == path and measure.count == 2
+
+
+def test_unreadable_unit_is_left_out_of_all_units_by_name(tmp_path, measure):
+    good = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
+    bad = measure_or_load("sweep", "b", KEY, measure, tmp_path).path
+    bad.write_bytes(bad.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match=bad.name):
+        assert [unit.path for unit in all_units(tmp_path)] == [good]
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync"])
+def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, measure, monkeypatch):
+    def crash(*_):
+        raise OSError("no space left on device")
+
+    old = measure_or_load("sweep", "a", KEY, measure, tmp_path)
+    before = old.path.read_bytes(), files_below(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(results.os, broken, crash)
+        with pytest.raises(OSError, match="no space"):
+            results.write_whole(old.path, b"{}")
+        with pytest.raises(OSError, match="no space"):
+            measure_or_load("sweep", "b", KEY, measure, tmp_path)
+    assert (old.path.read_bytes(), files_below(tmp_path)) == before
+    assert measure_or_load("sweep", "b", KEY, measure, tmp_path).rows.equals(ROWS)
+
+
+def test_a_failed_measurement_writes_no_unit_and_keeps_its_shards(tmp_path):
+    path = unit_path("sweep", "a", KEY, tmp_path)
+
+    def half(shards):
+        shards.put(0, {"values": np.arange(3)})
+        raise RuntimeError("the machine is gone")
+
+    def rest(shards):
+        assert np.array_equal(shards.get(0)["values"], np.arange(3))
+        assert shards.get(1) is None
+        return ROWS, DETAILS
+
+    with pytest.raises(RuntimeError, match="gone"):
+        measure_or_load("sweep", "a", KEY, half, tmp_path)
+    assert not path.exists() and files_below(tmp_path) == ["000000.npz"]
+    unit = measure_or_load("sweep", "a", KEY, rest, tmp_path)
+    assert files_below(tmp_path) == [unit.path.name] == [path.name]
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("spoil", [lambda whole: whole[:-30], lambda whole: b"", lambda whole: b"no archive at all"])
+def test_unreadable_shard_is_named_and_missing(spoil, tmp_path):
+    shards = Shards(tmp_path / "unit.partial")
+    shards.put(4, {"values": np.arange(3)})
+    path = tmp_path / "unit.partial" / "000004.npz"
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.warns(UserWarning, match="000004.npz"):
+        assert shards.get(4) is None
+
+
+def test_shards_give_back_what_was_put(tmp_path):
+    shards = Shards(tmp_path / "unit.partial")
+    shards.put(0, {"a": np.array([1.5, np.nan]), "b": np.array([True, False])})
+    time.sleep(0.01)
+    shards.put(1, {"a": np.arange(2)})
+    again = Shards(tmp_path / "unit.partial")
+    found = again.get(0)
+    assert set(found) == {"a", "b"} and np.array_equal(found["a"], [1.5, np.nan], equal_nan=True)
+    assert found["b"].dtype == bool
+    again.get(1)
+    assert again.seconds_before >= 0.01
+    shards.remove()
+    shards.remove()
+    assert not list(tmp_path.iterdir())
+
+
+# --- what a unit holds -----------------------------------------------------------------------------------
+
+
+def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
+    rows = pd.DataFrame({
+        "value": [0.5, np.nan, np.inf],
+        "never": [np.nan] * 3,
+        "items": np.array([1, 2, 3], dtype=np.int64),
+        "right": np.array([True, False, True]),
+    })  # fmt: skip
+    unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, {}), tmp_path)
+    text = unit.path.read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    stored = json.loads(text)["rows"]
+    assert [row["value"] for row in stored] == [0.5, None, None]
+    assert [row["items"] for row in stored] == [1, 2, 3] and stored[1]["right"] is False
+    assert unit.rows["value"].isna().tolist() == [False, True, True]
+    assert unit.rows["never"].isna().all()
+    # one row a line, for differences that can be read
+    assert sum(line.startswith('{"value"') for line in text.splitlines()) == 3
+
+
+def test_provenance_says_what_was_true(tmp_path, measure):
+    def slow(shards):
+        time.sleep(0.05)
+        return measure(shards)
+
+    provenance = measure_or_load("sweep", "a", KEY, slow, tmp_path).provenance
+    assert set(provenance) == {
+        "measured", "packages", "python", "commit", "dirty", "device", "seconds", "peak_memory_bytes",
+        "seconds_in_earlier_runs",
+    }  # fmt: skip
+    assert set(provenance["packages"]) == set(results.PACKAGES)
+    assert provenance["packages"]["numpy"] == np.__version__
+    assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0
+    assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
+    assert provenance["device"] and provenance["python"].startswith("3.")
+    assert provenance["commit"] is None or len(provenance["commit"]) == 40
+    assert provenance["dirty"] in (None, True, False)
+    # what is true of one run only is no part of the key: it would be measured again on every machine
+    assert not set(provenance) & set(KEY)
+
+
+def test_a_figure_is_traced_to_file_and_commit(tmp_path, measure):
+    line = origin(measure_or_load("sweep", "a", KEY, measure, tmp_path))
+    path = unit_path("sweep", "a", KEY, tmp_path)
+    for part in ("org/some model", "sha256:0", "float32", "made up", path.name):
+        assert part in line
+    assert "\n" not in line and str(tmp_path) not in line
+
+
+def test_outcomes_pack_and_unpack():
+    for values in ([], [0, 1, 1, 0], [255, 0, 7], np.arange(256), np.array([True, False]), np.zeros(5000, dtype=int)):
+        text = pack(np.array(values))
+        assert json.loads(json.dumps(text)) == text and text.isascii()
+        assert np.array_equal(unpack(text), np.array(values, dtype=np.uint8))
+    assert len(pack(np.zeros(5000, dtype=int))) < 100
+    for wrong in ([-1, 3], [256], [0.5, np.nan]):
+        with pytest.raises(ValueError, match="0..255"):
+            pack(np.array(wrong))
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------
+
+CUTS = {"simple": [simple_cut(5, n) for n in range(4)], "similarity": [Cut(0, 0), Cut(1, 1), Cut(1, 2), Cut(0, 3)]}
+LIMIT = 24
+KILLS = 3
+# one process of a sweep, slowed down so that it can be killed in the middle
+CHILD = """
+import sys, time
+import torch
+torch.set_num_threads(1)
+from lib import sweep
+from tests.test_results import swept
+run = sweep.PrunedFamily.run
+def slow(self, *arguments):
+    time.sleep(0.1)
+    return run(self, *arguments)
+sweep.PrunedFamily.run = slow
+swept(*sys.argv[1:])
+"""
+
+
+def swept(model, folder):
+    """The unit of a sweep in many small shards."""
+    parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="capitals", limit=LIMIT)
+    source = parameters.source()
+    whole = sweep.sweep
+    sweep.sweep = functools.partial(whole, batch_tokens=64)
+    try:
+        return sweep.sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
+    finally:
+        sweep.sweep = whole
+
+
+def kill_in_the_middle(model, folder, shards):
+    """Run a sweep in a process of its own, kill it as soon as `shards` shards lie there; how many do then."""
+    environment = os.environ | {"PYTHONPATH": str(results.ROOT)}
+    command = [sys.executable, "-c", CHILD, str(model), str(folder)]
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(folder.rglob("*.npz"))) < shards:
+            assert child.poll() is None, child.stderr.read().decode()
+            assert time.monotonic() < deadline, "no progress"
+            time.sleep(0.01)
+        assert child.poll() is None, "the sweep ended before it could be killed"
+    finally:
+        child.kill()  # SIGKILL
+        child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    return len(list(folder.rglob("*.npz")))
+
+
+def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
+    expected = swept(tiny_folder, tmp_path / "uninterrupted")
+    killed = tmp_path / "killed"
+    finished = [0]
+    for _ in range(KILLS):
+        finished.append(kill_in_the_middle(tiny_folder, killed, finished[-1] + 3))
+        assert finished[-1] >= finished[-2] + 3  # each run went on, none lost a shard
+        assert not list(killed.rglob("*.json"))
+
+    ran = []
+    run = sweep.PrunedFamily.run
+    monkeypatch.setattr(sweep.PrunedFamily, "run", lambda self, *rest: ran.append(1) or run(self, *rest))
+    unit = swept(tiny_folder, killed)
+    total = len(ran) + finished[-1]
+    assert len(ran) > 0, "nothing was left to do: the kills came too late"
+
+    assert unit.path.name == expected.path.name and unit.key == expected.key
+    pd.testing.assert_frame_equal(unit.rows, expected.rows, check_exact=True)
+    assert unit.details == expected.details
+    assert len(unit.details["outcomes"]) == len({cut for cuts in CUTS.values() for cut in cuts}) == 7
+    assert len(unit.rows) == 7 and not unit.rows["value"].isna().any()
+    assert unit.provenance["seconds_in_earlier_runs"] > 0.1 * finished[-1]
+    # one unit, and nothing of the work in progress
+    assert files_below(killed) == [unit.path.name]
+    assert list(unit.path.parent.iterdir()) == [unit.path]
+
+    # no shard was measured twice: the uninterrupted run needs as many
+    ran.clear()
+    again = swept(tiny_folder, tmp_path / "once more")
+    assert len(ran) == total
+    pd.testing.assert_frame_equal(again.rows, expected.rows, check_exact=True)
+    # and a finished unit is read
+    ran.clear()
+    assert read_unit(unit.path).rows.equals(swept(tiny_folder, killed).rows) and not ran

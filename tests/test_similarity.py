@@ -1,0 +1,239 @@
+"""Angular distances of one pass are those of a plain loop over hidden states."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib.decoder import decoder_layers
+from lib.errors import InputError
+from lib.pruning import Cut, similarity_cut
+from lib.similarity import (
+    LastTokenResiduals,
+    angular_distances,
+    batch_distances,
+    distance_matrix,
+    distance_table,
+    measure_distances,
+)
+from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
+
+LAYERS = 5
+LENGTHS = (7, 19, 3, 12, 19, 1, 10)  # some longer than the sliding window, one of a single token
+FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm")
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    draw = np.random.default_rng(3)
+    assert max(LENGTHS) > 2 * SLIDING_WINDOW
+    return [draw.integers(1, VOCABULARY, length).tolist() for length in LENGTHS]
+
+
+def batch(sequences, side="right"):
+    """One padded batch, as a tokenizer would give it."""
+    width = max(map(len, sequences))
+    ids, mask = torch.zeros(2, len(sequences), width, dtype=torch.long)
+    for i, tokens in enumerate(sequences):
+        place = slice(0, len(tokens)) if side == "right" else slice(width - len(tokens), width)
+        ids[i, place], mask[i, place] = torch.tensor(tokens), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def alone(sequences):
+    return [batch([tokens]) for tokens in sequences]
+
+
+def residuals(model, tokens, *, after_norm=False):
+    """[L+1, D] at the last token; the last one before the final norm, or wrongly after it."""
+    norm = next(getattr(model.base_model, name) for name in FINAL_NORMS if hasattr(model.base_model, name))
+    entered = []
+    handle = norm.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
+    with torch.no_grad():
+        states = list(model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states)
+    handle.remove()
+    assert len(states) == len(decoder_layers(model)) + 1 and len(entered) == 1
+    if not after_norm:
+        states[-1] = entered[0]
+    return torch.stack(states)[:, 0, -1].to(torch.float64).numpy()
+
+
+def plain_distances(vectors):
+    """[n, l] of one sequence by the formula, one pair after the other."""
+    layers = len(vectors) - 1
+    matrix = np.full((layers, layers), np.nan)
+    for size in range(1, layers + 1):
+        for start in range(layers - size + 1):
+            a, b = vectors[start], vectors[start + size]
+            cosine = (a @ b) / np.sqrt((a @ a) * (b @ b))
+            matrix[size - 1, start] = np.arccos(np.clip(cosine, -1, 1)) / np.pi
+    return matrix
+
+
+def every_plain_distance(model, sequences, **how):
+    return np.stack([plain_distances(residuals(model, tokens, **how)) for tokens in sequences])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_a_plain_loop_however_padded(family, sequences):
+    model = tiny_model(family, layers=LAYERS)
+    expected = every_plain_distance(model, sequences).mean(axis=0)
+    batches = {
+        "right": [batch(sequences)],
+        "left": [batch(sequences, "left")],
+        "both": [batch(sequences[:3], "left"), batch(sequences[3:])],
+        "none": alone(sequences),
+    }
+    for padding, given in batches.items():
+        found = angular_distances(model, given)
+        assert found.shape == (LAYERS, LAYERS) and found.dtype == np.float64
+        np.testing.assert_allclose(found, expected, atol=1e-6, rtol=0, err_msg=f"padding: {padding}")
+    sizes, starts = np.indices((LAYERS, LAYERS))
+    assert np.array_equal(np.isnan(expected), starts + sizes + 1 > LAYERS)
+    # what differs by position alone is told apart: these distances are no constant
+    assert np.nanstd(expected) > 1e-3
+
+
+def test_padding_is_never_the_last_token(sequences):
+    """Taking [:, -1] would read padding: what is padded in does not matter."""
+    model = tiny_model("llama", layers=LAYERS)
+    right = batch(sequences)
+    filled = right | {"input_ids": right["input_ids"] + 7 * (1 - right["attention_mask"])}
+    np.testing.assert_allclose(angular_distances(model, [filled]), angular_distances(model, [right]), atol=1e-12)
+    recorder = LastTokenResiduals(model)
+    for side, expected in (("right", [n - 1 for n in LENGTHS]), ("left", [max(LENGTHS) - 1] * len(LENGTHS))):
+        recorder.start(batch(sequences, side)["attention_mask"])
+        assert recorder.positions.tolist() == expected
+
+
+def test_blocks_at_the_end_are_measured_before_the_final_norm(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    with torch.no_grad():  # gains that spread over a decade turn every vector
+        model.model.norm.weight.copy_(torch.logspace(-0.5, 0.5, model.config.hidden_size))
+    found = angular_distances(model, [batch(sequences)])
+    wrong = every_plain_distance(model, sequences, after_norm=True).mean(axis=0)
+    sizes, starts = np.indices((LAYERS, LAYERS))
+    last = starts + sizes + 1 == LAYERS
+    assert np.abs(found - wrong)[last].min() > 0.01
+    np.testing.assert_allclose(found[~last], wrong[~last], atol=1e-6, rtol=0)
+    np.testing.assert_allclose(found, every_plain_distance(model, sequences).mean(axis=0), atol=1e-6, rtol=0)
+
+
+def test_identical_vectors_are_at_distance_zero():
+    vectors = torch.randn(64, 48, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    unit = torch.nn.functional.normalize(vectors, dim=-1)
+    # rounding pushes some of these cosines past 1, where arccos is not-a-number
+    assert ((unit[:, None] @ unit[:, :, None]).squeeze() > 1).any()
+    found = batch_distances(torch.stack([vectors, vectors, -vectors]).float())
+    assert not found.isnan().any()
+    assert found[:, 0, 1].max() < 1e-7
+    np.testing.assert_allclose(found[:, 0, 2], 1, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_small_angles_survive_half_precision(dtype):
+    draw = torch.Generator().manual_seed(0)
+    a, b = torch.nn.functional.normalize(torch.randn(2, 512, generator=draw, dtype=torch.float64), dim=-1)
+    across = torch.nn.functional.normalize(b - (a @ b) * a, dim=-1)
+    true = 0.01 if dtype == torch.bfloat16 else 0.005
+    angle = torch.tensor(true * torch.pi, dtype=torch.float64)
+    pair = torch.stack([a, a * angle.cos() + across * angle.sin()])[:, None].mul(20).to(dtype)
+    # what goes wrong: the same formula in half precision reads nothing at all
+    unit = pair / pair.norm(dim=-1, keepdim=True)
+    assert torch.arccos((unit[0] * unit[1]).sum(-1).clamp(-1, 1)) == 0
+    found = batch_distances(pair)
+    assert found.dtype == torch.float64
+    assert found[0, 0, 1].item() == pytest.approx(true, rel=0.05)
+
+
+def test_small_angles_survive_in_a_model_of_half_precision(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    with torch.no_grad():
+        for layer in decoder_layers(model):
+            layer.self_attn.o_proj.weight.mul_(0.002)
+            layer.mlp.down_proj.weight.mul_(0.002)
+    model = model.to(torch.bfloat16)
+    found = angular_distances(model, alone(sequences))
+    expected = every_plain_distance(model, sequences).mean(axis=0)
+    assert 1e-4 < expected[0].min() < expected[0].max() < 0.02
+    np.testing.assert_allclose(found, expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("block", [Cut(0, 1), Cut(0, 3), Cut(1, 2), Cut(2, 1), Cut(1, 3), Cut(3, 1)], ids=str)
+def test_an_identity_block_is_found_at_its_start_and_size(block, sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    with torch.no_grad():
+        for layer in decoder_layers(model)[block.start : block.stop]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    distances = angular_distances(model, [batch(sequences)])
+    assert similarity_cut(distances, block.size) == block
+    zero = {(row + 1, start) for row, start in np.argwhere(distances < 1e-6).tolist()}
+    assert zero == {(n, start) for n in range(1, block.size + 1) for start in range(block.start, block.stop - n + 1)}
+
+
+def test_every_sample_counts_once(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    each = every_plain_distance(model, sequences)
+    unequal = [batch(sequences[:1]), batch(sequences[1:5]), batch(sequences[5:])]
+    found, error, samples = measure_distances(model, unequal)
+    assert samples == len(sequences)
+    np.testing.assert_allclose(found, angular_distances(model, alone(sequences)), atol=1e-6, rtol=0)
+    np.testing.assert_allclose(error, each.std(axis=0, ddof=1) / np.sqrt(len(each)), atol=1e-6, rtol=0)
+    # a mean of batch means would not be this mean
+    means = np.stack([each[:1].mean(axis=0), each[1:5].mean(axis=0), each[5:].mean(axis=0)]).mean(axis=0)
+    assert np.nanmax(np.abs(means - found)) > 1e-3
+
+
+def test_one_sample_has_no_standard_error(sequences):
+    found, error, samples = measure_distances(tiny_model("llama", layers=LAYERS), [batch(sequences[:1])])
+    assert samples == 1
+    assert np.isnan(error).all() and not np.isnan(found[0]).any()
+
+
+def test_one_token_a_layer_is_kept_and_nothing_stays_behind(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    given = batch(sequences)
+    with torch.no_grad(), LastTokenResiduals(model) as recorder:
+        for _ in range(2):  # the second batch replaces the first
+            recorder.start(given["attention_mask"])
+            model.base_model(**given)
+            kept = recorder.residuals
+            assert [tuple(r.shape) for r in kept] == [(len(sequences), model.config.hidden_size)] * (LAYERS + 1)
+            # copies, and no views that would hold the states of all tokens
+            assert all(r.untyped_storage().nbytes() == r.numel() * r.element_size() for r in kept)
+    with pytest.raises(InputError):
+        measure_distances(model, [{**given, "attention_mask": 0 * given["attention_mask"]}])
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(model))
+
+
+def test_the_head_is_not_run(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits that nobody reads"))
+    angular_distances(model, [batch(sequences)])
+
+
+def test_batches_may_come_one_by_one(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    given = [batch(sequences[:3]), batch(sequences[3:])]
+    found = angular_distances(model, (b for b in given))
+    assert np.array_equal(found, angular_distances(model, given), equal_nan=True)
+
+
+def test_nothing_to_measure_is_an_error(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    with pytest.raises(InputError, match="at least one batch"):
+        angular_distances(model, [])
+    padded = batch(sequences)
+    padded["attention_mask"][2] = 0
+    with pytest.raises(InputError, match="all padding"):
+        angular_distances(model, [padded])
+
+
+def test_matrix_to_table_and_back(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    mean, error, samples = measure_distances(model, [batch(sequences)])
+    table = distance_table(mean, error, samples)
+    assert len(table) == LAYERS * (LAYERS + 1) // 2 and not table.isna().any().any()
+    row = table[(table["start"] == 1) & (table["size"] == 3)].iloc[0]
+    assert (row["distance"], row["stderr"], row["samples"]) == (mean[2, 1], error[2, 1], len(sequences))
+    assert np.array_equal(distance_matrix(table), mean, equal_nan=True)
