@@ -133,7 +133,7 @@ def simple_cut(num_layers: int, size: int) -> Cut:
     return Cut(num_layers - 1 - size, size)
 
 
-def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:  # noqa: F722
+def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
     """The cut of `size` layers with the smallest angular distance, l*(n) = argmin over l of d(l, n).
 
     Source: paper, section 3.2, step 2. As the last layer is never dropped, the candidates are the starts l

@@ -40,8 +40,8 @@ from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
 LAYERS = 6
-# nothing, start, middle, middle, end, all but the first and the last, all but the last, all but the first
-CUTS = [Cut(0, 0), Cut(0, 2), Cut(2, 1), Cut(1, 3), Cut(4, 2), Cut(1, 4), Cut(0, 5), Cut(1, 5)]
+# nothing, start, middle, middle, end, all but the first and the last, all but the last
+CUTS = [Cut(0, 0), Cut(0, 2), Cut(2, 1), Cut(1, 3), Cut(4, 2), Cut(1, 4), Cut(0, 5)]
 NEW_TOKENS = 12
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
@@ -88,9 +88,7 @@ def logits(model, tokens):
 
 def generate(model, tokens, use_cache=True):
     mask = torch.ones_like(tokens)
-    return model.generate(
-        tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache
-    )
+    return model.generate(tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
 
 
 # drop_layers: the eight families
@@ -148,9 +146,7 @@ def test_weights_are_shared_and_modules_are_not(family, cut):
             index, rest = path.removeprefix(f"{prefix}.").split(".", 1)
             path = f"{prefix}.{cut.kept(LAYERS)[int(index)]}.{rest}"
         assert tensor is mine.pop(path)
-    assert all(
-        path.startswith(tuple(f"{prefix}.{index}." for index in range(cut.start, cut.stop))) for path in mine
-    )
+    assert all(path.startswith(tuple(f"{prefix}.{index}." for index in range(cut.start, cut.stop))) for path in mine)
     assert not {id(module) for module in pruned.modules()} & {id(module) for module in model.modules()}
     configs = {id(vars(module).get("config")) for module in model.modules()} - {id(None)}
     assert not configs & {id(vars(module).get("config")) for module in pruned.modules()}
@@ -185,9 +181,7 @@ def test_the_original_stays_as_it_was(family, tokens):
                 {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
                 for module in model.modules()
             ],
-            "tensors": [
-                (path, id(tensor)) for path, tensor in [*model.named_parameters(), *model.named_buffers()]
-            ],
+            "tensors": [(path, id(tensor)) for path, tensor in [*model.named_parameters(), *model.named_buffers()]],
             "config": copy.deepcopy(model.config.to_dict()),
             "generation": copy.deepcopy(model.generation_config.to_dict()),
             "random numbers": torch.get_rng_state().tolist(),
@@ -377,9 +371,7 @@ def test_depth_that_a_configuration_cannot_describe_is_refused():
     config = GPT2Config(n_layer=4, n_embd=32, n_head=4, vocab_size=32, scale_attn_by_inverse_layer_idx=True)
     model = GPT2LMHeadModel(config)
     message = re.escape("drops layers 1..2 (0-based, 2 of 4), keeps [0:1] and [3:4]")
-    with pytest.raises(
-        InputError, match=rf"{message} changes transformer\.h\.1\.attn\.scaling of GPT2LMHeadModel"
-    ):
+    with pytest.raises(InputError, match=rf"{message} changes transformer\.h\.1\.attn\.scaling of GPT2LMHeadModel"):
         drop_layers(model, Cut(1, 2))
     assert num_layers(drop_layers(model, Cut(2, 2))) == 2  # no kept layer changes its place
 
@@ -422,21 +414,15 @@ def test_configuration_that_cannot_be_rebuilt_is_refused():
     model = tiny_model("gemma3", layers=4)
     # such a model runs, and cannot be saved
     model.config.layer_types = [*model.config.layer_types, "full_attention"]
-    with pytest.raises(
-        InputError, match=r"drops layer 1 .* does not fit the configuration of Gemma3ForCausalLM \("
-    ):
+    with pytest.raises(InputError, match=r"drops layer 1 .* does not fit the configuration of Gemma3ForCausalLM \("):
         drop_layers(model, Cut(1, 1))
 
 
 def test_other_than_decoder_only_models_are_refused():
-    model = T5ForConditionalGeneration(
-        T5Config(num_layers=2, d_model=16, d_kv=4, num_heads=4, d_ff=16, vocab_size=32)
-    )
+    model = T5ForConditionalGeneration(T5Config(num_layers=2, d_model=16, d_kv=4, num_heads=4, d_ff=16, vocab_size=32))
     with pytest.raises(InputError, match="^t5 is an encoder-decoder model; expected a decoder-only"):
         drop_layers(model, Cut(0, 1))
-    with pytest.raises(
-        InputError, match="^the model is a Linear; expected a transformers PreTrainedModel; unwrap"
-    ):
+    with pytest.raises(InputError, match="^the model is a Linear; expected a transformers PreTrainedModel; unwrap"):
         drop_layers(nn.Linear(2, 2), Cut(0, 1))
     with pytest.raises(InputError, match="^the model is a Linear without a configuration"):
         decoder_layers(nn.Linear(2, 2))
@@ -445,9 +431,7 @@ def test_other_than_decoder_only_models_are_refused():
 def test_configuration_without_a_number_of_layers_is_refused():
     model = nn.Linear(2, 2)
     model.config = PreTrainedConfig()
-    with pytest.raises(
-        InputError, match="^the configuration of Linear states num_hidden_layers = None; expected"
-    ):
+    with pytest.raises(InputError, match="^the configuration of Linear states num_hidden_layers = None; expected"):
         num_layers(model)
 
 
@@ -455,14 +439,10 @@ def test_layers_must_be_found_exactly_once():
     model = tiny_model("llama", layers=4)
     layers = model.model.layers
     del layers[3:]
-    with pytest.raises(
-        InputError, match=r"holds 0 lists .*LlamaModel\.layers of 3\); expected .* = 4 related"
-    ):
+    with pytest.raises(InputError, match=r"holds 0 lists .*LlamaModel\.layers of 3\); expected .* = 4 related"):
         decoder_layers(model)
     layers.append(nn.Linear(2, 2))
-    with pytest.raises(
-        InputError, match=r"holds 0 lists .*LlamaModel\.layers of 4\); expected .* = 4 related"
-    ):
+    with pytest.raises(InputError, match=r"holds 0 lists .*LlamaModel\.layers of 4\); expected .* = 4 related"):
         decoder_layers(model)
     layers[3] = layers[2]
     assert decoder_layers(model) is layers

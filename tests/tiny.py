@@ -37,9 +37,7 @@ VOCABULARY = 128
 SLIDING_WINDOW = 8
 
 
-def tiny_model(
-    family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> PreTrainedModel:
+def tiny_model(family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
     """A random model of a family (one of FAMILIES), in evaluation mode, the same for the same seed.
 
     It has 128 tokens, and sliding windows of 8 tokens where its family has any. Its weights are large and

@@ -1,0 +1,27 @@
+"""The README's figure: the headline figure of the executed notebook, as a file beside this one.
+
+`python -m book.readme_figure` writes it; a test holds it against the page.
+"""
+
+import base64
+import re
+from pathlib import Path
+
+import nbformat
+
+FILE = Path(__file__).with_name("headline.svg")
+PAGE = Path(__file__).parent / "executed" / "02-question-answering.ipynb"
+
+
+def headline() -> bytes:
+    """The static half of the headline figure of the executed notebook."""
+    for cell in nbformat.read(PAGE, as_version=4).cells:
+        for output in cell.get("outputs", []):
+            html = output.get("data", {}).get("text/html", "")
+            if 'id="headline"' in html:
+                return base64.b64decode(re.search(r"data:image/svg\+xml;base64,([^\"]+)", html)[1])
+    raise SystemExit(f"{PAGE} has no figure named headline: run make book first")
+
+
+if __name__ == "__main__":
+    FILE.write_bytes(headline())

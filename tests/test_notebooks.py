@@ -1,0 +1,91 @@
+"""The notebooks as a researcher runs them: papermill on a model of their own."""
+
+import ast
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib.parameters import QuestionAnsweringParameters, SimilarityParameters
+from lib.results import ROOT, all_units
+
+NOTEBOOKS = {
+    "01-similarity": (SimilarityParameters, ["distance-curves", "distance-heatmap", "best-start"]),
+    "02-question-answering": (QuestionAnsweringParameters, ["headline", "accuracy-curves"]),
+}
+SMALL = {
+    "01-similarity": {"samples": 8, "sequence_length": 32},
+    "02-question-answering": {"samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals, sums_one_digit"},
+}
+
+
+def run(name: str, output: Path, **parameters) -> subprocess.CompletedProcess:
+    """`papermill NOTEBOOK OUTPUT -p ...` as typed at the root of the repository."""
+    given = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
+    command = [Path(sys.executable).with_name("papermill"), f"notebooks/{name}.ipynb", output, "--kernel", "python3"]
+    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([*command, *given], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_runs_on_a_folder(name, tiny_folder, tmp_path):
+    output = tmp_path / "out.ipynb"
+    done = run(name, output, model=tiny_folder, results=tmp_path / "results", **SMALL[name])
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = output.read_text()
+    for figure in NOTEBOOKS[name][1]:
+        assert f'id=\\"{figure}\\"' in page, f"no figure {figure}"
+    units = all_units(tmp_path / "results")
+    assert {unit.key["model"]["name"] for unit in units} == {Path(tiny_folder).name}
+    # a second time, everything is there and nothing is measured again
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    assert len(before) == len(units)
+    if name == "01-similarity":
+        assert run(name, output, model=tiny_folder, results=tmp_path / "results", **SMALL[name]).returncode == 0
+        assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"modle": "x"}, "unknown parameter 'modle'"),
+        ({"samples": 0}, "samples is 0"),
+        ({"model": "/does/not/exist.gguf"}, "does not exist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_an_exit_status(parameters, message, tmp_path):
+    done = run("01-similarity", tmp_path / "out.ipynb", **parameters)
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if line.startswith("InputError")]
+    assert errors and message in errors[-1]
+    # nothing of ours, and of no library of ours, in the report
+    assert "lib/parameters.py" not in done.stderr
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_parameters_are_typed_documented_and_the_ones_checked(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    stated = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
+    expected = {field.name: field.default for field in dataclasses.fields(NOTEBOOKS[name][0])}
+    assert stated == expected
+    for line in cell.source.splitlines():
+        assert ": " in line.split("=")[0] and "  # " in line, f"{line!r} has no type or no explanation"
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_committed_without_outputs(name):
+    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+def test_help_shows_the_parameters():
+    command = [Path(sys.executable).with_name("papermill"), "--help-notebook", "notebooks/02-question-answering.ipynb"]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
+    for field in dataclasses.fields(QuestionAnsweringParameters):
+        assert field.name in shown
