@@ -10,6 +10,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from lib.errors import InputError
+from lib.models import EMBEDDED
 from lib.parameters import QuestionAnsweringParameters, SimilarityParameters
 from lib.results import ROOT, all_units
 
@@ -47,6 +49,21 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path):
     if name == "01-similarity":
         assert run(name, output, model=tiny_folder, results=tmp_path / "results", **SMALL[name]).returncode == 0
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+
+
+def test_runs_on_a_gguf_file(tmp_path):
+    try:
+        path = EMBEDDED.file()
+    except InputError as error:
+        pytest.skip(f"needs the embedded model: {error}")
+    output = tmp_path / "out.ipynb"
+    small = {"samples": 4, "sequence_length": 32, "revision": EMBEDDED.sha256}
+    done = run("01-similarity", output, model=path, results=tmp_path / "results", **small)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (unit,) = all_units(tmp_path / "results")
+    assert unit.key["model"]["weights"] == f"sha256:{EMBEDDED.sha256}"
+    # progress and time left reach papermill's log
+    assert "distances" in output.read_text()
 
 
 @pytest.mark.parametrize(
