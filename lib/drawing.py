@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import matplotlib
@@ -52,7 +52,7 @@ PRINT = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One picture, twice. `dataclasses.replace(figure, caption=...)` gives it other words."""
+    """One picture, twice."""
 
     name: str  # identifies the figure on its page and names its files: a-z, 0-9 and single hyphens
     static: matplotlib.figure.Figure = field(repr=False)
@@ -65,6 +65,10 @@ class Figure:
     def __post_init__(self):
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise InputError(f"figure name {self.name!r}; expected a-z, 0-9 and single hyphens; rename it")
+
+    def saying(self, more: str) -> "Figure":
+        """The same picture with a sentence more in its caption."""
+        return replace(self, caption=f"{self.caption} {more}")
 
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""

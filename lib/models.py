@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as hub_logging
 
@@ -23,6 +25,8 @@ from lib.wheels import Wheel, cache_folder, check_hash, file_hash
 
 __all__ = ["EMBEDDED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
 
+# what transformers raises for a checkpoint that it can't open
+UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,8 +164,9 @@ def load_model(
     options = {"revision": source.revision} if source.revision else {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        network = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(
             folder,
+            output_loading_info=True,
             dtype=DTYPES[source.dtype],
             device_map=where,
             quantization_config=_quantization(quantization, DTYPES[source.dtype]),
@@ -169,8 +174,16 @@ def load_model(
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't open the model {source.name!r}: {_first_line(error)}") from error
+    except UNUSABLE as error:
+        raise InputError(
+            f"can't open the model {source.name!r} ({_first_line(error)}): give a whole model with its tokenizer, "
+            "as save_pretrained writes them"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"the weights of {source.name!r} lack {len(missing)} tensors that its config.json asks for ({missing[0]}, "
+            "...), which would be random: give a folder whose config.json and weights belong together"
+        )
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     return network.eval(), tokenizer
 
@@ -179,11 +192,13 @@ def _config(model: str, revision: str | None, trust_remote_code: bool) -> Pretra
     options = {"revision": revision} if revision else {}
     try:
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"can't open the model {model!r} ({_first_line(error)}): check the name and the connection, or "
-            "give a local folder, a .gguf file or 'embedded'"
-        ) from error
+    except UNUSABLE as error:
+        advice = (
+            "repair its config.json, or save the model again with save_pretrained"
+            if Path(model).is_dir()
+            else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
+        )
+        raise InputError(f"can't open the model {model!r} ({_first_line(error)}): {advice}") from error
 
 
 def _layers_of(config: PretrainedConfig, model: str) -> int:
@@ -286,4 +301,6 @@ def _hash_of_files(paths: list[Path]) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a first line that announces the reason is followed by it
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
