@@ -154,15 +154,14 @@ def load_model(
     source = model
     if not isinstance(source, Source):
         source = find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-    folder = source.folder
-    if folder == "embedded":
-        folder = _converted(EMBEDDED.file(), EMBEDDED.sha256)
-    elif source.gguf is not None:
-        folder = _converted(source.gguf, source.weights.removeprefix("sha256:"))
-    where = _device(device)
+    folder, where = source.folder, _device(device)
     hub_logging.disable_progress_bar()
     options = {"revision": source.revision} if source.revision else {}
     try:
+        if folder == "embedded":
+            folder = _converted(EMBEDDED.file(), EMBEDDED.sha256)
+        elif source.gguf is not None:
+            folder = _converted(source.gguf, source.weights.removeprefix("sha256:"))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
         network, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -174,16 +173,14 @@ def load_model(
             use_safetensors=True,
             **options,
         )
+    except InputError:
+        raise
     except UNUSABLE as error:
         raise InputError(
-            f"can't open the model {source.name!r} ({_first_line(error)}): give a whole model with its tokenizer, "
-            "as save_pretrained writes them"
+            f"can't open the model {source.name!r} ({_first_line(error)}): mend that, or give a whole model with its "
+            "tokenizer, as save_pretrained writes them"
         ) from error
-    if missing := sorted(report["missing_keys"]):
-        raise InputError(
-            f"the weights of {source.name!r} lack {len(missing)} tensors that its config.json asks for ({missing[0]}, "
-            "...), which would be random: give a folder whose config.json and weights belong together"
-        )
+    _check_whole(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     return network.eval(), tokenizer
 
@@ -199,6 +196,15 @@ def _config(model: str, revision: str | None, trust_remote_code: bool) -> Pretra
             else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
         )
         raise InputError(f"can't open the model {model!r} ({_first_line(error)}): {advice}") from error
+
+
+def _check_whole(report: dict, name: str) -> None:
+    """Raise InputError where transformers filled in random weights for some that the checkpoint lacks."""
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"the weights of {name!r} lack {len(missing)} tensors that its configuration asks for ({missing[0]}, "
+            "...), which would be random: give a model whose configuration and weights belong together"
+        )
 
 
 def _layers_of(config: PretrainedConfig, model: str) -> int:
@@ -250,12 +256,14 @@ def _converted(path: Path, sha256: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
+            output_loading_info=True,
             dtype=torch.float32,
             quantization_config=GgufConfig(dequantize=True),
         )
+        _check_whole(report, path.name)
         # the weights are plain from here on: a quantization entry would make the next reader look for more
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config

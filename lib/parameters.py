@@ -136,7 +136,7 @@ class QuestionAnsweringParameters(Parameters):
         sizes = {0}
         for part in _split(self.sizes):
             first, dash, last = part.partition("-")
-            if not first.isdigit() or (dash and not last.isdigit()):
+            if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
                 raise InputError(f"sizes is {self.sizes!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
             sizes |= set(range(int(first), int(last or first) + 1))
         if num_layers is not None and max(sizes) > num_layers - 1:
