@@ -190,10 +190,23 @@ def mirrored(datasets: str | None) -> Iterator[None]:
 
     def load_dataset(path, *arguments, **options):
         local = folder / path if folder is not None else None
-        return load(str(local) if local is not None and local.is_dir() else path, *arguments, **options)
+        if local is None or not local.is_dir():
+            return load(path, *arguments, **options)
+        # the cache of `datasets` knows a folder by its README alone: it would give old data for new
+        cache = Path(hub.config.HF_DATASETS_CACHE) / f"mirror-{_stamp(local)}"
+        return load(str(local), *arguments, **{"cache_dir": str(cache)} | options)
 
     with mock.patch.object(hub, "load_dataset", load_dataset):
         yield
+
+
+def _stamp(folder: Path) -> str:
+    """Changes with the folder's place, and with every file in it."""
+    digest = hashlib.sha256(str(folder.resolve()).encode())
+    for path in sorted(folder.rglob("*")):
+        state = path.stat()
+        digest.update(f"\0{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ class Picture:
     def __init__(self, x, y, *, titles=("",), columns=1, inches=None, percent=False, room=0):
         """Axis titles x and y, a panel per title; `room` is space right of the panels, in pixels."""
         self.x_title, self.y_title, self.titles, self.columns = x, y, titles, columns
-        self.percent, self.room = percent, room
+        self.percent, self.room, self.named = percent, room, False
         self.numbers = ["", *map(str, range(2, len(titles) + 1))]  # plotly's names: xaxis, xaxis2, xaxis3
         self.traces, self.notes, self.legend, self.ends, self.scale = [], [], {}, {}, None
         rows = math.ceil(len(titles) / columns)
@@ -180,7 +180,10 @@ class Picture:
 
     @matplotlib.rc_context(PRINT)
     def name_lines(self):
-        """Names to the right of the panel, where the lines of `accuracy` end, in place of the legend."""
+        """Names to the right of the panel, where the lines of `accuracy` end, in place of the legend.
+
+        A narrow screen has no room there and gets the legend.
+        """
         floor = -1
         for label, (height, style) in sorted(self.ends.items(), key=lambda item: item[1][0]):
             height = floor = max(height, floor + 0.065)  # lines that end together have their names stacked
@@ -191,9 +194,7 @@ class Picture:
             text = f'<span style="color:{style["colour"]}">{symbol}</span> {label}'
             place = {"x": 1, "xref": "paper", "xanchor": "left", "y": height, "yref": "y"}
             self.notes.append({"text": text, **place})
-        self.legend = {}
-        for trace in self.traces:
-            trace.showlegend = False
+        self.legend, self.named = {}, True
 
     @matplotlib.rc_context(PRINT)
     def colour_bar(self, mappable, title):
@@ -229,6 +230,9 @@ class Picture:
             self.notes.append({"text": title, **place, "xanchor": "left", "yanchor": "bottom"})
         notes = [{**note, "showarrow": False} for note in self.notes if note["text"]]
         wide, narrow = self._arrange(self.columns), self._arrange(1, narrow=True)
+        if self.named:
+            wide |= {"annotations": notes, "showlegend": False}
+            narrow |= {"annotations": [], "showlegend": True}
         layout |= {"annotations": notes, "meta": {"wide": wide, "narrow": narrow}}
         plot = go.Figure(self.traces, layout)
         plot.update_layout({key.replace(".", "_"): value for key, value in wide.items()})
@@ -247,11 +251,16 @@ class Picture:
             bottom += 75
         if narrow:
             legend = {"y": short(-(bottom + 8) / plot), "yanchor": "top"}
-            bottom += 24 * len(self.legend)
+            bottom += 24 * (len(self.legend) or len(self.ends))
         else:
             legend = {"y": short(1 + 25 * any(self.titles) / plot), "yanchor": "bottom"}
         changes["legend"] = {"orientation": "h", **legend}
-        changes["margin"] = {"l": 48 if narrow else 60, "r": self.room or right, "t": top, "b": bottom}
+        changes["margin"] = {
+            "l": 48 if narrow else 60,
+            "r": right if narrow else self.room or right,
+            "t": top,
+            "b": bottom,
+        }
         changes["height"] = plot + top + bottom
         changes["dragmode"] = False if narrow else "zoom"  # on a phone, dragging scrolls the page
         width = (1 + gap) / columns - gap

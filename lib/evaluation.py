@@ -188,7 +188,8 @@ def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[floa
     """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
     centre = (value + z * z / (2 * items)) / (1 + z * z / items)
     half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # rounding must not put the value itself outside
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
 
 
 def accuracy_by_rule(
@@ -226,7 +227,8 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
     Columns task, rule, size, fraction, value.
     """
     found = []
-    for (task, rule), curve in accuracy.sort_values("size").groupby(["task", "rule"], sort=False):
+    for (task, rule), curve in accuracy.groupby(["task", "rule"], sort=False):
+        curve = curve.sort_values("size")
         flat = curve["high"] >= curve["value"].iloc[0]
         last = curve[flat.cummin()].iloc[-1]
         found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})

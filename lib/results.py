@@ -59,7 +59,8 @@ def origin(*units: Unit) -> str:
     first = units[0]
     model = first.key["model"]
     weights = f"{first.details.get('weights', '')} weights {model['weights'][:19]}".strip()
-    data = ", ".join(dict.fromkeys(str(unit.key["data"]) for unit in units))
+    # the wheel or the hash of the documents; the files hold the rest
+    data = ", ".join(dict.fromkeys(str(unit.key["data"]).partition(", ")[0] for unit in units))
     files = ", ".join(unit.path.name for unit in units)
     commits = ", ".join(dict.fromkeys((unit.provenance["commit"] or "unknown")[:10] for unit in units))
     changed = ", with uncommitted changes" if any(unit.provenance["dirty"] for unit in units) else ""

@@ -1,0 +1,245 @@
+"""Benchmark items, text, and the mirror they are read from."""
+
+import csv
+import hashlib
+import json
+import re
+import shutil
+
+import datasets as hub
+import numpy as np
+import pandas as pd
+import pytest
+from transformers import AutoTokenizer
+
+from lib import corpora, evaluation
+from lib.errors import InputError
+from lib.models import load_model
+from lib.pruning import Cut
+from lib.results import ROOT
+from lib.sweep import sweep
+
+SHARED_MIRROR = ROOT.parent / "shared" / "datasets"
+
+
+@pytest.fixture(scope="module")
+def countries():
+    with open(corpora.TASKS / "capitals.csv", encoding="utf-8") as file:
+        return {row["country"]: row for row in csv.DictReader(file)}
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No hub, no mirror unless named, and a cache of data sets of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.delenv("DATASETS_MIRROR", raising=False)
+
+
+@pytest.fixture
+def small_mirror(tmp_path):
+    """A folder laid out as the hub is, with two data sets."""
+    texts = [f"Document {i} of a corpus." for i in range(5)]
+    c4 = tmp_path / "mirror" / "allenai" / "c4"
+    (c4 / "en").mkdir(parents=True)
+    for split, rows in (("train", texts[:2]), ("validation", texts[2:])):
+        lines = [json.dumps({"text": text, "url": "https://example.org"}) for text in rows]
+        (c4 / "en" / f"{split}.jsonl").write_text("\n".join(lines))
+    items = tmp_path / "mirror" / "someone" / "items"
+    items.mkdir(parents=True)
+    pd.DataFrame({"question": ["a", "b", "c"], "answer": [0, 1, 0]}).to_parquet(items / "test.parquet")
+    for folder, config, files in (
+        (c4, "en", {"train": "en/train.jsonl", "validation": "en/validation.jsonl"}),
+        (items, "plain", {"test": "test.parquet"}),
+    ):
+        lines = [f"  - split: {split}\n    path: {path}" for split, path in files.items()]
+        head = ["---", "configs:", f"- config_name: {config}", "  data_files:", *lines, "---", ""]
+        (folder / "README.md").write_text("\n".join(head))
+    return tmp_path / "mirror"
+
+
+# --- items -----------------------------------------------------------------------------------------------
+
+
+def test_items_have_a_version():
+    """Units in results/ are keyed by ITEMS_VERSION: raise it, and set the hash anew, when this fails."""
+    items = [corpora.capitals(), corpora.sums(1), corpora.sums(2)]
+    digest = hashlib.sha256(json.dumps(items, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    assert (corpora.ITEMS_VERSION, digest[:16]) == (1, "c8cf1ab8eabc7896"), "raise ITEMS_VERSION in lib/corpora.py"
+
+
+def test_fingerprint_follows_items_and_task(tmp_path, monkeypatch):
+    first = corpora.embedded_fingerprint("capitals")
+    assert corpora.embedded_fingerprint("capitals") == first != corpora.embedded_fingerprint("sums_one_digit")
+    with monkeypatch.context() as patch:
+        patch.setattr(corpora, "ITEMS_VERSION", corpora.ITEMS_VERSION + 1)
+        assert corpora.embedded_fingerprint("capitals") != first
+    for path in corpora.TASKS.iterdir():
+        if path.is_file():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(corpora, "TASKS", tmp_path)
+    assert corpora.embedded_fingerprint("capitals") == first
+    prompt = tmp_path / "capitals.yaml"
+    prompt.write_text(prompt.read_text().replace("Question:", "Q:"))
+    assert corpora.embedded_fingerprint("capitals") != first
+
+
+def test_capitals(countries):
+    items = corpora.capitals()
+    assert len(items) == len(countries) > 150
+    assert {item["country"] for item in items} == set(countries)
+    continent = {row["capital"]: row["continent"] for row in countries.values()}
+    assert len(continent) == len(countries)  # no capital twice, so no question has two right answers
+    for item in items:
+        row = countries[item["country"]]
+        assert len(set(item["choices"])) == 4
+        assert item["choices"][item["answer"]] == row["capital"]
+        assert {continent[choice] for choice in item["choices"]} == {row["continent"]}
+    assert corpora.capitals() == items
+    # neither the place of the answer nor the order of the items gives anything away
+    assert np.bincount([item["answer"] for item in items], minlength=4).min() > len(items) / 6
+    assert [item["country"] for item in items] != sorted(countries)
+    assert len({countries[item["country"]]["continent"] for item in items[:12]}) > 3
+
+
+@pytest.mark.parametrize(("digits", "number"), [(1, 81), (2, 400)])
+def test_sums(digits, number):
+    items = corpora.sums(digits)
+    assert len(items) == len({(item["a"], item["b"]) for item in items}) == number
+    for item in items:
+        assert len(str(item["a"])) == len(str(item["b"])) == digits
+        assert item["choices"][item["answer"]] == item["sum"] == str(item["a"] + item["b"])
+        assert len(set(item["choices"])) == 4 and all(int(choice) > 0 for choice in item["choices"])
+        assert all(abs(int(choice) - int(item["sum"])) <= 10 for choice in item["choices"])
+    assert corpora.sums(digits) == items
+    assert np.bincount([item["answer"] for item in items], minlength=4).min() > number / 8
+
+
+def test_options_in_one_string_become_choices():
+    row = {"question": "?", "options": "A. one\nB. two\nlines\nC. B. a letter\nD. E. coli", "answer": "C"}
+    found = corpora._multiple_choice(row)
+    assert found == {"question": "?", "choices": ["one", "two\nlines", "B. a letter", "E. coli"], "answer": 2}
+
+
+def test_every_embedded_task_is_known_without_a_hub(offline):
+    own = {path.stem for path in corpora.TASKS.glob("*.yaml")}
+    assert set(corpora.embedded_tasks()) == own >= {"capitals", "sums", "sums_generated", "embedded_mmlu"}
+    loaded = evaluation.load_tasks(["capitals", "sums", "sums_generated"])
+    assert set(loaded["tasks"]) == {
+        "capitals", "sums_one_digit", "sums_two_digits", "sums_one_digit_generated", "sums_two_digits_generated",
+    }  # fmt: skip
+
+
+# --- text ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    draw = np.random.default_rng(0)
+    return ["", "x", *("".join(draw.choice(list("abc de"), size)) for size in draw.integers(2, 200, 300))]
+
+
+def rows_of(batches):
+    """The sequences of some batches, without their padding."""
+    return [
+        ids[mask.bool()].tolist()
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+
+
+def test_text_comes_in_full_batches_with_little_padding(tokenizer, documents):
+    batches = corpora.text_batches(tokenizer, documents, samples=200, length=150, batch_tokens=2000)
+    lengths, tokens, padded = [], 0, 0
+    for batch in batches:
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        assert ids.shape == mask.shape and ids.numel() <= 2000
+        assert mask.sum(dim=1).max() == mask.shape[1]  # no column of padding alone
+        assert (mask.diff(dim=1) <= 0).all()  # padded on the right
+        lengths += mask.sum(dim=1).tolist()
+        tokens, padded = tokens + int(mask.sum()), padded + ids.numel()
+    assert lengths == sorted(lengths, reverse=True) and len(lengths) == 200
+    assert max(lengths) == 150 and min(lengths) > 1
+    assert 1 - tokens / padded < 0.1  # it would be 0.37 in the order of the draw
+    # each is a document of its own, cut after so many tokens
+    expected = [tokenizer(document)["input_ids"][:150] for document in documents]
+    found = rows_of(batches)
+    assert all(row in expected for row in found)
+    assert len({tuple(row) for row in found}) > 190
+
+
+def test_the_same_seed_draws_the_same_text(tokenizer, documents):
+    def draw(**options):
+        return rows_of(corpora.text_batches(tokenizer, documents, samples=50, length=64, **options))
+
+    assert draw() == draw(seed=0) != draw(seed=1)
+    # how they are batched does not change which are drawn
+    assert sorted(draw(batch_tokens=1)) == sorted(draw(batch_tokens=100_000)) == sorted(draw())
+    # fewer are some of the same
+    fewer = rows_of(corpora.text_batches(tokenizer, documents, samples=20, length=64))
+    assert all(row in draw() for row in fewer)
+
+
+def test_too_few_documents(tokenizer, documents):
+    usable = len(documents) - 2  # neither the empty one nor the one of a single token
+    assert len(rows_of(corpora.text_batches(tokenizer, documents, samples=usable, length=9))) == usable
+    with pytest.raises(InputError, match=f"samples is {usable + 1}, but the corpus has {usable} usable documents"):
+        corpora.text_batches(tokenizer, documents, samples=usable + 1, length=9)
+
+
+# --- mirror ----------------------------------------------------------------------------------------------
+
+
+def test_data_is_read_from_a_mirror(offline, small_mirror, monkeypatch):
+    load = hub.load_dataset
+    with corpora.mirrored(str(small_mirror)):
+        rows = hub.load_dataset("someone/items", "plain", split="test")
+        assert rows["question"][:] == ["a", "b", "c"]
+    assert hub.load_dataset is load
+    assert corpora.texts("c4", datasets=str(small_mirror)) == [f"Document {i} of a corpus." for i in (2, 3, 4)]
+    assert len(corpora.texts("c4", split="train", datasets=str(small_mirror))) == 2
+    # named by the variable just as by the parameter
+    monkeypatch.setenv("DATASETS_MIRROR", str(small_mirror))
+    assert len(corpora.texts("c4")) == 3
+
+
+def test_a_changed_mirror_is_read_anew(offline, small_mirror, tmp_path):
+    """The cache of `datasets` takes folders of one name and README for the same, whatever their data."""
+    first = corpora.text_fingerprint("c4", datasets=str(small_mirror))
+    assert re.fullmatch("sha256:[0-9a-f]{16}", first)
+    assert corpora.text_fingerprint("c4", datasets=str(small_mirror)) == first
+    other = shutil.copytree(small_mirror, tmp_path / "other")
+    assert corpora.text_fingerprint("c4", datasets=str(other)) == first  # the same text, wherever it lies
+    for mirror in (other, small_mirror):
+        with (mirror / "allenai" / "c4" / "en" / "validation.jsonl").open("a") as file:
+            file.write(f'\n{{"text": "One more, in {mirror.name}.", "url": ""}}')
+        assert corpora.texts("c4", datasets=str(mirror))[3:] == [f"One more, in {mirror.name}."]
+        assert corpora.text_fingerprint("c4", datasets=str(mirror)) != first
+
+
+def test_an_error_leaves_nothing_patched(offline, small_mirror):
+    load = hub.load_dataset
+    with pytest.raises(InputError, match="'/none', which is no folder"), corpora.mirrored("/none"):
+        pytest.fail("no such folder")
+    with pytest.raises(InputError, match=r"can't read the data of it \(.*\): connect to the hub, or name a mirror"):
+        with corpora.mirrored(str(small_mirror)), corpora.reachable("it"):
+            hub.load_dataset("someone/else")
+    assert hub.load_dataset is load
+
+
+@pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+    cuts = [Cut(0, 0), Cut(2, 2)]
+    table = sweep(model, tokenizer, ["boolq"], cuts, limit=4, datasets=str(SHARED_MIRROR))
+    found = table[table["metric"] == "acc"]
+    assert found[["task", "start", "size", "items"]].values.tolist() == [["boolq", 0, 0, 4], ["boolq", 2, 2, 4]]
+    assert found["value"].between(0, 1).all()
+    assert set(table.attrs["outcomes"]) == {"0,0", "2,2"}
+    assert table.attrs["levels"]["boolq"]["chance"] == 0.5

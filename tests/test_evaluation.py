@@ -1,0 +1,241 @@
+"""The sweep's rows are those that lm-eval gives for each pruned model by itself."""
+
+import lm_eval
+import numpy as np
+import pandas as pd
+import pytest
+from lm_eval.models.huggingface import HFLM
+
+from lib import corpora, evaluation
+from lib.errors import InputError
+from lib.evaluation import above_guessing, accuracy_by_rule, flat_until, reference_levels, wilson_interval
+from lib.models import load_model
+from lib.pruning import Cut, drop_layers, simple_cut
+from lib.results import unpack
+from lib.sweep import loglikelihoods, sweep
+
+LAYERS = 5
+LIMIT = 12
+CUTS = [Cut(0, 0), Cut(1, 2), simple_cut(LAYERS, 3)]
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_folder):
+    return load_model(str(tiny_folder), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def manager():
+    return lm_eval.tasks.TaskManager(include_path=str(corpora.TASKS), include_defaults=False)
+
+
+@pytest.fixture(scope="module")
+def naive(opened, manager):
+    """For each cut what lm-eval makes of the pruned model: its whole report."""
+    model, tokenizer = opened
+    reports = {}
+    for cut in CUTS:
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=4)
+        reports[cut] = lm_eval.simple_evaluate(
+            lm, tasks=["capitals"], task_manager=manager, limit=LIMIT, log_samples=True
+        )
+    return reports
+
+
+@pytest.fixture(scope="module")
+def table(opened):
+    return sweep(*opened, ["capitals"], CUTS, limit=LIMIT, batch_tokens=256)
+
+
+def test_rows_are_those_of_lm_eval(table, naive):
+    assert table.columns.tolist() == ["task", "metric", "start", "size", "value", "stderr", "items"]
+    assert len(table) == len(CUTS)
+    for cut, row in zip(CUTS, table.itertuples(), strict=True):
+        expected = naive[cut]["results"]["capitals"]
+        assert (row.task, row.metric, row.start, row.size, row.items) == ("capitals", "acc", cut.start, cut.size, LIMIT)
+        assert row.value == expected["acc,none"]
+        assert row.stderr == pytest.approx(expected["acc_stderr,none"], abs=1e-12)
+    assert table["value"].nunique() > 1  # the pruned models differ, so equality says something
+
+
+def test_each_log_likelihood_is_that_of_lm_eval(opened, naive):
+    model, tokenizer = opened
+    loaded = evaluation.load_tasks(["capitals"])
+    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=LIMIT)
+    assert len(asked.contexts) == 4 * LIMIT
+    logprobs, greedy = loglikelihoods(
+        model, asked.contexts, asked.continuations, CUTS, max_length=asked.max_length, batch_tokens=256
+    )
+    numbers = {(i.doc_id, i.idx): number for number, i in enumerate(asked.instances)}
+    for cut, found, found_greedy in zip(CUTS, logprobs, greedy, strict=True):
+        for sample in naive[cut]["samples"]["capitals"]:
+            for choice, response in enumerate(sample["resps"]):
+                expected, expected_greedy = response[0]
+                number = numbers[sample["doc_id"], choice]
+                assert found[number] == pytest.approx(expected, abs=1e-4)
+                assert found_greedy[number] == expected_greedy
+
+
+def test_outcomes_by_item_are_those_of_lm_eval(table, naive):
+    assert set(table.attrs["outcomes"]) == {f"{cut.start},{cut.size}" for cut in CUTS}
+    for cut, value in zip(CUTS, table["value"], strict=True):
+        outcomes = table.attrs["outcomes"][f"{cut.start},{cut.size}"]["capitals"]
+        samples = sorted(naive[cut]["samples"]["capitals"], key=lambda sample: sample["doc_id"])
+        assert unpack(outcomes["acc"]).tolist() == [sample["acc"] for sample in samples]
+        assert unpack(outcomes["acc"]).mean() == pytest.approx(value, abs=1e-12)
+        chosen = [int(np.argmax([response[0][0] for response in sample["resps"]])) for sample in samples]
+        assert unpack(outcomes["chosen"]).tolist() == chosen
+        right = np.array(chosen) == [item["answer"] for item in corpora.capitals()[:LIMIT]]
+        assert np.array_equal(unpack(outcomes["acc"]), right)
+
+
+def test_answers_of_a_perfect_model_are_all_right(opened):
+    model, tokenizer = opened
+    loaded = evaluation.load_tasks(["capitals", "sums"])
+    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=LIMIT)
+    answer = np.array([float(i.idx == i.doc["answer"]) for i in asked.instances])
+    no = np.zeros(len(answer), dtype=bool)
+    for logprobs, expected in ((answer, 1.0), (-answer, 0.0), (answer, 1.0)):  # scored again and again
+        rows, outcomes = evaluation.score(asked, logprobs, no)
+        values = rows[rows["metric"] == "acc"].set_index("task")["value"]
+        assert values[["capitals", "sums_one_digit", "sums_two_digits"]].eq(expected).all()
+        assert set(outcomes) == {"capitals", "sums_one_digit", "sums_two_digits"}
+        assert all(unpack(packed["acc"]).mean() == expected for packed in outcomes.values())
+
+
+def test_prompts_and_continuations(opened):
+    model, tokenizer = opened
+    loaded = evaluation.load_tasks(["capitals"], num_fewshot=2)
+    assert loaded["tasks"]["capitals"].get_config("num_fewshot") == 0  # a task that fixes 0 keeps it
+    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=1)
+    item = corpora.capitals()[0]
+    prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"
+    assert [tokenizer.decode(tokens) for tokens in asked.contexts] == [prompt] * 4
+    assert [tokenizer.decode(tokens) for tokens in asked.continuations] == [f" {name}" for name in item["choices"]]
+
+
+def test_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path, monkeypatch):
+    model, tokenizer = opened
+    for path in corpora.TASKS.iterdir():
+        if path.is_file():  # our tasks, without the number of examples that they fix
+            (tmp_path / path.name).write_text(path.read_text(encoding="utf-8").replace("num_fewshot: 0\n", ""))
+    manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
+    report = lm_eval.simple_evaluate(
+        HFLM(pretrained=model, tokenizer=tokenizer), tasks=["capitals"], task_manager=manager, num_fewshot=2,
+        limit=3, log_samples=True,
+    )  # fmt: skip
+    arguments = [tuple(a) for sample in report["samples"]["capitals"] for a in sample["arguments"]]
+    monkeypatch.setattr(corpora, "TASKS", tmp_path)
+    asked = evaluation.collect_requests(
+        evaluation.load_tasks(["capitals"], num_fewshot=2), model, tokenizer, limit=3
+    )  # fmt: skip
+    assert [tuple(instance.args) for instance in asked.instances] == arguments
+    assert all(context.count("Question:") == 3 for context, _ in arguments)
+    rows = sweep(model, tokenizer, ["capitals"], [Cut(0, 0)], limit=3, num_fewshot=2)
+    assert rows["value"].tolist() == [report["results"]["capitals"]["acc,none"]]
+
+
+def test_levels_of_guessing(opened, table):
+    levels = table.attrs["levels"]["capitals"]
+    answers = [item["answer"] for item in corpora.capitals()[:LIMIT]]
+    assert levels["chance"] == 0.25
+    assert levels["majority"] == np.bincount(answers).max() / LIMIT
+    loaded = evaluation.load_tasks(["capitals"])
+    assert reference_levels(evaluation.collect_requests(loaded, *opened))["capitals"]["majority"] < 0.35
+
+
+# --- generation ------------------------------------------------------------------------------------------
+
+
+def test_generation_is_not_scored_by_log_likelihood(opened):
+    with pytest.raises(InputError, match="'sums_one_digit_generated' is of type generate_until, expected loglikel"):
+        sweep(*opened, ["capitals", "sums_one_digit_generated"], CUTS, limit=2)
+
+
+def test_generated_sums_run_in_lm_eval(opened, manager):
+    model, tokenizer = opened
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2)
+    report = lm_eval.simple_evaluate(lm, tasks=["sums_one_digit_generated"], task_manager=manager, limit=2)
+    assert 0 <= report["results"]["sums_one_digit_generated"]["exact_match,first_number"] <= 1
+    first = corpora.sums(1)[0]
+    sample = next(s for s in report["samples"]["sums_one_digit_generated"] if s["doc_id"] == 0)
+    assert sample["target"] == first["sum"]
+    task = manager.load(["sums_one_digit_generated"])["tasks"]["sums_one_digit_generated"]
+    for answer, expected in ((f" {first['sum']}\n", 1), (f" {first['sum']}. And", 1), (" 99", 0), (" none", 0)):
+        task.build_all_requests(limit=1)
+        task.instances[0].resps = [answer]
+        task.apply_filters()
+        filtered = task.instances[0].filtered_resps["first_number"]
+        assert task.process_results(first, [filtered])["exact_match"] == expected, answer
+
+
+# --- curves ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("right", "items", "low", "high"),
+    # by solving (p - value)^2 = z^2 p (1 - p) / items for p, with 50 digits
+    [
+        (0, 10, 0.0, 0.277532803),
+        (10, 10, 0.722467197, 1.0),
+        (81, 263, 0.255288519, 0.366209577),
+        (50, 100, 0.403831530, 0.596168470),
+        (1, 1, 0.206549312, 1.0),
+    ],
+)
+def test_wilson_interval(right, items, low, high):
+    found = wilson_interval(right / items, items)
+    assert found == pytest.approx((low, high), abs=1e-8)
+    assert 0 <= found[0] <= right / items <= found[1] <= 1
+
+
+def rows(values, items=100, task="a"):
+    """Rows of a sweep: (start, size) to accuracy."""
+    return pd.DataFrame([
+        {"task": task, "metric": metric, "start": start, "size": size, "value": value + shift, "stderr": 0.01,
+         "items": items}
+        for (start, size), value in values.items()
+        for metric, shift in (("acc", 0), ("acc_norm", 0.05))
+    ])  # fmt: skip
+
+
+def test_accuracy_by_rule():
+    table = pd.concat([rows({(0, 0): 0.8, (7, 1): 0.7, (3, 1): 0.75, (2, 2): 0.5}), rows({(0, 0): 0.3}, task="b")])
+    cuts_of = {"simple": [Cut(0, 0), Cut(7, 1)], "similarity": [Cut(0, 0), Cut(3, 1), Cut(2, 2), Cut(1, 3)]}
+    curves = accuracy_by_rule(table, cuts_of, num_layers=10)
+    of_a = curves[curves["task"] == "a"]
+    assert of_a[["rule", "start", "size", "fraction", "value"]].values.tolist() == [
+        ["simple", 0, 0, 0.0, 0.8], ["simple", 7, 1, 0.1, 0.7],
+        ["similarity", 0, 0, 0.0, 0.8], ["similarity", 3, 1, 0.1, 0.75], ["similarity", 2, 2, 0.2, 0.5],
+    ]  # fmt: skip
+    assert curves[curves["task"] == "b"]["rule"].tolist() == ["simple", "similarity"]
+    for row in curves.itertuples():
+        assert (row.low, row.high) == wilson_interval(row.value, 100)
+        assert (row.metric, row.items) == ("acc", 100)
+    other = accuracy_by_rule(table, cuts_of, num_layers=10, metric="acc_norm")
+    assert other["value"].iloc[0] == pytest.approx(0.85)
+    # nothing measured gives an empty table of the same columns
+    assert accuracy_by_rule(table.iloc[:0], cuts_of, 10).columns.tolist() == curves.columns.tolist()
+
+
+def test_above_guessing():
+    whole = {"sure": 0.6, "chance": 0.26, "majority": 0.55, "unsure": 0.3, "worse": 0.1}
+    table = pd.concat([rows({(0, 0): value, (7, 1): 0.99}, task=task) for task, value in whole.items()])
+    curves = accuracy_by_rule(table, {"simple": [Cut(0, 0), Cut(7, 1)], "similarity": [Cut(0, 0)]}, 10)
+    levels = {task: {"chance": 0.25, "majority": 0.3} for task in whole}
+    levels["majority"] = {"chance": 0.25, "majority": 0.6}
+    assert above_guessing(curves, levels) == ["sure"]
+    levels["majority"]["majority"] = 0.4
+    assert above_guessing(curves, levels) == ["sure", "majority"]
+
+
+def test_flat_until():
+    falls = {(0, 0): 0.8, (8, 1): 0.79, (7, 2): 0.78, (6, 3): 0.3, (5, 4): 0.8}
+    # the last one comes back up, which does not make the curve flat
+    curves = accuracy_by_rule(rows(falls), {"simple": [Cut(*cut) for cut in falls]}, 10)
+    found = flat_until(curves)
+    assert found[["task", "rule", "size", "fraction", "value"]].values.tolist() == [["a", "simple", 2, 0.2, 0.78]]
+    at_once = accuracy_by_rule(rows({(0, 0): 0.9, (8, 1): 0.2}), {"simple": [Cut(0, 0), Cut(8, 1)]}, 10)
+    assert flat_until(at_once)["size"].tolist() == [0]
+    perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
+    assert flat_until(perfect)["size"].tolist() == [0]
