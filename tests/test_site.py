@@ -14,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
+from book import readme_figure
+
 ROOT = Path(__file__).resolve().parents[1]
 # no graphics card and no background traffic: what is then requested, a page requested
 CHROMIUM_FLAGS = [
@@ -70,6 +72,10 @@ def test_every_page_of_the_contents_is_there(pages):
     wanted = {"index", "method", "measured", "glossary", "bibliography", "search"}
     assert {f"{name}.html" for name in wanted} <= set(pages)
     assert any(name.startswith("executed/") for name in pages)
+
+
+def test_readme_shows_the_figure_of_the_page(site):
+    assert readme_figure.FILE.read_bytes() == readme_figure.headline(), "run: python -m book.readme_figure"
 
 
 def test_links_images_and_scripts_exist(site, pages):
