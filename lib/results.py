@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -163,7 +164,8 @@ class Shards:
         """The arrays of shard `number`; None where it is missing or, with a warning, unreadable."""
         path = self.folder / f"{number:06d}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
+            # from memory: numpy leaves a file open that it can't read
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 arrays = dict(file)
         except FileNotFoundError:
             return None
@@ -176,8 +178,6 @@ class Shards:
 
     def put(self, number: int, arrays: dict[str, np.ndarray]) -> None:
         """Write shard `number` whole."""
-        import io
-
         buffer = io.BytesIO()
         now = time.monotonic()
         np.savez(buffer, seconds=now - self._started, **arrays)
