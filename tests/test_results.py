@@ -289,7 +289,7 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     command = [sys.executable, "-c", CHILD, str(model), str(folder)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not far_enough():
             assert child.poll() is None, child.stderr.read().decode()
             assert time.monotonic() < deadline, "no progress"
