@@ -152,8 +152,6 @@ def test_a_failed_measurement_writes_no_unit_and_keeps_its_shards(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
-# numpy leaves a file open when it is no archive
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("spoil", [lambda whole: whole[:-30], lambda whole: b"", lambda whole: b"no archive at all"])
 def test_unreadable_shard_is_named_and_missing(spoil, tmp_path):
     shards = Shards(tmp_path / "unit.partial")

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from lib.planning import plan_pieces
 from lib.pruning import Cut, drop_layers, simple_cut
 from lib.results import Shards
-from lib.sweep import loglikelihoods, plan_pieces
+from lib.sweep import loglikelihoods
 from tests.tiny import FAMILIES, tiny_model
 
 LAYERS = 6
