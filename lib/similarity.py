@@ -83,7 +83,8 @@ def measure_distances(
 
     Parameters
     ----------
-    batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on either side.
+    batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
+        only for models with rotary positions, since positions are counted from the first column.
 
     Returns arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the
     first layer 0..L-1; not-a-number where l + n > L. Memory does not grow with the number of sequences.
