@@ -43,7 +43,7 @@ def describe(unit: Unit) -> dict:
     key, provenance = unit.key, unit.provenance
     if unit.kind == "similarity":
         what = f"similarity of layers, {key.get('corpus')}"
-        items = f"{unit.rows['samples'].max():,} of {key.get('sequence_length')} tokens"
+        items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
     elif unit.kind == "sweep":
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
         what = f"{key.get('task')}{shots}, {key.get('rule')} rule"

@@ -113,7 +113,9 @@ def find_model(
                     f"{path} has no *.safetensors weights: load it where you trust it and save it again with "
                     "save_pretrained(folder, safe_serialization=True)"
                 )
-            fingerprint = "sha256:" + _hash_of_files([path / "config.json", *weights])
+            # another tokenizer would put other tokens to the same weights
+            tokenizer = sorted(path.glob("tokenizer*"))
+            fingerprint = "sha256:" + _hash_of_files([path / "config.json", *tokenizer, *weights])
             name, revision = path.resolve().name, None
         else:
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
