@@ -200,6 +200,11 @@ def mirrored(datasets: str | None) -> Iterator[None]:
         yield
 
 
+def is_at_hand(name: str, datasets: str | None) -> bool:
+    """Whether the data of a task or corpus can be read without a hub: embedded, or a mirror is named."""
+    return name == "wikipedia" or name in embedded_tasks() or mirror(datasets) is not None
+
+
 def _stamp(folder: Path) -> str:
     """Changes with the folder's place, and with every file in it."""
     digest = hashlib.sha256(str(folder.resolve()).encode())

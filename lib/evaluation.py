@@ -7,6 +7,7 @@ about is not its business: see `lib.sweep`.
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import io
 import json
@@ -84,7 +85,7 @@ def check_names(names: list[str]) -> TaskManager:
     """
     if set(names) <= set(corpora.embedded_tasks()):
         return TaskManager(include_path=str(corpora.TASKS), include_defaults=False)
-    manager = TaskManager(include_path=str(corpora.TASKS))
+    manager = _all_tasks()
     if unknown := sorted(set(names) - set(manager.all_tasks)):
         near = difflib.get_close_matches(unknown[0], manager.all_tasks)
         raise InputError(
@@ -233,6 +234,11 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
         last = curve[flat.cummin()].iloc[-1]
         found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
     return pd.DataFrame(found)
+
+
+@functools.cache
+def _all_tasks() -> TaskManager:
+    return TaskManager(include_path=str(corpora.TASKS))
 
 
 class _Encoder(HFLM):

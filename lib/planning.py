@@ -1,26 +1,84 @@
-"""How requests become sequences, shared beginnings and batches, for `lib.sweep`.
+"""How requests become sequences, shared beginnings and batches, and what running them will cost.
 
-The same requests give the same plan, so that an interrupted sweep finds its pieces again.
+The same requests give the same arrangement, so that an interrupted sweep finds its pieces again.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
-BATCH_TOKENS = 2048
+import torch
+
+BATCH_TOKENS = 4096
+PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a beginning shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
-HEAD_ELEMENTS = 2**25  # logits in memory at once
+HEAD_ELEMENTS = 2**24  # logits in memory at once
+MEMORY = 2**30  # bytes for residuals and for keys and values of a beginning
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """Tokens to run, and the requests that are scored at its end: (request number, tokens to score)."""
+    """Tokens to run, and what is scored at which of them.
+
+    Where several continuations follow one context, `tokens` are the context and then the continuations one
+    after another, of the lengths `branches`; no continuation sees another. `requests` are (number, positions
+    whose logits score it, tokens to be scored there).
+    """
 
     tokens: tuple[int, ...]
-    requests: tuple[tuple[int, tuple[int, ...]], ...]
+    requests: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+    branches: tuple[int, ...] = ()
+
+    @classmethod
+    def plain(cls, number: int, context, continuation) -> "Sequence":
+        """One request by itself."""
+        return cls.joined(context, [(number, continuation)])
+
+    @classmethod
+    def joined(cls, context, continuations) -> "Sequence":
+        """Requests (number, continuation) after one context."""
+        tails = dict.fromkeys(tuple(continuation[:-1]) for _, continuation in continuations if len(continuation) > 1)
+        tokens, starts = tuple(context), {(): len(context)}
+        for tail in tails:
+            starts[tail] = len(tokens)
+            tokens += tail
+        requests = []
+        for number, continuation in continuations:
+            start = starts[tuple(continuation[:-1])]
+            # the first token is foretold by the last of the context, the others by the continuation itself
+            places = (len(context) - 1, *range(start, start + len(continuation) - 1))
+            requests.append((number, places, tuple(continuation)))
+        return cls(tokens, tuple(requests), tuple(map(len, tails)) if len(tails) > 1 else ())
+
+    @cached_property
+    def scored(self) -> tuple[int, ...]:
+        """Positions of `tokens` whose logits are needed."""
+        return tuple(sorted({place for _, places, _ in self.requests for place in places}))
 
     @property
-    def scored(self) -> int:
-        return max(len(continuation) for _, continuation in self.requests)
+    def context(self) -> int:
+        """Number of tokens before the branches."""
+        return len(self.tokens) - sum(self.branches)
+
+    @property
+    def depths(self) -> list[int]:
+        """For each token, how many it has before it on its way from the beginning."""
+        depths = list(range(self.context))
+        for length in self.branches:
+            depths += range(self.context, self.context + length)
+        return depths
+
+    @property
+    def visible(self) -> torch.Tensor:
+        """[T, T], whether a token (row) sees another (column): those before it, other branches excepted."""
+        length = len(self.tokens)
+        seen = torch.ones(length, length, dtype=torch.bool).tril()
+        start = self.context
+        for branch in self.branches:
+            seen[start : start + branch, self.context : start] = False
+            start += branch
+        return seen
 
 
 @dataclass(frozen=True)
@@ -32,11 +90,66 @@ class Piece:
 
     @property
     def tokens(self) -> int:
-        return len(self.shared) + sum(len(s.tokens) - len(self.shared) for batch in self.batches for s in batch)
+        """Tokens to run, without the beginning."""
+        return sum(len(s.tokens) - len(self.shared) for batch in self.batches for s in batch)
+
+    @property
+    def padded(self) -> int:
+        """The same with padding."""
+        return sum(max(len(s.tokens) - len(self.shared) for s in batch) * len(batch) for batch in self.batches)
 
     @property
     def requests(self) -> list[int]:
-        return [number for batch in self.batches for s in batch for number, _ in s.requests]
+        return [number for batch in self.batches for s in batch for number, _, _ in s.requests]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep will do and cost, known before it is paid.
+
+    One layer-step is one decoder layer run on one token.
+    """
+
+    groups: list[list]  # cuts that are run together, so that what is kept for them fits the memory
+    pieces: list[Piece]
+    layers: int  # of the whole model
+    layer_steps: int
+    bytes: int  # kept at most: residuals, keys and values of a beginning
+    rate: float | None = None  # layer-steps a second of this model on this machine, as tried
+    requests: int = 0
+    generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
+    cuts: list = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """Distinct tokens that the whole model runs."""
+        return sum(piece.tokens for piece in self.pieces) + sum(map(len, {piece.shared for piece in self.pieces}))
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens in batches that is padding."""
+        padded = sum(piece.padded for piece in self.pieces)
+        return 1 - sum(piece.tokens for piece in self.pieces) / padded if padded else 0.0
+
+    @property
+    def seconds(self) -> float | None:
+        """Predicted time; None where the rate was not tried."""
+        return self.layer_steps / self.rate if self.rate else None
+
+    def __str__(self) -> str:
+        bare = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
+        parts = [
+            f"{len(self.cuts)} pruned models" + (f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""),
+            f"{self.requests:,} requests",
+            f"{self.tokens:,} distinct tokens, {self.padding:.1%} padding",
+            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({bare:.1f} passes of the whole model)",
+            f"{self.bytes / 2**20:,.0f} MiB kept",
+        ]
+        if self.seconds is not None:
+            parts.append(f"about {_duration(self.seconds)}")
+        if self.generated:
+            parts.append(f"{self.generated:,} answers to generate for each pruned model")
+        return "; ".join(parts)
 
 
 def plan_pieces(
@@ -44,41 +157,63 @@ def plan_pieces(
     continuations: list[list[int]],
     max_length: int,
     batch_tokens: int = BATCH_TOKENS,
-    vocabulary: int = 50_000,
+    *,
+    share: bool = True,
+    branch: bool = True,
 ) -> list[Piece]:
-    """Arrange requests into sequences, shared beginnings and batches; the same requests give the same plan."""
-    merged: dict[tuple[int, ...], list] = {}
+    """Arrange requests into sequences, shared beginnings and batches; the same requests give the same plan.
+
+    `share` and `branch` say whether the model can have its beginnings lent, and continuations joined.
+    """
+    joined: dict[tuple[int, ...], list] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         tokens = tuple((context + continuation)[-(max_length + 1) :][:-1])
-        merged.setdefault(tokens, []).append((number, tuple(continuation)))
-    sequences = [Sequence(tokens, tuple(requests)) for tokens, requests in sorted(merged.items())]
+        context = tokens[: len(tokens) - len(continuation) + 1]
+        joined.setdefault(context, []).append((number, tuple(continuation)))
+    sequences = []
+    for context, requests in sorted(joined.items()):
+        if branch:
+            sequences.append(Sequence.joined(context, requests))
+            continue
+        # what differs in nothing but its last token is one sequence in any case
+        ends: dict[tuple[int, ...], list] = {}
+        for number, continuation in requests:
+            ends.setdefault(continuation[:-1], []).append((number, continuation))
+        sequences += [Sequence.joined(context, group) for group in ends.values()]
     alone: list[Sequence] = []
     pieces: list[Piece] = []
     for shared, group in _shared_beginnings(sequences):
-        if shared == 0:
+        if shared == 0 or not share:
             alone += group
         else:
-            pieces += _fill(group[0].tokens[:shared], group, batch_tokens, vocabulary)
-    return _fill((), alone, batch_tokens, vocabulary) + pieces
+            pieces += _fill(group[0].tokens[:shared], group, batch_tokens)
+    return _fill((), alone, batch_tokens) + pieces
+
+
+def group_cuts(cuts: list, cost: Callable[[list], int], memory: int) -> list[list]:
+    """Cuts in as few groups as they come in, each of a `cost` within `memory` bytes, or of one cut."""
+    groups: list[list] = []
+    for cut in cuts:
+        if groups and cost([*groups[-1], cut]) <= memory:
+            groups[-1].append(cut)
+        else:
+            groups.append([cut])
+    return groups
 
 
 def _shared_beginnings(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
     """Sorted sequences in runs that share a beginning: (its length in tokens, the run); length 0 is not shared."""
-
-    def usable(s: Sequence) -> int:
-        # a scored position has to be run, not remembered
-        return len(s.tokens) - s.scored
-
     runs: list[tuple[int, list[Sequence]]] = []
     for s in sequences:
+        usable = s.scored[0]  # a scored position has to be run, not remembered
         if runs:
             length, run = runs[-1]
-            common = min(_common(run[-1].tokens, s.tokens), usable(s), length)
+            common = min(_common(run[-1].tokens, s.tokens), usable, length)
             if common >= SHARED_TOKENS:
                 run.append(s)
                 runs[-1] = (common, run)
                 continue
-        runs.append((usable(s), [s]))
+        runs.append((usable, [s]))
     return [(length if len(run) >= SHARED_BY else 0, run) for length, run in runs]
 
 
@@ -89,27 +224,35 @@ def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
     return min(len(a), len(b))
 
 
-def _fill(shared, sequences: list[Sequence], batch_tokens: int, vocabulary: int) -> list[Piece]:
-    """Batches filled by tokens, longest first so that memory runs out early or never, in pieces to resume by."""
-    sequences = sorted(sequences, key=lambda s: (-len(s.tokens), s.tokens))
+def _fill(shared, sequences: list[Sequence], batch_tokens: int) -> list[Piece]:
+    """Batches filled by tokens, longest first so that memory runs out early or never, in pieces to resume by.
+
+    Those with branches, which need a mask, apart from those without.
+    """
+    sequences = sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens))
     pieces, batches, piece_tokens, start = [], [], 0, 0
-    piece_size = max(2 * batch_tokens, 4 * len(shared))
     while start < len(sequences):
         width = len(sequences[start].tokens) - len(shared)
-        rows = max(1, batch_tokens // width)
         batch: list[Sequence] = []
-        scored = 0
-        for s in sequences[start : start + rows]:
-            scored += s.scored
-            if batch and scored * vocabulary > HEAD_ELEMENTS:
+        tokens = 0
+        for s in sequences[start : start + max(1, batch_tokens // width)]:
+            tokens += len(s.tokens) - len(shared)
+            padded = tokens < (1 - PADDING) * width * (len(batch) + 1)
+            if batch and (padded or bool(s.branches) != bool(batch[0].branches)):
                 break
             batch.append(s)
         batches.append(tuple(batch))
         start += len(batch)
         piece_tokens += width * len(batch)
-        if piece_tokens >= piece_size:
+        if piece_tokens >= 2 * batch_tokens:
             pieces.append(Piece(tuple(shared), tuple(batches)))
             batches, piece_tokens = [], 0
     if batches:
         pieces.append(Piece(tuple(shared), tuple(batches)))
     return pieces
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

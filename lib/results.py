@@ -101,6 +101,14 @@ def read_unit(path: Path) -> Unit | None:
     return unit
 
 
+def find_unit(kind: str, name: str, key: dict, folder: Path = RESULTS) -> Unit | None:
+    """The latest unit whose key has these entries, and more; None where there is none."""
+    pattern = unit_path(kind, name, key, folder)
+    units = (read_unit(path) for path in pattern.parent.glob(f"{kind}-{name}-*.json"))
+    found = [unit for unit in units if unit is not None and unit.key | key == unit.key]
+    return max(found, key=lambda unit: unit.provenance["measured"], default=None)
+
+
 def all_units(folder: Path = RESULTS, kind: str | None = None) -> list[Unit]:
     """Every readable unit below a folder, sorted by path."""
     units = (read_unit(path) for path in sorted(Path(folder).glob("*/*.json")))
@@ -127,11 +135,19 @@ def measure_or_load(
     key: dict,
     measure: Callable[["Shards"], tuple[pd.DataFrame, dict]],
     folder: Path = RESULTS,
+    *,
+    data: Callable[[], str] | None = None,
 ) -> Unit:
     """The unit of this key: read where it exists, else measured by `measure(shards)` and written.
 
-    `measure` returns the rows and the details; it may keep finished parts of its work in `shards`.
+    `measure` returns the rows and the details; it may keep finished parts of its work in `shards`. `data`
+    reads the data and gives the key's "data", their fingerprint, where that takes a hub: it is only asked
+    where no unit agrees in everything else. So a page is drawn from its units on a machine without a hub.
     """
+    if data is not None:
+        if (unit := find_unit(kind, name, key, folder)) is not None:
+            return unit
+        key = key | {"data": data()}
     path = unit_path(kind, name, key, folder)
     if (unit := read_unit(path)) is not None:
         return unit

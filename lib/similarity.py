@@ -149,9 +149,11 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
         "samples": parameters.samples,
         "sequence_length": parameters.sequence_length,
         "seed": parameters.seed,
-        "data": corpora.text_fingerprint(parameters.corpus, datasets=parameters.datasets),
         "version": VERSION,
     }
+    data = functools.partial(corpora.text_fingerprint, parameters.corpus, datasets=parameters.datasets)
+    if corpora.is_at_hand(parameters.corpus, parameters.datasets):
+        key, data = key | {"data": data()}, None
 
     def measure(_):
         model, tokenizer = opened()
@@ -168,7 +170,7 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
         tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
         return table, {"num_layers": source.num_layers, "tokens": tokens, "weights": source.quantized}
 
-    return measure_or_load("similarity", parameters.corpus, key, measure, parameters.results_folder)
+    return measure_or_load("similarity", parameters.corpus, key, measure, parameters.results_folder, data=data)
 
 
 def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:

@@ -267,7 +267,7 @@ def swept(model, folder):
     parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="capitals", limit=LIMIT)
     source = parameters.source()
     whole = sweep.sweep
-    sweep.sweep = functools.partial(whole, batch_tokens=64)
+    sweep.sweep = functools.partial(whole, batch_tokens=24)
     try:
         return sweep.sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
     finally:

@@ -70,8 +70,8 @@ def test_plan_shares_beginnings_and_merges_choices():
     shared = [piece for piece in pieces if piece.shared]
     assert shared and all(len(piece.shared) >= 60 for piece in shared)
     assert sorted(n for piece in pieces for n in piece.requests) == list(range(len(contexts)))
-    # the four choices of one token are one sequence: 9 questions give 9 + 2 x 9 sequences
-    assert sum(len(batch) for piece in pieces for batch in piece.batches) == 27
+    # all choices of a question are one sequence
+    assert sum(len(batch) for piece in pieces for batch in piece.batches) == 9
     assert plan_pieces(contexts, continuations, max_length=200, batch_tokens=128) == pieces
 
 
@@ -84,12 +84,12 @@ def test_long_sequences_lose_tokens_on_the_left():
 
 
 def test_memory_running_out_halves_the_batch(monkeypatch):
-    from lib import sweep
+    from lib import family
 
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
-    run = sweep.PrunedFamily._run_batch
+    run = family.PrunedFamily._run_batch
     sizes = []
 
     def small(self, batch, *rest):
@@ -98,14 +98,14 @@ def test_memory_running_out_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return run(self, batch, *rest)
 
-    monkeypatch.setattr(sweep.PrunedFamily, "_run_batch", small)
+    monkeypatch.setattr(family.PrunedFamily, "_run_batch", small)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     assert max(sizes) > 3 and min(sizes) <= 3
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_goes_on_from_shards(tmp_path, monkeypatch):
-    from lib import sweep
+    from lib import family
 
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
@@ -118,8 +118,8 @@ def test_goes_on_from_shards(tmp_path, monkeypatch):
     stored[1].unlink()
     stored[2].write_bytes(stored[2].read_bytes()[:100])
     ran = []
-    run = sweep.PrunedFamily.run
-    monkeypatch.setattr(sweep.PrunedFamily, "run", lambda self, piece, bar: ran.append(piece) or run(self, piece))
+    run = family.PrunedFamily.run
+    monkeypatch.setattr(family.PrunedFamily, "run", lambda self, piece, bar: ran.append(piece) or run(self, piece))
     with pytest.warns(UserWarning, match=stored[2].name):
         found, _ = loglikelihoods(model, contexts, continuations, CUTS, **shape, shards=shards)
     assert len(ran) == 2
