@@ -31,6 +31,7 @@ from lib.results import pack
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
+GENERATED = "generate_until"
 TITLES = {
     "capitals": "Capitals",
     "sums_one_digit": "Sums, one digit",
@@ -48,11 +49,13 @@ TITLES = {
 class Tasks:
     """Loaded tasks with the requests that they make of a model.
 
-    `contexts` and `continuations` hold, for each request, the tokens before and those to be scored.
+    `contexts` and `continuations` hold, for each of `instances`, the tokens before and those to be scored;
+    `generations` are the requests to be answered with text.
     """
 
     loaded: dict
     instances: list[Instance]
+    generations: list[Instance]
     contexts: list[list[int]]
     continuations: list[list[int]]
     max_length: int
@@ -99,22 +102,26 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
     """Every request of the tasks, tokenized as lm-eval's HFLM does it.
 
     `limit` is the number of documents a task, from its beginning; None takes all.
-    Raises InputError for a limit below 1, and for tasks that are not scored by log-likelihood.
+    Raises InputError for a limit below 1, and for tasks that are scored in some other way.
     """
     check_limit(limit)
     instances: list[Instance] = []
+    generations: list[Instance] = []
     with _quiet():
         for name, task in loaded["tasks"].items():
-            if task.OUTPUT_TYPE not in SCORED:
+            if task.OUTPUT_TYPE not in (*SCORED, GENERATED):
                 raise InputError(
-                    f"task {name!r} is of type {task.OUTPUT_TYPE}, expected {' or '.join(SCORED)}: "
-                    "it can't be scored from log-likelihoods"
+                    f"task {name!r} is of type {task.OUTPUT_TYPE}, expected {', '.join(SCORED)} or {GENERATED}: "
+                    "choose another task"
                 )
             task.build_all_requests(limit=limit, rank=0, world_size=1)
-            instances += task.instances
+            if task.OUTPUT_TYPE == GENERATED:
+                generations += task.instances
+            else:
+                instances += task.instances
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
-    return Tasks(loaded, instances, encoder.contexts, encoder.continuations, encoder.max_length, limit)
+    return Tasks(loaded, instances, generations, encoder.contexts, encoder.continuations, encoder.max_length, limit)
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:
@@ -135,23 +142,28 @@ def check_limit(limit: int | None) -> None:
         raise InputError(f"limit is {limit!r}, expected None (all items) or a whole number of items from 1")
 
 
-def score(tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray) -> tuple[pd.DataFrame, dict]:
+def score(
+    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, texts: list[str] | None = None
+) -> tuple[pd.DataFrame, dict]:
     """One model's answers, scored by lm-eval.
 
     Parameters
     ----------
     logprobs: [R] log-probability of each request's continuation, in nats.
     greedy: [R] whether that continuation is what greedy decoding would give.
+    texts: what was generated for each of `tasks.generations`.
 
     Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
     each task, the outcomes by item: each metric that is 0 or 1, and the choice made, packed.
     """
-    for instance in tasks.instances:
+    for instance in tasks.instances + tasks.generations:
         instance.resps, instance.filtered_resps = [], {}
     # the requests stand: lm-eval is not to build them again for every set of answers
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
-    lm = _Answers({id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)})
+    answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
+    answers |= {id(i): text for i, text in zip(tasks.generations, texts or [], strict=True)}
+    lm = _Answers(answers)
     with _quiet():
         result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows = []
@@ -164,6 +176,7 @@ def score(tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray) -> tuple[pd.Da
                 continue
             error = metrics.get(f"{metric}_stderr,{rule}")
             error = float(error) if isinstance(error, int | float) else math.nan
+            metric = _named(metric, rule)
             rows.append({"task": task, "metric": metric, "value": value, "stderr": error, "items": items})
     outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
     return pd.DataFrame(rows), outcomes
@@ -253,30 +266,35 @@ class _Encoder(HFLM):
 class _Answers(LM):
     """A model that has already answered."""
 
-    def __init__(self, answers: dict[int, tuple[float, bool]]):
+    def __init__(self, answers: dict[int, tuple[float, bool] | str]):
         super().__init__()
         self.answers = answers
 
     def loglikelihood(self, requests):
         return [self.answers[id(request)] for request in requests]
 
+    generate_until = loglikelihood
+
     def loglikelihood_rolling(self, requests):
         raise NotImplementedError
 
-    def generate_until(self, requests):
-        raise NotImplementedError
+
+def _named(metric: str, rule: str) -> str:
+    """A metric with the filter of answers that it goes by, where a task has one."""
+    return metric if rule == "none" else f"{metric},{rule}"
 
 
 def _outcomes(samples: list[dict]) -> dict[str, str]:
-    samples = sorted(samples, key=lambda s: s["doc_id"])
     packed = {}
-    for metric in samples[0]["metrics"]:
-        values = [s[metric] for s in samples]
-        if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
-            packed[metric] = pack(np.array(values))
-    if all(len(s["resps"]) > 1 for s in samples):
-        chosen = [int(np.argmax([response[0][0] for response in s["resps"]])) for s in samples]
-        packed["chosen"] = pack(np.array(chosen))
+    for rule in dict.fromkeys(s["filter"] for s in samples):
+        of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
+        for metric in of_rule[0]["metrics"]:
+            values = [s[metric] for s in of_rule]
+            if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
+                packed[_named(metric, rule)] = pack(np.array(values))
+        if all(len(s["resps"]) > 1 for s in of_rule):
+            chosen = [int(np.argmax([response[0][0] for response in s["resps"]])) for s in of_rule]
+            packed["chosen"] = pack(np.array(chosen))
     return packed
 
 

@@ -17,6 +17,7 @@ the shared beginning, K keys, D width, V vocabulary, C cuts, R requests.
 """
 
 import contextlib
+import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -88,9 +89,15 @@ class Network:
         tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
         return sum(t.numel() * t.element_size() for t in tensors) / 8 / len(self.layers)
 
-    def remember(self, ids: torch.Tensor, residual: torch.Tensor | None = None) -> DynamicCache:
-        """Keys and values [1, heads, P, head width] of a beginning [1, P], layer by layer."""
+    def remember(
+        self, ids: torch.Tensor, residual: torch.Tensor | None = None, beginning: DynamicCache | None = None
+    ) -> DynamicCache:
+        """Keys and values [B, heads, P, head width] of tokens [B, T], layer by layer, a beginning's among them."""
         cache = DynamicCache()  # without the configuration every layer keeps all: a window is the mask's business
+        for layer in beginning.layers if beginning is not None else ():
+            cache.layers.append(copy.copy(layer))
+            cache.layers[-1].keys = layer.keys.expand(len(ids), *layer.keys.shape[1:])
+            cache.layers[-1].values = layer.values.expand(len(ids), *layer.values.shape[1:])
         with self._entering(residual):
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
         return cache
@@ -271,7 +278,7 @@ class PrunedFamily:
         """
         self.progress = progress
         with torch.inference_mode():
-            _, whole_cache, caches = self._remember(piece.shared)
+            whole_cache, caches = self.remember(piece.shared)
             parts = [
                 part
                 for batch in piece.batches
@@ -279,24 +286,14 @@ class PrunedFamily:
             ]
         return np.concatenate([p for p, _ in parts], axis=1), np.concatenate([g for _, g in parts], axis=1)
 
-    def remember(self, tokens: tuple[int, ...]) -> list[DynamicCache]:
-        """For each cut the keys and values of a beginning in every layer that the pruned model keeps."""
-        _, whole, tails = self._remember(tokens)
-        found = []
-        for cut, entry, tail in zip(self.cuts, self.entry, tails, strict=True):
-            cache = DynamicCache()
-            cache.layers = list(whole.layers) if cut.size == 0 else [*whole.layers[:entry], *tail.layers]
-            found.append(cache)
-        return found
-
-    def _remember(self, shared: tuple[int, ...]):
+    def remember(self, shared: tuple[int, ...]):
         """Keys and values of a beginning, for the whole model and for every tail; kept until the next beginning."""
         if self._remembered[0] != shared:
             self._remembered = (shared, None, [None] * len(self.cuts))
             if shared:
                 self._remembered = (shared, *_with_room(lambda: self._run_shared(shared), len(shared)))
                 self.progress(len(shared) * self.layer_steps)
-        return self._remembered
+        return self._remembered[1:]
 
     def _run_shared(self, shared: tuple[int, ...]):
         ids = torch.tensor([shared], device=self.device)

@@ -217,7 +217,12 @@ def _shared_beginnings(sequences: list[Sequence]) -> list[tuple[int, list[Sequen
     return [(length if len(run) >= SHARED_BY else 0, run) for length, run in runs]
 
 
-def _common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common_beginning(rows: list[list[int]]) -> int:
+    """Number of tokens that all rows begin with."""
+    return min((_common(rows[0], row) for row in rows[1:]), default=len(rows[0]))
+
+
+def _common(a, b) -> int:
     for i, (x, y) in enumerate(zip(a, b, strict=False)):
         if x != y:
             return i

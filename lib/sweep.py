@@ -4,6 +4,7 @@ lm-eval's requests are collected once, arranged by `lib.planning`, answered for 
 scored by lm-eval for one cut after another. Letters in shapes: C cuts, R requests.
 """
 
+import dataclasses
 import functools
 import itertools
 import sys
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from lib import corpora, evaluation
 from lib.decoder import num_layers
 from lib.family import PrunedFamily
+from lib.generation import generate
 from lib.models import Source
 from lib.parameters import QuestionAnsweringParameters
 from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces
@@ -38,18 +40,20 @@ def sweep(
     num_fewshot: int | None = None,
     datasets: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
     shards: Shards | None = None,
 ) -> pd.DataFrame:
     """Score every pruned model of a family on tasks of lm-eval.
 
     Parameters
     ----------
-    tasks: names of lm-eval tasks or groups of type loglikelihood or multiple_choice, ours among them.
-    cuts: the pruned models; `Cut(0, 0)` is the whole model.
+    tasks: names of lm-eval tasks or groups of type loglikelihood, multiple_choice or generate_until, ours among them.
+    cuts: the pruned models; `Cut(0, 0)` is the whole model. What is given twice is run once.
     limit: documents a task, from its beginning; None for all.
     num_fewshot: examples in the prompt; None for the task's own number.
     datasets: a local mirror of the hub (see `lib.corpora`).
     batch_tokens: tokens in one batch, padding included.
+    memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
     shards: where finished parts are kept, so that an interrupted sweep goes on.
 
     Returns one row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs`
@@ -62,19 +66,47 @@ def sweep(
     evaluation.check_limit(limit)
     loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
     asked = evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
+    distinct = list(dict.fromkeys(cuts))
+    how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
     logprobs, greedy = loglikelihoods(
-        model, asked.contexts, asked.continuations, cuts,
-        max_length=asked.max_length, batch_tokens=batch_tokens, shards=shards, what=" ".join(tasks),
+        model, asked.contexts, asked.continuations, distinct,
+        max_length=asked.max_length, batch_tokens=batch_tokens, **how,
     )  # fmt: skip
+    texts = generate(model, tokenizer, asked.generations, distinct, **how)
     frames, outcomes = [], {}
-    for cut, cut_logprobs, cut_greedy in zip(cuts, logprobs, greedy, strict=True):
-        rows, outcomes[f"{cut.start},{cut.size}"] = evaluation.score(asked, cut_logprobs, cut_greedy)
+    for cut, *answers in zip(distinct, logprobs, greedy, texts, strict=True):
+        rows, outcomes[f"{cut.start},{cut.size}"] = evaluation.score(asked, *answers)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
         frames.append(rows)
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"outcomes": outcomes, "levels": evaluation.reference_levels(asked)}
     return table
+
+
+def plan(
+    model,
+    tokenizer,
+    tasks: list[str],
+    cuts: list[Cut],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    datasets: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
+) -> Plan:
+    """What `sweep` with these arguments would run, and its cost: layer-steps, tokens, bytes, predicted seconds.
+
+    Nothing is run but one batch of at most 256 tokens, for the time. Raises what `sweep` raises.
+    """
+    for cut in cuts:
+        cut.check(num_layers(model))
+    loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
+    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
+    family = PrunedFamily(model, list(dict.fromkeys(cuts)))
+    found = plan_requests(family, asked.contexts, asked.continuations, asked.max_length, batch_tokens, memory)
+    return dataclasses.replace(found, generated=len(asked.generations))
 
 
 def sweep_unit(
@@ -128,6 +160,8 @@ def loglikelihoods(
     The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
     `memory` bounds the bytes that are kept at once; see `plan_requests`.
     """
+    if not contexts:
+        return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
     family = PrunedFamily(model, cuts)
     plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)

@@ -17,7 +17,7 @@ from lib.parameters import Parameters, QuestionAnsweringParameters, SimilarityPa
 from lib.pruning import Cut, simple_cut
 from lib.results import unit_path
 from lib.selection import cuts_of_rule
-from lib.sweep import sweep, sweep_unit
+from lib.sweep import plan, sweep, sweep_unit
 
 LAYERS = 5  # of the tiny model
 
@@ -269,8 +269,7 @@ def test_a_sweep_refuses_before_it_measures(tiny_folder, monkeypatch):
     assert "size is 5" in refusal(sweep, model, tokenizer, ["capitals"], [*whole, Cut(0, LAYERS)])
     assert "start is 4 with size 2" in refusal(sweep, model, tokenizer, ["capitals"], [Cut(4, 2)])
     assert "limit is 0" in refusal(sweep, model, tokenizer, ["capitals"], whole, limit=0)
-    message = refusal(sweep, model, tokenizer, ["sums_one_digit_generated"], whole, limit=2)
-    assert "generate_until" in message and "multiple_choice" in message
+    assert "limit is 0" in refusal(plan, model, tokenizer, ["sums_one_digit_generated"], whole, limit=0)
 
 
 # --- tasks, text and parameters --------------------------------------------------------------------------

@@ -147,9 +147,26 @@ def test_levels_of_guessing(opened, table):
 # --- generation ------------------------------------------------------------------------------------------
 
 
-def test_generation_is_not_scored_by_log_likelihood(opened):
-    with pytest.raises(InputError, match="'sums_one_digit_generated' is of type generate_until, expected loglikel"):
-        sweep(*opened, ["capitals", "sums_one_digit_generated"], CUTS, limit=2)
+def test_other_types_of_tasks_are_refused(opened, monkeypatch):
+    loaded = evaluation.load_tasks(["capitals"])
+    monkeypatch.setattr(loaded["tasks"]["capitals"], "OUTPUT_TYPE", "loglikelihood_rolling")
+    with pytest.raises(InputError, match="'capitals' is of type loglikelihood_rolling, expected loglikel.* choose"):
+        evaluation.collect_requests(loaded, *opened, limit=2)
+
+
+def test_generated_and_chosen_answers_in_one_sweep(opened, manager):
+    names = ["capitals", "sums_one_digit_generated"]
+    rows = sweep(*opened, names, CUTS, limit=6)
+    model, tokenizer = opened
+    for cut in CUTS:
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1)
+        report = lm_eval.simple_evaluate(lm, tasks=names, task_manager=manager, limit=6, bootstrap_iters=0)
+        found = rows[(rows["start"] == cut.start) & (rows["size"] == cut.size)].set_index(["task", "metric"])["value"]
+        generated = report["results"]["sums_one_digit_generated"]["exact_match,first_number"]
+        assert found["sums_one_digit_generated", "exact_match,first_number"] == generated
+        assert found["capitals", "acc"] == report["results"]["capitals"]["acc,none"]
+        outcomes = rows.attrs["outcomes"][f"{cut.start},{cut.size}"]["sums_one_digit_generated"]
+        assert unpack(outcomes["exact_match,first_number"]).mean() == generated
 
 
 def test_generated_sums_run_in_lm_eval(opened, manager):

@@ -1,0 +1,267 @@
+"""Greedy answers of a whole family of pruned models to lm-eval's generate_until requests.
+
+lm-eval's HFLM cuts prompts, names stop strings and trims answers; only the tokens in between come from here.
+The prompts of a batch run once through the whole model, and above each cut once more; from there each pruned
+model decodes by itself, and a row that is finished leaves its batch.
+
+Letters in shapes: B rows of a batch, K keys.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+from transformers import DynamicCache
+
+from lib.family import Network, PrunedFamily, attention_masks
+from lib.planning import MEMORY, SHARED_TOKENS, common_beginning
+from lib.pruning import Cut, drop_layers
+from lib.results import Shards
+
+BATCH_ROWS = 32
+FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
+# entries of a generation configuration that greedy decoding follows here, or has no use for
+FOLLOWED = {
+    "bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_k", "top_p", "use_cache", "max_length",
+    "max_new_tokens", "do_sample", "transformers_version", "_from_model_config",
+}  # fmt: skip
+
+
+@dataclass
+class Call:
+    """What HFLM asks a model to generate at once."""
+
+    prompts: torch.Tensor  # [B, T], padded on the left
+    mask: torch.Tensor  # [B, T], 1 where there is a prompt
+    most: int  # tokens to generate at most
+    stop: list[str]
+    greedy: bool
+
+    @property
+    def rows(self) -> list[list[int]]:
+        return [ids[mask.bool()].tolist() for ids, mask in zip(self.prompts, self.mask, strict=True)]
+
+
+def generate(
+    model,
+    tokenizer,
+    instances: list[Instance],
+    cuts: list[Cut],
+    *,
+    memory: int = MEMORY,
+    shards: Shards | None = None,
+    what: str = "generation",
+) -> list[list[str]]:
+    """For each cut the text of each answer, as lm-eval's HFLM gives it for the pruned model.
+
+    `memory` bounds the bytes of keys and values. Where a task samples, a model's generation configuration
+    asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
+    """
+    if not instances:
+        return [[] for _ in cuts]
+    family = PrunedFamily(model, cuts)
+    prompts = _HFLM(model, tokenizer, 1)
+    prompts.generate_until(instances, disable_tqdm=True)
+    longest = max(call.prompts.shape[1] + call.most for call in prompts.calls)
+    row = longest * len(family.whole.layers) * family.whole.bytes_remembered
+    # the whole model's, those above a cut, and at times a copy of some rows
+    rows = int(max(1, min(BATCH_ROWS, 2 * memory // (2.5 * row))))
+    prompts = _HFLM(model, tokenizer, rows)
+    prompts.generate_until(instances, disable_tqdm=True)
+    own = family.can.branch and _is_greedy(model) and all(call.greedy for call in prompts.calls)
+    texts, answers = [], []
+    with tqdm(total=len(cuts) * len(instances), desc=what, unit="answer", mininterval=5, file=sys.stderr) as bar:
+        if own:
+            answers = [_answers(family, tokenizer, call, shards, n, bar) for n, call in enumerate(prompts.calls)]
+        for number, cut in enumerate(cuts):
+            lm = _HFLM(model if own else drop_layers(model, cut), tokenizer, rows)
+            lm.answers = [answer[number] for answer in answers] if own else None
+            lm.generates = not own
+            texts.append(lm.generate_until(instances, disable_tqdm=True))
+            bar.update(0 if own else len(instances))
+    return texts
+
+
+class _HFLM(HFLM):
+    """HFLM, which keeps what it asks of the model, and takes answers that are there."""
+
+    def __init__(self, model, tokenizer, rows: int):
+        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows)
+        self.calls: list[Call] = []
+        self.answers: list[list[list[int]]] | None = None
+        self.generates = False
+
+    def _model_generate(self, context, max_length, stop, **options):
+        if self.generates:
+            return super()._model_generate(context, max_length, stop, **options)
+        greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
+        call = Call(context, options["attention_mask"], max_length - context.shape[1], list(stop), greedy)
+        self.calls.append(call)
+        if self.answers is None:
+            return context
+        found = self.answers[len(self.calls) - 1]
+        width = max(map(len, found))
+        filled = [tokens + [self.tokenizer.pad_token_id] * (width - len(tokens)) for tokens in found]
+        return torch.cat([context, torch.tensor(filled, dtype=context.dtype, device=context.device)], dim=1)
+
+
+def _answers(family: PrunedFamily, tokenizer, call: Call, shards: Shards | None, number: int, bar) -> list:
+    """For each cut the new tokens of each row of a call: from shards where they are there, else generated."""
+    rows = call.rows
+    asked = np.array([token for row in rows for token in row])
+    found: list = []
+    prompts = None
+    for i, cut in enumerate(family.cuts):
+        shard = FIRST_SHARD + number * len(family.cuts) + i
+        kept = shards.get(shard) if shards else None
+        if kept is None or not np.array_equal(kept["asked"], asked) or kept["cut"].tolist() != [cut.start, cut.size]:
+            prompts = prompts or Prompts(family, rows, call.most)
+            tokens = prompts.decode(i, _IsOver(family.whole.model, tokenizer, call.stop))
+            lengths = np.array([len(row) for row in tokens])
+            kept = {"tokens": np.array([t for row in tokens for t in row]), "lengths": lengths}
+            kept |= {"asked": asked, "cut": np.array([cut.start, cut.size])}
+            if shards:
+                shards.put(shard, kept)
+        parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
+        found.append([part.astype(int).tolist() for part in parts])
+        bar.update(len(rows))
+    return found
+
+
+class Prompts:
+    """The prompts of a batch, run once for a whole family; all tokens but the last, which decoding begins with."""
+
+    @torch.inference_mode()
+    def __init__(self, family: PrunedFamily, rows: list[list[int]], most: int):
+        self.family, self.rows, self.most = family, rows, most
+        shared = common_beginning(rows) if len(rows) > 1 else 0
+        self.shared = shared if shared >= SHARED_TOKENS and family.can.share else 0
+        self.shared = min(self.shared, *(len(row) - 1 for row in rows))
+        width = max(1, max(map(len, rows)) - 1 - self.shared)
+        self.ids = torch.zeros(len(rows), width, dtype=torch.long, device=family.device)
+        for i, row in enumerate(rows):
+            rest = row[self.shared : -1]
+            self.ids[i, : len(rest)] = torch.tensor(rest, dtype=torch.long)
+        whole, self.tails = family.remember(tuple(rows[0][: self.shared]))
+        with family.whole.recording(set(family.entry)) as self.residuals:
+            self.whole = Growing(family.whole.remember(self.ids, beginning=whole), most)
+
+    @torch.inference_mode()
+    def decode(self, number: int, is_over: Callable[[list[list[int]]], list[bool]]) -> list[list[int]]:
+        """The new tokens of each row under cut `number`; `is_over` says of some rows' new tokens which are finished."""
+        network, cache = self._pruned(number)
+        device, start = self.family.device, self.shared + self.ids.shape[1]
+        lengths = torch.tensor([[len(row) - 1] for row in self.rows], device=device)
+        # of every key that there will be: its place in the sequence, and whether it is one or padding
+        before = torch.arange(start, device=device).expand(len(self.rows), start)
+        after = lengths + torch.arange(self.most, device=device)
+        places = torch.cat([before, after], dim=1)
+        real = torch.cat([before < lengths, after >= 0], dim=1)
+        tokens = torch.tensor([row[-1] for row in self.rows], device=device)
+        new: list[list[int]] = [[] for _ in self.rows]
+        batch, over = list(range(len(self.rows))), set()
+        for keys in range(start + 1, start + self.most + 1):
+            positions = places[:, keys - 1 : keys]
+            visible = real[:, None, :keys]
+            options = {
+                "position_ids": positions,
+                "attention_mask": attention_masks(
+                    network.model.config, positions, places[:, :keys], visible, network.dtype
+                ),
+                network.cache_argument: cache,
+            }
+            tokens = network.model(input_ids=tokens[:, None], use_cache=True, **options).logits[:, -1].argmax(dim=-1)
+            going = [i for i in batch if i not in over]
+            for i, token in zip(batch, tokens.tolist(), strict=True):
+                if i not in over:
+                    new[i].append(token)
+            over |= {i for i, finished in zip(going, is_over([new[i] for i in going]), strict=True) if finished}
+            keep = [place for place, i in enumerate(batch) if i not in over]
+            if not keep:
+                break
+            # leaving the finished behind is a copy that costs as much as a step or two
+            if len(keep) <= 0.75 * len(batch):
+                batch = [batch[place] for place in keep]
+                kept = torch.tensor(keep, device=device)
+                cache, tokens, places, real = cache.rows(kept), tokens[kept], places[kept], real[kept]
+        return new
+
+    def _pruned(self, number: int) -> tuple[Network, "Growing"]:
+        """The pruned model of a cut, and a cache that holds the prompts: below the cut that of the whole model."""
+        family, cut, entry = self.family, self.family.cuts[number], self.family.entry[number]
+        if cut.size == 0:
+            return family.whole, self.whole.lower(len(family.whole.layers))
+        upper = family.tails[number].remember(self.ids, self.residuals[entry], beginning=self.tails[number])
+        cache = self.whole.lower(entry)
+        cache.buffers = [*cache.buffers, *Growing(upper, self.most).buffers]
+        return Network(drop_layers(family.whole.model, cut)), cache
+
+
+class Growing(DynamicCache):
+    """Keys and values with room for what decoding adds, one token at a time: nothing is copied at a step."""
+
+    def __init__(self, cache: DynamicCache | None = None, room: int = 0):
+        super().__init__()
+        self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.lengths: dict[int, int] = {}
+        self.start = 0
+        for layer in cache.layers if cache is not None else ():
+            self.start = layer.keys.shape[-2]
+            self.buffers.append(tuple(_with_space(tensor, room) for tensor in (layer.keys, layer.values)))
+
+    def lower(self, layers: int) -> "Growing":
+        """The same memory for the first layers; what was added is written over."""
+        other = Growing()
+        other.start, other.buffers = self.start, self.buffers[:layers]
+        return other
+
+    def rows(self, keep: torch.Tensor) -> "Growing":
+        """A copy with these rows alone."""
+        other = Growing()
+        other.start, other.lengths = self.start, dict(self.lengths)
+        other.buffers = [tuple(tensor[keep] for tensor in pair) for pair in self.buffers]
+        return other
+
+    def update(self, key_states, value_states, layer_idx, *_, **__):
+        first = self.lengths.get(layer_idx, self.start)
+        last = self.lengths[layer_idx] = first + key_states.shape[-2]
+        keys, values = self.buffers[layer_idx]
+        keys[:, :, first:last], values[:, :, first:last] = key_states, value_states
+        return keys[:, :, :last], values[:, :, :last]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.lengths.get(layer_idx, self.start)
+
+
+class _IsOver:
+    """Whether an answer is finished: an end-of-sequence token, or a stop string among the last tokens."""
+
+    def __init__(self, model, tokenizer, stop: list[str]):
+        ends = model.generation_config.eos_token_id
+        self.ends = set(ends if isinstance(ends, list) else [ends])
+        self.tokenizer, self.stop = tokenizer, [s for s in stop if s]
+        # two more than it takes to write one, since a string has several tokenizations: so far HFLM looks back
+        self.back = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stop), default=0)
+
+    def __call__(self, rows: list[list[int]]) -> list[bool]:
+        texts = self.tokenizer.batch_decode([row[-self.back :] for row in rows])
+        found = [any(s in text for s in self.stop) for text in texts]
+        return [row[-1] in self.ends or stopped for row, stopped in zip(rows, found, strict=True)]
+
+
+def _with_space(tensor: torch.Tensor, room: int) -> torch.Tensor:
+    rows, heads, length, width = tensor.shape
+    wide = tensor.new_empty(rows, heads, length + room, width)
+    wide[:, :, :length] = tensor
+    return wide
+
+
+def _is_greedy(model) -> bool:
+    """Whether the generation configuration asks for nothing that plain greedy decoding would not do."""
+    asked = {name for name, value in model.generation_config.to_diff_dict().items() if value not in (None, False)}
+    return asked <= FOLLOWED

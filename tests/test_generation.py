@@ -1,0 +1,118 @@
+"""Generated answers of a family are those that lm-eval's HFLM gives for each pruned model."""
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
+
+from lib import generation
+from lib.generation import generate
+from lib.pruning import Cut, drop_layers, simple_cut
+from lib.results import Shards
+from tests.tiny import FAMILIES, tiny_model
+
+LAYERS = 6
+CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2)]
+EXAMPLES = "Question: What is the capital of this country?\nAnswer: The capital is here.\n\n" * 2
+
+
+def requests(*, shared: bool, until=("a",), most=12, number=7):
+    """Questions of different lengths, longer than the sliding windows; `shared`: after the same examples."""
+    asked = []
+    for i in range(number):
+        beginning = EXAMPLES if shared else EXAMPLES[i * 5 :]
+        context = beginning + "Question: " + "What is it? " * (i % 3) + "abcdefg"[i] * (i + 1) + "\nAnswer:"
+        options = {"until": list(until), "max_gen_toks": most, "do_sample": False}
+        asked.append(Instance("generate_until", {}, (context, options), i))
+    return asked
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    return AutoTokenizer.from_pretrained(tiny_folder)
+
+
+def opened(family, tokenizer):
+    """A tiny model that speaks the tokenizer's 300 tokens."""
+    model = tiny_model(family, layers=LAYERS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        # a head of its own: one that is the embedding repeats the last token for ever
+        model.config.tie_word_embeddings = False
+        for embedding in (model.get_output_embeddings(), model.get_input_embeddings()):
+            embedding.weight = torch.nn.Parameter(torch.randn_like(embedding.weight) / 2)
+    model.config.max_position_embeddings = 2048
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    return model
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["own examples", "shared examples"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch):
+    model = opened(family, tokenizer)
+    asked = requests(shared=shared)
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
+        found = generate(model, tokenizer, asked, CUTS)
+    assert len(found) == len(CUTS)
+    for cut, texts in zip(CUTS, found, strict=True):
+        # one by one: padding on the left moves what a sliding window of transformers sees
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
+        assert texts == lm.generate_until(asked, disable_tqdm=True), cut
+    # the answers differ between models and questions, so equality says something
+    assert len({tuple(texts) for texts in found}) == len(CUTS) and len({t for texts in found for t in texts}) > 8
+
+
+def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
+    model = opened("llama", tokenizer)
+    asked = requests(shared=True)
+    expected = generate(model, tokenizer, asked, CUTS)
+    rows = []
+    init = generation.Prompts.__init__
+    monkeypatch.setattr(
+        generation.Prompts, "__init__", lambda self, family, prompts, most: (
+            rows.append(len(prompts)), init(self, family, prompts, most))[1],
+    )  # fmt: skip
+    assert generate(model, tokenizer, asked, CUTS, memory=500_000) == expected
+    assert 1 <= max(rows) < len(asked)
+
+
+def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
+    model = opened("llama", tokenizer)
+    asked = requests(shared=False)
+    shards = Shards(tmp_path / "unit.partial")
+    expected = generate(model, tokenizer, asked, CUTS, shards=shards)
+    stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
+    assert len(stored) == len(CUTS)
+    stored[1].unlink()
+    decoded = []
+    decode = generation.Prompts.decode
+    monkeypatch.setattr(
+        generation.Prompts, "decode", lambda self, number, over: decoded.append(number) or decode(self, number, over)
+    )
+    assert generate(model, tokenizer, asked, CUTS, shards=shards) == expected
+    assert decoded == [1]
+
+
+@pytest.mark.parametrize("options", [{"do_sample": True, "temperature": 0.5}, {"repetition_penalty": 1.5}])
+def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
+    model = opened("llama", tokenizer)
+    asked = requests(shared=False, number=3)
+    for instance in asked:
+        instance.arguments[1].update(options)
+    monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
+    torch.manual_seed(0)
+    found = generate(model, tokenizer, asked, CUTS[:1])
+    torch.manual_seed(0)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.BATCH_ROWS)
+    assert found[0] == lm.generate_until(asked, disable_tqdm=True)
+
+
+def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
+    model = opened("llama", tokenizer)
+    plain = generate(model, tokenizer, requests(shared=False), CUTS[:1])
+    model.generation_config.repetition_penalty = 2.0
+    monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
+    assert generate(model, tokenizer, requests(shared=False), CUTS[:1]) != plain
