@@ -257,6 +257,11 @@ def _all_tasks() -> TaskManager:
 class _Encoder(HFLM):
     """lm-eval's own tokenization of requests; it keeps them and answers nothing."""
 
+    def __init__(self, **options):
+        super().__init__(**options)
+        # the choices of a question have one context, one after another
+        self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
+
     def _loglikelihood_tokens(self, requests, **_):
         self.contexts = [list(context) for _, context, _ in requests]
         self.continuations = [list(continuation) for _, _, continuation in requests]

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64
-from transformers import DynamicCache
+from transformers import AttentionInterface, DynamicCache
 
 from lib.decoder import decoder_layers, num_layers, text_config
 from lib.errors import InputError
@@ -109,13 +109,16 @@ class Network:
         residual: torch.Tensor | None = None,
         *,
         scored_only: "ScoredOnly | None" = None,
+        apart: bool = False,
     ) -> torch.Tensor:
         """[N, D] what enters the head at the scored positions, through the model's own forward."""
         options: dict = {"use_cache": False}
         past = 0
         if beginning is not None:
-            options = {"use_cache": True, self.cache_argument: Lent(beginning, len(batch.ids))}
             past = beginning.get_seq_length()
+            apart = apart and batch.visible is None and self._sees_all(past + batch.ids.shape[1])
+            lent = Lent(beginning, len(batch.ids), apart)
+            options = {"use_cache": True, self.cache_argument: lent}
         if batch.visible is not None:
             positions = batch.depths + past
             before = torch.arange(past, device=positions.device).expand(len(positions), past)
@@ -133,11 +136,19 @@ class Network:
         with contextlib.ExitStack() as stack:
             stack.callback(self.head.register_forward_pre_hook(take).remove)
             stack.enter_context(self._entering(residual))
+            if past and apart:
+                stack.enter_context(lent.attending(self.model.config))
             if scored_only:
                 stack.enter_context(scored_only.during(self, batch.places))
             with contextlib.suppress(Collected):
                 self.model(input_ids=batch.ids, **options)
         return found[0]
+
+    def _sees_all(self, length: int) -> bool:
+        """Whether every layer's attention reaches over so many tokens."""
+        config = text_config(self.model.config)
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        return all(window is None or length <= window for window in windows)
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """[N, V] logits of states [N, D] that enter the head, with the scaling and caps of the model's own forward."""
@@ -295,6 +306,10 @@ class PrunedFamily:
                 self.progress(len(shared) * self.layer_steps)
         return self._remembered[1:]
 
+    def forget(self) -> None:
+        """Give the memory of the last beginning back."""
+        self._remembered = (None, None, [])
+
     def _run_shared(self, shared: tuple[int, ...]):
         ids = torch.tensor([shared], device=self.device)
         with torch.inference_mode():
@@ -326,17 +341,17 @@ class PrunedFamily:
 
     def _run_batch(self, sequences, shared: int, whole_cache, caches):
         batch = Batch.of(sequences, shared, self.device)
-        how = self.can.score_only
+        how = {"scored_only": self.can.score_only, "apart": self.can.apart}
         tokens = sum(len(s.tokens) - shared for s in sequences)
         with self.whole.recording(set(self.entry)) as residuals:
-            whole = self.whole.scored_states(batch, whole_cache, scored_only=how)
+            whole = self.whole.scored_states(batch, whole_cache, **how)
         self.progress(tokens * len(self.whole.layers))
         states = []
         for tail, entry, cache in zip(self.tails, self.entry, caches, strict=True):
             if tail is None:
                 states.append(whole)
                 continue
-            states.append(tail.scored_states(batch, cache, residuals[entry], scored_only=how))
+            states.append(tail.scored_states(batch, cache, residuals[entry], **how))
             self.progress(tokens * len(tail.layers))
         return self._answers(sequences, torch.stack(states))
 
@@ -381,6 +396,7 @@ class Abilities:
     """Which savings give on this model what the plain way gives: found out by trying, not from a list of names."""
 
     share: bool  # lend keys and values of a beginning
+    apart: bool  # attend to a lent beginning without copying it for each sequence
     score_only: ScoredOnly | None  # run the last layer where something is scored
     branch: bool  # run several continuations of one context as one sequence
 
@@ -390,18 +406,19 @@ class Abilities:
         ways = [way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if _all_same(networks, way=way)]
         return cls(
             share=_all_same(networks, shared=8),
+            apart=_all_same(networks, shared=8, apart=True, way=ways[0] if ways else None),
             score_only=ways[0] if ways else None,
             branch=_all_same(networks, joined=True),
         )
 
 
-def _all_same(networks, *, shared: int = 0, joined: bool = False, way: ScoredOnly | None = None) -> bool:
+def _all_same(networks, *, shared=0, joined=False, way: ScoredOnly | None = None, apart=False) -> bool:
     """Whether two short requests get the same logits this way and the plain way."""
-    return all(_same(network, shared, joined, way) for network in networks)
+    return all(_same(network, shared, joined, way, apart) for network in networks)
 
 
 @torch.inference_mode()
-def _same(network: Network, shared: int, joined: bool, way: ScoredOnly | None) -> bool:
+def _same(network: Network, shared: int, joined: bool, way: ScoredOnly | None, apart: bool) -> bool:
     vocabulary = network.head.weight.shape[0]
     tokens = [(7919 * i + 13) % vocabulary for i in range(23)]
     context, first, second = tokens[:16], tokens[16:20], tokens[20:]
@@ -414,28 +431,81 @@ def _same(network: Network, shared: int, joined: bool, way: ScoredOnly | None) -
         sequences = (Sequence.joined(context, [(0, first), (1, second)]),)
         # the last token of the context is then scored once for both
         plain = torch.cat([plain[: len(first)], plain[len(first) + 1 :]])
-    if (way or joined) and text_config(network.model.config)._attn_implementation not in ("sdpa", "eager"):
+    if (way or joined or apart) and text_config(network.model.config)._attn_implementation not in ("sdpa", "eager"):
         return False  # others take no mask of ours
     try:
         beginning = network.remember(torch.tensor([context[:shared]], device=network.device)) if shared else None
-        states = network.scored_states(Batch.of(sequences, shared, network.device), beginning, scored_only=way)
+        batch = Batch.of(sequences, shared, network.device)
+        states = network.scored_states(batch, beginning, scored_only=way, apart=apart)
         return bool((network.logits(states).float() - plain).abs().max() <= allowed)
     except Exception:  # whatever a family's code raises, the plain way is left
         return False
 
 
 class Lent(DynamicCache):
-    """Keys and values of one sequence, lent to `rows` sequences: what these add is used, and not kept."""
+    """Keys and values of one sequence, lent to `rows` sequences: what these add is used, and not kept.
 
-    def __init__(self, cache: DynamicCache, rows: int):
+    `apart`: attention to the beginning and to what the sequences add is computed apart (`attend_apart`), so
+    that nothing of the beginning is copied for each sequence.
+    """
+
+    def __init__(self, cache: DynamicCache, rows: int, apart: bool = False):
         super().__init__()
-        self.layers, self.rows = cache.layers, rows
+        self.layers, self.rows, self.apart = cache.layers, rows, apart
+
+    def beginning(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [rows, heads, P, head width] of a layer, without a copy."""
+        layer = self.layers[layer_idx]
+        return tuple(tensor.expand(self.rows, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
 
     def update(self, key_states, value_states, layer_idx, *_, **__):
-        layer = self.layers[layer_idx]
-        keys = layer.keys.expand(self.rows, *layer.keys.shape[1:])
-        values = layer.values.expand(self.rows, *layer.values.shape[1:])
+        if self.apart:
+            return key_states, value_states
+        keys, values = self.beginning(layer_idx)
         return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    @contextlib.contextmanager
+    def attending(self, config) -> Iterator[None]:
+        """During a forward pass of the model with this configuration, attention is `attend_apart`."""
+        global _lent
+        config, before = text_config(config), _lent
+        implementation = config._attn_implementation
+        config._attn_implementation, _lent = ATTEND_APART, self
+        try:
+            yield
+        finally:
+            config._attn_implementation, _lent = implementation, before
+
+
+ATTEND_APART = "beginning_apart"
+_lent: Lent | None = None
+
+
+def attend_apart(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **others):
+    """Attention [B, T, heads, head width] over a lent beginning and over a sequence's own keys, put together.
+
+    Softmax over both is the mean of the two attentions, weighted by their sums of exponentials, of which
+    flash attention gives the logarithms. `attention_mask` is over a sequence's own keys; None is causal.
+    """
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotImplementedError("attention of this kind is not computed apart")
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    (rows, heads, length, width), few = query.shape, key.shape[1]
+    shared_keys, shared_values = _lent.beginning(module.layer_idx)
+    # heads that share keys stand next to each other: they are more queries of one head
+    grouped = query.reshape(rows, few, heads // few * length, width)
+    before, weight_before = flash(grouped, shared_keys, shared_values, 0.0, False, scale=scaling)
+    before, weight_before = before.reshape(query.shape), weight_before.reshape(rows, heads, length)
+    key, value = (tensor.repeat_interleave(heads // few, dim=1) for tensor in (key, value))
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
+    causal = attention_mask is None and length > 1
+    own, weight_own = flash(query, key, value, 0.0, causal, attn_mask=attention_mask, scale=scaling)
+    share = torch.sigmoid(weight_before - weight_own).unsqueeze(-1).to(query.dtype)
+    return (own + (before - own) * share).transpose(1, 2), None
+
+
+AttentionInterface.register(ATTEND_APART, attend_apart)
 
 
 class Collected(Exception):

@@ -110,8 +110,7 @@ class Plan:
     One layer-step is one decoder layer run on one token.
     """
 
-    groups: list[list]  # cuts that are run together, so that what is kept for them fits the memory
-    pieces: list[Piece]
+    parts: list[tuple[list, list[Piece]]]  # cuts, and pieces of one beginning, run together: what is kept must fit
     layers: int  # of the whole model
     layer_steps: int
     bytes: int  # kept at most: residuals, keys and values of a beginning
@@ -121,9 +120,14 @@ class Plan:
     cuts: list = field(default_factory=list)
 
     @property
+    def pieces(self) -> list[Piece]:
+        """Every piece once."""
+        return list(dict.fromkeys(piece for _, pieces in self.parts for piece in pieces))
+
+    @property
     def tokens(self) -> int:
-        """Distinct tokens that the whole model runs."""
-        return sum(piece.tokens for piece in self.pieces) + sum(map(len, {piece.shared for piece in self.pieces}))
+        """Distinct tokens of the requests."""
+        return tokens_of(self.pieces)
 
     @property
     def padding(self) -> float:
@@ -139,7 +143,7 @@ class Plan:
     def __str__(self) -> str:
         bare = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
         parts = [
-            f"{len(self.cuts)} pruned models" + (f" in {len(self.groups)} groups" if len(self.groups) > 1 else ""),
+            f"{len(self.cuts)} pruned models",
             f"{self.requests:,} requests",
             f"{self.tokens:,} distinct tokens, {self.padding:.1%} padding",
             f"{self.layer_steps / 1e6:,.1f} million layer-steps ({bare:.1f} passes of the whole model)",
@@ -150,6 +154,11 @@ class Plan:
         if self.generated:
             parts.append(f"{self.generated:,} answers to generate for each pruned model")
         return "; ".join(parts)
+
+
+def tokens_of(pieces: list[Piece]) -> int:
+    """Distinct tokens of some pieces, each beginning counted once."""
+    return sum(piece.tokens for piece in pieces) + sum(map(len, {piece.shared for piece in pieces}))
 
 
 def plan_pieces(

@@ -23,7 +23,7 @@ from lib.family import PrunedFamily
 from lib.generation import generate
 from lib.models import Source
 from lib.parameters import QuestionAnsweringParameters
-from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces
+from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from lib.pruning import Cut
 from lib.results import Shards, Unit, measure_or_load
 
@@ -171,13 +171,17 @@ def loglikelihoods(
     with tqdm(
         total=plan.layer_steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr
     ) as bar:
-        for group in plan.groups:
-            part = family if len(plan.groups) == 1 else PrunedFamily(model, group, family.can)
+        families = {tuple(cuts): family}
+        for group, pieces in plan.parts:
+            if tuple(group) not in families:
+                families[tuple(group)] = PrunedFamily(model, group, family.can)
+            part = families[tuple(group)]
             places = [cuts.index(cut) for cut in group]
-            for piece in plan.pieces:
+            for piece in pieces:
                 found = _piece(part, piece, shards, next(number), bar)
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
+            part.forget()
     return logprobs, greedy
 
 
@@ -195,16 +199,18 @@ def plan_requests(
         contexts, continuations, max_length, batch_tokens, share=family.can.share, branch=family.can.branch
     )
 
-    groups = group_cuts(family.cuts, lambda cuts: family.bytes_kept(cuts, pieces), memory)
-    tokens = sum(piece.tokens for piece in pieces) + sum(map(len, {piece.shared for piece in pieces}))
+    parts = []
+    for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared):
+        run = list(run)
+        groups = group_cuts(family.cuts, lambda cuts, run=run: family.bytes_kept(cuts, run), memory)
+        parts += [(group, run) for group in groups]
     return Plan(
         cuts=family.cuts,
-        groups=groups,
-        pieces=pieces,
+        parts=parts,
         layers=num_layers(model),
-        layer_steps=tokens * sum(family.layer_steps_of(group) for group in groups),
-        bytes=max((family.bytes_kept(group, pieces) for group in groups), default=0),
-        rate=_rate(model, tokens),
+        layer_steps=sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts),
+        bytes=max((family.bytes_kept(group, run) for group, run in parts), default=0),
+        rate=_rate(model, tokens_of(pieces)),
         requests=len(contexts),
     )
 

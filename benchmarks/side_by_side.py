@@ -1,0 +1,60 @@
+"""What the benchmarks have in common: clock, peak memory, what was true while measuring, where it is kept."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from lib.results import provenance, write_whole
+
+MEASURED = Path(__file__).with_name("measured")
+THREADS = 2
+
+
+def measured(run: Callable):
+    """What `run` returns, its seconds, and the most memory that the process held meanwhile, in bytes."""
+    reset_peak()
+    start = time.perf_counter()
+    result = run()
+    return result, time.perf_counter() - start, peak()
+
+
+def reset_peak() -> None:
+    """Linux forgets the peak so far when a 5 is written here."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak() -> int:
+    """Most memory held since then, in bytes."""
+    return _status("VmHWM")
+
+
+def held() -> int:
+    """Memory held now, in bytes."""
+    return _status("VmRSS")
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {name}")
+
+
+def keep(name: str, content: dict) -> None:
+    """Print a measurement, and write it to benchmarks/measured/NAME.json."""
+    content = {"command": " ".join(["python -m", *_command()]), **content, "provenance": provenance()}
+    text = json.dumps(content, indent=1)
+    print(text)
+    write_whole(MEASURED / f"{name}.json", f"{text}\n".encode())
+
+
+def _command() -> list[str]:
+    return [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+
+
+def start() -> None:
+    torch.set_num_threads(THREADS)
