@@ -53,7 +53,7 @@ def main() -> None:
     loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], cuts[:3], max_length=asked.max_length)
 
     def swept(some):
-        again = evaluation.encode(instances, model, tokenizer)
+        again = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit)
         return loglikelihoods(model, again.contexts, again.continuations, some, max_length=again.max_length)
 
     before = side_by_side.held()

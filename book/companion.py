@@ -14,6 +14,7 @@ from pathlib import Path
 import nbformat
 import papermill
 import plotly
+import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -26,6 +27,7 @@ from lib.results import ROOT, write_whole
 
 EXECUTED = ROOT / "book" / "executed"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+NOT_MEASURED = "# Not measured\n\n```{note}\nresults/ holds none of the measurements of this page.\n```"
 MEASURED_FIGURE = re.compile(r'<figure\b[^>]*\bclass="[^"]*\bmeasured\b')
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ def run_notebooks(app: Sphinx) -> None:
     names = [entry.name for entry in entries if entry.parent.name == EXECUTED.name]
     for name in names:
         if not source(name).exists():
-            raise SystemExit(f"book/_toc.yml names executed/{name}, but there is no notebooks/{name}.ipynb")
+            raise SystemExit(f"book/_toc.yml names executed/{name}, but there is no {source(name).relative_to(ROOT)}")
     inputs = [path for folder in ("lib", "results") for path in contents(ROOT / folder)]
+    inputs.append(ROOT / "book" / "pages.yml")
     changed = max((path.stat().st_mtime for path in inputs), default=0.0)
     stale = [name for name in names if is_older(executed(name), max(changed, source(name).stat().st_mtime))]
     for name in stale:
@@ -53,7 +56,9 @@ def run_notebooks(app: Sphinx) -> None:
 
 
 def run_notebook(name: str) -> None:
-    logger.info("running notebooks/%s.ipynb", name)
+    """Run the notebook of a page, with the parameters that book/pages.yml gives it, and keep what it shows."""
+    notebook_file, parameters = source(name).relative_to(ROOT), page(name).get("parameters", {})
+    logger.info("running %s for executed/%s", notebook_file, name)
     start = time.monotonic()
     # A virtual environment's own kernel before one that the user once installed for another interpreter.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
@@ -64,6 +69,7 @@ def run_notebook(name: str) -> None:
             notebook = papermill.execute_notebook(
                 source(name),
                 None,
+                parameters=parameters,
                 kernel_name="python3",
                 cwd=ROOT,
                 progress_bar=False,
@@ -73,19 +79,35 @@ def run_notebook(name: str) -> None:
             )
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
+            if parameters.get("measure") is False and text.startswith("InputError: not measured"):
+                write_page(name, nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(NOT_MEASURED)]))
+                return
             # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
             raise SystemExit(
-                f"notebooks/{name}.ipynb failed: {text.strip().splitlines()[-1]} "
-                f"(to see where: papermill notebooks/{name}.ipynb out.ipynb)"
+                f"{notebook_file} failed: {text.strip().splitlines()[-1]} "
+                f"(to see where: papermill {notebook_file} out.ipynb)"
             ) from None
     # Where papermill read and wrote is of no use to a reader of the page.
-    notebook.metadata.papermill.update(input_path=f"notebooks/{name}.ipynb", output_path=None)
+    notebook.metadata.papermill.update(input_path=str(notebook_file), output_path=None)
+    write_page(name, notebook)
+    logger.info("ran %s in %.0f seconds", notebook_file, time.monotonic() - start)
+
+
+def write_page(name: str, notebook) -> None:
+    if title := page(name).get("title"):
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", f"# {title}", first.source)
     write_whole(executed(name), nbformat.writes(notebook).encode())
-    logger.info("ran notebooks/%s.ipynb in %.0f seconds", name, time.monotonic() - start)
+
+
+def page(name: str) -> dict:
+    """What book/pages.yml says of a page: its notebook, title and parameters; nothing for a notebook as it stands."""
+    path = ROOT / "book" / "pages.yml"
+    return yaml.safe_load(path.read_text(encoding="utf-8")).get(name, {}) if path.exists() else {}
 
 
 def source(name: str) -> Path:
-    return ROOT / "notebooks" / f"{name}.ipynb"
+    return ROOT / "notebooks" / f"{page(name).get('notebook', name)}.ipynb"
 
 
 def executed(name: str) -> Path:

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 from lib import corpora
 from lib.errors import InputError
 from lib.pruning import Cut
-from lib.results import pack
+from lib.results import Unit, pack
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
@@ -42,6 +42,10 @@ TITLES = {
     "piqa": "PIQA",
     "boolq": "BoolQ",
     "mmlu": "MMLU",
+    "mmlu_humanities": "MMLU, humanities",
+    "mmlu_social_sciences": "MMLU, social sciences",
+    "mmlu_stem": "MMLU, STEM",
+    "mmlu_other": "MMLU, other",
 }
 
 
@@ -198,6 +202,51 @@ def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
     return levels
 
 
+def is_group(name: str) -> bool:
+    """Whether lm-eval knows a group of tasks by this name."""
+    return name in check_names([name]).all_groups
+
+
+def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
+    """What lm-eval's groups make of the rows of their tasks, cut by cut; the rows themselves where they make nothing.
+
+    The value of a metric is the group's own (MMLU: every item counts once); with ",macro" it is the mean over
+    the group's tasks, each of which counts once.
+    """
+    found = []
+    for (start, size), of_cut in rows.groupby(["start", "size"], sort=False):
+        metrics: dict[str, dict] = {}
+        for row in of_cut.itertuples():
+            metric, _, rule = row.metric.partition(",")
+            of_task = metrics.setdefault(row.task, {"sample_len": row.items})
+            of_task |= {f"{metric},{rule or 'none'}": row.value, f"{metric}_stderr,{rule or 'none'}": row.stderr}
+        for name, group in groups.items():
+            leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
+            aggregated = group.aggregate(metrics)
+            for key, value in aggregated.items():
+                metric, _, rule = str(key).partition(",")
+                if not rule or metric.endswith("_stderr"):
+                    continue
+                named = _named(metric, rule)
+                row = {"task": name, "start": start, "size": size, "items": aggregated["sample_len"]}
+                found.append({**row, "metric": named, "value": value, "stderr": aggregated[f"{metric}_stderr,{rule}"]})
+                of_metric = leaves[leaves["metric"] == named]
+                error = math.sqrt((of_metric["stderr"] ** 2).sum()) / len(of_metric)
+                found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})
+    return pd.DataFrame(found)[list(rows.columns)] if found else rows
+
+
+def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
+    """The levels of guessing for each task in a unit's rows.
+
+    A group has none of its own: where every task in it has one chance, that is the group's too.
+    """
+    levels = unit.details["levels"]
+    chances = {level["chance"] for level in levels.values()}
+    shared = {"chance": chances.pop()} if len(chances) == 1 else {}
+    return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+
+
 def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[float, float]:
     """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
     centre = (value + z * z / (2 * items)) / (1 + z * z / items)
@@ -207,14 +256,15 @@ def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[floa
 
 
 def accuracy_by_rule(
-    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str = "acc"
+    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str | None = None
 ) -> pd.DataFrame:
     """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
 
     Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
-    measured has no row.
+    measured has no row. `metric` None is a task's "acc", or what it counts instead (exact_match).
     """
-    table = rows[rows["metric"] == metric]
+    wanted = {task: metric or _main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
+    table = rows[rows["metric"] == rows["task"].map(wanted)]
     curves = []
     for rule, cuts in cuts_of.items():
         for cut in cuts:
@@ -222,7 +272,7 @@ def accuracy_by_rule(
                 low, high = wilson_interval(row.value, int(row.items))
                 curves.append((
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
-                    row.value, low, high, int(row.items), metric,
+                    row.value, low, high, int(row.items), row.metric,
                 ))  # fmt: skip
     columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
     return pd.DataFrame(curves, columns=columns)
@@ -282,6 +332,11 @@ class _Answers(LM):
 
     def loglikelihood_rolling(self, requests):
         raise NotImplementedError
+
+
+def _main_metric(metrics: list[str]) -> str:
+    exact = [metric for metric in metrics if metric.startswith("exact_match")]
+    return "acc" if "acc" in metrics else (exact or metrics)[0]
 
 
 def _named(metric: str, rule: str) -> str:

@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from lib.family import Network, PrunedFamily, attention_masks
 from lib.planning import MEMORY, SHARED_TOKENS, common_beginning
-from lib.pruning import Cut, drop_layers
+from lib.pruning import drop_layers
 from lib.results import Shards
 
 BATCH_ROWS = 32
@@ -48,23 +48,22 @@ class Call:
 
 
 def generate(
-    model,
+    family: PrunedFamily,
     tokenizer,
     instances: list[Instance],
-    cuts: list[Cut],
     *,
     memory: int = MEMORY,
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[str]]:
-    """For each cut the text of each answer, as lm-eval's HFLM gives it for the pruned model.
+    """For each cut of a family the text of each answer, as lm-eval's HFLM gives it for the pruned model.
 
     `memory` bounds the bytes of keys and values. Where a task samples, a model's generation configuration
     asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
     """
     if not instances:
-        return [[] for _ in cuts]
-    family = PrunedFamily(model, cuts)
+        return [[] for _ in family.cuts]
+    model, cuts = family.whole.model, family.cuts
     prompts = _HFLM(model, tokenizer, 1)
     prompts.generate_until(instances, disable_tqdm=True)
     longest = max(call.prompts.shape[1] + call.most for call in prompts.calls)

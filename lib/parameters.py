@@ -98,11 +98,12 @@ class SimilarityParameters(Parameters):
 class QuestionAnsweringParameters(Parameters):
     """Parameters of notebooks/02-question-answering.ipynb."""
 
-    tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # lm-eval tasks, with commas
+    tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # lm-eval tasks; "mmlu:5" is 5-shot
     rules: str = "similarity, simple"  # how the dropped block is chosen
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
     limit: int | None = 120  # items a task, from its beginning; None: all
     num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
+    measure: bool = True  # False: show what results hold, measure nothing
 
     def check(self) -> None:
         super().check()
@@ -120,7 +121,21 @@ class QuestionAnsweringParameters(Parameters):
 
     @property
     def task_list(self) -> list[str]:
-        return _split(self.tasks)
+        return list(self.shots)
+
+    @property
+    def shots(self) -> dict[str, int | None]:
+        """For each task the number of examples in its prompt; None is the task's own.
+
+        Raises InputError for what stands after a colon and is no such number.
+        """
+        shots = {}
+        for part in _split(self.tasks):
+            name, colon, number = (piece.strip() for piece in part.partition(":"))
+            if colon and not number.isdecimal():
+                raise InputError(f"tasks has {part!r}, expected a task or, for 5 examples in its prompt, like 'mmlu:5'")
+            shots[name] = int(number) if colon else self.num_fewshot
+        return shots
 
     @property
     def rule_list(self) -> list[str]:

@@ -25,7 +25,7 @@ from lib.models import Source
 from lib.parameters import QuestionAnsweringParameters
 from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from lib.pruning import Cut
-from lib.results import Shards, Unit, measure_or_load
+from lib.results import Shards, Unit, find_unit, measure_or_load
 
 VERSION = 2  # part of every unit's key: raise it when a change here changes numbers
 
@@ -41,6 +41,7 @@ def sweep(
     datasets: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
+    family: PrunedFamily | None = None,
     shards: Shards | None = None,
 ) -> pd.DataFrame:
     """Score every pruned model of a family on tasks of lm-eval.
@@ -54,6 +55,7 @@ def sweep(
     datasets: a local mirror of the hub (see `lib.corpora`).
     batch_tokens: tokens in one batch, padding included.
     memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
+    family: that of the model and these cuts, where it was made before.
     shards: where finished parts are kept, so that an interrupted sweep goes on.
 
     Returns one row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs`
@@ -68,11 +70,12 @@ def sweep(
     asked = evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
+    family = family or PrunedFamily(model, distinct)
     logprobs, greedy = loglikelihoods(
         model, asked.contexts, asked.continuations, distinct,
-        max_length=asked.max_length, batch_tokens=batch_tokens, **how,
+        max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
     )  # fmt: skip
-    texts = generate(model, tokenizer, asked.generations, distinct, **how)
+    texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
     for cut, *answers in zip(distinct, logprobs, greedy, texts, strict=True):
         rows, outcomes[f"{cut.start},{cut.size}"] = evaluation.score(asked, *answers)
@@ -111,36 +114,54 @@ def plan(
 
 def sweep_unit(
     task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable
-) -> Unit:
+) -> Unit | None:
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
-    `cuts_of` holds the cuts of each rule; those that rules share are measured once.
+    `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
+    units of their own, and the group's unit has what lm-eval makes of them. None where nothing is to be
+    measured and results hold no such unit.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
-    key = {
-        "model": source.key,
-        "dtype": source.dtype,
-        **parameters.key,
-        "task": task,
-        "rule": ", ".join(cuts_of),
-        "cuts": [[cut.start, cut.size] for cut in cuts],
-        "limit": parameters.limit,
-        "num_fewshot": parameters.num_fewshot,
-        "version": VERSION,
-    }
-    data = functools.partial(evaluation.data_fingerprint, task, parameters.datasets)
-    if corpora.is_at_hand(task, parameters.datasets):
-        key, data = key | {"data": data()}, None
+    family = functools.cache(lambda: PrunedFamily(opened()[0], cuts))
+    details = {"num_layers": source.num_layers, "weights": source.quantized}
 
-    def measure(shards):
+    def unit(name: str) -> Unit | None:
+        key = {
+            "model": source.key,
+            "dtype": source.dtype,
+            **parameters.key,
+            "task": name,
+            "rule": ", ".join(cuts_of),
+            "cuts": [[cut.start, cut.size] for cut in cuts],
+            "limit": parameters.limit,
+            "num_fewshot": parameters.shots[task],
+            "version": VERSION,
+        }
+        if not parameters.measure:
+            return find_unit("sweep", name, key, parameters.results_folder)
+        data = functools.partial(evaluation.data_fingerprint, name, parameters.datasets)
+        if corpora.is_at_hand(name, parameters.datasets):
+            key, data = key | {"data": data()}, None
+        measure = of_group if evaluation.is_group(name) else of_task
+        measure = functools.partial(measure, name)
+        return measure_or_load("sweep", name, key, measure, parameters.results_folder, data=data)
+
+    def of_task(name, shards):
         model, tokenizer = opened()
         table = sweep(
-            model, tokenizer, [task], cuts,
-            limit=parameters.limit, num_fewshot=parameters.num_fewshot, datasets=parameters.datasets, shards=shards,
+            model, tokenizer, [name], cuts, family=family(), shards=shards,
+            limit=parameters.limit, num_fewshot=parameters.shots[task], datasets=parameters.datasets,
         )  # fmt: skip
-        return table, {**table.attrs, "num_layers": source.num_layers, "weights": source.quantized}
+        return table, {**table.attrs, **details}
 
-    return measure_or_load("sweep", task, key, measure, parameters.results_folder, data=data)
+    def of_group(name, _):
+        loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
+        units = [unit(leaf) for leaf in loaded["tasks"]]
+        table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
+        levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
+        return table, {"levels": levels, "units": [unit.path.name for unit in units], **details}
+
+    return unit(task)
 
 
 def loglikelihoods(
@@ -152,6 +173,7 @@ def loglikelihoods(
     max_length: int,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
+    family: PrunedFamily | None = None,
     shards: Shards | None = None,
     what: str = "sweep",
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
@@ -162,7 +184,7 @@ def loglikelihoods(
     """
     if not contexts:
         return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
-    family = PrunedFamily(model, cuts)
+    family = family or PrunedFamily(model, cuts)
     plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     logprobs = np.full((len(cuts), len(contexts)), np.nan)

@@ -309,6 +309,7 @@ def test_unknown_notebook_parameter(kind):
         ({"trust_remote_code": "yes"}, "trust_remote_code is 'yes', expected bool"),
         ({"samples": 1}, "samples is 1, expected a whole number from 2"),
         ({"sequence_length": 0}, "sequence_length is 0, expected a whole number from 2"),
+        ({"tasks": "capitals:five"}, "tasks has 'capitals:five', expected a task or, for 5 examples in its prompt"),
         ({"num_fewshot": -1}, "num_fewshot is -1, expected None or a whole number from 0"),
         ({"corpus": "bible"}, "corpus is 'bible', expected one of 'wikipedia', 'c4'"),
         ({"rules": "simple, best"}, "rule is 'best', expected one of 'similarity', 'simple'"),

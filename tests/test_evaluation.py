@@ -5,13 +5,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from lib import corpora, evaluation
 from lib.errors import InputError
 from lib.evaluation import above_guessing, accuracy_by_rule, flat_until, reference_levels, wilson_interval
 from lib.models import load_model
 from lib.pruning import Cut, drop_layers, simple_cut
-from lib.results import unpack
+from lib.results import Unit, unpack
 from lib.sweep import loglikelihoods, sweep
 
 LAYERS = 5
@@ -256,3 +257,53 @@ def test_flat_until():
     assert flat_until(at_once)["size"].tolist() == [0]
     perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
     assert flat_until(perfect)["size"].tolist() == [0]
+
+
+# --- groups ----------------------------------------------------------------------------------------------
+
+
+def test_groups_are_those_of_lm_eval(opened, tmp_path):
+    """A group of tasks of different sizes, summed up from its tasks' units and by lm-eval in one go."""
+    model, tokenizer = opened
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [capitals, sums_one_digit]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    )
+    manager = TaskManager(include_path=[str(tmp_path), str(corpora.TASKS)], include_defaults=False)
+    loaded = manager.load(["both"])
+    for task in loaded["tasks"].values():
+        task.set_config(key="num_fewshot", value=0)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer)
+    expected = lm_eval.evaluate(lm, loaded, limit=90, bootstrap_iters=10)["results"]["both"]
+    rows = pd.concat([sweep(model, tokenizer, [name], CUTS[:1], limit=90) for name in ("capitals", "sums_one_digit")])
+    found = evaluation.group_rows(loaded["groups"], rows).set_index("metric")
+    assert list(found["task"].unique()) == ["both"] and found.loc["acc", "items"] == expected["sample_len"] == 90 + 81
+    assert found.loc["acc", "value"] == expected["acc,none"]
+    assert found.loc["acc", "stderr"] == pytest.approx(expected["acc_stderr,none"])
+    each = rows[rows["metric"] == "acc"]["value"]
+    assert len(each) == 2 and found.loc["acc,macro", "value"] == each.mean() != found.loc["acc", "value"]
+
+
+def test_a_group_without_a_metric_is_its_tasks(opened):
+    rows = sweep(*opened, ["sums"], CUTS[:1], limit=3)
+    assert evaluation.is_group("sums") and not evaluation.is_group("capitals")
+    assert evaluation.group_rows(evaluation.load_tasks(["sums"])["groups"], rows) is rows
+
+
+def test_levels_of_a_group():
+    rows = pd.DataFrame({"task": ["a", "all", "all"]})
+    levels = {"a": {"chance": 0.25, "majority": 0.3}, "b": {"chance": 0.25}}
+    unit = Unit("sweep", "all", {}, {}, rows, {"levels": levels})
+    assert evaluation.levels_of(unit) == {"a": levels["a"], "all": {"chance": 0.25}}
+    levels["b"] = {"chance": 0.5}
+    assert evaluation.levels_of(unit)["all"] == {}
+
+
+def test_what_a_task_counts():
+    rows = pd.DataFrame(
+        [("gsm8k", "exact_match,strict-match", 0, 0, 0.1, 5), ("gsm8k", "exact_match,flexible-extract", 0, 0, 0.2, 5),
+         ("boolq", "acc", 0, 0, 0.6, 5), ("boolq", "f1", 0, 0, 0.5, 5)],
+        columns=["task", "metric", "start", "size", "value", "items"],
+    )  # fmt: skip
+    curves = accuracy_by_rule(rows, {"simple": [Cut(0, 0)]}, 4).set_index("task")
+    assert curves["metric"].to_dict() == {"gsm8k": "exact_match,strict-match", "boolq": "acc"}

@@ -7,6 +7,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from lib import generation
+from lib.family import PrunedFamily
 from lib.generation import generate
 from lib.pruning import Cut, drop_layers, simple_cut
 from lib.results import Shards
@@ -55,7 +56,7 @@ def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch
     asked = requests(shared=shared)
     with monkeypatch.context() as patch:
         patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
-        found = generate(model, tokenizer, asked, CUTS)
+        found = generate(PrunedFamily(model, CUTS), tokenizer, asked)
     assert len(found) == len(CUTS)
     for cut, texts in zip(CUTS, found, strict=True):
         # one by one: padding on the left moves what a sliding window of transformers sees
@@ -68,14 +69,14 @@ def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch
 def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
     asked = requests(shared=True)
-    expected = generate(model, tokenizer, asked, CUTS)
+    expected = generate(PrunedFamily(model, CUTS), tokenizer, asked)
     rows = []
     init = generation.Prompts.__init__
     monkeypatch.setattr(
         generation.Prompts, "__init__", lambda self, family, prompts, most: (
             rows.append(len(prompts)), init(self, family, prompts, most))[1],
     )  # fmt: skip
-    assert generate(model, tokenizer, asked, CUTS, memory=500_000) == expected
+    assert generate(PrunedFamily(model, CUTS), tokenizer, asked, memory=500_000) == expected
     assert 1 <= max(rows) < len(asked)
 
 
@@ -83,7 +84,7 @@ def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
     model = opened("llama", tokenizer)
     asked = requests(shared=False)
     shards = Shards(tmp_path / "unit.partial")
-    expected = generate(model, tokenizer, asked, CUTS, shards=shards)
+    expected = generate(PrunedFamily(model, CUTS), tokenizer, asked, shards=shards)
     stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
     assert len(stored) == len(CUTS)
     stored[1].unlink()
@@ -92,7 +93,7 @@ def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr(
         generation.Prompts, "decode", lambda self, number, over: decoded.append(number) or decode(self, number, over)
     )
-    assert generate(model, tokenizer, asked, CUTS, shards=shards) == expected
+    assert generate(PrunedFamily(model, CUTS), tokenizer, asked, shards=shards) == expected
     assert decoded == [1]
 
 
@@ -104,7 +105,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
         instance.arguments[1].update(options)
     monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
     torch.manual_seed(0)
-    found = generate(model, tokenizer, asked, CUTS[:1])
+    found = generate(PrunedFamily(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.BATCH_ROWS)
     assert found[0] == lm.generate_until(asked, disable_tqdm=True)
@@ -112,7 +113,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
 
 def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
-    plain = generate(model, tokenizer, requests(shared=False), CUTS[:1])
+    plain = generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False))
     model.generation_config.repetition_penalty = 2.0
     monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
-    assert generate(model, tokenizer, requests(shared=False), CUTS[:1]) != plain
+    assert generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain

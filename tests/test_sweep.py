@@ -1,13 +1,18 @@
 """The shared sweep gives what each pruned model gives by itself."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
 
-from lib.planning import plan_pieces
+from lib import family as family_module
+from lib.family import Abilities, PrunedFamily, ScoredOnly
+from lib.models import load_model
+from lib.planning import Sequence, plan_pieces
 from lib.pruning import Cut, drop_layers, simple_cut
 from lib.results import Shards
-from lib.sweep import loglikelihoods
+from lib.sweep import loglikelihoods, plan, plan_requests, sweep
 from tests.tiny import FAMILIES, tiny_model
 
 LAYERS = 6
@@ -62,6 +67,108 @@ def test_equals_each_pruned_model_by_itself(family, few_shot):
         assert (found_greedy == plain_greedy).mean() > 0.99
     # the pruned models differ, so equality above says something
     assert len({row.round(3).tobytes() for row in logprobs}) == len(CUTS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_saving_is_used(family, dtype):
+    can = PrunedFamily(tiny_model(family, layers=LAYERS, dtype=dtype), CUTS).can
+    assert can.share and can.branch and can.score_only == ScoredOnly(narrow=True) and can.apart
+
+
+def test_what_gives_other_numbers_is_left_out(monkeypatch):
+    model = tiny_model("llama", layers=LAYERS)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=60)
+    expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    # a family whose last layer hands over no keys and values, whose cache can't be lent, that takes no mask of ours
+    monkeypatch.setattr(family_module.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(family_module.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(family_module.Lent, "attending", lambda self, _: contextlib.nullcontext())
+    monkeypatch.setattr(family_module, "attention_masks", lambda *_: None)
+    can = PrunedFamily(model, CUTS).can
+    assert can == Abilities(share=False, apart=False, score_only=None, branch=False)
+    found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_groups_of_cuts_keep_within_the_memory():
+    model = tiny_model("llama", layers=LAYERS)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=60)
+    expected, expected_greedy = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    family = PrunedFamily(model, CUTS)
+    whole = plan_requests(family, contexts, continuations, 200)
+    little = plan_requests(family, contexts, continuations, 200, memory=whole.bytes // 2)
+    assert [cuts for cuts, _ in whole.parts] == [CUTS] and len(little.parts) > 1
+    assert little.bytes <= whole.bytes // 2 and little.layer_steps > whole.layer_steps
+    assert [cut for cuts, _ in little.parts for cut in cuts] == CUTS
+    found, greedy = loglikelihoods(model, contexts, continuations, CUTS, max_length=200, memory=whole.bytes // 2)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    assert np.array_equal(greedy, expected_greedy)
+
+
+def test_what_is_kept_is_what_was_planned():
+    model = tiny_model("llama", layers=LAYERS)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=60)
+    family = PrunedFamily(model, CUTS)
+    pieces = plan_pieces(contexts, continuations, 200)
+    (piece,) = pieces
+    whole, tails = family.remember(piece.shared)
+    caches = [cache for cache in (whole, *tails) if cache is not None]
+    held = sum(
+        t.numel() * t.element_size() for cache in caches for layer in cache.layers for t in (layer.keys, layer.values)
+    )
+    assert held == len(piece.shared) * family.layer_steps * family.whole.bytes_remembered
+    assert family.bytes_kept(CUTS, pieces) > held  # and the residuals
+
+
+def test_a_plan_tells_the_cost(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+    cuts = [Cut(0, 0), Cut(1, 2), Cut(1, 2), Cut(2, 1)]
+    found = plan(model, tokenizer, ["capitals", "sums_one_digit_generated"], cuts, limit=9)
+    assert found.cuts == [Cut(0, 0), Cut(1, 2), Cut(2, 1)] and found.generated == 9 and found.requests == 36
+    # 5 layers, then 2 above either cut
+    assert found.layer_steps == found.tokens * (5 + 2 + 2) and found.padding < 0.05
+    assert found.seconds == pytest.approx(found.layer_steps / found.rate)
+    assert "3 pruned models; 36 requests" in str(found) and "9 answers to generate" in str(found)
+
+
+def test_what_is_given_twice_is_run_once(tiny_folder, monkeypatch):
+    model, tokenizer = load_model(str(tiny_folder))
+    seen = []
+    init = PrunedFamily.__init__
+    monkeypatch.setattr(
+        PrunedFamily, "__init__", lambda self, m, cuts, *can: (seen.append(cuts), init(self, m, cuts, *can))[1]
+    )
+    rows = sweep(model, tokenizer, ["capitals"], [Cut(0, 0), Cut(1, 2), Cut(1, 2)], limit=3)
+    assert len(rows) == 2 and {len(cuts) for cuts in seen} == {2}
+
+
+@pytest.mark.parametrize("few_shot", [0, 60])
+def test_little_padding(few_shot):
+    draw = np.random.default_rng(1)
+    beginning = draw.integers(1, 100, few_shot).tolist()
+    contexts = [beginning + draw.integers(1, 100, draw.integers(3, 300)).tolist() for _ in range(200)]
+    pieces = plan_pieces(contexts, [[1]] * 200, max_length=1000)
+    tokens, padded = sum(piece.tokens for piece in pieces), sum(piece.padded for piece in pieces)
+    assert tokens == sum(map(len, contexts)) - 200 * few_shot
+    assert 0 <= 1 - tokens / padded < 0.05
+    sizes = [len(batch) for piece in pieces for batch in piece.batches]
+    assert max(sizes) > 10
+
+
+def test_branches_see_the_context_and_themselves():
+    s = Sequence.joined((1, 2, 3), [(0, (4,)), (1, (5, 6, 7)), (2, (8, 9)), (3, (5, 6, 0))])
+    assert s.tokens == (1, 2, 3, 5, 6, 8) and s.branches == (2, 1)
+    assert s.depths == [0, 1, 2, 3, 4, 3] and s.scored == (2, 3, 4, 5)
+    assert s.requests[1] == (1, (2, 3, 4), (5, 6, 7)) and s.requests[2] == (2, (2, 5), (8, 9))
+    assert s.visible.int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 1, 0],
+        [1, 1, 1, 0, 0, 1],
+    ]
 
 
 def test_plan_shares_beginnings_and_merges_choices():

@@ -1,0 +1,59 @@
+"""Generated answers of a family of pruned models beside lm-eval's HFLM in batches, on the same items.
+
+Printed: the ratio of times, and how many texts are equal.
+
+    python -m benchmarks.generation NAME --tasks gsm8k --limit 20 --sizes 0,2,4,8 --datasets FOLDER
+"""
+
+import argparse
+
+from lm_eval.models.huggingface import HFLM
+
+from benchmarks import side_by_side
+from lib import evaluation
+from lib.decoder import num_layers
+from lib.family import PrunedFamily
+from lib.generation import generate
+from lib.models import load_model
+from lib.pruning import drop_layers, simple_cut
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the file in benchmarks/measured")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tasks", default="gsm8k")
+    parser.add_argument("--limit", type=int, default=20)
+    parser.add_argument("--num-fewshot", type=int)
+    parser.add_argument("--sizes", default="0,2,4,8", help="block sizes of the simple rule, with commas")
+    parser.add_argument("--datasets", help="a local mirror of the hub")
+    parser.add_argument("--batch", type=int, default=20, help="batch size of HFLM")
+    options = parser.parse_args()
+    side_by_side.start()
+
+    model, tokenizer = load_model(options.model, dtype=options.dtype)
+    loaded = evaluation.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
+    instances = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
+    cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
+    ours, seconds, peak = side_by_side.measured(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances))
+    rows, equal, naive, naive_peak = [], 0, 0.0, 0
+    for cut, texts in zip(cuts, ours, strict=True):
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=options.batch)
+        theirs, passed, most = side_by_side.measured(lambda lm=lm: lm.generate_until(instances, disable_tqdm=True))
+        same = sum(a == b for a, b in zip(texts, theirs, strict=True))
+        rows.append({"start": cut.start, "size": cut.size, "equal": same, "seconds_hflm": round(passed, 1)})
+        print(rows[-1], flush=True)
+        equal, naive, naive_peak = equal + same, naive + passed, max(naive_peak, most)
+    content = {
+        "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "items": len(instances),
+        "cuts": rows, "texts": len(cuts) * len(instances), "texts_equal": equal,
+        "seconds": {"hflm": round(naive, 1), "ours": round(seconds, 1)},
+        "times_faster_than_hflm": round(naive / seconds, 2),
+        "peak_bytes": {"ours": peak, "hflm": naive_peak},
+    }  # fmt: skip
+    side_by_side.keep(f"generation-{options.name}", content)
+
+
+if __name__ == "__main__":
+    main()
