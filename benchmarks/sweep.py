@@ -17,8 +17,10 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks import side_by_side
 from lib import corpora, evaluation
 from lib.decoder import num_layers
-from lib.family import Abilities, Batch, Lent, PrunedFamily
+from lib.family import Abilities, PrunedFamily
+from lib.lending import Lent
 from lib.models import load_model
+from lib.network import Batch
 from lib.pruning import Cut, drop_layers
 from lib.selection import cuts_of_rule
 from lib.similarity import angular_distances

@@ -18,7 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from lib.family import Network, PrunedFamily, attention_masks
+from lib.family import PrunedFamily
+from lib.network import Network, attention_masks
 from lib.planning import MEMORY, SHARED_TOKENS, common_beginning
 from lib.pruning import drop_layers
 from lib.results import Shards

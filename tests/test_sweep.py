@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lib import family as family_module
-from lib.family import Abilities, PrunedFamily, ScoredOnly
+from lib import lending, network
+from lib.family import Abilities, PrunedFamily
 from lib.models import load_model
+from lib.network import ScoredOnly
 from lib.planning import Sequence, plan_pieces
 from lib.pruning import Cut, drop_layers, simple_cut
 from lib.results import Shards
@@ -81,10 +82,10 @@ def test_what_gives_other_numbers_is_left_out(monkeypatch):
     contexts, continuations = requests(model.config.vocab_size, few_shot=60)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     # a family whose last layer hands over no keys and values, whose cache can't be lent, that takes no mask of ours
-    monkeypatch.setattr(family_module.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(family_module.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(family_module.Lent, "attending", lambda self, _: contextlib.nullcontext())
-    monkeypatch.setattr(family_module, "attention_masks", lambda *_: None)
+    monkeypatch.setattr(network.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(lending.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(lending.Lent, "attending", lambda self, _: contextlib.nullcontext())
+    monkeypatch.setattr(network, "attention_masks", lambda *_: None)
     can = PrunedFamily(model, CUTS).can
     assert can == Abilities(share=False, apart=False, score_only=None, branch=False)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)

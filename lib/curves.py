@@ -1,0 +1,92 @@
+"""Rows of sweeps as curves, with intervals: what the figures of accuracy are drawn from."""
+
+import math
+
+import pandas as pd
+
+from lib.pruning import Cut
+from lib.results import Unit
+
+TITLES = {
+    "capitals": "Capitals",
+    "sums_one_digit": "Sums, one digit",
+    "sums_two_digits": "Sums, two digits",
+    "embedded_piqa": "PIQA",
+    "embedded_boolq": "BoolQ",
+    "embedded_mmlu": "MMLU",
+    "piqa": "PIQA",
+    "boolq": "BoolQ",
+    "mmlu": "MMLU",
+    "mmlu_humanities": "MMLU, humanities",
+    "mmlu_social_sciences": "MMLU, social sciences",
+    "mmlu_stem": "MMLU, STEM",
+    "mmlu_other": "MMLU, other",
+}
+
+
+def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[float, float]:
+    """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
+    centre = (value + z * z / (2 * items)) / (1 + z * z / items)
+    half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
+    # rounding must not put the value itself outside
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+
+
+def accuracy_by_rule(
+    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str | None = None
+) -> pd.DataFrame:
+    """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
+
+    Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
+    measured has no row. `metric` None is a task's "acc", or what it counts instead (exact_match).
+    """
+    wanted = {task: metric or _main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
+    table = rows[rows["metric"] == rows["task"].map(wanted)]
+    curves = []
+    for rule, cuts in cuts_of.items():
+        for cut in cuts:
+            for row in table[(table["start"] == cut.start) & (table["size"] == cut.size)].itertuples():
+                low, high = wilson_interval(row.value, int(row.items))
+                curves.append((
+                    row.task, rule, cut.size, cut.start, cut.size / num_layers,
+                    row.value, low, high, int(row.items), row.metric,
+                ))  # fmt: skip
+    columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+    return pd.DataFrame(curves, columns=columns)
+
+
+def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:
+    """Tasks on which the whole model is surely better than chance and than always naming the commonest answer."""
+    whole = accuracy[accuracy["size"] == 0].drop_duplicates("task")
+    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {"chance": 0}).values())]
+
+
+def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """For each task and rule the largest cut up to which nothing is surely lost.
+
+    That is: this cut and every smaller one has a 95% interval that reaches up to the whole model's accuracy.
+    Columns task, rule, size, fraction, value.
+    """
+    found = []
+    for (task, rule), curve in accuracy.groupby(["task", "rule"], sort=False):
+        curve = curve.sort_values("size")
+        flat = curve["high"] >= curve["value"].iloc[0]
+        last = curve[flat.cummin()].iloc[-1]
+        found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
+    return pd.DataFrame(found)
+
+
+def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
+    """The levels of guessing for each task in a unit's rows.
+
+    A group has none of its own: where every task in it has one chance, that is the group's too.
+    """
+    levels = unit.details["levels"]
+    chances = {level["chance"] for level in levels.values()}
+    shared = {"chance": chances.pop()} if len(chances) == 1 else {}
+    return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+
+
+def _main_metric(metrics: list[str]) -> str:
+    exact = [metric for metric in metrics if metric.startswith("exact_match")]
+    return "acc" if "acc" in metrics else (exact or metrics)[0]

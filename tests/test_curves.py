@@ -1,0 +1,97 @@
+"""Curves of accuracy and what is said of them."""
+
+import pandas as pd
+import pytest
+
+from lib import curves
+from lib.curves import above_guessing, accuracy_by_rule, flat_until, wilson_interval
+from lib.pruning import Cut
+from lib.results import Unit
+
+
+@pytest.mark.parametrize(
+    ("right", "items", "low", "high"),
+    # by solving (p - value)^2 = z^2 p (1 - p) / items for p, with 50 digits
+    [
+        (0, 10, 0.0, 0.277532803),
+        (10, 10, 0.722467197, 1.0),
+        (81, 263, 0.255288519, 0.366209577),
+        (50, 100, 0.403831530, 0.596168470),
+        (1, 1, 0.206549312, 1.0),
+    ],
+)
+def test_wilson_interval(right, items, low, high):
+    found = wilson_interval(right / items, items)
+    assert found == pytest.approx((low, high), abs=1e-8)
+    assert 0 <= found[0] <= right / items <= found[1] <= 1
+
+
+def rows(values, items=100, task="a"):
+    """Rows of a sweep: (start, size) to accuracy."""
+    return pd.DataFrame([
+        {"task": task, "metric": metric, "start": start, "size": size, "value": value + shift, "stderr": 0.01,
+         "items": items}
+        for (start, size), value in values.items()
+        for metric, shift in (("acc", 0), ("acc_norm", 0.05))
+    ])  # fmt: skip
+
+
+def test_accuracy_by_rule():
+    table = pd.concat([rows({(0, 0): 0.8, (7, 1): 0.7, (3, 1): 0.75, (2, 2): 0.5}), rows({(0, 0): 0.3}, task="b")])
+    cuts_of = {"simple": [Cut(0, 0), Cut(7, 1)], "similarity": [Cut(0, 0), Cut(3, 1), Cut(2, 2), Cut(1, 3)]}
+    curves = accuracy_by_rule(table, cuts_of, num_layers=10)
+    of_a = curves[curves["task"] == "a"]
+    assert of_a[["rule", "start", "size", "fraction", "value"]].values.tolist() == [
+        ["simple", 0, 0, 0.0, 0.8], ["simple", 7, 1, 0.1, 0.7],
+        ["similarity", 0, 0, 0.0, 0.8], ["similarity", 3, 1, 0.1, 0.75], ["similarity", 2, 2, 0.2, 0.5],
+    ]  # fmt: skip
+    assert curves[curves["task"] == "b"]["rule"].tolist() == ["simple", "similarity"]
+    for row in curves.itertuples():
+        assert (row.low, row.high) == wilson_interval(row.value, 100)
+        assert (row.metric, row.items) == ("acc", 100)
+    other = accuracy_by_rule(table, cuts_of, num_layers=10, metric="acc_norm")
+    assert other["value"].iloc[0] == pytest.approx(0.85)
+    # nothing measured gives an empty table of the same columns
+    assert accuracy_by_rule(table.iloc[:0], cuts_of, 10).columns.tolist() == curves.columns.tolist()
+
+
+def test_above_guessing():
+    whole = {"sure": 0.6, "chance": 0.26, "majority": 0.55, "unsure": 0.3, "worse": 0.1}
+    table = pd.concat([rows({(0, 0): value, (7, 1): 0.99}, task=task) for task, value in whole.items()])
+    curves = accuracy_by_rule(table, {"simple": [Cut(0, 0), Cut(7, 1)], "similarity": [Cut(0, 0)]}, 10)
+    levels = {task: {"chance": 0.25, "majority": 0.3} for task in whole}
+    levels["majority"] = {"chance": 0.25, "majority": 0.6}
+    assert above_guessing(curves, levels) == ["sure"]
+    levels["majority"]["majority"] = 0.4
+    assert above_guessing(curves, levels) == ["sure", "majority"]
+
+
+def test_flat_until():
+    falls = {(0, 0): 0.8, (8, 1): 0.79, (7, 2): 0.78, (6, 3): 0.3, (5, 4): 0.8}
+    # the last one comes back up, which does not make the curve flat
+    curves = accuracy_by_rule(rows(falls), {"simple": [Cut(*cut) for cut in falls]}, 10)
+    found = flat_until(curves)
+    assert found[["task", "rule", "size", "fraction", "value"]].values.tolist() == [["a", "simple", 2, 0.2, 0.78]]
+    at_once = accuracy_by_rule(rows({(0, 0): 0.9, (8, 1): 0.2}), {"simple": [Cut(0, 0), Cut(8, 1)]}, 10)
+    assert flat_until(at_once)["size"].tolist() == [0]
+    perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
+    assert flat_until(perfect)["size"].tolist() == [0]
+
+
+def test_levels_of_a_group():
+    rows = pd.DataFrame({"task": ["a", "all", "all"]})
+    levels = {"a": {"chance": 0.25, "majority": 0.3}, "b": {"chance": 0.25}}
+    unit = Unit("sweep", "all", {}, {}, rows, {"levels": levels})
+    assert curves.levels_of(unit) == {"a": levels["a"], "all": {"chance": 0.25}}
+    levels["b"] = {"chance": 0.5}
+    assert curves.levels_of(unit)["all"] == {}
+
+
+def test_what_a_task_counts():
+    rows = pd.DataFrame(
+        [("gsm8k", "exact_match,strict-match", 0, 0, 0.1, 5), ("gsm8k", "exact_match,flexible-extract", 0, 0, 0.2, 5),
+         ("boolq", "acc", 0, 0, 0.6, 5), ("boolq", "f1", 0, 0, 0.5, 5)],
+        columns=["task", "metric", "start", "size", "value", "items"],
+    )  # fmt: skip
+    curves = accuracy_by_rule(rows, {"simple": [Cut(0, 0)]}, 4).set_index("task")
+    assert curves["metric"].to_dict() == {"gsm8k": "exact_match,strict-match", "boolq": "acc"}
