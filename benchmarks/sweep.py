@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--tasks", required=True, help="lm-eval tasks, with commas")
     parser.add_argument("--limit", type=int, help="items a task")
     parser.add_argument("--num-fewshot", type=int)
-    parser.add_argument("--rules", default="simple", help="simple, or similarity,simple")
+    parser.add_argument("--rules", default="simple", help="simple, or simple,similarity")
     parser.add_argument("--every", type=int, default=1, help="only each so-manieth block size")
     parser.add_argument("--datasets", help="a local mirror of the hub")
     parser.add_argument("--batch", type=int, default=16, help="batch size of HFLM")
@@ -48,69 +48,80 @@ def main() -> None:
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     loaded = evaluation.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
-    cuts = family_of_cuts(model, tokenizer, options.rules.split(","), options.every)
+    families = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
     asked = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit)
     instances = asked.instances
-    plan = plan_requests(PrunedFamily(model, cuts), asked.contexts, asked.continuations, asked.max_length)
-    loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], cuts[:3], max_length=asked.max_length)
+    some = list(families.values())[0][:3]
+    loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], some, max_length=asked.max_length)
 
-    def swept(some):
+    def swept(cuts):
         again = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit)
-        return loglikelihoods(model, again.contexts, again.continuations, some, max_length=again.max_length)
+        return loglikelihoods(model, again.contexts, again.continuations, cuts, max_length=again.max_length)
 
     before = side_by_side.held()
-    (found, _), seconds, peak = side_by_side.measured(lambda: swept(cuts))
-    _, bare, _ = side_by_side.measured(lambda: bare_pass(model, plan.pieces))
+    plan = plan_requests(PrunedFamily(model, some), asked.contexts, asked.continuations, asked.max_length)
+    bare = min(side_by_side.measured(lambda: bare_pass(model, plan.pieces))[1] for _ in range(2))
+    sweeps = {name: side_by_side.measured(lambda cuts=cuts: swept(cuts)) for name, cuts in families.items()}
     line = []
-    for number in (1, *range(8, len(cuts), 8)):
-        some = cuts[:number]
-        _, passed, _ = side_by_side.measured(lambda some=some: swept(some))
-        line.append({"cuts": number, "layer_steps": PrunedFamily(model, some).layer_steps, "seconds": round(passed, 2)})
-    line.append({"cuts": len(cuts), "layer_steps": plan.layer_steps // plan.tokens, "seconds": round(seconds, 2)})
+    cuts = families[list(families)[0]]
+    for number in range(1, len(cuts) + 1, max(1, len(cuts) // 5)):
+        passed = side_by_side.measured(lambda number=number: swept(cuts[:number]))[1]
+        steps = PrunedFamily(model, cuts[:number]).layer_steps
+        line.append({"cuts": number, "layer_steps_a_token": steps, "seconds": round(passed, 2)})
 
-    naive, naive_seconds, naive_peak = hflm(model, tokenizer, instances, cuts, options.batch)
+    every = sorted({cut for cuts in families.values() for cut in cuts})
+    naive = {cut: answers for cut, *answers in hflm(model, tokenizer, instances, every, options.batch)}
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "num_fewshot": options.num_fewshot,
-        "rules": options.rules, "cuts": len(cuts), "requests": len(instances),
-        "items": len({(i.task_name, i.doc_id) for i in instances}), "distinct_tokens": plan.tokens,
-        "padding": round(plan.padding, 4), "layer_steps_a_token": plan.layer_steps // plan.tokens,
-        "seconds": {"hflm": round(naive_seconds, 1), "sweep": round(seconds, 2), "bare": round(bare, 2)},
-        "times_faster_than_hflm": round(naive_seconds / seconds, 1),
-        "bare_passes": round(seconds / bare, 2),
-        "distinct_tokens_a_second": round(plan.tokens / seconds),
-        "peak_bytes": {"weights": weights, "before": before, "sweep": peak, "hflm": naive_peak},
+        "requests": len(instances), "items": len({(i.task_name, i.doc_id) for i in instances}),
+        "distinct_tokens": plan.tokens, "padding": round(plan.padding, 4), "seconds_bare": round(bare, 2),
+        "bytes": {
+            "weights": weights, "held_before": before, "peak_of_sweep": max(peak for _, _, peak in sweeps.values()),
+            "peak_of_hflm": max(peak for _, _, peak in naive.values()),
+        },
         "cost_against_cuts": line,
-        **agreement(instances, naive, found),
+        "families": {},
     }  # fmt: skip
-    if options.loop:
-        _, looped, _ = side_by_side.measured(lambda: plain_loop(model, asked, cuts))
-        content["seconds"]["loop"] = round(looped, 1)
-        content["times_faster_than_loop"] = round(looped / seconds, 1)
+    for name, cuts in families.items():
+        (found, _), seconds, _ = sweeps[name]
+        total = sum(naive[cut][1] for cut in cuts)
+        content["families"][name] = {
+            "cuts": len(cuts), "layer_steps_a_token": PrunedFamily(model, cuts).layer_steps,
+            "seconds_hflm": round(total, 1), "seconds_sweep": round(seconds, 2),
+            "times_faster_than_hflm": round(total / seconds, 1), "bare_passes": round(seconds / bare, 2),
+            "distinct_tokens_a_second": round(plan.tokens / seconds),
+            **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found),
+        }  # fmt: skip
+        if options.loop:
+            _, looped, _ = side_by_side.measured(lambda cuts=cuts: plain_loop(model, asked, cuts))
+            content["families"][name]["seconds_loop"] = round(looped, 1)
+            content["families"][name]["times_faster_than_loop"] = round(looped / seconds, 1)
     side_by_side.keep(f"sweep-{options.name}", content)
 
 
-def family_of_cuts(model, tokenizer, rules: list[str], every: int) -> list[Cut]:
+def cuts_by_rules(model, tokenizer, rules: list[str], every: int) -> dict[str, list[Cut]]:
+    """The cuts of each rule by itself and, where there are several, of all together."""
     layers = num_layers(model)
     sizes = range(0, layers - 1, every)
     distances = None
     if "similarity" in rules:
         batches = corpora.text_batches(tokenizer, corpora.texts("wikipedia"), samples=64, length=256)
         distances = angular_distances(model, batches)
-    return sorted({cut for rule in rules for cut in cuts_of_rule(rule, sizes, layers, distances)})
+    families = {rule: cuts_of_rule(rule, sizes, layers, distances) for rule in rules}
+    if len(families) > 1:
+        families[" and ".join(families)] = sorted({cut for cuts in families.values() for cut in cuts})
+    return families
 
 
 def hflm(model, tokenizer, instances, cuts, batch: int):
-    """(a): log-likelihoods [C, R], seconds and peak memory of HFLM on each pruned model."""
-    found, seconds, peak = [], 0.0, 0
-    for cut in cuts:
+    """(a): for each cut the log-likelihoods [R], seconds and peak memory of HFLM on the pruned model."""
+    for number, cut in enumerate(cuts):
         lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=batch)
-        if not found:
+        if number == 0:
             lm.loglikelihood(instances[:16], disable_tqdm=True)
-        answers, passed, most = side_by_side.measured(lambda lm=lm: lm.loglikelihood(instances, disable_tqdm=True))
-        found.append([logprob for logprob, _ in answers])
-        seconds, peak = seconds + passed, max(peak, most)
-        print(f"HFLM on {cut}: {passed:.1f} s", flush=True)
-    return np.array(found), seconds, peak
+        answers, seconds, peak = side_by_side.measured(lambda lm=lm: lm.loglikelihood(instances, disable_tqdm=True))
+        print(f"HFLM on {cut}: {seconds:.1f} s", flush=True)
+        yield cut, [logprob for logprob, _ in answers], seconds, peak
 
 
 def plain_loop(model, asked, cuts) -> None:

@@ -1,0 +1,47 @@
+"""The benchmarks run, on a tiny model, and find that ours gives what the others give."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import generation, side_by_side, similarity, sweep
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, tiny_folder):
+    def main(benchmark, *options):
+        monkeypatch.setattr(side_by_side, "MEASURED", tmp_path)
+        monkeypatch.setattr(side_by_side, "THREADS", 1)
+        arguments = ["tiny", "--model", str(tiny_folder), "--dtype", "float32", *options]
+        monkeypatch.setattr(sys, "argv", [benchmark.__file__, *arguments])
+        benchmark.main()
+        (path,) = tmp_path.glob("*.json")
+        return json.loads(path.read_text())
+
+    return main
+
+
+def test_sweep(run):
+    found = run(sweep, "--tasks", "capitals,sums_one_digit", "--limit", "6", "--rules", "simple,similarity", "--loop")
+    assert found["items"] == 12 and found["padding"] < 0.05 and found["seconds_bare"] > 0
+    assert found["command"].startswith("python -m benchmarks.sweep tiny")
+    assert list(found["families"]) == ["simple", "similarity", "simple and similarity"]
+    for family in found["families"].values():
+        assert family["largest_difference"] < 1e-4 and family["choices_that_differ"] == 0
+        assert family["choices"] == 12 * family["cuts"]
+        assert family["times_faster_than_hflm"] > 0 and family["times_faster_than_loop"] > 0
+    assert found["families"]["simple"]["layer_steps_a_token"] == 5 + 3  # 5 layers, one above each of three cuts
+    assert found["cost_against_cuts"][-1] | {"seconds": 0} == {"cuts": 4, "layer_steps_a_token": 8, "seconds": 0}
+
+
+def test_generation(run):
+    found = run(generation, "--tasks", "sums_one_digit_generated", "--limit", "5", "--sizes", "0,2")
+    assert found["texts_equal"] == found["texts"] == 10
+
+
+def test_similarity(run):
+    found = run(similarity, "--samples", "6", "12", "--length", "24", "--repeats", "2")
+    assert found["largest_difference_from_float64_loop"] < 1e-6
+    assert found["largest_difference_from_one_run_a_size"] < 1e-6
+    assert found["tokens"] > 0 and found["bare_passes"] > 0
