@@ -43,7 +43,7 @@ def run_notebooks(app: Sphinx) -> None:
     for name in names:
         if not source(name).exists():
             raise SystemExit(f"book/_toc.yml names executed/{name}, but there is no {source(name).relative_to(ROOT)}")
-    inputs = [path for folder in ("lib", "results") for path in contents(ROOT / folder)]
+    inputs = [path for folder in ("lib", "results", "benchmarks/measured") for path in contents(ROOT / folder)]
     inputs.append(ROOT / "book" / "pages.yml")
     changed = max((path.stat().st_mtime for path in inputs), default=0.0)
     stale = [name for name in names if is_older(executed(name), max(changed, source(name).stat().st_mtime))]

@@ -219,6 +219,36 @@ def headline(
     return picture.finish(name, provenance, data, x=[-0.03 * end, 1.02 * end], y=[0, 1])
 
 
+def sweep_cost(
+    points: Mapping[str, pd.DataFrame], *, name: str = "sweep-cost", provenance: str = ""
+) -> Figure:  # fmt: skip
+    """Time of a sweep against the layers that run for each token, a line per benchmark.
+
+    `points` holds for each label the columns cuts, layers (run for each token), layers_of_model and passes: the
+    time in bare passes of the whole model over the same tokens. One layer costs 1 / L of such a pass.
+    """
+    columns = ("cuts", "layers", "layers_of_model", "passes")
+    points = {label: _require(rows, label, *columns) for label, rows in points.items()}
+    data = pd.concat([rows.assign(benchmark=label) for label, rows in points.items()])
+    wide, high = 1.05 * float(data["layers"].max()), 1.1 * float(data["passes"].max())
+    whole = float(data["layers_of_model"].iloc[0])
+    picture = Picture("Layers that run for each token", "Time, in bare passes of the whole model")
+    end = min(wide, high * whole)
+    picture.line([0, end], [0, end / whole], colour=GREY, line="dash", label="every layer at the price of a bare one")
+    for (label, rows), style in zip(points.items(), styles_of(points)):
+        hover = f"{label}<br>%{{customdata[0]}} pruned models, %{{x}} layers<br>%{{y:.2f}} bare passes"
+        details = details_of(rows, "cuts")
+        picture.line(rows["layers"], rows["passes"], **style, label=label, details=details, hover=hover)
+    picture.caption = (
+        "Time of a sweep over more and more pruned models, against the layers that run for each token: those of the "
+        "whole model, then those above each cut."
+    )
+    picture.alt = "Line chart: time of a sweep against layers run for each token. " + "; ".join(
+        f"{label}, {_course(rows, 'layers', 'passes')}" for label, rows in points.items()
+    )
+    return picture.finish(name, provenance, data, x=[0, wide], y=[0, max(high, 1.1)])
+
+
 def _require(rows: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
     if missing := [column for column in columns if column not in rows]:
         raise InputError(f"{name} has the columns {list(rows)}; expected {list(columns)}; add {missing}")
