@@ -22,6 +22,9 @@ REFERENCES = {
 }
 
 
+COST = pd.DataFrame({"cuts": [1, 3], "layers": [6, 8], "layers_of_model": 6, "passes": [0.9, 1.3]})
+
+
 @pytest.fixture(scope="module")
 def all_distances() -> pd.DataFrame:
     rng = np.random.default_rng(0)
@@ -72,6 +75,7 @@ def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
         figures.best_start_comparison(curves, measured=["ours"]),
         figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
         figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
+        figures.sweep_cost({"boolq, bfloat16": COST}),
     ]
     return {figure.name: figure for figure in made}
 
@@ -135,6 +139,7 @@ def test_number_of_traces(drawn):
     assert count["distance-heatmap"] == 4  # cells, l*, the authors' l*, colour bar
     assert count["best-start"] == 3  # limit, two models
     assert count["accuracy-curves"] == 2 * (2 * 2) + 2 + 3  # line and band of two rules in two panels; levels
+    assert count["sweep-cost"] == 2  # one layer a layer, one benchmark
     assert count["headline"] == 2 * 4  # guessing, unpruned, line and band of each task
 
 
@@ -291,6 +296,12 @@ def test_published_and_measured_models_look_different(drawn):
     assert theirs.marker.symbol.endswith("-open") and not ours.marker.symbol.endswith("-open")
     assert list(ours.x) == pytest.approx([size / L for size in range(1, L)], abs=1e-4)
     assert set(figure.data["model"]) == {"ours", "theirs"}
+
+
+def test_cost_beside_the_price_of_bare_layers(drawn):
+    bare, measured = drawn["sweep-cost"].interactive.data
+    assert list(measured.x) == [6, 8] and list(measured.y) == [0.9, 1.3]
+    assert bare.y[-1] / bare.x[-1] == pytest.approx(1 / 6, rel=1e-3)
 
 
 def test_save_writes_picture_and_rows(drawn, distances, tmp_path):

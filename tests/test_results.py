@@ -62,6 +62,24 @@ def test_measured_once_then_loaded(tmp_path, measure):
     assert list(tmp_path.rglob("*")) == [first.path.parent, first.path]  # nothing else is left
 
 
+def test_found_without_its_data(tmp_path, measure):
+    """Where the data takes a hub, a unit that agrees in everything else is taken without asking for the data."""
+    known = {name: value for name, value in KEY.items() if name != "data"}
+    made = measure_or_load("sweep", "a", known, measure, tmp_path, data=lambda: "made up")
+    assert made.key == KEY and made.path == unit_path("sweep", "a", KEY, tmp_path) and measure.count == 1
+    again = measure_or_load("sweep", "a", known, measure, tmp_path, data=lambda: pytest.fail("asked for the data"))
+    assert again.path == made.path and measure.count == 1
+    assert results.find_unit("sweep", "a", known, tmp_path).path == made.path
+    # any other difference is another measurement, and so are other data where they are known
+    assert results.find_unit("sweep", "a", known | {"limit": 4}, tmp_path) is None
+    assert results.find_unit("sweep", "b", known, tmp_path) is None
+    measure_or_load("sweep", "a", known | {"data": "others"}, measure, tmp_path)
+    assert measure.count == 2
+    # of several, the latest
+    latest = max((unit.provenance["measured"], unit.path.name) for unit in all_units(tmp_path))
+    assert results.find_unit("sweep", "a", known, tmp_path).provenance["measured"] == latest[0]
+
+
 def test_another_key_is_another_file(tmp_path, measure):
     paths = {measure_or_load("sweep", "a", KEY, measure, tmp_path).path}
     others = [

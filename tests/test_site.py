@@ -221,3 +221,35 @@ def test_a_failing_notebook_stops_the_build_and_leaves_no_page(tmp_path, monkeyp
     with pytest.raises(SystemExit, match=r"notebooks/bad\.ipynb failed: ValueError: size 31 is too large"):
         companion.run_notebook("bad")
     assert not list(tmp_path.glob("executed/*"))
+
+
+def test_a_page_of_other_parameters_says_what_was_not_measured(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from book import companion
+
+    monkeypatch.setattr(companion, "ROOT", tmp_path)
+    monkeypatch.setattr(companion, "EXECUTED", tmp_path / "executed")
+    cells = [
+        nbformat.v4.new_markdown_cell("# How many?"),
+        nbformat.v4.new_code_cell("size = 1\nmeasure = True", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("class InputError(Exception): pass\nif not measure: raise InputError(message)"),
+    ]
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, tmp_path / "notebooks" / "some.ipynb")
+    page = "other:\n  notebook: some\n  title: Complete\n  parameters: {size: 7, measure: %s, message: %r}\n"
+
+    def built(measure, message="not measured: boolq"):
+        (tmp_path / "book" / "pages.yml").write_text(page % (measure, message))
+        companion.run_notebook("other")
+        return nbformat.read(tmp_path / "executed" / "other.ipynb", as_version=4).cells
+
+    cells = built("true")
+    assert cells[0].source == "# Complete" and "size = 7" in cells[2].source
+    (cell,) = built("false")
+    assert cell.source.startswith("# Complete\n") and "holds none of the measurements" in cell.source
+    # any other mistake stops the build
+    with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0"):
+        built("false", "limit is 0")
