@@ -156,7 +156,7 @@ def sweep_unit(
 
     def of_group(name, _):
         loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
-        units = [unit(leaf) for leaf in loaded["tasks"]]
+        units = [unit(leaf) for leaf in tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)]
         table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units], **details}
