@@ -53,7 +53,9 @@ def keep(name: str, content: dict) -> None:
 
 
 def _command() -> list[str]:
-    return [f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
+    """What was typed, but for folders of this machine."""
+    typed = ["FOLDER" if before == "--datasets" else word for before, word in zip(sys.argv, sys.argv[1:], strict=False)]
+    return [f"benchmarks.{Path(sys.argv[0]).stem}", *typed]
 
 
 def start() -> None:

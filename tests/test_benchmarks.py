@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from benchmarks import generation, side_by_side, similarity, sweep
+from benchmarks import generation, side_by_side, similarity, sweep, table
+from lib.results import ROOT
 
 
 @pytest.fixture
@@ -45,3 +46,13 @@ def test_similarity(run):
     assert found["largest_difference_from_float64_loop"] < 1e-6
     assert found["largest_difference_from_one_run_a_size"] < 1e-6
     assert found["tokens"] > 0 and found["bare_passes"] > 0
+
+
+def test_the_readme_has_the_measured_ratios():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = table.rows()
+    assert len(lines) > len(table.HEAD), "nothing is measured"
+    assert "\n".join(lines) in readme, "README.md's table is not that of python -m benchmarks.table"
+    for path in side_by_side.MEASURED.glob("*.json"):
+        content = json.loads(path.read_text())
+        assert content["provenance"]["dirty"] is False, f"{path.name} was measured with uncommitted changes"

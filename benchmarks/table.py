@@ -1,0 +1,67 @@
+"""The table of README.md, made of benchmarks/measured: python -m benchmarks.table"""
+
+import json
+
+from benchmarks.side_by_side import MEASURED
+
+HEAD = (
+    "| what | beside | ratio | agreement | command |",
+    "|---|---|---|---|---|",
+)
+
+
+def main() -> None:
+    print("\n".join(rows()))
+
+
+def rows() -> list[str]:
+    """The lines of the table, head included."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(MEASURED.glob("*.json"))}
+    return [*HEAD, *(line for name, content in found.items() for line in _lines(name.split("-")[0], content))]
+
+
+def _lines(kind: str, content: dict) -> list[str]:
+    command, dtype = f"`{content['command']}`", content["dtype"]
+    if kind == "similarity":
+        faster, passes = content["times_faster_than_one_run_a_size"], content["bare_passes"]
+        return [
+            _line(
+                f"every angular distance, {dtype}",
+                "one run for each block size",
+                f"**{faster:.0f} times faster**; {passes:.2f} bare passes",
+                f"within {content['largest_difference_from_float64_loop']:.0e} of a plain loop in float64",
+                command,
+            )
+        ]
+    if kind == "generation":
+        return [
+            _line(
+                f"{content['tasks']} generated, {content['items']} items, {dtype}, "
+                f"{len(content['cuts'])} pruned models",
+                "lm-eval's HFLM on each, in batches",
+                f"**{content['times_faster_than_hflm']:.1f} times faster**",
+                f"{content['texts_equal']} of {content['texts']} texts equal",
+                command,
+            )
+        ]
+    shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
+    tasks = content["tasks"].replace(",", ", ")
+    return [
+        _line(
+            f"{tasks}{shots}, {content['items']} items, {dtype}, {family['cuts']} pruned models ({rule})",
+            "lm-eval's HFLM on each",
+            f"**{family['times_faster_than_hflm']:.1f} times faster**; {family['bare_passes']:.2f} bare passes",
+            f"{family['choices_that_differ']:,} of {family['choices']:,} answers differ; "
+            f"log-likelihoods within {family['largest_difference']:.0e}",
+            command,
+        )
+        for rule, family in content["families"].items()
+    ]
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+if __name__ == "__main__":
+    main()
