@@ -15,6 +15,7 @@ positions and everything else, in any family.
 Letters in shapes: N scored positions of a batch, D width, V vocabulary, C cuts, R requests.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,8 @@ from lib.network import Batch, Network, ScoredOnly
 from lib.planning import HEAD_ELEMENTS, Piece, Sequence
 from lib.pruning import Cut, drop_layers
 
+MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
+
 
 class PrunedFamily:
     """A model and the pruned models made of its layers, ready to answer."""
@@ -36,10 +39,10 @@ class PrunedFamily:
         layers = num_layers(model)
         self.whole, self.cuts = Network(model), cuts
         self.entry = [_entry(cut, layers) for cut in cuts]
-        self.tails = [
-            None if cut.size == 0 else Network(_tail(model, cut, entry))
-            for cut, entry in zip(cuts, self.entry, strict=True)
-        ]
+        # cuts that end at the same layer have the same layers above: under the simple rule all but the whole model
+        above = {cut: _above(cut, layers) for cut in cuts if cut.size}
+        made = {blocks: Network(functools.reduce(drop_layers, blocks, model)) for blocks in set(above.values())}
+        self.tails = [made[above[cut]] if cut.size else None for cut in cuts]
         self.layer_steps = self.layer_steps_of(cuts)
         self.progress: Callable[[int], object] = lambda steps: None
         self.head = Network(drop_layers(model, Cut(0, layers - 1)))  # the shallowest model that has the head
@@ -185,43 +188,53 @@ class Abilities:
     @classmethod
     def of(cls, *networks: Network) -> "Abilities":
         """What can be done on every one of these."""
-        ways = [way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if _all_same(networks, way=way)]
+        trials = [_Trial(network) for network in networks]
+
+        def same(**how) -> bool:
+            return all(trial.same(**how) for trial in trials)
+
+        ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if same(way=way))
+        way = next(ways, None)
         return cls(
-            share=_all_same(networks, shared=8),
-            apart=_all_same(networks, shared=8, apart=True, way=ways[0] if ways else None),
-            score_only=ways[0] if ways else None,
-            branch=_all_same(networks, joined=True),
+            share=same(shared=8), apart=same(shared=8, apart=True, way=way), score_only=way, branch=same(joined=True)
         )
 
 
-def _all_same(networks, *, shared=0, joined=False, way: ScoredOnly | None = None, apart=False) -> bool:
-    """Whether two short requests get the same logits this way and the plain way."""
-    return all(_same(network, shared, joined, way, apart) for network in networks)
+class _Trial:
+    """Two short requests after one context on one network, and their logits the plain way."""
 
+    def __init__(self, network: Network):
+        vocabulary = network.head.weight.shape[0]
+        tokens = [(7919 * i + 13) % vocabulary for i in range(23)]
+        self.network, self.context = network, tokens[:16]
+        first, second = (0, tokens[16:20]), (1, tokens[20:])
+        self.alone = tuple(Sequence.joined(self.context, [request]) for request in (first, second))
+        self.joined = (Sequence.joined(self.context, [first, second]),)
+        self.plain = self.logits(self.alone)
+        # rounding moves logits a little; a wrong mask or position as much as they differ among themselves
+        self.allowed = self.plain.std() * (1e-3 if network.dtype == torch.float32 else 0.15)
 
-@torch.inference_mode()
-def _same(network: Network, shared: int, joined: bool, way: ScoredOnly | None, apart: bool) -> bool:
-    vocabulary = network.head.weight.shape[0]
-    tokens = [(7919 * i + 13) % vocabulary for i in range(23)]
-    context, first, second = tokens[:16], tokens[16:20], tokens[20:]
-    alone = (Sequence.plain(0, context, first), Sequence.plain(1, context, second))
-    plain = network.logits(network.scored_states(Batch.of(alone, 0, network.device))).float()
-    # rounding moves logits a little; a wrong mask or position as much as they differ among themselves
-    allowed = plain.std() * (1e-3 if network.dtype == torch.float32 else 0.15)
-    sequences = alone
-    if joined:
-        sequences = (Sequence.joined(context, [(0, first), (1, second)]),)
-        # the last token of the context is then scored once for both
-        plain = torch.cat([plain[: len(first)], plain[len(first) + 1 :]])
-    if (way or joined or apart) and text_config(network.model.config)._attn_implementation not in ("sdpa", "eager"):
-        return False  # others take no mask of ours
-    try:
-        beginning = network.remember(torch.tensor([context[:shared]], device=network.device)) if shared else None
-        batch = Batch.of(sequences, shared, network.device)
-        states = network.scored_states(batch, beginning, scored_only=way, apart=apart)
-        return bool((network.logits(states).float() - plain).abs().max() <= allowed)
-    except Exception:  # whatever a family's code raises, the plain way is left
-        return False
+    @torch.inference_mode()
+    def logits(self, sequences, shared: int = 0, **how) -> torch.Tensor:
+        device, beginning = self.network.device, None
+        if shared:
+            beginning = self.network.remember(torch.tensor([self.context[:shared]], device=device))
+        states = self.network.scored_states(Batch.of(sequences, shared, device), beginning, **how)
+        return self.network.logits(states).float()
+
+    def same(self, *, shared=0, joined=False, way: ScoredOnly | None = None, apart=False) -> bool:
+        """Whether the logits are the same this way."""
+        if (way or joined or apart) and text_config(self.network.model.config)._attn_implementation not in MASKABLE:
+            return False
+        expected = self.plain
+        if joined:  # the last token of the context is then scored once for both
+            length = len(self.alone[0].scored)
+            expected = torch.cat([expected[:length], expected[length + 1 :]])
+        try:
+            found = self.logits(self.joined if joined else self.alone, shared, scored_only=way, apart=apart)
+            return bool((found - expected).abs().max() <= self.allowed)
+        except Exception:  # whatever a family's code raises, the plain way is left
+            return False
 
 
 def _entry(cut: Cut, layers: int) -> int:
@@ -229,10 +242,12 @@ def _entry(cut: Cut, layers: int) -> int:
     return cut.start if cut.stop < layers else max(cut.start - 1, 0)
 
 
-def _tail(model, cut: Cut, entry: int):
-    """The pruned model without the layers below `entry`, whose residual is given to it."""
-    pruned = drop_layers(model, cut)
-    return drop_layers(pruned, Cut(0, entry)) if entry else pruned
+def _above(cut: Cut, layers: int) -> tuple[Cut, ...]:
+    """What to drop, one after another, to be left with the layers from the entry up that the pruned model has."""
+    if cut.stop < layers:
+        return (Cut(0, cut.stop),)
+    entry = _entry(cut, layers)
+    return (cut, Cut(0, entry)) if entry else (cut,)
 
 
 def _with_room(run: Callable, tokens: int):

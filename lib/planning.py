@@ -31,11 +31,6 @@ class Sequence:
     branches: tuple[int, ...] = ()
 
     @classmethod
-    def plain(cls, number: int, context, continuation) -> "Sequence":
-        """One request by itself."""
-        return cls.joined(context, [(number, continuation)])
-
-    @classmethod
     def joined(cls, context, continuations) -> "Sequence":
         """Requests (number, continuation) after one context."""
         tails = dict.fromkeys(tuple(continuation[:-1]) for _, continuation in continuations if len(continuation) > 1)
