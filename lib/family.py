@@ -65,6 +65,13 @@ class PrunedFamily:
         residuals = len({_entry(cut, len(self.whole.layers)) for cut in cuts}) * max(batch, beginning) * width
         return int(residuals + beginning * self.layer_steps_of(cuts) * self.whole.bytes_remembered)
 
+    @property
+    def bytes_of_a_prompt_token(self) -> int:
+        """Memory that generation keeps for a token of a prompt: for the whole model, one tail, and the residuals."""
+        tail = max((len(tail.layers) for tail in self.tails if tail is not None), default=0)
+        width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
+        return int((len(self.whole.layers) + tail) * self.whole.bytes_remembered + len(set(self.entry)) * width)
+
     def run(
         self, piece: Piece, progress: Callable[[int], object] = lambda steps: None
     ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:

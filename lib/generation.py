@@ -20,7 +20,7 @@ from transformers import DynamicCache
 
 from lib.family import PrunedFamily
 from lib.network import Network, attention_masks
-from lib.planning import MEMORY, SHARED_TOKENS, common_beginning
+from lib.planning import BATCH_TOKENS, MEMORY, SHARED_TOKENS, common_beginning
 from lib.pruning import drop_layers
 from lib.results import Shards
 
@@ -59,7 +59,7 @@ def generate(
 ) -> list[list[str]]:
     """For each cut of a family the text of each answer, as lm-eval's HFLM gives it for the pruned model.
 
-    `memory` bounds the bytes of keys and values. Where a task samples, a model's generation configuration
+    `memory` bounds the bytes of residuals, keys and values. Where a task samples, a model's generation configuration
     asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
     """
     if not instances:
@@ -68,9 +68,7 @@ def generate(
     prompts = _HFLM(model, tokenizer, 1)
     prompts.generate_until(instances, disable_tqdm=True)
     longest = max(call.prompts.shape[1] + call.most for call in prompts.calls)
-    row = longest * len(family.whole.layers) * family.whole.bytes_remembered
-    # the whole model's, those above a cut, and at times a copy of some rows
-    rows = int(max(1, min(BATCH_ROWS, 2 * memory // (2.5 * row))))
+    rows = int(max(1, min(BATCH_ROWS, memory // (longest * family.bytes_of_a_prompt_token))))
     prompts = _HFLM(model, tokenizer, rows)
     prompts.generate_until(instances, disable_tqdm=True)
     own = family.can.branch and _is_greedy(model) and all(call.greedy for call in prompts.calls)
@@ -134,108 +132,124 @@ def _answers(family: PrunedFamily, tokenizer, call: Call, shards: Shards | None,
 
 
 class Prompts:
-    """The prompts of a batch, run once for a whole family; all tokens but the last, which decoding begins with."""
+    """The prompts of a batch, run once for a whole family; all tokens but the last, which decoding begins with.
+
+    A row that is finished changes places with the last one that is not, here and in every buffer.
+    """
 
     @torch.inference_mode()
     def __init__(self, family: PrunedFamily, rows: list[list[int]], most: int):
-        self.family, self.rows, self.most = family, rows, most
+        self.family, self.rows, self.most, self.order = family, list(rows), most, list(range(len(rows)))
         shared = common_beginning(rows) if len(rows) > 1 else 0
-        self.shared = shared if shared >= SHARED_TOKENS and family.can.share else 0
-        self.shared = min(self.shared, *(len(row) - 1 for row in rows))
+        shared = shared if shared >= SHARED_TOKENS and family.can.share else 0
+        self.shared = min(shared, *(len(row) - 1 for row in rows)) if shared else 0
         width = max(1, max(map(len, rows)) - 1 - self.shared)
         self.ids = torch.zeros(len(rows), width, dtype=torch.long, device=family.device)
         for i, row in enumerate(rows):
             rest = row[self.shared : -1]
             self.ids[i, : len(rest)] = torch.tensor(rest, dtype=torch.long)
-        whole, self.tails = family.remember(tuple(rows[0][: self.shared]))
-        with family.whole.recording(set(family.entry)) as self.residuals:
-            self.whole = Growing(family.whole.remember(self.ids, beginning=whole), most)
+        self.start = self.shared + width
+        whole, self.beginnings = family.remember(tuple(rows[0][: self.shared]))
+        self.residuals: dict[int, torch.Tensor] = {}
+        self.whole = self._filled(family.whole, whole, record=True)
+
+    def _filled(self, network: Network, beginning, residual=None, record=False) -> "Growing":
+        """Keys and values of the prompts, a few rows at a time."""
+        cache = Growing(len(self.rows), self.start + self.most, beginning)
+        step = max(1, BATCH_TOKENS // self.ids.shape[1])
+        for first in range(0, len(self.rows), step):
+            cache.at = slice(first, min(first + step, len(self.rows)))
+            with network.recording(set(self.family.entry) if record else set()) as found:
+                network.remember(self.ids[cache.at], None if residual is None else residual[cache.at], cache)
+            for entry, part in found.items():
+                if first == 0:
+                    self.residuals[entry] = part.new_empty(len(self.rows), *part.shape[1:])
+                self.residuals[entry][cache.at] = part
+        cache.position = self.start
+        return cache
 
     @torch.inference_mode()
     def decode(self, number: int, is_over: Callable[[list[list[int]]], list[bool]]) -> list[list[int]]:
         """The new tokens of each row under cut `number`; `is_over` says of some rows' new tokens which are finished."""
         network, cache = self._pruned(number)
-        device, start = self.family.device, self.shared + self.ids.shape[1]
+        device = self.family.device
         lengths = torch.tensor([[len(row) - 1] for row in self.rows], device=device)
         # of every key that there will be: its place in the sequence, and whether it is one or padding
-        before = torch.arange(start, device=device).expand(len(self.rows), start)
+        before = torch.arange(self.start, device=device).expand(len(self.rows), self.start)
         after = lengths + torch.arange(self.most, device=device)
         places = torch.cat([before, after], dim=1)
         real = torch.cat([before < lengths, after >= 0], dim=1)
         tokens = torch.tensor([row[-1] for row in self.rows], device=device)
         new: list[list[int]] = [[] for _ in self.rows]
-        batch, over = list(range(len(self.rows))), set()
-        for keys in range(start + 1, start + self.most + 1):
-            positions = places[:, keys - 1 : keys]
-            visible = real[:, None, :keys]
-            options = {
-                "position_ids": positions,
-                "attention_mask": attention_masks(
-                    network.model.config, positions, places[:, :keys], visible, network.dtype
-                ),
-                network.cache_argument: cache,
-            }
-            tokens = network.model(input_ids=tokens[:, None], use_cache=True, **options).logits[:, -1].argmax(dim=-1)
-            going = [i for i in batch if i not in over]
-            for i, token in zip(batch, tokens.tolist(), strict=True):
-                if i not in over:
-                    new[i].append(token)
-            over |= {i for i, finished in zip(going, is_over([new[i] for i in going]), strict=True) if finished}
-            keep = [place for place, i in enumerate(batch) if i not in over]
-            if not keep:
+        going = len(self.rows)
+        for keys in range(self.start + 1, self.start + self.most + 1):
+            cache.at, cache.position = slice(0, going), keys - 1
+            positions, known = places[:going, keys - 1 : keys], places[:going, :keys]
+            masks = attention_masks(network.model.config, positions, known, real[:going, None, :keys], network.dtype)
+            options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: cache}
+            logits = network.model(input_ids=tokens[:going, None], use_cache=True, **options).logits
+            tokens[:going] = logits[:, -1].argmax(dim=-1)
+            for place, token in enumerate(tokens[:going].tolist()):
+                new[self.order[place]].append(token)
+            over = is_over([new[self.order[place]] for place in range(going)])
+            for place in reversed([place for place, finished in enumerate(over) if finished]):
+                going -= 1
+                self._swap(place, going, cache, tokens, places, real)
+            if going == 0:
                 break
-            # leaving the finished behind is a copy that costs as much as a step or two
-            if len(keep) <= 0.75 * len(batch):
-                batch = [batch[place] for place in keep]
-                kept = torch.tensor(keep, device=device)
-                cache, tokens, places, real = cache.rows(kept), tokens[kept], places[kept], real[kept]
         return new
 
     def _pruned(self, number: int) -> tuple[Network, "Growing"]:
         """The pruned model of a cut, and a cache that holds the prompts: below the cut that of the whole model."""
         family, cut, entry = self.family, self.family.cuts[number], self.family.entry[number]
+        cache = Growing(len(self.rows), self.start + self.most)
         if cut.size == 0:
-            return family.whole, self.whole.lower(len(family.whole.layers))
-        upper = family.tails[number].remember(self.ids, self.residuals[entry], beginning=self.tails[number])
-        cache = self.whole.lower(entry)
-        cache.buffers = [*cache.buffers, *Growing(upper, self.most).buffers]
+            cache.buffers = self.whole.buffers
+            return family.whole, cache
+        upper = self._filled(family.tails[number], self.beginnings[number], self.residuals[entry])
+        cache.buffers = [*self.whole.buffers[:entry], *upper.buffers]
         return Network(drop_layers(family.whole.model, cut)), cache
+
+    def _swap(self, one: int, other: int, cache: "Growing", *tensors: torch.Tensor) -> None:
+        """Let two rows change places: here, in what is kept for other cuts, and in what one cut's decoding needs."""
+        if one == other:
+            return
+        for rows in (self.rows, self.order):
+            rows[one], rows[other] = rows[other], rows[one]
+        buffers = {id(t): t for pair in self.whole.buffers + cache.buffers for t in pair}
+        for tensor in (self.ids, *self.residuals.values(), *buffers.values(), *tensors):
+            tensor[[one, other]] = tensor[[other, one]]
 
 
 class Growing(DynamicCache):
-    """Keys and values with room for what decoding adds, one token at a time: nothing is copied at a step."""
+    """Keys and values with room for what is added: nothing is copied at a step.
 
-    def __init__(self, cache: DynamicCache | None = None, room: int = 0):
+    A pass writes at `position`, into the rows `at`, and sees what these rows hold up to there.
+    """
+
+    def __init__(self, rows: int, width: int, beginning: DynamicCache | None = None):
         super().__init__()
+        self.count, self.width, self.at, self.position = rows, width, slice(0, rows), 0
         self.buffers: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self.lengths: dict[int, int] = {}
-        self.start = 0
-        for layer in cache.layers if cache is not None else ():
-            self.start = layer.keys.shape[-2]
-            self.buffers.append(tuple(_with_space(tensor, room) for tensor in (layer.keys, layer.values)))
-
-    def lower(self, layers: int) -> "Growing":
-        """The same memory for the first layers; what was added is written over."""
-        other = Growing()
-        other.start, other.buffers = self.start, self.buffers[:layers]
-        return other
-
-    def rows(self, keep: torch.Tensor) -> "Growing":
-        """A copy with these rows alone."""
-        other = Growing()
-        other.start, other.lengths = self.start, dict(self.lengths)
-        other.buffers = [tuple(tensor[keep] for tensor in pair) for pair in self.buffers]
-        return other
+        for index, layer in enumerate(beginning.layers if beginning is not None else ()):
+            self.update(layer.keys, layer.values, index)
+        self.position = beginning.get_seq_length() if beginning is not None else 0
 
     def update(self, key_states, value_states, layer_idx, *_, **__):
-        first = self.lengths.get(layer_idx, self.start)
-        last = self.lengths[layer_idx] = first + key_states.shape[-2]
+        if layer_idx == len(self.buffers):
+            shapes = [(self.count, t.shape[1], self.width, t.shape[3]) for t in (key_states, value_states)]
+            self.buffers.append(tuple(key_states.new_empty(shape) for shape in shapes))
+        last = self.position + key_states.shape[-2]
         keys, values = self.buffers[layer_idx]
-        keys[:, :, first:last], values[:, :, first:last] = key_states, value_states
-        return keys[:, :, :last], values[:, :, :last]
+        keys[self.at, :, self.position : last] = key_states
+        values[self.at, :, self.position : last] = value_states
+        return keys[self.at, :, :last], values[self.at, :, :last]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.lengths.get(layer_idx, self.start)
+        return self.position
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.position + query_length, 0
 
 
 class _IsOver:
@@ -252,13 +266,6 @@ class _IsOver:
         texts = self.tokenizer.batch_decode([row[-self.back :] for row in rows])
         found = [any(s in text for s in self.stop) for text in texts]
         return [row[-1] in self.ends or stopped for row, stopped in zip(rows, found, strict=True)]
-
-
-def _with_space(tensor: torch.Tensor, room: int) -> torch.Tensor:
-    rows, heads, length, width = tensor.shape
-    wide = tensor.new_empty(rows, heads, length + room, width)
-    wide[:, :, :length] = tensor
-    return wide
 
 
 def _is_greedy(model) -> bool:

@@ -9,7 +9,6 @@ the shared beginning, K keys, D width, V vocabulary.
 """
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -79,14 +78,11 @@ class Network:
         return sum(t.numel() * t.element_size() for t in tensors) / 8 / len(self.layers)
 
     def remember(
-        self, ids: torch.Tensor, residual: torch.Tensor | None = None, beginning: DynamicCache | None = None
+        self, ids: torch.Tensor, residual: torch.Tensor | None = None, cache: DynamicCache | None = None
     ) -> DynamicCache:
-        """Keys and values [B, heads, P, head width] of tokens [B, T], layer by layer, a beginning's among them."""
-        cache = DynamicCache()  # without the configuration every layer keeps all: a window is the mask's business
-        for layer in beginning.layers if beginning is not None else ():
-            cache.layers.append(copy.copy(layer))
-            cache.layers[-1].keys = layer.keys.expand(len(ids), *layer.keys.shape[1:])
-            cache.layers[-1].values = layer.values.expand(len(ids), *layer.values.shape[1:])
+        """Keys and values [B, heads, T, head width] of tokens [B, T], layer by layer, put into `cache` if given."""
+        if cache is None:
+            cache = DynamicCache()  # without the configuration every layer keeps all: a window is the mask's business
         with self._entering(residual):
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
         return cache
