@@ -2,13 +2,18 @@
 
 import dataclasses
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from lm_eval.models.huggingface import HFLM
 
-from lib import corpora, models
+from lib import corpora, evaluation, models
 from lib.errors import InputError
-from lib.pruning import Cut, simple_cut
-from lib.sweep import sweep
+from lib.family import PrunedFamily
+from lib.pruning import Cut, drop_layers, simple_cut
+from lib.results import ROOT
+from lib.sweep import loglikelihoods, plan_requests, sweep
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +37,35 @@ def test_knows_capitals_until_layers_go(embedded):
     rows = sweep(*embedded, ["capitals"], [Cut(0, 0), simple_cut(30, 15)], limit=24)
     whole, pruned = rows["value"]
     assert whole > 0.6 > pruned
+
+
+CUTS = [Cut(0, 0), simple_cut(30, 6), Cut(4, 20)]
+SHARED = ROOT.parent / "shared" / "datasets"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "shots"),
+    [(["capitals", "sums_two_digits", "embedded_piqa"], None), (["mmlu_anatomy"], 5)],
+    ids=["own", "mmlu"],
+)
+def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots):
+    """Branches, a lent beginning and the last layer in part, on the real model: within rounding, no answer differs."""
+    if tasks == ["mmlu_anatomy"] and not SHARED.is_dir():
+        pytest.skip("needs ../shared/datasets")
+    loaded = evaluation.load_tasks(tasks, num_fewshot=shots, datasets=str(SHARED) if SHARED.is_dir() else None)
+    asked = evaluation.collect_requests(loaded, *embedded, limit=9)
+    family = PrunedFamily(embedded[0], CUTS)
+    plan = plan_requests(family, asked.contexts, asked.continuations, asked.max_length)
+    assert family.can.share and family.can.apart and family.can.branch and family.can.score_only
+    assert any(piece.shared for piece in plan.pieces) == bool(shots)
+    found, _ = loglikelihoods(embedded[0], asked.contexts, asked.continuations, CUTS, max_length=asked.max_length)
+    for cut, ours in zip(CUTS, found, strict=True):
+        lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)
+        theirs = np.array([logprob for logprob, _ in lm.loglikelihood(asked.instances, disable_tqdm=True)])
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+        items = pd.DataFrame({"item": [(i.task_name, i.doc_id) for i in asked.instances], "a": ours, "b": theirs})
+        for _, choices in items.groupby("item"):
+            assert choices["a"].argmax() == choices["b"].argmax()
 
 
 def test_damage_is_found_by_hash(tmp_path, monkeypatch, embedded):
