@@ -62,7 +62,8 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots):
     for cut, ours in zip(CUTS, found, strict=True):
         lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)
         theirs = np.array([logprob for logprob, _ in lm.loglikelihood(asked.instances, disable_tqdm=True)])
-        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=0)
+        # a sum of many tokens of a ruined model reaches -858 nats, where float32 itself is that coarse
+        np.testing.assert_allclose(ours, theirs, atol=1e-4, rtol=5e-6)
         items = pd.DataFrame({"item": [(i.task_name, i.doc_id) for i in asked.instances], "a": ours, "b": theirs})
         for _, choices in items.groupby("item"):
             assert choices["a"].argmax() == choices["b"].argmax()
