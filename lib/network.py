@@ -45,8 +45,8 @@ class Batch:
             places[i, : len(s.scored)] = torch.tensor(s.scored) - shared
             rows += [i] * len(s.scored)
             slots += range(len(s.scored))
-        batch = cls(ids.to(device), torch.tensor(rows, device=device), torch.tensor(slots, device=device), places)
-        batch.places = places.to(device)
+        rows, slots = (torch.tensor(numbers, device=device) for numbers in (rows, slots))
+        batch = cls(ids.to(device), rows, slots, places.to(device))
         if any(s.branches for s in sequences):
             depths = torch.zeros_like(ids)
             visible = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)

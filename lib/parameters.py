@@ -103,7 +103,7 @@ class QuestionAnsweringParameters(Parameters):
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
     limit: int | None = 120  # items a task, from its beginning; None: all
     num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
-    measure: bool = True  # False: show what results hold, measure nothing
+    measure: bool = True  # False: measure no task, show those that results hold
 
     def check(self) -> None:
         super().check()

@@ -4,7 +4,7 @@ The same requests give the same arrangement, so that an interrupted sweep finds 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -105,6 +105,7 @@ class Plan:
     One layer-step is one decoder layer run on one token.
     """
 
+    cuts: list
     parts: list[tuple[list, list[Piece]]]  # cuts, and pieces of one beginning, run together: what is kept must fit
     layers: int  # of the whole model
     layer_steps: int
@@ -112,7 +113,6 @@ class Plan:
     rate: float | None = None  # layer-steps a second of this model on this machine, as tried
     requests: int = 0
     generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
-    cuts: list = field(default_factory=list)
 
     @property
     def pieces(self) -> list[Piece]:

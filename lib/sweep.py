@@ -63,11 +63,7 @@ def sweep(
     majority class a task).
     Raises InputError for unknown tasks, cuts that don't fit the model, a limit below 1.
     """
-    for cut in cuts:
-        cut.check(num_layers(model))
-    evaluation.check_limit(limit)
-    loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
+    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
     family = family or PrunedFamily(model, distinct)
@@ -103,13 +99,19 @@ def plan(
 
     Nothing is run but one batch of at most 256 tokens, for the time. Raises what `sweep` raises.
     """
-    for cut in cuts:
-        cut.check(num_layers(model))
-    loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
+    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
     family = PrunedFamily(model, list(dict.fromkeys(cuts)))
     found = plan_requests(family, asked.contexts, asked.continuations, asked.max_length, batch_tokens, memory)
     return dataclasses.replace(found, generated=len(asked.generations))
+
+
+def _requests(model, tokenizer, tasks, cuts, *, limit, num_fewshot, datasets) -> evaluation.Tasks:
+    """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
+    for cut in cuts:
+        cut.check(num_layers(model))
+    evaluation.check_limit(limit)
+    loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
+    return evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
 
 
 def sweep_unit(
