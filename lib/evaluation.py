@@ -107,9 +107,15 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
                 generations += task.instances
             else:
                 instances += task.instances
+    return Tasks(loaded, instances, generations, *encode(instances, model, tokenizer), limit)
+
+
+def encode(instances: list[Instance], model, tokenizer) -> tuple[list[list[int]], list[list[int]], int]:
+    """Tokens of requests as lm-eval's HFLM makes them: contexts, continuations, and the longest that it lets in."""
+    with _quiet():
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
-    return Tasks(loaded, instances, generations, encoder.contexts, encoder.continuations, encoder.max_length, limit)
+    return encoder.contexts, encoder.continuations, encoder.max_length
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:

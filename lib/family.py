@@ -176,7 +176,7 @@ class PrunedFamily:
                 target = torch.from_numpy(wanted[span]).to(some.device)
                 found = torch.log_softmax(some, dim=-1, dtype=torch.float32)[row, target]
                 logprobs[span] = found.double().cpu().numpy()
-                hits[span] = (some.max(dim=-1).indices[row] == target).cpu().numpy()
+                hits[span] = _likeliest(some, row, target).cpu().numpy()
         back = np.argsort(order, kind="stable")
         logprobs, hits = (values.reshape(cuts, -1)[:, back] for values in (logprobs, hits))
         starts = np.cumsum([0, *lengths[:-1]])
@@ -242,6 +242,15 @@ class _Trial:
             return bool((found - expected).abs().max() <= self.allowed)
         except Exception:  # whatever a family's code raises, the plain way is left
             return False
+
+
+def _likeliest(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Whether each target is what greedy decoding takes in its row: the first of the largest logits."""
+    # finding the place of the largest costs ten times as much as finding the largest: only where it may be the target
+    found = logits[rows, targets] == logits.amax(dim=-1)[rows]
+    for index in found.nonzero().flatten().tolist():
+        found[index] = logits[rows[index]].argmax() == targets[index]
+    return found
 
 
 def _entry(cut: Cut, layers: int) -> int:

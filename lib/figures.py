@@ -31,7 +31,8 @@ from lib.drawing import GREY, HEAT, INK, SIZES, Figure, Picture, details_of, sav
 from lib.errors import InputError
 
 __all__ = [
-    "Figure", "accuracy_curves", "best_start_comparison", "distance_curves", "distance_heatmap", "headline", "save",
+    "Figure", "accuracy_curves", "best_start_comparison", "distance_curves", "distance_heatmap", "headline",
+    "loss_curves", "save", "sweep_cost", "training_curves",
 ]  # fmt: skip
 
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
@@ -157,14 +158,14 @@ def best_start_comparison(
 
 def accuracy_curves(
     accuracy: pd.DataFrame, references: References, *, tasks: Tasks, model: str,
-    rules: Mapping[str, str] = RULES, name: str = "accuracy-curves", provenance: str = "",
+    rules: Mapping[str, str] = RULES, columns: int | None = None, name: str = "accuracy-curves", provenance: str = "",
 ) -> Figure:  # fmt: skip
     """Accuracy against the fraction of layers dropped, a panel per task, a line per rule (figures 2, 5, 6).
 
     A size that another rule of the same task has and this one lacks is a gap in this one's line.
     """
     tasks, lines, data = _accuracy_lines(accuracy, tasks, rules)
-    titles, columns = list(tasks.values()), {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
+    titles, columns = list(tasks.values()), columns or {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)
     picture = Picture(DROPPED, "Accuracy", titles=titles, columns=columns, percent=True)
     looks = {
         "chance": {"label": "chance", "colour": GREY, "line": "dash"},
@@ -217,6 +218,54 @@ def headline(
     )
     picture.alt = f"Line chart for {model}: accuracy by layers dropped. {_courses(lines, tasks, rules)}."
     return picture.finish(name, provenance, data, x=[-0.03 * end, 1.02 * end], y=[0, 1])
+
+
+def loss_curves(
+    losses: pd.DataFrame, *, lines: Mapping[str, str], model: str, vocabulary: int, text: str,
+    name: str = "loss-curves", provenance: str = "",
+) -> Figure:  # fmt: skip
+    """Loss on text over ln V against the fraction of layers dropped, before and after healing (figures 1d, 3).
+
+    `losses` has the columns line, size n, start l, fraction n / L, value, low, high (95% interval; all three in
+    units of ln V), items (sequences) and metric; `lines` says which are drawn and under which names. 1 is what
+    guessing every one of V tokens alike would give.
+    """
+    columns = ("line", "size", "start", "fraction", "value", "low", "high", "items", "metric")
+    losses = _require(losses, "losses", *columns)
+    drawn = losses[losses["line"].isin(lines)]
+    end, high = float(drawn["fraction"].max()), float(drawn["high"].max())
+    picture = Picture(DROPPED, "Loss on text / ln V", percent=True)
+    look = {"colour": GREY, "line": "dash", "width": 1.2, "label": "guessing every token alike"}
+    picture.line([0, end], [1, 1], **look, hover=f"ln V, V = {vocabulary:,}")
+    courses = []
+    for (line, label), style in zip(lines.items(), styles_of(lines)):
+        rows = drawn[drawn["line"] == line].sort_values("size")
+        picture.accuracy(rows, style, label)
+        courses.append(f"{label}, {_course(rows, 'fraction', 'value')}")
+    picture.caption = (
+        f"Loss of {html.escape(model)} on {html.escape(text)} (cross-entropy over ln V, V = {vocabulary:,} tokens) "
+        "against the fraction of its layers that were dropped. Bands: 95% intervals over sequences."
+    )
+    picture.alt = f"Line chart for {model}: loss on text by layers dropped. {'; '.join(courses)}."
+    return picture.finish(name, provenance, drawn, x=[0, 1.02 * end], y=[0, 1.05 * max(high, 1)])
+
+
+def training_curves(
+    curves: Mapping[str, pd.DataFrame], *, model: str, name: str = "training-curves", provenance: str = ""
+) -> Figure:  # fmt: skip
+    """Training loss of healings against tokens, a line for each; columns tokens and loss (nats a token)."""
+    curves = {label: _require(rows, label, "tokens", "loss") for label, rows in curves.items()}
+    data = pd.concat([rows.assign(healing=label) for label, rows in curves.items()])
+    picture = Picture("Tokens trained on", "Training loss (nats a token)")
+    scale = SIZES(np.linspace(0, 1, len(curves)))
+    for (label, rows), colour in zip(curves.items(), scale):
+        hover = f"{label}<br>%{{x:,}} tokens: %{{y:.3f}}"
+        picture.line(rows["tokens"], rows["loss"], colour=to_hex(colour), width=1, label=label, hover=hover)
+    picture.caption = f"Loss of each step of healing {html.escape(model)}, one line for each pruned model."
+    words = "; ".join(f"{label}, {_course(rows, 'tokens', 'loss')}" for label, rows in curves.items())
+    picture.alt = f"Line chart for {model}: training loss by tokens. {words}."
+    low, high = data["loss"].min(), data["loss"].max()
+    return picture.finish(name, provenance, data, x=[0, float(data["tokens"].max())], y=[0.95 * low, 1.02 * high])
 
 
 def sweep_cost(

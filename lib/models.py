@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils import logging as hub_logging
@@ -184,7 +185,34 @@ def load_model(
         ) from error
     _check_whole(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack weights of four bits at the first answer, on some processors: their scales are
+            # rounded then, and no gradient goes through them any more
+            module.support_avx512bf16_for_cpu = False
     return network.eval(), tokenizer
+
+
+def checkpoint_folder(model: str, revision: str | None = None) -> Path:
+    """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be.
+
+    Raises InputError as `find_model` does, and where the hub does not give the files.
+    """
+    if model == "embedded":
+        return Path(_converted(EMBEDDED.file(), EMBEDDED.sha256))
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        _find_gguf(path, revision)
+        return Path(_converted(path, file_hash(path)))
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
+    try:
+        kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "LICENSE*"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"can't fetch {model!r} ({_first_line(error)}): check the name and the connection") from error
 
 
 def _config(model: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:

@@ -83,7 +83,7 @@ class Network:
         """Keys and values [B, heads, T, head width] of tokens [B, T], layer by layer, put into `cache` if given."""
         if cache is None:
             cache = DynamicCache()  # without the configuration every layer keeps all: a window is the mask's business
-        with self._entering(residual):
+        with self.entering(residual):
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
         return cache
 
@@ -120,7 +120,7 @@ class Network:
 
         with contextlib.ExitStack() as stack:
             stack.callback(self.head.register_forward_pre_hook(take).remove)
-            stack.enter_context(self._entering(residual))
+            stack.enter_context(self.entering(residual))
             if past and apart:
                 stack.enter_context(lent.attending(self.model.config))
             if scored_only:
@@ -163,7 +163,7 @@ class Network:
                 handle.remove()
 
     @contextlib.contextmanager
-    def _entering(self, residual: torch.Tensor | None) -> Iterator[None]:
+    def entering(self, residual: torch.Tensor | None) -> Iterator[None]:
         """During a forward pass, this residual enters the first layer, whatever the embedding gave."""
 
         def give(_, arguments, named):

@@ -25,3 +25,6 @@ HUB_NAMES = {
     "meta-llama/Llama-2-70b-hf": "Llama-2-70B",
     "mistralai/Mistral-7B-v0.1": "Mistral-7B-v0.1",
 }
+
+# Tokens of healing for the models of 7 billion parameters (appendix A.1): 5000 steps of 16 sequences of 2048.
+HEALING_TOKENS = 163_840_000

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lib import corpora, evaluation, models
 from lib.errors import InputError
+from lib.healing import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
@@ -32,6 +33,7 @@ class Parameters:
     samples: int = 256  # sequences for the distances
     sequence_length: int = 512  # each cut after so many tokens
     seed: int = 0  # of the draw of sequences
+    measure: bool = True  # False: measure nothing, show what results hold
 
     @classmethod
     def from_names(cls, names: dict[str, object]):
@@ -103,7 +105,6 @@ class QuestionAnsweringParameters(Parameters):
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
     limit: int | None = 120  # items a task, from its beginning; None: all
     num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
-    measure: bool = True  # False: measure no task, show those that results hold
 
     def check(self) -> None:
         super().check()
@@ -160,6 +161,78 @@ class QuestionAnsweringParameters(Parameters):
                 "last layer is never dropped: choose sizes in that range"
             )
         return sorted(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/03-healing.ipynb."""
+
+    dtype: str = "bfloat16"
+    quantization: str | None = "nf4"
+    sizes: str = "0, 1, 3, 6, 9, 12, 15"
+    text: str = "c4"  # what heals, and on whose validation split losses are measured: "c4" or "wikipedia"
+    preset: str = "small"  # of lib.healing.PRESETS: the paper's settings of one of its models, or "small"
+    rank: int | None = None  # of the adapters; None, here and in what follows: the preset's own
+    learning_rate: float | None = None  # the highest, after the warm-up
+    steps: int | None = None  # updates of the adapters
+    healing_seed: int | None = None  # of adapters, order of the text, and dropout
+    adapters: str | None = None  # "all" layers (the paper), or those "above" the cut
+    auxiliary: float | None = None  # weight of the auxiliary loss at the cut
+    loss_sequences: int = 128  # for the loss on text
+    loss_length: int = 256  # tokens in each
+
+    def check(self) -> None:
+        super().check()
+        if self.text not in corpora.CORPORA:
+            raise InputError(f"text is {self.text!r}, expected one of {', '.join(map(repr, corpora.CORPORA))}")
+        if self.preset not in PRESETS:
+            raise InputError(f"preset is {self.preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
+        if self.loss_sequences < 1 or self.loss_length < 2:
+            raise InputError(
+                f"loss_sequences is {self.loss_sequences} and loss_length {self.loss_length}, expected at least 1 and 2"
+            )
+        self.config()
+
+    def config(self, **others) -> HealingConfig:
+        """The preset, with what these parameters, and then `others`, set otherwise.
+
+        Raises InputError for an impossible setting.
+        """
+        named = {"rank": self.rank, "learning_rate": self.learning_rate, "steps": self.steps, "seed": self.healing_seed,
+                 "adapters": self.adapters, "auxiliary": self.auxiliary}  # fmt: skip
+        given = {name: value for name, value in named.items() if value is not None} | others
+        preset = PRESETS[self.preset]
+        if "steps" in given:  # the same share of warm-up
+            given.setdefault("warmup_steps", round(preset.warmup_steps * given["steps"] / preset.steps))
+        return dataclasses.replace(preset, quantization=self.quantization, **given)
+
+    @property
+    def loss_key(self) -> dict:
+        """What determines a loss on text, besides the model."""
+        return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationParameters(HealingParameters):
+    """Parameters of notebooks/05-ablations.ipynb."""
+
+    rules: str = "similarity"
+    sizes: str = "3, 9, 15"
+    ranks: str = "2, 8, 64"  # ranks of the adapters to compare
+    seeds: str = "0, 1, 2"  # seeds of healing to compare
+    auxiliary_weight: float = 1.0  # of the auxiliary loss, where healing with it is compared
+
+    def check(self) -> None:
+        super().check()
+        for name in ("ranks", "seeds"):
+            self.numbers(name)
+
+    def numbers(self, name: str) -> list[int]:
+        """The whole numbers of `ranks` or `seeds`. Raises InputError for what is none."""
+        parts = _split(getattr(self, name))
+        if not parts or not all(part.isdecimal() for part in parts):
+            raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")
+        return [int(part) for part in parts]
 
 
 def _split(text: str) -> list[str]:

@@ -35,7 +35,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "numpy", "peft")
+PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "numpy", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)

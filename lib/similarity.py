@@ -24,7 +24,7 @@ from lib.decoder import decoder_layers
 from lib.errors import InputError
 from lib.models import Source
 from lib.parameters import Parameters
-from lib.results import Unit, measure_or_load
+from lib.results import Unit, find_unit, measure_or_load
 
 VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
 
@@ -140,7 +140,10 @@ def distance_matrix(table: pd.DataFrame) -> Float[np.ndarray, "L L"]:
 
 
 def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> Unit:
-    """The distances of a model: read from results, else measured on the model that `opened()` returns."""
+    """The distances of a model: read from results, else measured on the model that `opened()` returns.
+
+    Raises InputError where nothing is to be measured and results hold no such unit.
+    """
     key = {
         "model": source.key,
         "dtype": source.dtype,
@@ -154,6 +157,11 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
     data = functools.partial(corpora.text_fingerprint, parameters.corpus, datasets=parameters.datasets)
     if corpora.is_at_hand(parameters.corpus, parameters.datasets):
         key, data = key | {"data": data()}, None
+
+    if not parameters.measure:
+        if (unit := find_unit("similarity", parameters.corpus, key, parameters.results_folder)) is None:
+            raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
+        return unit
 
     def measure(_):
         model, tokenizer = opened()

@@ -139,11 +139,11 @@ def sweep_unit(
             "num_fewshot": parameters.shots[task],
             "version": VERSION,
         }
-        if not parameters.measure:
-            return find_unit("sweep", name, key, parameters.results_folder)
         data = functools.partial(evaluation.data_fingerprint, name, parameters.datasets)
         if corpora.is_at_hand(name, parameters.datasets):
             key, data = key | {"data": data()}, None
+        if not parameters.measure:
+            return find_unit("sweep", name, key, parameters.results_folder)
         measure = of_group if evaluation.is_group(name) else of_task
         measure = functools.partial(measure, name)
         return measure_or_load("sweep", name, key, measure, parameters.results_folder, data=data)
@@ -206,6 +206,7 @@ def loglikelihoods(
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
             part.forget()
+        bar.update(bar.total - bar.n)  # beginnings of pieces that were found are not run again
     return logprobs, greedy
 
 

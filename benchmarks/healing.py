@@ -1,0 +1,124 @@
+"""Healing beside a bare loop, and beside the plain use of Trainer and peft on padded documents, in one run.
+
+(a) forward, backward and step over packed sequences, nothing else; (b) ours, on packed sequences; (c) Trainer
+and peft as one writes them down: each document cut after the length, padded to the longest of its batch.
+Useful tokens are those that are no padding. By turns, so that a machine that changes its pace changes it for all.
+
+    python -m benchmarks.healing NAME --datasets FOLDER
+"""
+
+import argparse
+import statistics
+import tempfile
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
+
+from benchmarks import side_by_side
+from lib import corpora
+from lib.adapters import add_adapters
+from lib.healing import HealingConfig, train
+from lib.models import load_model
+from lib.pruning import drop_layers, simple_cut
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the file in benchmarks/measured")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--quantization", default="nf4")
+    parser.add_argument("--size", type=int, default=9, help="layers dropped, simple rule")
+    parser.add_argument("--text", default="c4")
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=4, help="sequences in a step, all at once")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--datasets", help="a local mirror of the hub")
+    options = parser.parse_args()
+    side_by_side.start()
+
+    model, tokenizer = load_model(options.model, dtype=options.dtype, quantization=options.quantization)
+    texts = corpora.texts(options.text, split="train", datasets=options.datasets)
+    cut = simple_cut(len(model.model.layers), options.size)
+    config = HealingConfig(
+        rank=8, learning_rate=2e-3, sequence_length=options.length, steps=options.steps, warmup_steps=1,
+        batch_sequences=options.batch, at_once=options.batch, quantization=options.quantization,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    bare(drop_layers(model, cut), tokenizer, texts, config, steps=1)
+    tokens: dict = {"bare": [], "ours": [], "padded": []}
+    for _ in range(options.repeats):
+        for name, run in (("bare", bare), ("ours", ours), ("padded", padded)):
+            useful, seconds, _ = side_by_side.measured(
+                lambda run=run: run(drop_layers(model, cut), tokenizer, texts, config)
+            )
+            useful, seconds = useful if isinstance(useful, tuple) else (useful, seconds)
+            tokens[name].append(round(useful / seconds))
+            print(f"{name}: {tokens[name][-1]} useful tokens a second", flush=True)
+
+    def ratio(other):
+        return round(statistics.median(a / b for a, b in zip(tokens["ours"], tokens[other], strict=True)), 2)
+
+    side_by_side.keep(
+        f"healing-{options.name}",
+        {
+            "model": options.model, "dtype": options.dtype, "quantization": options.quantization,
+            "size": options.size, "text": options.text, "length": options.length, "batch": options.batch,
+            "steps": options.steps, "useful_tokens_a_second": tokens,
+            "of_bare": ratio("bare"), "times_faster_than_padded": ratio("padded"),
+        },
+    )  # fmt: skip
+
+
+def bare(pruned, tokenizer, texts, config: HealingConfig, steps: int | None = None) -> tuple[int, float]:
+    """(a): tokens, and the seconds of its steps alone."""
+    steps = steps or config.steps
+    healed = add_adapters(pruned, rank=config.rank, alpha=config.alpha, dropout=config.dropout).train()
+    optimizer = torch.optim.AdamW([p for p in healed.parameters() if p.requires_grad], lr=config.learning_rate)
+    needed = steps * config.batch_sequences
+    sequences = corpora.sequences(
+        tokenizer, texts, length=config.sequence_length, tokens=needed * config.sequence_length
+    )
+
+    def run():
+        for first in range(0, needed, config.batch_sequences):
+            ids = torch.stack(sequences[first : first + config.batch_sequences]).long()
+            healed(input_ids=ids, labels=ids).loss.backward()
+            torch.nn.utils.clip_grad_norm_(healed.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return needed * config.sequence_length, side_by_side.measured(run)[1]
+
+
+def ours(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]:
+    """(b): tokens, and the seconds in training."""
+    record = train(pruned, tokenizer, texts, config)[1]
+    return record.tokens, record.seconds
+
+
+def padded(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]:
+    """(c): tokens that are no padding, and the seconds in training."""
+    target = ["gate_proj", "up_proj", "down_proj"]
+    adapters = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target)
+    healed = get_peft_model(pruned, adapters)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    needed = config.steps * config.batch_sequences
+    documents = [tokenizer(text, truncation=True, max_length=config.sequence_length) for text in texts[:needed]]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=config.steps, per_device_train_batch_size=config.batch_sequences,
+            learning_rate=config.learning_rate, use_cpu=pruned.device.type == "cpu", save_strategy="no",
+            report_to="none", disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+        trainer = Trainer(model=healed, args=arguments, train_dataset=documents, data_collator=collate)
+        trainer.remove_callback(PrinterCallback)
+        seconds = side_by_side.measured(trainer.train)[1]
+    return sum(len(document["input_ids"]) for document in documents), seconds
+
+
+if __name__ == "__main__":
+    main()

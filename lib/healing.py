@@ -1,0 +1,479 @@
+"""Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
+
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop is the Trainer of transformers,
+the adapters are peft's. What the paper leaves open is theirs too: AdamW with betas 0.9 and 0.999, gradients
+clipped at norm 1, no weight decay.
+
+Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
+and adapters above the cut only, whose layers below it then run once for all epochs.
+
+Letters in shapes: B sequences, T tokens, D width.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from lib import corpora
+from lib.adapters import add_adapters
+from lib.decoder import text_config
+from lib.errors import InputError
+from lib.network import Collected, Network
+from lib.pruning import Cut, drop_layers
+from lib.results import write_whole
+
+IGNORED = -100  # a label that the loss passes over
+COMPLETE = "complete"  # a file in a checkpoint, written last
+MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingConfig:
+    """How to heal. What has a default is common to the paper's models, or left open by it (marked).
+
+    Attributes:
+        rank: of the adapters; alpha, which scales them, is equal to it.
+        learning_rate: the highest, reached after the warm-up; then a cosine down to 0.
+        sequence_length: tokens in a sequence.
+        steps: updates of the adapters.
+        warmup_steps: of these, with a learning rate that rises from 0.
+        batch_sequences: sequences in a step.
+        at_once: sequences that run together; gradients are summed over a step. Changes memory and speed only.
+        dropout: share of the inputs to an adapter dropped in training.
+        quantization: of the weights below the adapters: "nf4", "int8" or None.
+        seed: of adapters, order of documents and sequences, and dropout.
+        packed: documents joined and cut into sequences of full length; False is the paper's way, one document a
+            sequence, cut after `sequence_length` tokens, the rest padding (open: the paper does not say "packed").
+        gradient_checkpointing: run layers again in the backward pass rather than keep what is in them.
+        save_every: steps between checkpoints.
+        adapters: "all" layers (the paper), or those "above" the cut.
+        auxiliary: weight of the footnote's loss: mean square of the difference between the residual entering the
+            cut and the one the unpruned model has after the dropped layers, over the mean square of the latter.
+    """
+
+    rank: int
+    learning_rate: float
+    sequence_length: int = 2048
+    steps: int = 5000
+    warmup_steps: int = 100
+    batch_sequences: int = 16
+    at_once: int = 1
+    dropout: float = 0.05
+    quantization: str | None = "nf4"
+    seed: int = 0
+    packed: bool = True
+    gradient_checkpointing: bool = True
+    save_every: int = 100
+    adapters: str = "all"
+    auxiliary: float = 0.0
+
+    def __post_init__(self):
+        for name in ("rank", "sequence_length", "steps", "batch_sequences", "at_once", "save_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 1")
+        if self.sequence_length < 2:
+            raise InputError("sequence_length is 1, expected at least 2: the first token foretells the second")
+        if self.batch_sequences % self.at_once:
+            raise InputError(
+                f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
+            )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise InputError(f"warmup_steps is {self.warmup_steps}, expected 0 to steps, which is {self.steps}")
+        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+            raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, expected a share from 0 to below 1")
+        if self.adapters not in ("all", "above"):
+            raise InputError(f"adapters is {self.adapters!r}, expected 'all' or 'above'")
+        if self.quantization not in (None, "nf4", "int8"):
+            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        if self.auxiliary < 0:
+            raise InputError(f"auxiliary is {self.auxiliary}, expected a weight from 0")
+        if self.auxiliary and self.adapters == "above":
+            raise InputError(
+                "auxiliary needs adapters below the cut, and adapters is 'above': nothing there would learn"
+            )
+
+    @property
+    def alpha(self) -> int:
+        """The scale of the adapters, equal to their rank."""
+        return self.rank
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all steps, where every sequence is full."""
+        return self.steps * self.batch_sequences * self.sequence_length
+
+
+# the paper's models by the names of its table (appendix A.1); "small" is ours, for a small model on a processor
+PRESETS = {
+    "Llama-2 7B": HealingConfig(rank=2, learning_rate=3e-4, sequence_length=2048),
+    "Llama-2 13B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
+    "Llama-2 70B": HealingConfig(rank=8, learning_rate=3e-5, sequence_length=4096),
+    "Qwen 7B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=2048),
+    "Qwen 14B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
+    "Mistral 7B": HealingConfig(rank=4, learning_rate=3e-6, sequence_length=2048),
+    "Phi-2 2.7B": HealingConfig(rank=64, learning_rate=2e-4, sequence_length=2048),
+    "small": HealingConfig(
+        rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
+        gradient_checkpointing=False, save_every=10,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a healing did.
+
+    Attributes:
+        losses: what was minimized at each step: mean cross-entropy in nats a token, and the auxiliary loss if any.
+        tokens: trained on, padding not counted.
+        distinct_tokens: of the text that was at hand for them.
+        trained_parameters: in the adapters.
+        seconds: in training, those before an interruption included up to the checkpoint that it went on from.
+    """
+
+    losses: list[float]
+    tokens: int
+    distinct_tokens: int
+    trained_parameters: int
+    seconds: float
+
+
+def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
+    """A pruned model with healed adapters, ready to answer; see `train`, which also says what it took."""
+    return train(model, tokenizer, texts, config, **options)[0]
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer,
+    texts: list[str],
+    config: HealingConfig,
+    *,
+    cut: Cut | None = None,
+    whole: PreTrainedModel | None = None,
+    folder: Path | None = None,
+) -> tuple[PeftModel, Record]:
+    """Heal a pruned model by a fine-tune of adapters on texts: the model with its adapters, and what it took.
+
+    Args:
+        model: what `drop_layers` gave, quantized or not; its weights stay as they are.
+        tokenizer: that of the model.
+        texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
+        config: how.
+        cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
+        whole: the unpruned model, for the auxiliary loss.
+        folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
+            last of them and ends with the same adapters; without, an interruption loses it.
+
+    Raises:
+        InputError: `add_adapters` refuses the model or the rank, the texts don't fill one step, the folder holds
+            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+    """
+    if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
+        raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+    sequences = corpora.sequences(
+        tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
+    )
+    found = sum(map(len, sequences))
+    if len(sequences) < config.batch_sequences:
+        raise InputError(
+            f"the texts fill {len(sequences)} sequences ({found:,} tokens), and one step needs "
+            f"{config.batch_sequences} of {config.sequence_length} tokens: give more text, or lower batch_sequences or "
+            "sequence_length"
+        )
+    sequences = sequences[: len(sequences) // config.batch_sequences * config.batch_sequences]
+    healed = add_adapters(
+        model,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        first_layer=cut.start if config.adapters == "above" else 0,
+        seed=config.seed,
+    )
+    with _place(folder, _identity(healed, config, cut, sequences)) as place, _deterministic():
+        watch = _Watch(config, place)
+        trainer = _Healer(
+            model=healed,
+            args=_arguments(config, place, model.device, checkpoints=folder is not None),
+            train_dataset=(variant := _Variant(healed, config, cut, whole)).examples(sequences),
+            data_collator=_collate,
+            callbacks=[watch],
+            variant=variant,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if folder is not None:
+            _check_disk(place, healed)
+        try:
+            trainer.go_on(_last_checkpoint(place), watch)
+        except OSError as error:
+            raise InputError(
+                f"can't write a checkpoint to {place} ({error}): free some space and run this again, it goes on from "
+                "the last complete one"
+            ) from error
+    record = Record(
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        tokens=int(trainer.state.num_input_tokens_seen),
+        distinct_tokens=sum(map(len, sequences)),
+        trained_parameters=sum(p.numel() for p in healed.parameters() if p.requires_grad),
+        seconds=round(watch.seconds, 2),
+    )
+    return healed.eval(), record
+
+
+class _Healer(Trainer):
+    """The Trainer, with the variants' losses and a count of tokens that padding is not part of."""
+
+    def __init__(self, *, variant: "_Variant", **options):
+        super().__init__(**options)
+        self.variant = variant
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mask = inputs.get("attention_mask")
+        self.state.num_input_tokens_seen += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
+        share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
+        run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
+        return self.variant.loss(run, model, inputs, share)
+
+    def go_on(self, checkpoint: Path | None, watch: "_Watch") -> None:
+        """Train from a checkpoint, or the beginning; nothing where the checkpoint is the end."""
+        if checkpoint is None:
+            self.train()
+            return
+        watch.before = float((checkpoint / COMPLETE).read_text())
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+
+
+class _Variant:
+    """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
+
+    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | None):
+        self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
+        self.whole = Network(whole) if config.auxiliary else None
+        self.above: Network | None = None
+
+    def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
+        """Each sequence [T] with its labels and, for adapters above the cut, the residual [T, D] that enters there."""
+        examples = [{"input_ids": tokens} for tokens in sequences]
+        width = text_config(self.base.model.config).hidden_size * self.base.dtype.itemsize
+        fits = sum(map(len, sequences)) * width <= MEMORY
+        if self.config.adapters == "above" and self.cut.start > 0 and fits:
+            # its modules are its own, the adapters in them are those that are trained
+            self.above = Network(drop_layers(self.base.model, Cut(0, self.cut.start)))
+            if self.config.gradient_checkpointing:
+                self.above.model.activation_checkpointing_enable({"use_reentrant": False})
+            step = self.config.at_once
+            for first in range(0, len(examples), step):
+                batch = _collate(examples[first : first + step])
+                residuals = _residual(self.base, batch, self.cut.start)
+                for example, residual in zip(examples[first : first + step], residuals):
+                    example["residual"] = residual[: len(example["input_ids"])].clone()
+        return examples
+
+    def loss(self, run: Callable, model, inputs: dict, share: float) -> torch.Tensor:
+        """The loss of a batch through `run(model, inputs)`; `share` is that of an auxiliary mean in a step's loss."""
+        residual = inputs.pop("residual", None)
+        if residual is not None:
+            self.above.model.train(model.training)
+            with self.above.entering(residual):
+                return run(self.above.model, inputs)
+        if self.whole is None:
+            return run(model, inputs)
+        target = _residual(self.whole, inputs, self.cut.stop).float()
+        with self.base.recording({self.cut.start}) as residuals:
+            loss = run(model, inputs)
+        seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
+        difference = (residuals[self.cut.start].float() - target).square() * seen
+        return loss + self.config.auxiliary * share * difference.sum() / (target.square() * seen).sum()
+
+
+class _Watch(TrainerCallback):
+    """Progress with the time left, a stop where the loss is no number, a mark on what was saved whole."""
+
+    def __init__(self, config: HealingConfig, place: Path):
+        self.config, self.place = config, place
+        self.before = self._lasted = 0.0
+        self.bar = None
+
+    @property
+    def seconds(self) -> float:
+        """In training so far."""
+        return self.before + self._lasted
+
+    def on_train_begin(self, args, state, control, **_):
+        self._started = time.monotonic()
+        options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
+        self.bar = tqdm(desc="healing", file=sys.stderr, **options)
+
+    def on_step_end(self, args, state, control, **_):
+        self._lasted = time.monotonic() - self._started
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        loss = (logs or {}).get("loss", 0.0)
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if not math.isfinite(loss):
+            last = _last_checkpoint(self.place)
+            kept = f"step {last.name.rpartition('-')[2]} in {self.place}" if last else "none"
+            raise InputError(
+                f"the loss is {loss} at step {state.global_step} of {state.max_steps}, with learning_rate "
+                f"{self.config.learning_rate}: lower it, or open the model in float32 (last good checkpoint: {kept})"
+            )
+
+    def on_save(self, args, state, control, **_):
+        write_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, f"{self.seconds}".encode())
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def _arguments(config: HealingConfig, place: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
+    reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}
+    return TrainingArguments(
+        output_dir=str(place),
+        max_steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        optim="adamw_torch",
+        per_device_train_batch_size=config.at_once,
+        gradient_accumulation_steps=config.batch_sequences // config.at_once,
+        activation_checkpointing=config.gradient_checkpointing,
+        **reentrant,
+        seed=config.seed,
+        full_determinism=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch: `input_ids` and `labels` [B, T], padded on the right where lengths differ, and then their mask."""
+    lengths = [len(example["input_ids"]) for example in examples]
+    padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = {
+        "input_ids": padded([example["input_ids"].long() for example in examples]),
+        "labels": padded([example["input_ids"].long() for example in examples], padding_value=IGNORED),
+    }
+    if len(set(lengths)) > 1:
+        batch["attention_mask"] = (batch["labels"] != IGNORED).long()
+    if "residual" in examples[0]:
+        batch["residual"] = padded([example["residual"] for example in examples])
+    return batch
+
+
+@torch.no_grad()
+def _residual(network: Network, batch: dict, layer: int) -> torch.Tensor:
+    """[B, T, D] what enters a layer: the layers from there on don't run."""
+
+    def stop(*_):
+        raise Collected
+
+    training = network.model.training
+    network.model.eval()
+    # the first hook records, the second stops
+    with network.recording({layer}) as residuals, contextlib.ExitStack() as stack:
+        stack.callback(network.layers[layer].register_forward_pre_hook(stop).remove)
+        stack.enter_context(contextlib.suppress(Collected))
+        ids, mask = batch["input_ids"].to(network.device), batch.get("attention_mask")
+        network.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    network.model.train(training)
+    return residuals[layer]
+
+
+def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences: list[torch.Tensor]) -> str:
+    """What a healing is of: its settings, its text, and of the model every shape and the smallest tensors."""
+    digest = hashlib.sha256()
+    for tokens in sequences:
+        digest.update(tokens.numpy().tobytes() + b"\0")
+    for name, parameter in healed.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.ndim == 1:
+            digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    settings = dataclasses.asdict(config) | {"save_every": None}
+    return json.dumps({"config": settings, "cut": str(cut), "sha256": digest.hexdigest()}, indent=1)
+
+
+@contextlib.contextmanager
+def _place(folder: Path | None, identity: str) -> Iterator[Path]:
+    """The folder of checkpoints, once it is known to hold this healing or none; without one, a passing one."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as passing:
+            yield Path(passing)
+        return
+    path = Path(folder) / "settings.json"
+    if path.exists() and path.read_text(encoding="utf-8") != identity:
+        raise InputError(
+            f"{folder} holds checkpoints of another healing (other settings, text, cut or model): give another folder, "
+            "or delete this one"
+        )
+    write_whole(path, identity.encode())
+    yield Path(folder)
+
+
+def _last_checkpoint(place: Path) -> Path | None:
+    """The latest checkpoint that was written whole; what was not is removed."""
+    found = sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    for path in found:
+        if not (path / COMPLETE).exists():
+            shutil.rmtree(path)
+    return next((path for path in reversed(found) if path.exists()), None)
+
+
+def _check_disk(place: Path, healed: PeftModel) -> None:
+    """Raise InputError where three checkpoints don't fit: two are kept, and the next is written beside them."""
+    trained = sum(p.numel() * p.element_size() for p in healed.parameters() if p.requires_grad)
+    needed, free = 3 * 3 * trained, shutil.disk_usage(place).free  # values and two averages of AdamW, three times
+    if free < needed:
+        raise InputError(
+            f"checkpoints need {needed / 2**20:,.0f} MiB in {place}, where {free / 2**20:,.0f} MiB are free: free some "
+            "space, or give another folder"
+        )
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Full determinism is the Trainer's to begin and ours to end: it slows what comes after."""
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    try:
+        with mock.patch.dict(os.environ), torch.random.fork_rng():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        torch.utils.deterministic.fill_uninitialized_memory = filled

@@ -1,0 +1,107 @@
+"""Loss on text, and healed models scored: what is measured, kept and found again."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lib import corpora, curves, healed, losses
+from lib.errors import InputError
+from lib.models import load_model
+from lib.parameters import HealingParameters
+from lib.pruning import Cut, drop_layers
+from lib.results import all_units
+
+CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
+
+
+@pytest.fixture
+def parameters(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(healed, "cache_folder", lambda: tmp_path / "cache")
+    return HealingParameters(
+        model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
+        steps=3, results=str(tmp_path / "results"), loss_sequences=4, loss_length=32,
+    )  # fmt: skip
+
+
+def test_loss_is_the_cross_entropy_of_each_pruned_model(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+    sequences = corpora.sequences(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
+    rows, of_sequences = losses.text_loss(model, CUTS, sequences)
+    for row, cut in zip(rows.itertuples(), CUTS, strict=True):
+        ids = torch.stack(sequences).long()
+        with torch.inference_mode():
+            expected = float(drop_layers(model, cut)(input_ids=ids, labels=ids).loss)
+        assert row.value == pytest.approx(expected, abs=1e-4)
+        assert (row.start, row.size, row.items) == (cut.start, cut.size, len(sequences))
+        assert np.mean(of_sequences[f"{cut.start},{cut.size}"]) == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(InputError, match="no sequence"):
+        losses.text_loss(model, CUTS, [])
+
+
+def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters, monkeypatch):
+    source = parameters.source()
+    opened = functools.cache(lambda: parameters.open(source))
+    config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
+    assert healed.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, opened) is None
+    unit = healed.healing_unit(CUTS[1], config, parameters, source, opened)
+    assert set(unit.rows["task"]) == {"wikipedia", "capitals"}
+    assert set(unit.rows["start"]) == {1} and set(unit.rows["size"]) == {2}
+    assert unit.details["healing"]["tokens"] == 3 * 4 * 32 and len(unit.details["healing"]["losses"]) == 3
+    # what was not healed differs, and is compared on the same sequences
+    before = losses.loss_unit(CUTS, parameters, source, opened)
+    pairs = before.details["by_sequence"]["1,2"], unit.details["by_sequence"]
+    change, low, high = curves.paired_change(*pairs)
+    assert low < change < high and change != 0
+
+    def never(*_, **__):
+        pytest.fail("healed or measured again")
+
+    monkeypatch.setattr(healed, "train", never)
+    others = changed(parameters, tasks="sums_one_digit")
+    again = healed.healing_unit(CUTS[1], config, others, source, opened)
+    assert again.path != unit.path and again.details["by_sequence"] == unit.details["by_sequence"]
+    monkeypatch.setattr(healed, "text_loss", never)
+    assert healed.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
+    assert healed.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, never).path == unit.path
+    assert losses.loss_unit(CUTS, changed(parameters, measure=False), source, never).path == before.path
+    assert len(all_units(parameters.results_folder)) == 3
+
+
+def changed(parameters: HealingParameters, **values) -> HealingParameters:
+    return healed.dataclasses.replace(parameters, **values)
+
+
+def test_text_that_heals_and_text_of_the_loss_are_apart():
+    train, validation = (corpora.texts("wikipedia", split=split) for split in ("train", "validation"))
+    healed.check_apart(train, validation)
+    assert len(train) + len(validation) == len(corpora.texts("wikipedia"))
+    with pytest.raises(InputError, match="1 documents are among those that heal"):
+        healed.check_apart(train, [*validation, train[5]])
+
+
+def test_losses_as_curves_are_in_units_of_ln_v(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+    sequences = corpora.sequences(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
+    rows, _ = losses.text_loss(model, CUTS, sequences)
+    table = curves.losses_by_line({"not healed": rows}, {"simple": CUTS[:2]}, 5, vocabulary=300)
+    assert list(table["fraction"]) == [0, 0.4] and set(table["line"]) == {"simple, not healed"}
+    assert table["value"].iloc[1] == pytest.approx(rows["value"].iloc[1] / math.log(300))
+    assert (table["low"] < table["value"]).all() and (table["value"] < table["high"]).all()
+
+
+def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
+    config = HealingParameters(steps=20, rank=4, preset="small").config()
+    assert (config.steps, config.warmup_steps, config.rank, config.quantization) == (20, 2, 4, "nf4")
+    paper = HealingParameters(preset="Llama-2 7B", quantization=None).config()
+    assert (paper.steps, paper.rank, paper.quantization) == (5000, 2, None)
+    for values, word in [
+        ({"preset": "tiny"}, "preset is 'tiny'"),
+        ({"text": "pile"}, "text is 'pile'"),
+        ({"loss_length": 1}, "loss_length 1"),
+        ({"rank": 0}, "rank is 0"),
+    ]:
+        with pytest.raises(InputError, match=word):
+            HealingParameters.from_names(values)

@@ -1,0 +1,201 @@
+"""Sliced checkpoints: what drop_layers and save_pretrained would give, without opening the model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from lib import slicing
+from lib.errors import InputError
+from lib.pruning import Cut, drop_layers
+from lib.results import ROOT
+from lib.slicing import slice_checkpoint
+from tests.tiny import FAMILIES, tiny_model
+
+CUT = Cut(2, 2)
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def saved(family: str, folder: Path, **options):
+    model = tiny_model(family)
+    model.save_pretrained(folder, **options)
+    return model
+
+
+@pytest.mark.parametrize("shards", ["10GB", "40KB"], ids=["one-file", "sharded"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_dropping_and_saving(family, shards, tmp_path):
+    model = saved(family, tmp_path / "whole", max_shard_size=shards)
+    pruned = drop_layers(model, CUT)
+    pruned.save_pretrained(tmp_path / "expected")
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced")
+    ours, theirs = tensors(tmp_path / "sliced"), tensors(tmp_path / "expected")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("sliced", "expected")]
+    assert configs[0] == configs[1]
+    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
+    ids = torch.arange(30)[None]
+    with torch.inference_mode():
+        assert torch.equal(reloaded(ids).logits, pruned(ids).logits)
+    if shards != "10GB":
+        assert len(list((tmp_path / "sliced").glob("model-*.safetensors"))) > 1
+        index = json.loads((tmp_path / "sliced" / slicing.INDEX).read_text())
+        assert set(index["weight_map"]) == set(ours)
+
+
+def test_other_files_come_along_and_a_card_says_what_was_done(tiny_folder, tmp_path):
+    out = slice_checkpoint(tiny_folder, CUT, tmp_path / "out", card="More words.")
+    copied = {path.name for path in out.iterdir()}
+    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "config.json"} <= copied
+    card = (out / "README.md").read_text()
+    assert (
+        CUT.describe(5) in card
+        and CUT.mergekit_yaml(5, Path(tiny_folder).name).strip() in card
+        and "More words." in card
+    )
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
+    saved("gemma3", tmp_path / "whole")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text())
+    own = config | {"model_type": "someones_own", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(own))
+    (tmp_path / "whole" / "modeling.py").write_text("raise SystemExit('this code was run')")
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced")
+    found = json.loads((out / "config.json").read_text())
+    kept = [config["layer_types"][i] for i in (0, 1, 4, 5)]
+    assert found["layer_types"] == kept and found["num_hidden_layers"] == 4 and found["auto_map"] == own["auto_map"]
+    assert (out / "modeling.py").exists()
+    expected = drop_layers(tiny_model("gemma3"), CUT)
+    expected.save_pretrained(tmp_path / "expected")
+    ours, theirs = tensors(out), tensors(tmp_path / "expected")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_tensors_of_unknown_layers_are_listed_and_not_guessed(tmp_path):
+    saved("llama", tmp_path / "whole")
+    file = tmp_path / "whole" / "model.safetensors"
+    found = load_file(file)
+    save_file(found | {"model.layers.6.extra.weight": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 tensors of layers beyond the 6 .*model\.layers\.6\.extra\.weight"):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    config = json.loads((tmp_path / "whole" / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
+    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
+    save_file(found | {"model.heads.0.weight": torch.zeros(2)}, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"1 numbered otherwise \(model\.heads\.0\.weight\).*not guessed"):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "can't read .*config.json"),
+        (lambda folder: next(iter(sorted(folder.glob("*.safetensors")))).unlink(), "which is missing"),
+        (lambda folder: cut_short(sorted(folder.glob("*.safetensors"))[0], 100), "not a whole safetensors file"),
+        (lambda folder: cut_short(sorted(folder.glob("*.safetensors"))[0], 10**9), "not a whole safetensors file"),
+        (lambda folder: pickled(folder), "can run code when it is read"),
+    ],
+)
+def test_a_damaged_checkpoint_is_one_clear_line(spoil, message, tmp_path):
+    saved("llama", tmp_path / "whole", max_shard_size="40KB")
+    spoil(tmp_path / "whole")
+    with pytest.raises(InputError, match=message):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def cut_short(path: Path, bytes: int) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-bytes] if bytes < len(content) else content[:4])
+
+
+def pickled(folder: Path) -> None:
+    for path in [*folder.glob("*.safetensors"), folder / slicing.INDEX]:
+        path.unlink()
+    (folder / "pytorch_model.bin").write_bytes(b"")
+
+
+def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(InputError, match="exists"):
+        slice_checkpoint(tiny_folder, CUT, tmp_path / "there")
+    with pytest.raises(InputError, match="start is 4 with size 2"):
+        slice_checkpoint(tiny_folder, Cut(4, 2), tmp_path / "out")
+    with pytest.raises(InputError, match="no file, no folder and no hub id"):
+        slice_checkpoint(str(tmp_path / "none"), CUT, tmp_path / "out")
+    monkeypatch.setattr(slicing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(InputError, match="GB are free"):
+        slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
+
+
+def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_it(tmp_path):
+    model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
+    script = (
+        "import sys, time; from lib import slicing; from lib.pruning import Cut\n"
+        "copy = slicing._copy\n"
+        "def slowly(*arguments):\n    time.sleep(0.3); copy(*arguments)\n"
+        "slicing._copy = slowly\n"
+        f"slicing.slice_checkpoint({str(tmp_path / 'whole')!r}, Cut(2, 2), {str(tmp_path / 'out')!r})"
+    )
+    partial = tmp_path / "out.partial"
+    for shards in (1, 2, 3):
+        child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
+        while child.poll() is None and len(list(partial.glob("model-*.safetensors"))) < shards:
+            time.sleep(0.01)
+        assert child.poll() is None, child.stderr.read()
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        child.stderr.close()
+        assert not (tmp_path / "out").exists() and not (partial / "config.json").exists()
+        first = {path.name: path.stat().st_mtime_ns for path in partial.glob("model-*.safetensors")}
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("model-*.safetensors")}
+    assert first.items() <= kept.items()
+    expected = drop_layers(model, CUT).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
+    # a folder under way to another cut is begun anew
+    partial.mkdir()
+    (partial / "model.safetensors").write_bytes(b"old")
+    slice_checkpoint(tmp_path / "whole", Cut(1, 1), tmp_path / "other" / ".." / "out2")
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    words = [sys.executable, "-m", "lib.pruning", *map(str, arguments)]
+    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_command(tiny_folder, tmp_path):
+    done = command(tiny_folder, tmp_path / "out", "--drop", 2, "--rule", "simple")
+    assert done.returncode == 0, done.stderr
+    assert "drops layers 2..3 (0-based, 2 of 5), keeps [0:2] and [4:5]" in done.stdout
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.num_hidden_layers == 3
+    again = command(tiny_folder, tmp_path / "out", "--drop", 2, "--start", 1)
+    assert again.returncode == 1 and again.stderr.strip().startswith("error: ") and "Traceback" not in again.stderr
+
+
+def test_a_card_has_what_results_hold(tmp_path):
+    from lib.models import EMBEDDED, Source
+
+    key = {"name": EMBEDDED.name, "weights": f"sha256:{EMBEDDED.sha256}"}
+    source = Source(**key, num_layers=30, dtype="float32", quantized="Q4_1", folder="embedded")
+    card = slicing.measured_card(source, Cut(25, 4))
+    assert "Angular distance of the dropped block: 0." in card
+    assert "| capitals | acc | 0.850 |" in card
