@@ -18,8 +18,9 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from benchmarks import side_by_side
 from lib import corpora
 from lib.adapters import add_adapters
-from lib.healing import HealingConfig, train
+from lib.healing import train
 from lib.models import load_model
+from lib.presets import HealingConfig
 from lib.pruning import drop_layers, simple_cut
 
 

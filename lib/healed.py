@@ -11,10 +11,11 @@ import pandas as pd
 from lib import corpora, evaluation
 from lib.adapters import load_adapters, save_adapters
 from lib.errors import InputError
-from lib.healing import HealingConfig, Record, train
+from lib.healing import Record, train
 from lib.losses import loss_sequences, text_loss
 from lib.models import Source
 from lib.parameters import HealingParameters
+from lib.presets import HealingConfig
 from lib.pruning import Cut, drop_layers
 from lib.results import Shards, Unit, find_unit, key_hash, measure_or_load, write_whole
 from lib.sweep import sweep

@@ -1,8 +1,7 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
 
 Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop is the Trainer of transformers,
-the adapters are peft's. What the paper leaves open is theirs too: AdamW with betas 0.9 and 0.999, gradients
-clipped at norm 1, no weight decay.
+the adapters are peft's; `lib.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
 and adapters above the cut only, whose layers below it then run once for all epochs.
@@ -11,15 +10,10 @@ Letters in shapes: B sequences, T tokens, D width.
 """
 
 import contextlib
-import dataclasses
 import functools
-import hashlib
-import json
 import math
 import os
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -33,109 +27,16 @@ from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallb
 
 from lib import corpora
 from lib.adapters import add_adapters
+from lib.checkpoints import COMPLETE, check_disk, identity_of, last_checkpoint, place_of
 from lib.decoder import text_config
 from lib.errors import InputError
 from lib.network import Collected, Network
+from lib.presets import HealingConfig
 from lib.pruning import Cut, drop_layers
 from lib.results import write_whole
 
 IGNORED = -100  # a label that the loss passes over
-COMPLETE = "complete"  # a file in a checkpoint, written last
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
-
-
-@dataclass(frozen=True, kw_only=True)
-class HealingConfig:
-    """How to heal. What has a default is common to the paper's models, or left open by it (marked).
-
-    Attributes:
-        rank: of the adapters; alpha, which scales them, is equal to it.
-        learning_rate: the highest, reached after the warm-up; then a cosine down to 0.
-        sequence_length: tokens in a sequence.
-        steps: updates of the adapters.
-        warmup_steps: of these, with a learning rate that rises from 0.
-        batch_sequences: sequences in a step.
-        at_once: sequences that run together; gradients are summed over a step. Changes memory and speed only.
-        dropout: share of the inputs to an adapter dropped in training.
-        quantization: of the weights below the adapters: "nf4", "int8" or None.
-        seed: of adapters, order of documents and sequences, and dropout.
-        packed: documents joined and cut into sequences of full length; False is the paper's way, one document a
-            sequence, cut after `sequence_length` tokens, the rest padding (open: the paper does not say "packed").
-        gradient_checkpointing: run layers again in the backward pass rather than keep what is in them.
-        save_every: steps between checkpoints.
-        adapters: "all" layers (the paper), or those "above" the cut.
-        auxiliary: weight of the footnote's loss: mean square of the difference between the residual entering the
-            cut and the one the unpruned model has after the dropped layers, over the mean square of the latter.
-    """
-
-    rank: int
-    learning_rate: float
-    sequence_length: int = 2048
-    steps: int = 5000
-    warmup_steps: int = 100
-    batch_sequences: int = 16
-    at_once: int = 1
-    dropout: float = 0.05
-    quantization: str | None = "nf4"
-    seed: int = 0
-    packed: bool = True
-    gradient_checkpointing: bool = True
-    save_every: int = 100
-    adapters: str = "all"
-    auxiliary: float = 0.0
-
-    def __post_init__(self):
-        for name in ("rank", "sequence_length", "steps", "batch_sequences", "at_once", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 1")
-        if self.sequence_length < 2:
-            raise InputError("sequence_length is 1, expected at least 2: the first token foretells the second")
-        if self.batch_sequences % self.at_once:
-            raise InputError(
-                f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
-            )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise InputError(f"warmup_steps is {self.warmup_steps}, expected 0 to steps, which is {self.steps}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
-            raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}, expected a share from 0 to below 1")
-        if self.adapters not in ("all", "above"):
-            raise InputError(f"adapters is {self.adapters!r}, expected 'all' or 'above'")
-        if self.quantization not in (None, "nf4", "int8"):
-            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
-        if self.auxiliary < 0:
-            raise InputError(f"auxiliary is {self.auxiliary}, expected a weight from 0")
-        if self.auxiliary and self.adapters == "above":
-            raise InputError(
-                "auxiliary needs adapters below the cut, and adapters is 'above': nothing there would learn"
-            )
-
-    @property
-    def alpha(self) -> int:
-        """The scale of the adapters, equal to their rank."""
-        return self.rank
-
-    @property
-    def tokens(self) -> int:
-        """Tokens in all steps, where every sequence is full."""
-        return self.steps * self.batch_sequences * self.sequence_length
-
-
-# the paper's models by the names of its table (appendix A.1); "small" is ours, for a small model on a processor
-PRESETS = {
-    "Llama-2 7B": HealingConfig(rank=2, learning_rate=3e-4, sequence_length=2048),
-    "Llama-2 13B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
-    "Llama-2 70B": HealingConfig(rank=8, learning_rate=3e-5, sequence_length=4096),
-    "Qwen 7B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=2048),
-    "Qwen 14B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
-    "Mistral 7B": HealingConfig(rank=4, learning_rate=3e-6, sequence_length=2048),
-    "Phi-2 2.7B": HealingConfig(rank=64, learning_rate=2e-4, sequence_length=2048),
-    "small": HealingConfig(
-        rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
-        gradient_checkpointing=False, save_every=10,
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -209,7 +110,7 @@ def train(
         first_layer=cut.start if config.adapters == "above" else 0,
         seed=config.seed,
     )
-    with _place(folder, _identity(healed, config, cut, sequences)) as place, _deterministic():
+    with place_of(folder, identity_of(healed, config, cut, sequences)) as place, _deterministic():
         watch = _Watch(config, place)
         trainer = _Healer(
             model=healed,
@@ -221,9 +122,9 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         if folder is not None:
-            _check_disk(place, healed)
+            check_disk(place, healed)
         try:
-            trainer.go_on(_last_checkpoint(place), watch)
+            trainer.go_on(last_checkpoint(place), watch)
         except OSError as error:
             raise InputError(
                 f"can't write a checkpoint to {place} ({error}): free some space and run this again, it goes on from "
@@ -337,7 +238,7 @@ class _Watch(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if not math.isfinite(loss):
-            last = _last_checkpoint(self.place)
+            last = last_checkpoint(self.place)
             kept = f"step {last.name.rpartition('-')[2]} in {self.place}" if last else "none"
             raise InputError(
                 f"the loss is {loss} at step {state.global_step} of {state.max_steps}, with learning_rate "
@@ -411,56 +312,6 @@ def _residual(network: Network, batch: dict, layer: int) -> torch.Tensor:
         network.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     network.model.train(training)
     return residuals[layer]
-
-
-def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences: list[torch.Tensor]) -> str:
-    """What a healing is of: its settings, its text, and of the model every shape and the smallest tensors."""
-    digest = hashlib.sha256()
-    for tokens in sequences:
-        digest.update(tokens.numpy().tobytes() + b"\0")
-    for name, parameter in healed.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.ndim == 1:
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    settings = dataclasses.asdict(config) | {"save_every": None}
-    return json.dumps({"config": settings, "cut": str(cut), "sha256": digest.hexdigest()}, indent=1)
-
-
-@contextlib.contextmanager
-def _place(folder: Path | None, identity: str) -> Iterator[Path]:
-    """The folder of checkpoints, once it is known to hold this healing or none; without one, a passing one."""
-    if folder is None:
-        with tempfile.TemporaryDirectory() as passing:
-            yield Path(passing)
-        return
-    path = Path(folder) / "settings.json"
-    if path.exists() and path.read_text(encoding="utf-8") != identity:
-        raise InputError(
-            f"{folder} holds checkpoints of another healing (other settings, text, cut or model): give another folder, "
-            "or delete this one"
-        )
-    write_whole(path, identity.encode())
-    yield Path(folder)
-
-
-def _last_checkpoint(place: Path) -> Path | None:
-    """The latest checkpoint that was written whole; what was not is removed."""
-    found = sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for path in found:
-        if not (path / COMPLETE).exists():
-            shutil.rmtree(path)
-    return next((path for path in reversed(found) if path.exists()), None)
-
-
-def _check_disk(place: Path, healed: PeftModel) -> None:
-    """Raise InputError where three checkpoints don't fit: two are kept, and the next is written beside them."""
-    trained = sum(p.numel() * p.element_size() for p in healed.parameters() if p.requires_grad)
-    needed, free = 3 * 3 * trained, shutil.disk_usage(place).free  # values and two averages of AdamW, three times
-    if free < needed:
-        raise InputError(
-            f"checkpoints need {needed / 2**20:,.0f} MiB in {place}, where {free / 2**20:,.0f} MiB are free: free some "
-            "space, or give another folder"
-        )
 
 
 @contextlib.contextmanager

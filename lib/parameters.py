@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib import corpora, evaluation, models
 from lib.errors import InputError
-from lib.healing import PRESETS, HealingConfig
+from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
@@ -171,7 +171,7 @@ class HealingParameters(QuestionAnsweringParameters):
     quantization: str | None = "nf4"
     sizes: str = "0, 1, 3, 6, 9, 12, 15"
     text: str = "c4"  # what heals, and on whose validation split losses are measured: "c4" or "wikipedia"
-    preset: str = "small"  # of lib.healing.PRESETS: the paper's settings of one of its models, or "small"
+    preset: str = "small"  # of lib.presets.PRESETS: the paper's settings of one of its models, or "small"
     rank: int | None = None  # of the adapters; None, here and in what follows: the preset's own
     learning_rate: float | None = None  # the highest, after the warm-up
     steps: int | None = None  # updates of the adapters

@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,38 +27,13 @@ from lib.pruning import BOUNDARIES, Cut, drop_layers, similarity_cut, simple_cut
 from lib.results import RESULTS, all_units, write_whole
 from lib.selection import RULES
 from lib.similarity import distance_matrix, distances_unit
+from lib.tensor_files import INDEX, PICKLED, Shard, copy_tensors, read_json, read_shards
 
-CHUNK = 2**22  # bytes copied at a time
-INDEX = "model.safetensors.index.json"
 STATE = ".slicing.json"  # in a folder under way: what it will be
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
 # what configurations call the number of layers
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """One tensor of a safetensors file: its entry in the header, and its new name."""
-
-    name: str
-    entry: dict
-
-    @property
-    def bytes(self) -> int:
-        start, stop = self.entry["data_offsets"]
-        return stop - start
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One safetensors file: where its data begins, what is in it, its metadata."""
-
-    path: Path
-    start: int
-    tensors: tuple[Tensor, ...]
-    metadata: dict | None
 
 
 def slice_checkpoint(
@@ -83,7 +57,7 @@ def slice_checkpoint(
     folder, out = checkpoint_folder(str(source), revision), Path(out)
     if out.exists():
         raise InputError(f"{out} exists: give a folder that does not, so that nothing is overwritten")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     shards = read_shards(folder)
     names = [tensor.name for shard in shards for tensor in shard.tensors]
     plan = _plan(folder, config, names, cut)
@@ -107,7 +81,7 @@ def slice_checkpoint(
             if (partial / file).exists():
                 bar.update(sum(tensor.bytes for tensor in shard.tensors))
             else:
-                _copy(shard, partial / file, bar)
+                copy_tensors(shard, partial / file, bar)
     if len(files) > 1:
         weight_map = {tensor.name: file for shard, file in zip(renamed, files) for tensor in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
@@ -132,37 +106,6 @@ class _Plan:
     layers: int
     prefix: str  # of the layers' tensors
     kept: tuple[int, ...]
-
-
-def read_shards(folder: Path) -> list[Shard]:
-    """Headers of all safetensors of a checkpoint, in the order of its index.
-
-    Raises:
-        InputError: the index names a file that is missing, a file is truncated, or there is none.
-    """
-    folder = Path(folder)
-    index = folder / INDEX
-    if index.exists():
-        weight_map = _read_json(index).get("weight_map", {})
-        paths = [folder / name for name in dict.fromkeys(weight_map.values())]
-        if missing := [path.name for path in paths if not path.exists()]:
-            raise InputError(f"{index} names {missing[0]}, which is missing: fetch the checkpoint again")
-    else:
-        paths, weight_map = sorted(folder.glob("*.safetensors")), {}
-    if not paths:
-        pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in PICKLED]
-        raise InputError(
-            f"{folder} has no safetensors"
-            + (f" but {pickled[0]}, which can run code when it is read: load the model where you trust it and save it "
-               "again with save_pretrained(folder)" if pickled else ": give a folder saved by save_pretrained")
-        )  # fmt: skip
-    shards = [_read_header(path) for path in paths]
-    held = {tensor.name for shard in shards for tensor in shard.tensors}
-    if lost := sorted(set(weight_map) - held):
-        raise InputError(
-            f"{index} names {lost[0]}, which {weight_map[lost[0]]} does not hold: fetch the checkpoint again"
-        )
-    return shards
 
 
 def model_card(source: str, revision: str | None, cut: Cut, layers: int, more: str = "") -> str:
@@ -293,76 +236,13 @@ def _renamed(shard: Shard, plan: _Plan) -> Shard:
     return dataclasses.replace(shard, tensors=tuple(kept))
 
 
-def _copy(shard: Shard, out: Path, bar) -> None:
-    """Write the tensors of a shard, in the order in which they lie, as a file that is absent or complete."""
-    tensors = sorted(shard.tensors, key=lambda tensor: tensor.entry["data_offsets"])
-    header, place = {} if shard.metadata is None else {"__metadata__": shard.metadata}, 0
-    for tensor in tensors:
-        header[tensor.name] = tensor.entry | {"data_offsets": [place, place + tensor.bytes]}
-        place += tensor.bytes
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # the format aligns data to 8 bytes
-    temporary = out.with_name(f".{out.name}.partial")
-    with open(shard.path, "rb") as source, open(temporary, "wb") as target:
-        target.write(len(head).to_bytes(8, "little") + head)
-        for start, length in _runs(tensors):
-            source.seek(shard.start + start)
-            while length:
-                chunk = source.read(min(CHUNK, length))
-                target.write(chunk)
-                length -= len(chunk)
-                bar.update(len(chunk))
-        target.flush()
-        os.fsync(target.fileno())
-    os.replace(temporary, out)
-
-
-def _runs(tensors: list[Tensor]) -> Iterator[tuple[int, int]]:
-    """Where bytes lie that belong to neighbours: (start, length)."""
-    start = stop = None
-    for tensor in tensors:
-        first, last = tensor.entry["data_offsets"]
-        if first != stop:
-            if start is not None:
-                yield start, stop - start
-            start = first
-        stop = last
-    if start is not None:
-        yield start, stop - start
-
-
-def _read_header(path: Path) -> Shard:
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= size - 8:
-                raise ValueError("its header is longer than the file")
-            header = json.loads(file.read(length))
-        metadata = header.pop("__metadata__", None)
-        tensors = tuple(Tensor(name, entry) for name, entry in header.items())
-        end = max((tensor.entry["data_offsets"][1] for tensor in tensors), default=0)
-        if 8 + length + end != size:
-            raise ValueError(f"its tensors end at byte {8 + length + end:,}, the file at {size:,}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}): fetch it again") from error
-    return Shard(path, 8 + length, tensors, metadata)
-
-
 def _check_partial(partial: Path, state: dict) -> None:
     """Make the folder of work in progress; one of another slicing is begun anew."""
     path = partial / STATE
-    if partial.exists() and (not path.exists() or _read_json(path) != state):
+    if partial.exists() and (not path.exists() or read_json(path) != state):
         shutil.rmtree(partial)
     partial.mkdir(exist_ok=True)
     write_whole(path, json.dumps(state).encode())
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"can't read {path} ({error}): give a checkpoint saved by save_pretrained") from error
 
 
 def measured_card(source: Source, cut: Cut, results: Path = RESULTS) -> str:

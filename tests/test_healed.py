@@ -1,5 +1,6 @@
 """Loss on text, and healed models scored: what is measured, kept and found again."""
 
+import dataclasses
 import functools
 import math
 
@@ -71,7 +72,7 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
 
 
 def changed(parameters: HealingParameters, **values) -> HealingParameters:
-    return healed.dataclasses.replace(parameters, **values)
+    return dataclasses.replace(parameters, **values)
 
 
 def test_text_that_heals_and_text_of_the_loss_are_apart():

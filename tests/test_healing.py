@@ -1,5 +1,6 @@
 """Adapters and healing: found where they belong, trained as asked, resumed exactly, merged without a loss."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -15,11 +16,12 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from lib import adapters, corpora, healing
+from lib import adapters, checkpoints, corpora, healing
 from lib.decoder import num_layers
 from lib.errors import InputError
-from lib.healing import PRESETS, HealingConfig, heal, train
+from lib.healing import heal, train
 from lib.models import find_model, load_model
+from lib.presets import PRESETS, HealingConfig
 from lib.pruning import Cut, drop_layers
 from lib.results import ROOT
 from tests.tiny import FAMILIES, tiny_model
@@ -37,7 +39,7 @@ def tiny(tiny_folder):
 
 
 def changed(config: HealingConfig, **values) -> HealingConfig:
-    return healing.dataclasses.replace(config, **values)
+    return dataclasses.replace(config, **values)
 
 
 def weights(healed) -> dict[str, torch.Tensor]:
@@ -306,7 +308,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tiny, tmp_
     config = changed(SMALL, steps=30, learning_rate=1e25, warmup_steps=25, save_every=1)
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of 30.*last good checkpoint: step \d+"):
         heal(drop_layers(model, CUT), tokenizer, TEXTS, config, folder=tmp_path)
-    last = healing._last_checkpoint(tmp_path)
+    last = checkpoints.last_checkpoint(tmp_path)
     found = load_file(last / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
 
@@ -314,7 +316,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tiny, tmp_
 def test_a_full_disk_is_said_before_and_while_it_is_written(tiny, tmp_path, monkeypatch):
     model, tokenizer = tiny
     with monkeypatch.context() as patch:
-        patch.setattr(healing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+        patch.setattr(checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
         with pytest.raises(InputError, match="checkpoints need .* MiB are free"):
             heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path)
 

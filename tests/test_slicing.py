@@ -148,9 +148,9 @@ def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_i
     model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
     script = (
         "import sys, time; from lib import slicing; from lib.pruning import Cut\n"
-        "copy = slicing._copy\n"
+        "copy = slicing.copy_tensors\n"
         "def slowly(*arguments):\n    time.sleep(0.3); copy(*arguments)\n"
-        "slicing._copy = slowly\n"
+        "slicing.copy_tensors = slowly\n"
         f"slicing.slice_checkpoint({str(tmp_path / 'whole')!r}, Cut(2, 2), {str(tmp_path / 'out')!r})"
     )
     partial = tmp_path / "out.partial"
