@@ -18,6 +18,7 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from benchmarks import side_by_side
 from lib import corpora
 from lib.adapters import add_adapters
+from lib.decoder import num_layers
 from lib.healing import train
 from lib.models import load_model
 from lib.presets import HealingConfig
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("name", help="of the file in benchmarks/measured")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="nf4")
+    parser.add_argument("--quantization", default="nf4", help="nf4, int8 or none")
     parser.add_argument("--size", type=int, default=9, help="layers dropped, simple rule")
     parser.add_argument("--text", default="c4")
     parser.add_argument("--length", type=int, default=1024)
@@ -40,22 +41,20 @@ def main() -> None:
     options = parser.parse_args()
     side_by_side.start()
 
-    model, tokenizer = load_model(options.model, dtype=options.dtype, quantization=options.quantization)
+    quantization = None if options.quantization == "none" else options.quantization
+    model, tokenizer = load_model(options.model, dtype=options.dtype, quantization=quantization)
     texts = corpora.texts(options.text, split="train", datasets=options.datasets)
-    cut = simple_cut(len(model.model.layers), options.size)
+    cut = simple_cut(num_layers(model), options.size)
     config = HealingConfig(
         rank=8, learning_rate=2e-3, sequence_length=options.length, steps=options.steps, warmup_steps=1,
-        batch_sequences=options.batch, at_once=options.batch, quantization=options.quantization,
+        batch_sequences=options.batch, at_once=options.batch, quantization=quantization,
         gradient_checkpointing=False,
     )  # fmt: skip
     bare(drop_layers(model, cut), tokenizer, texts, config, steps=1)
     tokens: dict = {"bare": [], "ours": [], "padded": []}
     for _ in range(options.repeats):
         for name, run in (("bare", bare), ("ours", ours), ("padded", padded)):
-            useful, seconds, _ = side_by_side.measured(
-                lambda run=run: run(drop_layers(model, cut), tokenizer, texts, config)
-            )
-            useful, seconds = useful if isinstance(useful, tuple) else (useful, seconds)
+            useful, seconds = run(drop_layers(model, cut), tokenizer, texts, config)
             tokens[name].append(round(useful / seconds))
             print(f"{name}: {tokens[name][-1]} useful tokens a second", flush=True)
 
@@ -65,7 +64,7 @@ def main() -> None:
     side_by_side.keep(
         f"healing-{options.name}",
         {
-            "model": options.model, "dtype": options.dtype, "quantization": options.quantization,
+            "model": options.model, "dtype": options.dtype, "quantization": quantization,
             "size": options.size, "text": options.text, "length": options.length, "batch": options.batch,
             "steps": options.steps, "useful_tokens_a_second": tokens,
             "of_bare": ratio("bare"), "times_faster_than_padded": ratio("padded"),

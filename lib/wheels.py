@@ -18,11 +18,14 @@ from lib.errors import InputError
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the Python package index, pinned by version and by the SHA-256 of its file."""
+    """A wheel on the Python package index, pinned by version and by the SHA-256 of its file.
+
+    Without a hash it is for whoever reads it to check what was read.
+    """
 
     name: str
     version: str
-    sha256: str
+    sha256: str | None = None
 
     def path(self) -> Path:
         """The wheel's file in the cache, fetched when it is not there.
@@ -30,13 +33,14 @@ class Wheel:
         Raises InputError when it can't be fetched, or when its hash is not the one expected.
         """
         folder = cache_folder() / "wheels"
-        target = folder / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
+        target = folder / f"{self.name}-{self.version}-{(self.sha256 or 'unpinned')[:12]}.whl"
         if not target.exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
                 self._download(Path(temporary))
                 (fetched,) = Path(temporary).glob("*.whl")
-                check_hash(fetched, self.sha256, f"the wheel {self.name} {self.version}")
+                if self.sha256 is not None:
+                    check_hash(fetched, self.sha256, f"the wheel {self.name} {self.version}")
                 os.replace(fetched, target)
         return target
 

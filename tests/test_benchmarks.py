@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import generation, side_by_side, similarity, sweep, table
+from benchmarks import generation, healing, side_by_side, similarity, sweep, table
 from lib.results import ROOT
 
 
@@ -46,6 +46,13 @@ def test_similarity(run):
     assert found["largest_difference_from_float64_loop"] < 1e-6
     assert found["largest_difference_from_one_run_a_size"] < 1e-6
     assert found["tokens"] > 0 and found["bare_passes"] > 0
+
+
+def test_healing(run):
+    small = ["--quantization", "none", "--size", "2", "--text", "wikipedia", "--length", "48", "--steps", "2"]
+    found = run(healing, *small, "--repeats", "2")
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
+    assert found["of_bare"] > 0 and found["times_faster_than_padded"] > 0
 
 
 def test_the_readme_has_the_measured_ratios():

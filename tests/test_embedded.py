@@ -1,6 +1,7 @@
 """The real model and the real data that come without a hub."""
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import pandas as pd
@@ -95,3 +96,30 @@ def test_calibration_text_holds_no_benchmark_passage(embedded):
     passages = {item["passage"] for item in corpora.boolq()}
     texts = corpora.texts("wikipedia")
     assert len(texts) > 5000 and not passages & set(texts)
+
+
+def test_a_model_in_parts_is_put_together_and_checked(tmp_path, monkeypatch):
+    """The other published models come in many wheels: too large for a test, so the parts are of our own making."""
+    parts = {"one": b"GG", "two": b"UF and more"}
+
+    class Part(models.Wheel):
+        def read(self, member):
+            return parts[self.name] if member == f"{self.name}.bin" else pytest.fail(member)
+
+    whole = hashlib.sha256(b"GGUF and more").hexdigest()
+    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path)
+    wheels = tuple((Part(name, "1.0"), f"{name}.bin") for name in parts)
+    model = models.PackagedModel("Some-Model", wheels, "some.gguf", whole, 3, "Q4_K_M")
+    assert model.file().read_bytes() == b"GGUF and more"
+    parts["two"] = b"damaged"
+    model.file().unlink()
+    with pytest.raises(InputError, match="the model Some-Model at .* has SHA-256"):
+        model.file()
+    assert not list((tmp_path / "models").iterdir())
+
+
+def test_published_models_are_known_by_name():
+    for name, layers in (("Gemma-3-270m", 18), ("Qwen2.5-Coder-1.5B-Instruct", 28), ("embedded", 30)):
+        source = models.find_model(name)
+        assert source.num_layers == layers and source.name == models.PACKAGED[name].name
+        assert source.weights == f"sha256:{models.PACKAGED[name].sha256}"
