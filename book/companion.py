@@ -27,7 +27,7 @@ from lib.results import ROOT, write_whole
 
 EXECUTED = ROOT / "book" / "executed"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-NOT_MEASURED = "# Not measured\n\n```{note}\nresults/ holds none of the measurements of this page.\n```"
+NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
 MEASURED_FIGURE = re.compile(r'<figure\b[^>]*\bclass="[^"]*\bmeasured\b')
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,9 @@ def run_notebook(name: str) -> None:
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
             if parameters.get("measure") is False and text.startswith("InputError: not measured"):
-                write_page(name, nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(NOT_MEASURED)]))
+                heading = nbformat.read(source(name), as_version=4).cells[0].source.partition("\n")[0]
+                cell = nbformat.v4.new_markdown_cell(f"{heading}\n\n{NOT_MEASURED}")
+                write_page(name, nbformat.v4.new_notebook(cells=[cell]))
                 return
             # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
             raise SystemExit(

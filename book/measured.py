@@ -48,13 +48,24 @@ def describe(unit: Unit) -> dict:
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
         what = f"{key.get('task')}{shots}, {key.get('rule')} rule"
         items = f"{unit.rows['items'].max():,}"
+    elif unit.kind == "loss":
+        what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
+        items = f"{unit.rows['items'].max():,} sequences of {key.get('sequence_length')} tokens"
+    elif unit.kind == "healing":
+        start, size = key["cut"]
+        settings, tokens = key["healing"], unit.details["healing"]["tokens"]
+        ways = [f"rank {settings['rank']}", f"seed {settings['seed']}"]
+        ways += [f"adapters {settings['adapters']} the cut"] if settings["adapters"] != "all" else []
+        ways += [f"auxiliary loss {settings['auxiliary']:g}"] if settings["auxiliary"] else []
+        what = f"healing without {size} layers from {start}, {', '.join(ways)}"
+        items = f"{tokens:,} tokens of {key.get('text')}"
     else:
         what, items = f"{unit.kind}, {unit.name}", ""
     return {
         "What": what,
         "Items": items,
         "Data": short(key.get("data")),
-        "Precision": key.get("dtype", "not recorded"),
+        "Precision": ", ".join(filter(None, [key.get("dtype", "not recorded"), key.get("quantization")])),
         "Seconds": f"{provenance['seconds'] + provenance.get('seconds_in_earlier_runs', 0):,.0f}",
         "Memory, GiB": f"{provenance['peak_memory_bytes'] / 2**30:.1f}",
     }

@@ -1,0 +1,135 @@
+"""What pruning does to each item: answers that flip, paired changes, where the cliff is.
+
+Two models that answer the same items are compared item by item. An accuracy that stays can hide as many
+answers lost as gained (Dutta et al. 2024, arXiv 2407.09141).
+
+Letters in shapes: C cuts, I items.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+
+from lib.errors import InputError
+from lib.pruning import Cut
+from lib.results import Unit, read_unit, unpack
+
+RESAMPLES = 2000
+
+
+def leaves_of(unit: Unit) -> list[Unit]:
+    """The units of the tasks of a group, or a task's own unit alone.
+
+    Raises InputError where one of them is no longer there.
+    """
+    if "units" not in unit.details:
+        return [unit]
+    leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
+    for name, leaf in zip(unit.details["units"], leaves, strict=True):
+        if leaf is None:
+            raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
+    return leaves
+
+
+def outcomes_of(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> UInt8[np.ndarray, "C I"]:
+    """What came out for each item under each cut: 0 or 1 for a metric, a number for "chosen".
+
+    Raises InputError for a cut or a metric that the unit does not have.
+    """
+    rows = []
+    for cut in cuts:
+        row = []
+        for leaf in leaves_of(unit):
+            found = leaf.details["outcomes"].get(f"{cut.start},{cut.size}")
+            if found is None:
+                raise InputError(f"{leaf.path and leaf.path.name} has no {cut}: it was measured for other cuts")
+            for task, packed in found.items():
+                if what not in packed:
+                    raise InputError(f"{task} has no outcomes {what!r}, expected one of {', '.join(packed)}")
+                row.append(unpack(packed[what]))
+        rows.append(np.concatenate(row))
+    return np.stack(rows)
+
+
+def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> pd.DataFrame:
+    """Every pruned model against the whole one, item by item.
+
+    Columns size, start, items, change (of accuracy), low, high (its 95% interval, normal, over pairs), lost and
+    gained (shares of items that were right and are wrong, or the other way), flipped (share whose answer is
+    another one, right or wrong; missing where a task has no choices), p (exact McNemar test).
+    """
+    cuts = list(cuts)
+    right = outcomes_of(unit, [Cut(0, 0), *cuts], what).astype(bool)
+    try:
+        chosen = outcomes_of(unit, [Cut(0, 0), *cuts], "chosen")
+    except InputError:
+        chosen = None
+    rows = []
+    for number, cut in enumerate(cuts, 1):
+        before, after = right[0], right[number]
+        difference = after.astype(float) - before
+        half = 1.959964 * difference.std(ddof=1) / math.sqrt(len(before)) if len(before) > 1 else math.nan
+        lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+        rows.append({
+            "size": cut.size, "start": cut.start, "items": len(before), "change": difference.mean(),
+            "low": difference.mean() - half, "high": difference.mean() + half,
+            "lost": lost / len(before), "gained": gained / len(before),
+            "flipped": math.nan if chosen is None else float((chosen[number] != chosen[0]).mean()),
+            "p": mcnemar(lost, gained),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Probability of a split at least as uneven if losing and gaining were equally likely (exact, two-sided)."""
+    total = lost + gained
+    tail = sum(math.comb(total, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def cliff(
+    right: UInt8[np.ndarray, "C I"] | Bool[np.ndarray, "C I"],
+    fractions: Sequence[float] | np.ndarray,
+    guessing: float,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Where accuracy falls: the fraction dropped at which half of what lies above guessing is gone.
+
+    Parameters
+    ----------
+    right: whether each item is right, the rows in the order of `fractions`, which begin with 0: the whole model.
+    guessing: accuracy of guessing, by chance or by the commonest answer.
+
+    Returns the position, by straight lines between the cuts, and its 95% interval from resampled items. A curve
+    that does not fall so far has its cliff beyond the last cut: infinity.
+    Raises InputError where fractions do not rise from 0.
+    """
+    fractions = np.asarray(fractions, dtype=float)
+    if len(fractions) != len(right) or fractions[0] != 0 or (np.diff(fractions) <= 0).any():
+        raise InputError(f"fractions are {fractions.tolist()}, expected one a row, rising from 0 (the whole model)")
+    draw = np.random.default_rng(seed)
+    found = [_crossing(right.mean(axis=1), fractions, guessing)]
+    for _ in range(resamples):
+        some = draw.integers(0, right.shape[1], right.shape[1])
+        found.append(_crossing(right[:, some].mean(axis=1), fractions, guessing))
+    # infinity is a place like any other to a quantile that takes the nearest
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
+    return float(found[0]), float(low), float(high)
+
+
+def _crossing(accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " C"], guessing: float) -> float:
+    level = (accuracy[0] + guessing) / 2
+    below = np.flatnonzero(accuracy < level)
+    if accuracy[0] <= guessing:  # nothing to fall from
+        return 0.0
+    if not len(below):
+        return math.inf
+    after = below[0]
+    before = after - 1
+    share = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
+    return float(fractions[before] + share * (fractions[after] - fractions[before]))

@@ -1,0 +1,88 @@
+"""Item by item: flips, paired changes, the cliff."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.errors import InputError
+from lib.outcomes import changes, cliff, leaves_of, mcnemar, outcomes_of
+from lib.pruning import Cut
+from lib.results import RESULTS, Unit, all_units, pack
+
+CUTS = [Cut(3, 1), Cut(2, 2)]
+
+
+def unit_of(right: dict[str, list[int]], chosen: dict[str, list[int]] | None = None) -> Unit:
+    outcomes = {}
+    for cut, values in right.items():
+        packed = {"acc": pack(np.array(values))}
+        if chosen:
+            packed["chosen"] = pack(np.array(chosen[cut]))
+        outcomes[cut] = {"task": packed}
+    return Unit("sweep", "task", {}, {}, pd.DataFrame(), {"outcomes": outcomes})
+
+
+def test_changes_are_counted_in_pairs():
+    right = {"0,0": [1, 1, 1, 0, 0, 0, 1, 1], "3,1": [1, 1, 0, 1, 0, 0, 1, 1], "2,2": [0, 0, 0, 0, 0, 0, 1, 1]}
+    chosen = {"0,0": [0, 1, 2, 3, 0, 1, 2, 3], "3,1": [0, 1, 3, 0, 1, 1, 2, 3], "2,2": [1, 2, 3, 0, 0, 1, 2, 3]}
+    table = changes(unit_of(right, chosen), CUTS)
+    assert list(table["change"]) == [0, -3 / 8]
+    assert list(table["lost"]) == [1 / 8, 3 / 8] and list(table["gained"]) == [1 / 8, 0]
+    # the accuracy is the same, and yet three answers of eight are others
+    assert list(table["flipped"]) == [3 / 8, 4 / 8]
+    assert list(table["p"]) == [1, 0.25]
+    assert (table["low"] <= table["change"]).all() and (table["change"] <= table["high"]).all()
+    assert changes(unit_of(right), CUTS)["flipped"].isna().all()
+
+
+def test_what_is_not_there_is_said():
+    unit = unit_of({"0,0": [1, 0]})
+    with pytest.raises(InputError, match=r"has no Cut\(start=3, size=1\)"):
+        outcomes_of(unit, CUTS)
+    with pytest.raises(InputError, match="has no outcomes 'exact_match', expected one of acc"):
+        outcomes_of(unit, [Cut(0, 0)], "exact_match")
+
+
+def test_mcnemar_is_the_binomial_test():
+    assert mcnemar(0, 0) == 1 and mcnemar(5, 5) == 1
+    assert mcnemar(0, 5) == pytest.approx(2 / 2**5)
+    assert mcnemar(3, 9) == mcnemar(9, 3) == pytest.approx(0.1459, abs=1e-4)
+    assert 0 <= mcnemar(4000, 3000) < 1e-30
+
+
+def test_the_cliff_lies_where_half_is_gone():
+    draw = np.random.default_rng(0)
+    fractions = np.arange(10) / 10
+    expected = np.where(fractions < 0.45, 0.85, 0.25)  # falls between 0.4 and 0.5
+    right = (draw.random((10, 800)) < expected[:, None]).astype(np.uint8)
+    position, low, high = cliff(right, fractions, 0.25, resamples=200)
+    assert position == pytest.approx(0.45, abs=0.01)
+    assert 0.43 < low <= position <= high < 0.47
+    # a curve that stays has none, and one that starts at guessing has nothing to lose
+    assert cliff(np.ones((3, 50), dtype=np.uint8), [0, 0.2, 0.4], 0.25, resamples=20) == (math.inf,) * 3
+    assert cliff(np.zeros((3, 50), dtype=np.uint8), [0, 0.2, 0.4], 0.25, resamples=20)[0] == 0
+    with pytest.raises(InputError, match="rising from 0"):
+        cliff(right, fractions[::-1], 0.25)
+
+
+def test_coverage_of_the_interval():
+    """Of 40 repetitions about 38 intervals hold the true place; fewer than 33 is rarer than one in a thousand."""
+    fractions, held = np.arange(6) / 6, 0
+    truth = np.array([0.9, 0.85, 0.7, 0.45, 0.3, 0.25])
+    place = 2 / 6 + (0.7 - 0.575) / (0.7 - 0.45) / 6
+    for seed in range(40):
+        draw = np.random.default_rng(seed)
+        right = (draw.random((6, 200)) < truth[:, None]).astype(np.uint8)
+        _, low, high = cliff(right, fractions, 0.25, resamples=200, seed=seed)
+        held += low <= place <= high
+    assert held >= 33
+
+
+def test_committed_units_agree_with_their_rows():
+    unit = next(unit for unit in all_units(RESULTS, "sweep") if unit.name == "capitals")
+    cuts = [Cut(row.start, row.size) for row in unit.rows.itertuples()]
+    right = outcomes_of(unit, cuts)
+    np.testing.assert_allclose(right.mean(axis=1), unit.rows["value"], atol=1e-9)
+    assert leaves_of(unit) == [unit]
