@@ -92,7 +92,7 @@ def mcnemar(lost: int, gained: int) -> float:
 
 def cliff(
     right: UInt8[np.ndarray, "C I"] | Bool[np.ndarray, "C I"],
-    fractions: Sequence[float] | np.ndarray,
+    fractions: Sequence[int | float] | np.ndarray,
     guessing: float,
     *,
     resamples: int = RESAMPLES,
