@@ -53,6 +53,8 @@ def healing_unit(
         "tasks": dict(sorted(parameters.shots.items())),
         "limit": parameters.limit,
     }
+    if set(parameters.limits.values()) != {parameters.limit}:
+        key["limits"] = dict(sorted(parameters.limits.items()))
     name = f"{cut.start}-{cut.size}"
     if not parameters.measure:
         return find_unit("healing", name, key, parameters.results_folder)
@@ -82,7 +84,7 @@ def healing_unit(
         tables, outcomes, levels = [rows], {}, {}
         for task, shots in parameters.shots.items():
             table = sweep(
-                base, tokenizer, [task], whole_of_it, limit=parameters.limit, num_fewshot=shots,
+                base, tokenizer, [task], whole_of_it, limit=parameters.limits[task], num_fewshot=shots,
                 datasets=parameters.datasets, shards=Shards(shards.folder / task),
             )  # fmt: skip
             tables.append(table)

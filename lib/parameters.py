@@ -5,6 +5,7 @@ of these classes right after its parameters; the fields are the parameters, with
 """
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ class SimilarityParameters(Parameters):
 class QuestionAnsweringParameters(Parameters):
     """Parameters of notebooks/02-question-answering.ipynb."""
 
-    tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # lm-eval tasks; "mmlu:5" is 5-shot
+    tasks: str = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"  # "mmlu:5@20": 5-shot, 20 items
     rules: str = "similarity, simple"  # how the dropped block is chosen
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
     limit: int | None = 120  # items a task, from its beginning; None: all
@@ -122,21 +123,37 @@ class QuestionAnsweringParameters(Parameters):
 
     @property
     def task_list(self) -> list[str]:
-        return list(self.shots)
+        return list(self.asked)
+
+    @property
+    def asked(self) -> dict[str, tuple[int | None, int | None]]:
+        """For each task the number of examples in its prompt (None: the task's own) and of items (None: all).
+
+        Raises InputError for what stands after a name and is no such number.
+        """
+        asked = {}
+        for part in _split(self.tasks):
+            found = re.fullmatch(r"([^:@]+)(?::(\d+))?(?:@(\d+))?", part)
+            if found is None:
+                raise InputError(
+                    f"tasks has {part!r}, expected a task or, for 5 examples in its prompt and 20 items, like "
+                    "'mmlu:5@20'"
+                )
+            name, shots, limit = found.groups()
+            shots = self.num_fewshot if shots is None else int(shots)
+            asked[name.strip()] = shots, self.limit if limit is None else int(limit)
+            evaluation.check_limit(asked[name.strip()][1])
+        return asked
 
     @property
     def shots(self) -> dict[str, int | None]:
-        """For each task the number of examples in its prompt; None is the task's own.
+        """For each task the number of examples in its prompt; None is the task's own."""
+        return {task: shots for task, (shots, _) in self.asked.items()}
 
-        Raises InputError for what stands after a colon and is no such number.
-        """
-        shots = {}
-        for part in _split(self.tasks):
-            name, colon, number = (piece.strip() for piece in part.partition(":"))
-            if colon and not number.isdecimal():
-                raise InputError(f"tasks has {part!r}, expected a task or, for 5 examples in its prompt, like 'mmlu:5'")
-            shots[name] = int(number) if colon else self.num_fewshot
-        return shots
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """For each task the number of items, from its beginning; None is all."""
+        return {task: limit for task, (_, limit) in self.asked.items()}
 
     @property
     def rule_list(self) -> list[str]:

@@ -135,7 +135,7 @@ def sweep_unit(
             "task": name,
             "rule": ", ".join(cuts_of),
             "cuts": [[cut.start, cut.size] for cut in cuts],
-            "limit": parameters.limit,
+            "limit": parameters.limits[task],
             "num_fewshot": parameters.shots[task],
             "version": VERSION,
         }
@@ -152,7 +152,7 @@ def sweep_unit(
         model, tokenizer = opened()
         table = sweep(
             model, tokenizer, [name], cuts, family=family(), shards=shards,
-            limit=parameters.limit, num_fewshot=parameters.shots[task], datasets=parameters.datasets,
+            limit=parameters.limits[task], num_fewshot=parameters.shots[task], datasets=parameters.datasets,
         )  # fmt: skip
         return table, {**table.attrs, **details}
 
