@@ -23,6 +23,7 @@ from sphinx.util.docutils import SphinxDirective
 from traitlets.config import Config as JupyterConfig
 
 from book.measured import not_measured
+from book.models import add_models_to_contents, pages_of_models
 from lib.results import ROOT, write_whole
 
 EXECUTED = ROOT / "book" / "executed"
@@ -103,9 +104,10 @@ def write_page(name: str, notebook) -> None:
 
 
 def page(name: str) -> dict:
-    """What book/pages.yml says of a page: its notebook, title and parameters; nothing for a notebook as it stands."""
+    """A page's notebook, title and parameters, by book/pages.yml or results; nothing for a notebook as it stands."""
     path = ROOT / "book" / "pages.yml"
-    return yaml.safe_load(path.read_text(encoding="utf-8")).get(name, {}) if path.exists() else {}
+    pages = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return (pages | pages_of_models(ROOT / "results")).get(name, {})
 
 
 def source(name: str) -> Path:
@@ -170,6 +172,7 @@ def find_figure(path: Path, identifier: str) -> str | None:
 
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", ship_plotly)
+    app.connect("config-inited", add_models_to_contents, priority=100)  # before the contents are read
     app.connect("builder-inited", run_notebooks)
     app.connect("html-page-context", load_plotly)
     app.add_directive("measured-figure", MeasuredFigure)

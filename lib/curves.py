@@ -23,6 +23,9 @@ TITLES = {
     "mmlu_social_sciences": "MMLU, social sciences",
     "mmlu_stem": "MMLU, STEM",
     "mmlu_other": "MMLU, other",
+    "gsm8k": "GSM8K",
+    "sums_one_digit_generated": "Sums, one digit, written",
+    "sums_two_digits_generated": "Sums, two digits, written",
 }
 
 
@@ -90,7 +93,7 @@ def paired_change(before: list[float], after: list[float]) -> tuple[float, float
 def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:
     """Tasks on which the whole model is surely better than chance and than always naming the commonest answer."""
     whole = accuracy[accuracy["size"] == 0].drop_duplicates("task")
-    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {"chance": 0}).values())]
+    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
 
 
 def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +109,12 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
         last = curve[flat.cummin()].iloc[-1]
         found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
     return pd.DataFrame(found)
+
+
+def own_tasks(unit: Unit) -> list[str]:
+    """A unit's task, or its group where lm-eval aggregates one; else the tasks of the group."""
+    tasks = list(unit.rows["task"].unique())
+    return [unit.name] if unit.name in tasks else tasks
 
 
 def levels_of(unit: Unit) -> dict[str, dict[str, float]]:

@@ -23,6 +23,7 @@ from transformers.utils import logging as hub_logging
 
 from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
+from lib.results import RESULTS, all_units
 from lib.wheels import Wheel, cache_folder, check_hash, file_hash
 
 __all__ = ["EMBEDDED", "PACKAGED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
@@ -173,6 +174,20 @@ def find_model(
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "none")
         found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
     return Source(**found, num_layers=layers, dtype=default if dtype == "auto" else dtype)
+
+
+def recorded_model(name: str, dtype: str = "auto", folder: Path = RESULTS) -> Source | None:
+    """A model as results know it, by its name there: enough to show what was measured, whether or not it is at hand.
+
+    None where they know none of this name and data type.
+    """
+    for unit in all_units(folder, model=name):
+        if unit.key["model"]["name"] == name and dtype in ("auto", unit.key["dtype"]) and "weights" in unit.details:
+            return Source(
+                **unit.key["model"], num_layers=unit.details["num_layers"], dtype=unit.key["dtype"],
+                quantized=unit.details["weights"], folder=name,
+            )  # fmt: skip
+    return None
 
 
 def load_model(

@@ -34,10 +34,13 @@ def leaves_of(unit: Unit) -> list[Unit]:
     return leaves
 
 
-def outcomes_of(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> UInt8[np.ndarray, "C I"]:
+def outcomes_of(
+    unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None
+) -> UInt8[np.ndarray, "C I"]:
     """What came out for each item under each cut: 0 or 1 for a metric, a number for "chosen".
 
-    Raises InputError for a cut or a metric that the unit does not have.
+    `task` is one of a group's, and None takes the items of all.
+    Raises InputError for a cut, a metric or a task that the unit does not have.
     """
     rows = []
     for cut in cuts:
@@ -46,10 +49,14 @@ def outcomes_of(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> UInt8[np.
             found = leaf.details["outcomes"].get(f"{cut.start},{cut.size}")
             if found is None:
                 raise InputError(f"{leaf.path and leaf.path.name} has no {cut}: it was measured for other cuts")
-            for task, packed in found.items():
+            for name, packed in found.items():
+                if task not in (None, name):
+                    continue
                 if what not in packed:
-                    raise InputError(f"{task} has no outcomes {what!r}, expected one of {', '.join(packed)}")
+                    raise InputError(f"{name} has no outcomes {what!r}, expected one of {', '.join(packed)}")
                 row.append(unpack(packed[what]))
+        if not row:
+            raise InputError(f"task is {task!r}, which {unit.name} has not")
         rows.append(np.concatenate(row))
     return np.stack(rows)
 

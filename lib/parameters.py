@@ -18,6 +18,9 @@ from lib.results import ROOT
 from lib.selection import RULES
 
 
+LISTS = {"sizes", "ranks", "seeds"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
     """What every notebook takes: which model, opened how, and where results lie."""
@@ -44,6 +47,8 @@ class Parameters:
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         given = {k: v for k, v in names.items() if _is_parameter(k, v)}
+        # papermill makes a number of what was meant as a list with one number in it
+        given |= {k: str(v) for k, v in given.items() if k in LISTS and type(v) is int}
         if unknown := sorted(set(given) - set(fields)):
             raise InputError(
                 f"unknown parameter {', '.join(map(repr, unknown))}: this notebook takes {', '.join(fields)} "
@@ -71,7 +76,9 @@ class Parameters:
         corpora.mirror(self.datasets)
 
     def source(self) -> models.Source:
-        """The model, identified but not opened."""
+        """The model, identified but not opened; where nothing is to be measured, as results know it."""
+        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
+            return known
         return models.find_model(
             self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
@@ -178,6 +185,13 @@ class QuestionAnsweringParameters(Parameters):
                 "last layer is never dropped: choose sizes in that range"
             )
         return sorted(sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/04-reasoning.ipynb."""
+
+    tasks: str = "capitals, sums, sums_generated"  # "mmlu:5@20": 5-shot, 20 items
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,8 +78,12 @@ def key_hash(key: dict) -> str:
 
 def unit_path(kind: str, name: str, key: dict, folder: Path = RESULTS) -> Path:
     """The file of a unit. `key["model"]["name"]` names the folder of its model."""
-    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in key["model"]["name"])
-    return Path(folder) / slug / f"{kind}-{name}-{key_hash(key)}.json"
+    return Path(folder) / _slug(key["model"]["name"]) / f"{kind}-{name}-{key_hash(key)}.json"
+
+
+def _slug(model: str) -> str:
+    """The folder of a model, whatever is in its name."""
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in model)
 
 
 def read_unit(path: Path) -> Unit | None:
@@ -109,9 +113,10 @@ def find_unit(kind: str, name: str, key: dict, folder: Path = RESULTS) -> Unit |
     return max(found, key=lambda unit: unit.provenance["measured"], default=None)
 
 
-def all_units(folder: Path = RESULTS, kind: str | None = None) -> list[Unit]:
-    """Every readable unit below a folder, sorted by path."""
-    units = (read_unit(path) for path in sorted(Path(folder).glob("*/*.json")))
+def all_units(folder: Path = RESULTS, kind: str | None = None, model: str | None = None) -> list[Unit]:
+    """Every readable unit below a folder, sorted by path; of one kind, and of the model of one name, if given."""
+    pattern = f"{'*' if model is None else _slug(model)}/{'*' if kind is None else kind}-*.json"
+    units = (read_unit(path) for path in sorted(Path(folder).glob(pattern)))
     return [unit for unit in units if unit is not None and kind in (None, unit.kind)]
 
 

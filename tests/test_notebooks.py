@@ -12,17 +12,33 @@ import pytest
 
 from lib.errors import InputError
 from lib.models import EMBEDDED
-from lib.parameters import HealingParameters, QuestionAnsweringParameters, SimilarityParameters
+from lib.parameters import (
+    AblationParameters,
+    HealingParameters,
+    QuestionAnsweringParameters,
+    ReasoningParameters,
+    SimilarityParameters,
+)
 from lib.results import ROOT, all_units
 
 NOTEBOOKS = {
     "01-similarity": (SimilarityParameters, ["distance-curves", "distance-heatmap", "best-start"]),
     "02-question-answering": (QuestionAnsweringParameters, ["headline", "accuracy-curves"]),
+    "04-reasoning": (ReasoningParameters, ["reasoning", "chosen-and-written"]),
+    "05-ablations": (AblationParameters, ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy"]),
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
     "02-question-answering": {"samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals, sums_one_digit"},
+    "04-reasoning": {
+        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "sums_one_digit, sums_one_digit_generated",
+        "sizes": "0, 2",
+    },
+    "05-ablations": {
+        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "2", "dtype": "float32",
+        "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32, "ranks": "2, 8", "seeds": "0, 1",
+    },
     "03-healing": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "dtype": "float32",
         "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32,

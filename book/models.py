@@ -1,0 +1,96 @@
+"""Pages of the models that results/ hold beside the embedded one: made of what was measured, typed by nobody."""
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+
+import yaml
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+from lib.models import EMBEDDED
+from lib.results import RESULTS, ROOT, Unit, all_units
+
+CAPTION = "Other models"
+TOC = ROOT / "book" / "executed" / "_toc.yml"
+
+
+@functools.cache
+def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
+    """For each model its pages, as book/pages.yml has them: name, then notebook, title and parameters."""
+    pages: dict[str, dict] = {}
+    by_model: dict[str, list[Unit]] = {}
+    for unit in all_units(folder):
+        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep"):
+            by_model.setdefault(unit.path.parent.name, []).append(unit)
+    for slug, units in by_model.items():
+        name = units[0].key["model"]["name"]
+        distances = [unit for unit in units if unit.kind == "similarity"]
+        sweeps = [unit for unit in units if unit.kind == "sweep"]
+        for number, group in enumerate(_alike(sweeps)):
+            suffix = f"-{number + 1}" if number else ""
+            parameters = {**_opened(group[0]), **_distances(group[0], distances), **_asked(group)}
+            page = {"notebook": "02-question-answering", "title": name, "parameters": parameters}
+            pages[f"model-{slug}{suffix}"] = page
+        for number, unit in enumerate(distances):
+            suffix = f"-{number + 1}" if number else ""
+            page = {"notebook": "01-similarity", "title": f"{name}: layers", "parameters": _opened(unit) | _drawn(unit)}
+            pages[f"model-{slug}-layers{suffix}"] = page
+    return pages
+
+
+def add_models_to_contents(app: Sphinx, config: Config) -> None:
+    """Before Sphinx reads the table of contents, append the pages of other models to it."""
+    pages = pages_of_models()
+    if not pages:
+        return
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    part = {"caption": CAPTION, "chapters": [{"file": f"executed/{name}"} for name in pages]}
+    contents["parts"].insert(1, part)
+    TOC.parent.mkdir(parents=True, exist_ok=True)
+    TOC.write_text(yaml.safe_dump(contents, sort_keys=False), encoding="utf-8")
+    config.external_toc_path = str(TOC)
+
+
+def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
+    """Units that one page can show: opened alike, cut alike; without those that are part of a group's."""
+    parts = {name for unit in sweeps for name in unit.details.get("units", [])}
+    groups: dict[tuple, list[Unit]] = {}
+    for unit in sweeps:
+        if unit.path.name not in parts:
+            how = (unit.key["dtype"], unit.key["quantization"], unit.key["rule"], str(unit.key["cuts"]))
+            groups.setdefault(how, []).append(unit)
+    return list(groups.values())
+
+
+def _opened(unit: Unit) -> dict:
+    names = {"model": unit.key["model"]["name"], "dtype": unit.key["dtype"], "quantization": unit.key["quantization"]}
+    return names | {"measure": False}
+
+
+def _drawn(unit: Unit) -> dict:
+    """How the text of a unit of distances was drawn."""
+    return {name: unit.key[name] for name in ("corpus", "samples", "sequence_length", "seed")}
+
+
+def _distances(unit: Unit, distances: Iterable[Unit]) -> dict:
+    """Of the distances that a sweep can stand on, the latest."""
+    opened = [d for d in distances if _opened(d) == _opened(unit)]
+    latest = max(opened, key=lambda d: d.provenance["measured"], default=None)
+    return _drawn(latest) if latest else {}
+
+
+def _asked(units: list[Unit]) -> dict:
+    """Tasks, rules and sizes of units that are alike in the latter two."""
+    tasks = []
+    for unit in units:
+        shots, limit = unit.key["num_fewshot"], unit.key["limit"]
+        of_shots, of_limit = "" if shots is None else f":{shots}", "" if limit is None else f"@{limit}"
+        tasks.append(f"{unit.key['task']}{of_shots}{of_limit}")
+    sizes = sorted({size for _, size in units[0].key["cuts"]})
+    return {
+        "tasks": ", ".join(dict.fromkeys(tasks)),
+        "rules": units[0].key["rule"],
+        "sizes": ", ".join(map(str, sizes)),
+        "limit": None,
+    }
