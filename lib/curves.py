@@ -8,6 +8,7 @@ import pandas as pd
 
 from lib.pruning import Cut
 from lib.results import Unit
+from lib.selection import measured_cuts
 
 TITLES = {
     "capitals": "Capitals",
@@ -27,6 +28,9 @@ TITLES = {
     "sums_one_digit_generated": "Sums, one digit, written",
     "sums_two_digits_generated": "Sums, two digits, written",
 }
+
+
+COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
 
 
 def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[float, float]:
@@ -56,8 +60,7 @@ def accuracy_by_rule(
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
                     row.value, low, high, int(row.items), row.metric,
                 ))  # fmt: skip
-    columns = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
-    return pd.DataFrame(curves, columns=columns)
+    return pd.DataFrame(curves, columns=COLUMNS)
 
 
 def losses_by_line(
@@ -109,6 +112,29 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
         last = curve[flat.cummin()].iloc[-1]
         found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
     return pd.DataFrame(found)
+
+
+def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
+    """Curves of every model under one rule: the columns of `accuracy_by_rule`, and before them model.
+
+    Of a task that a model has several units of, the one with most items counts, and of those the latest.
+    """
+    tables: dict[tuple[str, str], tuple] = {}
+    for unit in units:
+        rules, layers = unit.key["rule"].split(", "), unit.details["num_layers"]
+        cuts = measured_cuts(rules, [Cut(*cut) for cut in unit.key["cuts"]], layers)
+        if rule not in cuts:
+            continue
+        table = accuracy_by_rule(unit.rows, {rule: cuts[rule]}, layers)
+        for task in own_tasks(unit):
+            of_task = table[table["task"] == task]
+            place = unit.key["model"]["name"], task
+            rank = int(of_task["items"].max()), unit.provenance["measured"]
+            if place not in tables or tables[place][0] < rank:
+                tables[place] = rank, of_task.assign(model=place[0])
+    if not tables:
+        return pd.DataFrame(columns=["model", *COLUMNS])
+    return pd.concat([table for _, table in tables.values()])[["model", *COLUMNS]]
 
 
 def own_tasks(unit: Unit) -> list[str]:

@@ -221,14 +221,14 @@ def headline(
 
 
 def loss_curves(
-    losses: pd.DataFrame, *, lines: Mapping[str, str], model: str, vocabulary: int, text: str,
+    losses: pd.DataFrame, *, lines: Mapping[str, str], model: str, vocabulary: int | None, text: str,
     name: str = "loss-curves", provenance: str = "",
 ) -> Figure:  # fmt: skip
     """Loss on text over ln V against the fraction of layers dropped, before and after healing (figures 1d, 3).
 
     `losses` has the columns line, size n, start l, fraction n / L, value, low, high (95% interval; all three in
     units of ln V), items (sequences) and metric; `lines` says which are drawn and under which names. 1 is what
-    guessing every one of V tokens alike would give.
+    guessing every one of V tokens alike would give. `vocabulary` is V, where it is one for all lines.
     """
     columns = ("line", "size", "start", "fraction", "value", "low", "high", "items", "metric")
     losses = _require(losses, "losses", *columns)
@@ -236,14 +236,15 @@ def loss_curves(
     end, high = float(drawn["fraction"].max()), float(drawn["high"].max())
     picture = Picture(DROPPED, "Loss on text / ln V", percent=True)
     look = {"colour": GREY, "line": "dash", "width": 1.2, "label": "guessing every token alike"}
-    picture.line([0, end], [1, 1], **look, hover=f"ln V, V = {vocabulary:,}")
+    picture.line([0, end], [1, 1], **look, hover="ln V")
     courses = []
     for (line, label), style in zip(lines.items(), styles_of(lines)):
         rows = drawn[drawn["line"] == line].sort_values("size")
         picture.accuracy(rows, style, label)
         courses.append(f"{label}, {_course(rows, 'fraction', 'value')}")
+    size = "" if vocabulary is None else f", V = {vocabulary:,} tokens"
     picture.caption = (
-        f"Loss of {html.escape(model)} on {html.escape(text)} (cross-entropy over ln V, V = {vocabulary:,} tokens) "
+        f"Loss of {html.escape(model)} on {html.escape(text)} (cross-entropy over ln V{size}) "
         "against the fraction of its layers that were dropped. Bands: 95% intervals over sequences."
     )
     picture.alt = f"Line chart for {model}: loss on text by layers dropped. {'; '.join(courses)}."

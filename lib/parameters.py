@@ -17,7 +17,6 @@ from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
-
 LISTS = {"sizes", "ranks", "seeds"}
 
 
