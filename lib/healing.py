@@ -111,11 +111,11 @@ def train(
         seed=config.seed,
     )
     with place_of(folder, identity_of(healed, config, cut, sequences)) as place, _deterministic():
-        watch = _Watch(config, place)
+        watch, variant = _Watch(config, place), _Variant(healed, config, cut, whole)
         trainer = _Healer(
             model=healed,
             args=_arguments(config, place, model.device, checkpoints=folder is not None),
-            train_dataset=(variant := _Variant(healed, config, cut, whole)).examples(sequences),
+            train_dataset=variant.examples(sequences),
             data_collator=_collate,
             callbacks=[watch],
             variant=variant,
@@ -218,6 +218,7 @@ class _Watch(TrainerCallback):
     def __init__(self, config: HealingConfig, place: Path):
         self.config, self.place = config, place
         self.before = self._lasted = 0.0
+        self._started = time.monotonic()  # what is prepared before the first step counts too
         self.bar = None
 
     @property
@@ -226,7 +227,6 @@ class _Watch(TrainerCallback):
         return self.before + self._lasted
 
     def on_train_begin(self, args, state, control, **_):
-        self._started = time.monotonic()
         options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
         self.bar = tqdm(desc="healing", file=sys.stderr, **options)
 
@@ -238,6 +238,7 @@ class _Watch(TrainerCallback):
         loss = (logs or {}).get("loss", 0.0)
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if not math.isfinite(loss):
+            self.bar.close()
             last = last_checkpoint(self.place)
             kept = f"step {last.name.rpartition('-')[2]} in {self.place}" if last else "none"
             raise InputError(
