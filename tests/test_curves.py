@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 
 from lib import curves
-from lib.curves import above_guessing, accuracy_by_rule, flat_until, wilson_interval
-from lib.pruning import Cut
+from lib.curves import above_guessing, accuracy_by_rule, flat_until, of_all_models, wilson_interval
+from lib.pruning import Cut, simple_cut
 from lib.results import Unit
+from lib.selection import measured_cuts
 
 
 @pytest.mark.parametrize(
@@ -95,3 +96,32 @@ def test_what_a_task_counts():
     )  # fmt: skip
     curves = accuracy_by_rule(rows, {"simple": [Cut(0, 0)]}, 4).set_index("task")
     assert curves["metric"].to_dict() == {"gsm8k": "exact_match,strict-match", "boolq": "acc"}
+
+
+def test_cuts_are_told_apart_by_rule():
+    layers = 10
+    similar = [Cut(0, 0), Cut(3, 1), Cut(4, 2), simple_cut(layers, 3)]  # at three layers the rules agree
+    simple = [simple_cut(layers, size) for size in range(4)]
+    cuts = sorted({*similar, *simple})
+    assert measured_cuts(["similarity", "simple"], cuts, layers) == {"similarity": similar, "simple": simple}
+    assert measured_cuts(["simple"], simple, layers) == {"simple": simple}
+    assert measured_cuts(["similarity"], similar, layers) == {"similarity": similar}
+
+
+def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
+    def unit(model, items, value, day="2026-01-01"):
+        rows = pd.DataFrame(
+            [
+                {"task": "boolq", "metric": "acc", "start": c.start, "size": c.size, "value": value, "items": items}
+                for c in (Cut(0, 0), Cut(3, 1), Cut(8, 1))
+            ]
+        )
+        cuts = [[0, 0], [3, 1], [8, 1]]
+        key = {"model": {"name": model, "weights": "w"}, "rule": "similarity, simple", "cuts": cuts}
+        return Unit("sweep", "boolq", key, {"measured": day}, rows, {"num_layers": 10})
+
+    units = [unit("A", 10, 0.1), unit("A", 50, 0.5), unit("A", 50, 0.6, "2026-02-01"), unit("B", 20, 0.2)]
+    table = of_all_models(units, "similarity")
+    assert list(table["model"]) == ["A", "A", "B", "B"]
+    assert list(table["value"]) == [0.6, 0.6, 0.2, 0.2] and list(table["start"]) == [0, 3, 0, 3]
+    assert of_all_models([], "simple").empty
