@@ -1,0 +1,96 @@
+// The page where a slider removes layers. The data stand in the page (book/explorer.py); no network.
+(() => {
+  "use strict";
+  const root = document.getElementById("explorer");
+  if (!root) return;
+  const models = JSON.parse(root.querySelector("script.explorer-data").textContent);
+  const [model, rule, size] = ["model", "rule", "size"].map((name) => document.getElementById(`explorer-${name}`));
+  const part = (name) => root.querySelector(`.explorer-${name}`);
+
+  function element(name, attributes = {}, text = "") {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.textContent = text;
+    return made;
+  }
+
+  const percent = (value) => `${(100 * value).toFixed(1)}%`;
+  const chosen = () => models[model.selectedIndex];
+  const steps = () => chosen().rules[rule.value];
+
+  function refill() {
+    const before = rule.value;
+    rule.replaceChildren(...Object.keys(chosen().rules).map((name) => element("option", {}, name)));
+    if (before in chosen().rules) rule.value = before;
+    limits();
+  }
+
+  function limits() {
+    const wanted = Number(size.value);
+    size.max = steps().length - 1;
+    size.value = Math.min(wanted, steps().length - 1);
+    show();
+  }
+
+  // One bar a layer, from the first at the left: dropped ones are hollow.
+  function stack(step, layers) {
+    const bars = [];
+    for (let layer = 0; layer < layers; layer += 1) {
+      const dropped = layer >= step.start && layer < step.start + step.size;
+      const bar = element("span", { class: dropped ? "dropped" : "kept", title: `layer ${layer}` });
+      bars.push(bar);
+    }
+    part("stack").replaceChildren(...bars);
+    part("stack").setAttribute("aria-label", step.kept);
+  }
+
+  function task(about, step, whole) {
+    const row = element("div", { class: "task" });
+    const found = step.accuracy[about.key];
+    row.append(element("span", { class: "title" }, about.title));
+    const scale = element("span", { class: "scale" });
+    if (found) {
+      const [value, low, high, start] = found;
+      const place = (from, to) => `left:${100 * from}%;width:${Math.max(100 * (to - from), 0.4)}%`;
+      scale.append(element("span", { class: "interval", style: place(low, high) }));
+      scale.append(element("span", { class: "value", style: `left:${100 * value}%` }));
+      if (about.guessing !== null) {
+        scale.append(element("span", { class: "guessing", style: `left:${100 * about.guessing}%`, title: "guessing" }));
+      }
+      if (whole) scale.append(element("span", { class: "whole", style: `left:${100 * whole[0]}%`, title: "unpruned" }));
+      const other = start === undefined ? "" : `, block from layer ${start}`;
+      row.append(scale, element("span", { class: "number" },
+        `${percent(value)} (${percent(low)} to ${percent(high)}; ${about.items} items${other})`));
+    } else {
+      row.append(scale, element("span", { class: "number" }, "not measured"));
+    }
+    return row;
+  }
+
+  function show() {
+    const { layers, tasks, weights } = chosen();
+    const step = steps()[Number(size.value)];
+    const whole = steps()[0];
+    size.setAttribute("aria-valuetext", `${step.size} of ${layers} layers`);
+    part("cut").textContent = `${chosen().name} (${weights} weights) ${step.kept}.`;
+    stack(step, layers);
+    part("tasks").replaceChildren(...tasks.map((about) => task(about, step, whole.accuracy[about.key])));
+    const number = (value, digits) => (value === undefined || value === null ? "not measured" : value.toFixed(digits));
+    const facts = [
+      ["Layers dropped", `${step.size} of ${layers}, ${percent(step.size / layers)}`],
+      ["Angular distance of the block", step.size ? number(step.distance, 4) : "nothing is dropped"],
+      ["Loss on text, nats a token", number(step.loss, 3)],
+      ["The same after healing", number(step.healed, 3)],
+    ];
+    part("facts").replaceChildren(
+      ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
+    );
+  }
+
+  model.addEventListener("change", refill);
+  rule.addEventListener("change", limits);
+  size.addEventListener("input", show);
+  root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+  refill();
+  root.dataset.ready = "true";
+})();
