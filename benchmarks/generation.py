@@ -36,6 +36,7 @@ def main() -> None:
     loaded = evaluation.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
     instances = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
     cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
+    weights, before = sum(p.numel() * p.element_size() for p in model.parameters()), side_by_side.held()
     ours, seconds, peak = side_by_side.measured(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances))
     rows, equal, naive, naive_peak = [], 0, 0.0, 0
     for cut, texts in zip(cuts, ours, strict=True):
@@ -50,7 +51,7 @@ def main() -> None:
         "cuts": rows, "texts": len(cuts) * len(instances), "texts_equal": equal,
         "seconds": {"hflm": round(naive, 1), "ours": round(seconds, 1)},
         "times_faster_than_hflm": round(naive / seconds, 2),
-        "peak_bytes": {"ours": peak, "hflm": naive_peak},
+        "bytes": {"weights": weights, "held_before": before, "peak_of_ours": peak, "peak_of_hflm": naive_peak},
     }  # fmt: skip
     side_by_side.keep(f"generation-{options.name}", content)
 
