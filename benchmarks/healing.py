@@ -10,6 +10,7 @@ Useful tokens are those that are no padding. By turns, so that a machine that ch
 import argparse
 import statistics
 import tempfile
+import warnings
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -103,7 +104,9 @@ def padded(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]
     """(c): tokens that are no padding, and the seconds in training."""
     target = ["gate_proj", "up_proj", "down_proj"]
     adapters = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target)
-    healed = get_peft_model(pruned, adapters)
+    with warnings.catch_warnings():  # of a name that peft still asks for
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        healed = get_peft_model(pruned, adapters)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     needed = config.steps * config.batch_sequences
     documents = [tokenizer(text, truncation=True, max_length=config.sequence_length) for text in texts[:needed]]

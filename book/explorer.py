@@ -42,7 +42,9 @@ def _model(name: str, units: list[Unit]) -> dict | None:
         if steps:
             rules[LABELS[rule]] = steps
     everything = pd.concat(tables.values())
-    items = everything.groupby("task", sort=False)["items"].max()
+    # of two tasks of one name, a sample and the complete set, the one with more items
+    items = everything.groupby("task", sort=False)["items"].max().sort_values(kind="stable")
+    items = items[~items.index.map(lambda task: curves.TITLES.get(task, task)).duplicated(keep="last")]
     tasks = [
         {
             "key": task,

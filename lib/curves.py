@@ -60,7 +60,7 @@ def accuracy_by_rule(
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
                     row.value, low, high, int(row.items), row.metric,
                 ))  # fmt: skip
-    return pd.DataFrame(curves, columns=COLUMNS)
+    return _typed(curves, COLUMNS)
 
 
 def losses_by_line(
@@ -82,8 +82,7 @@ def losses_by_line(
                     f"{rule}, {name}", rule, cut.size, cut.start, cut.size / num_layers, row.value / unit,
                     (row.value - half) / unit, (row.value + half) / unit, int(row.items), "loss / ln V",
                 ))  # fmt: skip
-    columns = ["line", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
-    return pd.DataFrame(curves, columns=columns)
+    return _typed(curves, ["line", *COLUMNS[1:]])
 
 
 def paired_change(before: list[float], after: list[float]) -> tuple[float, float, float]:
@@ -117,7 +116,8 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
 def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
     """Curves of every model under one rule: the columns of `accuracy_by_rule`, and before them model.
 
-    Of a task that a model has several units of, the one with most items counts, and of those the latest.
+    Of several units of a task and model one counts: not quantized before quantized, then that with most items,
+    with most cuts, the latest.
     """
     tables: dict[tuple[str, str], tuple] = {}
     for unit in units:
@@ -129,11 +129,12 @@ def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
         for task in own_tasks(unit):
             of_task = table[table["task"] == task]
             place = unit.key["model"]["name"], task
-            rank = int(of_task["items"].max()), unit.provenance["measured"]
+            plain = unit.key.get("quantization") is None
+            rank = plain, int(of_task["items"].max()), len(of_task), unit.provenance["measured"]
             if place not in tables or tables[place][0] < rank:
                 tables[place] = rank, of_task.assign(model=place[0])
     if not tables:
-        return pd.DataFrame(columns=["model", *COLUMNS])
+        return _typed([], ["model", *COLUMNS])
     return pd.concat([table for _, table in tables.values()])[["model", *COLUMNS]]
 
 
@@ -157,3 +158,9 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
 def _main_metric(metrics: list[str]) -> str:
     exact = [metric for metric in metrics if metric.startswith("exact_match")]
     return "acc" if "acc" in metrics else (exact or metrics)[0]
+
+
+def _typed(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
+    """A table whose numbers are numbers even where it has no row: one without would make others lose their type."""
+    kinds = {"size": int, "start": int, "items": int, "fraction": float, "value": float, "low": float, "high": float}
+    return pd.DataFrame(rows, columns=columns).astype({name: kinds[name] for name in columns if name in kinds})

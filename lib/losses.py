@@ -17,7 +17,7 @@ from lib.errors import InputError
 from lib.models import Source
 from lib.parameters import HealingParameters
 from lib.pruning import Cut
-from lib.results import Shards, Unit, find_unit, measure_or_load
+from lib.results import Shards, Unit, all_units, measure_or_load
 from lib.sweep import loglikelihoods
 
 VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
@@ -96,10 +96,13 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
     if corpora.is_at_hand(parameters.text, parameters.datasets):
         key, data = key | {"data": data()}, None
 
+    # one that was measured for more cuts will do
+    asked, rest = set(cuts), {name: value for name, value in key.items() if name != "cuts"}
+    for unit in all_units(parameters.results_folder, "loss", source.name):
+        if unit.key | rest == unit.key and asked <= {Cut(*cut) for cut in unit.key["cuts"]}:
+            return unit
     if not parameters.measure:
-        if (unit := find_unit("loss", parameters.text, key, parameters.results_folder)) is None:
-            raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
-        return unit
+        raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
 
     def measure(shards):
         model, tokenizer = opened()

@@ -8,6 +8,7 @@ it stopped and several machines can share one folder.
 """
 
 import base64
+import collections
 import contextlib
 import datetime
 import hashlib
@@ -63,6 +64,9 @@ def origin(*units: Unit) -> str:
     # the wheel or the hash of the documents; the files hold the rest
     data = ", ".join(dict.fromkeys(str(unit.key["data"]).partition(", ")[0] for unit in units))
     files = ", ".join(unit.path.name for unit in units)
+    if len(units) > 6:  # the page of all measurements lists them
+        counts = collections.Counter(unit.kind for unit in units)
+        files = ", ".join(f"{number} units {kind}-*.json" for kind, number in counts.items())
     commits = ", ".join(dict.fromkeys((unit.provenance["commit"] or "unknown")[:10] for unit in units))
     changed = ", with uncommitted changes" if any(unit.provenance["dirty"] for unit in units) else ""
     folder = f"{first.path.parent.parent.name}/{first.path.parent.name}"

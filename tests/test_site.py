@@ -253,3 +253,26 @@ def test_a_page_of_other_parameters_says_what_was_not_measured(tmp_path, monkeyp
     # any other mistake stops the build
     with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0"):
         built("false", "limit is 0")
+
+
+def test_the_slider_removes_layers(browser, site):
+    """By keyboard: from the whole model to one of half its layers, each task with its interval or "not measured"."""
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto((site / "explorer.html").as_uri())
+    page.wait_for_selector("#explorer[data-ready=true]")
+    assert page.locator(".explorer-stack .dropped").count() == 0
+    layers = page.locator(".explorer-stack span").count()
+    before = page.locator(".explorer-tasks").inner_text()
+    page.focus("#explorer-size")
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    assert page.locator(".explorer-stack .dropped").count() == 5
+    assert f"5 of {layers}" in page.locator(".explorer-cut").inner_text()
+    after = page.locator(".explorer-tasks").inner_text()
+    assert after != before and "items)" in after
+    page.select_option("#explorer-rule", label="simple heuristic")
+    assert page.locator(".explorer-stack .dropped").count() == 5
+    assert page.locator(".explorer-stack span").nth(layers - 2).get_attribute("class") == "dropped"
+    titles = page.locator(".explorer .task .title").all_inner_texts()
+    assert len(titles) == len(set(titles)) > 3
+    page.close()
