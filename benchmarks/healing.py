@@ -18,7 +18,7 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 
 from benchmarks import side_by_side
 from lib import corpora
-from lib.adapters import add_adapters
+from lib.adapters import add_adapters, ffn_modules
 from lib.decoder import num_layers
 from lib.healing import train
 from lib.models import load_model
@@ -102,8 +102,9 @@ def ours(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]:
 
 def padded(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]:
     """(c): tokens that are no padding, and the seconds in training."""
-    target = ["gate_proj", "up_proj", "down_proj"]
-    adapters = LoraConfig(r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=target)
+    adapters = LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=ffn_modules(pruned)
+    )
     with warnings.catch_warnings():  # of a name that peft still asks for
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
         healed = get_peft_model(pruned, adapters)

@@ -1,5 +1,6 @@
 """The page where a slider removes layers: what results/ hold of every cut of every model, as data for explorer.js."""
 
+import dataclasses
 import html
 import json
 import math
@@ -11,12 +12,14 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.measured import not_measured
-from lib import curves
+from lib import curves, figures
+from lib.presets import PRESETS
 from lib.pruning import Cut
-from lib.results import RESULTS, ROOT, Unit, all_units
+from lib.results import RESULTS, ROOT, Unit, all_units, whole_units
 from lib.selection import RULES
 
-LABELS = {"similarity": "similarity-informed", "simple": "simple heuristic"}
+# the paper's settings and ours; a healing with others is a comparison, for a page of its own
+SETTINGS = [{**dataclasses.asdict(preset), "save_every": None, "quantization": None} for preset in PRESETS.values()]
 
 
 def explored(folder: Path = RESULTS) -> list[dict]:
@@ -29,8 +32,7 @@ def explored(folder: Path = RESULTS) -> list[dict]:
 
 def _model(name: str, units: list[Unit]) -> dict | None:
     sweeps = [unit for unit in units if unit.kind == "sweep" and unit.key["quantization"] is None]
-    leaves = {leaf for unit in sweeps for leaf in unit.details.get("units", [])}
-    sweeps = [unit for unit in sweeps if unit.path.name not in leaves]
+    sweeps = whole_units(sweeps)
     if not sweeps:
         return None
     layers = sweeps[0].details["num_layers"]
@@ -40,7 +42,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     for rule, table in tables.items():
         steps = [_step(table[table["size"] == size], size, layers, units) for size in sorted(set(table["size"]))]
         if steps:
-            rules[LABELS[rule]] = steps
+            rules[figures.RULES[rule]] = steps
     everything = pd.concat(tables.values())
     # of two tasks of one name, a sample and the complete set, the one with more items
     items = everything.groupby("task", sort=False)["items"].max().sort_values(kind="stable")
@@ -72,20 +74,15 @@ def _step(rows, size: int, layers: int, units: list[Unit]) -> dict:
         if unit.kind == "similarity" and len(of_cut) and "distance" not in step:
             step["distance"] = _short(of_cut["distance"].iloc[0])
         loss = of_cut[of_cut["metric"] == "loss"] if "metric" in of_cut else of_cut.iloc[:0]
-        if len(loss) and unit.kind in ("loss", "healing"):
-            own = unit.kind == "loss" or _is_plain(unit)
-            name = "loss" if unit.kind == "loss" else "healed"
-            if own and name not in step:
-                step[name] = _short(loss["value"].iloc[0])
+        name = {"loss": "loss", "healing": "healed"}.get(unit.kind)
+        if len(loss) and name and name not in step and (name == "loss" or _is_preset(unit)):
+            how = unit.key["quantization"] or "not quantized"
+            step[name] = [_short(loss["value"].iloc[0]), f"{unit.key['text'].upper()}, {how}, {unit.key['dtype']}"]
     return step
 
 
-def _is_plain(unit: Unit) -> bool:
-    """Whether a healing is the paper's way and of the first seed, and none of the comparisons."""
-    settings = unit.key["healing"]
-    return (
-        settings["adapters"] == "all" and not settings["auxiliary"] and settings["seed"] == 0 and settings["rank"] == 8
-    )
+def _is_preset(unit: Unit) -> bool:
+    return unit.key["healing"] | {"save_every": None, "quantization": None} in SETTINGS
 
 
 def _short(value) -> float | None:

@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 
 from lib.models import EMBEDDED
-from lib.results import RESULTS, ROOT, Unit, all_units
+from lib.results import RESULTS, ROOT, Unit, all_units, whole_units
 
 CAPTION = "Other models"
 TOC = ROOT / "book" / "executed" / "_toc.yml"
@@ -54,12 +54,10 @@ def add_models_to_contents(app: Sphinx, config: Config) -> None:
 
 def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
     """Units that one page can show: opened alike, cut alike; without those that are part of a group's."""
-    parts = {name for unit in sweeps for name in unit.details.get("units", [])}
     groups: dict[tuple, list[Unit]] = {}
-    for unit in sweeps:
-        if unit.path.name not in parts:
-            how = (unit.key["dtype"], unit.key["quantization"], unit.key["rule"], str(unit.key["cuts"]))
-            groups.setdefault(how, []).append(unit)
+    for unit in whole_units(sweeps):
+        how = (unit.key["dtype"], unit.key["quantization"], unit.key["rule"], str(unit.key["cuts"]))
+        groups.setdefault(how, []).append(unit)
     return list(groups.values())
 
 

@@ -3,7 +3,6 @@
 import itertools
 import math
 
-import numpy as np
 import pandas as pd
 
 from lib.pruning import Cut
@@ -30,10 +29,11 @@ TITLES = {
 }
 
 
+Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
 
 
-def wilson_interval(value: float, items: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:
     """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
     centre = (value + z * z / (2 * items)) / (1 + z * z / items)
     half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
@@ -77,19 +77,12 @@ def losses_by_line(
             for row in rows[
                 (rows["metric"] == "loss") & (rows["start"] == cut.start) & (rows["size"] == cut.size)
             ].itertuples():
-                half = 1.959964 * row.stderr
+                half = Z * row.stderr
                 curves.append((
                     f"{rule}, {name}", rule, cut.size, cut.start, cut.size / num_layers, row.value / unit,
                     (row.value - half) / unit, (row.value + half) / unit, int(row.items), "loss / ln V",
                 ))  # fmt: skip
     return _typed(curves, ["line", *COLUMNS[1:]])
-
-
-def paired_change(before: list[float], after: list[float]) -> tuple[float, float, float]:
-    """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
-    differences = np.array(after) - np.array(before)
-    half = 1.959964 * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
 
 
 def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:

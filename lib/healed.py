@@ -17,7 +17,7 @@ from lib.models import Source
 from lib.parameters import HealingParameters
 from lib.presets import HealingConfig
 from lib.pruning import Cut, drop_layers
-from lib.results import Shards, Unit, find_unit, key_hash, measure_or_load, write_whole
+from lib.results import Shards, Unit, key_hash, measure_or_load, write_whole
 from lib.sweep import sweep
 from lib.wheels import cache_folder
 
@@ -53,11 +53,8 @@ def healing_unit(
         "tasks": dict(sorted(parameters.shots.items())),
         "limit": parameters.limit,
     }
-    if set(parameters.limits.values()) != {parameters.limit}:
+    if set(parameters.limits.values()) != {parameters.limit}:  # "task@20"
         key["limits"] = dict(sorted(parameters.limits.items()))
-    name = f"{cut.start}-{cut.size}"
-    if not parameters.measure:
-        return find_unit("healing", name, key, parameters.results_folder)
     documents = max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
 
     def fingerprint_of(split, number):
@@ -101,9 +98,11 @@ def healing_unit(
             "weights": source.quantized,
         }
 
-    if all(corpora.is_at_hand(name, parameters.datasets) for name in (parameters.text, *parameters.shots)):
-        return measure_or_load("healing", name, key | {"data": fingerprint()}, measure, parameters.results_folder)
-    return measure_or_load("healing", name, key, measure, parameters.results_folder, data=fingerprint)
+    at_hand = all(corpora.is_at_hand(name, parameters.datasets) for name in (parameters.text, *parameters.shots))
+    return measure_or_load(
+        "healing", f"{cut.start}-{cut.size}", key, measure, parameters.results_folder,
+        data=fingerprint, at_hand=at_hand, allowed=parameters.measure,
+    )  # fmt: skip
 
 
 def check_apart(healing: list[str], loss: list[str]) -> None:

@@ -30,7 +30,7 @@ from lib.adapters import add_adapters
 from lib.checkpoints import COMPLETE, check_disk, identity_of, last_checkpoint, place_of
 from lib.decoder import text_config
 from lib.errors import InputError
-from lib.network import Collected, Network
+from lib.network import Network
 from lib.presets import HealingConfig
 from lib.pruning import Cut, drop_layers
 from lib.results import write_whole
@@ -190,7 +190,7 @@ class _Variant:
             step = self.config.at_once
             for first in range(0, len(examples), step):
                 batch = _collate(examples[first : first + step])
-                residuals = _residual(self.base, batch, self.cut.start)
+                residuals = self.base.residual(batch, self.cut.start)
                 for example, residual in zip(examples[first : first + step], residuals):
                     example["residual"] = residual[: len(example["input_ids"])].clone()
         return examples
@@ -204,7 +204,7 @@ class _Variant:
                 return run(self.above.model, inputs)
         if self.whole is None:
             return run(model, inputs)
-        target = _residual(self.whole, inputs, self.cut.stop).float()
+        target = self.whole.residual(inputs, self.cut.stop).float()
         with self.base.recording({self.cut.start}) as residuals:
             loss = run(model, inputs)
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
@@ -294,25 +294,6 @@ def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     if "residual" in examples[0]:
         batch["residual"] = padded([example["residual"] for example in examples])
     return batch
-
-
-@torch.no_grad()
-def _residual(network: Network, batch: dict, layer: int) -> torch.Tensor:
-    """[B, T, D] what enters a layer: the layers from there on don't run."""
-
-    def stop(*_):
-        raise Collected
-
-    training = network.model.training
-    network.model.eval()
-    # the first hook records, the second stops
-    with network.recording({layer}) as residuals, contextlib.ExitStack() as stack:
-        stack.callback(network.layers[layer].register_forward_pre_hook(stop).remove)
-        stack.enter_context(contextlib.suppress(Collected))
-        ids, mask = batch["input_ids"].to(network.device), batch.get("attention_mask")
-        network.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    network.model.train(training)
-    return residuals[layer]
 
 
 @contextlib.contextmanager

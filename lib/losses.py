@@ -93,13 +93,11 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
     data = functools.partial(
         corpora.text_fingerprint, parameters.text, split="validation", datasets=parameters.datasets
     )
-    if corpora.is_at_hand(parameters.text, parameters.datasets):
-        key, data = key | {"data": data()}, None
-
+    at_hand = corpora.is_at_hand(parameters.text, parameters.datasets)
     # one that was measured for more cuts will do
-    asked, rest = set(cuts), {name: value for name, value in key.items() if name != "cuts"}
+    rest = {name: value for name, value in key.items() if name != "cuts"} | ({"data": data()} if at_hand else {})
     for unit in all_units(parameters.results_folder, "loss", source.name):
-        if unit.key | rest == unit.key and asked <= {Cut(*cut) for cut in unit.key["cuts"]}:
+        if unit.key | rest == unit.key and set(cuts) <= {Cut(*cut) for cut in unit.key["cuts"]}:
             return unit
     if not parameters.measure:
         raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
@@ -115,4 +113,4 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
             "weights": source.quantized,
         }
 
-    return measure_or_load("loss", parameters.text, key, measure, parameters.results_folder, data=data)
+    return measure_or_load("loss", parameters.text, key, measure, parameters.results_folder, data=data, at_hand=at_hand)

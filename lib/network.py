@@ -144,6 +144,24 @@ class Network:
         finally:
             handle.remove()
 
+    @torch.no_grad()
+    def residual(self, batch: dict[str, torch.Tensor], layer: int) -> torch.Tensor:
+        """[B, T, D] what enters a layer for `input_ids` [B, T]; the layers from there on don't run, dropout is off."""
+
+        def stop(*_):
+            raise Collected
+
+        training = self.model.training
+        self.model.eval()
+        # the first hook records, the second stops
+        with self.recording({layer}) as residuals, contextlib.ExitStack() as stack:
+            stack.callback(self.layers[layer].register_forward_pre_hook(stop).remove)
+            stack.callback(self.model.train, training)
+            stack.enter_context(contextlib.suppress(Collected))
+            ids = batch["input_ids"].to(self.device)
+            self.model.base_model(input_ids=ids, attention_mask=batch.get("attention_mask"), use_cache=False)
+        return residuals[layer]
+
     @contextlib.contextmanager
     def recording(self, entries: set[int]) -> Iterator[dict[int, torch.Tensor]]:
         """The residual [B, T, D] entering each of these layers during a forward pass."""

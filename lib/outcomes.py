@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
+from lib.curves import Z
 from lib.errors import InputError
 from lib.pruning import Cut
 from lib.results import Unit, read_unit, unpack
@@ -61,7 +62,7 @@ def outcomes_of(
     return np.stack(rows)
 
 
-def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> pd.DataFrame:
+def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None) -> pd.DataFrame:
     """Every pruned model against the whole one, item by item.
 
     Columns size, start, items, change (of accuracy), low, high (its 95% interval, normal, over pairs), lost and
@@ -69,25 +70,30 @@ def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc") -> pd.DataFrame:
     another one, right or wrong; missing where a task has no choices), p (exact McNemar test).
     """
     cuts = list(cuts)
-    right = outcomes_of(unit, [Cut(0, 0), *cuts], what).astype(bool)
+    right = outcomes_of(unit, [Cut(0, 0), *cuts], what, task=task).astype(bool)
     try:
-        chosen = outcomes_of(unit, [Cut(0, 0), *cuts], "chosen")
+        chosen = outcomes_of(unit, [Cut(0, 0), *cuts], "chosen", task=task)
     except InputError:
         chosen = None
     rows = []
     for number, cut in enumerate(cuts, 1):
         before, after = right[0], right[number]
-        difference = after.astype(float) - before
-        half = 1.959964 * difference.std(ddof=1) / math.sqrt(len(before)) if len(before) > 1 else math.nan
+        change, low, high = paired_change(before.tolist(), after.tolist())
         lost, gained = int((before & ~after).sum()), int((~before & after).sum())
         rows.append({
-            "size": cut.size, "start": cut.start, "items": len(before), "change": difference.mean(),
-            "low": difference.mean() - half, "high": difference.mean() + half,
+            "size": cut.size, "start": cut.start, "items": len(before), "change": change, "low": low, "high": high,
             "lost": lost / len(before), "gained": gained / len(before),
             "flipped": math.nan if chosen is None else float((chosen[number] != chosen[0]).mean()),
             "p": mcnemar(lost, gained),
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def paired_change(before: Sequence[int | float], after: Sequence[int | float]) -> tuple[float, float, float]:
+    """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
+    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    half = Z * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
 
 
 def mcnemar(lost: int, gained: int) -> float:

@@ -117,6 +117,12 @@ def find_unit(kind: str, name: str, key: dict, folder: Path = RESULTS) -> Unit |
     return max(found, key=lambda unit: unit.provenance["measured"], default=None)
 
 
+def whole_units(units: list[Unit]) -> list[Unit]:
+    """Those that are not one task of a group whose unit is among them."""
+    parts = {name for unit in units for name in unit.details.get("units", [])}
+    return [unit for unit in units if unit.path.name not in parts]
+
+
 def all_units(folder: Path = RESULTS, kind: str | None = None, model: str | None = None) -> list[Unit]:
     """Every readable unit below a folder, sorted by path; of one kind, and of the model of one name, if given."""
     pattern = f"{'*' if model is None else _slug(model)}/{'*' if kind is None else kind}-*.json"
@@ -146,16 +152,23 @@ def measure_or_load(
     folder: Path = RESULTS,
     *,
     data: Callable[[], str] | None = None,
-) -> Unit:
+    at_hand: bool = False,
+    allowed: bool = True,
+) -> Unit | None:
     """The unit of this key: read where it exists, else measured by `measure(shards)` and written.
 
     `measure` returns the rows and the details; it may keep finished parts of its work in `shards`. `data`
-    reads the data and gives the key's "data", their fingerprint, where that takes a hub: it is only asked
-    where no unit agrees in everything else. So a page is drawn from its units on a machine without a hub.
+    reads the data and gives the key's "data", their fingerprint. Where they are not `at_hand` but on a hub, it is
+    only asked where no unit agrees in everything else: so a page is drawn from its units on a machine without a
+    hub. Where measuring is not `allowed`, None for what results do not hold.
     """
+    if data is not None and at_hand:
+        key, data = key | {"data": data()}, None
+    if (data is not None or not allowed) and (unit := find_unit(kind, name, key, folder)) is not None:
+        return unit
+    if not allowed:
+        return None
     if data is not None:
-        if (unit := find_unit(kind, name, key, folder)) is not None:
-            return unit
         key = key | {"data": data()}
     path = unit_path(kind, name, key, folder)
     if (unit := read_unit(path)) is not None:

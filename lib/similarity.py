@@ -24,7 +24,7 @@ from lib.decoder import decoder_layers
 from lib.errors import InputError
 from lib.models import Source
 from lib.parameters import Parameters
-from lib.results import Unit, find_unit, measure_or_load
+from lib.results import Unit, measure_or_load
 
 VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
 
@@ -155,13 +155,6 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
         "version": VERSION,
     }
     data = functools.partial(corpora.text_fingerprint, parameters.corpus, datasets=parameters.datasets)
-    if corpora.is_at_hand(parameters.corpus, parameters.datasets):
-        key, data = key | {"data": data()}, None
-
-    if not parameters.measure:
-        if (unit := find_unit("similarity", parameters.corpus, key, parameters.results_folder)) is None:
-            raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
-        return unit
 
     def measure(_):
         model, tokenizer = opened()
@@ -178,7 +171,13 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
         tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
         return table, {"num_layers": source.num_layers, "tokens": tokens, "weights": source.quantized}
 
-    return measure_or_load("similarity", parameters.corpus, key, measure, parameters.results_folder, data=data)
+    unit = measure_or_load(
+        "similarity", parameters.corpus, key, measure, parameters.results_folder,
+        data=data, at_hand=corpora.is_at_hand(parameters.corpus, parameters.datasets), allowed=parameters.measure,
+    )  # fmt: skip
+    if unit is None:
+        raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
+    return unit
 
 
 def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:

@@ -21,7 +21,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
-from lib.models import Source, checkpoint_folder
+from lib.models import PACKAGED, Source, checkpoint_folder
 from lib.parameters import SimilarityParameters
 from lib.pruning import BOUNDARIES, Cut, drop_layers, similarity_cut, simple_cut
 from lib.results import RESULTS, all_units, write_whole
@@ -66,7 +66,8 @@ def slice_checkpoint(
     total = sum(tensor.bytes for shard in renamed for tensor in shard.tensors)
     partial = out.with_name(f"{out.name}.partial")
     out.parent.mkdir(parents=True, exist_ok=True)
-    _check_partial(partial, {"source": str(folder.resolve()), "cut": [cut.start, cut.size]})
+    sizes = {shard.path.name: [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
+    _check_partial(partial, {"source": str(folder.resolve()), "files": sizes, "cut": [cut.start, cut.size]})
     done = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
     free = shutil.disk_usage(partial).free
     if total - done > free:
@@ -112,7 +113,7 @@ def model_card(source: str, revision: str | None, cut: Cut, layers: int, more: s
     """README.md of a sliced checkpoint: where it comes from, what was dropped, how it can be made again."""
     of = f" at revision {revision}" if revision else ""
     hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
-    name = source if hub else Path(source).name
+    name = PACKAGED[source].name if source in PACKAGED else source if hub else Path(source).name
     front = ["---", *([f"base_model: {source}"] if hub else []), "tags: [layer-pruning]", "---"]
     return "\n".join([
         *front,
@@ -158,9 +159,7 @@ def _plan_known(folder: Path, names: list[str], cut: Cut) -> _Plan:
             f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
             f"({', '.join(groups) or 'none'}): expected exactly one, like {module}0"
         )
-    extra = sorted(
-        name for name in names if _number(name, chosen[0]) is not None and _number(name, chosen[0]) >= layers
-    )
+    extra = sorted(name for name in names if (_number(name, chosen[0]) or 0) >= layers)
     if extra:
         raise InputError(
             f"{folder} holds {len(extra)} tensors of layers beyond the {layers} that its configuration states "

@@ -25,7 +25,7 @@ from lib.models import Source
 from lib.parameters import QuestionAnsweringParameters
 from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from lib.pruning import Cut
-from lib.results import Shards, Unit, find_unit, measure_or_load
+from lib.results import Shards, Unit, measure_or_load
 
 VERSION = 2  # part of every unit's key: raise it when a change here changes numbers
 
@@ -140,13 +140,12 @@ def sweep_unit(
             "version": VERSION,
         }
         data = functools.partial(evaluation.data_fingerprint, name, parameters.datasets)
-        if corpora.is_at_hand(name, parameters.datasets):
-            key, data = key | {"data": data()}, None
-        if not parameters.measure:
-            return find_unit("sweep", name, key, parameters.results_folder)
         measure = of_group if evaluation.is_group(name) else of_task
         measure = functools.partial(measure, name)
-        return measure_or_load("sweep", name, key, measure, parameters.results_folder, data=data)
+        return measure_or_load(
+            "sweep", name, key, measure, parameters.results_folder,
+            data=data, at_hand=corpora.is_at_hand(name, parameters.datasets), allowed=parameters.measure,
+        )  # fmt: skip
 
     def of_task(name, shards):
         model, tokenizer = opened()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lib import corpora, evaluation, models
+from lib import corpora, evaluation, models, packaged
 from lib.errors import InputError
 from lib.family import PrunedFamily
 from lib.pruning import Cut, drop_layers, simple_cut
@@ -102,14 +102,14 @@ def test_a_model_in_parts_is_put_together_and_checked(tmp_path, monkeypatch):
     """The other published models come in many wheels: too large for a test, so the parts are of our own making."""
     parts = {"one": b"GG", "two": b"UF and more"}
 
-    class Part(models.Wheel):
+    class Part(packaged.Wheel):
         def read(self, member):
             return parts[self.name] if member == f"{self.name}.bin" else pytest.fail(member)
 
     whole = hashlib.sha256(b"GGUF and more").hexdigest()
-    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(packaged, "cache_folder", lambda: tmp_path)
     wheels = tuple((Part(name, "1.0"), f"{name}.bin") for name in parts)
-    model = models.PackagedModel("Some-Model", wheels, "some.gguf", whole, 3, "Q4_K_M")
+    model = packaged.PackagedModel("Some-Model", wheels, "some.gguf", whole, 3, "Q4_K_M")
     assert model.file().read_bytes() == b"GGUF and more"
     parts["two"] = b"damaged"
     model.file().unlink()

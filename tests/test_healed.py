@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import corpora, curves, healed, losses
+from lib import corpora, curves, healed, losses, outcomes
 from lib.errors import InputError
 from lib.models import load_model
 from lib.parameters import HealingParameters
@@ -54,7 +54,7 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     # what was not healed differs, and is compared on the same sequences
     before = losses.loss_unit(CUTS, parameters, source, opened)
     pairs = before.details["by_sequence"]["1,2"], unit.details["by_sequence"]
-    change, low, high = curves.paired_change(*pairs)
+    change, low, high = outcomes.paired_change(*pairs)
     assert low < change < high and change != 0
 
     def never(*_, **__):

@@ -236,11 +236,11 @@ def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkey
 def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(tiny):
     model, tokenizer = tiny
     batch = healing._collate([{"input_ids": t} for t in corpora.sequences(tokenizer, TEXTS, length=32)[:4]])
-    target = healing._residual(healing.Network(model), batch, CUT.stop)
+    target = healing.Network(model).residual(batch, CUT.stop)
 
     def distance(config):
         healed = heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT, whole=model)
-        found = healing._residual(healing.Network(healed.get_base_model()), batch, CUT.start)
+        found = healing.Network(healed.get_base_model()).residual(batch, CUT.start)
         return float((found - target).square().sum() / target.square().sum())
 
     config = changed(SMALL, steps=20)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -169,10 +170,40 @@ def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_i
     assert first.items() <= kept.items()
     expected = drop_layers(model, CUT).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
-    # a folder under way to another cut is begun anew
+
+
+@pytest.mark.parametrize("state", [None, '{"source": "another", "cut": [0, 1]}'])
+def test_a_folder_under_way_to_something_else_is_begun_anew(state, tmp_path):
+    model = saved("llama", tmp_path / "whole")
+    partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"old")
-    slice_checkpoint(tmp_path / "whole", Cut(1, 1), tmp_path / "other" / ".." / "out2")
+    if state:
+        (partial / slicing.STATE).write_text(state)
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    expected = drop_layers(model, CUT).state_dict()
+    found = tensors(tmp_path / "out")
+    assert found and all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
+    saved("llama", tmp_path / "whole")
+    (tmp_path / "out.partial").mkdir()
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "first")
+    # what a killed run of another day leaves behind
+    shutil.copytree(tmp_path / "first", tmp_path / "out.partial", dirs_exist_ok=True)
+    file = (tmp_path / "whole" / "model.safetensors").stat()
+    state = {
+        "source": str((tmp_path / "whole").resolve()),
+        "files": {"model.safetensors": [file.st_size, file.st_mtime_ns]},
+        "cut": [CUT.start, CUT.size],
+    }
+    (tmp_path / "out.partial" / slicing.STATE).write_text(json.dumps(state))
+    model = tiny_model("llama", seed=1)
+    model.save_pretrained(tmp_path / "whole")
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    expected = drop_layers(model, CUT).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
 
 
 def command(*arguments) -> subprocess.CompletedProcess:

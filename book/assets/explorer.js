@@ -75,12 +75,13 @@
     part("cut").textContent = `${chosen().name} (${weights} weights) ${step.kept}.`;
     stack(step, layers);
     part("tasks").replaceChildren(...tasks.map((about) => task(about, step, whole.accuracy[about.key])));
-    const number = (value, digits) => (value === undefined || value === null ? "not measured" : value.toFixed(digits));
+    const distance = step.distance === undefined ? "not measured" : step.distance.toFixed(4);
+    const loss = (found) => (found === undefined ? "not measured" : `${found[0].toFixed(3)} (${found[1]})`);
     const facts = [
       ["Layers dropped", `${step.size} of ${layers}, ${percent(step.size / layers)}`],
-      ["Angular distance of the block", step.size ? number(step.distance, 4) : "nothing is dropped"],
-      ["Loss on text, nats a token", number(step.loss, 3)],
-      ["The same after healing", number(step.healed, 3)],
+      ["Angular distance of the block", step.size ? distance : "nothing is dropped"],
+      ["Loss on text, nats a token", loss(step.loss)],
+      ["The same after healing", loss(step.healed)],
     ];
     part("facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
