@@ -47,6 +47,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     # of two tasks of one name, a sample and the complete set, the one with more items
     items = everything.groupby("task", sort=False)["items"].max().sort_values(kind="stable")
     items = items[~items.index.map(lambda task: curves.TITLES.get(task, task)).duplicated(keep="last")]
+    items = items.reindex([task for task in everything["task"].unique() if task in items.index])
     tasks = [
         {
             "key": task,

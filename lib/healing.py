@@ -235,7 +235,9 @@ class _Watch(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **_):
-        loss = (logs or {}).get("loss", 0.0)
+        if "loss" not in (logs or {}):  # the summary at the end
+            return
+        loss = logs["loss"]
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if not math.isfinite(loss):
             self.bar.close()
