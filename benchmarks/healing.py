@@ -1,13 +1,16 @@
-"""Healing beside a bare loop, and beside the plain use of Trainer and peft on padded documents, in one run.
+"""Healing beside a bare loop, beside the plain use of Trainer and peft on padded documents, and its two variants.
 
 (a) forward, backward and step over packed sequences, nothing else; (b) ours, on packed sequences; (c) Trainer
-and peft as one writes them down: each document cut after the length, padded to the longest of its batch.
-Useful tokens are those that are no padding. By turns, so that a machine that changes its pace changes it for all.
+and peft as one writes them down: each document cut after the length, padded to the longest of its batch; (d) ours
+with the auxiliary loss; (e) ours with adapters above the cut only. Useful tokens are those that are no padding.
+In one run, by turns, so that a machine that changes its pace changes it for all.
 
     python -m benchmarks.healing NAME --datasets FOLDER
 """
 
 import argparse
+import dataclasses
+import functools
 import statistics
 import tempfile
 import warnings
@@ -23,7 +26,7 @@ from lib.decoder import num_layers
 from lib.healing import train
 from lib.models import load_model
 from lib.presets import HealingConfig
-from lib.pruning import drop_layers, simple_cut
+from lib.pruning import Cut, drop_layers, simple_cut
 
 
 def main() -> None:
@@ -32,7 +35,8 @@ def main() -> None:
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--quantization", default="nf4", help="nf4, int8 or none")
-    parser.add_argument("--size", type=int, default=9, help="layers dropped, simple rule")
+    parser.add_argument("--size", type=int, default=9, help="layers dropped")
+    parser.add_argument("--start", type=int, help="the first of them; left out, the simple rule's")
     parser.add_argument("--text", default="c4")
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=4, help="sequences in a step, all at once")
@@ -45,30 +49,40 @@ def main() -> None:
     quantization = None if options.quantization == "none" else options.quantization
     model, tokenizer = load_model(options.model, dtype=options.dtype, quantization=quantization)
     texts = corpora.texts(options.text, split="train", datasets=options.datasets)
-    cut = simple_cut(num_layers(model), options.size)
+    layers = num_layers(model)
+    cut = simple_cut(layers, options.size) if options.start is None else Cut(options.start, options.size)
     config = HealingConfig(
         rank=8, learning_rate=2e-3, sequence_length=options.length, steps=options.steps, warmup_steps=1,
         batch_sequences=options.batch, at_once=options.batch, quantization=quantization,
         gradient_checkpointing=False,
     )  # fmt: skip
     bare(drop_layers(model, cut), tokenizer, texts, config, steps=1)
-    tokens: dict = {"bare": [], "ours": [], "padded": []}
+    with_auxiliary, above = dataclasses.replace(config, auxiliary=1.0), dataclasses.replace(config, adapters="above")
+    runs = {
+        "bare": functools.partial(bare, config=config),
+        "ours": functools.partial(ours, config=config),
+        "padded": functools.partial(padded, config=config),
+        "auxiliary": functools.partial(ours, config=with_auxiliary, cut=cut, whole=model),
+        "above": functools.partial(ours, config=above, cut=cut),
+    }
+    tokens: dict = {name: [] for name in runs}
     for _ in range(options.repeats):
-        for name, run in (("bare", bare), ("ours", ours), ("padded", padded)):
-            useful, seconds = run(drop_layers(model, cut), tokenizer, texts, config)
+        for name, run in runs.items():
+            useful, seconds = run(drop_layers(model, cut), tokenizer, texts)
             tokens[name].append(round(useful / seconds))
             print(f"{name}: {tokens[name][-1]} useful tokens a second", flush=True)
 
-    def ratio(other):
-        return round(statistics.median(a / b for a, b in zip(tokens["ours"], tokens[other], strict=True)), 2)
+    def ratio(name, other):
+        return round(statistics.median(a / b for a, b in zip(tokens[name], tokens[other], strict=True)), 2)
 
     side_by_side.keep(
         f"healing-{options.name}",
         {
             "model": options.model, "dtype": options.dtype, "quantization": quantization,
-            "size": options.size, "text": options.text, "length": options.length, "batch": options.batch,
+            "cut": cut.describe(layers), "text": options.text, "length": options.length, "batch": options.batch,
             "steps": options.steps, "useful_tokens_a_second": tokens,
-            "of_bare": ratio("bare"), "times_faster_than_padded": ratio("padded"),
+            "of_bare": ratio("ours", "bare"), "times_faster_than_padded": ratio("ours", "padded"),
+            "auxiliary_of_ours": ratio("auxiliary", "ours"), "above_of_ours": ratio("above", "ours"),
         },
     )  # fmt: skip
 
@@ -94,9 +108,9 @@ def bare(pruned, tokenizer, texts, config: HealingConfig, steps: int | None = No
     return needed * config.sequence_length, side_by_side.measured(run)[1]
 
 
-def ours(pruned, tokenizer, texts, config: HealingConfig) -> tuple[int, float]:
-    """(b): tokens, and the seconds in training."""
-    record = train(pruned, tokenizer, texts, config)[1]
+def ours(pruned, tokenizer, texts, config: HealingConfig, **variant) -> tuple[int, float]:
+    """(b), (d), (e): tokens, and the seconds in training, what it prepares included."""
+    record = train(pruned, tokenizer, texts, config, **variant)[1]
     return record.tokens, record.seconds
 
 

@@ -53,7 +53,20 @@ def _lines(kind: str, content: dict) -> list[str]:
                 f"{content['of_bare']:.2f} of a bare loop",
                 "",
                 command,
-            )
+            ),
+            *(
+                _line(
+                    f"healing {what}, {content['quantization'] or dtype}: {content['cut']}",
+                    "healing as in the paper, same tokens",
+                    f"{content[name]:.2f} of its tokens a second",
+                    "",
+                    command,
+                )
+                for name, what in (
+                    ("auxiliary_of_ours", "with the auxiliary loss"),
+                    ("above_of_ours", "above the cut only"),
+                )
+            ),
         ]
     shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
     tasks = content["tasks"].replace(",", ", ")

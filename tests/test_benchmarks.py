@@ -49,10 +49,11 @@ def test_similarity(run):
 
 
 def test_healing(run):
-    small = ["--quantization", "none", "--size", "2", "--text", "wikipedia", "--length", "48", "--steps", "2"]
+    small = "--quantization none --size 2 --start 1 --text wikipedia --length 48 --steps 2".split()
     found = run(healing, *small, "--repeats", "2")
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
-    assert found["of_bare"] > 0 and found["times_faster_than_padded"] > 0
+    ratios = ("of_bare", "times_faster_than_padded", "auxiliary_of_ours", "above_of_ours")
+    assert all(found[name] > 0 for name in ratios) and found["cut"].startswith("drops layers 1..2 ")
 
 
 def test_the_readme_has_the_measured_ratios():
