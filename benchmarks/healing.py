@@ -23,7 +23,7 @@ from benchmarks import side_by_side
 from lib import corpora
 from lib.adapters import add_adapters, ffn_modules
 from lib.decoder import num_layers
-from lib.healing import train
+from lib.healing import keep_freed_memory, train
 from lib.models import load_model
 from lib.presets import HealingConfig
 from lib.pruning import Cut, drop_layers, simple_cut
@@ -39,12 +39,13 @@ def main() -> None:
     parser.add_argument("--start", type=int, help="the first of them; left out, the simple rule's")
     parser.add_argument("--text", default="c4")
     parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--batch", type=int, default=4, help="sequences in a step, all at once")
+    parser.add_argument("--batch", type=int, default=8, help="sequences at once, a step; 8 is the Trainer's own")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--datasets", help="a local mirror of the hub")
     options = parser.parse_args()
     side_by_side.start()
+    keep_freed_memory()  # as ours does, for all alike
 
     quantization = None if options.quantization == "none" else options.quantization
     model, tokenizer = load_model(options.model, dtype=options.dtype, quantization=quantization)
