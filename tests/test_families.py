@@ -11,11 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from book import families
 from lib.decoder import decoder_layers
 from lib.errors import InputError
 from lib.family import PrunedFamily
 from lib.generation import Prompts
 from lib.pruning import Cut, cut_entry, drop_layers
+from lib.results import ROOT
 from lib.similarity import angular_distances
 from lib.slicing import slice_checkpoint
 from lib.sweep import loglikelihoods
@@ -202,3 +204,25 @@ def check_sweep(model, cuts):
         expected, expected_greedy = one_by_one(drop_layers(model, cut), contexts[some], continuations[some])
         np.testing.assert_allclose(row[some], expected, atol=2e-4, rtol=0, err_msg=str(cut))
         assert (likeliest[some] == expected_greedy).all()
+
+
+# the page
+
+
+def test_the_page_has_every_family_and_ours_is_right_in_every_row():
+    content = families.measured()
+    assert content is not None, f"{families.MEASURED} is missing: python -m benchmarks.families"
+    rows = families.rows(content)
+    assert [row["Family"] for row in rows] == ALL_FAMILIES
+    assert {row["Family"] for row in rows if row["ours"] == "refused"} == set(REFUSED)
+    assert all(row["ours"] == "right" for row in rows if row["Family"] not in REFUSED)
+    # a message says why wherever a row says that something failed or was refused
+    said = {family for message in families.messages(content) for family in message["Families"].split(", ")}
+    assert said == {row["Family"] for row in rows if {"fails", "refused"} & set(row.values())}
+
+
+def test_a_page_without_measurements_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(families, "MEASURED", ROOT / "none.json")
+    assert families.measured(tmp_path / "none.json") is None
+    (tmp_path / "half.json").write_text("{")
+    assert families.measured(tmp_path / "half.json") is None
