@@ -1,7 +1,6 @@
 """The page "Model families", made of benchmarks/measured/families.json: nothing on it is typed by hand."""
 
 import json
-from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -41,9 +40,10 @@ class Families(SphinxDirective):
         ]
 
 
-def measured(path: Path = MEASURED) -> dict | None:
+def measured() -> dict | None:
+    """What was measured; None where it is missing or can't be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(MEASURED.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 

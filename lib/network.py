@@ -19,8 +19,8 @@ from transformers import DynamicCache
 
 from lib.decoder import decoder_layers, text_config
 from lib.lending import Lent
+from lib.per_layer import BOUNDARIES
 from lib.planning import Sequence
-from lib.pruning import BOUNDARIES
 
 
 @dataclass

@@ -23,7 +23,8 @@ from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
 from lib.models import PACKAGED, Source, checkpoint_folder
 from lib.parameters import SimilarityParameters
-from lib.pruning import Cut, cut_entry, drop_layers, similarity_cut, simple_cut
+from lib.per_layer import cut_entry
+from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
 from lib.results import RESULTS, all_units, write_whole
 from lib.selection import RULES
 from lib.similarity import distance_matrix, distances_unit

@@ -4,6 +4,7 @@ A family that can't be cut is refused, and the reason is tested.
 """
 
 import functools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from lib.decoder import decoder_layers
 from lib.errors import InputError
 from lib.family import PrunedFamily
 from lib.generation import Prompts
-from lib.pruning import Cut, cut_entry, drop_layers
-from lib.results import ROOT
+from lib.per_layer import cut_entry
+from lib.pruning import Cut, drop_layers
 from lib.similarity import angular_distances
 from lib.slicing import slice_checkpoint
 from lib.sweep import loglikelihoods
@@ -221,8 +222,15 @@ def test_the_page_has_every_family_and_ours_is_right_in_every_row():
     assert said == {row["Family"] for row in rows if {"fails", "refused"} & set(row.values())}
 
 
-def test_a_page_without_measurements_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(families, "MEASURED", ROOT / "none.json")
-    assert families.measured(tmp_path / "none.json") is None
-    (tmp_path / "half.json").write_text("{")
-    assert families.measured(tmp_path / "half.json") is None
+@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "half"])
+def test_a_page_without_measurements_says_so(content, tmp_path, monkeypatch):
+    file = tmp_path / "families.json"
+    if content:
+        file.write_text(content)
+    monkeypatch.setattr(families, "MEASURED", file)
+    monkeypatch.setattr(families, "ROOT", tmp_path)
+    env = SimpleNamespace(note_dependency=lambda _: None)
+    directive = object.__new__(families.Families)
+    directive.state = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
+    (note,) = directive.run()
+    assert note.astext().startswith("Not measured")
