@@ -61,17 +61,21 @@ def totals(content: dict) -> list[dict]:
 def rows(content: dict) -> list[dict]:
     """One row a family: what became of it each way."""
     return [
-        {"Family": family} | {name: in_short(found[way]) for way, name in names(content).items()}
+        {"Family": family} | {name: in_short(found[way], len(content["cuts"])) for way, name in names(content).items()}
         for family, found in content["families"].items()
     ]
 
 
-def in_short(found: dict) -> str:
-    if found["result"] != "silently wrong":
-        return found["result"]
-    # the logits may agree where the text, generated with a cache, does not
-    difference = f"by {found['largest_difference']:.2g}" if found["largest_difference"] > 1e-4 else "text"
-    return f"silently wrong ({difference})"
+def in_short(found: dict, cuts: int) -> str:
+    """What a cell says: the result, by how much it is off, and of how many cuts, where not of all."""
+    notes = []
+    if found["result"] == "silently wrong":
+        # the logits may agree where the text, generated with a cache, does not
+        notes.append(f"by {found['largest_difference']:.2g}" if found["largest_difference"] > 1e-4 else "text")
+        notes += ["random weights"] if found["random_weights"] else []
+    if found["cuts"] < cuts:
+        notes.append(f"{found['cuts']} of {cuts} cuts")
+    return f"{found['result']} ({', '.join(notes)})" if notes else found["result"]
 
 
 def messages(content: dict) -> list[dict]:

@@ -75,6 +75,9 @@ def test_families(tmp_path):
             cutters.delete_and_count(job)
     for result in results(dict.fromkeys(errors), qwen2):
         assert result["result"] == "silently wrong" and result["largest_difference"] > 0.1
+        assert result["random_weights"] > 0
+    worst = families.worst([{"result": "right"}, {"result": "fails", "error": "e"}, {"result": "right"}])
+    assert worst == {"result": "fails", "error": "e", "cuts": 1}
 
 
 def test_a_message_is_its_first_line_without_folders():
