@@ -21,6 +21,8 @@ def rows() -> list[str]:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
+    if kind == "families":  # has a page of its own
+        return []
     command, dtype = f"`{content['command']}`", content["dtype"]
     if kind == "similarity":
         faster, passes = content["times_faster_than_one_run_a_size"], content["bare_passes"]

@@ -57,8 +57,9 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
     """The module that holds the decoder layers, and the name of the attribute under which it does.
 
     The decoder layers are the one `nn.ModuleList` that has as many entries as the configuration states
-    layers, entries of related classes, and attention inside. Where a model has two such lists (a vision
-    tower of the same depth), the one whose owner carries the text configuration.
+    layers, entries of related classes, and attention inside, unless no list of the model has attention.
+    Where a model has two such lists (a vision tower of the same depth), the one whose owner carries the text
+    configuration.
 
     Raises:
         InputError: no list fits the configuration, or more than one does.
@@ -68,8 +69,10 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
         (owner, attribute, layers)
         for owner in model.modules()
         for attribute, layers in owner.named_children()
-        if isinstance(layers, nn.ModuleList) and len(layers) > 0 and _has_attention(layers)
+        if isinstance(layers, nn.ModuleList) and len(layers) > 0
     ]
+    # state-space models have none, nor have the few layers that a cut may leave of a hybrid
+    lists = [entry for entry in lists if _has_attention(entry[2])] or lists
     found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
         config_class = type(text_config(model.config))
@@ -78,8 +81,8 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
         return found[0]
     lengths = ", ".join(f"{type(owner).__name__}.{name} of {len(layers)}" for owner, name, layers in lists)
     raise InputError(
-        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists with "
-        f"attention: {lengths or 'none'}); expected exactly one of num_hidden_layers = {length} related "
+        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists: "
+        f"{lengths or 'none'}); expected exactly one of num_hidden_layers = {length} related "
         "layers; open the model unchanged with load_model, or choose a decoder-only language model"
     )
 

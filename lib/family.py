@@ -10,11 +10,13 @@ model's own modules, each tried on a few tokens first and left out where the res
 - choices that follow one context are branches of one sequence: each sees the context and itself.
 
 The residual enters a tail through a hook on its first layer, so the model's own forward builds masks,
-positions and everything else, in any family.
+positions and everything else, in any family. Where layers can't be run without those below them, by their
+configuration or because the residual is not all that they get, the pruned model runs whole.
 
 Letters in shapes: N scored positions of a batch, D width, V vocabulary, C cuts, R requests.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from jaxtyping import Bool, Float64
 
 from lib.decoder import num_layers, text_config
 from lib.errors import InputError
-from lib.network import Batch, Network, ScoredOnly
+from lib.network import Batch, Network, ScoredOnly, unknown_windows
 from lib.planning import HEAD_ELEMENTS, Piece, Sequence
 from lib.pruning import Cut, drop_layers
 
@@ -38,31 +40,36 @@ class PrunedFamily:
     def __init__(self, model, cuts: list[Cut], can: "Abilities | None" = None):
         layers = num_layers(model)
         self.whole, self.cuts = Network(model), cuts
-        self.entry = [_entry(cut, layers) for cut in cuts]
         # cuts that end at the same layer have the same layers above: under the simple rule all but the whole model
-        above = {cut: _above(cut, layers) for cut in cuts if cut.size}
-        made = {blocks: Network(functools.reduce(drop_layers, blocks, model)) for blocks in set(above.values())}
-        self.tails = [made[above[cut]] if cut.size else None for cut in cuts]
+        made = functools.cache(lambda blocks: Network(functools.reduce(drop_layers, blocks, model)))
+        tails = {cut: _tail(cut, layers, made) for cut in cuts}
+        split = can.split if can else _agrees(self.whole, tails)
+        if not split:
+            tails = {cut: (0, made((cut,)) if cut.size else None) for cut in cuts}
+        self.entries = {cut: entry for cut, (entry, _) in tails.items()}
+        self.entry, self.tails = [self.entries[cut] for cut in cuts], [tails[cut][1] for cut in cuts]
         self.layer_steps = self.layer_steps_of(cuts)
         self.progress: Callable[[int], object] = lambda steps: None
-        self.head = Network(drop_layers(model, Cut(0, layers - 1)))  # the shallowest model that has the head
+        self.head = self.whole
+        with contextlib.suppress(InputError):
+            self.head = made((Cut(0, layers - 1),))  # the shallowest model that has the head
         self.device = self.whole.device
         # a tail ends as the whole model does, unless its cut takes the end away
         ends = [tail for tail, cut in zip(self.tails, cuts, strict=True) if cut.stop == layers and cut.size]
-        self.can = can or Abilities.of(self.whole, *ends)
+        self.can = can or Abilities.of(split, self.whole, *ends)
         self._remembered: tuple = (None, None, [])
 
     def layer_steps_of(self, cuts: list[Cut]) -> int:
         """Layers that one token passes: the whole model, then each pruned one above its entry."""
         layers = len(self.whole.layers)
-        return layers + sum(layers - cut.size - _entry(cut, layers) for cut in cuts if cut.size)
+        return layers + sum(layers - cut.size - self.entries[cut] for cut in cuts if cut.size)
 
     def bytes_kept(self, cuts: list[Cut], pieces: list[Piece]) -> int:
         """Memory for residuals, and for keys and values of a beginning, when these cuts are run together."""
         beginning = max((len(piece.shared) for piece in pieces), default=0)
         batch = max((len(b) * max(len(s.tokens) for s in b) for piece in pieces for b in piece.batches), default=0)
         width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
-        residuals = len({_entry(cut, len(self.whole.layers)) for cut in cuts}) * max(batch, beginning) * width
+        residuals = len({self.entries[cut] for cut in cuts}) * max(batch, beginning) * width
         return int(residuals + beginning * self.layer_steps_of(cuts) * self.whole.bytes_remembered)
 
     @property
@@ -191,10 +198,11 @@ class Abilities:
     apart: bool  # attend to a lent beginning without copying it for each sequence
     score_only: ScoredOnly | None  # run the last layer where something is scored
     branch: bool  # run several continuations of one context as one sequence
+    split: bool = True  # run the layers above a cut from the residual that the whole model has there
 
     @classmethod
-    def of(cls, *networks: Network) -> "Abilities":
-        """What can be done on every one of these."""
+    def of(cls, split: bool, *networks: Network) -> "Abilities":
+        """What can be done on every one of these, where it is known whether they can be split."""
         trials = [_Trial(network) for network in networks]
 
         def same(**how) -> bool:
@@ -203,8 +211,9 @@ class Abilities:
         ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if same(way=way))
         way = next(ways, None)
         return cls(
-            share=same(shared=8), apart=same(shared=8, apart=True, way=way), score_only=way, branch=same(joined=True)
-        )
+            share=same(shared=8), apart=same(shared=8, apart=True, way=way), score_only=way, branch=same(joined=True),
+            split=split,
+        )  # fmt: skip
 
 
 class _Trial:
@@ -229,17 +238,23 @@ class _Trial:
         states = self.network.scored_states(Batch.of(sequences, shared, device), beginning, **how)
         return self.network.logits(states).float()
 
+    def agrees(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether logits are equal but for rounding."""
+        return bool((found - expected).abs().max() <= self.allowed)
+
     def same(self, *, shared=0, joined=False, way: ScoredOnly | None = None, apart=False) -> bool:
         """Whether the logits are the same this way."""
-        if (way or joined or apart) and text_config(self.network.model.config)._attn_implementation not in MASKABLE:
+        config = text_config(self.network.model.config)
+        if (way or joined or apart) and (config._attn_implementation not in MASKABLE or unknown_windows(config)):
             return False
         expected = self.plain
         if joined:  # the last token of the context is then scored once for both
             length = len(self.alone[0].scored)
             expected = torch.cat([expected[:length], expected[length + 1 :]])
         try:
-            found = self.logits(self.joined if joined else self.alone, shared, scored_only=way, apart=apart)
-            return bool((found - expected).abs().max() <= self.allowed)
+            return self.agrees(
+                self.logits(self.joined if joined else self.alone, shared, scored_only=way, apart=apart), expected
+            )
         except Exception:  # whatever a family's code raises, the plain way is left
             return False
 
@@ -251,6 +266,31 @@ def _likeliest(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) 
     for index in found.nonzero().flatten().tolist():
         found[index] = logits[rows[index]].argmax() == targets[index]
     return found
+
+
+def _tail(cut: Cut, layers: int, made: Callable) -> tuple[int, Network | None]:
+    """Where the residual enters for a cut, and the layers above, `made` of blocks to drop; None is the whole model."""
+    if cut.size == 0:
+        return 0, None
+    with contextlib.suppress(InputError):
+        return _entry(cut, layers), made(_above(cut, layers))
+    return 0, made((cut,))
+
+
+@torch.inference_mode()
+def _agrees(whole: Network, tails: dict[Cut, tuple[int, Network | None]]) -> bool:
+    """Whether a pruned model by itself gives what its tail gives, entered by the residual: tried on the longest."""
+    entered = [cut for cut, (entry, _) in tails.items() if entry]
+    if not entered:
+        return True
+    cut = max(entered, key=lambda cut: len(tails[cut][1].layers))
+    entry, tail = tails[cut]
+    trial = _Trial(Network(drop_layers(whole.model, cut)))
+    batch = Batch.of(trial.alone, 0, whole.device)
+    with whole.recording({entry}) as residuals:
+        whole.scored_states(batch)
+    found = tail.scored_states(batch, residual=residuals[entry])
+    return trial.agrees(trial.network.logits(found).float(), trial.plain)
 
 
 def _entry(cut: Cut, layers: int) -> int:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 
 from lib.decoder import decoder_layers, text_config
 from lib.lending import Lent
+from lib.per_layer import BOUNDARIES
 from lib.planning import Sequence
 
 
@@ -71,10 +72,14 @@ class Network:
 
     @cached_property
     def bytes_remembered(self) -> float:
-        """Bytes of keys and values, a token and layer."""
+        """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
+        # the configuration says which layers recur
+        cache = DynamicCache(config=text_config(self.model.config))
         with torch.inference_mode():
-            cache = self.remember(torch.zeros(1, 8, dtype=torch.long, device=self.device))
-        tensors = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+            self.remember(torch.zeros(1, 8, dtype=torch.long, device=self.device), cache=cache)
+        values = [value for layer in cache.layers for value in vars(layer).values()]
+        values += [state for value in values if isinstance(value, dict) for state in value.values()]
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors) / 8 / len(self.layers)
 
     def remember(
@@ -294,6 +299,16 @@ def attention_masks(config, positions, key_positions, visible, dtype):
         return mask(window)
     windows = {"full_attention": None, "sliding_attention": window}
     return {kind: mask(windows[kind]) for kind in dict.fromkeys(kinds)}
+
+
+def unknown_windows(config) -> bool:
+    """Whether attention may reach only so far in a way that `attention_masks` does not know.
+
+    A trial on a few tokens would not show it.
+    """
+    known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
+    found = [value for name, value in vars(config).items() if "window" in name and name not in known]
+    return any(type(value) is int and value > 0 for value in found)
 
 
 @contextlib.contextmanager

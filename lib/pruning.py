@@ -17,11 +17,9 @@ from jaxtyping import Float
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from lib.decoder import decoder_layers, num_layers, text_config
+from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
-
-# configuration entries that are a boundary between layers: all layers below it are of one kind
-BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers")
+from lib.per_layer import renumber_configs
 
 
 @dataclass(frozen=True, order=True)
@@ -199,7 +197,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
 
     pruned = _shared_copy(model)
-    _renumber_configs(pruned, kept)
+    renumber_configs(pruned, kept)
     words = cut.describe(len(layers))
     before, after = _empty_model(model, words), _empty_model(pruned, words)
     del decoder_layers(before)[cut.start : cut.stop]
@@ -231,23 +229,6 @@ def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
                 value = copy.deepcopy(value, memo)
             attributes[name] = value
     return memo[id(model)]
-
-
-def _renumber_configs(pruned: PreTrainedModel, kept: list[int]) -> None:
-    """Adapt every configuration of the decoder that the modules hold to the kept layers, in place."""
-    length, config_class = num_layers(pruned), type(text_config(pruned.config))
-    # usually one object that all modules hold, but a module may hold a copy of its own
-    held = [vars(module).get("config") for module in pruned.modules()]
-    texts = [config.get_text_config(decoder=True) for config in held if isinstance(config, PreTrainedConfig)]
-    for config in {id(text): text for text in texts if type(text) is config_class}.values():
-        for name, value in list(vars(config).items()):
-            is_per_layer = isinstance(value, list | tuple) and len(value) == length
-            # lists of special tokens or class names can have any length
-            if is_per_layer and not name.endswith("token_id") and name != "architectures":
-                setattr(config, name, type(value)(value[index] for index in kept))
-            elif name in BOUNDARIES and type(value) is int:
-                setattr(config, name, sum(index < value for index in kept))
-        config.num_hidden_layers = len(kept)
 
 
 def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:

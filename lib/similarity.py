@@ -62,6 +62,11 @@ class LastTokenResiduals:
         self._keep(output[0] if isinstance(output, tuple) else output)
 
     def _keep(self, hidden: torch.Tensor) -> None:
+        if hidden.ndim != 3:
+            raise InputError(
+                f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(hidden.shape)}; expected three "
+                "dimensions, [sequences, tokens, width], as distances are those of one residual; choose another model"
+            )
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         self.residuals.append(hidden[rows, self.positions.to(hidden.device)].detach().to("cpu"))
 

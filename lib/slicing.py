@@ -23,7 +23,8 @@ from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
 from lib.models import PACKAGED, Source, checkpoint_folder
 from lib.parameters import SimilarityParameters
-from lib.pruning import BOUNDARIES, Cut, drop_layers, similarity_cut, simple_cut
+from lib.per_layer import cut_entry
+from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
 from lib.results import RESULTS, all_units, write_whole
 from lib.selection import RULES
 from lib.similarity import distance_matrix, distances_unit
@@ -189,12 +190,7 @@ def _plan_by_itself(folder: Path, config: dict, names: list[str], cut: Cut) -> _
             f"otherwise ({shown}): its code is not run, so which are layers is not guessed"
         )
     kept = cut.kept(layers)
-    changed = dict(text)
-    for key, value in text.items():
-        if isinstance(value, list) and len(value) == layers and not key.endswith("token_id") and key != "architectures":
-            changed[key] = [value[index] for index in kept]
-        elif key in BOUNDARIES and type(value) is int:
-            changed[key] = sum(index < value for index in kept)
+    changed = {key: cut_entry(key, value, kept, layers) for key, value in text.items()}
     changed[depth] = len(kept)
     if text is not config:
         name = next(key for key, value in config.items() if value is text)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import generation, healing, side_by_side, similarity, sweep, table
+from benchmarks import cutters, families, generation, healing, side_by_side, similarity, sweep, table
 from lib.results import ROOT
 
 
@@ -54,6 +54,40 @@ def test_healing(run):
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
     ratios = ("of_bare", "times_faster_than_padded", "auxiliary_of_ours", "above_of_ours")
     assert all(found[name] > 0 for name in ratios) and found["cut"].startswith("drops layers 1..2 ")
+
+
+def test_families(tmp_path):
+    jobs = families.prepare(["qwen2", "gemma3n"], tmp_path)
+    versions, errors = families.cut_all("ours", sys.executable, jobs, tmp_path)
+    assert set(versions) == {"transformers", "torch"}
+
+    def results(of_errors, chosen=jobs):
+        return [families.judge(job, of_errors[job["name"]], str(tmp_path)) for job in chosen]
+
+    expected = ["right", "refused"]
+    assert [result["result"] for result in results(errors)] == [r for r in expected for _ in families.CUTS]
+    assert all(str(tmp_path) not in json.dumps(result) for result in results(errors))
+    qwen2 = [job for job in jobs if job["family"] == "qwen2"]
+    for job in qwen2:
+        job["out"] += "-deleted"
+        cutters.delete(job)
+        # its list of kinds of layers is longer than the model is deep
+        with pytest.raises(ValueError, match="layer_types"):
+            cutters.delete_and_count(job)
+    for result in results(dict.fromkeys(errors), qwen2):
+        assert result["result"] == "silently wrong" and result["largest_difference"] > 0.1
+        assert result["random_weights"] > 0
+    worst = families.worst([{"result": "right"}, {"result": "fails", "error": "e"}, {"result": "right"}])
+    assert worst == {"result": "fails", "error": "e", "cuts": 1}
+
+
+def test_a_message_is_its_first_line_without_folders():
+    assert families.plain("KeyError: 'layers'\n at /home/me/x.py", "/tmp/a") == "KeyError: 'layers'"
+    assert (
+        families.plain("Strict:\n    ValueError: 5 of 6 in /home/me/x.py", "/tmp/a")
+        == "Strict: ValueError: 5 of 6 in x.py"
+    )
+    assert families.plain("No file /tmp/a/model/config.json", "/tmp/a") == "No file FOLDER/model/config.json"
 
 
 def test_the_readme_has_the_measured_ratios():

@@ -37,12 +37,12 @@ from transformers import (
 from lib.decoder import decoder_layers, decoder_layers_owner, num_layers
 from lib.errors import InputError
 from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
+from tests.plain import NEW_TOKENS, generate, logits, without
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
 LAYERS = 6
 # nothing, start, middle, middle, end, all but the first and the last, all but the last
 CUTS = [Cut(0, 0), Cut(0, 2), Cut(2, 1), Cut(1, 3), Cut(4, 2), Cut(1, 4), Cut(0, 5)]
-NEW_TOKENS = 12
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_cut = pytest.mark.parametrize("cut", CUTS, ids=lambda cut: f"{cut.start}-{cut.size}")
@@ -64,31 +64,6 @@ def unchecked(monkeypatch):
 @functools.cache
 def original(family):
     return tiny_model(family, layers=LAYERS)
-
-
-def without(model, dropped):
-    """The reference: a copy of the model in which the dropped layers hand on what they receive."""
-    model = copy.deepcopy(model)
-    for index in dropped:
-        layer = decoder_layers(model)[index]
-        layer.forward = functools.partial(_identity, layer.forward)
-    return model
-
-
-def _identity(forward, hidden_states, *arguments, **keywords):
-    # the layer itself still runs, so that it fills its cache and shows the form of its output
-    output = forward(hidden_states, *arguments, **keywords)
-    return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
-
-
-@torch.no_grad()
-def logits(model, tokens):
-    return model(tokens, use_cache=False).logits
-
-
-def generate(model, tokens, use_cache=True):
-    mask = torch.ones_like(tokens)
-    return model.generate(tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
 
 
 # drop_layers: the eight families

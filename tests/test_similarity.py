@@ -15,6 +15,7 @@ from lib.similarity import (
     distance_table,
     measure_distances,
 )
+from tests.plain import batch, plain_distances
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
 LAYERS = 5
@@ -27,16 +28,6 @@ def sequences():
     draw = np.random.default_rng(3)
     assert max(LENGTHS) > 2 * SLIDING_WINDOW
     return [draw.integers(1, VOCABULARY, length).tolist() for length in LENGTHS]
-
-
-def batch(sequences, side="right"):
-    """One padded batch, as a tokenizer would give it."""
-    width = max(map(len, sequences))
-    ids, mask = torch.zeros(2, len(sequences), width, dtype=torch.long)
-    for i, tokens in enumerate(sequences):
-        place = slice(0, len(tokens)) if side == "right" else slice(width - len(tokens), width)
-        ids[i, place], mask[i, place] = torch.tensor(tokens), 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def alone(sequences):
@@ -55,18 +46,6 @@ def residuals(model, tokens, *, after_norm=False):
     if not after_norm:
         states[-1] = entered[0]
     return torch.stack(states)[:, 0, -1].to(torch.float64).numpy()
-
-
-def plain_distances(vectors):
-    """[n, l] of one sequence by the formula, one pair after the other."""
-    layers = len(vectors) - 1
-    matrix = np.full((layers, layers), np.nan)
-    for size in range(1, layers + 1):
-        for start in range(layers - size + 1):
-            a, b = vectors[start], vectors[start + size]
-            cosine = (a @ b) / np.sqrt((a @ a) * (b @ b))
-            matrix[size - 1, start] = np.arccos(np.clip(cosine, -1, 1)) / np.pi
-    return matrix
 
 
 def every_plain_distance(model, sequences, **how):

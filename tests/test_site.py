@@ -15,6 +15,7 @@ import nbformat
 import pytest
 
 from book import readme_figure
+from tests.tiny import ALL_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 # no graphics card and no background traffic: what is then requested, a page requested
@@ -72,6 +73,12 @@ def test_every_page_of_the_contents_is_there(pages):
     wanted = {"index", "method", "measured", "glossary", "bibliography", "search"}
     assert {f"{name}.html" for name in wanted} <= set(pages)
     assert any(name.startswith("executed/") for name in pages)
+
+
+def test_the_page_of_families_has_each(pages):
+    text = pages["families.html"].text
+    assert "Not measured" not in text
+    assert [name for name in ALL_FAMILIES if f"<p>{name}</p>" not in text] == []
 
 
 def test_readme_shows_the_figure_of_the_page(site):

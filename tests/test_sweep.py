@@ -14,6 +14,7 @@ from lib.planning import Sequence, plan_pieces
 from lib.pruning import Cut, drop_layers, simple_cut
 from lib.results import Shards
 from lib.sweep import loglikelihoods, plan, plan_requests, sweep
+from tests.plain import one_by_one, requests
 from tests.tiny import FAMILIES, tiny_model
 
 LAYERS = 6
@@ -22,32 +23,6 @@ CUTS = [
     Cut(0, 0), Cut(0, 1), Cut(1, 2), Cut(2, 2), Cut(0, 4),
     simple_cut(LAYERS, 1), simple_cut(LAYERS, 3), simple_cut(LAYERS, 5), Cut(4, 2),
 ]  # fmt: skip
-
-
-def requests(vocabulary, *, few_shot, questions=9, seed=0):
-    """Questions with four choices of one token and two of several, after a beginning that all share or none."""
-    draw = np.random.default_rng(seed)
-    beginning = draw.integers(1, vocabulary, few_shot).tolist()
-    contexts, continuations = [], []
-    for _ in range(questions):
-        question = draw.integers(1, vocabulary, draw.integers(3, 20)).tolist()
-        for length in (1, 1, 1, 1, 2, 4):
-            contexts.append(beginning + question)
-            continuations.append(draw.integers(1, vocabulary, length).tolist())
-    return contexts, continuations
-
-
-def one_by_one(model, contexts, continuations):
-    """The definition: a forward pass a request, nothing shared, nothing batched."""
-    sums, greedy = [], []
-    for context, continuation in zip(contexts, continuations, strict=True):
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([context + continuation[:-1]]), use_cache=False).logits[0]
-        scored = torch.log_softmax(logits[-len(continuation) :].float(), dim=-1)
-        target = torch.tensor(continuation)
-        sums.append(scored.gather(1, target[:, None]).sum().item())
-        greedy.append(bool((scored.argmax(dim=-1) == target).all()))
-    return np.array(sums), np.array(greedy)
 
 
 @pytest.mark.parametrize("few_shot", [0, 60], ids=["zero-shot", "few-shot"])

@@ -1,87 +1,120 @@
-"""Tiny random decoder models of the families that the project is tested on."""
+"""Tiny random decoder models of many families: the settings that all have, and what each needs besides."""
 
 import torch
-from transformers import (
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    PhiConfig,
-    PhiForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
-
-CLASSES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "gemma2": (Gemma2Config, Gemma2ForCausalLM),
-    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
-    "phi": (PhiConfig, PhiForCausalLM),
-    "gpt_neox": (GPTNeoXConfig, GPTNeoXForCausalLM),
-}
-FAMILIES = list(CLASSES)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 VOCABULARY = 128
 SLIDING_WINDOW = 8
+WINDOW = {"sliding_window": SLIDING_WINDOW}
+EXPERTS = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+RECURRENT = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_ssm": 48, "mamba_chunk_size": 8, "mamba_n_groups": 1}
 
 
-def tiny_model(family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0) -> PreTrainedModel:
-    """A random model of a family (one of FAMILIES), in evaluation mode, the same for the same seed.
+def kinds(near: str, far: str = "full_attention"):
+    """Settings from the number of layers: no period, so what a cut leaves is not the pattern of a shallower model."""
+    return lambda layers: [far if index % 5 in (1, 4) else near for index in range(layers)]
+
+
+# Settings by family; a function is given the number of layers. The first eight are tested all over the suite.
+SETTINGS: dict[str, dict] = {
+    "llama": {},
+    "mistral": WINDOW,
+    "qwen2": {**WINDOW, "use_sliding_window": True, "max_window_layers": lambda layers: layers // 2},
+    "qwen3": {"head_dim": 12},
+    "gemma2": {**WINDOW, "head_dim": 12},
+    "gemma3": {**WINDOW, "head_dim": 12, "layer_types": kinds("sliding_attention")},
+    "phi": {},
+    "gpt_neox": {},
+    "gemma": {"head_dim": 12},
+    "gpt2": {},
+    "gpt_neo": {"window_size": SLIDING_WINDOW, "attention_types": lambda layers: [[["global", "local"], layers // 2]]},
+    "gptj": {"rotary_dim": 8},
+    "gpt_bigcode": {},
+    "opt": {"word_embed_proj_dim": 48, "ffn_dim": 64},
+    "falcon": {},
+    "bloom": {},
+    "mpt": {"max_seq_len": 128},
+    "olmo2": {},
+    "olmo3": {**WINDOW, "layer_types": kinds("sliding_attention")},
+    "granite": {"embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 3.0},
+    "stablelm": {"partial_rotary_factor": 0.5},
+    "starcoder2": WINDOW,
+    "cohere": {"logit_scale": 0.5},
+    "cohere2": {**WINDOW, "logit_scale": 0.5, "layer_types": kinds("sliding_attention")},
+    "smollm3": {
+        **WINDOW, "use_sliding_window": True, "no_rope_layers": kinds(1, 0), "layer_types": kinds("sliding_attention"),
+    },
+    "glm": {"head_dim": 12},
+    "phi3": WINDOW,
+    "nemotron": {},
+    "exaone4": {**WINDOW, "layer_types": kinds("sliding_attention")},
+    "mixtral": EXPERTS,
+    "qwen3_moe": {**EXPERTS, "head_dim": 12, "mlp_only_layers": lambda layers: [0, layers - 2]},
+    "gpt_oss": {**WINDOW, **EXPERTS, "head_dim": 12, "layer_types": kinds("sliding_attention")},
+    "deepseek_v3": {
+        **EXPERTS, "num_key_value_heads": 4, "kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 8, "v_head_dim": 12, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+        "num_mtp_layers": 0, "first_k_dense_replace": lambda layers: layers // 2,
+    },
+    "llama4": {
+        **EXPERTS, "head_dim": 12, "intermediate_size_mlp": 64, "attention_chunk_size": SLIDING_WINDOW,
+        "no_rope_layers": kinds(1, 0), "moe_layers": lambda layers: [1, 2, layers - 1],
+    },
+    "qwen3_next": {
+        **EXPERTS, "head_dim": 12, "shared_expert_intermediate_size": 16, "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 12, "linear_value_head_dim": 12,
+        "layer_types": kinds("linear_attention"),
+    },
+    "lfm2": {"layer_types": kinds("conv"), "block_auto_adjust_ff_dim": False},
+    "falcon_h1": RECURRENT,
+    "jamba": {**EXPERTS, "attn_layer_period": 3, "attn_layer_offset": 1, "mamba_d_state": 8},
+    "mamba": {"state_size": 8},
+    "gemma3n": {
+        **WINDOW, "head_dim": 12, "vocab_size_per_layer_input": VOCABULARY, "hidden_size_per_layer_input": 8,
+        "num_kv_shared_layers": 0, "laurel_rank": 8, "layer_types": kinds("sliding_attention"),
+    },
+    "gemma4": {
+        **WINDOW, "head_dim": 12, "global_head_dim": 24, "vocab_size_per_layer_input": VOCABULARY,
+        "hidden_size_per_layer_input": 0,
+        "layer_types": lambda layers: [*kinds("sliding_attention")(layers - 1), "full_attention"],
+    },
+}  # fmt: skip
+ALL_FAMILIES = list(SETTINGS)
+FAMILIES = ALL_FAMILIES[:8]
+TEXT_PART = ("gemma3", "gemma3n", "gemma4", "llama4")  # models that see images too: the part that reads
+
+
+def tiny_model(
+    family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0, **others
+) -> PreTrainedModel:
+    """A random model of a family (one of ALL_FAMILIES), in evaluation mode, the same for the same seed.
 
     It has 128 tokens, and sliding windows of 8 tokens where its family has any. Its weights are large and
-    none is constant, so that a wrong mask, rotary table or norm shows in the logits.
+    none is constant, so that a wrong mask, rotary table or norm shows in the logits. `others` are settings of
+    its configuration.
     """
-    config_class, model_class = CLASSES[family]
-    config = config_class(**_settings(family, layers))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = model_class(config)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 1:  # gains of norms and biases, which start as constants
-                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
-    return model.to(dtype).eval()
-
-
-def _settings(family: str, layers: int) -> dict:
     settings = {
         "num_hidden_layers": layers,
         "vocab_size": VOCABULARY,
         "hidden_size": 48,
         "intermediate_size": 64,
         "num_attention_heads": 4,
+        "num_key_value_heads": 2,
         "max_position_embeddings": 128,
         "initializer_range": 0.2,
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": None,
+        **SETTINGS[family],
+        **others,
     }
-    if family not in ("phi", "gpt_neox"):
-        settings["num_key_value_heads"] = 2
-    if family in ("qwen3", "gemma2", "gemma3"):
-        settings["head_dim"] = 12
-    if family in ("mistral", "gemma2", "gemma3"):
-        settings["sliding_window"] = SLIDING_WINDOW
-    if family == "qwen2":
-        settings |= {
-            "use_sliding_window": True,
-            "sliding_window": SLIDING_WINDOW,
-            "max_window_layers": layers // 2,
-        }
-    if family == "gemma3":
-        # not periodic: what is left after a cut is not the pattern of a shallower model
-        kinds = ["full_attention" if index % 5 in (1, 4) else "sliding_attention" for index in range(layers)]
-        settings["layer_types"] = kinds
-    return settings
+    settings = {name: value(layers) if callable(value) else value for name, value in settings.items()}
+    config = AutoConfig.for_model(f"{family}_text" if family in TEXT_PART else family, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:  # gains of norms and biases, which start as constants
+                    parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model.to(dtype).eval()

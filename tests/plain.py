@@ -1,0 +1,100 @@
+"""The plain ways that tests compare with: identity layers, a request at a time, a pair of residuals at a time."""
+
+import copy
+import functools
+
+import numpy as np
+import torch
+
+from lib.decoder import decoder_layers
+
+NEW_TOKENS = 12
+
+
+def without(model, dropped):
+    """The reference: a copy of the model in which the dropped layers hand on what they receive."""
+    model = copy.deepcopy(model)
+    for index in dropped:
+        layer = decoder_layers(model)[index]
+        layer.forward = functools.partial(_identity, layer.forward)
+    return model
+
+
+def _identity(forward, hidden_states, *arguments, **keywords):
+    # the layer itself still runs, so that it fills its cache and shows the form of its output
+    output = forward(hidden_states, *arguments, **keywords)
+    return (hidden_states, *output[1:]) if isinstance(output, tuple) else hidden_states
+
+
+@torch.no_grad()
+def logits(model, tokens):
+    return model(tokens, use_cache=False).logits
+
+
+def generate(model, tokens, use_cache=True):
+    mask = torch.ones_like(tokens)
+    return model.generate(tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
+
+
+def requests(vocabulary, *, few_shot, questions=9, seed=0):
+    """Questions with four choices of one token and two of several, after a beginning that all share or none."""
+    draw = np.random.default_rng(seed)
+    beginning = draw.integers(1, vocabulary, few_shot).tolist()
+    contexts, continuations = [], []
+    for _ in range(questions):
+        question = draw.integers(1, vocabulary, draw.integers(3, 20)).tolist()
+        for length in (1, 1, 1, 1, 2, 4):
+            contexts.append(beginning + question)
+            continuations.append(draw.integers(1, vocabulary, length).tolist())
+    return contexts, continuations
+
+
+def one_by_one(model, contexts, continuations):
+    """The definition: a forward pass a request, nothing shared, nothing batched."""
+    sums, greedy = [], []
+    for context, continuation in zip(contexts, continuations, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([context + continuation[:-1]]), use_cache=False).logits[0]
+        scored = torch.log_softmax(logits[-len(continuation) :].float(), dim=-1)
+        target = torch.tensor(continuation)
+        sums.append(scored.gather(1, target[:, None]).sum().item())
+        greedy.append(bool((scored.argmax(dim=-1) == target).all()))
+    return np.array(sums), np.array(greedy)
+
+
+def batch(sequences, side="right"):
+    """One padded batch, as a tokenizer would give it."""
+    width = max(map(len, sequences))
+    ids, mask = torch.zeros(2, len(sequences), width, dtype=torch.long)
+    for i, tokens in enumerate(sequences):
+        place = slice(0, len(tokens)) if side == "right" else slice(width - len(tokens), width)
+        ids[i, place], mask[i, place] = torch.tensor(tokens), 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def residuals(model, sequence):
+    """[L+1, D] in float64: what enters each layer, and leaves the last, at the last token."""
+    found = []
+
+    def keep(_, arguments, named, output):
+        if not found:
+            found.append(arguments[0] if arguments else named["hidden_states"])
+        found.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.register_forward_hook(keep, with_kwargs=True) for layer in decoder_layers(model)]
+    logits(model, torch.tensor([sequence]))
+    for hook in hooks:
+        hook.remove()
+    return torch.stack(found)[:, 0, -1].double().numpy()
+
+
+def plain_distances(vectors):
+    """[n, l] of one sequence by the formula, one pair after the other."""
+    layers = len(vectors) - 1
+    matrix = np.full((layers, layers), np.nan)
+    for size in range(1, layers + 1):
+        for start in range(layers - size + 1):
+            a, b = vectors[start], vectors[start + size]
+            cosine = (a @ b) / np.sqrt((a @ a) * (b @ b))
+            matrix[size - 1, start] = np.arccos(np.clip(cosine, -1, 1)) / np.pi
+    return matrix

@@ -1,0 +1,248 @@
+"""Every family of tests/tiny.py: cut, swept, sliced and reloaded as the same model with identity layers has it.
+
+A family that can't be cut is refused, and the reason is tested.
+"""
+
+import functools
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+from book import families
+from lib.decoder import decoder_layers
+from lib.errors import InputError
+from lib.family import PrunedFamily
+from lib.generation import Prompts
+from lib.per_layer import cut_entry
+from lib.pruning import Cut, drop_layers
+from lib.similarity import angular_distances
+from lib.slicing import slice_checkpoint
+from lib.sweep import loglikelihoods
+from tests.plain import NEW_TOKENS, batch, generate, logits, one_by_one, plain_distances, requests, residuals, without
+from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
+
+LAYERS = 6
+CUTS = [Cut(0, 2), Cut(2, 1)]  # of no family do both leave the first layers' kinds, as a shortened list would
+# what no configuration of the family can state, as each message must
+REFUSED = {
+    "gemma3n": r"changes model\.embed_tokens_per_layer\.weight",
+    "jamba": r"changes model\.layers\.\d\.",
+}
+
+every_family = pytest.mark.parametrize("family", [name for name in ALL_FAMILIES if name not in REFUSED])
+
+
+@functools.cache
+def original(family):
+    return tiny_model(family, layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    """Two prompts, three times as long as the sliding window."""
+    return torch.randint(1, VOCABULARY, (2, 3 * SLIDING_WINDOW), generator=torch.Generator().manual_seed(1))
+
+
+@every_family
+def test_a_dropped_layer_is_an_identity_layer(family, tokens):
+    model = original(family)
+    assert len(decoder_layers(model)) == LAYERS
+    for cut in CUTS:
+        pruned, reference = drop_layers(model, cut), without(model, range(cut.start, cut.stop))
+        found = logits(pruned, tokens)
+        assert torch.equal(found, logits(reference, tokens)), cut
+        assert (found - logits(model, tokens)).abs().max() > 0.1
+    cached = generate(pruned, tokens)
+    assert torch.equal(cached, generate(pruned, tokens, use_cache=False))
+    assert torch.equal(cached, generate(reference, tokens, use_cache=False))
+
+
+@every_family
+def test_slicing_and_loading_is_loading_and_dropping(family, tokens, tmp_path):
+    model = original(family)
+    model.save_pretrained(tmp_path / "whole")
+    for cut in CUTS:
+        pruned, out = drop_layers(model, cut), tmp_path / f"{cut.start}-{cut.size}"
+        slice_checkpoint(tmp_path / "whole", cut, out)
+        reloaded, report = AutoModelForCausalLM.from_pretrained(out, output_loading_info=True)
+        assert not any(report.values()), report
+        assert torch.equal(logits(reloaded, tokens), logits(pruned, tokens)), cut
+        assert reloaded.config.num_hidden_layers == LAYERS - cut.size
+        # by original index, whatever the length of the list
+        kept = cut.kept(LAYERS)
+        for name in ("layer_types", "no_rope_layers", "attention_layers"):
+            if isinstance(whole := getattr(model.config, name, None), list):
+                assert getattr(reloaded.config, name) == [whole[index] for index in kept], name
+    assert torch.equal(generate(reloaded, tokens), generate(pruned, tokens))
+
+
+@every_family
+def test_distances_are_those_of_a_plain_loop(family, tokens):
+    model = original(family)
+    sequences = [tokens[0].tolist(), tokens[1, :5].tolist()]
+    each = [plain_distances(residuals(model, sequence)) for sequence in sequences]
+    found = angular_distances(model, [batch(sequences)])
+    np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-6, rtol=0)
+    assert np.nanstd(found) > 1e-3
+
+
+@every_family
+def test_the_sweep_gives_what_each_pruned_model_gives_by_itself(family):
+    check_sweep(original(family), [Cut(0, 0), *CUTS])
+
+
+@every_family
+def test_generated_together_is_generated_alone(family, tokens):
+    model, cuts = original(family), [Cut(0, 0), CUTS[1]]
+    together = PrunedFamily(model, cuts)
+    if not together.can.branch:
+        return  # then lm-eval generates, see lib/generation.py
+    rows = [tokens[0].tolist(), tokens[1, :9].tolist(), tokens[0, 5:22].tolist()]
+    prompts = Prompts(together, rows, NEW_TOKENS)
+    for number, cut in enumerate(cuts):
+        found = prompts.decode(number, lambda rows: [False] * len(rows))
+        for row, new in zip(rows, found, strict=True):
+            assert row + new == generate(drop_layers(model, cut), torch.tensor([row]), use_cache=False)[0].tolist()
+
+
+@pytest.mark.parametrize("family", list(REFUSED))
+def test_what_no_configuration_can_state_is_refused(family, tmp_path):
+    model = original(family)
+    model.save_pretrained(tmp_path / "whole")
+    for cut in CUTS:
+        with pytest.raises(InputError, match=REFUSED[family]):
+            drop_layers(model, cut)
+        with pytest.raises(InputError, match=REFUSED[family]):
+            slice_checkpoint(tmp_path / "whole", cut, tmp_path / "out")
+        with pytest.raises(InputError, match=REFUSED[family]):
+            PrunedFamily(model, [cut])
+    assert not (tmp_path / "out").exists()
+
+
+def test_distances_of_several_residuals_are_refused(tokens):
+    with pytest.raises(InputError, match=r"Gemma3nTextDecoderLayer hands on a residual of shape \(4, 2, 24, 48\)"):
+        angular_distances(original("gemma3n"), [batch(tokens.tolist())])
+
+
+# what decides whether a family is cut, whatever its name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("mlp_only_layers", [0, 4], [2]),  # indices of layers, renumbered
+        ("moe_layers", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3]),
+        ("full_attn_idxs", (3, 5), (1, 3)),
+        ("per_layer_config", {"1": "one", "05": "five"}, {"3": "five"}),
+        ("per_layer_config", {5: "five"}, {3: "five"}),
+        ("no_rope_layers", [1, 0, 1, 1, 0, 1], [1, 1, 0, 1]),  # a value for each layer, cut
+        ("layer_widths", [10, 11, 12, 13, 14, 15], [12, 13, 14, 15]),
+        ("first_k_dense_replace", 3, 1),
+        ("eos_token_id", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]),  # none of these
+        ("mrope_section", [1, 2, 3], [1, 2, 3]),
+        ("layer_norms", [0.1, 0.2], [0.1, 0.2]),
+        ("num_hidden_layers", 6, 6),
+        ("mlp_only_layers", [], []),
+    ],
+)
+def test_an_entry_of_a_configuration_without_layers_0_and_1(name, value, expected):
+    assert cut_entry(name, value, [2, 3, 4, 5], 6) == expected
+
+
+def test_of_two_layers_yes_or_no_for_each_is_no_list_of_indices():
+    assert cut_entry("no_rope_layers", [0, 1], [1], 2) == [1]
+
+
+def test_a_window_of_another_name_is_left_to_the_model():
+    """Wider than the few tokens on which savings are tried, narrower than what is then run."""
+    model = tiny_model("gpt_neo", window_size=40)
+    assert not PrunedFamily(model, CUTS).can.branch
+    contexts, continuations = requests(VOCABULARY, few_shot=60, questions=2)
+    found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    for cut, row in zip(CUTS, found, strict=True):
+        expected, _ = one_by_one(drop_layers(model, cut), contexts, continuations)
+        np.testing.assert_allclose(row, expected, atol=2e-4, rtol=0)
+
+
+class Reaching(LlamaDecoderLayer):
+    """A layer that takes more than the residual: what entered the first layer, too."""
+
+    def forward(self, hidden_states, **named):
+        if self.self_attn.layer_idx == 0:
+            Reaching.first = hidden_states
+        return super().forward(hidden_states + 0.5 * Reaching.first, **named)
+
+
+def test_layers_that_take_more_than_the_residual_are_run_from_the_first():
+    model = tiny_model("llama", layers=LAYERS)
+    assert PrunedFamily(model, CUTS).entry == [0, 2]
+    for layer in decoder_layers(model):
+        layer.__class__ = Reaching
+    assert PrunedFamily(model, CUTS).entry == [0, 0]
+    check_sweep(model, CUTS)
+
+
+def test_a_cut_is_swept_though_the_layers_above_it_alone_are_no_model():
+    # every second layer is a mixture, so one that has lost an odd number of layers at its beginning can't be stated
+    settings = {"mlp_only_layers": [], "decoder_sparse_step": 2}
+    model, cuts = tiny_model("qwen3_moe", layers=LAYERS, **settings), [Cut(1, 2), Cut(3, 2)]
+    with pytest.raises(InputError):
+        drop_layers(model, Cut(0, 3))
+    family = PrunedFamily(model, cuts)
+    assert family.entry == [0, 0] and family.head is family.whole
+    check_sweep(model, cuts)
+
+
+def check_sweep(model, cuts):
+    contexts, continuations = requests(VOCABULARY, few_shot=50, questions=8)
+    found, greedy = loglikelihoods(model, contexts, continuations, cuts, max_length=200, batch_tokens=256)
+    some = slice(0, None, 5)
+    for cut, row, likeliest in zip(cuts, found, greedy, strict=True):
+        expected, expected_greedy = one_by_one(drop_layers(model, cut), contexts[some], continuations[some])
+        np.testing.assert_allclose(row[some], expected, atol=2e-4, rtol=0, err_msg=str(cut))
+        assert (likeliest[some] == expected_greedy).all()
+
+
+# the page
+
+
+def test_a_cell_says_how_far_off_and_of_how_many_cuts():
+    wrong = {"result": "silently wrong", "largest_difference": 0.1234, "random_weights": 0, "cuts": 3}
+    assert families.in_short(wrong, 3) == "silently wrong (by 0.12)"
+    assert families.in_short(wrong | {"random_weights": 9, "cuts": 1}, 3) == (
+        "silently wrong (by 0.12, random weights, 1 of 3 cuts)"
+    )
+    assert families.in_short(wrong | {"largest_difference": 1e-6}, 3) == "silently wrong (text)"
+    assert families.in_short({"result": "right", "cuts": 3}, 3) == "right"
+
+
+def test_the_page_has_every_family_and_ours_is_right_in_every_row():
+    content = families.measured()
+    assert content is not None, f"{families.MEASURED} is missing: python -m benchmarks.families"
+    rows = families.rows(content)
+    assert [row["Family"] for row in rows] == ALL_FAMILIES
+    assert all(row["ours"].split(" (")[0] in ("right", "refused") for row in rows)
+    assert {row["Family"] for row in rows if row["ours"] == "refused"} == set(REFUSED)
+    # a message says why wherever a row says that something failed or was refused
+    said = {family for message in families.messages(content) for family in message["Families"].split(", ")}
+    assert said == {
+        row["Family"] for row in rows if any(cell.startswith(("fails", "refused")) for cell in row.values())
+    }
+
+
+@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "half"])
+def test_a_page_without_measurements_says_so(content, tmp_path, monkeypatch):
+    file = tmp_path / "families.json"
+    if content:
+        file.write_text(content)
+    monkeypatch.setattr(families, "MEASURED", file)
+    monkeypatch.setattr(families, "ROOT", tmp_path)
+    env = SimpleNamespace(note_dependency=lambda _: None)
+    directive = object.__new__(families.Families)
+    directive.state = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
+    (note,) = directive.run()
+    assert note.astext().startswith("Not measured")
