@@ -55,6 +55,11 @@ class Source:
         """What of it determines a measurement."""
         return {"name": self.name, "weights": self.weights}
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file, given or packaged."""
+        return self.gguf is not None or self.folder in PACKAGED
+
 
 def find_model(
     model: str = "embedded", *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False

@@ -21,6 +21,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
+from lib.gguf_files import TYPES, slice_gguf
 from lib.models import PACKAGED, Source, checkpoint_folder
 from lib.parameters import SimilarityParameters
 from lib.pruning import BOUNDARIES, Cut, drop_layers, similarity_cut, simple_cut
@@ -270,13 +271,16 @@ def measured_card(source: Source, cut: Cut, results: Path = RESULTS) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command: python -m lib.pruning SOURCE OUT --drop N [--start L | --rule similarity|simple]"""
+    """The command: python -m lib.pruning SOURCE OUT --drop N [--start L | --rule similarity|simple]
+
+    An OUT that ends in .gguf is a GGUF file for llama.cpp, of a source that is one.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m lib.pruning",
         description="Write a checkpoint without some of its layers, without opening the model.",
     )
     parser.add_argument("source", help="a folder, a hub id, a .gguf file, or embedded")
-    parser.add_argument("out", help="the folder to write")
+    parser.add_argument("out", help="the folder to write; or, from a GGUF file, another that ends in .gguf")
     parser.add_argument("--drop", type=int, required=True, help="number of layers to drop")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--start", type=int, help="the first of them, counted from 0")
@@ -287,8 +291,13 @@ def main(arguments: list[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--revision", help="of a hub id")
     parser.add_argument("--results", default="results", help="folder of measured units")
+    parser.add_argument("--adapter", help="a folder of adapters healed after this cut, added to a GGUF file")
+    parser.add_argument("--type", choices=TYPES, help="of the matrices of a GGUF file; else they stay as they are")
     options = parser.parse_args(arguments)
+    to_gguf = Path(options.out).suffix == ".gguf"
     try:
+        if (options.adapter or options.type) and not to_gguf:
+            raise InputError(f"out is {options.out!r}: --adapter and --type are for an out that ends in .gguf")
         parameters = SimilarityParameters(model=options.source, revision=options.revision, results=options.results)
         source = parameters.source()
         if options.start is not None:
@@ -300,6 +309,9 @@ def main(arguments: list[str] | None = None) -> None:
             cut = similarity_cut(distance_matrix(distances.rows), options.drop)
         cut.check(source.num_layers)
         print(f"{source.name}: {cut.describe(source.num_layers)}")
+        if to_gguf:
+            print(slice_gguf(source, cut, options.out, adapter=options.adapter, type=options.type))
+            return
         card = measured_card(source, cut, parameters.results_folder)
         print(slice_checkpoint(options.source, cut, options.out, revision=options.revision, card=card))
     except InputError as error:
