@@ -33,6 +33,20 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "gained":
+        row = min(content["rows"], key=lambda row: abs(row["ideal"] - 0.75))
+        whole = content["rows"][0]
+        times = {way: 1 / share[0] for way, share in row["share_of_time"].items()}
+        return [
+            _line(
+                f"{row['size']} of {content['layers']} layers dropped (simple), {dtype}",
+                "the whole model",
+                f"prompts **{times['prefill']:.2f} times faster**, answers {times['decode']:.2f}, "
+                f"{content['batch']} at once {times['decode_many']:.2f}; ideal {1 / row['ideal']:.2f}",
+                f"{row['bytes'] / whole['bytes']:.0%} of the bytes",
+                command,
+            )
+        ]
     if kind == "generation":
         return [
             _line(

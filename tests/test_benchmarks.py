@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import generation, healing, side_by_side, similarity, sweep, table
+from benchmarks import gained, generation, healing, side_by_side, similarity, sweep, table
 from lib.results import ROOT
 
 
@@ -53,6 +53,20 @@ def test_healing(run):
     found = run(healing, *small, "--repeats", "2")
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
     assert found["of_bare"] > 0 and found["times_faster_than_padded"] > 0
+
+
+def test_gained(run):
+    small = ["--sizes", "0,2,4", "--prompt", "24", "--tokens", "4", "--batch", "2", "--repeats", "2"]
+    found = run(gained, *small)
+    assert [row["ideal"] for row in found["rows"]] == [1, 0.6, 0.2]
+    parameters = [row["parameters"] for row in found["rows"]]
+    assert parameters[0] - parameters[1] == parameters[1] - parameters[2] > 0
+    assert [row["bytes"] for row in found["rows"]] == [4 * number for number in parameters]
+    assert found["rows"][0]["share_of_time"]["decode"] == [1, 1, 1]
+    assert all(len(rates) == 2 for row in found["rows"] for rates in row["tokens_a_second"].values())
+    for row in found["rows"]:
+        for middle, least, most in row["share_of_time"].values():
+            assert 0 < least <= middle <= most
 
 
 def test_the_readme_has_the_measured_ratios():
