@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from lib import slicing
 from lib.errors import InputError
+from lib.model_card import measured_card
+from lib.models import EMBEDDED
 from lib.pruning import Cut, drop_layers
 from lib.results import ROOT
 from lib.slicing import slice_checkpoint
@@ -222,11 +224,8 @@ def test_the_command(tiny_folder, tmp_path):
     assert again.returncode == 1 and again.stderr.strip().startswith("error: ") and "Traceback" not in again.stderr
 
 
-def test_a_card_has_what_results_hold(tmp_path):
-    from lib.models import EMBEDDED, Source
-
+def test_a_card_has_what_results_hold():
     key = {"name": EMBEDDED.name, "weights": f"sha256:{EMBEDDED.sha256}"}
-    source = Source(**key, num_layers=30, dtype="float32", quantized="Q4_1", folder="embedded")
-    card = slicing.measured_card(source, Cut(25, 4))
+    card = measured_card(key, Cut(25, 4))
     assert "Angular distance of the dropped block: 0." in card
     assert "| capitals | acc | 0.850 |" in card
