@@ -76,6 +76,8 @@ def slice_checkpoint(
             ours = {"config.json", "README.md", INDEX}
             if path.is_file() and path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json")):
                 shutil.copyfile(path, partial / path.name)
+        if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
+            revision = folder.name
         text = model_card(str(source), revision, cut, layout.layers, card, added)
         write_whole(partial / "README.md", text.encode())
         (partial / STATE).unlink()
