@@ -12,6 +12,7 @@ from lib.results import provenance, write_whole
 
 MEASURED = Path(__file__).with_name("measured")
 THREADS = 2
+PATHS = {"--datasets": "FOLDER", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}  # options that take one
 
 
 def measured(run: Callable):
@@ -53,8 +54,8 @@ def keep(name: str, content: dict) -> None:
 
 
 def _command() -> list[str]:
-    """What was typed, but for folders of this machine."""
-    typed = ["FOLDER" if before == "--datasets" else word for before, word in zip(sys.argv, sys.argv[1:], strict=False)]
+    """What was typed, but for paths of this machine."""
+    typed = [PATHS.get(before, word) for before, word in zip(sys.argv, sys.argv[1:], strict=False)]
     return [f"benchmarks.{Path(sys.argv[0]).stem}", *typed]
 
 

@@ -69,6 +69,25 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "slicing":
+        peak, equal = content["peak_bytes"], content["equal_bytes"]
+        beside, faster, memory = ["a plain copy of the kept bytes"], "", ""
+        if "mergekit" in peak:
+            beside.append("mergekit's passthrough")
+            faster = f"; **{content['times_faster_than_mergekit']:.1f} times faster** than mergekit"
+            memory = f", mergekit {peak['mergekit'] / 1e6:,.0f}"
+        return [
+            _line(
+                f"a checkpoint of {content['bytes'] / 1e9:.1f} GB ({dtype}) without {content['cut'][1]} of its "
+                f"{content['layers']} layers, on disk",
+                "; ".join(beside),
+                f"{content['of_plain_copy']:.2f} of the copy's time{faster}; at most {peak['ours'] / 1e6:,.0f} MB in "
+                f"memory{memory}",
+                f"bytes equal to drop_layers and save_pretrained's: {_yes(equal['opened'])}"
+                + (f"; to mergekit's: {_yes(equal['mergekit'])}" if "mergekit" in equal else ""),
+                command,
+            )
+        ]
     shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
     tasks = content["tasks"].replace(",", ", ")
     return [
@@ -82,6 +101,10 @@ def _lines(kind: str, content: dict) -> list[str]:
         )
         for rule, family in content["families"].items()
     ]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _line(*cells: str) -> str:

@@ -4,7 +4,6 @@ The tensors that stay are copied as bytes, however they are quantized, under the
 model is not opened, and one tensor is in memory at a time. The file appears when it is complete.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -12,11 +11,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 
-from lib.adapters import IDENTITY
+from lib.adapter_files import BEFORE, WEIGHTS, read_adapter
 from lib.errors import InputError
 from lib.models import PACKAGED, Source, find_model
 from lib.pruning import Cut
@@ -30,7 +28,6 @@ TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.
 TYPES |= {"q8_0": gguf.GGMLQuantizationType.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type
 KEPT, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"
-PEFT = "base_model.model."  # before every name in a file of adapters
 
 
 def gguf_file(source: Source) -> Path:
@@ -184,36 +181,23 @@ def _metadata(reader: gguf.GGUFReader, arch: str, source: Source, kept: list[int
 
 def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
     """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added to it."""
-    try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        factors = load_file(folder / "adapter_model.safetensors")
-        scale = config["lora_alpha"] / config["r"]
-        identity = folder / IDENTITY
-        of = json.loads(identity.read_text(encoding="utf-8")) if identity.exists() else None
-        strange = [name for name in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern") if config.get(name)]
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise InputError(f"{folder} holds no adapters ({error}): give a folder written by save_adapters") from error
-    if strange:
-        raise InputError(f"the adapters in {folder} have {strange[0]}: merge them with peft before converting")
-    if of and (of["base"]["weights"] != source.weights or Cut(*of["cut"]) != cut):
-        raise InputError(
-            f"the adapters in {folder} were trained on {of['base']['name']} ({of['base']['weights'][:19]}) after "
-            f"{Cut(*of['cut'])}, not on {source.name} ({source.weights[:19]}) after {cut}: give those, or heal anew"
-        )
+    adapter = read_adapter(folder)
+    if adapter.base:  # the same weights can go by the name of the model and that of the file
+        adapter.check(adapter.base | {"weights": source.weights}, cut)
     architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
-    names, found = gguf.get_tensor_name_map(architecture, layers), {}
-    for name, down in factors.items():
-        module, _, which = name.removeprefix(PEFT).partition(".lora_")
-        if which != "A.weight":
-            continue
+    names, factors, found = gguf.get_tensor_name_map(architecture, layers), load_file(folder / WEIGHTS), {}
+    for module in adapter.shapes:
         tensor = names.get_name(module)
         # others may lie in a file in an order of rows that is llama.cpp's own
-        if tensor is None or ".ffn_" not in tensor:
+        if tensor is None or ".ffn_" not in tensor or adapter.settings.get("fan_in_fan_out"):
             raise InputError(
-                f"the adapters in {folder} are on {module}: expected feed-forward modules only; merge them with peft "
-                "before converting"
+                f"the adapters in {folder} are on {module}: expected feed-forward modules only, in llama.cpp's order; "
+                "merge them into safetensors and convert those"
             )
-        found[f"{tensor}.weight"] = factors[name.replace("lora_A", "lora_B")], down, scale
+        down, up = (factors[f"{BEFORE}{module}.lora_{which}.weight"].float().numpy() for which in "AB")
+        rank = len(down)
+        scale = adapter.settings["lora_alpha"] / (rank**0.5 if adapter.settings.get("use_rslora") else rank)
+        found[f"{tensor}.weight"] = up, down, scale
     return found
 
 
@@ -222,5 +206,5 @@ def _changed(name: str, tensor, update: tuple | None, kind: gguf.GGMLQuantizatio
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
     if update:
         up, down, scale = update
-        values = values + scale * (up.astype(np.float32) @ down.astype(np.float32))
+        values = values + scale * (up @ down)
     return gguf.quants.quantize(values.astype(np.float32), kind)

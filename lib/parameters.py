@@ -289,11 +289,7 @@ class TakeAwayParameters(QuestionAnsweringParameters):
             raise InputError(f"drop is {self.drop}, expected a number of layers from 1")
         if self.gguf_type not in llama_cpp.FILE_TYPES:
             raise InputError(f"gguf_type is {self.gguf_type!r}, expected one of {', '.join(llama_cpp.FILE_TYPES)}")
-        if self.text not in corpora.CORPORA:
-            raise InputError(f"text is {self.text!r}, expected one of {', '.join(map(repr, corpora.CORPORA))}")
-        if self.preset not in PRESETS:
-            raise InputError(f"preset is {self.preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
-        self.config()
+        self.healing().check()
 
     def bits_list(self, source: models.Source) -> list[str]:
         """Kinds of weights to compare. Raises InputError for llama.cpp's where the model is no GGUF file."""
@@ -305,12 +301,11 @@ class TakeAwayParameters(QuestionAnsweringParameters):
             raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
         return asked
 
-    def config(self) -> HealingConfig:
-        """How to heal: the preset, on plain weights, with the adapters kept apart until they are added to them."""
-        preset = PRESETS[self.preset]
-        steps = preset.steps if self.steps is None else self.steps
-        warmup = round(preset.warmup_steps * steps / preset.steps)
-        return dataclasses.replace(preset, quantization=None, steps=steps, warmup_steps=warmup)
+    def healing(self) -> HealingParameters:
+        """How the file heals: on weights as they are in it, in bfloat16."""
+        own = {field.name for field in dataclasses.fields(Parameters)} | {"text", "preset", "steps"}
+        same = {name: getattr(self, name) for name in own - {"dtype", "quantization"}}
+        return HealingParameters(**same, dtype="bfloat16", quantization=None)
 
 
 def _split(text: str) -> list[str]:

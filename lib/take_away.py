@@ -8,20 +8,19 @@ from pathlib import Path
 import pandas as pd
 
 from lib import corpora, evaluation, llama_cpp
-from lib.adapters import save_adapters
 from lib.bits import opened_gguf
 from lib.gguf_files import gguf_file, slice_gguf
-from lib.healing import train
+from lib.healed import RECORD, adapter_folder
 from lib.models import Source, load_model
 from lib.parameters import TakeAwayParameters
-from lib.pruning import Cut, drop_layers
-from lib.results import Shards, Unit, measure_or_load
+from lib.pruning import Cut
+from lib.results import Unit, measure_or_load
 from lib.sweep import sweep
+from lib.tensor_files import read_json
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
 PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water is made of")
 TOKENS = 24  # of each answer
-DOCUMENTS = 1000  # that heal, from which the settings take as many as they need
 
 
 def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> Unit | None:
@@ -35,14 +34,13 @@ def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> 
     None where nothing is to be measured and results hold no such unit.
 
     Raises:
-        InputError: the model is no GGUF file, llama.cpp is not installed, or what `slice_gguf` and `train` raise.
+        InputError: the model is no GGUF file, llama.cpp is not installed, or what slicing and healing raise.
     """
-    config = parameters.config()
-    settings = dataclasses.asdict(config)
+    settings = dataclasses.asdict(parameters.healing().config())
     del settings["save_every"]
     key = {
         "model": source.key,
-        "dtype": "bfloat16",  # in which it heals
+        "dtype": parameters.healing().dtype,
         "cut": [cut.start, cut.size],
         "healing": settings,
         "text": parameters.text,
@@ -52,15 +50,15 @@ def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> 
         "prompts": [*PROMPTS, TOKENS],
         "version": VERSION,
     }
-    split = {"split": "train", "datasets": parameters.datasets, "documents": DOCUMENTS}
 
     def fingerprint():
         tasks = [evaluation.data_fingerprint(task, parameters.datasets) for task in sorted(parameters.shots)]
-        return ", ".join(dict.fromkeys([corpora.text_fingerprint(parameters.text, **split), *tasks]))
+        text = corpora.text_fingerprint(parameters.text, split="train", datasets=parameters.datasets)
+        return ", ".join(dict.fromkeys([text, *tasks]))
 
-    def measure(shards):
+    def measure(_):
         with tempfile.TemporaryDirectory() as folder:
-            return _gone(cut, parameters, source, corpora.texts(parameters.text, **split), Path(folder), shards)
+            return _gone(cut, parameters, source, Path(folder))
 
     at_hand = all(corpora.is_at_hand(name, parameters.datasets) for name in (parameters.text, *parameters.shots))
     return measure_or_load(
@@ -69,27 +67,22 @@ def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> 
     )  # fmt: skip
 
 
-def _gone(
-    cut: Cut, parameters: TakeAwayParameters, source: Source, texts: list[str], folder: Path, shards: Shards
-) -> tuple[pd.DataFrame, dict]:
+def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path) -> tuple[pd.DataFrame, dict]:
     """Rows and details; the files lie in a folder that goes."""
     files = {"whole": gguf_file(source), "sliced": slice_gguf(source, cut, folder / "sliced.gguf")}
     answers, tables = {"whole": _answers(files["whole"])}, []  # first, as it says whether llama.cpp is there
-
-    half, tokenizer = load_model(dataclasses.replace(source, dtype="bfloat16"), device=parameters.device)
-    checkpoints = shards.folder / "checkpoints"
-    healed, record = train(drop_layers(half, cut), tokenizer, texts, parameters.config(), cut=cut, folder=checkpoints)
-    save_adapters(healed, folder / "adapters", source.key, cut)
-    del half, healed
-    added = {"adapter": folder / "adapters"}
-    files["healed"] = slice_gguf(source, cut, folder / "healed.gguf", **added)
+    healing = parameters.healing()
+    half = dataclasses.replace(source, dtype=healing.dtype)
+    adapters = adapter_folder(cut, healing.config(), healing, half, lambda: healing.open(half))
+    record = read_json(adapters.parent / RECORD)
+    files["healed"] = slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
     files["rounded"] = llama_cpp.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
 
     whole, tokenizer = load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
     scored = _scores(whole, tokenizer, [Cut(0, 0), cut], parameters)
     tables += [scored[scored["size"] == 0].assign(variant="whole"), scored[scored["size"] > 0].assign(variant="sliced")]
     del whole
-    exact = slice_gguf(source, cut, folder / "healed-f32.gguf", **added, type="f32")
+    exact = slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
     with opened_gguf(exact, parameters.device) as (model, tokenizer):
         tables.append(_scores(model, tokenizer, [Cut(0, 0)], parameters).assign(variant="healed"))
         equal = _equal(model, tokenizer, exact)
@@ -106,7 +99,7 @@ def _gone(
     columns = ["variant", "task", "metric", "start", "size", "value", "stderr", "items"]
     return table[columns], {
         "answers": answers,
-        "healing": dataclasses.asdict(record),
+        "healing": record,
         "num_layers": source.num_layers,
         "weights": source.quantized,
     }

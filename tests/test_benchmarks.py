@@ -1,21 +1,23 @@
 """The benchmarks run, on a tiny model, and find that ours gives what the others give."""
 
 import json
+import shutil
 import sys
 
 import pytest
+import torch
 
-from benchmarks import gained, generation, healing, side_by_side, similarity, sweep, table
+from benchmarks import gained, generation, healing, side_by_side, similarity, slicing, sweep, table
 from lib.results import ROOT
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, tiny_folder):
-    def main(benchmark, *options):
+    def main(benchmark, *options, model=True):
         monkeypatch.setattr(side_by_side, "MEASURED", tmp_path)
         monkeypatch.setattr(side_by_side, "THREADS", 1)
-        arguments = ["tiny", "--model", str(tiny_folder), "--dtype", "float32", *options]
-        monkeypatch.setattr(sys, "argv", [benchmark.__file__, *arguments])
+        of_model = ["--model", str(tiny_folder), "--dtype", "float32"] if model else []
+        monkeypatch.setattr(sys, "argv", [benchmark.__file__, "tiny", *of_model, *options])
         benchmark.main()
         (path,) = tmp_path.glob("*.json")
         return json.loads(path.read_text())
@@ -53,6 +55,27 @@ def test_healing(run):
     found = run(healing, *small, "--repeats", "2")
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
     assert found["of_bare"] > 0 and found["times_faster_than_padded"] > 0
+
+
+def test_slicing(run):
+    shape = ["--layers", "4", "--hidden", "64", "--intermediate", "96", "--vocabulary", "128", "--drop", "2"]
+    found = run(slicing, *shape, "--shard", "0.0001", "--repeats", "1", model=False)
+    assert found["shards"] > 1 and found["bytes"] > found["kept_bytes"] > 0 and found["cut"] == [1, 2]
+    assert found["equal_bytes"] == {"ours": True, "opened": True}
+    assert found["of_plain_copy"] > 0 and found["times_faster_than_mergekit"] is None
+    assert 0 < found["peak_bytes"]["copy"] < found["peak_bytes"]["ours"]
+    if torch.version.cuda is None:  # the libraries of a graphics card are larger than all else
+        assert found["peak_bytes"]["ours"] < 500e6
+    (line,) = table._lines("slicing", found)
+    assert "without 2 of its 4 layers" in line and "save_pretrained's: yes" in line
+
+
+def test_other_bytes_are_not_the_same_tensors(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    assert slicing.same_tensors(tiny_folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert not slicing.same_tensors(tiny_folder, tmp_path / "copy")
 
 
 def test_gained(run):
