@@ -35,6 +35,20 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "gained":
+        row = min(content["rows"], key=lambda row: abs(row["ideal"] - 0.75))
+        whole = content["rows"][0]
+        times = {way: 1 / share[0] for way, share in row["share_of_time"].items()}
+        return [
+            _line(
+                f"{row['size']} of {content['layers']} layers dropped (simple), {dtype}",
+                "the whole model",
+                f"prompts **{times['prefill']:.2f} times faster**, answers {times['decode']:.2f}, "
+                f"{content['batch']} at once {times['decode_many']:.2f}; ideal {1 / row['ideal']:.2f}",
+                f"{row['bytes'] / whole['bytes']:.0%} of the bytes",
+                command,
+            )
+        ]
     if kind == "generation":
         return [
             _line(
@@ -70,6 +84,25 @@ def _lines(kind: str, content: dict) -> list[str]:
                 )
             ),
         ]
+    if kind == "slicing":
+        peak, equal = content["peak_bytes"], content["equal_bytes"]
+        beside, faster, memory = ["a plain copy of the kept bytes"], "", ""
+        if "mergekit" in peak:
+            beside.append("mergekit's passthrough")
+            faster = f"; **{content['times_faster_than_mergekit']:.1f} times faster** than mergekit"
+            memory = f", mergekit {peak['mergekit'] / 1e6:,.0f}"
+        return [
+            _line(
+                f"a checkpoint of {content['bytes'] / 1e9:.1f} GB ({dtype}) without {content['cut'][1]} of its "
+                f"{content['layers']} layers, on disk",
+                "; ".join(beside),
+                f"{content['of_plain_copy']:.2f} of the copy's time{faster}; at most {peak['ours'] / 1e6:,.0f} MB in "
+                f"memory{memory}",
+                f"bytes equal to drop_layers and save_pretrained's: {_yes(equal['opened'])}"
+                + (f"; to mergekit's: {_yes(equal['mergekit'])}" if "mergekit" in equal else ""),
+                command,
+            )
+        ]
     shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
     tasks = content["tasks"].replace(",", ", ")
     return [
@@ -83,6 +116,10 @@ def _lines(kind: str, content: dict) -> list[str]:
         )
         for rule, family in content["families"].items()
     ]
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _line(*cells: str) -> str:

@@ -59,6 +59,13 @@ def describe(unit: Unit) -> dict:
         ways += [f"auxiliary loss {settings['auxiliary']:g}"] if settings["auxiliary"] else []
         what = f"healing without {size} layers from {start}, {', '.join(ways)}"
         items = f"{tokens:,} tokens of {key.get('text')}"
+    elif unit.kind == "bits":
+        what = f"{', '.join(key['tasks'])}, weights in {key['bits']}, {len(key['cuts'])} pruned models"
+        items = f"{unit.rows['items'].max():,}"
+    elif unit.kind == "take-away":
+        start, size = key["cut"]
+        what = f"a GGUF file without {size} layers from {start}, healed, in llama.cpp"
+        items = f"{unit.details['healing']['tokens']:,} tokens of {key['text']}"
     else:
         what, items = f"{unit.kind}, {unit.name}", ""
     return {

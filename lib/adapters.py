@@ -4,7 +4,6 @@ Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward 
 """
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator
@@ -18,12 +17,10 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from lib.adapter_files import check_identity, read_identity, write_identity
 from lib.decoder import decoder_layers
 from lib.errors import InputError
 from lib.pruning import Cut, drop_layers
-from lib.results import write_whole
-
-IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
@@ -92,10 +89,10 @@ def add_adapters(
         return get_peft_model(model, config)
 
 
-def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut) -> None:
-    """Write the adapters, and of which base and cut they are; `base` is the key of a `Source`."""
+def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
+    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`."""
     healed.save_pretrained(folder)
-    write_whole(Path(folder) / IDENTITY, json.dumps({"base": base, "cut": [cut.start, cut.size]}).encode())
+    write_identity(folder, base, cut, healing)
 
 
 def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -> PeftModel:
@@ -104,23 +101,8 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     Raises:
         InputError: the folder holds none, or those of another base or another cut.
     """
-    folder = Path(folder)
-    try:
-        identity = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
-        of_base, of_cut = identity["base"], Cut(*identity["cut"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder} holds no adapters of ours ({error}): give a folder written by save_adapters"
-        ) from error
-    if of_base != base:
-        raise InputError(
-            f"the adapters in {folder} were trained on {_name(of_base)}, not on {_name(base)}: open that model, or "
-            "heal this one"
-        )
-    if of_cut != cut:
-        raise InputError(
-            f"the adapters in {folder} were trained for {of_cut}, not for {cut}: drop those layers, or heal anew"
-        )
+    of_base, of_cut, _ = read_identity(folder)
+    check_identity(folder, of_base, of_cut, base, cut)
     try:
         with _no_warning():
             return PeftModel.from_pretrained(pruned, folder).eval()
@@ -199,7 +181,3 @@ def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
     if layer.bias is not None:
         plain.bias = nn.Parameter(layer.bias.detach().to(weight), requires_grad=False)
     return plain
-
-
-def _name(base: dict) -> str:
-    return f"{base.get('name')} ({str(base.get('weights'))[:19]})"

@@ -31,8 +31,8 @@ from lib.drawing import GREY, HEAT, INK, SIZES, Figure, Picture, details_of, sav
 from lib.errors import InputError
 
 __all__ = [
-    "Figure", "accuracy_curves", "best_start_comparison", "distance_curves", "distance_heatmap", "headline",
-    "loss_curves", "save", "sweep_cost", "training_curves",
+    "Figure", "accuracy_against_bytes", "accuracy_curves", "best_start_comparison", "distance_curves",
+    "distance_heatmap", "gained", "headline", "loss_curves", "save", "sweep_cost", "training_curves",
 ]  # fmt: skip
 
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
@@ -297,6 +297,79 @@ def sweep_cost(
         f"{label}, {_course(rows, 'layers', 'passes')}" for label, rows in points.items()
     )
     return picture.finish(name, provenance, data, x=[0, wide], y=[0, max(high, 1.1)])
+
+
+def accuracy_against_bytes(
+    accuracy: pd.DataFrame, references: References, *, tasks: Tasks, bits: Mapping[str, str], model: str,
+    name: str = "accuracy-bytes", provenance: str = "",
+) -> Figure:  # fmt: skip
+    """Accuracy against the size of the weights, a panel per task, a line per kind of weights, a point per cut.
+
+    `accuracy` has the kind of weights in the column rule, and the column bytes besides.
+    """
+    tasks, lines, data = _accuracy_lines(_require(accuracy, "accuracy", "bytes"), tasks, bits)
+    picture = Picture("Size of the weights (MB)", "Accuracy", titles=list(tasks.values()), columns=min(len(tasks), 3))
+    end = 1.05 * float(data["bytes"].max()) / 1e6
+    for panel, task in enumerate(tasks):
+        for level, height in _levels(references, task).items():
+            if level == "chance":
+                look = {"colour": GREY, "line": "dash", "width": 1.2, "label": level}
+                picture.line([0, end], [height, height], **look, panel=panel, hover=f"chance: {text_of(height)}")
+        for (kind, label), style in zip(bits.items(), styles_of(bits)):
+            rows = lines[task, kind]
+            hover = (
+                f"{label}, n = %{{customdata[0]}}, l = %{{customdata[1]}}<br>%{{x}} MB<br>%{{customdata[2]}} %{{y}}, "
+                "95% interval %{customdata[3]} to %{customdata[4]}<br>%{customdata[5]} items"
+            )
+            details = details_of(rows, "size", "start", "metric", "low", "high", "items")
+            look = {**style, "size": 3, "width": 1.2, "label": label, "panel": panel}
+            picture.line(rows["bytes"] / 1e6, rows["value"], **look, details=details, hover=hover)
+    deepest = int(data["size"].max())
+    picture.caption = (
+        f"Accuracy of {html.escape(model)} against the bytes of its weights: one line for each kind of weights, one "
+        f"point for each number of dropped layers, from 0 at the right end of a line to {deepest} at its left end."
+    )
+    words = [
+        f"{tasks[task]}, {bits[kind]}, {_course(rows.assign(MB=rows['bytes'] / 1e6), 'MB', 'value')}"
+        for (task, kind), rows in lines.items()
+    ]
+    picture.alt = f"Line charts for {model}: accuracy by size of the weights. {'; '.join(words)}."
+    return picture.finish(name, provenance, data, x=[0, end], y=[0, 1])
+
+
+def gained(
+    shares: pd.DataFrame, *, lines: Mapping[str, str], model: str, name: str = "gained", provenance: str = ""
+) -> Figure:
+    """What a pruned model takes, as a share of what the whole one does, against the fraction of layers dropped.
+
+    `shares` has the columns line, size n, start l, fraction n / L, value, low, high (over repeats), items (repeats)
+    and metric. The ideal is 1 - n / L: nothing but layers.
+    """
+    columns = ("line", "size", "start", "fraction", "value", "low", "high", "items", "metric")
+    shares = _require(shares, "shares", *columns)
+    end, high = float(shares["fraction"].max()), float(shares["high"].max())
+    picture = Picture(DROPPED, "Share of the whole model's", percent=True)
+    picture.line([0, end], [1, 1 - end], colour=GREY, line="dash", label="ideal, 1 - n / L", hover="ideal")
+    courses = []
+    for (line, label), style in zip(lines.items(), styles_of(lines)):
+        rows = shares[shares["line"] == line].sort_values("size")
+        x, missing = rows["fraction"], rows["value"].isna().all()
+        if missing:
+            raise InputError(f"shares has no value of {line!r}; expected measured ones; leave the line out")
+        picture.axes[0].fill_between(x, rows["low"], rows["high"], color=style["colour"], alpha=0.2, linewidth=0)
+        hover = (
+            f"{label}<br>n = %{{customdata[0]}}<br>%{{y}} of the whole model, %{{customdata[1]}} to %{{customdata[2]}} "
+            "in %{customdata[3]} repeats"
+        )
+        details = details_of(rows, "size", "low", "high", "items")
+        picture.line(x, rows["value"], **style, label=label, details=details, hover=hover)
+        courses.append(f"{label}, {_course(rows, 'fraction', 'value')}")
+    picture.caption = (
+        f"What {html.escape(model)} takes without its layers, as a share of what it takes with all of them. Bands: "
+        "least and most of the repeats."
+    )
+    picture.alt = f"Line chart for {model}: share of the whole model by layers dropped. {'; '.join(courses)}."
+    return picture.finish(name, provenance, shares, x=[0, 1.02 * end], y=[0, 1.05 * max(high, 1)])
 
 
 def _require(rows: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from lib.sweep import sweep
 from lib.wheels import cache_folder
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
+ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
 TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
 
 
@@ -37,17 +38,7 @@ def healing_unit(
 
     Raises InputError where documents of the loss are among those that heal, and what `train` raises.
     """
-    settings = dataclasses.asdict(config)
-    del settings["save_every"]
-    training = {
-        "model": source.key,
-        "dtype": source.dtype,
-        **parameters.key,
-        "cut": [cut.start, cut.size],
-        "healing": settings,
-        "text": parameters.text,
-        "version": VERSION,
-    }
+    training = _training_key(cut, config, parameters, source)
     key = training | {
         "loss": parameters.loss_key,
         "tasks": dict(sorted(parameters.shots.items())),
@@ -55,23 +46,18 @@ def healing_unit(
     }
     if set(parameters.limits.values()) != {parameters.limit}:  # "task@20"
         key["limits"] = dict(sorted(parameters.limits.items()))
-    documents = max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
-
-    def fingerprint_of(split, number):
-        return corpora.text_fingerprint(parameters.text, split=split, datasets=parameters.datasets, documents=number)
 
     def fingerprint():
         tasks = [evaluation.data_fingerprint(task, parameters.datasets) for task in sorted(parameters.shots)]
-        return ", ".join(
-            dict.fromkeys([fingerprint_of("train", documents), fingerprint_of("validation", 20_000), *tasks])
-        )
+        texts = [
+            _text_fingerprint(parameters, "train", _documents(config)),
+            _text_fingerprint(parameters, "validation"),
+        ]
+        return ", ".join(dict.fromkeys([*texts, *tasks]))
 
     def measure(shards):
         whole, tokenizer = opened()
-        texts = corpora.texts(parameters.text, split="train", datasets=parameters.datasets, documents=documents)
-        check_apart(texts, corpora.texts(parameters.text, split="validation", datasets=parameters.datasets))
-        folder = cache_folder() / "healed" / key_hash(training | {"data": fingerprint_of("train", documents)})
-        healed, record = _healed(whole, tokenizer, texts, cut, config, folder, source)
+        healed, record = _healed(whole, tokenizer, cut, config, parameters, source)
         base = healed.get_base_model()
         whole_of_it = [Cut(0, 0)]
         rows, of_sequences = text_loss(
@@ -114,16 +100,64 @@ def check_apart(healing: list[str], loss: list[str]) -> None:
         )
 
 
-def _healed(whole, tokenizer, texts, cut: Cut, config: HealingConfig, folder: Path, source: Source):
+def adapter_folder(
+    cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source, opened: Callable
+) -> Path:
+    """The folder of a healing's adapters, as `save_adapters` writes it: in the cache, healed where it is not there yet.
+
+    Raises InputError where documents of the loss are among those that heal, and what `train` raises.
+    """
+    folder = _folder(cut, config, parameters, source)
+    if not (folder / RECORD).exists():
+        _healed(*opened(), cut, config, parameters, source)
+    return folder / ADAPTER
+
+
+def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source):
     """The healed model and its record: from the cache where it was healed before, else trained and put there."""
-    pruned, adapter, kept = drop_layers(whole, cut), folder / "adapter", folder / "record.json"
-    if kept.exists():
-        record = Record(**json.loads(kept.read_text(encoding="utf-8")))
-        return load_adapters(pruned, adapter, source.key, cut), record
+    texts = corpora.texts(parameters.text, split="train", datasets=parameters.datasets, documents=_documents(config))
+    check_apart(texts, corpora.texts(parameters.text, split="validation", datasets=parameters.datasets))
+    pruned, folder = drop_layers(whole, cut), _folder(cut, config, parameters, source)
+    if (folder / RECORD).exists():
+        record = Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return load_adapters(pruned, folder / ADAPTER, source.key, cut), record
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens")
     options = {"cut": cut, "whole": whole} if config.auxiliary else {"cut": cut}
     healed, record = train(pruned, tokenizer, texts, config, folder=folder / "checkpoints", **options)
-    save_adapters(healed, adapter, source.key, cut)
-    write_whole(kept, json.dumps(dataclasses.asdict(record)).encode())
+    course = {"config": _settings(config), "text": parameters.text} | dataclasses.asdict(record)
+    save_adapters(healed, folder / ADAPTER, source.key, cut, course)
+    write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record)).encode())
     shutil.rmtree(folder / "checkpoints")
     return healed, record
+
+
+def _folder(cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source) -> Path:
+    """Where the adapters of a healing are kept, named after all that determines them."""
+    data = _text_fingerprint(parameters, "train", _documents(config))
+    return cache_folder() / "healed" / key_hash(_training_key(cut, config, parameters, source) | {"data": data})
+
+
+def _training_key(cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source) -> dict:
+    """What determines a healing, but for its text's fingerprint."""
+    return {
+        "model": source.key,
+        "dtype": source.dtype,
+        **parameters.key,
+        "cut": [cut.start, cut.size],
+        "healing": _settings(config),
+        "text": parameters.text,
+        "version": VERSION,
+    }
+
+
+def _settings(config: HealingConfig) -> dict:
+    """Of a healing, those that decide what it gives."""
+    return {name: value for name, value in dataclasses.asdict(config).items() if name != "save_every"}
+
+
+def _documents(config: HealingConfig) -> int:
+    return max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)
+
+
+def _text_fingerprint(parameters: HealingParameters, split: str, documents: int = 20_000) -> str:
+    return corpora.text_fingerprint(parameters.text, split=split, datasets=parameters.datasets, documents=documents)

@@ -5,6 +5,7 @@ dequantized to float32 once and kept as safetensors in the cache folder, named a
 came from.
 """
 
+import hashlib
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ from lib.decoder import decoder_layers, num_layers
 from lib.errors import InputError
 from lib.packaged import EMBEDDED, PACKAGED
 from lib.results import RESULTS, all_units
-from lib.wheels import cache_folder, check_hash, file_hash
+from lib.wheels import cache_folder, check_hash, file_hash, hash_once
 
 __all__ = ["EMBEDDED", "PACKAGED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
 
@@ -55,6 +56,11 @@ class Source:
         """What of it determines a measurement."""
         return {"name": self.name, "weights": self.weights}
 
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file, given or packaged."""
+        return self.gguf is not None or self.folder in PACKAGED
+
 
 def find_model(
     model: str = "embedded", *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
@@ -80,16 +86,12 @@ def find_model(
             if not (path / "config.json").exists():
                 raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
             config = _config(str(path), None, trust_remote_code)
-            weights = sorted(path.glob("*.safetensors"))
-            if not weights:
+            if not list(path.glob("*.safetensors")):
                 raise InputError(
                     f"{path} has no *.safetensors weights: load it where you trust it and save it again with "
                     "save_pretrained(folder, safe_serialization=True)"
                 )
-            # another tokenizer would put other tokens to the same weights
-            tokenizer = sorted(path.glob("tokenizer*"))
-            fingerprint = "sha256:" + _hash_of_files([path / "config.json", *tokenizer, *weights])
-            name, revision = path.resolve().name, None
+            name, fingerprint, revision = model_name(model), _fingerprint(path), None
         else:
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
                 raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
@@ -101,6 +103,28 @@ def find_model(
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "none")
         found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
     return Source(**found, num_layers=layers, dtype=default if dtype == "auto" else dtype)
+
+
+def model_name(model: str) -> str:
+    """What figures call a model, known from what the user typed."""
+    path = Path(model).expanduser()
+    if model in PACKAGED:
+        return PACKAGED[model].name
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else model
+
+
+def model_key(model: str, checkpoint: Path) -> dict:
+    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
+    path = Path(model).expanduser()
+    if model in PACKAGED:
+        weights = f"sha256:{PACKAGED[model].sha256}"
+    elif path.suffix == ".gguf":
+        weights = f"sha256:{hash_once(path)}"
+    else:  # the hub's cache names a folder after its commit
+        weights = _fingerprint(path) if path.is_dir() else f"hub:{checkpoint.name}"
+    return {"name": model_name(model), "weights": weights}
 
 
 def recorded_model(name: str, dtype: str = "auto", folder: Path = RESULTS) -> Source | None:
@@ -318,10 +342,10 @@ def _device(name: str) -> str:
     return name
 
 
-def _hash_of_files(paths: list[Path]) -> str:
-    import hashlib
-
-    return hashlib.sha256("".join(file_hash(path) for path in paths).encode()).hexdigest()
+def _fingerprint(folder: Path) -> str:
+    """A hash of a checkpoint: its configuration, its weights, and the tokenizer, which puts tokens to them."""
+    files = [folder / "config.json", *sorted(folder.glob("tokenizer*")), *sorted(folder.glob("*.safetensors"))]
+    return f"sha256:{hashlib.sha256(''.join(map(hash_once, files)).encode()).hexdigest()}"
 
 
 def _first_line(error: Exception) -> str:

@@ -11,13 +11,14 @@ import typing
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib import corpora, evaluation, models
+from lib import corpora, evaluation, llama_cpp, models
 from lib.errors import InputError
 from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
 LISTS = {"sizes", "ranks", "seeds"}
+BITSANDBYTES = ("nf4", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,6 +264,48 @@ class AblationParameters(HealingParameters):
         if not parts or not all(part.isdecimal() for part in parts):
             raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")
         return [int(part) for part in parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakeAwayParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/08-take-away.ipynb."""
+
+    tasks: str = "capitals, sums_one_digit, sums_two_digits"  # "mmlu:5@20": 5-shot, 20 items
+    rules: str = "similarity"  # how the dropped block is chosen
+    sizes: str = "0, 1, 2, 4, 6, 8"  # block sizes, in every kind of weights
+    bits: str = "auto"  # kinds of weights, like "bfloat16, int8, nf4, Q8_0, Q2_K"; the last two for a GGUF file
+    drop: int = 8  # layers that the file to take away lacks
+    gguf_type: str = "Q4_1"  # to which llama.cpp's quantizer rounds it in the end
+    text: str = "wikipedia"  # what heals it: "wikipedia" (embedded) or "c4"
+    preset: str = "small"  # how: the paper's settings of one of its models ("Llama-2 7B", ...), or "small"
+    steps: int | None = None  # updates of the adapters; None: the preset's own
+
+    def check(self) -> None:
+        super().check()
+        known = (*models.DTYPES, *BITSANDBYTES, *llama_cpp.FILE_TYPES)
+        if wrong := [bits for bits in _split(self.bits) if bits not in known and self.bits != "auto"]:
+            raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
+        if self.drop < 1:
+            raise InputError(f"drop is {self.drop}, expected a number of layers from 1")
+        if self.gguf_type not in llama_cpp.FILE_TYPES:
+            raise InputError(f"gguf_type is {self.gguf_type!r}, expected one of {', '.join(llama_cpp.FILE_TYPES)}")
+        self.healing().check()
+
+    def bits_list(self, source: models.Source) -> list[str]:
+        """Kinds of weights to compare. Raises InputError for llama.cpp's where the model is no GGUF file."""
+        own = [source.quantized] if source.is_gguf else []
+        if self.bits == "auto":
+            return ["bfloat16", "int8", "nf4", *dict.fromkeys(["Q8_0", *own, "Q2_K"] if own else [])]
+        asked = _split(self.bits)
+        if not source.is_gguf and (wrong := [bits for bits in asked if bits in llama_cpp.FILE_TYPES]):
+            raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
+        return asked
+
+    def healing(self) -> HealingParameters:
+        """How the file heals: on weights as they are in it, in bfloat16."""
+        own = {field.name for field in dataclasses.fields(Parameters)} | {"text", "preset", "steps"}
+        same = {name: getattr(self, name) for name in own - {"dtype", "quantization"}}
+        return HealingParameters(**same, dtype="bfloat16", quantization=None)
 
 
 def _split(text: str) -> list[str]:

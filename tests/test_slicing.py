@@ -1,5 +1,6 @@
 """Sliced checkpoints: what drop_layers and save_pretrained would give, without opening the model."""
 
+import errno
 import json
 import os
 import shutil
@@ -14,10 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lib import slicing
+from lib import slicing, tensor_files
+from lib.command import main
 from lib.errors import InputError
+from lib.model_card import measured_card
+from lib.models import EMBEDDED
 from lib.pruning import Cut, drop_layers
-from lib.results import ROOT
+from lib.results import RESULTS, ROOT, all_units, unit_path
 from lib.slicing import slice_checkpoint
 from tests.tiny import FAMILIES, tiny_model
 
@@ -72,6 +76,14 @@ def test_other_files_come_along_and_a_card_says_what_was_done(tiny_folder, tmp_p
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_the_card_of_a_model_from_the_hub_names_its_commit(tiny_folder, tmp_path, monkeypatch):
+    shutil.copytree(tiny_folder, tmp_path / "snapshots" / "0123abcd")
+    monkeypatch.setattr(slicing, "checkpoint_folder", lambda *_: tmp_path / "snapshots" / "0123abcd")
+    out = slice_checkpoint("someone/something", CUT, tmp_path / "out", revision="main")
+    card = (out / "README.md").read_text()
+    assert "base_model: someone/something" in card and "someone/something at revision 0123abcd; this" in card
+
+
 def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     saved("gemma3", tmp_path / "whole")
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
@@ -101,6 +113,43 @@ def test_tensors_of_unknown_layers_are_listed_and_not_guessed(tmp_path):
     save_file(found | {"model.heads.0.weight": torch.zeros(2)}, file, {"format": "pt"})
     with pytest.raises(InputError, match=r"1 numbered otherwise \(model\.heads\.0\.weight\).*not guessed"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+
+
+def test_tensors_numbered_like_layers_that_the_model_does_not_know_are_listed(tmp_path):
+    saved("llama", tmp_path / "whole")
+    file = tmp_path / "whole" / "model.safetensors"
+    unknown = {f"model.probes.{number}.weight": torch.zeros(2) for number in range(6)}
+    save_file(load_file(file) | unknown, file, {"format": "pt"})
+    with pytest.raises(InputError, match=r"6 tensors numbered like layers.*model\.probes\.0\.weight.*not guessed"):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+
+
+def test_where_the_kernel_does_not_copy_from_file_to_file(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOTSOCK, "as macOS says")
+
+    saved("llama", tmp_path / "whole", max_shard_size="40KB")
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "expected")
+    monkeypatch.setattr(tensor_files.os, "sendfile", refuse)
+    monkeypatch.setattr(tensor_files, "CHUNK", 1000)
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    for path in (tmp_path / "expected").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_line_and_what_was_written_stays(tmp_path, monkeypatch):
+    saved("llama", tmp_path / "whole", max_shard_size="40KB")
+    copied, copy = [], slicing.copy_tensors
+
+    def full(shard, out, bar):
+        if copied:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        copied.append(copy(shard, out, bar))
+
+    monkeypatch.setattr(slicing, "copy_tensors", full)
+    with pytest.raises(InputError, match="No space left on device.*run this again"):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -222,11 +271,23 @@ def test_the_command(tiny_folder, tmp_path):
     assert again.returncode == 1 and again.stderr.strip().startswith("error: ") and "Traceback" not in again.stderr
 
 
-def test_a_card_has_what_results_hold(tmp_path):
-    from lib.models import EMBEDDED, Source
+def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
+    hashed = []
+    monkeypatch.setattr("lib.models.hash_once", lambda path: hashed.append(path.name) or "0")
+    words = ["--drop", "2", "--rule", "simple", "--results", str(tmp_path / "results")]
+    main([str(tiny_folder), str(tmp_path / "one"), *words])
+    assert not hashed
+    unit = all_units(RESULTS, "similarity")[0]
+    key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
+    path = unit_path("similarity", unit.name, key, tmp_path / "results")
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(json.loads(unit.path.read_text()) | {"key": key}))
+    main([str(tiny_folder), str(tmp_path / "two"), *words])
+    assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
 
+
+def test_a_card_has_what_results_hold():
     key = {"name": EMBEDDED.name, "weights": f"sha256:{EMBEDDED.sha256}"}
-    source = Source(**key, num_layers=30, dtype="float32", quantized="Q4_1", folder="embedded")
-    card = slicing.measured_card(source, Cut(25, 4))
+    card = measured_card(key, Cut(25, 4))
     assert "Angular distance of the dropped block: 0." in card
     assert "| capitals | acc | 0.850 |" in card

@@ -1,5 +1,10 @@
 """Tiny random decoder models of many families: the settings that all have, and what each needs besides."""
 
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
@@ -118,3 +123,42 @@ def tiny_model(
                 if parameter.ndim == 1:  # gains of norms and biases, which start as constants
                     parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model.to(dtype).eval()
+
+
+def write_gguf(model: PreTrainedModel, tokenizer, path: Path) -> Path:
+    """A Llama with a byte-level tokenizer as a GGUF file in float32, as llama.cpp's converter would write it."""
+    config = model.config
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    tokens = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(tokens["vocab"], key=tokens["vocab"].get))
+    writer.add_token_types([3 if i in tokenizer.all_special_ids else 1 for i in range(len(tokenizer))])
+    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokens["merges"]])
+    writer.add_bos_token_id(tokenizer.eos_token_id)
+    writer.add_eos_token_id(tokenizer.eos_token_id)
+    writer.add_pad_token_id(tokenizer.pad_token_id)
+    writer.add_add_bos_token(False)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
+    for name, tensor in model.state_dict().items():
+        values = tensor.numpy()
+        for part, number in heads.items():
+            if name.endswith(part):  # llama.cpp rotates neighbours, transformers the two halves of a head
+                values = values.reshape(number, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -1,0 +1,261 @@
+"""Adapters merged into a sliced checkpoint: what merge_adapters and save_pretrained give, without opening the model."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from lib import adapter_files, healed
+from lib.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
+from lib.command import main
+from lib.errors import InputError
+from lib.model_card import healing_in_words, measured_card
+from lib.models import checkpoint_folder, model_key
+from lib.presets import PRESETS, HealingConfig
+from lib.pruning import Cut, drop_layers
+from lib.results import write_whole
+from lib.slicing import slice_checkpoint
+from tests.test_slicing import saved, tensors
+from tests.tiny import FAMILIES, tiny_model
+
+CUT = Cut(2, 2)
+
+
+def healed_adapters(whole, folder, base: dict, cut: Cut = CUT, healing: dict | None = None, **options):
+    """Adapters with random values for a model without the layers of a cut, saved; and the model with them."""
+    model = add_adapters(drop_layers(whole, cut), **{"rank": 3, "alpha": 5, "dropout": 0.0} | options)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    save_adapters(model, folder, base, cut, healing)
+    return model
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A model in a folder, and adapters for it."""
+    whole = saved("llama", tmp_path / "whole")
+    base = model_key(str(tmp_path / "whole"), tmp_path / "whole")
+    healed_adapters(whole, tmp_path / "adapter", base)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_equals_merging_and_saving_bit_by_bit(family, dtype, tmp_path):
+    whole = tiny_model(family, dtype=dtype)
+    whole.save_pretrained(tmp_path / "whole", max_shard_size="40KB")
+    base = model_key(str(tmp_path / "whole"), tmp_path / "whole")
+    healed_adapters(whole, tmp_path / "adapter", base)
+    expected = merge_adapters(load_adapters(drop_layers(whole, CUT), tmp_path / "adapter", base, CUT))
+    expected.save_pretrained(tmp_path / "expected")
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", adapter=tmp_path / "adapter")
+    ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "expected")
+    plain = drop_layers(whole, CUT).state_dict()
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    changed = {name for name in ours if not torch.equal(ours[name], plain[name])}
+    assert len(changed) == len(adapter_files.read_adapter(tmp_path / "adapter").shapes) > 0
+
+
+@pytest.mark.parametrize("block", [1, 500])
+def test_some_rows_at_a_time_give_the_same(block, llama, monkeypatch):
+    slice_checkpoint(llama / "whole", CUT, llama / "at-once", adapter=llama / "adapter")
+    monkeypatch.setattr(adapter_files, "BLOCK", block)
+    slice_checkpoint(llama / "whole", CUT, llama / "by-rows", adapter=llama / "adapter")
+    one, two = tensors(llama / "at-once"), tensors(llama / "by-rows")
+    # a product of few rows is summed in another order on some processors
+    assert all(torch.allclose(one[name], two[name], rtol=1e-6, atol=1e-7) for name in one)
+
+
+def test_weights_that_lie_transposed(tmp_path):
+    config = GPT2Config(n_layer=6, n_embd=48, n_head=4, vocab_size=128, n_positions=64, bos_token_id=0, eos_token_id=0)
+    torch.manual_seed(0)
+    whole = GPT2LMHeadModel(config).eval()
+    whole.save_pretrained(tmp_path / "whole")
+    base = model_key(str(tmp_path / "whole"), tmp_path / "whole")
+    healed_adapters(whole, tmp_path / "adapter", base)
+    expected = merge_adapters(load_adapters(drop_layers(whole, CUT), tmp_path / "adapter", base, CUT))
+    expected.save_pretrained(tmp_path / "expected")
+    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", adapter=tmp_path / "adapter")
+    ours, theirs = tensors(tmp_path / "out"), tensors(tmp_path / "expected")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_checkpoint_of_the_bare_decoder_has_shorter_names_than_the_adapters(tmp_path):
+    whole = tiny_model("gpt_neox")
+    whole.gpt_neox.save_pretrained(tmp_path / "bare")
+    config = json.loads((tmp_path / "bare" / "config.json").read_text()) | {"architectures": ["GPTNeoXForCausalLM"]}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(config))
+    base = model_key(str(tmp_path / "bare"), tmp_path / "bare")
+    expected = merge_adapters(healed_adapters(whole, tmp_path / "adapter", base)).state_dict()
+    slice_checkpoint(tmp_path / "bare", CUT, tmp_path / "out", adapter=tmp_path / "adapter")
+    ours = tensors(tmp_path / "out")
+    assert ours and all(torch.equal(tensor, expected[f"gpt_neox.{name}"]) for name, tensor in ours.items())
+
+
+def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama, capsys):
+    with_record = slice_checkpoint(llama / "whole", CUT, llama / "one", adapter=llama / "adapter")
+    (llama / "adapter" / adapter_files.IDENTITY).unlink()
+    without = slice_checkpoint(llama / "whole", CUT, llama / "two", adapter=llama / "adapter")
+    one, two = tensors(with_record), tensors(without)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert "not recorded" in (without / "README.md").read_text()
+    with pytest.raises(SystemExit, match="--drop is missing"):
+        main([str(llama / "whole"), str(llama / "three"), "--adapter", str(llama / "adapter")])
+
+
+def test_scaled_by_the_root_of_the_rank_and_ranks_of_their_own(llama):
+    """Other settings of peft that decide the update are heeded."""
+    path = llama / "adapter" / adapter_files.SETTINGS
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_rslora": True}))
+    slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
+    base = model_key(str(llama / "whole"), llama / "whole")
+    expected = merge_adapters(load_adapters(drop_layers(tiny_model("llama"), CUT), llama / "adapter", base, CUT))
+    found = tensors(llama / "out")
+    assert all(torch.equal(tensor, expected.state_dict()[name]) for name, tensor in found.items())
+
+
+def settings(folder, **values) -> None:
+    path = folder / "adapter" / adapter_files.SETTINGS
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def weights(folder, change) -> None:
+    path = folder / "adapter" / adapter_files.WEIGHTS
+    save_file(change(load_file(path)), path)
+
+
+def renamed(old: str, new: str):
+    return lambda found: {name.replace(old, new): tensor for name, tensor in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "has no model.layers.4.mlp"),
+        (lambda folder: weights(folder, renamed("up_proj", "side_proj")), "has no model.layers.0.mlp.side_proj"),
+        (lambda folder: weights(folder, renamed("model.layers.3.mlp.up_proj", "lm_head")), "for lm_head, and"),
+        (lambda folder: weights(folder, renamed("lora_A.weight", "lora_A.bias")), "expected only names like"),
+        (lambda folder: weights(folder, renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B")), "lacks A or B of"),
+        (
+            lambda folder: weights(folder, lambda found: {name: t.T.contiguous() for name, t in found.items()}),
+            r"of shape \(3, 3\) and ranks .* for model\.layers\.0\.mlp",
+        ),
+        (lambda folder: settings(folder, use_dora=True), "no plain LoRA .use_dora = True"),
+        (lambda folder: settings(folder, bias="all"), "bias = 'all'"),
+        (lambda folder: settings(folder, init_lora_weights="pissa"), "init_lora_weights = 'pissa'"),
+        (lambda folder: settings(folder, peft_type="IA3"), "no plain LoRA .'IA3'"),
+        (lambda folder: (folder / "adapter" / adapter_files.WEIGHTS).unlink(), "lacks adapter_config.json or"),
+        (lambda folder: (folder / "adapter" / adapter_files.WEIGHTS).write_bytes(b"short"), "not a whole safetensors"),
+        (lambda folder: (folder / "adapter" / adapter_files.IDENTITY).write_text("{"), "holds no adapters of ours"),
+        (lambda folder: saved("mistral", folder / "whole"), "were trained on whole .sha256:.*, not on whole .sha256"),
+    ],
+)  # fmt: skip
+def test_adapters_that_do_not_belong_here(spoil, message, llama):
+    spoil(llama)
+    with pytest.raises(InputError, match=message):
+        slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
+    assert not (llama / "out").exists()
+
+
+def test_another_cut_quantized_weights_and_a_folder_without_adapters(llama):
+    with pytest.raises(InputError, match=r"trained for Cut\(start=2, size=2\), not for Cut\(start=1, size=2\)"):
+        slice_checkpoint(llama / "whole", Cut(1, 2), llama / "out", adapter=llama / "adapter")
+    with pytest.raises(InputError, match="lacks adapter_config.json"):
+        slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "none")
+    (llama / "adapter" / adapter_files.IDENTITY).unlink()
+    file = llama / "whole" / "model.safetensors"
+    save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError, match="is stored as F8_E4M3, expected one of F32"):
+        slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
+
+
+def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
+    whole, base = tiny_model("llama"), model_key(str(llama / "whole"), llama / "whole")
+    healed_adapters(whole, llama / "other", base, alpha=50)
+    with monkeypatch.context() as patch:
+        patch.setattr("lib.slicing.model_card", lambda *_: pytest.fail("stopped here"))
+        with pytest.raises(pytest.fail.Exception):
+            slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "other")
+    assert (llama / "out.partial" / "model.safetensors").exists()
+    slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
+    slice_checkpoint(llama / "whole", CUT, llama / "straight", adapter=llama / "adapter")
+    one, two = tensors(llama / "out"), tensors(llama / "straight")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+# ---- the command -----------------------------------------------------------------------------------------
+
+
+def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
+    main([str(llama / "whole"), str(llama / "out"), "--adapter", str(llama / "adapter")])
+    assert "drops layers 2..3 (0-based, 2 of 6)" in capsys.readouterr().out
+    expected = slice_checkpoint(llama / "whole", CUT, llama / "expected", adapter=llama / "adapter")
+    one, two = tensors(llama / "out"), tensors(expected)
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    for options, message in [
+        (["--drop", "3", "--start", "1"], r"not for Cut\(start=1, size=3\)"),
+        (["--start", "2"], "--start is 2 without --drop"),
+    ]:
+        with pytest.raises(SystemExit, match=message):
+            main([str(llama / "whole"), str(llama / "more"), "--adapter", str(llama / "adapter"), *options])
+
+
+def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(healed, "cache_folder", lambda: tmp_path / "cache")
+    small = HealingConfig(
+        rank=2, learning_rate=5e-2, sequence_length=32, steps=4, warmup_steps=1, batch_sequences=4, at_once=4,
+        gradient_checkpointing=False,
+    )  # fmt: skip
+    monkeypatch.setitem(PRESETS, "small", small)
+    words = ["--drop", "2", "--rule", "simple", "--heal", "small", "--text", "wikipedia"]
+    main([str(tiny_folder), str(tmp_path / "one"), *words])
+    monkeypatch.setattr(healed, "train", lambda *_, **__: pytest.fail("healed again"))
+    main([str(tiny_folder), str(tmp_path / "two"), *words])
+    (adapter,) = {line for line in capsys.readouterr().out.splitlines() if line.startswith("adapters: ")}
+    main([str(tiny_folder), str(tmp_path / "three"), "--adapter", adapter.removeprefix("adapters: ")])
+    one, two, three = (tensors(tmp_path / name) for name in ("one", "two", "three"))
+    unhealed = tensors(slice_checkpoint(tiny_folder, Cut(2, 2), tmp_path / "unhealed"))
+    assert all(torch.equal(one[name], two[name]) and torch.equal(one[name], three[name]) for name in one)
+    assert any(not torch.equal(one[name], unhealed[name]) for name in one)
+    card = (tmp_path / "one" / "README.md").read_text()
+    assert ", healed\n" in card and "rank 2 (alpha 2) on down_proj, gate_proj, up_proj" in card
+    assert "Trained on 512 tokens of wikipedia" in card and "4 steps" in card and "weights in nf4" in card
+    for wrong, message in [(["--heal", "tiny"], "preset is 'tiny'"), (["--heal", "small", "--text", "pile"], "'pile'")]:
+        with pytest.raises(SystemExit, match=message):
+            main([str(tiny_folder), str(tmp_path / "four"), "--drop", "2", *wrong])
+
+
+def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
+    from lib.results import RESULTS, all_units
+
+    unit = next(unit for unit in all_units(RESULTS, "healing") if unit.key["cut"] == [25, 1])
+    course = {"config": unit.key["healing"], "text": unit.key["text"]} | unit.details["healing"]
+    healed_adapters(tiny_model("llama"), tmp_path, unit.key["model"], healing=course)
+    adapter = adapter_files.read_adapter(tmp_path)
+    card = measured_card(unit.key["model"], Cut(25, 1), adapter=adapter)
+    line = next(line for line in card.splitlines() if line.startswith("| c4 | loss |"))
+    whole, pruned, after = (float(cell) for cell in line.split("|")[3:6])
+    expected = unit.rows.query("task == 'c4' and metric == 'loss'")["value"].iloc[0]
+    assert after == pytest.approx(expected, abs=1e-3) and pruned > whole > 0
+    assert f"{unit.details['healing']['tokens']:,} tokens of c4" in healing_in_words(adapter)
+    # other settings: another healing, whose scores these are not
+    course["config"] = course["config"] | {"rank": 64}
+    write_whole(tmp_path / adapter_files.IDENTITY, json.dumps({
+        "base": unit.key["model"], "cut": [25, 1], "healing": course,
+    }).encode())  # fmt: skip
+    assert "| c4 | loss |" not in measured_card(
+        unit.key["model"], Cut(25, 1), adapter=adapter_files.read_adapter(tmp_path)
+    )
+
+
+def test_the_key_of_a_model_is_that_of_its_source(tiny_folder):
+    from lib.models import find_model
+
+    for model in (str(tiny_folder), "embedded"):
+        folder = checkpoint_folder(model) if model != "embedded" else tiny_folder
+        assert model_key(model, folder) == find_model(model).key
