@@ -33,6 +33,7 @@ class Answers:
     right: Bool[np.ndarray, "C I"]
     guessing: float  # accuracy of guessing, by chance or by the commonest answer
     layers: int
+    flipped: Float[np.ndarray, " C"] | None = None  # share of answers other than the whole model's, where any is chosen
 
     @property
     def fractions(self) -> Float[np.ndarray, " C"]:
@@ -48,6 +49,17 @@ class Answers:
     def known(self) -> bool:
         """Whether the whole model is surely better than guessing."""
         return self.whole[1] > self.guessing
+
+    def rows(self, task: str, rule: str) -> pd.DataFrame:
+        """As curves: the columns of `lib.curves.accuracy_by_rule`."""
+        items = self.right.shape[1]
+        values = self.right.mean(axis=1).tolist()
+        intervals = [curves.wilson_interval(value, items) for value in values]
+        rows = [
+            (task, rule, cut.size, cut.start, cut.size / self.layers, value, *interval, items, "acc")
+            for cut, value, interval in zip(self.cuts, values, intervals)
+        ]
+        return pd.DataFrame(rows, columns=curves.COLUMNS)
 
     def of(self, cuts: Iterable[Cut]) -> Bool[np.ndarray, "C I"]:
         return self.right[[self.cuts.index(cut) for cut in cuts]]
@@ -75,8 +87,15 @@ class Evidence:
         self.name = units[0].key["model"]["name"] if units else ""
         self.layers = next((unit.details["num_layers"] for unit in units if "num_layers" in unit.details), 0)
 
-    def _of_kind(self, kind: str) -> list[Unit]:
+    def of_kind(self, kind: str) -> list[Unit]:
+        """The units of one kind."""
         return [unit for unit in self.units if unit.kind == kind]
+
+    @property
+    def topics(self) -> list[str]:
+        """What the sweeps ask about: the known topics in their order, then the others."""
+        found = dict.fromkeys(topic_of(unit.name) for unit in self.of_kind("sweep") if "outcomes" in unit.details)
+        return [*(topic for topic in TOPICS if topic in found), *(topic for topic in found if topic not in TOPICS)]
 
     def sweeps(self, topic: str) -> list[list[Unit]]:
         """Sweeps of a topic's tasks, those of one measurement together; the best last.
@@ -84,7 +103,7 @@ class Evidence:
         Best is: not quantized, then with most items, most cuts, the latest.
         """
         together: dict[str, dict[str, Unit]] = {}
-        for unit in sorted(self._of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
+        for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
             if "outcomes" in unit.details and topic_of(unit.name) == topic:
                 family = "mmlu_*" if unit.name.startswith("mmlu_") else unit.name
                 how = {k: v for k, v in unit.key.items() if k not in ("task", "data", "version", "model")}
@@ -117,9 +136,14 @@ class Evidence:
         cuts = measured_cuts(rules, [Cut(*cut) for cut in units[0].key["cuts"]], self.layers)[rule]
         if len(cuts) < 2 or cuts[0].size:
             return None
-        tables = [np.stack([_right(unit.details["outcomes"][f"{cut.start},{cut.size}"], unit.name) for cut in cuts])
-                  for unit in units]  # fmt: skip
-        return self._answers(topic, units, cuts, np.concatenate(tables, axis=1), units[0].key["num_fewshot"])
+        of_cuts = [(unit.name, [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]) for unit in units]
+        right = [np.stack([_right(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
+        found = self._answers(topic, units, cuts, np.concatenate(right, axis=1), units[0].key["num_fewshot"])
+        if not all("chosen" in outcomes[name] for name, of_unit in of_cuts for outcomes in of_unit):
+            return found
+        chosen = [np.stack([unpack(outcomes[name]["chosen"]) for outcomes in of_unit]) for name, of_unit in of_cuts]
+        table = np.concatenate(chosen, axis=1)
+        return dataclasses.replace(found, flipped=(table != table[0]).mean(axis=1))
 
     def _answers(self, topic, units: list[Unit], cuts, right, shots=None) -> Answers:
         names = [name for unit in units for name in unit.details["levels"] if topic_of(name) == topic]
@@ -137,7 +161,7 @@ class Evidence:
     def ways(self) -> dict[str, dict[Cut, Unit]]:
         """Healings alike in all but the cut: their settings as JSON, then unit by cut. The first is the widest."""
         found: dict[str, dict[Cut, Unit]] = {}
-        for unit in self._of_kind("healing"):
+        for unit in self.of_kind("healing"):
             how = {k: v for k, v in unit.key.items() if k not in ("cut", "data", "model")}
             found.setdefault(json.dumps(how, sort_keys=True), {})[Cut(*unit.key["cut"])] = unit
         usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
@@ -167,7 +191,7 @@ class Evidence:
                 continue
             right = np.stack([of_topic(of_cut[cut], names) for cut in cuts])
             if right.shape[1] == before.right.shape[1]:
-                return dataclasses.replace(before, cuts=cuts, right=before.of(cuts)), self._answers(
+                return dataclasses.replace(before, cuts=cuts, right=before.of(cuts), flipped=None), self._answers(
                     topic, units, cuts, right
                 )
         return None
@@ -184,7 +208,7 @@ class Evidence:
         of_cut = next(iter(self.ways.values()))
         healing = next(iter(of_cut.values()))
         same = ("dtype", "quantization")
-        for unit in self._of_kind("loss"):
+        for unit in self.of_kind("loss"):
             if any(unit.key[name] != healing.key[name] for name in same) or healing.key["loss"] != {
                 name: unit.key[name] for name in healing.key["loss"]
             }:
@@ -201,7 +225,7 @@ class Evidence:
 
     def distances(self) -> pd.DataFrame | None:
         """The latest rows of angular distances, not quantized before quantized."""
-        units = self._of_kind("similarity")
+        units = self.of_kind("similarity")
         rank = lambda unit: (unit.key["quantization"] is None, unit.provenance["measured"])  # noqa: E731
         return max(units, key=rank).rows if units else None
 
