@@ -117,9 +117,10 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:
         pair = evidence.healed(topic, "similarity")
-        obstacle = not_known(pair and pair[0], f"{topic} of healed models")
+        after = pair and pair[1]
+        obstacle = not_known(after, f"{topic} of healed models")
         if topic in OF_PAPER or not obstacle:
-            rulings.append(rule_on(topic, pair and pair[1], obstacle, falls))
+            rulings.append(rule_on(topic, after, obstacle, falls))
     return rulings
 
 

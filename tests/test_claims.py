@@ -1,5 +1,6 @@
 """Claims: made-up measurements that agree, differ or are missing get the verdict they deserve."""
 
+import functools
 import html
 import re
 import shutil
@@ -12,6 +13,7 @@ from lib import claims, decisions
 from lib.claims import CLAIMS, FIGURES, details, figure_table, result, ruled, summary_table, together, verdict_of
 from lib.decisions import AT_ONCE, EARLIEST, LATEST
 from lib.evidence import Evidence, by_model
+from lib.outcomes import resampled
 from lib.pruning import Cut, simple_cut
 from lib.results import RESULTS, Unit, all_units, pack
 from lib.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
@@ -22,6 +24,13 @@ FLAT = [0.8 if size < 8 else 0.25 for size in SIZES]  # falls between 7 and 8 of
 SLOPE = [max(0.8 - 0.055 * size, 0.25) for size in SIZES]
 GUESSES = [0.25 for _ in SIZES]
 HEALING = {"rank": 8, "seed": 0, "adapters": "all", "auxiliary": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Enough for what is made up here, which lies far on one side."""
+    monkeypatch.setattr(decisions, "resampled", functools.partial(resampled, resamples=100))
+    monkeypatch.setattr(decisions, "RESAMPLES", 100)
 
 
 def cut_of(rule, size):
