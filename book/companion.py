@@ -144,8 +144,14 @@ def load_plotly(app: Sphinx, pagename: str, templatename: str, context: dict, do
         app.add_js_file("plots.js", loading_method="defer")
 
 
+def mend(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """docutils calls the bibliography a list, but its parts no items: a screen reader would announce an empty one."""
+    if "body" in context:
+        context["body"] = re.sub(r'<div role="list" (?=class="citation-list")', "<div ", context["body"])
+
+
 class MeasuredFigure(SphinxDirective):
-    """A figure of an executed notebook, on another page: `NOTEBOOK#ID`."""
+    """A figure of an executed notebook, or its result in words, on another page: `NOTEBOOK#ID`."""
 
     required_arguments = 1
 
@@ -159,10 +165,10 @@ class MeasuredFigure(SphinxDirective):
 
 
 def find_figure(path: Path, identifier: str) -> str | None:
-    """The HTML of the figure with this id among a notebook's outputs."""
+    """The HTML of the figure, or of the text, with this id among a notebook's outputs."""
     if not path.exists():
         return None
-    pattern = re.compile(rf'<figure\b[^>]*\bid="{re.escape(identifier)}".*?</figure>', re.DOTALL)
+    pattern = re.compile(rf'<(figure|div)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
     for cell in nbformat.read(path, as_version=4).cells:
         for output in cell.get("outputs", []):
             if found := pattern.search(output.get("data", {}).get("text/html", "")):
@@ -175,5 +181,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", add_models_to_contents, priority=100)  # before the contents are read
     app.connect("builder-inited", run_notebooks)
     app.connect("html-page-context", load_plotly)
+    app.connect("html-page-context", mend)
     app.add_directive("measured-figure", MeasuredFigure)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

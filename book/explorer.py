@@ -1,21 +1,21 @@
 """The page where a slider removes layers: what results/ hold of every cut of every model, as data for explorer.js."""
 
+import collections
 import dataclasses
 import html
 import json
 import math
 from pathlib import Path
 
-import pandas as pd
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.measured import not_measured
 from lib import curves, figures
+from lib.evidence import Answers, Evidence
 from lib.presets import PRESETS
-from lib.pruning import Cut
-from lib.results import RESULTS, ROOT, Unit, all_units, whole_units
+from lib.results import RESULTS, ROOT, Unit, all_units
 from lib.selection import RULES
 
 # the paper's settings and ours; a healing with others is a comparison, for a page of its own
@@ -31,47 +31,40 @@ def explored(folder: Path = RESULTS) -> list[dict]:
 
 
 def _model(name: str, units: list[Unit]) -> dict | None:
-    sweeps = [unit for unit in units if unit.kind == "sweep" and unit.key["quantization"] is None]
-    sweeps = whole_units(sweeps)
-    if not sweeps:
+    plain = [unit for unit in units if unit.kind == "sweep" and unit.key["quantization"] is None]
+    if not plain:
         return None
-    layers = sweeps[0].details["num_layers"]
-    levels = {task: level for unit in sweeps for task, level in curves.levels_of(unit).items()}
-    tables = {rule: curves.of_all_models(sweeps, rule) for rule in RULES}
-    rules = {}
-    for rule, table in tables.items():
-        steps = [_step(table[table["size"] == size], size, layers, units) for size in sorted(set(table["size"]))]
-        if steps:
-            rules[figures.RULES[rule]] = steps
-    everything = pd.concat(tables.values())
-    # of two tasks of one name, a sample and the complete set, the one with more items
-    items = everything.groupby("task", sort=False)["items"].max().sort_values(kind="stable")
-    items = items[~items.index.map(lambda task: curves.TITLES.get(task, task)).duplicated(keep="last")]
-    items = items.reindex([task for task in everything["task"].unique() if task in items.index])
-    tasks = [
-        {
-            "key": task,
-            "title": curves.TITLES.get(task, task),
-            "guessing": _short(max(levels.get(task, {}).values(), default=None)),
-            "items": int(number),
-        }
-        for task, number in items.items()
-    ]
-    return {"name": name, "layers": layers, "weights": sweeps[0].details["weights"], "tasks": tasks, "rules": rules}
+    evidence = Evidence(plain)
+    rules, tasks = {}, {}
+    for rule in RULES:
+        answers = {topic: found for topic in evidence.topics if (found := evidence.answers(topic, rule))}
+        for topic, found in answers.items():
+            tasks[topic] = {"key": topic, "title": found.described, "guessing": _short(found.guessing)}
+        sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
+        if sizes:
+            rules[figures.RULES[rule]] = [_step(answers, size, evidence.layers, units) for size in sizes]
+    weights = plain[0].details["weights"]
+    return {"name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules}
 
 
-def _step(rows, size: int, layers: int, units: list[Unit]) -> dict:
-    """One pruned model: its cut as most tasks have it, accuracies with intervals, distance, losses."""
-    start = int(rows["start"].mode().iloc[0])
-    step = {"start": start, "size": size, "kept": Cut(start, size).describe(layers), "accuracy": {}}
-    for row in rows.itertuples():
+def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]) -> dict:
+    """One pruned model: its cut as most tasks have it, accuracies with intervals, flips, distance, losses."""
+    of_size = {topic: cut for topic, found in answers.items() for cut in found.cuts if cut.size == size}
+    ((cut, _),) = collections.Counter(of_size.values()).most_common(1)
+    step = {"start": cut.start, "size": size, "kept": cut.describe(layers), "accuracy": {}}
+    for topic, own in of_size.items():
+        found = answers[topic]
+        row = found.cuts.index(own)
+        value = float(found.right[row].mean())
+        low, high = curves.wilson_interval(value, found.right.shape[1])
+        flipped = None if found.flipped is None else float(found.flipped[row])
         # a task that was measured for another cut of this size, after other distances, says so by its start
-        values = [_short(row.value), _short(row.low), _short(row.high)]
-        step["accuracy"][row.task] = values + ([int(row.start)] if row.start != start else [])
+        other = [] if own == cut else [own.start]
+        step["accuracy"][topic] = [*map(_short, (value, low, high, flipped)), *other]
     for unit in units:
         if "start" not in unit.rows or unit.rows.empty:
             continue
-        of_cut = unit.rows[(unit.rows["start"] == start) & (unit.rows["size"] == size)]
+        of_cut = unit.rows[(unit.rows["start"] == cut.start) & (unit.rows["size"] == size)]
         if unit.kind == "similarity" and len(of_cut) and "distance" not in step:
             step["distance"] = _short(of_cut["distance"].iloc[0])
         loss = of_cut[of_cut["metric"] == "loss"] if "metric" in of_cut else of_cut.iloc[:0]
@@ -79,6 +72,9 @@ def _step(rows, size: int, layers: int, units: list[Unit]) -> dict:
         if len(loss) and name and name not in step and (name == "loss" or _is_preset(unit)):
             how = unit.key["quantization"] or "not quantized"
             step[name] = [_short(loss["value"].iloc[0]), f"{unit.key['text'].upper()}, {how}, {unit.key['dtype']}"]
+            if name == "healed":
+                record = unit.details["healing"]
+                step["healing"] = [record["tokens"], record["trained_parameters"], round(record["seconds"])]
     return step
 
 

@@ -49,7 +49,7 @@ def accuracy_by_rule(
     Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
     measured has no row. `metric` None is a task's "acc", or what it counts instead (exact_match).
     """
-    wanted = {task: metric or _main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
+    wanted = {task: metric or main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
     table = rows[rows["metric"] == rows["task"].map(wanted)]
     curves = []
     for rule, cuts in cuts_of.items():
@@ -148,7 +148,8 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
     return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
 
 
-def _main_metric(metrics: list[str]) -> str:
+def main_metric(metrics: list[str]) -> str:
+    """What a task is scored by: "acc", or what it counts instead (exact_match)."""
     exact = [metric for metric in metrics if metric.startswith("exact_match")]
     return "acc" if "acc" in metrics else (exact or metrics)[0]
 

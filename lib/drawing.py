@@ -90,7 +90,16 @@ class Figure:
             f'<figure class="measured" id="{self.name}"><div class="plot">'
             f'<img alt="{html.escape(self.alt)}" src="data:image/svg+xml;base64,{image}"></div>'
             f'<script type="application/json" class="plotly-data">{plot}</script><figcaption>{caption}'
-            f'<small class="provenance">{html.escape(self.provenance)}</small></figcaption></figure>'
+            f'<small class="provenance">{html.escape(self.provenance)}</small>{self._downloads()}</figcaption></figure>'
+        )
+
+    def _downloads(self) -> str:
+        """Links to the picture and its rows as files; that to the picture gets its address from plots.js."""
+        rows = base64.b64encode(self.data.to_csv(index=False).encode()).decode()
+        return (
+            '<span class="downloads">Download: '
+            f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a> '
+            f'<a download="{self.name}.csv" href="data:text/csv;charset=utf-8;base64,{rows}">data (CSV)</a></span>'
         )
 
 

@@ -7,7 +7,7 @@ Letters in shapes: C cuts, I items.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -125,18 +125,38 @@ def cliff(
     fractions = np.asarray(fractions, dtype=float)
     if len(fractions) != len(right) or fractions[0] != 0 or (np.diff(fractions) <= 0).any():
         raise InputError(f"fractions are {fractions.tolist()}, expected one a row, rising from 0 (the whole model)")
-    draw = np.random.default_rng(seed)
-    found = [_crossing(right.mean(axis=1), fractions, guessing)]
+    places = resampled(
+        lambda accuracy: crossing(accuracy, fractions, guessing), right.astype(float), resamples=resamples, seed=seed
+    )
+    return interval(places)
+
+
+def resampled(
+    statistic: Callable, table: Float[np.ndarray, "C I"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, " R"]:
+    """A statistic of the mean of each row, [C]: first of all items, then of items drawn anew, with repetition.
+
+    Two tables resampled apart, of as many resamples, can be compared number by number.
+    """
+    draw, items = np.random.default_rng(seed), table.shape[1]
+    found = [float(statistic(table.mean(axis=1)))]
     for _ in range(resamples):
-        some = draw.integers(0, right.shape[1], right.shape[1])
-        found.append(_crossing(right[:, some].mean(axis=1), fractions, guessing))
-    # infinity is a place like any other to a quantile that takes the nearest
+        times = np.bincount(draw.integers(0, items, items), minlength=items)
+        found.append(float(statistic(table @ times / items)))
+    return np.array(found)
+
+
+def interval(found: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
+    """The first of resampled values, and the 95% interval of the others; infinity is a place like any other."""
     low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
     return float(found[0]), float(low), float(high)
 
 
-def _crossing(accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " C"], guessing: float) -> float:
-    level = (accuracy[0] + guessing) / 2
+def crossing(
+    accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " C"], guessing: float, share: float = 0.5
+) -> float:
+    """The fraction dropped at which only a share of what lies above guessing is left; infinity where more stays."""
+    level = guessing + share * (accuracy[0] - guessing)
     below = np.flatnonzero(accuracy < level)
     if accuracy[0] <= guessing:  # nothing to fall from
         return 0.0
@@ -144,5 +164,5 @@ def _crossing(accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " 
         return math.inf
     after = below[0]
     before = after - 1
-    share = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
-    return float(fractions[before] + share * (fractions[after] - fractions[before]))
+    part = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
+    return float(fractions[before] + part * (fractions[after] - fractions[before]))

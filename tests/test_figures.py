@@ -140,6 +140,8 @@ def test_html_is_complete_and_self_contained(drawn):
         assert "bdata" not in parts.script and len(str(plot["layout"]["template"])) < 60
         assert set(plot["layout"]["meta"]) == {"wide", "narrow"}
         assert len(text) < 200_000 and len(svg) < 150_000
+        rows = re.search(rf'download="{name}.csv" href="data:text/csv;charset=utf-8;base64,([^"]+)"', text)
+        assert base64.b64decode(rows[1]).decode() == figure.data.to_csv(index=False)
 
 
 def test_same_rows_give_same_bytes(distances, best):
@@ -175,7 +177,7 @@ def test_no_text_can_break_out(accuracy):
     figure = figures.accuracy_curves(accuracy, {}, **options)
     figure = dataclasses.replace(figure, caption=f"<em>kept</em> {evil} <img src=x>")
     parts = Parts(figure._repr_html_())
-    assert parts.tags == ["figure", "div", "img", "script", "figcaption", "em", "small"]
+    assert parts.tags == ["figure", "div", "img", "script", "figcaption", "em", "small", "span", "a", "a"]
     assert evil in parts.text
     assert evil in [trace["name"] for trace in json.loads(parts.script)["data"]]
 

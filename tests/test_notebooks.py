@@ -11,6 +11,7 @@ import nbformat
 import pytest
 
 from book.models import pages_of_models
+from lib.claims import CLAIMS
 from lib.errors import InputError
 from lib.models import EMBEDDED
 from lib.parameters import (
@@ -142,3 +143,13 @@ def test_help_shows_the_parameters():
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
     for field in dataclasses.fields(QuestionAnsweringParameters):
         assert field.name in shown
+
+
+def test_claims_without_results_are_not_measured(tmp_path):
+    output = tmp_path / "out.ipynb"
+    done = run("09-claims", output, results=tmp_path / "nothing")
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = output.read_text()
+    for claim in CLAIMS:
+        assert f'id=\\"claim-{claim.identifier}\\"' in page
+    assert page.count("not measured: ") >= len(CLAIMS) and 'class=\\"verdict agrees' not in page

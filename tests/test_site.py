@@ -14,7 +14,8 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
-from book import readme_figure
+from book import readme_figure, weight
+from lib import claims
 from tests.tiny import ALL_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -28,7 +29,12 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+# without fetching style sheets anew, which a page opened as a file may not do
+AXE = {"resultTypes": ["violations"], "preload": False}
 OUTSIDE = ("mathjax", "thebe", "jsdelivr", "unpkg")
+TABLES_ONLY = {"09-claims"}
+HEAVIEST = {"index.html": 1_000_000}  # bytes of a page and all it loads, plotly apart
+HEAVIER = 3_000_000  # of any other page
 FIGURE = re.compile(r'<figure\b[^>]*\bclass="measured"')
 
 
@@ -148,6 +154,8 @@ def expected_figures(name: str) -> int:
     notebook = ROOT / "book" / Path(name).with_suffix(".ipynb")
     if not notebook.exists():
         return int(name == "index.html")
+    if notebook.stem in TABLES_ONLY:
+        return 0
     outputs = [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
     figures = sum(len(FIGURE.findall(output.get("data", {}).get("text/html", ""))) for output in outputs)
     assert figures, f"{name}: its notebook drew no figure"
@@ -155,9 +163,11 @@ def expected_figures(name: str) -> int:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_page_opens_without_a_network(browser, site, pages, width):
+def test_every_page_opens_without_a_network_and_is_accessible(browser, site, pages, width):
+    """In light and in dark: complete, inside the screen, nothing asked of others, no serious fault by axe."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     problems = []
-    context = browser.new_context(viewport={"width": width, "height": 844})
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
     for name in pages:
         page = context.new_page()
         complain = Complaints(name, problems)
@@ -173,9 +183,14 @@ def test_every_page_opens_without_a_network(browser, site, pages, width):
         counts = [page.locator(selector).count() for selector in ("figure.measured", drawn)]
         if counts != [expected, expected]:
             complain("figures, drawn figures, expected", (*counts, expected))
-        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-        if wide[0] > wide[1] + 1:
-            complain("wider than the screen", wide)
+        complain.wider(page)
+        complain.faults(axe.run(page, options=AXE))
+        page.emulate_media(color_scheme="dark")
+        page.locator('html[data-theme="dark"]').wait_for(state="attached")
+        complain.wider(page)
+        complain.faults(axe.run(page, options=AXE | {"runOnly": ["color-contrast"]}))
+        if complain.bytes > HEAVIEST.get(name, HEAVIER):
+            complain("bytes", complain.bytes)
         page.close()
     context.close()
     assert not problems
@@ -185,7 +200,7 @@ class Complaints:
     """What went wrong on one page, appended to a list."""
 
     def __init__(self, name: str, problems: list):
-        self.name, self.problems = name, problems
+        self.name, self.problems, self.bytes = name, problems, 0
 
     def __call__(self, what: str, value) -> None:
         self.problems.append(f"{self.name}: {what}: {value}")
@@ -193,10 +208,73 @@ class Complaints:
     def request(self, request) -> None:
         if not request.url.startswith(("file://", "data:", "blob:")):
             self("request to the outside", request.url[:200])
+        path = Path(unquote(urlsplit(request.url).path))
+        if request.url.startswith("file://") and path.name != "plotly.min.js" and path.exists():
+            self.bytes += path.stat().st_size
+
+    def wider(self, page) -> None:
+        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        if wide[0] > wide[1] + 1:
+            self("wider than the screen", wide)
+
+    def faults(self, found) -> None:
+        """What axe calls serious or critical."""
+        for fault in found.response["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                self(fault["id"], [node["target"] for node in fault["nodes"]])
 
     def console(self, message) -> None:
         if message.type == "error":
             self("console", message.text)
+
+
+def test_a_page_states_its_weight(site, pages):
+    for name, page in pages.items():
+        found = re.search(r'class="page-weight">This page weighs (\d\.\d\d) MB', page.text)
+        assert found, name
+        assert float(found[1]) * 1e6 > (site / name).stat().st_size
+    icons = (site / weight.ICONS).read_text()
+    assert len(icons) < 200_000
+    used = set(re.findall(r"fa-solid fa-([a-z-]+)", pages["index.html"].text))
+    assert len(used) > 3 and all(f'"{icon}":[' in icons or f"{icon}:[" in icons for icon in used)
+
+
+def test_figures_can_be_taken_away(browser, site):
+    page = browser.new_page()
+    page.goto((site / "index.html").as_uri())
+    for link, start in ((".downloads .picture", b"<?xml"), (".downloads a[download$=csv]", b"task,rule,size")):
+        with page.expect_download() as download:
+            page.locator(link).click()
+        assert download.value.path().read_bytes().startswith(start)
+    page.close()
+
+
+def test_a_printed_page_shows_its_pictures_and_no_navigation(browser, site):
+    page = browser.new_page(viewport={"width": 1280, "height": 844}, color_scheme="dark")
+    page.goto((site / "index.html").as_uri())
+    page.locator('figure.measured[data-drawn="true"]').wait_for(state="attached")
+    page.emulate_media(media="print")
+    assert page.locator("figure.measured .plot > img").is_visible()
+    for hidden in (
+        "figure.measured .live",
+        ".bd-sidebar-primary",
+        ".bd-header-article",
+        ".downloads",
+        ".prev-next-area",
+    ):
+        assert not page.locator(hidden).first.is_visible(), hidden
+    # dark letters, whatever the theme: paper is white
+    colour = page.locator("article p").first.evaluate("e => getComputedStyle(e).color")
+    assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
+    page.close()
+
+
+def test_the_claims_page_is_complete(pages):
+    text = pages["executed/09-claims.html"].text
+    for claim in claims.CLAIMS:
+        assert text.count(f'id="claim-{claim.identifier}"') == 1
+    assert text.count('<th scope="row"') == len(claims.CLAIMS) + len(claims.FIGURES)
+    assert 'id="result"' in text and 'id="result"' in pages["index.html"].text
 
 
 def test_search_finds_pages_in_a_folder(browser, site):
@@ -276,7 +354,7 @@ def test_the_slider_removes_layers(browser, site):
     assert page.locator(".explorer-stack .dropped").count() == 5
     assert f"5 of {layers}" in page.locator(".explorer-cut").inner_text()
     after = page.locator(".explorer-tasks").inner_text()
-    assert after != before and "items)" in after
+    assert after != before and "of answers flip" in after and " items" in after
     page.select_option("#explorer-rule", label="simple heuristic")
     assert page.locator(".explorer-stack .dropped").count() == 5
     assert page.locator(".explorer-stack span").nth(layers - 2).get_attribute("class") == "dropped"

@@ -14,6 +14,7 @@
     return made;
   }
 
+  const number = (value) => value.toLocaleString("en");
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const chosen = () => models[model.selectedIndex];
   const steps = () => chosen().rules[rule.value];
@@ -50,7 +51,7 @@
     row.append(element("span", { class: "title" }, about.title));
     const scale = element("span", { class: "scale" });
     if (found) {
-      const [value, low, high, start] = found;
+      const [value, low, high, flipped, start] = found;
       const place = (from, to) => `left:${100 * from}%;width:${Math.max(100 * (to - from), 0.4)}%`;
       scale.append(element("span", { class: "interval", style: place(low, high) }));
       scale.append(element("span", { class: "value", style: `left:${100 * value}%` }));
@@ -59,8 +60,9 @@
       }
       if (whole) scale.append(element("span", { class: "whole", style: `left:${100 * whole[0]}%`, title: "unpruned" }));
       const other = start === undefined ? "" : `, block from layer ${start}`;
+      const flips = flipped === null || !step.size ? "" : `; ${percent(flipped)} of answers flip`;
       row.append(scale, element("span", { class: "number" },
-        `${percent(value)} (${percent(low)} to ${percent(high)}; ${about.items} items${other})`));
+        `${percent(value)} (${percent(low)} to ${percent(high)})${flips}${other}`));
     } else {
       row.append(scale, element("span", { class: "number" }, "not measured"));
     }
@@ -82,6 +84,8 @@
       ["Angular distance of the block", step.size ? distance : "nothing is dropped"],
       ["Loss on text, nats a token", loss(step.loss)],
       ["The same after healing", loss(step.healed)],
+      ["Healed on", step.healing === undefined ? "not measured" :
+        `${number(step.healing[0])} tokens, ${number(step.healing[1])} parameters trained, ${number(step.healing[2])} s`],
     ];
     part("facts").replaceChildren(
       ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),

@@ -37,7 +37,7 @@
     const image = figure.querySelector(".plot img");
     const plot = document.createElement("div");
     plot.className = "live";
-    plot.setAttribute("role", "img");
+    plot.setAttribute("role", "group"); // not "img": its buttons would be out of reach
     plot.setAttribute("aria-label", image.alt);
     image.after(plot);
     try {
@@ -66,7 +66,16 @@
     return () => Plotly.relayout(plot, changes(plot, layout)).then(() => repaint(plot));
   }
 
+  // The picture stands on the page once; the link takes it from there.
+  function offer(figure) {
+    const link = figure.querySelector(".downloads .picture");
+    if (!link) return;
+    link.href = figure.querySelector(".plot img").src;
+    link.hidden = false;
+  }
+
   async function start() {
+    document.querySelectorAll("figure.measured").forEach(offer);
     if (!window.Plotly) return;
     const drawn = [];
     for (const figure of document.querySelectorAll("figure.measured")) {

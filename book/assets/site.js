@@ -1,0 +1,17 @@
+// What scrolls sideways can be reached and scrolled by keyboard; what fits is no stop on the way.
+(() => {
+  "use strict";
+  const WIDE = ".wide-table, .scrolls, .cell_output table, div.math, div.highlight pre";
+
+  function mark() {
+    for (const box of document.querySelectorAll(WIDE)) {
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
+    }
+  }
+
+  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", mark);
+  else mark();
+  window.addEventListener("load", mark);
+  window.addEventListener("resize", mark);
+})();

@@ -1,0 +1,227 @@
+"""The list of the paper's claims, and of its figures, with the verdict of what was measured on each."""
+
+import html
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from lib import decisions, paper
+from lib.evidence import Evidence, by_model
+from lib.results import Unit
+from lib.verdicts import AGREES, DIFFERS, OPEN, Ruling
+
+Rulings = Mapping[str, Mapping[str, list[Ruling]]]  # by claim, then by model
+# never by colour alone
+MARKS = {AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "–")}
+COUNTED = {AGREES: "agree", DIFFERS: "differ", OPEN: "can't be tested here"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, in our words, its figures, and how it is decided for one model."""
+
+    identifier: str
+    title: str
+    paper: str
+    figures: tuple[str, ...]
+    decide: Callable[[Evidence], list[Ruling]]
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+CLIFFS = ", ".join(
+    f"{family} {_share(low)}" + (f" to {_share(high)}" if high > low else "")
+    for family, (low, high) in paper.CLIFFS.items()
+)
+
+CLAIMS = [
+    Claim(
+        "plateau", "Accuracy stays, then falls at once",
+        f"MMLU stays flat until {CLIFFS} of the layers are gone, then falls to chance.",
+        ("1d", "2"), decisions.plateau,
+    ),
+    Claim(
+        "plateau-healed", "So it does after healing", "The healed curves have the same flat part and the same fall.",
+        ("1d", "2", "6"), decisions.plateau_healed,
+    ),
+    Claim(
+        "boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.",
+        ("1d", "6"), decisions.plateau_boolq,
+    ),
+    Claim(
+        "boolq-healing", "Healing matters more for BoolQ", "Healing gives back more on BoolQ than on MMLU.",
+        ("6",), decisions.healing_matters,
+    ),
+    Claim(
+        "healed-loss", "Healed loss grows slowly and straight",
+        "After healing, the loss on C4 grows slowly and about linearly, straight through the cliff.",
+        ("1d", "3"), decisions.healed_loss,
+    ),
+    Claim(
+        "unhealed-loss", "Unhealed loss jumps near the cliff", "Without healing, the loss jumps near the cliff.",
+        ("1d", "3"), decisions.unhealed_loss,
+    ),
+    Claim(
+        "simple-unhealed", "The simple heuristic alone collapses",
+        "Without healing, dropping the layers before the last one costs everything at once.",
+        ("5",), decisions.simple_collapses,
+    ),
+    Claim(
+        "simple-healed", "The simple heuristic, healed, nearly matches",
+        "After healing, the simple heuristic does nearly as well as similarity-informed pruning.",
+        ("5",), decisions.simple_healed,
+    ),
+    Claim(
+        "deep-blocks", "Deep blocks are the most alike",
+        "The deepest blocks without the last layer are the most similar.", ("1c", "4"), decisions.deep_blocks,
+    ),
+    Claim(
+        "last-layer", "The last layer is unlike the others",
+        "Blocks with the last layer are near-maximally dissimilar.", ("1c", "4"), decisions.last_layer,
+    ),
+    Claim(
+        "shot-order", "The order of examples does not matter", "Another order of the examples: no effect on MMLU.",
+        ("7",), decisions.shot_order,
+    ),
+    Claim(
+        "more-shots", "More examples help a little", "More examples in the prompt: MMLU marginally better.",
+        ("7",), decisions.more_shots,
+    ),
+    Claim(
+        "seeds", "The seed of healing does not matter", "Another seed of healing: no effect on MMLU.",
+        ("8",), decisions.seeds,
+    ),
+    Claim(
+        "ranks", "Lower ranks: better MMLU, worse loss",
+        "A lower rank of the adapters gives better MMLU and worse loss on C4.", ("9",), decisions.ranks,
+    ),
+    Claim(
+        "reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.",
+        ("GSM8K (ICLR appendix)",), decisions.reasoning,
+    ),
+]  # fmt: skip
+
+# the paper's figures and the page that shows ours
+FIGURES = {
+    "1c": "01-similarity", "1d": "03-healing", "2": "07-models", "3": "07-models", "4": "01-similarity",
+    "5": "03-healing", "6": "07-models", "7": "05-ablations", "8": "05-ablations", "9": "05-ablations",
+    "GSM8K (ICLR appendix)": "04-reasoning",
+}  # fmt: skip
+
+
+def ruled(units: Iterable[Unit]) -> Rulings:
+    """For each claim the rulings on each model; without any unit, each claim is not measured on "no model"."""
+    models = by_model(units) or {"no model": Evidence([])}
+    return {claim.identifier: {name: claim.decide(found) for name, found in models.items()} for claim in CLAIMS}
+
+
+def together(rulings: Iterable[Ruling]) -> str:
+    """One verdict of several: they differ where one does, and agree where one does and none differs."""
+    found = {ruling.verdict for ruling in rulings}
+    return DIFFERS if DIFFERS in found else AGREES if AGREES in found else OPEN
+
+
+def verdict_of(rulings: list[Ruling]) -> str:
+    """The verdict on a claim: by what the paper measured, whatever other tasks say."""
+    return together(ruling for ruling in rulings if ruling.of_paper)
+
+
+# ---- for readers ---------------------------------------------------------------------------------------------
+
+
+def summary_table(rulings: Rulings) -> str:
+    """HTML: each claim with its verdict on each model, and below it that of tasks which the paper did not ask."""
+    rows = []
+    for claim in CLAIMS:
+        cells = [f'<th scope="row"><a href="#claim-{claim.identifier}">{html.escape(claim.title)}</a></th>']
+        for found in rulings[claim.identifier].values():
+            others = [ruling for ruling in found if not ruling.of_paper]
+            beside = f"<br>other tasks: {_counted(others)}" if others else ""
+            cells.append(f"<td>{_badge(verdict_of(found))}{beside}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return _table("The paper's claims", ["Claim", *_models(rulings)], rows)
+
+
+def details(rulings: Rulings) -> str:
+    """HTML: each claim in the paper's sense, and for each model the numbers that decide, with their intervals."""
+    parts = []
+    for claim in CLAIMS:
+        figures = html.escape(" and ".join(claim.figures))
+        parts.append(f'<h3 id="claim-{claim.identifier}">{html.escape(claim.title)}</h3>')
+        parts.append(f"<p>The paper ({figures}): {html.escape(claim.paper)}</p>")
+        for model, found in rulings[claim.identifier].items():
+            items = "".join(map(_ruling, found))
+            parts.append(f"<p><strong>{html.escape(model)}</strong>: {_badge(verdict_of(found))}</p><ul>{items}</ul>")
+    return f'<div class="claims">{"".join(parts)}</div>'
+
+
+def figure_table(rulings: Rulings) -> str:
+    """HTML: each figure of the paper, the page that shows ours, and the verdicts on what the paper reads from it."""
+    rows = []
+    for figure, page in FIGURES.items():
+        claims = [claim for claim in CLAIMS if figure in claim.figures]
+        for number, claim in enumerate(claims):
+            span = f' rowspan="{len(claims)}"'
+            cells = [] if number else [f'<th scope="row"{span}>{html.escape(figure)}</th>']
+            cells += [f"<td>{html.escape(claim.paper)}</td>"]
+            cells += [f"<td>{_badge(verdict_of(found))}</td>" for found in rulings[claim.identifier].values()]
+            cells += [] if number else [f'<td{span}><a href="{page}.html">{page}</a></td>']
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+    return _table("The paper's figures", ["Figure", "What the paper reads from it", *_models(rulings), "Page"], rows)
+
+
+def result(rulings: Rulings) -> str:
+    """HTML: the result in a sentence or two for each model."""
+    said = []
+    for model in _models(rulings):
+        found = [verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS]
+        counts = ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items())
+        said.append(
+            f"<p><strong>{html.escape(model)}</strong>: {_cliffs(rulings, model)} Of {len(found)} claims of the "
+            f"paper {counts}.</p>"
+        )
+    return f'<div class="claims" id="result">{"".join(said)}</div>'
+
+
+def _cliffs(rulings: Rulings, model: str) -> str:
+    """Where the model's cliffs are, on the tasks that it knows."""
+    places = [
+        f"{html.escape(ruling.topic)} {finding.shown}"
+        for claim in ("plateau", "boolq")
+        for ruling in rulings[claim][model]
+        for finding in ruling.findings[:1]
+    ]
+    if not places:
+        return "no task is measured on which the whole model is surely better than guessing."
+    return (
+        "half of what it knows is gone once it has lost this share of its layers (95% intervals): "
+        f"{'; '.join(places)}. The paper's models hold out until {CLIFFS}."
+    )
+
+
+def _models(rulings: Rulings) -> list[str]:
+    return list(next(iter(rulings.values())))
+
+
+def _ruling(ruling: Ruling) -> str:
+    beside = "" if ruling.of_paper else " (not asked in the paper)"
+    numbers = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in ruling.findings)
+    reason = html.escape(f"{ruling.verdict}; {ruling.reason}.")
+    return f"<li>{html.escape(ruling.about)}{beside}: {reason}{f'<ul>{numbers}</ul>' if numbers else ''}</li>"
+
+
+def _counted(rulings: list[Ruling]) -> str:
+    found = [ruling.verdict for ruling in rulings]
+    return ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items() if verdict in found)
+
+
+def _badge(verdict: str) -> str:
+    name, mark = MARKS[verdict]
+    return f'<span class="verdict {name}"><span aria-hidden="true">{mark}</span> {html.escape(verdict)}</span>'
+
+
+def _table(caption: str, heads: list[str], rows: list[str]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="claims scrolls" role="region" aria-label="{html.escape(caption)}">{table}</div>'

@@ -1,0 +1,276 @@
+"""Claims: made-up measurements that agree, differ or are missing get the verdict they deserve."""
+
+import functools
+import html
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import claims, decisions
+from lib.claims import CLAIMS, FIGURES, details, figure_table, result, ruled, summary_table, together, verdict_of
+from lib.decisions import AT_ONCE, EARLIEST, LATEST
+from lib.evidence import Evidence, by_model
+from lib.outcomes import resampled
+from lib.pruning import Cut, simple_cut
+from lib.results import RESULTS, Unit, all_units, pack
+from lib.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
+
+LAYERS, ITEMS = 20, 3000
+SIZES = range(LAYERS - 1)
+FLAT = [0.8 if size < 8 else 0.25 for size in SIZES]  # falls between 7 and 8 of 20 layers: within the paper's range
+SLOPE = [max(0.8 - 0.055 * size, 0.25) for size in SIZES]
+GUESSES = [0.25 for _ in SIZES]
+HEALING = {"rank": 8, "seed": 0, "adapters": "all", "auxiliary": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Enough for what is made up here, which lies far on one side."""
+    monkeypatch.setattr(decisions, "resampled", functools.partial(resampled, resamples=100))
+    monkeypatch.setattr(decisions, "RESAMPLES", 100)
+
+
+def cut_of(rule, size):
+    return simple_cut(LAYERS, size) if rule == "simple" or not size else Cut(1, size)
+
+
+def key(**more):
+    model = {"name": "made up", "weights": "sha256:0"}
+    return {"model": model, "dtype": "bfloat16", "quantization": None, "version": 1, **more}
+
+
+def answers(share):
+    """Outcomes of which a share is right, in an order of their own."""
+    right = np.arange(ITEMS) < round(share * ITEMS)
+    return {"acc": pack(np.random.default_rng(0).permutation(right))}
+
+
+def sweep(task, accuracies, rule="similarity", shots=None, quantization=None):
+    """A sweep of one task: accuracy for each size from 0."""
+    cuts = [cut_of(rule, size) for size in range(len(accuracies))]
+    asked = {"task": task, "rule": rule, "cuts": [[cut.start, cut.size] for cut in cuts]}
+    outcomes = {f"{cut.start},{cut.size}": {task: answers(share)} for cut, share in zip(cuts, accuracies)}
+    rows = pd.DataFrame({"task": task, "metric": "acc", "items": [ITEMS]})
+    made = {"outcomes": outcomes, "levels": {task: {"chance": 0.25}}, "num_layers": LAYERS}
+    asked |= {"limit": None, "num_fewshot": shots, "quantization": quantization}
+    return Unit("sweep", task, key(**asked), {"measured": "2026"}, rows, made)
+
+
+def healings(losses, accuracies, rule="similarity", noise=0.05, **settings):
+    """Healed models of sizes 0, 2, 4, ...: loss on text and accuracy on MMLU and BoolQ."""
+    loss_key = {"text": "c4", "sequences": 64, "sequence_length": 256}
+    for size, loss in zip(range(0, LAYERS, 2), losses):
+        cut = cut_of(rule, size)
+        outcomes = {task: answers(of_task[size]) for task, of_task in accuracies.items()}
+        made = {"by_sequence": sequences(loss, noise), "outcomes": outcomes, "num_layers": LAYERS}
+        made["levels"] = {task: {"chance": 0.25} for task in outcomes}
+        asked = {"quantization": "nf4", "cut": [cut.start, cut.size], "healing": HEALING | settings, "loss": loss_key}
+        yield Unit("healing", f"{cut.start}-{size}", key(**asked), {"measured": "2026"}, pd.DataFrame(), made)
+
+
+def sequences(loss, noise=0.05):
+    return (loss + noise * np.random.default_rng(1).standard_normal(64)).tolist()
+
+
+def unhealed(losses_of):
+    """The unit of losses before healing, under each rule."""
+    losses = {cut_of(rule, size): loss for rule, losses in losses_of.items()
+              for size, loss in zip(range(0, LAYERS, 2), losses)}  # fmt: skip
+    made = {"by_sequence": {f"{cut.start},{cut.size}": sequences(loss) for cut, loss in losses.items()}}
+    asked = {"quantization": "nf4", "text": "c4", "sequences": 64, "sequence_length": 256}
+    asked["cuts"] = [[cut.start, cut.size] for cut in losses]
+    return Unit("loss", "c4", key(**asked), {"measured": "2026"}, pd.DataFrame(), made | {"num_layers": LAYERS})
+
+
+def verdict(identifier, *units):
+    (claim,) = [claim for claim in CLAIMS if claim.identifier == identifier]
+    return verdict_of(claim.decide(Evidence(list(units))))
+
+
+def test_an_interval_decides_only_where_it_lies_on_one_side():
+    assert Finding("x", 0.3, 0.25, 0.35, floor=0.2, ceiling=0.5).verdict == AGREES
+    assert Finding("x", 0.1, 0.05, 0.19, floor=0.2).verdict == DIFFERS
+    assert Finding("x", 0.6, 0.51, 0.7, ceiling=0.5).verdict == DIFFERS
+    assert Finding("x", 0.3, 0.15, 0.35, floor=0.2).verdict == OPEN
+    assert Finding("x", np.nan, np.nan, np.nan, floor=0.2).verdict == OPEN
+    yes, no = Finding("x", 1.0, 1.0, 1.0, floor=0.0), Finding("y", 1.0, 1.0, 1.0, ceiling=0.0)
+    assert Ruling("a", [yes, no]).verdict == DIFFERS and "outside the claim: y" in Ruling("a", [yes, no]).reason
+    assert Ruling("a").verdict == OPEN and Ruling("a", [yes], "not measured: a").verdict == OPEN
+    assert together([Ruling("a", [yes]), Ruling("b", obstacle="not measured")]) == AGREES
+    # what the paper did not ask decides nothing
+    assert verdict_of([Ruling("a", [yes]), Ruling("b", [no], of_paper=False)]) == AGREES
+
+
+@pytest.mark.parametrize("task, identifier", [("mmlu_anatomy", "plateau"), ("boolq", "boolq")])
+def test_a_plateau_is_flat_and_ends_at_once(task, identifier):
+    assert verdict(identifier, sweep(task, FLAT)) == AGREES
+    assert verdict(identifier, sweep(task, SLOPE)) == DIFFERS
+    early = [0.8 if size < EARLIEST * LAYERS - 2 else 0.25 for size in SIZES]
+    late = [0.8 if size < LATEST * LAYERS + 2 else 0.25 for size in SIZES]
+    assert verdict(identifier, sweep(task, early)) == verdict(identifier, sweep(task, late)) == DIFFERS
+    # up to the last cut nothing is lost, which lies within the paper's range
+    assert verdict(identifier, sweep(task, FLAT[:7])) == OPEN
+    # nothing to lose
+    assert verdict(identifier, sweep(task, GUESSES)) == OPEN
+    (ruling,) = next(claim for claim in CLAIMS if claim.identifier == identifier).decide(
+        Evidence([sweep(task, GUESSES)])
+    )
+    assert "nothing to lose" in ruling.reason and "0.250" in ruling.reason
+    assert verdict(identifier, sweep(task, FLAT, rule="simple")) == OPEN
+
+
+def test_other_tasks_stand_beside_the_verdict():
+    found = decisions.plateau(Evidence([sweep("capitals", SLOPE), sweep("embedded_piqa", GUESSES)]))
+    assert [(ruling.of_paper, ruling.verdict) for ruling in found] == [(True, OPEN), (False, DIFFERS)]
+    assert "not measured: MMLU" in found[0].reason
+
+
+def test_the_subjects_of_mmlu_count_together():
+    (ruling, *_) = decisions.plateau(Evidence([sweep("mmlu_anatomy", FLAT), sweep("mmlu_virology", FLAT)]))
+    assert ruling.about == "MMLU, 2 of 57 subjects, 6,000 items"
+    # of two measurements the one with more items
+    (ruling, *_) = decisions.plateau(Evidence([sweep("mmlu", SLOPE), sweep("mmlu_a", FLAT), sweep("mmlu_b", FLAT)]))
+    assert ruling.verdict == AGREES
+
+
+def test_losses_after_healing():
+    slow, fast = np.linspace(3, 5, 8), np.array([3, 3.1, 3.2, 3.3, 9, 9.2, 9.4, 10])
+    both = {"mmlu": FLAT, "boolq": FLAT}
+    units = [unhealed({"similarity": fast}), *healings(slow, both)]
+    assert verdict("healed-loss", *units) == AGREES
+    assert verdict("healed-loss", unhealed({"similarity": slow}), *healings(fast, both)) == DIFFERS
+    assert verdict("healed-loss", *units[1:]) == verdict("healed-loss", units[0]) == OPEN
+    # the loss jumps between 6 and 8 layers; the cliff lies there, or far away
+    far = [0.8 if size < 15 else 0.25 for size in SIZES]
+    assert verdict("unhealed-loss", *units, sweep("mmlu", FLAT)) == AGREES
+    assert verdict("unhealed-loss", *units, sweep("mmlu", far)) == DIFFERS
+    assert verdict("unhealed-loss", *units) == OPEN
+    straight = [unhealed({"similarity": slow}), *healings(slow, both)]
+    assert verdict("unhealed-loss", *straight, sweep("mmlu", FLAT)) == DIFFERS
+
+
+def test_the_simple_heuristic():
+    at_once = [0.8] + [0.25] * (LAYERS - 2)
+    assert AT_ONCE * LAYERS > 1
+    assert verdict("simple-unhealed", sweep("mmlu", at_once, rule="simple")) == AGREES
+    assert verdict("simple-unhealed", sweep("mmlu", FLAT, rule="simple")) == DIFFERS
+    assert verdict("simple-unhealed", sweep("mmlu", at_once)) == OPEN
+    losses, before = np.linspace(3, 5, 8), np.linspace(3, 15, 8)
+    sweeps = [sweep("mmlu", FLAT, rule=rule, quantization="nf4") for rule in ("similarity", "simple")]
+    worse = {"mmlu": at_once}
+
+    def units(simple_loss, simple_right):
+        healed = [*healings(losses, {"mmlu": FLAT}), *healings(simple_loss, simple_right, "simple")]
+        return [*sweeps, unhealed({"similarity": losses, "simple": before}), *healed]
+
+    assert verdict("simple-healed", *units(losses + 0.01, {"mmlu": FLAT})) == AGREES
+    assert verdict("simple-healed", *units(before - 1, {"mmlu": FLAT})) == DIFFERS
+    assert verdict("simple-healed", *units(losses + 0.01, worse)) == DIFFERS
+    assert verdict("simple-healed", *units(losses, {"mmlu": FLAT})[:3]) == OPEN
+
+
+def test_healing_matters_more_for_boolq():
+    before = [sweep(task, SLOPE, quantization="nf4") for task in ("mmlu", "boolq")]
+    losses = np.linspace(3, 5, 8)
+    helped = [*before, *healings(losses, {"mmlu": SLOPE, "boolq": FLAT})]
+    assert verdict("boolq-healing", *helped) == AGREES
+    assert verdict("boolq-healing", *before, *healings(losses, {"mmlu": FLAT, "boolq": SLOPE})) == DIFFERS
+    assert verdict("boolq-healing", *helped[1:]) == OPEN
+    assert verdict("plateau-healed", *before, *healings(losses, {"mmlu": FLAT, "boolq": FLAT})) == AGREES
+    assert verdict("plateau-healed", *before, *healings(losses, {"mmlu": SLOPE, "boolq": SLOPE})) == DIFFERS
+
+
+def distances(of_block):
+    rows = [
+        {"start": start, "size": size, "distance": of_block(start, size), "stderr": 1e-4, "samples": 256}
+        for size in range(1, LAYERS + 1)
+        for start in range(LAYERS - size + 1)
+    ]
+    asked = {"corpus": "wikipedia"}
+    made = {"num_layers": LAYERS}
+    return Unit("similarity", "wikipedia", key(**asked), {"measured": "2026"}, pd.DataFrame(rows), made)
+
+
+def test_distances():
+    deep = distances(lambda start, size: 0.3 - 0.01 * start + 0.4 * (start + size == LAYERS))
+    shallow = distances(lambda start, size: 0.1 + 0.01 * start - 0.09 * (start + size == LAYERS))
+    assert verdict("deep-blocks", deep) == verdict("last-layer", deep) == AGREES
+    assert verdict("deep-blocks", shallow) == verdict("last-layer", shallow) == DIFFERS
+
+
+def test_ranks_and_seeds():
+    losses, known = np.linspace(3, 5, 5), sweep("mmlu", FLAT)
+    better = {"mmlu": [0.7] * LAYERS}
+    high = [*healings(losses, {"mmlu": [0.5] * LAYERS}, rank=64), known]
+    assert verdict("ranks", *high, *healings(losses + 0.2, better, rank=2)) == AGREES
+    assert verdict("ranks", *high, *healings(losses - 0.2, better, rank=2)) == DIFFERS
+    assert verdict("ranks", *high) == OPEN
+    assert verdict("ranks", *high, *healings(losses + 0.2, better, rank=2, seed=1)) == OPEN  # differ in two settings
+    first = [*healings(losses, better, seed=0), known]
+    assert verdict("seeds", *first, *healings(losses, {"mmlu": [0.71] * LAYERS}, seed=1)) == AGREES
+    assert verdict("seeds", *first, *healings(losses, {"mmlu": [0.5] * LAYERS}, seed=1)) == DIFFERS
+    assert verdict("seeds", *first) == OPEN
+
+
+def test_shots():
+    few = sweep("mmlu", FLAT, shots=0)
+    assert verdict("more-shots", few, sweep("mmlu", [value + 0.02 for value in FLAT], shots=5)) == AGREES
+    assert verdict("more-shots", few, sweep("mmlu", [value - 0.02 for value in FLAT], shots=5)) == DIFFERS
+    assert verdict("more-shots", few) == verdict("shot-order", few) == OPEN
+
+
+def test_reasoning_falls_before_knowledge():
+    written = [0.5 - 0.05 * size if size < 5 else 0.0 for size in SIZES]
+    reasoning = sweep("gsm8k", written)
+    reasoning.details["levels"]["gsm8k"] = {"chance": 0.0}
+    assert verdict("reasoning", reasoning, sweep("mmlu", FLAT)) == AGREES
+    assert verdict("reasoning", sweep("gsm8k", FLAT), sweep("mmlu", FLAT)) == DIFFERS
+    assert verdict("reasoning", reasoning) == OPEN
+    (ruling,) = decisions.reasoning(Evidence([sweep("mmlu", FLAT)]))
+    assert ruling.reason == "not measured: GSM8K"
+
+
+def test_without_units_nothing_is_said():
+    """No number on the page is typed by hand: what is left without measurements is the paper's."""
+    rulings = ruled([])
+    for claim in CLAIMS:
+        (found,) = rulings[claim.identifier].values()
+        assert all(ruling.reason.startswith("not measured: ") and not ruling.findings for ruling in found)
+    page = result(rulings) + summary_table(rulings) + re.sub("<p>The paper.*?</p>", "", details(rulings))
+    words = html.unescape(re.sub("<[^>]*>", " ", page)).replace("GSM8K", "").replace(f"Of {len(CLAIMS)} claims", "")
+    assert sorted(re.findall(r"[0-9]+", words)) == ["0", "0", str(len(CLAIMS))]  # agree, differ, can't be tested
+
+
+@pytest.mark.parametrize(
+    "kind, gone",
+    [("similarity", ["deep-blocks", "last-layer"]), ("loss", ["healed-loss", "unhealed-loss"]), ("sweep", ["boolq"])],
+)
+def test_a_deleted_unit_is_not_measured(kind, gone, tmp_path):
+    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+
+    def reasons():
+        wanted = [claim for claim in CLAIMS if claim.identifier in gone]
+        models = by_model(all_units(tmp_path)).values()
+        return [ruling.reason for claim in wanted for found in models for ruling in claim.decide(found)]
+
+    assert "not measured" not in " ".join(reasons())
+    for path in tmp_path.glob(f"*/{kind}-*.json"):
+        path.unlink()
+    assert all(reason.startswith("not measured: ") for reason in reasons())
+
+
+def test_every_figure_of_the_paper_has_its_page_and_its_claims():
+    assert [figure[0] for figure in FIGURES] == ["1", "1", *"23456789", "G"]
+    assert {figure for claim in CLAIMS for figure in claim.figures} == set(FIGURES)
+    rulings = ruled([sweep("mmlu", FLAT)])
+    assert list(by_model([sweep("mmlu", FLAT)])) == ["made up"]
+    table = figure_table(rulings)
+    assert all(f'href="{page}.html"' in table for page in FIGURES.values())
+    page = summary_table(rulings) + details(rulings)
+    for claim in CLAIMS:
+        assert f'href="#claim-{claim.identifier}"' in page and f'id="claim-{claim.identifier}"' in page
+    assert claims.CLIFFS.startswith("Llama-2 45% to 55%")
+    assert "made up" in result(rulings) and "MMLU" in result(rulings)
