@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -24,7 +23,6 @@ from lib.pruning import Cut
 from lib.results import write_whole
 from lib.tensor_files import INDEX, PICKLED, Shard, copy_tensors, read_json, read_shards
 
-AT_ONCE = 4  # shards written at the same time
 STATE = ".slicing.json"  # in a folder under way: what it will be
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 
@@ -130,15 +128,11 @@ def _write_tensors(shards: list[Shard], partial: Path) -> None:
     files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     files = files if len(files) > 1 else ["model.safetensors"]
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
-        todo = []
         for shard, file in zip(shards, files):
             if (partial / file).exists():
                 bar.update(sum(tensor.bytes for tensor in shard.tensors))
             else:
-                todo.append((shard, partial / file))
-        # several at once: one copy waits for the processor, which finds memory for the pages, more than for the disk
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(lambda work: copy_tensors(*work, bar), todo))  # a list: so that errors are raised
+                copy_tensors(shard, partial / file, bar)
     if len(files) > 1:
         weight_map = {tensor.name: file for shard, file in zip(shards, files) for tensor in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}

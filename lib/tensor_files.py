@@ -97,7 +97,7 @@ def copy_tensors(shard: Shard, out: Path, bar) -> None:
             source.seek(shard.start + start)
             for block in update(source.read):
                 target.write(block)
-                _advance(bar, len(block))
+                bar.update(len(block))
         target.flush()
         os.fsync(target.fileno())
     os.replace(temporary, out)
@@ -132,11 +132,6 @@ def _copy(source, target, start: int, length: int, bar) -> None:
         if copied == 0:
             raise InputError(f"{source.name} ended while it was copied: fetch it again")
         start, length = start + copied, length - copied
-        _advance(bar, copied)
-
-
-def _advance(bar, copied: int) -> None:
-    with bar.get_lock():  # other files are written at the same time
         bar.update(copied)
 
 
