@@ -13,7 +13,7 @@ FILE_TYPES = {
     "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15,
     "Q5_K_M": 17, "Q6_K": 18,
 }  # fmt: skip
-FLOAT32 = 0  # of tensors (ggml_type)
+FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of whether to use flash attention
 
 
 def _library():
@@ -53,7 +53,9 @@ class LlamaCpp:
         options = self.library.LlamaContextParams()
         options.n_ctx = len(prompt) + tokens
         options.n_threads = options.n_threads_batch = self.threads
-        options.type_k = options.type_v = FLOAT32  # keys and values are kept in 16 bits otherwise
+        # otherwise keys, values and sums over them are rounded to 16 bits, which no file asks for
+        options.type_k = options.type_v = FLOAT32
+        options.flash_attn_type = DISABLED
         context = self.library.LlamaContext(self.model, options)
         sampler = self.library.LlamaSampler(self.library.LlamaSamplerChainParams())
         sampler.add_greedy()
