@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import drawing, figures
+from lib import cost_figures, drawing, figures
 from lib.errors import InputError
 
 L = 6
@@ -85,11 +85,11 @@ def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
         figures.best_start_comparison(curves, measured=["ours"]),
         figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
         figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
-        figures.sweep_cost({"boolq, bfloat16": COST}),
-        figures.accuracy_against_bytes(
+        cost_figures.sweep_cost({"boolq, bfloat16": COST}),
+        cost_figures.accuracy_against_bytes(
             in_bytes(accuracy), REFERENCES, tasks=list(REFERENCES), bits={"similarity": "nf4"}, model=MODEL
         ),
-        figures.gained(shares(accuracy), lines={"knowledge": "bytes", "yes-no": "time"}, model=MODEL),
+        cost_figures.gained(shares(accuracy), lines={"knowledge": "bytes", "yes-no": "time"}, model=MODEL),
     ]
     return {figure.name: figure for figure in made}
 
@@ -329,7 +329,7 @@ def test_accuracy_against_bytes_in_megabytes(drawn, accuracy):
     assert list(line.x) == [L - size for size in rows["size"]]
     assert list(line.y) == pytest.approx(list(rows["value"]), rel=1e-3)
     with pytest.raises(InputError, match=r"add \['bytes'\]"):
-        figures.accuracy_against_bytes(accuracy, {}, tasks=["knowledge"], bits={"similarity": "nf4"}, model=MODEL)
+        cost_figures.accuracy_against_bytes(accuracy, {}, tasks=["knowledge"], bits={"similarity": "nf4"}, model=MODEL)
 
 
 def test_gained_beside_the_ideal(drawn, accuracy):
@@ -338,7 +338,7 @@ def test_gained_beside_the_ideal(drawn, accuracy):
     rows = accuracy.query("task == 'yes-no' and rule == 'similarity'")
     assert list(trace_named(drawn["gained"], "time").y) == pytest.approx(list(rows["value"]), rel=1e-3)
     with pytest.raises(InputError, match="no value of 'decode'"):
-        figures.gained(shares(accuracy), lines={"decode": "time"}, model=MODEL)
+        cost_figures.gained(shares(accuracy), lines={"decode": "time"}, model=MODEL)
 
 
 def test_save_writes_picture_and_rows(drawn, distances, tmp_path):
