@@ -17,7 +17,7 @@ from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
-LISTS = {"sizes", "ranks", "seeds"}
+LISTS = {"sizes", "ranks", "seeds", "again"}
 BITSANDBYTES = ("nf4", "int8")
 
 
@@ -306,6 +306,29 @@ class TakeAwayParameters(QuestionAnsweringParameters):
         own = {field.name for field in dataclasses.fields(Parameters)} | {"text", "preset", "steps"}
         same = {name: getattr(self, name) for name in own - {"dtype", "quantization"}}
         return HealingParameters(**same, dtype="bfloat16", quantization=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproductionParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/10-reproduction.ipynb."""
+
+    tasks: str = "capitals, sums_one_digit"  # "mmlu:5@20": 5-shot, 20 items
+    rules: str = "similarity, simple"  # under which the published numbers were measured
+    again: str = "1, 2, 4, 8"  # block sizes to measure again, similarity-informed, besides the whole model
+    sequences_again: int = 16  # sequences for the distances
+
+    def check(self) -> None:
+        super().check()
+        if self.sequences_again < 2:
+            raise InputError(f"sequences_again is {self.sequences_again}, expected a whole number from 2")
+        self.afresh("again").check()
+
+    def afresh(self, folder: str) -> QuestionAnsweringParameters:
+        """What is measured again, with its results in a folder of its own."""
+        own = {field.name for field in dataclasses.fields(QuestionAnsweringParameters)}
+        same = {name: getattr(self, name) for name in own}
+        changed = {"results": folder, "sizes": f"0, {self.again}", "rules": "similarity"}
+        return QuestionAnsweringParameters(**(same | changed | {"samples": self.sequences_again, "measure": True}))
 
 
 def _split(text: str) -> list[str]:

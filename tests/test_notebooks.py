@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from lib.parameters import (
     HealingParameters,
     QuestionAnsweringParameters,
     ReasoningParameters,
+    ReproductionParameters,
     SimilarityParameters,
     TakeAwayParameters,
 )
@@ -84,6 +86,14 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path):
         assert done.returncode == 0, done.stderr[-3000:]
         assert all(f'id=\\"{figure}\\"' in (tmp_path / "page.ipynb").read_text() for figure in NOTEBOOKS[name][1])
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    if name == "02-question-answering":
+        # measured again, it is what was measured before, answer by answer
+        small = SMALL[name] | {"again": "1, 2", "sequences_again": 8}
+        done = run("10-reproduction", output, model=tiny_folder, results=tmp_path / "results", **small)
+        assert done.returncode == 0, done.stderr[-3000:]
+        (said,) = re.findall(r"\*\*(\d+) of (\d+) numbers lie .* (\d+) of (\d+) answers", output.read_text())
+        assert said == ("8", "8", "36", "36")
+        assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
     if name == "01-similarity":
         assert run(name, output, model=tiny_folder, results=tmp_path / "results", **SMALL[name]).returncode == 0
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
@@ -120,12 +130,13 @@ def test_a_mistake_is_one_line_and_an_exit_status(parameters, message, tmp_path)
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [*NOTEBOOKS, "10-reproduction"])
 def test_parameters_are_typed_documented_and_the_ones_checked(name):
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    parameters = NOTEBOOKS[name][0] if name in NOTEBOOKS else ReproductionParameters
     stated = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    expected = {field.name: field.default for field in dataclasses.fields(NOTEBOOKS[name][0])}
+    expected = {field.name: field.default for field in dataclasses.fields(parameters)}
     assert stated == expected
     for line in cell.source.splitlines():
         assert ": " in line.split("=")[0] and "  # " in line, f"{line!r} has no type or no explanation"

@@ -32,7 +32,7 @@ CHROMIUM_FLAGS = [
 # without fetching style sheets anew, which a page opened as a file may not do
 AXE = {"resultTypes": ["violations"], "preload": False}
 OUTSIDE = ("mathjax", "thebe", "jsdelivr", "unpkg")
-TABLES_ONLY = {"09-claims"}
+TABLES_ONLY = {"09-claims", "10-reproduction"}
 HEAVIEST = {"index.html": 1_000_000}  # bytes of a page and all it loads, plotly apart
 HEAVIER = 3_000_000  # of any other page
 FIGURE = re.compile(r'<figure\b[^>]*\bclass="measured"')
