@@ -3,6 +3,7 @@
 Notebooks whose page is out of date are run by the build itself.
 """
 
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import yaml
 
 from book import readme_figure, weight
 from lib import claims
@@ -338,6 +340,41 @@ def test_a_page_of_other_parameters_says_what_was_not_measured(tmp_path, monkeyp
     # any other mistake stops the build
     with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0"):
         built("false", "limit is 0")
+
+
+def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_path):
+    """Nobody edits a page: its own pages, their place in the navigation, and the figures of all models."""
+    skip = shutil.ignore_patterns("_build", "executed", "__pycache__", "results")
+    for name in ("book", "lib", "notebooks", "benchmarks", "_config.yml"):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, tmp_path / name, ignore=skip, symlinks=True)
+        elif (ROOT / name).exists():
+            shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "book" / "index.md").write_text("# A book\n")
+    contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": [{"file": "executed/07-models"}]}]}
+    (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+
+    def typed(command: str) -> None:
+        program, *words = command.split()
+        program = Path(sys.executable).with_name(program)
+        done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+    small = "-p samples 8 -p sequence_length 32 -p limit 6 -p tasks capitals"
+    typed(f"papermill notebooks/02-question-answering.ipynb out.ipynb --kernel python3 -p model {tiny_folder} {small}")
+    (folder,) = (tmp_path / "results").iterdir()
+    measured = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    typed("jupyter-book build book/ -W -n --keep-going")
+    html = tmp_path / "book" / "_build" / "html"
+    links = [link.partition("#")[0] for link in Page(html / "index.html").links]
+    for name in (f"model-{folder.name}", f"model-{folder.name}-layers"):
+        page = html / "executed" / f"{name}.html"
+        assert f"executed/{name}.html" in links, "it is not in the navigation"
+        assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"
+    assert measured == {path: path.stat().st_mtime_ns for path in folder.iterdir()}, "it was measured again"
+    figures = FIGURE.split((html / "executed" / "07-models.html").read_text(encoding="utf-8"))[1:]
+    assert figures and Path(tiny_folder).name in figures[0]
 
 
 def test_the_slider_removes_layers(browser, site):
