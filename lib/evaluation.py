@@ -13,7 +13,8 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,9 +51,12 @@ class Tasks:
     limit: int | None
 
 
-def load_tasks(names: list[str], *, num_fewshot: int | None = None, datasets: str | None = None) -> dict:
+def load_tasks(
+    names: list[str], *, num_fewshot: int | None = None, fewshot_order: int = 0, datasets: str | None = None
+) -> dict:
     """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
 
+    `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
     Raises InputError for a name that is not known, or data that can't be reached.
     """
     manager = check_names(names)
@@ -66,7 +70,16 @@ def load_tasks(names: list[str], *, num_fewshot: int | None = None, datasets: st
         elif configured is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if fewshot_order and hasattr(task, "sampler"):
+            task.sampler.sample = functools.partial(_shuffled, task.sampler.sample, fewshot_order)
     return loaded
+
+
+def _shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
+    """The same examples in another order, which is the same for every prompt with as many."""
+    examples = list(sample(*arguments, **named))
+    random.Random(seed).shuffle(examples)
+    return examples
 
 
 def check_names(names: list[str]) -> TaskManager:

@@ -17,7 +17,7 @@ from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
-LISTS = {"sizes", "ranks", "seeds", "again"}
+LISTS = {"sizes", "ranks", "seeds", "again", "shot_numbers", "shot_orders"}
 BITSANDBYTES = ("nf4", "int8")
 
 
@@ -252,14 +252,20 @@ class AblationParameters(HealingParameters):
     ranks: str = "2, 8, 64"  # ranks of the adapters to compare
     seeds: str = "0, 1, 2"  # seeds of healing to compare
     auxiliary_weight: float = 1.0  # of the auxiliary loss, where healing with it is compared
+    shot_task: str = "mmlu"  # task on which examples in the prompt are compared, without healing
+    shot_limit: int | None = 5  # its items a task, from the beginning; None: all
+    shot_numbers: str = "0, 1, 3, 5"  # numbers of examples to compare
+    shot_orders: str = "0, 1, 2"  # orders of the most of them: 0 is the task's own, others are seeds of a shuffle
 
     def check(self) -> None:
         super().check()
-        for name in ("ranks", "seeds"):
+        for name in ("ranks", "seeds", "shot_numbers", "shot_orders"):
             self.numbers(name)
+        evaluation.check_names([self.shot_task])
+        evaluation.check_limit(self.shot_limit)
 
     def numbers(self, name: str) -> list[int]:
-        """The whole numbers of `ranks` or `seeds`. Raises InputError for what is none."""
+        """The whole numbers of `ranks`, `seeds`, ... Raises InputError for what is none."""
         parts = _split(getattr(self, name))
         if not parts or not all(part.isdecimal() for part in parts):
             raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")

@@ -38,6 +38,7 @@ def sweep(
     *,
     limit: int | None = None,
     num_fewshot: int | None = None,
+    fewshot_order: int = 0,
     datasets: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
@@ -52,6 +53,7 @@ def sweep(
     cuts: the pruned models; `Cut(0, 0)` is the whole model. What is given twice is run once.
     limit: documents a task, from its beginning; None for all.
     num_fewshot: examples in the prompt; None for the task's own number.
+    fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
     datasets: a local mirror of the hub (see `lib.corpora`).
     batch_tokens: tokens in one batch, padding included.
     memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
@@ -63,7 +65,8 @@ def sweep(
     majority class a task).
     Raises InputError for unknown tasks, cuts that don't fit the model, a limit below 1.
     """
-    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
+    of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
+    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
     family = family or PrunedFamily(model, distinct)
@@ -105,12 +108,12 @@ def plan(
     return dataclasses.replace(found, generated=len(asked.generations))
 
 
-def _requests(model, tokenizer, tasks, cuts, *, limit, num_fewshot, datasets) -> evaluation.Tasks:
+def _requests(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> evaluation.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
     for cut in cuts:
         cut.check(num_layers(model))
     evaluation.check_limit(limit)
-    loaded = evaluation.load_tasks(tasks, num_fewshot=num_fewshot, datasets=datasets)
+    loaded = evaluation.load_tasks(tasks, datasets=datasets, **of_prompts)
     return evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
 
 

@@ -243,3 +243,22 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     assert found["value"].between(0, 1).all()
     assert set(table.attrs["outcomes"]) == {"0,0", "2,2"}
     assert table.attrs["levels"]["boolq"]["chance"] == 0.5
+
+
+@pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+
+    def prompts(order):
+        how = {"num_fewshot": 4, "fewshot_order": order, "datasets": str(SHARED_MIRROR)}
+        asked = evaluation.collect_requests(
+            evaluation.load_tasks(["mmlu_anatomy"], **how), model, tokenizer, limit=2
+        ).instances
+        return [instance.args[0].split("\n\n") for instance in asked]
+
+    own, shuffled = prompts(0), prompts(1)
+    assert own == prompts(0) and shuffled == prompts(1) != prompts(2)
+    for one, other in zip(own, shuffled, strict=True):
+        *examples, question = one
+        assert examples != other[:-1] and sorted(examples) == sorted(other[:-1]) and question == other[-1]
+    assert [prompt[:-1] for prompt in shuffled] == [shuffled[0][:-1]] * len(shuffled)  # one beginning for all

@@ -29,7 +29,10 @@ NOTEBOOKS = {
     "01-similarity": (SimilarityParameters, ["distance-curves", "distance-heatmap", "best-start"]),
     "02-question-answering": (QuestionAnsweringParameters, ["headline", "accuracy-curves"]),
     "04-reasoning": (ReasoningParameters, ["reasoning", "chosen-and-written"]),
-    "05-ablations": (AblationParameters, ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy"]),
+    "05-ablations": (
+        AblationParameters,
+        ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy", "shots-number"],
+    ),
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
 }
@@ -43,6 +46,7 @@ SMALL = {
     "05-ablations": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "2", "dtype": "float32",
         "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32, "ranks": "2, 8", "seeds": "0, 1",
+        "shot_task": "capitals", "shot_numbers": "0, 1", "shot_orders": "0, 1",
     },
     "03-healing": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "dtype": "float32",

@@ -350,8 +350,10 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
             shutil.copytree(ROOT / name, tmp_path / name, ignore=skip, symlinks=True)
         elif (ROOT / name).exists():
             shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "book" / "index.md").write_text("# A book\n")
-    contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": [{"file": "executed/07-models"}]}]}
+    for name in ("index", "method", "glossary"):  # pages of models lead to the latter two
+        (tmp_path / "book" / f"{name}.md").write_text(f"# {name}\n")
+    chapters = [{"file": name} for name in ("executed/07-models", "method", "glossary")]
+    contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": chapters}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
 
