@@ -299,18 +299,28 @@ def seeds(evidence: Evidence) -> list[Ruling]:
     names, obstacle = _mmlu_of(evidence, next(iter(ways.values())))
     if obstacle:
         return [Ruling("MMLU", obstacle=obstacle)]
-    means = np.stack([_of_healings(units, names).mean(axis=0) for units in ways.values()])
-    what = f"largest difference in accuracy between {len(ways)} seeds"
-    return [Ruling("MMLU", [Finding(what, *interval(resampled(np.ptp, means)), ceiling=ALIKE, form=PLAIN)])]
+    return [Ruling("MMLU", [_spread([_of_healings(units, names) for units in ways.values()], "seeds")])]
+
+
+def _spread(right: list[np.ndarray], what: str) -> Finding:
+    """How far accuracies lie apart at most: which items came out right, [C, I], one way after another."""
+    means = np.stack([of_way.mean(axis=0) for of_way in right])
+    found = interval(resampled(np.ptp, means))
+    return Finding(f"largest difference in accuracy between {len(means)} {what}", *found, ceiling=ALIKE, form=PLAIN)
 
 
 def shot_order(evidence: Evidence) -> list[Ruling]:
+    by_order = evidence.by_prompt("MMLU", "order")
     obstacle = not_known(evidence.answers("MMLU", "similarity"), "MMLU")
-    return [Ruling("MMLU", obstacle=obstacle or "not measured: another order of the examples in the prompt")]
+    if obstacle or len(by_order) < 2:
+        return [Ruling("MMLU", obstacle=obstacle or "not measured: another order of the examples in the prompt")]
+    spread = _spread([answers.right.astype(float) for answers in by_order.values()], "orders of the examples")
+    return [Ruling(next(iter(by_order.values())).described, [spread])]
 
 
 def more_shots(evidence: Evidence) -> list[Ruling]:
-    by_shots = evidence.by_shots("MMLU", "similarity")
+    ways = evidence.by_shots("MMLU", "similarity"), evidence.by_prompt("MMLU", "num_fewshot")
+    by_shots = max(ways, key=len)
     obstacle = not_known(evidence.answers("MMLU", "similarity"), "MMLU")
     if obstacle or len(by_shots) < 2:
         return [Ruling("MMLU", obstacle=obstacle or "not measured: MMLU with another number of examples")]

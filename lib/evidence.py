@@ -129,6 +129,21 @@ class Evidence:
         most = max((answers.right.shape[1] for answers in found.values()), default=0)
         return {shots: found[shots] for shots in sorted(found) if found[shots].right.shape[1] == most}
 
+    def by_prompt(self, topic: str, setting: str) -> dict[int, Answers]:
+        """What was measured under prompts that differ in one setting alone ("num_fewshot", "order"), by its value."""
+        together: dict[str, dict[int, Unit]] = {}
+        for unit in self.of_kind("shots"):
+            if topic_of(unit.key["task"]) == topic:
+                how = {k: v for k, v in unit.key.items() if k not in (setting, "data", "model")}
+                together.setdefault(json.dumps(how, sort_keys=True), {})[unit.key[setting]] = unit
+        best, found = max(together.values(), key=len, default={}), {}
+        for value, unit in sorted(best.items()):
+            cuts = [Cut(*cut) for cut in unit.key["cuts"]]
+            of_cuts = [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]
+            right = np.stack([np.concatenate([_right(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
+            found[value] = self._answers(topic, [unit], cuts, right, unit.key["num_fewshot"])
+        return found
+
     def _together(self, topic: str, units: list[Unit], rule: str) -> Answers | None:
         rules = units[0].key["rule"].split(", ")
         if rule not in rules:

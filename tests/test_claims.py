@@ -1,5 +1,6 @@
 """Claims: made-up measurements that agree, differ or are missing get the verdict they deserve."""
 
+import dataclasses
 import functools
 import html
 import re
@@ -220,6 +221,24 @@ def test_shots():
     assert verdict("more-shots", few, sweep("mmlu", [value + 0.02 for value in FLAT], shots=5)) == AGREES
     assert verdict("more-shots", few, sweep("mmlu", [value - 0.02 for value in FLAT], shots=5)) == DIFFERS
     assert verdict("more-shots", few) == verdict("shot-order", few) == OPEN
+
+
+def test_prompts_that_differ_in_one_setting():
+    known = sweep("mmlu", FLAT, shots=5)
+    own, other = prompts(FLAT, 5, 0), prompts([value + 0.005 for value in FLAT], 5, 1)
+    assert verdict("shot-order", known, own, other) == AGREES
+    assert verdict("shot-order", known, own, prompts([value - 0.2 for value in FLAT], 5, 1)) == DIFFERS
+    assert verdict("shot-order", known, own, prompts(FLAT, 3, 1)) == OPEN  # differ in two settings
+    assert verdict("shot-order", sweep("mmlu", GUESSES), own, other) == OPEN  # nothing that could matter
+    assert verdict("more-shots", known, own, prompts([value - 0.02 for value in FLAT], 0, 0)) == AGREES
+    assert verdict("more-shots", known, own, prompts([value + 0.02 for value in FLAT], 0, 0)) == DIFFERS
+
+
+def prompts(accuracies, shots, order):
+    """The pruned models under one kind of prompt."""
+    made = sweep("mmlu", accuracies, shots=shots)
+    asked = {name: value for name, value in made.key.items() if name != "rule"} | {"order": order}
+    return dataclasses.replace(made, kind="shots", key=asked)
 
 
 def test_reasoning_falls_before_knowledge():
