@@ -48,6 +48,9 @@ def describe(unit: Unit) -> dict:
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
         what = f"{key.get('task')}{shots}, {key.get('rule')} rule"
         items = f"{unit.rows['items'].max():,}"
+    elif unit.kind == "shots":
+        what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
+        items = f"{unit.rows['items'].max():,}"
     elif unit.kind == "loss":
         what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
         items = f"{unit.rows['items'].max():,} sequences of {key.get('sequence_length')} tokens"
