@@ -129,6 +129,11 @@ def test_formulas_are_written_into_the_page(pages):
     assert not re.search(r"<m[ion]>\\", method), "a command that the converter does not know"
 
 
+def test_tables_are_tables(pages):
+    """Tables in the Markdown of a notebook's output are not understood, and stay a line of strokes."""
+    assert not [name for name, page in pages.items() if re.search(r"\|\s*:?-{2,}", page.text)]
+
+
 def test_plotting_scripts_only_where_there_is_a_figure(pages):
     for name, page in pages.items():
         assert bool(FIGURE.search(page.text)) == ("plotly.min.js" in page.text) == ("plots.js" in page.text), name
