@@ -1,5 +1,6 @@
 """The real model and the real data that come without a hub."""
 
+import copy
 import dataclasses
 import hashlib
 
@@ -38,6 +39,14 @@ def test_knows_capitals_until_layers_go(embedded):
     rows = sweep(*embedded, ["capitals"], [Cut(0, 0), simple_cut(30, 15)], limit=24)
     whole, pruned = rows["value"]
     assert whole > 0.6 > pruned
+
+
+def test_every_saving_is_used_in_sixteen_bits(embedded):
+    """Rounding, which differs between processors, must not pass for a fault: MMLU would take ten times as long."""
+    rounded = copy.deepcopy(embedded[0]).to(torch.bfloat16)
+    for cuts in ([simple_cut(30, size) for size in range(29)], [Cut(2, 4)]):
+        can = PrunedFamily(rounded, cuts).can
+        assert can.share and can.apart and can.branch and can.split and can.score_only
 
 
 CUTS = [Cut(0, 0), simple_cut(30, 6), Cut(4, 20)]

@@ -52,8 +52,9 @@ def test_every_saving_is_used(family, dtype):
     assert can.share and can.branch and can.score_only == ScoredOnly(narrow=True) and can.apart
 
 
-def test_what_gives_other_numbers_is_left_out(monkeypatch):
-    model = tiny_model("llama", layers=LAYERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_gives_other_numbers_is_left_out(monkeypatch, dtype):
+    model = tiny_model("llama", layers=LAYERS, dtype=dtype)
     contexts, continuations = requests(model.config.vocab_size, few_shot=60)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     # a family whose last layer hands over no keys and values, whose cache can't be lent, that takes no mask of ours
@@ -64,7 +65,7 @@ def test_what_gives_other_numbers_is_left_out(monkeypatch):
     can = PrunedFamily(model, CUTS).can
     assert can == Abilities(share=False, apart=False, score_only=None, branch=False)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
-    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == torch.float32 else 0.2, rtol=0)
 
 
 def test_groups_of_cuts_keep_within_the_memory():
