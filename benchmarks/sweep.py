@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--datasets", help="a local mirror of the hub")
     parser.add_argument("--batch", type=int, default=16, help="batch size of HFLM")
     parser.add_argument("--loop", action="store_true", help="measure (b) too")
+    parser.add_argument("--agreement", action="store_true", help="only (a) and (c), once, over the cuts of all rules")
     options = parser.parse_args()
     side_by_side.start()
 
@@ -59,13 +60,17 @@ def main() -> None:
         contexts, continuations, max_length = evaluation.encode(instances, model, tokenizer)
         return loglikelihoods(model, contexts, continuations, cuts, max_length=max_length)
 
+    if options.agreement:
+        families = dict([families.popitem()])  # the last has the cuts of all rules
     before = side_by_side.held()
     plan = plan_requests(PrunedFamily(model, some), asked.contexts, asked.continuations, asked.max_length)
-    bare = min(side_by_side.measured(lambda: bare_pass(model, plan.pieces))[1] for _ in range(2))
+    bare = None
+    if not options.agreement:
+        bare = min(side_by_side.measured(lambda: bare_pass(model, plan.pieces))[1] for _ in range(2))
     sweeps = {name: side_by_side.measured(lambda cuts=cuts: swept(cuts)) for name, cuts in families.items()}
     line = []
     cuts = families[list(families)[0]]
-    for number in range(1, len(cuts) + 1, max(1, len(cuts) // 5)):
+    for number in range(1, len(cuts) + 1, max(1, len(cuts) // 5)) if bare else ():
         passed = side_by_side.measured(lambda number=number: swept(cuts[:number]))[1]
         steps = PrunedFamily(model, cuts[:number]).layer_steps
         line.append({"cuts": number, "layer_steps_a_token": steps, "seconds": round(passed, 2)})
@@ -75,7 +80,8 @@ def main() -> None:
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "num_fewshot": options.num_fewshot,
         "requests": len(instances), "items": len({(i.task_name, i.doc_id) for i in instances}),
-        "distinct_tokens": plan.tokens, "padding": round(plan.padding, 4), "seconds_bare": round(bare, 2),
+        "distinct_tokens": plan.tokens, "padding": round(plan.padding, 4),
+        "seconds_bare": bare and round(bare, 2),
         "bytes": {
             "weights": weights, "held_before": before, "peak_of_sweep": max(peak for _, _, peak in sweeps.values()),
             "peak_of_hflm": max(peak for _, _, peak in naive.values()),
@@ -89,7 +95,7 @@ def main() -> None:
         content["families"][name] = {
             "cuts": len(cuts), "layer_steps_a_token": PrunedFamily(model, cuts).layer_steps,
             "seconds_hflm": round(total, 1), "seconds_sweep": round(seconds, 2),
-            "times_faster_than_hflm": round(total / seconds, 1), "bare_passes": round(seconds / bare, 2),
+            "times_faster_than_hflm": round(total / seconds, 1), "bare_passes": bare and round(seconds / bare, 2),
             "distinct_tokens_a_second": round(plan.tokens / seconds),
             **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found),
         }  # fmt: skip
@@ -165,8 +171,12 @@ def agreement(instances, naive, found) -> dict:
         choices += len(differs)
         ties += int((tied & differs).sum())
         differing += int((~tied & differs).sum())
+    apart = np.abs(naive - found)
     return {
-        "largest_difference": float(np.abs(naive - found).max()),
+        "largest_difference": float(apart.max()), "log_likelihoods": apart.size,
+        "further_apart_than_a_tie": int((apart > TIE).sum()),
+        # a sum over many tokens is rounded to its own size, which is far from one nat
+        "largest_difference_relative": float((apart / np.maximum(1, np.abs(naive))).max()),
         "choices": choices, "choices_that_differ": differing, "ties_that_differ": ties,
     }  # fmt: skip
 

@@ -93,6 +93,16 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path):
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
 
 
+def test_page_of_what_is_measured_again_without_the_weights(tmp_path, monkeypatch):
+    """The rest of the book can be made where no package index is reachable."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, value in {"INDEX_URL": "http://127.0.0.1:9/simple", "RETRIES": "0", "CONFIG_FILE": os.devnull}.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    done = run("10-reproduction", tmp_path / "out.ipynb")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "**Not measured again.** can't fetch" in (tmp_path / "out.ipynb").read_text()
+
+
 def test_runs_on_a_gguf_file(tmp_path):
     try:
         path = EMBEDDED.file()
