@@ -17,7 +17,35 @@ def main() -> None:
 def rows() -> list[str]:
     """The lines of the table, head included."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(MEASURED.glob("*.json"))}
-    return [*HEAD, *(line for name, content in found.items() for line in _lines(name.split("-")[0], content))]
+    agreements = [found.pop(name) for name in list(found) if name.startswith("sweep-equal-")]
+    lines = [line for name, content in found.items() for line in _lines(name.split("-")[0], content)]
+    return [*HEAD, *lines, *_agreement(agreements)]
+
+
+def _agreement(contents: list[dict]) -> list[str]:
+    """One line for what `--agreement` compared, task by task."""
+    if not contents:
+        return []
+    families = [family for content in contents for family in content["families"].values()]
+    names = ("choices", "choices_that_differ", "ties_that_differ", "log_likelihoods", "further_apart_than_a_tie")
+    total = {name: sum(family[name] for family in families) for name in names}
+    largest, relative = (max(family[f"largest_difference{end}"] for family in families) for end in ("", "_relative"))
+    tasks = [
+        content["tasks"] + (f" {content['num_fewshot']}-shot" if content["num_fewshot"] else "") for content in contents
+    ]
+    return [
+        _line(
+            f"the same answers as lm-eval: {', '.join(tasks)}; {sum(c['items'] for c in contents):,} items, "
+            f"{' and '.join(sorted({c['dtype'] for c in contents}))}, {max(f['cuts'] for f in families)} pruned models",
+            "lm-eval's HFLM on each",
+            "",
+            f"{total['choices_that_differ']:,} of {total['choices']:,} answers differ ({total['ties_that_differ']:,} "
+            f"ties besides); log-likelihoods within {largest:.0e}, {total['further_apart_than_a_tie']:,} of "
+            f"{total['log_likelihoods']:,} further apart than 1e-4, none by more than {relative:.0e} of its size",
+            "`python -m benchmarks.sweep equal-TASK --tasks TASK --agreement --rules simple,similarity --dtype float32 "
+            "--datasets FOLDER`",
+        )
+    ]
 
 
 def _lines(kind: str, content: dict) -> list[str]:
