@@ -9,6 +9,7 @@ peak memory, share of padding, the largest difference of any log-likelihood, and
 """
 
 import argparse
+import functools
 
 import numpy as np
 import torch
@@ -99,6 +100,9 @@ def main() -> None:
             "distinct_tokens_a_second": round(plan.tokens / seconds),
             **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found),
         }  # fmt: skip
+        if options.agreement:
+            ones = functools.partial(hflm, model, tokenizer, instances, batch=1)
+            content["families"][name]["where_furthest"] = where_furthest(naive, ones, cuts, found)
         if options.loop:
             _, looped, _ = side_by_side.measured(lambda cuts=cuts: plain_loop(model, asked, cuts))
             content["families"][name]["seconds_loop"] = round(looped, 1)
@@ -178,6 +182,21 @@ def agreement(instances, naive, found) -> dict:
         # a sum over many tokens is rounded to its own size, which is far from one nat
         "largest_difference_relative": float((apart / np.maximum(1, np.abs(naive))).max()),
         "choices": choices, "choices_that_differ": differing, "ties_that_differ": ties,
+    }  # fmt: skip
+
+
+def where_furthest(naive, ones, cuts, found) -> dict:
+    """For the cut with the largest difference: the sweep from HFLM, and HFLM from itself when in batches of one."""
+    far = [np.abs(naive[cut][0] - answers).max() for cut, answers in zip(cuts, found, strict=True)]
+    worst = int(np.argmax(far))
+    cut, theirs = cuts[worst], np.array(naive[cuts[worst]][0])
+    _, alone, *_ = next(ones([cut]))
+    differences = {"sweep": np.abs(found[worst] - theirs), "hflm_in_ones": np.abs(np.array(alone) - theirs)}
+    largest = {name: float(apart.max()) for name, apart in differences.items()}
+    further = {name: int((apart > TIE).sum()) for name, apart in differences.items()}
+    return {
+        "cut": [cut.start, cut.size], "log_likelihoods": len(theirs), "largest_size": float(np.abs(theirs).max()),
+        "largest_difference": largest, "further_apart_than_a_tie": further,
     }  # fmt: skip
 
 

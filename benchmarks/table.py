@@ -41,11 +41,23 @@ def _agreement(contents: list[dict]) -> list[str]:
             "",
             f"{total['choices_that_differ']:,} of {total['choices']:,} answers differ ({total['ties_that_differ']:,} "
             f"ties besides); log-likelihoods within {largest:.0e}, {total['further_apart_than_a_tie']:,} of "
-            f"{total['log_likelihoods']:,} further apart than 1e-4, none by more than {relative:.0e} of its size",
+            f"{total['log_likelihoods']:,} further apart than 1e-4, none by more than {relative:.0e} of its size"
+            + _furthest(max(families, key=lambda family: family["largest_difference"]).get("where_furthest")),
             "`python -m benchmarks.sweep equal-TASK --tasks TASK --agreement --rules simple,similarity --dtype float32 "
             "--datasets FOLDER`",
         )
     ]
+
+
+def _furthest(worst: dict | None) -> str:
+    """How far HFLM is from itself where the sweep is furthest from it."""
+    if worst is None:
+        return ""
+    apart = worst["largest_difference"]
+    return (
+        f"; on the model with the largest of them ({apart['sweep']:.0e}, of up to {worst['largest_size']:,.0f} nats) "
+        f"HFLM differs from itself by {apart['hflm_in_ones']:.0e} when its batches are of one"
+    )
 
 
 def _lines(kind: str, content: dict) -> list[str]:

@@ -39,6 +39,18 @@ def test_sweep(run):
     assert found["cost_against_cuts"][-1] | {"seconds": 0} == {"cuts": 4, "layer_steps_a_token": 8, "seconds": 0}
 
 
+def test_agreement(run):
+    found = run(sweep, "--tasks", "capitals", "--limit", "6", "--rules", "simple,similarity", "--agreement")
+    (family,) = found["families"].values()
+    worst = family["where_furthest"]
+    assert worst["log_likelihoods"] == found["requests"] == 24 and worst["largest_size"] > 1
+    assert worst["largest_difference"]["sweep"] == family["largest_difference"]
+    assert max(worst["largest_difference"].values()) < 1e-4
+    assert set(worst["further_apart_than_a_tie"].values()) == {0}
+    (line,) = table._agreement([found])
+    assert "0 of 24 answers differ" in line and "HFLM differs from itself by" in line
+
+
 def test_generation(run):
     found = run(generation, "--tasks", "sums_one_digit_generated", "--limit", "5", "--sizes", "0,2")
     assert found["texts_equal"] == found["texts"] == 10
