@@ -32,6 +32,9 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
             parameters = {**_opened(group[0]), **_distances(group[0], distances), **_asked(group)}
             page = {"notebook": "02-question-answering", "title": name, "parameters": parameters}
             pages[f"model-{slug}{suffix}"] = page
+            if any(map(_is_written, group)):
+                page = page | {"notebook": "04-reasoning", "title": f"{name}: reasoning"}
+                pages[f"model-{slug}-reasoning{suffix}"] = page
         for number, unit in enumerate(distances):
             suffix = f"-{number + 1}" if number else ""
             page = {"notebook": "01-similarity", "title": f"{name}: layers", "parameters": _opened(unit) | _drawn(unit)}
@@ -53,12 +56,22 @@ def add_models_to_contents(app: Sphinx, config: Config) -> None:
 
 
 def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
-    """Units that one page can show: opened alike, cut alike; without those that are part of a group's."""
-    groups: dict[tuple, list[Unit]] = {}
-    for unit in whole_units(sweeps):
-        how = (unit.key["dtype"], unit.key["quantization"], unit.key["rule"], str(unit.key["cuts"]))
-        groups.setdefault(how, []).append(unit)
-    return list(groups.values())
+    """Units that one page can show: opened alike, each task once, and cut alike where they have a size in common.
+
+    Without those that are part of a group's.
+    """
+    groups: list[list[Unit]] = []
+    for unit in sorted(whole_units(sweeps), key=lambda unit: -len(unit.key["cuts"])):
+        for group in groups:
+            widest = group[0].key
+            alike = all(widest[name] == unit.key[name] for name in ("dtype", "quantization", "rule"))
+            same_cuts = all(cut in widest["cuts"] for cut in unit.key["cuts"])
+            if alike and same_cuts and unit.key["task"] not in {other.key["task"] for other in group}:
+                group.append(unit)
+                break
+        else:
+            groups.append([unit])
+    return groups
 
 
 def _opened(unit: Unit) -> dict:
@@ -79,16 +92,25 @@ def _distances(unit: Unit, distances: Iterable[Unit]) -> dict:
 
 
 def _asked(units: list[Unit]) -> dict:
-    """Tasks, rules and sizes of units that are alike in the latter two."""
-    tasks = []
+    """Tasks, rules and sizes of units that one page shows, the first of them with the most sizes."""
+    tasks, every = [], _sizes(units[0])
     for unit in units:
-        shots, limit = unit.key["num_fewshot"], unit.key["limit"]
+        shots, limit, sizes = unit.key["num_fewshot"], unit.key["limit"], _sizes(unit)
         of_shots, of_limit = "" if shots is None else f":{shots}", "" if limit is None else f"@{limit}"
-        tasks.append(f"{unit.key['task']}{of_shots}{of_limit}")
-    sizes = sorted({size for _, size in units[0].key["cuts"]})
+        of_sizes = "" if sizes == every else f"/{'+'.join(map(str, sizes))}"
+        tasks.append(f"{unit.key['task']}{of_shots}{of_limit}{of_sizes}")
     return {
-        "tasks": ", ".join(dict.fromkeys(tasks)),
+        "tasks": ", ".join(tasks),
         "rules": units[0].key["rule"],
-        "sizes": ", ".join(map(str, sizes)),
+        "sizes": ", ".join(map(str, every)),
         "limit": None,
     }
+
+
+def _sizes(unit: Unit) -> list[int]:
+    return sorted({size for _, size in unit.key["cuts"]})
+
+
+def _is_written(unit: Unit) -> bool:
+    """Whether a task's answers are generated, not chosen."""
+    return unit.rows["metric"].str.startswith("exact_match").any()

@@ -10,6 +10,7 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from lib import corpora, evaluation, llama_cpp, models
 from lib.errors import InputError
@@ -104,6 +105,14 @@ class SimilarityParameters(Parameters):
     """Parameters of notebooks/01-similarity.ipynb."""
 
 
+class Asked(NamedTuple):
+    """What stands after a task's name, or holds for all tasks."""
+
+    shots: int | None  # examples in the prompt; None: the task's own number
+    limit: int | None  # items, from the beginning; None: all
+    sizes: str  # block sizes, "all" or like "0-8, 12"
+
+
 @dataclass(frozen=True, kw_only=True)
 class QuestionAnsweringParameters(Parameters):
     """Parameters of notebooks/02-question-answering.ipynb."""
@@ -125,73 +134,67 @@ class QuestionAnsweringParameters(Parameters):
         if not self.task_list:
             raise InputError("tasks is empty, expected names of lm-eval tasks separated by commas")
         evaluation.check_names(self.task_list)
-        if self.sizes != "all":
-            self.size_list(None)
+        for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())} - {"all"}:
+            _size_list(sizes, None)
 
     @property
     def task_list(self) -> list[str]:
         return list(self.asked)
 
     @property
-    def asked(self) -> dict[str, tuple[int | None, int | None]]:
-        """For each task the number of examples in its prompt (None: the task's own) and of items (None: all).
-
-        Raises InputError for what stands after a name and is no such number.
-        """
+    def asked(self) -> dict[str, Asked]:
+        """What is asked of each task. Raises InputError for what stands after a name and is no such thing."""
         asked = {}
         for part in _split(self.tasks):
-            found = re.fullmatch(r"([^:@]+)(?::(\d+))?(?:@(\d+))?", part)
+            found = re.fullmatch(r"([^:@]+?)(?::(\d+))?(?:@(\d+))?(?:/([\d+-]+))?", part)
             if found is None:
                 raise InputError(
-                    f"tasks has {part!r}, expected a task or, for 5 examples in its prompt and 20 items, like "
-                    "'mmlu:5@20'"
+                    f"tasks has {part!r}, expected a task or, for 5 examples in its prompt, 20 items and block sizes "
+                    "of its own, like 'mmlu:5@20/0-8+12'"
                 )
-            name, shots, limit = found.groups()
-            shots = self.num_fewshot if shots is None else int(shots)
-            asked[name.strip()] = shots, self.limit if limit is None else int(limit)
-            evaluation.check_limit(asked[name.strip()][1])
+            name, shots, limit, sizes = found.groups()
+            asked[name.strip()] = of_task = Asked(
+                self.num_fewshot if shots is None else int(shots),
+                self.limit if limit is None else int(limit),
+                self.sizes if sizes is None else sizes.replace("+", ", "),
+            )
+            evaluation.check_limit(of_task.limit)
         return asked
 
     @property
     def shots(self) -> dict[str, int | None]:
         """For each task the number of examples in its prompt; None is the task's own."""
-        return {task: shots for task, (shots, _) in self.asked.items()}
+        return {task: asked.shots for task, asked in self.asked.items()}
 
     @property
     def limits(self) -> dict[str, int | None]:
         """For each task the number of items, from its beginning; None is all."""
-        return {task: limit for task, (_, limit) in self.asked.items()}
+        return {task: asked.limit for task, asked in self.asked.items()}
 
     @property
     def rule_list(self) -> list[str]:
         return _split(self.rules)
 
-    def size_list(self, num_layers: int | None) -> list[int]:
-        """Block sizes in order, 0 among them since every curve starts at the whole model.
+    def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
+        """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
 
         Raises InputError for what is no list of sizes, or a size outside 0..L-1.
         """
-        if self.sizes == "all":
-            return list(range(num_layers - 1))
-        sizes = {0}
-        for part in _split(self.sizes):
-            first, dash, last = part.partition("-")
-            if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-                raise InputError(f"sizes is {self.sizes!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
-            sizes |= set(range(int(first), int(last or first) + 1))
-        if num_layers is not None and max(sizes) > num_layers - 1:
+        return _size_list(self.asked[task].sizes if task else self.sizes, num_layers)
+
+    def check_one_list_of_sizes(self) -> None:
+        """Raise InputError where a task has block sizes of its own, which not every notebook can show."""
+        if own := [task for task, asked in self.asked.items() if asked.sizes != self.sizes]:
             raise InputError(
-                f"size is {max(sizes)}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
-                "last layer is never dropped: choose sizes in that range"
+                f"tasks has block sizes for {own[0]!r} alone: give the sizes of all in the parameter sizes"
             )
-        return sorted(sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningParameters(QuestionAnsweringParameters):
     """Parameters of notebooks/04-reasoning.ipynb."""
 
-    tasks: str = "capitals, sums, sums_generated"  # "mmlu:5@20": 5-shot, 20 items
+    tasks: str = "capitals, sums, sums_generated"  # "mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,6 +217,7 @@ class HealingParameters(QuestionAnsweringParameters):
 
     def check(self) -> None:
         super().check()
+        self.check_one_list_of_sizes()
         if self.text not in corpora.CORPORA:
             raise InputError(f"text is {self.text!r}, expected one of {', '.join(map(repr, corpora.CORPORA))}")
         if self.preset not in PRESETS:
@@ -288,6 +292,7 @@ class TakeAwayParameters(QuestionAnsweringParameters):
 
     def check(self) -> None:
         super().check()
+        self.check_one_list_of_sizes()
         known = (*models.DTYPES, *BITSANDBYTES, *llama_cpp.FILE_TYPES)
         if wrong := [bits for bits in _split(self.bits) if bits not in known and self.bits != "auto"]:
             raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
@@ -325,6 +330,7 @@ class ReproductionParameters(QuestionAnsweringParameters):
 
     def check(self) -> None:
         super().check()
+        self.check_one_list_of_sizes()
         if self.sequences_again < 2:
             raise InputError(f"sequences_again is {self.sequences_again}, expected a whole number from 2")
         self.afresh("again").check()
@@ -335,6 +341,23 @@ class ReproductionParameters(QuestionAnsweringParameters):
         same = {name: getattr(self, name) for name in own}
         changed = {"results": folder, "sizes": f"0, {self.again}", "rules": "similarity"}
         return QuestionAnsweringParameters(**(same | changed | {"samples": self.sequences_again, "measure": True}))
+
+
+def _size_list(sizes: str, num_layers: int | None) -> list[int]:
+    if sizes == "all":
+        return list(range(num_layers - 1))
+    found = {0}
+    for part in _split(sizes):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
+            raise InputError(f"sizes is {sizes!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
+        found |= set(range(int(first), int(last or first) + 1))
+    if num_layers is not None and max(found) > num_layers - 1:
+        raise InputError(
+            f"size is {max(found)}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
+            "last layer is never dropped: choose sizes in that range"
+        )
+    return sorted(found)
 
 
 def _split(text: str) -> list[str]:

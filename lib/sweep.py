@@ -26,6 +26,8 @@ from lib.parameters import QuestionAnsweringParameters
 from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from lib.pruning import Cut
 from lib.results import Shards, Unit, measure_or_load
+from lib.selection import cuts_of_rule
+from lib.similarity import distance_matrix, distances_unit
 
 VERSION = 2  # part of every unit's key: raise it when a change here changes numbers
 
@@ -115,6 +117,22 @@ def _requests(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -
     evaluation.check_limit(limit)
     loaded = evaluation.load_tasks(tasks, datasets=datasets, **of_prompts)
     return evaluation.collect_requests(loaded, model, tokenizer, limit=limit)
+
+
+def cuts_of_tasks(
+    parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+) -> dict[str, dict[str, list[Cut]]]:
+    """For each task the cuts of each rule, of the sizes that are asked for; distances are measured where needed."""
+    layers, distances = source.num_layers, None
+    if "similarity" in parameters.rule_list:
+        distances = distance_matrix(distances_unit(parameters, source, opened).rows)
+    return {
+        task: {
+            rule: cuts_of_rule(rule, parameters.size_list(layers, task), layers, distances)
+            for rule in parameters.rule_list
+        }
+        for task in parameters.task_list
+    }
 
 
 def sweep_unit(

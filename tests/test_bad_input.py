@@ -13,7 +13,14 @@ from transformers import T5Config, T5ForConditionalGeneration
 from lib import corpora, evaluation
 from lib.errors import InputError
 from lib.models import find_model, load_model
-from lib.parameters import Parameters, QuestionAnsweringParameters, SimilarityParameters
+from lib.parameters import (
+    HealingParameters,
+    Parameters,
+    QuestionAnsweringParameters,
+    ReproductionParameters,
+    SimilarityParameters,
+    TakeAwayParameters,
+)
 from lib.pruning import Cut, simple_cut
 from lib.results import unit_path
 from lib.selection import cuts_of_rule
@@ -244,6 +251,18 @@ def test_sizes_of_a_model():
     for sizes, given in ((f"{LAYERS}", LAYERS), ("0-7", 7), ("1, 99", 99)):
         message = refusal(sized(sizes).size_list, LAYERS)
         assert message.startswith(f"size is {given}, expected 0 to 4") and "the last layer is never dropped" in message
+
+
+def test_sizes_of_one_task():
+    parameters = QuestionAnsweringParameters(tasks="capitals, sums:5@20/0-1+3, sums_one_digit/2", sizes="0, 4")
+    parameters.check()
+    sizes = {task: parameters.size_list(LAYERS, task) for task in parameters.task_list}
+    assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
+    assert (parameters.shots["sums"], parameters.limits["sums"]) == (5, 20)
+    assert "'3-1' is no block size" in refusal(QuestionAnsweringParameters(tasks="sums/3-1").check)
+    assert "'capitals/two'" in refusal(QuestionAnsweringParameters(tasks="capitals/two").check)
+    for kind in (HealingParameters, ReproductionParameters, TakeAwayParameters):
+        assert "block sizes for 'sums' alone" in refusal(kind(tasks="capitals, sums/0-1").check)
 
 
 @pytest.mark.parametrize("size", [-1, LAYERS, LAYERS + 1])
