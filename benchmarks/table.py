@@ -149,8 +149,7 @@ def _lines(kind: str, content: dict) -> list[str]:
         _line(
             f"{tasks}{shots}, {content['items']} items, {dtype}, {family['cuts']} pruned models ({rule})",
             "lm-eval's HFLM on each",
-            f"**{family['times_faster_than_hflm']:.1f} times faster**"
-            + (f"; {family['bare_passes']:.2f} bare passes" if family["bare_passes"] else ""),
+            f"**{family['times_faster_than_hflm']:.1f} times faster**; {family['bare_passes']:.2f} bare passes",
             f"{family['choices_that_differ']:,} of {family['choices']:,} answers differ; "
             f"log-likelihoods within {family['largest_difference']:.0e}",
             command,
