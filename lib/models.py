@@ -351,7 +351,7 @@ class _Widened(torch.nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         few = input.numel() < self.ROWS * self.in_features
-        if input.dtype == torch.float32 or few or self.weight.numel() > self.WEIGHTS:
+        if input.element_size() != 2 or few or self.weight.numel() > self.WEIGHTS:
             return super().forward(input)
         bias = None if self.bias is None else self.bias.float()
         return torch.nn.functional.linear(input.float(), self.weight.float(), bias).to(input.dtype)

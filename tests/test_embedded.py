@@ -67,6 +67,9 @@ def test_sixteen_bits_give_the_same_on_processors_without_their_arithmetic(embed
     assert ((found - exact).abs() <= 2**-8 * exact.abs() + 1e-5).all()
     found.sum().backward()
     assert row.grad.abs().max() > 0
+    wide = gate.double()(row.double())
+    assert wide.dtype == torch.float64 and (wide - exact).abs().max() < 1e-12  # turned into more bits it keeps them
+    gate.to(torch.bfloat16)
     whole = drop_layers(model, Cut(2, 4))
     assert sum(isinstance(module, models._Widened) for module in whole.modules()) == max(0, len(widened) - 28)
 
