@@ -299,4 +299,6 @@ def _device_name() -> str:
 
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{platform.machine()} processor, {torch.get_num_threads()} threads"
+    # how 16-bit numbers are rounded on the way depends on what the processor can do
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{platform.machine()} processor ({capability}), {torch.get_num_threads()} threads"
