@@ -45,11 +45,8 @@ def bits_unit(bits: str, cuts: list[Cut], parameters: TakeAwayParameters, source
     def measure(_):
         tables = []
         with _opened(bits, dataclasses.replace(source, dtype=plain), parameters) as (model, tokenizer, bytes_of):
-            for task, shots in parameters.shots.items():
-                limit = parameters.limits[task]
-                tables.append(
-                    sweep(model, tokenizer, [task], cuts, limit=limit, num_fewshot=shots, datasets=parameters.datasets)
-                )
+            for task in parameters.task_list:
+                tables.append(sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)))
             bytes = {cut: bytes_of(cut) for cut in cuts}
         rows = pd.concat(tables, ignore_index=True)
         rows["bytes"] = [bytes[Cut(row.start, row.size)] for row in rows.itertuples()]

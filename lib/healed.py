@@ -65,11 +65,9 @@ def healing_unit(
         )
         rows.insert(0, "task", parameters.text)
         tables, outcomes, levels = [rows], {}, {}
-        for task, shots in parameters.shots.items():
-            table = sweep(
-                base, tokenizer, [task], whole_of_it, limit=parameters.limits[task], num_fewshot=shots,
-                datasets=parameters.datasets, shards=Shards(shards.folder / task),
-            )  # fmt: skip
+        for task in parameters.task_list:
+            options = parameters.sweep_options(task)
+            table = sweep(base, tokenizer, [task], whole_of_it, shards=Shards(shards.folder / task), **options)
             tables.append(table)
             outcomes |= table.attrs["outcomes"]["0,0"]
             levels |= table.attrs["levels"]

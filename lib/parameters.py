@@ -122,12 +122,15 @@ class QuestionAnsweringParameters(Parameters):
     sizes: str = "all"  # block sizes: "all" (0 to L-2), or like "0-8, 12"
     limit: int | None = 120  # items a task, from its beginning; None: all
     num_fewshot: int | None = None  # examples in the prompt; None: the task's own number
+    memory: int = 1  # GiB to keep beside the model: with more of it answers are generated in larger batches
 
     def check(self) -> None:
         super().check()
         evaluation.check_limit(self.limit)
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise InputError(f"num_fewshot is {self.num_fewshot}, expected None or a whole number from 0")
+        if self.memory < 1:
+            raise InputError(f"memory is {self.memory}, expected a whole number of GiB from 1")
         for rule in self.rule_list:
             if rule not in RULES:
                 raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
@@ -136,6 +139,18 @@ class QuestionAnsweringParameters(Parameters):
         evaluation.check_names(self.task_list)
         for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())} - {"all"}:
             _size_list(sizes, None)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a sweep may keep beside the model."""
+        return self.memory * 2**30
+
+    def sweep_options(self, task: str) -> dict:
+        """What `lib.sweep.sweep` is told besides the model, the task and the cuts."""
+        asked = self.asked[task]
+        return {
+            "limit": asked.limit, "num_fewshot": asked.shots, "datasets": self.datasets, "memory": self.memory_bytes,
+        }  # fmt: skip
 
     @property
     def task_list(self) -> list[str]:

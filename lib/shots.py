@@ -39,7 +39,7 @@ def shots_unit(
     def measure(shards):
         table = sweep(
             *opened(), [task], cuts, limit=limit, num_fewshot=shots, fewshot_order=order,
-            datasets=parameters.datasets, shards=shards,
+            datasets=parameters.datasets, memory=parameters.memory_bytes, shards=shards,
         )  # fmt: skip
         details = {**table.attrs, "num_layers": source.num_layers, "weights": source.quantized}
         own = table[table["task"] == task]

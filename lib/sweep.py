@@ -170,10 +170,7 @@ def sweep_unit(
 
     def of_task(name, shards):
         model, tokenizer = opened()
-        table = sweep(
-            model, tokenizer, [name], cuts, family=family(), shards=shards,
-            limit=parameters.limits[task], num_fewshot=parameters.shots[task], datasets=parameters.datasets,
-        )  # fmt: skip
+        table = sweep(model, tokenizer, [name], cuts, family=family(), shards=shards, **parameters.sweep_options(task))
         return table, {**table.attrs, **details}
 
     def of_group(name, _):

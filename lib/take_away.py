@@ -107,9 +107,7 @@ def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path
 
 def _scores(model, tokenizer, cuts: list[Cut], parameters: TakeAwayParameters) -> pd.DataFrame:
     return pd.concat([
-        sweep(model, tokenizer, [task], cuts, limit=parameters.limits[task], num_fewshot=shots,
-              datasets=parameters.datasets)
-        for task, shots in parameters.shots.items()
+        sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)) for task in parameters.task_list
     ])  # fmt: skip
 
 

@@ -330,6 +330,7 @@ def test_unknown_notebook_parameter(kind):
         ({"sequence_length": 0}, "sequence_length is 0, expected a whole number from 2"),
         ({"tasks": "capitals:five"}, "tasks has 'capitals:five', expected a task or, for 5 examples in its prompt"),
         ({"num_fewshot": -1}, "num_fewshot is -1, expected None or a whole number from 0"),
+        ({"memory": 0}, "memory is 0, expected a whole number of GiB from 1"),
         ({"corpus": "bible"}, "corpus is 'bible', expected one of 'wikipedia', 'c4'"),
         ({"rules": "simple, best"}, "rule is 'best', expected one of 'similarity', 'simple'"),
         ({"quantization": "int4"}, "quantization is 'int4', expected None, 'nf4' or 'int8'"),
