@@ -1,4 +1,4 @@
-"""The README's figure: the headline figure of the executed notebook, as a file beside this one.
+"""The README's figure: the headline figure of the page of one model, as a file beside this one.
 
 `python -m book.readme_figure` writes it; a test holds it against the page.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 import nbformat
 
 FILE = Path(__file__).with_name("headline.svg")
-PAGE = Path(__file__).parent / "executed" / "02-question-answering.ipynb"
+PAGE = Path(__file__).parent / "executed" / "model-Qwen2.5-Coder-1.5B-Instruct.ipynb"
 
 
 def headline() -> bytes:
