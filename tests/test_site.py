@@ -403,5 +403,5 @@ def test_the_slider_removes_layers(browser, site):
     assert page.locator(".explorer-stack .dropped").count() == 5
     assert page.locator(".explorer-stack span").nth(layers - 2).get_attribute("class") == "dropped"
     titles = page.locator(".explorer .task .title").all_inner_texts()
-    assert len(titles) == len(set(titles)) > 3
+    assert len(titles) == len(set(titles)) > 1
     page.close()
