@@ -24,7 +24,7 @@ from lib.family import PrunedFamily
 from lib.network import Network, attention_masks
 from lib.planning import BATCH_TOKENS, MEMORY, SHARED_TOKENS, common_beginning
 from lib.pruning import drop_layers
-from lib.results import Shards
+from lib.results import Shards, skip
 
 BATCH_ROWS = 32
 FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
@@ -127,9 +127,11 @@ def _answers(family: PrunedFamily, tokenizer, call: Call, shards: Shards | None,
             kept |= {"asked": np.array(asked), "cut": np.array([cut.start, cut.size])}
             if shards:
                 shards.put(shard, kept)
+            bar.update(len(rows))
+        else:
+            skip(bar, len(rows))
         parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
         found.append([part.astype(int).tolist() for part in parts])
-        bar.update(len(rows))
     return found
 
 

@@ -25,7 +25,7 @@ from lib.models import Source
 from lib.parameters import QuestionAnsweringParameters
 from lib.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from lib.pruning import Cut
-from lib.results import Shards, Unit, measure_or_load
+from lib.results import Shards, Unit, measure_or_load, skip
 from lib.selection import cuts_of_rule
 from lib.similarity import distance_matrix, distances_unit
 
@@ -262,7 +262,7 @@ def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: in
     cuts = np.array([(cut.start, cut.size) for cut in family.cuts])
     found = shards.get(number) if shards else None
     if found is not None and np.array_equal(found["requests"], piece.requests) and np.array_equal(found["cuts"], cuts):
-        bar.update(piece.tokens * family.layer_steps)
+        skip(bar, piece.tokens * family.layer_steps)
         return found
     logprobs, greedy = family.run(piece, bar.update)
     found = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}

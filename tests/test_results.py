@@ -1,6 +1,7 @@
 """Units on disk: measured once, whole or absent, and not disturbed by being killed."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -11,11 +12,12 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from tqdm import tqdm
 
 from lib import results, sweep
 from lib.parameters import QuestionAnsweringParameters
 from lib.pruning import Cut, simple_cut
-from lib.results import Shards, all_units, key_hash, measure_or_load, origin, pack, read_unit, unit_path, unpack
+from lib.results import Shards, all_units, key_hash, measure_or_load, origin, pack, read_unit, skip, unit_path, unpack
 
 KEY = {"model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3}
 ROWS = pd.DataFrame({"task": ["a", "b"], "size": [0, 1], "value": [0.1, 1 / 3], "stderr": [0.25, np.nan]})
@@ -194,6 +196,17 @@ def test_shards_give_back_what_was_put(tmp_path):
     shards.remove()
     shards.remove()
     assert not list(tmp_path.iterdir())
+
+
+def test_time_left_does_not_count_what_shards_hold():
+    bar = tqdm(total=8, file=io.StringIO())
+    skip(bar, 6)
+    bar.start_t -= 10  # ten seconds later nothing new is done ...
+    assert bar.n == 6 and "<?" in str(bar)
+    bar.update(1)  # ... then half of what was left
+    left = bar.format_dict
+    assert (left["n"] - left["initial"]) / left["elapsed"] == pytest.approx(0.1, rel=0.1)
+    bar.close()
 
 
 # --- what a unit holds -----------------------------------------------------------------------------------
