@@ -11,6 +11,7 @@ from lib.selection import measured_cuts
 
 TITLES = {
     "capitals": "Capitals",
+    "sums": "Sums",
     "sums_one_digit": "Sums, one digit",
     "sums_two_digits": "Sums, two digits",
     "embedded_piqa": "PIQA",
@@ -24,6 +25,7 @@ TITLES = {
     "mmlu_stem": "MMLU, STEM",
     "mmlu_other": "MMLU, other",
     "gsm8k": "GSM8K",
+    "sums_generated": "Sums, written",
     "sums_one_digit_generated": "Sums, one digit, written",
     "sums_two_digits_generated": "Sums, two digits, written",
 }

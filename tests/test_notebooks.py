@@ -93,6 +93,20 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path):
         assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
 
 
+def test_what_is_only_written_has_no_choices(tiny_folder, tmp_path):
+    """GSM8K is written and nothing else: the page compares it with no choosing of its answers."""
+    datasets = ROOT.parent / "shared" / "datasets"
+    if not datasets.is_dir():
+        pytest.skip("needs ../shared/datasets")
+    asked = {"tasks": "gsm8k:0@2", "sizes": "0, 1", "datasets": datasets}
+    output = tmp_path / "out.ipynb"
+    done = run("04-reasoning", output, model=tiny_folder, results=tmp_path / "results", **SMALL["04-reasoning"] | asked)
+    assert done.returncode == 0, done.stderr[-3000:]
+    page = output.read_text()
+    assert "**GSM8K**, generated: 2 items" in page
+    assert "No task is both chosen and written here." in page and 'id=\\"chosen-and-written\\"' not in page
+
+
 def test_page_of_what_is_measured_again_without_the_weights(tmp_path, monkeypatch):
     """The rest of the book can be made where no package index is reachable."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
