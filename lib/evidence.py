@@ -141,7 +141,7 @@ class Evidence:
             cuts = [Cut(*cut) for cut in unit.key["cuts"]]
             of_cuts = [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]
             right = np.stack([np.concatenate([_right(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
-            found[value] = self._answers(topic, [unit], cuts, right, unit.key["num_fewshot"])
+            found[value] = self._answers(topic, [unit], list(of_cuts[0]), cuts, right, unit.key["num_fewshot"])
         return found
 
     def _together(self, topic: str, units: list[Unit], rule: str) -> Answers | None:
@@ -153,16 +153,17 @@ class Evidence:
             return None
         of_cuts = [(unit.name, [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]) for unit in units]
         right = [np.stack([_right(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
-        found = self._answers(topic, units, cuts, np.concatenate(right, axis=1), units[0].key["num_fewshot"])
+        names, shots = [unit.name for unit in units], units[0].key["num_fewshot"]
+        found = self._answers(topic, units, names, cuts, np.concatenate(right, axis=1), shots)
         if not all("chosen" in outcomes[name] for name, of_unit in of_cuts for outcomes in of_unit):
             return found
         chosen = [np.stack([unpack(outcomes[name]["chosen"]) for outcomes in of_unit]) for name, of_unit in of_cuts]
         table = np.concatenate(chosen, axis=1)
         return dataclasses.replace(found, flipped=(table != table[0]).mean(axis=1))
 
-    def _answers(self, topic, units: list[Unit], cuts, right, shots=None) -> Answers:
-        names = [name for unit in units for name in unit.details["levels"] if topic_of(name) == topic]
-        levels = [unit.details["levels"][name] for unit in units for name in unit.details["levels"] if name in names]
+    def _answers(self, topic, units: list[Unit], names: list[str], cuts, right, shots=None) -> Answers:
+        known = {name: level for unit in units for name, level in unit.details["levels"].items()}
+        levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
         # the commonest answer is one for each subject: for many together only chance is left
         guessing = max(levels[0].values()) if len(levels) == 1 else max(level["chance"] for level in levels)
         part = f", {len(names)} of {paper.MMLU_SUBJECTS} subjects" if names[0].startswith("mmlu_") else ""
@@ -207,7 +208,7 @@ class Evidence:
             right = np.stack([of_topic(of_cut[cut], names) for cut in cuts])
             if right.shape[1] == before.right.shape[1]:
                 return dataclasses.replace(before, cuts=cuts, right=before.of(cuts), flipped=None), self._answers(
-                    topic, units, cuts, right
+                    topic, units, names, cuts, right
                 )
         return None
 

@@ -244,7 +244,7 @@ def prompts(accuracies, shots, order):
 def test_reasoning_falls_before_knowledge():
     written = [0.5 - 0.05 * size if size < 5 else 0.0 for size in SIZES]
     reasoning = sweep("gsm8k", written)
-    reasoning.details["levels"]["gsm8k"] = {"chance": 0.0}
+    reasoning.details["levels"].clear()  # no answer that is written has a level of guessing
     assert verdict("reasoning", reasoning, sweep("mmlu", FLAT)) == AGREES
     assert verdict("reasoning", sweep("gsm8k", FLAT), sweep("mmlu", FLAT)) == DIFFERS
     assert verdict("reasoning", reasoning) == OPEN
