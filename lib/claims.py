@@ -188,7 +188,7 @@ def _cliffs(rulings: Rulings, model: str) -> str:
     """Where the model's cliffs are, on the tasks that it knows."""
     places = [
         f"{html.escape(ruling.topic)} {finding.shown}"
-        for claim in ("plateau", "boolq")
+        for claim in ("plateau", "boolq", "reasoning")
         for ruling in rulings[claim][model]
         for finding in ruling.findings[:1]
     ]

@@ -344,7 +344,8 @@ def reasoning(evidence: Evidence) -> list[Ruling]:
     left = falls(steps)[1]
     return [
         Ruling(steps.described, [
+            Finding(HALF, *cliff_of(steps), ceiling=EARLIEST),
             Finding(f"its cliff less that of {known.described}", *earlier, ceiling=0.0, form="{:+.0%}"),
             Finding(left.what, left.value, left.low, left.high, ceiling=FLAT),
-        ])
+        ], topic="GSM8K")
     ]  # fmt: skip
