@@ -242,7 +242,7 @@ def prompts(accuracies, shots, order):
 
 
 def test_reasoning_falls_before_knowledge():
-    written = [0.5 - 0.05 * size if size < 5 else 0.0 for size in SIZES]
+    written = [0.5 - 0.1 * size if size < 5 else 0.0 for size in SIZES]
     reasoning = sweep("gsm8k", written)
     reasoning.details["levels"].clear()  # no answer that is written has a level of guessing
     assert verdict("reasoning", reasoning, sweep("mmlu", FLAT)) == AGREES
