@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import html
+import itertools
 import json
 import math
 from pathlib import Path
@@ -14,10 +15,12 @@ from sphinx.util.docutils import SphinxDirective
 from book.measured import not_measured
 from lib import curves, figures
 from lib.evidence import Answers, Evidence
+from lib.models import EMBEDDED
 from lib.presets import PRESETS
 from lib.results import RESULTS, ROOT, Unit, all_units
 from lib.selection import RULES
 
+MEASURED = ROOT / "benchmarks" / "measured"
 # the paper's settings and ours; a healing with others is a comparison, for a page of its own
 SETTINGS = [{**dataclasses.asdict(preset), "save_every": None, "quantization": None} for preset in PRESETS.values()]
 
@@ -35,6 +38,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     if not plain:
         return None
     evidence = Evidence(plain)
+    gained = gained_by_size(name, evidence.layers)
     rules, tasks = {}, {}
     for rule in RULES:
         answers = {topic: found for topic in evidence.topics if (found := evidence.answers(topic, rule))}
@@ -42,7 +46,8 @@ def _model(name: str, units: list[Unit]) -> dict | None:
             tasks[topic] = {"key": topic, "title": found.described, "guessing": _short(found.guessing)}
         sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
         if sizes:
-            rules[figures.RULES[rule]] = [_step(answers, size, evidence.layers, units) for size in sizes]
+            steps = [_step(answers, size, evidence.layers, units) | gained.get(size, {}) for size in sizes]
+            rules[figures.RULES[rule]] = steps
     weights = plain[0].details["weights"]
     return {"name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules}
 
@@ -76,6 +81,39 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
                 record = unit.details["healing"]
                 step["healing"] = [record["tokens"], record["trained_parameters"], round(record["seconds"])]
     return step
+
+
+def gained_by_size(name: str, layers: int, folder: Path = MEASURED) -> dict[int, dict]:
+    """What dropping so many layers of a model gains, as benchmarks/gained.py measured it; nothing where it did not.
+
+    "weights": parameters, bytes, number format; "time": for reading a prompt and for writing, the share of the whole
+    model's time (median, least, most) and how many tokens. Where every layer has as many parameters, those of the
+    sizes between are known without measuring; a time is not.
+    """
+    for path in sorted(folder.glob("gained-*.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if name != (EMBEDDED.name if found["model"] == "embedded" else found["model"]):
+            continue
+        rows = {row["size"]: row for row in found["rows"]}
+        sizes = sorted(rows)
+        weights = {size: (rows[size]["parameters"], rows[size]["bytes"]) for size in sizes}
+        of_layer = {
+            tuple((before - after) / (b - a) for before, after in zip(weights[a], weights[b], strict=True))
+            for a, b in itertools.pairwise(sizes)
+        }
+        if len(of_layer) == 1 and sizes[0] == 0:
+            (each,) = of_layer
+            whole = weights[0]
+            weights = {n: [round(w - n * one) for w, one in zip(whole, each, strict=True)] for n in range(layers)}
+        tokens = {"prefill": found["prompt"], "decode": found["tokens"]}
+        times = {
+            size: {"time": {way: [*map(_short, row["share_of_time"][way]), tokens[way]] for way in tokens}}
+            for size, row in rows.items()
+        }
+        return {
+            size: {"weights": [*of_size, found["dtype"]], **times.get(size, {})} for size, of_size in weights.items()
+        }
+    return {}
 
 
 def _is_preset(unit: Unit) -> bool:

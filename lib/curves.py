@@ -29,10 +29,14 @@ TITLES = {
     "sums_one_digit_generated": "Sums, one digit, written",
     "sums_two_digits_generated": "Sums, two digits, written",
 }
-
-
 Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+
+
+def title(task: str) -> str:
+    """A task as people call it; its own name where there is no other."""
+    subject = task.removeprefix("mmlu_")
+    return TITLES.get(task) or (task if subject == task else f"MMLU, {subject.replace('_', ' ')}")
 
 
 def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:

@@ -256,7 +256,7 @@ def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
 
 def topic_of(task: str) -> str:
     """What a task asks about, whichever set its items come from: all subjects of MMLU are MMLU."""
-    return "MMLU" if task.startswith("mmlu_") else curves.TITLES.get(task, task)
+    return "MMLU" if task.startswith("mmlu_") else curves.title(task)
 
 
 def of_topic(unit: Unit, names: list[str]) -> Bool[np.ndarray, " I"]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lib.curves import TITLES, Z, accuracy_by_rule
+from lib.curves import Z, accuracy_by_rule, title
 from lib.outcomes import outcomes_of
 from lib.pruning import Cut
 from lib.results import Unit
@@ -40,7 +40,7 @@ def accuracies_again(published: Unit | None, again: Unit, cuts: Sequence[Cut]) -
     columns = ["task", "size", "start", "value"]
     table = new[columns].merge(old[[*columns, "low", "high"]], "left", ["task", "size", "start"], suffixes=("_new", ""))
     return _judged([
-        (TITLES.get(row.task, row.task), row.size, row.start, row.value, row.low, row.high, row.value_new)
+        (title(row.task), row.size, row.start, row.value, row.low, row.high, row.value_new)
         for row in table.itertuples(index=False)
     ])  # fmt: skip
 

@@ -3,6 +3,7 @@
 Notebooks whose page is out of date are run by the build itself.
 """
 
+import json
 import os
 import re
 import shutil
@@ -384,6 +385,29 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     assert figures and Path(tiny_folder).name in figures[0]
 
 
+def test_what_dropping_gains_is_measured_or_follows(tmp_path, monkeypatch):
+    """Parameters of every size where all layers are alike; times of the sizes measured, and of no other."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from book.explorer import gained_by_size
+
+    share = {way: [0.75, 0.7, 0.8] for way in ("prefill", "decode", "decode_many")}
+    rows = [{"size": n, "parameters": 100 - 10 * n, "bytes": 200 - 20 * n, "share_of_time": share} for n in (0, 2, 4)]
+    measured = {"model": "tiny", "dtype": "bfloat16", "prompt": 512, "tokens": 32, "rows": rows}
+    path = tmp_path / "gained-tiny.json"
+    path.write_text(json.dumps(measured))
+    found = gained_by_size("tiny", 6, tmp_path)
+    assert [found[n]["weights"] for n in (0, 1, 5)] == [
+        [100, 200, "bfloat16"],
+        [90, 180, "bfloat16"],
+        [50, 100, "bfloat16"],
+    ]
+    assert found[2]["time"]["prefill"] == [0.75, 0.7, 0.8, 512] and "time" not in found[1]
+    rows[2]["parameters"] = 61  # one layer has fewer than the others
+    path.write_text(json.dumps(measured))
+    assert sorted(gained_by_size("tiny", 6, tmp_path)) == [0, 2, 4]
+    assert gained_by_size("other", 6, tmp_path) == {}
+
+
 def test_the_slider_removes_layers(browser, site):
     """By keyboard: from the whole model to one of half its layers, each task with its interval or "not measured"."""
     page = browser.new_page(viewport={"width": 390, "height": 900})
@@ -402,6 +426,8 @@ def test_the_slider_removes_layers(browser, site):
     page.select_option("#explorer-rule", label="simple heuristic")
     assert page.locator(".explorer-stack .dropped").count() == 5
     assert page.locator(".explorer-stack span").nth(layers - 2).get_attribute("class") == "dropped"
+    facts = dict(zip(page.locator(".explorer dt").all_inner_texts(), page.locator(".explorer dd").all_inner_texts()))
+    assert {"Parameters", "Memory of the weights", "Reading a prompt takes", "Writing takes"} <= set(facts)
     titles = page.locator(".explorer .task .title").all_inner_texts()
     assert len(titles) == len(set(titles)) > 1
     page.close()

@@ -78,9 +78,21 @@
     stack(step, layers);
     part("tasks").replaceChildren(...tasks.map((about) => task(about, step, whole.accuracy[about.key])));
     const distance = step.distance === undefined ? "not measured" : step.distance.toFixed(4);
+    function time(way) {
+      if (!whole.time) return "not measured";
+      const [share, least, most, tokens] = (step.time || {})[way] || [];
+      if (share === undefined) return "not measured at this size";
+      const range = step.size ? ` (${percent(least)} to ${percent(most)})` : "";
+      return `${percent(share)} of the whole model's time${range}, ${tokens} tokens`;
+    }
     const loss = (found) => (found === undefined ? "not measured" : `${found[0].toFixed(3)} (${found[1]})`);
     const facts = [
       ["Layers dropped", `${step.size} of ${layers}, ${percent(step.size / layers)}`],
+      ["Parameters", step.weights === undefined ? "not measured" : number(step.weights[0])],
+      ["Memory of the weights", step.weights === undefined ? "not measured" :
+        `${number(Math.round(step.weights[1] / 2 ** 20))} MiB in ${step.weights[2]}`],
+      ["Reading a prompt takes", time("prefill")],
+      ["Writing takes", time("decode")],
       ["Angular distance of the block", step.size ? distance : "nothing is dropped"],
       ["Loss on text, nats a token", loss(step.loss)],
       ["The same after healing", loss(step.healed)],
