@@ -27,7 +27,21 @@ import plotly.graph_objects as go
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 
-from lib.drawing import GREY, HEAT, INK, SIZES, Figure, Picture, details_of, save, short, styles_of, text_of, values_of
+from lib.drawing import (
+    GREY,
+    HEAT,
+    INK,
+    SIZES,
+    STYLES,
+    Figure,
+    Picture,
+    details_of,
+    save,
+    short,
+    styles_of,
+    text_of,
+    values_of,
+)  # fmt: skip
 from lib.errors import InputError
 from lib.figure_rows import References, Tasks, accuracy_lines, course, courses_of, known_levels, require
 
@@ -36,6 +50,7 @@ __all__ = [
     "loss_curves", "save", "training_curves",
 ]  # fmt: skip
 
+MOST_LINES = len(STYLES)  # in one panel
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
 DROPPED, FIRST, BEST = "Layers dropped, n / L", "First layer of the block, l", "l*(n), the most similar block"
 
