@@ -41,7 +41,7 @@ from lib.drawing import (
     styles_of,
     text_of,
     values_of,
-)  # fmt: skip
+)
 from lib.errors import InputError
 from lib.figure_rows import References, Tasks, accuracy_lines, course, courses_of, known_levels, require
 
