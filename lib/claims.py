@@ -174,8 +174,9 @@ def figure_table(rulings: Rulings) -> str:
 def result(rulings: Rulings) -> str:
     """HTML: the result in a sentence or two for each model."""
     said = []
-    for model in _models(rulings):
-        found = [verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS]
+    verdicts = {m: [verdict_of(rulings[claim.identifier][m]) for claim in CLAIMS] for m in _models(rulings)}
+    # first the model of which most can be said
+    for model, found in sorted(verdicts.items(), key=lambda of_model: of_model[1].count(OPEN)):
         counts = ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items())
         said.append(
             f"<p><strong>{html.escape(model)}</strong>: {_cliffs(rulings, model)} Of {len(found)} claims of the "
