@@ -8,7 +8,11 @@ import yaml
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+from lib.evidence import Evidence
 from lib.models import EMBEDDED
+from lib.parameters import SETTINGS, HealingParameters
+from lib.presets import PRESETS
+from lib.pruning import Cut
 from lib.results import RESULTS, ROOT, Unit, all_units, whole_units
 
 CAPTION = "Other models"
@@ -21,7 +25,7 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
     pages: dict[str, dict] = {}
     by_model: dict[str, list[Unit]] = {}
     for unit in all_units(folder):
-        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep"):
+        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep", "healing"):
             by_model.setdefault(unit.path.parent.name, []).append(unit)
     for slug, units in by_model.items():
         name = units[0].key["model"]["name"]
@@ -29,15 +33,19 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
         sweeps = [unit for unit in units if unit.kind == "sweep"]
         for number, group in enumerate(_alike(sweeps)):
             suffix = f"-{number + 1}" if number else ""
-            parameters = {**_opened(group[0]), **_distances(group[0], distances), **_asked(group)}
+            parameters = {**_opened(group[0].key), **_distances(group[0], distances), **_asked(group)}
             page = {"notebook": "02-question-answering", "title": name, "parameters": parameters}
             pages[f"model-{slug}{suffix}"] = page
             if any(map(_is_written, group)):
                 page = page | {"notebook": "04-reasoning", "title": f"{name}: reasoning"}
                 pages[f"model-{slug}-reasoning{suffix}"] = page
+        if parameters := _healed(units, distances):
+            page = {"notebook": "03-healing", "title": f"{name}: healing", "parameters": parameters}
+            pages[f"model-{slug}-healing"] = page
         for number, unit in enumerate(distances):
             suffix = f"-{number + 1}" if number else ""
-            page = {"notebook": "01-similarity", "title": f"{name}: layers", "parameters": _opened(unit) | _drawn(unit)}
+            parameters = _opened(unit.key) | _drawn(unit)
+            page = {"notebook": "01-similarity", "title": f"{name}: layers", "parameters": parameters}
             pages[f"model-{slug}-layers{suffix}"] = page
     return pages
 
@@ -74,8 +82,8 @@ def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
     return groups
 
 
-def _opened(unit: Unit) -> dict:
-    names = {"model": unit.key["model"]["name"], "dtype": unit.key["dtype"], "quantization": unit.key["quantization"]}
+def _opened(key: dict) -> dict:
+    names = {"model": key["model"]["name"], "dtype": key["dtype"], "quantization": key["quantization"]}
     return names | {"measure": False}
 
 
@@ -86,7 +94,7 @@ def _drawn(unit: Unit) -> dict:
 
 def _distances(unit: Unit, distances: Iterable[Unit]) -> dict:
     """Of the distances that a sweep can stand on, the latest."""
-    opened = [d for d in distances if _opened(d) == _opened(unit)]
+    opened = [d for d in distances if _opened(d.key) == _opened(unit.key)]
     latest = max(opened, key=lambda d: d.provenance["measured"], default=None)
     return _drawn(latest) if latest else {}
 
@@ -96,15 +104,49 @@ def _asked(units: list[Unit]) -> dict:
     tasks, every = [], _sizes(units[0])
     for unit in units:
         shots, limit, sizes = unit.key["num_fewshot"], unit.key["limit"], _sizes(unit)
-        of_shots, of_limit = "" if shots is None else f":{shots}", "" if limit is None else f"@{limit}"
         of_sizes = "" if sizes == every else f"/{'+'.join(map(str, sizes))}"
-        tasks.append(f"{unit.key['task']}{of_shots}{of_limit}{of_sizes}")
+        tasks.append(_task(unit.key["task"], shots, limit) + of_sizes)
     return {
         "tasks": ", ".join(tasks),
         "rules": units[0].key["rule"],
         "sizes": ", ".join(map(str, every)),
         "limit": None,
     }
+
+
+def _healed(units: list[Unit], distances: Iterable[Unit]) -> dict:
+    """What notebook 03 was asked for when it healed the most pruned models; empty where it did not."""
+    healed = next(iter(Evidence(units).ways.values()), {})
+    if not healed:
+        return {}
+    key = next(iter(healed.values())).key
+    limits = key.get("limits", {})
+    parameters = {
+        **_opened(key),
+        "text": key["text"],
+        "loss_sequences": key["loss"]["sequences"],
+        "loss_length": key["loss"]["sequence_length"],
+        "tasks": ", ".join(_task(task, shots, limits.get(task)) for task, shots in key["tasks"].items()),
+        "limit": key["limit"],
+    }  # fmt: skip
+    settings = {name: key["healing"][setting] for name, setting in SETTINGS.items()}
+    presets = ({"preset": preset} | settings for preset in PRESETS)
+    like = [p for p in presets if HealingParameters(**parameters, **p).config().settings == key["healing"]]
+    # the notebook scores before it heals: the same cuts, by the rules that chose them
+    swept = [
+        unit for unit in units
+        if unit.kind == "sweep" and _opened(unit.key) == _opened(key)
+        and set(healed) <= {Cut(*cut) for cut in unit.key["cuts"]}
+    ]  # fmt: skip
+    if not like or not swept:
+        return {}
+    rules = {"rules": swept[0].key["rule"], "sizes": ", ".join(map(str, _sizes(swept[0])))}
+    return parameters | like[0] | rules | _distances(swept[0], distances)
+
+
+def _task(name: str, shots: int | None, limit: int | None) -> str:
+    """A task as the parameter `tasks` has it."""
+    return name + ("" if shots is None else f":{shots}") + ("" if limit is None else f"@{limit}")
 
 
 def _sizes(unit: Unit) -> list[int]:

@@ -122,7 +122,7 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens")
     options = {"cut": cut, "whole": whole} if config.auxiliary else {"cut": cut}
     healed, record = train(pruned, tokenizer, texts, config, folder=folder / "checkpoints", **options)
-    course = {"config": _settings(config), "text": parameters.text} | dataclasses.asdict(record)
+    course = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
     save_adapters(healed, folder / ADAPTER, source.key, cut, course)
     write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record)).encode())
     shutil.rmtree(folder / "checkpoints")
@@ -142,15 +142,10 @@ def _training_key(cut: Cut, config: HealingConfig, parameters: HealingParameters
         "dtype": source.dtype,
         **parameters.key,
         "cut": [cut.start, cut.size],
-        "healing": _settings(config),
+        "healing": config.settings,
         "text": parameters.text,
         "version": VERSION,
     }
-
-
-def _settings(config: HealingConfig) -> dict:
-    """Of a healing, those that decide what it gives."""
-    return {name: value for name, value in dataclasses.asdict(config).items() if name != "save_every"}
 
 
 def _documents(config: HealingConfig) -> int:

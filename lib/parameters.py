@@ -20,6 +20,9 @@ from lib.selection import RULES
 
 LISTS = {"sizes", "ranks", "seeds", "again", "shot_numbers", "shot_orders"}
 BITSANDBYTES = ("nf4", "int8")
+# parameters that, where given, replace a setting of the preset
+SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
+            "adapters": "adapters", "auxiliary": "auxiliary"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,9 +251,8 @@ class HealingParameters(QuestionAnsweringParameters):
 
         Raises InputError for an impossible setting.
         """
-        named = {"rank": self.rank, "learning_rate": self.learning_rate, "steps": self.steps, "seed": self.healing_seed,
-                 "adapters": self.adapters, "auxiliary": self.auxiliary}  # fmt: skip
-        given = {name: value for name, value in named.items() if value is not None} | others
+        named = {setting: getattr(self, name) for name, setting in SETTINGS.items()}
+        given = {setting: value for setting, value in named.items() if value is not None} | others
         preset = PRESETS[self.preset]
         if "steps" in given:  # the same share of warm-up
             given.setdefault("warmup_steps", round(preset.warmup_steps * given["steps"] / preset.steps))

@@ -4,6 +4,7 @@ Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. What the 
 AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -81,6 +82,11 @@ class HealingConfig:
     def alpha(self) -> int:
         """The scale of the adapters, equal to their rank."""
         return self.rank
+
+    @property
+    def settings(self) -> dict:
+        """Those by name that decide what a healing gives."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "save_every"}
 
     @property
     def tokens(self) -> int:

@@ -369,14 +369,20 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
         done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
-    small = "-p samples 8 -p sequence_length 32 -p limit 6 -p tasks capitals,sums_one_digit_generated/0-1"
-    typed(f"papermill notebooks/04-reasoning.ipynb out.ipynb --kernel python3 -p model {tiny_folder} {small}")
+    small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
+    asked = {
+        "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
+        "03-healing": "-p tasks capitals -p sizes 0,2 -p dtype float32 -p text wikipedia -p steps 2 "
+        "-p loss_sequences 4 -p loss_length 32",
+    }
+    for notebook, own in asked.items():
+        typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
     (folder,) = (tmp_path / "results").iterdir()
     measured = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
-    for name in (f"model-{folder.name}{end}" for end in ("", "-reasoning", "-layers")):
+    for name in (f"model-{folder.name}{end}" for end in ("", "-reasoning", "-healing", "-layers")):
         page = html / "executed" / f"{name}.html"
         assert f"executed/{name}.html" in links, "it is not in the navigation"
         assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"
