@@ -49,7 +49,7 @@ class PrunedFamily:
         self.entries = {cut: entry for cut, (entry, _) in tails.items()}
         self.entry, self.tails = [self.entries[cut] for cut in cuts], [tails[cut][1] for cut in cuts]
         self.layer_steps = self.layer_steps_of(cuts)
-        self.progress: Callable[[int], object] = lambda steps: None
+        self.progress: Callable[[float], object] = lambda steps: None
         self.head = self.whole
         with contextlib.suppress(InputError):
             self.head = made((Cut(0, layers - 1),))  # the shallowest model that has the head
@@ -63,6 +63,16 @@ class PrunedFamily:
         """Layers that one token passes: the whole model, then each pruned one above its entry."""
         layers = len(self.whole.layers)
         return layers + sum(layers - cut.size - self.entries[cut] for cut in cuts if cut.size)
+
+    @functools.cached_property
+    def head_layers(self) -> float:
+        """How many layers the head is worth, by the numbers of their parameters."""
+        of_layers = self.whole.model.base_model.num_parameters(exclude_embeddings=True)
+        return self.whole.head.weight.numel() * len(self.whole.layers) / of_layers
+
+    def steps_of(self, piece: Piece) -> float:
+        """Layer-steps of a piece without its beginning, those that the head is worth among them."""
+        return piece.tokens * self.layer_steps + piece.scored * len(self.cuts) * self.head_layers
 
     def bytes_kept(self, cuts: list[Cut], pieces: list[Piece]) -> int:
         """Memory for residuals, and for keys and values of a beginning, when these cuts are run together."""
@@ -80,7 +90,7 @@ class PrunedFamily:
         return int((len(self.whole.layers) + tail) * self.whole.bytes_remembered + len(set(self.entry)) * width)
 
     def run(
-        self, piece: Piece, progress: Callable[[int], object] = lambda steps: None
+        self, piece: Piece, progress: Callable[[float], object] = lambda steps: None
     ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
         """Answers to the requests of a piece, in its order; `progress` is told of layer-steps as they are done.
 
@@ -175,6 +185,7 @@ class PrunedFamily:
         at_once = max(1, HEAD_ELEMENTS // self.whole.head.weight.shape[0])
         for first in range(0, cuts * scored, at_once):
             logits = self.head.logits(states.view(-1, width)[first : first + at_once])
+            self.progress(len(logits) * self.head_layers)
             # a few rows at a time stay in the processor's cache
             for start in range(first, first + len(logits), 16):
                 some = logits[start - first : start - first + 16]

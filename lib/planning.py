@@ -89,6 +89,11 @@ class Piece:
         return sum(len(s.tokens) - len(self.shared) for batch in self.batches for s in batch)
 
     @property
+    def scored(self) -> int:
+        """Positions whose logits are needed."""
+        return sum(len(s.scored) for batch in self.batches for s in batch)
+
+    @property
     def padded(self) -> int:
         """The same with padding."""
         return sum(max(len(s.tokens) - len(self.shared) for s in batch) * len(batch) for batch in self.batches)
@@ -110,6 +115,7 @@ class Plan:
     layers: int  # of the whole model
     layer_steps: int
     bytes: int  # kept at most: residuals, keys and values of a beginning
+    head_steps: float = 0.0  # layer-steps that the head is worth: little, unless most tokens are scored
     rate: float | None = None  # layer-steps a second of this model on this machine, as tried
     requests: int = 0
     generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
@@ -131,9 +137,14 @@ class Plan:
         return 1 - sum(piece.tokens for piece in self.pieces) / padded if padded else 0.0
 
     @property
+    def steps(self) -> float:
+        """Layer-steps with those that the head is worth."""
+        return self.layer_steps + self.head_steps
+
+    @property
     def seconds(self) -> float | None:
         """Predicted time; None where the rate was not tried."""
-        return self.layer_steps / self.rate if self.rate else None
+        return self.steps / self.rate if self.rate else None
 
     def __str__(self) -> str:
         bare = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0

@@ -209,9 +209,7 @@ def loglikelihoods(
     logprobs = np.full((len(cuts), len(contexts)), np.nan)
     greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
     number = itertools.count()
-    with tqdm(
-        total=plan.layer_steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr
-    ) as bar:
+    with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         families = {tuple(cuts): family}
         for group, pieces in plan.parts:
             if tuple(group) not in families:
@@ -251,6 +249,7 @@ def plan_requests(
         parts=parts,
         layers=num_layers(model),
         layer_steps=sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts),
+        head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
         bytes=max((family.bytes_kept(group, run) for group, run in parts), default=0),
         rate=_rate(model, tokens_of(pieces)),
         requests=len(contexts),
@@ -262,7 +261,7 @@ def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: in
     cuts = np.array([(cut.start, cut.size) for cut in family.cuts])
     found = shards.get(number) if shards else None
     if found is not None and np.array_equal(found["requests"], piece.requests) and np.array_equal(found["cuts"], cuts):
-        skip(bar, piece.tokens * family.layer_steps)
+        skip(bar, family.steps_of(piece))
         return found
     logprobs, greedy = family.run(piece, bar.update)
     found = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}

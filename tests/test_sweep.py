@@ -105,8 +105,24 @@ def test_a_plan_tells_the_cost(tiny_folder):
     assert found.cuts == [Cut(0, 0), Cut(1, 2), Cut(2, 1)] and found.generated == 9 and found.requests == 36
     # 5 layers, then 2 above either cut
     assert found.layer_steps == found.tokens * (5 + 2 + 2) and found.padding < 0.05
-    assert found.seconds == pytest.approx(found.layer_steps / found.rate)
+    assert found.seconds == pytest.approx((found.layer_steps + found.head_steps) / found.rate)
     assert "3 pruned models; 36 requests" in str(found) and "9 answers to generate" in str(found)
+
+
+@pytest.mark.parametrize("few_shot", [0, 60])
+def test_progress_adds_up_to_the_plan(few_shot):
+    """The head too, which is most of the work where every token is scored."""
+    model = tiny_model("llama", layers=LAYERS)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=few_shot)
+    family, done = PrunedFamily(model, CUTS), []
+    found = plan_requests(family, contexts, continuations, 200)
+    for _, pieces in found.parts:
+        for piece in pieces:
+            family.run(piece, done.append)
+    scored = sum(len(sequence.scored) for piece in found.pieces for batch in piece.batches for sequence in batch)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters())
+    assert found.head_steps == pytest.approx(scored * len(CUTS) * model.lm_head.weight.numel() / layer, rel=0.01)
+    assert sum(done) == pytest.approx(found.steps)
 
 
 def test_what_is_given_twice_is_run_once(tiny_folder, monkeypatch):
