@@ -309,4 +309,5 @@ def _device_name() -> str:
         return torch.cuda.get_device_name()
     # how 16-bit numbers are rounded on the way depends on what the processor can do
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{platform.machine()} processor ({capability}), {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()} processor ({capability}), {threads} thread{'s' if threads > 1 else ''}"
