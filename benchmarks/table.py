@@ -81,7 +81,7 @@ def _lines(kind: str, content: dict) -> list[str]:
         times = {way: 1 / share[0] for way, share in row["share_of_time"].items()}
         return [
             _line(
-                f"{row['size']} of {content['layers']} layers dropped (simple), {dtype}",
+                f"{content['model']}: {row['size']} of {content['layers']} layers dropped (simple), {dtype}",
                 "the whole model",
                 f"prompts **{times['prefill']:.2f} times faster**, answers {times['decode']:.2f}, "
                 f"{content['batch']} at once {times['decode_many']:.2f}; ideal {1 / row['ideal']:.2f}",
