@@ -226,7 +226,7 @@ class Shards:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def skip(bar, number: float) -> None:
+def skip(bar, number: int | float) -> None:
     """Move a progress bar past work that shards hold: the time it says is left is that of the work that is left."""
     bar.initial += number
     bar.n += number
