@@ -48,65 +48,63 @@ class Lent(DynamicCache):
 
 
 ATTEND_APART = "beginning_apart"
-SHORT = 512  # tokens of a sequence's own up to which all scores are computed and half of them masked
-QUERIES = 768  # in one product of `_one_softmax`
+FEW = 32  # queries of a sequence, for a head of keys, up to which many sequences are computed in one product
+QUERIES = 256  # at once where there are more: their scores stay in the processor's cache
 _lent: Lent | None = None
 
 
 def attend_apart(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **others):
-    """Attention [B, T, heads, head width] over a lent beginning and over a sequence's own keys, put together.
+    """Attention [B, T, heads, head width] over a lent beginning and over a sequence's own keys.
 
-    `attention_mask` is over a sequence's own keys; None is causal.
+    `attention_mask`, true where a key is seen, is over a sequence's own keys; None is causal.
     """
     if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention of this kind is not computed apart")
-    beginning = _lent.beginning(module.layer_idx)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # with 16 bits the products are fast, and flash attention takes longer than they do together with a softmax
-    short = query.dtype != torch.float32 and query.shape[2] <= SHORT
-    attend = _one_softmax if short and attention_mask is None else _two_flashes
-    return attend(query, key, value, attention_mask, *beginning, scale).transpose(1, 2), None
-
-
-def _two_flashes(query, key, value, attention_mask, shared_keys, shared_values, scale):
-    """Softmax over both is the mean of the two attentions, weighted by their sums of exponentials.
-
-    Flash attention gives the logarithms of these.
-    """
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    (rows, heads, length, width), few = query.shape, key.shape[1]
+    (rows, heads, length, width), (_, few, own, _) = query.shape, key.shape
+    scale = width**-0.5 if scaling is None else scaling
     # heads that share keys stand next to each other: they are more queries of one head
-    grouped = query.reshape(rows, few, heads // few * length, width)
-    before, weight_before = flash(grouped, shared_keys, shared_values, 0.0, False, scale=scale)
-    before, weight_before = before.reshape(query.shape), weight_before.reshape(rows, heads, length)
-    key, value = (tensor.repeat_interleave(heads // few, dim=1) for tensor in (key, value))
-    if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(~attention_mask, -torch.inf)
-    causal = attention_mask is None and length > 1
-    own, weight_own = flash(query, key, value, 0.0, causal, attn_mask=attention_mask, scale=scale)
-    share = torch.sigmoid(weight_before - weight_own).unsqueeze(-1).to(query.dtype)
-    return own + (before - own) * share
+    query = (query * scale).view(rows, few, heads // few, length, width)
+    causal = attention_mask is None
+    if causal:
+        attention_mask = torch.ones(length, own, dtype=torch.bool, device=query.device).tril().expand(rows, 1, -1, -1)
+    hidden, beginning = ~attention_mask, _lent.beginning(module.layer_idx)
+    if heads // few * length <= FEW:
+        found = _all_in_one(query, key, value, hidden, *beginning)
+    else:
+        found = _one_by_one(query, key, value, hidden, *beginning, causal)
+    return found.view(rows, heads, length, width).transpose(1, 2), None
 
 
-def _one_softmax(query, key, value, _, shared_keys, shared_values, scale):
-    """A few sequences at a time, whose scores stay in the processor's cache: every row of queries in one product."""
-    (rows, heads, length, width), few = query.shape, key.shape[1]
-    queries = heads // few * length  # of one sequence that share a head of keys
-    ahead = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1).repeat(heads // few, 1)
-    query, shared = (query * scale).reshape(rows, few, queries, width), shared_keys.shape[2]
-    found = torch.empty_like(query)
-    at_once = max(1, QUERIES // queries)
-    for first in range(0, rows, at_once):
-        some = slice(first, first + at_once)
-        number = len(query[some])
-        together = query[some].transpose(0, 1).reshape(few, number * queries, width)
-        before = torch.bmm(together, shared_keys[0].transpose(1, 2)).view(few, number, queries, shared)
-        own = (query[some] @ key[some].transpose(2, 3)).masked_fill_(ahead, -torch.inf).transpose(0, 1)
-        weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
-        of_shared = torch.bmm(weights.view(few, number * queries, -1)[..., :shared], shared_values[0])
-        of_own = weights[..., shared:].transpose(0, 1) @ value[some]
-        found[some] = of_own + of_shared.view(few, number, queries, width).transpose(0, 1)
-    return found.view(rows, heads, length, width)
+def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):
+    """One sequence after another, its keys put behind those of the beginning."""
+    rows, few, group, length, width = query.shape
+    shared, found, at_once = shared_keys.shape[2], torch.empty_like(query), max(1, QUERIES // group)
+    keys, values = (torch.cat([lent[0], own[0]], dim=1) for lent, own in ((shared_keys, key), (shared_values, value)))
+    for row in range(rows):
+        keys[:, shared:], values[:, shared:] = key[row], value[row]
+        for first in range(0, length, at_once):
+            some = slice(first, first + at_once)
+            seen = shared + min(first + at_once, length) if causal else keys.shape[1]  # what follows is all hidden
+            queries = query[row, :, :, some].reshape(few, -1, width)
+            scores = torch.bmm(queries, keys[:, :seen].transpose(1, 2)).view(few, group, -1, seen)
+            scores[..., shared:].masked_fill_(hidden[row, :, some, : seen - shared], -torch.inf)
+            weights = scores.softmax(dim=-1).view(few, -1, seen)
+            found[row, :, :, some] = torch.bmm(weights, values[:, :seen]).view(few, group, -1, width)
+    return found
+
+
+def _all_in_one(query, key, value, hidden, shared_keys, shared_values):
+    """The queries of all sequences in one product with the beginning."""
+    rows, few, group, length, width = query.shape
+    shared, hidden = shared_keys.shape[2], hidden.repeat(1, 1, group, 1)
+    query = query.reshape(rows, few, -1, width)
+    together = query.transpose(0, 1).reshape(few, -1, width)
+    before = torch.bmm(together, shared_keys[0].transpose(1, 2)).view(few, rows, -1, shared)
+    own = (query @ key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
+    weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
+    of_shared = torch.bmm(weights[..., :shared].reshape(few, -1, shared), shared_values[0])
+    of_own = weights[..., shared:].transpose(0, 1) @ value
+    return of_own + of_shared.view(few, rows, -1, width).transpose(0, 1)
 
 
 AttentionInterface.register(ATTEND_APART, attend_apart)

@@ -1,25 +1,41 @@
 """Attention to a lent beginning, against attention over all keys at once."""
 
+import types
+
 import pytest
 import torch
+from transformers import DynamicCache
 
-from lib.lending import QUERIES, _one_softmax, _two_flashes
+from lib import lending
+from lib.lending import FEW, QUERIES, Lent, attend_apart
 
 
-@pytest.mark.parametrize("way", [_one_softmax, _two_flashes])
-@pytest.mark.parametrize(("rows", "length"), [(1, 1), (5, 1), (3, 7), (QUERIES // 10, 20), (2, QUERIES)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "length"), [(1, 1), (5, 1), (3, 7), (20, FEW // 3), (2, FEW + 1), (2, QUERIES), (2, QUERIES + 1)]
+)
 @pytest.mark.parametrize("few", [1, 2, 6])
-def test_is_attention_over_all_keys(way, rows, length, few):
-    heads, width, shared, scale = 6, 8, 11, 0.3
+def test_is_attention_over_all_keys(monkeypatch, rows, length, few, masked):
+    heads, width, shared, scale, own = 6, 8, 11, 0.3, length + 4 if masked else length
     draw = torch.Generator().manual_seed(rows * length * few)
-    query, key, value = (
-        torch.randn(rows, number, length, width, generator=draw, dtype=torch.float64) for number in (heads, few, few)
+    of_heads = ((heads, length), (few, own), (few, own))
+    query, key, value = (torch.randn(rows, *shape, width, generator=draw, dtype=torch.float64) for shape in of_heads)
+    beginning = [torch.randn(1, few, shared, width, generator=draw, dtype=torch.float64) for _ in range(2)]
+    mask = torch.rand(rows, 1, length, own, generator=draw) < 0.5 if masked else None
+    monkeypatch.setattr(lending, "_lent", lent_of(*beginning, rows))
+    found, _ = attend_apart(types.SimpleNamespace(layer_idx=0), query, key, value, mask, scaling=scale)
+    keys, values = (
+        torch.cat([b.expand(rows, -1, -1, -1), o], dim=2) for b, o in zip(beginning, (key, value), strict=True)
     )
-    before = [torch.randn(1, few, shared, width, generator=draw, dtype=torch.float64) for _ in range(2)]
-    lent = [tensor.expand(rows, -1, -1, -1) for tensor in before]
-    found = way(query, key, value, None, *lent, scale)
-    keys, values = (torch.cat(pair, dim=2) for pair in zip(lent, (key, value), strict=True))
-    seen = torch.ones(length, shared + length, dtype=torch.bool).tril(shared)
+    seen = torch.ones(rows, 1, length, shared + own, dtype=torch.bool)
+    seen[..., shared:] = torch.ones(length, own).tril() if mask is None else mask
     expected = torch.nn.functional.scaled_dot_product_attention(query, keys, values, seen, scale=scale, enable_gqa=True)
-    assert found.shape == (rows, heads, length, width)
-    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert found.shape == (rows, length, heads, width)
+    torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-12, rtol=0)
+
+
+def lent_of(keys, values, rows: int) -> Lent:
+    """A cache of one layer, lent to so many sequences."""
+    cache = DynamicCache()
+    cache.update(keys, values, 0)
+    return Lent(cache, rows, apart=True)
