@@ -48,8 +48,8 @@ class Lent(DynamicCache):
 
 
 ATTEND_APART = "beginning_apart"
-FEW = 32  # queries of a sequence, for a head of keys, up to which many sequences are computed in one product
-QUERIES = 256  # at once where there are more: their scores stay in the processor's cache
+QUERIES = 512  # in one product, for a head of keys: their scores stay in the processor's cache
+FEW = 32  # queries of a sequence, likewise, up to which many sequences are computed in one product
 _lent: Lent | None = None
 
 
@@ -68,8 +68,10 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     if causal:
         attention_mask = torch.ones(length, own, dtype=torch.bool, device=query.device).tril().expand(rows, 1, -1, -1)
     hidden, beginning = ~attention_mask, _lent.beginning(module.layer_idx)
-    if heads // few * length <= FEW:
-        found = _all_in_one(query, key, value, hidden, *beginning)
+    queries = heads // few * length  # of one sequence, for a head of keys
+    if queries <= FEW:
+        parts = zip(*(tensor.split(QUERIES // queries) for tensor in (query, key, value, hidden)), strict=True)
+        found = torch.cat([_all_in_one(*part, *beginning) for part in parts])
     else:
         found = _one_by_one(query, key, value, hidden, *beginning, causal)
     return found.view(rows, heads, length, width).transpose(1, 2), None

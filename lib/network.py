@@ -106,7 +106,9 @@ class Network:
         past = 0
         if beginning is not None:
             past = beginning.get_seq_length()
-            apart = apart and batch.visible is None and self._sees_all(past + batch.ids.shape[1])
+            # its products are cut for a processor's cache
+            apart = apart and self.device.type == "cpu" and batch.visible is None
+            apart = apart and self._sees_all(past + batch.ids.shape[1])
             lent = Lent(beginning, len(batch.ids), apart)
             options = {"use_cache": True, self.cache_argument: lent}
         if batch.visible is not None:

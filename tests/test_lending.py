@@ -12,7 +12,8 @@ from lib.lending import FEW, QUERIES, Lent, attend_apart
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
-    ("rows", "length"), [(1, 1), (5, 1), (3, 7), (20, FEW // 3), (2, FEW + 1), (2, QUERIES), (2, QUERIES + 1)]
+    ("rows", "length"),
+    [(1, 1), (5, 1), (3, 7), (20, FEW // 3), (QUERIES + 1, 1), (2, FEW + 1), (2, QUERIES), (2, QUERIES + 1)],
 )
 @pytest.mark.parametrize("few", [1, 2, 6])
 def test_is_attention_over_all_keys(monkeypatch, rows, length, few, masked):
