@@ -26,11 +26,21 @@ SETTINGS = [{**dataclasses.asdict(preset), "save_every": None, "quantization": N
 
 
 def explored(folder: Path = RESULTS) -> list[dict]:
-    """Every model with its layers and, for each rule and size, what was measured; what was not is absent."""
+    """Every model with its layers and, for each rule and size, what was measured; what was not is absent.
+
+    The model that knows most comes first: on its scales layers matter most.
+    """
     by_model: dict[str, list[Unit]] = {}
     for unit in all_units(folder):
         by_model.setdefault(unit.key["model"]["name"], []).append(unit)
-    return [found for name, units in by_model.items() if (found := _model(name, units))]
+    return sorted(filter(None, itertools.starmap(_model, by_model.items())), key=_known, reverse=True)
+
+
+def _known(model: dict) -> int:
+    """On how many tasks the whole model is surely better than guessing."""
+    guessing = {task["key"]: task["guessing"] for task in model["tasks"]}
+    whole = {t: low for steps in model["rules"].values() for t, (_, low, *_) in steps[0]["accuracy"].items()}
+    return sum(low > guessing[task] for task, low in whole.items())
 
 
 def _model(name: str, units: list[Unit]) -> dict | None:

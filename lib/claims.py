@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from lib import decisions, paper
-from lib.evidence import Evidence, by_model
+from lib.evidence import TOPICS, Evidence, by_model
 from lib.results import Unit
 from lib.verdicts import AGREES, DIFFERS, OPEN, Ruling
 
@@ -187,12 +187,9 @@ def result(rulings: Rulings) -> str:
 
 def _cliffs(rulings: Rulings, model: str) -> str:
     """Where the model's cliffs are, on the tasks that it knows."""
-    places = [
-        f"{html.escape(ruling.topic)} {finding.shown}"
-        for claim in ("plateau", "boolq", "reasoning")
-        for ruling in rulings[claim][model]
-        for finding in ruling.findings[:1]
-    ]
+    known = [r for claim in ("plateau", "boolq", "reasoning") for r in rulings[claim][model] if r.findings]
+    known.sort(key=lambda ruling: TOPICS.index(ruling.topic))
+    places = [f"{html.escape(ruling.topic)} {ruling.findings[0].shown}" for ruling in known]
     if not places:
         return "no task is measured on which the whole model is surely better than guessing."
     return (
