@@ -3,6 +3,7 @@
 import json
 
 from benchmarks.side_by_side import MEASURED
+from lib import curves
 
 HEAD = (
     "| what | beside | ratio | agreement | command |",
@@ -30,12 +31,10 @@ def _agreement(contents: list[dict]) -> list[str]:
     names = ("choices", "choices_that_differ", "ties_that_differ", "log_likelihoods", "further_apart_than_a_tie")
     total = {name: sum(family[name] for family in families) for name in names}
     largest, relative = (max(family[f"largest_difference{end}"] for family in families) for end in ("", "_relative"))
-    tasks = [
-        content["tasks"] + (f" {content['num_fewshot']}-shot" if content["num_fewshot"] else "") for content in contents
-    ]
+    tasks = map(_asked, contents)
     return [
         _line(
-            f"the same answers as lm-eval: {', '.join(tasks)}; {sum(c['items'] for c in contents):,} items, "
+            f"the same answers as lm-eval: {'; '.join(tasks)}; {sum(c['items'] for c in contents):,} items, "
             f"{' and '.join(sorted({c['dtype'] for c in contents}))}, {max(f['cuts'] for f in families)} pruned models",
             "lm-eval's HFLM on each",
             "",
@@ -92,7 +91,7 @@ def _lines(kind: str, content: dict) -> list[str]:
     if kind == "generation":
         return [
             _line(
-                f"{content['tasks']} generated, {content['items']} items, {dtype}, "
+                f"{curves.title(content['tasks'])} generated, {content['items']} items, {dtype}, "
                 f"{len(content['cuts'])} pruned models",
                 "lm-eval's HFLM on each, in batches",
                 f"**{content['times_faster_than_hflm']:.1f} times faster**",
@@ -143,11 +142,9 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
-    shots = f", {content['num_fewshot']}-shot" if content["num_fewshot"] else ""
-    tasks = content["tasks"].replace(",", ", ")
     return [
         _line(
-            f"{tasks}{shots}, {content['items']} items, {dtype}, {family['cuts']} pruned models ({rule})",
+            f"{_asked(content)}, {content['items']} items, {dtype}, {family['cuts']} pruned models ({rule})",
             "lm-eval's HFLM on each",
             f"**{family['times_faster_than_hflm']:.1f} times faster**; {family['bare_passes']:.2f} bare passes",
             f"{family['choices_that_differ']:,} of {family['choices']:,} answers differ; "
@@ -156,6 +153,10 @@ def _lines(kind: str, content: dict) -> list[str]:
         )
         for rule, family in content["families"].items()
     ]
+
+
+def _asked(content: dict) -> str:
+    return curves.asked(content["tasks"].split(","), content["num_fewshot"])
 
 
 def _yes(value: bool) -> str:

@@ -2,9 +2,11 @@
 
 import itertools
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
+from lib import paper
 from lib.pruning import Cut
 from lib.results import Unit
 from lib.selection import measured_cuts
@@ -37,6 +39,16 @@ def title(task: str) -> str:
     """A task as people call it; its own name where there is no other."""
     subject = task.removeprefix("mmlu_")
     return TITLES.get(task) or (task if subject == task else f"MMLU, {subject.replace('_', ' ')}")
+
+
+def asked(tasks: Iterable[str], shots: int | None = None) -> str:
+    """Tasks and the examples in their prompts as people call them; several subjects of MMLU by their number."""
+    tasks = list(tasks)
+    subjects = [task for task in tasks if task.startswith("mmlu_") and task not in TITLES]
+    titles = [title(task) for task in tasks if len(subjects) == 1 or task not in subjects]
+    if len(subjects) > 1:
+        titles.append(f"MMLU, {len(subjects)} of {paper.MMLU_SUBJECTS} subjects")
+    return ", ".join([*titles, f"{shots}-shot"] if shots else titles)
 
 
 def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:
