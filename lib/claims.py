@@ -111,9 +111,14 @@ FIGURES = {
 
 
 def ruled(units: Iterable[Unit]) -> Rulings:
-    """For each claim the rulings on each model; without any unit, each claim is not measured on "no model"."""
+    """For each claim the rulings on each model, first the one of which most can be said.
+
+    Without any unit, each claim is not measured on "no model".
+    """
     models = by_model(units) or {"no model": Evidence([])}
-    return {claim.identifier: {name: claim.decide(found) for name, found in models.items()} for claim in CLAIMS}
+    found = {name: {claim.identifier: claim.decide(evidence) for claim in CLAIMS} for name, evidence in models.items()}
+    order = sorted(found, key=lambda name: [verdict_of(rulings) for rulings in found[name].values()].count(OPEN))
+    return {claim.identifier: {name: found[name][claim.identifier] for name in order} for claim in CLAIMS}
 
 
 def together(rulings: Iterable[Ruling]) -> str:
@@ -152,7 +157,8 @@ def details(rulings: Rulings) -> str:
         parts.append(f"<p>The paper ({figures}): {html.escape(claim.paper)}</p>")
         for model, found in rulings[claim.identifier].items():
             items = "".join(map(_ruling, found))
-            parts.append(f"<p><strong>{html.escape(model)}</strong>: {_badge(verdict_of(found))}</p><ul>{items}</ul>")
+            summary = f"<summary><strong>{html.escape(model)}</strong>: {_badge(verdict_of(found))}</summary>"
+            parts.append(f"<details>{summary}<ul>{items}</ul></details>")
     return f'<div class="claims">{"".join(parts)}</div>'
 
 
@@ -174,9 +180,8 @@ def figure_table(rulings: Rulings) -> str:
 def result(rulings: Rulings) -> str:
     """HTML: the result in a sentence or two for each model."""
     said = []
-    verdicts = {m: [verdict_of(rulings[claim.identifier][m]) for claim in CLAIMS] for m in _models(rulings)}
-    # first the model of which most can be said
-    for model, found in sorted(verdicts.items(), key=lambda of_model: of_model[1].count(OPEN)):
+    for model in _models(rulings):
+        found = [verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS]
         counts = ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items())
         said.append(
             f"<p><strong>{html.escape(model)}</strong>: {_cliffs(rulings, model)} Of {len(found)} claims of the "

@@ -14,4 +14,9 @@
   else mark();
   window.addEventListener("load", mark);
   window.addEventListener("resize", mark);
+
+  // on paper nothing can be opened
+  window.addEventListener("beforeprint", () => {
+    for (const folded of document.querySelectorAll(".claims details")) folded.open = true;
+  });
 })();
