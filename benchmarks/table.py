@@ -49,13 +49,13 @@ def _agreement(contents: list[dict]) -> list[str]:
 
 
 def _furthest(worst: dict | None) -> str:
-    """How far HFLM is from itself where the sweep is furthest from it."""
+    """How exact the sweep and HFLM each are where they are furthest apart."""
     if worst is None:
         return ""
-    apart = worst["largest_difference"]
+    error = worst["largest_from_float64"]
     return (
-        f"; on the model with the largest of them ({apart['sweep']:.0e}, of up to {worst['largest_size']:,.0f} nats) "
-        f"HFLM differs from itself by {apart['hflm_in_ones']:.0e} when its batches are of one"
+        f"; where furthest apart ({worst['largest_difference']:.1e}, of up to {worst['largest_size']:,.0f} nats), "
+        f"the sweep is within {error['sweep']:.1e} of float64 and HFLM within {error['hflm']:.1e}"
     )
 
 
