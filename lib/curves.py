@@ -47,8 +47,13 @@ def asked(tasks: Iterable[str], shots: int | None = None) -> str:
     subjects = [task for task in tasks if task.startswith("mmlu_") and task not in TITLES]
     titles = [title(task) for task in tasks if len(subjects) == 1 or task not in subjects]
     if len(subjects) > 1:
-        titles.append(f"MMLU, {len(subjects)} of {paper.MMLU_SUBJECTS} subjects")
+        titles.append(f"MMLU, {of_subjects(len(subjects))}")
     return ", ".join([*titles, f"{shots}-shot"] if shots else titles)
+
+
+def of_subjects(count: int) -> str:
+    """How many of the subjects of MMLU."""
+    return f"all {count} subjects" if count == paper.MMLU_SUBJECTS else f"{count} of {paper.MMLU_SUBJECTS} subjects"
 
 
 def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from lib import curves, paper
+from lib import curves
 from lib.pruning import Cut
 from lib.results import Unit, unpack
 from lib.selection import RULES, measured_cuts
@@ -166,7 +166,7 @@ class Evidence:
         levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
         # the commonest answer is one for each subject: for many together only chance is left
         guessing = max(levels[0].values()) if len(levels) == 1 else max(level["chance"] for level in levels)
-        part = f", {len(names)} of {paper.MMLU_SUBJECTS} subjects" if names[0].startswith("mmlu_") else ""
+        part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
         shown = f", {shots}-shot" if shots is not None else ""
         described = f"{topic}{part}{shown}, {right.shape[1]:,} items"
         return Answers(described, list(cuts), right.astype(bool), float(guessing), self.layers)

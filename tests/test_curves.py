@@ -129,5 +129,6 @@ def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
 
 def test_subjects_of_mmlu_are_told_by_their_number():
     assert curves.asked(["boolq", "mmlu_anatomy", "mmlu_astronomy"], 5) == "BoolQ, MMLU, 2 of 57 subjects, 5-shot"
+    assert curves.of_subjects(57) == "all 57 subjects"
     assert curves.asked(["mmlu_anatomy"]) == "MMLU, anatomy"
     assert curves.asked(["mmlu_stem", "mmlu_other"], 0) == "MMLU, STEM, MMLU, other"
