@@ -195,7 +195,7 @@ def agreement(instances, naive, found) -> dict:
 def where_furthest(naive, exact, cuts, found) -> dict:
     """For the cut with the largest difference: how far the sweep and HFLM each are from HFLM on float64 weights.
 
-    transformers computes norms in float32 at any dtype, so that even this is exact only to about 1e-5.
+    transformers computes norms in float32 at any dtype, so that even this is exact only to some 1e-5.
     """
     far = [np.abs(naive[cut][0] - answers).max() for cut, answers in zip(cuts, found, strict=True)]
     worst = int(np.argmax(far))
