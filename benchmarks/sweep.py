@@ -2,13 +2,16 @@
 
 (a) HFLM on each pruned model in turn; (b) a plain loop over the pruned models in our batches, nothing shared;
 (c) the sweep; (d) one bare pass of the whole model's decoder, without its head, over the same distinct tokens.
-(a) and (c) both begin with lm-eval's requests and end with log-likelihoods. Printed: ratios, tokens a second,
-peak memory, share of padding, the largest difference of any log-likelihood, and answers that differ.
+(a) and (c) both begin with lm-eval's requests and end with log-likelihoods. A machine's speed drifts in the hour that
+(a) takes: (c) and (d) are timed in three rounds among its cuts, and their medians stand beside its sum. Printed:
+ratios, tokens a second, peak memory, share of padding, the largest difference of any log-likelihood, and answers that
+differ.
 
     python -m benchmarks.sweep NAME --tasks boolq --limit 100 --rules simple --datasets FOLDER
 """
 
 import argparse
+import collections
 import copy
 import functools
 
@@ -29,6 +32,7 @@ from lib.similarity import angular_distances
 from lib.sweep import loglikelihoods, plan_requests
 
 TIE = 1e-4
+ROUNDS = 3
 
 
 def main() -> None:
@@ -68,52 +72,71 @@ def main() -> None:
         families = dict([families.popitem()])  # the last has the cuts of all rules
     before = side_by_side.held()
     plan = plan_requests(PrunedFamily(model, some), asked.contexts, asked.continuations, asked.max_length)
-    bare = None
-    if not options.agreement:
-        bare = min(side_by_side.measured(lambda: bare_pass(model, plan.pieces))[1] for _ in range(2))
-    sweeps = {name: side_by_side.measured(lambda cuts=cuts: swept(cuts)) for name, cuts in families.items()}
-    line = []
-    cuts = families[list(families)[0]]
-    for number in range(1, len(cuts) + 1, max(1, len(cuts) // 5)) if bare else ():
-        passed = side_by_side.measured(lambda number=number: swept(cuts[:number]))[1]
-        steps = PrunedFamily(model, cuts[:number]).layer_steps
-        line.append({"cuts": number, "layer_steps_a_token": steps, "seconds": round(passed, 2)})
-
     every = sorted({cut for cuts in families.values() for cut in cuts})
-    naive = {cut: answers for cut, *answers in hflm(model, tokenizer, instances, every, options.batch)}
+    longest = families[list(families)[0]]
+    points = range(1, len(longest) + 1, max(1, len(longest) // 3))
+    rounds = 1 if options.agreement else ROUNDS
+    naive, found, seconds, peaks = {}, {}, collections.defaultdict(list), []
+    for number in range(rounds):
+        for name, cuts in families.items():
+            (found[name], _), passed, peak = side_by_side.measured(lambda cuts=cuts: swept(cuts))
+            seconds[name].append(passed)
+            peaks.append(peak)
+        if not options.agreement:
+            seconds["bare"].append(side_by_side.measured(lambda: bare_pass(model, plan.pieces))[1])
+            for few in points:
+                seconds[few].append(side_by_side.measured(lambda few=few: swept(longest[:few]))[1])
+        print(
+            f"round {number + 1} of {rounds}: " + ", ".join(f"{k} {t[-1]:.1f} s" for k, t in seconds.items()),
+            flush=True,
+        )
+        naive |= {
+            cut: answers for cut, *answers in hflm(model, tokenizer, instances, every[number::rounds], options.batch)
+        }
+    median = {name: float(np.median(of_rounds)) for name, of_rounds in seconds.items()}
+    bare = median.get("bare")
+    line = [
+        {
+            "cuts": few,
+            "layer_steps_a_token": PrunedFamily(model, longest[:few]).layer_steps,
+            "seconds": round(median[few], 2),
+        }
+        for few in (() if options.agreement else points)
+    ]
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "num_fewshot": options.num_fewshot,
         "requests": len(instances), "items": len({(i.task_name, i.doc_id) for i in instances}),
         "distinct_tokens": plan.tokens, "padding": round(plan.padding, 4),
         "seconds_bare": bare and round(bare, 2),
+        "rounds": {str(name): [round(passed, 2) for passed in of_rounds] for name, of_rounds in seconds.items()},
         "bytes": {
-            "weights": weights, "held_before": before, "peak_of_sweep": max(peak for _, _, peak in sweeps.values()),
+            "weights": weights, "held_before": before, "peak_of_sweep": max(peaks),
             "peak_of_hflm": max(peak for _, _, peak in naive.values()),
         },
         "cost_against_cuts": line,
         "families": {},
     }  # fmt: skip
     for name, cuts in families.items():
-        (found, _), seconds, _ = sweeps[name]
         total = sum(naive[cut][1] for cut in cuts)
         content["families"][name] = {
             "cuts": len(cuts), "layer_steps_a_token": PrunedFamily(model, cuts).layer_steps,
-            **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found),
+            **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found[name]),
         }  # fmt: skip
         if not options.agreement:
             content["families"][name] |= {
-                "seconds_hflm": round(total, 1), "seconds_sweep": round(seconds, 2),
-                "times_faster_than_hflm": round(total / seconds, 1), "bare_passes": round(seconds / bare, 2),
-                "distinct_tokens_a_second": round(plan.tokens / seconds),
+                "seconds_hflm": round(total, 1), "seconds_sweep": round(median[name], 2),
+                "times_faster_than_hflm": round(total / median[name], 1),
+                "bare_passes": round(median[name] / bare, 2),
+                "distinct_tokens_a_second": round(plan.tokens / median[name]),
             }  # fmt: skip
         else:
             double = copy.deepcopy(model).double()
             exact = functools.partial(hflm, double, tokenizer, instances, batch=options.batch)
-            content["families"][name]["where_furthest"] = where_furthest(naive, exact, cuts, found)
+            content["families"][name]["where_furthest"] = where_furthest(naive, exact, cuts, found[name])
         if options.loop:
             _, looped, _ = side_by_side.measured(lambda cuts=cuts: plain_loop(model, asked, cuts))
             content["families"][name]["seconds_loop"] = round(looped, 1)
-            content["families"][name]["times_faster_than_loop"] = round(looped / seconds, 1)
+            content["families"][name]["times_faster_than_loop"] = round(looped / median[name], 1)
     side_by_side.keep(f"sweep-{options.name}", content)
 
 
