@@ -47,6 +47,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     plain = [unit for unit in units if unit.kind == "sweep" and unit.key["quantization"] is None]
     if not plain:
         return None
+    units = sorted(units, key=lambda unit: unit.key.get("quantization") is not None)  # distances of the weights as are
     evidence = Evidence(plain)
     gained = gained_by_size(name, evidence.layers)
     rules, tasks = {}, {}
@@ -76,6 +77,7 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
         # a task that was measured for another cut of this size, after other distances, says so by its start
         other = [] if own == cut else [own.start]
         step["accuracy"][topic] = [*map(_short, (value, low, high, flipped)), *other]
+    losses = {}
     for unit in units:
         if "start" not in unit.rows or unit.rows.empty:
             continue
@@ -83,13 +85,18 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
         if unit.kind == "similarity" and len(of_cut) and "distance" not in step:
             step["distance"] = _short(of_cut["distance"].iloc[0])
         loss = of_cut[of_cut["metric"] == "loss"] if "metric" in of_cut else of_cut.iloc[:0]
-        name = {"loss": "loss", "healing": "healed"}.get(unit.kind)
-        if len(loss) and name and name not in step and (name == "loss" or _is_preset(unit)):
-            how = unit.key["quantization"] or "not quantized"
-            step[name] = [_short(loss["value"].iloc[0]), f"{unit.key['text'].upper()}, {how}, {unit.key['dtype']}"]
-            if name == "healed":
-                record = unit.details["healing"]
-                step["healing"] = [record["tokens"], record["trained_parameters"], round(record["seconds"])]
+        if not len(loss) or unit.kind not in ("loss", "healing"):
+            continue
+        opened = unit.key["quantization"] or "not quantized"
+        how, value = f"{unit.key['text'].upper()}, {opened}, {unit.key['dtype']}", _short(loss["value"].iloc[0])
+        if unit.kind == "loss":
+            losses.setdefault(how, [value, how])
+        elif "healed" not in step and _is_preset(unit):
+            step["healed"] = [value, how]
+            record = unit.details["healing"]
+            step["healing"] = [record["tokens"], record["trained_parameters"], round(record["seconds"])]
+    if losses:  # beside a healing that of the same weights, else the first
+        step["loss"] = losses.get(step.get("healed", ["", ""])[1], next(iter(losses.values())))
     return step
 
 

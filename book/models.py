@@ -1,6 +1,7 @@
 """Pages of the models that results/ hold beside the embedded one: made of what was measured, typed by nobody."""
 
 import functools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
     pages: dict[str, dict] = {}
     by_model: dict[str, list[Unit]] = {}
     for unit in all_units(folder):
-        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep", "healing"):
+        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep", "shots", "healing"):
             by_model.setdefault(unit.path.parent.name, []).append(unit)
     for slug, units in by_model.items():
         name = units[0].key["model"]["name"]
@@ -42,6 +43,11 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
         if parameters := _healed(units, distances):
             page = {"notebook": "03-healing", "title": f"{name}: healing", "parameters": parameters}
             pages[f"model-{slug}-healing"] = page
+        for number, group in enumerate(_prompts([unit for unit in units if unit.kind == "shots"])):
+            suffix = f"-{number + 1}" if number else ""
+            parameters = _opened(group[0].key) | _distances(group[0], distances) | _of_prompts(group)
+            page = {"notebook": "11-shots", "title": f"{name}: examples in the prompt", "parameters": parameters}
+            pages[f"model-{slug}-shots{suffix}"] = page
         for number, unit in enumerate(distances):
             suffix = f"-{number + 1}" if number else ""
             parameters = _opened(unit.key) | _drawn(unit)
@@ -80,6 +86,35 @@ def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
         else:
             groups.append([unit])
     return groups
+
+
+def _prompts(units: list[Unit]) -> list[list[Unit]]:
+    """Units that differ in their prompt, or in the task, and in nothing else."""
+    groups: dict[str, list[Unit]] = {}
+    for unit in units:
+        how = {k: v for k, v in unit.key.items() if k not in ("task", "num_fewshot", "order", "limit", "data")}
+        groups.setdefault(json.dumps(how, sort_keys=True), []).append(unit)
+    return list(groups.values())
+
+
+def _of_prompts(units: list[Unit]) -> dict:
+    """What notebook 11 was asked for: the prompt with the most examples, and those beside it.
+
+    Where none is beside it, the notebook's own numbers and orders, so that they show as missing.
+    """
+    limits = {unit.key["task"]: unit.key["limit"] for unit in units}
+    most = max(unit.key["num_fewshot"] for unit in units)
+    numbers = {unit.key["num_fewshot"] for unit in units if not unit.key["order"]} - {most}
+    orders = {unit.key["order"] for unit in units} - {0}
+    beside = {"numbers": ", ".join(map(str, sorted(numbers))), "orders": ", ".join(map(str, sorted(orders)))}
+    return {
+        "tasks": ", ".join(_task(task, None, limit) for task, limit in limits.items()),
+        "rules": units[0].key["rule"],
+        "sizes": ", ".join(map(str, _sizes(units[0]))),
+        "limit": None,
+        "num_fewshot": most,
+        **{name: listed for name, listed in beside.items() if listed},
+    }
 
 
 def _opened(key: dict) -> dict:

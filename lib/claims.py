@@ -105,7 +105,7 @@ CLAIMS = [
 # the paper's figures and the page that shows ours
 FIGURES = {
     "1c": "01-similarity", "1d": "03-healing", "2": "07-models", "3": "07-models", "4": "01-similarity",
-    "5": "03-healing", "6": "07-models", "7": "05-ablations", "8": "05-ablations", "9": "05-ablations",
+    "5": "03-healing", "6": "07-models", "7": "11-shots", "8": "05-ablations", "9": "05-ablations",
     "GSM8K (ICLR appendix)": "04-reasoning",
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
 
-LISTS = {"sizes", "ranks", "seeds", "again", "shot_numbers", "shot_orders"}
+LISTS = {"sizes", "ranks", "seeds", "again", "numbers", "orders"}
 BITSANDBYTES = ("nf4", "int8")
 # parameters that, where given, replace a setting of the preset
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
@@ -96,6 +96,13 @@ class Parameters:
     @property
     def results_folder(self) -> Path:
         return ROOT / self.results
+
+    def number_list(self, name: str) -> list[int]:
+        """The whole numbers of a parameter like `seeds`. Raises InputError for what is none."""
+        parts = _split(getattr(self, name))
+        if not parts or not all(part.isdecimal() for part in parts):
+            raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")
+        return [int(part) for part in parts]
 
     @property
     def key(self) -> dict:
@@ -273,24 +280,39 @@ class AblationParameters(HealingParameters):
     ranks: str = "2, 8, 64"  # ranks of the adapters to compare
     seeds: str = "0, 1, 2"  # seeds of healing to compare
     auxiliary_weight: float = 1.0  # of the auxiliary loss, where healing with it is compared
-    shot_task: str = "mmlu"  # task on which examples in the prompt are compared, without healing
-    shot_limit: int | None = 5  # its items a task, from the beginning; None: all
-    shot_numbers: str = "0, 1, 3, 5"  # numbers of examples to compare
-    shot_orders: str = "0, 1, 2"  # orders of the most of them: 0 is the task's own, others are seeds of a shuffle
 
     def check(self) -> None:
         super().check()
-        for name in ("ranks", "seeds", "shot_numbers", "shot_orders"):
-            self.numbers(name)
-        evaluation.check_names([self.shot_task])
-        evaluation.check_limit(self.shot_limit)
+        for name in ("ranks", "seeds"):
+            self.number_list(name)
 
-    def numbers(self, name: str) -> list[int]:
-        """The whole numbers of `ranks`, `seeds`, ... Raises InputError for what is none."""
-        parts = _split(getattr(self, name))
-        if not parts or not all(part.isdecimal() for part in parts):
-            raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")
-        return [int(part) for part in parts]
+
+@dataclass(frozen=True, kw_only=True)
+class ShotParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/11-shots.ipynb."""
+
+    tasks: str = "mmlu"  # "mmlu@20": 20 items of it
+    rules: str = "similarity"
+    sizes: str = "0-6"
+    limit: int | None = 10  # items a task, from its beginning; None: all
+    num_fewshot: int | None = 5  # examples in the prompt beside which others are compared
+    numbers: str = "0, 1, 3"  # other numbers of examples to compare
+    orders: str = "1, 2"  # seeds of shuffles of the num_fewshot examples to compare
+
+    def check(self) -> None:
+        super().check()
+        self.check_one_list_of_sizes()
+        if len(self.rule_list) != 1:
+            raise InputError(f"rules is {self.rules!r}, expected one of {', '.join(map(repr, RULES))}")
+        if self.num_fewshot is None or set(self.shots.values()) != {self.num_fewshot}:
+            raise InputError(
+                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected one number of examples, "
+                "which other numbers and orders are compared with: give it in num_fewshot alone"
+            )
+        for name in ("numbers", "orders"):
+            self.number_list(name)
+        if 0 in self.number_list("orders"):
+            raise InputError(f"orders is {self.orders!r}, expected seeds from 1: the task's own order is there anyway")
 
 
 @dataclass(frozen=True, kw_only=True)

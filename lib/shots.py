@@ -1,36 +1,35 @@
 """Number and order of the examples in a prompt (Gromov et al. 2024, figure 7): for each of both a measured unit."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 
 from lib import corpora, evaluation
 from lib.models import Source
-from lib.parameters import AblationParameters
+from lib.parameters import ShotParameters
 from lib.pruning import Cut
 from lib.results import Unit, measure_or_load
 from lib.sweep import sweep
 
-VERSION = 1  # part of every unit's key: raise it when a change here changes numbers
+VERSION = 2  # part of every unit's key: raise it when a change here changes numbers
 
 
 def shots_unit(
-    shots: int, order: int, cuts: list[Cut], parameters: AblationParameters, source: Source, opened: Callable
+    task: str, shots: int, order: int, cuts: list[Cut], parameters: ShotParameters, source: Source, opened: Callable
 ) -> Unit | None:
-    """The pruned models, not healed, on the parameters' `shot_task`: read from results, else measured.
+    """The pruned models, not healed, on a task: read from results, else measured.
 
     `shots` examples stand in each prompt, in the task's own order for `order` 0, else shuffled with that as the
-    seed. Rows as a sweep has them, of the task or group alone. The model that `opened()` returns is not quantized.
+    seed. Rows as a sweep has them, of the task or group alone. `cuts` are those of the parameters' one rule.
     None where nothing is to be measured and results hold no such unit.
     """
-    task, limit = parameters.shot_task, parameters.shot_limit
     key = {
         "model": source.key,
         "dtype": source.dtype,
-        **dataclasses.replace(parameters, quantization=None).key,
+        **parameters.key,
         "task": task,
+        "rule": parameters.rules,
         "cuts": [[cut.start, cut.size] for cut in cuts],
-        "limit": limit,
+        "limit": parameters.limits[task],
         "num_fewshot": shots,
         "order": order,
         "version": VERSION,
@@ -38,8 +37,8 @@ def shots_unit(
 
     def measure(shards):
         table = sweep(
-            *opened(), [task], cuts, limit=limit, num_fewshot=shots, fewshot_order=order,
-            datasets=parameters.datasets, memory=parameters.memory_bytes, shards=shards,
+            *opened(), [task], cuts, **parameters.sweep_options(task) | {"num_fewshot": shots}, fewshot_order=order,
+            shards=shards,
         )  # fmt: skip
         details = {**table.attrs, "num_layers": source.num_layers, "weights": source.quantized}
         own = table[table["task"] == task]

@@ -237,8 +237,7 @@ def test_prompts_that_differ_in_one_setting():
 def prompts(accuracies, shots, order):
     """The pruned models under one kind of prompt."""
     made = sweep("mmlu", accuracies, shots=shots)
-    asked = {name: value for name, value in made.key.items() if name != "rule"} | {"order": order}
-    return dataclasses.replace(made, kind="shots", key=asked)
+    return dataclasses.replace(made, kind="shots", key=made.key | {"order": order})
 
 
 def test_reasoning_falls_before_knowledge():

@@ -20,6 +20,7 @@ from lib.parameters import (
     QuestionAnsweringParameters,
     ReasoningParameters,
     ReproductionParameters,
+    ShotParameters,
     SimilarityParameters,
     TakeAwayParameters,
 )
@@ -31,10 +32,11 @@ NOTEBOOKS = {
     "04-reasoning": (ReasoningParameters, ["reasoning", "chosen-and-written"]),
     "05-ablations": (
         AblationParameters,
-        ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy", "shots-number"],
+        ["seeds-losses", "ranks-losses", "seeds-accuracy", "ranks-accuracy"],
     ),
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
+    "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
@@ -46,7 +48,6 @@ SMALL = {
     "05-ablations": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "2", "dtype": "float32",
         "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32, "ranks": "2, 8", "seeds": "0, 1",
-        "shot_task": "capitals", "shot_numbers": "0, 1", "shot_orders": "0, 1",
     },
     "03-healing": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "dtype": "float32",
@@ -55,6 +56,10 @@ SMALL = {
     "08-take-away": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "bits": "bfloat16, nf4",
         "drop": 2,
+    },
+    "11-shots": {
+        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals, sums_one_digit", "sizes": "0, 2",
+        "num_fewshot": 2, "numbers": 0, "orders": 1,
     },
 }  # fmt: skip
 

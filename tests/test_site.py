@@ -374,6 +374,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
         "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
         "03-healing": "-p tasks capitals -p sizes 0,2 -p dtype float32 -p text wikipedia -p steps 2 "
         "-p loss_sequences 4 -p loss_length 32",
+        "11-shots": "-p tasks capitals -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
     }
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
@@ -382,7 +383,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
-    for name in (f"model-{folder.name}{end}" for end in ("", "-reasoning", "-healing", "-layers")):
+    for name in (f"model-{folder.name}{end}" for end in ("", "-reasoning", "-healing", "-shots", "-layers")):
         page = html / "executed" / f"{name}.html"
         assert f"executed/{name}.html" in links, "it is not in the navigation"
         assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"
