@@ -18,6 +18,7 @@ from lib.parameters import (
     Parameters,
     QuestionAnsweringParameters,
     ReproductionParameters,
+    ShotParameters,
     SimilarityParameters,
     TakeAwayParameters,
 )
@@ -342,6 +343,22 @@ def test_unknown_notebook_parameter(kind):
 )
 def test_impossible_notebook_parameter(given, expected, names):
     assert refusal(QuestionAnsweringParameters.from_names, names | given).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"num_fewshot": None}, "num_fewshot is None and tasks 'mmlu', expected one number of examples"),
+        ({"tasks": "mmlu, boolq:2"}, "num_fewshot is 5 and tasks 'mmlu, boolq:2', expected one number of examples"),
+        ({"numbers": "0, some"}, "numbers is '0, some', expected whole numbers separated by commas"),
+        ({"orders": "0, 1"}, "orders is '0, 1', expected seeds from 1"),
+        ({"rules": "similarity, simple"}, "rules is 'similarity, simple', expected one of 'similarity', 'simple'"),
+        ({"tasks": "mmlu/0-1"}, "tasks has block sizes for 'mmlu' alone"),
+    ],
+    ids=str,
+)
+def test_impossible_prompts(given, expected):
+    assert refusal(ShotParameters.from_names, given).startswith(expected)
 
 
 def test_unknown_rule_and_missing_distances():

@@ -3,6 +3,7 @@
 Notebooks whose page is out of date are run by the build itself.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -14,11 +15,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from book import readme_figure, weight
 from lib import claims
+from lib.evidence import Answers
+from lib.presets import PRESETS
+from lib.pruning import Cut
+from lib.results import Unit
 from tests.tiny import ALL_FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -413,6 +420,30 @@ def test_what_dropping_gains_is_measured_or_follows(tmp_path, monkeypatch):
     path.write_text(json.dumps(measured))
     assert sorted(gained_by_size("tiny", 6, tmp_path)) == [0, 2, 4]
     assert gained_by_size("other", 6, tmp_path) == {}
+
+
+def test_a_loss_beside_a_healing_is_of_the_same_weights(monkeypatch):
+    """Where a loss was measured of the weights as they are too, it is shown only where nothing was healed."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from book.explorer import _step
+
+    def unit(kind, quantization, losses):
+        rows = [{"metric": "loss", "start": cut.start, "size": cut.size, "value": v} for cut, v in losses.items()]
+        opened = {"dtype": "bfloat16", "quantization": quantization}
+        settings = {"healing": dataclasses.asdict(PRESETS["small"])} if kind == "healing" else {}
+        record = {"healing": {"tokens": 9, "trained_parameters": 9, "seconds": 9.0}}
+        return Unit(kind, "c4", {"text": "c4"} | opened | settings, {}, pd.DataFrame(rows), record)
+
+    cuts = [Cut(3, 1), Cut(2, 2)]
+    units = [
+        unit("loss", None, {cuts[0]: 4.0, cuts[1]: 5.0}),
+        unit("loss", "nf4", {cuts[0]: 4.5}),
+        unit("healing", "nf4", {cuts[0]: 3.0}),
+    ]
+    answers = {"some": Answers("some", cuts, np.ones((2, 5), bool), 0.25, 6)}
+    first, second = (_step(answers, cut.size, 6, units) for cut in cuts)
+    assert first["loss"] == [4.5, "C4, nf4, bfloat16"] and first["healed"] == [3.0, "C4, nf4, bfloat16"]
+    assert second["loss"] == [5.0, "C4, not quantized, bfloat16"] and "healed" not in second
 
 
 def test_the_slider_removes_layers(browser, site):
