@@ -30,15 +30,17 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
             by_model.setdefault(unit.path.parent.name, []).append(unit)
     for slug, units in by_model.items():
         name = units[0].key["model"]["name"]
+        units.sort(key=lambda unit: unit.key["quantization"] is not None)  # the pages of the weights as they are first
         distances = [unit for unit in units if unit.kind == "similarity"]
         sweeps = [unit for unit in units if unit.kind == "sweep"]
         for number, group in enumerate(_alike(sweeps)):
             suffix = f"-{number + 1}" if number else ""
             parameters = {**_opened(group[0].key), **_distances(group[0], distances), **_asked(group)}
-            page = {"notebook": "02-question-answering", "title": name, "parameters": parameters}
+            titled = _titled(name, group[0].key)
+            page = {"notebook": "02-question-answering", "title": titled, "parameters": parameters}
             pages[f"model-{slug}{suffix}"] = page
             if any(map(_is_written, group)):
-                page = page | {"notebook": "04-reasoning", "title": f"{name}: reasoning"}
+                page = page | {"notebook": "04-reasoning", "title": f"{titled}: reasoning"}
                 pages[f"model-{slug}-reasoning{suffix}"] = page
         if parameters := _healed(units, distances):
             page = {"notebook": "03-healing", "title": f"{name}: healing", "parameters": parameters}
@@ -46,12 +48,14 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
         for number, group in enumerate(_prompts([unit for unit in units if unit.kind == "shots"])):
             suffix = f"-{number + 1}" if number else ""
             parameters = _opened(group[0].key) | _distances(group[0], distances) | _of_prompts(group)
-            page = {"notebook": "11-shots", "title": f"{name}: examples in the prompt", "parameters": parameters}
+            title = f"{_titled(name, group[0].key)}: examples in the prompt"
+            page = {"notebook": "11-shots", "title": title, "parameters": parameters}
             pages[f"model-{slug}-shots{suffix}"] = page
         for number, unit in enumerate(distances):
             suffix = f"-{number + 1}" if number else ""
             parameters = _opened(unit.key) | _drawn(unit)
-            page = {"notebook": "01-similarity", "title": f"{name}: layers", "parameters": parameters}
+            title = f"{_titled(name, unit.key)}: layers"
+            page = {"notebook": "01-similarity", "title": title, "parameters": parameters}
             pages[f"model-{slug}-layers{suffix}"] = page
     return pages
 
@@ -75,7 +79,8 @@ def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
     Without those that are part of a group's.
     """
     groups: list[list[Unit]] = []
-    for unit in sorted(whole_units(sweeps), key=lambda unit: -len(unit.key["cuts"])):
+    order = lambda unit: (unit.key["quantization"] is not None, -len(unit.key["cuts"]))  # noqa: E731
+    for unit in sorted(whole_units(sweeps), key=order):
         for group in groups:
             widest = group[0].key
             alike = all(widest[name] == unit.key[name] for name in ("dtype", "quantization", "rule"))
@@ -115,6 +120,11 @@ def _of_prompts(units: list[Unit]) -> dict:
         "num_fewshot": most,
         **{name: listed for name, listed in beside.items() if listed},
     }
+
+
+def _titled(name: str, key: dict) -> str:
+    """A model's name, with the quantization that sets a page of it apart from others."""
+    return f"{name} in {key['quantization']}" if key["quantization"] else name
 
 
 def _opened(key: dict) -> dict:
