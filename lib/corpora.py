@@ -175,13 +175,14 @@ def sequences(
     """Documents as sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
 
     Packed, they are joined with the token that ends a text and cut every `length` tokens; what is left over at
-    the end is dropped. Otherwise each is a sequence of its own, cut after `length` tokens. As many documents are
-    read as give `tokens`, or all.
+    the end is dropped. Every sequence begins with what the tokenizer puts before a text: a model that was trained
+    with it is lost without it. Otherwise each is a sequence of its own, cut after `length` tokens. As many
+    documents are read as give `tokens`, or all.
     """
     order = random.Random(seed).sample(range(len(documents)), len(documents))
     found: list[torch.Tensor] = []
     rest: list[int] = []
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     for index in order:
         if tokens is not None and length * len(found) >= tokens:
             break
@@ -190,7 +191,10 @@ def sequences(
             found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
             continue
         rest += ids + end
+        begin = os.path.commonprefix([before, ids])[: length - 1]  # what it puts after a text is no beginning
         while len(rest) >= length:
+            if rest[: len(begin)] != begin:
+                rest = begin + rest
             found.append(torch.tensor(rest[:length], dtype=torch.int32))
             rest = rest[length:]
     return found if tokens is None else found[: -(-tokens // length)]

@@ -21,7 +21,7 @@ from lib.results import Shards, Unit, key_hash, measure_or_load, write_whole
 from lib.sweep import sweep
 from lib.wheels import cache_folder
 
-VERSION = 1  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
+VERSION = 2  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
 ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
 TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
 

@@ -18,7 +18,7 @@ from lib.results import Unit, measure_or_load
 from lib.sweep import sweep
 from lib.tensor_files import read_json
 
-VERSION = 1  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
+VERSION = 2  # part of every unit's key: raise it when a change here or in lib.healing changes numbers
 PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water is made of")
 TOKENS = 24  # of each answer
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from lib import adapters, checkpoints, corpora, healing
 from lib.decoder import num_layers
@@ -209,6 +210,27 @@ def test_packed_sequences_are_the_documents_one_after_another(tiny):
     assert all(len(tokens) == 16 for tokens in found)
     assert sum(text in joined for text in TEXTS) >= len(TEXTS) - 1  # the last may be cut
     assert len(corpora.sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
+
+
+def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
+    """With Gemma's <bos>, or GLM's two tokens: and none begins with them twice, and no text is lost."""
+    for before in (["<a>"], ["<a>", "<b>"]):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+        tokenizer.add_special_tokens({"additional_special_tokens": before})
+        begin = tokenizer.convert_tokens_to_ids(before)
+        special = list(zip(before, begin, strict=True))
+        template = TemplateProcessing(single=" ".join([*before, "$A", before[0]]), special_tokens=special)
+        plain = corpora.sequences(tokenizer, TEXTS, length=16)
+        assert not any(tokens[: len(begin)].tolist() == begin for tokens in plain)
+        tokenizer.backend_tokenizer.post_processor = template
+        assert tokenizer("")["input_ids"] == [*begin, begin[0]]
+        found = corpora.sequences(tokenizer, TEXTS, length=16)
+        assert all(tokens[: len(begin)].tolist() == begin and len(tokens) == 16 for tokens in found)
+        assert all(tokens[len(begin) : 2 * len(begin)].tolist() != begin for tokens in found)
+        text, joined = [i for i in torch.cat(found).tolist() if i not in begin], torch.cat(plain).tolist()
+        same = min(map(len, (text, joined)))  # of both the end is dropped
+        assert text[:same] == joined[:same] and same > len(joined) - 16
+        assert corpora.sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):
