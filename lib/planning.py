@@ -13,6 +13,7 @@ BATCH_TOKENS = 4096
 PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a beginning shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
+KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 MEMORY = 2**30  # bytes for residuals and for keys and values of a beginning
 
@@ -187,8 +188,9 @@ def plan_pieces(
         joined.setdefault(context, []).append((number, tuple(continuation)))
     sequences = []
     for context, requests in sorted(joined.items()):
-        if branch:
-            sequences.append(Sequence.joined(context, requests))
+        together = Sequence.joined(context, requests)
+        if branch and _is_worth_joining(together, batch_tokens):
+            sequences.append(together)
             continue
         # what differs in nothing but its last token is one sequence in any case
         ends: dict[tuple[int, ...], list] = {}
@@ -203,6 +205,17 @@ def plan_pieces(
         else:
             pieces += _fill(group[0].tokens[:shared], group, batch_tokens)
     return _fill((), alone, batch_tokens) + pieces
+
+
+def _is_worth_joining(together: Sequence, batch_tokens: int) -> bool:
+    """Whether not running the context again saves more than it costs to attend across branches.
+
+    A text of which every token is scored follows a context of one token: hundreds of such would be one sequence.
+    """
+    length = len(together.tokens)
+    apart = sum((together.context + branch) ** 2 for branch in together.branches)
+    saved = together.context * (len(together.branches) - 1)
+    return not together.branches or (length <= batch_tokens and length**2 - apart <= KEYS_OF_A_LAYER * saved)
 
 
 def group_cuts(cuts: list, cost: Callable[[list], int], memory: int) -> list[list]:

@@ -136,6 +136,18 @@ def test_what_is_given_twice_is_run_once(tiny_folder, monkeypatch):
     assert len(rows) == 2 and {len(cuts) for cuts in seen} == {2}
 
 
+def test_texts_that_only_begin_alike_are_not_one_sequence():
+    """After a context of one token, hundreds of texts: joined, each token would attend across all of them."""
+    texts = np.random.default_rng(0).integers(1, 100, (40, 60)).tolist()
+    pieces = plan_pieces([[0]] * 40, texts, 1000)
+    assert max(len(s.tokens) for piece in pieces for batch in piece.batches for s in batch) == 60
+    # answers to one question still are, unless there are too many for a batch
+    (piece,) = plan_pieces([[0] * 50] * 4, [text[:9] for text in texts[:4]], 1000)
+    assert [len(s.tokens) for batch in piece.batches for s in batch] == [50 + 4 * 8]
+    pieces = plan_pieces([[0] * 50] * 40, [text[:9] for text in texts], 1000, batch_tokens=300)
+    assert max(len(s.tokens) for piece in pieces for batch in piece.batches for s in batch) == 58
+
+
 @pytest.mark.parametrize("few_shot", [0, 60])
 def test_little_padding(few_shot):
     draw = np.random.default_rng(1)
