@@ -30,7 +30,7 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
             by_model.setdefault(unit.path.parent.name, []).append(unit)
     for slug, units in by_model.items():
         name = units[0].key["model"]["name"]
-        units.sort(key=lambda unit: unit.key["quantization"] is not None)  # the pages of the weights as they are first
+        units.sort(key=_is_quantized)  # the pages of the weights as they are first
         distances = [unit for unit in units if unit.kind == "similarity"]
         sweeps = [unit for unit in units if unit.kind == "sweep"]
         for number, group in enumerate(_alike(sweeps)):
@@ -79,8 +79,7 @@ def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
     Without those that are part of a group's.
     """
     groups: list[list[Unit]] = []
-    order = lambda unit: (unit.key["quantization"] is not None, -len(unit.key["cuts"]))  # noqa: E731
-    for unit in sorted(whole_units(sweeps), key=order):
+    for unit in sorted(whole_units(sweeps), key=lambda unit: (_is_quantized(unit), -len(unit.key["cuts"]))):
         for group in groups:
             widest = group[0].key
             alike = all(widest[name] == unit.key[name] for name in ("dtype", "quantization", "rule"))
@@ -120,6 +119,10 @@ def _of_prompts(units: list[Unit]) -> dict:
         "num_fewshot": most,
         **{name: listed for name, listed in beside.items() if listed},
     }
+
+
+def _is_quantized(unit: Unit) -> bool:
+    return unit.key["quantization"] is not None
 
 
 def _titled(name: str, key: dict) -> str:

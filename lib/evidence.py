@@ -91,6 +91,14 @@ class Evidence:
         """The units of one kind."""
         return [unit for unit in self.units if unit.kind == kind]
 
+    def best(self, kind: str) -> Unit | None:
+        """Of several units of a kind one: not quantized before quantized, then that with most cuts, the latest."""
+
+        def rank(unit: Unit) -> tuple:
+            return unit.key["quantization"] is None, len(unit.key.get("cuts", [])), unit.provenance["measured"]
+
+        return max(self.of_kind(kind), key=rank, default=None)
+
     @property
     def topics(self) -> list[str]:
         """What the sweeps ask about: the known topics in their order, then the others."""
@@ -240,10 +248,9 @@ class Evidence:
     # ---- layers ----------------------------------------------------------------------------------------------
 
     def distances(self) -> pd.DataFrame | None:
-        """The latest rows of angular distances, not quantized before quantized."""
-        units = self.of_kind("similarity")
-        rank = lambda unit: (unit.key["quantization"] is None, unit.provenance["measured"])  # noqa: E731
-        return max(units, key=rank).rows if units else None
+        """Rows of angular distances."""
+        unit = self.best("similarity")
+        return unit.rows if unit else None
 
 
 def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
