@@ -188,8 +188,8 @@ def _healed(units: list[Unit], distances: Iterable[Unit]) -> dict:
     ]  # fmt: skip
     if not like or not swept:
         return {}
-    rules = {"rules": swept[0].key["rule"], "sizes": ", ".join(map(str, _sizes(swept[0])))}
-    return parameters | like[0] | rules | _distances(swept[0], distances)
+    sizes = ", ".join(map(str, sorted({cut.size for cut in healed})))
+    return parameters | like[0] | {"rules": swept[0].key["rule"], "sizes": sizes} | _distances(swept[0], distances)
 
 
 def _task(name: str, shots: int | None, limit: int | None) -> str:

@@ -17,7 +17,7 @@ from lib.errors import InputError
 from lib.models import Source
 from lib.parameters import HealingParameters
 from lib.pruning import Cut
-from lib.results import Shards, Unit, all_units, measure_or_load
+from lib.results import Shards, Unit, measure_or_load
 from lib.sweep import loglikelihoods
 
 VERSION = 2  # part of every unit's key: raise it when a change here changes numbers
@@ -93,14 +93,6 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
     data = functools.partial(
         corpora.text_fingerprint, parameters.text, split="validation", datasets=parameters.datasets
     )
-    at_hand = corpora.is_at_hand(parameters.text, parameters.datasets)
-    # one that was measured for more cuts will do
-    rest = {name: value for name, value in key.items() if name != "cuts"} | ({"data": data()} if at_hand else {})
-    for unit in all_units(parameters.results_folder, "loss", source.name):
-        if unit.key | rest == unit.key and set(cuts) <= {Cut(*cut) for cut in unit.key["cuts"]}:
-            return unit
-    if not parameters.measure:
-        raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
 
     def measure(shards):
         model, tokenizer = opened()
@@ -113,4 +105,10 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
             "weights": source.quantized,
         }
 
-    return measure_or_load("loss", parameters.text, key, measure, parameters.results_folder, data=data, at_hand=at_hand)
+    unit = measure_or_load(
+        "loss", parameters.text, key, measure, parameters.results_folder,
+        data=data, at_hand=corpora.is_at_hand(parameters.text, parameters.datasets), allowed=parameters.measure,
+    )  # fmt: skip
+    if unit is None:
+        raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
+    return unit

@@ -93,6 +93,11 @@ class Parameters:
             source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
         )
 
+    def shared_with(self, kind: type["Parameters"], **others):
+        """The parameters of another notebook: as here what both have, but for `others`."""
+        names = {field.name for field in dataclasses.fields(self)} & {field.name for field in dataclasses.fields(kind)}
+        return kind(**({name: getattr(self, name) for name in names} | others))
+
     @property
     def results_folder(self) -> Path:
         return ROOT / self.results
@@ -353,9 +358,7 @@ class TakeAwayParameters(QuestionAnsweringParameters):
 
     def healing(self) -> HealingParameters:
         """How the file heals: on weights as they are in it, in bfloat16."""
-        own = {field.name for field in dataclasses.fields(Parameters)} | {"text", "preset", "steps"}
-        same = {name: getattr(self, name) for name in own - {"dtype", "quantization"}}
-        return HealingParameters(**same, dtype="bfloat16", quantization=None)
+        return self.shared_with(HealingParameters, dtype="bfloat16", quantization=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,10 +379,10 @@ class ReproductionParameters(QuestionAnsweringParameters):
 
     def afresh(self, folder: str) -> QuestionAnsweringParameters:
         """What is measured again, with its results in a folder of its own."""
-        own = {field.name for field in dataclasses.fields(QuestionAnsweringParameters)}
-        same = {name: getattr(self, name) for name in own}
-        changed = {"results": folder, "sizes": f"0, {self.again}", "rules": "similarity"}
-        return QuestionAnsweringParameters(**(same | changed | {"samples": self.sequences_again, "measure": True}))
+        return self.shared_with(
+            QuestionAnsweringParameters, results=folder, sizes=f"0, {self.again}", rules="similarity",
+            samples=self.sequences_again, measure=True,
+        )  # fmt: skip
 
 
 def _size_list(sizes: str, num_layers: int | None) -> list[int]:

@@ -110,11 +110,22 @@ def read_unit(path: Path) -> Unit | None:
 
 
 def find_unit(kind: str, name: str, key: dict, folder: Path = RESULTS) -> Unit | None:
-    """The latest unit whose key has these entries, and more; None where there is none."""
-    pattern = unit_path(kind, name, key, folder)
-    units = (read_unit(path) for path in pattern.parent.glob(f"{kind}-{name}-*.json"))
-    found = [unit for unit in units if unit is not None and unit.key | key == unit.key]
-    return max(found, key=lambda unit: unit.provenance["measured"], default=None)
+    """The unit that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
+
+    Of several that with the fewest cuts, the latest.
+    """
+    open_to = {"cuts"} | ({"data"} - key.keys())
+
+    def rest(key: dict) -> str:
+        return key_hash({entry: value for entry, value in key.items() if entry not in open_to})
+
+    def answers(unit: Unit) -> bool:
+        cuts = unit.key.get("cuts", [])
+        return rest(unit.key) == rest(key) and all(list(cut) in cuts for cut in key.get("cuts", []))
+
+    folder = unit_path(kind, name, key, folder).parent
+    found = [unit for unit in map(read_unit, folder.glob(f"{kind}-{name}-*.json")) if unit and answers(unit)]
+    return max(found, key=lambda unit: (-len(unit.key.get("cuts", [])), unit.provenance["measured"]), default=None)
 
 
 def whole_units(units: list[Unit]) -> list[Unit]:
@@ -155,7 +166,7 @@ def measure_or_load(
     at_hand: bool = False,
     allowed: bool = True,
 ) -> Unit | None:
-    """The unit of this key: read where it exists, else measured by `measure(shards)` and written.
+    """The unit of this key, or of more cuts: read where it exists, else measured by `measure(shards)` and written.
 
     `measure` returns the rows and the details; it may keep finished parts of its work in `shards`. `data`
     reads the data and gives the key's "data", their fingerprint. Where they are not `at_hand` but on a hub, it is
@@ -164,15 +175,11 @@ def measure_or_load(
     """
     if data is not None and at_hand:
         key, data = key | {"data": data()}, None
-    if (data is not None or not allowed) and (unit := find_unit(kind, name, key, folder)) is not None:
+    if (unit := find_unit(kind, name, key, folder)) is not None or not allowed:
         return unit
-    if not allowed:
-        return None
     if data is not None:
         key = key | {"data": data()}
     path = unit_path(kind, name, key, folder)
-    if (unit := read_unit(path)) is not None:
-        return unit
     shards = Shards(path.with_suffix(".partial"))
     state = provenance()  # before measuring: the code that runs is the code of now
     with _clock() as measured:

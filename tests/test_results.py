@@ -82,6 +82,20 @@ def test_found_without_its_data(tmp_path, measure):
     assert results.find_unit("sweep", "a", known, tmp_path).provenance["measured"] == latest[0]
 
 
+def test_found_for_more_cuts(tmp_path, measure):
+    """What was measured for more cuts answers for fewer: a later run of some sizes costs nothing."""
+    few, many = (KEY | {"cuts": cuts} for cuts in ([[0, 0]], [[0, 0], [3, 1], [2, 2]]))
+    wide = measure_or_load("sweep", "a", many, measure, tmp_path)
+    assert measure_or_load("sweep", "a", few, measure, tmp_path).path == wide.path
+    assert measure_or_load("sweep", "a", few | {"cuts": [(2, 2), (0, 0)]}, measure, tmp_path).path == wide.path
+    assert measure.count == 1
+    assert results.find_unit("sweep", "a", few | {"limit": 4}, tmp_path) is None
+    # a cut of its own is a measurement of its own, and then the one with the fewest cuts answers
+    other = measure_or_load("sweep", "a", KEY | {"cuts": [[0, 0], [1, 1]]}, measure, tmp_path)
+    assert measure.count == 2 and other.path != wide.path
+    assert measure_or_load("sweep", "a", few, measure, tmp_path).path == other.path
+
+
 def test_another_key_is_another_file(tmp_path, measure):
     paths = {measure_or_load("sweep", "a", KEY, measure, tmp_path).path}
     others = [
