@@ -31,9 +31,14 @@ class Answers:
     described: str  # topic, part of it, items, shots
     cuts: list[Cut]
     right: Bool[np.ndarray, "C I"]
-    guessing: float  # accuracy of guessing, by chance or by the commonest answer
+    levels: dict[str, float]  # accuracy of guessing, by chance and, for a single task, by the commonest answer
     layers: int
     flipped: Float[np.ndarray, " C"] | None = None  # share of answers other than the whole model's, where any is chosen
+
+    @property
+    def guessing(self) -> float:
+        """Accuracy of the better way to guess."""
+        return max(self.levels.values())
 
     @property
     def fractions(self) -> Float[np.ndarray, " C"]:
@@ -173,11 +178,11 @@ class Evidence:
         known = {name: level for unit in units for name, level in unit.details["levels"].items()}
         levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
         # the commonest answer is one for each subject: for many together only chance is left
-        guessing = max(levels[0].values()) if len(levels) == 1 else max(level["chance"] for level in levels)
+        guessing = levels[0] if len(levels) == 1 else {"chance": max(level["chance"] for level in levels)}
         part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
         shown = f", {shots}-shot" if shots is not None else ""
         described = f"{topic}{part}{shown}, {right.shape[1]:,} items"
-        return Answers(described, list(cuts), right.astype(bool), float(guessing), self.layers)
+        return Answers(described, list(cuts), right.astype(bool), guessing, self.layers)
 
     # ---- healing ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,10 @@ def require(rows: pd.DataFrame, name: str, *columns: str) -> pd.DataFrame:
 
 
 def accuracy_lines(accuracy: pd.DataFrame, tasks: Tasks, rules: Mapping) -> tuple[dict, dict, pd.DataFrame]:
-    """The tasks' names for readers; the rows of each (task, rule), by size; all rows that are drawn."""
+    """The tasks' names for readers; the rows of each (task, rule), by size; all rows that are drawn.
+
+    Where the rules are several models, the column model says whose a row is.
+    """
     columns = ("task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric")
     tasks = dict(tasks) if isinstance(tasks, Mapping) else {task: task for task in tasks}
     accuracy = require(accuracy, "accuracy", *columns)
@@ -36,9 +39,18 @@ def accuracy_lines(accuracy: pd.DataFrame, tasks: Tasks, rules: Mapping) -> tupl
                 f"accuracy has {len(rows)} rows of task {task!r} with metrics {metrics}, {twice} repeated; "
                 f"expected one metric and one row per size under the rules {list(rules)}; keep only those"
             )
-        fractions = rows.groupby("size")["fraction"].first()
+        model = rows["model"] if "model" in rows else pd.Series("one", rows.index)
         for rule in rules:
-            line = rows[rows["rule"] == rule].set_index("size").reindex(fractions.index)
+            own = rows["rule"] == rule
+            # lines of one model share its sizes; another model has its own, and other fractions for the same sizes
+            sizes = rows[model.isin(model[own])].groupby("size")["fraction"]
+            if (sizes.nunique() > 1).any():
+                raise InputError(
+                    f"accuracy has one size at several fractions of the layers for task {task!r}; expected the "
+                    "column model to tell models apart; add it"
+                )
+            fractions = sizes.first()
+            line = rows[own].set_index("size").reindex(fractions.index)
             lines[task, rule] = line.assign(fraction=fractions).reset_index()
     return tasks, lines, drawn
 

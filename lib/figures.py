@@ -176,7 +176,8 @@ def accuracy_curves(
 ) -> Figure:  # fmt: skip
     """Accuracy against the fraction of layers dropped, a panel per task, a line per rule (figures 2, 5, 6).
 
-    A size that another rule of the same task has and this one lacks is a gap in this one's line.
+    A size that another rule of the same task and model has and this one lacks is a gap in this one's line. Where
+    the lines are several models, the column model of `accuracy` tells them apart.
     """
     tasks, lines, data = accuracy_lines(accuracy, tasks, rules)
     titles, columns = list(tasks.values()), columns or {1: 1, 2: 2, 4: 2}.get(len(tasks), 3)

@@ -262,6 +262,21 @@ def test_missing_accuracy_is_a_gap(accuracy, absent):
     assert None not in whole.y
 
 
+def test_models_of_other_depths_keep_their_own_fractions(accuracy):
+    """Each model is drawn at its own n / L, and a size that only another model has is no gap in its line."""
+    small = accuracy[(accuracy["task"] == "knowledge") & (accuracy["rule"] == "simple")]
+    large = small[small["size"] != 3].assign(fraction=lambda rows: rows["size"] / 24)
+    both = pd.concat([small.assign(model="small", rule="small"), large.assign(model="large", rule="large")])
+    names = {name: name for name in ("small", "large")}
+    figure = figures.accuracy_curves(both, REFERENCES, tasks=["knowledge"], rules=names, model="each")
+    for name, rows in (("small", small), ("large", large)):
+        line = trace_named(figure, name)
+        assert list(line.x) == pytest.approx(rows["fraction"].tolist(), abs=1e-4)
+        assert list(line.y) == pytest.approx(rows["value"].tolist(), abs=1e-4)
+    with pytest.raises(InputError, match="column model"):
+        figures.accuracy_curves(both.drop(columns="model"), {}, tasks=["knowledge"], rules=names, model="each")
+
+
 def test_missing_reference_is_not_drawn(accuracy):
     references = {"knowledge": {"chance": None, "majority": math.nan}}
     figure = figures.accuracy_curves(accuracy, references, tasks=["knowledge"], model=MODEL)

@@ -440,7 +440,7 @@ def test_a_loss_beside_a_healing_is_of_the_same_weights(monkeypatch):
         unit("loss", "nf4", {cuts[0]: 4.5}),
         unit("healing", "nf4", {cuts[0]: 3.0}),
     ]
-    answers = {"some": Answers("some", cuts, np.ones((2, 5), bool), 0.25, 6)}
+    answers = {"some": Answers("some", cuts, np.ones((2, 5), bool), {"chance": 0.25}, 6)}
     first, second = (_step(answers, cut.size, 6, units) for cut in cuts)
     assert first["loss"] == [4.5, "C4, nf4, bfloat16"] and first["healed"] == [3.0, "C4, nf4, bfloat16"]
     assert second["loss"] == [5.0, "C4, not quantized, bfloat16"] and "healed" not in second
