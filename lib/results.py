@@ -66,7 +66,7 @@ def origin(*units: Unit) -> str:
     files = ", ".join(unit.path.name for unit in units)
     if len(units) > 6:  # the page of all measurements lists them
         counts = collections.Counter(unit.kind for unit in units)
-        files = ", ".join(f"{number} units {kind}-*.json" for kind, number in counts.items())
+        files = ", ".join(f"{number} unit{'s' * (number != 1)} {kind}-*.json" for kind, number in counts.items())
     commits = ", ".join(dict.fromkeys((unit.provenance["commit"] or "unknown")[:10] for unit in units))
     changed = ", with uncommitted changes" if any(unit.provenance["dirty"] for unit in units) else ""
     folder = f"{first.path.parent.parent.name}/{first.path.parent.name}"
