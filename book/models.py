@@ -76,7 +76,7 @@ def add_models_to_contents(app: Sphinx, config: Config) -> None:
 def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
     """Units that one page can show: opened alike, each task once, and cut alike where they have a size in common.
 
-    Without those that are part of a group's.
+    Without those that are part of a group's, and the few packaged items of a data set that is there itself.
     """
     groups: list[list[Unit]] = []
     for unit in sorted(whole_units(sweeps), key=lambda unit: (_is_quantized(unit), -len(unit.key["cuts"]))):
@@ -89,7 +89,12 @@ def _alike(sweeps: list[Unit]) -> list[list[Unit]]:
                 break
         else:
             groups.append([unit])
-    return groups
+    return [[unit for unit in group if not _is_there_itself(unit, group)] for group in groups]
+
+
+def _is_there_itself(unit: Unit, group: list[Unit]) -> bool:
+    """Whether a packaged sample's data set is among some units: the two would be named alike."""
+    return unit.key["task"].removeprefix("embedded_") in {other.key["task"] for other in group if other is not unit}
 
 
 def _prompts(units: list[Unit]) -> list[list[Unit]]:

@@ -422,6 +422,21 @@ def test_what_dropping_gains_is_measured_or_follows(tmp_path, monkeypatch):
     assert gained_by_size("other", 6, tmp_path) == {}
 
 
+def test_a_packaged_sample_is_no_second_panel_of_its_data_set(monkeypatch):
+    """What a healing asked of few packaged items stands on its own page, not beside the data set under one name."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from book.models import _alike
+
+    def sweep(task, sizes, quantization=None):
+        key = {"task": task, "cuts": [[3, size] for size in sizes], "rule": "simple", "dtype": "bfloat16"}
+        return Unit("sweep", task, key | {"quantization": quantization}, {}, pd.DataFrame(), {}, Path(task))
+
+    units = [sweep("embedded_boolq", [0, 2]), sweep("boolq", [0, 1, 2]), sweep("embedded_piqa", [0, 2])]
+    units.append(sweep("embedded_boolq", [0, 2], "nf4"))
+    names = [[unit.name for unit in group] for group in _alike(units)]
+    assert names == [["boolq", "embedded_piqa"], ["embedded_boolq"]]
+
+
 def test_a_loss_beside_a_healing_is_of_the_same_weights(monkeypatch):
     """Where a loss was measured of the weights as they are too, it is shown only where nothing was healed."""
     monkeypatch.syspath_prepend(str(ROOT))
