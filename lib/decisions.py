@@ -2,7 +2,8 @@
 
 Source: Gromov et al., arXiv 2403.17887, its text and figures 1 to 9. Each claim is a few numbers and the range in
 which each must lie. The paper says "flat", "sharp", "slowly"; the constants here say what we take that to mean.
-A claim can't be tested where a number is not measured, or the whole model is not surely better than guessing.
+A claim can't be tested where a number is not measured, or only at a few sizes, or where the whole model is not
+surely better than guessing.
 """
 
 import math
@@ -13,9 +14,10 @@ import numpy as np
 from lib import paper
 from lib.evidence import TOPICS, Answers, Evidence, of_topic, topic_of
 from lib.outcomes import RESAMPLES, crossing, interval, resampled
+from lib.pruning import Cut
 from lib.results import Unit
 from lib.similarity import distance_matrix
-from lib.verdicts import DIFFERS, FINE, PLAIN, SIGNED, Finding, Ruling
+from lib.verdicts import FINE, PLAIN, SIGNED, Finding, Ruling
 
 EARLIEST = min(low for low, _ in paper.CLIFFS.values())  # of the layers, as are AT_ONCE and NEAR
 LATEST = max(high for _, high in paper.CLIFFS.values())
@@ -24,11 +26,13 @@ SHARP = 0.50  # the fall from 3/4 to 1/4 over the way to the cliff; for a straig
 AT_ONCE = 0.10
 SLOWLY = 0.50  # rise of the healed loss over that of the other
 STRAIGHT = 0.95  # share of the healed loss that a straight line explains
+RISE = 1.0  # nats a token that the loss must rise without healing, or there is little to heal
 JUMP = 2.0  # steepest step of the loss over the mean one
 NEAR = 0.10
 ALIKE = 0.05  # of accuracy
 CLOSED = 0.20  # of the gap between the rules, left after healing
 DEEP = 2 / 3  # of the depth
+SIZES = 5  # at least, the whole model among them, to tell a shape: flat, sharp, straight, a jump
 LAST = 0.90  # of the range of distances of one block size
 
 OF_PAPER = TOPICS[:2]
@@ -85,20 +89,31 @@ def not_known(answers: Answers | None, what: str) -> str:
     )
 
 
-def rule_on(topic: str, answers: Answers | None, obstacle: str, find: Callable) -> Ruling:
-    """The ruling on a task: what `find` finds in its answers, unless something stands in the way."""
+def too_few(cuts: list[Cut]) -> str:
+    """Why a curve through these cuts has no shape to speak of."""
+    return f"measured at {len(cuts)} sizes, the whole model among them: too few to tell a shape"
+
+
+def rule_on(topic: str, answers: Answers | None, obstacle: str, find: Callable, sizes: int = 2) -> Ruling:
+    """The ruling on a task: what `find` finds in its answers, unless something stands in the way.
+
+    From fewer than `sizes` cuts, the first finding alone.
+    """
     about = answers.described if answers else topic
-    return Ruling(about, [] if obstacle else find(answers), obstacle, topic in OF_PAPER, topic)
+    found = [] if obstacle else find(answers)
+    if found and len(answers.cuts) < sizes:
+        found, obstacle = found[:1], too_few(answers.cuts)
+    return Ruling(about, found, obstacle, topic in OF_PAPER, topic)
 
 
-def on_tasks(evidence: Evidence, topics, rule: str, find: Callable) -> list[Ruling]:
+def on_tasks(evidence: Evidence, topics, rule: str, find: Callable, sizes: int = 2) -> list[Ruling]:
     """A ruling for each of the paper's tasks, and for every other one that the model knows."""
     rulings = []
     for topic in topics:
         answers = evidence.answers(topic, rule)
         obstacle = not_known(answers, f"{topic} under the {rule} rule")
         if topic in OF_PAPER or not obstacle:
-            rulings.append(rule_on(topic, answers, obstacle, find))
+            rulings.append(rule_on(topic, answers, obstacle, find, sizes))
     return rulings
 
 
@@ -106,11 +121,11 @@ def on_tasks(evidence: Evidence, topics, rule: str, find: Callable) -> list[Ruli
 
 
 def plateau(evidence: Evidence) -> list[Ruling]:
-    return on_tasks(evidence, ("MMLU", *TOPICS[2:-1]), "similarity", falls)
+    return on_tasks(evidence, ("MMLU", *TOPICS[2:-1]), "similarity", falls, SIZES)
 
 
 def plateau_boolq(evidence: Evidence) -> list[Ruling]:
-    return on_tasks(evidence, ("BoolQ",), "similarity", falls)
+    return on_tasks(evidence, ("BoolQ",), "similarity", falls, SIZES)
 
 
 def plateau_healed(evidence: Evidence) -> list[Ruling]:
@@ -120,7 +135,7 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
         after = pair and pair[1]
         obstacle = not_known(after, f"{topic} of healed models")
         if topic in OF_PAPER or not obstacle:
-            rulings.append(rule_on(topic, after, obstacle, falls))
+            rulings.append(rule_on(topic, after, obstacle, falls, SIZES))
     return rulings
 
 
@@ -144,6 +159,9 @@ def healed_loss(evidence: Evidence) -> list[Ruling]:
     if losses is None:
         return [Ruling("loss on text", obstacle="not measured: losses before and after healing")]
     fractions = losses.fractions
+    if (rise := float(np.diff(losses.before[[0, -1]].mean(axis=1))[0])) < RISE:
+        what = f"without healing the loss rises by {rise:.2f} nats a token up to {fractions[-1]:.0%} of the layers"
+        return [Ruling("loss on text", obstacle=f"{what}: there is little to heal")]
 
     def straight(loss):
         slope, start = np.polyfit(fractions, loss, 1)
@@ -152,19 +170,22 @@ def healed_loss(evidence: Evidence) -> list[Ruling]:
     both = np.concatenate([losses.before, losses.after])
     rows = len(fractions)
     share = resampled(lambda loss: (loss[-1] - loss[rows]) / (loss[rows - 1] - loss[0]), both)
+    what = "its rise, as a share of the rise without healing"
+    found = [Finding(what, *interval(share), ceiling=SLOWLY, form=FINE)]
+    if rows < SIZES:
+        return [Ruling("loss on text", found, too_few(losses.cuts))]
     explained = interval(resampled(straight, losses.after))
-    findings = [
-        Finding("its rise, as a share of the rise without healing", *interval(share), ceiling=SLOWLY, form=FINE),
-        Finding("of it a straight line explains", *explained, floor=STRAIGHT, form=FINE),
-    ]
-    return [Ruling("loss on text", findings)]
+    found.append(Finding("of it a straight line explains", *explained, floor=STRAIGHT, form=FINE))
+    return [Ruling("loss on text", found)]
 
 
 def unhealed_loss(evidence: Evidence) -> list[Ruling]:
-    losses = evidence.losses("similarity")
+    losses = evidence.unhealed_losses("similarity")
     if losses is None:
-        return [Ruling("loss on text", obstacle="not measured: losses before and after healing")]
+        return [Ruling("loss on text", obstacle="not measured: losses before healing")]
     fractions = losses.fractions
+    if len(fractions) < SIZES:
+        return [Ruling("loss on text", obstacle=too_few(losses.cuts))]
 
     def steepest(loss):
         return (np.diff(loss) / np.diff(fractions)).max() / ((loss[-1] - loss[0]) / fractions[-1])
@@ -178,8 +199,6 @@ def unhealed_loss(evidence: Evidence) -> list[Ruling]:
     of_paper = [answers for topic in OF_PAPER if (answers := evidence.answers(topic, "similarity"))]
     known = next((answers for answers in of_paper if answers.known), None)
     if known is None:
-        if found[0].verdict == DIFFERS:
-            return [Ruling("loss on text", found)]
         return [Ruling("loss on text", found, "the model knows neither MMLU nor BoolQ: there is no cliff to be near")]
     apart = np.abs(resampled(place, losses.before) - cliffs(known))
     found.append(Finding(f"from it to the cliff of {known.described}", *interval(apart), ceiling=NEAR))

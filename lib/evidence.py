@@ -8,7 +8,7 @@ Letters in shapes: C cuts, I items, S sequences.
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,11 +72,11 @@ class Answers:
 
 @dataclass(frozen=True)
 class Losses:
-    """Loss of each sequence, in nats a token, before and after healing; the whole model first."""
+    """Loss of each sequence, in nats a token, before healing and, where asked for, after; the whole model first."""
 
     cuts: list[Cut]
     before: Float[np.ndarray, "C S"]
-    after: Float[np.ndarray, "C S"]
+    after: Float[np.ndarray, "C S"] | None
     layers: int
 
     @property
@@ -242,13 +242,24 @@ class Evidence:
                 name: unit.key[name] for name in healing.key["loss"]
             }:
                 continue
-            cuts = measured_cuts(RULES, [Cut(*cut) for cut in unit.key["cuts"]], self.layers)[rule]
-            cuts = [cut for cut in cuts if cut in of_cut]
-            if len(cuts) > 2 and not cuts[0].size:
-                before = [unit.details["by_sequence"][f"{cut.start},{cut.size}"] for cut in cuts]
-                after = [of_cut[cut].details["by_sequence"] for cut in cuts]
-                return Losses(cuts, np.array(before), np.array(after), self.layers)
+            before = self._before(unit, rule, of_cut)
+            if before and len(before.cuts) > 2:
+                after = [of_cut[cut].details["by_sequence"] for cut in before.cuts]
+                return dataclasses.replace(before, after=np.array(after))
         return None
+
+    def unhealed_losses(self, rule: str) -> Losses | None:
+        """Losses on text before healing, for all cuts of a rule that have one."""
+        unit = self.best("loss")
+        return self._before(unit, rule) if unit else None
+
+    def _before(self, unit: Unit, rule: str, among: Collection[Cut] | None = None) -> Losses | None:
+        cuts = measured_cuts(RULES, [Cut(*cut) for cut in unit.key["cuts"]], self.layers)[rule]
+        cuts = [cut for cut in cuts if among is None or cut in among]
+        if len(cuts) < 2 or cuts[0].size:
+            return None
+        before = [unit.details["by_sequence"][f"{cut.start},{cut.size}"] for cut in cuts]
+        return Losses(cuts, np.array(before), None, self.layers)
 
     # ---- layers ----------------------------------------------------------------------------------------------
 

@@ -54,23 +54,23 @@ class Ruling:
 
     about: str
     findings: list[Finding] = field(default_factory=list)
-    obstacle: str = ""  # why it can't be tested
+    obstacle: str = ""  # why it can't be tested, but by what the findings rule out
     of_paper: bool = True  # about what the paper measured; else a task of our own
     topic: str = ""  # the task's name alone
 
     @property
     def verdict(self) -> str:
         found = {finding.verdict for finding in self.findings}
-        if self.obstacle or not found:
-            return OPEN
-        return DIFFERS if DIFFERS in found else OPEN if OPEN in found else AGREES
+        if DIFFERS in found:
+            return DIFFERS
+        return OPEN if self.obstacle or OPEN in found or not found else AGREES
 
     @property
     def reason(self) -> str:
-        if self.obstacle:
-            return self.obstacle
         if self.verdict == AGREES:
             return "every interval lies where the claim has it"
+        if self.obstacle and self.verdict == OPEN:
+            return self.obstacle
         decisive = "; ".join(finding.what for finding in self.findings if finding.verdict == self.verdict)
         if self.verdict == DIFFERS:
             return f"wholly outside the claim: {decisive}"

@@ -151,6 +151,15 @@ def test_losses_after_healing():
     assert verdict("unhealed-loss", *units) == OPEN
     straight = [unhealed({"similarity": slow}), *healings(slow, both)]
     assert verdict("unhealed-loss", *straight, sweep("mmlu", FLAT)) == DIFFERS
+    assert verdict("unhealed-loss", units[0], sweep("mmlu", FLAT)) == AGREES, "nothing need be healed for it"
+    # three sizes say whether the loss grows slowly, but neither straight nor with a jump
+    few = [unhealed({"similarity": [3, 3.1, 9]}), *healings([3, 3.2, 3.5], both)]
+    assert verdict("healed-loss", *few) == OPEN
+    assert verdict("unhealed-loss", *few, sweep("mmlu", FLAT)) == OPEN
+    assert verdict("healed-loss", few[0], *healings([3, 4, 8], both)) == DIFFERS
+    # where nearly nothing is lost there is nearly nothing to heal
+    little = np.linspace(3, 3.4, 8)
+    assert verdict("healed-loss", unhealed({"similarity": little}), *healings(little, both)) == OPEN
 
 
 def test_the_simple_heuristic():
