@@ -182,7 +182,7 @@ def result(rulings: Rulings) -> str:
     said = []
     for model in _models(rulings):
         found = [verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS]
-        counts = ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items())
+        counts = ", ".join(_count(found, verdict) for verdict in COUNTED)
         said.append(
             f"<p><strong>{html.escape(model)}</strong>: {_cliffs(rulings, model)} Of {len(found)} claims of the "
             f"paper {counts}.</p>"
@@ -216,7 +216,12 @@ def _ruling(ruling: Ruling) -> str:
 
 def _counted(rulings: list[Ruling]) -> str:
     found = [ruling.verdict for ruling in rulings]
-    return ", ".join(f"{found.count(verdict)} {word}" for verdict, word in COUNTED.items() if verdict in found)
+    return ", ".join(_count(found, verdict) for verdict in COUNTED if verdict in found)
+
+
+def _count(found: list[str], verdict: str) -> str:
+    number = found.count(verdict)
+    return f"{number} {verdict if number == 1 else COUNTED[verdict]}"
 
 
 def _badge(verdict: str) -> str:
