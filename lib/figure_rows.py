@@ -43,13 +43,13 @@ def accuracy_lines(accuracy: pd.DataFrame, tasks: Tasks, rules: Mapping) -> tupl
         for rule in rules:
             own = rows["rule"] == rule
             # lines of one model share its sizes; another model has its own, and other fractions for the same sizes
-            sizes = rows[model.isin(model[own])].groupby("size")["fraction"]
-            if (sizes.nunique() > 1).any():
+            by_size = rows[model.isin(model[own])].groupby("size")["fraction"]
+            if (by_size.nunique() > 1).any():
                 raise InputError(
                     f"accuracy has one size at several fractions of the layers for task {task!r}; expected the "
                     "column model to tell models apart; add it"
                 )
-            fractions = sizes.first()
+            fractions = by_size.first()
             line = rows[own].set_index("size").reindex(fractions.index)
             lines[task, rule] = line.assign(fraction=fractions).reset_index()
     return tasks, lines, drawn
