@@ -133,7 +133,7 @@ def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
     """Curves of every model under one rule: the columns of `accuracy_by_rule`, and before them model.
 
     Of several units of a task and model one counts: not quantized before quantized, then that with most items,
-    with most cuts, the latest.
+    with most cuts, the latest. attrs["levels"] holds for each task the highest levels of guessing of these units.
     """
     tables: dict[tuple[str, str], tuple] = {}
     for unit in units:
@@ -148,10 +148,12 @@ def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
             plain = unit.key.get("quantization") is None
             rank = plain, int(of_task["items"].max()), len(of_task), unit.provenance["measured"]
             if place not in tables or tables[place][0] < rank:
-                tables[place] = rank, of_task.assign(model=place[0])
+                tables[place] = rank, of_task.assign(model=place[0]), {task: levels_of(unit)[task]}
     if not tables:
         return _typed([], ["model", *COLUMNS])
-    return pd.concat([table for _, table in tables.values()])[["model", *COLUMNS]]
+    together = pd.concat([table for _, table, _ in tables.values()])[["model", *COLUMNS]]
+    together.attrs["levels"] = highest_levels(levels for _, _, levels in tables.values())
+    return together
 
 
 def own_tasks(unit: Unit) -> list[str]:
@@ -169,6 +171,16 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
     chances = {level["chance"] for level in levels.values()}
     shared = {"chance": chances.pop()} if len(chances) == 1 else {}
     return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+
+
+def highest_levels(models: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The levels of guessing of several models as one: where they were asked different items, the highest."""
+    highest: dict[str, dict[str, float]] = {}
+    for levels in models:
+        for task, level in levels.items():
+            known = highest.setdefault(task, {})
+            known |= {name: max(value, known.get(name, value)) for name, value in level.items()}
+    return highest
 
 
 def main_metric(metrics: list[str]) -> str:

@@ -5,15 +5,14 @@ of these classes right after its parameters; the fields are the parameters, with
 """
 
 import dataclasses
-import re
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from lib import corpora, evaluation, llama_cpp, models
 from lib.errors import InputError
+from lib.lists import Asked, block_sizes, split, tasks_asked, whole_numbers
 from lib.presets import PRESETS, HealingConfig
 from lib.results import ROOT
 from lib.selection import RULES
@@ -104,10 +103,7 @@ class Parameters:
 
     def number_list(self, name: str) -> list[int]:
         """The whole numbers of a parameter like `seeds`. Raises InputError for what is none."""
-        parts = _split(getattr(self, name))
-        if not parts or not all(part.isdecimal() for part in parts):
-            raise InputError(f"{name} is {getattr(self, name)!r}, expected whole numbers separated by commas")
-        return [int(part) for part in parts]
+        return whole_numbers(name, getattr(self, name))
 
     @property
     def key(self) -> dict:
@@ -118,14 +114,6 @@ class Parameters:
 @dataclass(frozen=True, kw_only=True)
 class SimilarityParameters(Parameters):
     """Parameters of notebooks/01-similarity.ipynb."""
-
-
-class Asked(NamedTuple):
-    """What stands after a task's name, or holds for all tasks."""
-
-    shots: int | None  # examples in the prompt; None: the task's own number
-    limit: int | None  # items, from the beginning; None: all
-    sizes: str  # block sizes, "all" or like "0-8, 12"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +140,8 @@ class QuestionAnsweringParameters(Parameters):
         if not self.task_list:
             raise InputError("tasks is empty, expected names of lm-eval tasks separated by commas")
         evaluation.check_names(self.task_list)
-        for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())} - {"all"}:
-            _size_list(sizes, None)
+        for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
+            block_sizes(sizes, None)
 
     @property
     def memory_bytes(self) -> int:
@@ -174,20 +162,8 @@ class QuestionAnsweringParameters(Parameters):
     @property
     def asked(self) -> dict[str, Asked]:
         """What is asked of each task. Raises InputError for what stands after a name and is no such thing."""
-        asked = {}
-        for part in _split(self.tasks):
-            found = re.fullmatch(r"([^:@]+?)(?::(\d+))?(?:@(\d+))?(?:/([\d+-]+))?", part)
-            if found is None:
-                raise InputError(
-                    f"tasks has {part!r}, expected a task or, for 5 examples in its prompt, 20 items and block sizes "
-                    "of its own, like 'mmlu:5@20/0-8+12'"
-                )
-            name, shots, limit, sizes = found.groups()
-            asked[name.strip()] = of_task = Asked(
-                self.num_fewshot if shots is None else int(shots),
-                self.limit if limit is None else int(limit),
-                self.sizes if sizes is None else sizes.replace("+", ", "),
-            )
+        asked = tasks_asked(self.tasks, Asked(self.num_fewshot, self.limit, self.sizes))
+        for of_task in asked.values():
             evaluation.check_limit(of_task.limit)
         return asked
 
@@ -203,14 +179,14 @@ class QuestionAnsweringParameters(Parameters):
 
     @property
     def rule_list(self) -> list[str]:
-        return _split(self.rules)
+        return split(self.rules)
 
     def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
 
         Raises InputError for what is no list of sizes, or a size outside 0..L-1.
         """
-        return _size_list(self.asked[task].sizes if task else self.sizes, num_layers)
+        return block_sizes(self.asked[task].sizes if task else self.sizes, num_layers)
 
     def check_one_list_of_sizes(self) -> None:
         """Raise InputError where a task has block sizes of its own, which not every notebook can show."""
@@ -338,7 +314,7 @@ class TakeAwayParameters(QuestionAnsweringParameters):
         super().check()
         self.check_one_list_of_sizes()
         known = (*models.DTYPES, *BITSANDBYTES, *llama_cpp.FILE_TYPES)
-        if wrong := [bits for bits in _split(self.bits) if bits not in known and self.bits != "auto"]:
+        if wrong := [bits for bits in split(self.bits) if bits not in known and self.bits != "auto"]:
             raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
         if self.drop < 1:
             raise InputError(f"drop is {self.drop}, expected a number of layers from 1")
@@ -351,7 +327,7 @@ class TakeAwayParameters(QuestionAnsweringParameters):
         own = [source.quantized] if source.is_gguf else []
         if self.bits == "auto":
             return ["bfloat16", "int8", "nf4", *dict.fromkeys(["Q8_0", *own, "Q2_K"] if own else [])]
-        asked = _split(self.bits)
+        asked = split(self.bits)
         if not source.is_gguf and (wrong := [bits for bits in asked if bits in llama_cpp.FILE_TYPES]):
             raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
         return asked
@@ -383,27 +359,6 @@ class ReproductionParameters(QuestionAnsweringParameters):
             QuestionAnsweringParameters, results=folder, sizes=f"0, {self.again}", rules="similarity",
             samples=self.sequences_again, measure=True,
         )  # fmt: skip
-
-
-def _size_list(sizes: str, num_layers: int | None) -> list[int]:
-    if sizes == "all":
-        return list(range(num_layers - 1))
-    found = {0}
-    for part in _split(sizes):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise InputError(f"sizes is {sizes!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
-        found |= set(range(int(first), int(last or first) + 1))
-    if num_layers is not None and max(found) > num_layers - 1:
-        raise InputError(
-            f"size is {max(found)}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
-            "last layer is never dropped: choose sizes in that range"
-        )
-    return sorted(found)
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _is_parameter(name: str, value: object) -> bool:

@@ -118,12 +118,16 @@ def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
         )
         cuts = [[0, 0], [3, 1], [8, 1]]
         key = {"model": {"name": model, "weights": "w"}, "rule": "similarity, simple", "cuts": cuts}
-        return Unit("sweep", "boolq", key, {"measured": day}, rows, {"num_layers": 10})
+        # of fewer items the commonest answer is a larger share
+        details = {"num_layers": 10, "levels": {"boolq": {"chance": 0.5, "majority": 0.6 + 1 / items}}}
+        return Unit("sweep", "boolq", key, {"measured": day}, rows, details)
 
     units = [unit("A", 10, 0.1), unit("A", 50, 0.5), unit("A", 50, 0.6, "2026-02-01"), unit("B", 20, 0.2)]
     table = of_all_models(units, "similarity")
     assert list(table["model"]) == ["A", "A", "B", "B"]
     assert list(table["value"]) == [0.6, 0.6, 0.2, 0.2] and list(table["start"]) == [0, 3, 0, 3]
+    # the level of the ten items of A, which count no more, is not there
+    assert table.attrs["levels"] == {"boolq": {"chance": 0.5, "majority": 0.65}}
     assert of_all_models([], "simple").empty
 
 
