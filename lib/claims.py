@@ -178,29 +178,25 @@ def figure_table(rulings: Rulings) -> str:
 
 
 def result(rulings: Rulings) -> str:
-    """HTML: the result in a sentence or two for each model."""
-    said = []
-    for model in _models(rulings):
-        found = [verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS]
-        counts = ", ".join(_count(found, verdict) for verdict in COUNTED)
-        said.append(
-            f"<p><strong>{html.escape(model)}</strong>: {_cliffs(rulings, model)} Of {len(found)} claims of the "
-            f"paper {counts}.</p>"
-        )
-    return f'<div class="claims" id="result">{"".join(said)}</div>'
-
-
-def _cliffs(rulings: Rulings, model: str) -> str:
-    """Where the model's cliffs are, on the tasks that it knows."""
-    known = [r for claim in ("plateau", "boolq", "reasoning") for r in rulings[claim][model] if r.findings]
-    known.sort(key=lambda ruling: TOPICS.index(ruling.topic))
-    places = [f"{html.escape(ruling.topic)} {ruling.findings[0].shown}" for ruling in known]
-    if not places:
-        return "no task is measured on which the whole model is surely better than guessing."
-    return (
-        "half of what it knows is gone once it has lost this share of its layers (95% intervals): "
-        f"{'; '.join(places)}. The paper's models hold out until {CLIFFS}."
+    """HTML: where half of what each model knows is gone, and how many claims hold of it."""
+    models = _models(rulings)
+    cliffs = {
+        (ruling.topic, model): ruling.findings[0].shown
+        for claim in ("plateau", "boolq", "reasoning")
+        for model in models
+        for ruling in rulings[claim][model]
+        if ruling.findings
+    }
+    rows = [_row(topic, [cliffs.get((topic, model), "–") for model in models]) for topic in TOPICS]
+    found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
+    counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
+    rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
+    lead = (
+        "The share of its layers at which a model has lost half of what it knows (95% intervals), without healing. "
+        f"The paper's models hold out until {CLIFFS}. –: not measured, or the whole model is not surely better than "
+        "guessing."
     )
+    return _table("Where half is gone", ["Half is gone at", *models], rows, lead, "result")
 
 
 def _models(rulings: Rulings) -> list[str]:
@@ -219,6 +215,11 @@ def _counted(rulings: list[Ruling]) -> str:
     return ", ".join(_count(found, verdict) for verdict in COUNTED if verdict in found)
 
 
+def _row(head: str, texts: list[str]) -> str:
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+    return f'<tr><th scope="row">{html.escape(head)}</th>{cells}</tr>'
+
+
 def _count(found: list[str], verdict: str) -> str:
     number = found.count(verdict)
     return f"{number} {verdict if number == 1 else COUNTED[verdict]}"
@@ -229,7 +230,11 @@ def _badge(verdict: str) -> str:
     return f'<span class="verdict {name}"><span aria-hidden="true">{mark}</span> {html.escape(verdict)}</span>'
 
 
-def _table(caption: str, heads: list[str], rows: list[str]) -> str:
+def _table(caption: str, heads: list[str], rows: list[str], lead: str = "", identifier: str = "") -> str:
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'<div class="claims scrolls" role="region" aria-label="{html.escape(caption)}">{table}</div>'
+    marked = f' id="{identifier}"' if identifier else ""
+    before = f"<p>{html.escape(lead)}</p>" if lead else ""
+    return (
+        f'<div class="claims scrolls"{marked} role="region" aria-label="{html.escape(caption)}">{before}{table}</div>'
+    )

@@ -266,8 +266,9 @@ def test_without_units_nothing_is_said():
     for claim in CLAIMS:
         (found,) = rulings[claim.identifier].values()
         assert all(ruling.reason.startswith("not measured: ") and not ruling.findings for ruling in found)
-    page = result(rulings) + summary_table(rulings) + re.sub("<p>The paper.*?</p>", "", details(rulings))
-    words = html.unescape(re.sub("<[^>]*>", " ", page)).replace("GSM8K", "").replace(f"Of {len(CLAIMS)} claims", "")
+    page = result(rulings) + summary_table(rulings) + details(rulings)
+    page = re.sub("<p>The (paper|share).*?</p>", "", page)
+    words = html.unescape(re.sub("<[^>]*>", " ", page)).replace("GSM8K", "").replace(f"{len(CLAIMS)} claims", "")
     assert sorted(re.findall(r"[0-9]+", words)) == ["0", "0", str(len(CLAIMS))]  # agree, differ, can't be tested
 
 
@@ -306,4 +307,4 @@ def test_every_figure_of_the_paper_has_its_page_and_its_claims():
     for claim in CLAIMS:
         assert f'href="#claim-{claim.identifier}"' in page and f'id="claim-{claim.identifier}"' in page
     assert claims.CLIFFS.startswith("Llama-2 45% to 55%")
-    assert "made up" in result(rulings) and "MMLU" in result(rulings)
+    assert re.search(r"MMLU</th><td>\d+% \(", result(rulings))
