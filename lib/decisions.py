@@ -6,6 +6,8 @@ A claim can't be tested where a number is not measured, or only at a few sizes, 
 surely better than guessing.
 """
 
+import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -117,6 +119,21 @@ def on_tasks(evidence: Evidence, topics, rule: str, find: Callable, sizes: int =
     return rulings
 
 
+def after_healing(decide: Callable) -> Callable:
+    """A claim about healed models whose rulings say on how much text, beside the paper's, these were healed."""
+
+    @functools.wraps(decide)
+    def decided(evidence: Evidence) -> list[Ruling]:
+        tokens = evidence.healing_tokens
+        how = f", healed on {tokens:,} tokens, {tokens / paper.HEALING_TOKENS:.2%} of the paper's"
+        return [
+            dataclasses.replace(ruling, about=ruling.about + how) if ruling.findings else ruling
+            for ruling in decide(evidence)
+        ]
+
+    return decided
+
+
 # ---- the claims ----------------------------------------------------------------------------------------------
 
 
@@ -128,6 +145,7 @@ def plateau_boolq(evidence: Evidence) -> list[Ruling]:
     return on_tasks(evidence, ("BoolQ",), "similarity", falls, SIZES)
 
 
+@after_healing
 def plateau_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:
@@ -139,6 +157,7 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
     return rulings
 
 
+@after_healing
 def healing_matters(evidence: Evidence) -> list[Ruling]:
     """What healing gives back on BoolQ, less what it gives back on MMLU: means over the pruned models of both."""
     pairs, gains = {}, {}
@@ -154,6 +173,7 @@ def healing_matters(evidence: Evidence) -> list[Ruling]:
     return [Ruling("BoolQ beside MMLU", [Finding("gain in accuracy, BoolQ less MMLU", *more, floor=0.0, form=SIGNED)])]
 
 
+@after_healing
 def healed_loss(evidence: Evidence) -> list[Ruling]:
     losses = evidence.losses("similarity")
     if losses is None:
@@ -212,6 +232,7 @@ def simple_collapses(evidence: Evidence) -> list[Ruling]:
     )
 
 
+@after_healing
 def simple_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:

@@ -196,6 +196,12 @@ class Evidence:
         usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
         return {key: found[key] for key in sorted(usual, key=lambda key: -len(found[key]))}
 
+    @property
+    def healing_tokens(self) -> int:
+        """Tokens on which each of the healed models was trained, in the way that most cuts have; 0 without one."""
+        units = next(iter(self.ways.values()), {})
+        return max((unit.details["healing"]["tokens"] for unit in units.values()), default=0)
+
     def alike_but(self, setting: str) -> dict[int, dict[Cut, Unit]]:
         """Ways that differ from another one in a single setting of healing, by its value; all for the same cuts."""
         together: dict[str, dict[int, dict[Cut, Unit]]] = {}

@@ -67,7 +67,7 @@ def healings(losses, accuracies, rule="similarity", noise=0.05, **settings):
         cut = cut_of(rule, size)
         outcomes = {task: answers(of_task[size]) for task, of_task in accuracies.items()}
         made = {"by_sequence": sequences(loss, noise), "outcomes": outcomes, "num_layers": LAYERS}
-        made["levels"] = {task: {"chance": 0.25} for task in outcomes}
+        made |= {"levels": {task: {"chance": 0.25} for task in outcomes}, "healing": {"tokens": 163_840}}
         asked = {"quantization": "nf4", "cut": [cut.start, cut.size], "healing": HEALING | settings, "loss": loss_key}
         yield Unit("healing", f"{cut.start}-{size}", key(**asked), {"measured": "2026"}, pd.DataFrame(), made)
 
@@ -191,6 +191,8 @@ def test_healing_matters_more_for_boolq():
     assert verdict("boolq-healing", *helped[1:]) == OPEN
     assert verdict("plateau-healed", *before, *healings(losses, {"mmlu": FLAT, "boolq": FLAT})) == AGREES
     assert verdict("plateau-healed", *before, *healings(losses, {"mmlu": SLOPE, "boolq": SLOPE})) == DIFFERS
+    for ruling in [*decisions.plateau_healed(Evidence(helped)), *decisions.healing_matters(Evidence(helped))]:
+        assert ruling.about.endswith(", healed on 163,840 tokens, 0.10% of the paper's")
 
 
 def distances(of_block):
