@@ -123,6 +123,18 @@ def _lines(kind: str, content: dict) -> list[str]:
                 )
             ),
         ]
+    if kind == "widened":
+        faster = content["times_faster"]
+        return [
+            _line(
+                f"{content['model']}, {content['length']} tokens there and back, as in healing, "
+                f"{content['quantization'] or dtype}, without arithmetic of 16 bits: {content['provenance']['device']}",
+                "PyTorch's own products of 16 bits",
+                f"**{faster['there_and_back']:.0f} times faster**; forwards alone {faster['forwards']:.1f}",
+                f"cosine of the gradients {content['cosine_of_gradients']:.4f}",
+                command,
+            )
+        ]
     if kind == "slicing":
         peak, equal = content["peak_bytes"], content["equal_bytes"]
         beside, faster, memory = ["a plain copy of the kept bytes"], "", ""

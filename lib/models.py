@@ -26,6 +26,7 @@ from lib.errors import InputError
 from lib.packaged import EMBEDDED, PACKAGED
 from lib.results import RESULTS, all_units
 from lib.wheels import cache_folder, check_hash, file_hash, hash_once
+from lib.widened import multiplies_sixteen_bits, widen
 
 __all__ = ["EMBEDDED", "PACKAGED", "Source", "decoder_layers", "find_model", "load_model", "num_layers"]
 
@@ -200,8 +201,8 @@ def load_model(
             # bitsandbytes would repack weights of four bits at the first answer, on some processors: their scales are
             # rounded then, and no gradient goes through them any more
             module.support_avx512bf16_for_cpu = False
-        if where == "cpu" and type(module) is torch.nn.Linear and not _multiplies_sixteen_bits():
-            module.__class__ = _Widened
+    if where == "cpu" and not multiplies_sixteen_bits():
+        widen(network)
     return network.eval(), tokenizer
 
 
@@ -332,29 +333,6 @@ def _quantization(name: str | None, compute: torch.dtype):
     if name == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
-
-
-def _multiplies_sixteen_bits() -> bool:
-    """Whether the processor multiplies matrices of 16 bits faster than those of 32: x86 without AVX-512 does not."""
-    return torch.backends.cpu.get_cpu_capability() != "AVX2"
-
-
-class _Widened(torch.nn.Linear):
-    """A linear layer whose matrices of 16 bits are multiplied in float32, and the result rounded.
-
-    That is what processors with arithmetic of 16 bits do: they sum in float32. For many rows it is several times as
-    fast as to go without it; for few, as in generation, widening the weights would take longer than the product.
-    """
-
-    ROWS = 64  # from which widening pays
-    WEIGHTS = 2**27  # half a GB once widened: the heads of large vocabularies are left as they are
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        few = input.numel() < self.ROWS * self.in_features
-        if input.element_size() != 2 or few or self.weight.numel() > self.WEIGHTS:
-            return super().forward(input)
-        bias = None if self.bias is None else self.bias.float()
-        return torch.nn.functional.linear(input.float(), self.weight.float(), bias).to(input.dtype)
 
 
 def _device(name: str) -> str:

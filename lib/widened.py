@@ -1,0 +1,94 @@
+"""Products of 16 bits on processors without arithmetic of 16 bits, such as those of most laptops.
+
+There PyTorch multiplies matrices of 16 bits several times as slowly as those of 32, and backwards a hundred times.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import linear
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+ROWS = 64  # from which widening pays; for fewer, as in generation, it would take longer than the product
+WEIGHTS = 2**26  # widened at once: a quarter of a GB
+
+
+def multiplies_sixteen_bits() -> bool:
+    """Whether the processor multiplies matrices of 16 bits faster than those of 32: x86 without AVX-512 does not."""
+    return torch.backends.cpu.get_cpu_capability() != "AVX2"
+
+
+def widen(network: torch.nn.Module) -> None:
+    """Have a network multiply in float32, in place: linear layers, those of 4 bits too, and attention that is trained.
+
+    The weights stay as they are.
+    """
+    AttentionInterface.register("sdpa", attend)  # which serves all networks: elsewhere it is what it was
+    for module in network.modules():
+        if type(module) is torch.nn.Linear or hasattr(getattr(module, "weight", None), "quant_state"):
+            module.__class__ = _kind(type(module))
+
+
+class Widened:
+    """Of a linear layer: its matrices of 16 bits are multiplied in float32, and the result is rounded.
+
+    That is what processors with arithmetic of 16 bits do: they sum in float32.
+    """
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
+        if input.element_size() != 2 or not pays:
+            return super().forward(input)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            bias = None if self.bias is None else self.bias.float()
+            return linear(input.float(), self.weight.float(), bias).to(input.dtype)
+        return _Product.apply(input, self._written, self.bias)
+
+    def _written(self) -> torch.Tensor:
+        """The weights in 16 bits."""
+        if not hasattr(self.weight, "quant_state"):
+            return self.weight
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(self.weight.data, self.weight.quant_state)
+
+
+@functools.cache
+def _kind(kind: type) -> type:
+    return type(f"Widened{kind.__name__}", (Widened, kind), {})
+
+
+def attend(module, query, key, value, attention_mask, **options):
+    """Attention of transformers ("sdpa"), in float32 where gradients of 16 bits go back through it on a processor."""
+    dtype = query.dtype
+    if query.device.type == "cpu" and dtype.itemsize == 2 and query.requires_grad:
+        query, key, value = query.float(), key.float(), value.float()
+        if attention_mask is not None and attention_mask.is_floating_point():
+            attention_mask = attention_mask.float()
+    attended, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return attended.to(dtype), weights
+
+
+class _Product(torch.autograd.Function):
+    """A product with weights that don't learn, a part of them widened at a time, and anew backwards: none is kept."""
+
+    @staticmethod
+    def forward(context, input: torch.Tensor, written: Callable, bias: torch.Tensor | None) -> torch.Tensor:
+        context.written = written
+        parts = _parts(written())
+        biases = [None] * len(parts) if bias is None else bias.float().split(len(parts[0]))
+        wide = input.float()
+        products = [linear(wide, part.float(), own) for part, own in zip(parts, biases, strict=True)]
+        return torch.cat([product.to(input.dtype) for product in products], -1)
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple:
+        parts = _parts(context.written())
+        pairs = zip(gradient.split(len(parts[0]), -1), parts, strict=True)
+        return sum(own.float() @ part.float() for own, part in pairs).to(gradient.dtype), None, None
+
+
+def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return weight.split(max(1, WEIGHTS // weight.shape[1]))
