@@ -8,7 +8,19 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from benchmarks import cutters, families, gained, generation, healing, side_by_side, similarity, slicing, sweep, table
+from benchmarks import (
+    cutters,
+    families,
+    gained,
+    generation,
+    healing,
+    side_by_side,
+    similarity,
+    slicing,
+    sweep,
+    table,
+    widened,
+)
 from lib.results import ROOT
 
 
@@ -69,6 +81,15 @@ def test_healing(run):
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
     ratios = ("of_bare", "times_faster_than_padded", "auxiliary_of_ours", "above_of_ours")
     assert all(found[name] > 0 for name in ratios) and found["cut"].startswith("drops layers 1..2 ")
+
+
+def test_widened(run, monkeypatch):
+    monkeypatch.setattr(widened, "multiplies_sixteen_bits", lambda: False)
+    found = run(widened, "--quantization", "none", "--length", "48", "--repeats", "2", "--dtype", "bfloat16")
+    assert all(len(each) == 2 and min(each) > 0 for kinds in found["seconds"].values() for each in kinds.values())
+    assert abs(found["losses"]["plain"] - found["losses"]["widened"]) < 0.02 and found["cosine_of_gradients"] > 0.99
+    (line,) = table._lines("widened", found)
+    assert "48 tokens there and back" in line and "without arithmetic of 16 bits: " in line
 
 
 def test_families(tmp_path):
