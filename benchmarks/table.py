@@ -124,14 +124,17 @@ def _lines(kind: str, content: dict) -> list[str]:
             ),
         ]
     if kind == "widened":
-        faster = content["times_faster"]
+        faster, kept = content["times_faster"], content["quantization"] or dtype
         return [
             _line(
-                f"{content['model']}, {content['length']} tokens there and back, as in healing, "
-                f"{content['quantization'] or dtype}, without arithmetic of 16 bits: {content['provenance']['device']}",
+                f"{content['model']}, {kept}, without arithmetic of 16 bits ({content['provenance']['device']}): "
+                f"a step of healing on {content['length']} tokens; a sweep, {_asked(content)}, {content['items']} "
+                f"items, {content['pruned_models']} pruned models",
                 "PyTorch's own products of 16 bits",
-                f"**{faster['there_and_back']:.0f} times faster**; forwards alone {faster['forwards']:.1f}",
-                f"cosine of the gradients {content['cosine_of_gradients']:.4f}",
+                f"healing **{faster['there_and_back']:.0f} times faster**, the sweep **{faster['sweep']:.0f} times**; "
+                f"a pass forwards {faster['forwards']:.1f}",
+                f"cosine of the gradients {content['cosine_of_gradients']:.4f}; log-likelihoods within "
+                f"{content['log_likelihoods_median_difference']:.0e} (median)",
                 command,
             )
         ]

@@ -1,24 +1,30 @@
 """Products of 16 bits in float32 beside PyTorch's own, on a processor without arithmetic of 16 bits.
 
-A pass forwards, and one there and back through adapters as healing makes it, over the same tokens; by turns.
+A pass forwards, one there and back through adapters as healing makes it, and a sweep over pruned models, each over
+the same tokens; by turns.
 
-    python -m benchmarks.widened NAME
+    python -m benchmarks.widened NAME --tasks mmlu_anatomy --num-fewshot 5 --datasets FOLDER
 """
 
 import argparse
+import collections
+import contextlib
 import statistics
+from collections.abc import Iterator
 from unittest import mock
 
+import numpy as np
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks import side_by_side
-from lib import corpora, models
+from lib import corpora, evaluation
 from lib.adapters import add_adapters
+from lib.models import load_model
+from lib.pruning import simple_cut
+from lib.sweep import loglikelihoods
 from lib.widened import attend, multiplies_sixteen_bits
-
-ATTENTION = {"plain": sdpa_attention_forward, "widened": attend}
 
 
 def main() -> None:
@@ -26,61 +32,86 @@ def main() -> None:
     parser.add_argument("name", help="of the file in benchmarks/measured")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--quantization", default="nf4", help="nf4, int8 or none")
+    parser.add_argument("--quantization", default="none", help="nf4, int8 or none")
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--tasks", default="capitals", help="of the sweep: lm-eval tasks, with commas")
+    parser.add_argument("--num-fewshot", type=int)
+    parser.add_argument("--limit", type=int, default=10, help="items a task")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--datasets", help="a local mirror of the hub")
     options = parser.parse_args()
     side_by_side.start()
     if multiplies_sixteen_bits():
         parser.error("this processor has arithmetic of 16 bits: nothing is widened on it")
 
     quantization = None if options.quantization == "none" else options.quantization
-    networks = {}
-    for way in ATTENTION:
-        with mock.patch.object(models, "multiplies_sixteen_bits", lambda way=way: way == "plain"):
-            model, tokenizer = models.load_model(options.model, dtype=options.dtype, quantization=quantization)
-        torch.manual_seed(0)
-        networks[way] = add_adapters(model, rank=8, alpha=8, dropout=0.0).train()
+    tasks = options.tasks.split(",")
+    loaded = evaluation.load_tasks(tasks, num_fewshot=options.num_fewshot, datasets=options.datasets)
+    models, trained = {}, {}
+    for way, chosen in WAYS.items():
+        with chosen():
+            models[way], tokenizer = load_model(options.model, dtype=options.dtype, quantization=quantization)
+            torch.manual_seed(0)
+            copied, _ = load_model(options.model, dtype=options.dtype, quantization=quantization)
+            trained[way] = add_adapters(copied, rank=8, alpha=8, dropout=0.0).train()
     texts = corpora.texts("wikipedia", split="validation")
     ids = corpora.sequences(tokenizer, texts, length=options.length, tokens=options.length)[0].long()[None]
+    asked = evaluation.collect_requests(loaded, models["plain"], tokenizer, limit=options.limit)
+    layers = models["plain"].config.num_hidden_layers
+    cuts = [simple_cut(layers, size) for size in range(layers - 1)]
 
-    seconds: dict = {way: {"forwards": [], "there_and_back": []} for way in networks}
-    losses, gradients = {}, {}
+    def forwards(way):
+        with torch.no_grad():
+            trained[way](input_ids=ids)
+
+    def there_and_back(way):
+        loss = trained[way](input_ids=ids, labels=ids).loss
+        loss.backward()
+        return loss.item()
+
+    def sweep(way):
+        return loglikelihoods(models[way], asked.contexts, asked.continuations, cuts, max_length=asked.max_length)[0]
+
+    runs = {"forwards": forwards, "there_and_back": there_and_back, "sweep": sweep}
+    seconds: dict = {name: collections.defaultdict(list) for name in runs}
+    found: dict = {name: {} for name in runs}
     for _ in range(options.repeats):
-        for way, network in networks.items():
-            AttentionInterface.register("sdpa", ATTENTION[way])
-            with torch.no_grad():
-                seconds[way]["forwards"].append(
-                    side_by_side.measured(lambda network=network: network(input_ids=ids))[1]
-                )
-            losses[way], spent, _ = side_by_side.measured(lambda network=network: there_and_back(network, ids))
-            seconds[way]["there_and_back"].append(spent)
-            gradients[way] = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
-            network.zero_grad()
-            print(f"{way}: {seconds[way]['forwards'][-1]:.2f} s forwards, {spent:.2f} s there and back", flush=True)
+        for way, chosen in WAYS.items():
+            for name, run in runs.items():
+                with chosen():
+                    found[name][way], spent, _ = side_by_side.measured(lambda run=run, way=way: run(way))
+                seconds[name][way].append(round(spent, 3))
+                print(f"{name}, {way}: {spent:.2f} s", flush=True)
+    of_weights = [[p.grad.flatten() for p in trained[way].parameters() if p.grad is not None] for way in WAYS]
+    differences = np.abs(np.subtract(*found["sweep"].values()))
 
     side_by_side.keep(
         f"widened-{options.name}",
         {
             "model": options.model, "dtype": options.dtype, "quantization": quantization, "length": options.length,
-            "seconds": {way: {kind: [round(s, 3) for s in each] for kind, each in kinds.items()}
-                        for way, kinds in seconds.items()},
-            "times_faster": {kind: ratio(seconds, kind) for kind in ("forwards", "there_and_back")},
-            "losses": losses,
-            "cosine_of_gradients": round(torch.cosine_similarity(*gradients.values(), dim=0).item(), 5),
+            "tasks": options.tasks, "num_fewshot": options.num_fewshot, "pruned_models": len(cuts),
+            "items": len({(i.task_name, i.doc_id) for i in asked.instances}), "seconds": seconds,
+            "times_faster": {
+                name: round(statistics.median(map(float.__truediv__, of_ways["plain"], of_ways["widened"])), 1)
+                for name, of_ways in seconds.items()
+            },
+            "losses": found["there_and_back"],
+            "cosine_of_gradients": round(torch.cosine_similarity(*map(torch.cat, of_weights), dim=0).item(), 5),
+            "log_likelihoods_median_difference": float(np.median(differences)),
         },
     )  # fmt: skip
 
 
-def there_and_back(network, ids: torch.Tensor) -> float:
-    loss = network(input_ids=ids, labels=ids).loss
-    loss.backward()
-    return loss.item()
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """As on a processor with arithmetic of 16 bits: nothing is widened."""
+    AttentionInterface.register("sdpa", sdpa_attention_forward)
+    with mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"):
+        yield
+    AttentionInterface.register("sdpa", attend)
 
 
-def ratio(seconds: dict, kind: str) -> float:
-    pairs = zip(seconds["plain"][kind], seconds["widened"][kind], strict=True)
-    return round(statistics.median(plain / widened for plain, widened in pairs), 1)
+WAYS = {"plain": plain, "widened": contextlib.nullcontext}
 
 
 if __name__ == "__main__":

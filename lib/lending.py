@@ -10,6 +10,7 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 
 from lib.decoder import text_config
+from lib.widened import product
 
 
 class Lent(DynamicCache):
@@ -88,10 +89,10 @@ def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):
             some = slice(first, first + at_once)
             seen = shared + min(first + at_once, length) if causal else keys.shape[1]  # what follows is all hidden
             queries = query[row, :, :, some].reshape(few, -1, width)
-            scores = torch.bmm(queries, keys[:, :seen].transpose(1, 2)).view(few, group, -1, seen)
+            scores = product(queries, keys[:, :seen].transpose(1, 2)).view(few, group, -1, seen)
             scores[..., shared:].masked_fill_(hidden[row, :, some, : seen - shared], -torch.inf)
             weights = scores.softmax(dim=-1).view(few, -1, seen)
-            found[row, :, :, some] = torch.bmm(weights, values[:, :seen]).view(few, group, -1, width)
+            found[row, :, :, some] = product(weights, values[:, :seen]).view(few, group, -1, width)
     return found
 
 
@@ -101,11 +102,11 @@ def _all_in_one(query, key, value, hidden, shared_keys, shared_values):
     shared, hidden = shared_keys.shape[2], hidden.repeat(1, 1, group, 1)
     query = query.reshape(rows, few, -1, width)
     together = query.transpose(0, 1).reshape(few, -1, width)
-    before = torch.bmm(together, shared_keys[0].transpose(1, 2)).view(few, rows, -1, shared)
-    own = (query @ key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
+    before = product(together, shared_keys[0].transpose(1, 2)).view(few, rows, -1, shared)
+    own = product(query, key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
     weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
-    of_shared = torch.bmm(weights[..., :shared].reshape(few, -1, shared), shared_values[0])
-    of_own = weights[..., shared:].transpose(0, 1) @ value
+    of_shared = product(weights[..., :shared].reshape(few, -1, shared), shared_values[0])
+    of_own = product(weights[..., shared:].transpose(0, 1), value)
     return of_own + of_shared.view(few, rows, -1, width).transpose(0, 1)
 
 

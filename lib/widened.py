@@ -31,6 +31,13 @@ def widen(network: torch.nn.Module) -> None:
             module.__class__ = _kind(type(module))
 
 
+def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Products of matrices [..., N, K] and [..., K, M] in one data type."""
+    if one.element_size() != 2 or one.device.type != "cpu" or multiplies_sixteen_bits():
+        return one @ other
+    return (one.float() @ other.float()).to(one.dtype)
+
+
 class Widened:
     """Of a linear layer: its matrices of 16 bits are multiplied in float32, and the result is rounded.
 

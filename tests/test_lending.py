@@ -35,6 +35,24 @@ def test_is_attention_over_all_keys(monkeypatch, rows, length, few, masked):
     torch.testing.assert_close(found.transpose(1, 2), expected, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("length", [3, FEW + 1])
+def test_in_sixteen_bits_products_are_summed_in_float32(monkeypatch, capability, length):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    draw = torch.Generator().manual_seed(length)
+    query, *others = (torch.randn(4, heads, length, 16, generator=draw).to(torch.bfloat16) for heads in (4, 2, 2))
+    beginning = [torch.randn(1, 2, 300, 16, generator=draw).to(torch.bfloat16) for _ in range(2)]
+
+    def attended(dtype):
+        monkeypatch.setattr(lending, "_lent", lent_of(*(tensor.to(dtype) for tensor in beginning), 4))
+        of_dtype = (tensor.to(dtype) for tensor in (query, *others))
+        return attend_apart(types.SimpleNamespace(layer_idx=0), *of_dtype, None)[0]
+
+    found, exact = attended(torch.bfloat16), attended(torch.float64)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0)
+
+
 def lent_of(keys, values, rows: int) -> Lent:
     """A cache of one layer, lent to so many sequences."""
     cache = DynamicCache()

@@ -81,6 +81,17 @@ def test_weights_of_four_bits_are_multiplied_so_too(rows):
         within_rounding(needed.grad, gradient.double() @ weights)
 
 
+@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+def test_products_of_many_matrices_are_summed_in_float32(monkeypatch, capability):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(3, 2, 7, 96, generator=generator).to(torch.bfloat16)
+    other = torch.randn(3, 2, 96, 5, generator=generator).to(torch.bfloat16)
+    found = widened.product(one, other)
+    assert found.dtype == torch.bfloat16 and found.shape == (3, 2, 7, 5)
+    within_rounding(found, one.double() @ other.double())
+
+
 @pytest.mark.parametrize("masked", [None, "bool", "float"])
 def test_attention_that_is_trained_is_computed_in_float32_and_rounded(masked):
     generator = torch.Generator().manual_seed(0)
