@@ -131,7 +131,7 @@ def _lines(kind: str, content: dict) -> list[str]:
                 f"a step of healing on {content['length']} tokens; a sweep, {_asked(content)}, {content['items']} "
                 f"items, {content['pruned_models']} pruned models",
                 "PyTorch's own products of 16 bits",
-                f"healing **{faster['there_and_back']:.0f} times faster**, the sweep **{faster['sweep']:.0f} times**; "
+                f"healing **{faster['there_and_back']:.0f} times faster**, the sweep **{faster['sweep']:.1f} times**; "
                 f"a pass forwards {faster['forwards']:.1f}",
                 f"cosine of the gradients {content['cosine_of_gradients']:.4f}; log-likelihoods within "
                 f"{content['log_likelihoods_median_difference']:.0e} (median)",

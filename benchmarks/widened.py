@@ -106,9 +106,11 @@ def main() -> None:
 def plain() -> Iterator[None]:
     """As on a processor with arithmetic of 16 bits: nothing is widened."""
     AttentionInterface.register("sdpa", sdpa_attention_forward)
-    with mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"):
-        yield
-    AttentionInterface.register("sdpa", attend)
+    try:
+        with mock.patch.object(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512"):
+            yield
+    finally:
+        AttentionInterface.register("sdpa", attend)
 
 
 WAYS = {"plain": plain, "widened": contextlib.nullcontext}
