@@ -11,10 +11,12 @@ from sphinx.config import Config
 
 from lib.evidence import Evidence
 from lib.models import EMBEDDED
-from lib.parameters import SETTINGS, HealingParameters
+from lib.parameters import SETTINGS, HealingParameters, TakeAwayParameters
 from lib.presets import PRESETS
 from lib.pruning import Cut
 from lib.results import RESULTS, ROOT, Unit, all_units, whole_units
+from lib.selection import cuts_of_rule
+from lib.similarity import distance_matrix
 
 CAPTION = "Other models"
 TOC = ROOT / "book" / "executed" / "_toc.yml"
@@ -26,7 +28,7 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
     pages: dict[str, dict] = {}
     by_model: dict[str, list[Unit]] = {}
     for unit in all_units(folder):
-        if unit.key["model"]["name"] != EMBEDDED.name and unit.kind in ("similarity", "sweep", "shots", "healing"):
+        if unit.key["model"]["name"] != EMBEDDED.name:
             by_model.setdefault(unit.path.parent.name, []).append(unit)
     for slug, units in by_model.items():
         name = units[0].key["model"]["name"]
@@ -45,6 +47,12 @@ def pages_of_models(folder: Path = RESULTS) -> dict[str, dict]:
         if parameters := _healed(units, distances):
             page = {"notebook": "03-healing", "title": f"{name}: healing", "parameters": parameters}
             pages[f"model-{slug}-healing"] = page
+        if parameters := _ablated(units, distances):
+            page = {"notebook": "05-ablations", "title": f"{name}: what matters in healing", "parameters": parameters}
+            pages[f"model-{slug}-ablations"] = page
+        if parameters := _taken_away(units, distances):
+            page = {"notebook": "08-take-away", "title": f"{name}: take it away", "parameters": parameters}
+            pages[f"model-{slug}-take-away"] = page
         for number, group in enumerate(_prompts([unit for unit in units if unit.kind == "shots"])):
             suffix = f"-{number + 1}" if number else ""
             parameters = _opened(group[0].key) | _distances(group[0], distances) | _of_prompts(group)
@@ -127,7 +135,7 @@ def _of_prompts(units: list[Unit]) -> dict:
 
 
 def _is_quantized(unit: Unit) -> bool:
-    return unit.key["quantization"] is not None
+    return unit.key.get("quantization") is not None  # units in several kinds of weights have none
 
 
 def _titled(name: str, key: dict) -> str:
@@ -147,9 +155,12 @@ def _drawn(unit: Unit) -> dict:
 
 def _distances(unit: Unit, distances: Iterable[Unit]) -> dict:
     """Of the distances that a sweep can stand on, the latest."""
-    opened = [d for d in distances if _opened(d.key) == _opened(unit.key)]
-    latest = max(opened, key=lambda d: d.provenance["measured"], default=None)
+    latest = _latest([d for d in distances if _opened(d.key) == _opened(unit.key)])
     return _drawn(latest) if latest else {}
+
+
+def _latest(units: Iterable[Unit]) -> Unit | None:
+    return max(units, key=lambda unit: unit.provenance["measured"], default=None)
 
 
 def _asked(units: list[Unit]) -> dict:
@@ -173,6 +184,38 @@ def _healed(units: list[Unit], distances: Iterable[Unit]) -> dict:
     if not healed:
         return {}
     key = next(iter(healed.values())).key
+    # the notebook scores before it heals: the same cuts, by the rules that chose them
+    swept = [
+        unit for unit in units
+        if unit.kind == "sweep" and _opened(unit.key) == _opened(key)
+        and set(healed) <= {Cut(*cut) for cut in unit.key["cuts"]}
+    ]  # fmt: skip
+    asked = _asked_of_healing(key)
+    if not asked or not swept:
+        return {}
+    sizes = ", ".join(map(str, sorted({cut.size for cut in healed})))
+    return asked | {"rules": swept[0].key["rule"], "sizes": sizes} | _distances(swept[0], distances)
+
+
+def _ablated(units: list[Unit], distances: list[Unit]) -> dict:
+    """What notebook 05 was asked for: healings that differ in seed or rank alone; empty where there are none."""
+    evidence = Evidence(units)
+    alike = {"ranks": evidence.alike_but("rank"), "seeds": evidence.alike_but("seed")}
+    compared = {cut for values in alike.values() for of_cut in values.values() for cut in of_cut if cut.size}
+    usual = next((of_cut for of_cut in evidence.ways.values() if compared <= set(of_cut)), {})
+    if not compared or not usual:
+        return {}
+    unit = next(iter(usual.values()))
+    own = {"ranks": unit.key["healing"]["rank"], "seeds": unit.key["healing"]["seed"]}
+    values = {name: ", ".join(map(str, alike[name] or [own[name]])) for name in own}
+    opened = [d for d in distances if _opened(d.key) == _opened(unit.key)]
+    chosen = _chosen(compared, unit.details["num_layers"], opened)
+    asked = _asked_of_healing(unit.key)
+    return asked | values | chosen if asked and chosen else {}
+
+
+def _asked_of_healing(key: dict) -> dict:
+    """A healing's model, text, tasks and settings as notebooks have them; empty where no preset is like it."""
     limits = key.get("limits", {})
     parameters = {
         **_opened(key),
@@ -185,16 +228,52 @@ def _healed(units: list[Unit], distances: Iterable[Unit]) -> dict:
     settings = {name: key["healing"][setting] for name, setting in SETTINGS.items()}
     presets = ({"preset": preset} | settings for preset in PRESETS)
     like = [p for p in presets if HealingParameters(**parameters, **p).config().settings == key["healing"]]
-    # the notebook scores before it heals: the same cuts, by the rules that chose them
-    swept = [
-        unit for unit in units
-        if unit.kind == "sweep" and _opened(unit.key) == _opened(key)
-        and set(healed) <= {Cut(*cut) for cut in unit.key["cuts"]}
-    ]  # fmt: skip
-    if not like or not swept:
+    return parameters | like[0] if like else {}
+
+
+def _taken_away(units: list[Unit], distances: list[Unit]) -> dict:
+    """What notebook 08 was asked for when it ran last; empty where it did not."""
+    found = [unit for unit in units if unit.kind in ("bits", "take-away")]
+    if not found:
         return {}
-    sizes = ", ".join(map(str, sorted({cut.size for cut in healed})))
-    return parameters | like[0] | {"rules": swept[0].key["rule"], "sizes": sizes} | _distances(swept[0], distances)
+    tasks = _latest(found).key["tasks"], _latest(found).key["limits"]
+    found = [unit for unit in found if (unit.key["tasks"], unit.key["limits"]) == tasks]
+    bits, way = ([unit for unit in found if unit.kind == kind] for kind in ("bits", "take-away"))
+    cuts = {Cut(*cut) for cut in _latest(bits).key["cuts"]} if bits else {Cut(*_latest(way).key["cut"])}
+    chosen = _chosen(cuts, _latest(found).details["num_layers"], distances)
+    if not chosen:
+        return {}
+    kinds = [unit.key["bits"] for unit in bits if {Cut(*cut) for cut in unit.key["cuts"]} == cuts]
+    parameters = {
+        "model": found[0].key["model"]["name"],
+        "measure": False,
+        "tasks": ", ".join(_task(task, shots, tasks[1][task]) for task, shots in tasks[0].items()),
+        "limit": None,
+        "drop": max(cut.size for cut in cuts),  # of the way to a file, which begins at GGUF: there may be none
+        **({"bits": ", ".join(kinds)} if kinds else {}),
+        **chosen,
+    }
+    if last := _latest(way):
+        parameters |= {"drop": last.key["cut"][1], "gguf_type": last.key["type"], "text": last.key["text"]}
+        parameters |= {"steps": last.key["healing"]["steps"]}
+        presets = ({"preset": preset} for preset in PRESETS)
+        settings = {preset["preset"]: TakeAwayParameters(**parameters, **preset).healing() for preset in presets}
+        like = [p for p, healing in settings.items() if healing.config().settings == last.key["healing"]]
+        parameters |= {"preset": like[0]} if like else {}
+    return parameters
+
+
+def _chosen(cuts: set[Cut], layers: int, distances: list[Unit]) -> dict:
+    """Sizes, rule and distances that choose most of some cuts; empty where none chooses any."""
+    sizes = sorted({cut.size for cut in cuts})
+    ways: list[tuple[int, dict]] = []
+    for unit in sorted(distances, key=lambda unit: unit.provenance["measured"], reverse=True):
+        by_rule = cuts_of_rule("similarity", sizes, layers, distance_matrix(unit.rows))
+        opened = {name: unit.key[name] for name in ("dtype", "quantization")}
+        ways.append((len(cuts & set(by_rule)), {"rules": "similarity"} | opened | _drawn(unit)))
+    ways.append((len(cuts & set(cuts_of_rule("simple", sizes, layers))), {"rules": "simple"}))
+    most, chosen = max(ways, key=lambda way: way[0])
+    return chosen | {"sizes": ", ".join(map(str, sizes))} if most else {}
 
 
 def _task(name: str, shots: int | None, limit: int | None) -> str:

@@ -328,7 +328,8 @@ class TakeAwayParameters(QuestionAnsweringParameters):
         if self.bits == "auto":
             return ["bfloat16", "int8", "nf4", *dict.fromkeys(["Q8_0", *own, "Q2_K"] if own else [])]
         asked = split(self.bits)
-        if not source.is_gguf and (wrong := [bits for bits in asked if bits in llama_cpp.FILE_TYPES]):
+        wrong = [bits for bits in asked if bits in llama_cpp.FILE_TYPES]
+        if wrong and self.measure and not source.is_gguf:
             raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
         return asked
 

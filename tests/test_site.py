@@ -383,6 +383,9 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
         "03-healing": "-p tasks capitals -p sizes 0,2 -p dtype float32 -p text wikipedia -p steps 2 "
         "-p loss_sequences 4 -p loss_length 32",
         "11-shots": "-p tasks capitals -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
+        "05-ablations": "-p tasks capitals -p sizes 2 -p dtype float32 -p text wikipedia -p steps 2 -p ranks 2,8 "
+        "-p seeds 0,1 -p loss_sequences 4 -p loss_length 32",
+        "08-take-away": "-p tasks capitals -p sizes 0,2 -p bits bfloat16,nf4 -p drop 2",
     }
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
@@ -391,7 +394,8 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
-    for name in (f"model-{folder.name}{end}" for end in ("", "-reasoning", "-healing", "-shots", "-layers")):
+    ends = ("", "-reasoning", "-healing", "-ablations", "-take-away", "-shots", "-layers")
+    for name in (f"model-{folder.name}{end}" for end in ends):
         page = html / "executed" / f"{name}.html"
         assert f"executed/{name}.html" in links, "it is not in the navigation"
         assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"
