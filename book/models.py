@@ -239,8 +239,9 @@ def _taken_away(units: list[Unit], distances: list[Unit]) -> dict:
     tasks = _latest(found).key["tasks"], _latest(found).key["limits"]
     found = [unit for unit in found if (unit.key["tasks"], unit.key["limits"]) == tasks]
     bits, way = ([unit for unit in found if unit.kind == kind] for kind in ("bits", "take-away"))
-    cuts = {Cut(*cut) for cut in _latest(bits).key["cuts"]} if bits else {Cut(*_latest(way).key["cut"])}
-    chosen = _chosen(cuts, _latest(found).details["num_layers"], distances)
+    gone = {Cut(*_latest(way).key["cut"])} if way else set()
+    cuts = {Cut(*cut) for cut in _latest(bits).key["cuts"]} if bits else gone
+    chosen = _chosen(cuts | gone, _latest(found).details["num_layers"], distances)
     if not chosen:
         return {}
     kinds = [unit.key["bits"] for unit in bits if {Cut(*cut) for cut in unit.key["cuts"]} == cuts]
@@ -252,6 +253,7 @@ def _taken_away(units: list[Unit], distances: list[Unit]) -> dict:
         "drop": max(cut.size for cut in cuts),  # of the way to a file, which begins at GGUF: there may be none
         **({"bits": ", ".join(kinds)} if kinds else {}),
         **chosen,
+        "sizes": ", ".join(map(str, sorted({cut.size for cut in cuts}))),
     }
     if last := _latest(way):
         parameters |= {"drop": last.key["cut"][1], "gguf_type": last.key["type"], "text": last.key["text"]}
