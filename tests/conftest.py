@@ -9,6 +9,11 @@ install_import_hook("lib", "beartype.beartype")
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The site first, which takes one process as long as all the rest takes the others."""
+    items.sort(key=lambda item: item.path.name != "test_site.py")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A folder saved by save_pretrained: a random Llama of 5 layers and a byte-level tokenizer, made without a hub."""
