@@ -133,8 +133,8 @@ def _lines(kind: str, content: dict) -> list[str]:
                 "PyTorch's own products of 16 bits",
                 f"healing **{faster['there_and_back']:.0f} times faster**, the sweep **{faster['sweep']:.1f} times**; "
                 f"a pass forwards {faster['forwards']:.1f}",
-                f"cosine of the gradients {content['cosine_of_gradients']:.4f}; log-likelihoods within "
-                f"{content['log_likelihoods_median_difference']:.0e} (median)",
+                f"cosine of the gradients {content['cosine_of_gradients']:.4f}; log-likelihoods "
+                f"{content['log_likelihoods_median_difference']:.2f} nats apart (median)",
                 command,
             )
         ]
