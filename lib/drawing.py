@@ -165,14 +165,20 @@ class Picture:
         place = {"xaxis": f"x{self.numbers[panel]}", "yaxis": f"y{self.numbers[panel]}"}
         self.traces.append(go.Scatter(name=label, legendgroup=label, **place, **trace))
 
-    def accuracy(self, rows, style, label, panel=0):
-        """A line of accuracies over a band of their intervals."""
-        x, low, high = rows["fraction"], rows["low"], rows["high"]
+    def accuracy(self, rows, style, label, panel=0, aside=0.0):
+        """A line of accuracies over a band of their intervals, or a whisker where a point has no neighbours.
+
+        `aside`: how far right of its place it is drawn.
+        """
+        x, low, high = rows["fraction"] + aside, rows["low"], rows["high"]
         self.axes[panel].fill_between(x, low, high, color=style["colour"], alpha=0.2, linewidth=0)
-        outline, missing = {"x": [], "y": []}, low.isna() | high.isna()
+        outline, lonely, missing = {"x": [], "y": []}, [], low.isna() | high.isna()
         # plotly would fill across gaps: each unbroken run of intervals becomes a polygon of its own
-        for _, run in rows[~missing].groupby(missing.cumsum()):
-            outline["x"] += [*values_of(run["fraction"]), *values_of(run["fraction"][::-1]), None]
+        for _, run in rows[~missing].assign(x=x).groupby(missing.cumsum()):
+            if len(run) == 1:  # a band of no width
+                lonely.append(run)
+                continue
+            outline["x"] += [*values_of(run["x"]), *values_of(run["x"][::-1]), None]
             outline["y"] += [*values_of(run["low"]), *values_of(run["high"][::-1]), None]
         shade = "rgba({:.0f},{:.0f},{:.0f},0.2)".format(*(255 * part for part in to_rgb(style["colour"])))
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip"}
@@ -184,6 +190,9 @@ class Picture:
         look = {**style, "size": 4 if self.columns == 1 else 2.5, "panel": panel, "label": label}
         details = details_of(rows, "size", "start", "metric", "low", "high", "items")
         self.line(x, rows["value"], **look, details=details, hover=hover)
+        for run in lonely:
+            look = {"colour": style["colour"], "panel": panel, "label": label}
+            self.line(run["x"].repeat(2), [*run["low"], *run["high"]], **look)
         for height in rows["value"].dropna().iloc[-1:]:
             self.ends[label] = (height, style)
 

@@ -53,6 +53,7 @@ __all__ = [
 MOST_LINES = len(STYLES)  # in one panel
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
 DROPPED, FIRST, BEST = "Layers dropped, n / L", "First layer of the block, l", "l*(n), the most similar block"
+ASIDE = " Bars are such intervals too. Points side by side lack the same layers."
 
 
 def distance_curves(
@@ -187,19 +188,19 @@ def accuracy_curves(
         "majority": {"label": "always the commonest answer", "colour": GREY, "line": "dot"},
         "unpruned": {"label": "unpruned model", "colour": INK, "line": "dash"},
     }
-    end = float(data["fraction"].max())
+    end, asides = float(data["fraction"].max()), _side_by_side(data, len(rules))
     for panel, task in enumerate(tasks):
         for level, height in known_levels(references, task).items():
             look = {**looks[level], "width": 1.2, "hover": f"{looks[level]['label']}: {text_of(height)}"}
             picture.line([0, end], [height, height], **look, panel=panel)
-        for (rule, label), style in zip(rules.items(), styles_of(rules)):
-            picture.accuracy(lines[task, rule], style, label, panel)
+        for (rule, label), style, aside in zip(rules.items(), styles_of(rules), asides):
+            picture.accuracy(lines[task, rule], style, label, panel, aside)
     picture.caption = (
         f"Accuracy of {html.escape(model)} against the fraction of its layers that were dropped. Bands: 95% "
-        "intervals over the items of the task."
+        f"intervals over the items of the task.{ASIDE * any(asides)}"
     )
     picture.alt = f"Line charts for {model}: accuracy by layers dropped. {courses_of(lines, tasks, rules)}."
-    return picture.finish(name, provenance, data, x=[0, 1.02 * end], y=[0, 1])
+    return picture.finish(name, provenance, data, x=[0, 1.02 * end + max(asides)], y=[0, 1])
 
 
 def headline(
@@ -249,21 +250,23 @@ def loss_curves(
     losses = require(losses, "losses", *columns)
     drawn = losses[losses["line"].isin(lines)]
     end, high = float(drawn["fraction"].max()), float(drawn["high"].max())
+    asides = _side_by_side(drawn, len(lines))
     picture = Picture(DROPPED, "Loss on text / ln V", percent=True)
     look = {"colour": GREY, "line": "dash", "width": 1.2, "label": "guessing every token alike"}
     picture.line([0, end], [1, 1], **look, hover="ln V")
     courses = []
-    for (line, label), style in zip(lines.items(), styles_of(lines)):
+    for (line, label), style, aside in zip(lines.items(), styles_of(lines), asides):
         rows = drawn[drawn["line"] == line].sort_values("size")
-        picture.accuracy(rows, style, label)
+        picture.accuracy(rows, style, label, aside=aside)
         courses.append(f"{label}, {course(rows, 'fraction', 'value')}")
     size = "" if vocabulary is None else f", V = {vocabulary:,} tokens"
     picture.caption = (
         f"Loss of {html.escape(model)} on {html.escape(text)} (cross-entropy over ln V{size}) "
         "against the fraction of its layers that were dropped. Bands: 95% intervals over sequences."
+        f"{ASIDE * any(asides)}"
     )
     picture.alt = f"Line chart for {model}: loss on text by layers dropped. {'; '.join(courses)}."
-    return picture.finish(name, provenance, drawn, x=[0, 1.02 * end], y=[0, 1.05 * max(high, 1)])
+    return picture.finish(name, provenance, drawn, x=[0, 1.02 * end + max(asides)], y=[0, 1.05 * max(high, 1)])
 
 
 def training_curves(
@@ -282,6 +285,13 @@ def training_curves(
     picture.alt = f"Line chart for {model}: training loss by tokens. {words}."
     low, high = data["loss"].min(), data["loss"].max()
     return picture.finish(name, provenance, data, x=[0, float(data["tokens"].max())], y=[0.95 * low, 1.02 * high])
+
+
+def _side_by_side(rows: pd.DataFrame, lines: int) -> list[float]:
+    """How far right of its place each line is drawn: points that all lack the same layers would hide each other."""
+    share = rows["fraction"].max()
+    step = 0.03 * share if (rows["fraction"] == share).all() else 0.0
+    return [step * (line - (lines - 1) / 2) for line in range(lines)]
 
 
 def _blocks(distances: pd.DataFrame, num_layers: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -262,6 +262,25 @@ def test_missing_accuracy_is_a_gap(accuracy, absent):
     assert None not in whole.y
 
 
+def test_a_point_without_neighbours_shows_its_interval(accuracy):
+    """Where a band would have no width, a bar; points that all lack the same layers stand side by side."""
+    both = accuracy[accuracy["task"] == "knowledge"]
+    hole = (both["rule"] == "simple") & (both["size"] == 2)
+    figure = figures.accuracy_curves(both[~hole], {}, tasks=["knowledge"], model=MODEL)
+    (bar,) = (t for t in figure.interactive.data if t.name == "simple heuristic" and t.mode == "lines")
+    lonely = both[(both["rule"] == "simple") & (both["size"] == 1)].iloc[0]
+    assert list(bar.x) == pytest.approx([lonely["fraction"]] * 2, abs=1e-4)
+    assert list(bar.y) == pytest.approx([lonely["low"], lonely["high"]], abs=1e-4)
+
+    figure = figures.accuracy_curves(both[both["size"] == 2], {}, tasks=["knowledge"], model=MODEL)
+    points = {t.name: t.x[0] for t in figure.interactive.data if t.mode == "lines+markers"}
+    bars = {t.name: list(t.x) for t in figure.interactive.data if t.mode == "lines"}
+    assert bars == {name: [x, x] for name, x in points.items()} and len(points) == 2
+    left, right = sorted(points.values())
+    assert right - left > 0.005 and (left + right) / 2 == pytest.approx(2 / L, abs=1e-4)
+    assert right < figure.interactive.layout.xaxis.range[1] and "side by side" in figure.caption
+
+
 def test_models_of_other_depths_keep_their_own_fractions(accuracy):
     """Each model is drawn at its own n / L, and a size that only another model has is no gap in its line."""
     small = accuracy[(accuracy["task"] == "knowledge") & (accuracy["rule"] == "simple")]
