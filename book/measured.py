@@ -1,5 +1,6 @@
 """The page "How this was measured", made of results/: nothing on it is typed by hand."""
 
+import html
 import re
 import warnings
 
@@ -7,7 +8,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from lib.results import ROOT, Unit, all_units
+from lib.results import ROOT, Unit, all_units, read_unit, whole_units
 
 
 class MeasuredUnits(SphinxDirective):
@@ -28,8 +29,13 @@ class MeasuredUnits(SphinxDirective):
         tables = []
         for name, weights in dict.fromkeys(model_of(unit) for unit in units):
             chosen = [unit for unit in units if model_of(unit) == (name, weights)]
-            rows = [describe(unit) | {"Set-up": circumstances.index(circumstance(unit)) + 1} for unit in chosen]
-            tables.append(table(f"{name}, weights {weights}", rows))
+            rows = {
+                unit.path: describe(unit) | {"Set-up": circumstances.index(circumstance(unit)) + 1} for unit in chosen
+            }
+            whole = [rows.pop(unit.path) for unit in whole_units(chosen)]
+            tables.append(table(f"{name}, weights {weights}", whole))
+            if rows:
+                tables += folded(f"{name}: tasks of groups, one by one", list(rows.values()))
         rows = [{"Set-up": number} | content for number, content in enumerate(circumstances, 1)]
         return [*notes, *tables, table("Set-ups: machine, code and versions", rows, "set-ups")]
 
@@ -40,7 +46,7 @@ def model_of(unit: Unit) -> tuple[str, str]:
 
 def describe(unit: Unit) -> dict:
     """One row: what was measured."""
-    key, provenance = unit.key, unit.provenance
+    key = unit.key
     if unit.kind == "similarity":
         what = f"similarity of layers, {key.get('corpus')}"
         items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
@@ -76,9 +82,17 @@ def describe(unit: Unit) -> dict:
         "Items": items,
         "Data": short(key.get("data")),
         "Precision": ", ".join(filter(None, [key.get("dtype", "not recorded"), key.get("quantization")])),
-        "Seconds": f"{provenance['seconds'] + provenance.get('seconds_in_earlier_runs', 0):,.0f}",
-        "Memory, GiB": f"{provenance['peak_memory_bytes'] / 2**30:.1f}",
+        **cost(unit),
     }
+
+
+def cost(unit: Unit) -> dict:
+    """Seconds and memory of a unit; a group has its tasks', which may have been measured long before it."""
+    parts = [read_unit(unit.path.parent / name) for name in unit.details.get("units", [])]
+    runs = [each.provenance for each in (unit, *filter(None, parts))]
+    own, *others = (run["seconds"] + run.get("seconds_in_earlier_runs", 0) for run in runs)
+    memory = max(run["peak_memory_bytes"] for run in runs)
+    return {"Seconds": f"{max(own, sum(others)):,.0f}", "Memory, GiB": f"{memory / 2**30:.1f}"}
 
 
 def circumstance(unit: Unit) -> dict:
@@ -113,6 +127,12 @@ def table(caption: str, rows: list[dict], *classes: str) -> nodes.Node:
     group += nodes.thead("", table_row(heads))
     group += nodes.tbody("", *[table_row(row.values()) for row in rows])
     return nodes.container("", nodes.table("", nodes.title("", caption), group), classes=["wide-table", *classes])
+
+
+def folded(caption: str, rows: list[dict]) -> list[nodes.Node]:
+    """A table that a click unfolds; on paper its caption and the number of its rows stand for it."""
+    opening = f"<details><summary>{html.escape(caption)} ({len(rows)})</summary>"
+    return [nodes.raw("", opening, format="html"), table(caption, rows), nodes.raw("", "</details>", format="html")]
 
 
 def table_row(cells) -> nodes.Node:

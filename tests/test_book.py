@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from book import companion, explorer, models
+from book import companion, explorer, measured, models
 from lib.evidence import Answers
 from lib.models import EMBEDDED
 from lib.parameters import AblationParameters, TakeAwayParameters
@@ -133,6 +133,20 @@ def test_what_dropping_gains_is_measured_or_follows(tmp_path):
     path.write_text(json.dumps(measured))
     assert sorted(explorer.gained_by_size("tiny", 6, tmp_path)) == [0, 2, 4]
     assert explorer.gained_by_size("other", 6, tmp_path) == {}
+
+
+def test_a_group_took_as_long_as_its_tasks(monkeypatch):
+    """The unit of a group is put together in seconds where its tasks were measured before."""
+
+    def unit(name, seconds, gibibytes, **details):
+        provenance = {"seconds": seconds, "seconds_in_earlier_runs": 100.0, "peak_memory_bytes": gibibytes * 2**30}
+        return Unit("sweep", name, {}, provenance, pd.DataFrame(), details, Path(f"{name}.json"))
+
+    tasks = {f"{name}.json": unit(name, 1000.0, 2) for name in ("one", "other")}
+    monkeypatch.setattr(measured, "read_unit", lambda path: tasks.get(path.name))
+    group = unit("group", 6.0, 1, units=[*tasks, "gone.json"])
+    assert measured.cost(group) == {"Seconds": "2,200", "Memory, GiB": "2.0"}
+    assert measured.cost(tasks["one.json"]) == {"Seconds": "1,100", "Memory, GiB": "2.0"}
 
 
 def test_a_packaged_sample_is_no_second_panel_of_its_data_set():
