@@ -105,7 +105,7 @@ def _scores(rows: pd.DataFrame, cut: Cut, healed: bool) -> list[str]:
     values = [table.drop_duplicates(keys).set_index(keys)["value"] for _, table in kinds]
     names = [name for name, _ in kinds]
     lines = [
-        f"| {task} | {metric} | {' | '.join(_number(column.get(key)) for column in values)} | {int(items)} | {how} |"
+        f"| {task} | {metric} | {' | '.join(_number(column.get(key)) for column in values)} | {int(items):,} | {how} |"
         for key in values[-1].index
         for task, metric, items, how in [key]
     ]
