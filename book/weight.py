@@ -1,7 +1,9 @@
 """Keeps pages light, and has each page say what it weighs.
 
 The theme ships every icon of Font Awesome in one script of 1.5 MB, of which a site shows about a dozen: the others
-are taken out once all pages are written. A page's weight is that of its file and of what it loads.
+are taken out once all pages are written. So are the scripts of search, with the words of the whole site, from every
+page but that of search: the theme loads them for a search as one types, which is off here. A page's weight is that of
+its file and of what it loads.
 """
 
 import re
@@ -14,6 +16,7 @@ from sphinx.application import Sphinx
 ICONS = "_static/scripts/fontawesome.js"
 # one icon of the script: name:[width,height,[other names],"code","path"],
 ICON = re.compile(r'("[^"]+"|[\w$]+):\[\d+,\d+,\[([^\]]*)\],"[^"]*",(?:"[^"]*"|\[[^\]]*\])\],?')
+SEARCH = re.compile(r'\s*<script src="[^"]*(?:searchtools|language_data|searchindex)\.js"></script>')
 USED = re.compile(r"\bfa-([a-z0-9-]+)")
 PLACE = '<span class="page-weight"></span>'
 APART = "plotly.min.js"  # stored once, for all pages with a figure
@@ -31,6 +34,9 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     for page in pages:
         text = page.read_text(encoding="utf-8")
         if PLACE in text:
+            if page != site / "search.html":
+                text = SEARCH.sub("", text)
+                page.write_text(text, encoding="utf-8")
             page.write_text(text.replace(PLACE, PLACE.replace("><", f">{stated(page)}<")), encoding="utf-8")
 
 

@@ -220,6 +220,7 @@ def test_a_page_states_its_weight(site, pages):
         found = re.search(r'class="page-weight">This page weighs (\d\.\d\d) MB', page.text)
         assert found, name
         assert float(found[1]) * 1e6 > (site / name).stat().st_size
+        assert ("searchindex.js" in page.text) == (name == "search.html"), name
     icons = (site / weight.ICONS).read_text()
     assert len(icons) < 200_000
     used = set(re.findall(r"fa-solid fa-([a-z-]+)", pages["index.html"].text))
@@ -267,7 +268,9 @@ def test_the_claims_page_is_complete(pages):
 
 def test_search_finds_pages_in_a_folder(browser, site):
     page = browser.new_page()
-    page.goto((site / "search.html").as_uri() + "?q=residual")
+    page.goto((site / "executed" / "09-claims.html").as_uri())
+    page.keyboard.press("Control+k")
+    page.keyboard.type("residual\n")
     page.locator("#search-results li a").first.wait_for(timeout=20_000)
     page.close()
 
