@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
+import yaml
 
 from book import readme_figure, weight
 from lib import claims
@@ -57,10 +58,13 @@ def is_page(path: Path) -> bool:
     return "_static" not in path.parts
 
 
-def test_every_page_of_the_contents_is_there(pages):
-    wanted = {"index", "method", "measured", "glossary", "bibliography", "search"}
-    assert {f"{name}.html" for name in wanted} <= set(pages)
-    assert any(name.startswith("executed/") for name in pages)
+def test_every_page_of_the_contents_is_there_and_the_first_says_what_it_is(pages):
+    contents = yaml.safe_load((ROOT / "book" / "_toc.yml").read_text())
+    wanted = {f"{chapter['file']}.html" for part in contents["parts"] for chapter in part["chapters"]}
+    assert wanted | {"index.html", "search.html"} <= set(pages)
+    told = re.findall(r'<dt><a [^>]*href="([^"#]+)', pages["index.html"].text)
+    assert set(told) == wanted - {"bibliography.html"}
+    assert len(told) == len(set(told))
 
 
 def test_the_page_of_families_has_each(pages):
