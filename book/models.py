@@ -244,7 +244,8 @@ def _taken_away(units: list[Unit], distances: list[Unit]) -> dict:
     chosen = _chosen(cuts | gone, _latest(found).details["num_layers"], distances)
     if not chosen:
         return {}
-    kinds = [unit.key["bits"] for unit in bits if {Cut(*cut) for cut in unit.key["cuts"]} == cuts]
+    kinds = [unit for unit in bits if {Cut(*cut) for cut in unit.key["cuts"]} == cuts]
+    kinds = [unit.key["bits"] for unit in sorted(kinds, key=lambda unit: -unit.rows["bytes"].max())]  # heaviest first
     parameters = {
         "model": found[0].key["model"]["name"],
         "measure": False,
@@ -269,7 +270,8 @@ def _chosen(cuts: set[Cut], layers: int, distances: list[Unit]) -> dict:
     """Sizes, rule and distances that choose most of some cuts; empty where none chooses any."""
     sizes = sorted({cut.size for cut in cuts})
     ways: list[tuple[int, dict]] = []
-    for unit in sorted(distances, key=lambda unit: unit.provenance["measured"], reverse=True):
+    latest_first = sorted(distances, key=lambda unit: unit.provenance["measured"], reverse=True)
+    for unit in sorted(latest_first, key=_is_quantized):
         by_rule = cuts_of_rule("similarity", sizes, layers, distance_matrix(unit.rows))
         opened = {name: unit.key[name] for name in ("dtype", "quantization")}
         ways.append((len(cuts & set(by_rule)), {"rules": "similarity"} | opened | _drawn(unit)))
