@@ -49,34 +49,26 @@ def accuracy_against_bytes(
 
     `accuracy` has the kind of weights in the column rule, and the column bytes besides.
     """
-    tasks, lines, data = accuracy_lines(require(accuracy, "accuracy", "bytes"), tasks, bits)
+    accuracy = require(accuracy, "accuracy", "bytes")
+    tasks, lines, data = accuracy_lines(accuracy.assign(MB=accuracy["bytes"] / 1e6), tasks, bits)
     picture = Picture("Size of the weights (MB)", "Accuracy", titles=list(tasks.values()), columns=min(len(tasks), 3))
-    end = 1.05 * float(data["bytes"].max()) / 1e6
+    start, end = 0.9 * float(data["MB"].min()), 1.05 * float(data["MB"].max())
     for panel, task in enumerate(tasks):
         for level, height in known_levels(references, task).items():
             if level == "chance":
                 look = {"colour": GREY, "line": "dash", "width": 1.2, "label": level}
-                picture.line([0, end], [height, height], **look, panel=panel, hover=f"chance: {text_of(height)}")
+                picture.line([start, end], [height, height], **look, panel=panel, hover=f"chance: {text_of(height)}")
         for (kind, label), style in zip(bits.items(), styles_of(bits)):
-            rows = lines[task, kind]
-            hover = (
-                f"{label}, n = %{{customdata[0]}}, l = %{{customdata[1]}}<br>%{{x}} MB<br>%{{customdata[2]}} %{{y}}, "
-                "95% interval %{customdata[3]} to %{customdata[4]}<br>%{customdata[5]} items"
-            )
-            details = details_of(rows, "size", "start", "metric", "low", "high", "items")
-            look = {**style, "size": 3, "width": 1.2, "label": label, "panel": panel}
-            picture.line(rows["bytes"] / 1e6, rows["value"], **look, details=details, hover=hover)
+            picture.accuracy(lines[task, kind], style, label, panel, across="MB", unit="MB")
     deepest = int(data["size"].max())
     picture.caption = (
         f"Accuracy of {html.escape(model)} against the bytes of its weights: one line for each kind of weights, one "
-        f"point for each number of dropped layers, from 0 at the right end of a line to {deepest} at its left end."
+        f"point for each number of dropped layers, from 0 at the right end of a line to {deepest} at its left end. "
+        "Bands: 95% intervals."
     )
-    words = [
-        f"{tasks[task]}, {bits[kind]}, {course(rows.assign(MB=rows['bytes'] / 1e6), 'MB', 'value')}"
-        for (task, kind), rows in lines.items()
-    ]
+    words = [f"{tasks[task]}, {bits[kind]}, {course(rows, 'MB', 'value')}" for (task, kind), rows in lines.items()]
     picture.alt = f"Line charts for {model}: accuracy by size of the weights. {'; '.join(words)}."
-    return picture.finish(name, provenance, data, x=[0, end], y=[0, 1])
+    return picture.finish(name, provenance, data, x=[start, end], y=[0, 1])
 
 
 def gained(

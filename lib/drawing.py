@@ -165,12 +165,13 @@ class Picture:
         place = {"xaxis": f"x{self.numbers[panel]}", "yaxis": f"y{self.numbers[panel]}"}
         self.traces.append(go.Scatter(name=label, legendgroup=label, **place, **trace))
 
-    def accuracy(self, rows, style, label, panel=0, aside=0.0):
+    def accuracy(self, rows, style, label, panel=0, aside=0.0, across="fraction", unit=None):
         """A line of accuracies over a band of their intervals, or a whisker where a point has no neighbours.
 
-        `aside`: how far right of its place it is drawn.
+        `aside`: how far right of its place it is drawn; `across`: the column along the axis x, whose values hover
+        shows where it has a `unit`.
         """
-        x, low, high = rows["fraction"] + aside, rows["low"], rows["high"]
+        x, low, high = rows[across] + aside, rows["low"], rows["high"]
         self.axes[panel].fill_between(x, low, high, color=style["colour"], alpha=0.2, linewidth=0)
         outline, lonely, missing = {"x": [], "y": []}, [], low.isna() | high.isna()
         # plotly would fill across gaps: each unbroken run of intervals becomes a polygon of its own
@@ -184,8 +185,8 @@ class Picture:
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip"}
         self._trace(panel, label, **outline, **look, showlegend=False)
         hover = (
-            f"{label}<br>n = %{{customdata[0]}}, l = %{{customdata[1]}}<br>%{{customdata[2]}} %{{y}}, 95% "
-            "interval %{customdata[3]} to %{customdata[4]}<br>%{customdata[5]} items"
+            f"{label}<br>n = %{{customdata[0]}}, l = %{{customdata[1]}}{f'<br>%{{x}} {unit}' if unit else ''}<br>"
+            "%{customdata[2]} %{y}, 95% interval %{customdata[3]} to %{customdata[4]}<br>%{customdata[5]} items"
         )
         look = {**style, "size": 4 if self.columns == 1 else 2.5, "panel": panel, "label": label}
         details = details_of(rows, "size", "start", "metric", "low", "high", "items")

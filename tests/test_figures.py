@@ -156,7 +156,7 @@ def test_number_of_traces(drawn):
     assert count["best-start"] == 3  # limit, two models
     assert count["accuracy-curves"] == 2 * (2 * 2) + 2 + 3  # line and band of two rules in two panels; levels
     assert count["sweep-cost"] == 2  # one layer a layer, one benchmark
-    assert count["accuracy-bytes"] == 2 * 2  # chance and one kind of weights in two panels
+    assert count["accuracy-bytes"] == 2 * 3  # chance, line and band of one kind of weights in two panels
     assert count["gained"] == 3  # the ideal, two measured
     assert count["headline"] == 2 * 4  # guessing, unpruned, line and band of each task
 
@@ -362,6 +362,10 @@ def test_accuracy_against_bytes_in_megabytes(drawn, accuracy):
     rows = accuracy.query("task == 'knowledge' and rule == 'similarity'")
     assert list(line.x) == [L - size for size in rows["size"]]
     assert list(line.y) == pytest.approx(list(rows["value"]), rel=1e-3)
+    (band,) = (t for t in figure.interactive.data if t.name == "nf4" and t.xaxis == "x" and t.mode == "none")
+    assert list(band.x[: len(rows)]) == list(line.x)
+    assert list(band.y[: len(rows)]) == pytest.approx(list(rows["low"]), rel=1e-3)
+    assert "%{x} MB" in line.hovertemplate
     with pytest.raises(InputError, match=r"add \['bytes'\]"):
         cost_figures.accuracy_against_bytes(accuracy, {}, tasks=["knowledge"], bits={"similarity": "nf4"}, model=MODEL)
 
