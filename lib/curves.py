@@ -129,6 +129,25 @@ def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def beside_whole(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """For each task, how many pruned models are worth their bytes beside whole models that are no larger.
+
+    `accuracy` as `accuracy_by_rule` has it, with kinds of weights for rules and the column bytes. Columns task,
+    pruned, worse (95% interval below that of a whole model that is no larger), better (above those of all such),
+    close (neither), smaller (there is no such model).
+    """
+    found = []
+    for task, own in accuracy.groupby("task", sort=False):
+        whole, pruned = own[own["size"] == 0], own[own["size"] > 0]
+        counts = {"pruned": len(pruned), "worse": 0, "better": 0, "close": 0, "smaller": 0}
+        for row in pruned.itertuples():
+            rivals = whole[whole["bytes"] <= row.bytes]
+            worse, better = (rivals["low"] > row.high).any(), (rivals["high"] < row.low).all()
+            counts["smaller" if rivals.empty else "worse" if worse else "better" if better else "close"] += 1
+        found.append({"task": task, **counts})
+    return pd.DataFrame(found)
+
+
 def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
     """Curves of every model under one rule: the columns of `accuracy_by_rule`, and before them model.
 
