@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from lib.drawing import GREY, Figure, Picture, details_of, styles_of, text_of
+from lib.drawing import GREY, SHARES, Figure, Picture, details_of, styles_of, text_of
 from lib.errors import InputError
 from lib.figure_rows import References, Tasks, accuracy_lines, course, known_levels, require
 from lib.figures import DROPPED
@@ -68,7 +68,7 @@ def accuracy_against_bytes(
     )
     words = [f"{tasks[task]}, {bits[kind]}, {course(rows, 'MB', 'value')}" for (task, kind), rows in lines.items()]
     picture.alt = f"Line charts for {model}: accuracy by size of the weights. {'; '.join(words)}."
-    return picture.finish(name, provenance, data, x=[start, end], y=[0, 1])
+    return picture.finish(name, provenance, data, x=[start, end], y=SHARES)
 
 
 def gained(

@@ -39,6 +39,7 @@ STYLES = [
 MARKERS = {"circle": "o●", "square": "s■", "triangle-up": "^▲"}
 MARKERS |= {"diamond": "D◆", "triangle-down": "v▼", "cross": "P✚"}
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", None: ""}
+SHARES = [0, 1.03]  # the axis of a share: a marker at 1 is not cut in two
 HEAT = matplotlib.colormaps["viridis"]
 # One colour per block size. The ends of viridis are cut off: they vanish on a black and on a white page.
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")

@@ -31,6 +31,7 @@ from lib.drawing import (
     GREY,
     HEAT,
     INK,
+    SHARES,
     SIZES,
     STYLES,
     Figure,
@@ -200,7 +201,7 @@ def accuracy_curves(
         f"intervals over the items of the task.{ASIDE * any(asides)}"
     )
     picture.alt = f"Line charts for {model}: accuracy by layers dropped. {courses_of(lines, tasks, rules)}."
-    return picture.finish(name, provenance, data, x=[0, 1.02 * end + max(asides)], y=[0, 1])
+    return picture.finish(name, provenance, data, x=[0, 1.02 * end + max(asides)], y=SHARES)
 
 
 def headline(
@@ -233,7 +234,7 @@ def headline(
         "Bands: 95% intervals. Open markers: the unpruned model. Dots: what guessing scores."
     )
     picture.alt = f"Line chart for {model}: accuracy by layers dropped. {courses_of(lines, tasks, rules)}."
-    return picture.finish(name, provenance, data, x=[-0.03 * end, 1.02 * end], y=[0, 1])
+    return picture.finish(name, provenance, data, x=[-0.03 * end, 1.02 * end], y=SHARES)
 
 
 def loss_curves(

@@ -306,9 +306,9 @@ def test_missing_reference_is_not_drawn(accuracy):
 
 def test_accuracy_axes_and_hover(drawn, accuracy):
     figure = drawn["accuracy-curves"]
-    assert list(figure.interactive.layout.yaxis.range) == [0, 1]
-    assert list(figure.interactive.layout.yaxis2.range) == [0, 1]
-    assert figure.static.axes[0].get_ylim() == (0, 1)
+    assert list(figure.interactive.layout.yaxis.range) == drawing.SHARES
+    assert list(figure.interactive.layout.yaxis2.range) == drawing.SHARES
+    assert figure.static.axes[0].get_ylim() == tuple(drawing.SHARES)
     line = trace_named(figure, "similarity-informed", "x2")
     row = accuracy.query("task == 'yes-no' and rule == 'similarity' and size == 2").iloc[0]
     assert list(line.customdata[1]) == ["2", "3", "acc", f"{row.low:.4g}", f"{row.high:.4g}", "100"]
