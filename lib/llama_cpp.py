@@ -37,8 +37,8 @@ class LlamaCpp:
         self.vocabulary = self.model.get_vocab()
 
     def tokens(self, text: str) -> list[int]:
-        """A text as the tokens of the file's own tokenizer, nothing added."""
-        return self.vocabulary.tokenize(text, add_special=False, parse_special=False)
+        """A text as tokens, begun as the file says (Gemma: with <bos>), as llama.cpp's programs and transformers do."""
+        return self.vocabulary.tokenize(text, add_special=True, parse_special=False)
 
     def text(self, tokens: list[int]) -> str:
         """Tokens as text, special ones as they are written."""

@@ -202,8 +202,8 @@ def test_the_command(tiny, tiny_folder, tmp_path, capsys):
 
 
 @pytest.fixture
-def llama_file(tiny_folder, tmp_path, monkeypatch):
-    """A random Llama of 5 layers as a GGUF file, and a cache for what is made of it that goes with the test."""
+def llama(tiny_folder, tmp_path, monkeypatch):
+    """A random Llama of 5 layers and its tokenizer, and a cache for what is made of it that goes with the test."""
     monkeypatch.setattr(models, "cache_folder", lambda: tmp_path / "cache")
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     config = LlamaConfig(
@@ -212,8 +212,13 @@ def llama_file(tiny_folder, tmp_path, monkeypatch):
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    return write_gguf(model, tokenizer, tmp_path / "llama.gguf")
+        return LlamaForCausalLM(config), tokenizer
+
+
+@pytest.fixture
+def llama_file(llama, tmp_path):
+    """That Llama as a GGUF file."""
+    return write_gguf(*llama, tmp_path / "llama.gguf")
 
 
 @pytest.fixture
@@ -276,6 +281,14 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
         llama_cpp.quantize(tmp_path / "damaged.gguf", tmp_path / "other.gguf", "Q4_0")
     with pytest.raises(InputError, match=r"llama\.cpp can't open"):
         LlamaCpp(tmp_path / "damaged.gguf")
+
+
+def test_a_text_begins_as_the_file_says(llama, llama_file, tmp_path):
+    """Without its <bos> Gemma says "France of France of France"."""
+    model, tokenizer = llama
+    begun = write_gguf(model, tokenizer, tmp_path / "begun.gguf", begins=True)
+    plain = in_llama_cpp(llama_file).tokens(PROMPTS[0])
+    assert in_llama_cpp(begun).tokens(PROMPTS[0]) == [tokenizer.eos_token_id, *plain]
 
 
 def test_without_llama_cpp_it_says_what_to_install(llama_file, monkeypatch):

@@ -125,8 +125,11 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
-def write_gguf(model: PreTrainedModel, tokenizer, path: Path) -> Path:
-    """A Llama with a byte-level tokenizer as a GGUF file in float32, as llama.cpp's converter would write it."""
+def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = False) -> Path:
+    """A Llama with a byte-level tokenizer as a GGUF file in float32, as llama.cpp's converter would write it.
+
+    `begins`: a text begins with a token of its own.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -148,7 +151,7 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path) -> Path:
     writer.add_bos_token_id(tokenizer.eos_token_id)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(begins)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
