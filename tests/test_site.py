@@ -118,6 +118,11 @@ def test_tables_are_tables(pages):
     assert not [name for name, page in pages.items() if re.search(r"\|\s*:?-{2,}", page.text)]
 
 
+def test_nothing_is_shown_by_its_type(pages):
+    """An empty output of a notebook, say: <IPython.core.display.Markdown object>."""
+    assert not [name for name, page in pages.items() if re.search(r"&lt;[\w.]+ object( at 0x\w+)?&gt;", page.text)]
+
+
 def test_plotting_scripts_only_where_there_is_a_figure(pages):
     for name, page in pages.items():
         assert bool(FIGURE.search(page.text)) == ("plotly.min.js" in page.text) == ("plots.js" in page.text), name
