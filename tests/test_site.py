@@ -15,8 +15,8 @@ import pytest
 import yaml
 
 from book import readme_figure, weight
-from lib import claims
-from lib.evidence import TOPICS
+from deeper_layers.report import claims
+from deeper_layers.report.evidence import TOPICS
 from tests.page import FIGURE, Page
 from tests.tiny import ALL_FAMILIES
 
