@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from deeper_layers.models import device_name
+from deeper_layers.results.circumstances import provenance
 from deeper_layers.results.files import write_whole
-from deeper_layers.results.provenance import provenance
 
 MEASURED = Path(__file__).with_name("measured")
 THREADS = 2

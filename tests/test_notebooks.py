@@ -1,11 +1,11 @@
 """The notebooks as a researcher runs them: papermill on a model of their own."""
 
 import ast
-import dataclasses
 import os
 import re
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import nbformat
@@ -25,6 +25,7 @@ from deeper_layers.experiments.parameters import (
 from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.report.claims import CLAIMS
 from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.results.records import all_records
 from deeper_layers.results.units import all_units
 
 NOTEBOOKS = {
@@ -83,9 +84,12 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path):
         assert f'id=\\"{figure}\\"' in page, f"no figure {figure}"
     units = all_units(tmp_path / "results")
     assert {unit.key["model"]["name"] for unit in units} == {Path(tiny_folder).name}
+    (record,) = all_records(tmp_path / "results")
+    assert (record.notebook, record.parameters["model"]) == (name, Path(tiny_folder).name)
+    assert record.parameters["samples"] == 8 and str(tmp_path) not in record.path.read_text()
     # a second time, everything is there and nothing is measured again
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
-    assert len(before) == len(units)
+    assert len(before) == len(units) + 1
     if name == "02-question-answering":
         # measured again, it is what was measured before, answer by answer
         small = SMALL[name] | {"again": "1, 2", "sequences_again": 8}
@@ -155,15 +159,33 @@ def test_a_mistake_is_one_line_and_an_exit_status(parameters, message, tmp_path)
 
 
 @pytest.mark.parametrize("name", [*NOTEBOOKS, "10-reproduction"])
-def test_parameters_are_typed_documented_and_the_ones_checked(name):
+def test_the_cell_of_parameters_is_its_class(name):
+    """Names, types, defaults and what they mean, in one order."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     (cell,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
-    parameters = NOTEBOOKS[name][0] if name in NOTEBOOKS else ReproductionParameters
-    stated = {node.target.id: ast.literal_eval(node.value) for node in ast.parse(cell.source).body}
-    expected = {field.name: field.default for field in dataclasses.fields(parameters)}
-    assert stated == expected
-    for line in cell.source.splitlines():
-        assert ": " in line.split("=")[0] and "  # " in line, f"{line!r} has no type or no explanation"
+    lines = cell.source.splitlines()
+    stated = [
+        (node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value), line.partition("  # ")[2])
+        for node, line in zip(ast.parse(cell.source).body, lines, strict=True)
+    ]
+    fields = (NOTEBOOKS[name][0] if name in NOTEBOOKS else ReproductionParameters).model_fields
+    # papermill's reader of such cells knows no "str | None": the default says that None is one
+    assert stated == [(name, kind_of(field), field.default, field.description) for name, field in fields.items()]
+
+
+def kind_of(field) -> str:
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
+    return " | ".join(kind.__name__ for kind in kinds if kind is not type(None))
+
+
+def test_every_notebook_with_a_class_is_among_these():
+    kinds = {name: kind for name, (kind, _) in NOTEBOOKS.items()} | {"10-reproduction": ReproductionParameters}
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        used = re.findall(r"(\w+)\.from_names\(globals\(\)\)", path.read_text(encoding="utf-8"))
+        assert used == ([kinds[path.stem].__name__] if path.stem in kinds else []), path.name
+    # the name under which a run is recorded; what is measured again is kept nowhere
+    assert {kind.notebook: name for name, (kind, _) in NOTEBOOKS.items()} == {name: name for name in NOTEBOOKS}
+    assert ReproductionParameters.notebook == ""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -176,8 +198,8 @@ def test_committed_without_outputs(path):
 def test_help_shows_the_parameters():
     command = [Path(sys.executable).with_name("papermill"), "--help-notebook", "notebooks/02-question-answering.ipynb"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
-    for field in dataclasses.fields(QuestionAnsweringParameters):
-        assert field.name in shown
+    for name, field in QuestionAnsweringParameters.model_fields.items():
+        assert name in shown and field.description in shown
 
 
 def test_claims_without_results_are_not_measured(tmp_path):
