@@ -173,7 +173,8 @@ def test_light_rooms_import_nothing_heavy():
 
 def fresh(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Code in a process of its own that has imported nothing yet, away from the repository."""
-    environment = os.environ | {"PYTHONPATH": str(HOUSE.parent), "HF_HUB_OFFLINE": "1"}
+    ours = os.pathsep.join([str(HOUSE.parent), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": ours, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-W", "error", "-c", code, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
 
@@ -198,45 +199,26 @@ def test_experiments_and_reports_are_imported_without_anything_heavy(tmp_path):
     assert set(modules) <= loaded and not loaded & set(HEAVY)
 
 
-# runs the code of notebooks as a kernel does, each in names of its own, and shows what each cell ends with
 READER = """
-import ast, json, sys, traceback
+import json, sys, traceback
 import matplotlib.figure
+from tests import notebook
+
 matplotlib.use("agg")
 matplotlib.figure.Figure.draw = lambda *_: None  # takes most of the time, and imports nothing
-HEAVY = sys.argv[1].split(",")
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HEAVY:
+        if name.partition(".")[0] in sys.argv[1].split(","):
             raise ImportError(f"{name} is asked for")
-
-def show(value):
-    forms = [getattr(value, form)() for form in ("_repr_html_", "_repr_markdown_") if hasattr(value, form)]
-    return any(forms) or repr(value)
-
-def run(path, parameters):
-    names = {"__name__": "__main__"}
-    with open(path, encoding="utf-8") as file:
-        cells = json.load(file)["cells"]
-    for cell in cells:
-        if cell["cell_type"] != "code":
-            continue
-        body = ast.parse("".join(cell["source"])).body
-        last = body.pop() if isinstance(body[-1], ast.Expr) else None
-        exec(compile(ast.Module(body, []), path, "exec"), names)
-        if last is not None:
-            show(eval(compile(ast.Expression(last.value), path, "eval"), names))
-        if "parameters" in cell["metadata"].get("tags", []):
-            names |= parameters
 
 sys.meta_path.insert(0, Missing())
 failed = {}
-for path, parameters in json.loads(sys.argv[2]):
+for name, parameters in json.loads(sys.argv[2]):
     try:
-        run(path, parameters)
+        notebook.run(name, **parameters)
     except BaseException:
-        failed[f"{path} {parameters}"] = traceback.format_exc()
+        failed[f"{name} {parameters}"] = traceback.format_exc()
 print(json.dumps(failed))
 """
 
@@ -249,8 +231,7 @@ def test_every_page_is_drawn_from_its_units_without_torch(tmp_path):
     # the others take no model; and one shows only what it measures itself
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
     pages += [(notebook, {}) for notebook in sorted(notebooks - recorded - {MEASURES})]
-    given = json.dumps([(str(ROOT / "notebooks" / f"{notebook}.ipynb"), parameters) for notebook, parameters in pages])
-    done = fresh(READER, tmp_path, ",".join(HEAVY), given)
+    done = fresh(READER, tmp_path, ",".join(HEAVY), json.dumps(pages))
     assert done.returncode == 0, done.stderr
     failed = json.loads(done.stdout.splitlines()[-1])
     assert not failed, "\n".join(f"{page}\n{what}" for page, what in failed.items())
