@@ -12,7 +12,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.measured import not_measured
+from book.extension.measured import not_measured
+from book.extension.outdated import made_of
 from lib import curves, figures
 from lib.evidence import Answers, Evidence
 from lib.models import EMBEDDED
@@ -147,7 +148,7 @@ class Explorer(SphinxDirective):
     """The controls and an empty place for what they show, which explorer.js fills."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_reread()
+        made_of(self.env, ROOT / "results", MEASURED)
         models = explored(ROOT / "results")
         if not models:
             return [not_measured("results/ holds no sweep.")]
