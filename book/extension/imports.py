@@ -23,7 +23,8 @@ def modules_of(folder: Path) -> dict[str, Path]:
 def imported(source: str, modules: Modules, name: str = "", *, everywhere: bool = False) -> set[str]:
     """The modules of the package that a text of Python imports when it is loaded, or anywhere in it.
 
-    `name` is its own, if it is a module. A name that a package hands out only when asked (by a `__getattr__`) may come from any of its modules: all count.
+    `name` is the text's own, if it is a module. A name that a package hands out only when asked (by a `__getattr__`)
+    may come from any of its modules: all count.
     """
     package = name if name in modules and modules[name].name == "__init__.py" else name.rpartition(".")[0]
     found: set[str] = set()

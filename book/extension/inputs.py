@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from book.extension.pages import FOLDER, LIBRARY, Page, code_of
 from book.extension.imports import graph_of, imported, modules_of, reached
 from book.extension.outdated import files
+from book.extension.pages import FOLDER, LIBRARY, Page, code_of
 from lib.results import ROOT, write_whole
 
 DRAWING = ("matplotlib", "numpy", "pandas", "plotly", "seaborn")

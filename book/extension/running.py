@@ -1,7 +1,6 @@
 """Runs the notebooks whose page is out of date before any page is read, several at once."""
 
 import os
-import re
 import sys
 import tempfile
 import time
@@ -47,8 +46,9 @@ def run(pages: Sequence[Page], known: Known, at_once: int) -> None:
             for done, finished in enumerate(as_completed(waiting), 1):
                 page, (inputs, seconds) = waiting[finished], finished.result()
                 known.keep(page, inputs)
-                left = (time.monotonic() - start) / done * (len(pages) - done)
-                logger.info("[%d/%d] executed/%s in %.0f s, about %.0f s left", done, len(pages), page.name, seconds, left)
+                half = min(at_once, len(pages) - done) / 2  # others are under way
+                left = (time.monotonic() - start) / (done + half) * (len(pages) - done - half)
+                logger.info("[%d/%d] %s in %.0f s, about %.0f s left", done, len(pages), page.name, seconds, left)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -86,9 +86,7 @@ def _executed(page: Page) -> nbformat.NotebookNode:
                 cell = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
                 return nbformat.v4.new_notebook(cells=[cell])
             # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
-            raise SystemExit(
-                f"{file} failed: {text.strip().splitlines()[-1]} (to see where: {page.command})"
-            ) from None
+            raise SystemExit(f"{file} failed: {text.strip().splitlines()[-1]} (to see where: {page.command})") from None
     # Where papermill read and wrote is of no use to a reader of the page.
     notebook.metadata.papermill.update(input_path=str(file), output_path=None)
     return notebook
