@@ -13,10 +13,11 @@ import statistics
 import torch
 
 from benchmarks import side_by_side
-from lib.bits import checkpoint_bytes
-from lib.decoder import num_layers
-from lib.models import load_model
-from lib.pruning import drop_layers, simple_cut
+from deeper_layers.cuts import simple_cut
+from deeper_layers.experiments.bits import checkpoint_bytes
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
 
 WAYS = ("prefill", "decode", "decode_many")
 

@@ -10,12 +10,13 @@ import argparse
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks import side_by_side
-from lib import evaluation
-from lib.decoder import num_layers
-from lib.family import PrunedFamily
-from lib.generation import generate
-from lib.models import load_model
-from lib.pruning import drop_layers, simple_cut
+from deeper_layers.cuts import simple_cut
+from deeper_layers.evaluation import harness
+from deeper_layers.family.generation import generate
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
 
 
 def main() -> None:
@@ -33,8 +34,8 @@ def main() -> None:
     side_by_side.start()
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    loaded = evaluation.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
-    instances = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
+    loaded = harness.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
+    instances = harness.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
     cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
     weights, before = sum(p.numel() * p.element_size() for p in model.parameters()), side_by_side.held()
     ours, seconds, peak = side_by_side.measured(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances))

@@ -20,13 +20,15 @@ from peft import LoraConfig, get_peft_model
 from transformers import DataCollatorForLanguageModeling, PrinterCallback, Trainer, TrainingArguments
 
 from benchmarks import side_by_side
-from lib import corpora
-from lib.adapters import add_adapters, ffn_modules
-from lib.decoder import num_layers
-from lib.healing import keep_freed_memory, train
-from lib.models import load_model
-from lib.presets import HealingConfig
-from lib.pruning import Cut, drop_layers, simple_cut
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.data import corpora
+from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.healing.adapters import add_adapters, ffn_modules
+from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.healing.training import keep_freed_memory, train
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
 
 
 def main() -> None:
@@ -94,9 +96,7 @@ def bare(pruned, tokenizer, texts, config: HealingConfig, steps: int | None = No
     healed = add_adapters(pruned, rank=config.rank, alpha=config.alpha, dropout=config.dropout).train()
     optimizer = torch.optim.AdamW([p for p in healed.parameters() if p.requires_grad], lr=config.learning_rate)
     needed = steps * config.batch_sequences
-    sequences = corpora.sequences(
-        tokenizer, texts, length=config.sequence_length, tokens=needed * config.sequence_length
-    )
+    sequences = sequences_of(tokenizer, texts, length=config.sequence_length, tokens=needed * config.sequence_length)
 
     def run():
         for first in range(0, needed, config.batch_sequences):

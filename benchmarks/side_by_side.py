@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 
-from lib.results import provenance, write_whole
+from deeper_layers.models import device_name
+from deeper_layers.results.files import write_whole
+from deeper_layers.results.provenance import provenance
 
 MEASURED = Path(__file__).with_name("measured")
 THREADS = 2
@@ -47,7 +49,7 @@ def _status(name: str) -> int:
 
 def keep(name: str, content: dict) -> None:
     """Print a measurement, and write it to benchmarks/measured/NAME.json."""
-    content = {"command": " ".join(["python -m", *_command()]), **content, "provenance": provenance()}
+    content = {"command": " ".join(["python -m", *_command()]), **content, "provenance": provenance(device_name())}
     text = json.dumps(content, indent=1)
     print(text)
     write_whole(MEASURED / f"{name}.json", f"{text}\n".encode())

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from benchmarks import side_by_side
-from lib import corpora
-from lib.decoder import decoder_layers, num_layers
-from lib.models import load_model
-from lib.similarity import measure_distances
+from deeper_layers.data import corpora, sequences
+from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.similarity import measure_distances
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     texts = corpora.texts("wikipedia")
-    few, many = (corpora.text_batches(tokenizer, texts, samples=n, length=options.length) for n in options.samples)
+    few, many = (sequences.text_batches(tokenizer, texts, samples=n, length=options.length) for n in options.samples)
     bare_pass(model, few[:2])
     measure_distances(model, few[:2])
 

@@ -1,8 +1,8 @@
 """Slicing a checkpoint on disk beside a plain copy of the kept bytes and beside mergekit, each in its own process.
 
 A random checkpoint of Llama's shape is written in shards to a temporary folder. By turns, each from files that are
-not in memory: (a) copyfile of the files that a cut leaves, (b) `python -m lib.pruning`, (c) mergekit's passthrough of
-the same cut, in shards of the same size; once (d) drop_layers and save_pretrained. Seconds and peak memory are those
+not in memory: (a) copyfile of the files that a cut leaves, (b) `deeper-layers prune`, (c) mergekit's passthrough of the
+same cut, in shards of the same size; once (d) drop_layers and save_pretrained. Seconds and peak memory are those
 of a whole process, its imports included. Results are compared byte by byte.
 
     python -m benchmarks.slicing NAME --mergekit PYTHON
@@ -24,10 +24,10 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import side_by_side
-from lib.errors import InputError
-from lib.pruning import simple_cut
-from lib.results import ROOT
-from lib.tensor_files import INDEX, read_shards
+from deeper_layers.checkpoints.tensor_files import INDEX, read_shards
+from deeper_layers.cuts import simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.results.places import AROUND as ROOT
 
 # a process between: what a new one inherits of the peak of its parent is then small
 LAUNCH = """
@@ -50,7 +50,7 @@ for name in os.listdir(sys.argv[1]):
 OPENED = """
 import sys
 from transformers import AutoModelForCausalLM
-from lib.pruning import Cut, drop_layers
+from deeper_layers.pruning import Cut, drop_layers
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
 drop_layers(model, Cut(int(sys.argv[3]), int(sys.argv[4]))).save_pretrained(sys.argv[2])
 """
@@ -82,7 +82,7 @@ def compare(folder: Path, options) -> dict:
     yaml = folder / "mergekit.yml"
     yaml.write_text(cut.mergekit_yaml(options.layers, str(source)))
     where = [str(source), str(out)]
-    ours = [sys.executable, "-m", "lib.pruning", *where, "--drop", str(cut.size), "--start", str(cut.start)]
+    ours = [sys.executable, "-m", "deeper_layers.pruning", *where, "--drop", str(cut.size), "--start", str(cut.start)]
     parameters = round(options.shard * 1e9 / 2)
     passthrough = [
         options.mergekit, "-m", "mergekit.scripts.run_yaml", str(yaml), str(out),
@@ -109,7 +109,7 @@ def compare(folder: Path, options) -> dict:
             shutil.rmtree(out)
     found["opened"] = [run([sys.executable, "-c", OPENED, *where, str(cut.start), str(cut.size)], source)]
     equal["opened"] = same_tensors(out, kept)
-    found["start"] = [run([sys.executable, "-m", "lib.pruning", "--help"])]
+    found["start"] = [run([sys.executable, "-m", "deeper_layers.pruning", "--help"])]
 
     def ratio(one: str, other: str) -> float | None:
         if options.mergekit is None and "mergekit" in (one, other):

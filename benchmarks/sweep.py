@@ -20,16 +20,19 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks import side_by_side
-from lib import corpora, evaluation
-from lib.decoder import num_layers
-from lib.family import Abilities, PrunedFamily
-from lib.lending import Lent
-from lib.models import load_model
-from lib.network import Batch
-from lib.pruning import Cut, drop_layers
-from lib.selection import cuts_of_rule
-from lib.similarity import angular_distances
-from lib.sweep import loglikelihoods, plan_requests
+from deeper_layers.cuts import Cut
+from deeper_layers.data import corpora
+from deeper_layers.data.sequences import text_batches
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
+from deeper_layers.family.network import Batch
+from deeper_layers.family.prefix_cache import Lent
+from deeper_layers.family.pruned_family import Abilities, PrunedFamily
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.rules.choosing import cuts_of_rule
+from deeper_layers.similarity import angular_distances
 
 TIE = 1e-4
 ROUNDS = 3
@@ -56,16 +59,16 @@ def main() -> None:
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    loaded = evaluation.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
+    loaded = harness.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
     families = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=options.limit)
+    asked = harness.collect_requests(loaded, model, tokenizer, limit=options.limit)
     instances = asked.instances
     some = list(families.values())[0][:3]
     loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], some, max_length=asked.max_length)
 
     def swept(cuts):
         # from requests as they stand, as HFLM begins: tokenization is part of it
-        contexts, continuations, max_length = evaluation.encode(instances, model, tokenizer)
+        contexts, continuations, max_length = harness.encode(instances, model, tokenizer)
         return loglikelihoods(model, contexts, continuations, cuts, max_length=max_length)
 
     if options.agreement:
@@ -149,7 +152,7 @@ def cuts_by_rules(model, tokenizer, rules: list[str], every: int) -> dict[str, l
     sizes = range(0, layers - 1, every)
     distances = None
     if "similarity" in rules:
-        batches = corpora.text_batches(tokenizer, corpora.texts("wikipedia"), samples=64, length=256)
+        batches = text_batches(tokenizer, corpora.texts("wikipedia"), samples=64, length=256)
         distances = angular_distances(model, batches)
     families = {rule: cuts_of_rule(rule, sizes, layers, distances) for rule in rules}
     if len(families) > 1:

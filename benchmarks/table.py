@@ -3,7 +3,7 @@
 import json
 
 from benchmarks.side_by_side import MEASURED
-from lib import curves
+from deeper_layers.report import curves
 
 HEAD = (
     "| what | beside | ratio | agreement | command |",

@@ -19,12 +19,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks import side_by_side
-from lib import corpora, evaluation
-from lib.adapters import add_adapters
-from lib.models import load_model
-from lib.pruning import simple_cut
-from lib.sweep import loglikelihoods
-from lib.widened import attend, multiplies_sixteen_bits
+from deeper_layers.cuts import simple_cut
+from deeper_layers.data import corpora, sequences
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.healing.adapters import add_adapters
+from deeper_layers.models.half_precision import attend, multiplies_sixteen_bits
+from deeper_layers.models.opening import load_model
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
 
     quantization = None if options.quantization == "none" else options.quantization
     tasks = options.tasks.split(",")
-    loaded = evaluation.load_tasks(tasks, num_fewshot=options.num_fewshot, datasets=options.datasets)
+    loaded = harness.load_tasks(tasks, num_fewshot=options.num_fewshot, datasets=options.datasets)
     models, trained = {}, {}
     for way, chosen in WAYS.items():
         with chosen():
@@ -55,8 +56,8 @@ def main() -> None:
             copied, _ = load_model(options.model, dtype=options.dtype, quantization=quantization)
             trained[way] = add_adapters(copied, rank=8, alpha=8, dropout=0.0).train()
     texts = corpora.texts("wikipedia", split="validation")
-    ids = corpora.sequences(tokenizer, texts, length=options.length, tokens=options.length)[0].long()[None]
-    asked = evaluation.collect_requests(loaded, models["plain"], tokenizer, limit=options.limit)
+    ids = sequences.sequences(tokenizer, texts, length=options.length, tokens=options.length)[0].long()[None]
+    asked = harness.collect_requests(loaded, models["plain"], tokenizer, limit=options.limit)
     layers = models["plain"].config.num_hidden_layers
     cuts = [simple_cut(layers, size) for size in range(layers - 1)]
 

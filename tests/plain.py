@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import torch
 
-from lib.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers
 
 NEW_TOKENS = 12
 

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from transformers import T5Config, T5ForConditionalGeneration
 
-from lib import corpora, evaluation
-from lib.errors import InputError
-from lib.models import find_model, load_model
-from lib.parameters import (
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.data import corpora
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.sweeps import plan, sweep
+from deeper_layers.experiments.parameters import (
     HealingParameters,
     Parameters,
     QuestionAnsweringParameters,
@@ -22,10 +24,11 @@ from lib.parameters import (
     SimilarityParameters,
     TakeAwayParameters,
 )
-from lib.pruning import Cut, simple_cut
-from lib.results import unit_path
-from lib.selection import cuts_of_rule
-from lib.sweep import plan, sweep, sweep_unit
+from deeper_layers.experiments.sweeps import sweep_unit
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.sources import find_model
+from deeper_layers.results.units import unit_path
+from deeper_layers.rules.choosing import cuts_of_rule
 
 LAYERS = 5  # of the tiny model
 
@@ -377,14 +380,14 @@ def test_unknown_task(names):
 
 
 def test_data_out_of_reach_while_offline(tmp_path):
-    message = refusal(evaluation.load_tasks, ["piqa"], datasets=str(tmp_path))  # a mirror that lacks it
+    message = refusal(harness.load_tasks, ["piqa"], datasets=str(tmp_path))  # a mirror that lacks it
     assert "piqa" in message and "DATASETS_MIRROR" in message
     assert "DATASETS_MIRROR" in refusal(corpora.texts, "c4")
 
 
 @pytest.mark.parametrize("limit", [0, -1, 0.5, True, "3"])
 def test_limit_that_is_no_number_of_items(limit):
-    assert refusal(evaluation.check_limit, limit).startswith(f"limit is {limit!r}, expected None")
+    assert refusal(harness.check_limit, limit).startswith(f"limit is {limit!r}, expected None")
 
 
 # --- results ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from benchmarks import (
     table,
     widened,
 )
-from lib.results import ROOT
+from deeper_layers.results.places import AROUND as ROOT
 
 
 @pytest.fixture

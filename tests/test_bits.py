@@ -5,13 +5,14 @@ import dataclasses
 import pytest
 import torch
 
-from lib import bits
-from lib.bits import bits_unit, checkpoint_bytes
-from lib.errors import InputError
-from lib.models import load_model
-from lib.parameters import TakeAwayParameters
-from lib.pruning import Cut, drop_layers
-from lib.slicing import slice_checkpoint
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments import bits
+from deeper_layers.experiments.bits import bits_unit, checkpoint_bytes
+from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
 
 CUTS = [Cut(0, 0), Cut(1, 2)]
 

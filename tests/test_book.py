@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from book import companion, explorer, measured, models
-from lib.evidence import Answers
-from lib.models import EMBEDDED
-from lib.parameters import AblationParameters, TakeAwayParameters
-from lib.presets import PRESETS
-from lib.pruning import Cut
-from lib.results import Unit, all_units
+from deeper_layers.cuts import Cut
+from deeper_layers.experiments.parameters import AblationParameters, TakeAwayParameters
+from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.packaged import EMBEDDED
+from deeper_layers.report.evidence import Answers
+from deeper_layers.results.units import Unit, all_units
 from tests.page import FIGURE, Page
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,14 +10,25 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import claims, decisions
-from lib.claims import CLAIMS, FIGURES, details, figure_table, result, ruled, summary_table, together, verdict_of
-from lib.decisions import AT_ONCE, EARLIEST, LATEST
-from lib.evidence import Evidence, by_model
-from lib.outcomes import resampled
-from lib.pruning import Cut, simple_cut
-from lib.results import RESULTS, Unit, all_units, pack
-from lib.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.report import claims, decisions
+from deeper_layers.report.claims import (
+    CLAIMS,
+    FIGURES,
+    details,
+    figure_table,
+    result,
+    ruled,
+    summary_table,
+    together,
+    verdict_of,
+)
+from deeper_layers.report.decisions import AT_ONCE, EARLIEST, LATEST
+from deeper_layers.report.evidence import Evidence, by_model
+from deeper_layers.report.outcomes import resampled
+from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
+from deeper_layers.results.places import results_folder
+from deeper_layers.results.units import Unit, all_units, pack
 
 LAYERS, ITEMS = 20, 3000
 SIZES = range(LAYERS - 1)
@@ -279,7 +290,7 @@ def test_without_units_nothing_is_said():
     [("similarity", ["deep-blocks", "last-layer"]), ("loss", ["healed-loss", "unhealed-loss"]), ("sweep", ["boolq"])],
 )
 def test_a_deleted_unit_is_not_measured(kind, gone, tmp_path):
-    shutil.copytree(RESULTS, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(results_folder(), tmp_path, dirs_exist_ok=True)
 
     def reasons():
         return {

@@ -6,25 +6,26 @@ import json
 import re
 import shutil
 
-import datasets as hub
+import datasets
 import numpy as np
 import pandas as pd
 import pytest
 from transformers import AutoTokenizer
 
-from lib import corpora, evaluation
-from lib.errors import InputError
-from lib.models import load_model
-from lib.pruning import Cut
-from lib.results import ROOT
-from lib.sweep import sweep
+from deeper_layers.cuts import Cut
+from deeper_layers.data import corpora, embedded, hub, sequences
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.sweeps import sweep
+from deeper_layers.models.opening import load_model
+from deeper_layers.results.places import AROUND as ROOT
 
 SHARED_MIRROR = ROOT.parent / "shared" / "datasets"
 
 
 @pytest.fixture(scope="module")
 def countries():
-    with open(corpora.TASKS / "capitals.csv", encoding="utf-8") as file:
+    with open(embedded.TASKS / "capitals.csv", encoding="utf-8") as file:
         return {row["country"]: row for row in csv.DictReader(file)}
 
 
@@ -64,29 +65,29 @@ def small_mirror(tmp_path):
 
 def test_items_have_a_version():
     """Units in results/ are keyed by ITEMS_VERSION: raise it, and set the hash anew, when this fails."""
-    items = [corpora.capitals(), corpora.sums(1), corpora.sums(2)]
+    items = [embedded.capitals(), embedded.sums(1), embedded.sums(2)]
     digest = hashlib.sha256(json.dumps(items, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-    assert (corpora.ITEMS_VERSION, digest[:16]) == (1, "c8cf1ab8eabc7896"), "raise ITEMS_VERSION in lib/corpora.py"
+    assert (embedded.ITEMS_VERSION, digest[:16]) == (1, "c8cf1ab8eabc7896"), "raise ITEMS_VERSION in data/embedded.py"
 
 
 def test_fingerprint_follows_items_and_task(tmp_path, monkeypatch):
-    first = corpora.embedded_fingerprint("capitals")
-    assert corpora.embedded_fingerprint("capitals") == first != corpora.embedded_fingerprint("sums_one_digit")
+    first = embedded.embedded_fingerprint("capitals")
+    assert embedded.embedded_fingerprint("capitals") == first != embedded.embedded_fingerprint("sums_one_digit")
     with monkeypatch.context() as patch:
-        patch.setattr(corpora, "ITEMS_VERSION", corpora.ITEMS_VERSION + 1)
-        assert corpora.embedded_fingerprint("capitals") != first
-    for path in corpora.TASKS.iterdir():
+        patch.setattr(embedded, "ITEMS_VERSION", embedded.ITEMS_VERSION + 1)
+        assert embedded.embedded_fingerprint("capitals") != first
+    for path in embedded.TASKS.iterdir():
         if path.is_file():
             (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(corpora, "TASKS", tmp_path)
-    assert corpora.embedded_fingerprint("capitals") == first
+    monkeypatch.setattr(embedded, "TASKS", tmp_path)
+    assert embedded.embedded_fingerprint("capitals") == first
     prompt = tmp_path / "capitals.yaml"
     prompt.write_text(prompt.read_text().replace("Question:", "Q:"))
-    assert corpora.embedded_fingerprint("capitals") != first
+    assert embedded.embedded_fingerprint("capitals") != first
 
 
 def test_capitals(countries):
-    items = corpora.capitals()
+    items = embedded.capitals()
     assert len(items) == len(countries) > 150
     assert {item["country"] for item in items} == set(countries)
     continent = {row["capital"]: row["continent"] for row in countries.values()}
@@ -96,7 +97,7 @@ def test_capitals(countries):
         assert len(set(item["choices"])) == 4
         assert item["choices"][item["answer"]] == row["capital"]
         assert {continent[choice] for choice in item["choices"]} == {row["continent"]}
-    assert corpora.capitals() == items
+    assert embedded.capitals() == items
     # neither the place of the answer nor the order of the items gives anything away
     assert np.bincount([item["answer"] for item in items], minlength=4).min() > len(items) / 6
     assert [item["country"] for item in items] != sorted(countries)
@@ -105,27 +106,27 @@ def test_capitals(countries):
 
 @pytest.mark.parametrize(("digits", "number"), [(1, 81), (2, 400)])
 def test_sums(digits, number):
-    items = corpora.sums(digits)
+    items = embedded.sums(digits)
     assert len(items) == len({(item["a"], item["b"]) for item in items}) == number
     for item in items:
         assert len(str(item["a"])) == len(str(item["b"])) == digits
         assert item["choices"][item["answer"]] == item["sum"] == str(item["a"] + item["b"])
         assert len(set(item["choices"])) == 4 and all(int(choice) > 0 for choice in item["choices"])
         assert all(abs(int(choice) - int(item["sum"])) <= 10 for choice in item["choices"])
-    assert corpora.sums(digits) == items
+    assert embedded.sums(digits) == items
     assert np.bincount([item["answer"] for item in items], minlength=4).min() > number / 8
 
 
 def test_options_in_one_string_become_choices():
     row = {"question": "?", "options": "A. one\nB. two\nlines\nC. B. a letter\nD. E. coli", "answer": "C"}
-    found = corpora._multiple_choice(row)
+    found = embedded.multiple_choice(row)
     assert found == {"question": "?", "choices": ["one", "two\nlines", "B. a letter", "E. coli"], "answer": 2}
 
 
 def test_every_embedded_task_is_known_without_a_hub(offline):
-    own = {path.stem for path in corpora.TASKS.glob("*.yaml")}
-    assert set(corpora.embedded_tasks()) == own >= {"capitals", "sums", "sums_generated", "embedded_mmlu"}
-    loaded = evaluation.load_tasks(["capitals", "sums", "sums_generated"])
+    own = {path.stem for path in embedded.TASKS.glob("*.yaml")}
+    assert set(embedded.embedded_tasks()) == own >= {"capitals", "sums", "sums_generated", "embedded_mmlu"}
+    loaded = harness.load_tasks(["capitals", "sums", "sums_generated"])
     assert set(loaded["tasks"]) == {
         "capitals", "sums_one_digit", "sums_two_digits", "sums_one_digit_generated", "sums_two_digits_generated",
     }  # fmt: skip
@@ -155,7 +156,7 @@ def rows_of(batches):
 
 
 def test_text_comes_in_full_batches_with_little_padding(tokenizer, documents):
-    batches = corpora.text_batches(tokenizer, documents, samples=200, length=150, batch_tokens=2000)
+    batches = sequences.text_batches(tokenizer, documents, samples=200, length=150, batch_tokens=2000)
     lengths, tokens, padded = [], 0, 0
     for batch in batches:
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -176,32 +177,32 @@ def test_text_comes_in_full_batches_with_little_padding(tokenizer, documents):
 
 def test_the_same_seed_draws_the_same_text(tokenizer, documents):
     def draw(**options):
-        return rows_of(corpora.text_batches(tokenizer, documents, samples=50, length=64, **options))
+        return rows_of(sequences.text_batches(tokenizer, documents, samples=50, length=64, **options))
 
     assert draw() == draw(seed=0) != draw(seed=1)
     # how they are batched does not change which are drawn
     assert sorted(draw(batch_tokens=1)) == sorted(draw(batch_tokens=100_000)) == sorted(draw())
     # fewer are some of the same
-    fewer = rows_of(corpora.text_batches(tokenizer, documents, samples=20, length=64))
+    fewer = rows_of(sequences.text_batches(tokenizer, documents, samples=20, length=64))
     assert all(row in draw() for row in fewer)
 
 
 def test_too_few_documents(tokenizer, documents):
     usable = len(documents) - 2  # neither the empty one nor the one of a single token
-    assert len(rows_of(corpora.text_batches(tokenizer, documents, samples=usable, length=9))) == usable
+    assert len(rows_of(sequences.text_batches(tokenizer, documents, samples=usable, length=9))) == usable
     with pytest.raises(InputError, match=f"samples is {usable + 1}, but the corpus has {usable} usable documents"):
-        corpora.text_batches(tokenizer, documents, samples=usable + 1, length=9)
+        sequences.text_batches(tokenizer, documents, samples=usable + 1, length=9)
 
 
 # --- mirror ----------------------------------------------------------------------------------------------
 
 
 def test_data_is_read_from_a_mirror(offline, small_mirror, monkeypatch):
-    load = hub.load_dataset
-    with corpora.mirrored(str(small_mirror)):
-        rows = hub.load_dataset("someone/items", "plain", split="test")
+    load = datasets.load_dataset
+    with hub.mirrored(str(small_mirror)):
+        rows = datasets.load_dataset("someone/items", "plain", split="test")
         assert rows["question"][:] == ["a", "b", "c"]
-    assert hub.load_dataset is load
+    assert datasets.load_dataset is load
     assert corpora.texts("c4", datasets=str(small_mirror)) == [f"Document {i} of a corpus." for i in (2, 3, 4)]
     assert len(corpora.texts("c4", split="train", datasets=str(small_mirror))) == 2
     # named by the variable just as by the parameter
@@ -224,13 +225,13 @@ def test_a_changed_mirror_is_read_anew(offline, small_mirror, tmp_path):
 
 
 def test_an_error_leaves_nothing_patched(offline, small_mirror):
-    load = hub.load_dataset
-    with pytest.raises(InputError, match="'/none', which is no folder"), corpora.mirrored("/none"):
+    load = datasets.load_dataset
+    with pytest.raises(InputError, match="'/none', which is no folder"), hub.mirrored("/none"):
         pytest.fail("no such folder")
     with pytest.raises(InputError, match=r"can't read the data of it \(.*\): connect to the hub, or name a mirror"):
-        with corpora.mirrored(str(small_mirror)), corpora.reachable("it"):
-            hub.load_dataset("someone/else")
-    assert hub.load_dataset is load
+        with hub.mirrored(str(small_mirror)), hub.reachable("it"):
+            datasets.load_dataset("someone/else")
+    assert datasets.load_dataset is load
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
@@ -251,8 +252,8 @@ def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
 
     def prompts(order):
         how = {"num_fewshot": 4, "fewshot_order": order, "datasets": str(SHARED_MIRROR)}
-        asked = evaluation.collect_requests(
-            evaluation.load_tasks(["mmlu_anatomy"], **how), model, tokenizer, limit=2
+        asked = harness.collect_requests(
+            harness.load_tasks(["mmlu_anatomy"], **how), model, tokenizer, limit=2
         ).instances
         return [instance.args[0].split("\n\n") for instance in asked]
 

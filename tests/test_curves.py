@@ -3,11 +3,11 @@
 import pandas as pd
 import pytest
 
-from lib import curves
-from lib.curves import above_guessing, accuracy_by_rule, flat_until, of_all_models, wilson_interval
-from lib.pruning import Cut, simple_cut
-from lib.results import Unit
-from lib.selection import measured_cuts
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.report import curves
+from deeper_layers.report.curves import above_guessing, accuracy_by_rule, flat_until, of_all_models, wilson_interval
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import measured_cuts
 
 
 @pytest.mark.parametrize(

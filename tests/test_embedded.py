@@ -10,26 +10,30 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
-from lib import corpora, evaluation, models, packaged
-from lib.errors import InputError
-from lib.family import PrunedFamily
-from lib.pruning import Cut, drop_layers, simple_cut
-from lib.results import ROOT
-from lib.sweep import loglikelihoods, plan_requests, sweep
-from lib.widened import Widened
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.data import corpora
+from deeper_layers.data import embedded as embedded_data
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests, sweep
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models import decoder, opening, packaged, sources
+from deeper_layers.models.half_precision import Widened
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.places import AROUND as ROOT
 
 
 @pytest.fixture(scope="module")
 def embedded():
     try:
-        return models.load_model("embedded")
+        return opening.load_model("embedded")
     except InputError as error:
         pytest.skip(f"needs a package index: {error}")
 
 
 def test_is_the_real_model(embedded):
     model, tokenizer = embedded
-    assert model.config.num_hidden_layers == models.EMBEDDED.num_layers == len(models.decoder_layers(model))
+    assert model.config.num_hidden_layers == packaged.EMBEDDED.num_layers == len(decoder.decoder_layers(model))
     assert model.dtype == torch.float32
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=1, do_sample=False)
@@ -53,7 +57,7 @@ def test_every_saving_is_used_in_sixteen_bits(embedded):
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 def test_linear_layers_are_widened_on_processors_without_arithmetic_of_sixteen_bits(embedded, monkeypatch, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    model, _ = models.load_model("embedded", dtype="bfloat16")
+    model, _ = opening.load_model("embedded", dtype="bfloat16")
     expected = 30 * 7 + 1 if capability == "AVX2" else 0
     assert sum(isinstance(module, Widened) for module in model.modules()) == expected
     whole = drop_layers(model, Cut(2, 4))
@@ -73,8 +77,8 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots):
     """Branches, a lent beginning and the last layer in part, on the real model: within rounding, no answer differs."""
     if tasks == ["mmlu_anatomy"] and not SHARED.is_dir():
         pytest.skip("needs ../shared/datasets")
-    loaded = evaluation.load_tasks(tasks, num_fewshot=shots, datasets=str(SHARED) if SHARED.is_dir() else None)
-    asked = evaluation.collect_requests(loaded, *embedded, limit=9)
+    loaded = harness.load_tasks(tasks, num_fewshot=shots, datasets=str(SHARED) if SHARED.is_dir() else None)
+    asked = harness.collect_requests(loaded, *embedded, limit=9)
     family = PrunedFamily(embedded[0], CUTS)
     plan = plan_requests(family, asked.contexts, asked.continuations, asked.max_length)
     assert family.can.share and family.can.apart and family.can.branch and family.can.score_only
@@ -91,20 +95,20 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots):
 
 
 def test_damage_is_found_by_hash(tmp_path, monkeypatch, embedded):
-    path = models.EMBEDDED.file()
-    other = dataclasses.replace(models.EMBEDDED, sha256="0" * 64)
+    path = packaged.EMBEDDED.file()
+    other = dataclasses.replace(packaged.EMBEDDED, sha256="0" * 64)
     with pytest.raises(InputError, match="has SHA-256"):
-        models.check_hash(path, other.sha256, "the embedded model")
+        opening.check_hash(path, other.sha256, "the embedded model")
     with pytest.raises(InputError, match="fetch it again"):
-        models.find_model(str(path), revision="0" * 64)
+        sources.find_model(str(path), revision="0" * 64)
     damaged = tmp_path / path.name
     damaged.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(InputError, match="truncated"):
-        models.find_model(str(damaged))
+        sources.find_model(str(damaged))
 
 
 def test_embedded_items_are_whole(embedded):
-    boolq, mmlu, piqa = corpora.boolq(), corpora.mmlu_sample(), corpora.piqa()
+    boolq, mmlu, piqa = embedded_data.boolq(), embedded_data.mmlu_sample(), embedded_data.piqa()
     assert (len(boolq), len(mmlu), len(piqa)) == (3270, 2850, 1500)
     # the share of "yes" that the majority-class line stands on
     assert sum(item["label"] for item in boolq) / len(boolq) == pytest.approx(0.622, abs=0.001)
@@ -113,7 +117,7 @@ def test_embedded_items_are_whole(embedded):
 
 
 def test_calibration_text_holds_no_benchmark_passage(embedded):
-    passages = {item["passage"] for item in corpora.boolq()}
+    passages = {item["passage"] for item in embedded_data.boolq()}
     texts = corpora.texts("wikipedia")
     assert len(texts) > 5000 and not passages & set(texts)
 
@@ -140,6 +144,6 @@ def test_a_model_in_parts_is_put_together_and_checked(tmp_path, monkeypatch):
 
 def test_published_models_are_known_by_name():
     for name, layers in (("Gemma-3-270m", 18), ("Qwen2.5-Coder-1.5B-Instruct", 28), ("embedded", 30)):
-        source = models.find_model(name)
-        assert source.num_layers == layers and source.name == models.PACKAGED[name].name
-        assert source.weights == f"sha256:{models.PACKAGED[name].sha256}"
+        source = sources.find_model(name)
+        assert source.num_layers == layers and source.name == packaged.PACKAGED[name].name
+        assert source.weights == f"sha256:{packaged.PACKAGED[name].sha256}"

@@ -7,13 +7,15 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lib import corpora, evaluation
-from lib.errors import InputError
-from lib.evaluation import reference_levels
-from lib.models import load_model
-from lib.pruning import Cut, drop_layers, simple_cut
-from lib.results import unpack
-from lib.sweep import loglikelihoods, sweep
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.data import embedded
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.harness import reference_levels
+from deeper_layers.evaluation.sweeps import loglikelihoods, sweep
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.units import unpack
 
 LAYERS = 5
 LIMIT = 12
@@ -27,7 +29,7 @@ def opened(tiny_folder):
 
 @pytest.fixture(scope="module")
 def manager():
-    return lm_eval.tasks.TaskManager(include_path=str(corpora.TASKS), include_defaults=False)
+    return lm_eval.tasks.TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +63,8 @@ def test_rows_are_those_of_lm_eval(table, naive):
 
 def test_each_log_likelihood_is_that_of_lm_eval(opened, naive):
     model, tokenizer = opened
-    loaded = evaluation.load_tasks(["capitals"])
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=LIMIT)
+    loaded = harness.load_tasks(["capitals"])
+    asked = harness.collect_requests(loaded, model, tokenizer, limit=LIMIT)
     assert len(asked.contexts) == 4 * LIMIT
     logprobs, greedy = loglikelihoods(
         model, asked.contexts, asked.continuations, CUTS, max_length=asked.max_length, batch_tokens=256
@@ -86,18 +88,18 @@ def test_outcomes_by_item_are_those_of_lm_eval(table, naive):
         assert unpack(outcomes["acc"]).mean() == pytest.approx(value, abs=1e-12)
         chosen = [int(np.argmax([response[0][0] for response in sample["resps"]])) for sample in samples]
         assert unpack(outcomes["chosen"]).tolist() == chosen
-        right = np.array(chosen) == [item["answer"] for item in corpora.capitals()[:LIMIT]]
+        right = np.array(chosen) == [item["answer"] for item in embedded.capitals()[:LIMIT]]
         assert np.array_equal(unpack(outcomes["acc"]), right)
 
 
 def test_answers_of_a_perfect_model_are_all_right(opened):
     model, tokenizer = opened
-    loaded = evaluation.load_tasks(["capitals", "sums"])
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=LIMIT)
+    loaded = harness.load_tasks(["capitals", "sums"])
+    asked = harness.collect_requests(loaded, model, tokenizer, limit=LIMIT)
     answer = np.array([float(i.idx == i.doc["answer"]) for i in asked.instances])
     no = np.zeros(len(answer), dtype=bool)
     for logprobs, expected in ((answer, 1.0), (-answer, 0.0), (answer, 1.0)):  # scored again and again
-        rows, outcomes = evaluation.score(asked, logprobs, no)
+        rows, outcomes = harness.score(asked, logprobs, no)
         values = rows[rows["metric"] == "acc"].set_index("task")["value"]
         assert values[["capitals", "sums_one_digit", "sums_two_digits"]].eq(expected).all()
         assert set(outcomes) == {"capitals", "sums_one_digit", "sums_two_digits"}
@@ -106,10 +108,10 @@ def test_answers_of_a_perfect_model_are_all_right(opened):
 
 def test_prompts_and_continuations(opened):
     model, tokenizer = opened
-    loaded = evaluation.load_tasks(["capitals"], num_fewshot=2)
+    loaded = harness.load_tasks(["capitals"], num_fewshot=2)
     assert loaded["tasks"]["capitals"].get_config("num_fewshot") == 0  # a task that fixes 0 keeps it
-    asked = evaluation.collect_requests(loaded, model, tokenizer, limit=1)
-    item = corpora.capitals()[0]
+    asked = harness.collect_requests(loaded, model, tokenizer, limit=1)
+    item = embedded.capitals()[0]
     prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"
     assert [tokenizer.decode(tokens) for tokens in asked.contexts] == [prompt] * 4
     assert [tokenizer.decode(tokens) for tokens in asked.continuations] == [f" {name}" for name in item["choices"]]
@@ -117,7 +119,7 @@ def test_prompts_and_continuations(opened):
 
 def test_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path, monkeypatch):
     model, tokenizer = opened
-    for path in corpora.TASKS.iterdir():
+    for path in embedded.TASKS.iterdir():
         if path.is_file():  # our tasks, without the number of examples that they fix
             (tmp_path / path.name).write_text(path.read_text(encoding="utf-8").replace("num_fewshot: 0\n", ""))
     manager = lm_eval.tasks.TaskManager(include_path=str(tmp_path), include_defaults=False)
@@ -126,9 +128,9 @@ def test_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path, monkeypat
         limit=3, log_samples=True,
     )  # fmt: skip
     arguments = [tuple(a) for sample in report["samples"]["capitals"] for a in sample["arguments"]]
-    monkeypatch.setattr(corpora, "TASKS", tmp_path)
-    asked = evaluation.collect_requests(
-        evaluation.load_tasks(["capitals"], num_fewshot=2), model, tokenizer, limit=3
+    monkeypatch.setattr(embedded, "TASKS", tmp_path)
+    asked = harness.collect_requests(
+        harness.load_tasks(["capitals"], num_fewshot=2), model, tokenizer, limit=3
     )  # fmt: skip
     assert [tuple(instance.args) for instance in asked.instances] == arguments
     assert all(context.count("Question:") == 3 for context, _ in arguments)
@@ -138,21 +140,21 @@ def test_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path, monkeypat
 
 def test_levels_of_guessing(opened, table):
     levels = table.attrs["levels"]["capitals"]
-    answers = [item["answer"] for item in corpora.capitals()[:LIMIT]]
+    answers = [item["answer"] for item in embedded.capitals()[:LIMIT]]
     assert levels["chance"] == 0.25
     assert levels["majority"] == np.bincount(answers).max() / LIMIT
-    loaded = evaluation.load_tasks(["capitals"])
-    assert reference_levels(evaluation.collect_requests(loaded, *opened))["capitals"]["majority"] < 0.35
+    loaded = harness.load_tasks(["capitals"])
+    assert reference_levels(harness.collect_requests(loaded, *opened))["capitals"]["majority"] < 0.35
 
 
 # --- generation ------------------------------------------------------------------------------------------
 
 
 def test_other_types_of_tasks_are_refused(opened, monkeypatch):
-    loaded = evaluation.load_tasks(["capitals"])
+    loaded = harness.load_tasks(["capitals"])
     monkeypatch.setattr(loaded["tasks"]["capitals"], "OUTPUT_TYPE", "loglikelihood_rolling")
     with pytest.raises(InputError, match="'capitals' is of type loglikelihood_rolling, expected loglikel.* choose"):
-        evaluation.collect_requests(loaded, *opened, limit=2)
+        harness.collect_requests(loaded, *opened, limit=2)
 
 
 def test_generated_and_chosen_answers_in_one_sweep(opened, manager):
@@ -175,7 +177,7 @@ def test_generated_sums_run_in_lm_eval(opened, manager):
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=2)
     report = lm_eval.simple_evaluate(lm, tasks=["sums_one_digit_generated"], task_manager=manager, limit=2)
     assert 0 <= report["results"]["sums_one_digit_generated"]["exact_match,first_number"] <= 1
-    first = corpora.sums(1)[0]
+    first = embedded.sums(1)[0]
     sample = next(s for s in report["samples"]["sums_one_digit_generated"] if s["doc_id"] == 0)
     assert sample["target"] == first["sum"]
     task = manager.load(["sums_one_digit_generated"])["tasks"]["sums_one_digit_generated"]
@@ -197,14 +199,14 @@ def test_groups_are_those_of_lm_eval(opened, tmp_path):
         "group: both\ntask: [capitals, sums_one_digit]\n"
         "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
     )
-    manager = TaskManager(include_path=[str(tmp_path), str(corpora.TASKS)], include_defaults=False)
+    manager = TaskManager(include_path=[str(tmp_path), str(embedded.TASKS)], include_defaults=False)
     loaded = manager.load(["both"])
     for task in loaded["tasks"].values():
         task.set_config(key="num_fewshot", value=0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer)
     expected = lm_eval.evaluate(lm, loaded, limit=90, bootstrap_iters=10)["results"]["both"]
     rows = pd.concat([sweep(model, tokenizer, [name], CUTS[:1], limit=90) for name in ("capitals", "sums_one_digit")])
-    found = evaluation.group_rows(loaded["groups"], rows).set_index("metric")
+    found = harness.group_rows(loaded["groups"], rows).set_index("metric")
     assert list(found["task"].unique()) == ["both"] and found.loc["acc", "items"] == expected["sample_len"] == 90 + 81
     assert found.loc["acc", "value"] == expected["acc,none"]
     assert found.loc["acc", "stderr"] == pytest.approx(expected["acc_stderr,none"])
@@ -214,5 +216,5 @@ def test_groups_are_those_of_lm_eval(opened, tmp_path):
 
 def test_a_group_without_a_metric_is_its_tasks(opened):
     rows = sweep(*opened, ["sums"], CUTS[:1], limit=3)
-    assert evaluation.is_group("sums") and not evaluation.is_group("capitals")
-    assert evaluation.group_rows(evaluation.load_tasks(["sums"])["groups"], rows) is rows
+    assert harness.is_group("sums") and not harness.is_group("capitals")
+    assert harness.group_rows(harness.load_tasks(["sums"])["groups"], rows) is rows

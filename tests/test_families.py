@@ -13,15 +13,16 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from book import families
-from lib.decoder import decoder_layers
-from lib.errors import InputError
-from lib.family import PrunedFamily
-from lib.generation import Prompts
-from lib.per_layer import cut_entry
-from lib.pruning import Cut, drop_layers
-from lib.similarity import angular_distances
-from lib.slicing import slice_checkpoint
-from lib.sweep import loglikelihoods
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.family.generation import Prompts
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.pruning import drop_layers
+from deeper_layers.similarity import angular_distances
 from tests.plain import NEW_TOKENS, batch, generate, logits, one_by_one, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
@@ -100,7 +101,7 @@ def test_generated_together_is_generated_alone(family, tokens):
     model, cuts = original(family), CUTS[1:]
     together = PrunedFamily(model, cuts)
     if not together.can.branch:
-        return  # then lm-eval generates, see lib/generation.py
+        return  # then lm-eval generates, see family/generation.py
     rows = [tokens[0].tolist(), tokens[1, :9].tolist(), tokens[0, 5:22].tolist()]
     prompts = Prompts(together, rows, NEW_TOKENS)
     for number, cut in enumerate(cuts):

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import cost_figures, drawing, figures
-from lib.errors import InputError
+from deeper_layers.errors import InputError
+from deeper_layers.report import cost_figures, drawing, figures
 
 L = 6
 MODEL = "Model <b>&</b>"

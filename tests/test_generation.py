@@ -6,11 +6,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
-from lib import generation
-from lib.family import PrunedFamily
-from lib.generation import generate
-from lib.pruning import Cut, drop_layers, simple_cut
-from lib.results import Shards
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.family import generation
+from deeper_layers.family.generation import generate
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.shards import Shards
 from tests.tiny import FAMILIES, tiny_model
 
 LAYERS = 6

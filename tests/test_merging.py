@@ -7,16 +7,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from lib import adapter_files, healed
-from lib.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
-from lib.command import main
-from lib.errors import InputError
-from lib.model_card import healing_in_words, measured_card
-from lib.models import checkpoint_folder, model_key
-from lib.presets import PRESETS, HealingConfig
-from lib.pruning import Cut, drop_layers
-from lib.results import write_whole
-from lib.slicing import slice_checkpoint
+from deeper_layers.checkpoints import adapter_files
+from deeper_layers.checkpoints.model_card import healing_in_words, measured_card
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.command import main
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments import healings
+from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
+from deeper_layers.healing.presets import PRESETS, HealingConfig
+from deeper_layers.models.opening import checkpoint_folder
+from deeper_layers.models.sources import model_key
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.files import write_whole
 from tests.test_slicing import saved, tensors
 from tests.tiny import FAMILIES, tiny_model
 
@@ -178,7 +181,7 @@ def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     whole, base = tiny_model("llama"), model_key(str(llama / "whole"), llama / "whole")
     healed_adapters(whole, llama / "other", base, alpha=50)
     with monkeypatch.context() as patch:
-        patch.setattr("lib.slicing.model_card", lambda *_: pytest.fail("stopped here"))
+        patch.setattr("deeper_layers.checkpoints.slicing.model_card", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "other")
     assert (llama / "out.partial" / "model.safetensors").exists()
@@ -206,7 +209,7 @@ def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
 
 
 def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(healed, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
     small = HealingConfig(
         rank=2, learning_rate=5e-2, sequence_length=32, steps=4, warmup_steps=1, batch_sequences=4, at_once=4,
         gradient_checkpointing=False,
@@ -214,7 +217,7 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     monkeypatch.setitem(PRESETS, "small", small)
     words = ["--drop", "2", "--rule", "simple", "--heal", "small", "--text", "wikipedia"]
     main([str(tiny_folder), str(tmp_path / "one"), *words])
-    monkeypatch.setattr(healed, "train", lambda *_, **__: pytest.fail("healed again"))
+    monkeypatch.setattr(healings, "train", lambda *_, **__: pytest.fail("healed again"))
     main([str(tiny_folder), str(tmp_path / "two"), *words])
     (adapter,) = {line for line in capsys.readouterr().out.splitlines() if line.startswith("adapters: ")}
     main([str(tiny_folder), str(tmp_path / "three"), "--adapter", adapter.removeprefix("adapters: ")])
@@ -231,9 +234,10 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
-    from lib.results import RESULTS, all_units
+    from deeper_layers.results.places import results_folder
+    from deeper_layers.results.units import all_units
 
-    unit = next(unit for unit in all_units(RESULTS, "healing") if unit.key["cut"] == [25, 1])
+    unit = next(unit for unit in all_units(results_folder(), "healing") if unit.key["cut"] == [25, 1])
     course = {"config": unit.key["healing"], "text": unit.key["text"]} | unit.details["healing"]
     healed_adapters(tiny_model("llama"), tmp_path, unit.key["model"], healing=course)
     adapter = adapter_files.read_adapter(tmp_path)
@@ -254,7 +258,7 @@ def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
 
 
 def test_the_key_of_a_model_is_that_of_its_source(tiny_folder):
-    from lib.models import find_model
+    from deeper_layers.models.sources import find_model
 
     for model in (str(tiny_folder), "embedded"):
         folder = checkpoint_folder(model) if model != "embedded" else tiny_folder

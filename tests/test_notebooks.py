@@ -11,10 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from lib.claims import CLAIMS
-from lib.errors import InputError
-from lib.models import EMBEDDED
-from lib.parameters import (
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import (
     AblationParameters,
     HealingParameters,
     QuestionAnsweringParameters,
@@ -24,7 +22,10 @@ from lib.parameters import (
     SimilarityParameters,
     TakeAwayParameters,
 )
-from lib.results import ROOT, all_units
+from deeper_layers.models.packaged import EMBEDDED
+from deeper_layers.report.claims import CLAIMS
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.results.units import all_units
 
 NOTEBOOKS = {
     "01-similarity": (SimilarityParameters, ["distance-curves", "distance-heatmap", "best-start"]),

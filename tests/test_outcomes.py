@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.errors import InputError
-from lib.outcomes import changes, cliff, leaves_of, mcnemar, outcomes_of
-from lib.pruning import Cut
-from lib.results import RESULTS, Unit, all_units, pack
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.report.outcomes import changes, cliff, leaves_of, mcnemar, outcomes_of
+from deeper_layers.results.places import results_folder
+from deeper_layers.results.units import Unit, all_units, pack
 
 CUTS = [Cut(3, 1), Cut(2, 2)]
 
@@ -81,7 +82,7 @@ def test_coverage_of_the_interval():
 
 
 def test_committed_units_agree_with_their_rows():
-    unit = next(unit for unit in all_units(RESULTS, "sweep") if unit.name == "capitals")
+    unit = next(unit for unit in all_units(results_folder(), "sweep") if unit.name == "capitals")
     cuts = [Cut(row.start, row.size) for row in unit.rows.itertuples()]
     right = outcomes_of(unit, cuts)
     np.testing.assert_allclose(right.mean(axis=1), unit.rows["value"], atol=1e-9)

@@ -34,9 +34,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from lib.decoder import decoder_layers, decoder_layers_owner, num_layers
-from lib.errors import InputError
-from lib.pruning import Cut, drop_layers, similarity_cut, simple_cut
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers, decoder_layers_owner, num_layers
+from deeper_layers.pruning import drop_layers
+from deeper_layers.rules.similarity import similarity_cut
 from tests.plain import NEW_TOKENS, generate, logits, without
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 

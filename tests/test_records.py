@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lib.records import Record, all_records, record_path, write_record
+from deeper_layers.results.records import Record, all_records, record_path, write_record
 
 
 def test_what_decides_nothing_is_left_out_and_the_name_stands_for_the_path(tmp_path):
@@ -40,7 +40,9 @@ def test_records_are_in_the_order_in_which_they_were_written(tmp_path):
     assert [record.parameters["seed"] for record in all_records(tmp_path)] == [1, 0]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"notebook": "01-similarity"}', '{"notebook": 1, "unknown": 2}', "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"notebook": "01-similarity"}', '{"notebook": 1, "unknown": 2}', "\x00"]
+)
 def test_an_unreadable_record_is_a_warning_that_names_the_file(tmp_path, content):
     good = write_record("01-similarity", "tiny", {}, tmp_path)
     bad = good.with_name("01-similarity-000000000000.json")

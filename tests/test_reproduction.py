@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import reproduction
-from lib.errors import InputError
-from lib.parameters import ReproductionParameters
-from lib.pruning import Cut
-from lib.results import Unit, pack
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import ReproductionParameters
+from deeper_layers.report import reproduction
+from deeper_layers.results.units import Unit, pack
 
 CUTS = [Cut(0, 0), Cut(1, 2)]
 

@@ -14,10 +14,17 @@ import pandas as pd
 import pytest
 from tqdm import tqdm
 
-from lib import results, sweep
-from lib.parameters import QuestionAnsweringParameters
-from lib.pruning import Cut, simple_cut
-from lib.results import Shards, all_units, key_hash, measure_or_load, origin, pack, read_unit, skip, unit_path, unpack
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.evaluation import sweeps
+from deeper_layers.experiments.measurement import Data, Measurement
+from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
+from deeper_layers.experiments.sweeps import sweep_unit
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models.sources import Source
+from deeper_layers.report.provenance import origin
+from deeper_layers.results import files, places, units
+from deeper_layers.results.shards import Shards, skip
+from deeper_layers.results.units import all_units, key_hash, pack, read_unit, unit_path, unpack
 
 KEY = {"model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3}
 ROWS = pd.DataFrame({"task": ["a", "b"], "size": [0, 1], "value": [0.1, 1 / 3], "stderr": [0.25, np.nan]})
@@ -38,6 +45,18 @@ class Measure:
 @pytest.fixture
 def measure():
     return Measure()
+
+
+def measure_or_load(kind, name, key, measure, folder, *, data=None):
+    """The unit of a key: its data are at hand where they stand in it, and on a hub where `data` reads them."""
+    settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
+    source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
+    corpus, fingerprint = ("c4", data) if data else ("wikipedia", lambda: key["data"])
+    of_it = Measurement(
+        kind=kind, name=name, version=1, source=source, settings=settings, reads=[Data(corpus, fingerprint)],
+        measure=measure,
+    )  # fmt: skip
+    return of_it.unit(Parameters(results=str(folder)))
 
 
 def shards_below(folder):
@@ -71,15 +90,15 @@ def test_found_without_its_data(tmp_path, measure):
     assert made.key == KEY and made.path == unit_path("sweep", "a", KEY, tmp_path) and measure.count == 1
     again = measure_or_load("sweep", "a", known, measure, tmp_path, data=lambda: pytest.fail("asked for the data"))
     assert again.path == made.path and measure.count == 1
-    assert results.find_unit("sweep", "a", known, tmp_path).path == made.path
+    assert units.find_unit("sweep", "a", known, tmp_path).path == made.path
     # any other difference is another measurement, and so are other data where they are known
-    assert results.find_unit("sweep", "a", known | {"limit": 4}, tmp_path) is None
-    assert results.find_unit("sweep", "b", known, tmp_path) is None
+    assert units.find_unit("sweep", "a", known | {"limit": 4}, tmp_path) is None
+    assert units.find_unit("sweep", "b", known, tmp_path) is None
     measure_or_load("sweep", "a", known | {"data": "others"}, measure, tmp_path)
     assert measure.count == 2
     # of several, the latest
     latest = max((unit.provenance["measured"], unit.path.name) for unit in all_units(tmp_path))
-    assert results.find_unit("sweep", "a", known, tmp_path).provenance["measured"] == latest[0]
+    assert units.find_unit("sweep", "a", known, tmp_path).provenance["measured"] == latest[0]
 
 
 def test_found_for_more_cuts(tmp_path, measure):
@@ -89,7 +108,7 @@ def test_found_for_more_cuts(tmp_path, measure):
     assert measure_or_load("sweep", "a", few, measure, tmp_path).path == wide.path
     assert measure_or_load("sweep", "a", few | {"cuts": [(2, 2), (0, 0)]}, measure, tmp_path).path == wide.path
     assert measure.count == 1
-    assert results.find_unit("sweep", "a", few | {"limit": 4}, tmp_path) is None
+    assert units.find_unit("sweep", "a", few | {"limit": 4}, tmp_path) is None
     # a cut of its own is a measurement of its own, and then the one with the fewest cuts answers
     other = measure_or_load("sweep", "a", KEY | {"cuts": [[0, 0], [1, 1]]}, measure, tmp_path)
     assert measure.count == 2 and other.path != wide.path
@@ -157,9 +176,9 @@ def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, mea
     old = measure_or_load("sweep", "a", KEY, measure, tmp_path)
     before = old.path.read_bytes(), files_below(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(results.os, broken, crash)
+        patch.setattr(units.os, broken, crash)
         with pytest.raises(OSError, match="no space"):
-            results.write_whole(old.path, b"{}")
+            files.write_whole(old.path, b"{}")
         with pytest.raises(OSError, match="no space"):
             measure_or_load("sweep", "b", KEY, measure, tmp_path)
     assert (old.path.read_bytes(), files_below(tmp_path)) == before
@@ -255,7 +274,7 @@ def test_provenance_says_what_was_true(tmp_path, measure):
         "measured", "packages", "python", "commit", "dirty", "device", "seconds", "peak_memory_bytes",
         "seconds_in_earlier_runs",
     }  # fmt: skip
-    assert set(provenance["packages"]) == set(results.PACKAGES)
+    assert set(provenance["packages"]) == set(provenance.PACKAGES)
     assert provenance["packages"]["numpy"] == np.__version__
     assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0
     assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
@@ -294,14 +313,14 @@ CHILD = """
 import os, sys, time
 import torch
 torch.set_num_threads(1)
-from lib import sweep
+from deeper_layers.family.pruned_family import PrunedFamily
 from tests.test_results import swept
 def slowly(function):
     def slow(*arguments):
         time.sleep(0.06)
         return function(*arguments)
     return slow
-sweep.PrunedFamily.run = slowly(sweep.PrunedFamily.run)
+PrunedFamily.run = slowly(PrunedFamily.run)
 os.fsync = slowly(os.fsync)
 swept(*sys.argv[1:])
 """
@@ -311,12 +330,12 @@ def swept(model, folder):
     """The unit of a sweep in many small shards."""
     parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="capitals", limit=LIMIT)
     source = parameters.source()
-    whole = sweep.sweep
-    sweep.sweep = functools.partial(whole, batch_tokens=24)
+    whole = sweeps.sweep
+    sweeps.sweep = functools.partial(whole, batch_tokens=24)
     try:
-        return sweep.sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
+        return sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
     finally:
-        sweep.sweep = whole
+        sweeps.sweep = whole
 
 
 def kill_in_the_middle(model, folder, shards, *, writing):
@@ -328,7 +347,7 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     def far_enough():
         return len(shards_below(folder)) >= shards and (not writing or list(folder.rglob(f".*.{child.pid}.partial")))
 
-    environment = os.environ | {"PYTHONPATH": str(results.ROOT)}
+    environment = os.environ | {"PYTHONPATH": str(places.AROUND)}
     command = [sys.executable, "-c", CHILD, str(model), str(folder)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -356,8 +375,8 @@ def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypat
     assert list(killed.rglob("*.npz.*.partial")), "no half-written file to step over"
 
     ran = []
-    run = sweep.PrunedFamily.run
-    monkeypatch.setattr(sweep.PrunedFamily, "run", lambda self, *rest: ran.append(1) or run(self, *rest))
+    run = PrunedFamily.run
+    monkeypatch.setattr(PrunedFamily, "run", lambda self, *rest: ran.append(1) or run(self, *rest))
     unit = swept(tiny_folder, killed)
     total = len(ran) + finished[-1]
     assert len(ran) > 0, "nothing was left to do: the kills came too late"

@@ -4,17 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib.decoder import decoder_layers
-from lib.errors import InputError
-from lib.pruning import Cut, similarity_cut
-from lib.similarity import (
-    LastTokenResiduals,
-    angular_distances,
-    batch_distances,
-    distance_matrix,
-    distance_table,
-    measure_distances,
-)
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
+from deeper_layers.similarity import LastTokenResiduals, angular_distances, batch_distances, measure_distances
 from tests.plain import batch, plain_distances
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 

@@ -15,14 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from lib import slicing, tensor_files
-from lib.command import main
-from lib.errors import InputError
-from lib.model_card import measured_card
-from lib.models import EMBEDDED
-from lib.pruning import Cut, drop_layers
-from lib.results import RESULTS, ROOT, all_units, unit_path
-from lib.slicing import slice_checkpoint
+from deeper_layers.checkpoints import slicing, tensor_files
+from deeper_layers.checkpoints.model_card import measured_card
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.command import main
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.packaged import EMBEDDED
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.results.places import results_folder
+from deeper_layers.results.units import all_units, unit_path
 from tests.tiny import FAMILIES, tiny_model
 
 CUT = Cut(2, 2)
@@ -197,7 +200,7 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
 def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_it(tmp_path):
     model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
     script = (
-        "import sys, time; from lib import slicing; from lib.pruning import Cut\n"
+        "import sys, time; from lib import slicing; from deeper_layers.pruning import Cut\n"
         "copy = slicing.copy_tensors\n"
         "def slowly(*arguments):\n    time.sleep(0.3); copy(*arguments)\n"
         "slicing.copy_tensors = slowly\n"
@@ -257,7 +260,7 @@ def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
 
 def command(*arguments) -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "lib.pruning", *map(str, arguments)]
+    words = [sys.executable, "-m", "deeper_layers.pruning", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -273,11 +276,11 @@ def test_the_command(tiny_folder, tmp_path):
 
 def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("lib.models.hash_once", lambda path: hashed.append(path.name) or "0")
+    monkeypatch.setattr("deeper_layers.models.opening.hash_once", lambda path: hashed.append(path.name) or "0")
     words = ["--drop", "2", "--rule", "simple", "--results", str(tmp_path / "results")]
     main([str(tiny_folder), str(tmp_path / "one"), *words])
     assert not hashed
-    unit = all_units(RESULTS, "similarity")[0]
+    unit = all_units(results_folder(), "similarity")[0]
     key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
     path = unit_path("similarity", unit.name, key, tmp_path / "results")
     path.parent.mkdir(parents=True)

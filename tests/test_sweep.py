@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from lib import lending, network
-from lib.family import Abilities, PrunedFamily
-from lib.models import load_model
-from lib.network import ScoredOnly
-from lib.planning import Sequence, plan_pieces
-from lib.pruning import Cut, drop_layers, simple_cut
-from lib.results import Shards
-from lib.sweep import loglikelihoods, plan, plan_requests, sweep
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.evaluation.sweeps import loglikelihoods, plan, plan_requests, sweep
+from deeper_layers.family import network, prefix_cache
+from deeper_layers.family.network import ScoredOnly
+from deeper_layers.family.planning import Sequence, plan_pieces
+from deeper_layers.family.pruned_family import Abilities, PrunedFamily
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.shards import Shards
 from tests.plain import one_by_one, requests
 from tests.tiny import FAMILIES, tiny_model
 
@@ -59,8 +60,8 @@ def test_what_gives_other_numbers_is_left_out(monkeypatch, dtype):
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     # a family whose last layer hands over no keys and values, whose cache can't be lent, that takes no mask of ours
     monkeypatch.setattr(network.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(lending.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(lending.Lent, "attending", lambda self, _: contextlib.nullcontext())
+    monkeypatch.setattr(prefix_cache.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(prefix_cache.Lent, "attending", lambda self, _: contextlib.nullcontext())
     monkeypatch.setattr(network, "attention_masks", lambda *_: None)
     can = PrunedFamily(model, CUTS).can
     assert can == Abilities(share=False, apart=False, score_only=None, branch=False)
@@ -196,12 +197,12 @@ def test_long_sequences_lose_tokens_on_the_left():
 
 
 def test_memory_running_out_halves_the_batch(monkeypatch):
-    from lib import family
+    from deeper_layers.family import pruned_family
 
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
-    run = family.PrunedFamily._run_batch
+    run = pruned_family.PrunedFamily._run_batch
     sizes = []
 
     def small(self, batch, *rest):
@@ -210,14 +211,14 @@ def test_memory_running_out_halves_the_batch(monkeypatch):
             raise torch.OutOfMemoryError("out of memory")
         return run(self, batch, *rest)
 
-    monkeypatch.setattr(family.PrunedFamily, "_run_batch", small)
+    monkeypatch.setattr(pruned_family.PrunedFamily, "_run_batch", small)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     assert max(sizes) > 3 and min(sizes) <= 3
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
 def test_goes_on_from_shards(tmp_path, monkeypatch):
-    from lib import family
+    from deeper_layers.family import pruned_family
 
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
@@ -230,8 +231,10 @@ def test_goes_on_from_shards(tmp_path, monkeypatch):
     stored[1].unlink()
     stored[2].write_bytes(stored[2].read_bytes()[:100])
     ran = []
-    run = family.PrunedFamily.run
-    monkeypatch.setattr(family.PrunedFamily, "run", lambda self, piece, bar: ran.append(piece) or run(self, piece))
+    run = pruned_family.PrunedFamily.run
+    monkeypatch.setattr(
+        pruned_family.PrunedFamily, "run", lambda self, piece, bar: ran.append(piece) or run(self, piece)
+    )
     with pytest.warns(UserWarning, match=stored[2].name):
         found, _ = loglikelihoods(model, contexts, continuations, CUTS, **shape, shards=shards)
     assert len(ran) == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from lib import widened
+from deeper_layers.models import half_precision
 
 
 def product(rows, bias, dtype=torch.bfloat16):
@@ -16,7 +16,7 @@ def product(rows, bias, dtype=torch.bfloat16):
     for weight in layer.parameters():
         torch.nn.init.normal_(weight, generator=generator)
     layer.to(dtype).requires_grad_(False)
-    widened.widen(layer)
+    half_precision.widen(layer)
     return layer, torch.randn(2, rows, 96, generator=generator).to(dtype)
 
 
@@ -29,7 +29,7 @@ def within_rounding(found, exact):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [4, 40], ids=["few", "many"])
 def test_products_are_summed_in_float32_and_rounded_once(monkeypatch, rows, bias, weights):
-    monkeypatch.setattr(widened, "WEIGHTS", weights)
+    monkeypatch.setattr(half_precision, "WEIGHTS", weights)
     layer, row = product(rows, bias)
     exact = row.double() @ layer.weight.double().T + (layer.bias.double() if bias else 0)
     for needed in (False, True):
@@ -70,7 +70,7 @@ def test_weights_of_four_bits_are_multiplied_so_too(rows):
     assert (weights - weight.double()).abs().max() > 0.01
     for way in ("bitsandbytes", "widened"):
         if way == "widened":
-            widened.widen(layer)
+            half_precision.widen(layer)
             layer = copy.deepcopy(layer)
         within_rounding(layer(row), row.double() @ weights.T)
         needed = row.clone().requires_grad_()
@@ -87,7 +87,7 @@ def test_products_of_many_matrices_are_summed_in_float32(monkeypatch, capability
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(3, 2, 7, 96, generator=generator).to(torch.bfloat16)
     other = torch.randn(3, 2, 96, 5, generator=generator).to(torch.bfloat16)
-    found = widened.product(one, other)
+    found = half_precision.product(one, other)
     assert found.dtype == torch.bfloat16 and found.shape == (3, 2, 7, 5)
     within_rounding(found, one.double() @ other.double())
 
@@ -104,7 +104,7 @@ def test_attention_that_is_trained_is_computed_in_float32_and_rounded(masked):
         [tensor.to(dtype, copy=True).requires_grad_() for tensor in (query, key, value)]
         for dtype in (torch.bfloat16, torch.float64)
     ]
-    attended, _ = widened.attend(module, *found, mask)
+    attended, _ = half_precision.attend(module, *found, mask)
     wide, _ = sdpa_attention_forward(module, *exact, mask if mask is None or masked == "bool" else mask.double())
     assert attended.dtype == torch.bfloat16 and attended.shape == (2, 24, 4, 16)
     within_rounding(attended, wide)

@@ -15,8 +15,8 @@ from sphinx.config import Config
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
-from book.extension.pages import FOLDER, Page, of_models, records_of, story
-from lib.results import ROOT, write_whole
+from book.extension.pages import FOLDER, ROOT, Page, of_models, records_of, story
+from deeper_layers.results.files import write_whole
 
 CAPTION = "Models"
 

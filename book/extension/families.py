@@ -7,7 +7,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.measured import not_measured, short, table
-from lib.results import ROOT
+from book.extension.pages import ROOT
 
 MEASURED = ROOT / "benchmarks" / "measured" / "families.json"
 WAYS = {

@@ -1,7 +1,7 @@
 """Whether an executed page is out of date, told by the contents of all that it depends on.
 
-That is its notebook, its record, the results that it shows, the code that the notebook loads, and the versions of the
-packages that draw. A test, a page of text, or a part of the library that only measures makes no page out of date.
+That is its notebook, its record, the results that it shows, the code that it loaded when it ran, and the versions of
+the packages that draw. A test, a page of text, or a part of the library that only measures makes no page out of date.
 """
 
 import functools
@@ -11,20 +11,46 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from book.extension.imports import graph_of, imported, modules_of, reached
 from book.extension.outdated import files
-from book.extension.pages import FOLDER, LIBRARY, Page, code_of
-from lib.results import ROOT, write_whole
+from book.extension.pages import FOLDER, Page
+from deeper_layers.results.files import write_whole
 
-DRAWING = ("matplotlib", "numpy", "pandas", "plotly", "seaborn")
+DRAWING = ("matplotlib", "numpy", "pandas", "plotly")
 
 
-def inputs_of(page: Page) -> str:
-    """A hash of all that decides what a page shows."""
-    found = hashlib.sha256(json.dumps([page.parameters, _versions()], sort_keys=True).encode())
-    for path in sorted({page.source, *results_of(page), *library_of(page)}):
-        found.update(f"{path.relative_to(page.root)}\0{_content(path, path.stat().st_mtime_ns)}\n".encode())
-    return found.hexdigest()
+class Inputs:
+    """What the executed pages were made of, in a file beside them."""
+
+    def __init__(self, root: Path):
+        self.root, self.path = root, root / "book" / FOLDER / "inputs.json"
+        try:
+            known = json.loads(self.path.read_text(encoding="utf-8"))
+            self.known = {
+                name: {"inputs": of_page["inputs"], "code": of_page["code"]} for name, of_page in known.items()
+            }
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not there, or not as below: all run again
+            self.known = {}
+
+    def is_current(self, page: Page) -> bool:
+        """Whether a page is there and made of what is there now."""
+        known = self.known.get(page.name, {})
+        return page.executed.exists() and known.get("inputs") == self.state(page, known.get("code", []))
+
+    def keep(self, page: Page, state: str, code: list[str]) -> None:
+        """Note of what a page was made: its state before it ran, without code, and the code that it then loaded."""
+        self.known[page.name] = {"inputs": self.with_code(state, code), "code": code}
+        write_whole(self.path, json.dumps(self.known, indent=1, sort_keys=True).encode())
+
+    def state(self, page: Page, code: Iterable[str]) -> str:
+        """A hash of all that decides what a page shows, given the files of code that it loads."""
+        return self.with_code(self.without_code(page), code)
+
+    def without_code(self, page: Page) -> str:
+        parts = [json.dumps([page.parameters, _versions()], sort_keys=True)]
+        return _hash(parts + [_said(path, self.root) for path in [page.source, *results_of(page)]])
+
+    def with_code(self, state: str, code: Iterable[str]) -> str:
+        return _hash([state, *(_said(self.root / name, self.root) for name in code)])
 
 
 def results_of(page: Page) -> list[Path]:
@@ -34,46 +60,13 @@ def results_of(page: Page) -> list[Path]:
     return [path for path in found if path.parent.name != "records"]
 
 
-def library_of(page: Page) -> list[Path]:
-    """The code of the library that a page's notebook loads; all of it where the notebook may measure."""
-    folder = page.root / LIBRARY.relative_to(ROOT)
-    if page.record is None:
-        return files([folder])
-    modules = _modules(folder)
-    try:
-        start = imported(code_of(page.source), modules)
-    except SyntaxError:  # a line for IPython alone, say
-        return files([folder])
-    return [modules[name] for name in reached(start, _graph(folder))]
+def _said(path: Path, root: Path) -> str:
+    """A file's name and content; a file that is gone has none."""
+    return f"{path.relative_to(root)} {_content(path, path.stat().st_mtime_ns) if path.exists() else 'gone'}"
 
 
-class Known:
-    """The inputs of the executed pages, in a file beside them."""
-
-    def __init__(self, root: Path):
-        self.path = root / "book" / FOLDER / "inputs.json"
-        try:
-            self.inputs = json.loads(self.path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            self.inputs = {}
-
-    def is_current(self, page: Page) -> bool:
-        return page.executed.exists() and self.inputs.get(page.name) == inputs_of(page)
-
-    def keep(self, page: Page, inputs: str) -> None:
-        """Note with which inputs a page was made."""
-        self.inputs[page.name] = inputs
-        write_whole(self.path, json.dumps(self.inputs, indent=1, sort_keys=True).encode())
-
-
-@functools.cache
-def _modules(folder: Path) -> dict[str, Path]:
-    return modules_of(folder)
-
-
-@functools.cache
-def _graph(folder: Path) -> dict[str, set[str]]:
-    return graph_of(_modules(folder))
+def _hash(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 @functools.cache
@@ -83,11 +76,4 @@ def _content(path: Path, written: int) -> str:
 
 @functools.cache
 def _versions() -> list[str]:
-    return [f"{name} {version}" for name in DRAWING for version in _version(name)]
-
-
-def _version(name: str) -> Iterable[str]:
-    try:
-        yield importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return
+    return [f"{name} {importlib.metadata.version(name)}" for name in DRAWING]

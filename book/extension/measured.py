@@ -9,7 +9,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
-from lib.results import ROOT, Unit, all_units, read_unit, whole_units
+from book.extension.pages import ROOT
+from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
 
 class MeasuredUnits(SphinxDirective):

@@ -11,7 +11,7 @@ from pathlib import Path
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 
-from lib.results import ROOT
+from book.extension.pages import ROOT
 
 MADE_OF = "made of"
 

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.records import Record, all_records
-from lib.results import ROOT
+from deeper_layers.results.records import Record, all_records
 
-LIBRARY = ROOT / "lib"  # the folder of the package
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
+LIBRARY = ROOT / "lib" / "deeper_layers"
 FOLDER = "executed"  # below book/: what is made for the build, and committed nowhere
 LONGEST = 24  # characters of a parameter that sets two pages of one model apart
 

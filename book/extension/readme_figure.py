@@ -8,8 +8,7 @@ import re
 
 import nbformat
 
-from book.extension.pages import executed
-from lib.results import ROOT
+from book.extension.pages import ROOT, executed
 
 FILE = ROOT / "book" / "assets" / "headline.svg"
 PAGE = executed("model-Qwen2.5-Coder-1.5B-Instruct-question-answering")

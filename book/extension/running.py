@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -14,24 +15,30 @@ from sphinx.util import logging
 from traitlets.config import Config as JupyterConfig
 
 from book.extension.contents import all_pages
-from book.extension.inputs import Known, inputs_of
-from book.extension.pages import Page
-from lib.results import ROOT, write_whole
+from book.extension.inputs import Inputs
+from book.extension.pages import ROOT, Page
+from deeper_layers.results.files import write_whole
 
 NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
 
 logger = logging.getLogger(__name__)
 
 
+# The last cell of every run, which no page shows: the files of the library that the notebook has loaded.
+LOADED = """import sys
+print("\\n".join(sorted({file for module in list(sys.modules.values()) if module.__name__.startswith("deeper_layers")
+                        for file in [getattr(module, "__file__", None)] if file})))"""
+
+
 def run_notebooks(app: Sphinx) -> None:
     """Run every notebook of the contents whose executed page is out of date; a failing one ends the build."""
     told, models = all_pages()
-    known = Known(ROOT)
-    stale = [page for page in [*told, *sum(models.values(), [])] if not known.is_current(page)]
-    run(stale, known, os.cpu_count() or 1)
+    inputs = Inputs(ROOT)
+    stale = [page for page in [*told, *sum(models.values(), [])] if not inputs.is_current(page)]
+    run(stale, inputs, os.cpu_count() or 1)
 
 
-def run(pages: Sequence[Page], known: Known, at_once: int) -> None:
+def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
     """Run the notebooks of some pages, so many at once. Raises SystemExit with one line for the first that fails."""
     if not pages:
         return
@@ -41,11 +48,13 @@ def run(pages: Sequence[Page], known: Known, at_once: int) -> None:
     logger.info("running %d notebooks, %d at once", len(pages), at_once)
     # A kernel is a process of its own; a thread only waits for it.
     with ThreadPoolExecutor(at_once) as pool:
-        waiting: dict[Future, Page] = {pool.submit(run_notebook, page): page for page in pages}
+        waiting: dict[Future, Page] = {
+            pool.submit(run_notebook, page, inputs.without_code(page)): page for page in pages
+        }
         try:
             for done, finished in enumerate(as_completed(waiting), 1):
-                page, (inputs, seconds) = waiting[finished], finished.result()
-                known.keep(page, inputs)
+                page, (state, code, seconds) = waiting[finished], finished.result()
+                inputs.keep(page, state, code)
                 half = min(at_once, len(pages) - done) / 2  # others are under way
                 left = (time.monotonic() - start) / (done + half) * (len(pages) - done - half)
                 logger.info("[%d/%d] %s in %.0f s, about %.0f s left", done, len(pages), page.name, seconds, left)
@@ -53,24 +62,34 @@ def run(pages: Sequence[Page], known: Known, at_once: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def run_notebook(page: Page) -> tuple[str, float]:
-    """Run the notebook of a page and keep what it shows; return what it was made of, and the seconds that it took."""
+def run_notebook(page: Page, state: str) -> tuple[str, list[str], float]:
+    """Run the notebook of a page and keep what it shows.
+
+    Returns `state`, which is that of the inputs before the run, the files of code that it loaded, and its seconds.
+    """
     start = time.monotonic()
-    inputs = inputs_of(page)  # before it runs: what changes meanwhile is run again
-    write_whole(page.executed, nbformat.writes(_executed(page)).encode())
-    return inputs, time.monotonic() - start
+    notebook = executed(page)
+    said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    inside = (Path(line) for line in said.splitlines())
+    code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
+    write_whole(page.executed, nbformat.writes(notebook).encode())
+    return state, code, time.monotonic() - start
 
 
-def _executed(page: Page) -> nbformat.NotebookNode:
-    file = page.source.relative_to(page.root)
+def executed(page: Page) -> nbformat.NotebookNode:
+    """The notebook of a page with its outputs, and with LOADED as its last cell."""
     # A virtual environment's own kernel before one that the user once installed for another interpreter.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    notebook = nbformat.read(page.source, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(LOADED))
     with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / page.source.name
+        nbformat.write(notebook, source)
         # Sockets in a folder of our own: no two kernels can race for a port, and the path is short enough.
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             notebook = papermill.execute_notebook(
-                page.source,
+                source,
                 None,
                 parameters=page.parameters,
                 kernel_name="python3",
@@ -82,13 +101,16 @@ def _executed(page: Page) -> nbformat.NotebookNode:
             )
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
-            if page.record and text.startswith("InputError: not measured"):
-                cell = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
-                return nbformat.v4.new_notebook(cells=[cell])
-            # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
-            raise SystemExit(f"{file} failed: {text.strip().splitlines()[-1]} (to see where: {page.command})") from None
+            if not (page.record and text.startswith("InputError: not measured")):
+                # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
+                raise SystemExit(
+                    f"notebooks/{page.notebook}.ipynb failed: {text.strip().splitlines()[-1]} "
+                    f"(to see where: {page.command})"
+                ) from None
+            cell = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
+            return nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell()])
     # Where papermill read and wrote is of no use to a reader of the page.
-    notebook.metadata.papermill.update(input_path=str(file), output_path=None)
+    notebook.metadata.papermill.update(input_path=f"notebooks/{page.notebook}.ipynb", output_path=None)
     return notebook
 
 

@@ -14,8 +14,8 @@ from papermill.cli import _resolve_type
 
 from book.extension import readme_figure, weight
 from book.extension.contents import all_pages
-from lib import claims
-from lib.evidence import TOPICS
+from deeper_layers.report import claims
+from deeper_layers.report.evidence import TOPICS
 from tests.page import FIGURE, ROOT, numbers
 from tests.tiny import ALL_FAMILIES
 

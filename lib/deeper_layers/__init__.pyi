@@ -1,0 +1,17 @@
+from .checkpoints import slice_checkpoint as slice_checkpoint
+from .cuts import Cut as Cut
+from .cuts import simple_cut as simple_cut
+from .errors import InputError as InputError
+from .evaluation import Plan as Plan
+from .evaluation import plan as plan
+from .evaluation import sweep as sweep
+from .healing import PRESETS as PRESETS
+from .healing import HealingConfig as HealingConfig
+from .healing import heal as heal
+from .healing import merge_adapters as merge_adapters
+from .models import decoder_layers as decoder_layers
+from .models import load_model as load_model
+from .pruning import drop_layers as drop_layers
+from .rules import similarity_cut as similarity_cut
+from .similarity import angular_distances as angular_distances
+from .similarity import measure_distances as measure_distances

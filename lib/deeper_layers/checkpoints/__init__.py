@@ -1,0 +1,10 @@
+"""The same cuts on disk: files of a model without some of its layers, adapters merged, a model card.
+
+In: a folder, hub id or GGUF file, and a cut. Out: a folder that plain transformers opens, or a GGUF file for
+llama.cpp. Weights are copied as bytes. Read first: slicing.py (safetensors), gguf_files.py (GGUF). layer_tensors.py
+says which tensors are which layer's, adapter_files.py what adapters add to a tensor.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .adapter_files import read_adapter as read_adapter
+from .gguf_files import TYPES as TYPES
+from .gguf_files import gguf_file as gguf_file
+from .gguf_files import slice_gguf as slice_gguf
+from .gguf_files import tensor_bytes as tensor_bytes
+from .layer_tensors import number_of_layers as number_of_layers
+from .llama_cpp import FILE_TYPES as FILE_TYPES
+from .llama_cpp import LlamaCpp as LlamaCpp
+from .llama_cpp import quantize as quantize
+from .model_card import measured_card as measured_card
+from .slicing import check_new as check_new
+from .slicing import slice_checkpoint as slice_checkpoint
+from .tensor_files import read_json as read_json

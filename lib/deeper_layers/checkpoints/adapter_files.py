@@ -1,0 +1,199 @@
+"""A folder of low-rank adapters on disk: of which base and cut it is, and what it adds to a tensor.
+
+Read without peft and without the model, so that a checkpoint can be healed while it is copied: W + alpha / rank * B A,
+in float32, then rounded to the tensor's own type, some rows at a time.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from deeper_layers.checkpoints.layer_tensors import NUMBERED
+from deeper_layers.checkpoints.tensor_files import read_header, read_json
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.package_index import file_hash
+from deeper_layers.results.files import write_whole
+
+IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
+SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+BEFORE = "base_model.model."  # every name in a file of adapters
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BLOCK = 2**20  # elements of a tensor in work at a time
+# settings of peft that are heeded here, and those that matter in training only; any other must be off
+HEEDED = {"peft_type", "r", "rank_pattern", "lora_alpha", "use_rslora", "fan_in_fan_out", "bias", "init_lora_weights"}
+TRAINING = {
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "target_modules", "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A folder of adapters.
+
+    Attributes:
+        folder: where they are.
+        settings: peft's.
+        shapes: of each module the shapes of A, (rank, in), and of B, (out, rank).
+        base: `Source.key` of the model that was pruned and healed; None where peft alone wrote the folder.
+        cut: what was dropped before; None likewise.
+        healing: settings, text and course of the healing, as far as they were written down.
+    """
+
+    folder: Path
+    settings: dict
+    shapes: dict[str, dict[str, tuple[int, int]]]
+    base: dict | None
+    cut: Cut | None
+    healing: dict
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides what is added."""
+        parts = json.dumps(self.settings, sort_keys=True) + file_hash(self.folder / WEIGHTS)
+        return hashlib.sha256(parts.encode()).hexdigest()
+
+    def check(self, base: dict, cut: Cut) -> None:
+        """Raise InputError for adapters of another base or another cut."""
+        check_identity(self.folder, self.base, self.cut, base, cut)
+
+    def updates(self, entries: dict[str, dict], prefix: str, module: str | None) -> dict[str, Callable]:
+        """For each tensor that has adapters what changes it, see `deeper_layers.checkpoints.tensor_files.Tensor`.
+
+        Args:
+            entries: of the pruned model's tensors, by name, as the header of a safetensors file has them.
+            prefix: of its layers' tensors.
+            module: of its layers' modules; None where that is not known.
+
+        Raises:
+            InputError: adapters of a module that it lacks, of another shape, or of a quantized tensor.
+        """
+        found = {}
+        for name, shapes in self.shapes.items():
+            place = NUMBERED.match(name)
+            if place is None or not (place["prefix"].endswith(prefix) if module is None else place["prefix"] == module):
+                raise self._refusal(f"for {name}, and the decoder layers are {module or prefix}0 and so on")
+            tensor = f"{prefix}{place['number']}.{place['rest']}.weight"
+            if tensor not in entries:
+                raise self._refusal(f"for {name}, and the pruned checkpoint has no {tensor}")
+            (rank, width), (height, of_b) = shapes["A"], shapes["B"]
+            transposed = bool(self.settings.get("fan_in_fan_out"))
+            shape = (width, height) if transposed else (height, width)
+            if rank != of_b or tuple(entries[tensor]["shape"]) != shape:
+                raise self._refusal(f"of shape {shape} and ranks {rank} and {of_b} for {tensor} of shape "
+                                    f"{tuple(entries[tensor]['shape'])}")  # fmt: skip
+            if (dtype := entries[tensor]["dtype"]) not in DTYPES:
+                raise InputError(
+                    f"{tensor} is stored as {dtype}, expected one of {', '.join(DTYPES)}: adapters can't be added to "
+                    "quantized weights; give the checkpoint that they were made of"
+                )
+            found[tensor] = self._update(name, shape, DTYPES[dtype], transposed)
+        return found
+
+    def _update(self, module: str, shape: tuple[int, int], dtype: torch.dtype, transposed: bool) -> Callable:
+        def update(read: Callable[[int], bytes]) -> Iterator[bytes]:
+            with safe_open(self.folder / WEIGHTS, framework="pt") as file:
+                a, b = (file.get_tensor(f"{BEFORE}{module}.lora_{which}.weight").float() for which in "AB")
+            alpha, rank = self.settings["lora_alpha"], len(a)
+            scale = alpha / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
+            rows, width = shape
+            step = max(1, BLOCK // width)
+            for first in range(0, rows, step):
+                part = slice(first, min(first + step, rows))
+                data = bytearray(read((part.stop - first) * width * dtype.itemsize))
+                weight = torch.frombuffer(data, dtype=dtype).view(-1, width).float()
+                change = (b @ a[:, part]).T if transposed else b[part] @ a
+                yield (weight + change * scale).to(dtype).contiguous().view(torch.uint8).numpy().tobytes()
+
+        return update
+
+    def _refusal(self, what: str) -> InputError:
+        return InputError(
+            f"the adapters in {self.folder} are {what}: give adapters that were trained on this model after this cut"
+        )
+
+
+def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
+    """Put beside adapters of which base and cut they are, and how they were healed."""
+    content = {"base": base, "cut": [cut.start, cut.size], "healing": healing or {}}
+    write_whole(Path(folder) / IDENTITY, json.dumps(content).encode())
+
+
+def read_identity(folder: Path) -> tuple[dict, Cut, dict]:
+    """What `write_identity` wrote: base, cut, healing. Raises InputError where it did not."""
+    try:
+        identity = json.loads((Path(folder) / IDENTITY).read_text(encoding="utf-8"))
+        return identity["base"], Cut(*identity["cut"]), identity.get("healing", {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder} holds no adapters of ours ({error}): give a folder written by save_adapters"
+        ) from error
+
+
+def check_identity(folder: Path, of_base: dict, of_cut: Cut, base: dict, cut: Cut) -> None:
+    """Raise InputError unless adapters of one base and cut are wanted for the same base and cut."""
+    if of_base != base:
+        raise InputError(
+            f"the adapters in {folder} were trained on {_name(of_base)}, not on {_name(base)}: open that model, or "
+            "heal this one"
+        )
+    if of_cut != cut:
+        raise InputError(
+            f"the adapters in {folder} were trained for {of_cut}, not for {cut}: drop those layers, or heal anew"
+        )
+
+
+def read_adapter(folder: str | Path) -> Adapter:
+    """The adapters in a folder that `save_adapters` wrote, or peft alone.
+
+    Raises:
+        InputError: there are none, or they are more than low-rank updates of weights.
+    """
+    folder = Path(folder)
+    base, cut, healing = read_identity(folder) if (folder / IDENTITY).exists() else (None, None, {})
+    if not (folder / SETTINGS).exists() or not (folder / WEIGHTS).exists():
+        raise InputError(
+            f"{folder} lacks {SETTINGS} or {WEIGHTS}: give a folder of adapters, as save_adapters or peft's "
+            "save_pretrained writes it"
+        )
+    settings = read_json(folder / SETTINGS)
+    odd = {key: value for key, value in settings.items() if value and key not in HEEDED | TRAINING}
+    odd |= {key: settings[key] for key in ("bias",) if settings.get(key, "none") != "none"}
+    if settings.get("init_lora_weights", True) not in (True, False, "gaussian", "orthogonal"):
+        odd["init_lora_weights"] = settings["init_lora_weights"]  # others change the weights below the adapters
+    if settings.get("peft_type") != "LORA" or not isinstance(settings.get("lora_alpha"), int | float) or odd:
+        found = ", ".join(f"{key} = {value!r}" for key, value in odd.items()) or f"{settings.get('peft_type')!r}"
+        raise InputError(
+            f"the adapters in {folder} are no plain LoRA ({found}): merge them with peft's merge_and_unload, and slice "
+            "nothing but the layers"
+        )
+    return Adapter(folder, settings, _shapes(folder), base, cut, healing)
+
+
+def _shapes(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Of each module the shapes of A and B. Raises InputError for a file that holds anything else."""
+    shapes: dict[str, dict[str, tuple[int, int]]] = {}
+    for tensor in read_header(folder / WEIGHTS).tensors:
+        module, dot, which = tensor.name.removeprefix(BEFORE).rpartition(".lora_")
+        shape = tuple(tensor.entry["shape"])
+        if not tensor.name.startswith(BEFORE) or not dot or which not in ("A.weight", "B.weight") or len(shape) != 2:
+            raise InputError(
+                f"{folder / WEIGHTS} holds {tensor.name}, expected only names like {BEFORE}MODULE.lora_A.weight: merge "
+                "it with peft's merge_and_unload"
+            )
+        shapes.setdefault(module, {})[which[0]] = shape
+    if odd := [module for module, found in shapes.items() if set(found) != {"A", "B"}] or ([] if shapes else ["all"]):
+        raise InputError(f"{folder / WEIGHTS} lacks A or B of {odd[0]}: heal anew")
+    return shapes
+
+
+def _name(base: dict) -> str:
+    return f"{base.get('name')} ({str(base.get('weights'))[:19]})"

@@ -1,0 +1,185 @@
+"""Which tensors of a checkpoint belong to which layer, and what its configuration becomes after a cut.
+
+For a model of transformers an empty one is built and cut, and says both. Code that comes with a checkpoint is not
+run: then config.json and the names of the tensors have to say it themselves.
+"""
+
+import dataclasses
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from deeper_layers.checkpoints.tensor_files import Shard, read_json
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
+from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.pruning import drop_layers
+
+NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
+# what configurations call the number of layers
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What becomes of a checkpoint: its new configuration, and which of its tensors belong to which layer.
+
+    Attributes:
+        config: of the cut model, as config.json holds it.
+        layers: number of layers before the cut, L.
+        prefix: before the number of a layer in the names of tensors, as in "model.layers.".
+        module: the same in the names of modules, which can be longer; None where no model is built.
+        kept: original index of every kept layer.
+    """
+
+    config: dict
+    layers: int
+    prefix: str
+    module: str | None
+    kept: tuple[int, ...]
+
+    def cut(self, shard: Shard) -> Shard:
+        """The kept tensors of a shard under their new names; entries still point into the old file."""
+        new = {old: position for position, old in enumerate(self.kept)}
+        kept = []
+        for tensor in shard.tensors:
+            number = _number(tensor.name, self.prefix)
+            if number is None:
+                kept.append(tensor)
+            elif number in new:
+                rest = tensor.name[len(f"{self.prefix}{number}") :]
+                kept.append(dataclasses.replace(tensor, name=f"{self.prefix}{new[number]}{rest}"))
+        return dataclasses.replace(shard, tensors=tuple(kept))
+
+
+def number_of_layers(folder: Path) -> int:
+    """Number of layers L of a checkpoint, as its configuration states it.
+
+    Raises:
+        InputError: it states none, is of an encoder-decoder model, or can't be read.
+    """
+    config = read_json(folder / "config.json")
+    if not _is_known(config):
+        return _depth(folder, config)[2]
+    layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
+    if type(layers) is not int:
+        raise InputError(f"{folder / 'config.json'} states no number of layers: give a decoder-only model")
+    return layers
+
+
+def layout_after(cut: Cut, folder: Path, names: list[str]) -> Layout:
+    """The layout of the checkpoint in `folder`, which holds tensors of these names, after a cut.
+
+    Raises:
+        InputError: the cut does not fit, or which tensors are layers is not understood; they are listed.
+    """
+    config = read_json(folder / "config.json")
+    return _known(cut, folder, names) if _is_known(config) else _by_itself(cut, folder, config, names)
+
+
+def _is_known(config: dict) -> bool:
+    return config.get("model_type") in CONFIG_MAPPING and "auto_map" not in config
+
+
+def _known_config(folder: Path):
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
+        raise InputError(f"can't use {folder / 'config.json'} ({error}): repair it") from error
+
+
+def _known(cut: Cut, folder: Path, names: list[str]) -> Layout:
+    """For a model of transformers: an empty one is cut, and says what its configuration has to be."""
+    config = _known_config(folder)
+    text_config(config)  # refuses an encoder-decoder model
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
+        raise InputError(f"can't build an empty model from {folder / 'config.json'} ({error}): repair it") from error
+    layers = num_layers(model)
+    cut.check(layers)
+    pruned = drop_layers(model, cut)
+    module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
+    groups = _groups(names)
+    fitting = [prefix for prefix, numbers in groups.items() if numbers >= set(range(layers))]
+    # checkpoints of a base model lack the name of what holds it: "h." in the file is "transformer.h." in the model
+    chosen = [prefix for prefix in fitting if module.endswith(prefix)] or fitting
+    if len(chosen) != 1:
+        raise InputError(
+            f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
+            f"({', '.join(groups) or 'none'}): expected exactly one, like {module}0"
+        )
+    # as many of something else, which the model does not know, may belong to the layers, one to each
+    lists = [f"{name}." for name, _ in model.named_modules()]
+    others = {p for p in fitting if p not in chosen and not any(name.endswith(p) for name in lists)}
+    _refuse(folder, [name for name in names if _prefix(name) in others], "numbered like layers, of no known name")
+    beyond = [name for name in names if (_number(name, chosen[0]) or 0) >= layers]
+    _refuse(folder, beyond, f"of layers beyond the {layers} that its configuration states")
+    pruned.config.architectures = [type(pruned).__name__]  # as save_pretrained does
+    return Layout(json.loads(pruned.config.to_json_string()), layers, chosen[0], module, tuple(cut.kept(layers)))
+
+
+def _refuse(folder: Path, names: list[str], what: str) -> None:
+    if names:
+        raise InputError(
+            f"{folder} holds {len(names)} tensors {what} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)}): "
+            "what becomes of them after a cut is not guessed; leave them out of the checkpoint"
+        )
+
+
+def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str]) -> Layout:
+    """For a model whose code comes with it, and is not run: what config.json itself says of each layer."""
+    text, depth, layers = _depth(folder, config)
+    cut.check(layers)
+    groups = _groups(names)
+    fitting = [prefix for prefix, numbers in groups.items() if numbers == set(range(layers))]
+    odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - set(fitting))
+    if len(fitting) != 1 or odd:
+        shown = ", ".join(odd[:3]) or ", ".join(fitting) or "none"
+        raise InputError(
+            f"{folder} has {len(fitting)} groups of tensors numbered like its {layers} layers, and {len(odd)} numbered "
+            f"otherwise ({shown}): its code is not run, so which are layers is not guessed"
+        )
+    kept = cut.kept(layers)
+    changed = {key: cut_entry(key, value, kept, layers) for key, value in text.items()}
+    changed[depth] = len(kept)
+    if text is not config:
+        name = next(key for key, value in config.items() if value is text)
+        changed = config | {name: changed}
+    return Layout(changed, layers, fitting[0], None, tuple(kept))
+
+
+def _depth(folder: Path, config: dict) -> tuple[dict, str, int]:
+    """The part of config.json that describes the decoder, its entry for the number of layers, and that number."""
+    text = next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
+    depth = next((key for key in DEPTHS if type(text.get(key)) is int), None)
+    if depth is None:
+        raise InputError(
+            f"{folder / 'config.json'} states no number of layers ({', '.join(DEPTHS)}): expected one of these"
+        )
+    return text, depth, text[depth]
+
+
+def _groups(names: list[str]) -> dict[str, set[int]]:
+    """Outermost numbered prefixes among tensor names, with their numbers: "model.layers." and {0, 1, ...}."""
+    groups: dict[str, set[int]] = {}
+    for name in names:
+        if found := NUMBERED.match(name):
+            groups.setdefault(found["prefix"], set()).add(int(found["number"]))
+    return groups
+
+
+def _prefix(name: str) -> str | None:
+    found = NUMBERED.match(name)
+    return found["prefix"] if found else None
+
+
+def _number(name: str, prefix: str) -> int | None:
+    found = NUMBERED.match(name)
+    return int(found["number"]) if found and found["prefix"] == prefix else None

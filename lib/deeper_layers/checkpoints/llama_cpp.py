@@ -1,0 +1,94 @@
+"""llama.cpp on a GGUF file, through the wheel `cyllama`, which has it compiled: greedy answers, and its quantizer.
+
+An extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Nothing else in lib/ needs it.
+"""
+
+import os
+from pathlib import Path
+
+from deeper_layers.errors import InputError
+
+# llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
+FILE_TYPES = {
+    "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15,
+    "Q5_K_M": 17, "Q6_K": 18,
+}  # fmt: skip
+FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of whether to use flash attention
+
+
+def _library():
+    try:
+        from cyllama.llama import llama_cpp
+    except ImportError as error:
+        raise InputError(f"llama.cpp is not installed ({error}): pip install cyllama") from error
+    llama_cpp.disable_logging()
+    return llama_cpp
+
+
+class LlamaCpp:
+    """A GGUF file opened by llama.cpp. Raises InputError where the wheel is missing, or llama.cpp refuses the file."""
+
+    def __init__(self, path: str | Path, threads: int = 1):
+        self.library, self.threads = _library(), threads
+        try:
+            self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
+        except (ValueError, RuntimeError, OSError) as error:
+            raise InputError(f"llama.cpp can't open {path} ({error}): give a whole GGUF file") from error
+        self.vocabulary = self.model.get_vocab()
+
+    def tokens(self, text: str) -> list[int]:
+        """A text as tokens, begun as the file says (Gemma: with <bos>), as llama.cpp's programs and transformers do."""
+        return self.vocabulary.tokenize(text, add_special=True, parse_special=False)
+
+    def text(self, tokens: list[int]) -> str:
+        """Tokens as text, special ones as they are written."""
+        return self.vocabulary.detokenize(tokens, unparse_special=True)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        self.model.close()
+
+    def greedy(self, prompt: list[int], tokens: int) -> list[int]:
+        """The likeliest continuation of a prompt, `tokens` long, past the end of the text too."""
+        options = self.library.LlamaContextParams()
+        options.n_ctx = len(prompt) + tokens
+        options.n_threads = options.n_threads_batch = self.threads
+        # otherwise keys, values and sums over them are rounded to 16 bits, which no file asks for
+        options.type_k = options.type_v = FLOAT32
+        options.flash_attn_type = DISABLED
+        context = self.library.LlamaContext(self.model, options)
+        sampler = self.library.LlamaSampler(self.library.LlamaSamplerChainParams())
+        sampler.add_greedy()
+        found, batch = [], self.library.llama_batch_get_one(prompt, 0)
+        while True:
+            context.decode(batch)
+            found.append(sampler.sample(context, -1))
+            if len(found) == tokens:
+                return found
+            batch = self.library.llama_batch_get_one(found[-1:], len(prompt) + len(found) - 1)
+
+
+def quantize(source: str | Path, out: str | Path, type: str, threads: int = 1) -> Path:
+    """Write a GGUF file in another type with llama.cpp's quantizer; tensors already of it are copied.
+
+    Rows that the type's blocks do not divide get a type that llama.cpp chooses instead.
+
+    Raises:
+        InputError: the wheel is missing, the type is unknown, `out` exists, or llama.cpp refuses the file.
+    """
+    library, out = _library(), Path(out)
+    if type not in FILE_TYPES:
+        raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
+    if out.exists():
+        raise InputError(f"{out} exists: give a file that does not, so that nothing is overwritten")
+    options = library.LlamaModelQuantizeParams()
+    options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], threads, True
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        library.model_quantize(str(source), str(partial), options)
+        os.replace(partial, out)
+    except RuntimeError as error:
+        raise InputError(f"llama.cpp can't quantize {source} ({error}): give a whole GGUF file") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return out

@@ -1,0 +1,134 @@
+"""What is dropped: a cut, its words, and the cut of the simple heuristic. Needs no torch.
+
+Source: Gromov et al., arXiv 2403.17887, section 3.2 (the algorithm), section 4.4 (the simple heuristic).
+Layers are counted from 0, and a range of layers has an exclusive end.
+"""
+
+import json
+import operator
+from dataclasses import dataclass
+
+from deeper_layers.errors import InputError
+
+
+@dataclass(frozen=True, order=True)
+class Cut:
+    """A block of contiguous layers to drop.
+
+    Args:
+        start: first dropped layer, counted from 0 (0 where size is 0: then nothing is dropped).
+        size: number of dropped layers, n in the paper; 0 is the whole model.
+
+    Raises:
+        InputError: start or size is not a whole number.
+    """
+
+    start: int
+    size: int
+
+    def __post_init__(self):
+        for name in ("start", "size"):
+            value = getattr(self, name)
+            try:
+                # a plain integer also where an integer of numpy or torch comes in
+                object.__setattr__(self, name, operator.index(value))
+            except TypeError:
+                raise InputError(
+                    f"{name} is {value!r}; expected a whole number of layers; write Cut(start=8, size=3) to "
+                    "drop layers 8, 9 and 10"
+                ) from None
+        if self.size == 0:
+            object.__setattr__(self, "start", 0)
+
+    @property
+    def stop(self) -> int:
+        """First layer after the dropped ones (exclusive end)."""
+        return self.start + self.size
+
+    def check(self, num_layers: int) -> None:
+        """Accept the cut for a model of `num_layers` layers.
+
+        Raises:
+            InputError: the cut has a negative size or start, leaves no layer, or reaches past the last layer.
+        """
+        check_num_layers(num_layers)
+        if not 0 <= self.size < num_layers:
+            raise InputError(
+                f"size is {self.size}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as "
+                "one layer has to stay; choose a size in that range"
+            )
+        if not 0 <= self.start <= num_layers - self.size:
+            raise InputError(
+                f"start is {self.start} with size {self.size}; expected a start from 0 to "
+                f"{num_layers - self.size}, as the layers of the model are 0 to {num_layers - 1}; choose a "
+                "start in that range or a smaller size"
+            )
+
+    def kept(self, num_layers: int) -> list[int]:
+        """Original index of every kept layer; its position in the list is the new index.
+
+        Raises:
+            InputError: the cut does not fit the model, see `check`.
+        """
+        self.check(num_layers)
+        return [*range(self.start), *range(self.stop, num_layers)]
+
+    def describe(self, num_layers: int) -> str:
+        """The cut in words, as in "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]".
+
+        Raises:
+            InputError: the cut does not fit the model, see `check`.
+        """
+        kept = " and ".join(f"[{start}:{stop}]" for start, stop in self._kept_ranges(num_layers))
+        if self.size == 0:
+            return f"drops no layers (0 of {num_layers}), keeps {kept}"
+        dropped = f"layer {self.start}" if self.size == 1 else f"layers {self.start}..{self.stop - 1}"
+        return f"drops {dropped} (0-based, {self.size} of {num_layers}), keeps {kept}"
+
+    def mergekit_yaml(self, num_layers: int, model_name: str) -> str:
+        """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
+
+        Raises:
+            InputError: the cut does not fit the model, see `check`.
+        """
+        lines = ["slices:"]
+        for start, stop in self._kept_ranges(num_layers):
+            # a JSON string is a YAML string too, whatever characters the name holds
+            lines += ["  - sources:", f"      - model: {json.dumps(model_name)}"]
+            lines += [f"        layer_range: [{start}, {stop}]"]
+        return "\n".join([*lines, "merge_method: passthrough", ""])
+
+    def _kept_ranges(self, num_layers: int) -> list[tuple[int, int]]:
+        self.check(num_layers)
+        ranges = [(0, num_layers)] if self.size == 0 else [(0, self.start), (self.stop, num_layers)]
+        return [(start, stop) for start, stop in ranges if start < stop]
+
+
+def simple_cut(num_layers: int, size: int) -> Cut:
+    """The cut of the simple heuristic: the `size` layers just before the last one, L-1-n .. L-2.
+
+    Source: paper, section 4.4. The last layer is never dropped.
+
+    Args:
+        num_layers: number of layers of the whole model, L.
+        size: number of layers to drop, n, from 0 to L-1.
+
+    Raises:
+        InputError: size is outside of 0 to L-1.
+    """
+    check_size(size, num_layers)
+    return Cut(num_layers - 1 - size, size)
+
+
+def check_num_layers(num_layers: int) -> None:
+    if num_layers < 1:
+        raise InputError(f"num_layers is {num_layers}; expected at least 1; pass the depth of the whole model")
+
+
+def check_size(size: int, num_layers: int) -> None:
+    check_num_layers(num_layers)
+    if not 0 <= size <= num_layers - 1:
+        raise InputError(
+            f"size is {size}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the last "
+            "layer is never dropped; choose a size in that range"
+        )

@@ -1,0 +1,12 @@
+from .corpora import CORPORA as CORPORA
+from .corpora import text_fingerprint as text_fingerprint
+from .corpora import texts as texts
+from .embedded import TASKS as TASKS
+from .embedded import embedded_fingerprint as embedded_fingerprint
+from .embedded import embedded_tasks as embedded_tasks
+from .hub import is_at_hand as is_at_hand
+from .hub import mirror as mirror
+from .hub import mirrored as mirrored
+from .hub import reachable as reachable
+from .sequences import sequences as sequences
+from .sequences import text_batches as text_batches

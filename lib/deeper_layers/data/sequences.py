@@ -1,0 +1,73 @@
+"""Documents as sequences of tokens: padded batches for distances, packed sequences for healing and losses."""
+
+import os
+import random
+
+import torch
+
+from deeper_layers.errors import InputError
+
+
+def text_batches(
+    tokenizer, documents: list[str], *, samples: int, length: int, seed: int = 0, batch_tokens: int = 4096
+) -> list[dict[str, torch.Tensor]]:
+    """`samples` documents drawn without replacement, each cut after `length` tokens, in padded batches.
+
+    Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, filled up to
+    `batch_tokens` and sorted by length, so that padding is rare. Documents of one token are passed over.
+    Raises InputError where there are too few documents.
+    """
+    order = random.Random(seed).sample(range(len(documents)), len(documents))
+    sequences: list[list[int]] = []
+    for index in order:
+        tokens = tokenizer(documents[index], truncation=True, max_length=length)["input_ids"]
+        if len(tokens) > 1:
+            sequences.append(tokens)
+        if len(sequences) == samples:
+            break
+    if len(sequences) < samples:
+        raise InputError(f"samples is {samples}, but the corpus has {len(sequences)} usable documents: ask for fewer")
+    sequences.sort(key=len, reverse=True)
+    batches, start = [], 0
+    while start < len(sequences):
+        width = len(sequences[start])
+        rows = sequences[start : start + max(1, batch_tokens // width)]
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for i, tokens in enumerate(rows):
+            ids[i, : len(tokens)] = torch.tensor(tokens)
+            mask[i, : len(tokens)] = 1
+        batches.append({"input_ids": ids, "attention_mask": mask})
+        start += len(rows)
+    return batches
+
+
+def sequences(
+    tokenizer, documents: list[str], *, length: int, tokens: int | None = None, seed: int = 0, packed: bool = True
+) -> list[torch.Tensor]:
+    """Documents as sequences of tokens, each [T] of whole numbers, in an order that the seed draws.
+
+    Packed, they are joined with the token that ends a text and cut every `length` tokens; what is left over at
+    the end is dropped. Every sequence begins with what the tokenizer puts before a text: a model that was trained
+    with it is lost without it. Otherwise each is a sequence of its own, cut after `length` tokens. As many
+    documents are read as give `tokens`, or all.
+    """
+    order = random.Random(seed).sample(range(len(documents)), len(documents))
+    found: list[torch.Tensor] = []
+    rest: list[int] = []
+    before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    for index in order:
+        if tokens is not None and length * len(found) >= tokens:
+            break
+        ids = tokenizer(documents[index], truncation=not packed, max_length=None if packed else length)["input_ids"]
+        if not packed:
+            found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
+            continue
+        rest += ids + end
+        begin = os.path.commonprefix([before, ids])[: length - 1]  # what it puts after a text is no beginning
+        while len(rest) >= length:
+            if rest[: len(begin)] != begin:
+                rest = begin + rest
+            found.append(torch.tensor(rest[:length], dtype=torch.int32))
+            rest = rest[length:]
+    return found if tokens is None else found[: -(-tokens // length)]

@@ -1,0 +1,33 @@
+"""The items of the embedded tasks as data sets, for the YAML files beside this one."""
+
+import datasets
+
+from deeper_layers.data import embedded
+
+
+def _as_test_split(items: list[dict]) -> dict[str, datasets.Dataset]:
+    return {"test": datasets.Dataset.from_list(items)}
+
+
+def boolq(**_):
+    return _as_test_split(embedded.boolq())
+
+
+def mmlu_sample(**_):
+    return _as_test_split(embedded.mmlu_sample())
+
+
+def piqa(**_):
+    return _as_test_split(embedded.piqa())
+
+
+def capitals(**_):
+    return _as_test_split(embedded.capitals())
+
+
+def sums_one_digit(**_):
+    return _as_test_split(embedded.sums(1))
+
+
+def sums_two_digits(**_):
+    return _as_test_split(embedded.sums(2))

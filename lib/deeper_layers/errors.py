@@ -1,0 +1,23 @@
+"""The one exception for everything a user can get wrong."""
+
+
+class InputError(ValueError):
+    """A value that the user gave, or a model or file that the user named, cannot be used.
+
+    The message is one line: the value received, what was expected, and what to do next.
+    """
+
+    def __init__(self, message: str):
+        # messages of other libraries, quoted in ours, may hold line breaks
+        super().__init__(" ".join(message.split()))
+
+    def _render_traceback_(self) -> list[str]:
+        """The lines that a notebook prints for this error: the message alone, without a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, short enough to be quoted: its first line, or its class's name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # a first line that announces the reason is followed by it
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -1,0 +1,10 @@
+from .harness import check_names as check_names
+from .harness import data_fingerprint as data_fingerprint
+from .harness import encode as encode
+from .harness import group_rows as group_rows
+from .harness import is_group as is_group
+from .harness import load_tasks as load_tasks
+from .losses import text_loss as text_loss
+from .sweeps import loglikelihoods as loglikelihoods
+from .sweeps import plan as plan
+from .sweeps import sweep as sweep

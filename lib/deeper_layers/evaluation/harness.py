@@ -1,0 +1,309 @@
+"""Tasks of lm-eval: what they ask, and how answers become rows.
+
+lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. This module
+collects its requests once, and hands it one set of answers after another to score. How the answers come
+about is not its business: see `deeper_layers.evaluation.sweeps`.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import io
+import json
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from lm_eval import evaluate
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from deeper_layers.data import embedded, hub
+from deeper_layers.errors import InputError
+from deeper_layers.results.units import pack
+
+FEWSHOT_SEED = 1234  # lm-eval's own default
+SCORED = ("loglikelihood", "multiple_choice")
+GENERATED = "generate_until"
+
+
+@dataclass
+class Tasks:
+    """Loaded tasks with the requests that they make of a model.
+
+    `contexts` and `continuations` hold, for each of `instances`, the tokens before and those to be scored;
+    `generations` are the requests to be answered with text.
+    """
+
+    loaded: dict
+    instances: list[Instance]
+    generations: list[Instance]
+    contexts: list[list[int]]
+    continuations: list[list[int]]
+    max_length: int
+    limit: int | None
+
+
+def load_tasks(
+    names: list[str], *, num_fewshot: int | None = None, fewshot_order: int = 0, datasets: str | None = None
+) -> dict:
+    """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
+
+    `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
+    Raises InputError for a name that is not known, or data that can't be reached.
+    """
+    manager = check_names(names)
+    with _quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
+        loaded = manager.load(list(names))
+    for task in loaded["tasks"].values():
+        configured = task.get_config("num_fewshot")
+        # a task that fixes 0 keeps it, as in lm-eval's own evaluation
+        if num_fewshot is not None and configured != 0:
+            task.set_config(key="num_fewshot", value=num_fewshot)
+        elif configured is None:
+            task.set_config(key="num_fewshot", value=0)
+        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        if fewshot_order and hasattr(task, "sampler"):
+            task.sampler.sample = functools.partial(_shuffled, task.sampler.sample, fewshot_order)
+    return loaded
+
+
+def _shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
+    """The same examples in another order, which is the same for every prompt with as many."""
+    examples = list(sample(*arguments, **named))
+    random.Random(seed).shuffle(examples)
+    return examples
+
+
+def check_names(names: list[str]) -> TaskManager:
+    """lm-eval's register of tasks, ours among them; InputError when a name is in neither.
+
+    The register is only read (some seconds) where a name is not one of ours.
+    """
+    if set(names) <= set(embedded.embedded_tasks()):
+        return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
+    manager = _all_tasks()
+    if unknown := sorted(set(names) - set(manager.all_tasks)):
+        near = difflib.get_close_matches(unknown[0], manager.all_tasks)
+        raise InputError(
+            f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
+            f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
+        )
+    return manager
+
+
+def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
+    """Every request of the tasks, tokenized as lm-eval's HFLM does it.
+
+    `limit` is the number of documents a task, from its beginning; None takes all.
+    Raises InputError for a limit below 1, and for tasks that are scored in some other way.
+    """
+    check_limit(limit)
+    instances: list[Instance] = []
+    generations: list[Instance] = []
+    with _quiet():
+        for name, task in loaded["tasks"].items():
+            if task.OUTPUT_TYPE not in (*SCORED, GENERATED):
+                raise InputError(
+                    f"task {name!r} is of type {task.OUTPUT_TYPE}, expected {', '.join(SCORED)} or {GENERATED}: "
+                    "choose another task"
+                )
+            task.build_all_requests(limit=limit, rank=0, world_size=1)
+            if task.OUTPUT_TYPE == GENERATED:
+                generations += task.instances
+            else:
+                instances += task.instances
+    return Tasks(loaded, instances, generations, *encode(instances, model, tokenizer), limit)
+
+
+def encode(instances: list[Instance], model, tokenizer) -> tuple[list[list[int]], list[list[int]], int]:
+    """Tokens of requests as lm-eval's HFLM makes them: contexts, continuations, and the longest that it lets in."""
+    with _quiet():
+        encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        encoder.loglikelihood(instances)
+    return encoder.contexts, encoder.continuations, encoder.max_length
+
+
+def data_fingerprint(task: str, datasets: str | None = None) -> str:
+    """What the items of a task of lm-eval are: the hash of the documents as they are read."""
+    digest = hashlib.sha256()
+    for name, loaded in sorted(load_tasks([task], datasets=datasets)["tasks"].items()):
+        digest.update(name.encode())
+        for document in loaded.eval_docs:
+            digest.update(json.dumps(document, sort_keys=True, default=str).encode())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise InputError unless the limit is None or a whole number from 1."""
+    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
+        raise InputError(f"limit is {limit!r}, expected None (all items) or a whole number of items from 1")
+
+
+def score(
+    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, texts: list[str] | None = None
+) -> tuple[pd.DataFrame, dict]:
+    """One model's answers, scored by lm-eval.
+
+    Parameters
+    ----------
+    logprobs: [R] log-probability of each request's continuation, in nats.
+    greedy: [R] whether that continuation is what greedy decoding would give.
+    texts: what was generated for each of `tasks.generations`.
+
+    Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
+    each task, the outcomes by item: each metric that is 0 or 1, and the choice made, packed.
+    """
+    for instance in tasks.instances + tasks.generations:
+        instance.resps, instance.filtered_resps = [], {}
+    # the requests stand: lm-eval is not to build them again for every set of answers
+    for task in tasks.loaded["tasks"].values():
+        task.build_all_requests = lambda **_: None
+    answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
+    answers |= {id(i): text for i, text in zip(tasks.generations, texts or [], strict=True)}
+    lm = _Answers(answers)
+    with _quiet():
+        result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+    rows = []
+    for task, metrics in result["results"].items():
+        samples = result["samples"].get(task, [])
+        items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
+        for name, value in metrics.items():
+            metric, _, rule = str(name).partition(",")
+            if not rule or metric.endswith("_stderr") or not isinstance(value, int | float):
+                continue
+            error = metrics.get(f"{metric}_stderr,{rule}")
+            error = float(error) if isinstance(error, int | float) else math.nan
+            metric = _named(metric, rule)
+            rows.append({"task": task, "metric": metric, "value": value, "stderr": error, "items": items})
+    outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
+    return pd.DataFrame(rows), outcomes
+
+
+def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
+    """For each multiple-choice task: accuracy of guessing at random, and of always naming the commonest answer."""
+    levels = {}
+    for name, task in tasks.loaded["tasks"].items():
+        if task.OUTPUT_TYPE != "multiple_choice":
+            continue
+        documents = {i.doc_id: i.doc for i in task.instances}
+        choices = [len(task.doc_to_choice(doc)) for doc in documents.values()]
+        targets = pd.Series([str(task.doc_to_target(doc)) for doc in documents.values()])
+        levels[name] = {
+            "chance": float(np.mean(1 / np.array(choices))),
+            "majority": float(targets.value_counts(normalize=True).max()),
+        }
+    return levels
+
+
+def is_group(name: str) -> bool:
+    """Whether lm-eval knows a group of tasks by this name."""
+    return name in check_names([name]).all_groups
+
+
+def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
+    """What lm-eval's groups make of the rows of their tasks, cut by cut; the rows themselves where they make nothing.
+
+    The value of a metric is the group's own (MMLU: every item counts once); with ",macro" it is the mean over
+    the group's tasks, each of which counts once.
+    """
+    found = []
+    for (start, size), of_cut in rows.groupby(["start", "size"], sort=False):
+        metrics: dict[str, dict] = {}
+        for row in of_cut.itertuples():
+            metric, _, rule = row.metric.partition(",")
+            of_task = metrics.setdefault(row.task, {"sample_len": row.items})
+            of_task |= {f"{metric},{rule or 'none'}": row.value, f"{metric}_stderr,{rule or 'none'}": row.stderr}
+        for name, group in groups.items():
+            leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
+            aggregated = group.aggregate(metrics)
+            for key, value in aggregated.items():
+                metric, _, rule = str(key).partition(",")
+                if not rule or metric.endswith("_stderr"):
+                    continue
+                named = _named(metric, rule)
+                row = {"task": name, "start": start, "size": size, "items": aggregated["sample_len"]}
+                found.append({**row, "metric": named, "value": value, "stderr": aggregated[f"{metric}_stderr,{rule}"]})
+                of_metric = leaves[leaves["metric"] == named]
+                error = math.sqrt((of_metric["stderr"] ** 2).sum()) / len(of_metric)
+                found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})
+    return pd.DataFrame(found)[list(rows.columns)] if found else rows
+
+
+@functools.cache
+def _all_tasks() -> TaskManager:
+    return TaskManager(include_path=str(embedded.TASKS))
+
+
+class _Encoder(HFLM):
+    """lm-eval's own tokenization of requests; it keeps them and answers nothing."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        # the choices of a question have one context, one after another
+        self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
+
+    def _loglikelihood_tokens(self, requests, **_):
+        self.contexts = [list(context) for _, context, _ in requests]
+        self.continuations = [list(continuation) for _, _, continuation in requests]
+        return [(0.0, False)] * len(requests)
+
+
+class _Answers(LM):
+    """A model that has already answered."""
+
+    def __init__(self, answers: dict[int, tuple[float, bool] | str]):
+        super().__init__()
+        self.answers = answers
+
+    def loglikelihood(self, requests):
+        return [self.answers[id(request)] for request in requests]
+
+    generate_until = loglikelihood
+
+    def loglikelihood_rolling(self, requests):
+        raise NotImplementedError
+
+
+def _named(metric: str, rule: str) -> str:
+    """A metric with the filter of answers that it goes by, where a task has one."""
+    return metric if rule == "none" else f"{metric},{rule}"
+
+
+def _outcomes(samples: list[dict]) -> dict[str, str]:
+    packed = {}
+    for rule in dict.fromkeys(s["filter"] for s in samples):
+        of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
+        for metric in of_rule[0]["metrics"]:
+            values = [s[metric] for s in of_rule]
+            if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
+                packed[_named(metric, rule)] = pack(np.array(values))
+        if all(len(s["resps"]) > 1 for s in of_rule):
+            chosen = [int(np.argmax([response[0][0] for response in s["resps"]])) for s in of_rule]
+            packed["chosen"] = pack(np.array(chosen))
+    return packed
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
+
+    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
+    """
+    names = ("lm_eval", "lm-eval", "datasets")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

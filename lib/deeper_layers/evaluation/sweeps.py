@@ -1,0 +1,213 @@
+"""A whole family of pruned models evaluated in one pass over the data.
+
+lm-eval's requests are collected once, arranged by `family.planning`, answered for every cut by
+`family.pruned_family`, and scored by lm-eval for one cut after another.
+Letters in shapes: C cuts, R requests.
+"""
+
+import dataclasses
+import itertools
+import sys
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Bool, Float64
+from tqdm import tqdm
+
+from deeper_layers.cuts import Cut
+from deeper_layers.evaluation import harness
+from deeper_layers.family.generation import generate
+from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models.decoder import num_layers
+from deeper_layers.results.shards import Shards, skip
+
+
+def sweep(
+    model,
+    tokenizer,
+    tasks: list[str],
+    cuts: list[Cut],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    fewshot_order: int = 0,
+    datasets: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
+    family: PrunedFamily | None = None,
+    shards: Shards | None = None,
+) -> pd.DataFrame:
+    """Score every pruned model of a family on tasks of lm-eval.
+
+    Parameters
+    ----------
+    tasks: names of lm-eval tasks or groups of type loglikelihood, multiple_choice or generate_until, ours among them.
+    cuts: the pruned models; `Cut(0, 0)` is the whole model. What is given twice is run once.
+    limit: documents a task, from its beginning; None for all.
+    num_fewshot: examples in the prompt; None for the task's own number.
+    fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
+    datasets: a local mirror of the hub (see `deeper_layers.data.corpora`).
+    batch_tokens: tokens in one batch, padding included.
+    memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
+    family: that of the model and these cuts, where it was made before.
+    shards: where finished parts are kept, so that an interrupted sweep goes on.
+
+    Returns one row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs`
+    hold "outcomes" (cut "start,size", then task: what came out item by item, packed) and "levels" (chance and
+    majority class a task).
+    Raises InputError for unknown tasks, cuts that don't fit the model, a limit below 1.
+    """
+    of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
+    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
+    distinct = list(dict.fromkeys(cuts))
+    how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
+    family = family or PrunedFamily(model, distinct)
+    logprobs, greedy = loglikelihoods(
+        model, asked.contexts, asked.continuations, distinct,
+        max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
+    )  # fmt: skip
+    texts = generate(family, tokenizer, asked.generations, **how)
+    frames, outcomes = [], {}
+    for cut, *answers in zip(distinct, logprobs, greedy, texts, strict=True):
+        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, *answers)
+        rows.insert(2, "start", cut.start)
+        rows.insert(3, "size", cut.size)
+        frames.append(rows)
+    table = pd.concat(frames, ignore_index=True)
+    table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(asked)}
+    return table
+
+
+def plan(
+    model,
+    tokenizer,
+    tasks: list[str],
+    cuts: list[Cut],
+    *,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    datasets: str | None = None,
+    batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
+) -> Plan:
+    """What `sweep` with these arguments would run, and its cost: layer-steps, tokens, bytes, predicted seconds.
+
+    Nothing is run but one batch of at most 256 tokens, for the time. Raises what `sweep` raises.
+    """
+    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
+    family = PrunedFamily(model, list(dict.fromkeys(cuts)))
+    found = plan_requests(family, asked.contexts, asked.continuations, asked.max_length, batch_tokens, memory)
+    return dataclasses.replace(found, generated=len(asked.generations))
+
+
+def _requests(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> harness.Tasks:
+    """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
+    for cut in cuts:
+        cut.check(num_layers(model))
+    harness.check_limit(limit)
+    loaded = harness.load_tasks(tasks, datasets=datasets, **of_prompts)
+    return harness.collect_requests(loaded, model, tokenizer, limit=limit)
+
+
+def loglikelihoods(
+    model,
+    contexts: list[list[int]],
+    continuations: list[list[int]],
+    cuts: list[Cut],
+    *,
+    max_length: int,
+    batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
+    family: PrunedFamily | None = None,
+    shards: Shards | None = None,
+    what: str = "sweep",
+) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
+    """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
+
+    The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
+    `memory` bounds the bytes that are kept at once; see `plan_requests`.
+    """
+    if not contexts:
+        return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
+    family = family or PrunedFamily(model, cuts)
+    plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
+    print(f"{what}: {plan}", file=sys.stderr)
+    logprobs = np.full((len(cuts), len(contexts)), np.nan)
+    greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
+    number = itertools.count()
+    with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+        families = {tuple(cuts): family}
+        for group, pieces in plan.parts:
+            if tuple(group) not in families:
+                families[tuple(group)] = PrunedFamily(model, group, family.can)
+            part = families[tuple(group)]
+            places = [cuts.index(cut) for cut in group]
+            for piece in pieces:
+                found = _piece(part, piece, shards, next(number), bar)
+                where = np.ix_(places, piece.requests)
+                logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
+            part.forget()
+        bar.update(bar.total - bar.n)  # beginnings of pieces that were found are not run again
+    return logprobs, greedy
+
+
+def plan_requests(
+    family: PrunedFamily,
+    contexts: list[list[int]],
+    continuations: list[list[int]],
+    max_length: int,
+    batch_tokens: int = BATCH_TOKENS,
+    memory: int = MEMORY,
+) -> Plan:
+    """How these requests would be run for a family, and what that costs: the rate is tried on one small batch."""
+    model = family.whole.model
+    pieces = plan_pieces(
+        contexts, continuations, max_length, batch_tokens, share=family.can.share, branch=family.can.branch
+    )
+
+    parts = []
+    for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared):
+        run = list(run)
+        groups = group_cuts(family.cuts, lambda cuts, run=run: family.bytes_kept(cuts, run), memory)
+        parts += [(group, run) for group in groups]
+    return Plan(
+        cuts=family.cuts,
+        parts=parts,
+        layers=num_layers(model),
+        layer_steps=sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts),
+        head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
+        bytes=max((family.bytes_kept(group, run) for group, run in parts), default=0),
+        rate=_rate(model, tokens_of(pieces)),
+        requests=len(contexts),
+    )
+
+
+def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: int, bar) -> dict:
+    """The answers to a piece: from its shard, or run and put there."""
+    cuts = np.array([(cut.start, cut.size) for cut in family.cuts])
+    found = shards.get(number) if shards else None
+    if found is not None and np.array_equal(found["requests"], piece.requests) and np.array_equal(found["cuts"], cuts):
+        skip(bar, family.steps_of(piece))
+        return found
+    logprobs, greedy = family.run(piece, bar.update)
+    found = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
+    if shards:
+        shards.put(number, found)
+    return found
+
+
+def _rate(model, tokens: int) -> float | None:
+    """Layer-steps a second, from one pass over at most 256 tokens; None where there is nothing to run."""
+    if tokens == 0:
+        return None
+    ids = torch.ones(4, min(64, 1 + tokens // 4), dtype=torch.long, device=model.get_input_embeddings().weight.device)
+    with torch.inference_mode():
+        model.base_model(input_ids=ids[:, :8], use_cache=False)  # the first pass of a process is slow
+        start = time.perf_counter()
+        model.base_model(input_ids=ids, use_cache=False)
+        if ids.is_cuda:
+            torch.cuda.synchronize()
+    return ids.numel() * num_layers(model) / (time.perf_counter() - start)

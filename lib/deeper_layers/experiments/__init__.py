@@ -1,0 +1,10 @@
+"""What a notebook asks for: its parameters, and the measured units that it is made of.
+
+In: parameters, checked. Out: units, read from results where they hold them, else measured and written. Nothing heavy
+is imported where nothing is measured. Read first: measurement.py (one class for a measured unit), parameters.py; then
+the unit of each experiment: distances, sweeps, losses, healings, shots, bits, take_away.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,12 @@
+from .bits import bits_unit as bits_unit
+from .distances import distances_unit as distances_unit
+from .healings import adapter_folder as adapter_folder
+from .healings import healing_unit as healing_unit
+from .losses import loss_unit as loss_unit
+from .measurement import Measurement as Measurement
+from .shots import shots_unit as shots_unit
+from .sweeps import cuts_of_tasks as cuts_of_tasks
+from .sweeps import sweep_unit as sweep_unit
+from .take_away import PROMPTS as PROMPTS
+from .take_away import TOKENS as TOKENS
+from .take_away import take_away_unit as take_away_unit

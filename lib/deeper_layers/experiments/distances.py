@@ -1,0 +1,59 @@
+"""The angular distances of a model: a measured unit (paper, figures 1c and 4)."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from deeper_layers import data
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.similarity import distance_table
+
+VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.similarity changes numbers
+
+
+def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> Unit:
+    """The distances of a model: read from results, else measured on the model that `opened()` returns.
+
+    Raises InputError where nothing is to be measured and results hold no such unit.
+    """
+
+    def measure(_):
+        from deeper_layers.similarity import measure_distances  # torch, where there is something to measure
+
+        model, tokenizer = opened()
+        batches = data.text_batches(
+            tokenizer,
+            data.texts(parameters.corpus, datasets=parameters.datasets),
+            samples=parameters.samples,
+            length=parameters.sequence_length,
+            seed=parameters.seed,
+        )
+        # a progress bar with the time left, readable in a terminal and in a log
+        bar = functools.partial(tqdm, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
+        table = distance_table(*measure_distances(model, batches, progress=bar))
+        return table, {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
+
+    unit = Measurement(
+        kind="similarity",
+        name=parameters.corpus,
+        version=VERSION,
+        source=source,
+        settings={
+            **parameters.key,
+            "corpus": parameters.corpus,
+            "samples": parameters.samples,
+            "sequence_length": parameters.sequence_length,
+            "seed": parameters.seed,
+        },
+        reads=[text_of(parameters.corpus, parameters.datasets)],
+        measure=measure,
+    ).unit(parameters)
+    if unit is None:
+        raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
+    return unit

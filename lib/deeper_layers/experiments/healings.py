@@ -1,0 +1,158 @@
+"""A pruned model, healed and scored: for each cut and each way of healing one unit."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from deeper_layers import data, evaluation, healing
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.losses import loss_sequences
+from deeper_layers.experiments.measurement import Data, Measurement, items_of, text_of
+from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.models.sources import Source
+from deeper_layers.package_index import cache_folder
+from deeper_layers.results.files import write_whole
+from deeper_layers.results.shards import Shards
+from deeper_layers.results.units import Unit, key_hash
+
+VERSION = (
+    2  # part of every unit's key: raise it when a change here or in deeper_layers.healing.training changes numbers
+)
+ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
+TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
+
+
+def healing_unit(
+    cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source, opened: Callable
+) -> Unit | None:
+    """A healed model's loss on text and scores: read from results, else healed and measured.
+
+    Rows: task, metric, start, size, value, stderr, items, as a sweep has them, and the loss on text as metric
+    "loss". Details: the curve of the training loss, tokens, seconds in training, and what a sweep keeps.
+    The adapters stay in the cache, so that other tasks can be scored without healing again. None where
+    nothing is to be measured and results hold no such unit.
+
+    Raises InputError where documents of the loss are among those that heal, and what `train` raises.
+    """
+    settings = _training_settings(cut, config, parameters) | {
+        "loss": parameters.loss_key,
+        "tasks": dict(sorted(parameters.shots.items())),
+        "limit": parameters.limit,
+    }
+    if set(parameters.limits.values()) != {parameters.limit}:  # "task@20"
+        settings["limits"] = dict(sorted(parameters.limits.items()))
+
+    def measure(shards):
+        whole, tokenizer = opened()
+        healed, record = _healed(whole, tokenizer, cut, config, parameters, source)
+        base = healed.get_base_model()
+        whole_of_it = [Cut(0, 0)]
+        rows, of_sequences = evaluation.text_loss(
+            base, whole_of_it, loss_sequences(parameters, tokenizer), shards=Shards(shards.folder / "loss")
+        )
+        rows.insert(0, "task", parameters.text)
+        tables, outcomes, levels = [rows], {}, {}
+        for task in parameters.task_list:
+            options = parameters.sweep_options(task)
+            table = evaluation.sweep(
+                base, tokenizer, [task], whole_of_it, shards=Shards(shards.folder / task), **options
+            )
+            tables.append(table)
+            outcomes |= table.attrs["outcomes"]["0,0"]
+            levels |= table.attrs["levels"]
+        table = pd.concat(tables, ignore_index=True).assign(start=cut.start, size=cut.size)
+        return table, {
+            "healing": dataclasses.asdict(record),
+            "by_sequence": of_sequences["0,0"],
+            "vocabulary": base.get_output_embeddings().weight.shape[0],
+            "outcomes": outcomes,
+            "levels": levels,
+        }
+
+    return Measurement(
+        kind="healing",
+        name=f"{cut.start}-{cut.size}",
+        version=VERSION,
+        source=source,
+        settings=settings,
+        reads=[
+            _healing_text(config, parameters),
+            text_of(parameters.text, parameters.datasets, split="validation"),
+            *items_of(parameters.shots, parameters.datasets),
+        ],
+        measure=measure,
+    ).unit(parameters)
+
+
+def check_apart(healing: list[str], loss: list[str]) -> None:
+    """Raise InputError where a document is in both: a loss on what was learned by heart says nothing."""
+    if shared := set(healing) & set(loss):
+        raise InputError(
+            f"{len(shared)} documents are among those that heal and those of the loss ({min(shared)[:40]!r}, ...): "
+            "expected none, choose another text"
+        )
+
+
+def adapter_folder(
+    cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source, opened: Callable
+) -> Path:
+    """The folder of a healing's adapters, as `save_adapters` writes it: in the cache, healed where it is not there yet.
+
+    Raises InputError where documents of the loss are among those that heal, and what `train` raises.
+    """
+    folder = _folder(cut, config, parameters, source)
+    if not (folder / RECORD).exists():
+        _healed(*opened(), cut, config, parameters, source)
+    return folder / ADAPTER
+
+
+def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source):
+    """The healed model and its record: from the cache where it was healed before, else trained and put there."""
+    from deeper_layers.pruning import drop_layers  # torch, where there is something to heal
+
+    texts = data.texts(parameters.text, split="train", datasets=parameters.datasets, documents=_documents(config))
+    check_apart(texts, data.texts(parameters.text, split="validation", datasets=parameters.datasets))
+    pruned, folder = drop_layers(whole, cut), _folder(cut, config, parameters, source)
+    if (folder / RECORD).exists():
+        record = healing.Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
+        return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), record
+    print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens")
+    options = {"cut": cut, "whole": whole} if config.auxiliary else {"cut": cut}
+    healed, record = healing.train(pruned, tokenizer, texts, config, folder=folder / "checkpoints", **options)
+    course = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
+    healing.save_adapters(healed, folder / ADAPTER, source.key, cut, course)
+    write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record)).encode())
+    shutil.rmtree(folder / "checkpoints")
+    return healed, record
+
+
+def _folder(cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source) -> Path:
+    """Where the adapters of a healing are kept, named after all that determines them."""
+    settings = _training_settings(cut, config, parameters)
+    text = _healing_text(config, parameters).fingerprint()
+    key = {"model": source.key, "dtype": source.dtype, **settings, "version": VERSION, "data": text}
+    return cache_folder() / "healed" / key_hash(key)
+
+
+def _training_settings(cut: Cut, config: HealingConfig, parameters: HealingParameters) -> dict:
+    """What determines a healing, besides the model and the fingerprint of its text."""
+    return {
+        **parameters.key,
+        "cut": [cut.start, cut.size],
+        "healing": config.settings,
+        "text": parameters.text,
+    }
+
+
+def _healing_text(config: HealingConfig, parameters: HealingParameters) -> Data:
+    return text_of(parameters.text, parameters.datasets, split="train", documents=_documents(config))
+
+
+def _documents(config: HealingConfig) -> int:
+    return max(1000, config.tokens // TOKENS_OF_A_DOCUMENT)

@@ -1,0 +1,54 @@
+"""Loss on text of a family of pruned models, not healed: a measured unit (paper, figure 3)."""
+
+from collections.abc import Callable
+
+from deeper_layers import data, evaluation
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
+
+VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
+
+
+def loss_sequences(parameters: HealingParameters, tokenizer) -> list:
+    """The fixed sequences of the validation split on which losses are measured, each [T] whole numbers.
+
+    Raises InputError where the corpus has too few.
+    """
+    wanted, length = parameters.loss_sequences, parameters.loss_length
+    documents = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
+    found = data.sequences(tokenizer, documents, length=length, tokens=wanted * length)
+    if len(found) < wanted:
+        raise InputError(
+            f"loss_sequences is {wanted}, but the corpus fills {len(found)} of {length} tokens: ask for fewer"
+        )
+    return found
+
+
+def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, opened: Callable) -> Unit:
+    """The loss of pruned models before healing: read from results, else measured on what `opened()` returns.
+
+    Raises InputError where nothing is to be measured and results hold no such unit.
+    """
+
+    def measure(shards):
+        model, tokenizer = opened()
+        rows, of_sequences = evaluation.text_loss(model, cuts, loss_sequences(parameters, tokenizer), shards=shards)
+        rows.insert(0, "task", parameters.text)
+        return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
+
+    unit = Measurement(
+        kind="loss",
+        name=parameters.text,
+        version=VERSION,
+        source=source,
+        settings={**parameters.key, **parameters.loss_key, "cuts": [[cut.start, cut.size] for cut in cuts]},
+        reads=[text_of(parameters.text, parameters.datasets, split="validation")],
+        measure=measure,
+    ).unit(parameters)
+    if unit is None:
+        raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
+    return unit

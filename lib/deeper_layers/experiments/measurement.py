@@ -1,0 +1,93 @@
+"""One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pandas as pd
+
+from deeper_layers import data, evaluation, models, results
+from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.shards import Shards
+from deeper_layers.results.units import Unit
+
+
+class Data(NamedTuple):
+    """Documents of a corpus or items of a task: the name by which they are read, and what tells others from them."""
+
+    name: str
+    fingerprint: Callable[[], str]
+
+
+def items_of(tasks: Iterable[str], datasets: str | None) -> list[Data]:
+    """The items of some tasks, in the order of their names."""
+
+    def fingerprint(task: str) -> str:
+        # lm-eval is slow to import: ours are known without it
+        embedded = task in data.embedded_tasks()
+        return data.embedded_fingerprint(task) if embedded else evaluation.data_fingerprint(task, datasets)
+
+    return [Data(task, lambda task=task: fingerprint(task)) for task in sorted(tasks)]
+
+
+def text_of(corpus: str, datasets: str | None, **part) -> Data:
+    """Documents of a corpus; `part` is split and documents, as `deeper_layers.data.texts` takes them."""
+    return Data(corpus, lambda: data.text_fingerprint(corpus, datasets=datasets, **part))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What results hold, or can hold once it was measured.
+
+    `settings` is, with the model, its data type, the data and the version, all that determines the numbers: literals
+    alone, no path and no device. `measure` returns the rows and the details; it may keep finished parts of its work
+    in the shards that it is given. `version` is raised where a change of the code changes numbers.
+    """
+
+    kind: str
+    name: str
+    version: int
+    source: Source
+    settings: dict
+    reads: list[Data]
+    measure: Callable[[Shards], tuple[pd.DataFrame, dict]] = field(repr=False)
+    dtype: str | None = None  # where it is not the source's
+
+    @property
+    def key(self) -> dict:
+        """All that determines the numbers but the data."""
+        dtype = self.dtype or self.source.dtype
+        return {"model": self.source.key, "dtype": dtype, **self.settings, "version": self.version}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data: what several share is said once."""
+        return ", ".join(dict.fromkeys(read.fingerprint() for read in self.reads))
+
+    def unit(self, parameters: Parameters) -> Unit | None:
+        """The unit: read where results hold it, or one of more cuts; else measured and written.
+
+        Data that are not at hand but on a hub are only read where no unit agrees in everything else: so a page is
+        drawn from its units on a machine without a hub. Where `parameters.measure` is False, None for what results do
+        not hold.
+        """
+        folder, key = parameters.results_folder, self.key
+        parameters.record(self.source)
+        at_hand = all(data.is_at_hand(read.name, parameters.datasets) for read in self.reads)
+        if at_hand:
+            key["data"] = self.fingerprint
+        unit = results.find_unit(self.kind, self.name, key, folder)
+        if unit is not None or not parameters.measure:
+            return unit
+        if not at_hand:
+            key["data"] = self.fingerprint
+        shards = Shards(results.unit_path(self.kind, self.name, key, folder).with_suffix(".partial"))
+        state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
+        with results.clock() as measured:
+            rows, details = self.measure(shards)
+        state |= measured | {"seconds_in_earlier_runs": shards.seconds_before}
+        details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
+        unit = results.write_unit(self.kind, self.name, key, state, rows, details, folder)
+        shards.remove()
+        return unit

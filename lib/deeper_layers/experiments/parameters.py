@@ -1,0 +1,438 @@
+"""The parameters of the notebooks and of the command, checked before anything is loaded.
+
+papermill only warns of a parameter that a notebook does not have. So each notebook hands its names to one
+of these classes right after its parameters; the fields are the parameters, with their types, defaults and what
+they mean. A test holds the cell of parameters of every notebook against its class.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from deeper_layers import data, evaluation, models, results
+from deeper_layers.checkpoints.llama_cpp import FILE_TYPES
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked, whole_numbers
+from deeper_layers.healing.presets import PRESETS, HealingConfig
+from deeper_layers.models.sources import DTYPES, Source
+from deeper_layers.rules.choosing import RULES
+
+BITSANDBYTES = ("nf4", "int8")
+# parameters that, where given, replace a setting of the preset
+SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
+            "adapters": "adapters", "auxiliary": "auxiliary"}  # fmt: skip
+# where and how a notebook ran: nothing of what it shows depends on these
+CIRCUMSTANCES = {"device", "results", "datasets", "memory", "measure", "trust_remote_code", "revision"}
+
+Kind = TypeVar("Kind", bound="Parameters")
+# papermill makes a number of what was meant as a list with one number in it
+ListText = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+def _one_of(name: str, value: object, known: Iterable[object]) -> None:
+    if value not in (known := list(known)):
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+class Parameters(BaseModel):
+    """What every notebook takes: which model, opened how, and where results lie.
+
+    Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    notebook: ClassVar[str] = ""  # whose parameters these are
+
+    model: str = Field(
+        "embedded", description='"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
+    )
+    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
+    dtype: str = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
+    quantization: str | None = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    datasets: str | None = Field(
+        None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
+    )
+    results: str | None = Field(
+        None, description="folder of measured units; None: results/ of the repository, else of this folder"
+    )
+    corpus: str = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
+    samples: int = Field(256, description="sequences for the distances")
+    sequence_length: int = Field(512, description="each cut after so many tokens")
+    seed: int = Field(0, description="of the draw of sequences")
+    measure: bool = Field(True, description="False: measure nothing, show what results hold")
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise InputError(self._in_words(error)) from None
+
+    @classmethod
+    def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
+        """The parameters among a notebook's global names."""
+        return cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
+
+    @classmethod
+    def _in_words(cls, error: ValidationError) -> str:
+        """The first mistake in one line, unknown names before all others."""
+        found = error.errors(include_url=False)
+        if unknown := sorted(str(one["loc"][0]) for one in found if one["type"] == "extra_forbidden"):
+            return (
+                f"unknown parameter {', '.join(map(repr, unknown))}: expected some of {', '.join(cls.model_fields)} "
+                "(papermill --help-notebook describes them)"
+            )
+        first = found[0]
+        if first["type"] == "value_error":  # of a check of ours
+            return str(first["ctx"]["error"])
+        name = str(first["loc"][0])
+        hint = typing.get_type_hints(cls)[name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        return f"{name} is {first['input']!r}, expected {expected}: correct the parameter"
+
+    @model_validator(mode="after")
+    def _checked(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise InputError for a value that no model could make right."""
+        for name in ("samples", "sequence_length"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 2")
+        _one_of("corpus", self.corpus, data.CORPORA)
+        if self.quantization not in (None, *BITSANDBYTES):
+            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        data.mirror(self.datasets)
+
+    def but(self: Kind, **others) -> Kind:
+        """The same parameters, with some set otherwise."""
+        return type(self)(**(dict(self) | others))
+
+    def shared_with(self, kind: type[Kind], **others) -> Kind:
+        """The parameters of another notebook: as here what both have, but for `others`."""
+        both = {name: value for name, value in self if name in kind.model_fields}
+        return kind(**(both | others))
+
+    def source(self) -> Source:
+        """The model, identified but not opened; where nothing is to be measured, as results know it."""
+        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
+            return known
+        return models.find_model(
+            self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+
+    def open(self, source: Source):
+        """The model and its tokenizer."""
+        return models.load_model(
+            source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
+        )
+
+    def record(self, source: Source) -> None:
+        """Note beside the units what this notebook was asked for: the site makes a page of it."""
+        if self.measure and self.notebook:
+            given = {name: value for name, value in self if name not in CIRCUMSTANCES}
+            given |= {"model": source.name, "dtype": source.dtype}
+            fields = type(self).model_fields
+            decisive = {name: value for name, value in given.items() if value != fields[name].default}
+            results.write_record(self.notebook, source.name, decisive, self.results_folder)
+
+    @property
+    def results_folder(self) -> Path:
+        """Where units lie."""
+        return results.results_folder(self.results)
+
+    def number_list(self, name: str) -> list[int]:
+        """The whole numbers of a parameter like `seeds`. Raises InputError for what is none."""
+        return whole_numbers(name, getattr(self, name))
+
+    @property
+    def key(self) -> dict:
+        """What of the way a model is opened determines a measurement."""
+        return {"quantization": self.quantization}
+
+
+class SimilarityParameters(Parameters):
+    """Parameters of notebooks/01-similarity.ipynb."""
+
+    notebook: ClassVar[str] = "01-similarity"
+
+
+class QuestionAnsweringParameters(Parameters):
+    """Parameters of notebooks/02-question-answering.ipynb."""
+
+    notebook: ClassVar[str] = "02-question-answering"
+    tasks: str = Field(
+        "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", description='"mmlu:5@20": 5-shot, 20 items'
+    )
+    rules: str = Field("similarity, simple", description="how the dropped block is chosen")
+    sizes: ListText = Field("all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    limit: int | None = Field(120, description="items a task, from its beginning; None: all")
+    num_fewshot: int | None = Field(None, description="examples in the prompt; None: the task's own number")
+    memory: int = Field(
+        1, description="GiB to keep beside the model: with more of it answers are generated in larger batches"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise InputError(f"num_fewshot is {self.num_fewshot}, expected None or a whole number from 0")
+        if self.memory < 1:
+            raise InputError(f"memory is {self.memory}, expected a whole number of GiB from 1")
+        for rule in self.rule_list:
+            if rule not in RULES:
+                raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
+        if not self.task_list:
+            raise InputError("tasks is empty, expected names of lm-eval tasks separated by commas")
+        # lm-eval is slow to import: asked only of names that neither we nor results know
+        ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
+        if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
+            evaluation.check_names(others)
+        for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
+            block_sizes(sizes, None)
+
+    @property
+    def memory_bytes(self) -> int:
+        """What a sweep may keep beside the model."""
+        return self.memory * 2**30
+
+    def sweep_options(self, task: str) -> dict:
+        """What `deeper_layers.sweep` is told besides the model, the task and the cuts."""
+        asked = self.asked[task]
+        return {
+            "limit": asked.limit, "num_fewshot": asked.shots, "datasets": self.datasets, "memory": self.memory_bytes,
+        }  # fmt: skip
+
+    @property
+    def task_list(self) -> list[str]:
+        return list(self.asked)
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """What is asked of each task. Raises InputError for what stands after a name and is no such thing."""
+        asked = tasks_asked(self.tasks, Asked(self.num_fewshot, self.limit, self.sizes))
+        for of_task in asked.values():
+            if of_task.limit is not None and of_task.limit < 1:
+                raise InputError(f"limit is {of_task.limit}, expected None (all items) or a whole number from 1")
+        return asked
+
+    @property
+    def shots(self) -> dict[str, int | None]:
+        """For each task the number of examples in its prompt; None is the task's own."""
+        return {task: asked.shots for task, asked in self.asked.items()}
+
+    @property
+    def limits(self) -> dict[str, int | None]:
+        """For each task the number of items, from its beginning; None is all."""
+        return {task: asked.limit for task, asked in self.asked.items()}
+
+    @property
+    def rule_list(self) -> list[str]:
+        return split(self.rules)
+
+    def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
+        """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
+
+        Raises InputError for what is no list of sizes, or a size outside 0..L-1.
+        """
+        return block_sizes(self.asked[task].sizes if task else self.sizes, num_layers)
+
+    def check_one_list_of_sizes(self) -> None:
+        """Raise InputError where a task has block sizes of its own, which not every notebook can show."""
+        if own := [task for task, asked in self.asked.items() if asked.sizes != self.sizes]:
+            raise InputError(
+                f"tasks has block sizes for {own[0]!r} alone: give the sizes of all in the parameter sizes"
+            )
+
+
+class ReasoningParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/04-reasoning.ipynb."""
+
+    notebook: ClassVar[str] = "04-reasoning"
+    tasks: str = Field("capitals, sums, sums_generated", description='"mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8')
+
+
+class HealingParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/03-healing.ipynb."""
+
+    notebook: ClassVar[str] = "03-healing"
+    dtype: str = Field(
+        "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
+    )
+    quantization: str | None = Field("nf4", description='None, "nf4" or "int8" (bitsandbytes)')
+    sizes: ListText = Field("0, 1, 3, 6, 9, 12, 15", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    text: str = Field(
+        "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
+    )
+    preset: str = Field(
+        "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
+    )
+    rank: int | None = Field(None, description="of the adapters; None, here and in what follows: the preset's own")
+    learning_rate: float | None = Field(None, description="the highest, after the warm-up")
+    steps: int | None = Field(None, description="updates of the adapters")
+    healing_seed: int | None = Field(None, description="of adapters, order of the text, and dropout")
+    adapters: str | None = Field(None, description='"all" layers (the paper), or those "above" the cut')
+    auxiliary: float | None = Field(None, description="weight of the auxiliary loss at the cut")
+    loss_sequences: int = Field(128, description="for the loss on text")
+    loss_length: int = Field(256, description="tokens in each")
+
+    def check(self) -> None:
+        super().check()
+        self.check_one_list_of_sizes()
+        _one_of("text", self.text, data.CORPORA)
+        _one_of("preset", self.preset, PRESETS)
+        if self.loss_sequences < 1 or self.loss_length < 2:
+            raise InputError(
+                f"loss_sequences is {self.loss_sequences} and loss_length {self.loss_length}, expected at least 1 and 2"
+            )
+        self.config()
+
+    def config(self, **others) -> HealingConfig:
+        """The preset, with what these parameters, and then `others`, set otherwise.
+
+        Raises InputError for an impossible setting.
+        """
+        named = {setting: getattr(self, name) for name, setting in SETTINGS.items()}
+        given = {setting: value for setting, value in named.items() if value is not None} | others
+        preset = PRESETS[self.preset]
+        if "steps" in given:  # the same share of warm-up
+            given.setdefault("warmup_steps", round(preset.warmup_steps * given["steps"] / preset.steps))
+        return dataclasses.replace(preset, quantization=self.quantization, **given)
+
+    @property
+    def loss_key(self) -> dict:
+        """What determines a loss on text, besides the model."""
+        return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+
+
+class AblationParameters(HealingParameters):
+    """Parameters of notebooks/05-ablations.ipynb."""
+
+    notebook: ClassVar[str] = "05-ablations"
+    rules: str = Field("similarity", description="how the dropped block is chosen")
+    sizes: ListText = Field("3, 9, 15", description='block sizes, like "0-8, 12"')
+    ranks: ListText = Field("2, 8, 64", description="ranks of the adapters to compare")
+    seeds: ListText = Field("0, 1, 2", description="seeds of healing to compare")
+    auxiliary_weight: float = Field(1.0, description="of the auxiliary loss, where healing with it is compared")
+
+    def check(self) -> None:
+        super().check()
+        for name in ("ranks", "seeds"):
+            self.number_list(name)
+
+
+class ShotParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/11-shots.ipynb."""
+
+    notebook: ClassVar[str] = "11-shots"
+    tasks: str = Field("mmlu", description='"mmlu@20": 20 items of it')
+    rules: str = Field("similarity", description="how the dropped block is chosen")
+    sizes: ListText = Field("0-6", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    limit: int | None = Field(10, description="items a task, from its beginning; None: all")
+    num_fewshot: int | None = Field(5, description="examples in the prompt beside which others are compared")
+    numbers: ListText = Field("0, 1, 3", description="other numbers of examples to compare")
+    orders: ListText = Field("1, 2", description="seeds of shuffles of the num_fewshot examples to compare")
+
+    def check(self) -> None:
+        super().check()
+        self.check_one_list_of_sizes()
+        if len(self.rule_list) != 1:
+            raise InputError(f"rules is {self.rules!r}, expected one of {', '.join(map(repr, RULES))}")
+        if self.num_fewshot is None or set(self.shots.values()) != {self.num_fewshot}:
+            raise InputError(
+                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected one number of examples, "
+                "which other numbers and orders are compared with: give it in num_fewshot alone"
+            )
+        for name in ("numbers", "orders"):
+            self.number_list(name)
+        if 0 in self.number_list("orders"):
+            raise InputError(f"orders is {self.orders!r}, expected seeds from 1: the task's own order is there anyway")
+
+
+class TakeAwayParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/08-take-away.ipynb."""
+
+    notebook: ClassVar[str] = "08-take-away"
+    tasks: str = Field("capitals, sums_one_digit, sums_two_digits", description='"mmlu:5@20": 5-shot, 20 items')
+    rules: str = Field("similarity", description="how the dropped block is chosen")
+    sizes: ListText = Field("0, 1, 2, 4, 6, 8", description="block sizes, in every kind of weights")
+    bits: str = Field(
+        "auto", description='kinds of weights, like "bfloat16, int8, nf4, Q8_0, Q2_K"; the last two for a GGUF file'
+    )
+    drop: int = Field(8, description="layers that the file to take away lacks")
+    gguf_type: str = Field("Q4_1", description="to which llama.cpp's quantizer rounds it in the end")
+    text: str = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
+    preset: str = Field(
+        "small", description='how: the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
+    )
+    steps: int | None = Field(None, description="updates of the adapters; None: the preset's own")
+
+    def check(self) -> None:
+        super().check()
+        self.check_one_list_of_sizes()
+        known = (*DTYPES, *BITSANDBYTES, *FILE_TYPES)
+        if wrong := [bits for bits in split(self.bits) if bits not in known and self.bits != "auto"]:
+            raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
+        if self.drop < 1:
+            raise InputError(f"drop is {self.drop}, expected a number of layers from 1")
+        if self.gguf_type not in FILE_TYPES:
+            raise InputError(f"gguf_type is {self.gguf_type!r}, expected one of {', '.join(FILE_TYPES)}")
+        self.healing().check()
+
+    def bits_list(self, source: Source) -> list[str]:
+        """Kinds of weights to compare. Raises InputError for llama.cpp's where the model is no GGUF file."""
+        own = [source.quantized] if source.is_gguf else []
+        if self.bits == "auto":
+            return ["bfloat16", "int8", "nf4", *dict.fromkeys(["Q8_0", *own, "Q2_K"] if own else [])]
+        asked = split(self.bits)
+        wrong = [bits for bits in asked if bits in FILE_TYPES]
+        if wrong and self.measure and not source.is_gguf:
+            raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
+        return asked
+
+    def healing(self) -> HealingParameters:
+        """How the file heals: on weights as they are in it, in bfloat16."""
+        return self.shared_with(HealingParameters, dtype="bfloat16", quantization=None)
+
+
+class ReproductionParameters(QuestionAnsweringParameters):
+    """Parameters of notebooks/10-reproduction.ipynb, which measures again what results hold and keeps nothing."""
+
+    notebook: ClassVar[str] = ""
+    tasks: str = Field("capitals, sums_one_digit", description='"mmlu:5@20": 5-shot, 20 items')
+    rules: str = Field("similarity, simple", description="under which the published numbers were measured")
+    sizes: ListText = Field(
+        "all", description='block sizes of the published numbers: "all" (0 to L-2), or like "0-8, 12"'
+    )
+    again: ListText = Field(
+        "1, 2, 4, 8", description="block sizes to measure again, similarity-informed, besides the whole model"
+    )
+    sequences_again: int = Field(16, description="sequences for the distances")
+
+    def check(self) -> None:
+        super().check()
+        self.check_one_list_of_sizes()
+        if self.sequences_again < 2:
+            raise InputError(f"sequences_again is {self.sequences_again}, expected a whole number from 2")
+        self.afresh("again").check()
+
+    def afresh(self, folder: str) -> QuestionAnsweringParameters:
+        """What is measured again, with its results in a folder of its own."""
+        return self.shared_with(
+            QuestionAnsweringParameters, results=folder, sizes=f"0, {self.again}", rules="similarity",
+            samples=self.sequences_again, measure=True,
+        )  # fmt: skip
+
+
+def _is_parameter(name: str, value: object) -> bool:
+    """Whether a notebook's global name was meant as a parameter: not an import, not one of IPython's own."""
+    if name.startswith("_") or name in {"In", "Out"}:
+        return False
+    return value is None or isinstance(value, str | int | float | bool | list | tuple | dict)

@@ -1,0 +1,83 @@
+"""Every pruned model of a family on one task: a measured unit (paper, figures 1d, 2, 5, 6)."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+import pandas as pd
+from tqdm import tqdm
+
+from deeper_layers import evaluation, family
+from deeper_layers.cuts import Cut
+from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.measurement import Measurement, items_of
+from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import cuts_of_rule
+from deeper_layers.rules.similarity import distance_matrix
+
+VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation changes numbers
+
+
+def cuts_of_tasks(
+    parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+) -> dict[str, dict[str, list[Cut]]]:
+    """For each task the cuts of each rule, of the sizes that are asked for; distances are measured where needed."""
+    layers, distances = source.num_layers, None
+    if "similarity" in parameters.rule_list:
+        distances = distance_matrix(distances_unit(parameters, source, opened).rows)
+    return {
+        task: {
+            rule: cuts_of_rule(rule, parameters.size_list(layers, task), layers, distances)
+            for rule in parameters.rule_list
+        }
+        for task in parameters.task_list
+    }
+
+
+def sweep_unit(
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+) -> Unit | None:
+    """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
+
+    `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
+    units of their own, and the group's unit has what lm-eval makes of them. None where nothing is to be
+    measured and results hold no such unit.
+    """
+    cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
+    pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
+
+    def unit(name: str) -> Unit | None:
+        return Measurement(
+            kind="sweep",
+            name=name,
+            version=VERSION,
+            source=source,
+            settings={
+                **parameters.key,
+                "task": name,
+                "rule": ", ".join(cuts_of),
+                "cuts": [[cut.start, cut.size] for cut in cuts],
+                "limit": parameters.limits[task],
+                "num_fewshot": parameters.shots[task],
+            },
+            reads=items_of([name], parameters.datasets),
+            measure=functools.partial(measure, name),
+        ).unit(parameters)
+
+    def measure(name, shards):
+        if evaluation.is_group(name):
+            return of_group(name)
+        options = parameters.sweep_options(task)
+        table = evaluation.sweep(*opened(), [name], cuts, family=pruned(), shards=shards, **options)
+        return table, dict(table.attrs)
+
+    def of_group(name):
+        loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
+        units = [unit(leaf) for leaf in tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)]
+        table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
+        levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
+        return table, {"levels": levels, "units": [unit.path.name for unit in units]}
+
+    return unit(task)

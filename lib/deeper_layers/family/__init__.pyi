@@ -1,0 +1,3 @@
+from .generation import generate as generate
+from .planning import Plan as Plan
+from .pruned_family import PrunedFamily as PrunedFamily

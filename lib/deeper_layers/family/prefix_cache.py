@@ -1,0 +1,113 @@
+"""Keys and values of a beginning that many sequences share, lent to each of them.
+
+Letters in shapes: B sequences of a batch, T tokens, P tokens of the shared beginning.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from transformers import AttentionInterface, DynamicCache
+
+from deeper_layers.models.decoder import text_config
+from deeper_layers.models.half_precision import product
+
+
+class Lent(DynamicCache):
+    """Keys and values of one sequence, lent to `rows` sequences: what these add is used, and not kept.
+
+    `apart`: attention to the beginning and to what the sequences add is computed apart (`attend_apart`), so
+    that nothing of the beginning is copied for each sequence.
+    """
+
+    def __init__(self, cache: DynamicCache, rows: int, apart: bool = False):
+        super().__init__()
+        self.layers, self.rows, self.apart = cache.layers, rows, apart
+
+    def beginning(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [rows, heads, P, head width] of a layer, without a copy."""
+        layer = self.layers[layer_idx]
+        return tuple(tensor.expand(self.rows, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
+
+    def update(self, key_states, value_states, layer_idx, *_, **__):
+        if self.apart:
+            return key_states, value_states
+        keys, values = self.beginning(layer_idx)
+        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+
+    @contextlib.contextmanager
+    def attending(self, config) -> Iterator[None]:
+        """During a forward pass of the model with this configuration, attention is `attend_apart`."""
+        global _lent
+        config, before = text_config(config), _lent
+        implementation = config._attn_implementation
+        config._attn_implementation, _lent = ATTEND_APART, self
+        try:
+            yield
+        finally:
+            config._attn_implementation, _lent = implementation, before
+
+
+ATTEND_APART = "beginning_apart"
+QUERIES = 512  # in one product, for a head of keys: their scores stay in the processor's cache
+FEW = 32  # queries of a sequence, likewise, up to which many sequences are computed in one product
+_lent: Lent | None = None
+
+
+def attend_apart(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **others):
+    """Attention [B, T, heads, head width] over a lent beginning and over a sequence's own keys.
+
+    `attention_mask`, true where a key is seen, is over a sequence's own keys; None is causal.
+    """
+    if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
+        raise NotImplementedError("attention of this kind is not computed apart")
+    (rows, heads, length, width), (_, few, own, _) = query.shape, key.shape
+    scale = width**-0.5 if scaling is None else scaling
+    # heads that share keys stand next to each other: they are more queries of one head
+    query = (query * scale).view(rows, few, heads // few, length, width)
+    causal = attention_mask is None
+    if causal:
+        attention_mask = torch.ones(length, own, dtype=torch.bool, device=query.device).tril().expand(rows, 1, -1, -1)
+    hidden, beginning = ~attention_mask, _lent.beginning(module.layer_idx)
+    queries = heads // few * length  # of one sequence, for a head of keys
+    if queries <= FEW:
+        parts = zip(*(tensor.split(QUERIES // queries) for tensor in (query, key, value, hidden)), strict=True)
+        found = torch.cat([_all_in_one(*part, *beginning) for part in parts])
+    else:
+        found = _one_by_one(query, key, value, hidden, *beginning, causal)
+    return found.view(rows, heads, length, width).transpose(1, 2), None
+
+
+def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):
+    """One sequence after another, its keys put behind those of the beginning."""
+    rows, few, group, length, width = query.shape
+    shared, found, at_once = shared_keys.shape[2], torch.empty_like(query), max(1, QUERIES // group)
+    keys, values = (torch.cat([lent[0], own[0]], dim=1) for lent, own in ((shared_keys, key), (shared_values, value)))
+    for row in range(rows):
+        keys[:, shared:], values[:, shared:] = key[row], value[row]
+        for first in range(0, length, at_once):
+            some = slice(first, first + at_once)
+            seen = shared + min(first + at_once, length) if causal else keys.shape[1]  # what follows is all hidden
+            queries = query[row, :, :, some].reshape(few, -1, width)
+            scores = product(queries, keys[:, :seen].transpose(1, 2)).view(few, group, -1, seen)
+            scores[..., shared:].masked_fill_(hidden[row, :, some, : seen - shared], -torch.inf)
+            weights = scores.softmax(dim=-1).view(few, -1, seen)
+            found[row, :, :, some] = product(weights, values[:, :seen]).view(few, group, -1, width)
+    return found
+
+
+def _all_in_one(query, key, value, hidden, shared_keys, shared_values):
+    """The queries of all sequences in one product with the beginning."""
+    rows, few, group, length, width = query.shape
+    shared, hidden = shared_keys.shape[2], hidden.repeat(1, 1, group, 1)
+    query = query.reshape(rows, few, -1, width)
+    together = query.transpose(0, 1).reshape(few, -1, width)
+    before = product(together, shared_keys[0].transpose(1, 2)).view(few, rows, -1, shared)
+    own = product(query, key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
+    weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
+    of_shared = product(weights[..., :shared].reshape(few, -1, shared), shared_values[0])
+    of_own = product(weights[..., shared:].transpose(0, 1), value)
+    return of_own + of_shared.view(few, rows, -1, width).transpose(0, 1)
+
+
+AttentionInterface.register(ATTEND_APART, attend_apart)

@@ -1,0 +1,10 @@
+"""Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA).
+
+In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
+transformers' Trainer do the work. Read first: presets.py (settings, the paper's among them), training.py.
+adapters.py adds, keeps and merges adapters; resuming.py goes on with an interrupted training.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

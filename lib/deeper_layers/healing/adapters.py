@@ -1,0 +1,184 @@
+"""Low-rank adapters on the feed-forward modules of a decoder: found, added, saved, checked and merged by peft.
+
+Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward modules only, alpha = rank.
+"""
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from peft.utils.integrations import dequantize_module_weight
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from deeper_layers.checkpoints.adapter_files import check_identity, read_identity, write_identity
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.pruning import drop_layers
+
+
+def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
+    """Full names of the feed-forward modules of the decoder layers from `first_layer` (0-based) on.
+
+    They are found by structure: the linear modules of a layer that are neither part of its attention nor a
+    gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
+    Mistral), fc1 and fc2 (Phi-2), w1, w2 and c_proj (first-generation Qwen, whose attention has a c_proj too,
+    which is not among them).
+
+    Raises:
+        InputError: a layer has none.
+    """
+    layers = decoder_layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers)
+    found = []
+    for number in range(first_layer, len(layers)):
+        names = [
+            f"{prefix}.{number}.{name}"
+            for name, module in layers[number].named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and not _is_something_else(layers[number], name)
+        ]
+        if not names:
+            inside = ", ".join(sorted({type(module).__name__ for module in layers[number].modules()}))
+            raise InputError(
+                f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on "
+                f"(it holds {inside}); expected linear modules outside of attention: heal a model that has them"
+            )
+        found += names
+    return found
+
+
+def add_adapters(
+    model: PreTrainedModel, *, rank: int, alpha: int | float, dropout: int | float, first_layer: int = 0, seed: int = 0
+) -> PeftModel:
+    """The model with new LoRA adapters on its feed-forward modules, the only parameters that will train.
+
+    Args:
+        rank: of the update of each weight, at most the smaller of its two widths.
+        alpha: the update is scaled by alpha / rank.
+        dropout: share of the inputs to an adapter that is dropped in training.
+        first_layer: the layers below it (0-based) get none.
+        seed: of the first values; another draws other ones, and the model computes the same until it is trained.
+
+    Raises:
+        InputError: a layer has no feed-forward modules, or the rank does not fit them.
+    """
+    names = ffn_modules(model, first_layer)
+    modules = [model.get_submodule(name) for name in names]
+    width = min(min(_widths(module)) for module in modules)
+    if not 1 <= rank <= width:
+        raise InputError(
+            f"rank is {rank}, expected 1 to {width}, the smallest width of the feed-forward modules of "
+            f"{type(model).__name__}: choose a rank in that range"
+        )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=names,
+        fan_in_fan_out=isinstance(modules[0], Conv1D),
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(), _no_warning():
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
+    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`."""
+    healed.save_pretrained(folder)
+    write_identity(folder, base, cut, healing)
+
+
+def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -> PeftModel:
+    """A pruned model with the adapters that `save_adapters` wrote for it, ready to answer.
+
+    Raises:
+        InputError: the folder holds none, or those of another base or another cut.
+    """
+    of_base, of_cut, _ = read_identity(folder)
+    check_identity(folder, of_base, of_cut, base, cut)
+    try:
+        with _no_warning():
+            return PeftModel.from_pretrained(pruned, folder).eval()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"can't open the adapters in {folder} ({str(error).splitlines()[0]}): heal anew") from error
+
+
+def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A plain model that computes what the healed one does, its adapters added to its weights.
+
+    What is quantized becomes plain first: adapters are trained on the rounded weights, and rounding their sum
+    again would undo part of them. The healed model stays as it was, as does the model that it shares weights
+    with.
+
+    Args:
+        dtype: of the weights; None is the one in which the healed model computes.
+    """
+    base = healed.get_base_model()
+    dtype = dtype or base.dtype
+    merged = drop_layers(base, Cut(0, 0))  # modules of its own over the same weights
+    for name, module in list(merged.named_modules()):
+        adapted = isinstance(module, LoraLayer)
+        layer = module.get_base_layer() if adapted else module
+        if not adapted and (
+            ".base_layer" in name or type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear)
+        ):
+            continue
+        weight = dequantize_module_weight(layer).detach().to(torch.float32)
+        if adapted:
+            weight = weight + module.get_delta_weight(module.active_adapters[0]).to(torch.float32)
+        merged.set_submodule(name, _plain(layer, weight.to(dtype)))
+    tied: dict = {}
+    for module in merged.modules():  # parameters of its own where the type changes: the others are shared
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.dtype != dtype:
+                plain = tied.setdefault(id(parameter), nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+                module._parameters[name] = plain
+    merged.config.dtype = dtype
+    for entry in ("peft_config", "hf_quantizer", "quantization_method"):
+        vars(merged).pop(entry, None)
+    merged.is_quantized, merged._hf_peft_config_loaded = False, False
+    if hasattr(merged.config, "quantization_config"):
+        del merged.config.quantization_config
+    return merged.eval()
+
+
+@contextlib.contextmanager
+def _no_warning() -> Iterator[None]:
+    """While it lasts, nothing is said of a name that peft asks transformers for and that is going out of use."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def _is_something_else(layer: nn.Module, name: str) -> bool:
+    """Whether a linear module of a layer belongs to attention, or chooses among experts."""
+    parts = name.split(".")
+    if re.search(r"(^|_)(gate|router)$", parts[-1]):
+        return True
+    path = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    words = " ".join(f"{part} {type(layer.get_submodule(part)).__name__}" for part in path).lower()
+    return "attn" in words or "attention" in words
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    return tuple(module.weight.shape) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+
+
+def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:
+    """A linear module with this weight, of the orientation that the layer's own has."""
+    if isinstance(layer, Conv1D):
+        plain = Conv1D(weight.shape[1], weight.shape[0])
+    else:
+        plain = nn.Linear(*weight.shape[::-1], bias=layer.bias is not None, device="meta")
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.detach().to(weight), requires_grad=False)
+    return plain

@@ -1,0 +1,329 @@
+"""Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
+
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop is the Trainer of transformers,
+the adapters are peft's; `deeper_layers.healing.presets` has the settings.
+
+Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
+and adapters above the cut only, whose layers below it then run once for all epochs.
+
+Letters in shapes: B sequences, T tokens, D width.
+"""
+
+import contextlib
+import ctypes
+import functools
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+
+from deeper_layers.cuts import Cut
+from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.errors import InputError
+from deeper_layers.family.network import Network
+from deeper_layers.healing.adapters import add_adapters
+from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.healing.resuming import COMPLETE, check_disk, identity_of, last_checkpoint, place_of
+from deeper_layers.models.decoder import text_config
+from deeper_layers.pruning import drop_layers
+from deeper_layers.results.files import write_whole
+
+IGNORED = -100  # a label that the loss passes over
+MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a healing did.
+
+    Attributes:
+        losses: what was minimized at each step: mean cross-entropy in nats a token, and the auxiliary loss if any.
+        tokens: trained on, padding not counted.
+        distinct_tokens: of the text that was at hand for them.
+        trained_parameters: in the adapters.
+        seconds: in training, those before an interruption included up to the checkpoint that it went on from.
+    """
+
+    losses: list[float]
+    tokens: int
+    distinct_tokens: int
+    trained_parameters: int
+    seconds: float
+
+
+def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
+    """A pruned model with healed adapters, ready to answer; see `train`, which also says what it took."""
+    return train(model, tokenizer, texts, config, **options)[0]
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer,
+    texts: list[str],
+    config: HealingConfig,
+    *,
+    cut: Cut | None = None,
+    whole: PreTrainedModel | None = None,
+    folder: Path | None = None,
+) -> tuple[PeftModel, Record]:
+    """Heal a pruned model by a fine-tune of adapters on texts: the model with its adapters, and what it took.
+
+    Args:
+        model: what `drop_layers` gave, quantized or not; its weights stay as they are.
+        tokenizer: that of the model.
+        texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
+        config: how.
+        cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
+        whole: the unpruned model, for the auxiliary loss.
+        folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
+            last of them and ends with the same adapters; without, an interruption loses it.
+
+    Raises:
+        InputError: `add_adapters` refuses the model or the rank, the texts don't fill one step, the folder holds
+            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+    """
+    if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
+        raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+    sequences = sequences_of(
+        tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
+    )
+    found = sum(map(len, sequences))
+    if len(sequences) < config.batch_sequences:
+        raise InputError(
+            f"the texts fill {len(sequences)} sequences ({found:,} tokens), and one step needs "
+            f"{config.batch_sequences} of {config.sequence_length} tokens: give more text, or lower batch_sequences or "
+            "sequence_length"
+        )
+    sequences = sequences[: len(sequences) // config.batch_sequences * config.batch_sequences]
+    healed = add_adapters(
+        model,
+        rank=config.rank,
+        alpha=config.alpha,
+        dropout=config.dropout,
+        first_layer=cut.start if config.adapters == "above" else 0,
+        seed=config.seed,
+    )
+    keep_freed_memory()
+    with place_of(folder, identity_of(healed, config, cut, sequences)) as place, _deterministic():
+        watch, variant = _Watch(config, place), _Variant(healed, config, cut, whole)
+        trainer = _Healer(
+            model=healed,
+            args=_arguments(config, place, model.device, checkpoints=folder is not None),
+            train_dataset=variant.examples(sequences),
+            data_collator=_collate,
+            callbacks=[watch],
+            variant=variant,
+        )
+        trainer.remove_callback(PrinterCallback)
+        if folder is not None:
+            check_disk(place, healed)
+        try:
+            trainer.go_on(last_checkpoint(place), watch)
+        except OSError as error:
+            raise InputError(
+                f"can't write a checkpoint to {place} ({error}): free some space and run this again, it goes on from "
+                "the last complete one"
+            ) from error
+    record = Record(
+        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        tokens=int(trainer.state.num_input_tokens_seen),
+        distinct_tokens=sum(map(len, sequences)),
+        trained_parameters=sum(p.numel() for p in healed.parameters() if p.requires_grad),
+        seconds=round(watch.seconds, 2),
+    )
+    return healed.eval(), record
+
+
+class _Healer(Trainer):
+    """The Trainer, with the variants' losses and a count of tokens that padding is not part of."""
+
+    def __init__(self, *, variant: "_Variant", **options):
+        super().__init__(**options)
+        self.variant = variant
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mask = inputs.get("attention_mask")
+        self.state.num_input_tokens_seen += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
+        share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
+        run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
+        return self.variant.loss(run, model, inputs, share)
+
+    def go_on(self, checkpoint: Path | None, watch: "_Watch") -> None:
+        """Train from a checkpoint, or the beginning; nothing where the checkpoint is the end."""
+        if checkpoint is None:
+            self.train()
+            return
+        watch.before = float((checkpoint / COMPLETE).read_text())
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < self.args.max_steps:
+            self.train(resume_from_checkpoint=str(checkpoint))
+        else:
+            self._load_from_checkpoint(str(checkpoint))
+            self.state = state
+
+
+class _Variant:
+    """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
+
+    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | None):
+        self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
+        self.whole = Network(whole) if config.auxiliary else None
+        self.above: Network | None = None
+
+    def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
+        """Each sequence [T] with its labels and, for adapters above the cut, the residual [T, D] that enters there."""
+        examples = [{"input_ids": tokens} for tokens in sequences]
+        width = text_config(self.base.model.config).hidden_size * self.base.dtype.itemsize
+        fits = sum(map(len, sequences)) * width <= MEMORY
+        if self.config.adapters == "above" and self.cut.start > 0 and fits:
+            # its modules are its own, the adapters in them are those that are trained
+            self.above = Network(drop_layers(self.base.model, Cut(0, self.cut.start)))
+            if self.config.gradient_checkpointing:
+                self.above.model.activation_checkpointing_enable({"use_reentrant": False})
+            step = self.config.at_once
+            for first in range(0, len(examples), step):
+                batch = _collate(examples[first : first + step])
+                residuals = self.base.residual(batch, self.cut.start)
+                for example, residual in zip(examples[first : first + step], residuals):
+                    example["residual"] = residual[: len(example["input_ids"])].clone()
+        return examples
+
+    def loss(self, run: Callable, model, inputs: dict, share: float) -> torch.Tensor:
+        """The loss of a batch through `run(model, inputs)`; `share` is that of an auxiliary mean in a step's loss."""
+        residual = inputs.pop("residual", None)
+        if residual is not None:
+            self.above.model.train(model.training)
+            with self.above.entering(residual):
+                return run(self.above.model, inputs)
+        if self.whole is None:
+            return run(model, inputs)
+        target = self.whole.residual(inputs, self.cut.stop).float()
+        with self.base.recording({self.cut.start}) as residuals:
+            loss = run(model, inputs)
+        seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
+        difference = (residuals[self.cut.start].float() - target).square() * seen
+        return loss + self.config.auxiliary * share * difference.sum() / (target.square() * seen).sum()
+
+
+class _Watch(TrainerCallback):
+    """Progress with the time left, a stop where the loss is no number, a mark on what was saved whole."""
+
+    def __init__(self, config: HealingConfig, place: Path):
+        self.config, self.place = config, place
+        self.before = self._lasted = 0.0
+        self._started = time.monotonic()  # what is prepared before the first step counts too
+        self.bar = None
+
+    @property
+    def seconds(self) -> float:
+        """In training so far."""
+        return self.before + self._lasted
+
+    def on_train_begin(self, args, state, control, **_):
+        options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
+        self.bar = tqdm(desc="healing", file=sys.stderr, **options)
+
+    def on_step_end(self, args, state, control, **_):
+        self._lasted = time.monotonic() - self._started
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" not in (logs or {}):  # the summary at the end
+            return
+        loss = logs["loss"]
+        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        if not math.isfinite(loss):
+            self.bar.close()
+            last = last_checkpoint(self.place)
+            kept = f"step {last.name.rpartition('-')[2]} in {self.place}" if last else "none"
+            raise InputError(
+                f"the loss is {loss} at step {state.global_step} of {state.max_steps}, with learning_rate "
+                f"{self.config.learning_rate}: lower it, or open the model in float32 (last good checkpoint: {kept})"
+            )
+
+    def on_save(self, args, state, control, **_):
+        write_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, f"{self.seconds}".encode())
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+def _arguments(config: HealingConfig, place: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
+    reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}
+    return TrainingArguments(
+        output_dir=str(place),
+        max_steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type="cosine",
+        optim="adamw_torch",
+        per_device_train_batch_size=config.at_once,
+        gradient_accumulation_steps=config.batch_sequences // config.at_once,
+        activation_checkpointing=config.gradient_checkpointing,
+        **reentrant,
+        seed=config.seed,
+        full_determinism=True,
+        use_cpu=device.type == "cpu",
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        save_strategy="steps" if checkpoints else "no",
+        save_steps=config.save_every,
+        save_total_limit=2,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+    """A batch: `input_ids` and `labels` [B, T], padded on the right where lengths differ, and then their mask."""
+    lengths = [len(example["input_ids"]) for example in examples]
+    padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    batch = {
+        "input_ids": padded([example["input_ids"].long() for example in examples]),
+        "labels": padded([example["input_ids"].long() for example in examples], padding_value=IGNORED),
+    }
+    if len(set(lengths)) > 1:
+        batch["attention_mask"] = (batch["labels"] != IGNORED).long()
+    if "residual" in examples[0]:
+        batch["residual"] = padded([example["residual"] for example in examples])
+    return batch
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed, up to a gibibyte a piece, rather than give it back and ask for it anew.
+
+    Every step frees and allocates large tensors, and the kernel fills with zeros what it hands out: on a processor
+    that took a fifth of the time. Where the C library is another, nothing is done.
+    """
+    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+        trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, 2**30)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Full determinism is the Trainer's to begin and ours to end: it slows what comes after."""
+    before = torch.are_deterministic_algorithms_enabled()
+    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
+    try:
+        with mock.patch.dict(os.environ), torch.random.fork_rng():
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
+        torch.utils.deterministic.fill_uninitialized_memory = filled

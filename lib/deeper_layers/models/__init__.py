@@ -1,0 +1,10 @@
+"""Open a model, find its layers, and say what its configuration holds of each.
+
+In: "embedded", a hub id, a folder or a `.gguf` file. Out: a Source (name, fingerprint, depth, known without opening
+it), then the model and its tokenizer. Read first: sources.py (which model), opening.py (open it), decoder.py (its
+layers). per_layer.py has what becomes of a configuration after a cut, half_precision.py products of 16 bits.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,13 @@
+from .decoder import decoder_layers as decoder_layers
+from .decoder import num_layers as num_layers
+from .decoder import text_config as text_config
+from .devices import device_name as device_name
+from .opening import checkpoint_folder as checkpoint_folder
+from .opening import load_model as load_model
+from .packaged import EMBEDDED as EMBEDDED
+from .packaged import PACKAGED as PACKAGED
+from .sources import Source as Source
+from .sources import find_model as find_model
+from .sources import model_key as model_key
+from .sources import model_name as model_name
+from .sources import recorded_model as recorded_model

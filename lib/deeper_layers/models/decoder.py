@@ -1,0 +1,99 @@
+"""Find the decoder layers of a model by its structure, whatever its family calls them."""
+
+from torch import nn
+from transformers import PreTrainedConfig
+
+from deeper_layers.errors import InputError
+
+
+def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The part of a model's configuration that describes its decoder: often the configuration itself.
+
+    It is the object held by the model, not a copy.
+
+    Raises:
+        InputError: the configuration belongs to an encoder-decoder model.
+    """
+    if getattr(config, "is_encoder_decoder", False):
+        raise InputError(
+            f"{config.model_type} is an encoder-decoder model; expected a decoder-only language model "
+            "(Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and the like); choose such a model"
+        )
+    return config.get_text_config(decoder=True)
+
+
+def num_layers(model: nn.Module) -> int:
+    """Number of decoder layers L, as the model's configuration states it.
+
+    Raises:
+        InputError: the model has no configuration, or its configuration states no number of layers.
+    """
+    config = getattr(model, "config", None)
+    if not isinstance(config, PreTrainedConfig):
+        raise InputError(
+            f"the model is a {type(model).__name__} without a configuration; expected a transformers "
+            "model; open it with load_model or AutoModelForCausalLM.from_pretrained"
+        )
+    number = getattr(text_config(config), "num_hidden_layers", None)
+    if type(number) is not int:
+        raise InputError(
+            f"the configuration of {type(model).__name__} states num_hidden_layers = {number!r}; expected "
+            "a whole number of decoder layers; choose a decoder-only language model"
+        )
+    return number
+
+
+def decoder_layers(model: nn.Module) -> nn.ModuleList:
+    """The list of the L decoder layers of a model, in the order of the forward pass.
+
+    Raises:
+        InputError: no list fits the configuration, or more than one does.
+    """
+    owner, attribute = decoder_layers_owner(model)
+    return getattr(owner, attribute)
+
+
+def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
+    """The module that holds the decoder layers, and the name of the attribute under which it does.
+
+    The decoder layers are the one `nn.ModuleList` that has as many entries as the configuration states
+    layers, entries of related classes, and attention inside, unless no list of the model has attention.
+    Where a model has two such lists (a vision tower of the same depth), the one whose owner carries the text
+    configuration.
+
+    Raises:
+        InputError: no list fits the configuration, or more than one does.
+    """
+    length = num_layers(model)
+    lists = [
+        (owner, attribute, layers)
+        for owner in model.modules()
+        for attribute, layers in owner.named_children()
+        if isinstance(layers, nn.ModuleList) and len(layers) > 0
+    ]
+    # state-space models have none, nor have the few layers that a cut may leave of a hybrid
+    lists = [entry for entry in lists if _has_attention(entry[2])] or lists
+    found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
+    if len(found) > 1:
+        config_class = type(text_config(model.config))
+        found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is config_class]
+    if len(found) == 1:
+        return found[0]
+    lengths = ", ".join(f"{type(owner).__name__}.{name} of {len(layers)}" for owner, name, layers in lists)
+    raise InputError(
+        f"{type(model).__name__} holds {len(found)} lists that can be its decoder layers (lists: "
+        f"{lengths or 'none'}); expected exactly one of num_hidden_layers = {length} related "
+        "layers; open the model unchanged with load_model, or choose a decoder-only language model"
+    )
+
+
+def _has_attention(layers: nn.ModuleList) -> bool:
+    """Whether any layer holds a module that its name or class calls attention (in a hybrid not all do)."""
+    names = (f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())
+    return any("attention" in name for name in names)
+
+
+def _related(layers: nn.ModuleList) -> bool:
+    """Whether all layers descend from one class more special than `nn.Module`."""
+    ancestors = [set(type(layer).__mro__) for layer in layers]
+    return bool(set.intersection(*ancestors) - set(nn.Module.__mro__))

@@ -1,0 +1,119 @@
+"""Open a model: a hub id, a local folder, a `.gguf` file, or the embedded default.
+
+The embedded model and the others in `models.packaged` come from the Python package index.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils import logging as hub_logging
+
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.configuration import UNUSABLE, check_whole
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.devices import choose_device
+from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
+from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import Source, find_model
+from deeper_layers.package_index import file_hash
+
+
+def load_model(
+    model: str | Source = "embedded",
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+):
+    """Open a decoder-only language model for measuring: (model, tokenizer), the model in evaluation mode.
+
+    Parameters
+    ----------
+    model: "embedded" or another name in PACKAGED, a hub id, a folder saved by `save_pretrained`, or a `.gguf` file
+        (dequantized); or what `find_model` returned for one.
+    revision: hub branch, tag or commit; for a `.gguf` file its expected SHA-256.
+    dtype: "auto" (the checkpoint's own; float32 for GGUF and the embedded model), "float32", "bfloat16" or "float16".
+    device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
+    quantization: None, "nf4" or "int8" (bitsandbytes).
+    trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
+
+    Raises InputError as `find_model` does, and for an unknown device or quantization.
+    """
+    source = model
+    if not isinstance(source, Source):
+        source = find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    folder, where = source.folder, choose_device(device)
+    hub_logging.disable_progress_bar()
+    options = {"revision": source.revision} if source.revision else {}
+    try:
+        if packaged := PACKAGED.get(folder):
+            folder = converted_gguf(packaged.file(), packaged.sha256)
+        elif source.gguf is not None:
+            folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            output_loading_info=True,
+            dtype=getattr(torch, source.dtype),
+            device_map=where,
+            quantization_config=_quantization(quantization, getattr(torch, source.dtype)),
+            trust_remote_code=trust_remote_code,
+            use_safetensors=True,
+            **options,
+        )
+    except InputError:
+        raise
+    except UNUSABLE as error:
+        raise InputError(
+            f"can't open the model {source.name!r} ({first_line(error)}): mend that, or give a whole model with its "
+            "tokenizer, as save_pretrained writes them"
+        ) from error
+    check_whole(report, source.name)
+    decoder_layers(network)  # refuses what can't be pruned, before anything is measured
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack weights of four bits at the first answer, on some processors: their scales are
+            # rounded then, and no gradient goes through them any more
+            module.support_avx512bf16_for_cpu = False
+    if where == "cpu" and not multiplies_sixteen_bits():
+        widen(network)
+    return network.eval(), tokenizer
+
+
+def checkpoint_folder(model: str, revision: str | None = None) -> Path:
+    """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be.
+
+    Raises InputError as `find_model` does, and where the hub does not give the files.
+    """
+    if packaged := PACKAGED.get(model):
+        return Path(converted_gguf(packaged.file(), packaged.sha256))
+    path = Path(model).expanduser()
+    if path.suffix == ".gguf":
+        inspect_gguf(path, revision)
+        return Path(converted_gguf(path, file_hash(path)))
+    if path.is_dir():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
+    try:
+        kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "LICENSE*"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
+
+
+def _quantization(name: str | None, compute: torch.dtype):
+    if name is None:
+        return None
+    if name not in ("nf4", "int8"):
+        raise InputError(f"quantization is {name!r}, expected None, 'nf4' or 'int8'")
+    if name == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)

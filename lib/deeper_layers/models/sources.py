@@ -1,0 +1,134 @@
+"""Which model: a name, its fingerprint and its depth, known without opening it.
+
+What results know of a model, and the packaged models, need neither torch nor transformers, which take seconds to
+import: they are imported below only where a folder, a hub id or a GGUF file has to be read.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeper_layers.errors import InputError
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.package_index import hash_once
+from deeper_layers.results.units import all_units
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model comes from, known without opening it.
+
+    `name` is what figures call it, `weights` its fingerprint (a hub commit or the SHA-256 of its files),
+    `dtype` the data type that "auto" stands for.
+    """
+
+    name: str
+    weights: str
+    num_layers: int
+    dtype: str
+    quantized: str
+    folder: str
+    gguf: Path | None = None
+    revision: str | None = None
+
+    @property
+    def key(self) -> dict:
+        """What of it determines a measurement."""
+        return {"name": self.name, "weights": self.weights}
+
+    @property
+    def is_gguf(self) -> bool:
+        """Whether it is a GGUF file, given or packaged."""
+        return self.gguf is not None or self.folder in PACKAGED
+
+
+def find_model(
+    model: str = "embedded", *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+) -> Source:
+    """Identify a model and check that it can be used, reading no weights into memory.
+
+    For a `.gguf` file `revision`, where given, is the SHA-256 it must have.
+    Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
+    config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
+    path = Path(model).expanduser()
+    if packaged := PACKAGED.get(model):
+        default, layers = "float32", packaged.num_layers
+        weights = f"sha256:{packaged.sha256}"
+        found = dict(name=packaged.name, weights=weights, quantized=packaged.quantized, folder=packaged.name)
+    elif path.suffix == ".gguf":
+        from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
+
+        found, default = inspect_gguf(path, revision), "float32"
+        layers = found.pop("layers")
+    else:
+        from deeper_layers.models.configuration import layers_of, read_config  # slow: see the head of this file
+
+        if path.is_dir():
+            if not (path / "config.json").exists():
+                raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
+            config = read_config(str(path), None, trust_remote_code)
+            if not list(path.glob("*.safetensors")):
+                raise InputError(
+                    f"{path} has no *.safetensors weights: load it where you trust it and save it again with "
+                    "save_pretrained(folder, safe_serialization=True)"
+                )
+            name, fingerprint, revision = model_name(model), checkpoint_fingerprint(path), None
+        else:
+            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+                raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
+            config = read_config(model, revision, trust_remote_code)
+            revision = getattr(config, "_commit_hash", None) or revision
+            name, fingerprint = model, f"hub:{revision}"
+        layers = layers_of(config, model)
+        default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
+        quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "none")
+        found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
+    return Source(**found, num_layers=layers, dtype=default if dtype == "auto" else dtype)
+
+
+def model_name(model: str) -> str:
+    """What figures call a model, known from what the user typed."""
+    path = Path(model).expanduser()
+    if model in PACKAGED:
+        return PACKAGED[model].name
+    if path.suffix == ".gguf":
+        return path.stem
+    return path.resolve().name if path.is_dir() else model
+
+
+def model_key(model: str, checkpoint: Path) -> dict:
+    """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
+    path = Path(model).expanduser()
+    if model in PACKAGED:
+        weights = f"sha256:{PACKAGED[model].sha256}"
+    elif path.suffix == ".gguf":
+        weights = f"sha256:{hash_once(path)}"
+    else:  # the hub's cache names a folder after its commit
+        weights = checkpoint_fingerprint(path) if path.is_dir() else f"hub:{checkpoint.name}"
+    return {"name": model_name(model), "weights": weights}
+
+
+def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -> Source | None:
+    """A model as results know it, by its name there: enough to show what was measured, whether or not it is at hand.
+
+    None where they know none of this name and data type.
+    """
+    for unit in all_units(folder, model=name):
+        if unit.key["model"]["name"] == name and dtype in ("auto", unit.key["dtype"]) and "weights" in unit.details:
+            return Source(
+                **unit.key["model"], num_layers=unit.details["num_layers"], dtype=unit.key["dtype"],
+                quantized=unit.details["weights"], folder=name,
+            )  # fmt: skip
+    return None
+
+
+def checkpoint_fingerprint(folder: Path) -> str:
+    """A hash of a checkpoint: its configuration, its weights, and the tokenizer, which puts tokens to them."""
+    files = [folder / "config.json", *sorted(folder.glob("tokenizer*")), *sorted(folder.glob("*.safetensors"))]
+    return f"sha256:{hashlib.sha256(''.join(map(hash_once, files)).encode()).hexdigest()}"

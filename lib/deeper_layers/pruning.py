@@ -1,0 +1,142 @@
+"""A model without the layers of a cut, in memory.
+
+Source: Gromov et al., arXiv 2403.17887, section 3.2, step 3.
+"""
+
+import copy
+import functools
+import types
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.per_layer import renumber_configs
+
+
+def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
+    """A model without the layers of a cut: the old input of layer `start` now feeds layer `stop`.
+
+    Source: paper, section 3.2, step 3. The new model has its own modules and its own configuration, with
+    layers renumbered from 0 and every per-layer entry of the configuration cut alike. It shares the
+    parameters and buffers of the original, so that it costs no memory: training, moving or casting one
+    changes the other (`copy.deepcopy` makes it independent). The original stays as it was.
+
+    Two empty models, built from the old and the new configuration, show everything that depends on a layer's
+    position. A position itself (`layer_idx`, wherever it is stored) is renumbered; any other difference in a
+    kept layer means that a reloaded model would compute something else than the kept layers did.
+
+    Args:
+        model: a decoder-only transformers model with L layers.
+        cut: the layers to drop.
+
+    Returns:
+        A model of the same class with L - cut.size layers.
+
+    Raises:
+        InputError: the model is not a decoder-only transformers model, the cut does not fit it, or its
+            configuration cannot describe the kept layers.
+    """
+    if not isinstance(model, PreTrainedModel):
+        raise InputError(
+            f"the model is a {type(model).__name__}; expected a transformers PreTrainedModel; unwrap it "
+            "first (adapters: model.merge_and_unload())"
+        )
+    kept = cut.kept(num_layers(model))
+    layers = decoder_layers(model)
+    prefix = next(name for name, module in model.named_modules() if module is layers) + "."
+
+    pruned = _shared_copy(model)
+    renumber_configs(pruned, kept)
+    words = cut.describe(len(layers))
+    before, after = _empty_model(model, words), _empty_model(pruned, words)
+    del decoder_layers(before)[cut.start : cut.stop]
+    del pruned.get_submodule(prefix[:-1])[cut.start : cut.stop]
+    _adopt_differences(pruned, before, after, kept, prefix, words)
+    return pruned
+
+
+def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
+    """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
+    memo: dict = {}
+    for module in model.modules():
+        memo[id(module)] = object.__new__(type(module))
+        for value in vars(module).values():
+            if isinstance(value, PreTrainedConfig | GenerationConfig):
+                # one memo for all, as the modules of a model hold the same object or parts of it
+                copy.deepcopy(value, memo)
+    for module in model.modules():
+        attributes = vars(memo[id(module)])
+        for name, value in vars(module).items():
+            if id(value) in memo:
+                value = memo[id(value)]
+            elif isinstance(value, dict):
+                # children, and the tables of parameters, buffers and hooks, each to change independently
+                value = copy.copy(value)
+                value.update((key, memo[id(entry)]) for key, entry in list(value.items()) if id(entry) in memo)
+            elif isinstance(value, types.MethodType | functools.partial):
+                # a forward that was replaced on the module, as accelerate does, is bound to the old module
+                value = copy.deepcopy(value, memo)
+            attributes[name] = value
+    return memo[id(model)]
+
+
+def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
+    """What saving and reloading the model would build, without weights."""
+    try:
+        config = type(model.config).from_dict(model.config.to_dict())
+        with torch.device("meta"):
+            return type(model)(config)
+    except Exception as error:  # the configuration classes of transformers raise many kinds
+        raise InputError(
+            f"a cut that {cut} does not fit the configuration of {type(model).__name__} ({error}); expected "
+            "one that can be saved and reloaded; choose another cut or model"
+        ) from error
+
+
+def _adopt_differences(
+    pruned: PreTrainedModel,
+    before: PreTrainedModel,
+    after: PreTrainedModel,
+    kept: list[int],
+    prefix: str,
+    cut: str,
+) -> None:
+    """Set in `pruned` every plain attribute in which two empty models of equal depth differ.
+
+    `before` is built from the old configuration and cut, `after` is built from the new one. Outside of the
+    layers such an attribute follows from the configuration (whether any layer has a sliding window); inside
+    it may only be the layer's position.
+    """
+
+    def refuse(what: str) -> InputError:
+        return InputError(
+            f"a cut that {cut} changes {what} of {type(pruned).__name__}, which depends on the depth in a "
+            "way that its configuration cannot describe; expected layers that reload unchanged; choose "
+            "another cut or model"
+        )
+
+    old_saved, new_saved = _saved_shapes(before), _saved_shapes(after)
+    if unequal := old_saved.items() ^ new_saved.items():
+        raise refuse(min(name for name, _ in unequal))
+    old_modules = dict(before.named_modules())
+    for name, new in after.named_modules():
+        old = old_modules.get(name)
+        if type(old) is not type(new):
+            raise refuse(name)
+        position = int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else None
+        for attribute, value in vars(new).items():
+            old_value = vars(old).get(attribute)
+            if not isinstance(value, int | float | str | None) or old_value == value:
+                continue
+            if position is not None and (type(value) is not int or (old_value, value) != (kept[position], position)):
+                raise refuse(f"{name}.{attribute}")
+            setattr(pruned.get_submodule(name), attribute, value)
+
+
+def _saved_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
+    """Name and shape of everything that a checkpoint of the model holds."""
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}

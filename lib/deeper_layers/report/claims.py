@@ -1,0 +1,240 @@
+"""The list of the paper's claims, and of its figures, with the verdict of what was measured on each."""
+
+import html
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from deeper_layers.report import decisions, paper
+from deeper_layers.report.evidence import TOPICS, Evidence, by_model
+from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Ruling
+from deeper_layers.results.units import Unit
+
+Rulings = Mapping[str, Mapping[str, list[Ruling]]]  # by claim, then by model
+# never by colour alone
+MARKS = {AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "–")}
+COUNTED = {AGREES: "agree", DIFFERS: "differ", OPEN: "can't be tested here"}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, in our words, its figures, and how it is decided for one model."""
+
+    identifier: str
+    title: str
+    paper: str
+    figures: tuple[str, ...]
+    decide: Callable[[Evidence], list[Ruling]]
+
+
+def _share(value: float) -> str:
+    return f"{value:.0%}"
+
+
+CLIFFS = ", ".join(
+    f"{family} {_share(low)}" + (f" to {_share(high)}" if high > low else "")
+    for family, (low, high) in paper.CLIFFS.items()
+)
+
+CLAIMS = [
+    Claim(
+        "plateau", "Accuracy stays, then falls at once",
+        f"MMLU stays flat until {CLIFFS} of the layers are gone, then falls to chance.",
+        ("1d", "2"), decisions.plateau,
+    ),
+    Claim(
+        "plateau-healed", "So it does after healing", "The healed curves have the same flat part and the same fall.",
+        ("1d", "2", "6"), decisions.plateau_healed,
+    ),
+    Claim(
+        "boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.",
+        ("1d", "6"), decisions.plateau_boolq,
+    ),
+    Claim(
+        "boolq-healing", "Healing matters more for BoolQ", "Healing gives back more on BoolQ than on MMLU.",
+        ("6",), decisions.healing_matters,
+    ),
+    Claim(
+        "healed-loss", "Healed loss grows slowly and straight",
+        "After healing, the loss on C4 grows slowly and about linearly, straight through the cliff.",
+        ("1d", "3"), decisions.healed_loss,
+    ),
+    Claim(
+        "unhealed-loss", "Unhealed loss jumps near the cliff", "Without healing, the loss jumps near the cliff.",
+        ("1d", "3"), decisions.unhealed_loss,
+    ),
+    Claim(
+        "simple-unhealed", "The simple heuristic alone collapses",
+        "Without healing, dropping the layers before the last one costs everything at once.",
+        ("5",), decisions.simple_collapses,
+    ),
+    Claim(
+        "simple-healed", "The simple heuristic, healed, nearly matches",
+        "After healing, the simple heuristic does nearly as well as similarity-informed pruning.",
+        ("5",), decisions.simple_healed,
+    ),
+    Claim(
+        "deep-blocks", "Deep blocks are the most alike",
+        "The deepest blocks without the last layer are the most similar.", ("1c", "4"), decisions.deep_blocks,
+    ),
+    Claim(
+        "last-layer", "The last layer is unlike the others",
+        "Blocks with the last layer are near-maximally dissimilar.", ("1c", "4"), decisions.last_layer,
+    ),
+    Claim(
+        "shot-order", "The order of examples does not matter", "Another order of the examples: no effect on MMLU.",
+        ("7",), decisions.shot_order,
+    ),
+    Claim(
+        "more-shots", "More examples help a little", "More examples in the prompt: MMLU marginally better.",
+        ("7",), decisions.more_shots,
+    ),
+    Claim(
+        "seeds", "The seed of healing does not matter", "Another seed of healing: no effect on MMLU.",
+        ("8",), decisions.seeds,
+    ),
+    Claim(
+        "ranks", "Lower ranks: better MMLU, worse loss",
+        "A lower rank of the adapters gives better MMLU and worse loss on C4.", ("9",), decisions.ranks,
+    ),
+    Claim(
+        "reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.",
+        ("GSM8K (ICLR appendix)",), decisions.reasoning,
+    ),
+]  # fmt: skip
+
+# the paper's figures and the page that shows ours
+FIGURES = {
+    "1c": "01-similarity", "1d": "03-healing", "2": "07-models", "3": "07-models", "4": "01-similarity",
+    "5": "03-healing", "6": "07-models", "7": "11-shots", "8": "05-ablations", "9": "05-ablations",
+    "GSM8K (ICLR appendix)": "04-reasoning",
+}  # fmt: skip
+
+
+def ruled(units: Iterable[Unit]) -> Rulings:
+    """For each claim the rulings on each model, first the one of which most can be said.
+
+    Without any unit, each claim is not measured on "no model".
+    """
+    models = by_model(units) or {"no model": Evidence([])}
+    found = {name: {claim.identifier: claim.decide(evidence) for claim in CLAIMS} for name, evidence in models.items()}
+    order = sorted(found, key=lambda name: [verdict_of(rulings) for rulings in found[name].values()].count(OPEN))
+    return {claim.identifier: {name: found[name][claim.identifier] for name in order} for claim in CLAIMS}
+
+
+def together(rulings: Iterable[Ruling]) -> str:
+    """One verdict of several: they differ where one does, and agree where one does and none differs."""
+    found = {ruling.verdict for ruling in rulings}
+    return DIFFERS if DIFFERS in found else AGREES if AGREES in found else OPEN
+
+
+def verdict_of(rulings: list[Ruling]) -> str:
+    """The verdict on a claim: by what the paper measured, whatever other tasks say."""
+    return together(ruling for ruling in rulings if ruling.of_paper)
+
+
+# ---- for readers ---------------------------------------------------------------------------------------------
+
+
+def summary_table(rulings: Rulings) -> str:
+    """HTML: each claim with its verdict on each model, and below it that of tasks which the paper did not ask."""
+    rows = []
+    for claim in CLAIMS:
+        cells = [f'<th scope="row"><a href="#claim-{claim.identifier}">{html.escape(claim.title)}</a></th>']
+        for found in rulings[claim.identifier].values():
+            others = [ruling for ruling in found if not ruling.of_paper]
+            beside = f"<br>other tasks: {_counted(others)}" if others else ""
+            cells.append(f"<td>{_badge(verdict_of(found))}{beside}</td>")
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return _table("The paper's claims", ["Claim", *_models(rulings)], rows)
+
+
+def details(rulings: Rulings) -> str:
+    """HTML: each claim in the paper's sense, and for each model the numbers that decide, with their intervals."""
+    parts = []
+    for claim in CLAIMS:
+        figures = html.escape(" and ".join(claim.figures))
+        parts.append(f'<h3 id="claim-{claim.identifier}">{html.escape(claim.title)}</h3>')
+        parts.append(f"<p>The paper ({figures}): {html.escape(claim.paper)}</p>")
+        for model, found in rulings[claim.identifier].items():
+            items = "".join(map(_ruling, found))
+            summary = f"<summary><strong>{html.escape(model)}</strong>: {_badge(verdict_of(found))}</summary>"
+            parts.append(f"<details>{summary}<ul>{items}</ul></details>")
+    return f'<div class="claims">{"".join(parts)}</div>'
+
+
+def figure_table(rulings: Rulings) -> str:
+    """HTML: each figure of the paper, the page that shows ours, and the verdicts on what the paper reads from it."""
+    rows = []
+    for figure, page in FIGURES.items():
+        claims = [claim for claim in CLAIMS if figure in claim.figures]
+        for number, claim in enumerate(claims):
+            span = f' rowspan="{len(claims)}"'
+            cells = [] if number else [f'<th scope="row"{span}>{html.escape(figure)}</th>']
+            cells += [f"<td>{html.escape(claim.paper)}</td>"]
+            cells += [f"<td>{_badge(verdict_of(found))}</td>" for found in rulings[claim.identifier].values()]
+            cells += [] if number else [f'<td{span}><a href="{page}.html">{page}</a></td>']
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+    return _table("The paper's figures", ["Figure", "What the paper reads from it", *_models(rulings), "Page"], rows)
+
+
+def result(rulings: Rulings) -> str:
+    """HTML: where half of what each model knows is gone, and how many claims hold of it."""
+    models = _models(rulings)
+    cliffs = {
+        (ruling.topic, model): ruling.findings[0].shown
+        for claim in ("plateau", "boolq", "reasoning")
+        for model in models
+        for ruling in rulings[claim][model]
+        if ruling.findings
+    }
+    rows = [_row(topic, [cliffs.get((topic, model), "–") for model in models]) for topic in TOPICS]
+    found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
+    counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
+    rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
+    lead = (
+        "The share of its layers at which a model has lost half of what it knows (95% intervals), without healing. "
+        f"The paper's models hold out until {CLIFFS}. –: not measured, or the whole model is not surely better than "
+        "guessing."
+    )
+    return _table("Where half is gone", ["Half is gone at", *models], rows, lead, "result")
+
+
+def _models(rulings: Rulings) -> list[str]:
+    return list(next(iter(rulings.values())))
+
+
+def _ruling(ruling: Ruling) -> str:
+    beside = "" if ruling.of_paper else " (not asked in the paper)"
+    numbers = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in ruling.findings)
+    reason = html.escape(f"{ruling.verdict}; {ruling.reason}.")
+    return f"<li>{html.escape(ruling.about)}{beside}: {reason}{f'<ul>{numbers}</ul>' if numbers else ''}</li>"
+
+
+def _counted(rulings: list[Ruling]) -> str:
+    found = [ruling.verdict for ruling in rulings]
+    return ", ".join(_count(found, verdict) for verdict in COUNTED if verdict in found)
+
+
+def _row(head: str, texts: list[str]) -> str:
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+    return f'<tr><th scope="row">{html.escape(head)}</th>{cells}</tr>'
+
+
+def _count(found: list[str], verdict: str) -> str:
+    number = found.count(verdict)
+    return f"{number} {verdict if number == 1 else COUNTED[verdict]}"
+
+
+def _badge(verdict: str) -> str:
+    name, mark = MARKS[verdict]
+    return f'<span class="verdict {name}"><span aria-hidden="true">{mark}</span> {html.escape(verdict)}</span>'
+
+
+def _table(caption: str, heads: list[str], rows: list[str], lead: str = "", identifier: str = "") -> str:
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    marked = f' id="{identifier}"' if identifier else ""
+    before = f"<p>{html.escape(lead)}</p>" if lead else ""
+    return (
+        f'<div class="claims scrolls"{marked} role="region" aria-label="{html.escape(caption)}">{before}{table}</div>'
+    )

@@ -1,0 +1,214 @@
+"""Rows of sweeps as curves, with intervals: what the figures of accuracy are drawn from."""
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import pandas as pd
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report import paper
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import measured_cuts
+
+TITLES = {
+    "capitals": "Capitals",
+    "sums": "Sums",
+    "sums_one_digit": "Sums, one digit",
+    "sums_two_digits": "Sums, two digits",
+    "embedded_piqa": "PIQA",
+    "embedded_boolq": "BoolQ",
+    "embedded_mmlu": "MMLU",
+    "piqa": "PIQA",
+    "boolq": "BoolQ",
+    "mmlu": "MMLU",
+    "mmlu_humanities": "MMLU, humanities",
+    "mmlu_social_sciences": "MMLU, social sciences",
+    "mmlu_stem": "MMLU, STEM",
+    "mmlu_other": "MMLU, other",
+    "gsm8k": "GSM8K",
+    "sums_generated": "Sums, written",
+    "sums_one_digit_generated": "Sums, one digit, written",
+    "sums_two_digits_generated": "Sums, two digits, written",
+}
+Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
+COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+
+
+def title(task: str) -> str:
+    """A task as people call it; its own name where there is no other."""
+    subject = task.removeprefix("mmlu_")
+    return TITLES.get(task) or (task if subject == task else f"MMLU, {subject.replace('_', ' ')}")
+
+
+def asked(tasks: Iterable[str], shots: int | None = None) -> str:
+    """Tasks and the examples in their prompts as people call them; several subjects of MMLU by their number."""
+    tasks = list(tasks)
+    subjects = [task for task in tasks if task.startswith("mmlu_") and task not in TITLES]
+    titles = [title(task) for task in tasks if len(subjects) == 1 or task not in subjects]
+    if len(subjects) > 1:
+        titles.append(f"MMLU, {of_subjects(len(subjects))}")
+    return ", ".join([*titles, f"{shots}-shot"] if shots else titles)
+
+
+def of_subjects(count: int) -> str:
+    """How many of the subjects of MMLU."""
+    return f"all {count} subjects" if count == paper.MMLU_SUBJECTS else f"{count} of {paper.MMLU_SUBJECTS} subjects"
+
+
+def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:
+    """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
+    centre = (value + z * z / (2 * items)) / (1 + z * z / items)
+    half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
+    # rounding must not put the value itself outside
+    return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
+
+
+def accuracy_by_rule(
+    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str | None = None
+) -> pd.DataFrame:
+    """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
+
+    Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
+    measured has no row. `metric` None is a task's "acc", or what it counts instead (exact_match).
+    """
+    wanted = {task: metric or main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
+    table = rows[rows["metric"] == rows["task"].map(wanted)]
+    curves = []
+    for rule, cuts in cuts_of.items():
+        for cut in cuts:
+            for row in table[(table["start"] == cut.start) & (table["size"] == cut.size)].itertuples():
+                low, high = wilson_interval(row.value, int(row.items))
+                curves.append((
+                    row.task, rule, cut.size, cut.start, cut.size / num_layers,
+                    row.value, low, high, int(row.items), row.metric,
+                ))  # fmt: skip
+    return _typed(curves, COLUMNS)
+
+
+def losses_by_line(
+    rows_of: dict[str, pd.DataFrame], cuts_of: dict[str, list[Cut]], num_layers: int, vocabulary: int
+) -> pd.DataFrame:
+    """Losses on text as curves, in units of ln V: a row for each set of rows, rule and size, with its 95% interval.
+
+    Columns line ("similarity, healed": a rule and the name of a set of rows), rule, size, start, fraction,
+    value, low, high, items, metric. The interval is that of the mean over sequences.
+    """
+    curves, unit = [], math.log(vocabulary)
+    for (name, rows), (rule, cuts) in itertools.product(rows_of.items(), cuts_of.items()):
+        for cut in cuts:
+            for row in rows[
+                (rows["metric"] == "loss") & (rows["start"] == cut.start) & (rows["size"] == cut.size)
+            ].itertuples():
+                half = Z * row.stderr
+                curves.append((
+                    f"{rule}, {name}", rule, cut.size, cut.start, cut.size / num_layers, row.value / unit,
+                    (row.value - half) / unit, (row.value + half) / unit, int(row.items), "loss / ln V",
+                ))  # fmt: skip
+    return _typed(curves, ["line", *COLUMNS[1:]])
+
+
+def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:
+    """Tasks on which the whole model is surely better than chance and than always naming the commonest answer."""
+    whole = accuracy[accuracy["size"] == 0].drop_duplicates("task")
+    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
+
+
+def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """For each task and rule the largest cut up to which nothing is surely lost.
+
+    That is: this cut and every smaller one has a 95% interval that reaches up to the whole model's accuracy.
+    Columns task, rule, size, fraction, value.
+    """
+    found = []
+    for (task, rule), curve in accuracy.groupby(["task", "rule"], sort=False):
+        curve = curve.sort_values("size")
+        flat = curve["high"] >= curve["value"].iloc[0]
+        last = curve[flat.cummin()].iloc[-1]
+        found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
+    return pd.DataFrame(found)
+
+
+def beside_whole(accuracy: pd.DataFrame) -> pd.DataFrame:
+    """For each task, how many pruned models are worth their bytes beside whole models that are no larger.
+
+    `accuracy` as `accuracy_by_rule` has it, with kinds of weights for rules and the column bytes. Columns task,
+    pruned, worse (95% interval below that of a whole model that is no larger), better (above those of all such),
+    close (neither), smaller (there is no such model).
+    """
+    found = []
+    for task, own in accuracy.groupby("task", sort=False):
+        whole, pruned = own[own["size"] == 0], own[own["size"] > 0]
+        counts = {"pruned": len(pruned), "worse": 0, "better": 0, "close": 0, "smaller": 0}
+        for row in pruned.itertuples():
+            rivals = whole[whole["bytes"] <= row.bytes]
+            worse, better = (rivals["low"] > row.high).any(), (rivals["high"] < row.low).all()
+            counts["smaller" if rivals.empty else "worse" if worse else "better" if better else "close"] += 1
+        found.append({"task": task, **counts})
+    return pd.DataFrame(found)
+
+
+def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
+    """Curves of every model under one rule: the columns of `accuracy_by_rule`, and before them model.
+
+    Of several units of a task and model one counts: not quantized before quantized, then that with most items,
+    with most cuts, the latest. attrs["levels"] holds for each task the highest levels of guessing of these units.
+    """
+    tables: dict[tuple[str, str], tuple] = {}
+    for unit in units:
+        rules, layers = unit.key["rule"].split(", "), unit.details["num_layers"]
+        cuts = measured_cuts(rules, [Cut(*cut) for cut in unit.key["cuts"]], layers)
+        if rule not in cuts:
+            continue
+        table = accuracy_by_rule(unit.rows, {rule: cuts[rule]}, layers)
+        for task in own_tasks(unit):
+            of_task = table[table["task"] == task]
+            place = unit.key["model"]["name"], task
+            plain = unit.key.get("quantization") is None
+            rank = plain, int(of_task["items"].max()), len(of_task), unit.provenance["measured"]
+            if place not in tables or tables[place][0] < rank:
+                tables[place] = rank, of_task.assign(model=place[0]), {task: levels_of(unit)[task]}
+    if not tables:
+        return _typed([], ["model", *COLUMNS])
+    together = pd.concat([table for _, table, _ in tables.values()])[["model", *COLUMNS]]
+    together.attrs["levels"] = highest_levels(levels for _, _, levels in tables.values())
+    return together
+
+
+def own_tasks(unit: Unit) -> list[str]:
+    """A unit's task, or its group where lm-eval aggregates one; else the tasks of the group."""
+    tasks = list(unit.rows["task"].unique())
+    return [unit.name] if unit.name in tasks else tasks
+
+
+def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
+    """The levels of guessing for each task in a unit's rows.
+
+    A group has none of its own: where every task in it has one chance, that is the group's too.
+    """
+    levels = unit.details["levels"]
+    chances = {level["chance"] for level in levels.values()}
+    shared = {"chance": chances.pop()} if len(chances) == 1 else {}
+    return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+
+
+def highest_levels(models: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """The levels of guessing of several models as one: where they were asked different items, the highest."""
+    highest: dict[str, dict[str, float]] = {}
+    for levels in models:
+        for task, level in levels.items():
+            known = highest.setdefault(task, {})
+            known |= {name: max(value, known.get(name, value)) for name, value in level.items()}
+    return highest
+
+
+def main_metric(metrics: list[str]) -> str:
+    """What a task is scored by: "acc", or what it counts instead (exact_match)."""
+    exact = [metric for metric in metrics if metric.startswith("exact_match")]
+    return "acc" if "acc" in metrics else (exact or metrics)[0]
+
+
+def _typed(rows: list[tuple], columns: list[str]) -> pd.DataFrame:
+    """A table whose numbers are numbers even where it has no row: one without would make others lose their type."""
+    kinds = {"size": int, "start": int, "items": int, "fraction": float, "value": float, "low": float, "high": float}
+    return pd.DataFrame(rows, columns=columns).astype({name: kinds[name] for name in columns if name in kinds})

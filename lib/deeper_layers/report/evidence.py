@@ -1,0 +1,310 @@
+"""What results hold about one model, arranged for the claims: answers item by item, losses, distances, healings.
+
+Everything comes from the units of single tasks; a group such as MMLU is what its tasks are together. What is not
+there is None or empty, never a number.
+
+Letters in shapes: C cuts, I items, S sequences.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report import curves
+from deeper_layers.results.units import Unit, unpack
+from deeper_layers.rules.choosing import RULES, measured_cuts
+
+TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which items of a topic the pruned models of one family got right, in the order of their cuts by size."""
+
+    described: str  # topic, part of it, items, shots
+    cuts: list[Cut]
+    right: Bool[np.ndarray, "C I"]
+    levels: dict[str, float]  # accuracy of guessing, by chance and, for a single task, by the commonest answer
+    layers: int
+    flipped: Float[np.ndarray, " C"] | None = None  # share of answers other than the whole model's, where any is chosen
+
+    @property
+    def guessing(self) -> float:
+        """Accuracy of the better way to guess."""
+        return max(self.levels.values())
+
+    @property
+    def fractions(self) -> Float[np.ndarray, " C"]:
+        return np.array([cut.size for cut in self.cuts]) / self.layers
+
+    @property
+    def whole(self) -> tuple[float, float, float]:
+        """Accuracy of the whole model with its 95% interval."""
+        value = float(self.right[0].mean())
+        return value, *curves.wilson_interval(value, self.right.shape[1])
+
+    @property
+    def known(self) -> bool:
+        """Whether the whole model is surely better than guessing."""
+        return self.whole[1] > self.guessing
+
+    def rows(self, task: str, rule: str) -> pd.DataFrame:
+        """As curves: the columns of `deeper_layers.report.curves.accuracy_by_rule`."""
+        items = self.right.shape[1]
+        values = self.right.mean(axis=1).tolist()
+        intervals = [curves.wilson_interval(value, items) for value in values]
+        rows = [
+            (task, rule, cut.size, cut.start, cut.size / self.layers, value, *interval, items, "acc")
+            for cut, value, interval in zip(self.cuts, values, intervals)
+        ]
+        return pd.DataFrame(rows, columns=curves.COLUMNS)
+
+    def of(self, cuts: Iterable[Cut]) -> Bool[np.ndarray, "C I"]:
+        return self.right[[self.cuts.index(cut) for cut in cuts]]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Loss of each sequence, in nats a token, before healing and, where asked for, after; the whole model first."""
+
+    cuts: list[Cut]
+    before: Float[np.ndarray, "C S"]
+    after: Float[np.ndarray, "C S"] | None
+    layers: int
+
+    @property
+    def fractions(self) -> Float[np.ndarray, " C"]:
+        return np.array([cut.size for cut in self.cuts]) / self.layers
+
+
+class Evidence:
+    """The units of one model."""
+
+    def __init__(self, units: list[Unit]):
+        self.units = units
+        self.name = units[0].key["model"]["name"] if units else ""
+        self.layers = next((unit.details["num_layers"] for unit in units if "num_layers" in unit.details), 0)
+
+    def of_kind(self, kind: str) -> list[Unit]:
+        """The units of one kind."""
+        return [unit for unit in self.units if unit.kind == kind]
+
+    def best(self, kind: str) -> Unit | None:
+        """Of several units of a kind one: not quantized before quantized, then that with most cuts, the latest."""
+
+        def rank(unit: Unit) -> tuple:
+            return unit.key["quantization"] is None, len(unit.key.get("cuts", [])), unit.provenance["measured"]
+
+        return max(self.of_kind(kind), key=rank, default=None)
+
+    @property
+    def topics(self) -> list[str]:
+        """What the sweeps ask about: the known topics in their order, then the others."""
+        found = dict.fromkeys(topic_of(unit.name) for unit in self.of_kind("sweep") if "outcomes" in unit.details)
+        return [*(topic for topic in TOPICS if topic in found), *(topic for topic in found if topic not in TOPICS)]
+
+    def sweeps(self, topic: str) -> list[list[Unit]]:
+        """Sweeps of a topic's tasks, those of one measurement together; the best last.
+
+        Best is: not quantized, then with most items, most cuts, the latest.
+        """
+        together: dict[str, dict[str, Unit]] = {}
+        for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
+            if "outcomes" in unit.details and topic_of(unit.name) == topic:
+                family = "mmlu_*" if unit.name.startswith("mmlu_") else unit.name
+                how = {k: v for k, v in unit.key.items() if k not in ("task", "data", "version", "model")}
+                together.setdefault(json.dumps([family, how], sort_keys=True), {})[unit.name] = unit
+        found = [list(units.values()) for units in together.values()]
+        return sorted(found, key=lambda units: (
+            units[0].key["quantization"] is None, sum(_items(unit) for unit in units), len(units[0].key["cuts"]),
+            max(unit.provenance["measured"] for unit in units),
+        ))  # fmt: skip
+
+    def answers(self, topic: str, rule: str) -> Answers | None:
+        """What was measured of a topic before healing, for the cuts of a rule; None where there is nothing."""
+        of_rule = [found for units in self.sweeps(topic) if (found := self._together(topic, units, rule))]
+        return of_rule[-1] if of_rule else None
+
+    def by_shots(self, topic: str, rule: str) -> dict[int, Answers]:
+        """The same by the number of examples in the prompt, where it was asked for; of the same items only."""
+        found = {}
+        for units in self.sweeps(topic):
+            answers, shots = self._together(topic, units, rule), units[0].key["num_fewshot"]
+            if answers and shots is not None:
+                found[shots] = answers
+        most = max((answers.right.shape[1] for answers in found.values()), default=0)
+        return {shots: found[shots] for shots in sorted(found) if found[shots].right.shape[1] == most}
+
+    def by_prompt(self, topic: str, setting: str) -> dict[int, Answers]:
+        """What was measured under prompts that differ in one setting alone ("num_fewshot", "order"), by its value."""
+        together: dict[str, dict[int, Unit]] = {}
+        for unit in self.of_kind("shots"):
+            if topic_of(unit.key["task"]) == topic:
+                how = {k: v for k, v in unit.key.items() if k not in (setting, "data", "model")}
+                together.setdefault(json.dumps(how, sort_keys=True), {})[unit.key[setting]] = unit
+        best, found = max(together.values(), key=len, default={}), {}
+        for value, unit in sorted(best.items()):
+            cuts = [Cut(*cut) for cut in unit.key["cuts"]]
+            of_cuts = [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]
+            right = np.stack([np.concatenate([_right(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
+            found[value] = self._answers(topic, [unit], list(of_cuts[0]), cuts, right, unit.key["num_fewshot"])
+        return found
+
+    def _together(self, topic: str, units: list[Unit], rule: str) -> Answers | None:
+        rules = units[0].key["rule"].split(", ")
+        if rule not in rules:
+            return None
+        cuts = measured_cuts(rules, [Cut(*cut) for cut in units[0].key["cuts"]], self.layers)[rule]
+        if len(cuts) < 2 or cuts[0].size:
+            return None
+        of_cuts = [(unit.name, [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]) for unit in units]
+        right = [np.stack([_right(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
+        names, shots = [unit.name for unit in units], units[0].key["num_fewshot"]
+        found = self._answers(topic, units, names, cuts, np.concatenate(right, axis=1), shots)
+        if not all("chosen" in outcomes[name] for name, of_unit in of_cuts for outcomes in of_unit):
+            return found
+        chosen = [np.stack([unpack(outcomes[name]["chosen"]) for outcomes in of_unit]) for name, of_unit in of_cuts]
+        table = np.concatenate(chosen, axis=1)
+        return dataclasses.replace(found, flipped=(table != table[0]).mean(axis=1))
+
+    def _answers(self, topic, units: list[Unit], names: list[str], cuts, right, shots=None) -> Answers:
+        known = {name: level for unit in units for name, level in unit.details["levels"].items()}
+        levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
+        # the commonest answer is one for each subject: for many together only chance is left
+        guessing = levels[0] if len(levels) == 1 else {"chance": max(level["chance"] for level in levels)}
+        part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
+        shown = f", {shots}-shot" if shots is not None else ""
+        described = f"{topic}{part}{shown}, {right.shape[1]:,} items"
+        return Answers(described, list(cuts), right.astype(bool), guessing, self.layers)
+
+    # ---- healing ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ways(self) -> dict[str, dict[Cut, Unit]]:
+        """Healings alike in all but the cut: their settings as JSON, then unit by cut. The first is the widest."""
+        found: dict[str, dict[Cut, Unit]] = {}
+        for unit in self.of_kind("healing"):
+            how = {k: v for k, v in unit.key.items() if k not in ("cut", "data", "model")}
+            found.setdefault(json.dumps(how, sort_keys=True), {})[Cut(*unit.key["cut"])] = unit
+        usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
+        return {key: found[key] for key in sorted(usual, key=lambda key: -len(found[key]))}
+
+    @property
+    def healing_tokens(self) -> int:
+        """Tokens on which each of the healed models was trained, in the way that most cuts have; 0 without one."""
+        units = next(iter(self.ways.values()), {})
+        return max((unit.details["healing"]["tokens"] for unit in units.values()), default=0)
+
+    def alike_but(self, setting: str) -> dict[int, dict[Cut, Unit]]:
+        """Ways that differ from another one in a single setting of healing, by its value; all for the same cuts."""
+        together: dict[str, dict[int, dict[Cut, Unit]]] = {}
+        for key, units in self.ways.items():
+            how = json.loads(key)
+            value = how["healing"].pop(setting)
+            together.setdefault(json.dumps(how, sort_keys=True), {})[value] = units
+        best = max(together.values(), key=len, default={})
+        common = set.intersection(*map(set, best.values())) if len(best) > 1 else set()
+        return {value: {cut: best[value][cut] for cut in sorted(common)} for value in sorted(best)} if common else {}
+
+    def healed(self, topic: str, rule: str) -> tuple[Answers, Answers] | None:
+        """Answers of a family before and after healing: the same cuts, items and number format."""
+        if not self.ways:
+            return None
+        of_cut = next(iter(self.ways.values()))
+        for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic)):
+            before = self._together(topic, units, rule)
+            cuts = [cut for cut in before.cuts if cut in of_cut] if before else []
+            names = [unit.name for unit in units]
+            if len(cuts) < 2 or cuts[0].size or not all(set(names) <= set(_outcomes(of_cut[cut])) for cut in cuts):
+                continue
+            right = np.stack([of_topic(of_cut[cut], names) for cut in cuts])
+            if right.shape[1] == before.right.shape[1]:
+                return dataclasses.replace(before, cuts=cuts, right=before.of(cuts), flipped=None), self._answers(
+                    topic, units, names, cuts, right
+                )
+        return None
+
+    def sweeps_opened_as(self, healing: Unit, topic: str) -> list[list[Unit]]:
+        opened = healing.key["dtype"], healing.key["quantization"]
+        every = self.sweeps(topic)
+        return [units for units in every if (units[0].key["dtype"], units[0].key["quantization"]) == opened]
+
+    def losses(self, rule: str) -> Losses | None:
+        """Losses on text before and after healing, for the cuts of a rule that have both."""
+        if not self.ways:
+            return None
+        of_cut = next(iter(self.ways.values()))
+        healing = next(iter(of_cut.values()))
+        same = ("dtype", "quantization")
+        for unit in self.of_kind("loss"):
+            if any(unit.key[name] != healing.key[name] for name in same) or healing.key["loss"] != {
+                name: unit.key[name] for name in healing.key["loss"]
+            }:
+                continue
+            before = self._before(unit, rule, of_cut)
+            if before and len(before.cuts) > 2:
+                after = [of_cut[cut].details["by_sequence"] for cut in before.cuts]
+                return dataclasses.replace(before, after=np.array(after))
+        return None
+
+    def unhealed_losses(self, rule: str) -> Losses | None:
+        """Losses on text before healing, for all cuts of a rule that have one."""
+        unit = self.best("loss")
+        return self._before(unit, rule) if unit else None
+
+    def _before(self, unit: Unit, rule: str, among: Collection[Cut] | None = None) -> Losses | None:
+        cuts = measured_cuts(RULES, [Cut(*cut) for cut in unit.key["cuts"]], self.layers)[rule]
+        cuts = [cut for cut in cuts if among is None or cut in among]
+        if len(cuts) < 2 or cuts[0].size:
+            return None
+        before = [unit.details["by_sequence"][f"{cut.start},{cut.size}"] for cut in cuts]
+        return Losses(cuts, np.array(before), None, self.layers)
+
+    # ---- layers ----------------------------------------------------------------------------------------------
+
+    def distances(self) -> pd.DataFrame | None:
+        """Rows of angular distances."""
+        unit = self.best("similarity")
+        return unit.rows if unit else None
+
+
+def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
+    """The evidence about each model of some units, by its name."""
+    found: dict[str, list[Unit]] = {}
+    for unit in units:
+        found.setdefault(unit.key["model"]["name"], []).append(unit)
+    return {name: Evidence(of_model) for name, of_model in found.items()}
+
+
+def topic_of(task: str) -> str:
+    """What a task asks about, whichever set its items come from: all subjects of MMLU are MMLU."""
+    return "MMLU" if task.startswith("mmlu_") else curves.title(task)
+
+
+def of_topic(unit: Unit, names: list[str]) -> Bool[np.ndarray, " I"]:
+    """Which items of some tasks a healed model got right."""
+    return np.concatenate([_right(_outcomes(unit), name) for name in names])
+
+
+def _right(outcomes: dict, task: str) -> Bool[np.ndarray, " I"]:
+    packed = outcomes[task]
+    return unpack(packed[curves.main_metric([name for name in packed if name != "chosen"])]).astype(bool)
+
+
+def _outcomes(healing: Unit) -> dict:
+    return healing.details["outcomes"]
+
+
+def _items(unit: Unit) -> int:
+    return int(unit.rows["items"].max())
+
+
+def _is_usual(settings: dict) -> bool:
+    return settings["adapters"] == "all" and not settings["auxiliary"]

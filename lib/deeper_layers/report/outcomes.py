@@ -1,0 +1,168 @@
+"""What pruning does to each item: answers that flip, paired changes, where the cliff is.
+
+Two models that answer the same items are compared item by item. An accuracy that stays can hide as many
+answers lost as gained (Dutta et al. 2024, arXiv 2407.09141).
+
+Letters in shapes: C cuts, I items.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool, Float, UInt8
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.report.curves import Z
+from deeper_layers.results.units import Unit, read_unit, unpack
+
+RESAMPLES = 2000
+
+
+def leaves_of(unit: Unit) -> list[Unit]:
+    """The units of the tasks of a group, or a task's own unit alone.
+
+    Raises InputError where one of them is no longer there.
+    """
+    if "units" not in unit.details:
+        return [unit]
+    leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
+    for name, leaf in zip(unit.details["units"], leaves, strict=True):
+        if leaf is None:
+            raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
+    return leaves
+
+
+def outcomes_of(
+    unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None
+) -> UInt8[np.ndarray, "C I"]:
+    """What came out for each item under each cut: 0 or 1 for a metric, a number for "chosen".
+
+    `task` is one of a group's, and None takes the items of all.
+    Raises InputError for a cut, a metric or a task that the unit does not have.
+    """
+    rows = []
+    for cut in cuts:
+        row = []
+        for leaf in leaves_of(unit):
+            found = leaf.details["outcomes"].get(f"{cut.start},{cut.size}")
+            if found is None:
+                raise InputError(f"{leaf.path and leaf.path.name} has no {cut}: it was measured for other cuts")
+            for name, packed in found.items():
+                if task not in (None, name):
+                    continue
+                if what not in packed:
+                    raise InputError(f"{name} has no outcomes {what!r}, expected one of {', '.join(packed)}")
+                row.append(unpack(packed[what]))
+        if not row:
+            raise InputError(f"task is {task!r}, which {unit.name} has not")
+        rows.append(np.concatenate(row))
+    return np.stack(rows)
+
+
+def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None) -> pd.DataFrame:
+    """Every pruned model against the whole one, item by item.
+
+    Columns size, start, items, change (of accuracy), low, high (its 95% interval, normal, over pairs), lost and
+    gained (shares of items that were right and are wrong, or the other way), flipped (share whose answer is
+    another one, right or wrong; missing where a task has no choices), p (exact McNemar test).
+    """
+    cuts = list(cuts)
+    right = outcomes_of(unit, [Cut(0, 0), *cuts], what, task=task).astype(bool)
+    try:
+        chosen = outcomes_of(unit, [Cut(0, 0), *cuts], "chosen", task=task)
+    except InputError:
+        chosen = None
+    rows = []
+    for number, cut in enumerate(cuts, 1):
+        before, after = right[0], right[number]
+        change, low, high = paired_change(before.tolist(), after.tolist())
+        lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+        rows.append({
+            "size": cut.size, "start": cut.start, "items": len(before), "change": change, "low": low, "high": high,
+            "lost": lost / len(before), "gained": gained / len(before),
+            "flipped": math.nan if chosen is None else float((chosen[number] != chosen[0]).mean()),
+            "p": mcnemar(lost, gained),
+        })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def paired_change(before: Sequence[int | float], after: Sequence[int | float]) -> tuple[float, float, float]:
+    """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
+    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
+    half = Z * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
+    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
+
+
+def mcnemar(lost: int, gained: int) -> float:
+    """Probability of a split at least as uneven if losing and gaining were equally likely (exact, two-sided)."""
+    total = lost + gained
+    tail = sum(math.comb(total, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def cliff(
+    right: UInt8[np.ndarray, "C I"] | Bool[np.ndarray, "C I"],
+    fractions: Sequence[int | float] | np.ndarray,
+    guessing: float,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Where accuracy falls: the fraction dropped at which half of what lies above guessing is gone.
+
+    Parameters
+    ----------
+    right: whether each item is right, the rows in the order of `fractions`, which begin with 0: the whole model.
+    guessing: accuracy of guessing, by chance or by the commonest answer.
+
+    Returns the position, by straight lines between the cuts, and its 95% interval from resampled items. A curve
+    that does not fall so far has its cliff beyond the last cut: infinity.
+    Raises InputError where fractions do not rise from 0.
+    """
+    fractions = np.asarray(fractions, dtype=float)
+    if len(fractions) != len(right) or fractions[0] != 0 or (np.diff(fractions) <= 0).any():
+        raise InputError(f"fractions are {fractions.tolist()}, expected one a row, rising from 0 (the whole model)")
+    places = resampled(
+        lambda accuracy: crossing(accuracy, fractions, guessing), right.astype(float), resamples=resamples, seed=seed
+    )
+    return interval(places)
+
+
+def resampled(
+    statistic: Callable, table: Float[np.ndarray, "C I"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, " R"]:
+    """A statistic of the mean of each row, [C]: first of all items, then of items drawn anew, with repetition.
+
+    Two tables resampled apart, of as many resamples, can be compared number by number.
+    """
+    draw, items = np.random.default_rng(seed), table.shape[1]
+    found = [float(statistic(table.mean(axis=1)))]
+    for _ in range(resamples):
+        times = np.bincount(draw.integers(0, items, items), minlength=items)
+        found.append(float(statistic(table @ times / items)))
+    return np.array(found)
+
+
+def interval(found: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
+    """The first of resampled values, and the 95% interval of the others; infinity is a place like any other."""
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="nearest")
+    return float(found[0]), float(low), float(high)
+
+
+def crossing(
+    accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " C"], guessing: float, share: float = 0.5
+) -> float:
+    """The fraction dropped at which only a share of what lies above guessing is left; infinity where more stays."""
+    level = guessing + share * (accuracy[0] - guessing)
+    below = np.flatnonzero(accuracy < level)
+    if accuracy[0] <= guessing:  # nothing to fall from
+        return 0.0
+    if not len(below):
+        return math.inf
+    after = below[0]
+    before = after - 1
+    part = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
+    return float(fractions[before] + part * (fractions[after] - fractions[before]))

@@ -1,0 +1,10 @@
+"""Measured units on disk, the only source of every figure. No torch.
+
+In: rows, outcomes item by item, the key (all that determines the numbers) and the provenance. Out: the same, found
+again by key, kind or model. A unit is one JSON file in `results/MODEL/`; a record beside it says what a notebook was
+asked for. Files are written under another name and renamed, so what is there is complete. Read first: units.py.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

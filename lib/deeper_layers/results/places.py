@@ -1,0 +1,27 @@
+"""Where measured units lie, and which checkout of this project is around."""
+
+from pathlib import Path
+
+# where this package runs from a checkout, its root; a folder of the environment otherwise
+AROUND = Path(__file__).resolve().parents[3]
+
+
+def is_checkout(folder: Path) -> bool:
+    """Whether a folder is the root of a checkout of this project."""
+    return (folder / "lib" / "deeper_layers" / "cuts.py").is_file()
+
+
+def repository() -> Path | None:
+    """The checkout that this package runs from, else the one in which the user stands; None where there is neither."""
+    here = Path.cwd()
+    return next((folder for folder in (AROUND, here, *here.parents) if is_checkout(folder)), None)
+
+
+def results_folder(named: str | Path | None = None) -> Path:
+    """The folder of measured units: the one that is named, from where the user stands.
+
+    Without a name it is `results` of the repository where one is around, else of the working directory.
+    """
+    if named is not None:
+        return Path(named).expanduser()
+    return (repository() or Path()) / "results"

@@ -1,0 +1,73 @@
+"""What was true while a unit was measured: versions, commit, machine, time, memory."""
+
+import contextlib
+import datetime
+import importlib.metadata
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from deeper_layers.results.places import AROUND, is_checkout
+
+PACKAGES = (
+    "deeper-layers",
+    "torch",
+    "transformers",
+    "lm-eval",
+    "datasets",
+    "numpy",
+    "peft",
+    "bitsandbytes",
+    "gguf",
+    "cyllama",
+)
+
+
+def provenance(device: str) -> dict:
+    """What was true while measuring: versions, commit, machine. Nothing here decides a number's file.
+
+    `device` is the processor or accelerator in words, as `deeper_layers.models.device_name` has it.
+    """
+    packages = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[package] = importlib.metadata.version(package)
+    return {
+        "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "packages": packages,
+        "python": platform.python_version(),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": _is_dirty(),
+        "device": device,
+    }
+
+
+@contextlib.contextmanager
+def clock() -> Iterator[dict]:
+    """While it lasts, time and memory: afterwards the dictionary holds seconds and peak_memory_bytes."""
+    measured: dict = {}
+    start = time.monotonic()
+    yield measured
+    measured["seconds"] = round(time.monotonic() - start, 2)
+    # the operating system counts kibibytes on Linux, bytes on macOS
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    measured["peak_memory_bytes"] = peak * (1 if sys.platform == "darwin" else 1024)
+
+
+def _git(*arguments: str) -> str | None:
+    if not is_checkout(AROUND):  # installed: whatever repository lies around the environment is not ours
+        return None
+    try:
+        done = subprocess.run(["git", *arguments], cwd=AROUND, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _is_dirty() -> bool | None:
+    """Whether code differs from the commit; results themselves don't count, a measurement adds them."""
+    status = _git("status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "constraints.txt")
+    return None if status is None else bool(status)

@@ -1,0 +1,64 @@
+"""The paper's rule: drop the most similar block. Distances as rows and as a matrix [n, l].
+
+Source: Gromov et al., arXiv 2403.17887, section 3.2, step 2.
+"""
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from deeper_layers.cuts import Cut, check_size
+from deeper_layers.errors import InputError
+
+
+def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
+    """The cut of `size` layers with the smallest angular distance, l*(n) = argmin over l of d(l, n).
+
+    Source: paper, section 3.2, step 2. As the last layer is never dropped, the candidates are the starts l
+    with l + n <= L - 1: a block with l + n = L would contain the last layer. Of equal distances the smallest
+    start is taken.
+
+    Args:
+        distances: array (L, L) of angular distances in units of pi; row n-1 belongs to block size n = 1..L,
+            column l to the start l = 0..L-1; nan where l + n > L.
+        size: number of layers to drop, n, from 0 to L-1.
+
+    Raises:
+        InputError: the array is not square, size is outside of 0 to L-1, or a candidate has no distance.
+    """
+    if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
+        raise InputError(
+            f"distances has shape {distances.shape}; expected (L, L) for a model of L layers, sizes 1..L by "
+            "starts 0..L-1; pass the whole array that angular_distances returns"
+        )
+    length = distances.shape[0]
+    check_size(size, length)
+    if size == 0:
+        return Cut(0, 0)
+    candidates = distances[size - 1, : length - size]
+    if np.isnan(candidates).any():
+        raise InputError(
+            f"distances holds nan for size {size} at start {int(np.isnan(candidates).argmax())}; expected a "
+            f"number for every start from 0 to {length - size - 1}; measure them again with angular_distances"
+        )
+    return Cut(int(candidates.argmin()), size)
+
+
+def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> pd.DataFrame:
+    """The matrices [n, l] as rows: start (l), size (n), distance and its standard error, samples."""
+    layers = len(mean)
+    rows = [
+        {"start": start, "size": size, "distance": mean[size - 1, start], "stderr": error[size - 1, start],
+         "samples": samples}
+        for size in range(1, layers + 1)
+        for start in range(layers - size + 1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def distance_matrix(table: pd.DataFrame) -> Float[np.ndarray, "L L"]:
+    """The matrix [n, l] of a `distance_table`."""
+    layers = int(table["size"].max())
+    matrix = np.full((layers, layers), np.nan)
+    matrix[table["size"] - 1, table["start"]] = table["distance"]
+    return matrix

@@ -1,0 +1,123 @@
+"""Every angular distance d(l, n) of a model from one forward pass (Gromov et al. 2024, section 3, eq. 7).
+
+d(l, n) = arccos( <x(l), x(l+n)> / (|x(l)| |x(l+n)|) ) / pi, where x(l) is the residual entering layer l at
+the last token of a sequence, and x(L) the residual leaving the last layer, before the final norm. The
+arccos is taken per sequence and then averaged over sequences. Layers are counted from 0.
+
+Two traps: the last entry of `hidden_states` in transformers lies after the final norm, so residuals are
+read at the layers themselves; and the arccos of a cosine near 1 vanishes in half precision, so angles are
+computed in float64 from residuals as the model made them.
+"""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers
+
+
+class LastTokenResiduals:
+    """While entered, records the residual entering every layer, and leaving the last, at one token a row.
+
+    Only that token is kept: memory is (L+1) x B x D, whatever the sequences' length.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        self.layers = decoder_layers(model)
+        self.positions: torch.Tensor | None = None
+        self.residuals: list[torch.Tensor] = []
+
+    def __enter__(self):
+        first = [layer.register_forward_pre_hook(self._entering, with_kwargs=True) for layer in self.layers]
+        self._handles = [*first, self.layers[-1].register_forward_hook(self._leaving)]
+        return self
+
+    def __exit__(self, *_):
+        for handle in self._handles:
+            handle.remove()
+
+    def start(self, attention_mask: torch.Tensor) -> None:
+        """Before each batch: forget the last one, find each row's last token, on whichever side it is padded."""
+        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        self.positions = (attention_mask * (places + 1)).argmax(dim=1)
+        self.residuals = []
+
+    def _entering(self, _, arguments, named):
+        self._keep(arguments[0] if arguments else named["hidden_states"])
+
+    def _leaving(self, _, arguments, output):
+        self._keep(output[0] if isinstance(output, tuple) else output)
+
+    def _keep(self, hidden: torch.Tensor) -> None:
+        if hidden.ndim != 3:
+            raise InputError(
+                f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(hidden.shape)}; expected three "
+                "dimensions, [sequences, tokens, width], as distances are those of one residual; choose another model"
+            )
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        self.residuals.append(hidden[rows, self.positions.to(hidden.device)].detach().to("cpu"))
+
+
+def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
+    """Angular distance between every two residuals of each row, in units of pi, in float64 (eq. 7)."""
+    unit = torch.nn.functional.normalize(residuals.to(torch.float64), dim=-1).transpose(0, 1)
+    # rounding can push a cosine just past 1, whose arccos would be not-a-number and sort last
+    return torch.arccos((unit @ unit.mT).clamp(-1.0, 1.0)) / torch.pi
+
+
+def measure_distances(
+    model: torch.nn.Module,
+    batches: Iterable[dict[str, torch.Tensor]],
+    *,
+    progress: Callable | None = None,
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard error of d(l, n) over sequences, and their number, from one pass over `batches`.
+
+    Parameters
+    ----------
+    batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
+        only for models with rotary positions, since positions are counted from the first column.
+
+    Returns arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the
+    first layer 0..L-1; not-a-number where l + n > L. Memory does not grow with the number of sequences.
+    Raises InputError when there is no sequence, or one that is all padding.
+    """
+    layers = len(decoder_layers(model))
+    total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
+    squares, samples = torch.zeros_like(total), 0
+    device = model.get_input_embeddings().weight.device
+    with torch.inference_mode(), LastTokenResiduals(model) as recorder:
+        for batch in progress(batches) if progress else batches:
+            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            if (mask.sum(dim=1) == 0).any():
+                raise InputError("a sequence is all padding: it has no last token")
+            recorder.start(mask)
+            # the decoder without its head: nobody reads the logits
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            distances = batch_distances(torch.stack(recorder.residuals))
+            total += distances.sum(dim=0)
+            squares += distances.square().sum(dim=0)
+            samples += len(ids)
+    if samples == 0:
+        raise InputError("there is no sequence to measure distances on: give at least one batch")
+    mean = total / samples
+    variance = (squares / samples - mean.square()).clamp(min=0) * samples / max(samples - 1, 1)
+    error = torch.sqrt(variance / samples) if samples > 1 else torch.full_like(mean, torch.nan)
+    return _by_size(mean.numpy()), _by_size(error.numpy()), samples
+
+
+def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
+    """Mean angular distances [n, l], see `measure_distances`."""
+    return measure_distances(model, batches)[0]
+
+
+def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
+    """From [l, m], a value for every two residuals, to [n, l] with n = m - l."""
+    layers = len(pairs) - 1
+    matrix = np.full((layers, layers), np.nan)
+    for size in range(1, layers + 1):
+        matrix[size - 1, : layers - size + 1] = np.diagonal(pairs, offset=size)
+    return matrix
