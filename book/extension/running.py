@@ -16,6 +16,8 @@ from traitlets.config import Config as JupyterConfig
 
 from book.extension.contents import all_pages
 from book.extension.inputs import Inputs
+from book.extension.kernels import Nursery
+from book.extension.outdated import files
 from book.extension.pages import ROOT, Page
 from deeper_layers.results.files import write_whole
 
@@ -47,10 +49,10 @@ def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
     start = time.monotonic()
     logger.info("running %d notebooks, %d at once", len(pages), at_once)
     # A kernel is a process of its own; a thread only waits for it.
-    with ThreadPoolExecutor(at_once) as pool:
-        waiting: dict[Future, Page] = {
-            pool.submit(run_notebook, page, inputs.without_code(page)): page for page in pages
-        }
+    with tempfile.TemporaryDirectory() as folder, Nursery(folder) as nursery, ThreadPoolExecutor(at_once) as pool:
+        waiting: dict[Future, Page] = {}
+        for page in pages:
+            waiting[pool.submit(run_notebook, page, inputs.without_code(page), nursery)] = page
         try:
             for done, finished in enumerate(as_completed(waiting), 1):
                 page, (state, code, seconds) = waiting[finished], finished.result()
@@ -62,13 +64,13 @@ def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
             pool.shutdown(cancel_futures=True)
 
 
-def run_notebook(page: Page, state: str) -> tuple[str, list[str], float]:
+def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tuple[str, list[str], float]:
     """Run the notebook of a page and keep what it shows.
 
     Returns `state`, which is that of the inputs before the run, the files of code that it loaded, and its seconds.
     """
     start = time.monotonic()
-    notebook = executed(page)
+    notebook = executed(page, nursery)
     said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
     inside = (Path(line) for line in said.splitlines())
     code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
@@ -76,7 +78,7 @@ def run_notebook(page: Page, state: str) -> tuple[str, list[str], float]:
     return state, code, time.monotonic() - start
 
 
-def executed(page: Page) -> nbformat.NotebookNode:
+def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
     """The notebook of a page with its outputs, and with LOADED as its last cell."""
     # A virtual environment's own kernel before one that the user once installed for another interpreter.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
@@ -95,9 +97,9 @@ def executed(page: Page) -> nbformat.NotebookNode:
                 kernel_name="python3",
                 cwd=page.root,
                 progress_bar=False,
-                stdout_file=sys.stderr,
-                stderr_file=sys.stderr,
+                stderr_file=None if page.record else sys.stderr,  # progress of what is measured
                 config=JupyterConfig({"KernelManager": ipc}),
+                **({"kernel_manager_class": nursery.manager()} if nursery else {}),
             )
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
@@ -107,8 +109,10 @@ def executed(page: Page) -> nbformat.NotebookNode:
                     f"notebooks/{page.notebook}.ipynb failed: {text.strip().splitlines()[-1]} "
                     f"(to see where: {page.command})"
                 ) from None
-            cell = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
-            return nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_code_cell()])
+            note = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
+            # what it would have loaded is not known: all code
+            loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
+            return nbformat.v4.new_notebook(cells=[note, nbformat.v4.new_code_cell(outputs=[loaded])])
     # Where papermill read and wrote is of no use to a reader of the page.
     notebook.metadata.papermill.update(input_path=f"notebooks/{page.notebook}.ipynb", output_path=None)
     return notebook
