@@ -186,6 +186,10 @@ def test_captions_are_numbered_by_kind():
     said = captions.numbered(body)
     assert [said.count(f">{name}.</span>") for name in ("Figure 1", "Figure 2", "Table 1")] == [1, 1, 1]
     assert "Figure 3" not in said and "<figcaption>none" in said
+    said = captions.numbered(
+        '<div role="region" aria-label="Claims &amp; all"><p>Lead.</p><table><tr></tr></table></div>'
+    )
+    assert '<table><caption><span class="caption-count">Table 1.</span> Claims &amp; all</caption>' in said
 
 
 def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_path):

@@ -13,6 +13,10 @@ CAPTION = re.compile(
     r'(?P<figure><figure\b[^>]*\bclass="[^"]*\bmeasured\b(?:(?!</figure>).)*?<figcaption>)|(?P<table><caption\b[^>]*>)',
     re.DOTALL,
 )
+# a table in a region that is named, as on the page of claims: its name is its caption
+NAMED = re.compile(
+    r'(<div\b[^>]*\brole="region" aria-label="([^"]+)">(?:<p>(?:(?!</p>).)*</p>)?<table\b[^>]*>)(?!<caption)'
+)
 
 
 def numbered(body: str) -> str:
@@ -24,7 +28,7 @@ def numbered(body: str) -> str:
         counts[kind] += 1
         return f'{found[0]}<span class="caption-count">{kind.title()} {counts[kind]}.</span> '
 
-    return CAPTION.sub(number, body)
+    return CAPTION.sub(number, NAMED.sub(r"\1<caption>\2</caption>", body))
 
 
 def finish(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
