@@ -10,8 +10,9 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """The site first, which takes one process as long as all the rest takes the others."""
-    items.sort(key=lambda item: item.path.name != "test_site.py")
+    """First what has the site built, which takes long; last what then looks at it in a browser."""
+    order = {"test_pages.py": 0}
+    items.sort(key=lambda item: order.get(item.path.name, 2) if item.path.parent.name == "site" else 1)
 
 
 @pytest.fixture(scope="session")

@@ -46,8 +46,19 @@ def num_layers(model: nn.Module) -> int:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of the L decoder layers of a model, in the order of the forward pass.
 
+    They are found by structure, whatever the family calls them.
+
+    Args:
+        model: a decoder-only transformers model.
+
     Raises:
         InputError: no list fits the configuration, or more than one does.
+
+    Example:
+        >>> from deeper_layers import decoder_layers, load_model
+        >>> model, tokenizer = load_model("embedded")
+        >>> len(decoder_layers(model))
+        30
     """
     owner, attribute = decoder_layers_owner(model)
     return getattr(owner, attribute)
