@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.table import MEASURED
 from deeper_layers.models import device_name
+from deeper_layers.results.circumstances import provenance
 from deeper_layers.results.files import write_whole
-from deeper_layers.results.provenance import provenance
 
 THREADS = 2
 PATHS = {"--datasets": "FOLDER", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}  # options that take one
