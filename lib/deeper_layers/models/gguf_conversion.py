@@ -6,6 +6,7 @@ Converted files are kept in the cache folder, named after the hash of the file t
 import os
 import shutil
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.configuration import check_whole
+from deeper_layers.models.sources import UNREAD
 from deeper_layers.package_index import cache_folder, check_hash, file_hash
 
 
-def inspect_gguf(path: Path, expected: str | None) -> dict:
+def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> dict:
     """Name, hash and number of layers of a GGUF file, after checking that it is whole."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the path of a .gguf file")
@@ -37,7 +39,7 @@ def inspect_gguf(path: Path, expected: str | None) -> dict:
         ) from error
     if expected is not None:
         check_hash(path, expected.removeprefix("sha256:"), "the model")
-    weights = f"sha256:{file_hash(path)}"
+    weights = f"sha256:{file_hash(path)}" if hashed else UNREAD
     return dict(
         name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), folder=str(path), gguf=path,
         layers=layers,
@@ -50,7 +52,7 @@ def converted_gguf(path: Path, sha256: str) -> str:
     if target.exists():  # renamed into place when it was complete
         return str(target)
     check_hash(path, sha256, "the model")
-    print(f"converting {path.name} to safetensors, once")
+    print(f"converting {path.name} to safetensors, once", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
     try:
