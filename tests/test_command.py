@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import click
+import papermill
 import pytest
 from click.testing import CliRunner
 
@@ -21,7 +22,6 @@ from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import all_units
 
 FIELDS = {
     "plan": (kinds.QuestionAnsweringParameters, {"measure"}),
@@ -37,7 +37,7 @@ SMALL = ["--samples", "8", "--sequence-length", "32", "--limit", "6"]
 def typed(*words, code: int = 0):
     """What the command printed on stdout; it ended with this exit status, and never with a traceback."""
     done = CliRunner().invoke(main, [str(word) for word in words])
-    print(done.stdout, done.stderr)  # shown where a test fails
+    print(done.stdout[:2000], done.stderr[-2000:])  # shown where a test fails
     assert done.exit_code == code, done.exception
     assert "Traceback" not in done.stdout + done.stderr
     return done
@@ -70,7 +70,7 @@ def test_the_help_lists_every_subcommand_and_each_has_an_example():
 @pytest.mark.parametrize("name", FIELDS)
 def test_options_are_the_fields_of_the_parameters(name):
     kind, without = FIELDS[name]
-    command = main.get_command(None, name)
+    command = main.get_command(click.Context(main), name)
     options = {option.name.removeprefix("no_"): option for option in command.params if option.name != "no_site"}
     assert [argument.name for argument in command.params if isinstance(argument, click.Argument)][0] == "model"
     expected = set(kind.model_fields) - without
@@ -84,6 +84,7 @@ def test_only_what_is_typed_is_given():
     @click.command
     @asking(kinds.HealingParameters)
     def show(given):
+        """Show what was typed."""
         click.echo(json.dumps(given))
 
     def given(*words):
@@ -140,7 +141,7 @@ def test_published_units_are_found_by_the_defaults_of_the_notebooks(closed):
     ]
     assert [row["rule"] for row in whole] == ["similarity", "simple"] and whole[0]["value"] == pytest.approx(0.85)
     assert len(json.loads(typed("distances", "embedded", "--json").stdout)["rows"]) == 30 * 31 // 2
-    assert "25..28" in typed("distances", "embedded").stdout
+    assert "drops layers 2..5 (" in typed("distances", "embedded").stdout
     healed = typed("heal", "embedded", "--drop", 3, "--no-measure").stdout
     assert "drops layers 9..11" in healed and "capitals" in healed
 
@@ -306,22 +307,24 @@ def test_a_report_without_what_it_needs(monkeypatch):
     assert "clone the repository" in said("report", "embedded")
 
 
-def test_a_report_runs_notebooks_and_names_those_that_can_not_be(tiny_folder, tmp_path, monkeypatch):
+def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp_path, monkeypatch):
+    def execute(source, out, *, parameters, **options):
+        assert source.exists() and options["cwd"] == tmp_path
+        if source.stem == "04-reasoning":
+            raise papermill.PapermillExecutionError(0, 0, "", "InputError", "can't read the data of piqa", [])
+        out.write_text(json.dumps({name: str(value) for name, value in parameters.items()}))
+
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "lib"))
-    words = [
-        "report",
-        tiny_folder,
-        "--samples",
-        8,
-        "--sequence-length",
-        32,
-        "--results",
-        tmp_path / "results",
-        "--sizes",
-    ]
-    done = typed(*words, "0-9", "--notebooks", "01, 02", code=1)
-    assert "1 of 2 notebooks were not made: 02-question-answering: size is 9, expected 0 to 4" in done.stderr
-    made = json.loads((tmp_path / "report" / tiny_folder.name / "01-similarity.ipynb").read_text())
-    assert made["metadata"]["papermill"]["parameters"]["model"] == str(tiny_folder)
-    assert {unit.kind for unit in all_units(tmp_path / "results")} == {"similarity"}
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    asked = ["report", tiny_folder, "--samples", 8, "--steps", 4, "--results", tmp_path / "results", "--notebooks"]
+    done = typed(*asked, "01, 04-reasoning, 03", code=1)
+    assert "1 of 3 notebooks were not made: 04-reasoning: can't read the data of piqa; mend that" in done.stderr
+    assert "5 layers" in done.stderr  # the plan, before anything runs
+    out = tmp_path / "report" / tiny_folder.name
+    given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}
+    assert json.loads((out / "01-similarity.ipynb").read_text()) == given
+    assert json.loads((out / "03-healing.ipynb").read_text()) == given | {"steps": "4"}
+    done = json.loads(typed(*asked, "01", "--json").stdout)
+    # the site shows the results of the repository, and these are elsewhere
+    made = {"01-similarity": f"report/{tiny_folder.name}/01-similarity.ipynb"}
+    assert done == {"model": tiny_folder.name, "notebooks": made, "site": None}

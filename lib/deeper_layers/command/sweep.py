@@ -13,7 +13,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.results.units import Unit
 
-
 LEVELS = {"chance": "chance", "majority": "the commonest answer"}
 
 

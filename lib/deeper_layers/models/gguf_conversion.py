@@ -16,12 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.configuration import check_whole
-from deeper_layers.models.sources import UNREAD
 from deeper_layers.package_index import cache_folder, check_hash, file_hash
 
 
 def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> dict:
-    """Name, hash and number of layers of a GGUF file, after checking that it is whole."""
+    """Name, hash (None unless `hashed`) and number of layers of a GGUF file, after checking that it is whole."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the path of a .gguf file")
     try:
@@ -39,7 +38,7 @@ def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> di
         ) from error
     if expected is not None:
         check_hash(path, expected.removeprefix("sha256:"), "the model")
-    weights = f"sha256:{file_hash(path)}" if hashed else UNREAD
+    weights = f"sha256:{file_hash(path)}" if hashed else None
     return dict(
         name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), folder=str(path), gguf=path,
         layers=layers,

@@ -72,7 +72,7 @@ def find_model(
         from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
 
         found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
-        layers = found.pop("layers")
+        layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
         from deeper_layers.models.configuration import layers_of, read_config  # slow: see the head of this file
 
