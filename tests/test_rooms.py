@@ -50,6 +50,7 @@ def test_rooms_stand_on_what_they_import(folder):
     assert {name: room.weight for name, room in rooms.items()} == {
         "ground": "light", "hidden": "light", "lazy": "partly", "top": "light", "roof": "heavy"
     }  # fmt: skip
+    assert {name for name, room in rooms.items() if room.wing == "reporting"} == {"hidden", "ground"}
     assert rooms["top"].when_asked == ("hidden",)
     assert rooms["ground"].purpose == "The ground, with `code`. On two lines."
     assert all(rooms[other].floor < room.floor for room in rooms.values() for other in room.imports)
@@ -66,7 +67,7 @@ def test_the_picture_has_every_room_once_and_arrows_that_lead_down(folder):
     svg = re.search(r"<svg.*</svg>", house_drawing.drawn(rooms))[0]
     ElementTree.fromstring(svg)
     texts = re.findall(r"<text x[^>]*>([^<]+)</text>", svg)
-    assert sorted(texts) == sorted(room.name for room in rooms)
+    assert sorted(texts) == sorted([*(room.name for room in rooms), *house_drawing.WINGS.values()])
     arrows = re.findall(r'd="M[\d.]+ ([\d.]+)C[^"]* ([\d.]+)"', svg)
     assert len(arrows) == 4 and all(float(start) < float(end) for start, end in arrows)
 
@@ -79,5 +80,6 @@ def test_what_follows_from_two_arrows_is_left_out():
 def test_the_library_is_such_a_house():
     """No room imports from above, none in a circle; the wing that reports loads no PyTorch."""
     rooms = {room.name: room for room in house.rooms_of(house.LIBRARY)}
+    assert rooms["report"].wing == "reporting" and rooms["experiments"].wing == "measuring"
     assert rooms["report"].weight == rooms["results"].weight == rooms["cuts"].weight == "light"
     assert [name for name, room in rooms.items() if not room.purpose] == [], "a room without a docstring"

@@ -8,9 +8,9 @@ from collections import Counter
 
 from sphinx.application import Sphinx
 
-# the caption of a measured figure, the caption of a table; of other elements none
+# the caption of a figure of ours, the caption of a table; of other elements none
 CAPTION = re.compile(
-    r'(?P<figure><figure\b[^>]*\bclass="[^"]*\bmeasured\b(?:(?!</figure>).)*?<figcaption>)|(?P<table><caption\b[^>]*>)',
+    r'(?P<figure><figure\b[^>]*\bclass="(?:measured|house)\b(?:(?!</figure>).)*?<figcaption>)|(?P<table><caption\b[^>]*>)',
     re.DOTALL,
 )
 # a table in a region that is named, as on the page of claims: its name is its caption

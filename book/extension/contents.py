@@ -17,6 +17,7 @@ from sphinx.util.docutils import SphinxDirective
 from book.extension.outdated import made_of
 from book.extension.pages import FOLDER, ROOT, Page, of_models, records_of, story
 from deeper_layers.results.files import write_whole
+from deeper_layers.results.units import all_units
 
 CAPTION = "Models"
 
@@ -101,10 +102,17 @@ class ModelPages(SphinxDirective):
                 "", nodes.inline("", page.short), refdomain="std", reftype="doc", refexplicit=True,
                 reftarget=f"/{FOLDER}/{page.name}", refdoc=self.env.docname, refwarn=True,
             )  # fmt: skip
-            said = "; ".join(f"{k} {v}" for k, v in page.record.parameters.items() if k != "model") or "all defaults"
-            definition = nodes.definition("", nodes.paragraph("", said))
+            asked = [f"{k} {v}" for k, v in page.record.parameters.items() if k != "model" and v is not None]
+            definition = nodes.definition("", nodes.paragraph("", "; ".join(asked) or "the notebook as it stands"))
             items += nodes.definition_list_item("", nodes.term("", "", link), definition)
-        return [nodes.paragraph("", "What was measured of this model, each page with its parameters:"), items]
+        return [nodes.paragraph("", f"{self.known()}What was measured of it, each page with its parameters:"), items]
+
+    def known(self) -> str:
+        """Depth and weights of the model, where results know them."""
+        for unit in all_units(ROOT / "results", model=self.arguments[0]):
+            if {"num_layers", "weights"} <= set(unit.details):
+                return f"{unit.details['num_layers']} layers, {unit.details['weights']} weights. "
+        return ""
 
 
 def setup(app: Sphinx) -> dict:

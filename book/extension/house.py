@@ -33,6 +33,7 @@ class Room:
     when_asked: tuple[str, ...]  # rooms that some function of it imports besides
     weight: str  # "light": loads no PyTorch; "partly": some of its modules do, not the room itself; "heavy"
     floor: int  # 0 is the ground; every room that it imports lies below
+    wing: str  # "reporting": what stands for showing results, and all that carries it; "measuring": all else
 
 
 def rooms_of(folder: Path) -> list[Room]:
@@ -55,15 +56,26 @@ def rooms_of(folder: Path) -> list[Room]:
         asks[room_of(module)] |= {room_of(other) for other in anywhere} - {room_of(module)}
     heavy = {module for module, path in inside.items() if outside(path.read_text(encoding="utf-8")) & HEAVY}
     loading = {module for module in inside if reached([module], graph) & heavy}
-    floors = floors_of(loads)
+    floors, reporting = floors_of(loads), reporting_wing(loads, {room_of(module) for module in loading})
     rooms = []
     for name in names:
         own = {module for module in inside if room_of(module) == name}
         weight = "heavy" if f"{face}.{name}" in loading else "partly" if own & loading else "light"
         imports, when_asked = sorted(loads[name]), sorted(asks[name] - loads[name])
         purpose = purpose_of(inside[f"{face}.{name}"]) if f"{face}.{name}" in inside else ""
-        rooms.append(Room(name, purpose, tuple(imports), tuple(when_asked), weight, floors[name]))
+        wing = "reporting" if name in reporting else "measuring"
+        rooms.append(Room(name, purpose, tuple(imports), tuple(when_asked), weight, floors[name], wing))
     return sorted(rooms, key=lambda room: (room.floor, room.name))
+
+
+def reporting_wing(loads: Mapping[str, set[str]], heavy: set[str]) -> set[str]:
+    """The rooms that show results, and those that they stand on: none of them has anything to do with PyTorch.
+
+    A room shows results where it stands on no heavy room and no room that does imports it.
+    """
+    measuring = {name for name in loads if reached([name], loads) & heavy}
+    used = set().union(*(loads[name] for name in measuring))
+    return reached([name for name in loads if name not in measuring | used and loads[name]], loads)
 
 
 def floors_of(graph: Mapping[str, set[str]]) -> dict[str, int]:

@@ -12,7 +12,17 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 132, 44  # of a box
 ASIDE, BELOW = 22, 54  # between boxes, between floors
-MARGIN = 8
+MARGIN, LABEL = 12, 26  # round a wing, above its rooms
+WINGS = {"measuring": "measuring", "reporting": "reporting, without PyTorch"}
+ARROW = (
+    '<defs><marker id="house-arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+    'orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>'
+)
+CAPTION = (
+    "Each box is a room of the library, each arrow an import; what follows from two arrows is left out. At the right "
+    "the wing that shows what was measured, without PyTorch; at the left the one that measures. A dashed frame: the "
+    "room loads PyTorch."
+)
 SAID = {"light": "no PyTorch", "partly": "PyTorch in part", "heavy": "PyTorch"}
 
 
@@ -23,24 +33,30 @@ def drawn(rooms: Sequence["Room"]) -> str:
         floors[room.floor].append(room.name)
     arrows = {room.name: set(room.imports) for room in rooms}
     order(floors, arrows)
-    wide = max(map(len, floors)) * (WIDTH + ASIDE) - ASIDE + 2 * MARGIN
-    high = len(floors) * (HEIGHT + BELOW) - BELOW + 2 * MARGIN
-    places = {}
-    for number, names in enumerate(floors):
-        left = (wide - len(names) * (WIDTH + ASIDE) + ASIDE) / 2
-        top = high - MARGIN - HEIGHT - number * (HEIGHT + BELOW)
-        places |= {name: (left + column * (WIDTH + ASIDE), top) for column, name in enumerate(names)}
+    high = LABEL + len(floors) * (HEIGHT + BELOW) - BELOW + 2 * MARGIN
+    places, wings, wide = {}, [], 0.0
+    for wing, label in WINGS.items():
+        names = {room.name for room in rooms if room.wing == wing}
+        rows = [[name for name in floor if name in names] for floor in floors]
+        if not names:
+            continue
+        across = max(map(len, rows)) * (WIDTH + ASIDE) - ASIDE
+        for number, row in enumerate(rows):
+            left = wide + MARGIN + (across - len(row) * (WIDTH + ASIDE) + ASIDE) / 2
+            top = high - MARGIN - HEIGHT - number * (HEIGHT + BELOW)
+            places |= {name: (left + column * (WIDTH + ASIDE), top) for column, name in enumerate(row)}
+        top = min(places[name][1] for name in names) - LABEL - MARGIN
+        wings.append(_wing(label, wide, top, across + 2 * MARGIN, high - top))
+        wide += across + 2 * MARGIN + ASIDE
+    wide -= ASIDE
     lines = [_arrow(places[name], places[other]) for name, others in direct(arrows).items() for other in sorted(others)]
     boxes = [_box(room, *places[room.name]) for room in rooms]
     words = "; ".join(f"{room.name} imports {', '.join(room.imports)}" for room in reversed(rooms) if room.imports)
     alt = f"The rooms of the library on {len(floors)} floors; every arrow leads down. {words}."
+    picture = "".join([*wings, *lines, *boxes])
     return (
         f'<figure class="house"><div class="scrolls"><svg viewBox="0 0 {wide:g} {high:g}" role="img" '
-        f'aria-label="{html.escape(alt)}"><defs><marker id="house-arrow" viewBox="0 0 8 8" refX="7" refY="4" '
-        'markerWidth="7" markerHeight="7" orient="auto"><path d="M0 0 8 4 0 8z"/></marker></defs>'
-        f"{''.join(lines)}{''.join(boxes)}</svg></div><figcaption>Each box is a room of the library, each arrow an "
-        "import; what follows from two arrows is left out. Rooms with a full frame load no PyTorch: all that it takes "
-        "to show what was measured. Those with a dashed frame measure, and load it.</figcaption></figure>"
+        f'aria-label="{html.escape(alt)}">{ARROW}{picture}</svg></div><figcaption>{CAPTION}</figcaption></figure>'
     )
 
 
@@ -62,6 +78,13 @@ def order(floors: list[list[str]], arrows: Mapping[str, set[str]]) -> None:
         for names in floors:
             names.sort(key=lambda name: sum(place[k] for k in kin[name]) / len(kin[name]) if kin[name] else 0.5)
             place |= {name: (i + 0.5) / len(names) for i, name in enumerate(names)}
+
+
+def _wing(label: str, left: float, top: float, width: float, height: float) -> str:
+    return (
+        f'<g class="wing"><rect x="{left:g}" y="{top:g}" width="{width:g}" height="{height:g}" rx="10"/>'
+        f'<text x="{left + width / 2:g}" y="{top + 24:g}">{label}</text></g>'
+    )
 
 
 def _box(room: "Room", left: float, top: float) -> str:

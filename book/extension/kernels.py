@@ -22,6 +22,7 @@ LOADED = (
     "matplotlib.figure",
     "matplotlib.backends.backend_svg",
     "plotly.graph_objects",
+    "scipy.stats",
     "pydantic",
 )
 

@@ -82,6 +82,8 @@ def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
     """The notebook of a page with its outputs, and with LOADED as its last cell."""
     # A virtual environment's own kernel before one that the user once installed for another interpreter.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # Threads of PyTorch that wait for each other sleep meanwhile, and leave their cores to other notebooks.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     notebook = nbformat.read(page.source, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(LOADED))
     with tempfile.TemporaryDirectory() as folder:
