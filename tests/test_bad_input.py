@@ -371,6 +371,7 @@ def test_unknown_corpus():
     assert refusal(corpora.texts, "bible").startswith("corpus is 'bible', expected one of 'wikipedia', 'c4'")
 
 
+@pytest.mark.slow
 def test_unknown_task(names):
     message = refusal(QuestionAnsweringParameters.from_names, names | {"tasks": "capitals, capitols"})
     assert "unknown task 'capitols'" in message and "lm-eval ls tasks" in message

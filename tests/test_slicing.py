@@ -197,6 +197,7 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
         slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_it(tmp_path):
     model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
     script = (
@@ -264,14 +265,13 @@ def command(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_command(tiny_folder, tmp_path):
     done = command(tiny_folder, tmp_path / "out", "--drop", 2, "--rule", "simple")
     assert done.returncode == 0, done.stderr
     assert "drops layers 2..3 (0-based, 2 of 5), keeps [0:2] and [4:5]" in done.stdout
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 3
-    again = command(tiny_folder, tmp_path / "out", "--drop", 2, "--start", 1)
-    assert again.returncode == 1 and again.stderr.strip().startswith("error: ") and "Traceback" not in again.stderr
 
 
 def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
