@@ -50,7 +50,7 @@ for name in os.listdir(sys.argv[1]):
 OPENED = """
 import sys
 from transformers import AutoModelForCausalLM
-from deeper_layers.pruning import Cut, drop_layers
+from deeper_layers import Cut, drop_layers
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
 drop_layers(model, Cut(int(sys.argv[3]), int(sys.argv[4]))).save_pretrained(sys.argv[2])
 """
@@ -82,7 +82,7 @@ def compare(folder: Path, options) -> dict:
     yaml = folder / "mergekit.yml"
     yaml.write_text(cut.mergekit_yaml(options.layers, str(source)))
     where = [str(source), str(out)]
-    ours = [sys.executable, "-m", "deeper_layers.pruning", *where, "--drop", str(cut.size), "--start", str(cut.start)]
+    ours = [sys.executable, "-m", "deeper_layers", "prune", *where, "--drop", str(cut.size), "--start", str(cut.start)]
     parameters = round(options.shard * 1e9 / 2)
     passthrough = [
         options.mergekit, "-m", "mergekit.scripts.run_yaml", str(yaml), str(out),
@@ -109,7 +109,7 @@ def compare(folder: Path, options) -> dict:
             shutil.rmtree(out)
     found["opened"] = [run([sys.executable, "-c", OPENED, *where, str(cut.start), str(cut.size)], source)]
     equal["opened"] = same_tensors(out, kept)
-    found["start"] = [run([sys.executable, "-m", "deeper_layers.pruning", "--help"])]
+    found["start"] = [run([sys.executable, "-c", "from deeper_layers.checkpoints import slice_checkpoint"])]  # imports
 
     def ratio(one: str, other: str) -> float | None:
         if options.mergekit is None and "mergekit" in (one, other):

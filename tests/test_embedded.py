@@ -10,6 +10,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from deeper_layers import package_index
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data import embedded as embedded_data
@@ -98,7 +99,7 @@ def test_damage_is_found_by_hash(tmp_path, monkeypatch, embedded):
     path = packaged.EMBEDDED.file()
     other = dataclasses.replace(packaged.EMBEDDED, sha256="0" * 64)
     with pytest.raises(InputError, match="has SHA-256"):
-        opening.check_hash(path, other.sha256, "the embedded model")
+        package_index.check_hash(path, other.sha256, "the embedded model")
     with pytest.raises(InputError, match="fetch it again"):
         sources.find_model(str(path), revision="0" * 64)
     damaged = tmp_path / path.name

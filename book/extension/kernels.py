@@ -25,6 +25,7 @@ LOADED = (
     "scipy.stats",
     "pydantic",
 )
+SECOND = 1.0  # how often a process looks whether the build that it works for is still there
 
 
 class Nursery:
@@ -65,8 +66,13 @@ def serve(address: str) -> None:
     server.listen(64)
     os.rename(f"{address}.new", address)  # whoever finds it can connect
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for a kernel here
-    while True:
-        asked, _ = server.accept()
+    started_by = os.getppid()
+    server.settimeout(SECOND)
+    while os.getppid() == started_by:  # else the build was killed
+        try:
+            asked, _ = server.accept()
+        except TimeoutError:
+            continue
         if os.fork() == 0:
             server.close()
             become_a_kernel(asked)
@@ -100,12 +106,19 @@ def ask(address: str, connection: str) -> None:
     """Be the process that Jupyter watches: ask for a kernel, and end when it does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Jupyter interrupts a kernel before it shuts it down
     nursery = socket.socket(socket.AF_UNIX)
-    while not os.path.exists(address):  # it is still loading
+    started_by = os.getppid()
+    while not os.path.exists(address) and os.getppid() == started_by:  # it is still loading
         time.sleep(0.05)
     nursery.connect(address)
     request = {"connection": connection, "folder": os.getcwd(), "environment": dict(os.environ)}
     socket.send_fds(nursery, [json.dumps(request).encode()], [1, 2])
-    nursery.recv(1)  # nothing comes: it is closed with the kernel's end
+    nursery.settimeout(SECOND)
+    while os.getppid() == started_by:  # else the build was killed
+        try:
+            nursery.recv(1)  # nothing comes: it is closed with the kernel's end
+            return
+        except TimeoutError:
+            continue
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Runs the notebooks whose page is out of date before any page is read, several at once."""
 
+import contextlib
 import os
 import sys
 import tempfile
@@ -49,7 +50,11 @@ def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
     start = time.monotonic()
     logger.info("running %d notebooks, %d at once", len(pages), at_once)
     # A kernel is a process of its own; a thread only waits for it.
-    with tempfile.TemporaryDirectory() as folder, Nursery(folder) as nursery, ThreadPoolExecutor(at_once) as pool:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        # elsewhere the system's own libraries do not bear to be copied in the middle of a process
+        nursery = stack.enter_context(Nursery(folder)) if sys.platform == "linux" else None
+        pool = stack.enter_context(ThreadPoolExecutor(at_once))
         waiting: dict[Future, Page] = {}
         for page in pages:
             waiting[pool.submit(run_notebook, page, inputs.without_code(page), nursery)] = page

@@ -2,9 +2,9 @@ from .checkpoints import slice_checkpoint as slice_checkpoint
 from .cuts import Cut as Cut
 from .cuts import simple_cut as simple_cut
 from .errors import InputError as InputError
-from .evaluation import Plan as Plan
 from .evaluation import plan as plan
 from .evaluation import sweep as sweep
+from .family import Plan as Plan
 from .healing import PRESETS as PRESETS
 from .healing import HealingConfig as HealingConfig
 from .healing import heal as heal

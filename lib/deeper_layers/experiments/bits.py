@@ -11,8 +11,9 @@ import pandas as pd
 
 from deeper_layers import checkpoints, evaluation, models
 from deeper_layers.cuts import Cut
+from deeper_layers.experiments.common_parameters import BITSANDBYTES
 from deeper_layers.experiments.measurement import Measurement, items_of
-from deeper_layers.experiments.parameters import BITSANDBYTES, TakeAwayParameters
+from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.units import Unit
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     if (folder / RECORD).exists():
         record = healing.Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), record
-    print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens")
+    print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
     options = {"cut": cut, "whole": whole} if config.auxiliary else {"cut": cut}
     healed, record = healing.train(pruned, tokenizer, texts, config, folder=folder / "checkpoints", **options)
     course = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)

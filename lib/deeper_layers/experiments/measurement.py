@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deeper_layers import data, evaluation, models, results
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from deeper_layers.cuts import Cut
-from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters

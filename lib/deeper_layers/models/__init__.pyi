@@ -6,6 +6,10 @@ from .opening import checkpoint_folder as checkpoint_folder
 from .opening import load_model as load_model
 from .packaged import EMBEDDED as EMBEDDED
 from .packaged import PACKAGED as PACKAGED
+from .sizes import Sizes as Sizes
+from .sizes import empty_model as empty_model
+from .sizes import sizes_of as sizes_of
+from .sizes import tokenizer_of as tokenizer_of
 from .sources import Source as Source
 from .sources import find_model as find_model
 from .sources import model_key as model_key

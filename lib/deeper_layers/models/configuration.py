@@ -30,7 +30,7 @@ def layers_of(config: PretrainedConfig, model: str) -> int:
     """Number of decoder layers that a configuration states. Raises InputError where it is no decoder's."""
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{model!r} is an encoder-decoder model ({config.model_type}): give a decoder-only one")
-    layers = getattr(config.get_textread_config(), "num_hidden_layers", None)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int):
         raise InputError(f"{model!r} ({config.model_type}) states no number of layers: give a decoder-only one")
     return layers

@@ -6,6 +6,7 @@ Converted files are kept in the cache folder, named after the hash of the file t
 import os
 import shutil
 import struct
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from deeper_layers.models.configuration import check_whole
 from deeper_layers.package_index import cache_folder, check_hash, file_hash
 
 
-def inspect_gguf(path: Path, expected: str | None) -> dict:
-    """Name, hash and number of layers of a GGUF file, after checking that it is whole."""
+def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> dict:
+    """Name, hash (None unless `hashed`) and number of layers of a GGUF file, after checking that it is whole."""
     if not path.is_file():
         raise InputError(f"{path} does not exist: give the path of a .gguf file")
     try:
@@ -37,7 +38,7 @@ def inspect_gguf(path: Path, expected: str | None) -> dict:
         ) from error
     if expected is not None:
         check_hash(path, expected.removeprefix("sha256:"), "the model")
-    weights = f"sha256:{file_hash(path)}"
+    weights = f"sha256:{file_hash(path)}" if hashed else None
     return dict(
         name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), folder=str(path), gguf=path,
         layers=layers,
@@ -50,7 +51,7 @@ def converted_gguf(path: Path, sha256: str) -> str:
     if target.exists():  # renamed into place when it was complete
         return str(target)
     check_hash(path, sha256, "the model")
-    print(f"converting {path.name} to safetensors, once")
+    print(f"converting {path.name} to safetensors, once", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
     try:

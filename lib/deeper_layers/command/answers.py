@@ -1,0 +1,56 @@
+"""What a subcommand answers: a text for people, JSON for scripts."""
+
+import contextlib
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import click
+import pandas as pd
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes to stdout: `text`, or with --json `content`, which JSON can hold."""
+
+    text: str
+    content: dict
+
+
+def answering(function: Callable[..., Answer]) -> Callable:
+    """Give a command the option --json, and print what it returns; whatever is printed meanwhile goes to stderr."""
+
+    @click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else on stdout")
+    @functools.wraps(function)
+    def answered(as_json: bool, **options) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = function(**options)
+        click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
+
+    return answered
+
+
+def table(rows: Sequence[dict[str, str]]) -> str:
+    """Rows as lines with aligned columns: the first column and words to the left, numbers to the right."""
+    columns = {name: [name, *(row.get(name, "") for row in rows)] for name in rows[0]}
+    lines = ["" for _ in range(len(rows) + 1)]
+    for cells in columns.values():
+        width = max(map(len, cells))
+        right = all(cell[:1].isdigit() or not cell for cell in cells[1:])
+        for i, cell in enumerate(cells):
+            lines[i] += "  " + (cell.rjust(width) if right else cell.ljust(width))
+    return "\n".join(line[2:].rstrip() for line in lines)
+
+
+def records(rows: pd.DataFrame) -> list[dict]:
+    """Rows as JSON can hold them: what was not measured is null."""
+    plain = rows.astype(object).to_dict("records")
+    return [{name: _plain(value) for name, value in row.items()} for row in plain]
+
+
+def _plain(value):
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,52 @@
+"""`deeper-layers distances`: which blocks of layers turn the residual least."""
+
+import functools
+from typing import ClassVar
+
+import click
+
+from deeper_layers.command.answers import Answer, answering, records, table
+from deeper_layers.command.options import asking
+from deeper_layers.experiments.parameters import Parameters
+
+
+class DistancesAsked(Parameters):
+    """What is typed; the book makes no page of it."""
+
+    notebook: ClassVar[str] = ""
+
+
+@click.command
+@asking(DistancesAsked)
+@answering
+def distances(given: dict) -> Answer:
+    """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
+
+    Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
+
+    \b
+    deeper-layers distances embedded
+    deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
+    """
+    from deeper_layers.experiments.distances import distances_unit
+    from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+
+    parameters = DistancesAsked(**given)
+    source = parameters.source()
+    unit = distances_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
+    matrix, layers = distance_matrix(unit.rows), source.num_layers
+    best = [similarity_cut(matrix, size) for size in range(1, layers)]
+    rows = [
+        {"n": str(cut.size), "l*": str(cut.start), "distance": f"{matrix[cut.size - 1, cut.start]:.4f}",
+         "the pruned model": cut.describe(layers)}
+        for cut in best
+    ]  # fmt: skip
+    head = (
+        f"{source.name}, {layers} layers, {source.dtype}: the most similar block of n layers begins at layer l*, "
+        f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"
+    )
+    content = {
+        "model": source.name, "layers": layers, "dtype": source.dtype, "unit": str(unit.path),
+        "most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": records(unit.rows),
+    }  # fmt: skip
+    return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}", content)

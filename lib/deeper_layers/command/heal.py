@@ -1,0 +1,65 @@
+"""`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
+
+import functools
+from typing import ClassVar
+
+import click
+
+from deeper_layers.command.answers import Answer, answering, records, table
+from deeper_layers.command.cutting import check_one_way, chosen_cut, cut_options
+from deeper_layers.command.options import asking
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import HealingParameters
+
+
+class HealAsked(HealingParameters):
+    """What is typed; the book makes no page of it."""
+
+    notebook: ClassVar[str] = ""
+
+
+@click.command
+@cut_options(required=True)
+@asking(HealAsked, but=("sizes", "rules"))
+@answering
+def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
+    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
+
+    The adapters are kept, and where they are is printed: `deeper-layers prune MODEL OUT --adapter FOLDER` adds them to
+    a checkpoint. An interrupted training goes on where it stopped.
+
+    \b
+    deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
+    deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
+    """
+    from deeper_layers.experiments.healings import adapter_folder, healing_unit
+
+    check_one_way(start)
+    parameters = HealAsked(**given)
+    source, config = parameters.source(), parameters.config()
+    opened = functools.cache(lambda: parameters.open(source))
+    cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))
+    unit = healing_unit(cut, config, parameters, source, opened)
+    if unit is None:
+        raise InputError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
+    # what others measured comes without adapters: they are trained here
+    adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
+    record = unit.details["healing"]
+    rows = [
+        {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
+         "items": f"{row.items:.0f}"}
+        for row in unit.rows.itertuples()
+    ]  # fmt: skip
+    head = (
+        f"{source.name}: {cut.describe(source.num_layers)}\n"
+        f"healed on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
+        f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
+        f"{record['losses'][-1]:.3f} nats a token"
+    )
+    end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
+    content = {
+        "model": source.name, "layers": source.num_layers, "cut": {"start": cut.start, "size": cut.size},
+        "adapters": str(adapters) if adapters else None, "unit": str(unit.path), "healing": record,
+        "rows": records(unit.rows),
+    }  # fmt: skip
+    return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}\n{end}", content)

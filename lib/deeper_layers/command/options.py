@@ -1,0 +1,73 @@
+"""The fields of a parameter class as options: their names, types, defaults and help texts stand in the class alone."""
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Iterable
+
+import click
+from click.core import ParameterSource
+from pydantic.fields import FieldInfo
+
+from deeper_layers.experiments.parameters import Parameters
+
+BASE_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+class OrNone(click.ParamType):
+    """A value, or the word none."""
+
+    def __init__(self, kind: click.ParamType):
+        self.kind, self.name = kind, f"{kind.name}|none"
+
+    def convert(self, value, parameter, context):
+        if value is None or str(value).lower() == "none":
+            return None
+        return self.kind.convert(value, parameter, context)
+
+
+def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = True) -> Callable:
+    """Give a command MODEL as its argument and the fields of `kind` as options, all `but` some.
+
+    The function is called with `given`, the parameters that were typed, as `kind` takes them: what was left out is for
+    the class to fill in, and defaults of other classes with the same fields stay theirs. `defaults` is whether those of
+    `kind` are shown.
+    """
+    names = [name for name in kind.model_fields if name != "model" and name not in but]
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def asked(model: str, **options):
+            context, given = click.get_current_context(), {"model": model}
+            for name in names:
+                option = _parameter_name(name, kind.model_fields[name])
+                value = options.pop(option)
+                if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
+                    given[name] = value if option == name else not value
+            return function(given=given, **options)
+
+        asked.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {kind.model_fields['model'].description}."
+        for name in reversed(names):
+            asked = _option(name, kind.model_fields[name], defaults)(asked)
+        return click.argument("model")(asked)
+
+    return decorate
+
+
+def _parameter_name(name: str, field: FieldInfo) -> str:
+    """What click calls a field: a switch that is on is turned off by `--no-NAME`."""
+    return f"no_{name}" if field.default is True else name
+
+
+def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
+    words = (field.description or "").replace("None", "none")
+    flag = f"--{_parameter_name(name, field).replace('_', '-')}"
+    if isinstance(field.default, bool):
+        return click.option(flag, is_flag=True, help=words.removeprefix("False: "))
+    kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    kind = BASE_TYPES[kinds[0]]
+    if type(None) in typing.get_args(field.annotation):
+        kind = OrNone(kind)
+    if show_default and field.default is not None:
+        words += f"  [default: {field.default}]"
+    return click.option(flag, type=kind, help=words)

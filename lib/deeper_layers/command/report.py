@@ -1,0 +1,145 @@
+"""`deeper-layers report`: every notebook on one model, then the site."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from deeper_layers import models, results
+from deeper_layers.command.answers import Answer, answering
+from deeper_layers.command.options import asking
+from deeper_layers.command.plan import in_words, planned
+from deeper_layers.command.sweep import SweepAsked
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameter_texts import split
+from deeper_layers.experiments.parameters import HealingParameters, Parameters
+
+NEEDED = ("papermill", "ipykernel", "matplotlib")
+
+
+@click.command
+@asking(HealingParameters, but=("measure",), defaults=False)
+@click.option("--notebooks", default="all", show_default=True, help='which: like "01, 02"')
+@click.option("--out", type=click.Path(path_type=Path), help="folder of the notebooks with their figures  [default: "
+              "report/ and the model's name, here]")  # fmt: skip
+@click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
+@answering
+def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answer:
+    """Run every notebook on MODEL, the plan of its sweep first, and build the site with its pages.
+
+    Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
+    it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
+    named in the end.
+
+    \b
+    deeper-layers report embedded --notebooks "01, 02"
+    deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
+    """
+    root = _checkout()
+    _check_installed()
+    kinds = _chosen(notebooks)
+    asked = {notebook: _of(kind, given) for notebook, kind in kinds.items()}
+    for notebook, kind in kinds.items():
+        kind(**asked[notebook])  # a mistake is found before anything runs
+    print(in_words(planned(SweepAsked(**_of(SweepAsked, given)))), flush=True)
+    name = models.model_name(given["model"])
+    out = out or Path("report") / results.slug(name)
+    out.mkdir(parents=True, exist_ok=True)
+    made, failed = {}, {}
+    for number, (notebook, parameters) in enumerate(asked.items(), 1):
+        start = time.monotonic()
+        print(f"[{number}/{len(asked)}] {notebook}", flush=True)
+        path = out / f"{notebook}.ipynb"
+        mistake = _run(root / "notebooks" / f"{notebook}.ipynb", path, parameters)
+        if mistake is None:
+            made[notebook] = str(path)
+        else:
+            failed[notebook] = mistake
+        print(f"[{number}/{len(asked)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
+    site = None
+    if made and not no_site:
+        site = _site(root, results.results_folder(given.get("results")))
+    if failed:
+        said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
+        raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that and run this again")
+    lines = [*made.values(), *([f"site: {site}"] if site else [])]
+    return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": str(site) if site else None})
+
+
+def _checkout() -> Path:
+    root = results.repository()
+    if root is None:
+        raise InputError(
+            f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "
+            "clone the repository, and run this inside it"
+        )
+    return root
+
+
+def _check_installed() -> None:
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        raise InputError(f"report needs {', '.join(missing)}: install them with pip install 'deeper-layers[book]'")
+
+
+def _kinds(kind: type[Parameters] = Parameters) -> Iterator[type[Parameters]]:
+    """Every class of parameters that is a notebook's."""
+    if kind.notebook:
+        yield kind
+    for more in kind.__subclasses__():
+        yield from _kinds(more)
+
+
+def _chosen(notebooks: str) -> dict[str, type[Parameters]]:
+    """The notebooks that were asked for, in order, with the classes of their parameters."""
+    kinds = {kind.notebook: kind for kind in sorted(_kinds(), key=lambda kind: kind.notebook)}
+    if notebooks == "all":
+        return kinds
+    wanted = split(notebooks)
+    found = {name: kind for name, kind in kinds.items() if {name, name[:2]} & set(wanted)}
+    if not found or set(wanted) - {*found, *(name[:2] for name in found)}:
+        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {', '.join(kinds)}, like '01, 02'")
+    return found
+
+
+def _of(kind: type[Parameters], given: dict) -> dict:
+    """Of what was typed, the parameters of a notebook."""
+    return {name: value for name, value in given.items() if name in kind.model_fields}
+
+
+def _run(source: Path, out: Path, parameters: dict) -> str | None:
+    """Run a notebook where the user stands; what went wrong in one line, or None."""
+    import papermill
+    from traitlets.config import Config
+
+    # a virtual environment's own kernel before one that the user once installed for another interpreter
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        # sockets in a folder of our own: no two kernels can race for a port
+        ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        try:
+            papermill.execute_notebook(
+                source, out, parameters=parameters, kernel_name="python3", cwd=Path.cwd(), progress_bar=False,
+                stderr_file=sys.stderr, config=Config({"KernelManager": ipc}),
+            )  # fmt: skip
+        except papermill.PapermillExecutionError as error:
+            return str(error.evalue) if error.ename == InputError.__name__ else f"{error.ename}: {error.evalue}"
+    return None
+
+
+def _site(root: Path, folder: Path) -> Path | None:
+    """Build the site, where it shows what was measured; its page."""
+    if folder.resolve() != (root / "results").resolve():
+        print(f"no site: it shows {root / 'results'}, and these results are in {folder}", flush=True)
+        return None
+    if importlib.util.find_spec("jupyter_book") is None:
+        raise InputError("the site needs jupyter-book: install it with pip install 'deeper-layers[book]', or --no-site")
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book/"]
+    if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
+        raise InputError(f"the site could not be built: {' '.join(command)} in {root} says why")
+    return root / "book" / "_build" / "html" / "index.html"

@@ -1,0 +1,119 @@
+"""How large a model is, known without its weights, and a model of its shape that has none.
+
+Enough to plan: parameters of every layer, bytes of a GGUF file's tensors, what lm-eval needs to tokenize.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import Source
+from deeper_layers.package_index import cache_folder
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also the bytes of its tensors."""
+
+    layers: tuple[int, ...]
+    rest: int
+    layer_bytes: tuple[int, ...] | None = None
+    rest_bytes: int = 0
+
+    def parameters(self, cut: Cut) -> int:
+        """Of the model without the layers of a cut. Raises InputError where it does not fit."""
+        return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
+
+    def file_bytes(self, cut: Cut) -> int | None:
+        """Of the tensors that a GGUF file keeps after a cut; None for a model that is none, or whose file is not read.
+
+        Raises InputError where the cut does not fit.
+        """
+        if self.layer_bytes is None:
+            return None
+        return self.rest_bytes + sum(self.layer_bytes[index] for index in cut.kept(len(self.layers)))
+
+
+def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
+    """The sizes of a model, from its header or configuration alone.
+
+    Raises InputError where transformers can't build an empty model from the configuration.
+    """
+    if packaged := PACKAGED.get(source.folder):
+        layers = packaged.num_layers
+        each = packaged.layer_parameters
+        return Sizes((each,) * layers, packaged.parameters - each * layers)
+    if source.gguf is not None:
+        return _of_gguf(source)
+    from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
+
+    model = empty_model(source, trust_remote_code=trust_remote_code)
+    layers = tuple(sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model))
+    return Sizes(layers, sum(p.numel() for p in model.parameters()) - sum(layers))
+
+
+def empty_model(source: Source, *, trust_remote_code: bool = False):
+    """A model of the same shape without weights, on the device "meta".
+
+    Raises InputError where transformers can't build it, or the file of a packaged model is not in the cache.
+    """
+    import torch  # slow: see the head of sources.py
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from deeper_layers.models.configuration import UNUSABLE
+
+    folder, options = _where(source)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except UNUSABLE as error:
+        raise InputError(
+            f"can't build {source.name!r} without weights from its configuration ({first_line(error)}): mend that"
+        ) from error
+
+
+def tokenizer_of(source: Source, *, trust_remote_code: bool = False):
+    """The model's tokenizer, without the model.
+
+    Raises InputError where transformers can't open it, or the file of a packaged model is not in the cache.
+    """
+    from transformers import AutoTokenizer  # slow: see the head of sources.py
+
+    from deeper_layers.models.configuration import UNUSABLE
+
+    folder, options = _where(source)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    except UNUSABLE as error:
+        raise InputError(f"can't open the tokenizer of {source.name!r} ({first_line(error)}): mend that") from error
+
+
+def _where(source: Source) -> tuple[str | Path, dict]:
+    """What transformers is told to read a configuration or a tokenizer from, converting nothing."""
+    packaged = PACKAGED.get(source.folder)
+    path = packaged.path if packaged else source.gguf
+    if path is None:
+        return source.folder, {"revision": source.revision} if source.revision else {}
+    converted = cache_folder() / "models" / f"{path.stem}-{source.weights.removeprefix('sha256:')[:16]}"
+    if converted.exists():
+        return converted, {}
+    if not path.exists():
+        raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
+    return path.parent, {"gguf_file": path.name}
+
+
+def _of_gguf(source: Source) -> Sizes:
+    """From the header of a GGUF file."""
+    import gguf
+
+    numbers, bytes = [0] * (source.num_layers + 1), [0] * (source.num_layers + 1)  # the rest is last
+    for tensor in gguf.GGUFReader(source.gguf).tensors:
+        head, _, rest = tensor.name.partition(".")
+        place = int(rest.partition(".")[0]) if head == "blk" else source.num_layers
+        numbers[place] += math.prod(map(int, tensor.shape))
+        bytes[place] += int(tensor.n_bytes)
+    return Sizes(tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), bytes[-1])

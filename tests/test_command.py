@@ -1,0 +1,330 @@
+"""The command `deeper-layers`: what is typed, what is printed where, and how it ends."""
+
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import papermill
+import pytest
+from click.testing import CliRunner
+
+from deeper_layers import evaluation
+from deeper_layers.command import main
+from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
+from deeper_layers.command.options import asking
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments import sweeps
+from deeper_layers.models import packaged
+from deeper_layers.models.opening import load_model
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.results.places import results_folder
+
+FIELDS = {
+    "plan": (kinds.QuestionAnsweringParameters, {"measure"}),
+    "distances": (kinds.SimilarityParameters, set()),
+    "sweep": (kinds.QuestionAnsweringParameters, set()),
+    "prune": (kinds.SimilarityParameters, set()),
+    "heal": (kinds.HealingParameters, {"sizes", "rules"}),
+    "report": (kinds.HealingParameters, {"measure"}),
+}
+SMALL = ["--samples", "8", "--sequence-length", "32", "--limit", "6"]
+
+
+def typed(*words, code: int = 0):
+    """What the command printed on stdout; it ended with this exit status, and never with a traceback."""
+    done = CliRunner().invoke(main, [str(word) for word in words])
+    print(done.stdout[:2000], done.stderr[-2000:])  # shown where a test fails
+    assert done.exit_code == code, done.exception
+    assert "Traceback" not in done.stdout + done.stderr
+    return done
+
+
+def said(*words) -> str:
+    """The one line on stderr that a mistake ends with."""
+    done = typed(*words, code=1)
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and done.stdout == ""
+    return line
+
+
+def python(code: str, **options) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-c", code]
+    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True, **options)
+
+
+# ---- help and options ------------------------------------------------------------------------------------
+
+
+def test_the_help_lists_every_subcommand_and_each_has_an_example():
+    listed = typed("--help").stdout
+    assert "_DEEPER_LAYERS_COMPLETE" in listed
+    for name, about in SUBCOMMANDS.items():
+        assert f"{name} " in listed and about in listed
+        assert f"  deeper-layers {name} embedded" in typed(name, "--help").stdout
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_options_are_the_fields_of_the_parameters(name):
+    kind, without = FIELDS[name]
+    command = main.get_command(click.Context(main), name)
+    options = {option.name.removeprefix("no_"): option for option in command.params if option.name != "no_site"}
+    assert [argument.name for argument in command.params if isinstance(argument, click.Argument)][0] == "model"
+    expected = set(kind.model_fields) - without
+    assert expected <= set(options) and not without & set(options)
+    for field in expected - {"model"}:
+        words = kind.model_fields[field].description.replace("None", "none").removeprefix("False: ")
+        assert options[field].help.startswith(words)
+
+
+def test_only_what_is_typed_is_given():
+    @click.command
+    @asking(kinds.HealingParameters)
+    def show(given):
+        """Show what was typed."""
+        click.echo(json.dumps(given))
+
+    def given(*words):
+        return json.loads(CliRunner().invoke(show, ["m", *words]).stdout)
+
+    assert given() == {"model": "m"}
+    words = ["--limit", "none", "--no-measure", "--learning-rate", "1e-4", "--num-fewshot", "5", "--trust-remote-code"]
+    expected = {"limit": None, "measure": False, "learning_rate": 1e-4, "num_fewshot": 5, "trust_remote_code": True}
+    assert given(*words) == {"model": "m", **expected}
+
+
+def test_starting_is_light():
+    heavy = "{'torch', 'transformers', 'lm_eval', 'pandas', 'numpy', 'pydantic'} & set(sys.modules)"
+    loaded = (
+        f"import sys; from deeper_layers.command import main; main(['--help'], standalone_mode=False); print({heavy})"
+    )
+    assert python(loaded).stdout.endswith("set()\n")
+    heavy = "{'torch', 'transformers', 'lm_eval', 'peft', 'datasets'} & set(sys.modules)"
+    for words in (["plan", "embedded"], ["sweep", "embedded"], ["distances", "embedded"]):
+        loaded = (
+            f"import sys; from deeper_layers.command import main; main({words}, standalone_mode=False); print({heavy})"
+        )
+        assert python(loaded).stdout.endswith("set()\n")
+
+
+def test_as_a_module_from_a_folder_with_names_of_ours(tmp_path):
+    for name in ("lib", "results", "deeper"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('not ours')")
+    environment = {"PYTHONPATH": str(ROOT / "lib")}
+    words = [sys.executable, "-m", "deeper_layers", "distances", "embedded", "--json"]
+    done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert Path(json.loads(done.stdout)["unit"]).is_relative_to(ROOT / "results")
+
+
+# ---- what is published -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """No model is opened, and nothing is written."""
+    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+    before = {path: path.stat().st_mtime_ns for path in results_folder().rglob("*")}
+    yield
+    assert before == {path: path.stat().st_mtime_ns for path in results_folder().rglob("*")}
+
+
+def test_published_units_are_found_by_the_defaults_of_the_notebooks(closed):
+    content = json.loads(typed("sweep", "embedded", "--json").stdout)
+    assert len(content["units"]) == 5 and not content["not_measured"]
+    whole = [
+        row for row in content["rows"] if row["task"] == "capitals" and row["size"] == 0 and row["metric"] == "acc"
+    ]
+    assert [row["rule"] for row in whole] == ["similarity", "simple"] and whole[0]["value"] == pytest.approx(0.85)
+    assert len(json.loads(typed("distances", "embedded", "--json").stdout)["rows"]) == 30 * 31 // 2
+    assert "drops layers 2..5 (" in typed("distances", "embedded").stdout
+    healed = typed("heal", "embedded", "--drop", 3, "--no-measure").stdout
+    assert "drops layers 9..11" in healed and "capitals" in healed
+
+
+def test_a_plan_of_what_is_published(closed):
+    content = json.loads(typed("plan", "embedded", "--json").stdout)
+    assert [task["task"] for task in content["tasks"] if Path(task["unit"]).exists()][0] == "capitals"
+    assert content["sizes"][4] == {"size": 4, "parameters": 120354624, "bytes": 481418496, "file_bytes": None}
+    assert "capitals: 120 items, in results, measured in" in typed("plan", "embedded").stdout
+
+
+@pytest.mark.parametrize("name", ["gemma", "qwen", "smollm2"])
+def test_parameters_of_packaged_models_are_those_that_were_counted(name):
+    measured = json.loads((ROOT / "benchmarks" / "measured" / f"gained-{name}.json").read_text())
+    model = packaged.PACKAGED[measured["model"]]
+    for row in measured["rows"]:
+        assert model.parameters - row["size"] * model.layer_parameters == row["parameters"]
+
+
+# ---- a model of one's own --------------------------------------------------------------------------------
+
+
+def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monkeypatch):
+    asked = [
+        tiny_folder,
+        *SMALL,
+        "--tasks",
+        "capitals, sums_one_digit_generated",
+        "--sizes",
+        "0-2",
+        "--results",
+        tmp_path,
+    ]
+    plan = json.loads(typed("plan", *asked, "--rules", "simple", "--json").stdout)
+    assert not list(tmp_path.rglob("*.json"))
+    capitals, generated = plan["tasks"]
+    model, tokenizer = load_model(str(tiny_folder))
+    cuts = [simple_cut(5, size) for size in range(3)]
+    true = evaluation.plan(model, tokenizer, ["capitals"], cuts, limit=6)
+    assert capitals["layer_steps"] == [true.layer_steps] * 2
+    assert (capitals["items"], capitals["requests"], capitals["tokens"]) == (6, true.requests, true.tokens)
+    assert (generated["generated"], generated["requests"]) == (6, 0)
+    assert plan["sizes"][0]["parameters"] == sum(p.numel() for p in model.parameters())
+    # where the cuts of a rule are not known, the plan says between what
+    least, most = json.loads(typed("plan", *asked, "--json").stdout)["tasks"][0]["layer_steps"]
+    first = typed("sweep", *asked, "--json")
+    rows = json.loads(first.stdout)["rows"]
+    found = {Cut(row["start"], row["size"]) for row in rows}
+    true = evaluation.plan(model, tokenizer, ["capitals"], sorted(found), limit=6)
+    assert least <= true.layer_steps <= most
+    assert "layer-steps" in first.stderr  # the cost and the progress
+    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
+    assert json.loads(typed("sweep", *asked, "--json").stdout)["rows"] == rows
+    assert "capitals, acc: 6 items" in typed("sweep", *asked).stdout
+    assert not list(tmp_path.rglob("records"))  # a page is a notebook's
+
+
+def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypatch):
+    asked = [tiny_folder, *SMALL, "--tasks", "sums_one_digit, capitals", "--sizes", "0-1", "--results", tmp_path]
+    measured, sweep = [], evaluation.sweep
+
+    def interrupted(model, tokenizer, tasks, cuts, **options):
+        if tasks == ["capitals"] and len(measured) == 1:
+            raise KeyboardInterrupt
+        measured.extend(tasks)
+        return sweep(model, tokenizer, tasks, cuts, **options)
+
+    monkeypatch.setattr(sweeps.evaluation, "sweep", interrupted)
+    done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
+    assert done.stdout == "" and done.stderr.endswith("interrupted: the same command goes on where it stopped\n")
+    measured.append("interrupted")
+    typed("sweep", *asked, "--rules", "simple")
+    assert measured == ["sums_one_digit", "interrupted", "capitals"]
+
+
+def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("deeper_layers.data.texts", functools.partial(documents))
+    asked = ["--drop", 2, "--rule", "simple", "--text", "wikipedia", "--tasks", "capitals", "--steps", 2, "--dtype",
+             "float32", "--loss-sequences", 4, "--loss-length", 32, "--results", tmp_path / "results"]  # fmt: skip
+    content = json.loads(typed("heal", tiny_folder, *SMALL, *asked, "--json").stdout)
+    assert content["cut"] == {"start": 2, "size": 2} and {row["task"] for row in content["rows"]} == {
+        "wikipedia", "capitals"
+    }  # fmt: skip
+    monkeypatch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
+    again = typed("heal", tiny_folder, *SMALL, *asked).stdout
+    assert f"adapters: {content['adapters']}" in again
+    done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
+    assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
+
+
+def documents(corpus, *, split=None, datasets=None, documents=20_000):
+    return [f"The {split} document of number {i} speaks of {i * i} other things." * 4 for i in range(200)]
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep", "/no/such/folder"], "'/no/such/folder' is no file, no folder and no hub id"),
+        (["plan", "/no/such/folder"], "'/no/such/folder' is no file, no folder and no hub id"),
+        (["prune", "/no/such/folder", "OUT", "--drop", "1"], "no file, no folder and no hub id"),
+        (["plan", "none.gguf"], "none.gguf does not exist"),
+        (["sweep", "embedded", "--sizes", "two"], "sizes is 'two': 'two' is no block size"),
+        (["sweep", "embedded", "--sizes", "0-30"], "size is 30, expected 0 to 29 for a model of 30 layers"),
+        (["sweep", "embedded", "--tasks", " "], "tasks is empty"),
+        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None (all items)"),
+        (["sweep", "embedded", "--rules", "best"], "rule is 'best', expected one of 'similarity', 'simple'"),
+        (["sweep", "embedded", "--limit", "7", "--no-measure"], "not measured: capitals"),
+        (["distances", "embedded", "--samples", "7", "--no-measure"], "not measured: the distances of"),
+        (["distances", "embedded", "--datasets", "/no/such"], "datasets is '/no/such', which is no folder"),
+        (["distances", "embedded", "--dtype", "fp8"], "dtype is 'fp8'"),
+        (["heal", "embedded", "--drop", "30"], "size is 30; expected 0 to 29"),
+        (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "preset is 'tiny'"),
+        (["heal", "embedded", "--drop", "2", "--start", "29"], "start is 29 with size 2"),
+        (["report", "embedded", "--notebooks", "99"], "notebooks is '99', expected 'all' or some of 01-similarity"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_are_one_line(words, message, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert message in said(*words)
+
+
+def test_mistakes_of_places(tiny_folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    small = [*SMALL[:4], "--results", tmp_path / "file"]
+    assert f"can't use {tmp_path / 'file'}" in said("distances", tiny_folder, *small)
+    assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
+    assert "can't use" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
+    assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")
+    assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sweep"], "Missing argument 'MODEL'"),
+        (["swep", "embedded"], "No such command 'swep'"),
+        (["sweep", "embedded", "--limit", "many"], "'many' is not a valid integer"),
+        (["heal", "embedded"], "Missing option '--drop'"),
+        (["prune", "embedded", "out", "--drop", "2", "--start", "1", "--rule", "simple"], "give one of them"),
+        (["prune", "embedded", "out", "--drop", "2", "--adapter", "a", "--heal", "small"], "give one of them"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_what_click_says(words, message):
+    done = typed(*words, code=2)
+    assert message in done.stderr and done.stdout == ""
+
+
+# ---- report ----------------------------------------------------------------------------------------------
+
+
+def test_a_report_without_what_it_needs(monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        assert "pip install 'deeper-layers[book]'" in said("report", "embedded")
+    monkeypatch.setattr("deeper_layers.results.places.AROUND", Path("/nowhere"))
+    monkeypatch.chdir("/")
+    assert "clone the repository" in said("report", "embedded")
+
+
+def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp_path, monkeypatch):
+    def execute(source, out, *, parameters, **options):
+        assert source.exists() and options["cwd"] == tmp_path
+        if source.stem == "04-reasoning":
+            raise papermill.PapermillExecutionError(0, 0, "", "InputError", "can't read the data of piqa", [])
+        out.write_text(json.dumps({name: str(value) for name, value in parameters.items()}))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    asked = ["report", tiny_folder, "--samples", 8, "--steps", 4, "--results", tmp_path / "results", "--notebooks"]
+    done = typed(*asked, "01, 04-reasoning, 03", code=1)
+    assert "1 of 3 notebooks were not made: 04-reasoning: can't read the data of piqa; mend that" in done.stderr
+    assert "5 layers" in done.stderr  # the plan, before anything runs
+    out = tmp_path / "report" / tiny_folder.name
+    given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}
+    assert json.loads((out / "01-similarity.ipynb").read_text()) == given
+    assert json.loads((out / "03-healing.ipynb").read_text()) == given | {"steps": "4"}
+    done = json.loads(typed(*asked, "01", "--json").stdout)
+    # the site shows the results of the repository, and these are elsewhere
+    made = {"01-similarity": f"report/{tiny_folder.name}/01-similarity.ipynb"}
+    assert done == {"model": tiny_folder.name, "notebooks": made, "site": None}
