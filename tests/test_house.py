@@ -223,6 +223,7 @@ print(json.dumps(failed))
 """
 
 
+@pytest.mark.slow
 def test_every_page_is_drawn_from_its_units_without_torch(tmp_path):
     """Whoever only wants to read or plot results installs nothing heavy, and waits seconds."""
     pages = [(record.notebook, record.parameters | {"measure": False}) for record in all_records()]

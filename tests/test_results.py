@@ -249,6 +249,24 @@ def test_time_left_does_not_count_what_shards_hold():
     bar.close()
 
 
+# --- where they lie --------------------------------------------------------------------------------------
+
+
+def test_where_results_lie(tmp_path, monkeypatch):
+    """A name is relative to where the user stands; no package holds results, nor is any folder called lib ours."""
+    monkeypatch.chdir(tmp_path)
+    assert places.results_folder("mine").resolve() == tmp_path / "mine"
+    assert places.results_folder() == places.AROUND / "results" and places.is_checkout(places.AROUND)
+    monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
+    (tmp_path / "lib").mkdir()
+    assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
+    ours = tmp_path / "checkout" / "lib" / "deeper_layers" / "cuts.py"
+    ours.parent.mkdir(parents=True)
+    ours.touch()
+    monkeypatch.chdir(ours.parent)
+    assert places.results_folder() == tmp_path / "checkout" / "results"
+
+
 # --- what a unit holds -----------------------------------------------------------------------------------
 
 
@@ -371,6 +389,7 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     return len(shards_below(folder))
 
 
+@pytest.mark.slow
 def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
     expected = swept(tiny_folder, tmp_path / "uninterrupted")
     killed = tmp_path / "killed"
