@@ -175,7 +175,10 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
         "--results",
         tmp_path,
     ]
-    plan = json.loads(typed("plan", *asked, "--rules", "simple", "--json").stdout)
+    with monkeypatch.context() as patch:
+        patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
+        patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+        plan = json.loads(typed("plan", *asked, "--rules", "simple", "--json").stdout)
     assert not list(tmp_path.rglob("*.json"))
     capitals, generated = plan["tasks"]
     model, tokenizer = load_model(str(tiny_folder))
@@ -268,10 +271,13 @@ def test_mistakes_are_one_line(words, message, monkeypatch):
     assert message in said(*words)
 
 
-def test_mistakes_of_places(tiny_folder, tmp_path):
+def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     small = [*SMALL[:4], "--results", tmp_path / "file"]
-    assert f"can't use {tmp_path / 'file'}" in said("distances", tiny_folder, *small)
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured for nothing"))
+        message = said("distances", tiny_folder, *small)
+        assert f"can't write in {tmp_path / 'file' / tiny_folder.name} (" in message
     assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
     assert "can't use" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
     assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")

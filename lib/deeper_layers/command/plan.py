@@ -202,8 +202,8 @@ def _task_in_words(task: dict) -> str:
         return f"not known before it runs ({task['unknown']})"
     parts = [f"{task['items']:,} items"]
     if task["requests"]:
-        least, most = map(_steps, task["layer_steps"])
-        steps = least if least == most else f"{least} to {most}"
+        least, most = task["layer_steps"]
+        steps = _steps(most) if least == most else f"{_steps(least)} to {_steps(most)}"
         parts.append(f"{task['requests']:,} requests, {task['tokens']:,} distinct tokens, {steps} layer-steps")
     if task["generated"]:
         parts.append(f"{task['generated']:,} answers to write for each pruned model, whose length is not known before")

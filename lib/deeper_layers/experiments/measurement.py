@@ -82,7 +82,9 @@ class Measurement:
             return unit
         if not at_hand:
             key["data"] = self.fingerprint
-        shards = Shards(results.unit_path(self.kind, self.name, key, folder).with_suffix(".partial"))
+        path = results.unit_path(self.kind, self.name, key, folder)
+        results.check_writable(path.parent)
+        shards = Shards(path.with_suffix(".partial"))
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
         with results.clock() as measured:
             rows, details = self.measure(shards)

@@ -1,3 +1,4 @@
+from .files import check_writable as check_writable
 from .files import write_whole as write_whole
 from .places import repository as repository
 from .places import results_folder as results_folder
