@@ -22,7 +22,7 @@ from transformers import DataCollatorForLanguageModeling, PrinterCallback, Train
 from benchmarks import side_by_side
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import corpora
-from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.healing.adapters import add_adapters, ffn_modules
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.training import keep_freed_memory, train

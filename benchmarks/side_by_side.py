@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.table import MEASURED
 from deeper_layers.models import device_name
+from deeper_layers.results.circumstances import provenance
 from deeper_layers.results.files import write_whole
-from deeper_layers.results.provenance import provenance
 
-MEASURED = Path(__file__).with_name("measured")
 THREADS = 2
 PATHS = {"--datasets": "FOLDER", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}  # options that take one
 

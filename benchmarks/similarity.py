@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from benchmarks import side_by_side
-from deeper_layers.data import corpora, sequences
+from deeper_layers.data import corpora
+from deeper_layers.data.tokens import text_batches
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.similarity import measure_distances
@@ -33,7 +34,7 @@ def main() -> None:
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     texts = corpora.texts("wikipedia")
-    few, many = (sequences.text_batches(tokenizer, texts, samples=n, length=options.length) for n in options.samples)
+    few, many = (text_batches(tokenizer, texts, samples=n, length=options.length) for n in options.samples)
     bare_pass(model, few[:2])
     measure_distances(model, few[:2])
 

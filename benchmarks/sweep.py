@@ -22,7 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks import side_by_side
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
-from deeper_layers.data.sequences import text_batches
+from deeper_layers.data.tokens import text_batches
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
 from deeper_layers.family.network import Batch

@@ -1,10 +1,11 @@
-"""The table of README.md, made of benchmarks/measured: python -m benchmarks.table"""
+"""What is faster than what, as a table made of benchmarks/measured: python -m benchmarks.table"""
 
 import json
+from pathlib import Path
 
-from benchmarks.side_by_side import MEASURED
 from deeper_layers.report import curves
 
+MEASURED = Path(__file__).with_name("measured")
 HEAD = (
     "| what | beside | ratio | agreement | command |",
     "|---|---|---|---|---|",

@@ -20,7 +20,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from benchmarks import side_by_side
 from deeper_layers.cuts import simple_cut
-from deeper_layers.data import corpora, sequences
+from deeper_layers.data import corpora
+from deeper_layers.data.tokens import sequences
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.healing.adapters import add_adapters
@@ -56,7 +57,7 @@ def main() -> None:
             copied, _ = load_model(options.model, dtype=options.dtype, quantization=quantization)
             trained[way] = add_adapters(copied, rank=8, alpha=8, dropout=0.0).train()
     texts = corpora.texts("wikipedia", split="validation")
-    ids = sequences.sequences(tokenizer, texts, length=options.length, tokens=options.length)[0].long()[None]
+    ids = sequences(tokenizer, texts, length=options.length, tokens=options.length)[0].long()[None]
     asked = harness.collect_requests(loaded, models["plain"], tokenizer, limit=options.limit)
     layers = models["plain"].config.num_hidden_layers
     cuts = [simple_cut(layers, size) for size in range(layers - 1)]

@@ -21,7 +21,6 @@ from benchmarks import (
     table,
     widened,
 )
-from deeper_layers.results.places import AROUND as ROOT
 
 
 @pytest.fixture
@@ -163,11 +162,8 @@ def test_gained(run):
             assert 0 < least <= middle <= most
 
 
-def test_the_readme_has_the_measured_ratios():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    lines = table.rows()
-    assert len(lines) > len(table.HEAD), "nothing is measured"
-    assert "\n".join(lines) in readme, "README.md's table is not that of python -m benchmarks.table"
+def test_the_measured_ratios_are_of_committed_code():
+    assert len(table.rows()) > len(table.HEAD), "nothing is measured"
     for path in side_by_side.MEASURED.glob("*.json"):
         content = json.loads(path.read_text())
         assert content["provenance"]["dirty"] is False, f"{path.name} was measured with uncommitted changes"

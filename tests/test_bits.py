@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
+from deeper_layers import models
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import bits
 from deeper_layers.experiments.bits import bits_unit, checkpoint_bytes
 from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.models.opening import load_model
@@ -52,7 +52,7 @@ def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder)
 
 def test_each_kind_of_weights_is_a_unit_measured_once(parameters, monkeypatch):
     source = parameters.source()
-    assert bits_unit("nf4", CUTS, dataclasses.replace(parameters, measure=False), source) is None
+    assert bits_unit("nf4", CUTS, parameters.but(measure=False), source) is None
     units = {kind: bits_unit(kind, CUTS, parameters, source) for kind in parameters.bits_list(source)}
     assert list(units) == ["bfloat16", "int8", "nf4"]
     for kind, unit in units.items():
@@ -63,10 +63,10 @@ def test_each_kind_of_weights_is_a_unit_measured_once(parameters, monkeypatch):
             dataclasses.replace(source, dtype="bfloat16"), quantization=None if kind[0] == "b" else kind
         )
         assert whole == checkpoint_bytes(model)
-    monkeypatch.setattr(bits, "load_model", lambda *_, **__: pytest.fail("opened again"))
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("opened again"))
     again = bits_unit("nf4", CUTS, parameters, source)
     assert again.path == units["nf4"].path
-    assert bits_unit("nf4", CUTS, dataclasses.replace(parameters, measure=False), source).path == again.path
+    assert bits_unit("nf4", CUTS, parameters.but(measure=False), source).path == again.path
 
 
 def test_kinds_that_are_none(parameters):
@@ -77,4 +77,4 @@ def test_kinds_that_are_none(parameters):
         with pytest.raises(InputError, match=f"{name} is 'x'"):
             TakeAwayParameters.from_names({name: "x"})
     with pytest.raises(InputError, match="'Q8_0', and tiny-llama is no GGUF file"):
-        dataclasses.replace(parameters, bits="nf4, Q8_0").bits_list(parameters.source())
+        parameters.but(bits="nf4, Q8_0").bits_list(parameters.source())

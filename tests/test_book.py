@@ -1,4 +1,4 @@
-"""The code of the book, without the built site: notebooks that run in it, pages that it makes of results/."""
+"""The code of the book, without the built site: notebooks that run in it, pages that it makes of records."""
 
 import dataclasses
 import json
@@ -14,57 +14,182 @@ import pandas as pd
 import pytest
 import yaml
 
-from book import companion, explorer, measured, models
+from book.extension import article, captions, contents, explorer, measured, pages, running
+from book.extension.inputs import Inputs
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.parameters import AblationParameters, TakeAwayParameters
 from deeper_layers.healing.presets import PRESETS
-from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.report.evidence import Answers
-from deeper_layers.results.units import Unit, all_units
-from tests.page import FIGURE, Page
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-def test_a_failing_notebook_stops_the_build_and_leaves_no_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(companion, "ROOT", tmp_path)
-    monkeypatch.setattr(companion, "EXECUTED", tmp_path / "executed")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("raise ValueError('size 31 is too large')")])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
-    with pytest.raises(SystemExit, match=r"notebooks/bad\.ipynb failed: ValueError: size 31 is too large"):
-        companion.run_notebook("bad")
-    assert not list(tmp_path.glob("executed/*"))
+from deeper_layers.results.records import Record, all_records, write_record
+from deeper_layers.results.units import Unit
+from tests.page import FIGURE, ROOT, Page
 
 
-def test_a_page_of_other_parameters_says_what_was_not_measured(tmp_path, monkeypatch):
-    monkeypatch.setattr(companion, "ROOT", tmp_path)
-    monkeypatch.setattr(companion, "EXECUTED", tmp_path / "executed")
-    cells = [
-        nbformat.v4.new_markdown_cell("# How many?"),
-        nbformat.v4.new_code_cell("size = 1\nmeasure = True", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("class InputError(Exception): pass\nif not measure: raise InputError(message)"),
-    ]
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book").mkdir()
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, tmp_path / "notebooks" / "some.ipynb")
-    page = "other:\n  notebook: some\n  title: Complete\n  parameters: {size: 7, measure: %s, message: %r}\n"
+@pytest.fixture
+def book(tmp_path):
+    """A book of one notebook with two parameters, and what makes a page of it."""
 
-    def built(measure, message="not measured: boolq"):
-        (tmp_path / "book" / "pages.yml").write_text(page % (measure, message))
-        companion.run_notebook("other")
-        return nbformat.read(tmp_path / "executed" / "other.ipynb", as_version=4).cells
+    def made(code: str, parameters: dict | None = None, **others) -> pages.Page:
+        cells = [
+            nbformat.v4.new_markdown_cell("# How many?"),
+            nbformat.v4.new_code_cell("size: int = 1\nmeasure: bool = True", metadata={"tags": ["parameters"]}),
+            nbformat.v4.new_code_cell(f"class InputError(Exception): pass\n{code}"),
+        ]
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        (tmp_path / "notebooks").mkdir(exist_ok=True)
+        nbformat.write(notebook, tmp_path / "notebooks" / "some.ipynb")
+        record = None
+        if parameters is not None:
+            path = write_record("some", "tiny", parameters, tmp_path / "results", **others)
+            (record,) = [record for record in all_records(tmp_path / "results") if record.path == path]
+        return pages.Page("page", "some", "How many?", "How many?", record, tmp_path)
 
-    cells = built("true")
-    assert cells[0].source == "# Complete" and "size = 7" in cells[2].source
-    (cell,) = built("false")
-    assert cell.source.startswith("# Complete\n") and "holds none of the measurements" in cell.source
+    return made
+
+
+def test_a_failing_notebook_stops_the_build_and_leaves_no_page(book, tmp_path):
+    page = book("raise ValueError('size 31 is too large')")
+    with pytest.raises(
+        SystemExit, match=r"notebooks/some\.ipynb failed: ValueError: size 31 is too large \(to see where: "
+    ):
+        running.run([page], Inputs(tmp_path), 2)
+    assert not list(tmp_path.glob("book/executed/*"))
+
+
+def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book):
+    page = book("print(f'size {size}, measure {measure}')", {"size": 7})
+    running.run_notebook(page, "")
+    shown = nbformat.read(page.executed, as_version=4).cells[-1].outputs[0].text
+    assert shown == "size 7, measure False\n"
+    page = book("raise InputError('not measured: boolq')", {"size": 7})
+    running.run_notebook(page, "")
+    (cell,) = nbformat.read(page.executed, as_version=4).cells
+    assert cell.source.startswith("# How many?\n") and "holds none of the measurements" in cell.source
     # any other mistake stops the build
-    with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0"):
-        built("false", "limit is 0")
+    with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0 .* -p size 7"):
+        running.run_notebook(book("raise InputError('limit is 0')", {"size": 7}), "")
+
+
+def test_a_notebook_runs_again_when_what_it_is_made_of_changes_and_at_no_other_time(book, tmp_path):
+    page = book("print(size)", {"size": 7})
+    for path in (
+        "lib/loaded.py",
+        "lib/other.py",
+        "results/tiny/unit.json",
+        "results/large/unit.json",
+        "tests/test_some.py",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("as it was")
+    page.executed.parent.mkdir(parents=True)
+    page.executed.write_text("{}")
+
+    def kept() -> Inputs:
+        inputs = Inputs(tmp_path)
+        inputs.keep(page, inputs.without_code(page), ["lib/loaded.py"])
+        return Inputs(tmp_path)
+
+    assert kept().is_current(page)
+    for path in ("lib/other.py", "results/large/unit.json", "tests/test_some.py"):
+        (tmp_path / path).write_text("another")
+        assert Inputs(tmp_path).is_current(page), path
+    (tmp_path / "lib/loaded.py").touch()  # written again as it was
+    assert Inputs(tmp_path).is_current(page)
+    for path in ("lib/loaded.py", "results/tiny/unit.json", "results/tiny/new.json", "notebooks/some.ipynb"):
+        assert kept().is_current(page), path
+        (tmp_path / path).write_text('{"cells": []}')
+        assert not Inputs(tmp_path).is_current(page), path
+    assert kept().is_current(page)
+    other = dataclasses.replace(page, record=dataclasses.replace(page.record, parameters={"size": 8}))
+    assert not Inputs(tmp_path).is_current(other)
+    (tmp_path / "lib/loaded.py").unlink()
+    assert not Inputs(tmp_path).is_current(page)
+    kept()
+    page.executed.unlink()
+    assert not Inputs(tmp_path).is_current(page)
+
+
+def test_what_a_notebook_loaded_is_noted_and_not_shown():
+    """The library's files among the modules of its kernel: torch's room is not among them where nothing is measured."""
+    told, models = contents.all_pages()
+    known = json.loads((ROOT / "book" / "executed" / "inputs.json").read_text()) if told else {}
+    for page in [*told, *sum(models.values(), [])]:
+        code = known[page.name]["code"]
+        assert "lib/deeper_layers/__init__.py" in code
+        assert page.record is None or "lib/deeper_layers/models/opening.py" not in code, page.name
+        assert running.LOADED not in page.executed.read_text()
+
+
+def record(notebook="01-similarity", model="tiny", **others) -> Record:
+    parameters = others.pop("parameters", {})
+    path = Path("results") / model / "records" / f"{notebook}-0.json"
+    return Record(notebook, model, parameters, "2026-01-01", **others, path=path)
+
+
+def test_a_page_of_the_story_is_the_latest_record_that_says_so():
+    records = [record(page="01-similarity", parameters={"seed": 1}), record(page="01-similarity", title="Alike")]
+    (page,) = pages.story(["01-similarity"], records)
+    assert page.record == records[1] and page.title == "Alike" and page.parameters == {"measure": False}
+    (page,) = pages.story(["07-models"], records)
+    assert (
+        page.record is None
+        and page.parameters == {}
+        and page.command == "papermill notebooks/07-models.ipynb out.ipynb"
+    )
+    with pytest.raises(SystemExit, match="names executed/99-none, but there is no notebooks/99-none.ipynb"):
+        pages.story(["99-none"], records)
+
+
+def test_pages_of_a_model_are_told_apart_by_what_was_asked():
+    asked = [{}, {"quantization": "nf4"}, {"tasks": "a long list of tasks, which no title can hold"}]
+    found = pages.of_models([record(parameters=parameters) for parameters in asked])
+    assert [(page.name, page.short) for page in found["tiny"]] == [
+        ("model-tiny-similarity", "Which layers are alike?"),
+        ("model-tiny-similarity-2", "Which layers are alike? (nf4)"),
+        ("model-tiny-similarity-3", "Which layers are alike? (3)"),
+    ]
+    assert found["tiny"][1].title == "tiny (nf4): which layers are alike?"
+    assert found["tiny"][1].command == "papermill notebooks/01-similarity.ipynb out.ipynb -p quantization nf4"
+
+
+def test_a_record_of_no_notebook_has_no_page():
+    assert pages.known([record("99-none")]) == []
+
+
+def test_each_model_is_one_entry_of_the_contents():
+    models = pages.of_models([record(), record("03-healing"), record(model="other")])
+    toc = {"parts": [{"caption": "Models", "chapters": [{"file": "executed/07-models"}]}, {"chapters": []}]}
+    for given in (toc, {"parts": [{"chapters": []}]}):  # where no part is called so, one is added
+        made = contents.with_models(given, models)
+        (part,) = [part for part in made["parts"] if part.get("caption") == "Models"]
+        entries = part["chapters"][-2:]
+        assert [entry["file"] for entry in entries] == ["executed/model-other", "executed/model-tiny"]
+        assert [len(entry["sections"]) for entry in entries] == [1, 2]
+    assert len(toc["parts"][0]["chapters"]) == 1, "what was given has changed"
+
+
+def test_a_name_is_no_markup():
+    assert contents._plain("a_b*c`<x>`") == "a\\_b\\*c\\`\\<x\\>\\`"
+
+
+def test_an_article_has_a_title_no_code_and_its_code_at_the_end(book):
+    page = dataclasses.replace(book("size"), title="Of *tiny*")
+    read = article.article(json.loads(page.source.read_text()), page)
+    assert read["cells"][0]["source"] == "# Of *tiny*" and "code-of-page" in read["cells"][-1]["source"]
+    assert all(cell["metadata"] == {"tags": ["remove-input"]} for cell in read["cells"] if cell["cell_type"] == "code")
+    assert "size: int = 1" in pages.code_of(page.source)
+
+
+def test_captions_are_numbered_by_kind():
+    figure = '<figure class="measured" id="a"><div></div><figcaption>A<small></small></figcaption></figure>'
+    body = f"{figure}<table><caption>T</caption></table><figure><figcaption>none</figcaption></figure>{figure}"
+    said = captions.numbered(body)
+    assert [said.count(f">{name}.</span>") for name in ("Figure 1", "Figure 2", "Table 1")] == [1, 1, 1]
+    assert "Figure 3" not in said and "<figcaption>none" in said
+    said = captions.numbered(
+        '<div role="region" aria-label="Claims &amp; all"><p>Lead.</p><table><tr></tr></table></div>'
+    )
+    assert '<table><caption><span class="caption-count">Table 1.</span> Claims &amp; all</caption>' in said
 
 
 def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_path):
@@ -80,7 +205,8 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     chapters = [{"file": name} for name in ("executed/07-models", "method", "glossary")]
     contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": chapters}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))
+    environment = os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
 
     def typed(command: str) -> None:
         program, *words = command.split()
@@ -101,16 +227,17 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
     (folder,) = (tmp_path / "results").iterdir()
-    measured = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    measured = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
+    assert sum(path.parent.name == "records" for path in measured) == len(asked)
     typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
-    ends = ("", "-reasoning", "-healing", "-ablations", "-take-away", "-shots", "-layers")
-    for name in (f"model-{folder.name}{end}" for end in ends):
+    assert links.count(f"executed/model-{folder.name}.html") == 1, "it has no entry in the navigation"
+    for name in (f"model-{folder.name}-{notebook[3:]}" for notebook in asked):
         page = html / "executed" / f"{name}.html"
         assert f"executed/{name}.html" in links, "it is not in the navigation"
         assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"
-    assert measured == {path: path.stat().st_mtime_ns for path in folder.iterdir()}, "it was measured again"
+    assert measured == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}, "it was measured again"
     figures = FIGURE.split((html / "executed" / "07-models.html").read_text(encoding="utf-8"))[1:]
     assert figures and Path(tiny_folder).name in figures[0]
 
@@ -149,19 +276,6 @@ def test_a_group_took_as_long_as_its_tasks(monkeypatch):
     assert measured.cost(tasks["one.json"]) == {"Seconds": "1,100", "Memory, GiB": "2.0"}
 
 
-def test_a_packaged_sample_is_no_second_panel_of_its_data_set():
-    """What a healing asked of few packaged items stands on its own page, not beside the data set under one name."""
-
-    def sweep(task, sizes, quantization=None):
-        key = {"task": task, "cuts": [[3, size] for size in sizes], "rule": "simple", "dtype": "bfloat16"}
-        return Unit("sweep", task, key | {"quantization": quantization}, {}, pd.DataFrame(), {}, Path(task))
-
-    units = [sweep("embedded_boolq", [0, 2]), sweep("boolq", [0, 1, 2]), sweep("embedded_piqa", [0, 2])]
-    units.append(sweep("embedded_boolq", [0, 2], "nf4"))
-    names = [[unit.name for unit in group] for group in models._alike(units)]
-    assert names == [["boolq", "embedded_piqa"], ["embedded_boolq"]]
-
-
 def test_a_loss_beside_a_healing_is_of_the_same_weights():
     """Where a loss was measured of the weights as they are too, it is shown only where nothing was healed."""
 
@@ -182,21 +296,3 @@ def test_a_loss_beside_a_healing_is_of_the_same_weights():
     first, second = (explorer._step(answers, cut.size, 6, units) for cut in cuts)
     assert first["loss"] == [4.5, "C4, nf4, bfloat16"] and first["healed"] == [3.0, "C4, nf4, bfloat16"]
     assert second["loss"] == [5.0, "C4, not quantized, bfloat16"] and "healed" not in second
-
-
-@pytest.mark.parametrize(
-    "kind, asked, healing, same",
-    [
-        (AblationParameters, models._ablated, lambda parameters: parameters, ("ranks", "seeds")),
-        (TakeAwayParameters, models._taken_away, TakeAwayParameters.healing, ("drop", "gguf_type")),
-    ],
-)
-def test_a_page_is_asked_for_what_its_notebook_was(kind, asked, healing, same):
-    """Of a model whose notebooks ran as they are, read back from its units: the way to a file among them."""
-    units = [unit for unit in all_units() if unit.key["model"]["name"] == EMBEDDED.name]
-    page = kind(**asked(units, [unit for unit in units if unit.kind == "similarity"]))
-    own = kind()
-    assert page.limits == own.limits and page.size_list(30) == own.size_list(30)
-    assert healing(page).config() == healing(own).config()
-    for name in ("rules", "text", *same):
-        assert getattr(page, name) == getattr(own, name), name

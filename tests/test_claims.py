@@ -1,7 +1,6 @@
 """Claims: made-up measurements that agree, differ or are missing get the verdict they deserve."""
 
 import dataclasses
-import functools
 import html
 import re
 import shutil
@@ -11,7 +10,7 @@ import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.report import claims, decisions
+from deeper_layers.report import claims, decisions, outcomes
 from deeper_layers.report.claims import (
     CLAIMS,
     FIGURES,
@@ -25,7 +24,6 @@ from deeper_layers.report.claims import (
 )
 from deeper_layers.report.decisions import AT_ONCE, EARLIEST, LATEST
 from deeper_layers.report.evidence import Evidence, by_model
-from deeper_layers.report.outcomes import resampled
 from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import Unit, all_units, pack
@@ -41,8 +39,7 @@ HEALING = {"rank": 8, "seed": 0, "adapters": "all", "auxiliary": 0.0}
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Enough for what is made up here, which lies far on one side."""
-    monkeypatch.setattr(decisions, "resampled", functools.partial(resampled, resamples=100))
-    monkeypatch.setattr(decisions, "RESAMPLES", 100)
+    monkeypatch.setattr(outcomes, "RESAMPLES", 100)
 
 
 def cut_of(rule, size):

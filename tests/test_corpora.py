@@ -13,7 +13,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from deeper_layers.cuts import Cut
-from deeper_layers.data import corpora, embedded, hub, sequences
+from deeper_layers.data import corpora, embedded, hub
+from deeper_layers.data.tokens import text_batches
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import sweep
@@ -156,7 +157,7 @@ def rows_of(batches):
 
 
 def test_text_comes_in_full_batches_with_little_padding(tokenizer, documents):
-    batches = sequences.text_batches(tokenizer, documents, samples=200, length=150, batch_tokens=2000)
+    batches = text_batches(tokenizer, documents, samples=200, length=150, batch_tokens=2000)
     lengths, tokens, padded = [], 0, 0
     for batch in batches:
         ids, mask = batch["input_ids"], batch["attention_mask"]
@@ -177,21 +178,21 @@ def test_text_comes_in_full_batches_with_little_padding(tokenizer, documents):
 
 def test_the_same_seed_draws_the_same_text(tokenizer, documents):
     def draw(**options):
-        return rows_of(sequences.text_batches(tokenizer, documents, samples=50, length=64, **options))
+        return rows_of(text_batches(tokenizer, documents, samples=50, length=64, **options))
 
     assert draw() == draw(seed=0) != draw(seed=1)
     # how they are batched does not change which are drawn
     assert sorted(draw(batch_tokens=1)) == sorted(draw(batch_tokens=100_000)) == sorted(draw())
     # fewer are some of the same
-    fewer = rows_of(sequences.text_batches(tokenizer, documents, samples=20, length=64))
+    fewer = rows_of(text_batches(tokenizer, documents, samples=20, length=64))
     assert all(row in draw() for row in fewer)
 
 
 def test_too_few_documents(tokenizer, documents):
     usable = len(documents) - 2  # neither the empty one nor the one of a single token
-    assert len(rows_of(sequences.text_batches(tokenizer, documents, samples=usable, length=9))) == usable
+    assert len(rows_of(text_batches(tokenizer, documents, samples=usable, length=9))) == usable
     with pytest.raises(InputError, match=f"samples is {usable + 1}, but the corpus has {usable} usable documents"):
-        sequences.text_batches(tokenizer, documents, samples=usable + 1, length=9)
+        text_batches(tokenizer, documents, samples=usable + 1, length=9)
 
 
 # --- mirror ----------------------------------------------------------------------------------------------
@@ -235,6 +236,7 @@ def test_an_error_leaves_nothing_patched(offline, small_mirror):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+@pytest.mark.slow
 def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
     cuts = [Cut(0, 0), Cut(2, 2)]
@@ -247,6 +249,7 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+@pytest.mark.slow
 def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
 

@@ -1,6 +1,5 @@
 """Loss on text, and healed models scored: what is measured, kept and found again."""
 
-import dataclasses
 import functools
 import math
 
@@ -8,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from deeper_layers import evaluation, healing
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
-from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.losses import text_loss
 from deeper_layers.experiments import healings, losses
@@ -51,7 +51,7 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     source = parameters.source()
     opened = functools.cache(lambda: parameters.open(source))
     config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-    assert healings.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, opened) is None
+    assert healings.healing_unit(CUTS[1], config, parameters.but(measure=False), source, opened) is None
     unit = healings.healing_unit(CUTS[1], config, parameters, source, opened)
     assert set(unit.rows["task"]) == {"wikipedia", "capitals"}
     assert set(unit.rows["start"]) == {1} and set(unit.rows["size"]) == {2}
@@ -65,20 +65,16 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     def never(*_, **__):
         pytest.fail("healed or measured again")
 
-    monkeypatch.setattr(healings, "train", never)
-    others = changed(parameters, tasks="sums_one_digit")
+    monkeypatch.setattr(healing, "train", never)
+    others = parameters.but(tasks="sums_one_digit")
     again = healings.healing_unit(CUTS[1], config, others, source, opened)
     assert again.path != unit.path and again.details["by_sequence"] == unit.details["by_sequence"]
-    monkeypatch.setattr(healings, "text_loss", never)
+    monkeypatch.setattr(evaluation, "text_loss", never)
     assert healings.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
-    assert healings.healing_unit(CUTS[1], config, changed(parameters, measure=False), source, never).path == unit.path
-    assert losses.loss_unit(CUTS, changed(parameters, measure=False), source, never).path == before.path
+    assert healings.healing_unit(CUTS[1], config, parameters.but(measure=False), source, never).path == unit.path
+    assert losses.loss_unit(CUTS, parameters.but(measure=False), source, never).path == before.path
     assert losses.loss_unit(CUTS[:2], parameters, source, never).path == before.path, "one for more cuts will do"
     assert len(all_units(parameters.results_folder)) == 3
-
-
-def changed(parameters: HealingParameters, **values) -> HealingParameters:
-    return dataclasses.replace(parameters, **values)
 
 
 def test_text_that_heals_and_text_of_the_loss_are_apart():

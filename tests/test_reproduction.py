@@ -1,7 +1,5 @@
 """What is measured again lies within the published interval, or is said not to."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +68,6 @@ def test_parameters():
     afresh = parameters.afresh("elsewhere")
     assert (afresh.size_list(9), afresh.samples, afresh.results) == ([0, 2], 5, "elsewhere")
     with pytest.raises(InputError, match="sequences_again is 1"):
-        dataclasses.replace(parameters, sequences_again=1).check()
+        parameters.but(sequences_again=1)
     with pytest.raises(InputError, match="'two' is no block size"):
-        dataclasses.replace(parameters, again="two").check()
+        parameters.but(again="two")

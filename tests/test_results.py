@@ -23,12 +23,18 @@ from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
 from deeper_layers.results import files, places, units
+from deeper_layers.results.circumstances import PACKAGES
+from deeper_layers.results.records import all_records
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import all_units, key_hash, pack, read_unit, unit_path, unpack
 
-KEY = {"model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3}
+KEY = {
+    "model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3,
+    "version": 1,
+}  # fmt: skip
 ROWS = pd.DataFrame({"task": ["a", "b"], "size": [0, 1], "value": [0.1, 1 / 3], "stderr": [0.25, np.nan]})
-DETAILS = {"outcomes": {"0,0": {"a": {"acc": pack(np.array([0, 1, 1]))}}}, "num_layers": 5}
+DETAILS = {"outcomes": {"0,0": {"a": {"acc": pack(np.array([0, 1, 1]))}}}}
+OF_THE_SOURCE = {"num_layers": 5, "weights": "none"}  # what is kept of every model
 
 
 class Measure:
@@ -49,12 +55,12 @@ def measure():
 
 def measure_or_load(kind, name, key, measure, folder, *, data=None):
     """The unit of a key: its data are at hand where they stand in it, and on a hub where `data` reads them."""
-    settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
+    settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data", "version")}
     source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
     corpus, fingerprint = ("c4", data) if data else ("wikipedia", lambda: key["data"])
     of_it = Measurement(
-        kind=kind, name=name, version=1, source=source, settings=settings, reads=[Data(corpus, fingerprint)],
-        measure=measure,
+        kind=kind, name=name, version=key["version"], source=source, settings=settings,
+        reads=[Data(corpus, fingerprint)], measure=measure,
     )  # fmt: skip
     return of_it.unit(Parameters(results=str(folder)))
 
@@ -75,7 +81,7 @@ def test_measured_once_then_loaded(tmp_path, measure):
     again = measure_or_load("sweep", "a", KEY, measure, tmp_path)
     assert measure.count == 1
     for unit in (first, again):
-        assert (unit.kind, unit.name, unit.key, unit.details) == ("sweep", "a", KEY, DETAILS)
+        assert (unit.kind, unit.name, unit.key, unit.details) == ("sweep", "a", KEY, DETAILS | OF_THE_SOURCE)
         pd.testing.assert_frame_equal(unit.rows, ROWS, check_exact=True)
         assert unit.path == unit_path("sweep", "a", KEY, tmp_path)
     assert first.provenance == again.provenance
@@ -123,12 +129,13 @@ def test_another_key_is_another_file(tmp_path, measure):
         KEY | {"dtype": "bfloat16"},
         KEY | {"model": KEY["model"] | {"weights": "sha256:1"}},
         KEY | {"seed": 0},
+        KEY | {"version": 2},
     ]
     for key in others:
         paths.add(measure_or_load("sweep", "a", key, measure, tmp_path).path)
     paths.add(measure_or_load("similarity", "a", KEY, measure, tmp_path).path)
     paths.add(measure_or_load("sweep", "b", KEY, measure, tmp_path).path)
-    assert len(paths) == measure.count == 8
+    assert len(paths) == measure.count == 9
     assert [unit.path for unit in all_units(tmp_path)] == sorted(paths)
     assert len(all_units(tmp_path, "similarity")) == 1
     # the order in which a key was written down is not part of it
@@ -176,7 +183,7 @@ def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, mea
     old = measure_or_load("sweep", "a", KEY, measure, tmp_path)
     before = old.path.read_bytes(), files_below(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(units.os, broken, crash)
+        patch.setattr(files.os, broken, crash)
         with pytest.raises(OSError, match="no space"):
             files.write_whole(old.path, b"{}")
         with pytest.raises(OSError, match="no space"):
@@ -242,6 +249,24 @@ def test_time_left_does_not_count_what_shards_hold():
     bar.close()
 
 
+# --- where they lie --------------------------------------------------------------------------------------
+
+
+def test_where_results_lie(tmp_path, monkeypatch):
+    """A name is relative to where the user stands; no package holds results, nor is any folder called lib ours."""
+    monkeypatch.chdir(tmp_path)
+    assert places.results_folder("mine").resolve() == tmp_path / "mine"
+    assert places.results_folder() == places.AROUND / "results" and places.is_checkout(places.AROUND)
+    monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
+    (tmp_path / "lib").mkdir()
+    assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
+    ours = tmp_path / "checkout" / "lib" / "deeper_layers" / "cuts.py"
+    ours.parent.mkdir(parents=True)
+    ours.touch()
+    monkeypatch.chdir(ours.parent)
+    assert places.results_folder() == tmp_path / "checkout" / "results"
+
+
 # --- what a unit holds -----------------------------------------------------------------------------------
 
 
@@ -274,7 +299,7 @@ def test_provenance_says_what_was_true(tmp_path, measure):
         "measured", "packages", "python", "commit", "dirty", "device", "seconds", "peak_memory_bytes",
         "seconds_in_earlier_runs",
     }  # fmt: skip
-    assert set(provenance["packages"]) == set(provenance.PACKAGES)
+    assert set(provenance["packages"]) == set(PACKAGES)
     assert provenance["packages"]["numpy"] == np.__version__
     assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0
     assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
@@ -347,7 +372,7 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     def far_enough():
         return len(shards_below(folder)) >= shards and (not writing or list(folder.rglob(f".*.{child.pid}.partial")))
 
-    environment = os.environ | {"PYTHONPATH": str(places.AROUND)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (places.AROUND / "lib", places.AROUND)))}
     command = [sys.executable, "-c", CHILD, str(model), str(folder)]
     child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
@@ -364,12 +389,13 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     return len(shards_below(folder))
 
 
-def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
     expected = swept(tiny_folder, tmp_path / "uninterrupted")
     killed = tmp_path / "killed"
     finished = [0]
-    for kill in range(3):
-        finished.append(kill_in_the_middle(tiny_folder, killed, finished[-1] + 3, writing=kill != 1))
+    for writing in (False, True):
+        finished.append(kill_in_the_middle(tiny_folder, killed, finished[-1] + 3, writing=writing))
         assert finished[-1] >= finished[-2] + 3  # each run went on, none lost a shard
         assert not list(killed.rglob("*.json"))
     assert list(killed.rglob("*.npz.*.partial")), "no half-written file to step over"
@@ -387,9 +413,10 @@ def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypat
     assert len(unit.details["outcomes"]) == len({cut for cuts in CUTS.values() for cut in cuts}) == 7
     assert len(unit.rows) == 7 and not unit.rows["value"].isna().any()
     assert unit.provenance["seconds_in_earlier_runs"] > 0.1 * finished[-1]
-    # one unit, and nothing of the work in progress
-    assert files_below(killed) == [unit.path.name]
-    assert list(unit.path.parent.iterdir()) == [unit.path]
+    # one unit, the record of what was asked for, and nothing of the work in progress
+    (record,) = all_records(killed)
+    assert files_below(killed) == sorted([record.path.name, unit.path.name])
+    assert sorted(unit.path.parent.iterdir()) == sorted([record.path.parent, unit.path])
 
     # no shard was measured twice: the uninterrupted run needs as many
     ran.clear()

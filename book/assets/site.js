@@ -14,6 +14,7 @@
   else mark();
   window.addEventListener("load", mark);
   window.addEventListener("resize", mark);
+  document.addEventListener("toggle", mark, true); // what is unfolded has a width from then on
 
   // on paper nothing can be opened
   window.addEventListener("beforeprint", () => {

@@ -21,6 +21,14 @@ class Cut:
 
     Raises:
         InputError: start or size is not a whole number.
+
+    Example:
+        >>> from deeper_layers import Cut
+        >>> cut = Cut(start=8, size=3)
+        >>> cut.describe(num_layers=30)
+        'drops layers 8..10 (0-based, 3 of 30), keeps [0:8] and [11:30]'
+        >>> cut.kept(num_layers=12)
+        [0, 1, 2, 3, 4, 5, 6, 7, 11]
     """
 
     start: int
@@ -115,6 +123,11 @@ def simple_cut(num_layers: int, size: int) -> Cut:
 
     Raises:
         InputError: size is outside of 0 to L-1.
+
+    Example:
+        >>> from deeper_layers import simple_cut
+        >>> simple_cut(num_layers=30, size=4)
+        Cut(start=25, size=4)
     """
     check_size(size, num_layers)
     return Cut(num_layers - 1 - size, size)

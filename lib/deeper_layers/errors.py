@@ -5,6 +5,14 @@ class InputError(ValueError):
     """A value that the user gave, or a model or file that the user named, cannot be used.
 
     The message is one line: the value received, what was expected, and what to do next.
+
+    Example:
+        >>> from deeper_layers import InputError, simple_cut
+        >>> try:
+        ...     simple_cut(30, 30)
+        ... except InputError as error:
+        ...     print(str(error)[:53])
+        size is 30; expected 0 to 29 for a model of 30 layers
     """
 
     def __init__(self, message: str):

@@ -39,6 +39,13 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     Raises:
         InputError: the model is not a decoder-only transformers model, the cut does not fit it, or its
             configuration cannot describe the kept layers.
+
+    Example:
+        >>> from deeper_layers import drop_layers, load_model, simple_cut
+        >>> model, tokenizer = load_model("embedded")
+        >>> pruned = drop_layers(model, simple_cut(num_layers=30, size=4))
+        >>> pruned.config.num_hidden_layers, model.config.num_hidden_layers
+        (26, 30)
     """
     if not isinstance(model, PreTrainedModel):
         raise InputError(
@@ -54,7 +61,9 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     words = cut.describe(len(layers))
     before, after = _empty_model(model, words), _empty_model(pruned, words)
     del decoder_layers(before)[cut.start : cut.stop]
-    del pruned.get_submodule(prefix[:-1])[cut.start : cut.stop]
+    kept_layers = pruned.get_submodule(prefix[:-1])
+    assert isinstance(kept_layers, nn.ModuleList)
+    del kept_layers[cut.start : cut.stop]
     _adopt_differences(pruned, before, after, kept, prefix, words)
     return pruned
 

@@ -27,7 +27,7 @@ class LastTokenResiduals:
 
     def __init__(self, model: torch.nn.Module):
         self.layers = decoder_layers(model)
-        self.positions: torch.Tensor | None = None
+        self.positions = torch.empty(0, dtype=torch.long)
         self.residuals: list[torch.Tensor] = []
 
     def __enter__(self):
@@ -76,19 +76,23 @@ def measure_distances(
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error of d(l, n) over sequences, and their number, from one pass over `batches`.
 
-    Parameters
-    ----------
-    batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
-        only for models with rotary positions, since positions are counted from the first column.
+    Args:
+        model: a decoder-only transformers model of L layers.
+        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
+            only for models with rotary positions, since positions are counted from the first column.
+        progress: wraps the batches, as tqdm does.
 
-    Returns arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the
-    first layer 0..L-1; not-a-number where l + n > L. Memory does not grow with the number of sequences.
-    Raises InputError when there is no sequence, or one that is all padding.
+    Returns:
+        Two arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
+        0..L-1; nan where l + n > L. Memory does not grow with the number of sequences.
+
+    Raises:
+        InputError: there is no sequence, or one that is all padding.
     """
     layers = len(decoder_layers(model))
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     squares, samples = torch.zeros_like(total), 0
-    device = model.get_input_embeddings().weight.device
+    device = model.get_input_embeddings().weight.device  # ty: ignore[not-callable]
     with torch.inference_mode(), LastTokenResiduals(model) as recorder:
         for batch in progress(batches) if progress else batches:
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
@@ -96,7 +100,7 @@ def measure_distances(
                 raise InputError("a sequence is all padding: it has no last token")
             recorder.start(mask)
             # the decoder without its head: nobody reads the logits
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # ty: ignore[not-callable]
             distances = batch_distances(torch.stack(recorder.residuals))
             total += distances.sum(dim=0)
             squares += distances.square().sum(dim=0)
@@ -110,7 +114,33 @@ def measure_distances(
 
 
 def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
-    """Mean angular distances [n, l], see `measure_distances`."""
+    """Mean angular distances d(l, n) over sequences, from one pass over `batches`.
+
+    Source: paper, section 3.2 and equation 7: arccos of the cosine between the residuals entering layers l and l + n
+    at the last token, over pi; 0 is the same direction, 0.5 a right angle. `measure_distances` has the standard errors
+    too.
+
+    Args:
+        model: a decoder-only transformers model of L layers.
+        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right.
+
+    Returns:
+        Array [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
+        0..L-1; nan where l + n > L.
+
+    Raises:
+        InputError: there is no sequence, or one that is all padding.
+
+    Example:
+        >>> from deeper_layers import angular_distances, load_model, similarity_cut
+        >>> model, tokenizer = load_model("embedded")
+        >>> batch = dict(tokenizer(["The capital of France is Paris."], return_tensors="pt"))
+        >>> distances = angular_distances(model, [batch])
+        >>> distances.shape
+        (30, 30)
+        >>> similarity_cut(distances, size=4).size
+        4
+    """
     return measure_distances(model, batches)[0]
 
 

@@ -54,6 +54,17 @@ def slice_checkpoint(
         InputError: the source is no such checkpoint (a shard is missing or truncated, or its weights are pickled),
             the cut does not fit it, some of its tensors belong to layers in a way that is not understood, the adapters
             are of another model or cut, `out` exists, or the disk is full.
+
+    Returns:
+        The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
+
+    Example:
+        >>> import tempfile
+        >>> from deeper_layers import simple_cut, slice_checkpoint
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     out = slice_checkpoint("embedded", simple_cut(num_layers=30, size=20), f"{folder}/pruned")
+        ...     sorted(path.name for path in out.glob("*.json"))[:2]
+        ['config.json', 'generation_config.json']
     """
     check_new(out)
     folder, out = checkpoint_folder(str(source), revision), Path(out)

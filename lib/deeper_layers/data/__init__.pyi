@@ -8,5 +8,5 @@ from .hub import is_at_hand as is_at_hand
 from .hub import mirror as mirror
 from .hub import mirrored as mirrored
 from .hub import reachable as reachable
-from .sequences import sequences as sequences
-from .sequences import text_batches as text_batches
+from .tokens import sequences as sequences
+from .tokens import text_batches as text_batches

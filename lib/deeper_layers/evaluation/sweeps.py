@@ -42,23 +42,35 @@ def sweep(
 ) -> pd.DataFrame:
     """Score every pruned model of a family on tasks of lm-eval.
 
-    Parameters
-    ----------
-    tasks: names of lm-eval tasks or groups of type loglikelihood, multiple_choice or generate_until, ours among them.
-    cuts: the pruned models; `Cut(0, 0)` is the whole model. What is given twice is run once.
-    limit: documents a task, from its beginning; None for all.
-    num_fewshot: examples in the prompt; None for the task's own number.
-    fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
-    datasets: a local mirror of the hub (see `deeper_layers.data.corpora`).
-    batch_tokens: tokens in one batch, padding included.
-    memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
-    family: that of the model and these cuts, where it was made before.
-    shards: where finished parts are kept, so that an interrupted sweep goes on.
+    Args:
+        model: a decoder-only transformers model of L layers, as `load_model` opens it.
+        tokenizer: that of the model.
+        tasks: names of lm-eval tasks or groups of type loglikelihood, multiple_choice or generate_until, ours among
+            them.
+        cuts: the pruned models; `Cut(0, 0)` is the whole model. What is given twice is run once.
+        limit: documents a task, from its beginning; None for all.
+        num_fewshot: examples in the prompt; None for the task's own number.
+        fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
+        datasets: a folder that is a local mirror of the hub (see `deeper_layers.data`).
+        batch_tokens: tokens in one batch, padding included.
+        memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
+        family: that of the model and these cuts, where it was made before.
+        shards: where finished parts are kept, so that an interrupted sweep goes on.
 
-    Returns one row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs`
-    hold "outcomes" (cut "start,size", then task: what came out item by item, packed) and "levels" (chance and
-    majority class a task).
-    Raises InputError for unknown tasks, cuts that don't fit the model, a limit below 1.
+    Returns:
+        One row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs` hold
+        "outcomes" (cut "start,size", then task: what came out item by item, packed) and "levels" (accuracy of
+        guessing by chance and by the commonest answer, a task).
+
+    Raises:
+        InputError: unknown tasks, cuts that don't fit the model, a limit below 1.
+
+    Example:
+        >>> from deeper_layers import Cut, load_model, simple_cut, sweep
+        >>> model, tokenizer = load_model("embedded")
+        >>> rows = sweep(model, tokenizer, ["capitals"], [Cut(0, 0), simple_cut(30, 4)], limit=4)
+        >>> rows[["task", "metric", "start", "size", "items"]].to_dict("records")[0]
+        {'task': 'capitals', 'metric': 'acc', 'start': 0, 'size': 0, 'items': 4}
     """
     of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
@@ -71,8 +83,8 @@ def sweep(
     )  # fmt: skip
     texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
-    for cut, *answers in zip(distinct, logprobs, greedy, texts, strict=True):
-        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, *answers)
+    for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
+        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, of_cut, of_cut_greedy, written)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
         frames.append(rows)
@@ -95,7 +107,24 @@ def plan(
 ) -> Plan:
     """What `sweep` with these arguments would run, and its cost: layer-steps, tokens, bytes, predicted seconds.
 
-    Nothing is run but one batch of at most 256 tokens, for the time. Raises what `sweep` raises.
+    Nothing is run but one batch of at most 256 tokens, for the time.
+
+    Args:
+        model: as in `sweep`, as is all that follows.
+
+    Returns:
+        The plan: its `layer_steps` (one decoder layer on one token), `tokens`, `bytes` kept at most, `requests`,
+        predicted `seconds`; printed, it says all of these in one line.
+
+    Raises:
+        InputError: what `sweep` raises.
+
+    Example:
+        >>> from deeper_layers import Cut, load_model, plan, simple_cut
+        >>> model, tokenizer = load_model("embedded")
+        >>> planned = plan(model, tokenizer, ["capitals"], [Cut(0, 0), simple_cut(30, 4)], limit=4)
+        >>> planned.requests, planned.layers
+        (16, 30)
     """
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
     family = PrunedFamily(model, list(dict.fromkeys(cuts)))

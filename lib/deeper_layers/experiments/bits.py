@@ -11,8 +11,9 @@ import pandas as pd
 
 from deeper_layers import checkpoints, evaluation, models
 from deeper_layers.cuts import Cut
+from deeper_layers.experiments.common_parameters import BITSANDBYTES
 from deeper_layers.experiments.measurement import Measurement, items_of
-from deeper_layers.experiments.parameters import BITSANDBYTES, TakeAwayParameters
+from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.units import Unit
 
@@ -38,7 +39,7 @@ def bits_unit(bits: str, cuts: list[Cut], parameters: TakeAwayParameters, source
                 tables.append(evaluation.sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)))
             bytes = {cut: bytes_of(cut) for cut in cuts}
         rows = pd.concat(tables, ignore_index=True)
-        rows["bytes"] = [bytes[Cut(row.start, row.size)] for row in rows.itertuples()]
+        rows["bytes"] = [bytes[Cut(*place)] for place in zip(rows["start"], rows["size"])]
         return rows, {"levels": {task: level for table in tables for task, level in table.attrs["levels"].items()}}
 
     return Measurement(

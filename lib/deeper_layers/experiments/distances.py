@@ -8,8 +8,8 @@ from tqdm import tqdm
 
 from deeper_layers import data
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_table

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
 from deeper_layers import data, evaluation, models, results
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
@@ -73,15 +74,20 @@ class Measurement:
         not hold.
         """
         folder, key = parameters.results_folder, self.key
-        parameters.record(self.source)
         at_hand = all(data.is_at_hand(read.name, parameters.datasets) for read in self.reads)
         if at_hand:
             key["data"] = self.fingerprint
         unit = results.find_unit(self.kind, self.name, key, folder)
-        if unit is not None or not parameters.measure:
-            return unit
-        if not at_hand:
-            key["data"] = self.fingerprint
+        if unit is None and parameters.measure:
+            if not at_hand:
+                key["data"] = self.fingerprint
+            unit = self._measured(key, folder)
+        if unit is not None:  # a page needs something to show
+            parameters.record(self.source)
+        return unit
+
+    def _measured(self, key: dict, folder: Path) -> Unit:
+        """Measured now, and written: the parts that an interrupted run left are taken up."""
         path = results.unit_path(self.kind, self.name, key, folder)
         results.check_writable(path.parent)
         shards = Shards(path.with_suffix(".partial"))

@@ -119,7 +119,17 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     with.
 
     Args:
+        healed: what `heal` gave.
         dtype: of the weights; None is the one in which the healed model computes.
+
+    Returns:
+        A transformers model without adapters: `save_pretrained` writes a checkpoint that any tool opens.
+
+    Example:
+        >>> from deeper_layers import merge_adapters
+        >>> merged = merge_adapters(healed)  # of the example of `heal`
+        >>> type(merged).__name__
+        'LlamaForCausalLM'
     """
     base = healed.get_base_model()
     dtype = dtype or base.dtype

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from deeper_layers.cuts import Cut
-from deeper_layers.data.sequences import sequences as sequences_of
+from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters
@@ -61,7 +61,35 @@ class Record:
 
 
 def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
-    """A pruned model with healed adapters, ready to answer; see `train`, which also says what it took."""
+    """Heal a pruned model by a short fine-tune of low-rank adapters on text (QLoRA).
+
+    Source: paper, section 3.3 and appendix A.1. `healing.train` takes the same and also says what it took.
+
+    Args:
+        model: what `drop_layers` gave, quantized or not; its weights stay as they are.
+        tokenizer: that of the model.
+        texts: documents to learn from.
+        config: settings, such as `PRESETS["small"]`.
+        options: cut, whole and folder, as `healing.train` takes them; with a folder an interrupted healing goes on.
+
+    Returns:
+        The model with its adapters, ready to answer; `merge_adapters` makes a plain model of it.
+
+    Raises:
+        InputError: the model has no feed-forward layers to adapt, the texts don't fill one step, the folder holds
+            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+
+    Example:
+        >>> import dataclasses
+        >>> from deeper_layers import PRESETS, drop_layers, heal, load_model, simple_cut
+        >>> model, tokenizer = load_model("embedded")
+        >>> pruned = drop_layers(model, simple_cut(num_layers=30, size=20))
+        >>> little = dataclasses.replace(PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=1, at_once=1,
+        ...     sequence_length=16, quantization=None)
+        >>> healed = heal(pruned, tokenizer, ["A few words to learn from, again and again. " * 4], little)
+        >>> healed.peft_config["default"].r
+        8
+    """
     return train(model, tokenizer, texts, config, **options)[0]
 
 

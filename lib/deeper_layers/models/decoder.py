@@ -46,8 +46,19 @@ def num_layers(model: nn.Module) -> int:
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of the L decoder layers of a model, in the order of the forward pass.
 
+    They are found by structure, whatever the family calls them.
+
+    Args:
+        model: a decoder-only transformers model.
+
     Raises:
         InputError: no list fits the configuration, or more than one does.
+
+    Example:
+        >>> from deeper_layers import decoder_layers, load_model
+        >>> model, tokenizer = load_model("embedded")
+        >>> len(decoder_layers(model))
+        30
     """
     owner, attribute = decoder_layers_owner(model)
     return getattr(owner, attribute)
@@ -75,7 +86,7 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
     lists = [entry for entry in lists if _has_attention(entry[2])] or lists
     found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
-        config_class = type(text_config(model.config))
+        config_class = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
         found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is config_class]
     if len(found) == 1:
         return found[0]

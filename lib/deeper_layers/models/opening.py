@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
@@ -31,23 +37,35 @@ def load_model(
     device: str = "auto",
     quantization: str | None = None,
     trust_remote_code: bool = False,
-):
-    """Open a decoder-only language model for measuring: (model, tokenizer), the model in evaluation mode.
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Open a decoder-only language model for measuring.
 
-    Parameters
-    ----------
-    model: "embedded" or another name in PACKAGED, a hub id, a folder saved by `save_pretrained`, or a `.gguf` file
-        (dequantized); or what `find_model` returned for one.
-    revision: hub branch, tag or commit; for a `.gguf` file its expected SHA-256.
-    dtype: "auto" (the checkpoint's own; float32 for GGUF and the embedded model), "float32", "bfloat16" or "float16".
-    device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
-    quantization: None, "nf4" or "int8" (bitsandbytes).
-    trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
+    Args:
+        model: "embedded" or another packaged model (Gemma-3-270m, Qwen2.5-Coder-1.5B-Instruct), a hub id, a folder
+            saved by `save_pretrained`, or a `.gguf` file (dequantized); or what `find_model` returned for one.
+        revision: hub branch, tag or commit; for a `.gguf` file its expected SHA-256.
+        dtype: "auto" (the checkpoint's own; float32 for GGUF and the packaged models), "float32", "bfloat16" or
+            "float16".
+        device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
+        quantization: None, "nf4" or "int8" (bitsandbytes).
+        trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
 
-    Raises InputError as `find_model` does, and for an unknown device or quantization.
+    Returns:
+        The model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        InputError: the name is neither a file, a folder nor a reachable hub id; the checkpoint is damaged, pickled,
+            incomplete or an encoder-decoder model; an unknown dtype, device or quantization.
+
+    Example:
+        >>> from deeper_layers import load_model
+        >>> model, tokenizer = load_model("embedded")
+        >>> model.config.num_hidden_layers, model.dtype
+        (30, torch.float32)
     """
-    source = model
-    if not isinstance(source, Source):
+    if isinstance(model, Source):
+        source = model
+    else:
         source = find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     folder, where = source.folder, choose_device(device)
     hub_logging.disable_progress_bar()
@@ -58,7 +76,7 @@ def load_model(
         elif source.gguf is not None:
             folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
             dtype=getattr(torch, source.dtype),
@@ -84,7 +102,7 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     if where == "cpu" and not multiplies_sixteen_bits():
         widen(network)
-    return network.eval(), tokenizer
+    return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:

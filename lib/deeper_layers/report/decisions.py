@@ -14,9 +14,9 @@ from collections.abc import Callable
 import numpy as np
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report import paper
+from deeper_layers.report import outcomes, paper
 from deeper_layers.report.evidence import TOPICS, Answers, Evidence, of_topic, topic_of
-from deeper_layers.report.outcomes import RESAMPLES, crossing, interval, resampled
+from deeper_layers.report.outcomes import crossing, interval, of_means, resampled
 from deeper_layers.report.verdicts import FINE, PLAIN, SIGNED, Finding, Ruling
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_matrix
@@ -43,7 +43,7 @@ HALF = "half of what it knows is gone at this share of its layers"
 
 def falls(answers: Answers) -> list[Finding]:
     """Where accuracy falls, how much is left half way there, and how steeply it falls (figures 2 and 6)."""
-    fractions, guessing, right = answers.fractions, answers.guessing, answers.right.astype(float)
+    fractions, guessing, means = answers.fractions, answers.guessing, answers.means
     last = float(fractions[-1])
 
     def half_way(accuracy):
@@ -57,11 +57,11 @@ def falls(answers: Answers) -> list[Finding]:
         return (min(end, furthest) - first) / middle if middle > 0 else math.inf
 
     # an end that is not reached lies at the last cut or anywhere beyond
-    shortest = interval(resampled(lambda accuracy: width(accuracy, last), right))[1]
-    across, _, longest = interval(resampled(width, right))
+    shortest = interval(of_means(lambda accuracy: width(accuracy, last), means))[1]
+    across, _, longest = interval(of_means(width, means))
     return [
         Finding(HALF, *cliff_of(answers), EARLIEST, LATEST),
-        Finding("left of it half way there", *interval(resampled(half_way, right)), floor=FLAT),
+        Finding("left of it half way there", *interval(of_means(half_way, means)), floor=FLAT),
         Finding("length of the fall from 3/4 to 1/4 of it, over the way there", across, shortest, longest,
                 ceiling=SHARP, form=PLAIN),
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def cliff_of(answers: Answers) -> tuple[float, float, float]:
 
 def cliffs(answers: Answers):
     fractions = answers.fractions
-    return resampled(lambda accuracy: crossing(accuracy, fractions, answers.guessing), answers.right.astype(float))
+    return of_means(lambda accuracy: crossing(accuracy, fractions, answers.guessing), answers.means)
 
 
 def not_known(answers: Answers | None, what: str) -> str:
@@ -266,7 +266,7 @@ def resampled_distances(evidence: Evidence, statistic: Callable) -> tuple[float,
     distances = distance_matrix(rows)
     errors = distance_matrix(rows.assign(distance=rows["stderr"]))
     draw, found = np.random.default_rng(0), [statistic(distances)]
-    for _ in range(RESAMPLES):
+    for _ in range(outcomes.RESAMPLES):
         found.append(statistic(distances + errors * draw.standard_normal(distances.shape)))
     return interval(np.array(found))
 

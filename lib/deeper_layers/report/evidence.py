@@ -7,6 +7,7 @@ Letters in shapes: C cuts, I items, S sequences.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report import curves
+from deeper_layers.report import curves, outcomes
 from deeper_layers.results.units import Unit, unpack
 from deeper_layers.rules.choosing import RULES, measured_cuts
 
@@ -34,6 +35,11 @@ class Answers:
     levels: dict[str, float]  # accuracy of guessing, by chance and, for a single task, by the commonest answer
     layers: int
     flipped: Float[np.ndarray, " C"] | None = None  # share of answers other than the whole model's, where any is chosen
+
+    @cached_property
+    def means(self) -> Float[np.ndarray, "R C"]:
+        """Accuracies of all items, then of items drawn anew (see `outcomes.resampled_means`)."""
+        return outcomes.resampled_means(self.right.astype(float))
 
     @property
     def guessing(self) -> float:
@@ -89,6 +95,7 @@ class Evidence:
 
     def __init__(self, units: list[Unit]):
         self.units = units
+        self.answers, self.healed = functools.cache(self.answers), functools.cache(self.healed)  # asked claim by claim
         self.name = units[0].key["model"]["name"] if units else ""
         self.layers = next((unit.details["num_layers"] for unit in units if "num_layers" in unit.details), 0)
 

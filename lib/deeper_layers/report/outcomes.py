@@ -6,12 +6,14 @@ answers lost as gained (Dutta et al. 2024, arXiv 2407.09141).
 Letters in shapes: C cuts, I items.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
+from scipy.stats import binomtest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -19,6 +21,7 @@ from deeper_layers.report.curves import Z
 from deeper_layers.results.units import Unit, read_unit, unpack
 
 RESAMPLES = 2000
+PART = 250  # resamples that are multiplied with a table at once
 
 
 def leaves_of(unit: Unit) -> list[Unit]:
@@ -98,9 +101,7 @@ def paired_change(before: Sequence[int | float], after: Sequence[int | float]) -
 
 def mcnemar(lost: int, gained: int) -> float:
     """Probability of a split at least as uneven if losing and gaining were equally likely (exact, two-sided)."""
-    total = lost + gained
-    tail = sum(math.comb(total, k) for k in range(min(lost, gained) + 1))
-    return min(1.0, 2 * tail / 2**total)
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def cliff(
@@ -108,7 +109,7 @@ def cliff(
     fractions: Sequence[int | float] | np.ndarray,
     guessing: float,
     *,
-    resamples: int = RESAMPLES,
+    resamples: int | None = None,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Where accuracy falls: the fraction dropped at which half of what lies above guessing is gone.
@@ -132,18 +133,35 @@ def cliff(
 
 
 def resampled(
-    statistic: Callable, table: Float[np.ndarray, "C I"], *, resamples: int = RESAMPLES, seed: int = 0
+    statistic: Callable, table: Float[np.ndarray, "C I"], *, resamples: int | None = None, seed: int = 0
 ) -> Float[np.ndarray, " R"]:
     """A statistic of the mean of each row, [C]: first of all items, then of items drawn anew, with repetition.
 
     Two tables resampled apart, of as many resamples, can be compared number by number.
     """
-    draw, items = np.random.default_rng(seed), table.shape[1]
-    found = [float(statistic(table.mean(axis=1)))]
-    for _ in range(resamples):
-        times = np.bincount(draw.integers(0, items, items), minlength=items)
-        found.append(float(statistic(table @ times / items)))
-    return np.array(found)
+    return of_means(statistic, resampled_means(table, resamples=resamples, seed=seed))
+
+
+def of_means(statistic: Callable, means: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
+    """A statistic of each row of `resampled_means`."""
+    return np.array([float(statistic(row)) for row in means])
+
+
+def resampled_means(
+    table: Float[np.ndarray, "C I"], *, resamples: int | None = None, seed: int = 0
+) -> Float[np.ndarray, "R C"]:
+    """The mean of each row, [C]: first of all items, then of items drawn anew; `resamples` None is RESAMPLES."""
+    items = table.shape[1]
+    draws = _draws(items, RESAMPLES if resamples is None else resamples, seed)
+    return np.concatenate([table.mean(axis=1)[None], *(times @ table.T / items for times in draws)])
+
+
+@functools.lru_cache(maxsize=16)
+def _draws(items: int, resamples: int, seed: int) -> list[UInt8[np.ndarray, "R I"]]:
+    """How often each item is drawn in each resample, some resamples at a time: the same for all tables as wide."""
+    draw = np.random.default_rng(seed)
+    drawn = [np.bincount(draw.integers(0, items, items), minlength=items).astype(np.uint8) for _ in range(resamples)]
+    return [np.array(drawn[start : start + PART]) for start in range(0, resamples, PART)]
 
 
 def interval(found: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
@@ -157,12 +175,12 @@ def crossing(
 ) -> float:
     """The fraction dropped at which only a share of what lies above guessing is left; infinity where more stays."""
     level = guessing + share * (accuracy[0] - guessing)
-    below = np.flatnonzero(accuracy < level)
     if accuracy[0] <= guessing:  # nothing to fall from
         return 0.0
-    if not len(below):
+    below = accuracy < level
+    after = int(below.argmax())  # the first, or 0 where there is none: the whole model lies above the level
+    if not after:
         return math.inf
-    after = below[0]
     before = after - 1
     part = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
     return float(fractions[before] + part * (fractions[after] - fractions[before]))

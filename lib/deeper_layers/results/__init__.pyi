@@ -1,9 +1,9 @@
+from .circumstances import clock as clock
+from .circumstances import provenance as provenance
 from .files import check_writable as check_writable
 from .files import write_whole as write_whole
 from .places import repository as repository
 from .places import results_folder as results_folder
-from .provenance import clock as clock
-from .provenance import provenance as provenance
 from .records import Record as Record
 from .records import all_records as all_records
 from .records import write_record as write_record

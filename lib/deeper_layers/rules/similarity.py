@@ -25,6 +25,15 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
 
     Raises:
         InputError: the array is not square, size is outside of 0 to L-1, or a candidate has no distance.
+
+    Example:
+        Of three layers, the second turns the residual least:
+
+        >>> import numpy as np
+        >>> from deeper_layers import similarity_cut
+        >>> nan = np.nan
+        >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
+        Cut(start=1, size=1)
     """
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
         raise InputError(

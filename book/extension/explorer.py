@@ -12,20 +12,22 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.measured import not_measured
-from lib import curves, figures
-from lib.evidence import Answers, Evidence
-from lib.models import EMBEDDED
-from lib.presets import PRESETS
-from lib.results import RESULTS, ROOT, Unit, all_units
-from lib.selection import RULES
+from book.extension.measured import not_measured
+from book.extension.outdated import made_of
+from book.extension.pages import ROOT
+from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.packaged import EMBEDDED
+from deeper_layers.report import curves, figures
+from deeper_layers.report.evidence import Answers, Evidence
+from deeper_layers.results.units import Unit, all_units
+from deeper_layers.rules.choosing import RULES
 
 MEASURED = ROOT / "benchmarks" / "measured"
 # the paper's settings and ours; a healing with others is a comparison, for a page of its own
 SETTINGS = [{**dataclasses.asdict(preset), "save_every": None, "quantization": None} for preset in PRESETS.values()]
 
 
-def explored(folder: Path = RESULTS) -> list[dict]:
+def explored(folder: Path = ROOT / "results") -> list[dict]:
     """Every model with its layers and, for each rule and size, what was measured; what was not is absent.
 
     The model that knows most comes first: on its scales layers matter most.
@@ -147,7 +149,7 @@ class Explorer(SphinxDirective):
     """The controls and an empty place for what they show, which explorer.js fills."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_reread()
+        made_of(self.env, ROOT / "results", MEASURED)
         models = explored(ROOT / "results")
         if not models:
             return [not_measured("results/ holds no sweep.")]

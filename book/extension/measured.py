@@ -8,14 +8,16 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from lib.results import ROOT, Unit, all_units, read_unit, whole_units
+from book.extension.outdated import made_of
+from book.extension.pages import ROOT
+from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
 
 class MeasuredUnits(SphinxDirective):
     """Tables of every measured unit in results/: what, on which data, how long, with which versions."""
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_reread()
+        made_of(self.env, ROOT / "results")
         with warnings.catch_warnings(record=True) as unreadable:
             warnings.simplefilter("always")
             units = all_units()

@@ -1,16 +1,17 @@
-"""The README's figure: the headline figure of the page of one model, as a file beside this one.
+"""The README's figure: the headline figure of the page of one model, as a file in book/assets.
 
-`python -m book.readme_figure` writes it; a test holds it against the page.
+`python -m book.extension.readme_figure` writes it; a test holds it against the page.
 """
 
 import base64
 import re
-from pathlib import Path
 
 import nbformat
 
-FILE = Path(__file__).with_name("headline.svg")
-PAGE = Path(__file__).parent / "executed" / "model-Qwen2.5-Coder-1.5B-Instruct.ipynb"
+from book.extension.pages import ROOT, executed
+
+FILE = ROOT / "book" / "assets" / "headline.svg"
+PAGE = executed("model-Qwen2.5-Coder-1.5B-Instruct-question-answering")
 
 
 def headline() -> bytes:

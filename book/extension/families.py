@@ -6,8 +6,8 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-from book.measured import not_measured, short, table
-from lib.results import ROOT
+from book.extension.measured import not_measured, short, table
+from book.extension.pages import ROOT
 
 MEASURED = ROOT / "benchmarks" / "measured" / "families.json"
 WAYS = {

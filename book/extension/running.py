@@ -1,0 +1,130 @@
+"""Runs the notebooks whose page is out of date before any page is read, several at once."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import nbformat
+import papermill
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from traitlets.config import Config as JupyterConfig
+
+from book.extension.contents import all_pages
+from book.extension.inputs import Inputs
+from book.extension.kernels import Nursery
+from book.extension.outdated import files
+from book.extension.pages import ROOT, Page
+from deeper_layers.results.files import write_whole
+
+NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
+
+logger = logging.getLogger(__name__)
+
+
+# The last cell of every run, which no page shows: the files of the library that the notebook has loaded.
+LOADED = """import sys
+print("\\n".join(sorted({file for module in list(sys.modules.values()) if module.__name__.startswith("deeper_layers")
+                        for file in [getattr(module, "__file__", None)] if file})))"""
+
+
+def run_notebooks(app: Sphinx) -> None:
+    """Run every notebook of the contents whose executed page is out of date; a failing one ends the build."""
+    told, models = all_pages()
+    inputs = Inputs(ROOT)
+    stale = [page for page in [*told, *sum(models.values(), [])] if not inputs.is_current(page)]
+    run(stale, inputs, os.cpu_count() or 1)
+
+
+def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
+    """Run the notebooks of some pages, so many at once. Raises SystemExit with one line for the first that fails."""
+    if not pages:
+        return
+    # those of no record may measure something, and take longest: they are not to be the last
+    pages = sorted(pages, key=lambda page: page.record is not None)
+    start = time.monotonic()
+    logger.info("running %d notebooks, %d at once", len(pages), at_once)
+    # A kernel is a process of its own; a thread only waits for it.
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        # elsewhere the system's own libraries do not bear to be copied in the middle of a process
+        nursery = stack.enter_context(Nursery(folder)) if sys.platform == "linux" else None
+        pool = stack.enter_context(ThreadPoolExecutor(at_once))
+        waiting: dict[Future, Page] = {}
+        for page in pages:
+            waiting[pool.submit(run_notebook, page, inputs.without_code(page), nursery)] = page
+        try:
+            for done, finished in enumerate(as_completed(waiting), 1):
+                page, (state, code, seconds) = waiting[finished], finished.result()
+                inputs.keep(page, state, code)
+                half = min(at_once, len(pages) - done) / 2  # others are under way
+                left = (time.monotonic() - start) / (done + half) * (len(pages) - done - half)
+                logger.info("[%d/%d] %s in %.0f s, about %.0f s left", done, len(pages), page.name, seconds, left)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tuple[str, list[str], float]:
+    """Run the notebook of a page and keep what it shows.
+
+    Returns `state`, which is that of the inputs before the run, the files of code that it loaded, and its seconds.
+    """
+    start = time.monotonic()
+    notebook = executed(page, nursery)
+    said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    inside = (Path(line) for line in said.splitlines())
+    code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
+    write_whole(page.executed, nbformat.writes(notebook).encode())
+    return state, code, time.monotonic() - start
+
+
+def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
+    """The notebook of a page with its outputs, and with LOADED as its last cell."""
+    # A virtual environment's own kernel before one that the user once installed for another interpreter.
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # Threads of PyTorch that wait for each other sleep meanwhile, and leave their cores to other notebooks.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    notebook = nbformat.read(page.source, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(LOADED))
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / page.source.name
+        nbformat.write(notebook, source)
+        # Sockets in a folder of our own: no two kernels can race for a port, and the path is short enough.
+        ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
+        try:
+            notebook = papermill.execute_notebook(
+                source,
+                None,
+                parameters=page.parameters,
+                kernel_name="python3",
+                cwd=page.root,
+                progress_bar=False,
+                stderr_file=None if page.record else sys.stderr,  # progress of what is measured
+                config=JupyterConfig({"KernelManager": ipc}),
+                **({"kernel_manager_class": nursery.manager()} if nursery else {}),
+            )
+        except Exception as error:
+            text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
+            if not (page.record and text.startswith("InputError: not measured")):
+                # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
+                raise SystemExit(
+                    f"notebooks/{page.notebook}.ipynb failed: {text.strip().splitlines()[-1]} "
+                    f"(to see where: {page.command})"
+                ) from None
+            note = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
+            # what it would have loaded is not known: all code
+            loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
+            return nbformat.v4.new_notebook(cells=[note, nbformat.v4.new_code_cell(outputs=[loaded])])
+    # Where papermill read and wrote is of no use to a reader of the page.
+    notebook.metadata.papermill.update(input_path=f"notebooks/{page.notebook}.ipynb", output_path=None)
+    return notebook
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("builder-inited", run_notebooks)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

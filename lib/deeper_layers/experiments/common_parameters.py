@@ -1,0 +1,158 @@
+"""What every notebook takes as parameters, and how parameters are checked.
+
+The fields are the parameters, with their types, defaults and what they mean.
+"""
+
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from deeper_layers import data, models, results
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameter_texts import whole_numbers
+from deeper_layers.models.sources import Source
+
+BITSANDBYTES = ("nf4", "int8")
+# where and how a notebook ran: nothing of what it shows depends on these
+CIRCUMSTANCES = {"device", "results", "datasets", "memory", "measure", "trust_remote_code", "revision"}
+
+Kind = TypeVar("Kind", bound="Parameters")
+# papermill makes a number of what was meant as a list with one number in it
+ListText = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+
+
+def check_one_of(name: str, value: object, known: Iterable[object]) -> None:
+    """Raise InputError for a value that is none of the known ones."""
+    if value not in (known := list(known)):
+        raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
+
+
+class Parameters(BaseModel):
+    """What every notebook takes: which model, opened how, and where results lie.
+
+    Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    notebook: ClassVar[str] = ""  # whose parameters these are
+
+    model: str = Field(
+        "embedded", description='"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
+    )
+    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
+    dtype: str = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
+    quantization: str | None = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    datasets: str | None = Field(
+        None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
+    )
+    results: str | None = Field(
+        None, description="folder of measured units; None: results/ of the repository, else of this folder"
+    )
+    corpus: str = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
+    samples: int = Field(256, description="sequences for the distances")
+    sequence_length: int = Field(512, description="each cut after so many tokens")
+    seed: int = Field(0, description="of the draw of sequences")
+    measure: bool = Field(True, description="False: measure nothing, show what results hold")
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise InputError(self._in_words(error)) from None
+
+    @classmethod
+    def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
+        """The parameters among a notebook's global names."""
+        return cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
+
+    @classmethod
+    def _in_words(cls, error: ValidationError) -> str:
+        """The first mistake in one line, unknown names before all others."""
+        found = error.errors(include_url=False)
+        if unknown := sorted(str(one["loc"][0]) for one in found if one["type"] == "extra_forbidden"):
+            return (
+                f"unknown parameter {', '.join(map(repr, unknown))}: expected some of {', '.join(cls.model_fields)} "
+                "(papermill --help-notebook describes them)"
+            )
+        first = found[0]
+        if first["type"] == "value_error":  # of a check of ours
+            return str(first["ctx"]["error"])
+        name = str(first["loc"][0])
+        hint = typing.get_type_hints(cls)[name]
+        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        return f"{name} is {first['input']!r}, expected {expected}: correct the parameter"
+
+    @model_validator(mode="after")
+    def _checked(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise InputError for a value that no model could make right."""
+        for name in ("samples", "sequence_length"):
+            if getattr(self, name) < 2:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 2")
+        check_one_of("corpus", self.corpus, data.CORPORA)
+        if self.quantization not in (None, *BITSANDBYTES):
+            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        data.mirror(self.datasets)
+
+    def but(self: Kind, **others) -> Kind:
+        """The same parameters, with some set otherwise."""
+        return type(self)(**(dict(self) | others))
+
+    def shared_with(self, kind: type[Kind], **others) -> Kind:
+        """The parameters of another notebook: as here what both have, but for `others`."""
+        both = {name: value for name, value in self if name in kind.model_fields}
+        return kind(**(both | others))
+
+    def source(self) -> Source:
+        """The model, identified but not opened; where nothing is to be measured, as results know it."""
+        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
+            return known
+        return models.find_model(
+            self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+
+    def open(self, source: Source):
+        """The model and its tokenizer."""
+        return models.load_model(
+            source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
+        )
+
+    def record(self, source: Source) -> None:
+        """Note beside the units what this notebook was asked for: the site makes a page of it."""
+        if self.measure and self.notebook:
+            given = {name: value for name, value in self if name not in CIRCUMSTANCES}
+            given |= {"model": source.name, "dtype": source.dtype}
+            fields = type(self).model_fields
+            decisive = {name: value for name, value in given.items() if value != fields[name].default}
+            results.write_record(self.notebook, source.name, decisive, self.results_folder)
+
+    @property
+    def results_folder(self) -> Path:
+        """Where units lie."""
+        return results.results_folder(self.results)
+
+    def number_list(self, name: str) -> list[int]:
+        """The whole numbers of a parameter like `seeds`. Raises InputError for what is none."""
+        return whole_numbers(name, getattr(self, name))
+
+    @property
+    def key(self) -> dict:
+        """What of the way a model is opened determines a measurement."""
+        return {"quantization": self.quantization}
+
+
+def _is_parameter(name: str, value: object) -> bool:
+    """Whether a notebook's global name was meant as a parameter: not an import, not one of IPython's own."""
+    if name.startswith("_") or name in {"In", "Out"}:
+        return False
+    return value is None or isinstance(value, str | int | float | bool | list | tuple | dict)

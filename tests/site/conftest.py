@@ -1,0 +1,61 @@
+"""The built site, once for all tests and processes, and a browser to look at it."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.page import ROOT, Page
+
+# no graphics card and no background traffic: what is then requested, a page requested
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory, worker_id) -> Path:
+    """The folder of the built pages: that of `make book`, of which only what is out of date is built.
+
+    The first process that asks for it builds it, and the others wait; a build that failed is not tried again.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent  # one folder for all processes of this run
+    said = shared / "site.txt"
+    with open(shared / "site.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not said.exists():
+            program = Path(sys.executable).with_name("jupyter-book")
+            command = [program, "build", "book/", "-W", "-n", "--keep-going"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+            said.write_text("built" if done.returncode == 0 else done.stdout[-3000:] + done.stderr[-3000:])
+    assert said.read_text() == "built", said.read_text()
+    return ROOT / "book" / "_build" / "html"
+
+
+@pytest.fixture(scope="session")
+def pages(site) -> dict[str, Page]:
+    """Every page, by its address below the site."""
+    paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts]
+    return {path.relative_to(site).as_posix(): Page(path) for path in paths}
+
+
+@pytest.fixture(scope="session")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = shutil.which("chromium")
+    if executable is None:
+        pytest.skip("no chromium on this machine (Debian: apt install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

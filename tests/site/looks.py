@@ -1,0 +1,95 @@
+"""How a page is looked at in a browser: complete, inside the screen, nothing asked of others, no fault by axe."""
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pytest
+
+from tests.page import FIGURE, ROOT
+
+# without fetching style sheets anew, which a page opened as a file may not do
+AXE = {"resultTypes": ["violations"], "preload": False}
+TABLES_ONLY = {"09-claims", "10-reproduction"}
+HEAVIEST = {"index.html": 1_000_000}  # bytes of a page and all it loads, plotly apart
+HEAVIER = 3_000_000  # of any other page
+
+
+def problems_of(browser, site: Path, names, width: int) -> list[str]:
+    """What is wrong on some pages on a screen of one width, in light and in dark."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    problems = []
+    context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
+    for name in names:
+        page = context.new_page()
+        complain = Complaints(name, problems)
+        page.on("request", complain.request)
+        page.on("requestfailed", lambda request, complain=complain: complain("failed request", request.url[:200]))
+        page.on("console", complain.console)
+        page.on("pageerror", lambda error, complain=complain: complain("error", error))
+        page.goto((site / name).as_uri())
+        page.wait_for_load_state("load")
+        expected, drawn = expected_figures(name), 'figure.measured[data-drawn="true"]'
+        if expected:
+            page.locator(drawn).nth(expected - 1).wait_for(state="attached", timeout=60_000)
+        counts = [page.locator(selector).count() for selector in ("figure.measured", drawn)]
+        if counts != [expected, expected]:
+            complain("figures, drawn figures, expected", (*counts, expected))
+        # the code at the end is a part of the page, and folded in the same way everywhere
+        page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
+        complain.wider(page)
+        complain.faults(axe.run(page, options=AXE))
+        page.emulate_media(color_scheme="dark")
+        page.locator('html[data-theme="dark"]').wait_for(state="attached")
+        complain.wider(page)
+        complain.faults(axe.run(page, options=AXE | {"runOnly": ["color-contrast"]}))
+        if complain.bytes > HEAVIEST.get(name, HEAVIER):
+            complain("bytes", complain.bytes)
+        page.close()
+    context.close()
+    return problems
+
+
+def expected_figures(name: str) -> int:
+    """How many figures a page must show: those its notebook drew, and the headline on the first page."""
+    notebook = ROOT / "book" / Path(name).with_suffix(".ipynb")
+    if not notebook.exists():
+        return int(name == "index.html")
+    if notebook.stem in TABLES_ONLY:
+        return 0
+    outputs = [output for cell in nbformat.read(notebook, 4).cells for output in cell.get("outputs", [])]
+    figures = sum(len(FIGURE.findall(output.get("data", {}).get("text/html", ""))) for output in outputs)
+    assert figures, f"{name}: its notebook drew no figure"
+    return figures
+
+
+class Complaints:
+    """What went wrong on one page, appended to a list."""
+
+    def __init__(self, name: str, problems: list):
+        self.name, self.problems, self.bytes = name, problems, 0
+
+    def __call__(self, what: str, value) -> None:
+        self.problems.append(f"{self.name}: {what}: {value}")
+
+    def request(self, request) -> None:
+        if not request.url.startswith(("file://", "data:", "blob:")):
+            self("request to the outside", request.url[:200])
+        path = Path(unquote(urlsplit(request.url).path))
+        if request.url.startswith("file://") and path.name != "plotly.min.js" and path.exists():
+            self.bytes += path.stat().st_size
+
+    def wider(self, page) -> None:
+        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+        if wide[0] > wide[1] + 1:
+            self("wider than the screen", wide)
+
+    def faults(self, found) -> None:
+        """What axe calls serious or critical."""
+        for fault in found.response["violations"]:
+            if fault["impact"] in ("serious", "critical"):
+                self(fault["id"], [node["target"] for node in fault["nodes"]])
+
+    def console(self, message) -> None:
+        if message.type == "error":
+            self("console", message.text)

@@ -1,0 +1,238 @@
+"""How lib/deeper_layers is built: who imports whom, what each room says of itself, and what stays light."""
+
+import ast
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.results.records import all_records
+
+HOUSE = ROOT / "lib" / "deeper_layers"
+# from the ground up: a room imports only from those before it
+ROOMS = [
+    "errors", "cuts", "package_index", "results", "data", "models", "pruning", "similarity", "rules", "family",
+    "evaluation", "checkpoints", "healing", "experiments", "report", "command", "__main__",
+]  # fmt: skip
+HEAVY = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
+LIGHT_ROOMS = ("cuts", "results", "rules", "report")
+# tasks/items.py is read by lm-eval from a task's definition, by its path
+FILES = sorted(path for path in HOUSE.rglob("*.py") if path.name != "__init__.py")
+FACES = sorted(path for path in HOUSE.glob("*/__init__.py"))
+MEASURES = "10-reproduction"  # the one notebook that shows only what it measures itself
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0].removesuffix(".py")
+
+
+@functools.cache
+def handed_on(face: Path) -> dict[str, tuple[str, str]]:
+    """For each name of a face the module that it comes from, relative to the face, and its name there."""
+    stub = face.with_suffix(".pyi")
+    lines = ast.parse(stub.read_text(encoding="utf-8")).body if stub.exists() else []
+    return {alias.asname or alias.name: (line.module, alias.name) for line in lines for alias in line.names}
+
+
+def module_file(module: str) -> Path | None:
+    """The file of a module of ours, a face where it is a room; None where there is no such module."""
+    path = HOUSE.joinpath(*module.split(".")[1:])
+    found = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in found if candidate.exists()), None)
+
+
+def file_of(module: str, name: str) -> Path:
+    """The file that `from module import name` reads: through a face the one where the name is made."""
+    if (file := module_file(f"{module}.{name}")) is not None and name not in handed_on(module_file(module)):
+        return file
+    face = module_file(module)
+    if face.name != "__init__.py":
+        return face
+    assert name in handed_on(face), f"{module} has no {name}"
+    return file_of(f"{module}.{handed_on(face)[name][0]}", handed_on(face)[name][1])
+
+
+def imports(path: Path) -> set[Path]:
+    """The files of ours that a file reads: by its imports, those in functions too, and by what it asks of rooms."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    found, rooms = set(), {}
+    for line in ast.walk(tree):
+        if isinstance(line, ast.Import):
+            assert not any(alias.name.startswith("deeper_layers") for alias in line.names), "import it from its room"
+        if not isinstance(line, ast.ImportFrom) or (line.module or "").split(".")[0] != "deeper_layers":
+            continue
+        for alias in line.names:
+            file = file_of(line.module, alias.name)
+            if file.name == "__init__.py":
+                rooms[alias.asname or alias.name] = f"{line.module}.{alias.name}"
+            else:
+                found.add(file)
+    for asked in ast.walk(tree):
+        if isinstance(asked, ast.Attribute) and isinstance(asked.value, ast.Name) and asked.value.id in rooms:
+            found.add(file_of(rooms[asked.value.id], asked.attr))
+    return found - {path}
+
+
+def circle(edges: dict) -> list:
+    """Nodes that lead from one to the next and back; empty where no path of a graph closes."""
+    done: set = set()
+
+    def walk(node, path):
+        if node in path:
+            return path[path.index(node) :] + [node]
+        if node in done:
+            return []
+        done.add(node)
+        return next(filter(None, (walk(other, [*path, node]) for other in sorted(edges.get(node, ())))), [])
+
+    return next(filter(None, (walk(node, []) for node in sorted(edges))), [])
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_names_are_followed_through_faces():
+    assert file_of("deeper_layers", "sweep") == HOUSE / "evaluation" / "sweeps.py"
+    assert file_of("deeper_layers.results", "Unit") == HOUSE / "results" / "units.py"
+    assert file_of("deeper_layers.report", "curves") == HOUSE / "report" / "curves.py"
+    assert HOUSE / "models" / "sources.py" in imports(HOUSE / "experiments" / "common_parameters.py")  # models.find_...
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    assert [path.relative_to(HOUSE).as_posix() for path in circle({path: imports(path) for path in FILES})] == []
+
+
+def test_rooms_import_downwards():
+    assert {room_of(path) for path in FILES} == set(ROOMS), "a room has no place in the order"
+    upwards = [
+        f"{path.relative_to(HOUSE)} imports {other.relative_to(HOUSE)}"
+        for path in FILES
+        for other in sorted(imports(path))
+        if ROOMS.index(room_of(other)) > ROOMS.index(room_of(path))
+    ]
+    assert upwards == []
+
+
+@pytest.mark.parametrize("face", FACES, ids=room_of)
+def test_each_room_says_what_happens_in_it(face):
+    tree = ast.parse(face.read_text(encoding="utf-8"))
+    said = ast.get_docstring(tree)
+    lines = said.splitlines()
+    assert lines[0].endswith(".") and 4 <= len(lines) <= 10
+    for word in ("In: ", "Out: ", "Read first: "):
+        assert word in said, f"it does not say: {word}"
+    for name in (word.strip("():,;.") for word in said.split("Read first: ")[1].split() if ".py" in word):
+        assert (face.parent / name).exists() or any(face.parent.rglob(name)), f"{name} is no file of this room"
+
+
+@pytest.mark.parametrize("face", [HOUSE / "__init__.py", *FACES], ids=room_of)
+def test_a_face_hands_on_what_there_is(face):
+    package = ".".join(face.parent.relative_to(HOUSE.parent).parts)
+    for name, (module, original) in handed_on(face).items():
+        made = file_of(package, name)
+        assert original in names_made(made), f"{module} has no {original}"
+        # a function and a file of one name: which of both is meant would hang on what was imported before
+        assert module_file(f"{package}.{name}") is None, f"{name} is also the name of a file"
+
+
+def names_made(path: Path) -> set[str]:
+    """What a file defines or assigns at its top."""
+    made = set()
+    for line in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(line, ast.FunctionDef | ast.ClassDef):
+            made.add(line.name)
+        for target in line.targets if isinstance(line, ast.Assign) else []:
+            made |= {name.id for name in ast.walk(target) if isinstance(name, ast.Name)}
+    return made
+
+
+def test_files_are_short():
+    lengths = {path.relative_to(HOUSE).as_posix(): path.read_text(encoding="utf-8").count("\n") for path in FILES}
+    assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+# --- what stays light -------------------------------------------------------------------------------------
+
+
+def test_light_rooms_import_nothing_heavy():
+    for path in FILES:
+        if room_of(path) not in LIGHT_ROOMS:
+            continue
+        for line in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [line.module or ""] if isinstance(line, ast.ImportFrom) else []
+            modules += [alias.name for alias in line.names] if isinstance(line, ast.Import) else []
+            assert not {module.split(".")[0] for module in modules} & set(HEAVY), f"{path}, line {line.lineno}"
+
+
+def fresh(code: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """Code in a process of its own that has imported nothing yet, away from the repository."""
+    ours = os.pathsep.join([str(HOUSE.parent), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": ours, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "error", "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def loaded_after(code: str, folder: Path) -> set[str]:
+    done = fresh(f"import sys\n{code}\nprint(*sys.modules)", folder)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_the_package_costs_nothing(tmp_path):
+    loaded = loaded_after("import deeper_layers", tmp_path)
+    assert "deeper_layers" in loaded and not loaded & {"numpy", "pandas", *HEAVY}
+
+
+def test_experiments_and_reports_are_imported_without_anything_heavy(tmp_path):
+    rooms = ("experiments", *LIGHT_ROOMS)
+    paths = [path.relative_to(HOUSE.parent).with_suffix("") for path in FILES if room_of(path) in rooms]
+    modules = [".".join(path.parts) for path in paths]
+    # papermill first: one of them is its plug-in, which it imports itself
+    loaded = loaded_after("\n".join(f"import {module}" for module in ["papermill", *modules]), tmp_path)
+    assert set(modules) <= loaded and not loaded & set(HEAVY)
+
+
+READER = """
+import json, sys, traceback
+import matplotlib.figure
+from tests import notebook
+
+matplotlib.use("agg")
+matplotlib.figure.Figure.draw = lambda *_: None  # takes most of the time, and imports nothing
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in sys.argv[1].split(","):
+            raise ImportError(f"{name} is asked for")
+
+sys.meta_path.insert(0, Missing())
+failed = {}
+for name, parameters in json.loads(sys.argv[2]):
+    try:
+        notebook.run(name, **parameters)
+    except BaseException:
+        failed[f"{name} {parameters}"] = traceback.format_exc()
+print(json.dumps(failed))
+"""
+
+
+@pytest.mark.slow
+def test_every_page_is_drawn_from_its_units_without_torch(tmp_path):
+    """Whoever only wants to read or plot results installs nothing heavy, and waits seconds."""
+    pages = [(record.notebook, record.parameters | {"measure": False}) for record in all_records()]
+    recorded = {notebook for notebook, _ in pages}
+    assert recorded, "nothing was recorded"
+    # the others take no model; and one shows only what it measures itself
+    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    pages += [(notebook, {}) for notebook in sorted(notebooks - recorded - {MEASURES})]
+    done = fresh(READER, tmp_path, ",".join(HEAVY), json.dumps(pages))
+    assert done.returncode == 0, done.stderr
+    failed = json.loads(done.stdout.splitlines()[-1])
+    assert not failed, "\n".join(f"{page}\n{what}" for page, what in failed.items())
