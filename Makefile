@@ -1,17 +1,27 @@
-# `make book` builds the site, `make test` runs the tests; both make their own .venv first, once.
+# `make book` builds the site, `make test` runs all tests, `make check` those that take seconds; each makes its own
+# .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: book test lint clean
+.PHONY: book test check style clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
 	@echo "open book/_build/html/index.html"
 
-test: .venv/installed-test
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+test: style
+	$(PYTEST)
+
+# for every save
+check: style
+	$(PYTEST) -m "not slow"
+
+style: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/ty check
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("python3 is %d.%d, expected 3.11 to 3.13: make PYTHON=python3.12 ..." % v[:2])'

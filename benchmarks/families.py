@@ -89,7 +89,7 @@ def cut_all(way: str, python: str, jobs: list[dict], folder: Path) -> tuple[dict
         for job in jobs:
             with contextlib.redirect_stderr(io.StringIO()):
                 errors[job["name"]] = ours(job)
-        packages = side_by_side.provenance()["packages"]
+        packages = side_by_side.provenance(side_by_side.device_name())["packages"]
         return {name: packages[name] for name in ("transformers", "torch")}, errors
     (folder / "jobs.json").write_text(json.dumps(jobs))
     # -P: other files of this folder are no modules of the tools

@@ -9,8 +9,28 @@ install_import_hook("deeper_layers", "beartype.beartype")
 torch.set_num_threads(1)
 
 
+# files that `make check` leaves out, by what they took: the others together take less than 90 s on two cores
+SLOW = {
+    "test_benchmarks", "test_bits", "test_book", "test_command", "test_embedded", "test_evaluation", "test_examples",
+    "test_families", "test_generation", "test_gguf", "test_healed", "test_healing", "test_merging", "test_slicing",
+    "test_sweep",
+}  # fmt: skip
+
+
+def is_slow(path) -> bool:
+    return path.stem in SLOW or path.parent.name == "site"
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Importing the slow files takes longer than to run the others."""
+    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
+
+
 def pytest_collection_modifyitems(items):
     """First what has the site built, which takes long; last what then looks at it in a browser."""
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker("slow")
     order = {"test_pages.py": 0}
     items.sort(key=lambda item: order.get(item.path.name, 2) if item.path.parent.name == "site" else 1)
 

@@ -243,9 +243,8 @@ def sized(sizes):
 
 @pytest.mark.parametrize("sizes", ["-1", "0-8, -2", "two", "1.5", "3-", "5-2", "²", "0 1"])
 def test_what_is_no_list_of_sizes(sizes):
-    message = refusal(sized(sizes).size_list, 12)
+    message = refusal(sized, sizes)
     assert message.startswith(f"sizes is {sizes!r}") and "'0-8, 12'" in message
-    refusal(sized(sizes).check)
 
 
 def test_sizes_of_a_model():
@@ -259,14 +258,13 @@ def test_sizes_of_a_model():
 
 def test_sizes_of_one_task():
     parameters = QuestionAnsweringParameters(tasks="capitals, sums:5@20/0-1+3, sums_one_digit/2", sizes="0, 4")
-    parameters.check()
     sizes = {task: parameters.size_list(LAYERS, task) for task in parameters.task_list}
     assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
     assert (parameters.shots["sums"], parameters.limits["sums"]) == (5, 20)
-    assert "'3-1' is no block size" in refusal(QuestionAnsweringParameters(tasks="sums/3-1").check)
-    assert "'capitals/two'" in refusal(QuestionAnsweringParameters(tasks="capitals/two").check)
+    assert "'3-1' is no block size" in refusal(QuestionAnsweringParameters, tasks="sums/3-1")
+    assert "'capitals/two'" in refusal(QuestionAnsweringParameters, tasks="capitals/two")
     for kind in (HealingParameters, ReproductionParameters, TakeAwayParameters):
-        assert "block sizes for 'sums' alone" in refusal(kind(tasks="capitals, sums/0-1").check)
+        assert "block sizes for 'sums' alone" in refusal(kind, tasks="capitals, sums/0-1")
 
 
 @pytest.mark.parametrize("size", [-1, LAYERS, LAYERS + 1])

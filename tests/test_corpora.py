@@ -236,6 +236,7 @@ def test_an_error_leaves_nothing_patched(offline, small_mirror):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+@pytest.mark.slow
 def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
     cuts = [Cut(0, 0), Cut(2, 2)]
@@ -248,6 +249,7 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+@pytest.mark.slow
 def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
 

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from book import families
+from book.extension import families
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -199,7 +199,7 @@ def test_a_cut_is_swept_though_the_layers_above_it_alone_are_no_model():
 
 
 def check_sweep(model, cuts):
-    contexts, continuations = requests(VOCABULARY, few_shot=50, questions=8)
+    contexts, continuations = requests(VOCABULARY, few_shot=50, questions=5)
     found, greedy = loglikelihoods(model, contexts, continuations, cuts, max_length=200, batch_tokens=256)
     some = slice(0, None, 5)
     for cut, row, likeliest in zip(cuts, found, greedy, strict=True):

@@ -260,11 +260,11 @@ def test_healed_it_answers_as_in_transformers(file, cut, request, tmp_path):
     healed = add_adapters(drop_layers(model, cut), rank=2, alpha=2, dropout=0)
     with torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(0)
-        for name, parameter in healings.named_parameters():
+        for name, parameter in healed.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.02)
     save_adapters(healed, tmp_path / "adapter", source.key, cut)
-    out = slice_gguf(file, cut, tmp_path / "healings.gguf", adapter=tmp_path / "adapter", type="f32")
+    out = slice_gguf(file, cut, tmp_path / "healed.gguf", adapter=tmp_path / "adapter", type="f32")
     opened, tokenizer = load_model(str(out))
     found, expected = opened.state_dict(), merge_adapters(healed).state_dict()
     assert found.keys() == expected.keys()
@@ -322,7 +322,7 @@ def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
         model=str(llama_file), tasks="capitals", limit=4, steps=2, results=str(tmp_path / "results")
     )
     source = parameters.source()
-    assert take_away_unit(CUT_OF_5, dataclasses.replace(parameters, measure=False), source) is None
+    assert take_away_unit(CUT_OF_5, parameters.but(measure=False), source) is None
     unit = take_away_unit(CUT_OF_5, parameters, source)
     rows = unit.rows.set_index(["variant", "task", "metric"])["value"]
     assert rows["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24

@@ -28,7 +28,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
-from tests.tiny import FAMILIES, tiny_model
+from tests.tiny import tiny_model
 
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper.md"
 CUT = Cut(2, 2)
@@ -154,7 +154,8 @@ def test_a_rank_above_the_width_is_refused(tiny):
 # ---- training --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# by the names of their feed-forward modules, their norms and windows; the others have those of one of these
+@pytest.mark.parametrize("family", ["llama", "gemma3", "phi", "gpt_neox"])
 def test_every_family_heals_and_keeps_its_weights(family, tiny):
     model, (_, tokenizer) = tiny_model(family), tiny
     before = {name: p.clone() for name, p in model.state_dict().items()}
@@ -282,7 +283,9 @@ def test_variants_ask_for_what_they_need(tiny):
 # ---- interruptions and faults ----------------------------------------------------------------------------
 
 
-def test_killed_anywhere_it_ends_with_the_same_adapters(tiny_folder, tmp_path):
+def test_killed_anywhere_it_ends_with_the_same_adapters(tiny, tiny_folder, tmp_path):
+    model, tokenizer = tiny
+    config = changed(SMALL, steps=40, save_every=3)
     script = textwrap.dedent(f"""
         import sys, torch
         from deeper_layers.models.opening import load_model
@@ -290,37 +293,31 @@ def test_killed_anywhere_it_ends_with_the_same_adapters(tiny_folder, tmp_path):
         from tests import test_healing as t
         torch.set_num_threads(1)
         model, tokenizer = load_model({str(tiny_folder)!r})
-        config = t.changed(t.SMALL, steps=40, save_every=3)
-        healed, record = t.train(drop_layers(model, t.CUT), tokenizer, t.TEXTS, config, folder=sys.argv[1])
-        healed.save_pretrained(sys.argv[1] + "/end")
-        print(record.tokens, len(record.losses))
+        config = t.changed(t.SMALL, steps={config.steps}, save_every={config.save_every})
+        t.train(drop_layers(model, t.CUT), tokenizer, t.TEXTS, config, folder=sys.argv[1])
     """)
 
-    def start(folder):
-        command = [sys.executable, "-W", "ignore", "-c", script, str(folder)]
-        with open(tmp_path / "log", "w") as log:
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    def finish(folder):
+        healed, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config, folder=folder)
+        assert record.tokens == 40 * 4 * 32 and len(record.losses) == 40
+        return weights(healed)
 
-    def finish(child):
-        log = tmp_path / "log"
-        assert child.wait(300) == 0, log.read_text()
-        return log.read_text().splitlines()[-1], load_file(child.args[-1] + "/end/adapter_model.safetensors")
-
-    straight, broken = finish(start(tmp_path / "straight")), tmp_path / "broken"
+    straight, broken = finish(tmp_path / "straight"), tmp_path / "broken"
     seen = 0
-    for kill in range(3):
-        child = start(broken)
+    for delay in (0, 0.05):  # in the middle of a step, or of the next checkpoint
+        with open(tmp_path / "log", "w") as log:
+            command = [sys.executable, "-W", "ignore", "-c", script, str(broken)]
+            child = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         while child.poll() is None and _step(broken) <= seen:
             time.sleep(0.002)
         assert child.poll() is None, (tmp_path / "log").read_text()
-        time.sleep(0.05 * kill)  # in the middle of a step, or of the next checkpoint
+        time.sleep(delay)
         child.send_signal(signal.SIGKILL)
         child.wait()
         seen = _step(broken)
+    assert 0 < seen < config.steps
     for _ in range(2):  # the second time nothing is left to train
-        said, ends = finish(start(broken))
-        assert said == straight[0] == f"{40 * 4 * 32} 40"
-        assert equal(straight[1], ends)
+        assert equal(straight, finish(broken))
 
 
 def _step(folder: Path) -> int:

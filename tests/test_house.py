@@ -17,7 +17,7 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
     "errors", "cuts", "package_index", "results", "data", "models", "pruning", "similarity", "rules", "family",
-    "evaluation", "checkpoints", "healing", "experiments", "report", "command",
+    "evaluation", "checkpoints", "healing", "experiments", "report", "command", "__main__",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
 LIGHT_ROOMS = ("cuts", "results", "rules", "report")
@@ -223,6 +223,7 @@ print(json.dumps(failed))
 """
 
 
+@pytest.mark.slow
 def test_every_page_is_drawn_from_its_units_without_torch(tmp_path):
     """Whoever only wants to read or plot results installs nothing heavy, and waits seconds."""
     pages = [(record.notebook, record.parameters | {"measure": False}) for record in all_records()]

@@ -101,15 +101,15 @@ def test_a_checkpoint_of_the_bare_decoder_has_shorter_names_than_the_adapters(tm
     assert ours and all(torch.equal(tensor, expected[f"gpt_neox.{name}"]) for name, tensor in ours.items())
 
 
-def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama, capsys):
+def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama):
     with_record = slice_checkpoint(llama / "whole", CUT, llama / "one", adapter=llama / "adapter")
     (llama / "adapter" / adapter_files.IDENTITY).unlink()
     without = slice_checkpoint(llama / "whole", CUT, llama / "two", adapter=llama / "adapter")
     one, two = tensors(with_record), tensors(without)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert "not recorded" in (without / "README.md").read_text()
-    with pytest.raises(SystemExit, match="--drop is missing"):
-        main([str(llama / "whole"), str(llama / "three"), "--adapter", str(llama / "adapter")])
+    with pytest.raises(click.ClickException, match="--drop is missing"):
+        prune(llama / "whole", llama / "three", "--adapter", llama / "adapter")
 
 
 def test_scaled_by_the_root_of_the_rank_and_ranks_of_their_own(llama):

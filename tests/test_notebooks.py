@@ -90,6 +90,7 @@ def states(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches):
     results = tmp_path / "results"
@@ -121,6 +122,7 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches):
         assert states(results) == before
 
 
+@pytest.mark.slow
 def test_what_is_only_written_has_no_choices(tiny_folder, tmp_path):
     """GSM8K is written and nothing else: the page compares it with no choosing of its answers."""
     datasets = ROOT.parent / "shared" / "datasets"
@@ -132,6 +134,7 @@ def test_what_is_only_written_has_no_choices(tiny_folder, tmp_path):
     assert "No task is both chosen and written here." in page and 'id="chosen-and-written"' not in page
 
 
+@pytest.mark.slow
 def test_page_of_what_is_measured_again_without_the_weights(tmp_path, monkeypatch):
     """The rest of the book can be made where no package index is reachable."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -140,6 +143,7 @@ def test_page_of_what_is_measured_again_without_the_weights(tmp_path, monkeypatc
     assert "**Not measured again.** can't fetch" in notebook.run("10-reproduction")
 
 
+@pytest.mark.slow
 def test_runs_on_a_gguf_file(tiny_folder, tmp_path, caches):
     path = write_gguf(*load_model(str(tiny_folder)), tmp_path / "tiny.gguf")
     weights = file_hash(path)
@@ -149,6 +153,7 @@ def test_runs_on_a_gguf_file(tiny_folder, tmp_path, caches):
     assert unit.key["model"] == {"name": "tiny", "weights": f"sha256:{weights}"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -201,6 +206,7 @@ def test_committed_without_outputs(path):
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
+@pytest.mark.slow
 def test_help_shows_the_parameters():
     command = [Path(sys.executable).with_name("papermill"), "--help-notebook", "notebooks/02-question-answering.ipynb"]
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120).stdout
@@ -208,6 +214,7 @@ def test_help_shows_the_parameters():
         assert name in shown and field.description in shown
 
 
+@pytest.mark.slow
 def test_claims_without_results_are_not_measured(tmp_path):
     page = notebook.run("09-claims", results=str(tmp_path / "nothing"))
     for claim in CLAIMS:

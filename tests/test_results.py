@@ -24,6 +24,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
 from deeper_layers.results import files, places, units
 from deeper_layers.results.circumstances import PACKAGES
+from deeper_layers.results.records import all_records
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import all_units, key_hash, pack, read_unit, unit_path, unpack
 
@@ -248,6 +249,24 @@ def test_time_left_does_not_count_what_shards_hold():
     bar.close()
 
 
+# --- where they lie --------------------------------------------------------------------------------------
+
+
+def test_where_results_lie(tmp_path, monkeypatch):
+    """A name is relative to where the user stands; no package holds results, nor is any folder called lib ours."""
+    monkeypatch.chdir(tmp_path)
+    assert places.results_folder("mine").resolve() == tmp_path / "mine"
+    assert places.results_folder() == places.AROUND / "results" and places.is_checkout(places.AROUND)
+    monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
+    (tmp_path / "lib").mkdir()
+    assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
+    ours = tmp_path / "checkout" / "lib" / "deeper_layers" / "cuts.py"
+    ours.parent.mkdir(parents=True)
+    ours.touch()
+    monkeypatch.chdir(ours.parent)
+    assert places.results_folder() == tmp_path / "checkout" / "results"
+
+
 # --- what a unit holds -----------------------------------------------------------------------------------
 
 
@@ -370,12 +389,13 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     return len(shards_below(folder))
 
 
-def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
     expected = swept(tiny_folder, tmp_path / "uninterrupted")
     killed = tmp_path / "killed"
     finished = [0]
-    for kill in range(3):
-        finished.append(kill_in_the_middle(tiny_folder, killed, finished[-1] + 3, writing=kill != 1))
+    for writing in (False, True):
+        finished.append(kill_in_the_middle(tiny_folder, killed, finished[-1] + 3, writing=writing))
         assert finished[-1] >= finished[-2] + 3  # each run went on, none lost a shard
         assert not list(killed.rglob("*.json"))
     assert list(killed.rglob("*.npz.*.partial")), "no half-written file to step over"
@@ -393,9 +413,10 @@ def test_killed_three_times_then_run_to_the_end(tiny_folder, tmp_path, monkeypat
     assert len(unit.details["outcomes"]) == len({cut for cuts in CUTS.values() for cut in cuts}) == 7
     assert len(unit.rows) == 7 and not unit.rows["value"].isna().any()
     assert unit.provenance["seconds_in_earlier_runs"] > 0.1 * finished[-1]
-    # one unit, and nothing of the work in progress
-    assert files_below(killed) == [unit.path.name]
-    assert list(unit.path.parent.iterdir()) == [unit.path]
+    # one unit, the record of what was asked for, and nothing of the work in progress
+    (record,) = all_records(killed)
+    assert files_below(killed) == sorted([record.path.name, unit.path.name])
+    assert sorted(unit.path.parent.iterdir()) == sorted([record.path.parent, unit.path])
 
     # no shard was measured twice: the uninterrupted run needs as many
     ran.clear()

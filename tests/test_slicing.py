@@ -207,7 +207,7 @@ def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_i
         f"slicing.slice_checkpoint({str(tmp_path / 'whole')!r}, Cut(2, 2), {str(tmp_path / 'out')!r})"
     )
     partial = tmp_path / "out.partial"
-    for shards in (1, 2, 3):
+    for shards in (1, 3):
         child = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE)
         while child.poll() is None and len(list(partial.glob("model-*.safetensors"))) < shards:
             time.sleep(0.01)

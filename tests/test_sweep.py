@@ -31,7 +31,7 @@ CUTS = [
 def test_equals_each_pruned_model_by_itself(family, few_shot):
     model = tiny_model(family, layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=few_shot)
-    shape = {"max_length": 200, "batch_tokens": 128}
+    shape, some = {"max_length": 200, "batch_tokens": 128}, slice(0, None, 5)  # of every length of answer
     logprobs, greedy = loglikelihoods(model, contexts, continuations, CUTS, **shape)
     assert logprobs.shape == greedy.shape == (len(CUTS), len(contexts))
     for cut, found, found_greedy in zip(CUTS, logprobs, greedy, strict=True):
@@ -39,9 +39,9 @@ def test_equals_each_pruned_model_by_itself(family, few_shot):
         expected, expected_greedy = loglikelihoods(alone, contexts, continuations, [Cut(0, 0)], **shape)
         assert np.array_equal(found, expected[0]), f"{cut}: not bit-equal"
         assert np.array_equal(found_greedy, expected_greedy[0])
-        plain, plain_greedy = one_by_one(alone, contexts, continuations)
-        np.testing.assert_allclose(found, plain, atol=2e-4, rtol=0)
-        assert (found_greedy == plain_greedy).mean() > 0.99
+        plain, plain_greedy = one_by_one(alone, contexts[some], continuations[some])
+        np.testing.assert_allclose(found[some], plain, atol=2e-4, rtol=0)
+        assert np.array_equal(found_greedy[some], plain_greedy)
     # the pruned models differ, so equality above says something
     assert len({row.round(3).tobytes() for row in logprobs}) == len(CUTS)
 

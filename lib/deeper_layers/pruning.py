@@ -61,7 +61,9 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     words = cut.describe(len(layers))
     before, after = _empty_model(model, words), _empty_model(pruned, words)
     del decoder_layers(before)[cut.start : cut.stop]
-    del pruned.get_submodule(prefix[:-1])[cut.start : cut.stop]
+    kept_layers = pruned.get_submodule(prefix[:-1])
+    assert isinstance(kept_layers, nn.ModuleList)
+    del kept_layers[cut.start : cut.stop]
     _adopt_differences(pruned, before, after, kept, prefix, words)
     return pruned
 

@@ -27,7 +27,7 @@ class LastTokenResiduals:
 
     def __init__(self, model: torch.nn.Module):
         self.layers = decoder_layers(model)
-        self.positions: torch.Tensor | None = None
+        self.positions = torch.empty(0, dtype=torch.long)
         self.residuals: list[torch.Tensor] = []
 
     def __enter__(self):
@@ -92,7 +92,7 @@ def measure_distances(
     layers = len(decoder_layers(model))
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     squares, samples = torch.zeros_like(total), 0
-    device = model.get_input_embeddings().weight.device
+    device = model.get_input_embeddings().weight.device  # ty: ignore[not-callable]
     with torch.inference_mode(), LastTokenResiduals(model) as recorder:
         for batch in progress(batches) if progress else batches:
             ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
@@ -100,7 +100,7 @@ def measure_distances(
                 raise InputError("a sequence is all padding: it has no last token")
             recorder.start(mask)
             # the decoder without its head: nobody reads the logits
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # ty: ignore[not-callable]
             distances = batch_distances(torch.stack(recorder.residuals))
             total += distances.sum(dim=0)
             squares += distances.square().sum(dim=0)

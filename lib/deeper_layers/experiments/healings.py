@@ -124,8 +124,10 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
         record = healing.Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
         return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), record
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
-    options = {"cut": cut, "whole": whole} if config.auxiliary else {"cut": cut}
-    healed, record = healing.train(pruned, tokenizer, texts, config, folder=folder / "checkpoints", **options)
+    beside = whole if config.auxiliary else None
+    healed, record = healing.train(
+        pruned, tokenizer, texts, config, folder=folder / "checkpoints", cut=cut, whole=beside
+    )
     course = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
     healing.save_adapters(healed, folder / ADAPTER, source.key, cut, course)
     write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record)).encode())

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
@@ -73,15 +74,20 @@ class Measurement:
         not hold.
         """
         folder, key = parameters.results_folder, self.key
-        parameters.record(self.source)
         at_hand = all(data.is_at_hand(read.name, parameters.datasets) for read in self.reads)
         if at_hand:
             key["data"] = self.fingerprint
         unit = results.find_unit(self.kind, self.name, key, folder)
-        if unit is not None or not parameters.measure:
-            return unit
-        if not at_hand:
-            key["data"] = self.fingerprint
+        if unit is None and parameters.measure:
+            if not at_hand:
+                key["data"] = self.fingerprint
+            unit = self._measured(key, folder)
+        if unit is not None:  # a page needs something to show
+            parameters.record(self.source)
+        return unit
+
+    def _measured(self, key: dict, folder: Path) -> Unit:
+        """Measured now, and written: the parts that an interrupted run left are taken up."""
         shards = Shards(results.unit_path(self.kind, self.name, key, folder).with_suffix(".partial"))
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
         with results.clock() as measured:

@@ -23,7 +23,7 @@ def shots_unit(
     """
 
     def measure(shards):
-        options = parameters.sweep_options(task) | {"num_fewshot": shots}
+        options: dict = parameters.sweep_options(task) | {"num_fewshot": shots}
         table = evaluation.sweep(*opened(), [task], cuts, **options, fewshot_order=order, shards=shards)
         own = table[table["task"] == task]
         return (table if own.empty else own).reset_index(drop=True), dict(table.attrs)

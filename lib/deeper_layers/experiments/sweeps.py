@@ -75,9 +75,10 @@ def sweep_unit(
 
     def of_group(name):
         loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
-        units = [unit(leaf) for leaf in tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)]
+        leaves = tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)
+        units = [found for leaf in leaves if (found := unit(leaf))]
         table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
-        return table, {"levels": levels, "units": [unit.path.name for unit in units]}
+        return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
     return unit(task)

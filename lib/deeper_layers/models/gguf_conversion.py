@@ -55,7 +55,7 @@ def converted_gguf(path: Path, sha256: str) -> str:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             path.parent,
             gguf_file=path.name,
             output_loading_info=True,
@@ -68,7 +68,8 @@ def converted_gguf(path: Path, sha256: str) -> str:
             del model.config.quantization_config
         model.is_quantized = False
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name).save_pretrained(temporary)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer.save_pretrained(temporary)  # ty: ignore[missing-union-attribute]
         try:
             os.rename(temporary, target)
         except OSError:

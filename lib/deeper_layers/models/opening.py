@@ -9,7 +9,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
@@ -31,7 +37,7 @@ def load_model(
     device: str = "auto",
     quantization: str | None = None,
     trust_remote_code: bool = False,
-):
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a decoder-only language model for measuring.
 
     Args:
@@ -57,8 +63,9 @@ def load_model(
         >>> model.config.num_hidden_layers, model.dtype
         (30, torch.float32)
     """
-    source = model
-    if not isinstance(source, Source):
+    if isinstance(model, Source):
+        source = model
+    else:
         source = find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     folder, where = source.folder, choose_device(device)
     hub_logging.disable_progress_bar()
@@ -69,7 +76,7 @@ def load_model(
         elif source.gguf is not None:
             folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        network, report = AutoModelForCausalLM.from_pretrained(
+        network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
             dtype=getattr(torch, source.dtype),
@@ -95,7 +102,7 @@ def load_model(
             module.support_avx512bf16_for_cpu = False
     if where == "cpu" and not multiplies_sixteen_bits():
         widen(network)
-    return network.eval(), tokenizer
+    return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:

@@ -47,7 +47,7 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
         each = packaged.layer_parameters
         return Sizes((each,) * layers, packaged.parameters - each * layers)
     if source.gguf is not None:
-        return _of_gguf(source)
+        return _of_gguf(source.gguf, source.num_layers)
     from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
 
     model = empty_model(source, trust_remote_code=trust_remote_code)
@@ -106,14 +106,14 @@ def _where(source: Source) -> tuple[str | Path, dict]:
     return path.parent, {"gguf_file": path.name}
 
 
-def _of_gguf(source: Source) -> Sizes:
+def _of_gguf(path: Path, layers: int) -> Sizes:
     """From the header of a GGUF file."""
     import gguf
 
-    numbers, bytes = [0] * (source.num_layers + 1), [0] * (source.num_layers + 1)  # the rest is last
-    for tensor in gguf.GGUFReader(source.gguf).tensors:
+    numbers, bytes = [0] * (layers + 1), [0] * (layers + 1)  # the rest is last
+    for tensor in gguf.GGUFReader(path).tensors:
         head, _, rest = tensor.name.partition(".")
-        place = int(rest.partition(".")[0]) if head == "blk" else source.num_layers
+        place = int(rest.partition(".")[0]) if head == "blk" else layers
         numbers[place] += math.prod(map(int, tensor.shape))
         bytes[place] += int(tensor.n_bytes)
     return Sizes(tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), bytes[-1])

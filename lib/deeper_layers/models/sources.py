@@ -97,7 +97,8 @@ def find_model(
         default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "none")
         found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
-    return Source(**found, num_layers=layers, dtype=default if dtype == "auto" else dtype)
+    resolved = default if dtype == "auto" else dtype
+    return Source(**found, num_layers=layers, dtype=resolved)  # ty: ignore[invalid-argument-type]
 
 
 def model_name(model: str) -> str:

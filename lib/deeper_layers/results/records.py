@@ -67,7 +67,7 @@ def record_path(notebook: str, model: str, parameters: Mapping[str, object], fol
 def all_records(folder: Path | None = None) -> list[Record]:
     """Every readable record below a folder of results: by model, then in the order in which they were written."""
     found = (_read(path) for path in sorted(results_folder(folder).glob("*/records/*.json")))
-    return sorted(filter(None, found), key=lambda record: (record.model, record.recorded, record.path.name))
+    return sorted(filter(None, found), key=lambda record: (record.model, record.recorded, str(record.path)))
 
 
 def _read(path: Path) -> Record | None:

@@ -41,7 +41,7 @@ class Shards:
         """Write shard `number` whole."""
         buffer = io.BytesIO()
         now = time.monotonic()
-        np.savez(buffer, seconds=now - self._started, **arrays)
+        np.savez(buffer, seconds=np.array(now - self._started), **arrays)  # ty: ignore[invalid-argument-type]
         self._started = now
         write_whole(self.folder / f"{number:06d}.npz", buffer.getvalue())
 

@@ -120,7 +120,7 @@ def write_unit(
 def whole_units(units: list[Unit]) -> list[Unit]:
     """Those that are not one task of a group whose unit is among them."""
     parts = {name for unit in units for name in unit.details.get("units", [])}
-    return [unit for unit in units if unit.path.name not in parts]
+    return [unit for unit in units if unit.path is None or unit.path.name not in parts]
 
 
 def all_units(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Unit]:
