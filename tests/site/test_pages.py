@@ -17,6 +17,7 @@ from book.extension.contents import all_pages
 from deeper_layers.report import claims
 from deeper_layers.report.evidence import TOPICS
 from tests.page import FIGURE, ROOT, numbers
+from tests.site.looks import executed_pages
 from tests.tiny import ALL_FAMILIES
 
 OUTSIDE = ("mathjax", "thebe", "jsdelivr", "unpkg")
@@ -128,11 +129,6 @@ def test_every_model_has_one_entry_and_its_pages_below_it(pages):
             assert navigation.count(f'href="executed/{page.name}.html"') == 1
     top = re.findall(r'<li class="toctree-l1[^"]*"><a [^>]*href="executed/(model-[^"]+)\.html"', navigation)
     assert len(top) == len(models)
-
-
-def executed_pages() -> list:
-    told, models = all_pages()
-    return [*told, *sum(models.values(), [])]
 
 
 @pytest.mark.parametrize("kind", ["Figure", "Table"])
