@@ -16,6 +16,7 @@ from deeper_layers.command import main
 from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
 from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
 from deeper_layers.models import packaged
@@ -153,6 +154,16 @@ def test_a_plan_of_what_is_published(closed):
     assert "capitals: 120 items, in results, measured in" in typed("plan", "embedded").stdout
 
 
+def test_a_plan_says_what_is_not_known(closed, monkeypatch):
+    def strange(*_, **__):
+        raise InputError("its layers are strange")
+
+    monkeypatch.setattr("deeper_layers.models.sizes_of", strange)
+    said = typed("plan", "embedded", "--tasks", "boolq@7").stdout
+    assert "sizes: not known (its layers are strange)" in said
+    assert "boolq: not known before it runs (its items are on the hub" in said
+
+
 @pytest.mark.parametrize("name", ["gemma", "qwen", "smollm2"])
 def test_parameters_of_packaged_models_are_those_that_were_counted(name):
     measured = json.loads((ROOT / "benchmarks" / "measured" / f"gained-{name}.json").read_text())
@@ -175,7 +186,10 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
         "--results",
         tmp_path,
     ]
-    plan = json.loads(typed("plan", *asked, "--rules", "simple", "--json").stdout)
+    with monkeypatch.context() as patch:
+        patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
+        patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+        plan = json.loads(typed("plan", *asked, "--rules", "simple", "--json").stdout)
     assert not list(tmp_path.rglob("*.json"))
     capitals, generated = plan["tasks"]
     model, tokenizer = load_model(str(tiny_folder))
@@ -268,12 +282,15 @@ def test_mistakes_are_one_line(words, message, monkeypatch):
     assert message in said(*words)
 
 
-def test_mistakes_of_places(tiny_folder, tmp_path):
+def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     small = [*SMALL[:4], "--results", tmp_path / "file"]
-    assert f"can't use {tmp_path / 'file'}" in said("distances", tiny_folder, *small)
+    with monkeypatch.context() as patch:
+        patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured for nothing"))
+        message = said("distances", tiny_folder, *small)
+        assert f"can't write in {tmp_path / 'file' / tiny_folder.name} (" in message
     assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
-    assert "can't use" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
+    assert "can't write in" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
     assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")
     assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
 

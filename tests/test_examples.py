@@ -4,13 +4,21 @@ import dataclasses
 import doctest
 import functools
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import deeper_layers
+from deeper_layers.command import main
+from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
+from deeper_layers.experiments import healings
 from deeper_layers.models import opening
+from deeper_layers.report.decisions import cliff_of
+from deeper_layers.report.evidence import by_model
+from deeper_layers.results.units import all_units
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 # in this order: an example may go on from one before it
@@ -59,6 +67,44 @@ def test_readme_from_python(names):
     assert set(found["rows"]["size"]) == {0, 4}
 
 
+def typed() -> list[list[str]]:
+    """The lines of README's block "On your model" that begin with deeper-layers, as words."""
+    (block,) = re.findall(r"## On your model\n\n```bash\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [words for words in lines if words[0] == "deeper-layers"]
+
+
+def test_readme_types_every_subcommand():
+    assert {words[1] for words in typed()} == set(SUBCOMMANDS) - {"heal"}  # prune --heal is what most people want
+
+
+# report runs every notebook: minutes, and tests/test_command.py has it for one
+@pytest.mark.parametrize("words", [words for words in typed() if words[1] != "report"], ids=" ".join)
+def test_readme_commands(words, tiny_folder, tmp_path, monkeypatch):
+    """Typed as they stand in a folder of one's own, on a tiny model, with data that need no hub."""
+    instead = {"ORGANISATION/NAME": str(tiny_folder), "boolq, arc_easy": "capitals", "0-8": "0-2", "8": "2"}
+    words = [instead.get(word, word) for word in words[1:]]
+    words += ["--text", "wikipedia"] if "--heal" in words else []
+    words += ["--limit", "3"] if words[0] == "sweep" else []
+    words += ["--results", "results"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
+    done = CliRunner().invoke(main, words)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip()
+
+
 def little():
     """The preset of README, for one step."""
     return dataclasses.replace(deeper_layers.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=2, at_once=1)
+
+
+def test_readme_says_what_results_hold():
+    """The sentence of what was found: the share of the layers at which half is gone, with its interval."""
+    said = README.read_text(encoding="utf-8").partition("**Found here:**")[2].partition("\n")[0]
+    model = by_model(all_units(model="Qwen2.5-Coder-1.5B-Instruct"))["Qwen2.5-Coder-1.5B-Instruct"]
+    assert model.name in said
+    for topic, name in (("GSM8K", "GSM8K"), ("MMLU", "MMLU"), ("Capitals", "the capitals")):
+        value, low, high = cliff_of(model.answers(topic, "similarity"))
+        shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name}", said)
+        assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"

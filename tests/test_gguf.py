@@ -27,7 +27,8 @@ from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.packaged import EMBEDDED
-from deeper_layers.models.sources import find_model
+from deeper_layers.models.sizes import sizes_of
+from deeper_layers.models.sources import UNREAD, find_model
 from deeper_layers.pruning import drop_layers
 from tests.tiny import write_gguf
 
@@ -194,6 +195,16 @@ def test_what_a_user_gets_wrong(tiny, tiny_folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="GB are free"):
         slice_gguf(tiny, CUT, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*out.gguf*"))
+
+
+def test_sizes_without_reading_the_weights(tiny):
+    source = find_model(str(tiny), hashed=False)
+    assert source.weights == UNREAD and source.num_layers == 7
+    sizes = sizes_of(source)
+    assert (
+        sizes.parameters(Cut(0, 0)) == 32 * 64 + 7 * (32 + 32 * 64) and sizes.parameters(CUT) == sizes.rest * 5 + 4 * 32
+    )
+    assert sizes.file_bytes(CUT) == tensor_bytes(source, CUT)
 
 
 def test_the_command(tiny, tiny_folder, tmp_path, capsys):

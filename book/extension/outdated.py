@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
 from book.extension.pages import ROOT
@@ -47,6 +48,12 @@ def changed(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[st
     ]
 
 
+def note_own_files(app: Sphinx, config: Config) -> None:
+    """A change of the extension is a reason to read all pages again, one of style sheets and scripts to write them."""
+    config.book_extension = stamp([ROOT / "book" / "extension"])
+    config.book_assets = stamp([ROOT / "book" / "assets"])
+
+
 def forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> None:
     """A page is read once, and its warnings are said once: after a build with any, the next one reads all again."""
     if exception is not None or app._warncount:
@@ -54,6 +61,9 @@ def forget_a_build_with_warnings(app: Sphinx, exception: Exception | None) -> No
 
 
 def setup(app: Sphinx) -> dict:
+    app.add_config_value("book_extension", "", "env", str)
+    app.add_config_value("book_assets", "", "html", str)
+    app.connect("config-inited", note_own_files)
     app.connect("env-get-outdated", changed)
     app.connect("build-finished", forget_a_build_with_warnings)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

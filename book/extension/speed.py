@@ -20,6 +20,8 @@ class MeasuredSpeed(SphinxDirective):
             return [not_measured("benchmarks/measured holds no timing.")]
         box = nodes.container("", classes=["wide-table"])
         self.state.nested_parse(StringList(lines), 0, box)
+        for found in box.findall(nodes.table):
+            found.insert(0, nodes.title("", "What each saving was timed beside"))
         return [box]
 
 

@@ -6,6 +6,7 @@ from urllib.parse import unquote, urlsplit
 import nbformat
 import pytest
 
+from book.extension.contents import all_pages
 from tests.page import FIGURE, ROOT
 
 # without fetching style sheets anew, which a page opened as a file may not do
@@ -15,8 +16,24 @@ HEAVIEST = {"index.html": 1_000_000}  # bytes of a page and all it loads, plotly
 HEAVIER = 3_000_000  # of any other page
 
 
+def kind_of(name: str) -> str:
+    """What a page is one of: pages of one notebook, and of source code, differ in their content alone."""
+    folder, _, rest = name.partition("/")
+    by_notebook = {f"{page.name}.html": page.notebook for page in executed_pages()}
+    return by_notebook.get(rest, name) if folder == "executed" else "_modules" if folder == "_modules" else name
+
+
+def executed_pages() -> list:
+    told, models = all_pages()
+    return [*told, *sum(models.values(), [])]
+
+
 def problems_of(browser, site: Path, names, width: int) -> list[str]:
-    """What is wrong on some pages on a screen of one width, in light and in dark."""
+    """What is wrong on some pages on a screen of one width, in light and in dark.
+
+    axe, which takes most of the time, looks at one page of each kind.
+    """
+    looked_at: set[str] = set()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     problems = []
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
@@ -38,11 +55,15 @@ def problems_of(browser, site: Path, names, width: int) -> list[str]:
         # the code at the end is a part of the page, and folded in the same way everywhere
         page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
         complain.wider(page)
-        complain.faults(axe.run(page, options=AXE))
+        first = kind_of(name) not in looked_at
+        looked_at.add(kind_of(name))
+        if first:
+            complain.faults(axe.run(page, options=AXE))
         page.emulate_media(color_scheme="dark")
         page.locator('html[data-theme="dark"]').wait_for(state="attached")
         complain.wider(page)
-        complain.faults(axe.run(page, options=AXE | {"runOnly": ["color-contrast"]}))
+        if first:
+            complain.faults(axe.run(page, options=AXE | {"runOnly": ["color-contrast"]}))
         if complain.bytes > HEAVIEST.get(name, HEAVIER):
             complain("bytes", complain.bytes)
         page.close()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import click
 import numpy as np
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, check_size
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.rules.choosing import RULES, cuts_of_rule
@@ -39,9 +39,10 @@ def chosen_cut(
     """
     if start is not None:
         cut = Cut(start, drop)
-    else:
-        (cut,) = cuts_of_rule(rule, [drop], layers, _distances(*measured()) if rule == "similarity" else None)
-    cut.check(layers)
+        cut.check(layers)
+        return cut
+    check_size(drop, layers)  # before anything is measured
+    (cut,) = cuts_of_rule(rule, [drop], layers, _distances(*measured()) if rule == "similarity" else None)
     return cut
 
 

@@ -1,7 +1,6 @@
 """`deeper-layers plan`: what a sweep will cost, from the model's header and what results hold. Nothing is run."""
 
 import functools
-from collections.abc import Callable
 
 import click
 
@@ -38,23 +37,18 @@ def planned(parameters: SweepAsked) -> dict:
     """What is known of a sweep before it runs; null is what is not.
 
     A layer-step is one layer run on one token; [least, most] where the cuts of the similarity rule are not known yet.
+    It is counted for a model whose layers can be run from the middle, which a sweep finds out when it is open.
 
     Raises InputError for what is no model, or parameters that do not fit it.
     """
     source = _source(parameters)
     layers = source.num_layers
     sizes = sorted({size for task in parameters.task_list for size in parameters.size_list(layers, task)})
-    known = models.sizes_of(source, trust_remote_code=parameters.trust_remote_code)
     found = _distances(parameters, source)
     tokens = parameters.samples * parameters.sequence_length
     content = {
         "model": source.name, "layers": layers, "dtype": source.dtype, "weights": source.quantized,
-        "sizes": [
-            {"size": size, "parameters": known.parameters(cut), "bytes": known.parameters(cut) * ITEMSIZE[source.dtype],
-             "file_bytes": known.file_bytes(cut)}
-            for size in sizes
-            for cut in [simple_cut(layers, size)]
-        ],
+        **_sizes(source, sizes, parameters.trust_remote_code),
         "distances": None,
         "tasks": [_task(task, parameters, source, found) for task in parameters.task_list],
     }  # fmt: skip
@@ -63,19 +57,25 @@ def planned(parameters: SweepAsked) -> dict:
     return content
 
 
+def _sizes(source: Source, sizes: list[int], trust_remote_code: bool) -> dict:
+    """Parameters and bytes of the model without so many layers, those before the last; or why they are not known."""
+    try:
+        known = models.sizes_of(source, trust_remote_code=trust_remote_code)
+    except InputError as error:
+        return {"sizes": None, "sizes_unknown": str(error)}
+    found = []
+    for size in sizes:
+        cut = simple_cut(source.num_layers, size)
+        parameters = known.parameters(cut)
+        bytes = {"bytes": parameters * ITEMSIZE[source.dtype], "file_bytes": known.file_bytes(cut)}
+        found.append({"size": size, "parameters": parameters, **bytes})
+    return {"sizes": found}
+
+
 def in_words(content: dict) -> str:
     """The plan as a person reads it."""
-    layers, whole = content["layers"], content["sizes"][0]
-    sizes = []
-    for row in content["sizes"]:
-        line = {"n": str(row["size"]), "layers": str(layers - row["size"]), "parameters": f"{row['parameters']:,}"}
-        line["share"] = f"{row['parameters'] / whole['parameters']:.0%}"
-        line[f"in {content['dtype']}"] = f"{row['bytes'] / 1e6:,.0f} MB"
-        if row["file_bytes"]:
-            line["as a GGUF file"] = f"{row['file_bytes'] / 1e6:,.0f} MB"
-        sizes.append(line)
-    head = f"{content['model']}: {layers} layers, {content['weights']} weights, opened in {content['dtype']}"
-    parts = [head, table(sizes)]
+    head = f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
+    parts = [head, _sizes_in_words(content)]
     if found := content["distances"]:
         parts.append("distances: " + (_place(found) if "unit" in found else (
             f"to be measured on at most {found['tokens_at_most']:,} tokens, "
@@ -88,6 +88,21 @@ def in_words(content: dict) -> str:
             "when the model is open, and says so before it runs."
         )
     return "\n\n".join(parts)
+
+
+def _sizes_in_words(content: dict) -> str:
+    if content["sizes"] is None:
+        return f"sizes: not known ({content['sizes_unknown']})"
+    lines, whole = [], content["sizes"][0]
+    for row in content["sizes"]:
+        line = {"n": str(row["size"]), "layers": str(content["layers"] - row["size"])}
+        line["parameters"] = f"{row['parameters']:,}"
+        line["share"] = f"{row['parameters'] / whole['parameters']:.0%}"
+        line[f"in {content['dtype']}"] = f"{row['bytes'] / 1e6:,.0f} MB"
+        if row["file_bytes"]:
+            line["as a GGUF file"] = f"{row['file_bytes'] / 1e6:,.0f} MB"
+        lines.append(line)
+    return table(lines)
 
 
 def _source(parameters: SweepAsked) -> Source:
@@ -160,8 +175,8 @@ def _requests(task: str, cuts: dict, sizes: list[int], parameters: SweepAsked, s
 
 @functools.lru_cache(maxsize=1)
 def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
-    opened: Callable = functools.partial(models.empty_model, source, trust_remote_code=trust_remote_code)
-    return opened(), models.tokenizer_of(source, trust_remote_code=trust_remote_code)
+    how = {"trust_remote_code": trust_remote_code}
+    return models.empty_model(source, **how), models.tokenizer_of(source, **how)
 
 
 def _layers_of_a_token(cuts: dict[str, list[Cut] | None], sizes: list[int], layers: int) -> tuple[int, int]:
@@ -202,8 +217,8 @@ def _task_in_words(task: dict) -> str:
         return f"not known before it runs ({task['unknown']})"
     parts = [f"{task['items']:,} items"]
     if task["requests"]:
-        least, most = map(_steps, task["layer_steps"])
-        steps = least if least == most else f"{least} to {most}"
+        least, most = task["layer_steps"]
+        steps = _steps(most) if least == most else f"{_steps(least)} to {_steps(most)}"
         parts.append(f"{task['requests']:,} requests, {task['tokens']:,} distinct tokens, {steps} layer-steps")
     if task["generated"]:
         parts.append(f"{task['generated']:,} answers to write for each pruned model, whose length is not known before")

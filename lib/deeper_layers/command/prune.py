@@ -59,8 +59,10 @@ def prune(
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
     checkpoints.check_new(out)
+    results.check_writable(out.absolute().parent)
     to_gguf = out.suffix == ".gguf"
     _check_type(kind, out)
+    recorded = _cut_of(adapter, start) if drop is None else None
     model, revision = given["model"], given.get("revision")
     if to_gguf:
         source = models.find_model(model, revision=revision)
@@ -72,11 +74,8 @@ def prune(
     measured = _measured(given, heal, text, to_gguf)
     if heal:
         measured()  # a mistake is found before anything is measured
-    if drop is None:
-        cut = _cut_of(adapter, start)
-        cut.check(layers)
-    else:
-        cut = chosen_cut(drop, start, rule, layers, measured)
+    cut = recorded or chosen_cut(drop, start, rule, layers, measured)
+    cut.check(layers)
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
 

@@ -88,7 +88,9 @@ class Measurement:
 
     def _measured(self, key: dict, folder: Path) -> Unit:
         """Measured now, and written: the parts that an interrupted run left are taken up."""
-        shards = Shards(results.unit_path(self.kind, self.name, key, folder).with_suffix(".partial"))
+        path = results.unit_path(self.kind, self.name, key, folder)
+        results.check_writable(path.parent)
+        shards = Shards(path.with_suffix(".partial"))
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
         with results.clock() as measured:
             rows, details = self.measure(shards)

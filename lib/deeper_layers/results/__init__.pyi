@@ -1,5 +1,6 @@
 from .circumstances import clock as clock
 from .circumstances import provenance as provenance
+from .files import check_writable as check_writable
 from .files import write_whole as write_whole
 from .places import repository as repository
 from .places import results_folder as results_folder

@@ -1,7 +1,10 @@
 """Files that are either absent or complete."""
 
 import os
+import tempfile
 from pathlib import Path
+
+from deeper_layers.errors import InputError
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -16,3 +19,12 @@ def write_whole(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder and try to write there; InputError where that can't be, before hours are spent on what goes in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise InputError(f"can't write in {folder} ({error.strerror}): mend that, or name another folder") from error
