@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from tqdm import tqdm
 
+from deeper_layers import evaluation
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.evaluation import sweeps
 from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
 from deeper_layers.experiments.sweeps import sweep_unit
@@ -355,12 +355,9 @@ def swept(model, folder):
     """The unit of a sweep in many small shards."""
     parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="capitals", limit=LIMIT)
     source = parameters.source()
-    whole = sweeps.sweep
-    sweeps.sweep = functools.partial(whole, batch_tokens=24)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "sweep", functools.partial(evaluation.sweep, batch_tokens=24))
         return sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
-    finally:
-        sweeps.sweep = whole
 
 
 def kill_in_the_middle(model, folder, shards, *, writing):

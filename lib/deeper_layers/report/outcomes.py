@@ -92,7 +92,9 @@ def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | N
     return pd.DataFrame(rows)
 
 
-def paired_change(before: Sequence[int | float], after: Sequence[int | float]) -> tuple[float, float, float]:
+def paired_change(
+    before: Sequence[int | float] | np.ndarray, after: Sequence[int | float] | np.ndarray
+) -> tuple[float, float, float]:
     """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
     differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
     half = Z * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
