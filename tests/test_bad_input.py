@@ -378,6 +378,7 @@ def test_unknown_task(names):
     assert "'capitals/two'" in refusal(QuestionAnsweringParameters, tasks="capitals/two")
 
 
+@pytest.mark.slow
 def test_data_out_of_reach_while_offline(tmp_path):
     message = refusal(harness.load_tasks, ["piqa"], datasets=str(tmp_path))  # a mirror that lacks it
     assert "piqa" in message and "DATASETS_MIRROR" in message
