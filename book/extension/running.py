@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from jupyter_core.utils import ensure_event_loop
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from traitlets.config import Config as JupyterConfig
@@ -120,6 +121,8 @@ def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
             # what it would have loaded is not known: all code
             loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
             return nbformat.v4.new_notebook(cells=[note, nbformat.v4.new_code_cell(outputs=[loaded])])
+        finally:
+            ensure_event_loop().close()  # of this thread, which nobody else would close
     # Where papermill read and wrote is of no use to a reader of the page.
     notebook.metadata.papermill.update(input_path=f"notebooks/{page.notebook}.ipynb", output_path=None)
     return notebook
