@@ -217,12 +217,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
     asked = {
         "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
-        "03-healing": "-p tasks capitals -p sizes 0,2 -p dtype float32 -p text wikipedia -p steps 2 "
-        "-p loss_sequences 4 -p loss_length 32",
         "11-shots": "-p tasks capitals -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
-        "05-ablations": "-p tasks capitals -p sizes 2 -p dtype float32 -p text wikipedia -p steps 2 -p ranks 2,8 "
-        "-p seeds 0,1 -p loss_sequences 4 -p loss_length 32",
-        "08-take-away": "-p tasks capitals -p sizes 0,2 -p bits bfloat16,nf4 -p drop 2",
     }
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")

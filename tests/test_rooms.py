@@ -5,8 +5,10 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from book.extension import house, house_drawing
+from book.extension import house_drawing
 from book.extension.imports import graph_of, imported, modules_of, reached
+from book.extension.pages import LIBRARY
+from book.extension.rooms import rooms_of
 
 FILES = {
     "__init__.py": '"""All."""',
@@ -43,7 +45,7 @@ def test_imports_are_read_from_the_source(folder):
 
 
 def test_rooms_stand_on_what_they_import(folder):
-    rooms = {room.name: room for room in house.rooms_of(folder)}
+    rooms = {room.name: room for room in rooms_of(folder)}
     assert {name: room.floor for name, room in rooms.items()} == {
         "ground": 0, "hidden": 1, "lazy": 1, "top": 2, "roof": 3
     }  # fmt: skip
@@ -59,11 +61,11 @@ def test_rooms_stand_on_what_they_import(folder):
 def test_rooms_in_a_circle_are_told(folder):
     (folder / "ground.py").write_text("import house.roof")
     with pytest.raises(ValueError, match="in a circle: .*ground"):
-        house.rooms_of(folder)
+        rooms_of(folder)
 
 
 def test_the_picture_has_every_room_once_and_arrows_that_lead_down(folder):
-    rooms = house.rooms_of(folder)
+    rooms = rooms_of(folder)
     svg = re.search(r"<svg.*</svg>", house_drawing.drawn(rooms))[0]
     ElementTree.fromstring(svg)
     texts = re.findall(r"<text x[^>]*>([^<]+)</text>", svg)
@@ -79,7 +81,7 @@ def test_what_follows_from_two_arrows_is_left_out():
 
 def test_the_library_is_such_a_house():
     """No room imports from above, none in a circle; the wing that reports loads no PyTorch."""
-    rooms = {room.name: room for room in house.rooms_of(house.LIBRARY)}
+    rooms = {room.name: room for room in rooms_of(LIBRARY)}
     assert rooms["report"].wing == "reporting" and rooms["experiments"].wing == "measuring"
     assert rooms["report"].weight == rooms["results"].weight == rooms["cuts"].weight == "light"
     assert [name for name, room in rooms.items() if not room.purpose] == [], "a room without a docstring"

@@ -21,3 +21,11 @@
     for (const folded of document.querySelectorAll(".claims details")) folded.open = true;
   });
 })();
+
+// The theme folds the pages of a model behind an arrow without a name: a screen reader is told whose they are.
+document.addEventListener("DOMContentLoaded", () => {
+  for (const arrow of document.querySelectorAll("li.has-children > details > summary")) {
+    const link = arrow.closest("li").querySelector("a");
+    arrow.setAttribute("aria-label", `Pages of ${link.textContent.trim()}`);
+  }
+});

@@ -5,10 +5,8 @@ Written by hand as SVG: its text is text, its colours are the theme's, light and
 
 import html
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from book.extension.house import Room
+from book.extension.rooms import Room
 
 WIDTH, HEIGHT = 132, 44  # of a box
 ASIDE, BELOW = 22, 54  # between boxes, between floors
@@ -26,7 +24,7 @@ CAPTION = (
 SAID = {"light": "no PyTorch", "partly": "PyTorch in part", "heavy": "PyTorch"}
 
 
-def drawn(rooms: Sequence["Room"]) -> str:
+def drawn(rooms: Sequence[Room]) -> str:
     """The HTML of the picture."""
     floors: list[list[str]] = [[] for _ in range(1 + max(room.floor for room in rooms))]
     for room in rooms:
@@ -87,7 +85,7 @@ def _wing(label: str, left: float, top: float, width: float, height: float) -> s
     )
 
 
-def _box(room: "Room", left: float, top: float) -> str:
+def _box(room: Room, left: float, top: float) -> str:
     middle = left + WIDTH / 2
     return (
         f'<g class="room {room.weight}"><rect x="{left:g}" y="{top:g}" width="{WIDTH}" height="{HEIGHT}" rx="6"/>'
