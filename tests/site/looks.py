@@ -32,13 +32,19 @@ def executed_pages() -> list:
 def problems_of(browser, site: Path, names, width: int) -> list[str]:
     """What is wrong on some pages on a screen of one width, in light and in dark.
 
-    axe, which takes most of the time, looks at one page of each kind: in light on a narrow screen, in dark on a wide one.
+    axe, which takes most of the time, looks at one page of each kind: in light on a
+    narrow screen, in dark on a wide one. A wide screen shows one page of each kind alone: pages of one kind can
+    differ in what does not fit, and that shows on the narrow one.
     """
     looked_at: set[str] = set()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     problems = []
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
     for name in names:
+        first = kind_of(name) not in looked_at
+        looked_at.add(kind_of(name))
+        if width >= WIDE and not first:
+            continue
         page = context.new_page()
         complain = Complaints(name, problems)
         page.on("request", complain.request)
@@ -56,14 +62,12 @@ def problems_of(browser, site: Path, names, width: int) -> list[str]:
         # the code at the end is a part of the page, and folded in the same way everywhere
         page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
         complain.wider(page)
-        first = kind_of(name) not in looked_at
-        looked_at.add(kind_of(name))
         if first and width < WIDE:
             complain.faults(axe.run(page, options=AXE))
         page.emulate_media(color_scheme="dark")
         page.locator('html[data-theme="dark"]').wait_for(state="attached")
         complain.wider(page)
-        if first and width >= WIDE:
+        if width >= WIDE:
             complain.faults(axe.run(page, options=AXE))
         if complain.bytes > HEAVIEST.get(name, HEAVIER):
             complain("bytes", complain.bytes)
