@@ -30,20 +30,21 @@ def executed_pages() -> list:
 
 
 def problems_of(browser, site: Path, names, width: int) -> list[str]:
-    """What is wrong on some pages on a screen of one width, in light and in dark.
+    """What is wrong on some pages on a screen of one width, in light and, one page of each kind, in dark.
 
-    axe, which takes most of the time, looks at one page of each kind: in light on a
-    narrow screen, in dark on a wide one. A wide screen shows one page of each kind alone: pages of one kind can
-    differ in what does not fit, and that shows on the narrow one.
+    axe, which takes most of the time, looks at one page of each kind: in light on a narrow screen, in dark on a wide
+    one. A wide screen shows one page of each kind alone: pages of one kind can differ in what does not fit, and that
+    shows on the narrow one.
     """
     looked_at: set[str] = set()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     problems = []
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
     for name in names:
-        first = kind_of(name) not in looked_at
-        looked_at.add(kind_of(name))
-        if width >= WIDE and not first:
+        kind = kind_of(name)
+        first = kind not in looked_at
+        looked_at.add(kind)
+        if not first and (width >= WIDE or kind == "_modules"):
             continue
         page = context.new_page()
         complain = Complaints(name, problems)
@@ -64,11 +65,12 @@ def problems_of(browser, site: Path, names, width: int) -> list[str]:
         complain.wider(page)
         if first and width < WIDE:
             complain.faults(axe.run(page, options=AXE))
-        page.emulate_media(color_scheme="dark")
-        page.locator('html[data-theme="dark"]').wait_for(state="attached")
-        complain.wider(page)
-        if width >= WIDE:
-            complain.faults(axe.run(page, options=AXE))
+        if first:
+            page.emulate_media(color_scheme="dark")
+            page.locator('html[data-theme="dark"]').wait_for(state="attached")
+            complain.wider(page)
+            if width >= WIDE:
+                complain.faults(axe.run(page, options=AXE))
         if complain.bytes > HEAVIEST.get(name, HEAVIER):
             complain("bytes", complain.bytes)
         page.close()
