@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from deeper_layers.experiments.parameters import SimilarityParameters
 from deeper_layers.results.records import Record, all_records, record_path, write_record
 
 
@@ -62,3 +63,12 @@ def test_a_record_whose_content_was_changed_is_not_its_own_any_more(tmp_path):
 def test_every_record_of_this_repository_is_readable():
     records = all_records()
     assert records and all(isinstance(record, Record) for record in records)
+
+
+def test_the_defaults_of_a_notebook_are_the_record_that_is_there(tmp_path):
+    """Running a notebook of the story again adds no page."""
+    parameters = SimilarityParameters(results=str(tmp_path))
+    parameters.record(parameters.source())
+    (record,) = all_records(tmp_path)
+    published = [other for other in all_records() if other.model == record.model]
+    assert record.path.name in {other.path.name for other in published if other.notebook == record.notebook}

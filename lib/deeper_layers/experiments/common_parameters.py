@@ -131,8 +131,9 @@ class Parameters(BaseModel):
         """Note beside the units what this notebook was asked for: the site makes a page of it."""
         if self.measure and self.notebook:
             given = {name: value for name, value in self if name not in CIRCUMSTANCES}
-            given |= {"model": source.name, "dtype": source.dtype}
             fields = type(self).model_fields
+            if self.model != fields["model"].default:  # a path or an id: as results know it, wherever they are
+                given |= {"model": source.name, "dtype": source.dtype}
             decisive = {name: value for name, value in given.items() if value != fields[name].default}
             results.write_record(self.notebook, source.name, decisive, self.results_folder)
 
