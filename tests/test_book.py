@@ -109,17 +109,6 @@ def test_a_notebook_runs_again_when_what_it_is_made_of_changes_and_at_no_other_t
     assert not Inputs(tmp_path).is_current(page)
 
 
-def test_what_a_notebook_loaded_is_noted_and_not_shown():
-    """The library's files among the modules of its kernel: torch's room is not among them where nothing is measured."""
-    told, models = contents.all_pages()
-    known = json.loads((ROOT / "book" / "executed" / "inputs.json").read_text()) if told else {}
-    for page in [*told, *sum(models.values(), [])]:
-        code = known[page.name]["code"]
-        assert "lib/deeper_layers/__init__.py" in code
-        assert page.record is None or "lib/deeper_layers/models/opening.py" not in code, page.name
-        assert running.LOADED not in page.executed.read_text()
-
-
 def record(notebook="01-similarity", model="tiny", **others) -> Record:
     parameters = others.pop("parameters", {})
     path = Path("results") / model / "records" / f"{notebook}-0.json"

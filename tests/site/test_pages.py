@@ -4,6 +4,7 @@ Notebooks whose page is out of date are run by the build itself.
 """
 
 import html
+import json
 import re
 import shlex
 from urllib.parse import unquote, urlsplit
@@ -12,7 +13,7 @@ import pytest
 import yaml
 from papermill.cli import _resolve_type
 
-from book.extension import readme_figure, weight
+from book.extension import readme_figure, running, weight
 from book.extension.contents import all_pages
 from deeper_layers.report import claims
 from deeper_layers.report.evidence import TOPICS
@@ -160,3 +161,13 @@ def test_the_line_at_the_end_of_a_page_is_the_record(pages):
         given = dict(zip(words[4::3], map(_resolve_type, words[5::3])))
         wanted = page.record.parameters if page.record else {}
         assert {k: str(v) for k, v in given.items()} == {k: str(v) for k, v in wanted.items()}
+
+
+def test_what_a_notebook_loaded_is_noted_and_not_shown(site):
+    """The library's files among the modules of its kernel: torch's room is not among them where nothing is measured."""
+    known = json.loads((ROOT / "book" / "executed" / "inputs.json").read_text())
+    for page in executed_pages():
+        code = known[page.name]["code"]
+        assert "lib/deeper_layers/__init__.py" in code
+        assert page.record is None or "lib/deeper_layers/models/opening.py" not in code, page.name
+        assert running.LOADED not in page.executed.read_text()
