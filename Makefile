@@ -2,6 +2,8 @@
 # .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+# what is imported is compiled then; all of it would take half a minute
+PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
 .PHONY: book test check style clean
 
@@ -26,11 +28,11 @@ style: .venv/installed-test
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("python3 is %d.%d, expected 3.11 to 3.13: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book]'
+	$(PIP) --editable '.[book]'
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[book,test]'
+	$(PIP) --editable '.[book,test]'
 	touch $@
 
 clean:

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import side_by_side
+from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.checkpoints.tensor_files import INDEX, read_shards
 from deeper_layers.cuts import simple_cut
 from deeper_layers.errors import InputError
@@ -89,10 +90,8 @@ def compare(folder: Path, options) -> dict:
         "--no-copy-tokenizer", "--out-shard-size", str(parameters),
     ]  # fmt: skip
     # what a cut leaves is there before the turns, for the plain copy, and to compare with
-    run(ours, source)
-    os.rename(out, folder / "sliced")
     kept.mkdir()
-    for path in (folder / "sliced").glob("*.safetensors"):
+    for path in slice_checkpoint(source, cut, folder / "sliced").glob("*.safetensors"):
         os.rename(path, kept / path.name)
     commands = {"copy": [sys.executable, "-c", COPY, str(kept), str(out)], "ours": ours}
     commands |= {"mergekit": passthrough} if options.mergekit else {}

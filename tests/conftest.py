@@ -26,12 +26,20 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(items):
-    """First what has the site built, which takes long; last what then looks at it in a browser."""
+    """First what has the site built, then what takes long, so that no process is left with it at the end.
+
+    What looks at the site in a browser comes when it is built, and all else waits to fill what time is left.
+    """
     for item in items:
         if is_slow(item.path):
             item.add_marker("slow")
-    order = {"test_pages.py": 0}
-    items.sort(key=lambda item: order.get(item.path.name, 2) if item.path.parent.name == "site" else 1)
+
+    def place(item) -> int:
+        if item.path.parent.name == "site":
+            return 0 if item.path.name == "test_pages.py" else 2
+        return 1 if is_slow(item.path) else 3
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,15 @@ def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book)
         running.run_notebook(book("raise InputError('limit is 0')", {"size": 7}), "")
 
 
+def test_a_page_of_a_record_can_not_load_what_measures(book):
+    page = book("try:\n    import torch.nn\nexcept ImportError as error:\n    print(error)", {"size": 7})
+    running.run_notebook(page, "")
+    cells = nbformat.read(page.executed, as_version=4).cells
+    assert cells[-1].outputs[0].text == "torch is asked for, by a page that measures nothing\n"
+    assert not [cell for cell in cells if cell.source in (running.WITHOUT, running.LOADED)]
+    assert running.may_measure(book("print(size)")) and not running.may_measure(page)
+
+
 def test_a_notebook_runs_again_when_what_it_is_made_of_changes_and_at_no_other_time(book, tmp_path):
     page = book("print(size)", {"size": 7})
     for path in (

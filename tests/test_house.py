@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import json
 import os
 import subprocess
 import sys
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from book.extension.running import MEASURING as HEAVY
 from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.records import all_records
 
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
@@ -19,12 +18,10 @@ ROOMS = [
     "errors", "cuts", "package_index", "results", "data", "models", "pruning", "similarity", "rules", "family",
     "evaluation", "checkpoints", "healing", "experiments", "report", "command", "__main__",
 ]  # fmt: skip
-HEAVY = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
 LIGHT_ROOMS = ("cuts", "results", "rules", "report")
 # tasks/items.py is read by lm-eval from a task's definition, by its path
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path.name != "__init__.py")
 FACES = sorted(path for path in HOUSE.glob("*/__init__.py"))
-MEASURES = "10-reproduction"  # the one notebook that shows only what it measures itself
 
 
 def room_of(path: Path) -> str:
@@ -197,42 +194,3 @@ def test_experiments_and_reports_are_imported_without_anything_heavy(tmp_path):
     # papermill first: one of them is its plug-in, which it imports itself
     loaded = loaded_after("\n".join(f"import {module}" for module in ["papermill", *modules]), tmp_path)
     assert set(modules) <= loaded and not loaded & set(HEAVY)
-
-
-READER = """
-import json, sys, traceback
-import matplotlib.figure
-from tests import notebook
-
-matplotlib.use("agg")
-matplotlib.figure.Figure.draw = lambda *_: None  # takes most of the time, and imports nothing
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in sys.argv[1].split(","):
-            raise ImportError(f"{name} is asked for")
-
-sys.meta_path.insert(0, Missing())
-failed = {}
-for name, parameters in json.loads(sys.argv[2]):
-    try:
-        notebook.run(name, **parameters)
-    except BaseException:
-        failed[f"{name} {parameters}"] = traceback.format_exc()
-print(json.dumps(failed))
-"""
-
-
-@pytest.mark.slow
-def test_every_page_is_drawn_from_its_units_without_torch(tmp_path):
-    """Whoever only wants to read or plot results installs nothing heavy, and waits seconds."""
-    pages = [(record.notebook, record.parameters | {"measure": False}) for record in all_records()]
-    recorded = {notebook for notebook, _ in pages}
-    assert recorded, "nothing was recorded"
-    # the others take no model; and one shows only what it measures itself
-    notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
-    pages += [(notebook, {}) for notebook in sorted(notebooks - recorded - {MEASURES})]
-    done = fresh(READER, tmp_path, ",".join(HEAVY), json.dumps(pages))
-    assert done.returncode == 0, done.stderr
-    failed = json.loads(done.stdout.splitlines()[-1])
-    assert not failed, "\n".join(f"{page}\n{what}" for page, what in failed.items())

@@ -20,7 +20,7 @@ from book.extension.contents import all_pages
 from book.extension.inputs import Inputs
 from book.extension.kernels import Nursery
 from book.extension.outdated import files
-from book.extension.pages import ROOT, Page
+from book.extension.pages import ROOT, Page, code_of
 from deeper_layers.results.files import write_whole
 
 NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
@@ -28,9 +28,18 @@ NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements
 logger = logging.getLogger(__name__)
 
 
+# The first cell of a run that measures nothing, which no page shows either: what would measure can't be imported, so a
+# page can't keep a build busy for hours, or need packages that only measuring needs.
+MEASURING = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
+WITHOUT = f"""import sys
+class Without:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {MEASURING}:
+            raise ImportError(f"{{name}} is asked for, by a page that measures nothing")
+sys.meta_path.insert(0, Without())"""
 # The last cell of every run, which no page shows: the files of the library that the notebook has loaded.
 LOADED = """import sys
-print("\\n".join(sorted({file for module in list(sys.modules.values()) if module.__name__.startswith("deeper_layers")
+print("\\n".join(sorted({file for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")
                         for file in [getattr(module, "__file__", None)] if file})))"""
 
 
@@ -78,20 +87,28 @@ def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tupl
     start = time.monotonic()
     notebook = executed(page, nursery)
     said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    notebook.cells = [cell for cell in notebook.cells if cell.source != WITHOUT]
     inside = (Path(line) for line in said.splitlines())
     code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
     write_whole(page.executed, nbformat.writes(notebook).encode())
     return state, code, time.monotonic() - start
 
 
+def may_measure(page: Page) -> bool:
+    """Whether a page has no record, and its notebook measures where it is not told otherwise."""
+    return page.record is None and "measure: bool = True" in code_of(page.source)
+
+
 def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
-    """The notebook of a page with its outputs, and with LOADED as its last cell."""
+    """The notebook of a page with its outputs, and with LOADED as its last cell, WITHOUT as its first where it is."""
     # A virtual environment's own kernel before one that the user once installed for another interpreter.
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     # Threads of PyTorch that wait for each other sleep meanwhile, and leave their cores to other notebooks.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     notebook = nbformat.read(page.source, as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(LOADED))
+    if not may_measure(page):
+        notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT))
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / page.source.name
         nbformat.write(notebook, source)

@@ -38,20 +38,16 @@ def problems_of(browser, site: Path, names, width: int) -> list[str]:
     """
     looked_at: set[str] = set()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
-    problems = []
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme="light")
+    page = context.new_page()  # one for all: its process keeps what it has compiled of plotly
+    complain = Complaints(page)
     for name in names:
         kind = kind_of(name)
         first = kind not in looked_at
         looked_at.add(kind)
         if not first and (width >= WIDE or kind == "_modules"):
             continue
-        page = context.new_page()
-        complain = Complaints(name, problems)
-        page.on("request", complain.request)
-        page.on("requestfailed", lambda request, complain=complain: complain("failed request", request.url[:200]))
-        page.on("console", complain.console)
-        page.on("pageerror", lambda error, complain=complain: complain("error", error))
+        complain.begin(name)
         page.goto((site / name).as_uri())
         page.wait_for_load_state("load")
         expected, drawn = expected_figures(name), 'figure.measured[data-drawn="true"]'
@@ -62,20 +58,20 @@ def problems_of(browser, site: Path, names, width: int) -> list[str]:
             complain("figures, drawn figures, expected", (*counts, expected))
         # the code at the end is a part of the page, and folded in the same way everywhere
         page.evaluate("document.querySelectorAll('details').forEach(folded => { folded.open = true; })")
-        complain.wider(page)
+        complain.wider()
         if first and width < WIDE:
             complain.faults(axe.run(page, options=AXE))
         if first:
             page.emulate_media(color_scheme="dark")
             page.locator('html[data-theme="dark"]').wait_for(state="attached")
-            complain.wider(page)
+            complain.wider()
             if width >= WIDE:
                 complain.faults(axe.run(page, options=AXE))
+            page.emulate_media(color_scheme="light")
         if complain.bytes > HEAVIEST.get(name, HEAVIER):
             complain("bytes", complain.bytes)
-        page.close()
     context.close()
-    return problems
+    return complain.problems
 
 
 def expected_figures(name: str) -> int:
@@ -92,10 +88,17 @@ def expected_figures(name: str) -> int:
 
 
 class Complaints:
-    """What went wrong on one page, appended to a list."""
+    """What goes wrong while a browser's page opens one page of the site after another."""
 
-    def __init__(self, name: str, problems: list):
-        self.name, self.problems, self.bytes = name, problems, 0
+    def __init__(self, page):
+        self.page, self.problems = page, []
+        page.on("request", self.request)
+        page.on("requestfailed", lambda request: self("failed request", request.url[:200]))
+        page.on("console", self.console)
+        page.on("pageerror", lambda error: self("error", error))
+
+    def begin(self, name: str) -> None:
+        self.name, self.bytes = name, 0
 
     def __call__(self, what: str, value) -> None:
         self.problems.append(f"{self.name}: {what}: {value}")
@@ -107,8 +110,8 @@ class Complaints:
         if request.url.startswith("file://") and path.name != "plotly.min.js" and path.exists():
             self.bytes += path.stat().st_size
 
-    def wider(self, page) -> None:
-        wide = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    def wider(self) -> None:
+        wide = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
         if wide[0] > wide[1] + 1:
             self("wider than the screen", wide)
 
