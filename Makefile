@@ -5,7 +5,7 @@ BIN := .venv/bin
 # what is imported is compiled then; all of it would take half a minute
 PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: book test check style clean
+.PHONY: book test check style audit clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
@@ -24,6 +24,13 @@ style: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+# a software bill of materials, and what is known against any of it; asks the services of the Python package index
+audit: .venv/installed
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet pip-audit cyclonedx-bom
+	.venv/audit/bin/cyclonedx-py requirements constraints.txt --output-reproducible --output-file sbom.json
+	.venv/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("python3 is %d.%d, expected 3.11 to 3.13: make PYTHON=python3.12 ..." % v[:2])'

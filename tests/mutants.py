@@ -1,0 +1,94 @@
+"""Would the tests notice? One small change of the code at a time, by mutmut, and which of them no test fails for.
+
+    python -m tests.mutants cuts similarity     # some rooms, or parts of one; without a word: all of PARTS
+    python -m tests.mutants --survivors cuts    # what survived, as a difference each
+
+It needs the extra `mutants`, and works in `.mutants/`, a copy: interrupted it goes on, and what has not changed since
+is not tried again. An hour or more for all. What survives is in tests/survivors.md with a reason, or is a missing test.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# of the ground rooms and of what numbers go through: its files below deeper_layers, and the tests that are to notice
+PARTS = {
+    "cuts": (["cuts.py"], ["test_pruning.py"]),
+    "pruning": (["pruning.py"], ["test_pruning.py"]),
+    "similarity": (["similarity.py"], ["test_similarity.py"]),
+    "rules": (["rules/*.py"], ["test_similarity.py"]),
+    "results": (["results/*.py"], ["test_results.py", "test_records.py"]),
+    "statistics": (["report/outcomes.py", "report/curves.py"], ["test_outcomes.py", "test_curves.py"]),
+    "family": (["family/planning.py", "family/pruned_family.py", "family/prefix_cache.py"], ["test_sweep.py"]),
+}
+COPIED = ("tests", "book", "benchmarks", "notebooks", "results")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--survivors", action="store_true", help="try nothing, show what survived before")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count())
+    options = parser.parse_args()
+    for part in options.parts or PARTS:
+        folder = ROOT / ".mutants" / part
+        if not options.survivors:
+            prepare(folder, part)
+            mutmut(folder, "run", "--max-children", str(options.at_once))
+        report(folder, part, options.survivors)
+
+
+def prepare(folder: Path, part: str) -> None:
+    """A copy of what the tests of a part need, with mutmut's settings: the package in src, where mutmut expects it."""
+    files, tests = PARTS[part]
+    for name in COPIED:
+        copy(ROOT / name, folder / name)
+    copy(ROOT / "lib", folder / "src")
+    settings = (ROOT / "pyproject.toml").read_text().replace('pythonpath = [".", "lib"]', 'pythonpath = [".", "src"]')
+    settings += f"""
+[tool.mutmut]
+source_paths = ["src/"]
+only_mutate = {[f"src/deeper_layers/{name}" for name in files]}
+also_copy = {list(COPIED)}
+pytest_add_cli_args_test_selection = {[f"tests/{name}" for name in tests]}
+process_isolation = "forkserver"
+"""
+    (folder / "pyproject.toml").write_text(settings)
+
+
+def copy(source: Path, target: Path) -> None:
+    """A folder as it is now, with the times of its files: by these mutmut knows what has changed."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("_build", "executed", "__pycache__"), symlinks=True)
+
+
+def mutmut(folder: Path, *words: str) -> str:
+    """What mutmut prints; its progress goes to stderr."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    shown = sys.stderr if words[0] == "run" else subprocess.PIPE
+    done = subprocess.run(
+        [sys.executable, "-m", "mutmut", *words], cwd=folder, env=environment, stdout=shown, text=True
+    )
+    if done.returncode:
+        sys.exit(f"mutmut {words[0]} ended with {done.returncode} in {folder}")
+    return done.stdout or ""
+
+
+def report(folder: Path, part: str, differences: bool) -> None:
+    found = [line.strip().rpartition(": ")[::2] for line in mutmut(folder, "results", "--all", "true").splitlines()]
+    states = [state for _, state in found]
+    killed = sum(state in ("killed", "timeout") for state in states)
+    tried = killed + states.count("survived")
+    share, unreached = killed / max(1, tried), len(states) - tried
+    print(f"{part}: {killed} of {tried} killed ({share:.0%}), {unreached} reached by no test")
+    for name, state in found:
+        if state == "survived":
+            print(mutmut(folder, "show", name) if differences else f"  {name}")
+
+
+if __name__ == "__main__":
+    main()
