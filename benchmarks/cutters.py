@@ -2,9 +2,11 @@
 
 FOLDER/jobs.json lists what to cut: name, source (a checkpoint), out, start, size, layers (the module that holds
 them, as in model.layers) and yaml (the cut as mergekit states it). FOLDER/WAY.json then holds the versions, and for
-each name the first line of the error, or null. Nothing of this project is imported.
+each name the first line of the error, or null, as soon as it is done. With SECONDS after FOLDER it ends where a job
+takes longer. Nothing of this project is imported.
 """
 
+import faulthandler
 import importlib.metadata
 import json
 import logging
@@ -55,21 +57,24 @@ def _deleted(job: dict):
 WAYS = {"mergekit": mergekit, "optipfair": optipfair, "delete": delete, "delete_and_count": delete_and_count}
 
 
-def main(way: str, folder: str) -> None:
+def main(way: str, folder: str, seconds: str | None = None) -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+    names = ("mergekit", "optipfair", "transformers", "torch")
+    versions = {name: _version(name) for name in names if _version(name)}
     errors = {}
     for job in json.loads((Path(folder) / "jobs.json").read_text()):
+        if seconds:
+            faulthandler.dump_traceback_later(float(seconds), exit=True)
         try:
             WAYS[way](job)
             errors[job["name"]] = None
         except (Exception, SystemExit) as error:  # whatever a tool raises is its result
             errors[job["name"]] = f"{type(error).__name__}: {error}"
-    names = ("mergekit", "optipfair", "transformers", "torch")
-    versions = {name: _version(name) for name in names if _version(name)}
-    content = {"versions": versions, "errors": errors}
-    (Path(folder) / f"{way}.json").write_text(json.dumps(content))
+        content = {"versions": versions, "errors": errors}
+        (Path(folder) / f"{way}.json").write_text(json.dumps(content))
+    faulthandler.cancel_dump_traceback_later()
 
 
 def _version(name: str) -> str | None:
