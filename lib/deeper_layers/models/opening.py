@@ -3,6 +3,7 @@
 The embedded model and the others in `models.packaged` come from the Python package index.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import (
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.checkpoint_files import local_path
 from deeper_layers.models.configuration import UNUSABLE, check_whole
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device
@@ -112,11 +114,11 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """
     if packaged := PACKAGED.get(model):
         return Path(converted_gguf(packaged.file(), packaged.sha256))
-    path = Path(model).expanduser()
+    path = local_path(model)
     if path.suffix == ".gguf":
         inspect_gguf(path, revision)
         return Path(converted_gguf(path, file_hash(path)))
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
