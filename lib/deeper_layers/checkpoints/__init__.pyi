@@ -10,4 +10,3 @@ from .llama_cpp import quantize as quantize
 from .model_card import measured_card as measured_card
 from .partial_folder import check_new as check_new
 from .slicing import slice_checkpoint as slice_checkpoint
-from .tensor_files import read_json as read_json

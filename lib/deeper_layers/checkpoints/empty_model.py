@@ -5,6 +5,7 @@ to say: it loads them, without their contents, into the empty model.
 """
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from transformers.utils import logging
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.configuration import UNUSABLE
+
+PACKED = 64  # weights in one number of a tensor, at most
+BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
 
 
 def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrainedModel:
@@ -39,6 +43,9 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
     of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
     """
+    asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
+    if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
+        raise _unlike(folder, f"it describes {asked:,} weights, and they are {held:,}")
     config = copy.deepcopy(model.config)
     quantized = getattr(config, "quantization_config", None) is not None
     if quantized:
@@ -51,7 +58,8 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
         if quantized:
             return  # what joins tensors may not know those of its kind
         raise _unlike(folder, first_line(error)) from error
-    here = {name.rpartition(".")[0] for name in report["unexpected_keys"]}
+    parts = (name.split(".") for name in report["unexpected_keys"])
+    here = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
     lost = {name for name in report["missing_keys"] if not (quantized and name.rpartition(".")[0] in here)}
     inside = f"{model.base_model_prefix}."
     if inside != "." and not any(name.startswith(inside) for name in shapes):  # the model without its head was saved

@@ -16,7 +16,7 @@ from deeper_layers.checkpoints.empty_model import built_empty, check_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
-from deeper_layers.models.configuration import DEPTHS, check_depths, read_config, text_part
+from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
 from deeper_layers.models.per_layer import cut_entry
 from deeper_layers.pruning import drop_layers
@@ -61,7 +61,7 @@ def number_of_layers(folder: Path) -> int:
         InputError: it states none, is of an encoder-decoder model, or can't be read.
     """
     config = read_json(folder / "config.json")
-    check_depths(config, folder)
+    check_configuration(config, folder)
     if not _is_known(config):
         return _depth(folder, config)[2]
     layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
@@ -79,7 +79,7 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard]) -> Layout:
     """
     config = read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors}
-    check_depths(config, folder, numbered_groups(shapes))
+    check_configuration(config, folder, numbered_groups(shapes))
     return _known(cut, folder, shapes) if _is_known(config) else _by_itself(cut, folder, config, list(shapes))
 
 

@@ -1,5 +1,6 @@
 """What transformers says of a checkpoint: its configuration, and whether it is whole."""
 
+import os
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -18,24 +19,29 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> Pr
     """The configuration of a folder or hub id. Raises InputError where transformers can't read it."""
     options = {"revision": revision} if revision else {}
     try:
-        check_depths(PretrainedConfig.get_config_dict(model, **options)[0], model)
+        check_configuration(PretrainedConfig.get_config_dict(model, **options)[0], model)
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
     except InputError:
         raise
     except UNUSABLE as error:
         advice = (
             "repair its config.json, or save the model again with save_pretrained"
-            if Path(model).is_dir()
+            if os.path.isdir(model)
             else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
         )
         raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
 
 
-def check_depths(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:
-    """Refuse numbers of layers that no model has, before one is built of so many.
+def check_configuration(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:
+    """Refuse weights of another name, and numbers of layers that no model has, before one is built of so many.
 
     `groups` are the numbered tensors of its checkpoint, where they are known, see `numbered_groups`.
     """
+    if config.get("transformers_weights") is not None:
+        raise InputError(
+            f"the configuration of {where} names its weights (transformers_weights), expected model.safetensors or its "
+            "index: save the model again with save_pretrained"
+        )
     text = text_part(config)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in DEPTHS:

@@ -76,13 +76,13 @@ def find_model(
         found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
         layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
-        from deeper_layers.models.configuration import check_depths, layers_of, read_config  # slow: see the head
+        from deeper_layers.models.configuration import check_configuration, layers_of, read_config  # slow: see the head
 
         if os.path.isdir(path):
             if not os.path.lexists(path / "config.json"):
                 raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
             names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
-            check_depths(read_json(path / "config.json"), path, numbered_groups(names))
+            check_configuration(read_json(path / "config.json"), path, numbered_groups(names))
             config = read_config(str(path), None, trust_remote_code)
             name, revision = model_name(model), None
             fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
