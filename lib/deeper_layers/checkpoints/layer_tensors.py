@@ -7,17 +7,18 @@ themselves.
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import CONFIG_MAPPING
 
-from deeper_layers.checkpoints.empty_model import built_empty, check_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
 from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
+from deeper_layers.models.empty_model import built_empty, check_tensors
 from deeper_layers.models.per_layer import cut_entry
 from deeper_layers.pruning import drop_layers
 
@@ -42,16 +43,21 @@ class Layout:
 
     def cut(self, shard: Shard) -> Shard:
         """The kept tensors of a shard under their new names; entries still point into the old file."""
-        new = {old: position for position, old in enumerate(self.kept)}
-        kept = []
-        for tensor in shard.tensors:
-            number = _number(tensor.name, self.prefix)
-            if number is None:
-                kept.append(tensor)
-            elif number in new:
-                rest = tensor.name[len(f"{self.prefix}{number}") :]
-                kept.append(dataclasses.replace(tensor, name=f"{self.prefix}{new[number]}{rest}"))
+        names = self.renamed([tensor.name for tensor in shard.tensors])
+        kept = [dataclasses.replace(t, name=names[t.name]) for t in shard.tensors if t.name in names]
         return dataclasses.replace(shard, tensors=tuple(kept))
+
+    def renamed(self, names: Iterable[str]) -> dict[str, str]:
+        """New names of the tensors that stay, by their old ones."""
+        new = {old: position for position, old in enumerate(self.kept)}
+        found = {}
+        for name in names:
+            number = _number(name, self.prefix)
+            if number is None:
+                found[name] = name
+            elif number in new:
+                found[name] = f"{self.prefix}{new[number]}{name[len(f'{self.prefix}{number}') :]}"
+        return found
 
 
 def number_of_layers(folder: Path) -> int:
@@ -62,7 +68,7 @@ def number_of_layers(folder: Path) -> int:
     """
     config = read_json(folder / "config.json")
     check_configuration(config, folder)
-    if not _is_known(config):
+    if not _is_known(folder, config):
         return _depth(folder, config)[2]
     layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
     if type(layers) is not int:
@@ -80,12 +86,22 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard]) -> Layout:
     config = read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors}
     check_configuration(config, folder, numbered_groups(shapes))
-    return _known(cut, folder, shapes) if _is_known(config) else _by_itself(cut, folder, config, list(shapes))
+    if _is_known(folder, config):
+        return _known(cut, folder, shapes)
+    return _by_itself(cut, folder, config, list(shapes))
 
 
-def _is_known(config: dict) -> bool:
-    kind = config.get("model_type")
-    return isinstance(kind, str) and kind in CONFIG_MAPPING and "auto_map" not in config
+def _is_known(folder: Path, config: dict) -> bool:
+    """Whether the model is one of transformers; else its code comes with it. InputError where neither is so."""
+    kind, code = config.get("model_type"), config.get("auto_map")
+    if "auto_map" in config and isinstance(code, dict) and code:
+        return False
+    if "auto_map" in config or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"{folder / 'config.json'} has model_type {kind!r:.40}, which this transformers does not know, and names "
+            "no code that comes with it (auto_map): repair it, or install a newer transformers"
+        )
+    return True
 
 
 def _known_config(folder: Path):
@@ -118,7 +134,11 @@ def _known(cut: Cut, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Layout
     beyond = [name for name in names if (_number(name, chosen[0]) or 0) >= layers]
     _refuse(folder, beyond, f"of layers beyond the {layers} that its configuration states")
     pruned.config.architectures = [type(pruned).__name__]  # as save_pretrained does
-    return Layout(json.loads(pruned.config.to_json_string()), layers, chosen[0], module, tuple(cut.kept(layers)))
+    written = json.loads(pruned.config.to_json_string())
+    layout = Layout(written, layers, chosen[0], module, tuple(cut.kept(layers)))
+    # names that are almost those of layers may stand for others after the cut
+    check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(names).items()})
+    return layout
 
 
 def _refuse(folder: Path, names: list[str], what: str) -> None:

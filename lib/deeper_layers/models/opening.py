@@ -24,6 +24,7 @@ from deeper_layers.models.checkpoint_files import local_path
 from deeper_layers.models.configuration import UNUSABLE, check_whole
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device
+from deeper_layers.models.empty_model import check_folder
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
@@ -72,6 +73,9 @@ def load_model(
     folder, where = source.folder, choose_device(device)
     hub_logging.disable_progress_bar()
     options = {"revision": source.revision} if source.revision else {}
+    if os.path.isdir(local_path(folder)) and not source.is_gguf:
+        folder = str(local_path(folder))
+        check_folder(Path(folder))
     try:
         if packaged := PACKAGED.get(folder):
             folder = converted_gguf(packaged.file(), packaged.sha256)

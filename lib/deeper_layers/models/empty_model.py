@@ -16,10 +16,22 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.configuration import UNUSABLE
+from deeper_layers.models.checkpoint_files import read_json, read_shards
+from deeper_layers.models.configuration import UNUSABLE, read_config
 
 PACKED = 64  # weights in one number of a tensor, at most
 BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless a folder holds the weights that its configuration asks for, before any is read.
+
+    Of a model whose code comes with it nothing is known, since that is not run.
+    """
+    shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors}
+    if "auto_map" not in read_json(folder / "config.json"):
+        config = read_config(str(folder), None, trust_remote_code=False)
+        check_tensors(built_empty(config, folder, len(shapes)), folder, shapes)
 
 
 def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrainedModel:
@@ -108,6 +120,6 @@ def _at_most(number: int) -> Iterator[None]:
 
 def _unlike(folder: Path, what: str) -> InputError:
     return InputError(
-        f"the weights in {folder} are not those that its configuration asks for ({what}): give a checkpoint whose "
+        f"the weights in {folder} are not those that its config.json asks for ({what}): give a checkpoint whose "
         "configuration and weights belong together"
     )
