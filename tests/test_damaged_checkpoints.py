@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import struct
 import time
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from deeper_layers.checkpoints.layer_tensors import number_of_layers
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.checkpoint_files import INDEX, LARGEST, SINGLE, read_header
+from deeper_layers.models.checkpoint_files import INDEX, SINGLE
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from tests.tiny import tiny_model
@@ -61,103 +60,6 @@ def refusal(folder: Path, *, opened: bool = True) -> str:
     assert "\n" not in message and 20 < len(message) < 1000 and time.monotonic() - started < 5
     print(message)
     return message
-
-
-# --- headers --------------------------------------------------------------------------------------------------
-
-
-def entry(start, stop, shape=(2,), dtype="F32"):
-    return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}
-
-
-TWICE = '{"a": %s, "a": %s}' % ((json.dumps(entry(0, 8)),) * 2)
-HEADERS = {
-    "overlapping": ({"a": entry(0, 8), "b": entry(4, 12)}, 12),
-    "of the same bytes": ({"a": entry(0, 8), "b": entry(0, 8)}, 8),
-    "with a gap": ({"a": entry(0, 8), "b": entry(12, 20)}, 20),
-    "not from the beginning": ({"a": entry(8, 16)}, 16),
-    "negative": ({"a": entry(-8, 0)}, 0),
-    "into the header": ({"a": entry(-8, 8, (4,))}, 8),
-    "backwards": ({"a": entry(8, 0)}, 8),
-    "beyond the end": ({"a": entry(0, 16, (4,))}, 8),
-    "bytes left over": ({"a": entry(0, 8)}, 9),
-    "one byte less": ({"a": entry(0, 8)}, 7),
-    "a shape of more bytes": ({"a": entry(0, 8, (3,))}, 8),
-    "a shape of fewer bytes": ({"a": entry(0, 8, (1,))}, 8),
-    "a shape beyond all numbers": ({"a": entry(0, 8, (2**40, 2**40))}, 8),
-    "a negative shape": ({"a": entry(0, 8, (-1, -2))}, 8),
-    "a shape of fractions": ({"a": entry(0, 8, (2.0,))}, 8),
-    "a shape of truths": ({"a": entry(0, 8, (True, 2))}, 8),
-    "a shape of words": ({"a": entry(0, 8, ("2",))}, 8),
-    "a shape that is none": ({"a": entry(0, 8) | {"shape": None}}, 8),
-    "another type's bytes": ({"a": entry(0, 8, (2,), "F16")}, 8),
-    "an unknown type": ({"a": entry(0, 8, (2,), "Q4")}, 8),
-    "a type that is a number": ({"a": entry(0, 8, (2,), 4)}, 8),
-    "no type": ({"a": {"shape": [2], "data_offsets": [0, 8]}}, 8),
-    "no place": ({"a": {"shape": [2], "dtype": "F32"}}, 8),
-    "three places": ({"a": entry(0, 8) | {"data_offsets": [0, 8, 8]}}, 8),
-    "places that are words": ({"a": entry("0", "8")}, 8),
-    "an entry that is a list": ({"a": ["F32", [2], [0, 8]]}, 8),
-    "an entry that is a number": ({"a": 7}, 8),
-    "an entry that is nothing": ({"a": None}, 8),
-    "metadata of numbers": ({"__metadata__": {"a": 1}, "a": entry(0, 8)}, 8),
-    "metadata that is a list": ({"__metadata__": [], "a": entry(0, 8)}, 8),
-    "a name twice": (TWICE, 8),
-    "a list": ("[1, 2]", 0),
-    "a number": ("12", 0),
-    "nothing": ("", 0),
-    "no JSON": ("{not JSON", 0),
-    "no text": (b'{"\xff": 1}', 0),
-    "half a character": (f'{{"\\ud800": {json.dumps(entry(0, 8))}}}', 8),
-    "not a number": ('{"a": NaN}', 0),
-    "a number of 6,000 digits": ('{"a": %s}' % ("9" * 6000), 0),
-    "deep lists": ("[" * 10**6, 0),
-    "deep objects": ('{"a":' * 10**5, 0),
-    "deep entries": ('{"a":' + "[" * 10**5 + "]" * 10**5 + "}", 0),
-}
-
-
-def write_header(path: Path, header, bytes: int, length: int | None = None) -> None:
-    text = json.dumps(header) if isinstance(header, dict) else header
-    text = text.encode() if isinstance(text, str) else text
-    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + b"\0" * bytes)
-
-
-@pytest.mark.parametrize("name", HEADERS)
-def test_a_header_that_says_what_is_not_so(name, tmp_path):
-    write_header(tmp_path / "a.safetensors", *HEADERS[name])
-    with pytest.raises(InputError, match="a.safetensors is not a whole safetensors file .*fetch it again") as caught:
-        read_header(tmp_path / "a.safetensors")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("length", [0, 1, 2**63, 2**64 - 1, 7 * 2**30, LARGEST + 1])
-def test_a_header_of_an_impossible_length(length, tmp_path):
-    path = tmp_path / "a.safetensors"
-    write_header(path, {"a": entry(0, 8)}, 8, length)
-    os.truncate(path, 8 * 2**30)  # of zeros that take no place
-    started = time.monotonic()
-    with pytest.raises(InputError, match=f"its header would have {length:,} bytes"):
-        read_header(path)
-    assert time.monotonic() - started < 1
-
-
-def test_every_byte_of_a_header_may_be_damaged(one):
-    """What is taken all the same is read as the format's own library reads it."""
-    path, taken = one / SINGLE, 0
-    whole = path.read_bytes()
-    end = 8 + int.from_bytes(whole[:8], "little")
-    for place in [*range(8), *range(8, end, max(1, end // 150))]:
-        for byte in (0x22, 0x2D, 0x39):
-            path.write_bytes(whole[:place] + bytes([byte]) + whole[place + 1 :])
-            try:
-                found = read_header(path)
-            except InputError:
-                continue
-            shapes = {name: list(tensor.shape) for name, tensor in load_file(path).items()}
-            assert {tensor.name: tensor.entry["shape"] for tensor in found.tensors} == shapes
-            taken += 1
-    assert taken < 500  # in names, and in blanks
 
 
 # --- what a model needs -----------------------------------------------------------------------------------------
@@ -234,6 +136,32 @@ def test_a_quantized_checkpoint_is_cut_and_one_that_lacks_something_is_not(bits,
     assert "it lacks model.norm.weight" in refusal(tmp_path / "quantized")
 
 
+@pytest.mark.parametrize("method", ["gptq", "fp8", "compressed-tensors"])
+def test_names_and_shapes_of_other_quantizations(method, one, tmp_path):
+    """Weights that another program packed, which is not installed here."""
+    packed = {}
+    for name, value in load_file(one / SINGLE).items():
+        module, _, kind = name.rpartition(".")
+        if "_proj" not in name:
+            packed[name] = value
+        elif method == "fp8":
+            packed |= {name: value.to(torch.float8_e4m3fn), f"{module}.weight_scale_inv": torch.ones(1, 1)}
+        elif method == "gptq":
+            rows, columns = value.shape
+            packed |= {f"{module}.qweight": torch.zeros(columns // 8, rows, dtype=torch.int32)}
+            packed |= {f"{module}.g_idx": torch.zeros(columns, dtype=torch.int32)}
+        else:
+            packed |= {f"{module}.weight_packed": torch.zeros(len(value), 6, dtype=torch.int32)}
+    save_file(packed, one / SINGLE, {"format": "pt"})
+    change_config(one, quantization_config={"quant_method": method, "bits": 4})
+    out = slice_checkpoint(one, CUT, tmp_path / "out")
+    assert len(load_file(out / SINGLE)) < len(packed)
+    shutil.rmtree(out)
+    for lost in ("model.norm.weight", "model.layers.0.self_attn.q_proj."):
+        save_file({name: value for name, value in packed.items() if lost not in name}, one / SINGLE, {"format": "pt"})
+        assert "it lacks model." in refusal(one)
+
+
 # --- index and folder ---------------------------------------------------------------------------------------------
 
 
@@ -295,6 +223,21 @@ def test_an_index_that_leads_elsewhere(name, message, two, tmp_path):
     set_index(two, content)
     found = refusal(two)
     assert any(part in found for part in message.replace("\\", "").split("|"))
+
+
+def test_an_index_in_the_hub_s_cache_that_names_a_pickle(two, tmp_path, monkeypatch):
+    repository = tmp_path / "hub" / "models--one--two"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0123")
+    (repository / "snapshots").mkdir()
+    content = index(two)
+    set_index(two, content | {"weight_map": content["weight_map"] | {"more": "evil.bin"}})
+    (two / "evil.bin").write_bytes(b"never opened")
+    os.rename(two, repository / "snapshots" / "0123")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    with pytest.raises(InputError, match="names 'evil.bin', expected"):
+        load_model("one/two")
 
 
 def test_an_absolute_path_in_an_index(two, tmp_path):

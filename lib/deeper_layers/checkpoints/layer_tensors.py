@@ -18,8 +18,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
 from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
-from deeper_layers.models.empty_model import built_empty, check_tensors
 from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.models.weight_check import built_empty, check_tensors
 from deeper_layers.pruning import drop_layers
 
 

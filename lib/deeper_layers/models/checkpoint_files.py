@@ -99,7 +99,7 @@ def file_inside(folder: Path, name: str) -> Path:
             the hub's cache files lead to the blobs beside.
     """
     path, home = Path(folder) / name, Path(os.path.realpath(folder))
-    if name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+    if not _is_plain(name):
         raise InputError(f"{folder} names the file {name!r}, expected a plain name in that folder: fetch it again")
     real = Path(os.path.realpath(path))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
@@ -127,7 +127,8 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     if SINGLE in held:
         return [held[SINGLE]], {}
     if INDEX in held:
-        return _indexed(folder)
+        weight_map = read_index(held[INDEX])
+        return [_named(folder, name) for name in dict.fromkeys(weight_map.values())], weight_map
     safe = [name for name in held if name.endswith(".safetensors")]
     pickled = [name for name in held if name.endswith(PICKLED)]
     if safe:
@@ -140,21 +141,27 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     raise InputError(f"{folder} has no safetensors: give a folder saved by save_pretrained")
 
 
-def _indexed(folder: Path) -> tuple[list[Path], dict[str, str]]:
-    weight_map = read_json(folder / INDEX).get("weight_map")
+def read_index(path: Path) -> dict[str, str]:
+    """Of each tensor the file, which is one of safetensors in the index's own folder. InputError where it is not."""
+    weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
-        raise InputError(f"{folder / INDEX} has no weight_map from tensors to files: fetch the checkpoint again")
-    names = list(dict.fromkeys(weight_map.values()))
-    if odd := [name for name in names if not name.endswith(".safetensors")]:
-        raise InputError(f"{folder / INDEX} names {odd[0]!r}, expected *.safetensors: fetch the checkpoint again")
-    return [_named(folder, name) for name in names], weight_map
+        raise InputError(f"{path} has no weight_map from tensors to files: fetch the checkpoint again")
+    for name in dict.fromkeys(weight_map.values()):
+        if not name.endswith(".safetensors"):
+            raise InputError(f"{path} names {name!r}, expected *.safetensors: fetch the checkpoint again")
+        if not _is_plain(name):
+            raise InputError(f"{path} names {name!r}, expected a plain name in that folder: fetch it again")
+    return weight_map
 
 
 def _named(folder: Path, name: str) -> Path:
-    path = file_inside(folder, name) if re.search(r"[/\\\0]", name) or os.path.lexists(folder / name) else None
-    if path is None:
+    if not os.path.lexists(folder / name):
         raise InputError(f"{folder / INDEX} names {name}, which is missing: fetch the checkpoint again")
-    return path
+    return file_inside(folder, name)
+
+
+def _is_plain(name: str) -> bool:
+    return name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 
 
 def read_shards(folder: Path) -> list[Shard]:

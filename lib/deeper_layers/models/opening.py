@@ -17,18 +17,19 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.checkpoint_files import local_path
+from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index
 from deeper_layers.models.configuration import UNUSABLE, check_whole
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device
-from deeper_layers.models.empty_model import check_folder
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
+from deeper_layers.models.weight_check import check_folder
 from deeper_layers.package_index import file_hash
 
 
@@ -73,14 +74,13 @@ def load_model(
     folder, where = source.folder, choose_device(device)
     hub_logging.disable_progress_bar()
     options = {"revision": source.revision} if source.revision else {}
-    if os.path.isdir(local_path(folder)) and not source.is_gguf:
-        folder = str(local_path(folder))
-        check_folder(Path(folder))
     try:
         if packaged := PACKAGED.get(folder):
             folder = converted_gguf(packaged.file(), packaged.sha256)
         elif source.gguf is not None:
             folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
+        else:
+            folder = _checked(folder, options)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
         network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             folder,
@@ -131,6 +131,18 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
+
+
+def _checked(model: str, options: dict) -> str:
+    """A folder or hub id, after InputError for weights that transformers would open and should not."""
+    path = local_path(model)
+    if os.path.isdir(path):
+        check_folder(path)
+        return str(path)
+    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if index := cached_file(model, INDEX, **known, **options):
+        read_index(Path(index))  # a pickle that it names would be opened
+    return model
 
 
 def _quantization(name: str | None, compute: torch.dtype):
