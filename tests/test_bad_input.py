@@ -156,7 +156,8 @@ def test_unusable_configuration(config, copy):
 def test_truncated_files_of_a_model(file, kept, copy):
     path = copy / file
     path.write_bytes(path.read_bytes()[:kept])
-    assert "can't open the model 'copy'" in refusal(load_model, str(copy))
+    said = "can't open the model 'copy'" if file == "tokenizer.json" else f"{path} is not a whole safetensors file"
+    assert said in refusal(load_model, str(copy))
 
 
 def test_folder_without_tokenizer(copy):

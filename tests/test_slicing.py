@@ -17,10 +17,12 @@ from transformers import AutoModelForCausalLM
 
 from deeper_layers.checkpoints import slicing, tensor_files
 from deeper_layers.checkpoints.model_card import measured_card
+from deeper_layers.checkpoints.partial_folder import FORMAT, STATE
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
@@ -62,7 +64,7 @@ def test_equals_dropping_and_saving(family, shards, tmp_path):
         assert torch.equal(reloaded(ids).logits, pruned(ids).logits)
     if shards != "10GB":
         assert len(list((tmp_path / "sliced").glob("model-*.safetensors"))) > 1
-        index = json.loads((tmp_path / "sliced" / slicing.INDEX).read_text())
+        index = json.loads((tmp_path / "sliced" / INDEX).read_text())
         assert set(index["weight_map"]) == set(ours)
 
 
@@ -179,7 +181,7 @@ def cut_short(path: Path, bytes: int) -> None:
 
 
 def pickled(folder: Path) -> None:
-    for path in [*folder.glob("*.safetensors"), folder / slicing.INDEX]:
+    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
         path.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
 
@@ -225,14 +227,14 @@ def test_killed_while_slicing_no_folder_looks_whole_and_the_next_run_completes_i
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
 
 
-@pytest.mark.parametrize("state", [None, '{"source": "another", "cut": [0, 1]}'])
-def test_a_folder_under_way_to_something_else_is_begun_anew(state, tmp_path):
+def test_a_folder_under_way_to_something_else_of_ours_is_begun_anew(tmp_path):
     model = saved("llama", tmp_path / "whole")
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "model.safetensors").write_bytes(b"old")
-    if state:
-        (partial / slicing.STATE).write_text(state)
+    (partial / ".config.json.7.partial").write_bytes(b"torn")
+    other = {"format": FORMAT, "source": "another", "cut": [0, 1], "writes": ["model.safetensors", "config.json"]}
+    (partial / STATE).write_text(json.dumps(other))
     slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
     expected = drop_layers(model, CUT).state_dict()
     found = tensors(tmp_path / "out")
@@ -247,11 +249,14 @@ def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
     shutil.copytree(tmp_path / "first", tmp_path / "out.partial", dirs_exist_ok=True)
     file = (tmp_path / "whole" / "model.safetensors").stat()
     state = {
+        "format": FORMAT,
         "source": str((tmp_path / "whole").resolve()),
         "files": {"model.safetensors": [file.st_size, file.st_mtime_ns]},
         "cut": [CUT.start, CUT.size],
+        "adapter": None,
+        "writes": [path.name for path in (tmp_path / "first").iterdir()],
     }
-    (tmp_path / "out.partial" / slicing.STATE).write_text(json.dumps(state))
+    (tmp_path / "out.partial" / STATE).write_text(json.dumps(state))
     model = tiny_model("llama", seed=1)
     model.save_pretrained(tmp_path / "whole")
     slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")

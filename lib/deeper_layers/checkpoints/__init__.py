@@ -2,7 +2,8 @@
 
 In: a folder, hub id or GGUF file, and a cut. Out: a folder that plain transformers opens, or a GGUF file for
 llama.cpp. Weights are copied as bytes. Read first: slicing.py (safetensors), gguf_files.py (GGUF). layer_tensors.py
-says which tensors are which layer's, adapter_files.py what adapters add to a tensor.
+says which tensors are which layer's, adapter_files.py what adapters add to a tensor, partial_folder.py whose the
+folder under way is.
 """
 
 import lazy_loader

@@ -8,6 +8,5 @@ from .llama_cpp import FILE_TYPES as FILE_TYPES
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
 from .model_card import measured_card as measured_card
-from .slicing import check_new as check_new
+from .partial_folder import check_new as check_new
 from .slicing import slice_checkpoint as slice_checkpoint
-from .tensor_files import read_json as read_json

@@ -1,28 +1,26 @@
 """Which tensors of a checkpoint belong to which layer, and what its configuration becomes after a cut.
 
-For a model of transformers an empty one is built and cut, and says both. Code that comes with a checkpoint is not
-run: then config.json and the names of the tensors have to say it themselves.
+For a model of transformers an empty one is built, which says whether the tensors are all there, and cut, which says
+both. Code that comes with a checkpoint is not run: then config.json and the names of the tensors have to say it
+themselves.
 """
 
 import dataclasses
 import json
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
-from deeper_layers.checkpoints.tensor_files import Shard, read_json
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
+from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
 from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.models.weight_check import built_empty, check_tensors
 from deeper_layers.pruning import drop_layers
-
-NUMBERED = re.compile(r"^(?P<prefix>(?:[^.\d]\w*\.)+)(?P<number>\d+)\.(?P<rest>.+)$")
-# what configurations call the number of layers
-DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 @dataclass(frozen=True)
@@ -45,16 +43,21 @@ class Layout:
 
     def cut(self, shard: Shard) -> Shard:
         """The kept tensors of a shard under their new names; entries still point into the old file."""
-        new = {old: position for position, old in enumerate(self.kept)}
-        kept = []
-        for tensor in shard.tensors:
-            number = _number(tensor.name, self.prefix)
-            if number is None:
-                kept.append(tensor)
-            elif number in new:
-                rest = tensor.name[len(f"{self.prefix}{number}") :]
-                kept.append(dataclasses.replace(tensor, name=f"{self.prefix}{new[number]}{rest}"))
+        names = self.renamed([tensor.name for tensor in shard.tensors])
+        kept = [dataclasses.replace(t, name=names[t.name]) for t in shard.tensors if t.name in names]
         return dataclasses.replace(shard, tensors=tuple(kept))
+
+    def renamed(self, names: Iterable[str]) -> dict[str, str]:
+        """New names of the tensors that stay, by their old ones."""
+        new = {old: position for position, old in enumerate(self.kept)}
+        found = {}
+        for name in names:
+            number = _number(name, self.prefix)
+            if number is None:
+                found[name] = name
+            elif number in new:
+                found[name] = f"{self.prefix}{new[number]}{name[len(f'{self.prefix}{number}') :]}"
+        return found
 
 
 def number_of_layers(folder: Path) -> int:
@@ -64,7 +67,8 @@ def number_of_layers(folder: Path) -> int:
         InputError: it states none, is of an encoder-decoder model, or can't be read.
     """
     config = read_json(folder / "config.json")
-    if not _is_known(config):
+    check_configuration(config, folder)
+    if not _is_known(folder, config):
         return _depth(folder, config)[2]
     layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
     if type(layers) is not int:
@@ -72,41 +76,49 @@ def number_of_layers(folder: Path) -> int:
     return layers
 
 
-def layout_after(cut: Cut, folder: Path, names: list[str]) -> Layout:
-    """The layout of the checkpoint in `folder`, which holds tensors of these names, after a cut.
+def layout_after(cut: Cut, folder: Path, shards: list[Shard]) -> Layout:
+    """The layout of the checkpoint in `folder`, whose safetensors are these, after a cut.
 
     Raises:
-        InputError: the cut does not fit, or which tensors are layers is not understood; they are listed.
+        InputError: the cut does not fit, tensors are missing or of other shapes than the configuration says, or which
+            of them are layers is not understood; they are listed.
     """
     config = read_json(folder / "config.json")
-    return _known(cut, folder, names) if _is_known(config) else _by_itself(cut, folder, config, names)
+    shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors}
+    check_configuration(config, folder, numbered_groups(shapes))
+    if _is_known(folder, config):
+        return _known(cut, folder, shapes)
+    return _by_itself(cut, folder, config, list(shapes))
 
 
-def _is_known(config: dict) -> bool:
-    return config.get("model_type") in CONFIG_MAPPING and "auto_map" not in config
+def _is_known(folder: Path, config: dict) -> bool:
+    """Whether the model is one of transformers; else its code comes with it. InputError where neither is so."""
+    kind, code = config.get("model_type"), config.get("auto_map")
+    if "auto_map" in config and isinstance(code, dict) and code:
+        return False
+    if "auto_map" in config or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise InputError(
+            f"{folder / 'config.json'} has model_type {kind!r:.40}, which this transformers does not know, and names "
+            "no code that comes with it (auto_map): repair it, or install a newer transformers"
+        )
+    return True
 
 
 def _known_config(folder: Path):
-    try:
-        return AutoConfig.from_pretrained(folder)
-    except (ValueError, KeyError, OSError, TypeError, ImportError) as error:
-        raise InputError(f"can't use {folder / 'config.json'} ({error}): repair it") from error
+    return read_config(str(folder), None, trust_remote_code=False)
 
 
-def _known(cut: Cut, folder: Path, names: list[str]) -> Layout:
+def _known(cut: Cut, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Layout:
     """For a model of transformers: an empty one is cut, and says what its configuration has to be."""
-    config = _known_config(folder)
+    config, names = _known_config(folder), list(shapes)
     text_config(config)  # refuses an encoder-decoder model
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except (ValueError, KeyError, OSError, RuntimeError, ImportError) as error:
-        raise InputError(f"can't build an empty model from {folder / 'config.json'} ({error}): repair it") from error
+    model = built_empty(config, folder, len(names))
     layers = num_layers(model)
     cut.check(layers)
+    check_tensors(model, folder, shapes)
     pruned = drop_layers(model, cut)
     module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
-    groups = _groups(names)
+    groups = numbered_groups(names)
     fitting = [prefix for prefix, numbers in groups.items() if numbers >= set(range(layers))]
     # checkpoints of a base model lack the name of what holds it: "h." in the file is "transformer.h." in the model
     chosen = [prefix for prefix in fitting if module.endswith(prefix)] or fitting
@@ -122,7 +134,11 @@ def _known(cut: Cut, folder: Path, names: list[str]) -> Layout:
     beyond = [name for name in names if (_number(name, chosen[0]) or 0) >= layers]
     _refuse(folder, beyond, f"of layers beyond the {layers} that its configuration states")
     pruned.config.architectures = [type(pruned).__name__]  # as save_pretrained does
-    return Layout(json.loads(pruned.config.to_json_string()), layers, chosen[0], module, tuple(cut.kept(layers)))
+    written = json.loads(pruned.config.to_json_string())
+    layout = Layout(written, layers, chosen[0], module, tuple(cut.kept(layers)))
+    # names that are almost those of layers may stand for others after the cut
+    check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(names).items()})
+    return layout
 
 
 def _refuse(folder: Path, names: list[str], what: str) -> None:
@@ -137,7 +153,7 @@ def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str]) -> Layout
     """For a model whose code comes with it, and is not run: what config.json itself says of each layer."""
     text, depth, layers = _depth(folder, config)
     cut.check(layers)
-    groups = _groups(names)
+    groups = numbered_groups(names)
     fitting = [prefix for prefix, numbers in groups.items() if numbers == set(range(layers))]
     odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - set(fitting))
     if len(fitting) != 1 or odd:
@@ -157,22 +173,13 @@ def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str]) -> Layout
 
 def _depth(folder: Path, config: dict) -> tuple[dict, str, int]:
     """The part of config.json that describes the decoder, its entry for the number of layers, and that number."""
-    text = next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
+    text = text_part(config)
     depth = next((key for key in DEPTHS if type(text.get(key)) is int), None)
     if depth is None:
         raise InputError(
             f"{folder / 'config.json'} states no number of layers ({', '.join(DEPTHS)}): expected one of these"
         )
     return text, depth, text[depth]
-
-
-def _groups(names: list[str]) -> dict[str, set[int]]:
-    """Outermost numbered prefixes among tensor names, with their numbers: "model.layers." and {0, 1, ...}."""
-    groups: dict[str, set[int]] = {}
-    for name in names:
-        if found := NUMBERED.match(name):
-            groups.setdefault(found["prefix"], set()).add(int(found["number"]))
-    return groups
 
 
 def _prefix(name: str) -> str | None:

@@ -18,14 +18,15 @@ from tqdm import tqdm
 from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
 from deeper_layers.checkpoints.model_card import model_card
-from deeper_layers.checkpoints.tensor_files import INDEX, PICKLED, Shard, copy_tensors, read_json, read_shards
+from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
+from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import INDEX, PICKLED, SINGLE, Shard, folder_files, read_shards
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
 from deeper_layers.results.files import write_whole
 
-STATE = ".slicing.json"  # in a folder under way: what it will be
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 
 
@@ -51,9 +52,11 @@ def slice_checkpoint(
             to the weights, as `merge_adapters` does.
 
     Raises:
-        InputError: the source is no such checkpoint (a shard is missing or truncated, or its weights are pickled),
-            the cut does not fit it, some of its tensors belong to layers in a way that is not understood, the adapters
-            are of another model or cut, `out` exists, or the disk is full.
+        InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
+            those that its configuration asks for, or a file leads out of its folder), the cut does not fit it, some of
+            its tensors belong to layers in a way that is not understood, the adapters are of another model or cut,
+            `out` exists or overlaps with what is read, OUT.partial is not ours or another process writes it, or the
+            disk is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -66,10 +69,12 @@ def slice_checkpoint(
         ...     sorted(path.name for path in out.glob("*.json"))[:2]
         ['config.json', 'generation_config.json']
     """
+    out = Path(out)
     check_new(out)
-    folder, out = checkpoint_folder(str(source), revision), Path(out)
-    shards = read_shards(folder)
-    layout = layout_after(cut, folder, [tensor.name for shard in shards for tensor in shard.tensors])
+    folder = checkpoint_folder(str(source), revision)
+    check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
+    shards, others = read_shards(folder), _other_files(folder)
+    layout = layout_after(cut, folder, shards)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
     if adapter is not None:
@@ -77,33 +82,56 @@ def slice_checkpoint(
         if added.base is not None:  # else the checkpoint need not be read for its hash
             added.check(model_key(str(source), folder), cut)
         kept = _with_updates(kept, layout, added)
-    partial = out.with_name(f"{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files = {shard.path.name: [shard.path.stat().st_size, shard.path.stat().st_mtime_ns] for shard in shards}
-    state = {"source": str(folder.resolve()), "files": files, "cut": [cut.start, cut.size]}
-    _check_partial(partial, state | ({} if added is None else {"adapter": added.fingerprint}))
+    if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
+        revision = folder.name
+    texts = {
+        "config.json": json.dumps(layout.config, indent=2, sort_keys=True) + "\n",
+        "README.md": model_card(str(source), revision, cut, layout.layers, card, added),
+    }
+    files = _shard_names(len(kept))
+    state = {
+        "source": str(folder.resolve()),
+        "files": _stamps(shards),
+        "cut": [cut.start, cut.size],
+        "adapter": None if added is None else added.fingerprint,
+        "writes": [*files, INDEX, *texts, *(path.name for path in others)],
+    }
     try:
-        _write_tensors(kept, partial)
-        write_whole(partial / "config.json", (json.dumps(layout.config, indent=2, sort_keys=True) + "\n").encode())
-        for path in sorted(folder.iterdir()):
-            ours = {"config.json", "README.md", INDEX}
-            if path.is_file() and path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json")):
-                shutil.copyfile(path, partial / path.name)
-        if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
-            revision = folder.name
-        text = model_card(str(source), revision, cut, layout.layers, card, added)
-        write_whole(partial / "README.md", text.encode())
-        (partial / STATE).unlink()
-        os.rename(partial, out)
+        if is_complete(out, state):
+            return out
+        with partial_folder(out, state) as partial:
+            _write_tensors(dict(zip(files, kept)), partial)
+            for path in others:
+                _copy_file(path, partial / path.name)
+            for name, text in texts.items():
+                write_whole(partial / name, text.encode())
+            if _stamps(shards) != state["files"]:
+                raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
         raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error
     return out
 
 
-def check_new(out: str | Path) -> None:
-    """Raise InputError where the folder to write is there already."""
-    if Path(out).exists():
-        raise InputError(f"{out} exists: give a folder that does not, so that nothing is overwritten")
+def _other_files(folder: Path) -> list[Path]:
+    """What is copied as it is: tokenizer, code, licence and the like."""
+    ours = {"config.json", "README.md", STATE}
+    return [
+        path for path in folder_files(folder)
+        if path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
+    ]  # fmt: skip
+
+
+def _stamps(shards: list[Shard]) -> dict[str, list[int]]:
+    """What changes when a shard does."""
+    stats = {shard.path.name: shard.path.stat() for shard in shards}
+    return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    with open(path, "rb") as source, open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _with_updates(shards: list[Shard], layout: Layout, adapter: Adapter) -> list[Shard]:
@@ -119,18 +147,13 @@ def _with_updates(shards: list[Shard], layout: Layout, adapter: Adapter) -> list
     ]
 
 
-def _check_partial(partial: Path, state: dict) -> None:
-    """Make the folder of work in progress; one of another slicing is begun anew."""
-    path = partial / STATE
-    if partial.exists() and (not path.exists() or read_json(path) != state):
-        shutil.rmtree(partial)
-    partial.mkdir(exist_ok=True)
-    write_whole(path, json.dumps(state).encode())
+def _shard_names(number: int) -> list[str]:
+    return [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
 
 
-def _write_tensors(shards: list[Shard], partial: Path) -> None:
-    """Write the safetensors that are not there yet, and their index. Raises InputError where they don't fit."""
-    total = sum(tensor.bytes for shard in shards for tensor in shard.tensors)
+def _write_tensors(shards: dict[str, Shard], partial: Path) -> None:
+    """Write the safetensors that are not there yet, by name, and their index. InputError where they don't fit."""
+    total = sum(tensor.bytes for shard in shards.values() for tensor in shard.tensors)
     done = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
     free = shutil.disk_usage(partial).free
     if total - done > free:
@@ -138,15 +161,13 @@ def _write_tensors(shards: list[Shard], partial: Path) -> None:
             f"{partial.with_suffix('')} needs {(total - done) / 1e9:.2f} GB more, where {free / 1e9:.2f} GB are free: "
             "free some space, or give a folder on another disk"
         )
-    files = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    files = files if len(files) > 1 else ["model.safetensors"]
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
-        for shard, file in zip(shards, files):
+        for file, shard in shards.items():
             if (partial / file).exists():
                 bar.update(sum(tensor.bytes for tensor in shard.tensors))
             else:
                 copy_tensors(shard, partial / file, bar)
-    if len(files) > 1:
-        weight_map = {tensor.name: file for shard, file in zip(shards, files) for tensor in shard.tensors}
+    if len(shards) > 1:
+        weight_map = {tensor.name: file for file, shard in shards.items() for tensor in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         write_whole(partial / INDEX, json.dumps(index, indent=2).encode())

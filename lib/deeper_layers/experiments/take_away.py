@@ -72,7 +72,7 @@ def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path
     healing = parameters.healing()
     half = dataclasses.replace(source, dtype=healing.dtype)
     adapters = adapter_folder(cut, healing.config(), healing, half, lambda: healing.open(half))
-    record = checkpoints.read_json(adapters.parent / RECORD)
+    record = models.read_json(adapters.parent / RECORD)
     files["healed"] = checkpoints.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
     files["rounded"] = checkpoints.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
 

@@ -1,3 +1,4 @@
+from .checkpoint_files import read_json as read_json
 from .decoder import decoder_layers as decoder_layers
 from .decoder import num_layers as num_layers
 from .decoder import text_config as text_config

@@ -1,29 +1,72 @@
 """What transformers says of a checkpoint: its configuration, and whether it is whole."""
 
+import os
 from pathlib import Path
 
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, PretrainedConfig
 
 from deeper_layers.errors import InputError, first_line
 
-# what transformers raises for a checkpoint that it can't open
-UNUSABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
+# What transformers raises for a checkpoint that it can't open: what strangers write into a configuration or a tokenizer
+# fails at any line that reads it, with any error.
+UNUSABLE = (Exception,)
+# what configurations call the number of layers
+DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DEEPEST = 10_000  # layers of a part that is not the decoder
 
 
 def read_config(model: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
     """The configuration of a folder or hub id. Raises InputError where transformers can't read it."""
     options = {"revision": revision} if revision else {}
     try:
+        check_configuration(PretrainedConfig.get_config_dict(model, **options)[0], model)
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
+    except InputError:
+        raise
     except UNUSABLE as error:
         advice = (
             "repair its config.json, or save the model again with save_pretrained"
-            if Path(model).is_dir()
+            if os.path.isdir(model)
             else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
         )
         raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
+
+
+def check_configuration(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:
+    """Refuse weights of another name, and numbers of layers that no model has, before one is built of so many.
+
+    `groups` are the numbered tensors of its checkpoint, where they are known, see `numbered_groups`.
+    """
+    if config.get("transformers_weights") is not None:
+        raise InputError(
+            f"the configuration of {where} names its weights (transformers_weights), expected model.safetensors or its "
+            "index: save the model again with save_pretrained"
+        )
+    text = text_part(config)
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name in DEPTHS:
+            value = part.get(name)
+            # elsewhere than in the decoder's part the word may mean another thing
+            odd = value is not None and type(value) is not int and (part is config or part is text)
+            if odd or (type(value) is int and not 0 <= value <= DEEPEST):
+                raise InputError(
+                    f"the configuration of {where} has {name} = {value!r:.40}, expected a number of layers from 1 "
+                    f"to {DEEPEST:,}: repair its config.json"
+                )
+    depth = next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
+    if depth is None or groups is None:
+        return
+    prefix, numbers = max(groups.items(), key=lambda group: len(group[1]), default=("model.layers.", set()))
+    if depth < 1 or depth > len(numbers):
+        raise InputError(
+            f"the configuration of {where} states {depth} layers, where its tensors are of {len(numbers)} (none of "
+            f"{prefix}{len(numbers)}.): give a model whose configuration and weights belong together"
+        )
+
+
+def text_part(config: dict) -> dict:
+    """The part of a config.json that describes the decoder."""
+    return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
 def layers_of(config: PretrainedConfig, model: str) -> int:

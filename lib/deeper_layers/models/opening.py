@@ -3,6 +3,7 @@
 The embedded model and the others in `models.packaged` come from the Python package index.
 """
 
+import os
 import re
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index
 from deeper_layers.models.configuration import UNUSABLE, check_whole
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device
@@ -26,6 +29,7 @@ from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
+from deeper_layers.models.weight_check import check_folder
 from deeper_layers.package_index import file_hash
 
 
@@ -75,6 +79,8 @@ def load_model(
             folder = converted_gguf(packaged.file(), packaged.sha256)
         elif source.gguf is not None:
             folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
+        else:
+            folder = _checked(folder, options)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
         network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
             folder,
@@ -112,11 +118,11 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """
     if packaged := PACKAGED.get(model):
         return Path(converted_gguf(packaged.file(), packaged.sha256))
-    path = Path(model).expanduser()
+    path = local_path(model)
     if path.suffix == ".gguf":
         inspect_gguf(path, revision)
         return Path(converted_gguf(path, file_hash(path)))
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
@@ -125,6 +131,18 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
+
+
+def _checked(model: str, options: dict) -> str:
+    """A folder or hub id, after InputError for weights that transformers would open and should not."""
+    path = local_path(model)
+    if os.path.isdir(path):
+        check_folder(path)
+        return str(path)
+    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if index := cached_file(model, INDEX, **known, **options):
+        read_index(Path(index))  # a pickle that it names would be opened
+    return model
 
 
 def _quantization(name: str | None, compute: torch.dtype):

@@ -5,11 +5,13 @@ import: they are imported below only where a folder, a hub id or a GGUF file has
 """
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import local_path, numbered_groups, read_json, read_shards
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.units import all_units
@@ -63,7 +65,7 @@ def find_model(
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
-    path = Path(model).expanduser()
+    path = local_path(model)
     if packaged := PACKAGED.get(model):
         default, layers = "float32", packaged.num_layers
         weights = f"sha256:{packaged.sha256}"
@@ -74,17 +76,14 @@ def find_model(
         found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
         layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
-        from deeper_layers.models.configuration import layers_of, read_config  # slow: see the head of this file
+        from deeper_layers.models.configuration import check_configuration, layers_of, read_config  # slow: see the head
 
-        if path.is_dir():
-            if not (path / "config.json").exists():
+        if os.path.isdir(path):
+            if not os.path.lexists(path / "config.json"):
                 raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
+            names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
+            check_configuration(read_json(path / "config.json"), path, numbered_groups(names))
             config = read_config(str(path), None, trust_remote_code)
-            if not list(path.glob("*.safetensors")):
-                raise InputError(
-                    f"{path} has no *.safetensors weights: load it where you trust it and save it again with "
-                    "save_pretrained(folder, safe_serialization=True)"
-                )
             name, revision = model_name(model), None
             fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
@@ -103,23 +102,23 @@ def find_model(
 
 def model_name(model: str) -> str:
     """What figures call a model, known from what the user typed."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     if model in PACKAGED:
         return PACKAGED[model].name
     if path.suffix == ".gguf":
         return path.stem
-    return path.resolve().name if path.is_dir() else model
+    return os.path.basename(os.path.realpath(path)) if os.path.isdir(path) else model
 
 
 def model_key(model: str, checkpoint: Path) -> dict:
     """`Source.key` of a model whose checkpoint is in a folder (see `checkpoint_folder`); a local one is read for it."""
-    path = Path(model).expanduser()
+    path = local_path(model)
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
     elif path.suffix == ".gguf":
         weights = f"sha256:{hash_once(path)}"
     else:  # the hub's cache names a folder after its commit
-        weights = checkpoint_fingerprint(path) if path.is_dir() else f"hub:{checkpoint.name}"
+        weights = checkpoint_fingerprint(path) if os.path.isdir(path) else f"hub:{checkpoint.name}"
     return {"name": model_name(model), "weights": weights}
 
 

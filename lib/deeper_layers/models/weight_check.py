@@ -1,0 +1,125 @@
+"""A model without weights, as its configuration describes it, and whether a checkpoint holds what it needs.
+
+What a checkpoint's tensors are called in the model, which of them are tied, joined or not needed is for transformers
+to say: it loads them, without their contents, into the empty model.
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.checkpoint_files import read_json, read_shards
+from deeper_layers.models.configuration import UNUSABLE, read_config
+
+PACKED = 64  # weights in one number of a tensor, at most
+BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
+
+
+def check_folder(folder: Path) -> None:
+    """Raise InputError unless a folder holds the weights that its configuration asks for, before any is read.
+
+    Of a model whose code comes with it nothing is known, since that is not run.
+    """
+    shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors}
+    if "auto_map" not in read_json(folder / "config.json"):
+        config = read_config(str(folder), None, trust_remote_code=False)
+        check_tensors(built_empty(config, folder, len(shapes)), folder, shapes)
+
+
+def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrainedModel:
+    """A model on the device "meta". Raises InputError where none can be built, or one of far more parts than tensors.
+
+    A part of the model is at most a few tensors of the checkpoint, and one tensor at most a few parts of the model: a
+    configuration that asks for more is not followed to its end.
+    """
+    try:
+        with torch.device("meta"), _at_most(1_000 + 8 * tensors):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except UNUSABLE as error:
+        raise InputError(
+            f"can't build an empty model from {folder / 'config.json'} ({first_line(error)}): repair it"
+        ) from error
+
+
+def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Raise InputError unless the tensors of these names and shapes are what an empty model needs.
+
+    More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
+    of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
+    """
+    asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
+    if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
+        raise _unlike(folder, f"it describes {asked:,} weights, and they are {held:,}")
+    config = copy.deepcopy(model.config)
+    quantized = getattr(config, "quantization_config", None) is not None
+    if quantized:
+        del config.quantization_config
+    try:
+        with torch.device("meta"):
+            tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
+        report = _loaded(type(model), config, tensors)
+    except UNUSABLE as error:
+        if quantized:
+            return  # what joins tensors may not know those of its kind
+        raise _unlike(folder, first_line(error)) from error
+    parts = (name.split(".") for name in report["unexpected_keys"])
+    here = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
+    lost = {name for name in report["missing_keys"] if not (quantized and name.rpartition(".")[0] in here)}
+    inside = f"{model.base_model_prefix}."
+    if inside != "." and not any(name.startswith(inside) for name in shapes):  # the model without its head was saved
+        lost = {name for name in lost if name.startswith(inside)}
+    if lost:
+        raise _unlike(folder, f"it lacks {min(lost)}" + f" and {len(lost) - 1} more" * (len(lost) > 1))
+    for name, found, expected in sorted(report["mismatched_keys"]):
+        if not (quantized and name.rpartition(".")[0] in here):
+            raise _unlike(folder, f"{name} has the shape {list(found)}, expected {list(expected)}")
+
+
+def _loaded(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> dict:
+    """What transformers reports of tensors without contents, loaded into a model without contents."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        _, report = kind.from_pretrained(  # ty: ignore[not-iterable]
+            None, config=config, state_dict=tensors, device_map={"": "meta"}, ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )  # fmt: skip
+        return report
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _at_most(number: int) -> Iterator[None]:
+    """Inside, no more parameters than that are made."""
+    made = 0
+
+    def count(*_):
+        nonlocal made
+        made += 1
+        if made > number:
+            raise ValueError(f"it describes a model of more than {number:,} parts, many more than there are tensors")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _unlike(folder: Path, what: str) -> InputError:
+    return InputError(
+        f"the weights in {folder} are not those that its config.json asks for ({what}): give a checkpoint whose "
+        "configuration and weights belong together"
+    )
