@@ -111,11 +111,11 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     Raises InputError as `find_model` does, and where the hub does not give the files.
     """
     if packaged := PACKAGED.get(model):
-        return Path(converted_gguf(packaged.file(), packaged.sha256))
+        return Path(converted_gguf(packaged.file(), packaged.sha256, hashed=True))
     path = Path(model).expanduser()
     if path.suffix == ".gguf":
         inspect_gguf(path, revision)
-        return Path(converted_gguf(path, file_hash(path)))
+        return Path(converted_gguf(path, file_hash(path), hashed=True))
     if path.is_dir():
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
