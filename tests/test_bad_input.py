@@ -216,7 +216,9 @@ def test_gguf_with_another_hash(tmp_path):
 def test_gguf_that_is_missing_or_of_another_kind(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert "does not exist" in refusal(load_model, str(tmp_path / "none.gguf"))
-    assert "architecture strange" in refusal(load_model, str(write_gguf(tmp_path / "strange.gguf", architecture="strange")))
+    assert "architecture strange" in refusal(
+        load_model, str(write_gguf(tmp_path / "strange.gguf", architecture="strange"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,11 @@ def write(path: Path, arch: str = "llama", layers: int = 7, **entries) -> Path:
     writer.add_file_type(7)
     for key, value in entries.items():
         writer.add_uint32(key.replace("__", "."), value)
-    for name in ("token_embd", "output_norm", *(f"blk.{i}.{part}" for i in range(layers) for part in ("attn_norm", "ffn_down"))):
+    for name in (
+        "token_embd",
+        "output_norm",
+        *(f"blk.{i}.{part}" for i in range(layers) for part in ("attn_norm", "ffn_down")),
+    ):
         if name.endswith("norm"):
             writer.add_tensor(f"{name}.weight", draw.standard_normal(64, dtype=np.float32))
             continue
@@ -202,7 +206,8 @@ def test_sizes_without_reading_the_weights(tiny):
     assert source.weights == UNREAD and source.num_layers == 7
     sizes = sizes_of(source)
     assert (
-        sizes.parameters(Cut(0, 0)) == 32 * 64 + 64 + 7 * (64 + 32 * 64) and sizes.parameters(CUT) == 32 * 64 * 5 + 64 * 5
+        sizes.parameters(Cut(0, 0)) == 32 * 64 + 64 + 7 * (64 + 32 * 64)
+        and sizes.parameters(CUT) == 32 * 64 * 5 + 64 * 5
     )
     assert sizes.file_bytes(CUT) == tensor_bytes(source, CUT)
 

@@ -119,9 +119,10 @@ def file_hash(path: Path) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """The same, of a file that may be large: read once in a process, as long as its size and time stay."""
+    """The same, of a file that may be large: read once in a process, as long as its size and times stay."""
     found = path.stat()
-    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    # the last of these is the one that nobody can set
+    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @functools.lru_cache

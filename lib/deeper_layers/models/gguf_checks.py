@@ -23,6 +23,7 @@ COUNTS_OF_LAYERS = dict.fromkeys(
     ["feed_forward_length", "attention.head_count", "attention.head_count_kv", "attention.key_length",
      "attention.value_length", "rope.dimension_count"], 0,
 )  # fmt: skip
+FLOATS = ["attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon", "rope.freq_base"]
 TOKENS = "tokenizer.ggml.tokens"
 
 
@@ -80,8 +81,14 @@ def _check_metadata(header: Header) -> None:
             raise ValueError(
                 f"its {arch}.{name} is {reprlib.repr(entry.value)}, expected a whole number from {least} up"
             )
+    floats = {f"{arch}.{name}" for name in FLOATS}
     for key, entry in header.entries.items():
-        if isinstance(entry.value, float) and not math.isfinite(entry.value):
+        if (
+            key in floats
+            and entry.kind != Kind.FLOAT32
+            or isinstance(entry.value, float)
+            and not math.isfinite(entry.value)
+        ):
             raise ValueError(f"its {key} is {entry.value}, expected a finite number")
 
 

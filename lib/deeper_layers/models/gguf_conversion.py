@@ -62,12 +62,12 @@ def converted_gguf(path: Path, sha256: str, *, hashed: bool = False) -> str:
             _convert(path, made / CHECKPOINT)
             check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
             (made / HASHES).write_text(json.dumps(_stamps(made / CHECKPOINT)), encoding="utf-8")
-            if os.path.lexists(target) and not conversion_of(sha256):
+            if os.path.lexists(target) and not conversion_of(sha256, hashed=hashed):
                 os.rename(target, folder / "old")
             try:
                 os.rename(made, target)
             except OSError:
-                if not conversion_of(sha256):  # another process may have been quicker
+                if not conversion_of(sha256, hashed=hashed):  # another process may have been quicker
                     raise
     except OSError as error:
         raise InputError(
