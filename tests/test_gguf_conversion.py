@@ -14,6 +14,7 @@ from deeper_layers.models.gguf_conversion import HASHES, conversion_of, converte
 from deeper_layers.models.opening import checkpoint_folder, load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
+from tests.fuzz.gguf_cases import Parts, array, number, text
 from tests.tiny import write_gguf
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Tokenizer: pass\n"
@@ -100,6 +101,27 @@ def test_a_conversion_is_of_the_file_whose_hash_it_has(file, tmp_path):
     with pytest.raises(InputError, match="has SHA-256"):
         converted_gguf(file, "0" * 64)
     assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        ("llama.attention.head_count", 4, number(0)),
+        ("llama.expert_count", 8, text("x")),
+        ("tokenizer.ggml.merges", 9, array(8, [text("a"), text("")])),
+    ],
+    ids=lambda entry: entry[0],
+)
+def test_an_entry_that_transformers_does_not_expect(entry, tmp_path):
+    parts = Parts()
+    parts.entries = [e for e in parts.entries if e[0] != entry[0]] + [entry, ("tokenizer.ggml.model", 8, text("gpt2"))]
+    parts.counts[1] = len(parts.entries)
+    (tmp_path / "odd.gguf").write_bytes(parts.content())
+    source = find_model(str(tmp_path / "odd.gguf"))
+    with pytest.raises(InputError, match="can't convert|lack"):
+        load_model(source)
+    with pytest.raises(InputError, match="can't (build|open)"):
+        sizes.empty_model(source), sizes.tokenizer_of(source)
 
 
 def test_a_file_with_the_longest_name(file):

@@ -63,8 +63,6 @@ def empty_model(source: Source, *, trust_remote_code: bool = False):
     import torch  # slow: see the head of sources.py
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from deeper_layers.models.configuration import UNUSABLE
-
     try:
         with _where(source, trust_remote_code) as (folder, options):
             config = AutoConfig.from_pretrained(folder, **options)
@@ -72,7 +70,7 @@ def empty_model(source: Source, *, trust_remote_code: bool = False):
             return AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
     except InputError:
         raise
-    except UNUSABLE as error:
+    except Exception as error:  # whatever transformers raises for an entry that it did not expect
         raise InputError(
             f"can't build {source.name!r} without weights from its configuration ({first_line(error)}): mend that"
         ) from error
@@ -85,14 +83,12 @@ def tokenizer_of(source: Source, *, trust_remote_code: bool = False):
     """
     from transformers import AutoTokenizer  # slow: see the head of sources.py
 
-    from deeper_layers.models.configuration import UNUSABLE
-
     try:
         with _where(source, trust_remote_code) as (folder, options):
             return AutoTokenizer.from_pretrained(folder, **options)
     except InputError:
         raise
-    except UNUSABLE as error:
+    except Exception as error:  # whatever transformers raises for an entry that it did not expect
         raise InputError(f"can't open the tokenizer of {source.name!r} ({first_line(error)}): mend that") from error
 
 
