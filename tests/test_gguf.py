@@ -124,6 +124,18 @@ def test_adapters_are_added_in_full_precision(tiny, tmp_path):
     assert new["blk.1.ffn_down.weight"].data.tobytes() == old["blk.1.ffn_down.weight"].data.tobytes()
 
 
+def test_sums_that_a_type_can_not_hold_are_refused(tiny, tmp_path):
+    """As f16 they would be infinite."""
+    adapter = fake_adapter(
+        tmp_path / "adapter", "model.layers.2.mlp.down_proj", *(np.full(s, 300, np.float32) for s in ((2, 64), (32, 2)))
+    )
+    for type in (None, "f16"):
+        with pytest.raises(InputError, match=r"blk.5.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"):
+            slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type=type)
+    assert not list(tmp_path.glob("out*"))
+    slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type="f32")
+
+
 def fake_adapter(folder: Path, module: str, down, up, identity: dict | None = None, **config) -> Path:
     folder.mkdir()
     settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3} | config
