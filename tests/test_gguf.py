@@ -42,14 +42,19 @@ def write(path: Path, arch: str = "llama", layers: int = 7, **entries) -> Path:
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(layers)
     writer.add_array(f"{arch}.attention.head_count_kv", KEYS[:layers])
-    writer.add_array("tokenizer.ggml.tokens", [f"token {i}" for i in range(layers)])  # not one a layer
+    writer.add_array("general.tags", [f"tag {i}" for i in range(layers)])  # not one a layer
+    writer.add_array("tokenizer.ggml.tokens", [f"token {i}" for i in range(32)])
     writer.add_string("general.size_label", "7M")
     writer.add_file_type(7)
     for key, value in entries.items():
         writer.add_uint32(key.replace("__", "."), value)
-    for name in ("token_embd", *(f"blk.{i}.{part}" for i in range(layers) for part in ("attn_norm", "ffn_down"))):
+    for name in (
+        "token_embd",
+        "output_norm",
+        *(f"blk.{i}.{part}" for i in range(layers) for part in ("attn_norm", "ffn_down")),
+    ):
         if name.endswith("norm"):
-            writer.add_tensor(f"{name}.weight", draw.standard_normal(32, dtype=np.float32))
+            writer.add_tensor(f"{name}.weight", draw.standard_normal(64, dtype=np.float32))
             continue
         values = gguf.quants.quantize(draw.standard_normal((32, 64), dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
         writer.add_tensor(f"{name}.weight", values, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
@@ -73,7 +78,7 @@ def contents(path: Path) -> tuple[dict, dict]:
 def test_kept_tensors_are_the_same_bytes_under_new_numbers(tiny, tmp_path):
     out = slice_gguf(tiny, CUT, tmp_path / "out.gguf")
     (old_keys, old), (keys, new) = contents(tiny), contents(out)
-    assert len(new) == 1 + 2 * 4
+    assert len(new) == 2 + 2 * 4
     for position, number in enumerate((0, 1, 5, 6)):
         for part in ("attn_norm", "ffn_down"):
             before, after = old[f"blk.{number}.{part}.weight"], new[f"blk.{position}.{part}.weight"]
@@ -81,7 +86,7 @@ def test_kept_tensors_are_the_same_bytes_under_new_numbers(tiny, tmp_path):
             assert list(before.shape) == list(after.shape)
     assert old["token_embd.weight"].data.tobytes() == new["token_embd.weight"].data.tobytes()
     assert keys["llama.block_count"] == 4 and keys["llama.attention.head_count_kv"] == [4, 4, 1, 1]
-    assert keys["tokenizer.ggml.tokens"] == old_keys["tokenizer.ggml.tokens"]
+    assert keys["general.tags"] == old_keys["general.tags"]
     assert keys[KEPT] == [0, 1, 5, 6] and keys[ORIGIN] == find_model(str(tiny)).weights.removeprefix("sha256:")
     assert "general.size_label" not in keys and keys["general.file_type"] == 7
     assert sum(t.n_bytes for t in new.values()) == tensor_bytes(find_model(str(tiny)), CUT)
@@ -117,6 +122,18 @@ def test_adapters_are_added_in_full_precision(tiny, tmp_path):
     _, new = contents(slice_gguf(tiny, CUT, tmp_path / "as-they-are.gguf", adapter=adapter))
     assert new["blk.2.ffn_down.weight"].tensor_type == gguf.GGMLQuantizationType.F16
     assert new["blk.1.ffn_down.weight"].data.tobytes() == old["blk.1.ffn_down.weight"].data.tobytes()
+
+
+def test_sums_that_a_type_can_not_hold_are_refused(tiny, tmp_path):
+    """As f16 they would be infinite."""
+    adapter = fake_adapter(
+        tmp_path / "adapter", "model.layers.2.mlp.down_proj", *(np.full(s, 300, np.float32) for s in ((2, 64), (32, 2)))
+    )
+    for type in (None, "f16"):
+        with pytest.raises(InputError, match=r"blk.5.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"):
+            slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type=type)
+    assert not list(tmp_path.glob("out*"))
+    slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type="f32")
 
 
 def fake_adapter(folder: Path, module: str, down, up, identity: dict | None = None, **config) -> Path:
@@ -201,7 +218,8 @@ def test_sizes_without_reading_the_weights(tiny):
     assert source.weights == UNREAD and source.num_layers == 7
     sizes = sizes_of(source)
     assert (
-        sizes.parameters(Cut(0, 0)) == 32 * 64 + 7 * (32 + 32 * 64) and sizes.parameters(CUT) == sizes.rest * 5 + 4 * 32
+        sizes.parameters(Cut(0, 0)) == 32 * 64 + 64 + 7 * (64 + 32 * 64)
+        and sizes.parameters(CUT) == 32 * 64 * 5 + 64 * 5
     )
     assert sizes.file_bytes(CUT) == tensor_bytes(source, CUT)
 
@@ -297,9 +315,9 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
     with pytest.raises(InputError, match="type is 'Q9'"):
         llama_cpp.quantize(llama_file, tmp_path / "other.gguf", "Q9")
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match=r"llama\.cpp can't quantize"):
+    with pytest.raises(InputError, match="not a whole GGUF file"):
         llama_cpp.quantize(tmp_path / "damaged.gguf", tmp_path / "other.gguf", "Q4_0")
-    with pytest.raises(InputError, match=r"llama\.cpp can't open"):
+    with pytest.raises(InputError, match="not a whole GGUF file"):
         LlamaCpp(tmp_path / "damaged.gguf")
 
 

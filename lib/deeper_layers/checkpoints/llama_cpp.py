@@ -3,10 +3,11 @@
 An extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Nothing else in lib/ needs it.
 """
 
-import os
 from pathlib import Path
 
 from deeper_layers.errors import InputError
+from deeper_layers.models.gguf_checks import read_gguf
+from deeper_layers.new_files import check_absent, new_file
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = {
@@ -30,6 +31,7 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path, threads: int = 1):
         self.library, self.threads = _library(), threads
+        read_gguf(Path(path))  # llama.cpp ends the process for some damaged files
         try:
             self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
         except (ValueError, RuntimeError, OSError) as error:
@@ -79,16 +81,13 @@ def quantize(source: str | Path, out: str | Path, type: str, threads: int = 1) -
     library, out = _library(), Path(out)
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
-    if out.exists():
-        raise InputError(f"{out} exists: give a file that does not, so that nothing is overwritten")
+    check_absent(out)
+    read_gguf(Path(source))
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], threads, True
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        library.model_quantize(str(source), str(partial), options)
-        os.replace(partial, out)
-    except RuntimeError as error:
-        raise InputError(f"llama.cpp can't quantize {source} ({error}): give a whole GGUF file") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with new_file(out) as partial:
+        try:
+            library.model_quantize(str(source), str(partial), options)
+        except RuntimeError as error:
+            raise InputError(f"llama.cpp can't quantize {source} ({error}): give a whole GGUF file") from error
     return out

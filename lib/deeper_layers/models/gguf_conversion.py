@@ -1,80 +1,135 @@
 """GGUF files: what one says of itself, and its conversion to float32 safetensors, once.
 
-Converted files are kept in the cache folder, named after the hash of the file that they came from.
+A file is read as if it were alone: transformers would take a tokenizer, a configuration and even code from what lies
+beside it. Converted files are kept in the cache folder, named after the hash of the file that they came from, with a
+list of their own hashes.
 """
 
+import contextlib
+import json
 import os
-import shutil
-import struct
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-from gguf import GGUFReader
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.configuration import check_whole
-from deeper_layers.package_index import cache_folder, check_hash, file_hash
+from deeper_layers.models.gguf_checks import layers_of, read_gguf
+from deeper_layers.new_files import staging_folder
+from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
+
+ALONE = "model.gguf"  # the name of the file in a folder of its own
+CHECKPOINT, HASHES = "checkpoint", "hashes.json"  # of a conversion in the cache
 
 
 def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> dict:
     """Name, hash (None unless `hashed`) and number of layers of a GGUF file, after checking that it is whole."""
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: give the path of a .gguf file")
-    try:
-        reader = GGUFReader(path)
-        end = max(int(t.data_offset) + int(t.n_bytes) for t in reader.tensors)
-        if end > path.stat().st_size:
-            raise ValueError("its last tensor ends after the end of the file")
-        fields = reader.fields
-        architecture = fields["general.architecture"].contents()
-        layers = int(fields[f"{architecture}.block_count"].contents())
-        kinds = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
-    except (ValueError, IndexError, KeyError, OSError, struct.error, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path} is not a whole GGUF file ({first_line(error)}): it may be truncated; fetch it again"
-        ) from error
+    header = read_gguf(path)
+    kinds = {tensor.kind.name for tensor in header.tensors if len(tensor.shape) > 1}
     if expected is not None:
         check_hash(path, expected.removeprefix("sha256:"), "the model")
-    weights = f"sha256:{file_hash(path)}" if hashed else None
+    weights = f"sha256:{hash_once(path)}" if hashed else None
     return dict(
         name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), folder=str(path), gguf=path,
-        layers=layers,
+        layers=layers_of(header),
     )  # fmt: skip
 
 
-def converted_gguf(path: Path, sha256: str) -> str:
-    """The folder of a GGUF file converted to float32 safetensors, made once."""
-    target = cache_folder() / "models" / f"{path.stem}-{sha256[:16]}"
-    if target.exists():  # renamed into place when it was complete
-        return str(target)
-    check_hash(path, sha256, "the model")
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[Path]:
+    """A folder for the moment that holds a GGUF file as ALONE, and nothing else."""
+    with tempfile.TemporaryDirectory(prefix="deeper-layers-") as folder:
+        os.symlink(path.absolute(), Path(folder) / ALONE)
+        yield Path(folder)
+
+
+def converted_gguf(path: Path, sha256: str, *, hashed: bool = False) -> str:
+    """The folder of a GGUF file converted to float32 safetensors, made once, and again where it was changed.
+
+    With `hashed` every file of it is read for its hash, which else only those are whose time is another.
+    Raises InputError where the file has another hash, transformers can't read it, or the cache can't be written.
+    """
+    if whole := conversion_of(sha256, hashed=hashed):
+        return str(whole)
+    read_gguf(path)
     print(f"converting {path.name} to safetensors, once", file=sys.stderr)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = tempfile.mkdtemp(dir=target.parent, prefix=".partial-")
+    target = _place(sha256)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
-            path.parent,
-            gguf_file=path.name,
-            output_loading_info=True,
-            dtype=torch.float32,
-            quantization_config=GgufConfig(dequantize=True),
-        )
-        check_whole(report, path.name)
-        # the weights are plain from here on: a quantization entry would make the next reader look for more
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.is_quantized = False
-        model.save_pretrained(temporary)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer.save_pretrained(temporary)  # ty: ignore[missing-union-attribute]
-        try:
-            os.rename(temporary, target)
-        except OSError:
-            if not target.exists():  # another process may have been quicker
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return str(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with staging_folder(target.parent) as folder:
+            made = folder / "new"
+            made.mkdir()
+            _convert(path, made / CHECKPOINT)
+            check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+            (made / HASHES).write_text(json.dumps(_stamps(made / CHECKPOINT)), encoding="utf-8")
+            if os.path.lexists(target) and not conversion_of(sha256, hashed=hashed):
+                os.rename(target, folder / "old")
+            try:
+                os.rename(made, target)
+            except OSError:
+                if not conversion_of(sha256, hashed=hashed):  # another process may have been quicker
+                    raise
+    except OSError as error:
+        raise InputError(
+            f"can't keep the conversion of {path} at {target} ({error.strerror or error}): mend that, or let "
+            "XDG_CACHE_HOME name another folder for the cache"
+        ) from error
+    return str(target / CHECKPOINT)
+
+
+def conversion_of(sha256: str, *, hashed: bool = False) -> Path | None:
+    """The folder of a GGUF file converted before, by its hash; None where there is none, or where it was changed."""
+    target = _place(sha256)
+    try:
+        stamps = json.loads((target / HASHES).read_text(encoding="utf-8"))
+        if stamps.keys() != {path.name for path in (target / CHECKPOINT).iterdir()}:
+            return None
+        for name, (expected, size, time) in stamps.items():
+            path = target / CHECKPOINT / name
+            found = path.stat()
+            if found.st_size != size or (hashed or found.st_mtime_ns != time) and hash_once(path) != expected:
+                return None
+    except (OSError, ValueError, TypeError, AttributeError):  # no such file, or not as it was written
+        return None
+    return target / CHECKPOINT
+
+
+def _place(sha256: str) -> Path:
+    return cache_folder() / "models" / sha256
+
+
+def _stamps(folder: Path) -> dict[str, tuple[str, int, int]]:
+    """Hash, size and time of each file."""
+    return {path.name: (file_hash(path), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def _convert(path: Path, out: Path) -> None:
+    import torch  # slow: see the head of sources.py
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    from deeper_layers.models.configuration import check_whole
+
+    try:
+        with alone(path) as folder:
+            how = {"gguf_file": ALONE, "trust_remote_code": False}
+            model, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
+                folder,
+                output_loading_info=True,
+                dtype=torch.float32,
+                quantization_config=GgufConfig(dequantize=True),
+                **how,
+            )
+            check_whole(report, path.name)
+            # the weights are plain from here on: a quantization entry would make the next reader look for more
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.is_quantized = False
+            model.save_pretrained(out)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
+            tokenizer.save_pretrained(out)  # ty: ignore[missing-union-attribute]
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers raises for an entry or a tensor that it did not expect
+        raise InputError(
+            f"transformers can't convert {path} ({first_line(error)}): give a GGUF file of a model that it knows"
+        ) from error

@@ -117,11 +117,11 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     Raises InputError as `find_model` does, and where the hub does not give the files.
     """
     if packaged := PACKAGED.get(model):
-        return Path(converted_gguf(packaged.file(), packaged.sha256))
+        return Path(converted_gguf(packaged.file(), packaged.sha256, hashed=True))
     path = local_path(model)
     if path.suffix == ".gguf":
         inspect_gguf(path, revision)
-        return Path(converted_gguf(path, file_hash(path)))
+        return Path(converted_gguf(path, file_hash(path), hashed=True))
     if os.path.isdir(path):
         return path
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):

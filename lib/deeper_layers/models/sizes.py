@@ -3,7 +3,8 @@
 Enough to plan: parameters of every layer, bytes of a GGUF file's tensors, what lm-eval needs to tokenize.
 """
 
-import math
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source
-from deeper_layers.package_index import cache_folder
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ def empty_model(source: Source, *, trust_remote_code: bool = False):
     import torch  # slow: see the head of sources.py
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from deeper_layers.models.configuration import UNUSABLE
-
-    folder, options = _where(source)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+        with _where(source, trust_remote_code) as (folder, options):
+            config = AutoConfig.from_pretrained(folder, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except UNUSABLE as error:
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers raises for an entry that it did not expect
         raise InputError(
             f"can't build {source.name!r} without weights from its configuration ({first_line(error)}): mend that"
         ) from error
@@ -83,37 +83,43 @@ def tokenizer_of(source: Source, *, trust_remote_code: bool = False):
     """
     from transformers import AutoTokenizer  # slow: see the head of sources.py
 
-    from deeper_layers.models.configuration import UNUSABLE
-
-    folder, options = _where(source)
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-    except UNUSABLE as error:
+        with _where(source, trust_remote_code) as (folder, options):
+            return AutoTokenizer.from_pretrained(folder, **options)
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers raises for an entry that it did not expect
         raise InputError(f"can't open the tokenizer of {source.name!r} ({first_line(error)}): mend that") from error
 
 
-def _where(source: Source) -> tuple[str | Path, dict]:
+@contextlib.contextmanager
+def _where(source: Source, trust_remote_code: bool) -> Iterator[tuple[str | Path, dict]]:
     """What transformers is told to read a configuration or a tokenizer from, converting nothing."""
+    from deeper_layers.models.gguf_conversion import ALONE, alone, conversion_of  # slow: see the head of sources.py
+
     packaged = PACKAGED.get(source.folder)
     path = packaged.path if packaged else source.gguf
     if path is None:
-        return source.folder, {"revision": source.revision} if source.revision else {}
-    converted = cache_folder() / "models" / f"{path.stem}-{source.weights.removeprefix('sha256:')[:16]}"
-    if converted.exists():
-        return converted, {}
+        options = {"revision": source.revision} if source.revision else {}
+        yield source.folder, options | {"trust_remote_code": trust_remote_code}
+        return
+    if converted := conversion_of(source.weights.removeprefix("sha256:")):
+        yield converted, {"trust_remote_code": False}
+        return
     if not path.exists():
         raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
-    return path.parent, {"gguf_file": path.name}
+    with alone(path) as folder:
+        yield folder, {"gguf_file": ALONE, "trust_remote_code": False}
 
 
 def _of_gguf(path: Path, layers: int) -> Sizes:
     """From the header of a GGUF file."""
-    import gguf
+    from deeper_layers.models.gguf_checks import layer_of, read_gguf  # slow: see the head of sources.py
 
     numbers, bytes = [0] * (layers + 1), [0] * (layers + 1)  # the rest is last
-    for tensor in gguf.GGUFReader(path).tensors:
-        head, _, rest = tensor.name.partition(".")
-        place = int(rest.partition(".")[0]) if head == "blk" else layers
-        numbers[place] += math.prod(map(int, tensor.shape))
-        bytes[place] += int(tensor.n_bytes)
+    for tensor in read_gguf(path).tensors:
+        layer = layer_of(tensor.name)
+        place = layers if layer is None else layer
+        numbers[place] += tensor.elements
+        bytes[place] += tensor.bytes
     return Sizes(tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), bytes[-1])

