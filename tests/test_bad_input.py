@@ -272,7 +272,8 @@ def test_cuts_that_do_not_fit(size, tiny_folder):
     assert refusal(simple_cut, LAYERS, size).startswith(advice)
     assert refusal(cuts_of_rule, "simple", [0, size], LAYERS).startswith(advice)
     assert refusal(cuts_of_rule, "similarity", [size], LAYERS, np.ones((LAYERS, LAYERS))).startswith(advice)
-    assert refusal(Cut(0, size).check, LAYERS).startswith(advice)
+    if size > 0:
+        assert refusal(Cut(0, size).check, LAYERS).startswith(advice)
 
 
 def test_the_simple_rule_never_drops_the_last_layer():
@@ -331,11 +332,11 @@ def test_unknown_notebook_parameter(kind):
         ({"sequence_length": 0}, "sequence_length is 0, expected a whole number from 2"),
         ({"tasks": "capitals:five"}, "tasks has 'capitals:five', expected a task or, for 5 examples in its prompt"),
         ({"num_fewshot": -1}, "num_fewshot is -1, expected None or a whole number from 0"),
-        ({"memory": 0}, "memory is 0, expected a whole number of GiB from 1"),
+        ({"memory": 0}, "memory is 0, expected a whole number from 1"),
         ({"corpus": "bible"}, "corpus is 'bible', expected one of 'wikipedia', 'c4'"),
         ({"rules": "simple, best"}, "rule is 'best', expected one of 'similarity', 'simple'"),
         ({"quantization": "int4"}, "quantization is 'int4', expected None, 'nf4' or 'int8'"),
-        ({"tasks": " , "}, "tasks is empty"),
+        ({"tasks": " , "}, "tasks is ' , ', expected names separated by commas"),
         ({"sizes": "-1"}, "sizes is '-1'"),
         ({"datasets": "/no/such/folder"}, "datasets is '/no/such/folder', which is no folder"),
     ],
@@ -351,7 +352,7 @@ def test_impossible_notebook_parameter(given, expected, names):
         ({"num_fewshot": None}, "num_fewshot is None and tasks 'mmlu', expected one number of examples"),
         ({"tasks": "mmlu, boolq:2"}, "num_fewshot is 5 and tasks 'mmlu, boolq:2', expected one number of examples"),
         ({"numbers": "0, some"}, "numbers is '0, some', expected whole numbers separated by commas"),
-        ({"orders": "0, 1"}, "orders is '0, 1', expected seeds from 1"),
+        ({"orders": "0, 1"}, "orders is '0, 1', expected whole numbers separated by commas, from 1"),
         ({"rules": "similarity, simple"}, "rules is 'similarity, simple', expected one of 'similarity', 'simple'"),
         ({"tasks": "mmlu/0-1"}, "tasks has block sizes for 'mmlu' alone"),
     ],

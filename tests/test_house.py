@@ -16,8 +16,8 @@ from deeper_layers.results.records import all_records
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
-    "errors", "cuts", "package_index", "results", "data", "models", "pruning", "similarity", "rules", "family",
-    "evaluation", "checkpoints", "healing", "experiments", "report", "command", "__main__",
+    "errors", "checks", "cuts", "package_index", "faults", "results", "data", "models", "pruning", "similarity",
+    "rules", "family", "evaluation", "checkpoints", "healing", "experiments", "report", "command", "__main__",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
 LIGHT_ROOMS = ("cuts", "results", "rules", "report")
