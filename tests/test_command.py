@@ -263,8 +263,8 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["plan", "none.gguf"], "none.gguf does not exist"),
         (["sweep", "embedded", "--sizes", "two"], "sizes is 'two': 'two' is no block size"),
         (["sweep", "embedded", "--sizes", "0-30"], "size is 30, expected 0 to 29 for a model of 30 layers"),
-        (["sweep", "embedded", "--tasks", " "], "tasks is empty"),
-        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None (all items)"),
+        (["sweep", "embedded", "--tasks", " "], "tasks is ' ', expected a text that is not empty"),
+        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None or a whole number from 1"),
         (["sweep", "embedded", "--rules", "best"], "rule is 'best', expected one of 'similarity', 'simple'"),
         (["sweep", "embedded", "--limit", "7", "--no-measure"], "not measured: capitals"),
         (["distances", "embedded", "--samples", "7", "--no-measure"], "not measured: the distances of"),
@@ -288,11 +288,12 @@ def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured for nothing"))
         message = said("distances", tiny_folder, *small)
-        assert f"can't write in {tmp_path / 'file' / tiny_folder.name} (" in message
+        assert f"{tmp_path / 'file'} is no folder: name another place" in message
     assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
-    assert "can't write in" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
+    assert "is no folder" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
     assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")
-    assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
+    assert "which is no folder" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
+    assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tiny_folder)
 
 
 @pytest.mark.parametrize(

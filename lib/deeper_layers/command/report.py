@@ -11,14 +11,13 @@ from pathlib import Path
 
 import click
 
-from deeper_layers import models, results
+from deeper_layers import checks, models, results
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import asking
 from deeper_layers.command.plan import in_words, planned
-from deeper_layers.command.sweep import SweepAsked
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
 
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
@@ -47,10 +46,10 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     asked = {notebook: _of(kind, given) for notebook, kind in kinds.items()}
     for notebook, kind in kinds.items():
         kind(**asked[notebook])  # a mistake is found before anything runs
-    print(in_words(planned(SweepAsked(**_of(SweepAsked, given)))), flush=True)
     name = models.model_name(given["model"])
-    out = out or Path("report") / results.slug(name)
-    out.mkdir(parents=True, exist_ok=True)
+    out = checks.new_folder("out", out or Path("report") / results.slug(name))
+    results.check_writable(out)
+    print(in_words(planned(QuestionAnsweringParameters(**_of(QuestionAnsweringParameters, given)))), flush=True)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):
         start = time.monotonic()
