@@ -4,6 +4,7 @@ Nothing is opened here: a pipe or a device that is named where a folder is meant
 """
 
 import operator
+import os
 import stat
 from pathlib import Path
 
@@ -68,12 +69,14 @@ def folder(name: str, value: str | Path, advice: str) -> Path:
     return path
 
 
-def new_folder(name: str, value: str | Path) -> Path:
-    """The path of a folder that is there, or that can be made. Raises InputError where a file is in its way."""
+def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
+    """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
     path = place(name, value)
     there = next((above for above in (path, *path.absolute().parents) if _exists(above)), path)
     if not there.is_dir():
         raise InputError(f"{name} is {shown(str(value))}, and {there} is no folder: name another place")
+    if writable and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{name} is {shown(str(value))}, and nothing can be written in {there}: name another place")
     return path
 
 

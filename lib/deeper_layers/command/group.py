@@ -64,8 +64,11 @@ class Subcommands(click.Group):
             except KeyboardInterrupt:
                 click.echo("\ninterrupted: the same command goes on where it stopped", err=True)
                 context.exit(INTERRUPTED)
-            except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
-                raise  # of click itself, and of a reader of our output that read enough
+            except click.ClickException as error:
+                error.message = one_line(error.message)  # it quotes what was typed
+                raise
+            except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise  # the last: who reads our output has read enough
             except Exception as error:
                 if faults.is_shown():
                     raise

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, checks, models, results
+from deeper_layers import checkpoints, checks, data, models, results
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.package_index import cache_folder
 
@@ -28,14 +29,14 @@ HEALING = HealingParameters.model_fields
 
 @click.command
 @cut_options(required=False, more="; with --adapter by default its own")
-@click.option("--adapter", type=click.Path(path_type=Path), help="folder of adapters trained after this cut: they are "
+@click.option("--adapter", type=Place(), help="folder of adapters trained after this cut: they are "
               "added to the weights")  # fmt: skip
 @click.option("--heal", metavar="PRESET", help="train such adapters first, and keep them: "
               + str(HEALING["preset"].description))  # fmt: skip
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
 @click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: f32, f16 or q8_0")
 @asking(Parameters)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("out", type=Place())
 @answering
 def prune(
     given: dict, out: Path, drop: int | None, start: int | None, rule: str, adapter: Path | None, heal: str | None,
@@ -74,6 +75,7 @@ def prune(
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
+    results.check_writable(out.absolute().parent)
     cut = recorded or chosen_cut(drop, start, rule, layers, lambda: (parameters, found(), opened))
     cut.check(layers)
     if heal:
@@ -99,6 +101,7 @@ def prune(
 
 def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Parameters:
     """What measures distances, and heals where a preset is named."""
+    check_one_of("text", text, data.CORPORA)
     if preset is None:
         return Parameters(**given)
     # rounded already, a GGUF file heals on the weights that its adapters are added to
@@ -108,14 +111,13 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Pa
 
 def _checked_out(out: Path, kind: str | None) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
-    if kind and out.suffix != ".gguf":
+    if kind is not None and out.suffix != ".gguf":
         raise InputError(f"out is {str(out)!r}: --type is for an out that ends in .gguf")
     out = checks.place("out", out)
-    checks.new_folder("the folder of out", out.parent)
-    if kind and kind not in checkpoints.TYPES:
+    checks.new_folder("the folder of out", out.parent, writable=True)
+    if kind is not None and kind not in checkpoints.TYPES:
         raise InputError(f"type is {kind!r}, expected one of {', '.join(checkpoints.TYPES)}: llama-quantize makes more")
     checkpoints.check_new(out)
-    results.check_writable(out.absolute().parent)
     return out
 
 

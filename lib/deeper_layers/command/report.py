@@ -13,7 +13,7 @@ import click
 
 from deeper_layers import checks, models, results
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import split
@@ -25,7 +25,7 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.command
 @asking(HealingParameters, but=("measure",), defaults=False)
 @click.option("--notebooks", default="all", show_default=True, help='which: like "01, 02"')
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the notebooks with their figures  [default: "
+@click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
@@ -47,9 +47,9 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     for notebook, kind in kinds.items():
         kind(**asked[notebook])  # a mistake is found before anything runs
     name = models.model_name(given["model"])
-    out = checks.new_folder("out", out or Path("report") / results.slug(name))
-    results.check_writable(out)
+    out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     print(in_words(planned(QuestionAnsweringParameters(**_of(QuestionAnsweringParameters, given)))), flush=True)
+    results.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):
         start = time.monotonic()

@@ -22,7 +22,7 @@ def texts(
 
     Raises InputError for an unknown corpus or split, and where its text can't be read.
     """
-    if corpus not in CORPORA:
+    if corpus not in [*CORPORA]:
         raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
     if split not in (None, "train", "validation"):
         raise InputError(f"split is {split!r}, expected None, 'train' or 'validation'")

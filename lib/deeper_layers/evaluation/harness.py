@@ -94,7 +94,7 @@ def check_names(names: list[str]) -> TaskManager:
 
     The register is only read (some seconds) where a name is not one of ours. No data are read.
     """
-    if isinstance(names, str) or not names or not all(isinstance(name, str) for name in names):
+    if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
         raise InputError(f"tasks is {checks.shown(names)}, expected a list of names like ['capitals']: give some")
     if set(names) <= set(embedded.embedded_tasks()):
         return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)

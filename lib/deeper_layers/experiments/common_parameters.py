@@ -115,8 +115,10 @@ class Parameters(BaseModel):
                 "(papermill --help-notebook describes them)"
             )
         first = found[0]
-        if first["type"] == "value_error":  # of a check of ours
-            return str(first["ctx"]["error"])
+        if "error" in (raised := first.get("ctx", {})):  # by a check of ours
+            if not isinstance(raised["error"], InputError):
+                raise raised["error"]  # a fault of the check
+            return str(raised["error"])
         name = str(first["loc"][0])
         field = cls.model_fields[name]
         kinds = typing.get_args(field.annotation) or (field.annotation,)
