@@ -380,10 +380,29 @@ def test_unknown_task(names):
 
 
 @pytest.mark.slow
-def test_data_out_of_reach_while_offline(tmp_path):
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("humaneval", "'humaneval' runs code that the model writes"),
+        ("mbpp_instruct", "runs code that the model writes"),
+        ("longproc", "runs code that the model writes"),  # one task of the group
+        ("wikitext", "'wikitext' is of type loglikelihood_rolling, expected loglikelihood"),
+    ],
+)
+def test_tasks_that_are_not_scored_are_refused_by_their_definitions(task, message, names, monkeypatch):
+    monkeypatch.setattr(harness.TaskManager, "load", lambda *_: pytest.fail("data were read"))
+    assert message in refusal(QuestionAnsweringParameters.from_names, names | {"tasks": f"capitals, {task}"})
+
+
+@pytest.mark.slow
+def test_data_out_of_reach_while_offline(tmp_path, monkeypatch):
     message = refusal(harness.load_tasks, ["piqa"], datasets=str(tmp_path))  # a mirror that lacks it
     assert "piqa" in message and "DATASETS_MIRROR" in message
     assert "DATASETS_MIRROR" in refusal(corpora.texts, "c4")
+    # before the model is opened
+    asked = QuestionAnsweringParameters(tasks="capitals, piqa", datasets=str(tmp_path), results=str(tmp_path))
+    monkeypatch.setattr("deeper_layers.models.load_model", lambda *_, **__: pytest.fail("opened"))
+    assert "piqa" in refusal(asked.open, asked.source())
 
 
 @pytest.mark.parametrize("limit", [0, -1, 0.5, True, "3"])

@@ -11,7 +11,7 @@ import papermill
 import pytest
 from click.testing import CliRunner
 
-from deeper_layers import evaluation
+from deeper_layers import evaluation, similarity
 from deeper_layers.command import main
 from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
 from deeper_layers.command.options import asking
@@ -245,6 +245,22 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     assert f"adapters: {content['adapters']}" in again
     done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
+
+
+def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
+    """The second begins and ends while the first one measures: both say the same, and leave one unit."""
+    words = ["distances", tiny_folder, *SMALL[:4], "--results", tmp_path, "--json"]
+    measure, ended = similarity.measure_distances, []
+
+    def meanwhile(*arguments, **options):
+        if not ended:
+            ended.append(None)
+            ended.append(typed(*words).stdout)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(similarity, "measure_distances", meanwhile)
+    assert json.loads(typed(*words).stdout) == json.loads(ended[1])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(json.loads(ended[1])["unit"])]
 
 
 def documents(corpus, *, split=None, datasets=None, documents=20_000):

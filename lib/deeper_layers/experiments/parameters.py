@@ -68,6 +68,13 @@ class QuestionAnsweringParameters(Parameters):
         for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
             block_sizes(sizes, None)
 
+    def open(self, source: Source):
+        """The model and its tokenizer, once it is known that the items of tasks never measured here can be read."""
+        for task in self.task_list:
+            if task not in data.embedded_tasks() and not results.is_measured(task, self.results_folder):
+                evaluation.load_tasks([task], datasets=self.datasets)
+        return super().open(source)
+
     @property
     def memory_bytes(self) -> int:
         """What a sweep may keep beside the model."""
