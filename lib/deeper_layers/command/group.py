@@ -81,6 +81,8 @@ def _told(error: Exception) -> "Mistake":
         return Mistake(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
+    if isinstance(error, FileNotFoundError):  # without a name: the working directory
+        return Mistake("the folder that you stand in is gone: go to one that is there")
     if isinstance(error, OSError) and error.errno in FULL:
         return Mistake(f"can't write any more ({error.strerror}): make room, the same command goes on where it stopped")
     # torch has its own on an accelerator, and none on a processor
