@@ -5,6 +5,7 @@ AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from deeper_layers.checks import MANY, SEED, TOKENS, shown, whole_number
@@ -69,8 +70,8 @@ class HealingConfig:
             raise InputError(
                 f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
             )
-        if not 0 < self.learning_rate <= LEARNING_RATE:
-            raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0, at most 1")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, expected a share from 0 to below 1")
         if self.adapters not in ("all", "above"):
