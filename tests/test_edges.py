@@ -1,6 +1,7 @@
 """What nobody foresaw, at the command's and at papermill's edge: one line, and a file for whoever maintains this."""
 
 import errno
+import importlib
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import papermill
 import pytest
 from click.testing import CliRunner
+from nbclient.exceptions import DeadKernelError
 
 from deeper_layers import faults
 from deeper_layers.command import main
@@ -148,6 +150,15 @@ def test_the_help_says_how_it_ends():
 
 
 # ---- papermill -------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_is_killed_does_not_end_a_report(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", killed)
+    run = vars(importlib.import_module("deeper_layers.command.report"))["_run"]
+    assert run(tmp_path / "x.ipynb", tmp_path / "y.ipynb", {}).startswith("its process was killed")
 
 
 @pytest.fixture

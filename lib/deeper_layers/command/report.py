@@ -114,6 +114,7 @@ def _of(kind: type[Parameters], given: dict) -> dict:
 def _run(source: Path, out: Path, parameters: dict) -> str | None:
     """Run a notebook where the user stands; what went wrong in one line, or None."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     # a virtual environment's own kernel before one that the user once installed for another interpreter
@@ -128,6 +129,8 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             return str(error.evalue) if error.ename == InputError.__name__ else f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
     return None
 
 
