@@ -11,7 +11,7 @@ import papermill
 import pytest
 from click.testing import CliRunner
 
-from deeper_layers import evaluation
+from deeper_layers import evaluation, similarity
 from deeper_layers.command import main
 from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
 from deeper_layers.command.options import asking
@@ -247,6 +247,22 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
 
 
+def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
+    """The second begins and ends while the first one measures: both say the same, and leave one unit."""
+    words = ["distances", tiny_folder, *SMALL[:4], "--results", tmp_path, "--json"]
+    measure, ended = similarity.measure_distances, []
+
+    def meanwhile(*arguments, **options):
+        if not ended:
+            ended.append(None)
+            ended.append(typed(*words).stdout)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(similarity, "measure_distances", meanwhile)
+    assert json.loads(typed(*words).stdout) == json.loads(ended[1])
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(json.loads(ended[1])["unit"])]
+
+
 def documents(corpus, *, split=None, datasets=None, documents=20_000):
     return [f"The {split} document of number {i} speaks of {i * i} other things." * 4 for i in range(200)]
 
@@ -263,8 +279,8 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["plan", "none.gguf"], "none.gguf does not exist"),
         (["sweep", "embedded", "--sizes", "two"], "sizes is 'two': 'two' is no block size"),
         (["sweep", "embedded", "--sizes", "0-30"], "size is 30, expected 0 to 29 for a model of 30 layers"),
-        (["sweep", "embedded", "--tasks", " "], "tasks is empty"),
-        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None (all items)"),
+        (["sweep", "embedded", "--tasks", " "], "tasks is ' ', expected a text that is not empty"),
+        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None or a whole number from 1"),
         (["sweep", "embedded", "--rules", "best"], "rule is 'best', expected one of 'similarity', 'simple'"),
         (["sweep", "embedded", "--limit", "7", "--no-measure"], "not measured: capitals"),
         (["distances", "embedded", "--samples", "7", "--no-measure"], "not measured: the distances of"),
@@ -288,11 +304,12 @@ def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured for nothing"))
         message = said("distances", tiny_folder, *small)
-        assert f"can't write in {tmp_path / 'file' / tiny_folder.name} (" in message
+        assert f"{tmp_path / 'file'} is no folder: name another place" in message
     assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
-    assert "can't write in" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
+    assert "is no folder" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
     assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")
-    assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
+    assert "which is no folder" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
+    assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tiny_folder)
 
 
 @pytest.mark.parametrize(

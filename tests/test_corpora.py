@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import os
 import re
 import shutil
 
@@ -10,14 +11,16 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GPT2Config
 
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora, embedded, hub
-from deeper_layers.data.tokens import text_batches
+from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import sweep
+from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.results.places import AROUND as ROOT
 
@@ -195,6 +198,33 @@ def test_too_few_documents(tokenizer, documents):
         text_batches(tokenizer, documents, samples=usable + 1, length=9)
 
 
+def test_a_tokenizer_without_words_is_said_to_be_one(tmp_path, documents):
+    """What transformers opens for a folder that lacks the tokenizer's files, of most families."""
+    GPT2Config(n_layer=2).save_pretrained(tmp_path)
+    empty = AutoTokenizer.from_pretrained(tmp_path)
+    for make in (text_batches, sequences):
+        how = {"length": 9} | ({"samples": 4} if make is text_batches else {})
+        with pytest.raises(InputError, match="knows no words: its files, like tokenizer.json, are missing"):
+            make(empty, documents, **how)
+
+
+def test_a_model_without_its_tokenizer_measures_nothing(tiny_folder, tmp_path, monkeypatch):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
+    monkeypatch.setattr("deeper_layers.similarity.measure_distances", lambda *_, **__: pytest.fail("measured"))
+    parameters = Parameters(model=str(folder), samples=4, results=str(tmp_path / "results"))
+    with pytest.raises(InputError, match="tokenizer"):
+        distances_unit(parameters, parameters.source(), lambda: parameters.open(parameters.source()))
+
+
+def test_too_few_documents_are_found_before_the_model_is_opened(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("deeper_layers.data.texts", lambda *_, **__: ["a text"] * 3)
+    parameters = Parameters(model=str(tiny_folder), samples=4, results=str(tmp_path))
+    with pytest.raises(InputError, match="samples is 4, but the corpus has 3 documents: ask for fewer"):
+        distances_unit(parameters, parameters.source(), lambda: pytest.fail("opened"))
+
+
 # --- mirror ----------------------------------------------------------------------------------------------
 
 
@@ -233,6 +263,22 @@ def test_an_error_leaves_nothing_patched(offline, small_mirror):
         with hub.mirrored(str(small_mirror)), hub.reachable("it"):
             datasets.load_dataset("someone/else")
     assert datasets.load_dataset is load
+
+
+@pytest.mark.parametrize("spoil", ["pipe", "garbage", "no text", "empty", "folder"])
+def test_a_spoilt_mirror_is_one_line(spoil, offline, small_mirror):
+    """A pipe is found before it is read: nobody would write into it."""
+    path = small_mirror / "allenai" / "c4" / "en" / "validation.jsonl"
+    path.unlink()
+    if spoil == "pipe":
+        os.mkfifo(path)
+    elif spoil == "folder":
+        path.mkdir()
+    else:
+        path.write_text({"garbage": "\x00\xff{{", "no text": '{"url": "x"}', "empty": ""}[spoil])
+    with pytest.raises(InputError) as caught:
+        corpora.texts("c4", datasets=str(small_mirror))
+    assert "\n" not in str(caught.value) and ("a pipe or a device" if spoil == "pipe" else "c4") in str(caught.value)
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")

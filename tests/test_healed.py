@@ -103,7 +103,7 @@ def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
     for values, word in [
         ({"preset": "tiny"}, "preset is 'tiny'"),
         ({"text": "pile"}, "text is 'pile'"),
-        ({"loss_length": 1}, "loss_length 1"),
+        ({"loss_length": 1}, "loss_length is 1"),
         ({"rank": 0}, "rank is 0"),
     ]:
         with pytest.raises(InputError, match=word):

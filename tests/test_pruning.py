@@ -536,16 +536,16 @@ def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda: Cut(0, -1).check(4), "size is -1; expected 0 to 3 for a model of 4 layers"),
+        (lambda: Cut(0, -1), "size is -1; expected a whole number from 0 to 10000"),
         (lambda: Cut(0, 4).check(4), "size is 4; expected 0 to 3 for a model of 4 layers"),
-        (lambda: Cut(-1, 2).check(4), "start is -1 with size 2; expected a start from 0 to 2"),
+        (lambda: Cut(-1, 2), "start is -1; expected a whole number from 0 to 10000"),
         (lambda: Cut(3, 2).check(4), "start is 3 with size 2; expected a start from 0 to 2"),
-        (lambda: Cut(0, 0).check(0), "num_layers is 0; expected at least 1"),
+        (lambda: Cut(0, 0).check(0), "num_layers is 0; expected a whole number from 1 to 10000"),
         (lambda: Cut(3, 2).kept(4), "start is 3 with size 2; expected a start from 0 to 2"),
         (lambda: Cut(3, 2).describe(4), "start is 3 with size 2; expected a start from 0 to 2"),
         (lambda: Cut(3, 2).mergekit_yaml(4, "m"), "start is 3 with size 2; expected a start from 0 to 2"),
-        (lambda: Cut(1.5, 2), "start is 1.5; expected a whole number of layers"),
-        (lambda: Cut(1, "2"), "size is '2'; expected a whole number of layers"),
+        (lambda: Cut(1.5, 2), "start is 1.5; expected a whole number from 0"),
+        (lambda: Cut(1, "2"), "size is '2'; expected a whole number from 0"),
         (
             lambda: drop_layers(original("llama"), Cut(4, 3)),
             "start is 4 with size 3; expected a start from 0 to 3",
@@ -557,7 +557,7 @@ def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
         (lambda: simple_cut(4, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
         (lambda: simple_cut(4, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
         (lambda: simple_cut(4, 9), "size is 9; expected 0 to 3 for a model of 4 layers"),
-        (lambda: simple_cut(0, 0), "num_layers is 0; expected at least 1"),
+        (lambda: simple_cut(0, 0), "num_layers is 0; expected a whole number from 1 to 10000"),
         (lambda: similarity_cut(DISTANCES, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
         (lambda: similarity_cut(DISTANCES, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
         (lambda: similarity_cut(DISTANCES[:3], 1), "distances has shape (3, 4); expected (L, L)"),
@@ -566,7 +566,7 @@ def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
             lambda: similarity_cut(np.full((4, 4), NAN), 2),
             "distances holds nan for size 2 at start 0; expected",
         ),
-        (lambda: similarity_cut(np.full((0, 0), NAN), 0), "num_layers is 0; expected at least 1"),
+        (lambda: similarity_cut(np.full((0, 0), NAN), 0), "num_layers is 0; expected a whole number from 1 to 10000"),
     ],
 )
 def test_messages_name_value_and_expectation_on_one_line(wrong, message, unchecked):

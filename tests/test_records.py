@@ -67,7 +67,7 @@ def test_every_record_of_this_repository_is_readable():
 
 def test_the_defaults_of_a_notebook_are_the_record_that_is_there(tmp_path):
     """Running a notebook of the story again adds no page."""
-    parameters = SimilarityParameters(results=str(tmp_path))
+    parameters = SimilarityParameters.from_names({"results": str(tmp_path)})
     parameters.record(parameters.source())
     (record,) = all_records(tmp_path)
     published = [other for other in all_records() if other.model == record.model]

@@ -5,9 +5,9 @@ Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
-import operator
 from dataclasses import dataclass
 
+from deeper_layers.checks import LAYERS, shown, whole_number
 from deeper_layers.errors import InputError
 
 
@@ -20,7 +20,7 @@ class Cut:
         size: number of dropped layers, n in the paper; 0 is the whole model.
 
     Raises:
-        InputError: start or size is not a whole number.
+        InputError: start or size is not a whole number of layers.
 
     Example:
         >>> from deeper_layers import Cut
@@ -36,15 +36,8 @@ class Cut:
 
     def __post_init__(self):
         for name in ("start", "size"):
-            value = getattr(self, name)
-            try:
-                # a plain integer also where an integer of numpy or torch comes in
-                object.__setattr__(self, name, operator.index(value))
-            except TypeError:
-                raise InputError(
-                    f"{name} is {value!r}; expected a whole number of layers; write Cut(start=8, size=3) to "
-                    "drop layers 8, 9 and 10"
-                ) from None
+            value = whole_number(name, getattr(self, name), 0, LAYERS, "Cut(start=8, size=3) drops layers 8, 9 and 10")
+            object.__setattr__(self, name, value)
         if self.size == 0:
             object.__setattr__(self, "start", 0)
 
@@ -57,7 +50,7 @@ class Cut:
         """Accept the cut for a model of `num_layers` layers.
 
         Raises:
-            InputError: the cut has a negative size or start, leaves no layer, or reaches past the last layer.
+            InputError: the cut leaves no layer, or reaches past the last layer.
         """
         check_num_layers(num_layers)
         if not 0 <= self.size < num_layers:
@@ -134,14 +127,19 @@ def simple_cut(num_layers: int, size: int) -> Cut:
 
 
 def check_num_layers(num_layers: int) -> None:
-    if num_layers < 1:
-        raise InputError(f"num_layers is {num_layers}; expected at least 1; pass the depth of the whole model")
+    whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
 
 
 def check_size(size: int, num_layers: int) -> None:
     check_num_layers(num_layers)
-    if not 0 <= size <= num_layers - 1:
+    if size not in range(num_layers):
         raise InputError(
-            f"size is {size}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the last "
+            f"size is {shown(size)}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the last "
             "layer is never dropped; choose a size in that range"
         )
+
+
+def check_cut(cut: object) -> None:
+    """Raise InputError for what is no Cut."""
+    if not isinstance(cut, Cut):
+        raise InputError(f"cut is {shown(cut)}; expected a Cut; write Cut(start=8, size=3) to drop layers 8, 9 and 10")

@@ -1,5 +1,7 @@
 """The one exception for everything a user can get wrong."""
 
+LONGEST = 2000  # characters of a message
+
 
 class InputError(ValueError):
     """A value that the user gave, or a model or file that the user named, cannot be used.
@@ -16,12 +18,18 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str):
-        # messages of other libraries, quoted in ours, may hold line breaks
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
     def _render_traceback_(self) -> list[str]:
         """The lines that a notebook prints for this error: the message alone, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+def one_line(message: str) -> str:
+    """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
+    one. Messages quote names, values, and what other libraries say."""
+    words = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in " ".join(message.split()))
+    return words if len(words) <= LONGEST else f"{words[: LONGEST * 2 // 3]} ... {words[-LONGEST // 4 :]}"
 
 
 def first_line(error: Exception) -> str:

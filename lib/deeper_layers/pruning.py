@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.per_layer import renumber_configs
@@ -52,6 +52,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             f"the model is a {type(model).__name__}; expected a transformers PreTrainedModel; unwrap it "
             "first (adapters: model.merge_and_unload())"
         )
+    check_cut(cut)
     kept = cut.kept(num_layers(model))
     layers = decoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."

@@ -9,12 +9,13 @@ read at the layers themselves; and the arccos of a cosine near 1 vanishes in hal
 computed in float64 from residuals as the model made them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
+from deeper_layers.checks import shown
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 
@@ -87,7 +88,7 @@ def measure_distances(
         0..L-1; nan where l + n > L. Memory does not grow with the number of sequences.
 
     Raises:
-        InputError: there is no sequence, or one that is all padding.
+        InputError: there is no sequence, or one that is all padding; a batch that is no such one.
     """
     layers = len(decoder_layers(model))
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
@@ -95,7 +96,7 @@ def measure_distances(
     device = model.get_input_embeddings().weight.device  # ty: ignore[not-callable]
     with torch.inference_mode(), LastTokenResiduals(model) as recorder:
         for batch in progress(batches) if progress else batches:
-            ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+            ids, mask = (tensor.to(device) for tensor in _checked(batch))
             if (mask.sum(dim=1) == 0).any():
                 raise InputError("a sequence is all padding: it has no last token")
             recorder.start(mask)
@@ -142,6 +143,19 @@ def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.
         4
     """
     return measure_distances(model, batches)[0]
+
+
+def _checked(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens and mask of a batch. Raises InputError for what is none."""
+    names = ("input_ids", "attention_mask")
+    found = [batch.get(name) for name in names] if isinstance(batch, Mapping) else []
+    whole = [one for one in found if isinstance(one, torch.Tensor) and one.ndim == 2 and not one.is_floating_point()]
+    if len(whole) != 2 or whole[0].shape != whole[1].shape:
+        raise InputError(
+            f"a batch is {shown(batch)}; expected whole numbers of one shape [B, T] under {' and '.join(names)}; "
+            "tokenize with padding=True, return_tensors='pt'"
+        )
+    return whole[0], whole[1]
 
 
 def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:

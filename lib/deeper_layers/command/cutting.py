@@ -5,6 +5,7 @@ from collections.abc import Callable
 import click
 import numpy as np
 
+from deeper_layers.checks import LAYERS, whole_number
 from deeper_layers.cuts import Cut, check_size
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
@@ -46,8 +47,11 @@ def chosen_cut(
     return cut
 
 
-def check_one_way(start: int | None) -> None:
-    """Refuse --start beside a --rule that was typed."""
+def check_typed(drop: int | None, start: int | None) -> None:
+    """Refuse what no model could make right: numbers of no layers, and --start beside a --rule that was typed."""
+    for name, number in (("--drop", drop), ("--start", start)):
+        if number is not None:
+            whole_number(name, number, 0, LAYERS, "choose a number of layers")
     context = click.get_current_context()
     if start is not None and context.get_parameter_source("rule") is not click.core.ParameterSource.DEFAULT:
         raise click.UsageError("--start names the place, and --rule chooses it: give one of them")

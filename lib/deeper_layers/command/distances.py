@@ -1,7 +1,6 @@
 """`deeper-layers distances`: which blocks of layers turn the residual least."""
 
 import functools
-from typing import ClassVar
 
 import click
 
@@ -10,14 +9,8 @@ from deeper_layers.command.options import asking
 from deeper_layers.experiments.parameters import Parameters
 
 
-class DistancesAsked(Parameters):
-    """What is typed; the book makes no page of it."""
-
-    notebook: ClassVar[str] = ""
-
-
 @click.command
-@asking(DistancesAsked)
+@asking(Parameters)
 @answering
 def distances(given: dict) -> Answer:
     """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
@@ -31,7 +24,7 @@ def distances(given: dict) -> Answer:
     from deeper_layers.experiments.distances import distances_unit
     from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
-    parameters = DistancesAsked(**given)
+    parameters = Parameters(**given)
     source = parameters.source()
     unit = distances_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
     matrix, layers = distance_matrix(unit.rows), source.num_layers

@@ -1,12 +1,17 @@
-"""The list of subcommands, each imported when it is asked for, and what becomes of a user's mistake or Ctrl-C."""
+"""The list of subcommands, each imported when it is asked for, and what becomes of mistakes, faults and Ctrl-C."""
 
+import errno
 import importlib
+import warnings
 
 import click
 
-from deeper_layers.errors import InputError
+from deeper_layers import faults
+from deeper_layers.errors import InputError, first_line, one_line
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_MEMORY = "can't allocate memory"
 # each is the function of its name in the file of its name; imported to run it, but not to list it
 SUBCOMMANDS = {
     "plan": "What a run will cost; nothing is loaded.",
@@ -22,7 +27,13 @@ class Mistake(click.ClickException):
     """One line on stderr, exit status 1."""
 
     def show(self, file=None) -> None:
-        click.echo(f"error: {self.message}", file=file, err=True)
+        click.echo(f"error: {one_line(self.message)}", file=file, err=True)
+
+
+class Fault(Mistake):
+    """A fault of ours: one line too, and another exit status."""
+
+    exit_code = 70  # EX_SOFTWARE of sysexits.h
 
 
 class Subcommands(click.Group):
@@ -46,17 +57,46 @@ class Subcommands(click.Group):
         return items + click.Command.shell_complete(self, context, incomplete)
 
     def invoke(self, context: click.Context):
-        try:
-            return super().invoke(context)
-        except InputError as error:
-            raise Mistake(str(error)) from None
-        except OSError as error:
-            if error.filename is None:  # no place of the user's: a fault, to be seen whole
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return super().invoke(context)
+            except KeyboardInterrupt:
+                click.echo("\ninterrupted: the same command goes on where it stopped", err=True)
+                context.exit(INTERRUPTED)
+            except click.ClickException as error:
+                error.message = one_line(error.message)  # it quotes what was typed
                 raise
-            raise Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place") from None
-        except KeyboardInterrupt:
-            click.echo("\ninterrupted: the same command goes on where it stopped", err=True)
-            context.exit(INTERRUPTED)
+            except (click.exceptions.Exit, click.Abort, BrokenPipeError):
+                raise  # the last: who reads our output has read enough
+            except Exception as error:
+                if faults.is_shown():
+                    raise
+                raise _told(error) from None
+
+
+def _told(error: Exception) -> "Mistake":
+    """One line for whatever went wrong."""
+    if isinstance(error, InputError):
+        return Mistake(str(error))
+    if isinstance(error, OSError) and error.filename is not None:
+        return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
+    if isinstance(error, FileNotFoundError):  # without a name: the working directory
+        return Mistake("the folder that you stand in is gone: go to one that is there")
+    if isinstance(error, OSError) and error.errno in FULL:
+        return Mistake(f"can't write any more ({error.strerror}): make room, the same command goes on where it stopped")
+    # torch has its own on an accelerator, and none on a processor
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
+        return Mistake(
+            f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
+            "--quantization nf4; the same command goes on where it stopped"
+        )
+    return Fault(faults.in_one_line(error))
+
+
+def _warn(message, category, *_) -> None:
+    """A warning as one line, without the line of code that gave it."""
+    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 @click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +111,10 @@ def main() -> None:
 
     What is measured is kept in results/: the same command again is instant, and an interrupted one goes on where
     it stopped. A table goes to stdout, or JSON with --json; progress to stderr.
+
+    Exit status: 0 done; 1 a value, file or model can't be used, which one line on stderr says; 2 a command that is not
+    written right; 70 a fault of this software, whose traceback is in a file that one line names
+    (DEEPER_LAYERS_TRACEBACK=1 shows it); 130 interrupted.
 
     \b
     Completion of commands and options, in bash (or zsh_source, fish_source):

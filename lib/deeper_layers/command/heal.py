@@ -1,26 +1,21 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
 import functools
-from typing import ClassVar
 
 import click
 
+from deeper_layers import results
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.cutting import check_one_way, chosen_cut, cut_options
+from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import asking
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
-
-
-class HealAsked(HealingParameters):
-    """What is typed; the book makes no page of it."""
-
-    notebook: ClassVar[str] = ""
+from deeper_layers.package_index import cache_folder
 
 
 @click.command
 @cut_options(required=True)
-@asking(HealAsked, but=("sizes", "rules"))
+@asking(HealingParameters, but=("sizes", "rules"))
 @answering
 def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
@@ -34,8 +29,10 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     """
     from deeper_layers.experiments.healings import adapter_folder, healing_unit
 
-    check_one_way(start)
-    parameters = HealAsked(**given)
+    check_typed(drop, start)
+    parameters = HealingParameters(**given)
+    if parameters.measure:  # where the adapters are kept
+        results.check_writable(cache_folder())
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))

@@ -4,6 +4,7 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -24,6 +25,13 @@ class OrNone(click.ParamType):
         if value is None or str(value).lower() == "none":
             return None
         return self.kind.convert(value, parameter, context)
+
+
+class Place(click.Path):
+    """A path, completed as one, of which nothing is looked at yet."""
+
+    def convert(self, value, parameter, context):
+        return Path(value) if str(value).strip() else self.fail("it is empty, expected a path", parameter, context)
 
 
 def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = True) -> Callable:

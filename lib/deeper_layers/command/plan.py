@@ -7,9 +7,9 @@ import click
 from deeper_layers import data, models, results
 from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import asking
-from deeper_layers.command.sweep import SweepAsked
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -17,7 +17,7 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @click.command
-@asking(SweepAsked, but=("measure",))
+@asking(QuestionAnsweringParameters, but=("measure",))
 @answering
 def plan(given: dict) -> Answer:
     """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
@@ -29,11 +29,11 @@ def plan(given: dict) -> Answer:
     deeper-layers plan embedded
     deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
     """
-    content = planned(SweepAsked(**given))
+    content = planned(QuestionAnsweringParameters(**given))
     return Answer(in_words(content), content)
 
 
-def planned(parameters: SweepAsked) -> dict:
+def planned(parameters: QuestionAnsweringParameters) -> dict:
     """What is known of a sweep before it runs; null is what is not.
 
     A layer-step is one layer run on one token; [least, most] where the cuts of the similarity rule are not known yet.
@@ -105,7 +105,7 @@ def _sizes_in_words(content: dict) -> str:
     return table(lines)
 
 
-def _source(parameters: SweepAsked) -> Source:
+def _source(parameters: QuestionAnsweringParameters) -> Source:
     """The model; its weights are read for their hash only where results hold something of its name."""
     folder = parameters.results_folder / results.slug(models.model_name(parameters.model))
     return models.find_model(
@@ -114,7 +114,7 @@ def _source(parameters: SweepAsked) -> Source:
     )  # fmt: skip
 
 
-def _distances(parameters: SweepAsked, source: Source) -> Unit | None:
+def _distances(parameters: QuestionAnsweringParameters, source: Source) -> Unit | None:
     from deeper_layers.experiments.distances import distances_unit
 
     try:
@@ -123,7 +123,7 @@ def _distances(parameters: SweepAsked, source: Source) -> Unit | None:
         return None
 
 
-def _task(task: str, parameters: SweepAsked, source: Source, distances: Unit | None) -> dict:
+def _task(task: str, parameters: QuestionAnsweringParameters, source: Source, distances: Unit | None) -> dict:
     """What a task costs: where results hold it, what it took; else its requests, if they can be known."""
     sizes, rules = parameters.size_list(source.num_layers, task), parameters.rule_list
     cuts = _cuts(rules, sizes, source.num_layers, distances)
@@ -155,7 +155,7 @@ def _cuts(rules: list[str], sizes: list[int], layers: int, distances: Unit | Non
     }
 
 
-def _requests(task: str, cuts: dict, sizes: list[int], parameters: SweepAsked, source: Source) -> dict:
+def _requests(task: str, cuts: dict, sizes: list[int], parameters: QuestionAnsweringParameters, source: Source) -> dict:
     """What lm-eval asks, tokenized, and the layer-steps of its answers by log-likelihood."""
     from deeper_layers.evaluation import harness
     from deeper_layers.family.planning import plan_pieces, tokens_of

@@ -5,39 +5,38 @@ written. Copying opens no model: what does is imported where distances are measu
 """
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 import click
 
+from deeper_layers import checkpoints, checks, data, models, results
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_one_way, chosen_cut, cut_options
-from deeper_layers.command.heal import HealAsked
-from deeper_layers.command.options import asking
+from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
+from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.common_parameters import check_one_of
+from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.package_index import cache_folder
 
-HEALING = HealAsked.model_fields
+if TYPE_CHECKING:  # torch
+    from deeper_layers.checkpoints.adapter_files import Adapter
 
-
-class PruneAsked(Parameters):
-    """What is typed; the book makes no page of it."""
-
-    notebook: ClassVar[str] = ""
+ADAPTER = "give one of adapters, as `deeper-layers heal` writes it"
+HEALING = HealingParameters.model_fields
 
 
 @click.command
 @cut_options(required=False, more="; with --adapter by default its own")
-@click.option("--adapter", type=click.Path(path_type=Path), help="folder of adapters trained after this cut: they are "
+@click.option("--adapter", type=Place(), help="folder of adapters trained after this cut: they are "
               "added to the weights")  # fmt: skip
 @click.option("--heal", metavar="PRESET", help="train such adapters first, and keep them: "
               + str(HEALING["preset"].description))  # fmt: skip
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
 @click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: f32, f16 or q8_0")
-@asking(PruneAsked)
-@click.argument("out", type=click.Path(path_type=Path))
+@asking(Parameters)
+@click.argument("out", type=Place())
 @answering
 def prune(
     given: dict, out: Path, drop: int | None, start: int | None, rule: str, adapter: Path | None, heal: str | None,
@@ -53,16 +52,17 @@ def prune(
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
     deeper-layers prune model.gguf pruned.gguf --drop 8
     """
-    from deeper_layers import checkpoints, models, results
-
-    check_one_way(start)
+    check_typed(drop, start)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
-    checkpoints.check_new(out)
-    results.check_writable(out.absolute().parent)
     to_gguf = out.suffix == ".gguf"
-    _check_type(kind, out)
-    recorded = _cut_of(adapter, start) if drop is None else None
+    parameters = _parameters(given, heal, text, to_gguf)
+    out = _checked_out(out, kind)
+    if heal:  # where the adapters are kept
+        results.check_writable(cache_folder())
+    added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
+    recorded = _cut_of(added, start) if drop is None else None
+    # so far nothing of the model was read
     model, revision = given["model"], given.get("revision")
     if to_gguf:
         source = models.find_model(model, revision=revision)
@@ -71,24 +71,25 @@ def prune(
     else:
         folder = models.checkpoint_folder(model, revision)
         layers, name = checkpoints.number_of_layers(folder), models.model_name(model)
-    measured = _measured(given, heal, text, to_gguf)
+    found = functools.cache(parameters.source)
+    opened = functools.cache(lambda: parameters.open(found()))
     if heal:
-        measured()  # a mistake is found before anything is measured
-    cut = recorded or chosen_cut(drop, start, rule, layers, measured)
+        found()  # a mistake is found before anything is measured
+    results.check_writable(out.absolute().parent)
+    cut = recorded or chosen_cut(drop, start, rule, layers, lambda: (parameters, found(), opened))
     cut.check(layers)
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
 
-        parameters, opened_source, opened = measured()
-        adapter = adapter_folder(cut, parameters.config(), parameters, opened_source, opened)
+        adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
     if to_gguf:
         written = checkpoints.slice_gguf(source, cut, out, adapter=adapter, type=kind)
     else:
-        found, card = results.results_folder(given.get("results")), ""
+        measured, card = parameters.results_folder, ""
         # only where something of this name was measured is it worth reading all weights for their hash
-        if any(unit.key["model"]["name"] == name for unit in results.all_units(found, model=name)):
+        if any(unit.key["model"]["name"] == name for unit in results.all_units(measured, model=name)):
             added = None if adapter is None else checkpoints.read_adapter(adapter)
-            card = checkpoints.measured_card(models.model_key(model, folder), cut, found, added)
+            card = checkpoints.measured_card(models.model_key(model, folder), cut, measured, added)
         written = checkpoints.slice_checkpoint(model, cut, out, revision=revision, card=card, adapter=adapter)
     lines = [f"{name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []), str(written)]
     content = {
@@ -98,43 +99,35 @@ def prune(
     return Answer("\n".join(lines), content)
 
 
-def _check_type(kind: str | None, out: Path) -> None:
-    """Refuse a type before anything is measured."""
-    from deeper_layers import checkpoints
+def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Parameters:
+    """What measures distances, and heals where a preset is named."""
+    check_one_of("text", text, data.CORPORA)
+    if preset is None:
+        return Parameters(**given)
+    # rounded already, a GGUF file heals on the weights that its adapters are added to
+    how = {"preset": preset, "text": text} | ({"quantization": None} if to_gguf else {})
+    return HealingParameters(**given | how)
 
-    if kind and out.suffix != ".gguf":
+
+def _checked_out(out: Path, kind: str | None) -> Path:
+    """Where to write. Raises InputError where that can't be, and for a type that is none."""
+    if kind is not None and out.suffix != ".gguf":
         raise InputError(f"out is {str(out)!r}: --type is for an out that ends in .gguf")
-    if kind and kind not in checkpoints.TYPES:
+    out = checks.place("out", out)
+    checks.new_folder("the folder of out", out.parent, writable=True)
+    if kind is not None and kind not in checkpoints.TYPES:
         raise InputError(f"type is {kind!r}, expected one of {', '.join(checkpoints.TYPES)}: llama-quantize makes more")
+    checkpoints.check_new(out)
+    return out
 
 
-def _cut_of(adapter: Path | None, start: int | None) -> Cut:
+def _cut_of(adapter: "Adapter | None", start: int | None) -> Cut:
     """The cut that adapters were trained for."""
-    from deeper_layers import checkpoints
-
-    recorded = checkpoints.read_adapter(adapter).cut if adapter else None
-    if recorded is None:
+    if adapter is None or adapter.cut is None:
         raise InputError(
             "--drop is missing: give the number of layers to drop; it may be left out only with --adapter and a "
             "folder that records its cut"
         )
     if start is not None:
         raise InputError(f"--start is {start} without --drop: give both, or none with --adapter")
-    return recorded
-
-
-def _measured(given: dict, preset: str | None, text: str, to_gguf: bool) -> Callable:
-    """What measures distances and heals: parameters, source and what opens the model, made when asked for."""
-
-    @functools.cache
-    def measured():
-        if preset is None:
-            parameters = PruneAsked(**given)
-        else:
-            # rounded already, a GGUF file heals on the weights that its adapters are added to
-            how = {"preset": preset, "text": text} | ({"quantization": None} if to_gguf else {})
-            parameters = HealAsked(**given | how)
-        source = parameters.source()
-        return parameters, source, functools.cache(lambda: parameters.open(source))
-
-    return measured
+    return adapter.cut

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import click
 
-from deeper_layers import models, results
+from deeper_layers import checks, models, results
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned
-from deeper_layers.command.sweep import SweepAsked
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
 
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
@@ -26,7 +25,7 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.command
 @asking(HealingParameters, but=("measure",), defaults=False)
 @click.option("--notebooks", default="all", show_default=True, help='which: like "01, 02"')
-@click.option("--out", type=click.Path(path_type=Path), help="folder of the notebooks with their figures  [default: "
+@click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
@@ -47,10 +46,10 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     asked = {notebook: _of(kind, given) for notebook, kind in kinds.items()}
     for notebook, kind in kinds.items():
         kind(**asked[notebook])  # a mistake is found before anything runs
-    print(in_words(planned(SweepAsked(**_of(SweepAsked, given)))), flush=True)
     name = models.model_name(given["model"])
-    out = out or Path("report") / results.slug(name)
-    out.mkdir(parents=True, exist_ok=True)
+    out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
+    print(in_words(planned(QuestionAnsweringParameters(**_of(QuestionAnsweringParameters, given)))), flush=True)
+    results.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):
         start = time.monotonic()
@@ -115,6 +114,7 @@ def _of(kind: type[Parameters], given: dict) -> dict:
 def _run(source: Path, out: Path, parameters: dict) -> str | None:
     """Run a notebook where the user stands; what went wrong in one line, or None."""
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from traitlets.config import Config
 
     # a virtual environment's own kernel before one that the user once installed for another interpreter
@@ -129,6 +129,8 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
             return str(error.evalue) if error.ename == InputError.__name__ else f"{error.ename}: {error.evalue}"
+        except DeadKernelError:
+            return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
     return None
 
 

@@ -1,7 +1,6 @@
 """`deeper-layers sweep`: every pruned model of a family on some tasks."""
 
 import functools
-from typing import ClassVar
 
 import click
 import pandas as pd
@@ -16,14 +15,8 @@ from deeper_layers.results.units import Unit
 LEVELS = {"chance": "chance", "majority": "the commonest answer"}
 
 
-class SweepAsked(QuestionAnsweringParameters):
-    """What is typed; the book makes no page of it."""
-
-    notebook: ClassVar[str] = ""
-
-
 @click.command
-@asking(SweepAsked)
+@asking(QuestionAnsweringParameters)
 @answering
 def sweep(given: dict) -> Answer:
     """Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
@@ -36,7 +29,7 @@ def sweep(given: dict) -> Answer:
     """
     from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit
 
-    parameters = SweepAsked(**given)
+    parameters = QuestionAnsweringParameters(**given)
     source = parameters.source()
     opened = functools.cache(lambda: parameters.open(source))
     cuts = cuts_of_tasks(parameters, source, opened)

@@ -1,4 +1,5 @@
 from .corpora import CORPORA as CORPORA
+from .corpora import DOCUMENTS as DOCUMENTS
 from .corpora import text_fingerprint as text_fingerprint
 from .corpora import texts as texts
 from .embedded import TASKS as TASKS
@@ -8,5 +9,6 @@ from .hub import is_at_hand as is_at_hand
 from .hub import mirror as mirror
 from .hub import mirrored as mirrored
 from .hub import reachable as reachable
+from .tokens import check_tokenizer as check_tokenizer
 from .tokens import sequences as sequences
 from .tokens import text_batches as text_batches

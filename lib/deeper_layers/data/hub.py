@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
+from deeper_layers import checks
 from deeper_layers.data.embedded import embedded_tasks
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, first_line
 
 
 def mirror(datasets: str | None) -> Path | None:
@@ -20,10 +21,7 @@ def mirror(datasets: str | None) -> Path | None:
     named = datasets or os.environ.get("DATASETS_MIRROR")
     if not named:
         return None
-    folder = Path(named).expanduser()
-    if not folder.is_dir():
-        raise InputError(f"datasets is {named!r}, which is no folder: give one laid out as the hub is")
-    return folder
+    return checks.folder("datasets", named, "give one laid out as the hub is")
 
 
 @contextlib.contextmanager
@@ -56,11 +54,13 @@ def is_at_hand(name: str, datasets: str | None) -> bool:
 
 
 def _stamp(folder: Path) -> str:
-    """Changes with the folder's place, and with every file in it."""
-    digest = hashlib.sha256(str(folder.resolve()).encode())
+    """Changes with the folder's place, and with every file in it. Raises InputError where one is a pipe or a device."""
+    digest = hashlib.sha256(os.fsencode(folder.resolve()))
     for path in sorted(folder.rglob("*")):
-        state = path.stat()
-        digest.update(f"\0{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}".encode())
+        state = checks.place("a file of datasets", path).stat()
+        digest.update(
+            f"\0{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()[:16]
 
 
@@ -69,10 +69,10 @@ def reachable(what: str) -> Iterator[None]:
     """While it lasts, what a data set's reader raises becomes one line that says what to do."""
     try:
         yield
-    except InputError:
+    except (InputError, MemoryError):
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # readers of data sets have no common base class for what they raise
         raise InputError(
-            f"can't read the data of {what} ({str(error).splitlines()[0]}): connect to the hub, or name a "
-            "mirror with datasets= or DATASETS_MIRROR"
+            f"can't read the data of {what} ({first_line(error)}): connect to the hub, or name a mirror that has them "
+            "whole with datasets= or DATASETS_MIRROR"
         ) from error

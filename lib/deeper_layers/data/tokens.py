@@ -5,7 +5,19 @@ import random
 
 import torch
 
+from deeper_layers import checks
 from deeper_layers.errors import InputError
+
+WORDS = "The quick brown fox jumps over the lazy dog, and then back again."
+
+
+def check_tokenizer(tokenizer) -> None:
+    """Raise InputError where every word is unknown: a folder without its tokenizer's files opens, with no words."""
+    if not set(tokenizer(WORDS)["input_ids"]) - set(tokenizer.all_special_ids):
+        raise InputError(
+            f"the tokenizer ({type(tokenizer).__name__}) knows no words: its files, like tokenizer.json, are "
+            "missing from the model's folder; copy them there from where the model comes from"
+        )
 
 
 def text_batches(
@@ -15,8 +27,13 @@ def text_batches(
 
     Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, filled up to
     `batch_tokens` and sorted by length, so that padding is rare. Documents of one token are passed over.
-    Raises InputError where there are too few documents.
+    Raises InputError where there are too few documents, or the tokenizer knows no words.
     """
+    checks.whole_number("samples", samples, 1, checks.MANY)
+    checks.whole_number("length", length, 2, checks.TOKENS)
+    checks.whole_number("seed", seed, 0, checks.SEED)
+    checks.whole_number("batch_tokens", batch_tokens, 1, checks.MANY)
+    check_tokenizer(tokenizer)
     order = random.Random(seed).sample(range(len(documents)), len(documents))
     sequences: list[list[int]] = []
     for index in order:
@@ -51,7 +68,12 @@ def sequences(
     the end is dropped. Every sequence begins with what the tokenizer puts before a text: a model that was trained
     with it is lost without it. Otherwise each is a sequence of its own, cut after `length` tokens. As many
     documents are read as give `tokens`, or all.
+
+    Raises InputError for an impossible length or seed, and where the tokenizer knows no words.
     """
+    checks.whole_number("length", length, 2, checks.TOKENS)
+    checks.whole_number("seed", seed, 0, checks.SEED)
+    check_tokenizer(tokenizer)
     order = random.Random(seed).sample(range(len(documents)), len(documents))
     found: list[torch.Tensor] = []
     rest: list[int] = []

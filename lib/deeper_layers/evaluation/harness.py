@@ -14,7 +14,7 @@ import json
 import logging
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
 from deeper_layers.results.units import pack
@@ -57,12 +58,17 @@ def load_tasks(
     """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
 
     `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
-    Raises InputError for a name that is not known, or data that can't be reached.
+    Raises InputError for a name that is not known, a task that is scored in some other way or runs code that the model
+    writes, or data that can't be reached.
     """
     manager = check_names(names)
+    if num_fewshot is not None:
+        checks.whole_number("num_fewshot", num_fewshot, 0, checks.SHOTS)
+    checks.whole_number("fewshot_order", fewshot_order, 0, checks.SEED)
     with _quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
         loaded = manager.load(list(names))
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
+        _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
         configured = task.get_config("num_fewshot")
         # a task that fixes 0 keeps it, as in lm-eval's own evaluation
         if num_fewshot is not None and configured != 0:
@@ -84,10 +90,12 @@ def _shuffled(sample: Callable, seed: int, *arguments, **named) -> list:
 
 
 def check_names(names: list[str]) -> TaskManager:
-    """lm-eval's register of tasks, ours among them; InputError when a name is in neither.
+    """lm-eval's register of tasks, ours among them; InputError when a name is in neither, or of a kind not scored here.
 
-    The register is only read (some seconds) where a name is not one of ours.
+    The register is only read (some seconds) where a name is not one of ours. No data are read.
     """
+    if isinstance(names, str) or not names or not all(isinstance(name, str) and name for name in names):
+        raise InputError(f"tasks is {checks.shown(names)}, expected a list of names like ['capitals']: give some")
     if set(names) <= set(embedded.embedded_tasks()):
         return TaskManager(include_path=str(embedded.TASKS), include_defaults=False)
     manager = _all_tasks()
@@ -97,7 +105,39 @@ def check_names(names: list[str]) -> TaskManager:
             f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
             f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
         )
+    for name, settings in _leaves(names, manager).items():
+        _check_kind(name, settings.get("output_type", GENERATED), settings.get("unsafe_code", False))
     return manager
+
+
+def _leaves(names: Iterable[str], manager: TaskManager) -> dict[str, dict]:
+    """The settings of single tasks, from their definitions: those named, and all in the groups and tags named.
+
+    A task that lm-eval writes in Python has none there: it is looked at when it is loaded.
+    """
+    found, left = {}, list(names)
+    while left:
+        entry = manager.task_index.get(left.pop())
+        if entry is None or entry.name in found:
+            continue
+        settings = entry.cfg or {}
+        parts = [*entry.tags] if entry.kind.name == "TAG" else settings.get("task", [])
+        found[entry.name] = settings if entry.kind.name == "TASK" else {"output_type": SCORED[0]}
+        if entry.kind.name in ("TAG", "GROUP"):
+            left += [part if isinstance(part, str) else str(part.get("task") or part.get("group")) for part in parts]
+    return found
+
+
+def _check_kind(name: str, output_type: str | None, unsafe_code: bool) -> None:
+    """Raise InputError for a task that can't be scored here."""
+    if output_type not in (*SCORED, GENERATED):
+        raise InputError(
+            f"task {name!r} is of type {output_type}, expected {', '.join(SCORED)} or {GENERATED}: choose another task"
+        )
+    if unsafe_code:
+        raise InputError(
+            f"task {name!r} runs code that the model writes, which is never done here: choose another task"
+        )
 
 
 def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
@@ -111,11 +151,7 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
     generations: list[Instance] = []
     with _quiet():
         for name, task in loaded["tasks"].items():
-            if task.OUTPUT_TYPE not in (*SCORED, GENERATED):
-                raise InputError(
-                    f"task {name!r} is of type {task.OUTPUT_TYPE}, expected {', '.join(SCORED)} or {GENERATED}: "
-                    "choose another task"
-                )
+            _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
             task.build_all_requests(limit=limit, rank=0, world_size=1)
             if task.OUTPUT_TYPE == GENERATED:
                 generations += task.instances
@@ -144,8 +180,8 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
 
 def check_limit(limit: int | None) -> None:
     """Raise InputError unless the limit is None or a whole number from 1."""
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise InputError(f"limit is {limit!r}, expected None (all items) or a whole number of items from 1")
+    if limit is not None and (type(limit) is not int or not 1 <= limit <= checks.MANY):
+        raise InputError(f"limit is {checks.shown(limit)}, expected None (all items) or a whole number of items from 1")
 
 
 def score(

@@ -26,10 +26,12 @@ def text_loss(
     Every token but the first of a sequence is foretold from those before it. Returns a row for each cut, with
     columns metric ("loss"), start, size, value, stderr (over sequences) and items (sequences); and the loss of
     each sequence, by cut "start,size".
-    Raises InputError where there is no sequence, or a cut does not fit the model.
+    Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
     """
-    if not sequences:
-        raise InputError("there is no sequence to measure the loss on: give more text, or shorter sequences")
+    if not cuts:
+        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
+    if not sequences or min(map(len, sequences)) < 2:
+        raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
     tokens = [sequence.tolist() for sequence in sequences]
     logprobs, _ = loglikelihoods(
         model, [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], cuts,

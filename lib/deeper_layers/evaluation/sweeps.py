@@ -16,7 +16,9 @@ import torch
 from jaxtyping import Bool, Float64
 from tqdm import tqdm
 
-from deeper_layers.cuts import Cut
+from deeper_layers.checks import whole_number
+from deeper_layers.cuts import Cut, check_cut
+from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.family.generation import generate
 from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
@@ -63,7 +65,8 @@ def sweep(
         guessing by chance and by the commonest answer, a task).
 
     Raises:
-        InputError: unknown tasks, cuts that don't fit the model, a limit below 1.
+        InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit
+            below 1.
 
     Example:
         >>> from deeper_layers import Cut, load_model, simple_cut, sweep
@@ -134,7 +137,10 @@ def plan(
 
 def _requests(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> harness.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
+    if not cuts:
+        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
     for cut in cuts:
+        check_cut(cut)
         cut.check(num_layers(model))
     harness.check_limit(limit)
     loaded = harness.load_tasks(tasks, datasets=datasets, **of_prompts)
@@ -192,6 +198,8 @@ def plan_requests(
     memory: int = MEMORY,
 ) -> Plan:
     """How these requests would be run for a family, and what that costs: the rate is tried on one small batch."""
+    whole_number("batch_tokens", batch_tokens, 1, 2**31)
+    whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
     model = family.whole.model
     pieces = plan_pieces(
         contexts, continuations, max_length, batch_tokens, share=family.can.share, branch=family.can.branch

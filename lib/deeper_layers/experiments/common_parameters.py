@@ -3,26 +3,52 @@
 The fields are the parameters, with their types, defaults and what they mean.
 """
 
-import types
+import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, ClassVar, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from deeper_layers import data, models, results
+from deeper_layers import checks, data, models, results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import whole_numbers
-from deeper_layers.models.sources import Source
+from deeper_layers.models.sources import DTYPES, Source
 
 BITSANDBYTES = ("nf4", "int8")
+# how pydantic names the ends of a range, and what it says of a number outside
+LIMITS, RANGES = ("ge", "le"), ("greater_than_equal", "less_than_equal", "finite_number")
+NUMBERS = {"int": "a whole number", "float": "a number"}
 # where and how a notebook ran: nothing of what it shows depends on these
 CIRCUMSTANCES = {"device", "results", "datasets", "memory", "measure", "trust_remote_code", "revision"}
 
 Kind = TypeVar("Kind", bound="Parameters")
+DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?")
 # papermill makes a number of what was meant as a list with one number in it
-ListText = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
+ListText = Annotated[
+    str, BeforeValidator(lambda value: str(value) if type(value) is int and abs(value) <= checks.SEED else value)
+]
+
+
+def numbers_from(least: int, most: int) -> AfterValidator:
+    """What a ListText of whole numbers in a range is marked with."""
+
+    def checked(text: str, info) -> str:
+        whole_numbers(str(info.field_name), text, least, most)
+        return text
+
+    return AfterValidator(checked)
 
 
 def check_one_of(name: str, value: object, known: Iterable[object]) -> None:
@@ -37,8 +63,9 @@ class Parameters(BaseModel):
     Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     notebook: ClassVar[str] = ""  # whose parameters these are
+    _asked_by_notebook: bool = PrivateAttr(False)
 
     model: str = Field(
         "embedded", description='"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
@@ -55,9 +82,9 @@ class Parameters(BaseModel):
         None, description="folder of measured units; None: results/ of the repository, else of this folder"
     )
     corpus: str = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
-    samples: int = Field(256, description="sequences for the distances")
-    sequence_length: int = Field(512, description="each cut after so many tokens")
-    seed: int = Field(0, description="of the draw of sequences")
+    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
+    sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
+    seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")
     measure: bool = Field(True, description="False: measure nothing, show what results hold")
 
     def __init__(self, **given):
@@ -68,8 +95,15 @@ class Parameters(BaseModel):
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
-        """The parameters among a notebook's global names."""
-        return cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
+        """The parameters among a notebook's global names: what they ask for is recorded, and has a page."""
+        asked = cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
+        asked._asked_by_notebook = True
+        return asked
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _usable_text(cls, value: object, info) -> object:
+        return checks.text(str(info.field_name), value) if isinstance(value, str) else value
 
     @classmethod
     def _in_words(cls, error: ValidationError) -> str:
@@ -81,13 +115,18 @@ class Parameters(BaseModel):
                 "(papermill --help-notebook describes them)"
             )
         first = found[0]
-        if first["type"] == "value_error":  # of a check of ours
-            return str(first["ctx"]["error"])
+        if "error" in (raised := first.get("ctx", {})):  # by a check of ours
+            if not isinstance(raised["error"], InputError):
+                raise raised["error"]  # a fault of the check
+            return str(raised["error"])
         name = str(first["loc"][0])
-        hint = typing.get_type_hints(cls)[name]
-        kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-        return f"{name} is {first['input']!r}, expected {expected}: correct the parameter"
+        field = cls.model_fields[name]
+        kinds = typing.get_args(field.annotation) or (field.annotation,)
+        expected = ["None" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds]
+        if first["type"] in RANGES:
+            low, high = (next(getattr(limit, end) for limit in field.metadata if hasattr(limit, end)) for end in LIMITS)
+            expected = [*expected[1:], f"{NUMBERS[expected[0]]} from {low} to {high}"]
+        return f"{name} is {checks.shown(first['input'])}, expected {' or '.join(expected)}: correct the parameter"
 
     @model_validator(mode="after")
     def _checked(self):
@@ -96,12 +135,17 @@ class Parameters(BaseModel):
 
     def check(self) -> None:
         """Raise InputError for a value that no model could make right."""
-        for name in ("samples", "sequence_length"):
-            if getattr(self, name) < 2:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 2")
         check_one_of("corpus", self.corpus, data.CORPORA)
+        check_one_of("dtype", self.dtype, ("auto", *DTYPES))
+        if not DEVICE.fullmatch(self.device):
+            raise InputError(
+                f"device is {self.device!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps': choose one"
+            )
         if self.quantization not in (None, *BITSANDBYTES):
             raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        checks.place("model", self.model)
+        if self.results is not None:
+            checks.new_folder("results", self.results)
         data.mirror(self.datasets)
 
     def but(self: Kind, **others) -> Kind:
@@ -122,14 +166,16 @@ class Parameters(BaseModel):
         )
 
     def open(self, source: Source):
-        """The model and its tokenizer."""
-        return models.load_model(
+        """The model and its tokenizer, of which InputError is raised where it knows no words."""
+        model, tokenizer = models.load_model(
             source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
         )
+        data.check_tokenizer(tokenizer)
+        return model, tokenizer
 
     def record(self, source: Source) -> None:
-        """Note beside the units what this notebook was asked for: the site makes a page of it."""
-        if self.measure and self.notebook:
+        """Note beside the units what a notebook was asked for, and nothing else: the site makes a page of it."""
+        if self.measure and self.notebook and self._asked_by_notebook:
             given = {name: value for name, value in self if name not in CIRCUMSTANCES}
             fields = type(self).model_fields
             if self.model != fields["model"].default:  # a path or an id: as results know it, wherever they are
@@ -143,7 +189,7 @@ class Parameters(BaseModel):
         return results.results_folder(self.results)
 
     def number_list(self, name: str) -> list[int]:
-        """The whole numbers of a parameter like `seeds`. Raises InputError for what is none."""
+        """The whole numbers of a parameter like `seeds`."""
         return whole_numbers(name, getattr(self, name))
 
     @property

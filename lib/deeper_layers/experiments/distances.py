@@ -26,10 +26,15 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
     def measure(_):
         from deeper_layers.similarity import measure_distances  # torch, where there is something to measure
 
+        documents = data.texts(parameters.corpus, datasets=parameters.datasets)
+        if len(documents) < parameters.samples:  # before the model is opened
+            raise InputError(
+                f"samples is {parameters.samples}, but the corpus has {len(documents)} documents: ask for fewer"
+            )
         model, tokenizer = opened()
         batches = data.text_batches(
             tokenizer,
-            data.texts(parameters.corpus, datasets=parameters.datasets),
+            documents,
             samples=parameters.samples,
             length=parameters.sequence_length,
             seed=parameters.seed,

@@ -1,7 +1,7 @@
-"""A plug-in of papermill: a mistake in a parameter ends the papermill command with one line.
+"""A plug-in of papermill: what goes wrong in a notebook of ours ends the papermill command with one line.
 
 papermill loads it by the entry point in pyproject.toml whenever it starts. Without it, the message of an
-InputError is the last of some thirty lines of papermill's own calls. Every other error is shown whole.
+InputError is the last of some thirty lines of papermill's own calls. Errors of other notebooks are shown whole.
 """
 
 import sys
@@ -9,7 +9,8 @@ import sys
 from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillExecutionError
 
-from deeper_layers.errors import InputError
+from deeper_layers import faults
+from deeper_layers.errors import InputError, one_line
 
 
 class Engine(NBClientEngine):
@@ -18,10 +19,15 @@ class Engine(NBClientEngine):
 
 def report(kind, error, traceback) -> None:
     """What Python shows of an error that nothing caught."""
-    if isinstance(error, PapermillExecutionError) and error.ename == InputError.__name__:
-        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
-    else:
+    if not isinstance(error, PapermillExecutionError):
         sys.__excepthook__(kind, error, traceback)
+    elif error.ename == InputError.__name__:
+        print(f"{error.ename}: {error.evalue}", file=sys.stderr)
+    elif faults.is_shown() or "deeper_layers" not in "".join(error.traceback):
+        sys.__excepthook__(kind, error, traceback)
+    else:
+        said = one_line(f"{error.ename}: {error.evalue}")
+        print(faults.in_one_line(said, "\n".join(error.traceback)), file=sys.stderr)
 
 
 sys.excepthook = report

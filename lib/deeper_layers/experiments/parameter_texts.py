@@ -3,7 +3,11 @@
 import re
 from typing import NamedTuple
 
+from deeper_layers.checks import DIGITS, LAYERS, MANY, SHOTS
 from deeper_layers.errors import InputError
+
+# a name of lm-eval's; the last is that of a file too
+TASK = re.compile(r"([\w.()-]+)(?::([0-9]+))?(?:@([0-9]+))?(?:/([0-9+-]+))?")
 
 
 class Asked(NamedTuple):
@@ -19,35 +23,54 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def whole_numbers(name: str, text: str) -> list[int]:
+def number(text: str, least: int = 0, most: int = MANY) -> int | None:
+    """A whole number in ASCII digits; None for all else, and for one outside of `least` to `most`."""
+    if not (text.isascii() and text.isdecimal() and len(text) <= DIGITS):
+        return None
+    return int(text) if least <= int(text) <= most else None
+
+
+def whole_numbers(name: str, text: str, least: int = 0, most: int = MANY) -> list[int]:
     """The numbers of the parameter `name`, like "0, 1, 2". Raises InputError for what is no such list."""
-    parts = split(text)
-    if not parts or not all(part.isdecimal() for part in parts):
-        raise InputError(f"{name} is {text!r}, expected whole numbers separated by commas")
-    return [int(part) for part in parts]
+    found = [number(part, least, most) for part in split(text)]
+    if not found or None in found:
+        raise InputError(
+            f"{name} is {text!r}, expected whole numbers separated by commas, from {least} to {most}: correct the list"
+        )
+    return [part for part in found if part is not None]
 
 
 def block_sizes(text: str, num_layers: int | None) -> list[int]:
     """The sizes of "all" (0 to L-2) or a list like "0-8, 12", in order; 0 is always among them.
 
-    Without `num_layers` only the writing is checked, and "all" is no list yet.
+    Without `num_layers` only the writing is checked, and nothing is listed yet.
 
     Raises InputError for what is no list of sizes, or a size outside 0..L-1.
     """
     if text == "all":
         return [] if num_layers is None else list(range(num_layers - 1))
-    found = {0}
-    for part in split(text):
-        first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not (last.isdecimal() and int(first) <= int(last))):
-            raise InputError(f"sizes is {text!r}: {part!r} is no block size, write like '0-8, 12' or 'all'")
-        found |= set(range(int(first), int(last or first) + 1))
-    if num_layers is not None and max(found) > num_layers - 1:
+    ranges = [_sizes(part, text) for part in split(text)]
+    if not ranges:
+        raise InputError(f"sizes is {text!r}: expected a list of block sizes, write like '0-8, 12' or 'all'")
+    if num_layers is None:
+        return []
+    if (largest := max(last for _, last in ranges)) > num_layers - 1:
         raise InputError(
-            f"size is {max(found)}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
+            f"size is {largest}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
             "last layer is never dropped: choose sizes in that range"
         )
-    return sorted(found)
+    return sorted({0}.union(*(range(first, last + 1) for first, last in ranges)))
+
+
+def _sizes(part: str, text: str) -> tuple[int, int]:
+    """First and last size of one part of a list."""
+    first, dash, last = (word.strip() for word in part.partition("-"))
+    sizes = number(first, most=LAYERS), number(last if dash else first, most=LAYERS)
+    if sizes[0] is None or sizes[1] is None or sizes[0] > sizes[1]:
+        raise InputError(
+            f"sizes is {text!r}: {part!r} is no block size from 0 to {LAYERS}, write like '0-8, 12' or 'all'"
+        )
+    return sizes[0], sizes[1]
 
 
 def tasks_asked(text: str, of_all: Asked) -> dict[str, Asked]:
@@ -55,18 +78,21 @@ def tasks_asked(text: str, of_all: Asked) -> dict[str, Asked]:
 
     Raises InputError for what stands after a name and is no such thing.
     """
-    asked = {}
+    asked: dict[str, Asked] = {}
     for part in split(text):
-        found = re.fullmatch(r"([^:@]+?)(?::(\d+))?(?:@(\d+))?(?:/([\d+-]+))?", part)
-        if found is None:
+        found = TASK.fullmatch(part)
+        name, shots, limit, sizes = found.groups() if found else (part, "", "", "")
+        examples, items = number(shots or "0", most=SHOTS), number(limit or "1", least=1)
+        if found is None or examples is None or items is None:
             raise InputError(
-                f"tasks has {part!r}, expected a task or, for 5 examples in its prompt, 20 items and block sizes "
-                "of its own, like 'mmlu:5@20/0-8+12'"
+                f"tasks has {part!r}, expected a task or, for 5 examples in its prompt (at most {SHOTS}), 20 items "
+                "(from 1) and block sizes of its own, like 'mmlu:5@20/0-8+12'"
             )
-        name, shots, limit, sizes = found.groups()
-        asked[name.strip()] = Asked(
-            of_all.shots if shots is None else int(shots),
-            of_all.limit if limit is None else int(limit),
+        of_task = Asked(
+            of_all.shots if shots is None else examples,
+            of_all.limit if limit is None else items,
             of_all.sizes if sizes is None else sizes.replace("+", ", "),
         )
+        if asked.setdefault(name, of_task) != of_task:
+            raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
     return asked

@@ -6,16 +6,22 @@ they mean. A test holds the cell of parameters of every notebook against its cla
 """
 
 import dataclasses
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from deeper_layers import data, evaluation, results
+from deeper_layers import checks, data, evaluation, results
 from deeper_layers.checkpoints.llama_cpp import FILE_TYPES
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.common_parameters import BITSANDBYTES, ListText, Parameters, check_one_of
+from deeper_layers.experiments.common_parameters import (
+    BITSANDBYTES,
+    ListText,
+    Parameters,
+    check_one_of,
+    numbers_from,
+)
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked
-from deeper_layers.healing.presets import PRESETS, HealingConfig
+from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import RULES
 
@@ -39,29 +45,35 @@ class QuestionAnsweringParameters(Parameters):
     )
     rules: str = Field("similarity, simple", description="how the dropped block is chosen")
     sizes: ListText = Field("all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    limit: int | None = Field(120, description="items a task, from its beginning; None: all")
-    num_fewshot: int | None = Field(None, description="examples in the prompt; None: the task's own number")
-    memory: int = Field(
-        1, description="GiB to keep beside the model: with more of it answers are generated in larger batches"
+    limit: int | None = Field(120, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    num_fewshot: int | None = Field(
+        None, ge=0, le=checks.SHOTS, description="examples in the prompt; None: the task's own number"
     )
+    memory: int = Field(
+        1, ge=1, le=2**20,
+        description="GiB to keep beside the model: with more of it answers are generated in larger batches",
+    )  # fmt: skip
 
     def check(self) -> None:
         super().check()
-        if self.num_fewshot is not None and self.num_fewshot < 0:
-            raise InputError(f"num_fewshot is {self.num_fewshot}, expected None or a whole number from 0")
-        if self.memory < 1:
-            raise InputError(f"memory is {self.memory}, expected a whole number of GiB from 1")
         for rule in self.rule_list:
-            if rule not in RULES:
-                raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
-        if not self.task_list:
-            raise InputError("tasks is empty, expected names of lm-eval tasks separated by commas")
+            check_one_of("rule", rule, RULES)
+        for name, found in (("rules", self.rule_list), ("tasks", self.task_list)):
+            if not found:
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected names separated by commas: give some")
         # lm-eval is slow to import: asked only of names that neither we nor results know
         ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
         if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
             evaluation.check_names(others)
         for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
             block_sizes(sizes, None)
+
+    def open(self, source: Source):
+        """The model and its tokenizer, once it is known that the items of tasks never measured here can be read."""
+        for task in self.task_list:
+            if task not in data.embedded_tasks() and not results.is_measured(task, self.results_folder):
+                evaluation.load_tasks([task], datasets=self.datasets)
+        return super().open(source)
 
     @property
     def memory_bytes(self) -> int:
@@ -82,11 +94,7 @@ class QuestionAnsweringParameters(Parameters):
     @property
     def asked(self) -> dict[str, Asked]:
         """What is asked of each task. Raises InputError for what stands after a name and is no such thing."""
-        asked = tasks_asked(self.tasks, Asked(self.num_fewshot, self.limit, self.sizes))
-        for of_task in asked.values():
-            if of_task.limit is not None and of_task.limit < 1:
-                raise InputError(f"limit is {of_task.limit}, expected None (all items) or a whole number from 1")
-        return asked
+        return tasks_asked(self.tasks, Asked(self.num_fewshot, self.limit, self.sizes))
 
     @property
     def shots(self) -> dict[str, int | None]:
@@ -100,7 +108,7 @@ class QuestionAnsweringParameters(Parameters):
 
     @property
     def rule_list(self) -> list[str]:
-        return split(self.rules)
+        return list(dict.fromkeys(split(self.rules)))
 
     def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
@@ -139,24 +147,24 @@ class HealingParameters(QuestionAnsweringParameters):
     preset: str = Field(
         "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
     )
-    rank: int | None = Field(None, description="of the adapters; None, here and in what follows: the preset's own")
-    learning_rate: float | None = Field(None, description="the highest, after the warm-up")
-    steps: int | None = Field(None, description="updates of the adapters")
-    healing_seed: int | None = Field(None, description="of adapters, order of the text, and dropout")
+    rank: int | None = Field(
+        None, ge=1, le=RANK, description="of the adapters; None, here and in what follows: the preset's own"
+    )
+    learning_rate: float | None = Field(None, ge=0, le=LEARNING_RATE, description="the highest, after the warm-up")
+    steps: int | None = Field(None, ge=1, le=STEPS, description="updates of the adapters")
+    healing_seed: int | None = Field(
+        None, ge=0, le=checks.SEED, description="of adapters, order of the text, and dropout"
+    )
     adapters: str | None = Field(None, description='"all" layers (the paper), or those "above" the cut')
-    auxiliary: float | None = Field(None, description="weight of the auxiliary loss at the cut")
-    loss_sequences: int = Field(128, description="for the loss on text")
-    loss_length: int = Field(256, description="tokens in each")
+    auxiliary: float | None = Field(None, ge=0, le=WEIGHT, description="weight of the auxiliary loss at the cut")
+    loss_sequences: int = Field(128, ge=1, le=checks.MANY, description="for the loss on text")
+    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
     def check(self) -> None:
         super().check()
         self.check_one_list_of_sizes()
         check_one_of("text", self.text, data.CORPORA)
         check_one_of("preset", self.preset, PRESETS)
-        if self.loss_sequences < 1 or self.loss_length < 2:
-            raise InputError(
-                f"loss_sequences is {self.loss_sequences} and loss_length {self.loss_length}, expected at least 1 and 2"
-            )
         self.config()
 
     def config(self, **others) -> HealingConfig:
@@ -183,14 +191,15 @@ class AblationParameters(HealingParameters):
     notebook: ClassVar[str] = "05-ablations"
     rules: str = Field("similarity", description="how the dropped block is chosen")
     sizes: ListText = Field("3, 9, 15", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    ranks: ListText = Field("2, 8, 64", description="ranks of the adapters to compare")
-    seeds: ListText = Field("0, 1, 2", description="seeds of healing to compare")
-    auxiliary_weight: float = Field(1.0, description="of the auxiliary loss, where healing with it is compared")
-
-    def check(self) -> None:
-        super().check()
-        for name in ("ranks", "seeds"):
-            self.number_list(name)
+    ranks: Annotated[ListText, numbers_from(1, RANK)] = Field(
+        "2, 8, 64", description="ranks of the adapters to compare"
+    )
+    seeds: Annotated[ListText, numbers_from(0, checks.SEED)] = Field(
+        "0, 1, 2", description="seeds of healing to compare"
+    )
+    auxiliary_weight: float = Field(
+        1.0, ge=0, le=WEIGHT, description="of the auxiliary loss, where healing with it is compared"
+    )
 
 
 class ShotParameters(QuestionAnsweringParameters):
@@ -200,10 +209,17 @@ class ShotParameters(QuestionAnsweringParameters):
     tasks: str = Field("mmlu", description='"mmlu@20": 20 items of it')
     rules: str = Field("similarity", description="how the dropped block is chosen")
     sizes: ListText = Field("0-6", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    limit: int | None = Field(10, description="items a task, from its beginning; None: all")
-    num_fewshot: int | None = Field(5, description="examples in the prompt beside which others are compared")
-    numbers: ListText = Field("0, 1, 3", description="other numbers of examples to compare")
-    orders: ListText = Field("1, 2", description="seeds of shuffles of the num_fewshot examples to compare")
+    limit: int | None = Field(10, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
+    num_fewshot: int | None = Field(
+        5, ge=0, le=checks.SHOTS, description="examples in the prompt beside which others are compared"
+    )
+    numbers: Annotated[ListText, numbers_from(0, checks.SHOTS)] = Field(
+        "0, 1, 3", description="other numbers of examples to compare"
+    )
+    # from 1: the task's own order is there anyway
+    orders: Annotated[ListText, numbers_from(1, checks.SEED)] = Field(
+        "1, 2", description="seeds of shuffles of the num_fewshot examples to compare"
+    )
 
     def check(self) -> None:
         super().check()
@@ -215,10 +231,6 @@ class ShotParameters(QuestionAnsweringParameters):
                 f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected one number of examples, "
                 "which other numbers and orders are compared with: give it in num_fewshot alone"
             )
-        for name in ("numbers", "orders"):
-            self.number_list(name)
-        if 0 in self.number_list("orders"):
-            raise InputError(f"orders is {self.orders!r}, expected seeds from 1: the task's own order is there anyway")
 
 
 class TakeAwayParameters(QuestionAnsweringParameters):
@@ -235,22 +247,21 @@ class TakeAwayParameters(QuestionAnsweringParameters):
     bits: str = Field(
         "auto", description='kinds of weights, like "bfloat16, int8, nf4, Q8_0, Q2_K"; the last two for a GGUF file'
     )
-    drop: int = Field(8, description="layers that the file to take away lacks")
+    drop: int = Field(8, ge=1, le=checks.LAYERS, description="layers that the file to take away lacks")
     gguf_type: str = Field("Q4_1", description="to which llama.cpp's quantizer rounds it in the end")
     text: str = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
     preset: str = Field(
         "small", description='how: the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
     )
-    steps: int | None = Field(None, description="updates of the adapters; None: the preset's own")
+    steps: int | None = Field(None, ge=1, le=STEPS, description="updates of the adapters; None: the preset's own")
 
     def check(self) -> None:
         super().check()
         self.check_one_list_of_sizes()
         known = (*DTYPES, *BITSANDBYTES, *FILE_TYPES)
-        if wrong := [bits for bits in split(self.bits) if bits not in known and self.bits != "auto"]:
+        wrong = [bits for bits in split(self.bits) or [self.bits] if bits not in known and self.bits != "auto"]
+        if wrong:
             raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
-        if self.drop < 1:
-            raise InputError(f"drop is {self.drop}, expected a number of layers from 1")
         if self.gguf_type not in FILE_TYPES:
             raise InputError(f"gguf_type is {self.gguf_type!r}, expected one of {', '.join(FILE_TYPES)}")
         self.healing().check()
@@ -275,7 +286,7 @@ class ReproductionParameters(QuestionAnsweringParameters):
     """Parameters of notebooks/10-reproduction.ipynb, which measures again what results hold and keeps nothing."""
 
     notebook: ClassVar[str] = ""
-    samples: int = Field(256, description="sequences for the published distances")
+    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the published distances")
     measure: bool = Field(True, description="False: measure nothing")
     tasks: str = Field("capitals, sums_one_digit", description='"mmlu:5@20": 5-shot, 20 items')
     rules: str = Field("similarity, simple", description="under which the published numbers were measured")
@@ -285,13 +296,11 @@ class ReproductionParameters(QuestionAnsweringParameters):
     again: ListText = Field(
         "1, 2, 4, 8", description="block sizes to measure again, similarity-informed, besides the whole model"
     )
-    sequences_again: int = Field(16, description="sequences for the distances")
+    sequences_again: int = Field(16, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
 
     def check(self) -> None:
         super().check()
         self.check_one_list_of_sizes()
-        if self.sequences_again < 2:
-            raise InputError(f"sequences_again is {self.sequences_again}, expected a whole number from 2")
         self.afresh("again").check()
 
     def afresh(self, folder: str) -> QuestionAnsweringParameters:

@@ -131,6 +131,10 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
         >>> type(merged).__name__
         'LlamaForCausalLM'
     """
+    if not isinstance(healed, PeftModel):
+        raise InputError(
+            f"healed is a {type(healed).__name__}, expected a model with adapters: give what heal returned"
+        )
     base = healed.get_base_model()
     dtype = dtype or base.dtype
     merged = drop_layers(base, Cut(0, 0))  # modules of its own over the same weights

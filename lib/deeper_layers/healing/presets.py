@@ -8,7 +8,15 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
+from deeper_layers.checks import MANY, SEED, TOKENS, shown, whole_number
 from deeper_layers.errors import InputError
+
+# the largest that make sense by far: no adapter is wider than a layer
+RANK, STEPS, LEARNING_RATE, WEIGHT = 2**16, 10**7, 1.0, 1e6
+BOUNDS = {
+    "rank": (1, RANK), "sequence_length": (2, TOKENS), "steps": (1, STEPS), "batch_sequences": (1, MANY),
+    "at_once": (1, MANY), "save_every": (1, STEPS), "seed": (0, SEED),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,18 +60,17 @@ class HealingConfig:
     auxiliary: float = 0.0
 
     def __post_init__(self):
-        for name in ("rank", "sequence_length", "steps", "batch_sequences", "at_once", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 1")
-        if self.sequence_length < 2:
-            raise InputError("sequence_length is 1, expected at least 2: the first token foretells the second")
+        for name, (least, most) in BOUNDS.items():
+            whole_number(name, getattr(self, name), least, most)
+        whole_number("warmup_steps", self.warmup_steps, 0, self.steps, "choose some of the steps, or none")
+        for name in ("learning_rate", "dropout", "auxiliary"):
+            if type(getattr(self, name)) not in (int, float):
+                raise InputError(f"{name} is {shown(getattr(self, name))}, expected a number: give one")
         if self.batch_sequences % self.at_once:
             raise InputError(
                 f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
             )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise InputError(f"warmup_steps is {self.warmup_steps}, expected 0 to steps, which is {self.steps}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+        if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, expected a share from 0 to below 1")
@@ -71,8 +78,8 @@ class HealingConfig:
             raise InputError(f"adapters is {self.adapters!r}, expected 'all' or 'above'")
         if self.quantization not in (None, "nf4", "int8"):
             raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
-        if self.auxiliary < 0:
-            raise InputError(f"auxiliary is {self.auxiliary}, expected a weight from 0")
+        if not 0 <= self.auxiliary <= WEIGHT:
+            raise InputError(f"auxiliary is {self.auxiliary}, expected a weight from 0 to {WEIGHT:.0f}")
         if self.auxiliary and self.adapters == "above":
             raise InputError(
                 "auxiliary needs adapters below the cut, and adapters is 'above': nothing there would learn"

@@ -26,6 +26,7 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
@@ -119,6 +120,10 @@ def train(
         InputError: `add_adapters` refuses the model or the rank, the texts don't fill one step, the folder holds
             another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
     """
+    if not isinstance(config, HealingConfig):
+        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
     sequences = sequences_of(

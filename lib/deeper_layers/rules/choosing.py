@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules.similarity import similarity_cut
@@ -21,7 +22,7 @@ def cuts_of_rule(rule: str, sizes: Sequence[int], num_layers: int, distances: np
     if rule == "simple":
         return [simple_cut(num_layers, size) for size in sizes]
     if rule != "similarity":
-        raise InputError(f"rule is {rule!r}, expected one of {', '.join(map(repr, RULES))}")
+        raise InputError(f"rule is {shown(rule)}, expected one of {', '.join(map(repr, RULES))}")
     if distances is None:
         raise InputError("the rule 'similarity' needs distances, got None: measure them with angular_distances")
     return [similarity_cut(distances, size) for size in sizes]

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut, check_size
 from deeper_layers.errors import InputError
 
@@ -35,6 +36,12 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
+    try:
+        distances = np.asarray(distances, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"distances is {shown(distances)}; expected an array of numbers; pass what angular_distances returns"
+        ) from None
     if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
         raise InputError(
             f"distances has shape {distances.shape}; expected (L, L) for a model of L layers, sizes 1..L by "

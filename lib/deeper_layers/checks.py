@@ -1,0 +1,97 @@
+"""What every value of a user's has to be, before anything is done with it: a whole number, a text, a place.
+
+Nothing is opened here: a pipe or a device that is named where a folder is meant would block whoever reads it.
+"""
+
+import operator
+import os
+import stat
+from pathlib import Path
+
+from deeper_layers.errors import InputError
+
+LAYERS = 10_000  # more than any model has: what is built from a number of layers stays small
+SEED = 2**32 - 1  # the largest that numpy and torch both take
+TOKENS = 2**20  # of one sequence
+SHOTS = 1000  # examples in one prompt
+MANY = 10**9  # of items, steps, sequences: no run has more
+TEXT = 4096  # characters; a path can't be longer either
+DIGITS = len(str(SEED))  # of a number inside a text
+
+
+def whole_number(name: str, value: object, least: int, most: int, advice: str = "choose one of these") -> int:
+    """A plain integer from `least` to `most`, also of one of numpy's or torch's. Raises InputError for all else."""
+    try:
+        number = operator.index(value)  # ty: ignore[invalid-argument-type]
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or not least <= number <= most:
+        raise InputError(f"{name} is {shown(value)}; expected a whole number from {least} to {most}; {advice}")
+    return number
+
+
+def text(name: str, value: object) -> str:
+    """A text that can be a name, a list or a path. Raises InputError where it is empty, too long or no Unicode."""
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name} is {shown(value)}, expected a text that is not empty: correct it, or leave it out")
+    if len(value) > TEXT:
+        raise InputError(f"{name} is {shown(value)}, {len(value)} characters, expected at most {TEXT}: shorten it")
+    if "\0" in value or not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise InputError(f"{name} is {shown(value)}, expected Unicode text without null characters: correct it")
+    return value
+
+
+def place(name: str, value: str | Path) -> Path:
+    """The path of a file or folder, whether or not it is there.
+
+    Raises InputError for a text that is no path here, a `~user` who has no home, a place that can't be looked at, and
+    for a pipe, a socket or a device.
+    """
+    try:
+        path = Path(text(name, str(value))).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return path
+    except RuntimeError as error:  # pathlib's own for a user without a home
+        raise InputError(f"{name} is {shown(str(value))} ({error}): write the whole path") from None
+    except OSError as error:
+        raise InputError(f"{name} is {shown(str(value))} ({error.strerror}): name another place") from None
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"{name} is {shown(str(value))}, a pipe or a device: expected a file or a folder, name one")
+    return path
+
+
+def folder(name: str, value: str | Path, advice: str) -> Path:
+    """The path of a folder that is there. Raises InputError where it is not."""
+    path = place(name, value)
+    if not path.is_dir():
+        raise InputError(f"{name} is {shown(str(value))}, which is no folder: {advice}")
+    return path
+
+
+def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
+    """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
+    path = place(name, value)
+    there = next((above for above in (path, *path.absolute().parents) if _exists(above)), path)
+    if not there.is_dir():
+        raise InputError(f"{name} is {shown(str(value))}, and {there} is no folder: name another place")
+    if writable and not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{name} is {shown(str(value))}, and nothing can be written in {there}: name another place")
+    return path
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut where it is long."""
+    try:
+        words = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        words = f"a {type(value).__name__}"
+    return words if len(words) <= 200 else f"{words[:150]} ... {words[-40:]}"
+
+
+def _exists(path: Path) -> bool:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True

@@ -1,0 +1,129 @@
+"""Words that nobody should type, for every option of every subcommand: seeded, as many as are asked for.
+
+`python -m tests.fuzz.words --count 10000 --seed 7` types them, opens no model, and prints the calls that end in
+anything but a line that says what was wrong. What it finds becomes a line of tests/test_words.py.
+"""
+
+import argparse
+import contextlib
+import random
+import string
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import click
+from click.testing import CliRunner, Result
+
+from deeper_layers import checkpoints, checks, data, evaluation, models
+from deeper_layers.command import main
+from deeper_layers.command.group import SUBCOMMANDS
+from deeper_layers.errors import InputError
+
+REACHED = "a model would be read now"
+LETTERS = (
+    string.ascii_letters
+    + string.digits
+    + string.punctuation
+    + "\t\n\r\x00\x07\x1b \u00b2\u0663\u0669é漢字🦙\u202e\ud800"
+)
+NUMBERS = ["-0", "0", "1", "-1", "+5", "1_000", "٣", "²", "1e400", "nan", "-inf", "0x1F", "1.5", "2147483648",
+           "18446744073709551616", "9" * 4300, "9" * 5000, "-" + "9" * 40, "none", "None", "auto", "all"]  # fmt: skip
+PLACES = ["/", ".", "..", "~", "~nobody/x", "~no such user/x", "/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem",
+          "/proc/self/fd", "a/../../b", "//", "\\\\server\\share", "a" * 300, "a/" * 3000, "/nowhere/at/all", "x.gguf",
+          "/dev/null/x.gguf", "con\x00cat", "file:///etc/passwd", "https://example.org/x", "-", "--"]  # fmt: skip
+PARTS = ["0-8", "8-0", "0-", "-3", "0-99999999999", "capitals", "capitals:5", "capitals:-1", "mmlu:5@20/0-8+12", "*",
+         "**", "capitals@0", "sums:99999999999999999999", "../../x", "[a-", "simple", "similarity", "best", "", " ",
+         "Q8_0", "nf4", "humaneval", "{{7*7}}", "$(true)", "%s%n", "capitals/0-99999999999"]  # fmt: skip
+
+
+def word(draw: random.Random) -> str:
+    """One word of some kind."""
+    kind = draw.choice(["letters", "number", "digits", "place", "list", "long", "nothing"])
+    if kind == "letters":
+        return "".join(draw.choices(LETTERS, k=draw.randint(1, 30)))
+    if kind == "number":
+        return draw.choice(NUMBERS)
+    if kind == "digits":
+        return str(draw.randint(-(10 ** draw.randint(1, 60)), 10 ** draw.randint(1, 60)))
+    if kind == "place":
+        return draw.choice(PLACES)
+    if kind == "list":
+        return draw.choice([",", ", ", ";", " "]).join(draw.choices(PARTS + NUMBERS[:16], k=draw.randint(1, 6)))
+    if kind == "long":
+        return draw.choice(["a", "9", ",", "-", "../", "é", "0-1,"]) * draw.choice([200, 4097, 100_000])
+    return ""
+
+
+def call(draw: random.Random) -> list[str]:
+    """A subcommand, its arguments and some options, of which one or two are such words and the others left out."""
+    name = draw.choice(list(SUBCOMMANDS))
+    command = main.get_command(click.Context(main), name)
+    options = [one for one in command.params if isinstance(one, click.Option) and not one.is_flag]
+    arguments = [one for one in command.params if isinstance(one, click.Argument)]
+    words = [name, *(word(draw) if draw.random() < 0.2 else "embedded" for _ in arguments)]
+    for option in draw.sample(options, draw.choice([1, 1, 2])):
+        words += [option.opts[0], word(draw)]
+    if name in ("heal", "prune") and "--drop" not in words:
+        words += ["--drop", "3"]
+    return words
+
+
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """While it lasts, nothing of a model is read and lm-eval is not imported: whatever would, ends in one line."""
+
+    def reached(*_, **__):
+        raise InputError(REACHED)
+
+    def known(names):
+        if unknown := set(names) - {*data.embedded_tasks(), "mmlu", "boolq"}:
+            raise InputError(f"unknown task {checks.shown(sorted(unknown))}")
+
+    of_models = dict.fromkeys(["find_model", "load_model", "checkpoint_folder", "empty_model", "sizes_of"], reached)
+    of_checkpoints = {"TYPES": ("f32", "f16", "q8_0"), "read_adapter": reached, "check_new": lambda _: None}
+    with contextlib.ExitStack() as patched:
+        for room, names in (
+            (models, of_models), (checkpoints, of_checkpoints), (evaluation, {"check_names": known}),
+        ):  # fmt: skip
+            # names of a room are loaded when they are asked for, which is what this saves
+            patched.enter_context(mock.patch.dict(vars(room), names))
+        yield
+
+
+def fault(done: Result) -> str | None:
+    """What is wrong with how a call ended; None where it ended as it should."""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        return f"raised {done.exception!r}"
+    if done.exit_code not in (1, 2) or not last.lower().startswith("error: "):
+        return f"ended with {done.exit_code}: {done.stderr[-500:]!r}"
+    if "Traceback" in done.output or (done.exit_code == 1 and len(done.stderr.strip().splitlines()) != 1):
+        return f"said more than one line: {done.stderr[-500:]!r}"
+    return None
+
+
+def faults(count: int, seed: int) -> dict[str, str]:
+    """Calls that end otherwise, and how."""
+    draw, found = random.Random(seed), {}
+    with closed():
+        for _ in range(count):
+            words = call(draw)
+            if said := fault(CliRunner().invoke(main, words)):
+                found[repr(words)[:2000]] = said
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        wrong = faults(asked.count, asked.seed)
+        left = sorted(map(str, Path().rglob("*")))
+    for words, said in wrong.items():
+        print(words, said, sep="\n    ")
+    print(f"{asked.count} calls, {len(wrong)} ended otherwise, left behind: {left or 'nothing'}")
+    raise SystemExit(bool(wrong))

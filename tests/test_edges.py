@@ -1,0 +1,189 @@
+"""What nobody foresaw, at the command's and at papermill's edge: one line, and a file for whoever maintains this."""
+
+import errno
+import importlib
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import papermill
+import pytest
+from click.testing import CliRunner
+from nbclient.exceptions import DeadKernelError
+
+from deeper_layers import faults
+from deeper_layers.command import main
+from deeper_layers.errors import InputError, one_line
+from deeper_layers.experiments import parameters as kinds
+
+SECRET, TOKEN = "a secret of the environment", "hf_abcdefghijklmnopqrstuvwxyz"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("SOME_PASSWORD", SECRET)
+    monkeypatch.delenv(faults.SHOWN, raising=False)
+    monkeypatch.setattr(sys, "argv", ["deeper-layers", "plan", "a model"])
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def ends_with(monkeypatch):
+    """How the command ends where something raises this error."""
+
+    def of(error, words=("plan", "embedded")):
+        def raising(*_):
+            raise error
+
+        monkeypatch.setattr(kinds.Parameters, "check", raising)
+        monkeypatch.setattr(kinds.QuestionAnsweringParameters, "check", raising)
+        return CliRunner().invoke(main, list(words))
+
+    return of
+
+
+def line(done, code: int) -> str:
+    assert (done.exit_code, done.stdout) == (code, "")
+    (only,) = done.stderr.strip().splitlines()
+    assert only.startswith("error: ")
+    return only
+
+
+def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, cache):
+    said = line(ends_with(KeyError(f"some {TOKEN} thing\nin two lines")), 70)
+    assert "KeyError" in said and TOKEN not in said
+    (path,) = (cache / "deeper-layers" / "faults").iterdir()
+    assert str(path) in said and "report it with that" in said
+    written = path.read_text()
+    assert "Traceback (most recent call last)" in written and Path(__file__).name in written and "KeyError" in written
+    assert "command: deeper-layers plan 'a model'" in written and "\ntorch 2" in written and "\npython 3" in written
+    assert SECRET not in written and TOKEN not in written and path.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RecursionError("too deep"), AssertionError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"),
+     OSError(errno.EINVAL, "no place"), ExceptionGroup("two", [ValueError(), OSError()])],
+)  # fmt: skip
+def test_of_every_kind(error, ends_with, cache):
+    assert type(error).__name__ in line(ends_with(error), 70)
+
+
+def test_where_the_cache_can_not_be_written(ends_with, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(faults.tempfile, "tempdir", str(tmp_path))
+    (path,) = re.findall(r"(\S+) says where", line(ends_with(KeyError("x")), 70))
+    assert Path(path).parent == tmp_path
+    monkeypatch.setattr(faults.tempfile, "tempdir", str(tmp_path / "file"))
+    assert f"{faults.SHOWN}=1 shows where" in line(ends_with(KeyError("x")), 70)
+
+
+def test_whoever_works_on_this_sees_it_whole(ends_with, cache, monkeypatch):
+    monkeypatch.setenv(faults.SHOWN, "1")
+    assert isinstance(ends_with(KeyError("x")).exception, KeyError)
+    assert isinstance(ends_with(InputError("mistake")).exception, InputError)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (InputError("a mistake\nin two lines"), "error: a mistake in two lines"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a/place"), "error: can't use /a/place (No such file)"),
+        (PermissionError(errno.EACCES, "denied", "/a/place"), "error: can't use /a/place (denied)"),
+        (FileNotFoundError(errno.ENOENT, "No such file"), "error: the folder that you stand in is gone"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: can't write any more (No space left on device)"),
+        (MemoryError(), "error: out of memory (MemoryError)"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory (Default"),
+    ],
+)  # fmt: skip
+def test_what_a_user_can_mend_says_how(error, message, ends_with, cache):
+    assert line(ends_with(error), 1).startswith(message)
+    assert not cache.exists()
+
+
+def test_interrupted_and_left_are_no_faults(ends_with, cache):
+    assert ends_with(KeyboardInterrupt()).exit_code == 130
+    assert ends_with(SystemExit(3)).exit_code == 3
+    done = ends_with(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert (done.exit_code, done.stderr) == (1, "") and not cache.exists()
+
+
+def test_a_warning_is_one_line(monkeypatch):
+    def warning(*_):
+        warnings.warn("a unit\ncan't be read", stacklevel=2)
+        raise InputError("then this")
+
+    monkeypatch.setattr(kinds.Parameters, "check", warning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        done = CliRunner().invoke(main, ["distances", "embedded"])
+    assert done.stderr == "warning: a unit can't be read\nerror: then this\n"
+
+
+def test_a_message_can_not_move_the_cursor_nor_fill_the_screen():
+    assert one_line("a\x1b[2Jb\u202ec\ud800d\r\ne\x00f") == "a\\x1b[2Jb\\u202ec\\ud800d e\\x00f"
+    long = str(InputError("begin " + "x" * 10**6 + " end"))
+    assert len(long) <= 2000 and long.startswith("begin x") and long.endswith("x end")
+
+
+def test_a_reader_that_read_enough_is_silent(tmp_path):
+    """As `deeper-layers plan embedded | head -1`, whoever is first."""
+    code = "import sys; from deeper_layers.command import main; sys.stdin.readline(); main(['plan', 'embedded'])"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as process:
+        process.stdout.close()
+        assert process.stdin and process.stderr
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b"" and process.wait() != 0
+
+
+def test_the_help_says_how_it_ends():
+    said = " ".join(CliRunner().invoke(main, ["--help"]).stdout.split())
+    for words in ("0 done", "1 a value", "2 a command", "70 a fault", "130 interrupted", faults.SHOWN):
+        assert words in said
+
+
+# ---- papermill -------------------------------------------------------------------------------------------
+
+
+def test_a_kernel_that_is_killed_does_not_end_a_report(tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise DeadKernelError("Kernel died")
+
+    monkeypatch.setattr(papermill, "execute_notebook", killed)
+    run = vars(importlib.import_module("deeper_layers.command.report"))["_run"]
+    assert run(tmp_path / "x.ipynb", tmp_path / "y.ipynb", {}).startswith("its process was killed")
+
+
+@pytest.fixture
+def report(monkeypatch, capsys):
+    """What papermill's command prints of an error of a notebook."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # importing the plug-in sets it
+    from deeper_layers.experiments import papermill_engine
+
+    def printed(name: str, value: str, traceback: list[str]) -> str:
+        error = papermill.PapermillExecutionError(0, 1, "source", name, value, traceback)
+        papermill_engine.report(type(error), error, None)
+        return capsys.readouterr().err
+
+    return printed
+
+
+OURS = ['File "/x/deeper_layers/similarity.py", line 3', "KeyError: 'x'"]
+
+
+def test_a_fault_in_a_notebook_is_one_line_too(report, cache, monkeypatch):
+    said = report("KeyError", "'x'", OURS)
+    (path,) = (cache / "deeper-layers" / "faults").iterdir()
+    assert said.count("\n") == 1 and said.startswith("KeyError: 'x' (") and str(path) in said
+    assert OURS[0] in path.read_text()
+    assert report("InputError", "a mistake", OURS) == "InputError: a mistake\n"
+    assert "Exception encountered" in report("KeyError", "'x'", ["File elsewhere.py"])  # another's notebook
+    monkeypatch.setenv(faults.SHOWN, "1")
+    assert OURS[0] in report("KeyError", "'x'", OURS)
