@@ -42,6 +42,15 @@ def check_configuration(config: dict, where: str | Path, groups: dict[str, set[i
             f"the configuration of {where} names its weights (transformers_weights), expected model.safetensors or its "
             "index: save the model again with save_pretrained"
         )
+    quantized = config.get("quantization_config")
+    if quantized is not None and not (
+        isinstance(quantized, dict)
+        and (isinstance(quantized.get("quant_method"), str) or {"load_in_4bit", "load_in_8bit"} & quantized.keys())
+    ):
+        raise InputError(
+            f"the configuration of {where} has a quantization_config of no known method (quant_method): repair its "
+            "config.json"
+        )
     text = text_part(config)
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in DEPTHS:

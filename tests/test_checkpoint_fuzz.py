@@ -1,0 +1,19 @@
+"""Damaged checkpoints by the hundred: each is refused in one line, or sliced as transformers reads it."""
+
+import collections
+
+import pytest
+
+from tests.fuzz.checkpoint_cases import GOOD, outcomes
+
+FOUND = (26, 92, 357)  # these were wrong once
+SOME = 120
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_checkpoints(tmp_path):
+    """`python -m tests.fuzz.checkpoint_cases` tries more."""
+    found = list(outcomes([*FOUND, *range(1000, 1000 + SOME)], tmp_path))
+    assert [case for case in found if case[2] not in GOOD] == []
+    counts = collections.Counter(came for _, _, came in found)
+    assert counts["clear"] > SOME / 2 and counts["harmless"] > SOME / 10
