@@ -10,7 +10,7 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 LONGEST = 64  # characters of a name in a picture
-PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # in Markdown, within a line and at its beginning
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
 
 
@@ -25,8 +25,8 @@ def as_html(text: str) -> str:
 
 
 def as_markdown(text: str) -> str:
-    """A name in Markdown, in whichever dialect: any of ASCII's punctuation may be escaped."""
-    return PUNCTUATION.sub(r"\\\1", visible(text))
+    """A name in Markdown, in CommonMark and in the book's own."""
+    return MARKUP.sub(r"\\\1", visible(text))
 
 
 def as_code(text: str) -> str:
