@@ -59,7 +59,8 @@ __all__ = [
     "loss_curves", "save", "training_curves",
 ]  # fmt: skip
 
-MOST_LINES = len(STYLES)  # in one panel
+MOST_LINES = len(STYLES)  # that a reader tells apart at a glance
+MOST_MODELS = 2 * MOST_LINES  # side by side: with more of them the lines hide each other
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
 DROPPED, FIRST, BEST = "Layers dropped, n / L", "First layer of the block, l", "l*(n), the most similar block"
 ASIDE = " Bars are such intervals too. Points side by side lack the same layers."
