@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from papermill.translators import PythonTranslator
 
 from book.extension import article, captions, contents, explorer, measured, pages, running
 from book.extension.inputs import Inputs
@@ -65,9 +68,11 @@ def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book)
     running.run_notebook(page, "")
     (cell,) = nbformat.read(page.executed, as_version=4).cells
     assert cell.source.startswith("# How many?\n") and "holds none of the measurements" in cell.source
-    # any other mistake stops the build
-    with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0 .* -p size 7"):
-        running.run_notebook(book("raise InputError('limit is 0')", {"size": 7}), "")
+    # whatever else goes wrong with a record is said where its page would be, and no other page is lost
+    page = book("raise InputError('limit is <b>0</b>')", {"size": 7})
+    running.run_notebook(page, "")
+    (cell,) = nbformat.read(page.executed, as_version=4).cells
+    assert cell.source.startswith("# How many?\n") and r"Not drawn: InputError\: limit is \<b\>0\</b\>" in cell.source
 
 
 def test_a_notebook_runs_again_when_what_it_is_made_of_changes_and_at_no_other_time(book, tmp_path):
@@ -141,8 +146,69 @@ def test_pages_of_a_model_are_told_apart_by_what_was_asked():
     assert found["tiny"][1].command == "papermill notebooks/01-similarity.ipynb out.ipynb -p quantization nf4"
 
 
-def test_a_record_of_no_notebook_has_no_page():
-    assert pages.known([record("99-none")]) == []
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (record("99-none"), "there is no notebook '99-none'"),
+        (record("../notebooks/01-similarity"), "there is no notebook"),
+        (record("10-reproduction/../01-similarity"), "there is no notebook"),
+        (record("07-models", parameters={"results": "/elsewhere"}), "is about all models"),
+        (record("09-claims"), "is about all models"),
+        # papermill writes the name of a parameter into the notebook as it is
+        (record(parameters={"seed = __import__('os').system('id') #": 1}), 'it sets "seed = __import__'),
+        (record(parameters={"seed\nimport os": 1}), "it sets"),
+        (record(parameters={"unheard_of": 1}), "it sets 'unheard_of', which no record may"),
+        (record(parameters={"trust_remote_code": True}), "it sets 'trust_remote_code', which no record may"),
+        (record(parameters={"measure": True}), "it sets 'measure', which no record may"),
+        (record(parameters={"results": "/elsewhere"}), "it sets 'results', which no record may"),
+        (record(parameters={"datasets": "/elsewhere"}), "it sets 'datasets', which no record may"),
+        (record("02-question-answering", parameters={"memory": 2**40}), "it sets 'memory', which no record may"),
+        (record(parameters={"seed": [1]}), "seed is no plain value"),
+        (record(parameters={"model": {"a": "b"}}), "model is no plain value"),
+        (record(parameters={"seed": float("nan")}), "seed is not a number"),
+        (record(parameters={"seed": float("-inf")}), "seed is no plain value"),
+        (record(parameters={"model": "../private"}), "its parameter model is not its model"),
+    ],
+)
+def test_a_record_can_not_make_a_page_measure_fetch_or_run_anything(odd, reason):
+    with pytest.warns(UserWarning, match=f"has no page: .*{re.escape(reason)}"):
+        assert pages.known([record(), odd]) == [record()]
+
+
+def test_the_value_of_a_parameter_is_never_code():
+    plain = ['a"b', "a'b", "a\\", '\\"; import os #', '"""', "{x}", "`id`", "$(id)", "%s", None, True, -1, 1e300, 2**70]
+    for value in [*plain, "a\nimport os #\\'", "a\r\n$(id)", "\ud800", "\u202e", "\x1b[2J"]:
+        page = pages.Page("page", "01-similarity", "", "", record(parameters={"model": value}))
+        names: dict = {}
+        exec(PythonTranslator.codify(page.parameters), names)
+        assert names["model"] == value and names["measure"] is False
+        assert {name for name in names if not name.startswith("_")} == {"model", "measure"}
+        assert page.command.isprintable()
+        if value in plain:
+            words = ["papermill", "notebooks/01-similarity.ipynb", "out.ipynb", "-p", "model", str(value)]
+            assert shlex.split(page.command) == words
+    # what can't be seen is written with its code, as a shell reads it
+    page = pages.Page("page", "01-similarity", "", "", record(parameters={"model": "a\n\\'\u202e$(id)"}))
+    command = page.command.replace("papermill", "printf %s/")
+    said = subprocess.run(["bash", "-c", command], capture_output=True, env={"LC_ALL": "C.UTF-8"}, check=True)
+    assert said.stdout.decode() == "notebooks/01-similarity.ipynb/out.ipynb/-p/model/a\n\\'\u202e$(id)/"
+
+
+def test_every_model_has_pages_of_its_own():
+    """Two names can have one folder, and a name can be that of another model's page."""
+    names = ["a/b", "a-b", "A-B", "tiny", "tiny-similarity", "tiny-healing-2", "other"]
+    records = [
+        dataclasses.replace(record(notebook, name.replace("/", "-"), parameters={"seed": seed}), model=name)
+        for name in names
+        for notebook in ("01-similarity", "03-healing")
+        for seed in (0, 1)
+    ]
+    found = pages.of_models(records)
+    assert list(found) == sorted(names)
+    own = [name for of_model in found.values() for name in (of_model[0].of_model, *(page.name for page in of_model))]
+    assert len({name.lower() for name in own}) == len(own) == 5 * len(names)
+    assert found["other"][0].of_model == "model-other" and found["tiny"][0].name == "model-tiny-similarity"
+    assert re.fullmatch("model-a-b-[0-9a-f]{8}-similarity", found["a/b"][0].name)
 
 
 def test_each_model_is_one_entry_of_the_contents():
@@ -157,14 +223,10 @@ def test_each_model_is_one_entry_of_the_contents():
     assert len(toc["parts"][0]["chapters"]) == 1, "what was given has changed"
 
 
-def test_a_name_is_no_markup():
-    assert contents._plain("a_b*c`<x>`") == "a\\_b\\*c\\`\\<x\\>\\`"
-
-
 def test_an_article_has_a_title_no_code_and_its_code_at_the_end(book):
-    page = dataclasses.replace(book("size"), title="Of *tiny*")
+    page = dataclasses.replace(book("size"), title="Of *tiny*\n<script>")
     read = article.article(json.loads(page.source.read_text()), page)
-    assert read["cells"][0]["source"] == "# Of *tiny*" and "code-of-page" in read["cells"][-1]["source"]
+    assert read["cells"][0]["source"] == r"# Of \*tiny\*\\n\<script\>" and "code-of-page" in read["cells"][-1]["source"]
     assert all(cell["metadata"] == {"tags": ["remove-input"]} for cell in read["cells"] if cell["cell_type"] == "code")
     assert "size: int = 1" in pages.code_of(page.source)
 
