@@ -24,6 +24,7 @@ from deeper_layers.healing.presets import PRESETS
 from deeper_layers.report.evidence import Answers
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
+from tests import hostile
 from tests.page import FIGURE, ROOT, Page
 
 
@@ -253,7 +254,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
             shutil.copy(ROOT / name, tmp_path)
     for name in ("index", "method", "glossary"):  # pages of models lead to the latter two
         (tmp_path / "book" / f"{name}.md").write_text(f"# {name}\n")
-    chapters = [{"file": name} for name in ("executed/07-models", "method", "glossary")]
+    chapters = [{"file": name} for name in ("executed/07-models", "explorer", "measured", "method", "glossary")]
     contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": chapters}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
     paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))
@@ -275,7 +276,11 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     (folder,) = (tmp_path / "results").iterdir()
     measured = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert sum(path.parent.name == "records" for path in measured) == len(asked)
+    hostile.add_models(tmp_path / "results", hostile.NAMES)
+    import time; t0=time.time()
     typed("jupyter-book build book/ -W -n --keep-going")
+    print(time.time()-t0)
+    shutil.copytree(tmp_path, "/tmp/site_hostile", dirs_exist_ok=True)
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
     assert links.count(f"executed/model-{folder.name}.html") == 1, "it has no entry in the navigation"
