@@ -22,6 +22,7 @@ from book.extension.inputs import Inputs
 from deeper_layers.cuts import Cut
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.report.evidence import Answers
+from deeper_layers.report.names import visible
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
 from tests import hostile
@@ -260,11 +261,12 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))
     environment = os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
 
-    def typed(command: str) -> None:
+    def typed(command: str) -> str:
         program, *words = command.split()
         program = Path(sys.executable).with_name(program)
         done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
 
     small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
     asked = {
@@ -276,11 +278,10 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     (folder,) = (tmp_path / "results").iterdir()
     measured = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert sum(path.parent.name == "records" for path in measured) == len(asked)
-    hostile.add_models(tmp_path / "results", hostile.NAMES)
-    import time; t0=time.time()
-    typed("jupyter-book build book/ -W -n --keep-going")
-    print(time.time()-t0)
-    shutil.copytree(tmp_path, "/tmp/site_hostile", dirs_exist_ok=True)
+    hostile.add_models(tmp_path / "results")
+    bad = write_record("01-similarity", "bad", {"model": "bad", "seed = print() #": 1}, tmp_path / "results")
+    odd = write_record("01-similarity", "odd", {"model": "odd", "samples": -1}, tmp_path / "results")
+    said = typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
     assert links.count(f"executed/model-{folder.name}.html") == 1, "it has no entry in the navigation"
@@ -291,6 +292,25 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     assert measured == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}, "it was measured again"
     figures = FIGURE.split((html / "executed" / "07-models.html").read_text(encoding="utf-8"))[1:]
     assert figures and Path(tiny_folder).name in figures[0]
+    # what others measured is shown, whatever they call it, and what is wrong with it is said
+    assert f"{bad} has no page: it sets 'seed = print() #', which no record may" in said
+    assert (
+        f"NOT DRAWN: model-odd-similarity, of {odd}: notebooks/01-similarity.ipynb failed: InputError: samples" in said
+    )
+    assert "has no page: it sets" in (html / "measured.html").read_text(encoding="utf-8")
+    assert "Not drawn: InputError: samples" in (html / "executed" / "model-odd-similarity.html").read_text(
+        encoding="utf-8"
+    )
+    found = {
+        path.relative_to(html): hostile.Understood(path) for path in html.rglob("*.html") if "_static" not in path.parts
+    }
+    assert {name: page.found for name, page in found.items() if page.found} == {}
+    headings = {page.heading for page in found.values()}
+    assert {f"{visible(name)}: of {visible(name)}" for name in hostile.WITH_PAGES} <= headings
+    (script,) = (name for name, page in found.items() if page.heading.startswith("<script>alert(1)</script>: "))
+    looked_at = [html / "executed/07-models.html", html / "explorer.html", html / "measured.html", html / script]
+    addresses = [path.as_uri() for path in looked_at] + [(html / "search.html").as_uri() + "?q=onload"]
+    assert not hostile.dialogs(addresses)
 
 
 def test_what_dropping_gains_is_measured_or_follows(tmp_path):

@@ -167,7 +167,9 @@ class Picture:
     def _trace(self, panel, label, **trace):
         place = {"xaxis": f"x{self.numbers[panel]}", "yaxis": f"y{self.numbers[panel]}"}
         name = None if label is None else as_plotly(label)
-        self.traces.append(go.Scatter(name=name, legendgroup=name, **place, **trace))
+        # plotly keeps groups in an object, which has properties of its own: none is called so
+        group = None if label is None else f"{name} "
+        self.traces.append(go.Scatter(name=name, legendgroup=group, **place, **trace))
 
     def accuracy(self, rows, style, label, panel=0, aside=0.0, across="fraction", unit=None):
         """A line of accuracies over a band of their intervals, or a whisker where a point has no neighbours.
