@@ -39,7 +39,7 @@ NAMES = [
 
 
 # that have pages of their own: the others stand on those of all models, and building theirs would take long
-WITH_PAGES = [*NAMES[:3], "two\nlines\r\n# here", "a/b", "a-b"]
+WITH_PAGES = [f"{NAMES[0]} {NAMES[1]} a\\qb", "two/lines\nhere", "two-lines-here"]
 
 
 def add_models(folder: Path) -> None:
@@ -51,7 +51,7 @@ def add_models(folder: Path) -> None:
     asked = all_records(folder)[0].parameters
     for number, name in enumerate(dict.fromkeys([*NAMES, *WITH_PAGES])):
         for unit in units.values():
-            task = NAMES[-number % len(NAMES)].replace("/", "") if unit.kind == "sweep" else unit.name
+            task = NAMES[number // 8].replace("/", "") if unit.kind == "sweep" else unit.name
             text = json.dumps([unit.key, unit.rows.to_dict("records"), unit.details])
             key, rows, details = json.loads(text.replace(json.dumps(unit.name), json.dumps(task)))
             key["model"] = key["model"] | {"name": name}
