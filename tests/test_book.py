@@ -26,6 +26,7 @@ from deeper_layers.report.names import visible
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
 from tests import hostile
+from tests.mirror import write_boolq
 from tests.page import FIGURE, ROOT, Page
 
 
@@ -260,6 +261,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
     paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))
     environment = os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
 
     def typed(command: str) -> str:
         program, *words = command.split()
@@ -269,9 +271,10 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
         return done.stdout + done.stderr
 
     small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
+    mirror = write_boolq(tmp_path / "mirror")
     asked = {
         "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
-        "11-shots": "-p tasks capitals -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
+        "11-shots": f"-p tasks boolq -p datasets {mirror} -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
     }
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")

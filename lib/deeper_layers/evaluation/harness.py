@@ -57,15 +57,16 @@ def load_tasks(
     """Tasks, groups and tags of lm-eval by name, ours among them, as `lm_eval.evaluate` takes them.
 
     `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
-    Raises InputError for a name that is not known, or data that can't be reached.
+    Raises InputError for a name that is not known, data that can't be reached, or examples that a task does not have.
     """
     manager = check_names(names)
     with _quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
         loaded = manager.load(list(names))
-    for task in loaded["tasks"].values():
+    for name, task in loaded["tasks"].items():
         configured = task.get_config("num_fewshot")
-        # a task that fixes 0 keeps it, as in lm-eval's own evaluation
-        if num_fewshot is not None and configured != 0:
+        if num_fewshot and configured == 0:  # lm-eval would ask without any, and say so in a line of its log
+            raise InputError(embedded.without_examples(name, num_fewshot))
+        if num_fewshot is not None:
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif configured is None:
             task.set_config(key="num_fewshot", value=0)
