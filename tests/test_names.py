@@ -19,7 +19,9 @@ from deeper_layers.report import claims, figures, names
 from deeper_layers.report.curves import COLUMNS
 from deeper_layers.report.decisions import Ruling
 from deeper_layers.results.records import Record
+from deeper_layers.results.units import all_units, write_unit
 from tests import hostile
+from tests import notebook as notebooks
 
 PIECES = [
     *hostile.NAMES,
@@ -35,6 +37,10 @@ PIECES = [
     "{",
     "}",
 ]
+PUBLISHED = "SmolLM2-135M-Instruct"
+# what notebooks show: text, tables, figures
+OURS = {"p", "strong", "em", "code", "ul", "li", "figure", "div", "img", "script", "figcaption", "small", "span", "a",
+        "i", "table", "style", "thead", "tbody", "tr", "th", "td", "caption"}  # fmt: skip
 COMMONMARK = MarkdownIt("commonmark")
 
 
@@ -191,3 +197,38 @@ def texts_of(plot) -> list[str]:
         return [plot]
     parts = plot.values() if isinstance(plot, dict) else plot if isinstance(plot, list | tuple | np.ndarray) else ()
     return [text for part in parts for text in texts_of(part)]
+
+
+@pytest.fixture(scope="module")
+def renamed(tmp_path_factory):
+    """The published units of one model once more, by a hostile name, on a hostile device, with hostile weights."""
+    name, folder = "".join(hostile.NAMES[:6]), tmp_path_factory.mktemp("results")
+    units = [unit for unit in all_units() if unit.key["model"]["name"] == PUBLISHED]
+    files: dict[str, str] = {}
+    for unit in sorted(units, key=lambda unit: "units" in unit.details):  # groups after the tasks that they name
+        key = unit.key | {"model": unit.key["model"] | {"name": name}}
+        details = unit.details | {"weights": name}
+        if "units" in details:
+            details["units"] = [files[part] for part in details["units"]]
+        provenance = unit.provenance | {"device": name}
+        files[unit.path.name] = write_unit(unit.kind, unit.name, key, provenance, unit.rows, details, folder).path.name
+    return name, folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "notebook", ["02-question-answering", "03-healing", "04-reasoning", "05-ablations", "11-shots"]
+)
+def test_notebooks_show_hostile_names(notebook, renamed, monkeypatch):
+    as_text = notebooks.as_text
+
+    def in_html(value) -> str:
+        return COMMONMARK.render(as_text(value)) if hasattr(value, "_repr_markdown_") else as_text(value)
+
+    monkeypatch.setattr(notebooks, "as_text", in_html)
+    name, folder = renamed
+    dtype = {"dtype": "bfloat16"} if notebook == "11-shots" else {}
+    page = Elements(notebooks.run(notebook, model=name, measure=False, results=str(folder), **dtype))
+    assert {tag for tag, _ in page.elements} <= OURS
+    assert not [which for _, which in page.elements if any(attribute.startswith("on") for attribute in which)]
+    assert page.text.count(names.visible(name)) > 1

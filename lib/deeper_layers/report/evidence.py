@@ -291,11 +291,13 @@ def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
 
 
 def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[str]]:
-    """The units of the models that were measured last, of so many at most, and the names of the other models."""
-    units, measured = list(units), {}
+    """The units of the models whose last sweep is the latest, of so many at most, and the names of the other models."""
+    units = list(units)
+    measured = {unit.key["model"]["name"]: "" for unit in units}
     for unit in units:
-        name = unit.key["model"]["name"]
-        measured[name] = max(measured.get(name, ""), unit.provenance["measured"])
+        if unit.kind == "sweep":
+            name = unit.key["model"]["name"]
+            measured[name] = max(measured[name], unit.provenance["measured"])
     names = sorted(measured, key=lambda name: (measured[name], name), reverse=True)
     return [unit for unit in units if unit.key["model"]["name"] in names[:most]], sorted(names[most:])
 
