@@ -73,7 +73,7 @@ def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book)
     assert cell.source.startswith("# How many?\n") and "holds none of the measurements" in cell.source
     # whatever else goes wrong with a record is said where its page would be, and no other page is lost
     page = book("raise InputError('limit is <b>0</b>')", {"size": 7})
-    running.run_notebook(page, "")
+    assert running.run_notebook(page, "inputs")[0] == "", "it would not be tried again"
     (cell,) = nbformat.read(page.executed, as_version=4).cells
     assert cell.source.startswith("# How many?\n") and r"Not drawn: InputError\: limit is \<b\>0\</b\>" in cell.source
 

@@ -75,11 +75,14 @@ def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
 def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tuple[str, list[str], float]:
     """Run the notebook of a page and keep what it shows.
 
-    Returns `state`, which is that of the inputs before the run, the files of code that it loaded, and its seconds.
+    Returns `state`, that of the inputs before the run, or none where nothing was drawn; the files of code that it
+    loaded, and its seconds.
     """
     start = time.monotonic()
     notebook = executed(page, nursery)
     said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    if notebook.metadata.get("not_drawn"):  # the next build tries again, and says so again
+        state = ""
     inside = (Path(line) for line in said.splitlines())
     code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
     write_whole(page.executed, nbformat.writes(notebook).encode())
@@ -125,7 +128,8 @@ def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
             note = nbformat.v4.new_markdown_cell(f"# {as_markdown(page.title)}\n\n{shown}")
             # what it would have loaded is not known: all code
             loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
-            return nbformat.v4.new_notebook(cells=[note, nbformat.v4.new_code_cell(outputs=[loaded])])
+            cells = [note, nbformat.v4.new_code_cell(outputs=[loaded])]
+            return nbformat.v4.new_notebook(cells=cells, metadata={"not_drawn": shown != NOT_MEASURED})
         finally:
             ensure_event_loop().close()  # of this thread, which nobody else would close
     # Where papermill read and wrote is of no use to a reader of the page.
