@@ -260,10 +260,10 @@ def test_sizes_of_a_model():
 
 
 def test_sizes_of_one_task():
-    parameters = QuestionAnsweringParameters(tasks="capitals, sums:5@20/0-1+3, sums_one_digit/2", sizes="0, 4")
+    parameters = QuestionAnsweringParameters(tasks="capitals, sums:0@20/0-1+3, sums_one_digit/2", sizes="0, 4")
     sizes = {task: parameters.size_list(LAYERS, task) for task in parameters.task_list}
     assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
-    assert (parameters.shots["sums"], parameters.limits["sums"]) == (5, 20)
+    assert (parameters.shots["sums"], parameters.limits["sums"]) == (0, 20)
     assert "'3-1' is no block size" in refusal(QuestionAnsweringParameters, tasks="sums/3-1")
     for kind in (HealingParameters, ReproductionParameters, TakeAwayParameters):
         assert "block sizes for 'sums' alone" in refusal(kind, tasks="capitals, sums/0-1")
@@ -342,6 +342,8 @@ def test_unknown_notebook_parameter(kind):
         ({"tasks": " , "}, "tasks is ' , ', expected names separated by commas"),
         ({"sizes": "-1"}, "sizes is '-1'"),
         ({"datasets": "/no/such/folder"}, "datasets is '/no/such/folder', which is no folder"),
+        ({"tasks": "sums, capitals:5"}, "task 'capitals' has no examples for its prompt, 5 are asked for: give it 0"),
+        ({"num_fewshot": 2}, "task 'capitals' has no examples for its prompt, 2 are asked for"),
     ],
     ids=str,
 )
@@ -354,6 +356,7 @@ def test_impossible_notebook_parameter(given, expected, names):
     [
         ({"num_fewshot": None}, "num_fewshot is None and tasks 'mmlu', expected one number of examples"),
         ({"tasks": "mmlu, boolq:2"}, "num_fewshot is 5 and tasks 'mmlu, boolq:2', expected one number of examples"),
+        ({"tasks": "capitals"}, "task 'capitals' has no examples for its prompt, 5 are asked for: give it 0"),
         ({"numbers": "0, some"}, "numbers is '0, some', expected whole numbers separated by commas"),
         ({"orders": "0, 1"}, "orders is '0, 1', expected whole numbers separated by commas, from 1"),
         ({"rules": "similarity, simple"}, "rules is 'similarity, simple', expected one of 'similarity', 'simple'"),

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,14 +15,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from papermill.translators import PythonTranslator
 
 from book.extension import article, captions, contents, explorer, measured, pages, running
 from book.extension.inputs import Inputs
 from deeper_layers.cuts import Cut
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.report.evidence import Answers
+from deeper_layers.report.names import visible
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
+from tests import hostile
+from tests.mirror import write_boolq
 from tests.page import FIGURE, ROOT, Page
 
 
@@ -65,9 +71,11 @@ def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book)
     running.run_notebook(page, "")
     (cell,) = nbformat.read(page.executed, as_version=4).cells
     assert cell.source.startswith("# How many?\n") and "holds none of the measurements" in cell.source
-    # any other mistake stops the build
-    with pytest.raises(SystemExit, match="some.ipynb failed: InputError: limit is 0 .* -p size 7"):
-        running.run_notebook(book("raise InputError('limit is 0')", {"size": 7}), "")
+    # whatever else goes wrong with a record is said where its page would be, and no other page is lost
+    page = book("raise InputError('limit is <b>0</b>')", {"size": 7})
+    assert running.run_notebook(page, "inputs")[0] == "", "it would not be tried again"
+    (cell,) = nbformat.read(page.executed, as_version=4).cells
+    assert cell.source.startswith("# How many?\n") and r"Not drawn: InputError\: limit is \<b\>0\</b\>" in cell.source
 
 
 def test_a_page_of_a_record_can_not_load_what_measures(book):
@@ -150,8 +158,69 @@ def test_pages_of_a_model_are_told_apart_by_what_was_asked():
     assert found["tiny"][1].command == "papermill notebooks/01-similarity.ipynb out.ipynb -p quantization nf4"
 
 
-def test_a_record_of_no_notebook_has_no_page():
-    assert pages.known([record("99-none")]) == []
+@pytest.mark.parametrize(
+    ("odd", "reason"),
+    [
+        (record("99-none"), "there is no notebook '99-none'"),
+        (record("../notebooks/01-similarity"), "there is no notebook"),
+        (record("10-reproduction/../01-similarity"), "there is no notebook"),
+        (record("07-models", parameters={"results": "/elsewhere"}), "is about all models"),
+        (record("09-claims"), "is about all models"),
+        # papermill writes the name of a parameter into the notebook as it is
+        (record(parameters={"seed = __import__('os').system('id') #": 1}), 'it sets "seed = __import__'),
+        (record(parameters={"seed\nimport os": 1}), "it sets"),
+        (record(parameters={"unheard_of": 1}), "it sets 'unheard_of', which no record may"),
+        (record(parameters={"trust_remote_code": True}), "it sets 'trust_remote_code', which no record may"),
+        (record(parameters={"measure": True}), "it sets 'measure', which no record may"),
+        (record(parameters={"results": "/elsewhere"}), "it sets 'results', which no record may"),
+        (record(parameters={"datasets": "/elsewhere"}), "it sets 'datasets', which no record may"),
+        (record("02-question-answering", parameters={"memory": 2**40}), "it sets 'memory', which no record may"),
+        (record(parameters={"seed": [1]}), "seed is no plain value"),
+        (record(parameters={"model": {"a": "b"}}), "model is no plain value"),
+        (record(parameters={"seed": float("nan")}), "seed is not a number"),
+        (record(parameters={"seed": float("-inf")}), "seed is no plain value"),
+        (record(parameters={"model": "../private"}), "its parameter model is not its model"),
+    ],
+)
+def test_a_record_can_not_make_a_page_measure_fetch_or_run_anything(odd, reason):
+    with pytest.warns(UserWarning, match=f"has no page: .*{re.escape(reason)}"):
+        assert pages.known([record(), odd]) == [record()]
+
+
+def test_the_value_of_a_parameter_is_never_code():
+    plain = ['a"b', "a'b", "a\\", '\\"; import os #', '"""', "{x}", "`id`", "$(id)", "%s", None, True, -1, 1e300, 2**70]
+    for value in [*plain, "a\nimport os #\\'", "a\r\n$(id)", "\ud800", "\u202e", "\x1b[2J"]:
+        page = pages.Page("page", "01-similarity", "", "", record(parameters={"model": value}))
+        names: dict = {}
+        exec(PythonTranslator.codify(page.parameters), names)
+        assert names["model"] == value and names["measure"] is False
+        assert {name for name in names if not name.startswith("_")} == {"model", "measure"}
+        assert page.command.isprintable()
+        if value in plain:
+            words = ["papermill", "notebooks/01-similarity.ipynb", "out.ipynb", "-p", "model", str(value)]
+            assert shlex.split(page.command) == words
+    # what can't be seen is written with its code, as a shell reads it
+    page = pages.Page("page", "01-similarity", "", "", record(parameters={"model": "a\n\\'\u202e$(id)"}))
+    command = page.command.replace("papermill", "printf %s/")
+    said = subprocess.run(["bash", "-c", command], capture_output=True, env={"LC_ALL": "C.UTF-8"}, check=True)
+    assert said.stdout.decode() == "notebooks/01-similarity.ipynb/out.ipynb/-p/model/a\n\\'\u202e$(id)/"
+
+
+def test_every_model_has_pages_of_its_own():
+    """Two names can have one folder, and a name can be that of another model's page."""
+    names = ["a/b", "a-b", "A-B", "tiny", "tiny-similarity", "tiny-healing-2", "other"]
+    records = [
+        dataclasses.replace(record(notebook, name.replace("/", "-"), parameters={"seed": seed}), model=name)
+        for name in names
+        for notebook in ("01-similarity", "03-healing")
+        for seed in (0, 1)
+    ]
+    found = pages.of_models(records)
+    assert list(found) == sorted(names)
+    own = [name for of_model in found.values() for name in (of_model[0].of_model, *(page.name for page in of_model))]
+    assert len({name.lower() for name in own}) == len(own) == 5 * len(names)
+    assert found["other"][0].of_model == "model-other" and found["tiny"][0].name == "model-tiny-similarity"
+    assert re.fullmatch("model-a-b-[0-9a-f]{8}-similarity", found["a/b"][0].name)
 
 
 def test_each_model_is_one_entry_of_the_contents():
@@ -166,14 +235,10 @@ def test_each_model_is_one_entry_of_the_contents():
     assert len(toc["parts"][0]["chapters"]) == 1, "what was given has changed"
 
 
-def test_a_name_is_no_markup():
-    assert contents._plain("a_b*c`<x>`") == "a\\_b\\*c\\`\\<x\\>\\`"
-
-
 def test_an_article_has_a_title_no_code_and_its_code_at_the_end(book):
-    page = dataclasses.replace(book("size"), title="Of *tiny*")
+    page = dataclasses.replace(book("size"), title="Of *tiny*\n<script>")
     read = article.article(json.loads(page.source.read_text()), page)
-    assert read["cells"][0]["source"] == "# Of *tiny*" and "code-of-page" in read["cells"][-1]["source"]
+    assert read["cells"][0]["source"] == r"# Of \*tiny\*\\n\<script\>" and "code-of-page" in read["cells"][-1]["source"]
     assert all(cell["metadata"] == {"tags": ["remove-input"]} for cell in read["cells"] if cell["cell_type"] == "code")
     assert "size: int = 1" in pages.code_of(page.source)
 
@@ -200,29 +265,35 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
             shutil.copy(ROOT / name, tmp_path)
     for name in ("index", "method", "glossary"):  # pages of models lead to the latter two
         (tmp_path / "book" / f"{name}.md").write_text(f"# {name}\n")
-    chapters = [{"file": name} for name in ("executed/07-models", "method", "glossary")]
+    chapters = [{"file": name} for name in ("executed/07-models", "explorer", "measured", "method", "glossary")]
     contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": chapters}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
     paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))
     environment = os.environ | {"PYTHONPATH": paths, "JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    environment["HF_DATASETS_CACHE"] = str(tmp_path / "cache")
 
-    def typed(command: str) -> None:
+    def typed(command: str) -> str:
         program, *words = command.split()
         program = Path(sys.executable).with_name(program)
         done = subprocess.run([program, *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
 
     small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
+    mirror = write_boolq(tmp_path / "mirror")
     asked = {
         "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
-        "11-shots": "-p tasks capitals -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
+        "11-shots": f"-p tasks boolq -p datasets {mirror} -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
     }
     for notebook, own in asked.items():
         typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
     (folder,) = (tmp_path / "results").iterdir()
     measured = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert sum(path.parent.name == "records" for path in measured) == len(asked)
-    typed("jupyter-book build book/ -W -n --keep-going")
+    hostile.add_models(tmp_path / "results")
+    bad = write_record("01-similarity", "bad", {"model": "bad", "seed = print() #": 1}, tmp_path / "results")
+    odd = write_record("01-similarity", "odd", {"model": "odd", "samples": -1}, tmp_path / "results")
+    said = typed("jupyter-book build book/ -W -n --keep-going")
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
     assert links.count(f"executed/model-{folder.name}.html") == 1, "it has no entry in the navigation"
@@ -233,6 +304,25 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     assert measured == {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}, "it was measured again"
     figures = FIGURE.split((html / "executed" / "07-models.html").read_text(encoding="utf-8"))[1:]
     assert figures and Path(tiny_folder).name in figures[0]
+    # what others measured is shown, whatever they call it, and what is wrong with it is said
+    assert f"{bad} has no page: it sets 'seed = print() #', which no record may" in said
+    assert (
+        f"NOT DRAWN: model-odd-similarity, of {odd}: notebooks/01-similarity.ipynb failed: InputError: samples" in said
+    )
+    assert "has no page: it sets" in (html / "measured.html").read_text(encoding="utf-8")
+    assert "Not drawn: InputError: samples" in (html / "executed" / "model-odd-similarity.html").read_text(
+        encoding="utf-8"
+    )
+    found = {
+        path.relative_to(html): hostile.Understood(path) for path in html.rglob("*.html") if "_static" not in path.parts
+    }
+    assert {name: page.found for name, page in found.items() if page.found} == {}
+    headings = {page.heading for page in found.values()}
+    assert {f"{visible(name)}: of {visible(name)}" for name in hostile.WITH_PAGES} <= headings
+    (script,) = (name for name, page in found.items() if re.match(r"<script>alert\(1\)</script> .*: of", page.heading))
+    looked_at = [html / "executed/07-models.html", html / "explorer.html", html / "measured.html", html / script]
+    addresses = [path.as_uri() for path in looked_at] + [(html / "search.html").as_uri() + "?q=onload"]
+    assert not hostile.dialogs(addresses)
 
 
 def test_what_dropping_gains_is_measured_or_follows(tmp_path):

@@ -6,6 +6,7 @@ import pytest
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.report import curves
 from deeper_layers.report.curves import above_guessing, accuracy_by_rule, flat_until, of_all_models, wilson_interval
+from deeper_layers.report.evidence import latest_models
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -146,6 +147,18 @@ def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
     # the level of the ten items of A, which count no more, is not there
     assert table.attrs["levels"] == {"boolq": {"chance": 0.5, "majority": 0.65}}
     assert of_all_models([], "simple").empty
+
+
+def test_of_many_models_those_measured_last_are_shown():
+    def unit(model, day, kind="sweep"):
+        return Unit(kind, "boolq", {"model": {"name": model, "weights": "w"}}, {"measured": day}, pd.DataFrame())
+
+    units = [unit(f"model {day}", f"2026-01-{day:02}") for day in range(1, 16)]
+    units += [unit("model 1", "2026-02-01"), unit("no sweep", "2026-03-01", "similarity")]
+    shown, left_out = latest_models(units, 12)
+    assert {each.key["model"]["name"] for each in shown} == {"model 1", *(f"model {day}" for day in range(5, 16))}
+    assert left_out == ["model 2", "model 3", "model 4", "no sweep"]
+    assert latest_models(units, 20) == (units, []) and latest_models([], 12) == ([], [])
 
 
 def test_subjects_of_mmlu_are_told_by_their_number():

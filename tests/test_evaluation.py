@@ -108,8 +108,9 @@ def test_answers_of_a_perfect_model_are_all_right(opened):
 
 def test_prompts_and_continuations(opened):
     model, tokenizer = opened
-    loaded = harness.load_tasks(["capitals"], num_fewshot=2)
-    assert loaded["tasks"]["capitals"].get_config("num_fewshot") == 0  # a task that fixes 0 keeps it
+    with pytest.raises(InputError, match="task 'capitals' has no examples for its prompt, 2 are asked for"):
+        harness.load_tasks(["capitals"], num_fewshot=2)  # lm-eval would ask without any
+    loaded = harness.load_tasks(["capitals"], num_fewshot=0)
     asked = harness.collect_requests(loaded, model, tokenizer, limit=1)
     item = embedded.capitals()[0]
     prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"

@@ -30,6 +30,7 @@ from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.records import all_records
 from deeper_layers.results.units import all_units
 from tests import notebook
+from tests.mirror import write_boolq
 from tests.tiny import write_gguf
 
 NOTEBOOKS = {
@@ -64,8 +65,8 @@ SMALL = {
         "drop": 2,
     },
     "11-shots": {
-        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals, sums_one_digit", "sizes": "0, 2",
-        "num_fewshot": 2, "numbers": 0, "orders": 1,
+        "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "boolq", "sizes": "0, 2", "num_fewshot": 2,
+        "numbers": 0, "orders": 1,
     },
 }  # fmt: skip
 
@@ -92,9 +93,12 @@ def states(folder: Path) -> dict[Path, int]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches):
+def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches, monkeypatch):
     results = tmp_path / "results"
     given = {"model": str(tiny_folder), "results": str(results)} | SMALL[name]
+    if name == "11-shots":
+        given["datasets"] = str(write_boolq(tmp_path / "mirror"))
+        monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     if name == "01-similarity":  # as it is typed, and in a kernel: for the others papermill would do the same again
         done = papermill(name, tmp_path / "out.ipynb", **given)
         assert done.returncode == 0, done.stderr[-3000:]

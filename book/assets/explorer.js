@@ -17,6 +17,8 @@
   const number = (value) => value.toLocaleString("en");
   const percent = (value) => `${(100 * value).toFixed(1)}%`;
   const chosen = () => models[model.selectedIndex];
+  // a task may have any name, that of a property of every object too
+  const of = (step, about) => (Object.hasOwn(step.accuracy, about.key) ? step.accuracy[about.key] : undefined);
   const steps = () => chosen().rules[rule.value];
 
   function refill() {
@@ -47,7 +49,7 @@
 
   function task(about, step, whole) {
     const row = element("div", { class: "task" });
-    const found = step.accuracy[about.key];
+    const found = of(step, about);
     row.append(element("span", { class: "title" }, about.title));
     const scale = element("span", { class: "scale" });
     if (found) {
@@ -76,7 +78,7 @@
     size.setAttribute("aria-valuetext", `${step.size} of ${layers} layers`);
     part("cut").textContent = `${chosen().name} (${weights} weights) ${step.kept}.`;
     stack(step, layers);
-    part("tasks").replaceChildren(...tasks.map((about) => task(about, step, whole.accuracy[about.key])));
+    part("tasks").replaceChildren(...tasks.map((about) => task(about, step, of(whole, about))));
     const distance = step.distance === undefined ? "not measured" : step.distance.toFixed(4);
     function time(way) {
       if (!whole.time) return "not measured";

@@ -12,6 +12,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.contents import all_pages
 from book.extension.pages import FOLDER, Page, code_of
+from deeper_layers.report.names import as_markdown
 
 CODE = "```{code-of-page}\n```"
 
@@ -30,7 +31,7 @@ def article(notebook: dict, page: Page) -> dict:
             cell["metadata"] = {"tags": ["remove-input"]}
     if cells and cells[0]["cell_type"] == "markdown":
         text = "".join(cells[0]["source"])
-        cells[0]["source"] = re.sub(r"\A# .*", lambda _: f"# {page.title}", text)
+        cells[0]["source"] = re.sub(r"\A# .*", lambda _: f"# {as_markdown(page.title)}", text)
     cells.append({"cell_type": "markdown", "id": "code-of-page", "metadata": {}, "source": CODE})
     return notebook | {"cells": cells}
 

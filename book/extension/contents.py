@@ -16,6 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import FOLDER, ROOT, Page, of_models, records_of, story
+from deeper_layers.report.names import as_markdown, visible
 from deeper_layers.results.files import write_whole
 from deeper_layers.results.units import all_units
 
@@ -45,8 +46,8 @@ def with_models(toc: dict, models: dict[str, list[Page]]) -> dict:
     """A table of contents with an entry for each model, and its pages below it."""
     entries = [
         {
-            "file": f"{FOLDER}/{entry(pages)}",
-            "sections": [{"file": f"{FOLDER}/{page.name}", "title": page.short} for page in pages],
+            "file": f"{FOLDER}/{pages[0].of_model}",
+            "sections": [{"file": f"{FOLDER}/{page.name}", "title": visible(page.short)} for page in pages],
         }
         for pages in models.values()
     ]
@@ -60,25 +61,15 @@ def with_models(toc: dict, models: dict[str, list[Page]]) -> dict:
     return toc | {"parts": parts}
 
 
-def entry(pages: list[Page]) -> str:
-    """The name of a model's own page."""
-    return f"model-{pages[0].record.path.parents[1].name}"
-
-
 def add_models(app: Sphinx, config: Config) -> None:
     """Before Sphinx reads the table of contents, add the models to it."""
     _, models = all_pages()
     folder = ROOT / "book" / FOLDER
     for model, pages in models.items():
-        _write(folder / f"{entry(pages)}.md", f"# {_plain(model)}\n\n```{{model-pages}} {model}\n```\n")
+        _write(folder / f"{pages[0].of_model}.md", f"# {as_markdown(model)}\n\n```{{model-pages}}\n```\n")
     toc = folder / "_toc.yml"
     _write(toc, yaml.safe_dump(with_models(contents(), models), sort_keys=False))
     config.external_toc_path = str(toc)
-
-
-def _plain(text: str) -> str:
-    """A name as Markdown shows it unchanged."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()#+!<>|~^$" else c for c in text)
 
 
 def _write(path: Path, text: str) -> None:
@@ -90,28 +81,29 @@ def _write(path: Path, text: str) -> None:
 class ModelPages(SphinxDirective):
     """The pages of one model, with the parameters in which each differs from its notebook as it stands."""
 
-    required_arguments = 1
-    final_argument_whitespace = True
-
     def run(self) -> list[nodes.Node]:
-        pages = all_pages()[1].get(self.arguments[0], [])
+        own = {f"{FOLDER}/{pages[0].of_model}": (model, pages) for model, pages in all_pages()[1].items()}
+        model, pages = own.get(self.env.docname, ("", []))
         made_of(self.env, *{page.record.path.parent for page in pages})
         items = nodes.definition_list()
         for page in pages:
             link = addnodes.pending_xref(
-                "", nodes.inline("", page.short), refdomain="std", reftype="doc", refexplicit=True,
+                "", nodes.inline("", visible(page.short)), refdomain="std", reftype="doc", refexplicit=True,
                 reftarget=f"/{FOLDER}/{page.name}", refdoc=self.env.docname, refwarn=True,
             )  # fmt: skip
-            asked = [f"{k} {v}" for k, v in page.record.parameters.items() if k != "model" and v is not None]
+            asked = [visible(f"{k} {v}") for k, v in page.record.parameters.items() if k != "model" and v is not None]
             definition = nodes.definition("", nodes.paragraph("", "; ".join(asked) or "the notebook as it stands"))
             items += nodes.definition_list_item("", nodes.term("", "", link), definition)
-        return [nodes.paragraph("", f"{self.known()}What was measured of it, each page with its parameters:"), items]
+        return [
+            nodes.paragraph("", f"{self.known(model)}What was measured of it, each page with its parameters:"),
+            items,
+        ]
 
-    def known(self) -> str:
+    def known(self, model: str) -> str:
         """Depth and weights of the model, where results know them."""
-        for unit in all_units(ROOT / "results", model=self.arguments[0]):
-            if {"num_layers", "weights"} <= set(unit.details):
-                return f"{unit.details['num_layers']} layers, {unit.details['weights']} weights. "
+        for unit in all_units(ROOT / "results", model=model):  # of all whose folder has that name
+            if unit.key["model"]["name"] == model and {"num_layers", "weights"} <= set(unit.details):
+                return visible(f"{unit.details['num_layers']} layers, {unit.details['weights']} weights. ")
         return ""
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import html
 import itertools
 import json
 import math
@@ -19,6 +18,7 @@ from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.report import curves, figures
 from deeper_layers.report.evidence import Answers, Evidence
+from deeper_layers.report.names import as_html, visible
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.choosing import RULES
 
@@ -56,12 +56,12 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     for rule in RULES:
         answers = {topic: found for topic in evidence.topics if (found := evidence.answers(topic, rule))}
         for topic, found in answers.items():
-            tasks[topic] = {"key": topic, "title": found.described, "guessing": _short(found.guessing)}
+            tasks[topic] = {"key": topic, "title": visible(found.described), "guessing": _short(found.guessing)}
         sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
         if sizes:
             steps = [_step(answers, size, evidence.layers, units) | gained.get(size, {}) for size in sizes]
             rules[figures.RULES[rule]] = steps
-    weights = plain[0].details["weights"]
+    weights, name = visible(plain[0].details["weights"]), visible(name)
     return {"name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules}
 
 
@@ -90,7 +90,8 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
         if not len(loss) or unit.kind not in ("loss", "healing"):
             continue
         opened = unit.key["quantization"] or "not quantized"
-        how, value = f"{unit.key['text'].upper()}, {opened}, {unit.key['dtype']}", _short(loss["value"].iloc[0])
+        how = visible(f"{unit.key['text'].upper()}, {opened}, {unit.key['dtype']}")
+        value = _short(loss["value"].iloc[0])
         if unit.kind == "loss":
             losses.setdefault(how, [value, how])
         elif "healed" not in step and _is_preset(unit):
@@ -154,7 +155,7 @@ class Explorer(SphinxDirective):
         if not models:
             return [not_measured("results/ holds no sweep.")]
         data = json.dumps(models, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-        options = "".join(f"<option>{html.escape(model['name'])}</option>" for model in models)
+        options = "".join(f"<option>{as_html(model['name'])}</option>" for model in models)
         page = f"""<div class="explorer" id="explorer">
 <noscript><p>This page needs scripts. The same numbers stand on the pages of figures.</p></noscript>
 <form>

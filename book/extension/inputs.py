@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from book.extension.outdated import files
+from book.extension.outdated import content, files
 from book.extension.pages import FOLDER, Page
 from deeper_layers.results.files import write_whole
 
@@ -62,16 +62,11 @@ def results_of(page: Page) -> list[Path]:
 
 def _said(path: Path, root: Path) -> str:
     """A file's name and content; a file that is gone has none."""
-    return f"{path.relative_to(root)} {_content(path, path.stat().st_mtime_ns) if path.exists() else 'gone'}"
+    return f"{path.relative_to(root)} {content(path) if path.exists() else 'gone'}"
 
 
 def _hash(parts: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-@functools.cache
-def _content(path: Path, written: int) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The page "How this was measured", made of results/: nothing on it is typed by hand."""
 
-import html
 import re
 import warnings
 
@@ -9,7 +8,8 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
-from book.extension.pages import ROOT
+from book.extension.pages import ROOT, records_of
+from deeper_layers.report.names import as_html, visible
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
 
@@ -21,6 +21,7 @@ class MeasuredUnits(SphinxDirective):
         with warnings.catch_warnings(record=True) as unreadable:
             warnings.simplefilter("always")
             units = all_units()
+            records_of()
         notes = [not_measured(str(warning.message).replace(f"{ROOT}/", "")) for warning in unreadable]
         if not units:
             return notes or [not_measured("results/ holds no measured unit.")]
@@ -118,7 +119,7 @@ def short(value) -> str:
 
 
 def not_measured(reason: str) -> nodes.Node:
-    return nodes.note("", nodes.paragraph("", "", nodes.strong("", "Not measured. "), nodes.Text(reason)))
+    return nodes.note("", nodes.paragraph("", "", nodes.strong("", "Not measured. "), nodes.Text(visible(reason))))
 
 
 def table(caption: str, rows: list[dict], *classes: str) -> nodes.Node:
@@ -128,17 +129,19 @@ def table(caption: str, rows: list[dict], *classes: str) -> nodes.Node:
     group += [nodes.colspec("", colwidth=1) for _ in heads]
     group += nodes.thead("", table_row(heads))
     group += nodes.tbody("", *[table_row(row.values()) for row in rows])
-    return nodes.container("", nodes.table("", nodes.title("", caption), group), classes=["wide-table", *classes])
+    return nodes.container(
+        "", nodes.table("", nodes.title("", visible(caption)), group), classes=["wide-table", *classes]
+    )
 
 
 def folded(caption: str, rows: list[dict]) -> list[nodes.Node]:
     """A table that a click unfolds; on paper its caption and the number of its rows stand for it."""
-    opening = f"<details><summary>{html.escape(caption)} ({len(rows)})</summary>"
+    opening = f"<details><summary>{as_html(caption)} ({len(rows)})</summary>"
     return [nodes.raw("", opening, format="html"), table(caption, rows), nodes.raw("", "</details>", format="html")]
 
 
 def table_row(cells) -> nodes.Node:
-    return nodes.row("", *[nodes.entry("", nodes.paragraph("", str(cell))) for cell in cells])
+    return nodes.row("", *[nodes.entry("", nodes.paragraph("", visible(str(cell)))) for cell in cells])
 
 
 def setup(app: Sphinx) -> dict:

@@ -1,14 +1,18 @@
 """Which page is which notebook with which parameters: those of the story, and those that records ask for."""
 
+import ast
 import collections
+import hashlib
 import json
+import math
 import re
 import shlex
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.results.records import Record, all_records
+from deeper_layers.results.records import NOT_SHOWN, Record, all_records
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 LIBRARY = ROOT / "lib" / "deeper_layers"
@@ -18,7 +22,7 @@ LONGEST = 24  # characters of a parameter that sets two pages of one model apart
 
 @dataclass(frozen=True)
 class Page:
-    """One page that is an executed notebook."""
+    """One page that is an executed notebook. Its titles are text, whatever is in them: not Markdown."""
 
     name: str  # the page is executed/NAME
     notebook: str
@@ -26,6 +30,7 @@ class Page:
     short: str  # its title below its model in the navigation
     record: Record | None = None  # None: the notebook as it stands, about all of results/
     root: Path = ROOT
+    of_model: str = ""  # the name of its model's own page, below which it lies in the navigation
 
     @property
     def source(self) -> Path:
@@ -46,16 +51,19 @@ class Page:
         words = ["papermill", f"notebooks/{self.notebook}.ipynb", "out.ipynb"]
         for name, value in (self.record.parameters if self.record else {}).items():
             words += ["-p", name, str(value)]
-        return shlex.join(words)
+        return " ".join(map(_typed, words))
+
+
+def _typed(word: str) -> str:
+    """A word for a shell; what can't be seen in it is written with its code, as bash and zsh read it."""
+    if word.isprintable():
+        return shlex.quote(word)
+    codes = (c if c.isprintable() and c not in "\\'" else f"\\U{ord(c):08x}" for c in word)
+    return f"$'{''.join(codes)}'"
 
 
 def executed(name: str, root: Path = ROOT) -> Path:
     return root / "book" / FOLDER / f"{name}.ipynb"
-
-
-def slug(record: Record) -> str:
-    """The folder of a record's model, a name without anything that an address could not have."""
-    return record.path.parents[1].name
 
 
 def story(names: Iterable[str], records: Iterable[Record], root: Path = ROOT) -> list[Page]:
@@ -63,7 +71,7 @@ def story(names: Iterable[str], records: Iterable[Record], root: Path = ROOT) ->
 
     Of several such records the latest. Raises SystemExit for a name that is neither.
     """
-    own = {record.page: record for record in records if record.page}
+    own = {record.page: record for record in sorted(records, key=lambda record: record.recorded) if record.page}
     pages = []
     for name in names:
         record = own.get(name)
@@ -80,26 +88,83 @@ def of_models(records: Iterable[Record], root: Path = ROOT) -> dict[str, list[Pa
     groups: dict[tuple[str, str], list[Record]] = collections.defaultdict(list)
     for record in records:
         groups[record.model, record.notebook].append(record)
+    address = addresses(record for of_notebook in groups.values() for record in of_notebook)
     pages: dict[str, list[Page]] = {}
     for (model, notebook), of_notebook in sorted(groups.items(), key=lambda group: group[0]):
         about = re.sub(r"^\d+-", "", notebook)
         for number, record in enumerate(of_notebook, 1):
-            name = f"model-{slug(record)}-{about}" + (f"-{number}" if number > 1 else "")
+            name = f"{address[model]}-{about}" + (f"-{number}" if number > 1 else "")
             apart = _apart(record, of_notebook) or (str(number) if number > 1 else "")
             apart, short = f" ({apart})" if apart else "", record.title or heading(notebook, root)
             title = f"{model}{apart}: {short[0].lower()}{short[1:]}"
-            page = Page(name, notebook, title, short + apart, record, root)
+            page = Page(name, notebook, title, short + apart, record, root, address[model])
             pages.setdefault(model, []).append(page)
     return pages
 
 
+def addresses(records: Iterable[Record]) -> dict[str, str]:
+    """The address of each model's own page, with which those of its other pages begin.
+
+    It is named after the folder of its results; where that would be another page's address too, a hash is added.
+    """
+    folders, abouts = {}, set()
+    for record in records:
+        folders[record.model] = record.path.parents[1].name
+        abouts.add(re.sub(r"^\d+-", "", record.notebook))
+    often = collections.Counter(folder.lower() for folder in folders.values())
+    like_a_page = re.compile(rf".*-({'|'.join(map(re.escape, sorted(abouts)))})(-\d+)?")
+    found = {}
+    for model, folder in folders.items():
+        shared = often[folder.lower()] > 1 or like_a_page.fullmatch(folder)
+        own = "-" + hashlib.sha256(model.encode(errors="backslashreplace")).hexdigest()[:8] if shared else ""
+        found[model] = f"model-{folder}{own}"
+    return found
+
+
 def known(records: Iterable[Record], root: Path = ROOT) -> list[Record]:
-    """The records whose notebook is there."""
-    return [record for record in records if (root / "notebooks" / f"{record.notebook}.ipynb").exists()]
+    """The records that may have a page; the others are named in a warning."""
+    found = []
+    for record in records:
+        if refused := refusal(record, root):
+            warnings.warn(f"{record.path} has no page: {refused}", stacklevel=2)
+        else:
+            found.append(record)
+    return found
+
+
+def refusal(record: Record, root: Path = ROOT) -> str:
+    """Why a record may have no page, in words, or nothing.
+
+    Records come with results, from whoever measured them, and a page of one runs a notebook. So its notebook has to be
+    one of ours, one that can be told to measure nothing, and its parameters some of that notebook's own, plain values,
+    and none that says where or how to run: papermill writes their names into the notebook as they are.
+    """
+    if record.notebook not in {path.stem for path in (root / "notebooks").glob("*.ipynb")}:
+        return f"there is no notebook {record.notebook!r}"
+    own = parameters_of(root / "notebooks" / f"{record.notebook}.ipynb")
+    if "measure" not in own:
+        return f"the notebook {record.notebook!r} is about all models"
+    for name, value in record.parameters.items():
+        if name not in own or name in NOT_SHOWN:
+            return f"it sets {name!r}, which no record may"
+        if not (value is None or isinstance(value, str | bool | int | float)) or value in (math.inf, -math.inf):
+            return f"its parameter {name} is no plain value"
+        if value != value:
+            return f"its parameter {name} is not a number"
+    if record.parameters.get("model", record.model) != record.model:
+        return "its parameter model is not its model"
+    return ""
 
 
 def records_of(root: Path = ROOT) -> list[Record]:
     return known(all_records(root / "results"), root)
+
+
+def parameters_of(notebook: Path) -> set[str]:
+    """The names that a notebook's cell of parameters gives values to."""
+    cells = [cell for cell in _cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
+    lines = [line for cell in cells for line in ast.parse("".join(cell["source"])).body]
+    return {line.target.id for line in lines if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)}
 
 
 def heading(notebook: str, root: Path = ROOT) -> str:

@@ -21,9 +21,11 @@ from book.extension.inputs import Inputs
 from book.extension.kernels import Nursery
 from book.extension.outdated import files
 from book.extension.pages import ROOT, Page, code_of
+from deeper_layers.report.names import as_markdown, visible
 from deeper_layers.results.files import write_whole
 
 NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
+NOT_DRAWN = "```{{note}}\nNot drawn: {}\n```"
 
 logger = logging.getLogger(__name__)
 
@@ -82,12 +84,15 @@ def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
 def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tuple[str, list[str], float]:
     """Run the notebook of a page and keep what it shows.
 
-    Returns `state`, which is that of the inputs before the run, the files of code that it loaded, and its seconds.
+    Returns `state`, that of the inputs before the run, or none where nothing was drawn; the files of code that it
+    loaded, and its seconds.
     """
     start = time.monotonic()
     notebook = executed(page, nursery)
     said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
     notebook.cells = [cell for cell in notebook.cells if cell.source != WITHOUT]
+    if notebook.metadata.get("not_drawn"):  # the next build tries again, and says so again
+        state = ""
     inside = (Path(line) for line in said.splitlines())
     code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
     write_whole(page.executed, nbformat.writes(notebook).encode())
@@ -128,16 +133,20 @@ def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
             )
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
-            if not (page.record and text.startswith("InputError: not measured")):
+            last = visible(text.strip().splitlines()[-1])
+            said = f"notebooks/{page.notebook}.ipynb failed: {last} (to see where: {visible(page.command)})"
+            if page.record is None:
                 # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
-                raise SystemExit(
-                    f"notebooks/{page.notebook}.ipynb failed: {text.strip().splitlines()[-1]} "
-                    f"(to see where: {page.command})"
-                ) from None
-            note = nbformat.v4.new_markdown_cell(f"# {page.title}\n\n{NOT_MEASURED}")
+                raise SystemExit(said) from None
+            shown = NOT_MEASURED
+            if not text.startswith("InputError: not measured"):  # one odd record is no reason to have no book
+                logger.info("NOT DRAWN: %s, of %s: %s", page.name, page.record.path, said)
+                shown = NOT_DRAWN.format(as_markdown(last))
+            note = nbformat.v4.new_markdown_cell(f"# {as_markdown(page.title)}\n\n{shown}")
             # what it would have loaded is not known: all code
             loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
-            return nbformat.v4.new_notebook(cells=[note, nbformat.v4.new_code_cell(outputs=[loaded])])
+            cells = [note, nbformat.v4.new_code_cell(outputs=[loaded])]
+            return nbformat.v4.new_notebook(cells=cells, metadata={"not_drawn": shown != NOT_MEASURED})
         finally:
             ensure_event_loop().close()  # of this thread, which nobody else would close
     # Where papermill read and wrote is of no use to a reader of the page.

@@ -91,6 +91,11 @@ def test_nothing_is_shown_by_its_type(pages):
     assert not [name for name, page in pages.items() if re.search(r"&lt;[\w.]+ object( at 0x\w+)?&gt;", page.text)]
 
 
+def test_every_record_of_ours_is_drawn(pages):
+    """One that is not would only be named in the build's output, so that results of others stop no book."""
+    assert not [name for name, page in pages.items() if "Not drawn: " in page.text]
+
+
 def test_plotting_scripts_only_where_there_is_a_figure(pages):
     for name, page in pages.items():
         assert bool(FIGURE.search(page.text)) == ("plotly.min.js" in page.text) == ("plots.js" in page.text), name

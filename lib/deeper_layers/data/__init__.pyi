@@ -5,6 +5,7 @@ from .corpora import texts as texts
 from .embedded import TASKS as TASKS
 from .embedded import embedded_fingerprint as embedded_fingerprint
 from .embedded import embedded_tasks as embedded_tasks
+from .embedded import without_examples as without_examples
 from .hub import is_at_hand as is_at_hand
 from .hub import mirror as mirror
 from .hub import mirrored as mirrored

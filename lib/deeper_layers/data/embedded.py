@@ -100,6 +100,11 @@ def embedded_tasks() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
+def without_examples(task: str, asked: int) -> str:
+    """What is said where a task is asked for with examples in its prompt and has none: none of ours has any."""
+    return f"task {task!r} has no examples for its prompt, {asked} are asked for: give it 0, like '{task}:0'"
+
+
 def embedded_fingerprint(task: str) -> str:
     """What the items of an embedded task or group depend on, known without reading them.
 

@@ -59,7 +59,7 @@ def load_tasks(
 
     `fewshot_order` other than 0 shuffles the examples of every prompt with that as the seed.
     Raises InputError for a name that is not known, a task that is scored in some other way or runs code that the model
-    writes, or data that can't be reached.
+    writes, data that can't be reached, or examples that a task does not have.
     """
     manager = check_names(names)
     if num_fewshot is not None:
@@ -70,8 +70,9 @@ def load_tasks(
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
         configured = task.get_config("num_fewshot")
-        # a task that fixes 0 keeps it, as in lm-eval's own evaluation
-        if num_fewshot is not None and configured != 0:
+        if num_fewshot and configured == 0:  # lm-eval would ask without any, and say so in a line of its log
+            raise InputError(embedded.without_examples(name, num_fewshot))
+        if num_fewshot is not None:
             task.set_config(key="num_fewshot", value=num_fewshot)
         elif configured is None:
             task.set_config(key="num_fewshot", value=0)

@@ -65,6 +65,10 @@ class QuestionAnsweringParameters(Parameters):
         ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
         if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
             evaluation.check_names(others)
+        if self.measure:
+            for task, shots in self.shots.items():
+                if shots and task in ours:
+                    raise InputError(data.without_examples(task, shots))
         for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
             block_sizes(sizes, None)
 

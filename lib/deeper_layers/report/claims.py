@@ -1,11 +1,11 @@
 """The list of the paper's claims, and of its figures, with the verdict of what was measured on each."""
 
-import html
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from deeper_layers.report import decisions, paper
 from deeper_layers.report.evidence import TOPICS, Evidence, by_model
+from deeper_layers.report.names import as_html
 from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Ruling
 from deeper_layers.results.units import Unit
 
@@ -139,7 +139,7 @@ def summary_table(rulings: Rulings) -> str:
     """HTML: each claim with its verdict on each model, and below it that of tasks which the paper did not ask."""
     rows = []
     for claim in CLAIMS:
-        cells = [f'<th scope="row"><a href="#claim-{claim.identifier}">{html.escape(claim.title)}</a></th>']
+        cells = [f'<th scope="row"><a href="#claim-{claim.identifier}">{as_html(claim.title)}</a></th>']
         for found in rulings[claim.identifier].values():
             others = [ruling for ruling in found if not ruling.of_paper]
             beside = f"<br>other tasks: {_counted(others)}" if others else ""
@@ -152,12 +152,12 @@ def details(rulings: Rulings) -> str:
     """HTML: each claim in the paper's sense, and for each model the numbers that decide, with their intervals."""
     parts = []
     for claim in CLAIMS:
-        figures = html.escape(" and ".join(claim.figures))
-        parts.append(f'<h3 id="claim-{claim.identifier}">{html.escape(claim.title)}</h3>')
-        parts.append(f"<p>The paper ({figures}): {html.escape(claim.paper)}</p>")
+        figures = as_html(" and ".join(claim.figures))
+        parts.append(f'<h3 id="claim-{claim.identifier}">{as_html(claim.title)}</h3>')
+        parts.append(f"<p>The paper ({figures}): {as_html(claim.paper)}</p>")
         for model, found in rulings[claim.identifier].items():
             items = "".join(map(_ruling, found))
-            summary = f"<summary><strong>{html.escape(model)}</strong>: {_badge(verdict_of(found))}</summary>"
+            summary = f"<summary><strong>{as_html(model)}</strong>: {_badge(verdict_of(found))}</summary>"
             parts.append(f"<details>{summary}<ul>{items}</ul></details>")
     return f'<div class="claims">{"".join(parts)}</div>'
 
@@ -169,8 +169,8 @@ def figure_table(rulings: Rulings) -> str:
         claims = [claim for claim in CLAIMS if figure in claim.figures]
         for number, claim in enumerate(claims):
             span = f' rowspan="{len(claims)}"'
-            cells = [] if number else [f'<th scope="row"{span}>{html.escape(figure)}</th>']
-            cells += [f"<td>{html.escape(claim.paper)}</td>"]
+            cells = [] if number else [f'<th scope="row"{span}>{as_html(figure)}</th>']
+            cells += [f"<td>{as_html(claim.paper)}</td>"]
             cells += [f"<td>{_badge(verdict_of(found))}</td>" for found in rulings[claim.identifier].values()]
             cells += [] if number else [f'<td{span}><a href="{page}.html">{page}</a></td>']
             rows.append(f"<tr>{''.join(cells)}</tr>")
@@ -205,9 +205,9 @@ def _models(rulings: Rulings) -> list[str]:
 
 def _ruling(ruling: Ruling) -> str:
     beside = "" if ruling.of_paper else " (not asked in the paper)"
-    numbers = "".join(f"<li>{html.escape(str(finding))}</li>" for finding in ruling.findings)
-    reason = html.escape(f"{ruling.verdict}; {ruling.reason}.")
-    return f"<li>{html.escape(ruling.about)}{beside}: {reason}{f'<ul>{numbers}</ul>' if numbers else ''}</li>"
+    numbers = "".join(f"<li>{as_html(str(finding))}</li>" for finding in ruling.findings)
+    reason = as_html(f"{ruling.verdict}; {ruling.reason}.")
+    return f"<li>{as_html(ruling.about)}{beside}: {reason}{f'<ul>{numbers}</ul>' if numbers else ''}</li>"
 
 
 def _counted(rulings: list[Ruling]) -> str:
@@ -216,8 +216,8 @@ def _counted(rulings: list[Ruling]) -> str:
 
 
 def _row(head: str, texts: list[str]) -> str:
-    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
-    return f'<tr><th scope="row">{html.escape(head)}</th>{cells}</tr>'
+    cells = "".join(f"<td>{as_html(text)}</td>" for text in texts)
+    return f'<tr><th scope="row">{as_html(head)}</th>{cells}</tr>'
 
 
 def _count(found: list[str], verdict: str) -> str:
@@ -227,14 +227,12 @@ def _count(found: list[str], verdict: str) -> str:
 
 def _badge(verdict: str) -> str:
     name, mark = MARKS[verdict]
-    return f'<span class="verdict {name}"><span aria-hidden="true">{mark}</span> {html.escape(verdict)}</span>'
+    return f'<span class="verdict {name}"><span aria-hidden="true">{mark}</span> {as_html(verdict)}</span>'
 
 
 def _table(caption: str, heads: list[str], rows: list[str], lead: str = "", identifier: str = "") -> str:
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in heads)
+    head = "".join(f'<th scope="col">{as_html(name)}</th>' for name in heads)
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     marked = f' id="{identifier}"' if identifier else ""
-    before = f"<p>{html.escape(lead)}</p>" if lead else ""
-    return (
-        f'<div class="claims scrolls"{marked} role="region" aria-label="{html.escape(caption)}">{before}{table}</div>'
-    )
+    before = f"<p>{as_html(lead)}</p>" if lead else ""
+    return f'<div class="claims scrolls"{marked} role="region" aria-label="{as_html(caption)}">{before}{table}</div>'

@@ -1,6 +1,5 @@
 """Rows in, figure out: what pruning saves, and what measuring it costs. Rows and figures as in figures.py."""
 
-import html
 from collections.abc import Mapping
 
 import pandas as pd
@@ -9,6 +8,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.report.drawing import GREY, SHARES, Figure, Picture, details_of, styles_of, text_of
 from deeper_layers.report.figure_tables import References, Tasks, accuracy_lines, course, known_levels, require
 from deeper_layers.report.figures import DROPPED
+from deeper_layers.report.names import as_html, as_plotly
 
 
 def sweep_cost(
@@ -28,7 +28,7 @@ def sweep_cost(
     end = min(wide, high * whole)
     picture.line([0, end], [0, end / whole], colour=GREY, line="dash", label="every layer at the price of a bare one")
     for (label, rows), style in zip(points.items(), styles_of(points)):
-        hover = f"{label}<br>%{{customdata[0]}} pruned models, %{{x}} layers<br>%{{y:.2f}} bare passes"
+        hover = f"{as_plotly(label)}<br>%{{customdata[0]}} pruned models, %{{x}} layers<br>%{{y:.2f}} bare passes"
         details = details_of(rows, "cuts")
         picture.line(rows["layers"], rows["passes"], **style, label=label, details=details, hover=hover)
     picture.caption = (
@@ -62,7 +62,7 @@ def accuracy_against_bytes(
             picture.accuracy(lines[task, kind], style, label, panel, across="MB", unit="MB")
     deepest = int(data["size"].max())
     picture.caption = (
-        f"Accuracy of {html.escape(model)} against the bytes of its weights: one line for each kind of weights, one "
+        f"Accuracy of {as_html(model)} against the bytes of its weights: one line for each kind of weights, one "
         f"point for each number of dropped layers, from 0 at the right end of a line to {deepest} at its left end. "
         "Bands: 95% intervals."
     )
@@ -92,14 +92,14 @@ def gained(
             raise InputError(f"shares has no value of {line!r}; expected measured ones; leave the line out")
         picture.axes[0].fill_between(x, rows["low"], rows["high"], color=style["colour"], alpha=0.2, linewidth=0)
         hover = (
-            f"{label}<br>n = %{{customdata[0]}}<br>%{{y}} of the whole model, %{{customdata[1]}} to %{{customdata[2]}} "
-            "in %{customdata[3]} repeats"
+            f"{as_plotly(label)}<br>n = %{{customdata[0]}}<br>%{{y}} of the whole model, "
+            "%{customdata[1]} to %{customdata[2]} in %{customdata[3]} repeats"
         )
         details = details_of(rows, "size", "low", "high", "items")
         picture.line(x, rows["value"], **style, label=label, details=details, hover=hover)
         courses.append(f"{label}, {course(rows, 'fraction', 'value')}")
     picture.caption = (
-        f"What {html.escape(model)} takes without its layers, as a share of what it takes with all of them. Bands: "
+        f"What {as_html(model)} takes without its layers, as a share of what it takes with all of them. Bands: "
         "least and most of the repeats."
     )
     picture.alt = f"Line chart for {model}: share of the whole model by layers dropped. {'; '.join(courses)}."

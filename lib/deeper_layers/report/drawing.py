@@ -24,6 +24,7 @@ from matplotlib.colors import ListedColormap, to_hex, to_rgb
 from matplotlib.ticker import PercentFormatter
 
 from deeper_layers.errors import InputError
+from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped, visible
 
 INK, GREY = "#1a1a1a", "#8a8a8a"
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
@@ -38,6 +39,7 @@ STYLES = [
 # plotly's names of markers and lines: matplotlib's letter, the marker as a character
 MARKERS = {"circle": "o●", "square": "s■", "triangle-up": "^▲"}
 MARKERS |= {"diamond": "D◆", "triangle-down": "v▼", "cross": "P✚"}
+MOST_ENTRIES = 16  # of a legend: with more of them a picture grows
 LINES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-.", None: ""}
 SHARES = [0, 1.03]  # the axis of a share: a marker at 1 is not cut in two
 HEAT = matplotlib.colormaps["viridis"]
@@ -68,8 +70,8 @@ class Figure:
             raise InputError(f"figure name {self.name!r}; expected a-z, 0-9 and single hyphens; rename it")
 
     def saying(self, more: str) -> "Figure":
-        """The same picture with a sentence more in its caption."""
-        return replace(self, caption=f"{self.caption} {more}")
+        """The same picture with a sentence more in its caption, plain text."""
+        return replace(self, caption=f"{self.caption} {html.escape(visible(more), quote=False)}")
 
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""
@@ -89,14 +91,14 @@ class Figure:
         image = base64.b64encode(self.svg()).decode()
         return (
             f'<figure class="measured" id="{self.name}"><div class="plot">'
-            f'<img alt="{html.escape(self.alt)}" src="data:image/svg+xml;base64,{image}"></div>'
+            f'<img alt="{as_html(self.alt)}" src="data:image/svg+xml;base64,{image}"></div>'
             f'<script type="application/json" class="plotly-data">{plot}</script><figcaption>{caption}'
-            f'<small class="provenance">{html.escape(self.provenance)}</small>{self._downloads()}</figcaption></figure>'
+            f'<small class="provenance">{as_html(self.provenance)}</small>{self._downloads()}</figcaption></figure>'
         )
 
     def _downloads(self) -> str:
         """Links to the picture and its rows as files; that to the picture gets its address from plots.js."""
-        rows = base64.b64encode(self.data.to_csv(index=False).encode()).decode()
+        rows = base64.b64encode(as_csv(self.data).encode(errors="backslashreplace")).decode()
         return (
             '<span class="downloads">Download: '
             f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a> '
@@ -109,7 +111,7 @@ def save(figure: Figure, folder: str | Path) -> tuple[Path, Path]:
     picture, rows = (Path(folder) / f"{figure.name}.{suffix}" for suffix in ("svg", "csv"))
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(figure.svg())
-    figure.data.to_csv(rows, index=False)
+    rows.write_text(as_csv(figure.data), encoding="utf-8", errors="backslashreplace")
     return picture, rows
 
 
@@ -130,7 +132,7 @@ class Picture:
         for spare in self.axes[len(titles) :]:
             spare.remove()
         for panel, (ax, title) in enumerate(zip(self.axes, titles)):
-            ax.set_title(title, loc="left")
+            ax.set_title(clipped(title), loc="left")
             ax.set_ylabel(y if panel % columns == 0 else None)
             if panel + columns >= len(titles):  # nothing below
                 ax.set_xlabel(x)
@@ -164,7 +166,10 @@ class Picture:
 
     def _trace(self, panel, label, **trace):
         place = {"xaxis": f"x{self.numbers[panel]}", "yaxis": f"y{self.numbers[panel]}"}
-        self.traces.append(go.Scatter(name=label, legendgroup=label, **place, **trace))
+        name = None if label is None else as_plotly(label)
+        # plotly keeps groups in an object, which has properties of its own: none is called so
+        group = None if label is None else f"{name} "
+        self.traces.append(go.Scatter(name=name, legendgroup=group, **place, **trace))
 
     def accuracy(self, rows, style, label, panel=0, aside=0.0, across="fraction", unit=None):
         """A line of accuracies over a band of their intervals, or a whisker where a point has no neighbours.
@@ -186,7 +191,8 @@ class Picture:
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip"}
         self._trace(panel, label, **outline, **look, showlegend=False)
         hover = (
-            f"{label}<br>n = %{{customdata[0]}}, l = %{{customdata[1]}}{f'<br>%{{x}} {unit}' if unit else ''}<br>"
+            f"{as_plotly(label)}<br>"
+            f"n = %{{customdata[0]}}, l = %{{customdata[1]}}{f'<br>%{{x}} {unit}' if unit else ''}<br>"
             "%{customdata[2]} %{y}, 95% interval %{customdata[3]} to %{customdata[4]}<br>%{customdata[5]} items"
         )
         look = {**style, "size": 4 if self.columns == 1 else 2.5, "panel": panel, "label": label}
@@ -208,10 +214,10 @@ class Picture:
         for label, (height, style) in sorted(self.ends.items(), key=lambda item: item[1][0]):
             height = floor = max(height, floor + 0.065)  # lines that end together have their names stacked
             symbol = MARKERS[style["marker"]][1]
-            for text, colour, x in ((symbol, style["colour"], 4), (label, "black", 15)):
+            for text, colour, x in ((symbol, style["colour"], 4), (clipped(label), "black", 15)):
                 place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
                 self.axes[0].annotate(text, (1, height), (x, 0), **place, color=colour, annotation_clip=False)
-            text = f'<span style="color:{style["colour"]}">{symbol}</span> {label}'
+            text = f'<span style="color:{style["colour"]}">{symbol}</span> {as_plotly(label)}'
             place = {"x": 1, "xref": "paper", "xanchor": "left", "y": height, "yref": "y"}
             self.notes.append({"text": text, **place})
         self.legend, self.named = {}, True
@@ -233,7 +239,11 @@ class Picture:
         self.axes[0].set(xlim=x, ylim=y)
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
-            self.static.legend(self.legend.values(), self.legend, loc="outside upper center", ncols=columns)
+            rows = math.ceil(len(self.legend) / columns)
+            wide, high = self.static.get_size_inches()
+            self.static.set_size_inches(wide, high + 0.22 * max(0, rows - MOST_ENTRIES // 2))
+            names = map(clipped, self.legend)
+            self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
         # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
         # is saved, the picture's bytes would change.
         self.static.draw_without_rendering()
@@ -247,7 +257,7 @@ class Picture:
             layout[f"xaxis{number}"] = {**axis, "range": x, "anchor": f"y{number}", "nticks": 6, **percent}
             layout[f"yaxis{number}"] = {**axis, "range": y, "anchor": f"x{number}"}
             place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
-            self.notes.append({"text": title, **place, "xanchor": "left", "yanchor": "bottom"})
+            self.notes.append({"text": as_plotly(title), **place, "xanchor": "left", "yanchor": "bottom"})
         notes = [{**note, "showarrow": False} for note in self.notes if note["text"]]
         wide, narrow = self._arrange(self.columns), self._arrange(1, narrow=True)
         if self.named:
@@ -274,6 +284,7 @@ class Picture:
             bottom += 24 * (len(self.legend) or len(self.ends))
         else:
             legend = {"y": short(1 + 25 * any(self.titles) / plot), "yanchor": "bottom"}
+            top += 8 * max(0, len(self.legend) - MOST_ENTRIES)
         changes["legend"] = {"orientation": "h", **legend}
         changes["margin"] = {
             "l": 48 if narrow else 60,
@@ -295,9 +306,15 @@ class Picture:
 
 
 def styles_of(names: Collection[str]) -> list[dict]:
-    if not 0 < len(names) <= len(STYLES):
-        raise InputError(f"a panel of {len(names)} lines; expected 1 to {len(STYLES)}; draw fewer")
-    return STYLES[: len(names)]
+    """A look for each of some lines, as many as there are: colours recur, then with another marker and stroke."""
+    if not names:
+        raise InputError("a panel of no line; expected 1 or more; leave it out")
+    looks = []
+    for number in range(len(names)):
+        again, place = divmod(number, len(STYLES))
+        other = {"marker": STYLES[(place + again) % len(STYLES)]["marker"], "line": ("dash", "dot")[again % 2]}
+        looks.append(STYLES[place] | (other if again else {}))
+    return looks
 
 
 def short(value) -> float | int | None:
@@ -316,4 +333,4 @@ def text_of(value) -> str:
 
 
 def details_of(rows: pd.DataFrame, *columns: str) -> list[list[str]]:
-    return [[text_of(value) for value in row] for row in rows[list(columns)].itertuples(index=False)]
+    return [[as_plotly(text_of(value)) for value in row] for row in rows[list(columns)].itertuples(index=False)]

@@ -290,6 +290,18 @@ def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
     return {name: Evidence(of_model) for name, of_model in found.items()}
 
 
+def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[str]]:
+    """The units of the models whose last sweep is the latest, of so many at most, and the names of the other models."""
+    units = list(units)
+    measured = {unit.key["model"]["name"]: "" for unit in units}
+    for unit in units:
+        if unit.kind == "sweep":
+            name = unit.key["model"]["name"]
+            measured[name] = max(measured[name], unit.provenance["measured"])
+    names = sorted(measured, key=lambda name: (measured[name], name), reverse=True)
+    return [unit for unit in units if unit.key["model"]["name"] in names[:most]], sorted(names[most:])
+
+
 def topic_of(task: str) -> str:
     """What a task asks about, whichever set its items come from: all subjects of MMLU are MMLU."""
     return "MMLU" if task.startswith("mmlu_") else curves.title(task)

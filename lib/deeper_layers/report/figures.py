@@ -17,7 +17,6 @@ units of pi. The tables, one row per measurement; a missing value is a gap in th
 `InputError`: a column is missing, a row occurs twice, a value is out of its range.
 """
 
-import html
 import math
 from collections.abc import Collection, Mapping
 
@@ -53,13 +52,15 @@ from deeper_layers.report.figure_tables import (
     known_levels,
     require,
 )
+from deeper_layers.report.names import as_html, as_plotly
 
 __all__ = [
     "Figure", "accuracy_curves", "best_start_comparison", "distance_curves", "distance_heatmap", "headline",
     "loss_curves", "save", "training_curves",
 ]  # fmt: skip
 
-MOST_LINES = len(STYLES)  # in one panel
+MOST_LINES = len(STYLES)  # that a reader tells apart at a glance
+MOST_MODELS = 2 * MOST_LINES  # side by side: with more of them the lines hide each other
 RULES = {"similarity": "similarity-informed", "simple": "simple heuristic"}
 DROPPED, FIRST, BEST = "Layers dropped, n / L", "First layer of the block, l", "l*(n), the most similar block"
 ASIDE = " Bars are such intervals too. Points side by side lack the same layers."
@@ -97,7 +98,7 @@ def distance_curves(
     low, high = distances["distance"].min(), distances["distance"].max()
     picture.caption = (
         f"Angular distance between the inputs of layers <i>l</i> and <i>l</i> + <i>n</i> of "
-        f"{html.escape(model)}, mean of {_span(distances['samples'])} sequences. The thick line joins the "
+        f"{as_html(model)}, mean of {_span(distances['samples'])} sequences. The thick line joins the "
         "most similar block of each size, <i>l</i>*(<i>n</i>), among those that keep the last layer."
     )
     picture.alt = (
@@ -139,7 +140,7 @@ def distance_heatmap(
         picture.line(reference["start"], reference["size"], **look, label=reference_label)
     picture.colour_bar(mesh, "Distance, rescaled in each row")
     picture.caption = (
-        f"Angular distance of every block of {html.escape(model)}, mean of {_span(distances['samples'])} "
+        f"Angular distance of every block of {as_html(model)}, mean of {_span(distances['samples'])} "
         "sequences, rescaled in each row from 0 (most similar) to 1. A row's last block contains the last "
         "layer and is never dropped."
     )
@@ -168,7 +169,7 @@ def best_start_comparison(
     for (model, rows), style in zip(curves.items(), styles):
         look = {"width": 2.5, "filled": True} if model in measured else {"width": 1, "filled": False}
         x, y = rows["size"] / rows["num_layers"], rows["start"] / rows["num_layers"]
-        hover = f"{model}<br>n = %{{customdata[0]}}, l* = %{{customdata[1]}} of %{{customdata[2]}} layers"
+        hover = f"{as_plotly(model)}<br>n = %{{customdata[0]}}, l* = %{{customdata[1]}} of %{{customdata[2]}} layers"
         picture.line(x, y, **style, **look, label=model, details=details_of(rows, *columns), hover=hover)
     picture.caption = (
         "First layer of the most similar block against the size of the block, as fractions of all layers. "
@@ -205,7 +206,7 @@ def accuracy_curves(
         for (rule, label), style, aside in zip(rules.items(), styles_of(rules), asides):
             picture.accuracy(lines[task, rule], style, label, panel, aside)
     picture.caption = (
-        f"Accuracy of {html.escape(model)} against the fraction of its layers that were dropped. Bands: 95% "
+        f"Accuracy of {as_html(model)} against the fraction of its layers that were dropped. Bands: 95% "
         f"intervals over the items of the task.{ASIDE * any(asides)}"
     )
     picture.alt = f"Line charts for {model}: accuracy by layers dropped. {courses_of(lines, tasks, rules)}."
@@ -232,13 +233,13 @@ def headline(
         # Tasks often share a guessing level: the dots of one fall between those of the others.
         x = (np.arange(20) + position / len(tasks)) * end / 20
         look = {"colour": style["colour"], "line": None, "marker": "circle", "size": 1.5}
-        picture.line(x, [guessing] * 20, **look, hover=f"{label}, guessing: {text_of(guessing)}")
+        picture.line(x, [guessing] * 20, **look, hover=f"{as_plotly(label)}, guessing: {text_of(guessing)}")
         look = {**style, "line": None, "size": 7, "filled": False}
-        picture.line([0], [unpruned], **look, hover=f"{label}, unpruned: {text_of(unpruned)}")
+        picture.line([0], [unpruned], **look, hover=f"{as_plotly(label)}, unpruned: {text_of(unpruned)}")
         picture.accuracy(lines[task, rule], style, label)
     picture.name_lines()
     picture.caption = (
-        f"Accuracy of {html.escape(model)} after dropping a block of layers ({html.escape(rules[rule])}). "
+        f"Accuracy of {as_html(model)} after dropping a block of layers ({as_html(rules[rule])}). "
         "Bands: 95% intervals. Open markers: the unpruned model. Dots: what guessing scores."
     )
     picture.alt = f"Line chart for {model}: accuracy by layers dropped. {courses_of(lines, tasks, rules)}."
@@ -270,7 +271,7 @@ def loss_curves(
         courses.append(f"{label}, {course(rows, 'fraction', 'value')}")
     size = "" if vocabulary is None else f", V = {vocabulary:,} tokens"
     picture.caption = (
-        f"Loss of {html.escape(model)} on {html.escape(text)} (cross-entropy over ln V{size}) "
+        f"Loss of {as_html(model)} on {as_html(text)} (cross-entropy over ln V{size}) "
         "against the fraction of its layers that were dropped. Bands: 95% intervals over sequences."
         f"{ASIDE * any(asides)}"
     )
@@ -287,9 +288,9 @@ def training_curves(
     picture = Picture("Tokens trained on", "Training loss (nats a token)")
     scale = SIZES(np.linspace(0, 1, len(curves)))
     for (label, rows), colour in zip(curves.items(), scale):
-        hover = f"{label}<br>%{{x:,}} tokens: %{{y:.3f}}"
+        hover = f"{as_plotly(label)}<br>%{{x:,}} tokens: %{{y:.3f}}"
         picture.line(rows["tokens"], rows["loss"], colour=to_hex(colour), width=1, label=label, hover=hover)
-    picture.caption = f"Loss of each step of healing {html.escape(model)}, one line for each pruned model."
+    picture.caption = f"Loss of each step of healing {as_html(model)}, one line for each pruned model."
     words = "; ".join(f"{label}, {course(rows, 'tokens', 'loss')}" for label, rows in curves.items())
     picture.alt = f"Line chart for {model}: training loss by tokens. {words}."
     low, high = data["loss"].min(), data["loss"].max()
