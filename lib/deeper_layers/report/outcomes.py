@@ -18,7 +18,8 @@ from scipy.stats import binomtest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.curves import Z
-from deeper_layers.results.units import Unit, read_unit, unpack
+from deeper_layers.results.packing import unpack
+from deeper_layers.results.units import Unit, read_unit
 
 RESAMPLES = 2000
 PART = 250  # resamples that are multiplied with a table at once
