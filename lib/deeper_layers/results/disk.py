@@ -17,8 +17,11 @@ from deeper_layers.results.files import write_whole
 MOST = 2**28  # bytes of a file of JSON
 ROOM = 2**24  # bytes that have to be free before something is measured
 TRIES = 5  # a folder that another process removes while it is written to is made again so often
-# what `write_whole` leaves of a unit, a record, a shard or a checkpoint where it is killed; and who wrote it
-LEFT = re.compile(r"\.(?:.+-[0-9a-f]{12}\.json|\d{6}\.npz|checkpoint-\d+\.safetensors)\.(?P<process>\d{1,9})\.partial")
+# what `write_whole` leaves where it is killed, and who wrote it: of units and records, shards, what healing writes
+LEFT = re.compile(
+    r"\.(?:.+-[0-9a-f]{12}\.json|\d{6}\.npz|checkpoint-\d+-[0-9a-f]{12}\.safetensors|adapter_model\.safetensors"
+    r"|adapter_config\.json|healing\.json|record\.json|settings\.json)\.(?P<process>\d{1,9})\.partial"
+)
 
 
 def read_json(path: Path):

@@ -58,16 +58,19 @@ class CutsKey(OpenedKey):
     cuts: Annotated[list[Place], Field(min_length=1)]
 
 
-class SweepKey(CutsKey):
+class TaskKey(CutsKey):
     task: Name
     rule: str
     limit: Count | None
+
+
+class SweepKey(TaskKey):
     num_fewshot: Count | None
 
 
-class ShotsKey(SweepKey):
-    order: Count
+class ShotsKey(TaskKey):
     num_fewshot: Count
+    order: Count
 
 
 class LossKey(CutsKey):

@@ -90,7 +90,9 @@ def read_unit(path: Path) -> Unit | None:
         return None
     except (OSError, ValueError) as error:
         said = " ".join(str(error).split())
-        warnings.warn(f"{path} is not a readable unit ({said}): it is left out, and measured again", stacklevel=2)
+        warnings.warn(
+            f"{path} is not a readable unit ({said}): it is measured again, and missing until then", stacklevel=2
+        )
         return None
     return unit
 
