@@ -95,6 +95,7 @@ class Measurement:
         results.check_room(path.parent)
         results.clean(path.parent)
         shards = Shards(path.with_suffix(".partial"))
+        shards.check()
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
         with results.clock() as measured:
             rows, details = self.measure(shards)

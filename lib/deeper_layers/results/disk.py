@@ -16,7 +16,7 @@ from deeper_layers.results.files import write_whole
 
 MOST = 2**28  # bytes of a file of JSON
 ROOM = 2**24  # bytes that have to be free before something is measured
-TRIES = 5  # a folder that another process removes while it is written to is made again so often
+TRIES = 20  # a folder that another process removes while it is written to is made again so often
 # what `write_whole` leaves where it is killed, and who wrote it: of units and records, shards, what healing writes
 LEFT = re.compile(
     r"\.(?:.+-[0-9a-f]{12}\.json|\d{6}\.npz|checkpoint-\d+-[0-9a-f]{12}\.safetensors|adapter_model\.safetensors"
@@ -50,7 +50,7 @@ def write_file(path: Path, content: bytes) -> None:
         try:
             write_whole(path, content)
             return
-        except FileNotFoundError as error:
+        except (FileNotFoundError, FileExistsError) as error:
             if not left:
                 raise _unwritable(path, error) from error
         except OSError as error:

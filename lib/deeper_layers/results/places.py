@@ -31,8 +31,9 @@ def results_folder(named: str | Path | None = None) -> Path:
         return (repository() or Path()) / "results"
     try:
         folder = Path(named).expanduser()
-        if folder.exists() and not folder.is_dir():
-            raise NotADirectoryError("it is no folder")
+        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
+        if there is not None and not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, of a user who is not known
         raise InputError(
             f"results is {str(named)[:200]!r}, which can't be used ({error}): name a folder, or one that can be made"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deeper_layers.errors import InputError
 from deeper_layers.results.disk import LEFT, remove_file, write_file
 
 OURS = re.compile(r"\d{6}\.npz")
@@ -28,6 +29,11 @@ class Shards:
         self.folder = folder
         self.seconds_before = 0.0
         self._started = time.monotonic()
+
+    def check(self) -> None:
+        """Raise InputError where something else than a folder is in their place."""
+        if self.folder.exists() and not self.folder.is_dir():
+            raise InputError(f"can't write in {self.folder}, which is no folder: move it away, it is not ours")
 
     def get(
         self,
