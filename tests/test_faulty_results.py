@@ -98,13 +98,13 @@ def test_a_folder_that_vanishes_while_it_is_written_to_is_made_again(tmp_path):
     shards, over = Shards(tmp_path / "unit.partial"), threading.Event()
 
     def remove():
-        while not over.wait(0.001):
+        while not over.wait(0.02):
             Shards(tmp_path / "unit.partial").remove()
 
     remover = threading.Thread(target=remove)
     remover.start()
     try:
-        for number in range(300):
+        for number in range(100):
             shards.put(number % 7, {"values": np.arange(5)})
             found = shards.get(number % 7)
             assert found is None or np.array_equal(found["values"], np.arange(5))

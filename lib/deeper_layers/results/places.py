@@ -1,5 +1,6 @@
 """Where measured units lie, and which checkout of this project is around."""
 
+import stat
 from pathlib import Path
 
 from deeper_layers.errors import InputError
@@ -31,11 +32,13 @@ def results_folder(named: str | Path | None = None) -> Path:
         return (repository() or Path()) / "results"
     try:
         folder = Path(named).expanduser()
-        there = next((path for path in (folder, *folder.parents) if path.exists()), None)
-        if there is not None and not there.is_dir():
-            raise NotADirectoryError(f"{there} is no folder")
+        if not stat.S_ISDIR(folder.stat().st_mode):
+            raise NotADirectoryError("it is no folder")
+    except FileNotFoundError:
+        return folder
     except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, of a user who is not known
+        said = getattr(error, "strerror", None) or error  # without the name, which may be long
         raise InputError(
-            f"results is {str(named)[:200]!r}, which can't be used ({error}): name a folder, or one that can be made"
+            f"results is {str(named)[:200]!r}, which can't be used ({said}): name a folder, or one that can be made"
         ) from error
     return folder

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from deeper_layers.results.packing import packed_length
 
 MOST_ITEMS = 2**24  # of a task
+ACCURACIES = ("acc", "acc_norm", "exact_match")  # what shares of items are called
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -20,7 +21,6 @@ Place = Annotated[list[Count], Field(min_length=2, max_length=2)]  # first dropp
 Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]*\.json$")]
 Outcomes = dict[str, dict[str, str]]  # by task and metric, packed
-Levels = dict[str, dict[str, Share]]  # by task: accuracy of guessing in one way or another
 
 
 class Checked(BaseModel):
@@ -33,6 +33,16 @@ class Open(Checked):
     """There may be more."""
 
     model_config = ConfigDict(extra="allow")
+
+
+class Level(Checked):
+    """Accuracy of guessing on a task: at random, and by always naming the commonest answer."""
+
+    chance: Share
+    majority: Share | None = None
+
+
+Levels = dict[str, Level]  # by task
 
 
 # ---- keys ------------------------------------------------------------------------------------------------
@@ -137,7 +147,7 @@ class Score(Checked):
     size: Count
     value: Number | None
     stderr: Number | None
-    items: Annotated[int, Field(ge=0, le=MOST_ITEMS)]
+    items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
 
 
 class ScoreOfBytes(Score):
@@ -253,14 +263,14 @@ def check_unit(content) -> None:
     try:
         Content.model_validate(content)
         if content["kind"] not in KINDS:
-            raise ValueError(f"its kind is {content['kind']!r}, expected one of {', '.join(KINDS)}")
+            raise ValueError(f"its kind is {content['kind'][:40]!r}, expected one of {', '.join(KINDS)}")
         key, _, details = KINDS[content["kind"]]
         key.model_validate(content["key"])
         ROWS[content["kind"]].validate_python(content["rows"])
         details.model_validate(content["details"])
     except ValidationError as error:
         raise ValueError(in_words(error)) from None
-    for odd in _disagreements(content["key"], content["rows"], content["details"]):
+    for odd in _disagreements(content["name"], content["key"], content["rows"], content["details"]):
         raise ValueError(odd)
 
 
@@ -271,14 +281,18 @@ def in_words(error: ValidationError) -> str:
     return f"{where[:100]}: {first['msg']}, found {str(first['input'])[:60]!r}"
 
 
-def _disagreements(key: dict, rows: list[dict], details: dict) -> Iterator[str]:
+def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Iterator[str]:
     """In what key, rows and details, each of the right types, are not of one measurement."""
     layers = details["num_layers"]
     cuts = {tuple(cut) for cut in [*key.get("cuts", []), *([key["cut"]] if "cut" in key else [])]}
     columns = ("variant", "task", "metric", "start", "size")
     if len({tuple(row.get(name) for name in columns) for row in rows}) < len(rows):
         yield "two rows are of one thing"
+    if any(row.get("metric") in ACCURACIES and not 0 <= (row["value"] or 0) <= 1 for row in rows):
+        yield "an accuracy is not from 0 to 1"
     if "corpus" in key:  # every block there is
+        if len(rows) != layers * (layers + 1) // 2:  # before as many are counted as a number says
+            yield f"it has {len(rows)} rows, and {layers} layers"
         cuts = {(start, size) for size in range(1, layers + 1) for start in range(layers - size + 1)}
     if "variant" in rows[0]:
         cuts.add((0, 0))
@@ -293,8 +307,11 @@ def _disagreements(key: dict, rows: list[dict], details: dict) -> Iterator[str]:
         yield from _about_sequences(rows, details["by_sequence"], cuts)
     if (by_cut := details.get("outcomes")) is not None:
         yield from _about_outcomes(rows, {f"{a},{b}": by_cut for a, b in cuts} if "cut" in key else by_cut, cuts)
-    if "units" in details and (details["units"] is None) == (by_cut is None):
-        yield "it holds both outcomes and the units of a group, or neither"
+    if "num_fewshot" in key and "order" not in key:
+        if name != key["task"] or not (by_cut is None or all(name in of_cut for of_cut in by_cut.values())):
+            yield "its name is not that of its task"
+        if (details.get("units") is None) == (by_cut is None):
+            yield "it holds both outcomes and the units of a group, or neither"
 
 
 def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set) -> Iterator[str]:
