@@ -10,6 +10,10 @@ from dataclasses import dataclass
 
 from deeper_layers.errors import InputError
 
+MOST = 2**31  # of any number of steps, tokens or sequences
+KINDS = {int: int, float: int | float, bool: bool, str: str}  # what a field of one type may hold
+EXPECTED = {int: "a whole number", float: "a number", bool: "True or False", str: "a word"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class HealingConfig:
@@ -52,9 +56,17 @@ class HealingConfig:
     auxiliary: float = 0.0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), KINDS.get(field.type)
+            if kind and (not isinstance(value, kind) or (kind is not bool and isinstance(value, bool))):
+                raise InputError(f"{field.name} is {value!r}, expected {EXPECTED[field.type]}: correct it")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field.name} is {value}, expected a finite number: correct it")
         for name in ("rank", "sequence_length", "steps", "batch_sequences", "at_once", "save_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 1")
+            if not 1 <= getattr(self, name) < MOST:
+                raise InputError(f"{name} is {getattr(self, name)}, expected a whole number from 1 to {MOST - 1:,}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1:,}")
         if self.sequence_length < 2:
             raise InputError("sequence_length is 1, expected at least 2: the first token foretells the second")
         if self.batch_sequences % self.at_once:
@@ -63,7 +75,7 @@ class HealingConfig:
             )
         if not 0 <= self.warmup_steps <= self.steps:
             raise InputError(f"warmup_steps is {self.warmup_steps}, expected 0 to steps, which is {self.steps}")
-        if not self.learning_rate > 0 or not math.isfinite(self.learning_rate):
+        if not self.learning_rate > 0:
             raise InputError(f"learning_rate is {self.learning_rate}, expected a number above 0")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, expected a share from 0 to below 1")

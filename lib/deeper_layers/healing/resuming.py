@@ -76,9 +76,12 @@ class Checkpoints:
 
         `like` has tensors of the names, shapes and types that it must have. None where there is none.
         """
-        for path in self._found():
+        for path in (found := self._found()):
             try:
-                return self._read(path, like)
+                whole = self._read(path, like)
+                for old in found[found.index(path) + KEPT :]:  # where a process was killed before it removed them
+                    remove_file(old)
+                return whole
             except FileNotFoundError:  # removed by another process
                 continue
             except Exception as error:  # what safetensors and torch raise for a damaged file has no end
