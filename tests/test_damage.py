@@ -6,6 +6,7 @@ The cases by number are those of tests/fuzz, which tries more of them by a comma
 import functools
 import json
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from deeper_layers.results.records import all_records, write_record
 from deeper_layers.results.schema import KINDS
 from deeper_layers.results.units import all_units, content_hash, read_unit
 from tests.fuzz import adapter_cases, unit_cases
-from tests.test_results import KEY, Measure, measure_or_load
+from tests.test_results import KEY, Measure, measure_or_load, measured
 
 # ---- units -----------------------------------------------------------------------------------------------
 
@@ -76,6 +77,8 @@ def outcomes(content: dict, packed: str) -> None:
         (lambda unit: outcomes(unit, pack(np.zeros(4))), "as many as there are items"),
         (lambda unit: outcomes(unit, pack(np.zeros(10**7))), "as many as there are items"),
         (lambda unit: outcomes(unit, pack(np.zeros(3))[:-4]), "end too early|unpacked"),
+        (lambda unit: unit["details"].update(units=None), "units"),
+        (lambda unit: unit["details"]["levels"]["a"].update(majority=None), "majority"),
         (lambda unit: unit.update(kind="swept"), "kind is 'swept'"),
         (lambda unit: unit.update(name="b"), "name"),
         (lambda unit: unit.update(more=1), "more"),
@@ -112,6 +115,25 @@ def test_any_change_of_a_unit_that_was_signed_is_found(tmp_path):
     assert read_unit(path) is not None
     path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "sha256"}))
     assert read_unit(path) is not None
+
+
+def test_a_group_is_missing_where_the_unit_of_a_task_is(tmp_path):
+    """Nothing is drawn of it, and all that is measured again is that task."""
+    measure, of_group = Measure(), []
+
+    def group(shards):
+        of_group.append(measure_or_load("sweep", "a", KEY, measure, tmp_path))
+        rows, _ = measured(KEY["cuts"])
+        return rows.assign(task="b"), {"levels": {}, "units": [of_group[-1].path.name]}
+
+    for number, spoil in enumerate(
+        (lambda path: None, lambda path: path.write_bytes(b"{"), lambda path: path.unlink())
+    ):
+        if of_group:
+            spoil(of_group[-1].path)
+        with warnings.catch_warnings(action="ignore"):
+            assert measure_or_load("sweep", "b", KEY | {"task": "b"}, group, tmp_path).name == "b"
+        assert (measure.count, len(of_group)) == (max(1, number + 1), number + 1)
 
 
 # ---- records ---------------------------------------------------------------------------------------------

@@ -78,6 +78,8 @@ class Measurement:
         if at_hand:
             key["data"] = self.fingerprint
         unit = results.find_unit(self.kind, self.name, key, folder)
+        if unit is not None and not results.has_parts(unit):
+            unit = None
         if unit is None and parameters.measure:
             if not at_hand:
                 key["data"] = self.fingerprint

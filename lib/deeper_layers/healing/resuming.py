@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shutil
 import stat
@@ -94,7 +95,10 @@ class Checkpoints:
 
     def _found(self) -> list[Path]:
         """The files of this healing's checkpoints, the latest first."""
-        names = [found for path in self.place.iterdir() if (found := NAME.fullmatch(path.name))]
+        try:
+            names = [found for name in os.listdir(self.place) if (found := NAME.fullmatch(name))]
+        except FileNotFoundError:  # by a process that has finished
+            return []
         ours = [found for found in names if found["healing"] == self.healing]
         return [self.place / found[0] for found in sorted(ours, key=lambda found: -int(found["step"]))]
 

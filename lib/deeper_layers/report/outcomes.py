@@ -34,7 +34,7 @@ def leaves_of(unit: Unit) -> list[Unit]:
         return [unit]
     leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
     for name, leaf in zip(unit.details["units"], leaves, strict=True):
-        if leaf is None:
+        if leaf is None or "outcomes" not in leaf.details:
             raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
     return leaves
 

@@ -16,6 +16,7 @@ from .shards import skip as skip
 from .units import Unit as Unit
 from .units import all_units as all_units
 from .units import find_unit as find_unit
+from .units import has_parts as has_parts
 from .units import is_measured as is_measured
 from .units import key_hash as key_hash
 from .units import read_unit as read_unit

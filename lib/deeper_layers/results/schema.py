@@ -39,7 +39,7 @@ class Level(Checked):
     """Accuracy of guessing on a task: at random, and by always naming the commonest answer."""
 
     chance: Share
-    majority: Share | None = None
+    majority: Share = 0.0
 
 
 Levels = dict[str, Level]  # by task
@@ -186,8 +186,8 @@ class Course(Checked):
 
 class SweepDetails(Details):
     levels: Levels
-    outcomes: dict[str, Outcomes] | None = None  # by cut
-    units: list[FileName] | None = None  # of the tasks of a group
+    outcomes: dict[str, Outcomes] = {}  # by cut
+    units: list[FileName] = []  # of the tasks of a group
 
 
 class ShotsDetails(Details):

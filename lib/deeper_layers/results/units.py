@@ -162,8 +162,14 @@ def write_unit(
 
 def whole_units(units: list[Unit]) -> list[Unit]:
     """Those that are not one task of a group whose unit is among them."""
-    parts = {name for unit in units for name in unit.details.get("units", [])}
+    parts = {name for unit in units for name in unit.details.get("units") or []}
     return [unit for unit in units if unit.path is None or unit.path.name not in parts]
+
+
+def has_parts(unit: Unit) -> bool:
+    """Whether the units of its tasks, which that of a group stands on, can all be read."""
+    parts = [read_unit(unit.path.parent / name) for name in unit.details.get("units") or [] if unit.path]
+    return all(part is not None and "outcomes" in part.details for part in parts)
 
 
 def all_units(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Unit]:
