@@ -181,6 +181,7 @@ def good(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_damaged_adapters_are_refused_in_one_line_or_give_one_finite_model(good):
     found = {number: adapter_cases.outcome(number, good) for number in range(200)}
     broken = {number: what for number, what in found.items() if what not in adapter_cases.GOOD}
