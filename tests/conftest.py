@@ -12,7 +12,7 @@ torch.set_num_threads(1)
 # files that `make check` leaves out, by what they took: the others together take less than 90 s on two cores
 SLOW = {
     "test_benchmarks", "test_bits", "test_book", "test_command", "test_embedded", "test_evaluation", "test_examples",
-    "test_families", "test_generation", "test_healed", "test_healing", "test_sweep",
+    "test_families", "test_generation", "test_healed", "test_healing", "test_resuming", "test_sweep",
 }  # fmt: skip
 
 

@@ -25,8 +25,9 @@ from deeper_layers.report.claims import (
 from deeper_layers.report.decisions import AT_ONCE, EARLIEST, LATEST
 from deeper_layers.report.evidence import Evidence, by_model
 from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Finding, Ruling
+from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import Unit, all_units, pack
+from deeper_layers.results.units import Unit, all_units
 
 LAYERS, ITEMS = 20, 3000
 SIZES = range(LAYERS - 1)

@@ -15,7 +15,7 @@ from deeper_layers.evaluation.harness import reference_levels
 from deeper_layers.evaluation.sweeps import loglikelihoods, sweep
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.units import unpack
+from deeper_layers.results.packing import unpack
 
 LAYERS = 5
 LIMIT = 12

@@ -133,6 +133,13 @@ def weights(folder, change) -> None:
     save_file(change(load_file(path)), path)
 
 
+def moved(folder, old: str, new: str) -> None:
+    """Adapters that are whole, for other modules."""
+    weights(folder, renamed(old, new))
+    modules = json.loads((folder / "adapter" / adapter_files.SETTINGS).read_text())["target_modules"]
+    settings(folder, target_modules=[name.replace(old, new) for name in modules])
+
+
 def renamed(old: str, new: str):
     return lambda found: {name.replace(old, new): tensor for name, tensor in found.items()}
 
@@ -140,14 +147,15 @@ def renamed(old: str, new: str):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "has no model.layers.4.mlp"),
-        (lambda folder: weights(folder, renamed("up_proj", "side_proj")), "has no model.layers.0.mlp.side_proj"),
-        (lambda folder: weights(folder, renamed("model.layers.3.mlp.up_proj", "lm_head")), "for lm_head, and"),
+        (lambda folder: moved(folder, "layers.3", "layers.4"), "has no model.layers.4.mlp"),
+        (lambda folder: moved(folder, "up_proj", "side_proj"), "has no model.layers.0.mlp.side_proj"),
+        (lambda folder: moved(folder, "model.layers.3.mlp.up_proj", "lm_head"), "for lm_head, and"),
+        (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "no adapters for model.layers.3.mlp"),
         (lambda folder: weights(folder, renamed("lora_A.weight", "lora_A.bias")), "expected only names like"),
         (lambda folder: weights(folder, renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B")), "lacks A or B of"),
         (
             lambda folder: weights(folder, lambda found: {name: t.T.contiguous() for name, t in found.items()}),
-            r"of shape \(3, 3\) and ranks .* for model\.layers\.0\.mlp",
+            r"an A of rank \d\d and a B of rank \d\d for model\.layers\.0\.mlp.*, and adapter_config.json says 3",
         ),
         (lambda folder: settings(folder, use_dora=True), "no plain LoRA .use_dora = True"),
         (lambda folder: settings(folder, bias="all"), "bias = 'all'"),

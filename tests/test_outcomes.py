@@ -9,8 +9,9 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.outcomes import changes, cliff, leaves_of, mcnemar, outcomes_of
+from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import Unit, all_units, pack
+from deeper_layers.results.units import Unit, all_units
 
 CUTS = [Cut(3, 1), Cut(2, 2)]
 

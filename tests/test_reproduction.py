@@ -8,7 +8,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import ReproductionParameters
 from deeper_layers.report import reproduction
-from deeper_layers.results.units import Unit, pack
+from deeper_layers.results.packing import pack
+from deeper_layers.results.units import Unit
 
 CUTS = [Cut(0, 0), Cut(1, 2)]
 

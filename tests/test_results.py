@@ -14,8 +14,9 @@ import pandas as pd
 import pytest
 from tqdm import tqdm
 
-from deeper_layers import evaluation
+from deeper_layers import evaluation, results
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
 from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
 from deeper_layers.experiments.sweeps import sweep_unit
@@ -24,16 +25,30 @@ from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
 from deeper_layers.results import files, places, units
 from deeper_layers.results.circumstances import PACKAGES
+from deeper_layers.results.packing import pack, unpack
 from deeper_layers.results.records import all_records
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.results.units import all_units, key_hash, pack, read_unit, unit_path, unpack
+from deeper_layers.results.units import all_units, key_hash, read_unit, unit_path
 
+CUTS_OF_KEY = [[0, 0], [0, 1]]
 KEY = {
     "model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3,
-    "version": 1,
+    "version": 1, "quantization": None, "task": "a", "rule": "simple", "num_fewshot": None, "cuts": CUTS_OF_KEY,
 }  # fmt: skip
-ROWS = pd.DataFrame({"task": ["a", "b"], "size": [0, 1], "value": [0.1, 1 / 3], "stderr": [0.25, np.nan]})
-DETAILS = {"outcomes": {"0,0": {"a": {"acc": pack(np.array([0, 1, 1]))}}}}
+
+
+def measured(cuts, task: str = "a") -> tuple[pd.DataFrame, dict]:
+    """Rows and details of a sweep."""
+    rows = [
+        {"task": task, "metric": "acc", "start": start, "size": size, "value": 1 / (3 + size),
+         "stderr": 0.25 if size == 0 else np.nan, "items": 3}
+        for start, size in cuts
+    ]  # fmt: skip
+    outcomes = {f"{start},{size}": {task: {"acc": pack(np.array([0, 1, 1]))}} for start, size in cuts}
+    return pd.DataFrame(rows), {"outcomes": outcomes, "levels": {task: {"chance": 0.25}}}
+
+
+ROWS, DETAILS = measured(CUTS_OF_KEY)
 OF_THE_SOURCE = {"num_layers": 5, "weights": "none"}  # what is kept of every model
 
 
@@ -43,9 +58,9 @@ class Measure:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, shards):
+    def __call__(self, shards, cuts=CUTS_OF_KEY, task="a"):
         self.count += 1
-        return ROWS, DETAILS
+        return measured(cuts, task)
 
 
 @pytest.fixture
@@ -56,8 +71,11 @@ def measure():
 def measure_or_load(kind, name, key, measure, folder, *, data=None):
     """The unit of a key: its data are at hand where they stand in it, and on a hub where `data` reads them."""
     settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data", "version")}
+    settings["task"] = name
     source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
     corpus, fingerprint = ("c4", data) if data else ("wikipedia", lambda: key["data"])
+    if isinstance(measure, Measure):
+        measure = functools.partial(measure, cuts=key["cuts"], task=name)
     of_it = Measurement(
         kind=kind, name=name, version=key["version"], source=source, settings=settings,
         reads=[Data(corpus, fingerprint)], measure=measure,
@@ -102,9 +120,15 @@ def test_found_without_its_data(tmp_path, measure):
     assert units.find_unit("sweep", "b", known, tmp_path) is None
     measure_or_load("sweep", "a", known | {"data": "others"}, measure, tmp_path)
     assert measure.count == 2
-    # of several, the latest
-    latest = max((unit.provenance["measured"], unit.path.name) for unit in all_units(tmp_path))
-    assert units.find_unit("sweep", "a", known, tmp_path).provenance["measured"] == latest[0]
+
+
+def test_of_several_the_one_written_last_is_current_whatever_the_clock_says(tmp_path, measure, monkeypatch):
+    known = {name: value for name, value in KEY.items() if name != "data"}
+    for number, day in enumerate(("2026-05-02", "2026-05-01", "1970-01-01")):
+        state = results.provenance("a processor") | {"measured": f"{day}T00:00:00+00:00"}
+        monkeypatch.setattr(results, "provenance", lambda _, state=state: state)
+        made = measure_or_load("sweep", "a", known | {"data": f"{number}"}, measure, tmp_path)
+        assert units.find_unit("sweep", "a", known, tmp_path).path == made.path
 
 
 def test_found_for_more_cuts(tmp_path, measure):
@@ -133,11 +157,11 @@ def test_another_key_is_another_file(tmp_path, measure):
     ]
     for key in others:
         paths.add(measure_or_load("sweep", "a", key, measure, tmp_path).path)
-    paths.add(measure_or_load("similarity", "a", KEY, measure, tmp_path).path)
+    paths.add(measure_or_load("shots", "a", KEY | {"num_fewshot": 0, "order": 0}, measure, tmp_path).path)
     paths.add(measure_or_load("sweep", "b", KEY, measure, tmp_path).path)
     assert len(paths) == measure.count == 9
     assert [unit.path for unit in all_units(tmp_path)] == sorted(paths)
-    assert len(all_units(tmp_path, "similarity")) == 1
+    assert len(all_units(tmp_path, "shots")) == 1
     # the order in which a key was written down is not part of it
     assert key_hash(dict(reversed(KEY.items()))) == key_hash(KEY)
 
@@ -186,10 +210,10 @@ def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, mea
         patch.setattr(files.os, broken, crash)
         with pytest.raises(OSError, match="no space"):
             files.write_whole(old.path, b"{}")
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(InputError, match="can't write .*no space"):
             measure_or_load("sweep", "b", KEY, measure, tmp_path)
     assert (old.path.read_bytes(), files_below(tmp_path)) == before
-    assert measure_or_load("sweep", "b", KEY, measure, tmp_path).rows.equals(ROWS)
+    assert measure_or_load("sweep", "b", KEY, measure, tmp_path).rows["value"].equals(ROWS["value"])
 
 
 def test_a_failed_measurement_writes_no_unit_and_keeps_its_shards(tmp_path):
@@ -271,22 +295,20 @@ def test_where_results_lie(tmp_path, monkeypatch):
 
 
 def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
-    rows = pd.DataFrame({
-        "value": [0.5, np.nan, np.inf],
-        "never": [np.nan] * 3,
-        "items": np.array([1, 2, 3], dtype=np.int64),
-        "right": np.array([True, False, True]),
-    })  # fmt: skip
-    unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, {}), tmp_path)
+    rows = pd.concat([ROWS, ROWS.assign(metric="f1")], ignore_index=True)
+    rows["value"] = [0.5, np.nan, np.inf, np.float32(0.25)]
+    rows["stderr"] = np.nan
+    rows["items"] = np.array([3] * 4, dtype=np.int64)
+    unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, DETAILS), tmp_path)
     text = unit.path.read_text()
     assert "NaN" not in text and "Infinity" not in text
     stored = json.loads(text)["rows"]
-    assert [row["value"] for row in stored] == [0.5, None, None]
-    assert [row["items"] for row in stored] == [1, 2, 3] and stored[1]["right"] is False
-    assert unit.rows["value"].isna().tolist() == [False, True, True]
-    assert unit.rows["never"].isna().all()
+    assert [row["value"] for row in stored] == [0.5, None, None, 0.25]
+    assert [row["items"] for row in stored] == [3] * 4
+    assert unit.rows["value"].isna().tolist() == [False, True, True, False]
+    assert unit.rows["stderr"].isna().all()
     # one row a line, for differences that can be read
-    assert sum(line.startswith('{"value"') for line in text.splitlines()) == 3
+    assert sum(line.startswith('{"task"') for line in text.splitlines()) == 4
 
 
 def test_provenance_says_what_was_true(tmp_path, measure):
@@ -297,7 +319,7 @@ def test_provenance_says_what_was_true(tmp_path, measure):
     provenance = measure_or_load("sweep", "a", KEY, slow, tmp_path).provenance
     assert set(provenance) == {
         "measured", "packages", "python", "commit", "dirty", "device", "seconds", "peak_memory_bytes",
-        "seconds_in_earlier_runs",
+        "seconds_in_earlier_runs", "order",
     }  # fmt: skip
     assert set(provenance["packages"]) == set(PACKAGES)
     assert provenance["packages"]["numpy"] == np.__version__

@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.results.units import pack
+from deeper_layers.results.packing import pack
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")

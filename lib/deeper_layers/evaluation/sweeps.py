@@ -225,12 +225,13 @@ def plan_requests(
 def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: int, bar) -> dict:
     """The answers to a piece: from its shard, or run and put there."""
     cuts = np.array([(cut.start, cut.size) for cut in family.cuts])
-    found = shards.get(number) if shards else None
-    if found is not None and np.array_equal(found["requests"], piece.requests) and np.array_equal(found["cuts"], cuts):
+    of_piece, shape = {"requests": np.array(piece.requests), "cuts": cuts}, (len(cuts), len(piece.requests))
+    found = shards.get(number, of_piece, {"logprobs": (float, shape), "greedy": (bool, shape)}) if shards else None
+    if found is not None:
         skip(bar, family.steps_of(piece))
         return found
     logprobs, greedy = family.run(piece, bar.update)
-    found = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
+    found = of_piece | {"logprobs": logprobs, "greedy": greedy}
     if shards:
         shards.put(number, found)
     return found

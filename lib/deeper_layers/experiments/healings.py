@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from deeper_layers.experiments.measurement import Data, Measurement, items_of, t
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.sources import Source
-from deeper_layers.package_index import cache_folder
-from deeper_layers.results.files import write_whole
+from deeper_layers.package_index import cache_folder, file_hash
+from deeper_layers.results.disk import clean, read_json, write_file
+from deeper_layers.results.schema import Course
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit, key_hash
 
@@ -26,6 +27,7 @@ VERSION = (
     2  # part of every unit's key: raise it when a change here or in deeper_layers.healing.training changes numbers
 )
 ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
+FILES = ("adapter_model.safetensors", "adapter_config.json", "healing.json")  # of adapters
 TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
 
 
@@ -108,9 +110,35 @@ def adapter_folder(
     Raises InputError where documents of the loss are among those that heal, and what `train` raises.
     """
     folder = _folder(cut, config, parameters, source)
-    if not (folder / RECORD).exists():
+    if healed_record(folder) is None:
         _healed(*opened(), cut, config, parameters, source)
     return folder / ADAPTER
+
+
+class Kept(Course):
+    """What is written down of a healing in the cache, when all its files are there."""
+
+    sha256: dict[str, str] = {}  # of the files of adapters, by name
+
+
+def healed_record(folder: Path) -> dict | None:
+    """The course of a healing in the cache, as `healing.Record` has it; None where it is not there.
+
+    With a warning also where its files are not those that were written.
+    """
+    try:
+        content = read_json(folder / RECORD)
+        kept = Kept.model_validate(content)
+        for name, sha256 in kept.sha256.items():
+            if file_hash(folder / ADAPTER / Path(name).name) != sha256:
+                raise ValueError(f"{name} is not the file that was written")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())[:200]
+        warnings.warn(f"{folder} holds no whole healing ({said}): the model is healed again", stacklevel=2)
+        return None
+    return kept.model_dump(exclude={"sha256"})
 
 
 def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source):
@@ -120,18 +148,21 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     texts = data.texts(parameters.text, split="train", datasets=parameters.datasets, documents=_documents(config))
     check_apart(texts, data.texts(parameters.text, split="validation", datasets=parameters.datasets))
     pruned, folder = drop_layers(whole, cut), _folder(cut, config, parameters, source)
-    if (folder / RECORD).exists():
-        record = healing.Record(**json.loads((folder / RECORD).read_text(encoding="utf-8")))
-        return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), record
+    if (found := healed_record(folder)) is not None:
+        healing.remove_checkpoints(folder / "checkpoints")  # of a process that did the same and was killed
+        return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), healing.Record(**found)
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
     beside = whole if config.auxiliary else None
     healed, record = healing.train(
         pruned, tokenizer, texts, config, folder=folder / "checkpoints", cut=cut, whole=beside
     )
-    course = {"config": config.settings, "text": parameters.text} | dataclasses.asdict(record)
-    healing.save_adapters(healed, folder / ADAPTER, source.key, cut, course)
-    write_whole(folder / RECORD, json.dumps(dataclasses.asdict(record)).encode())
-    shutil.rmtree(folder / "checkpoints")
+    course = dataclasses.asdict(record)
+    of_it = {"config": config.settings, "text": parameters.text} | course
+    healing.save_adapters(healed, folder / ADAPTER, source.key, cut, of_it)
+    clean(folder)
+    hashes = {name: file_hash(folder / ADAPTER / name) for name in FILES}
+    write_file(folder / RECORD, json.dumps(course | {"sha256": hashes}).encode())
+    healing.remove_checkpoints(folder / "checkpoints")
     return healed, record
 
 

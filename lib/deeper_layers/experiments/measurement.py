@@ -78,24 +78,29 @@ class Measurement:
         if at_hand:
             key["data"] = self.fingerprint
         unit = results.find_unit(self.kind, self.name, key, folder)
+        if unit is not None and not results.has_parts(unit):
+            unit = None
         if unit is None and parameters.measure:
             if not at_hand:
                 key["data"] = self.fingerprint
             unit = self._measured(key, folder)
         if unit is not None:  # a page needs something to show
             parameters.record(self.source)
+            if parameters.measure and unit.path:  # another process that measured it too was killed
+                Shards(unit.path.with_suffix(".partial")).remove()
         return unit
 
     def _measured(self, key: dict, folder: Path) -> Unit:
         """Measured now, and written: the parts that an interrupted run left are taken up."""
         path = results.unit_path(self.kind, self.name, key, folder)
         results.check_writable(path.parent)
+        results.check_room(path.parent)
+        results.clean(path.parent)
         shards = Shards(path.with_suffix(".partial"))
+        shards.check()
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
         with results.clock() as measured:
             rows, details = self.measure(shards)
         state |= measured | {"seconds_in_earlier_runs": shards.seconds_before}
         details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
-        unit = results.write_unit(self.kind, self.name, key, state, rows, details, folder)
-        shards.remove()
-        return unit
+        return results.write_unit(self.kind, self.name, key, state, rows, details, folder)

@@ -10,7 +10,7 @@ import pandas as pd
 from deeper_layers import checkpoints, evaluation, models
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.bits import opened_gguf
-from deeper_layers.experiments.healings import RECORD, adapter_folder
+from deeper_layers.experiments.healings import adapter_folder, healed_record
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
 from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.models.sources import Source
@@ -72,7 +72,7 @@ def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path
     healing = parameters.healing()
     half = dataclasses.replace(source, dtype=healing.dtype)
     adapters = adapter_folder(cut, healing.config(), healing, half, lambda: healing.open(half))
-    record = models.read_json(adapters.parent / RECORD)
+    record = healed_record(adapters.parent)
     files["healed"] = checkpoints.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
     files["rounded"] = checkpoints.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
 

@@ -118,15 +118,16 @@ def _answers(family: PrunedFamily, tokenizer, call: Call, shards: Shards | None,
     prompts = None
     for i, cut in enumerate(family.cuts):
         shard = FIRST_SHARD + number * len(family.cuts) + i
-        kept = shards.get(shard) if shards else None
-        if kept is None or str(kept["asked"]) != asked or kept["cut"].tolist() != [cut.start, cut.size]:
+        of_call = {"asked": np.array(asked), "cut": np.array([cut.start, cut.size])}
+        like = {"tokens": (np.int32, (None,)), "lengths": (int, (len(rows),))}
+        kept = shards.get(shard, of_call, like) if shards else None
+        if kept is None or kept["lengths"].min() < 0 or kept["lengths"].sum() != len(kept["tokens"]):
             prompts = prompts or Prompts(family, rows, call.most)
             tokens = prompts.decode(i, _IsOver(family.whole.model, tokenizer, call.stop))
             lengths = np.array([len(row) for row in tokens])
             kept = {"tokens": np.array([t for row in tokens for t in row], dtype=np.int32), "lengths": lengths}
-            kept |= {"asked": np.array(asked), "cut": np.array([cut.start, cut.size])}
             if shards:
-                shards.put(shard, kept)
+                shards.put(shard, kept | of_call)
             bar.update(len(rows))
         else:
             skip(bar, len(rows))

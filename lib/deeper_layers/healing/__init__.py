@@ -2,7 +2,7 @@
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
 transformers' Trainer do the work. Read first: presets.py (settings, the paper's among them), training.py.
-adapters.py adds, keeps and merges adapters; resuming.py goes on with an interrupted training.
+adapters.py adds, keeps and merges adapters; resuming.py keeps checkpoints, resumed_trainer.py goes on from them.
 """
 
 import lazy_loader

@@ -3,6 +3,7 @@ from .adapters import merge_adapters as merge_adapters
 from .adapters import save_adapters as save_adapters
 from .presets import PRESETS as PRESETS
 from .presets import HealingConfig as HealingConfig
+from .resuming import remove_checkpoints as remove_checkpoints
 from .training import Record as Record
 from .training import heal as heal
 from .training import train as train

@@ -4,24 +4,35 @@ Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward 
 """
 
 import contextlib
+import json
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from deeper_layers.checkpoints.adapter_files import check_identity, read_identity, write_identity
+from deeper_layers.checkpoints.adapter_files import (
+    SETTINGS,
+    WEIGHTS,
+    LoraSettings,
+    check_identity,
+    read_adapter,
+    read_identity,
+    write_identity,
+)
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.results.disk import clean, write_file
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
@@ -91,8 +102,17 @@ def add_adapters(
 
 
 def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
-    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`."""
-    healed.save_pretrained(folder)
+    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`.
+
+    Each file is absent or complete. Raises InputError where they can't be written.
+    """
+    folder, config = Path(folder), healed.peft_config["default"]
+    clean(folder)
+    tensors = get_peft_model_state_dict(healed, save_embedding_layers=False)
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    settings = config.to_dict() | {"inference_mode": True}
+    write_file(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    write_file(folder / SETTINGS, json.dumps(settings, indent=2, sort_keys=True, default=sorted).encode())
     write_identity(folder, base, cut, healing)
 
 
@@ -100,15 +120,37 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     """A pruned model with the adapters that `save_adapters` wrote for it, ready to answer.
 
     Raises:
-        InputError: the folder holds none, or those of another base or another cut.
+        InputError: the folder holds none, or those of another base or another cut; or they are damaged: not for all
+            of their modules, of other shapes, not finite.
     """
     of_base, of_cut, _ = read_identity(folder)
     check_identity(folder, of_base, of_cut, base, cut)
-    try:
-        with _no_warning():
-            return PeftModel.from_pretrained(pruned, folder).eval()
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"can't open the adapters in {folder} ({str(error).splitlines()[0]}): heal anew") from error
+    adapter = read_adapter(folder)
+    modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
+    adapter.check_whole(modules)
+    for name, shapes in adapter.shapes.items():
+        found = _widths(modules[name]) if name in modules else None
+        if found != (wanted := (shapes["A"][1], shapes["B"][0])):
+            raise InputError(
+                f"the adapters in {folder} are for a {name} of widths {wanted}, and the pruned model's has "
+                f"{found or 'none'}: give adapters that were trained on this model after this cut"
+            )
+    settings = LoraSettings.model_validate(adapter.settings)
+    # nothing of the file but what was checked: peft would import what some settings name
+    config = LoraConfig(
+        r=settings.r,
+        rank_pattern={name: shapes["A"][0] for name, shapes in adapter.shapes.items() if shapes["A"][0] != settings.r},
+        lora_alpha=adapter.settings["lora_alpha"],
+        use_rslora=bool(settings.use_rslora),
+        fan_in_fan_out=bool(settings.fan_in_fan_out),
+        target_modules=list(adapter.shapes),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
+    with torch.random.fork_rng(), _no_warning():
+        healed = get_peft_model(pruned, config)
+        set_peft_model_state_dict(healed, load_file(adapter.folder / WEIGHTS))
+    return healed.eval()
 
 
 def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -124,6 +166,9 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
 
     Returns:
         A transformers model without adapters: `save_pretrained` writes a checkpoint that any tool opens.
+
+    Raises:
+        InputError: a weight with its adapters added is not finite.
 
     Example:
         >>> from deeper_layers import merge_adapters
@@ -147,7 +192,13 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
             continue
         weight = dequantize_module_weight(layer).detach().to(torch.float32)
         if adapted:
+            whole = torch.isfinite(weight).all()
             weight = weight + module.get_delta_weight(module.active_adapters[0]).to(torch.float32)
+            if whole and not torch.isfinite(weight.to(dtype)).all():
+                raise InputError(
+                    f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a "
+                    "larger range, or heal anew with a lower learning_rate"
+                )
         merged.set_submodule(name, _plain(layer, weight.to(dtype)))
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
@@ -183,6 +234,7 @@ def _is_something_else(layer: nn.Module, name: str) -> bool:
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
+    """Of what goes in and what comes out."""
     return tuple(module.weight.shape) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
 
 

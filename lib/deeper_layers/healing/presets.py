@@ -66,6 +66,9 @@ class HealingConfig:
         for name in ("learning_rate", "dropout", "auxiliary"):
             if type(getattr(self, name)) not in (int, float):
                 raise InputError(f"{name} is {shown(getattr(self, name))}, expected a number: give one")
+        for name in ("packed", "gradient_checkpointing"):
+            if type(getattr(self, name)) is not bool:
+                raise InputError(f"{name} is {shown(getattr(self, name))}, expected True or False: give one")
         if self.batch_sequences % self.at_once:
             raise InputError(
                 f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"

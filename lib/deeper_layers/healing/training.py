@@ -24,7 +24,7 @@ from unittest import mock
 import torch
 from peft import PeftModel
 from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
@@ -33,10 +33,10 @@ from deeper_layers.errors import InputError
 from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.presets import HealingConfig
-from deeper_layers.healing.resuming import COMPLETE, check_disk, identity_of, last_checkpoint, place_of
+from deeper_layers.healing.resumed_trainer import ResumedTrainer
+from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import text_config
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.files import write_whole
 
 IGNORED = -100  # a label that the loss passes over
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
@@ -146,26 +146,22 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    with place_of(folder, identity_of(healed, config, cut, sequences)) as place, _deterministic():
-        watch, variant = _Watch(config, place), _Variant(healed, config, cut, whole)
+    with checkpoints_in(folder, identity_of(healed, config, cut, sequences)) as checkpoints, _deterministic():
+        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole)
         trainer = _Healer(
             model=healed,
-            args=_arguments(config, place, model.device, checkpoints=folder is not None),
+            args=_arguments(config, checkpoints.place, model.device, checkpoints=folder is not None),
             train_dataset=variant.examples(sequences),
             data_collator=_collate,
             callbacks=[watch],
             variant=variant,
+            checkpoints=checkpoints,
+            watch=watch,
         )
         trainer.remove_callback(PrinterCallback)
         if folder is not None:
-            check_disk(place, healed)
-        try:
-            trainer.go_on(last_checkpoint(place), watch)
-        except OSError as error:
-            raise InputError(
-                f"can't write a checkpoint to {place} ({error}): free some space and run this again, it goes on from "
-                "the last complete one"
-            ) from error
+            check_disk(checkpoints.place, healed)
+        trainer.go_on()
     record = Record(
         losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         tokens=int(trainer.state.num_input_tokens_seen),
@@ -176,7 +172,7 @@ def train(
     return healed.eval(), record
 
 
-class _Healer(Trainer):
+class _Healer(ResumedTrainer):
     """The Trainer, with the variants' losses and a count of tokens that padding is not part of."""
 
     def __init__(self, *, variant: "_Variant", **options):
@@ -190,19 +186,6 @@ class _Healer(Trainer):
         share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
         run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
         return self.variant.loss(run, model, inputs, share)
-
-    def go_on(self, checkpoint: Path | None, watch: "_Watch") -> None:
-        """Train from a checkpoint, or the beginning; nothing where the checkpoint is the end."""
-        if checkpoint is None:
-            self.train()
-            return
-        watch.before = float((checkpoint / COMPLETE).read_text())
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < self.args.max_steps:
-            self.train(resume_from_checkpoint=str(checkpoint))
-        else:
-            self._load_from_checkpoint(str(checkpoint))
-            self.state = state
 
 
 class _Variant:
@@ -249,10 +232,10 @@ class _Variant:
 
 
 class _Watch(TrainerCallback):
-    """Progress with the time left, a stop where the loss is no number, a mark on what was saved whole."""
+    """Progress with the time left, and a stop where the loss is no number."""
 
-    def __init__(self, config: HealingConfig, place: Path):
-        self.config, self.place = config, place
+    def __init__(self, config: HealingConfig, checkpoints: Checkpoints):
+        self.config, self.checkpoints = config, checkpoints
         self.before = self._lasted = 0.0
         self._started = time.monotonic()  # what is prepared before the first step counts too
         self.bar = None
@@ -277,15 +260,12 @@ class _Watch(TrainerCallback):
         self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         if not math.isfinite(loss):
             self.bar.close()
-            last = last_checkpoint(self.place)
-            kept = f"step {last.name.rpartition('-')[2]} in {self.place}" if last else "none"
+            last = self.checkpoints.last()
+            kept = f"step {last[0].step} in {self.checkpoints.place}" if last else "none"
             raise InputError(
                 f"the loss is {loss} at step {state.global_step} of {state.max_steps}, with learning_rate "
                 f"{self.config.learning_rate}: lower it, or open the model in float32 (last good checkpoint: {kept})"
             )
-
-    def on_save(self, args, state, control, **_):
-        write_whole(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, f"{self.seconds}".encode())
 
     def on_train_end(self, args, state, control, **_):
         self.bar.close()
@@ -311,7 +291,6 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
         remove_unused_columns=False,
         save_strategy="steps" if checkpoints else "no",
         save_steps=config.save_every,
-        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

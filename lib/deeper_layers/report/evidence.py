@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import curves, outcomes
-from deeper_layers.results.units import Unit, unpack
+from deeper_layers.results.packing import unpack
+from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, measured_cuts
 
 TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")

@@ -18,7 +18,8 @@ from scipy.stats import binomtest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.curves import Z
-from deeper_layers.results.units import Unit, read_unit, unpack
+from deeper_layers.results.packing import unpack
+from deeper_layers.results.units import Unit, read_unit
 
 RESAMPLES = 2000
 PART = 250  # resamples that are multiplied with a table at once
@@ -33,7 +34,7 @@ def leaves_of(unit: Unit) -> list[Unit]:
         return [unit]
     leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
     for name, leaf in zip(unit.details["units"], leaves, strict=True):
-        if leaf is None:
+        if leaf is None or "outcomes" not in leaf.details:
             raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
     return leaves
 

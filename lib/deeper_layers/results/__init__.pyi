@@ -1,7 +1,11 @@
 from .circumstances import clock as clock
 from .circumstances import provenance as provenance
+from .disk import check_room as check_room
+from .disk import clean as clean
 from .files import check_writable as check_writable
 from .files import write_whole as write_whole
+from .packing import pack as pack
+from .packing import unpack as unpack
 from .places import repository as repository
 from .places import results_folder as results_folder
 from .records import Record as Record
@@ -12,12 +16,11 @@ from .shards import skip as skip
 from .units import Unit as Unit
 from .units import all_units as all_units
 from .units import find_unit as find_unit
+from .units import has_parts as has_parts
 from .units import is_measured as is_measured
 from .units import key_hash as key_hash
-from .units import pack as pack
 from .units import read_unit as read_unit
 from .units import slug as slug
 from .units import unit_path as unit_path
-from .units import unpack as unpack
 from .units import whole_units as whole_units
 from .units import write_unit as write_unit

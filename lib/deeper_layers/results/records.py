@@ -10,13 +10,32 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from deeper_layers.results.files import write_whole
+from pydantic import Field, ValidationError
+
+from deeper_layers.results.disk import clean, read_json, write_file
 from deeper_layers.results.places import results_folder
+from deeper_layers.results.schema import Checked, in_words
 from deeper_layers.results.units import key_hash, unit_path
 
 # where and how a notebook ran, which decides nothing that it shows
 NOT_SHOWN = frozenset({"device", "results", "datasets", "memory", "trust_remote_code", "measure"})
+
+
+PlainName = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=120)]  # of a notebook or a page: no path
+Literal = None | bool | int | Annotated[float, Field(allow_inf_nan=False)] | str
+
+
+class Content(Checked):
+    """What the file of a record holds."""
+
+    notebook: PlainName
+    model: Annotated[str, Field(min_length=1)]
+    parameters: dict[str, Literal | list[Literal]]
+    recorded: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
+    page: PlainName | None = None
+    title: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,18 +69,24 @@ def write_record(
     if "model" in shown:
         shown["model"] = model
     path = record_path(notebook, model, shown, folder)
+    clean(path.parent)
     if _read(path) is None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {"notebook": notebook, "model": model, "parameters": shown, "recorded": now}
         content |= {name: value for name, value in (("page", page), ("title", title)) if value is not None}
-        write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        Content.model_validate(content)
+        write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     return path
 
 
 def record_path(notebook: str, model: str, parameters: Mapping[str, object], folder: Path | None = None) -> Path:
     """The file of a record: in the folder of its model, named after the notebook and the hash of the parameters."""
     of_model = unit_path("", "", {"model": {"name": model}}, folder).parent
-    return of_model / "records" / f"{notebook}-{key_hash(dict(parameters))}.json"
+    return of_model / "records" / _file_name(notebook, parameters)
+
+
+def _file_name(notebook: str, parameters: Mapping[str, object]) -> str:
+    return f"{notebook}-{key_hash(dict(parameters))}.json"
 
 
 def all_records(folder: Path | None = None) -> list[Record]:
@@ -73,12 +98,17 @@ def all_records(folder: Path | None = None) -> list[Record]:
 def _read(path: Path) -> Record | None:
     """A record from its file; None where there is none, or, with a warning that names the file, none to be read."""
     try:
-        record = Record(**json.loads(path.read_text(encoding="utf-8")), path=path)
-        if record.path != record_path(record.notebook, record.model, record.parameters, path.parents[2]):
-            raise ValueError("its name is not that of its notebook, model and parameters")
+        content = read_json(path)
+        Content.model_validate(content)
+        record = Record(**content, path=path)
+        if path.name != _file_name(record.notebook, record.parameters):
+            raise ValueError("its name is not that of its notebook and parameters")
+        if path != record_path(record.notebook, record.model, record.parameters, path.parents[2]):
+            raise ValueError("its folder is not that of its model")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        warnings.warn(f"{path} is not a readable record ({error}): it has no page", stacklevel=2)
+    except (OSError, ValueError) as error:
+        said = in_words(error) if isinstance(error, ValidationError) else " ".join(str(error).split())
+        warnings.warn(f"{path} is not a readable record ({said}): it has no page", stacklevel=2)
         return None
     return record

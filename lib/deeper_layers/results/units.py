@@ -2,25 +2,28 @@
 
 A unit is one JSON file, `RESULTS/MODEL/KIND-NAME-KEYHASH.json`. Its key is everything that determines
 the numbers; its provenance is everything that happened to be true while they were measured. A file with
-that name is complete: it is written under a temporary name and renamed. Work in progress lies in a folder
-beside it, in shards that are each complete in the same sense, so an interrupted measurement goes on where
-it stopped and several machines can share one folder.
+that name is complete: it is written under a temporary name and renamed. A SHA-256 in it is that of all else
+that is in it, and what it holds is what its kind asks for (schema.py), or it is no unit. Work in progress
+lies in a folder beside it, in shards that are each complete in the same sense, so an interrupted measurement
+goes on where it stopped and several machines can share one folder.
 """
 
-import base64
+import glob
 import hashlib
 import json
 import math
 import warnings
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from deeper_layers.results.files import write_whole
+from deeper_layers.results.disk import read_json, write_file
 from deeper_layers.results.places import results_folder
+from deeper_layers.results.schema import check_unit
+
+LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 
 
 @dataclass(frozen=True)
@@ -45,31 +48,51 @@ def key_hash(key: dict) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def content_hash(content: dict) -> str:
+    """SHA-256, in hexadecimal, of what a unit holds, as canonical JSON without the entry "sha256"."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def unit_path(kind: str, name: str, key: dict, folder: Path | None = None) -> Path:
     """The file of a unit. `key["model"]["name"]` names the folder of its model."""
-    return results_folder(folder) / slug(key["model"]["name"]) / f"{kind}-{name}-{key_hash(key)}.json"
+    return results_folder(folder) / slug(key["model"]["name"]) / _file_name(kind, name, key)
 
 
-def slug(model: str) -> str:
-    """The folder of a model, whatever is in its name."""
-    return "".join(c if c.isalnum() or c in "-._" else "-" for c in model)
+def _file_name(kind: str, name: str, key: dict) -> str:
+    return f"{slug(kind)}-{slug(name)}-{key_hash(key)}.json"
+
+
+def slug(name: str) -> str:
+    """The name of a file or folder for a model or a task, whatever is in its name: never one above, or hidden."""
+    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    if plain.startswith(".") or not plain:
+        plain = f"-{plain}"
+    if len(plain.encode()) > LONGEST:
+        plain = f"{plain.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return plain
 
 
 def read_unit(path: Path) -> Unit | None:
-    """A unit from its file; None, with a warning that names the file, when it can't be read."""
+    """A unit from its file; None, with a warning that names the file, when it can't be read or is none."""
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
+        content = read_json(path)
+        check_unit(content)
+        if "sha256" in content and content["sha256"] != content_hash(content):
+            raise ValueError("its content is not that of its SHA-256")
         unit = Unit(
             content["kind"], content["name"], content["key"], content["provenance"],
             pd.DataFrame(content["rows"]), content["details"], path,
         )  # fmt: skip
-        if key_hash(unit.key) != path.stem.rsplit("-", 1)[1]:
-            raise ValueError("its key does not match its name")
+        if path.name != _file_name(unit.kind, unit.name, unit.key):
+            raise ValueError("its name is not that of its kind, name and key")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        warnings.warn(f"{path} is not a readable unit ({error}): it is measured again", stacklevel=2)
+    except (OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        warnings.warn(
+            f"{path} is not a readable unit ({said}): it is measured again, and missing until then", stacklevel=2
+        )
         return None
     return unit
 
@@ -77,8 +100,14 @@ def read_unit(path: Path) -> Unit | None:
 def find_unit(kind: str, name: str, key: dict, folder: Path | None = None) -> Unit | None:
     """The unit that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
 
-    Of several that with the fewest cuts, the latest.
+    Of several that with the fewest cuts, then the one that was written last, whatever the clock said.
     """
+    found = _answers(kind, name, key, folder)
+    return max(found, key=lambda unit: (-len(unit.key.get("cuts", [])), *_order(unit)), default=None)
+
+
+def _answers(kind: str, name: str, key: dict, folder: Path | None) -> list[Unit]:
+    """All units that answer for a key, with or without its "data"."""
     open_to = {"cuts"} | ({"data"} - key.keys())
 
     def rest(key: dict) -> str:
@@ -89,29 +118,43 @@ def find_unit(kind: str, name: str, key: dict, folder: Path | None = None) -> Un
         return rest(unit.key) == rest(key) and all(list(cut) in cuts for cut in key.get("cuts", []))
 
     folder = unit_path(kind, name, key, folder).parent
-    found = [unit for unit in map(read_unit, folder.glob(f"{kind}-{name}-*.json")) if unit and answers(unit)]
-    return max(found, key=lambda unit: (-len(unit.key.get("cuts", [])), unit.provenance["measured"]), default=None)
+    named = f"{slug(kind)}-{glob.escape(slug(name))}-*.json"
+    return [unit for unit in map(read_unit, sorted(folder.glob(named))) if unit and answers(unit)]
+
+
+def _order(unit: Unit) -> tuple[int, str]:
+    """By which units of one thing are told from those written later; those of old have no number."""
+    return unit.provenance.get("order", 0), unit.path.name if unit.path else ""
 
 
 def is_measured(task: str, folder: Path | None = None) -> bool:
     """Whether results hold a unit of a task or corpus by this name, of any model."""
-    return any(results_folder(folder).glob(f"*/*-{task}-*.json"))
+    return any(results_folder(folder).glob(f"*/*-{glob.escape(slug(task))}-*.json"))
 
 
 def write_unit(
     kind: str, name: str, key: dict, provenance: dict, rows: pd.DataFrame, details: dict, folder: Path | None = None
 ) -> Unit:
-    """Write a finished measurement whole, and return it as it is read back."""
+    """Write a finished measurement whole, and return it as it is read back.
+
+    Raises:
+        InputError: it can't be written.
+        ValueError: it is not what a unit of its kind holds.
+    """
     path = unit_path(kind, name, key, folder)
+    with warnings.catch_warnings(action="ignore"):  # a bad one was named when this one was looked for
+        before = _answers(kind, name, {entry: value for entry, value in key.items() if entry != "data"}, folder)
     content = {
         "kind": kind,
         "name": name,
         "key": key,
-        "provenance": provenance,
+        "provenance": provenance | {"order": 1 + max((_order(unit)[0] for unit in before), default=0)},
         "rows": [{k: _plain(v) for k, v in row.items()} for row in rows.to_dict("records")],
         "details": details,
     }
-    write_whole(path, (_json_by_lines(content) + "\n").encode())
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
+    check_unit(content)
+    write_file(path, (_json_by_lines(content | {"sha256": content_hash(content)}) + "\n").encode())
     unit = read_unit(path)
     assert unit is not None, f"{path} was written and can't be read"
     return unit
@@ -119,8 +162,14 @@ def write_unit(
 
 def whole_units(units: list[Unit]) -> list[Unit]:
     """Those that are not one task of a group whose unit is among them."""
-    parts = {name for unit in units for name in unit.details.get("units", [])}
+    parts = {name for unit in units for name in unit.details.get("units") or []}
     return [unit for unit in units if unit.path is None or unit.path.name not in parts]
+
+
+def has_parts(unit: Unit) -> bool:
+    """Whether the units of its tasks, which that of a group stands on, can all be read."""
+    parts = [read_unit(unit.path.parent / name) for name in unit.details.get("units") or [] if unit.path]
+    return all(part is not None and "outcomes" in part.details for part in parts)
 
 
 def all_units(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Unit]:
@@ -128,19 +177,6 @@ def all_units(folder: Path | None = None, kind: str | None = None, model: str | 
     pattern = f"{'*' if model is None else slug(model)}/{'*' if kind is None else kind}-*.json"
     units = (read_unit(path) for path in sorted(results_folder(folder).glob(pattern)))
     return [unit for unit in units if unit is not None and kind in (None, unit.kind)]
-
-
-def pack(values: np.ndarray) -> str:
-    """Small whole numbers (0 to 255), one a measured item, as text for JSON: zlib, then base 64."""
-    values = np.asarray(values)
-    if values.size and not (values.min() >= 0 and values.max() <= 255):
-        raise ValueError(f"outcomes must lie in 0..255, got {values.min()}..{values.max()}")
-    return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), 9)).decode()
-
-
-def unpack(text: str) -> np.ndarray:
-    """The inverse of `pack`: a vector of unsigned bytes, one an item."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
 
 
 def _plain(value):
