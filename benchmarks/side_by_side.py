@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.table import MEASURED
+from deeper_layers.files.whole import write_whole
 from deeper_layers.models import device_name
 from deeper_layers.results.circumstances import provenance
-from deeper_layers.results.files import write_whole
 
 THREADS = 2
 PATHS = {"--datasets": "FOLDER", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}  # options that take one

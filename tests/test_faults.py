@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from deeper_layers.results.files import write_whole
+from deeper_layers.files.whole import write_whole
 from tests.faults import FAULTS, calls_of, failing_at, in_child, killed_at, snapshot
 
 

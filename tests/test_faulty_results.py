@@ -5,8 +5,6 @@ import json
 import multiprocessing
 import os
 import stat
-import subprocess
-import sys
 import threading
 import traceback
 import warnings
@@ -16,7 +14,7 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.results import disk
+from deeper_layers.files import whole
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.records import all_records, record_path, write_record
 from deeper_layers.results.shards import Shards
@@ -144,20 +142,19 @@ def test_processes_on_one_unit_never_mind_each_other(tmp_path):
 def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
     of_model = unit_path("sweep", "a", KEY, tmp_path).parent
     (of_model / "records").mkdir(parents=True)
-    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
-        ended.wait()
     left = [
-        of_model / f".sweep-a-0123456789ab.json.{ended.pid}.partial",
-        of_model / f"records/.01-similarity-0123456789ab.json.{ended.pid}.partial",
+        of_model / ".sweep-a-0123456789ab.json.1.deeper-layers.partial",
+        of_model / "records/.01-similarity-0123456789ab.json.1.deeper-layers.partial",
     ]
     kept = [
-        of_model / f".sweep-a-0123456789ab.json.{os.getpid()}.partial",
-        of_model / f".notes.{ended.pid}.partial",
+        of_model / ".notes.1.partial",
         of_model / "notes.partial",
     ]
     for path in left + kept:
         path.write_text("{")
-    unit = measured_by_parts(tmp_path)
+    with whole._held(of_model / ".sweep-a-0123456789ab.json.2.deeper-layers.partial"):
+        unit = measured_by_parts(tmp_path)
+        assert len(list(of_model.glob(".sweep-*"))) == 1
     assert [path for path in left if path.exists()] == [] and all(path.exists() for path in kept)
     # a folder of work in progress that another process left beside the unit, with a file of somebody else in it
     shards = Shards(unit.path.with_suffix(".partial"))
@@ -212,7 +209,7 @@ def test_a_file_where_a_folder_is_expected_is_found_before_measuring(tmp_path):
 
 def test_a_full_disk_is_found_before_measuring(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(whole.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"0\.0 MiB are free for .*, expected at least 16"):
         measure_or_load("sweep", "a", KEY, lambda _: pytest.fail("measured"), tmp_path)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import gguf
 import pytest
 
-from deeper_layers import new_files
 from deeper_layers.checkpoints import gguf_files
 from deeper_layers.checkpoints.gguf_files import slice_gguf
 from deeper_layers.errors import InputError
+from deeper_layers.files import staging
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import find_model
 from tests.fuzz.gguf_cases import CUT, GOOD, Parts, array, number, outcomes, text
@@ -217,9 +217,9 @@ def test_a_file_gets_its_name_where_there_are_no_links_too(links, tmp_path, monk
 
     if not links:
         monkeypatch.setattr(os, "link", link)
-    with new_files.new_file(tmp_path / "a") as partial:
+    with staging.new_file(tmp_path / "a") as partial:
         partial.write_text("whole")
-    with pytest.raises(InputError, match="b exists|File exists"), new_files.new_file(tmp_path / "b") as partial:
+    with pytest.raises(InputError, match="b exists|File exists"), staging.new_file(tmp_path / "b") as partial:
         partial.write_text("other")
         (tmp_path / "b").write_text("theirs")
     assert (tmp_path / "b").read_text() == "theirs"
@@ -238,7 +238,7 @@ def test_a_source_that_changes_meanwhile_gives_no_output(whole, tmp_path):
 
 SLOW = """
 import sys, time
-from deeper_layers.new_files import new_file
+from deeper_layers.files.staging import new_file
 from pathlib import Path
 with new_file(Path(sys.argv[1])) as partial:
     partial.write_bytes(b"theirs")
@@ -262,13 +262,13 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(whol
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert len(list(tmp_path.glob(".*"))) == 2
-        (tmp_path / f"{new_files.PREFIX}theirs").mkdir()  # without our lock
-        (tmp_path / f"{new_files.PREFIX}theirs" / "file").touch()
+        (tmp_path / f"{staging.PREFIX}theirs").mkdir()  # without our lock
+        (tmp_path / f"{staging.PREFIX}theirs" / "file").touch()
         slice_gguf(whole, CUT, out)
         assert len(list(tmp_path.glob(".*"))) == 2
         content = out.read_bytes()
         living.communicate("\n")
         assert living.returncode == 1 and out.read_bytes() == content  # it found that it was late
-    shutil.rmtree(tmp_path / f"{new_files.PREFIX}theirs")
+    shutil.rmtree(tmp_path / f"{staging.PREFIX}theirs")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "out.gguf"])
     assert len(gguf.GGUFReader(out).tensors) == 2 * 3 + 2

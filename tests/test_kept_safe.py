@@ -13,8 +13,8 @@ from deeper_layers.checkpoints.partial_folder import STATE
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.results import files
-from deeper_layers.results.files import write_whole
+from deeper_layers.files import whole as files
+from deeper_layers.files.whole import write_whole
 from tests.faults import FAULTS, calls_of, failing_at, in_child, killed_at, snapshot
 from tests.tiny import tiny_model
 
@@ -257,7 +257,8 @@ def test_many_at_once_give_one_whole_result(whole, quick, tmp_path):
     for child in children:
         os.waitpid(child, 0)
     assert snapshot(tmp_path / "out") in results.values()
-    assert sorted(os.listdir(tmp_path)) == ["0", "1", "out"]
+    # one that was beaten at its very end may leave what it wrote, to go on from
+    assert set(os.listdir(tmp_path)) - {"out.partial"} == {"0", "1", "out"}
 
 
 def test_a_source_that_changes_while_it_is_copied(whole, quick, tmp_path, monkeypatch):
@@ -290,9 +291,9 @@ def test_an_orphan_of_a_killed_process_goes_when_its_file_is_written_next(tmp_pa
     for number in range(len(calls)):
         killed_at(number, lambda: write_whole(path, b"new content"), 0.5)
         assert path.read_bytes() in (b"old", b"new content")
-    strange = tmp_path / ".[unit].json.old.partial"
+    strange = tmp_path / ".[unit].json.1.partial"
     strange.write_text("not ours")
-    other = tmp_path / ".other.json.1.partial"
+    other = tmp_path / ".other.json.1.deeper-layers.partial"
     other.write_text("of another file")
     write_whole(path, b"whole")
     left = {path.name: b"whole", strange.name: b"not ours", other.name: b"of another file"}
@@ -301,9 +302,9 @@ def test_an_orphan_of_a_killed_process_goes_when_its_file_is_written_next(tmp_pa
 
 def test_a_file_that_another_process_is_writing_is_no_orphan(tmp_path):
     path = tmp_path / "unit.json"
-    with files._held(tmp_path / ".unit.json.123456789.partial") as file:
+    with files._held(tmp_path / ".unit.json.123456789.deeper-layers.partial") as file:
         file.write(b"half")
         write_whole(path, b"whole")
-        assert (tmp_path / ".unit.json.123456789.partial").exists()
+        assert (tmp_path / ".unit.json.123456789.deeper-layers.partial").exists()
     write_whole(path, b"whole")
     assert os.listdir(tmp_path) == ["unit.json"]

@@ -15,12 +15,12 @@ from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
+from deeper_layers.files.whole import write_whole
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.presets import PRESETS, HealingConfig
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.files import write_whole
 from tests.test_slicing import saved, tensors
 from tests.tiny import FAMILIES, tiny_model
 

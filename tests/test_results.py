@@ -21,9 +21,10 @@ from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.files import whole
 from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
-from deeper_layers.results import files, places, units
+from deeper_layers.results import places, units
 from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, unpack
 from deeper_layers.results.records import all_records
@@ -207,9 +208,9 @@ def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, mea
     old = measure_or_load("sweep", "a", KEY, measure, tmp_path)
     before = old.path.read_bytes(), files_below(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(files.os, broken, crash)
+        patch.setattr(whole.os, broken, crash)
         with pytest.raises(OSError, match="no space"):
-            files.write_whole(old.path, b"{}")
+            whole.write_whole(old.path, b"{}")
         with pytest.raises(InputError, match="can't write .*no space"):
             measure_or_load("sweep", "b", KEY, measure, tmp_path)
     assert (old.path.read_bytes(), files_below(tmp_path)) == before
@@ -375,7 +376,8 @@ swept(*sys.argv[1:])
 
 def swept(model, folder):
     """The unit of a sweep in many small shards."""
-    parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="capitals", limit=LIMIT)
+    names = {"model": str(model), "results": str(folder), "tasks": "capitals", "limit": LIMIT}
+    parameters = QuestionAnsweringParameters.from_names(names)  # as a notebook does, which is recorded
     source = parameters.source()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluation, "sweep", functools.partial(evaluation.sweep, batch_tokens=24))
@@ -389,7 +391,7 @@ def kill_in_the_middle(model, folder, shards, *, writing):
     """
 
     def far_enough():
-        return len(shards_below(folder)) >= shards and (not writing or list(folder.rglob(f".*.{child.pid}.partial")))
+        return len(shards_below(folder)) >= shards and (not writing or list(folder.rglob(f".*.{child.pid}.*.partial")))
 
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (places.AROUND / "lib", places.AROUND)))}
     command = [sys.executable, "-c", CHILD, str(model), str(folder)]

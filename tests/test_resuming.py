@@ -208,7 +208,7 @@ for name, values in odd.items():
         try:
             dataclasses.replace(PRESETS["small"], **{name: value})
         except InputError as error:
-            assert str(error).startswith(f"{name} is {value!r}, expected "), error
+            assert str(error).startswith(f"{name} is {value!r}") and "expected " in str(error), error
         else:
             raise AssertionError(f"{name} may be {value!r}")
 """

@@ -16,8 +16,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import FOLDER, ROOT, Page, of_models, records_of, story
+from deeper_layers.files.whole import write_whole
 from deeper_layers.report.names import as_markdown, visible
-from deeper_layers.results.files import write_whole
 from deeper_layers.results.units import all_units
 
 CAPTION = "Models"

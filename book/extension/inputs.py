@@ -13,7 +13,7 @@ from pathlib import Path
 
 from book.extension.outdated import content, files
 from book.extension.pages import FOLDER, Page
-from deeper_layers.results.files import write_whole
+from deeper_layers.files.whole import write_whole
 
 DRAWING = ("matplotlib", "numpy", "pandas", "plotly")
 

@@ -21,8 +21,8 @@ from book.extension.inputs import Inputs
 from book.extension.kernels import Nursery
 from book.extension.outdated import files
 from book.extension.pages import ROOT, Page, code_of
+from deeper_layers.files.whole import write_whole
 from deeper_layers.report.names import as_markdown, visible
-from deeper_layers.results.files import write_whole
 
 NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
 NOT_DRAWN = "```{{note}}\nNot drawn: {}\n```"

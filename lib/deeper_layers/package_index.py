@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.new_files import staging_folder
+from deeper_layers.files.staging import staging_folder
 
 CHUNK = 1 << 20
 MOST_READ = 256 << 20  # bytes of one file of a wheel that is read into memory

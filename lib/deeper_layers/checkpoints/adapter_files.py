@@ -20,8 +20,8 @@ from deeper_layers.checkpoints.layer_tensors import NUMBERED
 from deeper_layers.checkpoints.tensor_files import read_header
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.files.whole import read_json, write_file
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.disk import read_json, write_file
 from deeper_layers.results.schema import Checked, Course, Open, Settings, in_words
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed

@@ -18,11 +18,11 @@ from tqdm import tqdm
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.files.staging import check_absent, new_file
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
-from deeper_layers.new_files import check_absent, new_file
 from deeper_layers.package_index import hash_once
 
 # After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number, and

@@ -6,8 +6,8 @@ An extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Nothing el
 from pathlib import Path
 
 from deeper_layers.errors import InputError
+from deeper_layers.files.staging import check_absent, new_file
 from deeper_layers.models.gguf_checks import read_gguf
-from deeper_layers.new_files import check_absent, new_file
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = {

@@ -6,15 +6,16 @@ fails where someone put something there; then the state file goes. A run after a
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from deeper_layers.errors import InputError
+from deeper_layers.files.whole import LEFT
 from deeper_layers.models.checkpoint_files import read_json
 
 STATE = ".slicing.json"
@@ -94,7 +95,12 @@ def partial_folder(out: Path, state: dict) -> Iterator[Path]:
                 out.mkdir()
             except FileExistsError:
                 raise _came_to_be(out, partial) from None
-        os.rename(partial, out)
+        try:
+            os.rename(partial, out)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise _came_to_be(out, partial) from None
         (out / STATE).unlink()
 
 
@@ -170,7 +176,8 @@ def _decoded(text: bytes) -> dict | None:
 
 def _is_temporary(name: str, written: str) -> bool:
     """Whether a run that was killed left this in place of a file that it wrote."""
-    return bool(re.fullmatch(rf"\.{re.escape(written)}\.(\d+\.)?partial", name))
+    left = LEFT.fullmatch(name)
+    return name == f".{written}.partial" or (left is not None and left["name"] == written)
 
 
 def _is_file(path: Path) -> bool:

@@ -22,10 +22,10 @@ from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_n
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.files.whole import write_whole
 from deeper_layers.models.checkpoint_files import INDEX, PICKLED, SINGLE, Shard, folder_files, read_shards
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
-from deeper_layers.results.files import write_whole
 
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 

@@ -4,7 +4,7 @@ import functools
 
 import click
 
-from deeper_layers import results
+from deeper_layers import files
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import asking
@@ -32,7 +32,7 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     check_typed(drop, start)
     parameters = HealingParameters(**given)
     if parameters.measure:  # where the adapters are kept
-        results.check_writable(cache_folder())
+        files.check_writable(cache_folder())
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, checks, data, models, results
+from deeper_layers import checkpoints, checks, data, files, models, results
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import Place, asking
@@ -59,7 +59,7 @@ def prune(
     parameters = _parameters(given, heal, text, to_gguf)
     out = _checked_out(out, kind)
     if heal:  # where the adapters are kept
-        results.check_writable(cache_folder())
+        files.check_writable(cache_folder())
     added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
     recorded = _cut_of(added, start) if drop is None else None
     # so far nothing of the model was read
@@ -75,7 +75,7 @@ def prune(
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    results.check_writable(out.absolute().parent)
+    files.check_writable(out.absolute().parent)
     cut = recorded or chosen_cut(drop, start, rule, layers, lambda: (parameters, found(), opened))
     cut.check(layers)
     if heal:

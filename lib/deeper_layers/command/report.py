@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from deeper_layers import checks, models, results
+from deeper_layers import checks, files, models, results
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned
@@ -49,7 +49,7 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     name = models.model_name(given["model"])
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     print(in_words(planned(QuestionAnsweringParameters(**_of(QuestionAnsweringParameters, given)))), flush=True)
-    results.check_writable(out)
+    files.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):
         start = time.monotonic()

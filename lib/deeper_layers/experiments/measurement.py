@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from deeper_layers import data, evaluation, models, results
+from deeper_layers import data, evaluation, files, models, results
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
@@ -93,9 +93,9 @@ class Measurement:
     def _measured(self, key: dict, folder: Path) -> Unit:
         """Measured now, and written: the parts that an interrupted run left are taken up."""
         path = results.unit_path(self.kind, self.name, key, folder)
-        results.check_writable(path.parent)
-        results.check_room(path.parent)
-        results.clean(path.parent)
+        files.check_writable(path.parent)
+        files.check_room(path.parent)
+        files.clean(path.parent)
         shards = Shards(path.with_suffix(".partial"))
         shards.check()
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now

@@ -30,9 +30,9 @@ from deeper_layers.checkpoints.adapter_files import (
 )
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.files.whole import clean, write_file
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.disk import clean, write_file
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:

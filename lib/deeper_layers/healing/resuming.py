@@ -28,8 +28,8 @@ from safetensors.torch import save
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.files.whole import clean, remove_file, write_file
 from deeper_layers.healing.presets import HealingConfig
-from deeper_layers.results.disk import clean, remove_file, write_file
 from deeper_layers.results.schema import Checked, Count, Number
 
 SETTINGS = "settings.json"

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.files.staging import staging_folder
 from deeper_layers.models.gguf_checks import layers_of, read_gguf
-from deeper_layers.new_files import staging_folder
 from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
 
 ALONE = "model.gguf"  # the name of the file in a folder of its own

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.new_files import staging_folder
+from deeper_layers.files.staging import staging_folder
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once
 
 

@@ -1,9 +1,5 @@
 from .circumstances import clock as clock
 from .circumstances import provenance as provenance
-from .disk import check_room as check_room
-from .disk import clean as clean
-from .files import check_writable as check_writable
-from .files import write_whole as write_whole
 from .packing import pack as pack
 from .packing import unpack as unpack
 from .places import repository as repository

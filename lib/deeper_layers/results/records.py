@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from deeper_layers.results.disk import clean, read_json, write_file
+from deeper_layers.files.whole import clean, read_json, write_file
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.schema import Checked, in_words
 from deeper_layers.results.units import key_hash, unit_path

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from deeper_layers.errors import InputError
-from deeper_layers.results.disk import LEFT, remove_file, write_file
+from deeper_layers.files.whole import LEFT, remove_file, write_file
 
 OURS = re.compile(r"\d{6}\.npz")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deeper_layers.results.disk import read_json, write_file
+from deeper_layers.files.whole import read_json, write_file
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.schema import check_unit
 
