@@ -2,8 +2,7 @@
 # .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-# what is imported is compiled then; all of it would take half a minute
-PIP := $(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 
 .PHONY: book test check style audit clean
 

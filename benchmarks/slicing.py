@@ -25,9 +25,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import side_by_side
 from deeper_layers.checkpoints.slicing import slice_checkpoint
-from deeper_layers.checkpoints.tensor_files import INDEX, read_shards
 from deeper_layers.cuts import simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import INDEX, read_shards
 from deeper_layers.results.places import AROUND as ROOT
 
 # a process between: what a new one inherits of the peak of its parent is then small

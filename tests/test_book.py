@@ -25,7 +25,7 @@ from deeper_layers.report.evidence import Answers
 from deeper_layers.report.names import visible
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
-from tests import hostile
+from tests import hostile, notebook
 from tests.mirror import write_boolq
 from tests.page import FIGURE, ROOT, Page
 
@@ -279,14 +279,15 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout + done.stderr
 
-    small = f"--kernel python3 -p model {tiny_folder} -p samples 8 -p sequence_length 32 -p limit 6"
-    mirror = write_boolq(tmp_path / "mirror")
     asked = {
-        "04-reasoning": "-p tasks capitals,sums_one_digit_generated/0-1",
-        "11-shots": f"-p tasks boolq -p datasets {mirror} -p sizes 0,2 -p num_fewshot 1 -p numbers 0 -p orders 1",
-    }
-    for notebook, own in asked.items():
-        typed(f"papermill notebooks/{notebook}.ipynb out.ipynb {small} {own}")
+        "04-reasoning": {"tasks": "capitals,sums_one_digit_generated/0-1"},
+        "11-shots": {"tasks": "boolq", "datasets": str(write_boolq(tmp_path / "mirror")), "sizes": "0,2",
+                     "num_fewshot": 1, "numbers": "0", "orders": "1"},
+    }  # fmt: skip
+    small = {"model": str(tiny_folder), "samples": 8, "sequence_length": 32, "limit": 6}
+    words = " ".join(f"-p {name} {value}" for name, value in (small | asked["04-reasoning"]).items())
+    typed(f"papermill notebooks/04-reasoning.ipynb out.ipynb --kernel python3 {words}")
+    notebook.run("11-shots", results=str(tmp_path / "results"), **small | asked["11-shots"])  # as papermill does it
     (folder,) = (tmp_path / "results").iterdir()
     measured = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json")}
     assert sum(path.parent.name == "records" for path in measured) == len(asked)
@@ -297,7 +298,7 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     html = tmp_path / "book" / "_build" / "html"
     links = [link.partition("#")[0] for link in Page(html / "index.html").links]
     assert links.count(f"executed/model-{folder.name}.html") == 1, "it has no entry in the navigation"
-    for name in (f"model-{folder.name}-{notebook[3:]}" for notebook in asked):
+    for name in (f"model-{folder.name}-{of_it[3:]}" for of_it in asked):
         page = html / "executed" / f"{name}.html"
         assert f"executed/{name}.html" in links, "it is not in the navigation"
         assert FIGURE.search(page.read_text(encoding="utf-8")), "it shows no figure"

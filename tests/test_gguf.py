@@ -138,7 +138,7 @@ def test_sums_that_a_type_can_not_hold_are_refused(tiny, tmp_path):
 
 def fake_adapter(folder: Path, module: str, down, up, identity: dict | None = None, **config) -> Path:
     folder.mkdir()
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3} | config
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [module.rpartition(".")[2]]} | config
     (folder / "adapter_config.json").write_text(json.dumps(settings))
     names = {"A": down, "B": up}
     save_file({f"base_model.model.{module}.lora_{k}.weight": v for k, v in names.items()},
