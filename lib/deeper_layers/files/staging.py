@@ -5,6 +5,7 @@ process that made it lives: what a killed process left goes when the next one be
 """
 
 import contextlib
+import errno
 import fcntl
 import io
 import os
@@ -16,6 +17,8 @@ from pathlib import Path
 from deeper_layers.errors import InputError
 
 PREFIX, LOCK = ".deeper-layers-partial-", "lock"
+# what a file system says that knows no second name of a file
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextlib.contextmanager
@@ -37,7 +40,11 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def check_absent(path: Path) -> None:
-    """Raise InputError where something has this name: a file, a folder, a link to nothing."""
+    """Raise InputError where something has this name: a file, a folder, a link to nothing.
+
+    What a process left that was killed when its file had its name already goes here, since nothing follows.
+    """
+    _remove_abandoned(path.parent)
     if os.path.lexists(path):
         raise InputError(f"{path} exists: give a file that does not, so that nothing is overwritten")
 
@@ -53,7 +60,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder)
         lock.close()
 
 
@@ -65,7 +72,10 @@ def _publish(made: Path, path: Path) -> None:
         os.link(made, path)  # unlike a rename it fails where the name is taken
     except FileExistsError:
         check_absent(path)
-    except OSError:  # a file system without a second name for a file: the name is taken first
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        # the name is taken first
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         os.replace(made, path)
 
@@ -94,4 +104,15 @@ def _remove_abandoned(parent: Path) -> None:
                 continue
             with open(folder / LOCK, "r+b") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder, ignore_errors=True)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """The lock goes last: a folder with anything in it and no lock would be taken for somebody's."""
+    with contextlib.suppress(OSError):  # what stays goes when the next one begins there
+        for path in folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
+        shutil.rmtree(folder)

@@ -1,0 +1,12 @@
+"""A checkpoint, a GGUF file and a unit, killed and failing at drawn calls: python -m tests.fuzz.kills draws more."""
+
+import json
+
+from tests.fuzz import kills
+
+
+def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
+    kills.main(40, 25, seed=7)
+    counts = json.loads(capsys.readouterr().out)
+    assert counts.pop("killed") == 40 and counts.pop("failed") == 25
+    assert counts.keys() == {f"{name}: same" for name in ("slice", "GGUF", "unit")}
