@@ -1,6 +1,7 @@
 """GGUF files that are damaged or hostile: one line, and nothing written; and outputs that are in the way: kept."""
 
 import collections
+import errno
 import os
 import resource
 import shutil
@@ -213,7 +214,7 @@ def test_an_output_that_came_to_be_meanwhile_stays(whole, tmp_path, monkeypatch)
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
 def test_a_file_gets_its_name_where_there_are_no_links_too(links, tmp_path, monkeypatch):
     def link(*_):
-        raise PermissionError
+        raise OSError(errno.EPERM, "no links here")
 
     if not links:
         monkeypatch.setattr(os, "link", link)
