@@ -145,8 +145,8 @@ def read_index(path: Path) -> dict[str, str]:
     """Of each tensor the file, which is one of safetensors in the index's own folder. InputError where it is not."""
     index = read_json(path)
     weight_map = index.get("weight_map")
-    if not isinstance(index.get("metadata", {}), dict):
-        raise InputError(f"{path} has odd metadata, expected an object: fetch the checkpoint again")
+    if not isinstance(index.get("metadata"), dict):  # without it transformers opens none
+        raise InputError(f"{path} has no metadata, or what is none: fetch the checkpoint again")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
         raise InputError(f"{path} has no weight_map from tensors to files: fetch the checkpoint again")
     for name in dict.fromkeys(weight_map.values()):
