@@ -48,6 +48,7 @@ def main() -> None:
             note(counts["ours"], wrong["ours"], job, {"clear": "refuses", "harmless": "right"}.get(came, "wrong"))
         ways = {"mergekit": options.mergekit, "optipfair": options.optipfair}
         errors = {way: cut(way, python, jobs, Path(folder)) for way, python in ways.items()}
+        versions = {way: json.loads((Path(folder) / f"{way}.json").read_text())["versions"] for way in ways}
         for job in jobs:  # whoever looks at the results does not wait for a pipe
             for path in filter(Path.is_fifo, Path(job["source"]).iterdir()):
                 path.unlink()
@@ -58,7 +59,7 @@ def main() -> None:
             print(way, dict(counts[way]), flush=True)
     content = {
         "layers": LAYERS, "cut": [CUT.start, CUT.size], "cases": options.cases, "families": checkpoint_cases.FAMILIES,
-        "results": {way: {result: found[result] for result in RESULTS} for way, found in counts.items()},
+        "versions": versions, "results": {way: {result: found[result] for result in RESULTS} for way, found in counts.items()},
         "wrong": wrong,
     }  # fmt: skip
     side_by_side.keep("damaged", content)

@@ -61,7 +61,7 @@ def _furthest(worst: dict | None) -> str:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
-    if kind == "families":  # has a page of its own
+    if kind in ("families", "damaged"):  # have a page of their own
         return []
     command, dtype = f"`{content['command']}`", content["dtype"]
     if kind == "similarity":

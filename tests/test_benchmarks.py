@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from benchmarks import (
     cutters,
+    damaged,
     families,
     gained,
     generation,
@@ -125,6 +126,14 @@ def test_a_message_is_its_first_line_without_folders():
         == "Strict: ValueError: 5 of 6 in x.py"
     )
     assert families.plain("No file /tmp/a/model/config.json", "/tmp/a") == "No file FOLDER/model/config.json"
+
+
+def test_damaged(tmp_path):
+    """By a tool that only deletes layers, which a missing shard or a wrong count stops and little else."""
+    jobs = damaged.prepare(8, tmp_path)
+    errors = damaged.cut("delete", sys.executable, jobs, tmp_path)
+    results = [damaged.judged(job, "delete", error) for job, error in zip(jobs, errors, strict=True)]
+    assert len(results) == 8 and set(results) <= set(damaged.RESULTS) and {"refuses", "wrong"} <= set(results)
 
 
 def test_slicing(run):

@@ -1,6 +1,7 @@
-"""The page "Model families", made of benchmarks/measured/families.json: nothing on it is typed by hand."""
+"""The page "Model families", made of families.json and damaged.json in benchmarks/measured: nothing is typed by hand."""
 
 import json
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -10,6 +11,7 @@ from book.extension.measured import not_measured, short, table
 from book.extension.pages import ROOT
 
 MEASURED = ROOT / "benchmarks" / "measured" / "families.json"
+OF_DAMAGED = MEASURED.with_name("damaged.json")
 WAYS = {
     "ours": "ours",
     "mergekit": "mergekit",
@@ -24,26 +26,47 @@ class Families(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(MEASURED))
-        content = measured()
+        content = measured(MEASURED)
         if content is None:
             return [not_measured(f"{MEASURED.relative_to(ROOT)} is not there or can't be read.")]
-        dirty = " with uncommitted changes" if content["provenance"]["dirty"] else ""
-        commit = f"Measured {content['provenance']['measured'][:10]} at commit "
-        command = nodes.paragraph("", f"{commit}{short(content['provenance']['commit'])}{dirty} by ")
-        command += nodes.literal("", content["command"])
         return [
             table("How many families", totals(content)),
             table(f"{len(content['families'])} families, {content['layers']} layers each", rows(content)),
             table("What the errors and refusals say", messages(content), "set-ups"),
             table("Versions", versions(content)),
-            command,
+            origin(content),
         ]
 
 
-def measured() -> dict | None:
+class Damaged(SphinxDirective):
+    """A table of what comes of damaged checkpoints, by tool."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(OF_DAMAGED))
+        content = measured(OF_DAMAGED)
+        if content is None:
+            return [not_measured(f"{OF_DAMAGED.relative_to(ROOT)} is not there or can't be read.")]
+        found = [
+            {"Way": " ".join(filter(None, [way, content["versions"].get(way, {}).get(way)]))} | results
+            for way, results in content["results"].items()
+        ]
+        families = ", ".join(content["families"])
+        return [table(f"{content['cases']} damaged checkpoints of {families}", found), origin(content)]
+
+
+def origin(content: dict) -> nodes.Node:
+    """When, at which commit and by which command something was measured."""
+    dirty = " with uncommitted changes" if content["provenance"]["dirty"] else ""
+    commit = f"Measured {content['provenance']['measured'][:10]} at commit "
+    command = nodes.paragraph("", f"{commit}{short(content['provenance']['commit'])}{dirty} by ")
+    command += nodes.literal("", content["command"])
+    return command
+
+
+def measured(path: Path) -> dict | None:
     """What was measured; None where it is missing or can't be read."""
     try:
-        return json.loads(MEASURED.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
@@ -105,4 +128,5 @@ def versions(content: dict) -> list[dict]:
 
 def setup(app: Sphinx) -> dict:
     app.add_directive("families", Families)
+    app.add_directive("damaged", Damaged)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
