@@ -59,8 +59,8 @@ def main() -> None:
             print(way, dict(counts[way]), flush=True)
     content = {
         "layers": LAYERS, "cut": [CUT.start, CUT.size], "cases": options.cases, "families": checkpoint_cases.FAMILIES,
-        "versions": versions, "results": {way: {result: found[result] for result in RESULTS} for way, found in counts.items()},
-        "wrong": wrong,
+        "results": {way: {result: found[result] for result in RESULTS} for way, found in counts.items()},
+        "wrong": wrong, "versions": versions,
     }  # fmt: skip
     side_by_side.keep("damaged", content)
 

@@ -1,4 +1,4 @@
-"""The page "Model families", made of families.json and damaged.json in benchmarks/measured: nothing is typed by hand."""
+"""The page "Model families", made of two files in benchmarks/measured: nothing on it is typed by hand."""
 
 import json
 from pathlib import Path
