@@ -63,7 +63,7 @@ process_isolation = "forkserver"
 def copy(source: Path, target: Path) -> None:
     """A folder as it is now, with the times of its files: by these mutmut knows what has changed."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("_build", "executed", "__pycache__"), symlinks=True)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("_build", "executed", "__pycache__"))
 
 
 def mutmut(folder: Path, *words: str) -> str:
