@@ -91,7 +91,7 @@ def compare(folder: Path, options) -> dict:
     ]  # fmt: skip
     # what a cut leaves is there before the turns, for the plain copy, and to compare with
     kept.mkdir()
-    for path in slice_checkpoint(source, cut, folder / "sliced").glob("*.safetensors"):
+    for path in slice_checkpoint(source, cut, folder / "sliced").glob("*.safetensors*"):
         os.rename(path, kept / path.name)
     commands = {"copy": [sys.executable, "-c", COPY, str(kept), str(out)], "ours": ours}
     commands |= {"mergekit": passthrough} if options.mergekit else {}

@@ -130,6 +130,8 @@ def test_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path, monkeypat
     )  # fmt: skip
     arguments = [tuple(a) for sample in report["samples"]["capitals"] for a in sample["arguments"]]
     monkeypatch.setattr(embedded, "TASKS", tmp_path)
+    # a task that says nothing, and of which nothing is asked, gets none
+    assert harness.load_tasks(["capitals"])["tasks"]["capitals"].get_config("num_fewshot") == 0
     asked = harness.collect_requests(
         harness.load_tasks(["capitals"], num_fewshot=2), model, tokenizer, limit=3
     )  # fmt: skip

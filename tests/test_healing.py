@@ -195,6 +195,21 @@ def test_sequences_run_together_or_apart_give_one_result(tiny):
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
+def test_the_auxiliary_loss_of_a_step_is_a_mean_over_its_parts(tiny):
+    """Each part divides by its own residuals, so the means differ a little."""
+    model, tokenizer = tiny
+
+    def added(at_once: int) -> float:
+        config = changed(SMALL, dropout=0.0, steps=1, warmup_steps=0, at_once=at_once)
+        with_it, without = (
+            train(drop_layers(model, CUT), tokenizer, TEXTS, changed(config, auxiliary=weight), cut=CUT, whole=model)[1]
+            for weight in (2.0, 0.0)
+        )
+        return with_it.losses[0] - without.losses[0]
+
+    assert added(1) > 0.1 and added(1) == pytest.approx(added(4), rel=0.2)
+
+
 def test_truncated_documents_count_no_padding(tiny):
     model, tokenizer = tiny
     config = changed(SMALL, packed=False, steps=15, sequence_length=200)

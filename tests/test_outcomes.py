@@ -8,7 +8,7 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.outcomes import changes, cliff, leaves_of, mcnemar, outcomes_of
+from deeper_layers.report.outcomes import changes, cliff, interval, leaves_of, mcnemar, outcomes_of
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import Unit, all_units
@@ -67,6 +67,13 @@ def test_the_cliff_lies_where_half_is_gone():
     assert cliff(np.zeros((3, 50), dtype=np.uint8), [0, 0.2, 0.4], 0.25, resamples=20)[0] == 0
     with pytest.raises(InputError, match="rising from 0"):
         cliff(right, fractions[::-1], 0.25)
+
+
+def test_the_interval_leaves_out_one_in_forty_on_each_side():
+    found = np.concatenate([[7.0], np.random.default_rng(0).permutation(1000.0 + np.arange(1000))])
+    assert interval(found) == (7.0, 1025.0, 1974.0)
+    # infinity is a place like any other
+    assert interval(np.array([0.5, *[0.25] * 950, *[np.inf] * 50])) == (0.5, 0.25, np.inf)
 
 
 def test_coverage_of_the_interval():

@@ -188,6 +188,15 @@ def test_plan_shares_beginnings_and_merges_choices():
     assert plan_pieces(contexts, continuations, max_length=200, batch_tokens=128) == pieces
 
 
+def test_no_beginning_is_lent_past_the_first_scored_position():
+    """Texts that go on alike for long, each scored from another place."""
+    text = list(range(1, 101))
+    places = range(60, 80)
+    pieces = plan_pieces([text[:n] for n in places], [[*text[n:], n] for n in places], max_length=500)
+    assert [len(piece.shared) for piece in pieces] == [59]
+    assert all(s.scored[0] >= 59 for batch in pieces[0].batches for s in batch)
+
+
 def test_long_sequences_lose_tokens_on_the_left():
     model = tiny_model("llama", layers=LAYERS)
     context, continuation = list(range(1, 60)), [5, 6]

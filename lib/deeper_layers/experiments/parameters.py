@@ -298,9 +298,9 @@ class ReproductionParameters(QuestionAnsweringParameters):
         "all", description='block sizes of the published numbers: "all" (0 to L-2), or like "0-8, 12"'
     )
     again: ListText = Field(
-        "1, 2, 4, 8", description="block sizes to measure again, similarity-informed, besides the whole model"
+        "2, 8", description="block sizes to measure again, similarity-informed, besides the whole model"
     )
-    sequences_again: int = Field(16, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
+    sequences_again: int = Field(8, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
 
     def check(self) -> None:
         super().check()
