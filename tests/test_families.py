@@ -236,14 +236,15 @@ def test_the_page_has_every_family_and_ours_is_right_in_every_row():
 
 
 @pytest.mark.parametrize("content", [None, "{"], ids=["missing", "half"])
-def test_a_page_without_measurements_says_so(content, tmp_path, monkeypatch):
-    file = tmp_path / "families.json"
+@pytest.mark.parametrize("kind", [families.Families, families.Damaged])
+def test_a_page_without_measurements_says_so(kind, content, tmp_path, monkeypatch):
+    file = tmp_path / "measured.json"
     if content:
         file.write_text(content)
-    monkeypatch.setattr(families, "MEASURED", file)
+    monkeypatch.setattr(kind, "file", file)
     monkeypatch.setattr(families, "ROOT", tmp_path)
     env = SimpleNamespace(note_dependency=lambda _: None)
-    directive = object.__new__(families.Families)
+    directive = object.__new__(kind)
     directive.state = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
     (note,) = directive.run()
     assert note.astext().startswith("Not measured")

@@ -21,37 +21,48 @@ WAYS = {
 }
 
 
-class Families(SphinxDirective):
-    """Tables of who cuts which family right, and of what the others' errors say."""
+class Measured(SphinxDirective):
+    """Tables of one file, and where it comes from."""
+
+    file: Path
 
     def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(MEASURED))
-        content = measured(MEASURED)
+        self.env.note_dependency(str(self.file))
+        content = measured(self.file)
         if content is None:
-            return [not_measured(f"{MEASURED.relative_to(ROOT)} is not there or can't be read.")]
+            return [not_measured(f"{self.file.relative_to(ROOT)} is not there or can't be read.")]
+        return [*self.tables(content), origin(content)]
+
+    def tables(self, content: dict) -> list[nodes.Node]:
+        raise NotImplementedError
+
+
+class Families(Measured):
+    """Tables of who cuts which family right, and of what the others' errors say."""
+
+    file = MEASURED
+
+    def tables(self, content: dict) -> list[nodes.Node]:
         return [
             table("How many families", totals(content)),
             table(f"{len(content['families'])} families, {content['layers']} layers each", rows(content)),
             table("What the errors and refusals say", messages(content), "set-ups"),
             table("Versions", versions(content)),
-            origin(content),
         ]
 
 
-class Damaged(SphinxDirective):
+class Damaged(Measured):
     """A table of what comes of damaged checkpoints, by tool."""
 
-    def run(self) -> list[nodes.Node]:
-        self.env.note_dependency(str(OF_DAMAGED))
-        content = measured(OF_DAMAGED)
-        if content is None:
-            return [not_measured(f"{OF_DAMAGED.relative_to(ROOT)} is not there or can't be read.")]
+    file = OF_DAMAGED
+
+    def tables(self, content: dict) -> list[nodes.Node]:
         found = [
             {"Way": " ".join(filter(None, [way, content["versions"].get(way, {}).get(way)]))} | results
             for way, results in content["results"].items()
         ]
         families = ", ".join(content["families"])
-        return [table(f"{content['cases']} damaged checkpoints of {families}", found), origin(content)]
+        return [table(f"{content['cases']} damaged checkpoints of {families}", found)]
 
 
 def origin(content: dict) -> nodes.Node:

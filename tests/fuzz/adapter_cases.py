@@ -1,10 +1,8 @@
 """Damaged folders of adapters, each the same for its number, and what comes of slicing with them and of opening them.
 
-`python -m tests.fuzz.adapter_cases 5000` tries so many, and `python -m tests.fuzz.adapter_cases 5000 1000` leaves out
-the first 1000.
+`python -m tests.fuzz.adapter_cases` tries many, see trying.py.
 """
 
-import collections
 import contextlib
 import copy
 import functools
@@ -12,11 +10,9 @@ import io
 import json
 import random
 import shutil
-import sys
-import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -29,10 +25,10 @@ from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.models.sources import model_key
 from deeper_layers.pruning import drop_layers
+from tests.fuzz import trying
 from tests.fuzz.unit_cases import DEEP, ODD, change, places, torn
 from tests.tiny import tiny_model
 
-GOOD = ("clear", "harmless")
 CUT = Cut(2, 2)
 COURSE = {
     "config": {"rank": 3, "learning_rate": 0.005, "sequence_length": 32, "steps": 4, "seed": 0, "quantization": None,
@@ -210,23 +206,16 @@ def outcome(number: int, folder: Path) -> str:
     if ran.exists():
         ran.unlink()
         return "a pickle was opened"
-    return next((what for what in found if what not in GOOD), "clear" if "clear" in found else "harmless")
+    return next((what for what in found if what not in trying.GOOD), "clear" if "clear" in found else "harmless")
 
 
-def outcomes_of_cases(numbers: Iterable[int], folder: Path) -> tuple[collections.Counter, dict[int, str]]:
-    """How many cases came to what; and what broke, by its number."""
+def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, str]]:
+    """For each number what was damaged, and what came of it."""
     made(folder)
-    found = {number: outcome(number, folder) for number in numbers}
-    broken = {number: what for number, what in found.items() if what not in GOOD}
-    return collections.Counter("broken" if what not in GOOD else what for what in found.values()), broken
+    for number in numbers:
+        yield number, "adapters", outcome(number, folder)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    last, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    with tempfile.TemporaryDirectory() as at:
-        counts, failures = outcomes_of_cases(range(first, last), Path(at))
-    for case, what in list(failures.items())[:20]:
-        print(f"---- case {case}\n{what}")
-    print(dict(counts))
-    sys.exit(bool(failures))
+    trying.main(outcomes)

@@ -1,19 +1,17 @@
 """Damaged checkpoint folders, each the same for its number, and what comes of slicing them.
 
-`python -m tests.fuzz.checkpoint_cases 2000` tries so many, and `... 2000 1000` leaves out the first 1000.
+`python -m tests.fuzz.checkpoint_cases` tries many, see trying.py.
 """
 
-import collections
 import functools
 import json
 import os
 import random
 import shutil
 import struct
-import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,9 +21,9 @@ from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.pruning import drop_layers
+from tests.fuzz import trying
 from tests.tiny import tiny_model
 
-GOOD = ("clear", "harmless")
 LAYERS, CUT = 4, Cut(1, 2)
 FAMILIES = ("llama", "qwen2", "gemma3")  # one whose layers are alike, and two with a list of their kinds
 INDEX = "model.safetensors.index.json"
@@ -209,23 +207,19 @@ def outcome(source: Path, out: Path) -> str:
 
 def is_slice(source: Path, out: Path) -> str:
     """Whether OUT is what the source is in transformers, but for the layers of the cut: the plain way to say it."""
-    try:
-        before, report = opened(source)
-    except BaseException as error:
-        return f"wrong: sliced, and transformers can't open the source: {error!r}"
-    if report["missing_keys"] or report["mismatched_keys"]:
-        return f"wrong: sliced, and the source lacks {report}"
-    try:
-        after, report = opened(out)
-    except BaseException as error:
-        return f"wrong: it can't be opened: {error!r}"
-    if report["missing_keys"] or report["mismatched_keys"]:
-        return f"wrong: {report}"
-    expected, found = said(drop_layers(before, CUT)), said(after)
+    models = []
+    for folder in (source, out):
+        try:
+            model, report = opened(folder)
+        except BaseException as error:
+            return f"wrong: transformers can't open {folder.name}: {error!r}"
+        if report["missing_keys"] or report["mismatched_keys"]:
+            return f"wrong: {folder.name} lacks {report}"
+        models.append(model)
+    expected, found = said(drop_layers(models[0], CUT)), said(models[1])
     if isinstance(expected, str) or isinstance(found, str):
         return "harmless" if isinstance(expected, str) and expected == found else f"wrong: {found}, expected {expected}"
-    same = torch.equal(expected, found)
-    return "harmless" if same else "wrong: another model"
+    return "harmless" if torch.equal(expected, found) else "wrong: another model"
 
 
 def said(model) -> torch.Tensor | str:
@@ -244,26 +238,15 @@ def opened(folder: Path):
     return model.float().eval(), report
 
 
-def outcomes(numbers: Iterable[int], folder: Path, made: Callable = damage) -> Iterator[tuple[int, str, str]]:
+def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, str]]:
     """For each number what was damaged, and what came of it."""
     for number in numbers:
         place = folder / str(number)
         (place / "model").mkdir(parents=True)
-        what = made(random.Random(number), place / "model")
+        what = damage(random.Random(number), place / "model")
         yield number, what, outcome(place / "model", place / "out")
         shutil.rmtree(place)
 
 
-def main(end: int, start: int = 0) -> None:
-    """Print how many of each kind came to what, and each that failed with its number."""
-    counts: collections.Counter = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for number, what, came in outcomes(range(start, end), Path(folder)):
-            counts[what, came.partition(":")[0]] += 1
-            if came not in GOOD:
-                print(number, what, came, flush=True)
-    print(*sorted(counts.items()), sep="\n")
-
-
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    trying.main(outcomes)

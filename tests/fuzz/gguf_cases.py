@@ -1,14 +1,10 @@
 """Damaged GGUF files, each the same for its number, and what comes of slicing them.
 
-`python -m tests.fuzz.gguf_cases 20000` tries so many, and `python -m tests.fuzz.gguf_cases 20000 1000` leaves out the
-first 1000.
+`python -m tests.fuzz.gguf_cases` tries many, see trying.py.
 """
 
-import collections
 import random
 import struct
-import sys
-import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,8 +17,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import Source
+from tests.fuzz import trying
 
-GOOD = ("clear", "harmless")
 LAYERS, CUT, WIDTH, TOKENS, WIDE = 4, Cut(1, 2), 32, 12, 64
 ODD = [0, 1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 31, 32, 33, 64, 127, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**40,
        2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 32, 2**64 - 1]  # fmt: skip
@@ -201,16 +197,5 @@ def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, s
         out.unlink(missing_ok=True)
 
 
-def main(end: int, start: int = 0) -> None:
-    """Print how many of each kind came to what, and each that failed with its number."""
-    counts: collections.Counter = collections.Counter()
-    with tempfile.TemporaryDirectory() as folder:
-        for number, what, came in outcomes(range(start, end), Path(folder)):
-            counts[what, came.partition(":")[0]] += 1
-            if came not in GOOD:
-                print(number, what, came)
-    print(*sorted(counts.items()), sep="\n")
-
-
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    trying.main(outcomes)

@@ -1,7 +1,6 @@
 """Damaged units and records, each the same for its number, and what comes of reading and drawing them.
 
-`python -m tests.fuzz.unit_cases 20000` tries so many, and `python -m tests.fuzz.unit_cases 20000 1000` leaves out the
-first 1000.
+`python -m tests.fuzz.unit_cases` tries many, see trying.py.
 """
 
 import collections
@@ -9,24 +8,23 @@ import copy
 import functools
 import json
 import random
-import sys
-import tempfile
 import traceback
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report import curves, outcomes
+from deeper_layers.report import curves
+from deeper_layers.report import outcomes as paired
 from deeper_layers.report.evidence import by_model
 from deeper_layers.report.provenance import origin
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import Unit, content_hash, read_unit, slug, unit_path
 from deeper_layers.rules.choosing import RULES
 from deeper_layers.rules.similarity import distance_matrix
+from tests.fuzz import trying
 
-GOOD = ("clear", "harmless")
 ODD = [
     None, True, False, 0, 1, -1, 3, 2**31, 2**53, 2**64, 10**400, 0.5, -0.5, 1e308, float("nan"), float("inf"), "", "x",
     "5", "../../x", "0,0", "<script>alert(1)</script>", "a\\qb", "=1+1", "x" * 10_000, "\ud800", "nu\0ll", "٣", [], {},
@@ -135,7 +133,7 @@ def drawn(unit: Unit) -> None:
     if unit.kind == "similarity":
         distance_matrix(unit.rows)
     if "outcomes" in unit.details and unit.kind != "healing":
-        outcomes.outcomes_of(unit, [Cut(*cut) for cut in unit.key["cuts"]])
+        paired.outcomes_of(unit, [Cut(*cut) for cut in unit.key["cuts"]])
     for evidence in by_model([unit]).values():
         evidence.best("loss"), evidence.healing_tokens, evidence.distances()
         for rule in RULES:
@@ -172,18 +170,11 @@ def outcome(number: int, folder: Path) -> str:
         path.unlink()
 
 
-def outcomes_of_cases(numbers: Iterable[int], folder: Path) -> tuple[collections.Counter, dict[int, str]]:
-    """How many cases came to what; and what broke, by its number."""
-    found = {number: outcome(number, folder) for number in numbers}
-    broken = {number: what for number, what in found.items() if what not in GOOD}
-    return collections.Counter("broken" if what not in GOOD else what for what in found.values()), broken
+def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, str]]:
+    """For each number what was damaged, and what came of it."""
+    for number in numbers:
+        yield number, "unit or record", outcome(number, folder)
 
 
 if __name__ == "__main__":
-    last, first = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
-    with tempfile.TemporaryDirectory() as at:
-        counts, failures = outcomes_of_cases(range(first, last), Path(at))
-    for case, what in list(failures.items())[:20]:
-        print(f"---- case {case}\n{what}")
-    print(dict(counts))
-    sys.exit(bool(failures))
+    trying.main(outcomes)

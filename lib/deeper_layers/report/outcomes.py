@@ -61,10 +61,10 @@ def outcomes_of(
     `task` is one of a group's, and None takes the items of all.
     Raises InputError for a cut, a metric or a task that the unit does not have.
     """
-    rows = []
+    rows, leaves = [], leaves_of(unit)
     for cut in cuts:
         row = []
-        for leaf in leaves_of(unit):
+        for leaf in leaves:
             found = leaf.details["outcomes"].get(f"{cut.start},{cut.size}")
             if found is None:
                 raise InputError(f"{leaf.path and leaf.path.name} has no {cut}: it was measured for other cuts")
