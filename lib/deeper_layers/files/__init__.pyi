@@ -6,6 +6,7 @@ from .whole import check_room as check_room
 from .whole import check_writable as check_writable
 from .whole import clean as clean
 from .whole import read_json as read_json
+from .whole import read_plain as read_plain
 from .whole import remove_file as remove_file
 from .whole import write_file as write_file
 from .whole import write_whole as write_whole

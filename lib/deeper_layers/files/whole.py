@@ -63,13 +63,18 @@ def write_file(path: Path, content: bytes) -> None:
             raise _unwritable(path, error) from error
 
 
-def read_json(path: Path):
-    """What a file of JSON holds. Raises OSError or ValueError for all that is not a whole file of standard JSON."""
+def read_plain(path: Path, most: int = MOST) -> bytes:
+    """All of a file. Raises OSError or ValueError where it is no plain one, or has more than `most` bytes."""
     if not stat.S_ISREG((found := os.stat(path)).st_mode):  # a named pipe would be waited for
         raise ValueError("it is no plain file")
-    if found.st_size > MOST:
-        raise ValueError(f"it has {found.st_size:,} bytes, expected at most {MOST:,}")
-    text = path.read_bytes().decode("utf-8")
+    if found.st_size > most:
+        raise ValueError(f"it has {found.st_size:,} bytes, expected at most {most:,}")
+    return path.read_bytes()
+
+
+def read_json(path: Path):
+    """What a file of JSON holds. Raises OSError or ValueError for all that is not a whole file of standard JSON."""
+    text = read_plain(path).decode("utf-8")
     try:
         content = json.loads(text, parse_constant=_refuse)
         if "\\u" in text:  # half a character by itself can't be written again

@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.files.whole import read_plain
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -62,11 +63,7 @@ def local_path(name: str | Path) -> Path:
 def read_json(path: Path) -> dict:
     """A JSON file of a checkpoint, which holds an object. Raises InputError where it does not, or can't be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("no regular file")
-        if (size := path.stat().st_size) > LARGEST:
-            raise ValueError(f"{size:,} bytes, expected at most {LARGEST:,}")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_plain(path, LARGEST).decode("utf-8"))
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected an object")
     except RecursionError:

@@ -9,7 +9,6 @@ Letters in shapes: C cuts, I items.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -33,24 +32,11 @@ def leaves_of(unit: Unit) -> list[Unit]:
     """
     if "units" not in unit.details:
         return [unit]
-    leaves = [_leaf(unit.path.parent / name) for name in unit.details["units"]]
+    leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
     for name, leaf in zip(unit.details["units"], leaves, strict=True):
         if leaf is None or "outcomes" not in leaf.details:
             raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
     return leaves
-
-
-def _leaf(path: Path) -> Unit | None:
-    """A unit from its file, read once as long as that stays: a group has up to 57, asked for at every cut."""
-    if not path.exists():
-        return None
-    state = path.stat()
-    return _read(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _read(path: Path, *state: int) -> Unit | None:
-    return read_unit(path)
 
 
 def outcomes_of(

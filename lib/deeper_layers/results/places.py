@@ -1,9 +1,8 @@
 """Where measured units lie, and which checkout of this project is around."""
 
-import stat
 from pathlib import Path
 
-from deeper_layers.errors import InputError
+from deeper_layers import checks
 
 # where this package runs from a checkout, its root; a folder of the environment otherwise
 AROUND = Path(__file__).resolve().parents[3]
@@ -30,15 +29,4 @@ def results_folder(named: str | Path | None = None) -> Path:
     """
     if named is None:
         return (repository() or Path()) / "results"
-    try:
-        folder = Path(named).expanduser()
-        if not stat.S_ISDIR(folder.stat().st_mode):
-            raise NotADirectoryError("it is no folder")
-    except FileNotFoundError:
-        return folder
-    except (OSError, ValueError, RuntimeError) as error:  # too long, with a null byte, of a user who is not known
-        said = getattr(error, "strerror", None) or error  # without the name, which may be long
-        raise InputError(
-            f"results is {str(named)[:200]!r}, which can't be used ({said}): name a folder, or one that can be made"
-        ) from error
-    return folder
+    return checks.new_folder("results", named)

@@ -8,10 +8,12 @@ lies in a folder beside it, in shards that are each complete in the same sense, 
 goes on where it stopped and several machines can share one folder.
 """
 
+import functools
 import glob
 import hashlib
 import json
 import math
+import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,7 @@ from deeper_layers.files.whole import read_json, write_file
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.schema import check_unit
 
+SETTLED = 2_000_000_000  # nanoseconds: a file written since may change again, and its times not tell
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 
 
@@ -74,18 +77,15 @@ def slug(name: str) -> str:
 
 
 def read_unit(path: Path) -> Unit | None:
-    """A unit from its file; None, with a warning that names the file, when it can't be read or is none."""
+    """A unit from its file; None, with a warning that names the file, when it can't be read or is none.
+
+    It is read and checked once in a process, as long as the file stays: nobody changes a unit.
+    """
     try:
-        content = read_json(path)
-        check_unit(content)
-        if "sha256" in content and content["sha256"] != content_hash(content):
-            raise ValueError("its content is not that of its SHA-256")
-        unit = Unit(
-            content["kind"], content["name"], content["key"], content["provenance"],
-            pd.DataFrame(content["rows"]), content["details"], path,
-        )  # fmt: skip
-        if path.name != _file_name(unit.kind, unit.name, unit.key):
-            raise ValueError("its name is not that of its kind, name and key")
+        state = path.stat()
+        if abs(time.time_ns() - state.st_mtime_ns) < SETTLED:
+            return _read(path)
+        return _read_once(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -94,7 +94,26 @@ def read_unit(path: Path) -> Unit | None:
             f"{path} is not a readable unit ({said}): it is measured again, and missing until then", stacklevel=2
         )
         return None
+
+
+def _read(path: Path) -> Unit:
+    """Raises OSError or ValueError for all that is no unit."""
+    content = read_json(path)
+    check_unit(content)
+    if "sha256" in content and content["sha256"] != content_hash(content):
+        raise ValueError("its content is not that of its SHA-256")
+    unit = Unit(
+        content["kind"], content["name"], content["key"], content["provenance"],
+        pd.DataFrame(content["rows"]), content["details"], path,
+    )  # fmt: skip
+    if path.name != _file_name(unit.kind, unit.name, unit.key):
+        raise ValueError("its name is not that of its kind, name and key")
     return unit
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_once(path: Path, *state: int) -> Unit:
+    return _read(path)
 
 
 def find_unit(kind: str, name: str, key: dict, folder: Path | None = None) -> Unit | None:
