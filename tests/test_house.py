@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from book.extension.running import MEASURING as HEAVY
+from book.extension.rooms import HEAVY
 from deeper_layers.results.places import AROUND as ROOT
 
 HOUSE = ROOT / "lib" / "deeper_layers"

@@ -21,6 +21,7 @@ from book.extension.inputs import Inputs
 from book.extension.kernels import Nursery
 from book.extension.outdated import files
 from book.extension.pages import ROOT, Page, code_of
+from book.extension.rooms import HEAVY
 from deeper_layers.files.whole import write_whole
 from deeper_layers.report.names import as_markdown, visible
 
@@ -32,11 +33,10 @@ logger = logging.getLogger(__name__)
 
 # The first cell of a run that measures nothing, which no page shows either: what would measure can't be imported, so a
 # page can't keep a build busy for hours, or need packages that only measuring needs.
-MEASURING = ("torch", "transformers", "lm_eval", "peft", "bitsandbytes", "datasets")
 WITHOUT = f"""import sys
 class Without:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {MEASURING}:
+        if name.partition(".")[0] in {sorted(HEAVY)}:
             raise ImportError(f"{{name}} is asked for, by a page that measures nothing")
 sys.meta_path.insert(0, Without())"""
 # The last cell of every run, which no page shows: the files of the library that the notebook has loaded.
