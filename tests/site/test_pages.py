@@ -147,6 +147,7 @@ def test_figures_and_tables_are_numbered_within_their_page(pages, kind):
                 len(re.findall(r"<figure class=\"(?:measured|house)\"", page.text)) if kind == "Figure" else page.tables
             )
             assert numbers(page, kind) == list(range(1, count + 1)), f"{name}: a {kind.lower()} without a caption"
+            assert "caption-number" not in page.text, f"{name}: numbers of Sphinx's own"
 
 
 def test_an_executed_page_is_an_article_with_its_code_at_the_end(pages):
