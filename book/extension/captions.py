@@ -1,6 +1,7 @@
 """Figures and tables are numbered within their page: Figure 1, 2, ... and Table 1, 2, ... in front of their captions.
 
-Sphinx's own numbers know nothing of what notebooks draw. So the numbers are put in when a page's HTML is there.
+Sphinx's own numbers count through all pages, and know nothing of what notebooks draw. So ours are put in when a page's
+HTML is there.
 """
 
 import re
@@ -39,6 +40,12 @@ def finish(app: Sphinx, pagename: str, templatename: str, context: dict, doctree
     context["body"] = numbered(body)
 
 
+def without_numbers(app: Sphinx, config) -> None:
+    """Sphinx's own numbers are off; a part of Jupyter Book for LaTeX turns them on, whatever _config.yml says."""
+    config.numfig = False
+
+
 def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", without_numbers, priority=900)
     app.connect("html-page-context", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
