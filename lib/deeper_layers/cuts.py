@@ -1,23 +1,30 @@
-"""What is dropped: a cut, its words, and the cut of the simple heuristic. Needs no torch.
+"""What is dropped: layers, or of a layer its attention or its MLP; in words; the simple heuristic. Needs no torch.
 
 Source: Gromov et al., arXiv 2403.17887, section 3.2 (the algorithm), section 4.4 (the simple heuristic).
 Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deeper_layers.checks import LAYERS, shown, whole_number
 from deeper_layers.errors import InputError
 
 
+WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # what runs of a layer: all of it, or one of its two sublayers
+
+
 @dataclass(frozen=True, order=True)
 class Cut:
-    """A block of contiguous layers to drop.
+    """What to drop: a block of contiguous layers; any other layers, or sublayers, with `Cut.of`.
 
     Args:
-        start: first dropped layer, counted from 0 (0 where size is 0: then nothing is dropped).
+        start: first dropped layer, counted from 0 (0 where size is 0: then no layer is dropped).
         size: number of dropped layers, n in the paper; 0 is the whole model.
+        scattered: the dropped layers, where they are not the block that start and size say; see `Cut.of`.
+        attention: layers that lose their attention, and keep their MLP.
+        mlp: layers that lose their MLP, and keep their attention.
 
     Raises:
         InputError: start or size is not a whole number of layers.
@@ -33,6 +40,9 @@ class Cut:
 
     start: int
     size: int
+    scattered: tuple[int, ...] = ()
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ("start", "size"):
@@ -41,10 +51,59 @@ class Cut:
         if self.size == 0:
             object.__setattr__(self, "start", 0)
 
+    def __repr__(self) -> str:
+        said = [f"{name}={value}" for name, value in vars(self).items() if value or name in ("start", "size")]
+        return f"Cut({', '.join(said)})"
+
+    @classmethod
+    def of(cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()) -> "Cut":
+        """The cut that drops these layers, and of others their attention or their MLP, in any order.
+
+        Raises:
+            InputError: an index is not a whole number of a layer.
+
+        Example:
+            >>> Cut.of(layers=[4, 3, 5])
+            Cut(start=3, size=3)
+            >>> Cut.of(layers=[2, 7], mlp=[5]).describe(num_layers=9)
+            'drops layers 2, 7 (0-based, 2 of 9) and the MLP of layer 5, keeps [0:2], [3:7] and [8:9]'
+        """
+        said = "layers are counted from 0"
+        dropped, without_attention, without_mlp = (
+            {whole_number(name, index, 0, LAYERS - 1, said) for index in indices}
+            for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
+        )
+        dropped |= without_attention & without_mlp  # nothing is left of these
+        block = sorted(dropped)
+        contiguous = block == list(range(block[0], block[0] + len(block))) if block else True
+        return cls(
+            start=block[0] if block else 0,
+            size=len(block),
+            scattered=() if contiguous else tuple(block),
+            attention=tuple(sorted(without_attention - dropped)),
+            mlp=tuple(sorted(without_mlp - dropped)),
+        )
+
+    @property
+    def is_block(self) -> bool:
+        """Whether it drops contiguous layers and nothing else, as the paper does."""
+        return not (self.scattered or self.attention or self.mlp)
+
+    @property
+    def dropped(self) -> tuple[int, ...]:
+        """Every layer that is dropped as a whole."""
+        return self.scattered or tuple(range(self.start, self.start + self.size))
+
     @property
     def stop(self) -> int:
         """First layer after the dropped ones (exclusive end)."""
-        return self.start + self.size
+        return self.dropped[-1] + 1 if self.size else self.start
+
+    def runs(self, layer: int) -> str | None:
+        """What of a layer runs: WHOLE, ATTENTION or MLP; None where it is dropped."""
+        if layer in self.dropped:
+            return None
+        return MLP if layer in self.attention else ATTENTION if layer in self.mlp else WHOLE
 
     def check(self, num_layers: int) -> None:
         """Accept the cut for a model of `num_layers` layers.
@@ -57,6 +116,12 @@ class Cut:
             raise InputError(
                 f"size is {self.size}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as "
                 "one layer has to stay; choose a size in that range"
+            )
+        last = max((*self.scattered, *self.attention, *self.mlp), default=0)
+        if last >= num_layers:
+            raise InputError(
+                f"the cut is of layer {last}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}; "
+                "choose from these"
             )
         if not 0 <= self.start <= num_layers - self.size:
             raise InputError(
@@ -72,7 +137,7 @@ class Cut:
             InputError: the cut does not fit the model, see `check`.
         """
         self.check(num_layers)
-        return [*range(self.start), *range(self.stop, num_layers)]
+        return [layer for layer in range(num_layers) if layer not in self.dropped]
 
     def describe(self, num_layers: int) -> str:
         """The cut in words, as in "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]".
@@ -80,18 +145,27 @@ class Cut:
         Raises:
             InputError: the cut does not fit the model, see `check`.
         """
-        kept = " and ".join(f"[{start}:{stop}]" for start, stop in self._kept_ranges(num_layers))
-        if self.size == 0:
-            return f"drops no layers (0 of {num_layers}), keeps {kept}"
-        dropped = f"layer {self.start}" if self.size == 1 else f"layers {self.start}..{self.stop - 1}"
-        return f"drops {dropped} (0-based, {self.size} of {num_layers}), keeps {kept}"
+        kept = _listed([f"[{start}:{stop}]" for start, stop in self._kept_ranges(num_layers)])
+        parts = [
+            f"the {name} of {_layers(indices)}"
+            for name, indices in (("attention", self.attention), ("MLP", self.mlp)) if indices
+        ]  # fmt: skip
+        if self.size or not parts:
+            layers = _layers(self.dropped) if self.size else "no layers"
+            counted = "0-based, " if self.size else ""
+            parts = [f"{layers} ({counted}{self.size} of {num_layers})", *parts]
+        return f"drops {' and '.join(parts)}, keeps {kept}"
 
     def mergekit_yaml(self, num_layers: int, model_name: str) -> str:
         """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
 
         Raises:
-            InputError: the cut does not fit the model, see `check`.
+            InputError: the cut does not fit the model, see `check`, or drops sublayers, which mergekit does not.
         """
+        if self.attention or self.mlp:
+            raise InputError(
+                f"the cut {self.describe(num_layers)}: mergekit's passthrough takes whole layers; drop whole layers"
+            )
         lines = ["slices:"]
         for start, stop in self._kept_ranges(num_layers):
             # a JSON string is a YAML string too, whatever characters the name holds
@@ -100,9 +174,29 @@ class Cut:
         return "\n".join([*lines, "merge_method: passthrough", ""])
 
     def _kept_ranges(self, num_layers: int) -> list[tuple[int, int]]:
-        self.check(num_layers)
-        ranges = [(0, num_layers)] if self.size == 0 else [(0, self.start), (self.stop, num_layers)]
-        return [(start, stop) for start, stop in ranges if start < stop]
+        return _ranges(self.kept(num_layers))
+
+
+def _ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
+    """Rising indices as ranges with an exclusive end."""
+    found: list[tuple[int, int]] = []
+    for index in indices:
+        if found and found[-1][1] == index:
+            found[-1] = (found[-1][0], index + 1)
+        else:
+            found.append((index, index + 1))
+    return found
+
+
+def _layers(indices: Iterable[int]) -> str:
+    """Layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
+    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in _ranges(indices)]
+    return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
+
+
+def _listed(words: list[str]) -> str:
+    """Words with commas, and "and" before the last."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def simple_cut(num_layers: int, size: int) -> Cut:

@@ -61,10 +61,10 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     renumber_configs(pruned, kept)
     words = cut.describe(len(layers))
     before, after = _empty_model(model, words), _empty_model(pruned, words)
-    del decoder_layers(before)[cut.start : cut.stop]
+    _delete(decoder_layers(before), cut)
     kept_layers = pruned.get_submodule(prefix[:-1])
     assert isinstance(kept_layers, nn.ModuleList)
-    del kept_layers[cut.start : cut.stop]
+    _delete(kept_layers, cut)
     _adopt_differences(pruned, before, after, kept, prefix, words)
     return pruned
 
@@ -150,3 +150,8 @@ def _adopt_differences(
 def _saved_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
     """Name and shape of everything that a checkpoint of the model holds."""
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _delete(layers: nn.ModuleList, cut: Cut) -> None:
+    for index in reversed(cut.dropped):
+        del layers[index]

@@ -174,11 +174,8 @@ def loglikelihoods(
     greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
     number = itertools.count()
     with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
-        families = {tuple(cuts): family}
         for group, pieces in plan.parts:
-            if tuple(group) not in families:
-                families[tuple(group)] = PrunedFamily(model, group, family.can)
-            part = families[tuple(group)]
+            part = family.part(group)
             places = [cuts.index(cut) for cut in group]
             for piece in pieces:
                 found = _piece(part, piece, shards, next(number), bar)
@@ -224,7 +221,7 @@ def plan_requests(
 
 def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: int, bar) -> dict:
     """The answers to a piece: from its shard, or run and put there."""
-    cuts = np.array([(cut.start, cut.size) for cut in family.cuts])
+    cuts = np.array([repr(cut) for cut in family.cuts])
     of_piece, shape = {"requests": np.array(piece.requests), "cuts": cuts}, (len(cuts), len(piece.requests))
     found = shards.get(number, of_piece, {"logprobs": (float, shape), "greedy": (bool, shape)}) if shards else None
     if found is not None:

@@ -1,5 +1,6 @@
 """Keys and values of a beginning that many sequences share, lent to each of them.
 
+Every node of the tree has its own; what runs at once are the sequences of some nodes, one node after another.
 Letters in shapes: B sequences of a batch, T tokens, P tokens of the shared beginning.
 """
 
@@ -12,33 +13,45 @@ from transformers import AttentionInterface, DynamicCache
 from deeper_layers.models.decoder import text_config
 from deeper_layers.models.half_precision import product
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
+
 
 class Lent(DynamicCache):
-    """Keys and values of one sequence, lent to `rows` sequences: what these add is used, and not kept.
+    """What a layer finds as its cache: the beginnings of the nodes that run, to read and not to keep.
 
     `apart`: attention to the beginning and to what the sequences add is computed apart (`attend_apart`), so
     that nothing of the beginning is copied for each sequence.
     """
 
-    def __init__(self, cache: DynamicCache, rows: int, apart: bool = False):
+    def __init__(self, length: int, apart: bool = False):
         super().__init__()
-        self.layers, self.rows, self.apart = cache.layers, rows, apart
+        self.length, self.apart = length, apart
+        self.nodes: list[Pair] = []  # [1, heads, P, head width] of each node that runs
+        self.added: Pair | None = None  # keys and values of the sequences themselves
 
-    def beginning(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values [rows, heads, P, head width] of a layer, without a copy."""
-        layer = self.layers[layer_idx]
-        return tuple(tensor.expand(self.rows, *tensor.shape[1:]) for tensor in (layer.keys, layer.values))
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length
 
-    def update(self, key_states, value_states, layer_idx, *_, **__):
-        if self.apart:
-            return key_states, value_states
-        keys, values = self.beginning(layer_idx)
-        return torch.cat([keys, key_states], dim=-2), torch.cat([values, value_states], dim=-2)
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def update(self, key_states, value_states, layer_idx=0, *_, **__):
+        self.added = key_states, value_states
+        if self.apart or not self.nodes:
+            return self.added
+        rows = len(key_states) // len(self.nodes)
+        return tuple(
+            torch.cat([torch.cat([lent.expand(rows, *lent.shape[1:]) for lent in of_nodes]), own], dim=-2)
+            for of_nodes, own in zip(zip(*self.nodes, strict=True), self.added, strict=True)
+        )
 
     @contextlib.contextmanager
     def attending(self, config) -> Iterator[None]:
-        """During a forward pass of the model with this configuration, attention is `attend_apart`."""
+        """During a forward pass of layers with this configuration, attention is `attend_apart` where that is asked."""
         global _lent
+        if not self.apart:
+            yield
+            return
         config, before = text_config(config), _lent
         implementation = config._attn_implementation
         config._attn_implementation, _lent = ATTEND_APART, self
@@ -61,6 +74,16 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     """
     if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention of this kind is not computed apart")
+    of_nodes = [None if t is None else t.chunk(len(_lent.nodes)) for t in (query, key, value, attention_mask)]
+    found = [
+        _attend(*(None if part is None else part[number] for part in of_nodes), lent, scaling)
+        for number, lent in enumerate(_lent.nodes)
+    ]
+    return torch.cat(found).transpose(1, 2), None
+
+
+def _attend(query, key, value, attention_mask, lent: Pair, scaling) -> torch.Tensor:
+    """[B, heads, T, head width] for the sequences of one node."""
     (rows, heads, length, width), (_, few, own, _) = query.shape, key.shape
     scale = width**-0.5 if scaling is None else scaling
     # heads that share keys stand next to each other: they are more queries of one head
@@ -68,14 +91,14 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     causal = attention_mask is None
     if causal:
         attention_mask = torch.ones(length, own, dtype=torch.bool, device=query.device).tril().expand(rows, 1, -1, -1)
-    hidden, beginning = ~attention_mask, _lent.beginning(module.layer_idx)
+    hidden, beginning = ~attention_mask, [tensor.expand(rows, *tensor.shape[1:]) for tensor in lent]
     queries = heads // few * length  # of one sequence, for a head of keys
     if queries <= FEW:
         parts = zip(*(tensor.split(QUERIES // queries) for tensor in (query, key, value, hidden)), strict=True)
         found = torch.cat([_all_in_one(*part, *beginning) for part in parts])
     else:
         found = _one_by_one(query, key, value, hidden, *beginning, causal)
-    return found.view(rows, heads, length, width).transpose(1, 2), None
+    return found.view(rows, heads, length, width)
 
 
 def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):

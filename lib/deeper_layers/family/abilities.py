@@ -1,0 +1,134 @@
+"""Which savings give on a model what the plain way gives: found out by trying, not from a list of names.
+
+The plain way is each pruned model by itself, as `drop_layers` makes it, through its own forward.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.family.masks import MASKABLE, unknown_windows
+from deeper_layers.family.network import Network
+from deeper_layers.family.planning import Sequence
+from deeper_layers.family.scored_only import ScoredOnly
+from deeper_layers.family.tree import Tree
+from deeper_layers.family.walk import Batch, Walk, remember
+from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.pruning import drop_layers
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """Which savings give the plain numbers."""
+
+    share: bool  # lend keys and values of a beginning
+    apart: bool  # attend to a lent beginning without copying it for each sequence
+    score_only: ScoredOnly | None  # run the last layer where something is scored
+    branch: bool  # run several continuations of one context as one sequence
+    apart_layers: bool = True  # run layers one by one, on residuals of ours
+
+    @classmethod
+    def of(cls, model, cuts: list[Cut]) -> "Abilities":
+        """What can be done for these pruned models of a model.
+
+        Raises InputError where the configuration can't state one of those that are tried.
+        """
+        trial = _Trial(*_shallow(model, cuts))
+        if not trial.same():
+            return cls(share=False, apart=False, score_only=None, branch=False, apart_layers=False)
+        ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
+        way = next(ways, None)
+        return cls(
+            share=trial.same(shared=8, way=way), apart=trial.same(shared=8, apart=True, way=way), score_only=way,
+            branch=trial.same(joined=True),
+        )  # fmt: skip
+
+
+@torch.inference_mode()
+def alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
+    """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
+    pruned = drop_layers(model, cut) if cut.size else model
+    places = batch.places[batch.rows, batch.slots]
+
+    def scored(_, arguments):
+        return (arguments[0][batch.rows, places].unsqueeze(0), *arguments[1:])
+
+    handle = pruned.get_output_embeddings().register_forward_pre_hook(scored)
+    try:
+        return pruned(input_ids=batch.ids, use_cache=False).logits[0]
+    finally:
+        handle.remove()
+
+
+class _Trial:
+    """Two short requests after one context on some pruned models, and their logits the plain way."""
+
+    def __init__(self, model, cuts: list[Cut]):
+        self.network, self.tree = Network(model), Tree(cuts, num_layers(model))
+        vocabulary = self.network.head.weight.shape[0]
+        tokens = [(7919 * i + 13) % vocabulary for i in range(23)]
+        self.context = tokens[:16]
+        first, second = (0, tokens[16:20]), (1, tokens[20:])
+        self.alone = tuple(Sequence.joined(self.context, [request]) for request in (first, second))
+        self.joined = (Sequence.joined(self.context, [first, second]),)
+        batch = Batch.of(self.alone, 0, self.network.device)
+        self.plain = [alone(model, cut, batch).float() for cut in cuts]
+        # rounding moves logits a little; a wrong mask or position as much as they differ among themselves
+        self.allowed = [plain.std() * (1e-3 if self.network.dtype == torch.float32 else 0.15) for plain in self.plain]
+
+    def same(self, *, shared=0, joined=False, way: ScoredOnly | None = None, apart=False) -> bool:
+        """Whether the logits are the same this way."""
+        config = text_config(self.network.model.config)
+        if (way or joined or apart) and (config._attn_implementation not in MASKABLE or unknown_windows(config)):
+            return False
+        expected = self.plain
+        if joined:  # the last token of the context is then scored once for both
+            length = len(self.alone[0].scored)
+            expected = [torch.cat([plain[:length], plain[length + 1 :]]) for plain in expected]
+        try:
+            found = self._logits(self.joined if joined else self.alone, shared, scored_only=way, apart=apart)
+        except Exception:  # whatever a family's code raises, the plain way is left
+            return False
+        return all(map(_agree, found, expected, self.allowed))
+
+    @torch.inference_mode()
+    def _logits(self, sequences, shared: int, **how) -> list[torch.Tensor]:
+        network, tree = self.network, self.tree
+        beginning = remember(network, tree, tuple(self.context[:shared]), None) if shared else None
+        walk = Walk(network, tree, Batch.of(sequences, shared, network.device), beginning, **how)
+        for layer in range(tree.layers):
+            walk.step(layer)
+        return [network.logits(walk.states[number]).float() for number in tree.last]
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor, allowed: torch.Tensor) -> bool:
+    """Whether the logits of every position are equal but for rounding."""
+    return bool(((found - expected).square().mean(dim=-1).sqrt() <= allowed).all())
+
+
+def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
+    """What savings are tried on: a model and a few cuts of it, one that drops the end among them if one of `cuts` does.
+
+    In float32 the model itself. Rounding to 16 bits grows from layer to layer until logits of 30 layers differ as much
+    as by a fault, on some processors more than on others; after a few layers it is a small part of that. So then
+    layers of every kind out of the model, if these are a model.
+    """
+    count = num_layers(model)
+    ends = [cut for cut in cuts if cut.size and cut.stop == count]
+    blocks = [cut for cut in cuts if cut.size and cut.is_block]
+    tried = [*ends[:1], *sorted(blocks, key=lambda cut: cut.start)[:1], *cuts[:1]]
+    network = Network(model)
+    if network.dtype == torch.float32:
+        return model, list(dict.fromkeys(tried))
+    kinds = getattr(text_config(model.config), "layer_types", None) or [""] * count
+    made_of = [(kind, *map(type, layer.modules())) for kind, layer in zip(kinds, network.layers, strict=True)]
+    kept = {0, 1, 2, count - 2, count - 1, *(made_of.index(kind) for kind in made_of)}
+    dropped = [layer for layer in range(count) if layer not in kept]
+    with contextlib.suppress(InputError):
+        shallow = drop_layers(model, Cut.of(dropped))
+        depth = num_layers(shallow)
+        return shallow, [Cut(0, 0), Cut(1, 1), *([Cut(depth - 1, 1)] if ends else [])]
+    return model, list(dict.fromkeys(tried))

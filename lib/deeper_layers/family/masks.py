@@ -1,0 +1,52 @@
+"""Attention masks of our own, where sequences have branches or rows are padded.
+
+Letters in shapes: B sequences, T tokens, K keys.
+"""
+
+import torch
+
+from deeper_layers.models.decoder import text_config
+from deeper_layers.models.per_layer import BOUNDARIES
+
+MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
+
+
+def attention_masks(config, positions, key_positions, visible, dtype):
+    """What a forward pass takes as `attention_mask`: one mask, or one for each kind of layer that the model has.
+
+    Parameters
+    ----------
+    positions, key_positions: [B, T] and [B, K], places in the sequence, which sliding windows go by.
+    visible: [B, T, K], whether a token may see a key at all.
+    """
+    config = text_config(config)
+
+    def mask(window):
+        seen = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
+            :, None
+        ]
+
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if not kinds:
+        return mask(window)
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {kind: mask(windows[kind]) for kind in dict.fromkeys(kinds)}
+
+
+def unknown_windows(config) -> bool:
+    """Whether attention may reach only so far in a way that `attention_masks` does not know.
+
+    A trial on a few tokens would not show it.
+    """
+    known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
+    found = [value for name, value in vars(config).items() if "window" in name and name not in known]
+    return any(type(value) is int and value > 0 for value in found)
+
+
+def sees_all(config, length: int) -> bool:
+    """Whether every layer's attention reaches over so many tokens."""
+    config = text_config(config)
+    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return all(window is None or length <= window for window in windows)

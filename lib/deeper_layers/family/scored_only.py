@@ -1,0 +1,83 @@
+"""The last layer of a path, run where something is scored.
+
+It gives keys and values everywhere, but queries, output and what follows only at the scored positions. Its own forward
+runs twice: until it hands over its keys and values, then on the scored positions alone.
+
+Letters in shapes: B sequences, T tokens, S scored positions of a sequence, D width.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from transformers import DynamicCache
+
+from deeper_layers.family.network import Call, Collected, cache_argument, replaced
+
+
+@dataclass(frozen=True)
+class ScoredOnly:
+    """How a layer runs where something is scored.
+
+    `narrow`: the first time with one head of queries, since nobody reads them.
+    """
+
+    narrow: bool
+
+    def remembered(self, layer, call: Call, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values that a layer attends to for a residual [B, T, D], those of its cache among them."""
+        name = cache_argument(layer)
+        cache = Collecting(call.named.get(name))
+        with self._few_queries(layer), contextlib.suppress(Collected):
+            call(layer, residual, **{name: cache})
+        if cache.found is None:
+            raise NotImplementedError("the last layer stores no keys and values of its own")
+        return cache.found
+
+    def run(self, layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D]."""
+        name = cache_argument(layer)
+        cache = Collecting(call.named.get(name))
+        cache.found = self.remembered(layer, call, residual)
+        named = call.named | {name: cache}
+        if named.get("attention_mask") is None:
+            keys = torch.arange(cache.found[0].shape[-2], device=places.device)
+            before = len(keys) - residual.shape[1]
+            named["attention_mask"] = (keys <= places[:, :, None] + before)[:, None]
+        else:
+            named["attention_mask"] = named["attention_mask"].take_along_dim(places[:, None, :, None], dim=2)
+        if named.get("position_ids") is not None:
+            named["position_ids"] = named["position_ids"].take_along_dim(places, dim=1)
+        if named.get("position_embeddings") is not None:
+            tables = named["position_embeddings"]
+            named["position_embeddings"] = tuple(t.take_along_dim(places[:, :, None], dim=1) for t in tables)
+        return Call(call.arguments, named)(layer, residual.take_along_dim(places[:, :, None], dim=1))
+
+    @contextlib.contextmanager
+    def _few_queries(self, layer) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for attention in layer.modules() if self.narrow else ():
+                if hasattr(attention, "q_proj"):
+                    width = attention.head_dim
+                    zeros = lambda x, width=width: x.new_zeros(1).expand(*x.shape[:-1], width)  # noqa: E731
+                    stack.enter_context(replaced(attention.q_proj, zeros))
+            yield
+
+
+class Collecting:
+    """A cache that takes the keys and values of a layer, stops it there, and later gives them back."""
+
+    def __init__(self, cache: DynamicCache | None):
+        self.cache, self.found = cache, None
+
+    def update(self, key_states, value_states, *arguments, **named):
+        if self.found is not None:
+            return self.found
+        if self.cache is not None:
+            key_states, value_states = self.cache.update(key_states, value_states, *arguments, **named)
+        self.found = key_states, value_states
+        raise Collected
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)

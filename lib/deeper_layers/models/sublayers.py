@@ -1,0 +1,51 @@
+"""The two sublayers of a decoder layer, attention and MLP, and a layer that runs only one of them.
+
+A sublayer is dropped by letting it add nothing to the residual: it hands on zeros in the form of its own output. A norm
+that follows it and gives something else for zeros is found out by comparison (tests), and not corrected.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from deeper_layers.cuts import ATTENTION, MLP
+from deeper_layers.errors import InputError
+
+# what families call them
+NAMES = {
+    ATTENTION: ("self_attn", "attention", "attn", "self_attention"),
+    MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
+}
+OTHER = {ATTENTION: MLP, MLP: ATTENTION}
+
+
+def sublayer(layer: nn.Module, part: str) -> nn.Module:
+    """The attention or the MLP of a layer. Raises InputError where it is not found."""
+    found = [child for name, child in layer.named_children() if name in NAMES[part]]
+    if len(found) != 1:
+        raise InputError(
+            f"{type(layer).__name__} has no {part} of a known name (its parts: "
+            f"{', '.join(name for name, _ in layer.named_children())}); expected one of {', '.join(NAMES[part])}; "
+            "drop whole layers"
+        )
+    return found[0]
+
+
+@contextlib.contextmanager
+def only(layer: nn.Module, part: str) -> Iterator[None]:
+    """While it lasts, a layer runs its attention or its MLP alone."""
+    silent = sublayer(layer, OTHER[part])
+    handle = silent.register_forward_hook(_zeros)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _zeros(module, arguments, output):
+    """A sublayer's output, the residual's part of it zero."""
+    if isinstance(output, tuple):
+        return (torch.zeros_like(output[0]), *output[1:])
+    return torch.zeros_like(output)
