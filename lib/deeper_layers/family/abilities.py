@@ -15,7 +15,7 @@ from deeper_layers.family.network import Network
 from deeper_layers.family.planning import Sequence
 from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Walk, remember
+from deeper_layers.family.walk import Batch, Beginning, Walk, remember
 from deeper_layers.models.decoder import num_layers, text_config
 from deeper_layers.pruning import drop_layers
 
@@ -97,10 +97,11 @@ class _Trial:
     @torch.inference_mode()
     def _logits(self, sequences, shared: int, **how) -> list[torch.Tensor]:
         network, tree = self.network, self.tree
-        beginning = remember(network, tree, tuple(self.context[:shared]), None) if shared else None
-        walk = Walk(network, tree, Batch.of(sequences, shared, network.device), beginning, **how)
-        for layer in range(tree.layers):
-            walk.step(layer)
+        beginning = None
+        if shared:
+            tokens = torch.tensor([self.context[:shared]], device=network.device)
+            beginning = Beginning(shared, remember(network, tree, tokens, scored_only=how["scored_only"]))
+        walk = Walk(network, tree, Batch.of(sequences, shared, network.device), beginning, **how).through()
         return [network.logits(walk.states[number]).float() for number in tree.last]
 
 

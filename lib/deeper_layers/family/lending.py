@@ -27,6 +27,7 @@ class Lent(DynamicCache):
         super().__init__()
         self.length, self.apart = length, apart
         self.nodes: list[Pair] = []  # [1, heads, P, head width] of each node that runs
+        self.rows_of: list[torch.Tensor] | None = None  # which rows are of which; None: equally many, one after another
         self.added: Pair | None = None  # keys and values of the sequences themselves
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -74,38 +75,36 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     """
     if any(others.get(name) is not None for name in ("softcap", "s_aux", "position_bias")):
         raise NotImplementedError("attention of this kind is not computed apart")
-    of_nodes = [None if t is None else t.chunk(len(_lent.nodes)) for t in (query, key, value, attention_mask)]
-    found = [
-        _attend(*(None if part is None else part[number] for part in of_nodes), lent, scaling)
-        for number, lent in enumerate(_lent.nodes)
-    ]
-    return torch.cat(found).transpose(1, 2), None
-
-
-def _attend(query, key, value, attention_mask, lent: Pair, scaling) -> torch.Tensor:
-    """[B, heads, T, head width] for the sequences of one node."""
-    (rows, heads, length, width), (_, few, own, _) = query.shape, key.shape
+    (rows, heads, length, width), few = query.shape, key.shape[1]
     scale = width**-0.5 if scaling is None else scaling
     # heads that share keys stand next to each other: they are more queries of one head
     query = (query * scale).view(rows, few, heads // few, length, width)
     causal = attention_mask is None
     if causal:
+        own = key.shape[2]
         attention_mask = torch.ones(length, own, dtype=torch.bool, device=query.device).tril().expand(rows, 1, -1, -1)
-    hidden, beginning = ~attention_mask, [tensor.expand(rows, *tensor.shape[1:]) for tensor in lent]
+    hidden, nodes = ~attention_mask, _lent.nodes
     queries = heads // few * length  # of one sequence, for a head of keys
-    if queries <= FEW:
-        parts = zip(*(tensor.split(QUERIES // queries) for tensor in (query, key, value, hidden)), strict=True)
-        found = torch.cat([_all_in_one(*part, *beginning) for part in parts])
+    if queries > FEW:
+        of_nodes = zip(*(tensor.chunk(len(nodes)) for tensor in (query, key, value, hidden)), nodes, strict=True)
+        found = [_one_by_one(*parts, causal) for parts in of_nodes]
+    elif _lent.rows_of is not None:
+        found = [_all_in_one(query, key, value, hidden, list(zip(nodes, _lent.rows_of, strict=True)))]
     else:
-        found = _one_by_one(query, key, value, hidden, *beginning, causal)
-    return found.view(rows, heads, length, width)
+        parts = zip(*(tensor.chunk(len(nodes)) for tensor in (query, key, value, hidden)), strict=True)
+        found = [
+            _all_in_one(*some, [(node, slice(None))])
+            for node, part in zip(nodes, parts, strict=True)
+            for some in zip(*(tensor.split(QUERIES // queries) for tensor in part), strict=True)
+        ]
+    return torch.cat(found).view(rows, heads, length, width).transpose(1, 2), None
 
 
-def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):
+def _one_by_one(query, key, value, hidden, lent: Pair, causal: bool):
     """One sequence after another, its keys put behind those of the beginning."""
     rows, few, group, length, width = query.shape
-    shared, found, at_once = shared_keys.shape[2], torch.empty_like(query), max(1, QUERIES // group)
-    keys, values = (torch.cat([lent[0], own[0]], dim=1) for lent, own in ((shared_keys, key), (shared_values, value)))
+    shared, found, at_once = lent[0].shape[2], torch.empty_like(query), max(1, QUERIES // group)
+    keys, values = (torch.cat([of_beginning[0], own[0]], dim=1) for of_beginning, own in zip(lent, (key, value)))
     for row in range(rows):
         keys[:, shared:], values[:, shared:] = key[row], value[row]
         for first in range(0, length, at_once):
@@ -119,18 +118,22 @@ def _one_by_one(query, key, value, hidden, shared_keys, shared_values, causal):
     return found
 
 
-def _all_in_one(query, key, value, hidden, shared_keys, shared_values):
-    """The queries of all sequences in one product with the beginning."""
+def _all_in_one(query, key, value, hidden, nodes: list[tuple[Pair, torch.Tensor | slice]]):
+    """The queries of all sequences of a node in one product with its beginning; `nodes` says which rows are whose."""
     rows, few, group, length, width = query.shape
-    shared, hidden = shared_keys.shape[2], hidden.repeat(1, 1, group, 1)
+    shared, hidden = nodes[0][0][0].shape[2], hidden.repeat(1, 1, group, 1)
     query = query.reshape(rows, few, -1, width)
-    together = query.transpose(0, 1).reshape(few, -1, width)
-    before = product(together, shared_keys[0].transpose(1, 2)).view(few, rows, -1, shared)
+    before = query.new_empty(few, rows, group * length, shared)
+    for (keys, _), of_node in nodes:
+        together = query[of_node].transpose(0, 1).reshape(few, -1, width)
+        before[:, of_node] = product(together, keys[0].transpose(1, 2)).view(few, -1, group * length, shared)
     own = product(query, key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
     weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
-    of_shared = product(weights[..., :shared].reshape(few, -1, shared), shared_values[0])
-    of_own = product(weights[..., shared:].transpose(0, 1), value)
-    return of_own + of_shared.view(few, rows, -1, width).transpose(0, 1)
+    found = product(weights[..., shared:].transpose(0, 1), value)
+    for (_, values), of_node in nodes:
+        of_shared = product(weights[:, of_node, :, :shared].reshape(few, -1, shared), values[0])
+        found[of_node] += of_shared.view(few, -1, group * length, width).transpose(0, 1)
+    return found
 
 
 AttentionInterface.register(ATTEND_APART, attend_apart)

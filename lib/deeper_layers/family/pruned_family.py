@@ -72,7 +72,8 @@ class PrunedFamily:
         batch = max((len(b) * max(len(s.tokens) for s in b) for piece in pieces for b in piece.batches), default=0)
         width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
         tree = Tree(cuts, len(self.whole.layers))
-        return int(tree.alive * max(batch, beginning) * width + beginning * tree.nodes * self.whole.bytes_remembered)
+        lent = beginning * tree.nodes * self.whole.bytes_remembered if beginning else 0
+        return int(tree.alive * max(batch, beginning) * width + lent)
 
     def run(
         self, piece: Piece, progress: Callable[[float], object] = lambda steps: None
@@ -98,8 +99,9 @@ class PrunedFamily:
         if self._remembered[0] != shared:
             self.forget()
             if shared:
-                found = remember(self.whole, self.tree, shared, self.can.score_only)
-                self._remembered = (shared, found)
+                tokens = torch.tensor([shared], device=self.device)
+                kept = remember(self.whole, self.tree, tokens, scored_only=self.can.score_only)
+                self._remembered = (shared, Beginning(len(shared), kept))
                 self.progress(len(shared) * self.layer_steps)
         return self._remembered[1]
 
@@ -144,8 +146,7 @@ class PrunedFamily:
                 parts.append(self._answers(sequences, 1, len(logits), lambda first, stop: logits[first:stop]))  # noqa: B023
             return tuple(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
         walk = Walk(self.whole, self.tree, batch, beginning, scored_only=self.can.score_only, apart=self.can.apart)
-        for layer in range(self.tree.layers):
-            walk.step(layer, lambda steps: self.progress(steps * share))
+        walk.through(lambda steps: self.progress(steps * share))
         states = torch.cat([walk.states[number] for number in self.tree.last], dim=-2)
         logits_of = lambda first, stop: self.whole.logits(states[..., first:stop, :])  # noqa: E731
         return self._answers(sequences, len(self.cuts), len(batch.rows), logits_of)

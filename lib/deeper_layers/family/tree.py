@@ -45,6 +45,7 @@ class Tree:
     Attributes:
         cuts: the pruned models; `Cut(0, 0)` is the whole one.
         levels: for each layer of the whole model its nodes.
+        paths: for each cut its nodes, by layer.
         last: for each cut the number of the residual that goes to the head.
         done: for each layer the residuals that nothing needs once it has run.
     """
@@ -54,6 +55,7 @@ class Tree:
         at, count = [0] * len(cuts), 1
         final = [max(cut.kept(layers)) for cut in cuts]
         levels: list[list[Node]] = []
+        self.paths: list[dict[int, Node]] = [{} for _ in cuts]
         for layer in range(layers):
             asked: dict[tuple[int, str], list[int]] = {}
             for number, cut in enumerate(cuts):
@@ -62,9 +64,11 @@ class Tree:
             levels.append([])
             for (enters, part), numbers in asked.items():
                 ends = all(final[number] == layer for number in numbers)
-                levels[-1].append(Node(layer, part, enters, count, ends))
+                node = Node(layer, part, enters, count, ends)
+                levels[-1].append(node)
                 for number in numbers:
                     at[number] = count
+                    self.paths[number][layer] = node
                 count += 1
         self.levels, self.last = levels, at
         self.done = self._done()

@@ -67,7 +67,7 @@ class Beginning:
     """Keys and values of tokens that many sequences begin with, by the residual that leaves a node."""
 
     length: int
-    kept: dict[int, Pair]
+    kept: dict[int, Pair]  # [1, heads, P, head width]
 
 
 class Walk:
@@ -82,9 +82,10 @@ class Walk:
         *,
         scored_only: ScoredOnly | None = None,
         apart: bool = False,
+        kept: dict[int, Pair] | None = None,
     ):
         self.network, self.tree, self.batch, self.way = network, tree, batch, scored_only
-        self.beginning = beginning
+        self.beginning, self.kept = beginning, kept
         past = beginning.length if beginning else 0
         # its products are cut for a processor's cache
         apart = apart and network.device.type == "cpu" and batch.visible is None
@@ -104,7 +105,8 @@ class Walk:
 
     def _options(self, nodes: int) -> dict:
         batch, past = self.batch, self.cache.length
-        options: dict = {"use_cache": True, self.network.cache_argument: self.cache} if past else {}
+        cached = past or self.kept is not None
+        options: dict = {"use_cache": True, self.network.cache_argument: self.cache} if cached else {}
         if batch.visible is not None:
             positions = batch.depths + past
             before = torch.arange(past, device=positions.device).expand(len(positions), past)
@@ -123,7 +125,7 @@ class Walk:
             for group in stacks(self.tree.levels[layer], self.at_once):
                 self._run(module, group)
                 done(self.batch.ids.numel() * len(group))
-        last = set(self.tree.last)
+        last = set(self.tree.last) if self.kept is None else ()
         for node in self.tree.levels[layer]:
             if node.leaves in last and node.leaves not in self.states:
                 self.states[node.leaves] = self.batch.scored(self.residuals[node.leaves])
@@ -132,47 +134,49 @@ class Walk:
 
     def _run(self, module, group: list[Node]) -> None:
         first, nodes = group[0], len(group)
+        self.cache.added = None
         call = self.handed(nodes).calls[first.layer]
         residual = self.residuals[first.enters]
         if nodes > 1:
             residual = torch.cat([self.residuals[node.enters] for node in group], dim=-3)
         if self.beginning:
-            self.cache.nodes = [self.beginning.kept[node.leaves] for node in group if node.leaves in self.beginning.kept]
+            kept = self.beginning.kept
+            self.cache.nodes = [kept[node.leaves] for node in group if node.leaves in kept]
         way = self.way if first.ends and first.part == WHOLE else None
         with only(module, first.part) if first.part != WHOLE else contextlib.nullcontext():
-            if way:
+            if way and self.kept is not None:
+                way.remembered(module, call, residual)
+            elif way:
                 found = way.run(module, call, residual, self.batch.places.repeat(nodes, 1))
             else:
                 found = call(module, residual)
+        if self.kept is not None and self.cache.added is not None:
+            for node, *pair in zip(group, *(tensor.chunk(nodes) for tensor in self.cache.added), strict=True):
+                self.kept[node.leaves] = tuple(pair)
+        if way and self.kept is not None:
+            return
         for node, left in zip(group, found.chunk(nodes, dim=-3), strict=True):
             if way:
                 self.states[node.leaves] = left[self.batch.rows, self.batch.slots]
             else:
                 self.residuals[node.leaves] = left
 
+    def through(self, done: Callable[[float], object] = lambda steps: None) -> "Walk":
+        """All layers, one after another."""
+        for layer in range(self.tree.layers):
+            self.step(layer, done)
+        return self
 
-def remember(network: Network, tree: Tree, tokens: tuple[int, ...], way: ScoredOnly | None) -> Beginning:
-    """Keys and values of a beginning [P], at every node; the last layers of paths give nothing else."""
+
+def remember(
+    network: Network, tree: Tree, tokens: torch.Tensor, beginning: Beginning | None = None, **how
+) -> dict[int, Pair]:
+    """Keys and values [B, heads, T, head width] of tokens [B, T] at every node, by the residual that leaves it."""
     kept: dict[int, Pair] = {}
-    cache = Lent(0)
-    handed = network.handed(
-        torch.tensor([tokens], device=network.device), use_cache=True, **{network.cache_argument: cache}
-    )
-    residuals = {0: handed.residual}
-    for layer, level in enumerate(tree.levels):
-        module, call = network.layers[layer], handed.calls[layer]
-        for node in level:
-            cache.added = None
-            with only(module, node.part) if node.part != WHOLE else contextlib.nullcontext():
-                if way and node.ends and node.part == WHOLE:
-                    kept[node.leaves] = way.remembered(module, call, residuals[node.enters])
-                    continue
-                residuals[node.leaves] = call(module, residuals[node.enters])
-            if cache.added is not None:
-                kept[node.leaves] = cache.added
-        for number in tree.done[layer]:
-            residuals.pop(number, None)
-    return Beginning(len(tokens), kept)
+    nothing = torch.empty(0, dtype=torch.long, device=tokens.device)
+    batch = Batch(tokens, nothing, nothing, tokens[:, :0])  # nothing is scored
+    Walk(network, tree, batch, beginning, kept=kept, **how).through()
+    return kept
 
 
 def stacks(level: list[Node], at_once: int) -> Iterator[list[Node]]:

@@ -1,0 +1,238 @@
+"""Greedy answers of all pruned models of a family to the prompts of a batch, a token of all of them at a time.
+
+A lane is one prompt under one pruned model. The prompts walk through the tree once. Then, at each step, a layer runs on
+the lanes of all models that keep it, which a finished lane leaves. A beginning that all prompts share is lent, every
+lane has keys and values of its own tokens in a buffer with room for what is to come.
+
+Letters in shapes: B prompts, T tokens, K keys.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from deeper_layers.cuts import WHOLE
+from deeper_layers.family.lending import Lent, Pair
+from deeper_layers.family.masks import attention_masks, sees_all
+from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.family.walk import remember
+from deeper_layers.models.decoder import text_config
+from deeper_layers.models.sublayers import only
+
+
+def bytes_of_a_row(family: PrunedFamily, calls: list) -> int:
+    """Memory that generation keeps for a prompt of some calls and its answer, under all pruned models."""
+    longest = max(call.prompts.shape[1] + call.most for call in calls)
+    layers = sum(len(path) for path in family.tree.paths) + family.tree.nodes
+    width = text_config(family.whole.model.config).hidden_size * family.whole.dtype.itemsize
+    return int(longest * (layers * family.whole.bytes_remembered + family.tree.alive * width))
+
+
+@dataclass
+class Lanes:
+    """Lanes that pass the same layers: those of some models, the ones still going first."""
+
+    models: tuple[int, ...]
+    order: list[int]  # of each row of a buffer its lane
+    going: int
+    active: torch.Tensor = field(init=False)  # [going] lanes
+
+    def __post_init__(self):
+        self.active = torch.tensor(self.order[: self.going])
+
+
+class Buffer(Lent):
+    """Keys and values of lanes at one layer: a pass writes at `position`, and sees what is there up to it."""
+
+    def __init__(self, length: int, apart: bool, width: int):
+        super().__init__(length, apart)
+        self.width, self.position, self.going = width, 0, 0
+        self.pairs: dict[tuple, list[torch.Tensor]] = {}  # of each layer and part, [lanes, heads, width, head width]
+        self.at: tuple = ()
+
+    def fill(self, at: tuple, lanes: int, parts: list[tuple[slice, Pair]]) -> None:
+        """Room for lanes at a layer, with keys and values of their prompts, some rows at a time."""
+        like = parts[0][1]
+        self.pairs[at] = [t.new_empty(lanes, t.shape[1], self.width, t.shape[3]) for t in like]
+        for rows, pair in parts:
+            for buffer, of_prompts in zip(self.pairs[at], pair, strict=True):
+                buffer[rows, :, : of_prompts.shape[2]] = of_prompts
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.length + self.position
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def update(self, key_states, value_states, layer_idx=0, *_, **__):
+        last, rows = self.position + key_states.shape[-2], slice(0, len(key_states))
+        for buffer, states in zip(self.pairs[self.at], (key_states, value_states), strict=True):
+            buffer[rows, :, self.position : last] = states
+        return tuple(buffer[rows, :, :last] for buffer in self.pairs[self.at])
+
+    def swap(self, at: tuple, one: int, other: int) -> None:
+        for buffer in self.pairs[at]:
+            buffer[[one, other]] = buffer[[other, one]]
+
+
+class Decoding:
+    """The prompts of a batch, run for a whole family; all tokens but the last, which `write` begins with."""
+
+    @torch.inference_mode()
+    def __init__(self, family: PrunedFamily, rows: list[list[int]], most: int):
+        self.family, self.network, self.rows, self.most = family, family.whole, rows, most
+        tree, config = family.tree, family.whole.model.config
+        shared = common_beginning(rows) if len(rows) > 1 else 0
+        shared = shared if shared >= SHARED_TOKENS and family.can.share else 0
+        self.shared = min(shared, *(len(row) - 1 for row in rows)) if shared else 0
+        own = max(1, max(map(len, rows)) - 1 - self.shared)
+        ids = torch.zeros(len(rows), own, dtype=torch.long, device=family.device)
+        for i, row in enumerate(rows):
+            rest = row[self.shared : -1]
+            ids[i, : len(rest)] = torch.tensor(rest, dtype=torch.long)
+        beginning = family.remember(tuple(rows[0][: self.shared]))
+        apart = family.can.apart and family.device.type == "cpu" and self.shared > 0
+        self.apart = apart and sees_all(config, self.shared + own + most)
+        # what is not computed apart stands in the buffers, before a lane's own tokens
+        self.before = 0 if self.apart else self.shared
+        self.own = self.before + own
+        self.buffer = Buffer(self.shared - self.before, self.apart, self.own + most)
+        self.beginning = beginning
+        prompts = self._prompts(ids, beginning)
+        self.lanes: dict[tuple[int, ...], Lanes] = {}
+        self.stops: list[list[tuple[str, Lanes]]] = []  # of each layer what of it runs on which lanes
+        count = len(rows)
+        for layer in range(tree.layers):
+            parts: dict[str, list[int]] = {}
+            for model, path in enumerate(tree.paths):
+                if layer in path:
+                    parts.setdefault(path[layer].part, []).append(model)
+            self.stops.append([(part, self._lanes_of(tuple(models), count)) for part, models in parts.items()])
+            for part, lanes in self.stops[-1]:
+                nodes = [tree.paths[model][layer].leaves for model in lanes.models]
+                filled = [
+                    (slice(place * count, (place + 1) * count), pair)
+                    for place, node in enumerate(nodes) for pair in prompts.get(node, [])
+                ]  # fmt: skip
+                if filled:
+                    self.buffer.fill((layer, part), len(lanes.order), filled)
+        self.everyone = self._lanes_of(tuple(range(len(tree.paths))), count)
+
+    def _lanes_of(self, models: tuple[int, ...], count: int) -> Lanes:
+        if models not in self.lanes:
+            order = [model * count + row for model in models for row in range(count)]
+            self.lanes[models] = Lanes(models, order, len(order))
+        return self.lanes[models]
+
+    def _prompts(self, ids: torch.Tensor, beginning) -> dict[int, list[Pair]]:
+        """Keys and values of the prompts at every node; before them those of the beginning, where it is not apart."""
+        family, found, how = self.family, {}, {"scored_only": self.family.can.score_only, "apart": self.apart}
+        step = max(1, BATCH_TOKENS // ids.shape[1])
+        parts = [remember(self.network, family.tree, some, beginning, **how) for some in ids.split(step)]
+        for node in parts[0]:
+            pair = tuple(torch.cat([part[node][i] for part in parts]) for i in (0, 1))
+            if self.before and beginning is not None:
+                lent = (tensor.expand(len(ids), -1, -1, -1) for tensor in beginning.kept[node])
+                pair = tuple(torch.cat(both, dim=2) for both in zip(lent, pair, strict=True))
+            found[node] = [pair]
+        return found
+
+    @torch.inference_mode()
+    def write(
+        self,
+        is_over: Callable[[list[list[int]]], list[bool]],
+        finished: Callable[[int], object] = lambda answers: None,
+    ) -> list[list[list[int]]]:
+        """For each cut the new tokens of each prompt; `is_over` says of some lanes' new tokens which are finished."""
+        network, device, count = self.network, self.family.device, len(self.rows)
+        total = len(self.family.cuts) * count
+        lengths = torch.tensor([[len(row) - 1 - self.shared + self.before] for row in self.rows], device=device)
+        lengths = lengths.repeat(len(self.family.cuts), 1)
+        # of every key that there will be: its place in the sequence, and whether it is one or padding
+        before = torch.arange(self.own, device=device).expand(total, self.own)
+        after = lengths + torch.arange(self.most, device=device)
+        places = torch.cat([before, after], dim=1) + (self.shared - self.before)
+        real = torch.cat([before < lengths, after >= 0], dim=1)
+        tokens = torch.tensor([row[-1] for row in self.rows] * len(self.family.cuts), device=device)
+        new: list[list[int]] = [[] for _ in range(total)]
+        for position in range(self.own, self.own + self.most):
+            residuals = self._pass(position, tokens, places, real)
+            active = self.everyone.active
+            tokens[active] = network.logits(residuals[active, 0]).argmax(dim=-1)
+            going = active.tolist()
+            for lane, token in zip(going, tokens[active].tolist(), strict=True):
+                new[lane].append(token)
+            over = [lane for lane, ends in zip(going, is_over([new[lane] for lane in going]), strict=True) if ends]
+            finished(len(over))
+            self._leave(set(over))
+            if not self.everyone.going:
+                break
+        finished(self.everyone.going)
+        return [new[first : first + count] for first in range(0, total, count)]
+
+    def _pass(self, position: int, tokens, places, real) -> torch.Tensor:
+        """[lanes, 1, D] what leaves the last layers for one token of each lane, whose keys stand at `position`."""
+        network, buffer, config = self.network, self.buffer, self.network.model.config
+        buffer.position = position
+        handed = {}
+        with buffer.attending(config):
+            for lanes in {id(lanes): lanes for lanes in self.lanes.values()}.values():
+                if not lanes.going:
+                    continue
+                active = lanes.active
+                positions, known = places[active, position : position + 1], places[active, : position + 1]
+                seen = real[active, None, : position + 1]
+                masks = seen[:, None] if self.apart else attention_masks(config, positions, known, seen, network.dtype)
+                if self.apart and isinstance(kinds := getattr(text_config(config), "layer_types", None), list):
+                    masks = dict.fromkeys(kinds, masks)
+                options = {"position_ids": positions, "attention_mask": masks, network.cache_argument: buffer}
+                handed[lanes.models] = network.handed(tokens[active, None], use_cache=True, **options)
+            first = handed[self.everyone.models].residual
+            residuals = first.new_empty(len(tokens), *first.shape[1:])
+            residuals[self.everyone.active] = first
+            for layer, parts in enumerate(self.stops):
+                for part, lanes in parts:
+                    if not lanes.going:
+                        continue
+                    buffer.at = (layer, part)
+                    self._lend(layer, lanes)
+                    module = network.layers[layer]
+                    with only(module, part) if part != WHOLE else contextlib.nullcontext():
+                        call = handed[lanes.models].calls[layer]
+                        residuals[lanes.active] = call(module, residuals[lanes.active])
+        return residuals
+
+    def _lend(self, layer: int, lanes: Lanes) -> None:
+        """Tell attention which beginning is whose."""
+        if not self.apart:
+            return
+        of_models = torch.div(lanes.active, len(self.rows), rounding_mode="floor")
+        found: dict[int, list[torch.Tensor]] = {}
+        for model in lanes.models:
+            node = self.family.tree.paths[model][layer].leaves
+            found.setdefault(node, []).append((of_models == model).nonzero()[:, 0])
+        self.buffer.nodes = [self.beginning.kept[node] for node in found]
+        self.buffer.rows_of = [torch.cat(rows) for rows in found.values()]
+
+    def _leave(self, over: set[int]) -> None:
+        """Finished lanes change places with the last ones that are not, wherever they pass."""
+        if not over:
+            return
+        at: dict[int, list[tuple]] = {}
+        for layer, parts in enumerate(self.stops):
+            for part, lanes in parts:
+                at.setdefault(id(lanes), []).append((layer, part))
+        for lanes in {id(lanes): lanes for lanes in self.lanes.values()}.values():
+            for row in reversed(range(lanes.going)):
+                if lanes.order[row] in over:
+                    lanes.going -= 1
+                    last = lanes.going
+                    if row != last:
+                        lanes.order[row], lanes.order[last] = lanes.order[last], lanes.order[row]
+                        for place in at.get(id(lanes), []):
+                            if place in self.buffer.pairs:
+                                self.buffer.swap(place, row, last)
+            lanes.active = torch.tensor(lanes.order[: lanes.going], dtype=torch.long, device=self.family.device)
