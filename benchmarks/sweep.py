@@ -18,6 +18,7 @@ import functools
 import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
+from transformers import DynamicCache
 
 from benchmarks import side_by_side
 from deeper_layers.cuts import Cut
@@ -25,9 +26,10 @@ from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family.network import Batch
-from deeper_layers.family.prefix_cache import Lent
-from deeper_layers.family.pruned_family import Abilities, PrunedFamily
+from deeper_layers.family.abilities import Abilities
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.family.tree import Tree
+from deeper_layers.family.walk import Batch
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
@@ -104,7 +106,7 @@ def main() -> None:
     line = [
         {
             "cuts": few,
-            "layer_steps_a_token": PrunedFamily(model, longest[:few]).layer_steps,
+            "layer_steps_a_token": Tree(longest[:few], num_layers(model)).nodes,
             "seconds": round(median[few], 2),
         }
         for few in points
@@ -125,7 +127,7 @@ def main() -> None:
     for name, cuts in families.items():
         total = sum(naive[cut][1] for cut in cuts)
         content["families"][name] = {
-            "cuts": len(cuts), "layer_steps_a_token": PrunedFamily(model, cuts).layer_steps,
+            "cuts": len(cuts), "layer_steps_a_token": Tree(cuts, num_layers(model)).nodes,
             **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found[name]),
         }  # fmt: skip
         if not options.agreement:
@@ -173,7 +175,7 @@ def hflm(model, tokenizer, instances, cuts, batch: int):
 
 def plain_loop(model, asked, cuts) -> None:
     """(b): each pruned model by itself, in our batches."""
-    nothing = Abilities(share=False, apart=False, score_only=None, branch=False)
+    nothing = Abilities()
     for cut in cuts:
         family = PrunedFamily(drop_layers(model, cut), [Cut(0, 0)], nothing)
         for piece in plan_requests(family, asked.contexts, asked.continuations, asked.max_length).pieces:
@@ -188,11 +190,29 @@ def bare_pass(model, pieces) -> None:
     for piece in pieces:
         if piece.shared != shared:
             shared = piece.shared
-            beginning = network.remember(torch.tensor([shared])) if shared else None
+            beginning = DynamicCache() if shared else None
+            if shared:
+                how = {"use_cache": True, network.cache_argument: beginning}
+                model.base_model(input_ids=torch.tensor([shared]), **how)
         for sequences in piece.batches:
             ids = Batch.of(sequences, len(shared), network.device).ids
-            cache = {} if beginning is None else {network.cache_argument: Lent(beginning, len(ids))}
+            cache = {} if beginning is None else {network.cache_argument: Borrowed(beginning)}
             model.base_model(input_ids=ids, use_cache=bool(cache), **cache)
+
+
+class Borrowed(DynamicCache):
+    """Keys and values of one sequence before those of each of many, which are not kept."""
+
+    def __init__(self, cache: DynamicCache):
+        super().__init__()
+        self.layers = cache.layers
+
+    def update(self, key_states, value_states, layer_idx, *_, **__):
+        before = (self.layers[layer_idx].keys, self.layers[layer_idx].values)
+        return tuple(
+            torch.cat([one.expand(len(own), *one.shape[1:]), own], dim=-2)
+            for one, own in zip(before, (key_states, value_states), strict=True)
+        )
 
 
 def agreement(instances, naive, found) -> dict:

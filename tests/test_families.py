@@ -17,7 +17,7 @@ from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.sweeps import loglikelihoods
-from deeper_layers.family.generation import Prompts
+from deeper_layers.family.decoding import Decoding
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.per_layer import cut_entry
@@ -103,9 +103,8 @@ def test_generated_together_is_generated_alone(family, tokens):
     if not together.can.branch:
         return  # then lm-eval generates, see family/generation.py
     rows = [tokens[0].tolist(), tokens[1, :9].tolist(), tokens[0, 5:22].tolist()]
-    prompts = Prompts(together, rows, NEW_TOKENS)
-    for number, cut in enumerate(cuts):
-        found = prompts.decode(number, lambda rows: [False] * len(rows))
+    written = Decoding(together, rows, NEW_TOKENS).write(lambda rows: [False] * len(rows))
+    for cut, found in zip(cuts, written, strict=True):
         for row, new in zip(rows, found, strict=True):
             assert row + new == generate(drop_layers(model, cut), torch.tensor([row]), use_cache=False)[0].tolist()
 
@@ -178,12 +177,12 @@ class Reaching(LlamaDecoderLayer):
         return super().forward(hidden_states + 0.5 * Reaching.first, **named)
 
 
-def test_layers_that_take_more_than_the_residual_are_run_from_the_first():
+def test_pruned_models_whose_layers_take_more_than_the_residual_run_by_themselves():
     model = tiny_model("llama", layers=LAYERS)
-    assert PrunedFamily(model, CUTS).entry == [0, 2]
+    assert PrunedFamily(model, CUTS).can.split
     for layer in decoder_layers(model):
         layer.__class__ = Reaching
-    assert PrunedFamily(model, CUTS).entry == [0, 0]
+    assert not PrunedFamily(model, CUTS).can.split
     check_sweep(model, CUTS)
 
 
@@ -193,8 +192,7 @@ def test_a_cut_is_swept_though_the_layers_above_it_alone_are_no_model():
     model, cuts = tiny_model("qwen3_moe", layers=LAYERS, **settings), [Cut(1, 2), Cut(3, 2)]
     with pytest.raises(InputError):
         drop_layers(model, Cut(0, 3))
-    family = PrunedFamily(model, cuts)
-    assert family.entry == [0, 0] and family.head is family.whole
+    assert PrunedFamily(model, cuts).can.split
     check_sweep(model, cuts)
 
 

@@ -7,7 +7,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.family import generation
+from deeper_layers.family import decoding, generation
 from deeper_layers.family.generation import generate
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.pruning import drop_layers
@@ -71,14 +71,17 @@ def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
     asked = requests(shared=True)
     expected = generate(PrunedFamily(model, CUTS), tokenizer, asked)
-    rows = []
-    init = generation.Prompts.__init__
+    seen = []
+    init = decoding.Decoding.__init__
     monkeypatch.setattr(
-        generation.Prompts, "__init__", lambda self, family, prompts, most: (
-            rows.append(len(prompts)), init(self, family, prompts, most))[1],
+        generation.Decoding, "__init__", lambda self, family, prompts, most: (
+            seen.append((len(family.cuts), len(prompts))), init(self, family, prompts, most))[1],
     )  # fmt: skip
-    assert generate(PrunedFamily(model, CUTS), tokenizer, asked, memory=500_000) == expected
-    assert 1 <= max(rows) < len(asked)
+    for memory in (2_000_000, 400_000):  # fewer pruned models at once, then fewer prompts too
+        seen.clear()
+        assert generate(PrunedFamily(model, CUTS), tokenizer, asked, memory=memory) == expected
+        assert max(cuts for cuts, _ in seen) < len(CUTS)
+    assert 1 <= max(rows for _, rows in seen) < len(asked)
 
 
 def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
@@ -89,13 +92,13 @@ def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
     stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
     assert len(stored) == len(CUTS)
     stored[1].unlink()
-    decoded = []
-    decode = generation.Prompts.decode
+    written = []
+    write = decoding.Decoding.write
     monkeypatch.setattr(
-        generation.Prompts, "decode", lambda self, number, over: decoded.append(number) or decode(self, number, over)
+        decoding.Decoding, "write", lambda self, *how: written.append(self.family.cuts) or write(self, *how)
     )
     assert generate(PrunedFamily(model, CUTS), tokenizer, asked, shards=shards) == expected
-    assert decoded == [1]
+    assert written == [[CUTS[1]]]
 
 
 @pytest.mark.parametrize("options", [{"do_sample": True, "temperature": 0.5}, {"repetition_penalty": 1.5}])
@@ -104,7 +107,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
     asked = requests(shared=False, number=3)
     for instance in asked:
         instance.arguments[1].update(options)
-    monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
+    monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
     torch.manual_seed(0)
     found = generate(PrunedFamily(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
@@ -116,5 +119,5 @@ def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
     plain = generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False))
     model.generation_config.repetition_penalty = 2.0
-    monkeypatch.setattr(generation.Prompts, "decode", lambda *_: pytest.fail("decoded greedily"))
+    monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
     assert generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain

@@ -4,10 +4,9 @@ import types
 
 import pytest
 import torch
-from transformers import DynamicCache
 
-from deeper_layers.family import prefix_cache
-from deeper_layers.family.prefix_cache import FEW, QUERIES, Lent, attend_apart
+from deeper_layers.family import lending
+from deeper_layers.family.lending import FEW, QUERIES, Lent, attend_apart
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -23,7 +22,7 @@ def test_is_attention_over_all_keys(monkeypatch, rows, length, few, masked):
     query, key, value = (torch.randn(rows, *shape, width, generator=draw, dtype=torch.float64) for shape in of_heads)
     beginning = [torch.randn(1, few, shared, width, generator=draw, dtype=torch.float64) for _ in range(2)]
     mask = torch.rand(rows, 1, length, own, generator=draw) < 0.5 if masked else None
-    monkeypatch.setattr(prefix_cache, "_lent", lent_of(*beginning, rows))
+    monkeypatch.setattr(lending, "_lent", lent_of(*beginning))
     found, _ = attend_apart(types.SimpleNamespace(layer_idx=0), query, key, value, mask, scaling=scale)
     keys, values = (
         torch.cat([b.expand(rows, -1, -1, -1), o], dim=2) for b, o in zip(beginning, (key, value), strict=True)
@@ -44,7 +43,7 @@ def test_in_sixteen_bits_products_are_summed_in_float32(monkeypatch, capability,
     beginning = [torch.randn(1, 2, 300, 16, generator=draw).to(torch.bfloat16) for _ in range(2)]
 
     def attended(dtype):
-        monkeypatch.setattr(prefix_cache, "_lent", lent_of(*(tensor.to(dtype) for tensor in beginning), 4))
+        monkeypatch.setattr(lending, "_lent", lent_of(*(tensor.to(dtype) for tensor in beginning)))
         of_dtype = (tensor.to(dtype) for tensor in (query, *others))
         return attend_apart(types.SimpleNamespace(layer_idx=0), *of_dtype, None)[0]
 
@@ -53,8 +52,8 @@ def test_in_sixteen_bits_products_are_summed_in_float32(monkeypatch, capability,
     torch.testing.assert_close(found.double(), exact, atol=0.02, rtol=0)
 
 
-def lent_of(keys, values, rows: int) -> Lent:
-    """A cache of one layer, lent to so many sequences."""
-    cache = DynamicCache()
-    cache.update(keys, values, 0)
-    return Lent(cache, rows, apart=True)
+def lent_of(keys, values) -> Lent:
+    """A beginning at one node."""
+    lent = Lent(keys.shape[2], apart=True)
+    lent.nodes = [(keys, values)]
+    return lent

@@ -8,10 +8,11 @@ import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.evaluation.sweeps import loglikelihoods, plan, plan_requests, sweep
-from deeper_layers.family import network, prefix_cache
-from deeper_layers.family.network import ScoredOnly
+from deeper_layers.family import lending, pruned_family, scored_only, walk
+from deeper_layers.family.abilities import Abilities
 from deeper_layers.family.planning import Sequence, plan_pieces
-from deeper_layers.family.pruned_family import Abilities, PrunedFamily
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
@@ -22,7 +23,7 @@ LAYERS = 6
 # shallow, middle, deep, overlapping, all but one layer, and one that drops the last layer
 CUTS = [
     Cut(0, 0), Cut(0, 1), Cut(1, 2), Cut(2, 2), Cut(0, 4),
-    simple_cut(LAYERS, 1), simple_cut(LAYERS, 3), simple_cut(LAYERS, 5), Cut(4, 2),
+    simple_cut(LAYERS, 1), simple_cut(LAYERS, 3), simple_cut(LAYERS, 5), Cut(4, 2), Cut.of([0, 3]), Cut.of([1, 4, 5]),
 ]  # fmt: skip
 
 
@@ -59,12 +60,12 @@ def test_what_gives_other_numbers_is_left_out(monkeypatch, dtype):
     contexts, continuations = requests(model.config.vocab_size, few_shot=60)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     # a family whose last layer hands over no keys and values, whose cache can't be lent, that takes no mask of ours
-    monkeypatch.setattr(network.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(prefix_cache.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
-    monkeypatch.setattr(prefix_cache.Lent, "attending", lambda self, _: contextlib.nullcontext())
-    monkeypatch.setattr(network, "attention_masks", lambda *_: None)
+    monkeypatch.setattr(scored_only.Collecting, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(lending.Lent, "update", lambda self, keys, values, *_, **__: (keys, values))
+    monkeypatch.setattr(lending.Lent, "attending", lambda self, _: contextlib.nullcontext())
+    monkeypatch.setattr(walk, "attention_masks", lambda *_: None)
     can = PrunedFamily(model, CUTS).can
-    assert can == Abilities(share=False, apart=False, score_only=None, branch=False)
+    assert can == Abilities(split=True)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     np.testing.assert_allclose(found, expected, atol=1e-4 if dtype == torch.float32 else 0.2, rtol=0)
 
@@ -90,11 +91,7 @@ def test_what_is_kept_is_what_was_planned():
     family = PrunedFamily(model, CUTS)
     pieces = plan_pieces(contexts, continuations, 200)
     (piece,) = pieces
-    whole, tails = family.remember(piece.shared)
-    caches = [cache for cache in (whole, *tails) if cache is not None]
-    held = sum(
-        t.numel() * t.element_size() for cache in caches for layer in cache.layers for t in (layer.keys, layer.values)
-    )
+    held = sum(t.numel() * t.element_size() for pair in family.remember(piece.shared).kept.values() for t in pair)
     assert held == len(piece.shared) * family.layer_steps * family.whole.bytes_remembered
     assert family.bytes_kept(CUTS, pieces) > held  # and the residuals
 
@@ -206,8 +203,6 @@ def test_long_sequences_lose_tokens_on_the_left():
 
 
 def test_memory_running_out_halves_the_batch(monkeypatch):
-    from deeper_layers.family import pruned_family
-
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
@@ -226,9 +221,25 @@ def test_memory_running_out_halves_the_batch(monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
 
 
-def test_goes_on_from_shards(tmp_path, monkeypatch):
-    from deeper_layers.family import pruned_family
+def test_a_beginning_too_large_for_all_runs_for_half_of_the_cuts(monkeypatch):
+    model = tiny_model("llama", layers=LAYERS)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=60)
+    expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    remember, sizes = pruned_family.remember, []
 
+    def small(network, tree, *rest, **how):
+        sizes.append(len(tree.cuts))
+        if len(tree.cuts) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return remember(network, tree, *rest, **how)
+
+    monkeypatch.setattr(pruned_family, "remember", small)
+    found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
+    assert max(sizes) > 3 and min(sizes) <= 3
+    np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_goes_on_from_shards(tmp_path, monkeypatch):
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=0)
     shape = {"max_length": 200, "batch_tokens": 32}

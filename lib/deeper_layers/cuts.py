@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from deeper_layers.checks import LAYERS, shown, whole_number
 from deeper_layers.errors import InputError
 
-
 WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # what runs of a layer: all of it, or one of its two sublayers
 
 

@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
-from deeper_layers.cuts import Cut, check_cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.per_layer import renumber_configs
+from deeper_layers.models.sublayers import writers
 
 
 def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
@@ -54,6 +55,11 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
         )
     check_cut(cut)
     kept = cut.kept(num_layers(model))
+    if cut.attention or cut.mlp:
+        raise InputError(
+            f"a cut that {cut.describe(num_layers(model))}: no configuration states a layer without one of its "
+            "sublayers; silence_sublayers gives a model of the same numbers, which saves no memory"
+        )
     layers = decoder_layers(model)
     prefix = next(name for name, module in model.named_modules() if module is layers) + "."
 
@@ -67,6 +73,26 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     _delete(kept_layers, cut)
     _adopt_differences(pruned, before, after, kept, prefix, words)
     return pruned
+
+
+def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
+    """A model without the layers of a cut, in which the attention or MLP that it drops of others adds nothing.
+
+    The matrices that write into the residual are zero there: any tool loads the result and gives the same numbers. It
+    saves no memory and no time: what is dropped still runs.
+
+    Raises:
+        InputError: what `drop_layers` raises; a sublayer or the matrix that ends it is not found.
+    """
+    check_cut(cut)
+    kept = cut.kept(num_layers(model))
+    silent = drop_layers(model, Cut.of(cut.dropped))
+    for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
+        for index in indices:
+            for name, module in writers(decoder_layers(silent)[kept.index(index)], part):
+                zero = nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False)
+                setattr(module, name, zero)
+    return silent
 
 
 def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,6 +10,7 @@ from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.family.tree import Tree
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -180,10 +181,10 @@ def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
 
 
 def _layers_of_a_token(cuts: dict[str, list[Cut] | None], sizes: list[int], layers: int) -> tuple[int, int]:
-    """How many layers one token passes in a family, at least and at most: all of the whole model, then of each pruned
-    one those above its cut, which the similarity rule may put anywhere below the last layer."""
+    """How many layers one token passes in a family, at least and at most: the nodes of its tree, where the similarity
+    rule may put its cuts anywhere below the last layer."""
     known = {cut for of_rule in cuts.values() if of_rule for cut in of_rule if cut.size}
-    least = layers + sum(layers - cut.stop for cut in known)
+    least = Tree([Cut(0, 0), *sorted(known)], layers).nodes
     if None not in cuts.values():
         return least, least
     pruned = [size for size in sizes if size]

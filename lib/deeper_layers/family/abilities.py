@@ -17,18 +17,18 @@ from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Tree
 from deeper_layers.family.walk import Batch, Beginning, Walk, remember
 from deeper_layers.models.decoder import num_layers, text_config
-from deeper_layers.pruning import drop_layers
+from deeper_layers.pruning import drop_layers, silence_sublayers
 
 
 @dataclass(frozen=True)
 class Abilities:
     """Which savings give the plain numbers."""
 
-    share: bool  # lend keys and values of a beginning
-    apart: bool  # attend to a lent beginning without copying it for each sequence
-    score_only: ScoredOnly | None  # run the last layer where something is scored
-    branch: bool  # run several continuations of one context as one sequence
-    apart_layers: bool = True  # run layers one by one, on residuals of ours
+    split: bool = False  # run layers one by one, on residuals of ours; else nothing of what follows
+    share: bool = False  # lend keys and values of a beginning
+    apart: bool = False  # attend to a lent beginning without copying it for each sequence
+    score_only: ScoredOnly | None = None  # run the last layer where something is scored
+    branch: bool = False  # run several continuations of one context as one sequence
 
     @classmethod
     def of(cls, model, cuts: list[Cut]) -> "Abilities":
@@ -38,19 +38,22 @@ class Abilities:
         """
         trial = _Trial(*_shallow(model, cuts))
         if not trial.same():
-            return cls(share=False, apart=False, score_only=None, branch=False, apart_layers=False)
+            return cls()
         ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
         way = next(ways, None)
         return cls(
-            share=trial.same(shared=8, way=way), apart=trial.same(shared=8, apart=True, way=way), score_only=way,
+            split=True,
+            share=trial.same(shared=8, way=way),
+            apart=trial.same(shared=8, apart=True, way=way),
+            score_only=way,
             branch=trial.same(joined=True),
-        )  # fmt: skip
+        )
 
 
 @torch.inference_mode()
 def alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
-    pruned = drop_layers(model, cut) if cut.size else model
+    pruned = model if cut == Cut(0, 0) else silence_sublayers(model, cut)
     places = batch.places[batch.rows, batch.slots]
 
     def scored(_, arguments):
@@ -118,9 +121,10 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     layers of every kind out of the model, if these are a model.
     """
     count = num_layers(model)
-    ends = [cut for cut in cuts if cut.size and cut.stop == count]
-    blocks = [cut for cut in cuts if cut.size and cut.is_block]
-    tried = [*ends[:1], *sorted(blocks, key=lambda cut: cut.start)[:1], *cuts[:1]]
+    whole_layers = dict.fromkeys(Cut.of(cut.dropped) for cut in cuts)  # a sublayer's output is zero in either way
+    ends = [cut for cut in whole_layers if cut.size and cut.stop == count]
+    blocks = [cut for cut in whole_layers if cut.size]
+    tried = [*ends[:1], *sorted(blocks, key=lambda cut: cut.start)[:1], *list(whole_layers)[:1]]
     network = Network(model)
     if network.dtype == torch.float32:
         return model, list(dict.fromkeys(tried))

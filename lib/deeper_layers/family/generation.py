@@ -130,7 +130,10 @@ def _answers(groups: list[PrunedFamily], tokenizer, call: Call, shards: Shards |
             written = decoding.write(_IsOver(family.whole.model, tokenizer, call.stop), bar.update)
             for cut, tokens in zip(missing, written, strict=True):
                 lengths = np.array([len(row) for row in tokens])
-                found[cut] = {"tokens": np.array([t for row in tokens for t in row], dtype=np.int32), "lengths": lengths}
+                found[cut] = {
+                    "tokens": np.array([t for row in tokens for t in row], dtype=np.int32),
+                    "lengths": lengths,
+                }
                 if shards:
                     shards.put(shard_of[cut], found[cut] | _of_call(asked, cut))
         for cut in group.cuts:

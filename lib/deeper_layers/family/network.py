@@ -105,7 +105,7 @@ class Network:
         return Handed(entered[0], calls)
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
-        """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm, head and scaling."""
+        """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm and head."""
         residual = residual.unsqueeze(-2)  # sequences of one token
 
         def give(*arguments, **named):

@@ -49,7 +49,7 @@ class PrunedFamily:
     def layer_steps_of(self, cuts: list[Cut]) -> int:
         """Layers that one token passes for these cuts: each node of their tree, or of each model all."""
         layers = len(self.whole.layers)
-        return Tree(cuts, layers).nodes if self.can.apart_layers else sum(layers - cut.size for cut in cuts)
+        return Tree(cuts, layers).nodes if self.can.split else sum(layers - cut.size for cut in cuts)
 
     @functools.cached_property
     def layer_steps(self) -> int:
@@ -138,7 +138,7 @@ class PrunedFamily:
         batch = Batch.of(sequences, shared, self.device)
         tokens = sum(len(s.tokens) - shared for s in sequences)
         share = tokens / batch.ids.numel()  # what is padding was not planned as steps
-        if not self.can.apart_layers:
+        if not self.can.split:
             parts = []
             for cut in self.cuts:
                 logits = alone(self.whole.model, cut, batch)
