@@ -123,8 +123,8 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     count = num_layers(model)
     whole_layers = dict.fromkeys(Cut.of(cut.dropped) for cut in cuts)  # a sublayer's output is zero in either way
     ends = [cut for cut in whole_layers if cut.size and cut.stop == count]
-    blocks = [cut for cut in whole_layers if cut.size]
-    tried = [*ends[:1], *sorted(blocks, key=lambda cut: cut.start)[:1], *list(whole_layers)[:1]]
+    by_start = sorted(whole_layers, key=lambda cut: cut.start)
+    tried = [*ends[:1], by_start[0], by_start[-1]]
     network = Network(model)
     if network.dtype == torch.float32:
         return model, list(dict.fromkeys(tried))

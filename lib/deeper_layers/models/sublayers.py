@@ -5,6 +5,7 @@ that follows it and gives something else for zeros is found out by comparison (t
 """
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -71,15 +72,16 @@ def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
 def only(layer: nn.Module, part: str) -> Iterator[None]:
     """While it lasts, a layer runs its attention or its MLP alone."""
     silent = sublayer(layer, OTHER[part])
-    handle = silent.register_forward_hook(_zeros)
+    handle = silent.register_forward_hook(_nothing_added, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _zeros(module, arguments, output):
-    """A sublayer's output, the residual's part of it zero."""
-    if isinstance(output, tuple):
-        return (torch.zeros_like(output[0]), *output[1:])
-    return torch.zeros_like(output)
+def _nothing_added(module, arguments, named, output):
+    """A sublayer's output where it adds nothing: zeros, or the residual itself where it is the sublayer that adds."""
+    given = inspect.signature(module.forward).bind(*arguments, **named).arguments
+    residual = output[0] if isinstance(output, tuple) else output
+    nothing = given["residual"] if "residual" in given else torch.zeros_like(residual)
+    return (nothing, *output[1:]) if isinstance(output, tuple) else nothing
