@@ -225,15 +225,15 @@ def test_a_beginning_too_large_for_all_runs_for_half_of_the_cuts(monkeypatch):
     model = tiny_model("llama", layers=LAYERS)
     contexts, continuations = requests(model.config.vocab_size, few_shot=60)
     expected, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
-    remember, sizes = pruned_family.remember, []
+    remembering, sizes = pruned_family.remembering, []
 
     def small(network, tree, *rest, **how):
         sizes.append(len(tree.cuts))
         if len(tree.cuts) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return remember(network, tree, *rest, **how)
+        return remembering(network, tree, *rest, **how)
 
-    monkeypatch.setattr(pruned_family, "remember", small)
+    monkeypatch.setattr(pruned_family, "remembering", small)
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     assert max(sizes) > 3 and min(sizes) <= 3
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)

@@ -5,10 +5,12 @@ lm-eval's requests are collected once, arranged by `family.planning`, answered f
 Letters in shapes: C cuts, R requests.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,8 @@ from deeper_layers.family.generation import generate
 from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.network import Network
+from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards, skip
 
 
@@ -177,8 +181,7 @@ def loglikelihoods(
         for group, pieces in plan.parts:
             part = family.part(group)
             places = [cuts.index(cut) for cut in group]
-            for piece in pieces:
-                found = _piece(part, piece, shards, next(number), bar)
+            for piece, found in _answered(part, pieces, shards, number, bar):
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
             part.forget()
@@ -202,47 +205,83 @@ def plan_requests(
         contexts, continuations, max_length, batch_tokens, share=family.can.share, branch=family.can.branch
     )
 
+    streamed = is_streamed(model)
+    bytes_of = family.bytes_together if streamed else family.bytes_kept
     parts = []
-    for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared):
-        run = list(run)
-        groups = group_cuts(family.cuts, lambda cuts, run=run: family.bytes_kept(cuts, run), memory)
+    for run in _runs(family, pieces, memory):
+        groups = group_cuts(family.cuts, lambda cuts, run=run: bytes_of(cuts, run), memory)
         parts += [(group, run) for group in groups]
+    rate, reading = _rate(family.whole, tokens_of(pieces))
     return Plan(
         cuts=family.cuts,
         parts=parts,
         layers=num_layers(model),
         layer_steps=sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts),
         head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
-        bytes=max((family.bytes_kept(group, run) for group, run in parts), default=0),
-        rate=_rate(model, tokens_of(pieces)),
+        bytes=max((bytes_of(group, run) for group, run in parts), default=0),
+        rate=rate,
+        reads=len(parts) * family.whole.layer_bytes * num_layers(model) if streamed else 0,
+        reading=reading,
         requests=len(contexts),
     )
 
 
-def _piece(family: PrunedFamily, piece: Piece, shards: Shards | None, number: int, bar) -> dict:
-    """The answers to a piece: from its shard, or run and put there."""
+def _runs(family: PrunedFamily, pieces: list[Piece], memory: int) -> Iterator[list[Piece]]:
+    """Pieces in runs: of one beginning; where layers are read from disk, as many as memory holds."""
+    if not is_streamed(family.whole.model):
+        yield from (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared))
+        return
+    yield from group_cuts(pieces, lambda run: family.bytes_together(family.cuts, run), memory)
+
+
+def _answered(
+    family: PrunedFamily, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar
+) -> Iterator[tuple[Piece, dict]]:
+    """The answers to pieces, in their order: from shards, or run and put there."""
     cuts = np.array([repr(cut) for cut in family.cuts])
-    of_piece, shape = {"requests": np.array(piece.requests), "cuts": cuts}, (len(cuts), len(piece.requests))
-    found = shards.get(number, of_piece, {"logprobs": (float, shape), "greedy": (bool, shape)}) if shards else None
-    if found is not None:
-        skip(bar, family.steps_of(piece))
-        return found
-    logprobs, greedy = family.run(piece, bar.update)
-    found = of_piece | {"logprobs": logprobs, "greedy": greedy}
-    if shards:
-        shards.put(number, found)
-    return found
+    found: dict[int, dict] = {}
+    of_pieces = {number: piece for number, piece in zip(numbers, pieces, strict=False)}
+    for number, piece in of_pieces.items():
+        like = {
+            name: (kind, (len(cuts), len(piece.requests))) for name, kind in (("logprobs", float), ("greedy", bool))
+        }
+        kept = shards.get(number, {"requests": np.array(piece.requests), "cuts": cuts}, like) if shards else None
+        if kept is not None:
+            skip(bar, family.steps_of(piece))
+            found[number] = kept
+    missing = [number for number in of_pieces if number not in found]
+    run = family.run_all([of_pieces[number] for number in missing], bar.update)
+    for number, piece in of_pieces.items():
+        if number in missing:
+            logprobs, greedy = next(run)
+            found[number] = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
+            if shards:
+                shards.put(number, found[number])
+        yield piece, found.pop(number)
 
 
-def _rate(model, tokens: int) -> float | None:
-    """Layer-steps a second, from one pass over at most 256 tokens; None where there is nothing to run."""
+def _rate(network: Network, tokens: int) -> tuple[float | None, float | None]:
+    """Layer-steps a second, from some layers on at most 256 tokens, and bytes a second that were read for it.
+
+    None where there is nothing to run, or nothing is read.
+    """
     if tokens == 0:
-        return None
-    ids = torch.ones(4, min(64, 1 + tokens // 4), dtype=torch.long, device=model.get_input_embeddings().weight.device)
-    with torch.inference_mode():
-        model.base_model(input_ids=ids[:, :8], use_cache=False)  # the first pass of a process is slow
+        return None, None
+    ids = torch.ones(4, min(64, 1 + tokens // 4), dtype=torch.long, device=network.device)
+    layers, streamed = network.layers, is_streamed(network.model)
+    tried = [0] if streamed else list(range(len(layers)))
+    reading = time.perf_counter()
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        for layer in tried:
+            stack.enter_context(network.reader.reading(layer))
+        reading = time.perf_counter() - reading
+        handed = network.handed(ids)
+        handed.calls[0](layers[0], handed.residual)  # the first pass of a process is slow
         start = time.perf_counter()
-        model.base_model(input_ids=ids, use_cache=False)
+        residual = handed.residual
+        for layer in tried:
+            residual = handed.calls[layer](layers[layer], residual)
         if ids.is_cuda:
             torch.cuda.synchronize()
-    return ids.numel() * num_layers(model) / (time.perf_counter() - start)
+        rate = ids.numel() * len(tried) / (time.perf_counter() - start)
+    return rate, network.layer_bytes / reading if streamed else None

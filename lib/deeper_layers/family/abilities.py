@@ -11,12 +11,13 @@ import torch
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.family.masks import MASKABLE, unknown_windows
-from deeper_layers.family.network import Network
 from deeper_layers.family.planning import Sequence
 from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Beginning, Walk, remember
+from deeper_layers.family.walk import Batch, Walk, remembering
 from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.models.network import Network
+from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 
 
@@ -36,18 +37,23 @@ class Abilities:
 
         Raises InputError where the configuration can't state one of those that are tried.
         """
-        trial = _Trial(*_shallow(model, cuts))
-        if not trial.same():
-            return cls()
-        ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
-        way = next(ways, None)
-        return cls(
-            split=True,
-            share=trial.same(shared=8, way=way),
-            apart=trial.same(shared=8, apart=True, way=way),
-            score_only=way,
-            branch=trial.same(joined=True),
-        )
+        tried, cuts = _shallow(model, cuts)
+        network = Network(tried)
+        with contextlib.ExitStack() as stack:
+            for layer in range(len(network.layers)):  # those on disk are read once for all trials
+                stack.enter_context(network.reader.reading(layer))
+            trial = _Trial(network, cuts)
+            if not trial.same():
+                return cls()
+            ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
+            way = next(ways, None)
+            return cls(
+                split=True,
+                share=trial.same(shared=8, way=way),
+                apart=trial.same(shared=8, apart=True, way=way),
+                score_only=way,
+                branch=trial.same(joined=True),
+            )
 
 
 @torch.inference_mode()
@@ -69,8 +75,8 @@ def alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
 class _Trial:
     """Two short requests after one context on some pruned models, and their logits the plain way."""
 
-    def __init__(self, model, cuts: list[Cut]):
-        self.network, self.tree = Network(model), Tree(cuts, num_layers(model))
+    def __init__(self, network: Network, cuts: list[Cut]):
+        self.network, self.tree = network, Tree(cuts, len(network.layers))
         vocabulary = self.network.head.weight.shape[0]
         tokens = [(7919 * i + 13) % vocabulary for i in range(23)]
         self.context = tokens[:16]
@@ -78,7 +84,7 @@ class _Trial:
         self.alone = tuple(Sequence.joined(self.context, [request]) for request in (first, second))
         self.joined = (Sequence.joined(self.context, [first, second]),)
         batch = Batch.of(self.alone, 0, self.network.device)
-        self.plain = [alone(model, cut, batch).float() for cut in cuts]
+        self.plain = [alone(network.model, cut, batch).float() for cut in cuts]
         # rounding moves logits a little; a wrong mask or position as much as they differ among themselves
         self.allowed = [plain.std() * (1e-3 if self.network.dtype == torch.float32 else 0.15) for plain in self.plain]
 
@@ -103,7 +109,8 @@ class _Trial:
         beginning = None
         if shared:
             tokens = torch.tensor([self.context[:shared]], device=network.device)
-            beginning = Beginning(shared, remember(network, tree, tokens, scored_only=how["scored_only"]))
+            walk, beginning = remembering(network, tree, tokens, scored_only=how["scored_only"])
+            walk.through()
         walk = Walk(network, tree, Batch.of(sequences, shared, network.device), beginning, **how).through()
         return [network.logits(walk.states[number]).float() for number in tree.last]
 
@@ -116,9 +123,9 @@ def _agree(found: torch.Tensor, expected: torch.Tensor, allowed: torch.Tensor) -
 def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     """What savings are tried on: a model and a few cuts of it, one that drops the end among them if one of `cuts` does.
 
-    In float32 the model itself. Rounding to 16 bits grows from layer to layer until logits of 30 layers differ as much
-    as by a fault, on some processors more than on others; after a few layers it is a small part of that. So then
-    layers of every kind out of the model, if these are a model.
+    In float32 the model itself, if its layers are in memory. Rounding to 16 bits grows from layer to layer until logits
+    of 30 layers differ as much as by a fault, on some processors more than on others; after a few layers it is a small
+    part of that. So else layers of every kind out of the model, if these are a model.
     """
     count = num_layers(model)
     whole_layers = dict.fromkeys(Cut.of(cut.dropped) for cut in cuts)  # a sublayer's output is zero in either way
@@ -126,11 +133,12 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     tried = [*ends[:1], by_start[0], by_start[-1]]
     network = Network(model)
-    if network.dtype == torch.float32:
+    if network.dtype == torch.float32 and not is_streamed(model):
         return model, list(dict.fromkeys(tried))
     kinds = getattr(text_config(model.config), "layer_types", None) or [""] * count
     made_of = [(kind, *map(type, layer.modules())) for kind, layer in zip(kinds, network.layers, strict=True)]
-    kept = {0, 1, 2, count - 2, count - 1, *(made_of.index(kind) for kind in made_of)}
+    some = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
+    kept = some | {made_of.index(kind) for kind in made_of}
     dropped = [layer for layer in range(count) if layer not in kept]
     with contextlib.suppress(InputError):
         shallow = drop_layers(model, Cut.of(dropped))

@@ -18,7 +18,7 @@ from deeper_layers.family.lending import Lent, Pair
 from deeper_layers.family.masks import attention_masks, sees_all
 from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning
 from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.walk import remember
+from deeper_layers.family.walk import remembering
 from deeper_layers.models.decoder import text_config
 from deeper_layers.models.sublayers import only
 
@@ -131,7 +131,11 @@ class Decoding:
         """Keys and values of the prompts at every node; before them those of the beginning, where it is not apart."""
         family, found, how = self.family, {}, {"scored_only": self.family.can.score_only, "apart": self.apart}
         step = max(1, BATCH_TOKENS // ids.shape[1])
-        parts = [remember(self.network, family.tree, some, beginning, **how) for some in ids.split(step)]
+        parts = []
+        for some in ids.split(step):
+            walk, own = remembering(self.network, family.tree, some, beginning, **how)
+            walk.through()
+            parts.append(own.kept)
         for node in parts[0]:
             pair = tuple(torch.cat([part[node][i] for part in parts]) for i in (0, 1))
             if self.before and beginning is not None:
@@ -193,8 +197,8 @@ class Decoding:
             first = handed[self.everyone.models].residual
             residuals = first.new_empty(len(tokens), *first.shape[1:])
             residuals[self.everyone.active] = first
-            for layer, parts in enumerate(self.stops):
-                for part, lanes in parts:
+            for layer in network.in_turn([layer for layer, parts in enumerate(self.stops) if parts]):
+                for part, lanes in self.stops[layer]:
                     if not lanes.going:
                         continue
                     buffer.at = (layer, part)

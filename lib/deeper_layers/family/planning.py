@@ -119,6 +119,8 @@ class Plan:
     bytes: int  # kept at most: residuals, keys and values of a beginning
     head_steps: float = 0.0  # layer-steps that the head is worth: little, unless most tokens are scored
     rate: float | None = None  # layer-steps a second of this model on this machine, as tried
+    reads: int = 0  # bytes of weights to be read from disk, where layers stay there
+    reading: float | None = None  # bytes a second, as tried
     requests: int = 0
     generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
 
@@ -146,7 +148,9 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Predicted time; None where the rate was not tried."""
-        return self.steps / self.rate if self.rate else None
+        if not self.rate:
+            return None
+        return self.steps / self.rate + (self.reads / self.reading if self.reading else 0)
 
     def __str__(self) -> str:
         bare = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
@@ -157,6 +161,8 @@ class Plan:
             f"{self.layer_steps / 1e6:,.1f} million layer-steps ({bare:.1f} passes of the whole model)",
             f"{self.bytes / 2**20:,.0f} MiB kept",
         ]
+        if self.reads:
+            parts.append(f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds")
         if self.seconds is not None:
             parts.append(f"about {_duration(self.seconds)}")
         if self.generated:

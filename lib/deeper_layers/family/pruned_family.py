@@ -15,7 +15,8 @@ Letters in shapes: N scored positions of a batch, D width, V vocabulary, C cuts,
 """
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -24,11 +25,12 @@ from jaxtyping import Bool, Float64
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.family.abilities import Abilities, alone
-from deeper_layers.family.network import Network
 from deeper_layers.family.planning import HEAD_ELEMENTS, Piece
 from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Beginning, Walk, remember
+from deeper_layers.family.walk import Batch, Beginning, Walk, remembering
 from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.models.network import Network
+from deeper_layers.models.streaming import is_streamed
 
 
 class PrunedFamily:
@@ -75,6 +77,14 @@ class PrunedFamily:
         lent = beginning * tree.nodes * self.whole.bytes_remembered if beginning else 0
         return int(tree.alive * max(batch, beginning) * width + lent)
 
+    def bytes_together(self, cuts: list[Cut], pieces: list[Piece]) -> int:
+        """The same where pieces go through the layers together, and keys and values are kept for one layer only."""
+        beginnings = sum(map(len, {piece.shared for piece in pieces}))
+        width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
+        tree = Tree(cuts, len(self.whole.layers))
+        lent = beginnings * max(map(len, tree.levels)) * self.whole.bytes_remembered
+        return int(tree.alive * (sum(piece.padded for piece in pieces) + beginnings) * width + lent)
+
     def run(
         self, piece: Piece, progress: Callable[[float], object] = lambda steps: None
     ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
@@ -94,15 +104,47 @@ class PrunedFamily:
             parts = [part for batch in piece.batches for part in self._run_with_room(batch, beginning)]
         return np.concatenate([p for p, _ in parts], axis=1), np.concatenate([g for _, g in parts], axis=1)
 
+    def run_all(self, pieces: list[Piece], progress: Callable[[float], object] = lambda steps: None) -> Iterator:
+        """The answers to each of some pieces, as `run` gives them.
+
+        Where the layers are on disk, all pieces go through a layer together, so that it is read once.
+        """
+        if not is_streamed(self.whole.model):
+            yield from (self.run(piece, progress) for piece in pieces)
+            return
+        if not self.can.split:
+            raise InputError(
+                f"the layers of {type(self.whole.model).__name__} can't be run one by one, as they would have to be where "
+                "they stay on disk: use a machine whose memory holds the model"
+            )
+        with torch.inference_mode():
+            begun = {
+                shared: remembering(self.whole, self.tree, self._ids(shared), scored_only=self.can.score_only)
+                for shared in dict.fromkeys(piece.shared for piece in pieces) if shared
+            }  # fmt: skip
+            walks = [
+                [self._walk(sequences, begun[piece.shared][1] if piece.shared else None) for sequences in piece.batches]
+                for piece in pieces
+            ]
+            together = [walk for walk, _ in begun.values()] + list(itertools.chain(*walks))
+            for layer in self.whole.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
+                for walk in together:
+                    walk.step(layer, progress)
+                for _, beginning in begun.values():
+                    beginning.kept.clear()  # what is of this layer no other needs
+            self.progress = progress
+            for of_piece, piece in zip(walks, pieces, strict=True):
+                parts = [self._finished(*found) for found in zip(of_piece, piece.batches, strict=True)]
+                yield tuple(np.concatenate(of_parts, axis=1) for of_parts in zip(*parts, strict=True))
+
     def remember(self, shared: tuple[int, ...]) -> Beginning | None:
         """Keys and values of a beginning at every node; kept until the next beginning."""
         if self._remembered[0] != shared:
             self.forget()
             if shared:
-                tokens = torch.tensor([shared], device=self.device)
-                kept = remember(self.whole, self.tree, tokens, scored_only=self.can.score_only)
-                self._remembered = (shared, Beginning(len(shared), kept))
-                self.progress(len(shared) * self.layer_steps)
+                walk, found = remembering(self.whole, self.tree, self._ids(shared), scored_only=self.can.score_only)
+                walk.through(self.progress)
+                self._remembered = (shared, found)
         return self._remembered[1]
 
     def forget(self) -> None:
@@ -134,22 +176,27 @@ class PrunedFamily:
         return [part for rows in halves for part in self._run_with_room(rows, beginning)]
 
     def _run_batch(self, sequences, beginning: Beginning | None):
-        shared = beginning.length if beginning else 0
-        batch = Batch.of(sequences, shared, self.device)
-        tokens = sum(len(s.tokens) - shared for s in sequences)
-        share = tokens / batch.ids.numel()  # what is padding was not planned as steps
-        if not self.can.split:
-            parts = []
-            for cut in self.cuts:
-                logits = alone(self.whole.model, cut, batch)
-                self.progress(tokens * (len(self.whole.layers) - cut.size))
-                parts.append(self._answers(sequences, 1, len(logits), lambda first, stop: logits[first:stop]))  # noqa: B023
-            return tuple(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
-        walk = Walk(self.whole, self.tree, batch, beginning, scored_only=self.can.score_only, apart=self.can.apart)
-        walk.through(lambda steps: self.progress(steps * share))
+        if self.can.split:
+            return self._finished(self._walk(sequences, beginning).through(self.progress), sequences)
+        batch, parts = Batch.of(sequences, 0, self.device), []
+        for cut in self.cuts:
+            logits = alone(self.whole.model, cut, batch)
+            self.progress(batch.tokens * (len(self.whole.layers) - cut.size))
+            parts.append(self._answers(sequences, 1, len(logits), lambda first, stop: logits[first:stop]))  # noqa: B023
+        return tuple(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
+
+    def _ids(self, tokens: tuple[int, ...]) -> torch.Tensor:
+        return torch.tensor([tokens], device=self.device)
+
+    def _walk(self, sequences, beginning: Beginning | None) -> Walk:
+        batch = Batch.of(sequences, beginning.length if beginning else 0, self.device)
+        return Walk(self.whole, self.tree, batch, beginning, scored_only=self.can.score_only, apart=self.can.apart)
+
+    def _finished(self, walk: Walk, sequences) -> tuple[np.ndarray, np.ndarray]:
+        """Answers to the requests of a batch that has gone through all layers."""
         states = torch.cat([walk.states[number] for number in self.tree.last], dim=-2)
         logits_of = lambda first, stop: self.whole.logits(states[..., first:stop, :])  # noqa: E731
-        return self._answers(sequences, len(self.cuts), len(batch.rows), logits_of)
+        return self._answers(sequences, len(self.cuts), len(walk.batch.rows), logits_of)
 
     def _answers(self, sequences, cuts: int, scored: int, logits_of: Callable) -> tuple[np.ndarray, np.ndarray]:
         """For `logits_of` rows of [C * N, V]: per cut and request the summed log-probability, and whether it is greedy.

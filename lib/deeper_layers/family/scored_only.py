@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from transformers import DynamicCache
 
-from deeper_layers.family.network import Call, Collected, cache_argument, replaced
+from deeper_layers.models.network import Call, Collected, cache_argument
+from deeper_layers.models.streaming import replaced
 
 
 @dataclass(frozen=True)

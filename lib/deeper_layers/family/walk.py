@@ -15,10 +15,10 @@ import torch
 from deeper_layers.cuts import WHOLE
 from deeper_layers.family.lending import Lent, Pair
 from deeper_layers.family.masks import attention_masks, sees_all
-from deeper_layers.family.network import Handed, Network
 from deeper_layers.family.planning import STACK_TOKENS, Sequence
 from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Node, Tree
+from deeper_layers.models.network import Handed, Network
 from deeper_layers.models.sublayers import only
 
 
@@ -27,6 +27,7 @@ class Batch:
     """Sequences as tensors, padded on the right: no mask is needed, as no scored token sees what follows it."""
 
     ids: torch.Tensor  # [B, T]
+    tokens: int  # of these, without the padding
     rows: torch.Tensor  # [N], the scored positions: which sequence ...
     slots: torch.Tensor  # [N], ... which of its scored positions ...
     places: torch.Tensor  # [B, S], ... and where these lie; filled up with 0
@@ -46,7 +47,8 @@ class Batch:
             rows += [i] * len(s.scored)
             slots += range(len(s.scored))
         rows, slots = (torch.tensor(numbers, device=device) for numbers in (rows, slots))
-        batch = cls(ids.to(device), rows, slots, places.to(device))
+        tokens = sum(len(s.tokens) - shared for s in sequences)
+        batch = cls(ids.to(device), tokens, rows, slots, places.to(device))
         if any(s.branches for s in sequences):
             depths = torch.zeros_like(ids)
             visible = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
@@ -120,13 +122,13 @@ class Walk:
 
     def step(self, layer: int, done: Callable[[float], object] = lambda steps: None) -> None:
         """Run all nodes of a layer; `done` is told of the layer-steps."""
-        module = self.network.layers[layer]
+        module, level = self.network.layers[layer], self.tree.levels[layer]
         with self.cache.attending(self.network.model.config):
-            for group in stacks(self.tree.levels[layer], self.at_once):
+            for group in stacks(level, self.at_once):
                 self._run(module, group)
-                done(self.batch.ids.numel() * len(group))
+                done(self.batch.tokens * len(group))
         last = set(self.tree.last) if self.kept is None else ()
-        for node in self.tree.levels[layer]:
+        for node in level:
             if node.leaves in last and node.leaves not in self.states:
                 self.states[node.leaves] = self.batch.scored(self.residuals[node.leaves])
         for number in self.tree.done[layer]:
@@ -163,20 +165,18 @@ class Walk:
 
     def through(self, done: Callable[[float], object] = lambda steps: None) -> "Walk":
         """All layers, one after another."""
-        for layer in range(self.tree.layers):
+        for layer in self.network.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
             self.step(layer, done)
         return self
 
 
-def remember(
-    network: Network, tree: Tree, tokens: torch.Tensor, beginning: Beginning | None = None, **how
-) -> dict[int, Pair]:
-    """Keys and values [B, heads, T, head width] of tokens [B, T] at every node, by the residual that leaves it."""
-    kept: dict[int, Pair] = {}
+def remembering(
+    network: Network, tree: Tree, tokens: torch.Tensor, before: Beginning | None = None, **how
+) -> tuple[Walk, Beginning]:
+    """Tokens [B, T] about to go through the tree, and their keys and values at every node, which that fills in."""
     nothing = torch.empty(0, dtype=torch.long, device=tokens.device)
-    batch = Batch(tokens, nothing, nothing, tokens[:, :0])  # nothing is scored
-    Walk(network, tree, batch, beginning, kept=kept, **how).through()
-    return kept
+    walk = Walk(network, tree, Batch(tokens, tokens.numel(), nothing, nothing, tokens[:, :0]), before, kept={}, **how)
+    return walk, Beginning(tokens.shape[1], walk.kept)
 
 
 def stacks(level: list[Node], at_once: int) -> Iterator[list[Node]]:

@@ -30,12 +30,12 @@ from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
-from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import text_config
+from deeper_layers.models.network import Network
 from deeper_layers.pruning import drop_layers
 
 IGNORED = -100  # a label that the loss passes over

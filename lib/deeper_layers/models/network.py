@@ -18,6 +18,7 @@ import torch
 from transformers import DynamicCache
 
 from deeper_layers.models.decoder import decoder_layers, text_config
+from deeper_layers.models.streaming import Reader, is_streamed, replaced
 
 
 class NotApart(Exception):
@@ -59,13 +60,18 @@ class Network:
         self.head = model.get_output_embeddings()
         self.dtype = next(model.parameters()).dtype
         self.device = model.get_input_embeddings().weight.device
+        self.reader = Reader(self.layers)
         self._tuples = False  # whether the model expects a tuple of its layers
 
     @cached_property
     def bytes_remembered(self) -> float:
         """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
-        # the configuration says which layers recur
-        cache = DynamicCache(config=text_config(self.model.config))
+        config = text_config(self.model.config)
+        if is_streamed(self.model):  # not all layers are read for a number: those of usual attention have this many
+            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            return 2 * heads * width * self.dtype.itemsize
+        cache = DynamicCache(config=config)  # the configuration says which layers recur
         with torch.inference_mode():
             ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
             self.model.base_model(input_ids=ids, use_cache=True, **{self.cache_argument: cache})
@@ -73,6 +79,17 @@ class Network:
         values += [state for value in values if isinstance(value, dict) for state in value.values()]
         tensors = [value for value in values if isinstance(value, torch.Tensor)]
         return sum(t.numel() * t.element_size() for t in tensors) / 8 / len(self.layers)
+
+    @cached_property
+    def layer_bytes(self) -> float:
+        """Bytes of the weights of a layer, on average."""
+        return sum(p.numel() * p.element_size() for p in self.layers.parameters()) / len(self.layers)
+
+    def in_turn(self, layers: list[int]) -> Iterator[int]:
+        """The numbers of some layers; of each the weights are there until the next is asked for."""
+        for layer, following in zip(layers, [*layers[1:], None], strict=True):
+            with self.reader.reading(layer, following):
+                yield layer
 
     def handed(self, ids: torch.Tensor, **options) -> Handed:
         """What the layers get for tokens [B, T] and options of the model's forward.
@@ -174,20 +191,6 @@ class Network:
             yield
         finally:
             handle.remove()
-
-
-@contextlib.contextmanager
-def replaced(module, forward: Callable) -> Iterator[None]:
-    """While it lasts, a module's forward is this one."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
 
 
 @functools.cache

@@ -1,0 +1,107 @@
+"""Layers whose weights stay on disk until their turn comes, for models larger than the machine.
+
+accelerate keeps them there (`device_map`), in the checkpoint's own safetensors files, and would read a layer anew each
+time that it is called. Here a layer is read once and held for as long as it is used, and the next one is read ahead.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from torch import nn
+
+from deeper_layers.models.decoder import decoder_layers, decoder_layers_owner
+
+DISK = "disk"
+
+
+def on_disk(empty: nn.Module, where: str) -> dict[str, str]:
+    """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
+    owner, attribute = decoder_layers_owner(empty)
+    layers = getattr(owner, attribute)
+    name = next(name for name, module in empty.named_modules() if module is layers)
+    held = {
+        path for path, module in empty.named_modules()
+        if not f"{path}.".startswith(f"{name}.") and (module._parameters or module._buffers)
+    }  # fmt: skip
+    return {path: where for path in held} | {name: DISK}
+
+
+def is_streamed(model: nn.Module) -> bool:
+    """Whether the weights of a model's layers are on disk."""
+    return any(p.is_meta for p in decoder_layers(model).parameters())
+
+
+class Reader:
+    """Layers of a model in the order of their use; each is read once for each time that it is entered.
+
+    Attributes:
+        bytes: read so far.
+    """
+
+    def __init__(self, layers: nn.ModuleList):
+        self.layers, self.bytes = layers, 0
+        self._pool = ThreadPoolExecutor(1)  # which starts no thread before it is asked for something
+        self._ahead: dict[int, Future] = {}
+
+    @contextlib.contextmanager
+    def reading(self, layer: int, following: int | None = None) -> Iterator[nn.Module]:
+        """A layer with its weights; what follows is read meanwhile. A layer that has them already is left alone."""
+        module = self.layers[layer]
+        if not any(parameter.is_meta for parameter in module.parameters()) and layer not in self._ahead:
+            yield module
+            return
+        waiting = _waiting(module)
+        self._read(layer).result()
+        if following is not None:
+            self._read(following)
+        try:
+            with contextlib.ExitStack() as stack:
+                for part in waiting:  # whose hook would read it again at each call
+                    stack.enter_context(replaced(part, part._old_forward))
+                yield module
+        finally:
+            del self._ahead[layer]
+            for part in waiting:
+                part._hf_hook.post_forward(part, None)
+
+    def _read(self, layer: int) -> Future:
+        if layer not in self._ahead:
+            self._ahead[layer] = self._pool.submit(self._load, self.layers[layer])
+        return self._ahead[layer]
+
+    def _load(self, module: nn.Module) -> None:
+        with torch.inference_mode():
+            for part in _waiting(module):
+                part._hf_hook.pre_forward(part)
+        self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+    def forget(self) -> None:
+        """Give up what was read ahead and not used."""
+        for layer, future in list(self._ahead.items()):
+            future.result()
+            for part in _waiting(self.layers[layer]):
+                part._hf_hook.post_forward(part, None)
+            del self._ahead[layer]
+
+
+def _waiting(module: nn.Module) -> list[nn.Module]:
+    """Parts of a layer whose weights accelerate keeps on disk."""
+    hooks = ((part, getattr(part, "_hf_hook", None)) for part in module.modules())
+    return [part for part, hook in hooks if isinstance(hook, AlignDevicesHook) and hook.offload]
+
+
+@contextlib.contextmanager
+def replaced(module, forward: Callable) -> Iterator[None]:
+    """While it lasts, a module's forward is this one."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
