@@ -27,7 +27,7 @@ KINDS = {
 def words_of_older(config: dict, part: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
     """For each part of a configuration that has any: where it is, and entries in older words."""
     words = _rope(config) if isinstance(config.get("rope_parameters"), dict) else {}
-    if isinstance(config.get("dtype"), str):
+    if not part and isinstance(config.get("dtype"), str):
         words["torch_dtype"] = config["dtype"]
     if "num_local_experts" in config:
         words["num_experts"] = config["num_local_experts"]
