@@ -1,4 +1,4 @@
-"""Layers for multi-token prediction, numbered after the last layer: kept under new numbers, or left out if asked for."""
+"""Layers for multi-token prediction, numbered after the last layer: kept under new numbers, or left out."""
 
 import json
 
@@ -24,7 +24,7 @@ GLM = {"vocab_size": VOCABULARY, "hidden_size": 48, "intermediate_size": 64, "nu
 
 
 def released(family: str, folder):
-    """A checkpoint as GLM-4.5 and DeepSeek-V3 were released: after the last layer comes one more, with its own parts."""
+    """A checkpoint as GLM-4.5 and DeepSeek-V3 were released: one more layer after the last, with its own parts."""
     if family == "glm4_moe":
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **GLM), dtype=torch.float32).eval()

@@ -120,7 +120,14 @@ def test_a_name_or_pattern_without_layers_2_and_3(text, expected, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [r"-:model\.layers\.(4|5)\.mlp.*", r"re:.*layers\.[0-4]\..*", "*.4.mlp.*", "re:(4", r"re:(\w+)+4", "decoder.layers.4.mlp"],
+    [
+        r"-:model\.layers\.(4|5)\.mlp.*",
+        r"re:.*layers\.[0-4]\..*",
+        "*.4.mlp.*",
+        "re:(4",
+        r"re:(\w+)+4",
+        "decoder.layers.4.mlp",
+    ],  # fmt: skip
 )
 def test_what_can_not_be_renumbered_surely_is_refused(text, tmp_path):
     with pytest.raises(InputError, match="can't be renumbered surely"):

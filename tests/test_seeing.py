@@ -18,6 +18,8 @@ from tests.plain import without
 from tests.tiny_seeing import LAYERS, SEEING, answers, seeing
 
 CUT = Cut(3, 1)
+
+
 @pytest.mark.parametrize("family", SEEING)
 def test_the_language_part_is_cut_and_the_rest_stays(family, tmp_path):
     model = seeing(family)

@@ -44,7 +44,7 @@ def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[Au
     kind, both = type(config), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForImageTextToText if kind in both else AutoModelForCausalLM
-    sees = kind in both and both[kind].__name__ in (config.architectures or [])
+    sees = kind in both and getattr(both[kind], "__name__", None) in (config.architectures or [])
     return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 

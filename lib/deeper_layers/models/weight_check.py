@@ -19,8 +19,8 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
 
-# what a quantized weight is stored as: which ending of a name asks for which others of the same weight. As GPTQ and AWQ;
-# compressed-tensors; fine-grained FP8; bitsandbytes in 4 and 8 bits; MXFP4 write them
+# what a quantized weight is stored as, an ending of a name asking for others of the same weight: by GPTQ and AWQ,
+# compressed-tensors, fine-grained FP8, bitsandbytes in 4 and 8 bits, MXFP4
 TOGETHER = {
     ".qweight": (".scales",), ".qzeros": (".qweight", ".scales"), ".g_idx": (".qweight",),
     ".weight_packed": (".weight_scale",), ".weight_zero_point": (".weight_scale",), ".weight_scale_inv": (".weight",),
@@ -61,7 +61,8 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     """Raise InputError unless the tensors of these names and shapes are what an empty model needs.
 
     More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
-    of each part of the model, and all that belongs together (TOGETHER). A checkpoint of a model without its head, as transformers knows it, may lack that.
+    of each part of the model, and all that belongs together (TOGETHER). A checkpoint of a model without its head, as
+    transformers knows it, may lack that.
     """
     asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
     if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
