@@ -9,7 +9,7 @@ read at the layers themselves; and the arccos of a cosine near 1 vanishes in hal
 computed in float64 from residuals as the model made them.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -17,7 +17,11 @@ from jaxtyping import Float
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, text_config
+from deeper_layers.models.network import Network
+from deeper_layers.models.streaming import groups_within, is_streamed
+
+MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 
 
 class LastTokenResiduals:
@@ -47,12 +51,12 @@ class LastTokenResiduals:
         self.residuals = []
 
     def _entering(self, _, arguments, named):
-        self._keep(arguments[0] if arguments else named["hidden_states"])
+        self.keep(arguments[0] if arguments else named["hidden_states"])
 
     def _leaving(self, _, arguments, output):
-        self._keep(output[0] if isinstance(output, tuple) else output)
+        self.keep(output[0] if isinstance(output, tuple) else output)
 
-    def _keep(self, hidden: torch.Tensor) -> None:
+    def keep(self, hidden: torch.Tensor) -> None:
         if hidden.ndim != 3:
             raise InputError(
                 f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(hidden.shape)}; expected three "
@@ -93,25 +97,53 @@ def measure_distances(
     layers = len(decoder_layers(model))
     total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
     squares, samples = torch.zeros_like(total), 0
-    device = model.get_input_embeddings().weight.device  # ty: ignore[not-callable]
-    with torch.inference_mode(), LastTokenResiduals(model) as recorder:
-        for batch in progress(batches) if progress else batches:
-            ids, mask = (tensor.to(device) for tensor in _checked(batch))
-            if (mask.sum(dim=1) == 0).any():
-                raise InputError("a sequence is all padding: it has no last token")
-            recorder.start(mask)
-            # the decoder without its head: nobody reads the logits
-            model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # ty: ignore[not-callable]
-            distances = batch_distances(torch.stack(recorder.residuals))
+    checked = map(_checked, progress(batches) if progress else batches)
+    residuals_of = _from_disk if is_streamed(model) else _in_memory
+    with torch.inference_mode():
+        for residuals in residuals_of(model, checked):
+            distances = batch_distances(residuals)
             total += distances.sum(dim=0)
             squares += distances.square().sum(dim=0)
-            samples += len(ids)
+            samples += residuals.shape[1]
     if samples == 0:
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     mean = total / samples
     variance = (squares / samples - mean.square()).clamp(min=0) * samples / max(samples - 1, 1)
     error = torch.sqrt(variance / samples) if samples > 1 else torch.full_like(mean, torch.nan)
     return _by_size(mean.numpy()), _by_size(error.numpy()), samples
+
+
+def _in_memory(model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """Of each batch the residuals [L+1, B, D] at the last token, from a pass of the decoder."""
+    device = model.get_input_embeddings().weight.device
+    with LastTokenResiduals(model) as recorder:
+        for ids, mask in batches:
+            recorder.start(mask.to(device))
+            # the decoder without its head: nobody reads the logits
+            model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
+            yield torch.stack(recorder.residuals)
+
+
+def _from_disk(model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """The same where the layers are on disk: all batches go through a layer while it is there."""
+    network, recorder = Network(model), LastTokenResiduals(model)
+    device, bytes_of_a_token = network.device, text_config(model.config).hidden_size * network.dtype.itemsize
+    cost = lambda group: sum(ids.numel() for ids, _ in group) * bytes_of_a_token  # noqa: E731
+    for group in groups_within(batches, cost, MEMORY):
+        handed = [network.handed(ids.to(device), attention_mask=mask.to(device)) for ids, mask in group]
+        hidden, last = [of_batch.residual for of_batch in handed], []
+        for _, mask in group:
+            recorder.start(mask.to(device))
+            last.append((recorder.positions, recorder.residuals))
+        for layer in network.in_turn(list(range(len(network.layers)))):
+            for number, of_batch in enumerate(handed):
+                recorder.positions, recorder.residuals = last[number]
+                recorder.keep(hidden[number])
+                hidden[number] = of_batch.calls[layer](network.layers[layer], hidden[number])
+        for number, (positions, residuals) in enumerate(last):
+            recorder.positions, recorder.residuals = positions, residuals
+            recorder.keep(hidden[number])
+            yield torch.stack(residuals)
 
 
 def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
@@ -155,6 +187,8 @@ def _checked(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
             f"a batch is {shown(batch)}; expected whole numbers of one shape [B, T] under {' and '.join(names)}; "
             "tokenize with padding=True, return_tensors='pt'"
         )
+    if (whole[1].sum(dim=1) == 0).any():
+        raise InputError("a sequence is all padding: it has no last token")
     return whole[0], whole[1]
 
 

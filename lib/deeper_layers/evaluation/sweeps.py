@@ -5,7 +5,6 @@ lm-eval's requests are collected once, arranged by `family.planning`, answered f
 Letters in shapes: C cuts, R requests.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import sys
@@ -23,11 +22,10 @@ from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.family.generation import generate
-from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, group_cuts, plan_pieces, tokens_of
+from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.models.network import Network
-from deeper_layers.models.streaming import is_streamed
+from deeper_layers.models.streaming import groups_within, is_streamed
 from deeper_layers.results.shards import Shards, skip
 
 
@@ -209,9 +207,9 @@ def plan_requests(
     bytes_of = family.bytes_together if streamed else family.bytes_kept
     parts = []
     for run in _runs(family, pieces, memory):
-        groups = group_cuts(family.cuts, lambda cuts, run=run: bytes_of(cuts, run), memory)
+        groups = groups_within(family.cuts, lambda cuts, run=run: bytes_of(cuts, run), memory)
         parts += [(group, run) for group in groups]
-    rate, reading = _rate(family.whole, tokens_of(pieces))
+    rate, reading = _rate(family, tokens_of(pieces))
     return Plan(
         cuts=family.cuts,
         parts=parts,
@@ -220,7 +218,7 @@ def plan_requests(
         head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
         bytes=max((bytes_of(group, run) for group, run in parts), default=0),
         rate=rate,
-        reads=len(parts) * family.whole.layer_bytes * num_layers(model) if streamed else 0,
+        reads=int(len(parts) * family.whole.layer_bytes * num_layers(model)) if streamed else 0,
         reading=reading,
         requests=len(contexts),
     )
@@ -231,7 +229,7 @@ def _runs(family: PrunedFamily, pieces: list[Piece], memory: int) -> Iterator[li
     if not is_streamed(family.whole.model):
         yield from (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared))
         return
-    yield from group_cuts(pieces, lambda run: family.bytes_together(family.cuts, run), memory)
+    yield from groups_within(pieces, lambda run: family.bytes_together(family.cuts, run), memory)
 
 
 def _answered(
@@ -240,11 +238,10 @@ def _answered(
     """The answers to pieces, in their order: from shards, or run and put there."""
     cuts = np.array([repr(cut) for cut in family.cuts])
     found: dict[int, dict] = {}
-    of_pieces = {number: piece for number, piece in zip(numbers, pieces, strict=False)}
+    of_pieces = {next(numbers): piece for piece in pieces}
     for number, piece in of_pieces.items():
-        like = {
-            name: (kind, (len(cuts), len(piece.requests))) for name, kind in (("logprobs", float), ("greedy", bool))
-        }
+        shape = (len(cuts), len(piece.requests))
+        like = {"logprobs": (float, shape), "greedy": (bool, shape)}
         kept = shards.get(number, {"requests": np.array(piece.requests), "cuts": cuts}, like) if shards else None
         if kept is not None:
             skip(bar, family.steps_of(piece))
@@ -260,28 +257,26 @@ def _answered(
         yield piece, found.pop(number)
 
 
-def _rate(network: Network, tokens: int) -> tuple[float | None, float | None]:
-    """Layer-steps a second, from some layers on at most 256 tokens, and bytes a second that were read for it.
-
-    None where there is nothing to run, or nothing is read.
-    """
+def _rate(family: PrunedFamily, tokens: int) -> tuple[float | None, float | None]:
+    """Layer-steps a second, from at most 256 tokens, and bytes a second read from disk; None where that is not done."""
     if tokens == 0:
         return None, None
+    network, streamed = family.whole, is_streamed(family.whole.model)
     ids = torch.ones(4, min(64, 1 + tokens // 4), dtype=torch.long, device=network.device)
-    layers, streamed = network.layers, is_streamed(network.model)
-    tried = [0] if streamed else list(range(len(layers)))
-    reading = time.perf_counter()
-    with torch.inference_mode(), contextlib.ExitStack() as stack:
-        for layer in tried:
-            stack.enter_context(network.reader.reading(layer))
-        reading = time.perf_counter() - reading
-        handed = network.handed(ids)
-        handed.calls[0](layers[0], handed.residual)  # the first pass of a process is slow
-        start = time.perf_counter()
-        residual = handed.residual
-        for layer in tried:
-            residual = handed.calls[layer](layers[layer], residual)
+    begin = time.perf_counter()
+    with torch.inference_mode(), network.reader.reading(0) as first:
+        reading = network.layer_bytes / (time.perf_counter() - begin) if streamed else None
+
+        def run(ids):
+            if not streamed:
+                return network.model.base_model(input_ids=ids, use_cache=False)
+            handed = network.handed(ids)
+            return handed.calls[0](first, handed.residual)
+
+        run(ids[:, :8])  # the first pass of a process is slow
+        begin = time.perf_counter()
+        run(ids)
         if ids.is_cuda:
             torch.cuda.synchronize()
-        rate = ids.numel() * len(tried) / (time.perf_counter() - start)
-    return rate, network.layer_bytes / reading if streamed else None
+        layers = 1 if streamed else len(network.layers)
+        return ids.numel() * layers / (time.perf_counter() - begin), reading

@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
 from deeper_layers.family.decoding import Decoding, bytes_of_a_row
-from deeper_layers.family.planning import MEMORY, group_cuts
+from deeper_layers.family.planning import MEMORY
 from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models.streaming import groups_within
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards, skip
 
@@ -70,7 +71,7 @@ def generate(
     prompts = _HFLM(model, tokenizer, 1)
     prompts.generate_until(instances, disable_tqdm=True)
     cost = lambda cuts: LEAST_ROWS * bytes_of_a_row(family.part(cuts), prompts.calls)  # noqa: E731
-    groups = [family.part(cuts) for cuts in group_cuts(cuts, cost, memory)]
+    groups = [family.part(cuts) for cuts in groups_within(cuts, cost, memory)]
     rows = int(max(1, min(BATCH_ROWS, memory // max(bytes_of_a_row(group, prompts.calls) for group in groups))))
     prompts = _HFLM(model, tokenizer, rows)
     prompts.generate_until(instances, disable_tqdm=True)

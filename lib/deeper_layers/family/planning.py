@@ -3,7 +3,6 @@
 The same requests give the same arrangement, so that an interrupted sweep finds its pieces again.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -223,17 +222,6 @@ def _is_worth_joining(together: Sequence, batch_tokens: int) -> bool:
     apart = sum((together.context + branch) ** 2 for branch in together.branches)
     saved = together.context * (len(together.branches) - 1)
     return not together.branches or (length <= batch_tokens and length**2 - apart <= KEYS_OF_A_LAYER * saved)
-
-
-def group_cuts(cuts: list, cost: Callable[[list], int], memory: int) -> list[list]:
-    """Cuts in as few groups as they come in, each of a `cost` within `memory` bytes, or of one cut."""
-    groups: list[list] = []
-    for cut in cuts:
-        if groups and cost([*groups[-1], cut]) <= memory:
-            groups[-1].append(cut)
-        else:
-            groups.append([cut])
-    return groups
 
 
 def _shared_beginnings(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:

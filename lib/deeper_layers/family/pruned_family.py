@@ -114,8 +114,8 @@ class PrunedFamily:
             return
         if not self.can.split:
             raise InputError(
-                f"the layers of {type(self.whole.model).__name__} can't be run one by one, as they would have to be where "
-                "they stay on disk: use a machine whose memory holds the model"
+                f"the layers of {type(self.whole.model).__name__} can't be run one by one, and so not from disk: use a "
+                "machine whose memory holds the model"
             )
         with torch.inference_mode():
             begun = {

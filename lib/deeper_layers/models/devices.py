@@ -1,7 +1,9 @@
 """Where a model runs, and what that is called."""
 
 import platform
+from pathlib import Path
 
+import psutil
 import torch
 
 from deeper_layers.checks import text
@@ -31,3 +33,23 @@ def device_name() -> str:
     capability = torch.backends.cpu.get_cpu_capability()
     threads = torch.get_num_threads()
     return f"{platform.machine()} processor ({capability}), {threads} thread{'s' if threads > 1 else ''}"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free where a model is put; in a container no more than it may have."""
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0]
+    free = psutil.virtual_memory().available
+    try:
+        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    except OSError:  # no Linux
+        return free
+    for number, kind, path in groups:
+        if number == "0" or "memory" in kind.split(","):
+            limit = "memory.max" if number == "0" else "memory.limit_in_bytes"
+            root = Path("/sys/fs/cgroup") / ("" if number == "0" else kind)
+            # a container sees its own group as the root
+            for file in (root / path.lstrip("/") / limit, root / limit):
+                if file.exists() and (said := file.read_text().strip()).isdigit():
+                    free = min(free, int(said))
+    return free

@@ -70,7 +70,7 @@ class Network:
         if is_streamed(self.model):  # not all layers are read for a number: those of usual attention have this many
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            return 2 * heads * width * self.dtype.itemsize
+            return 2.0 * heads * width * self.dtype.itemsize
         cache = DynamicCache(config=config)  # the configuration says which layers recur
         with torch.inference_mode():
             ids = torch.zeros(1, 8, dtype=torch.long, device=self.device)
@@ -194,7 +194,7 @@ class Network:
 
 
 @functools.cache
-def _signature(kind: type) -> tuple[str, ...]:
+def _signature(kind: type[torch.nn.Module]) -> tuple[str, ...]:
     return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)
 
 

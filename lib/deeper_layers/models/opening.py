@@ -3,8 +3,11 @@
 The embedded model and the others in `models.packaged` come from the Python package index.
 """
 
+import contextlib
+import math
 import os
 import re
+import weakref
 from pathlib import Path
 
 import torch
@@ -14,17 +17,22 @@ from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, Pre
 from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
+from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index
+from deeper_layers.files.staging import staging_folder
+from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.devices import choose_device
+from deeper_layers.models.devices import choose_device, free_memory
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
+from deeper_layers.models.streaming import on_disk
 from deeper_layers.models.weight_check import check_folder
-from deeper_layers.package_index import file_hash
+from deeper_layers.package_index import cache_folder, file_hash
+
+OF_MEMORY = 0.7  # of what is free, that weights may take in it
 
 
 def load_model(
@@ -35,6 +43,7 @@ def load_model(
     device: str = "auto",
     quantization: str | None = None,
     trust_remote_code: bool = False,
+    stream: bool | str = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Open a decoder-only language model for measuring.
 
@@ -47,6 +56,8 @@ def load_model(
         device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
         quantization: None, "nf4" or "int8" (bitsandbytes).
         trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
+        stream: leave the layers on disk, and read each when its turn comes: "auto" (where the weights would take more
+            than 0.7 of the free memory), True or False. A model on disk is measured, and not healed.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -76,12 +87,22 @@ def load_model(
         else:
             folder = _checked(folder, options)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        opening = auto_class(read_config(str(folder), source.revision, trust_remote_code))
+        config = read_config(str(folder), source.revision, trust_remote_code)
+        opening = auto_class(config)
+        placed: str | dict = where
+        rewritten = contextlib.ExitStack()
+        if _streams(stream, str(folder), where, getattr(torch, source.dtype), quantization):
+            with torch.device("meta"):
+                empty = opening.from_config(config, trust_remote_code=trust_remote_code)
+            placed = on_disk(empty, where)
+            # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            options["offload_folder"] = str(rewritten.enter_context(staging_folder(cache_folder())))
         network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
             dtype=getattr(torch, source.dtype),
-            device_map=where,
+            device_map=placed,
             quantization_config=_quantization(quantization, getattr(torch, source.dtype)),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
@@ -94,6 +115,7 @@ def load_model(
             f"can't open the model {source.name!r} ({first_line(error)}): mend that, or give a whole model with its "
             "tokenizer, as save_pretrained writes them"
         ) from error
+    weakref.finalize(network, rewritten.close)
     check_whole(report, source.name)
     decoder_layers(network)  # refuses what can't be pruned, before anything is measured
     for module in network.modules():
@@ -104,6 +126,23 @@ def load_model(
     if where == "cpu" and not multiplies_sixteen_bits():
         widen(network)
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
+
+
+def _streams(stream: bool | str, folder: str, where: str, dtype: torch.dtype, quantization: str | None) -> bool:
+    """Whether the layers of a checkpoint stay on disk."""
+    if stream not in (True, False, "auto"):
+        raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
+    if stream is True and quantization is not None:
+        raise InputError(
+            f"quantization is {quantization!r} with stream, expected None: a layer is read as it is stored"
+        )
+    if stream is not False and quantization is None and os.path.isdir(folder):
+        needed = sum(
+            math.prod(tensor.entry["shape"])
+            for shard in read_shards(Path(folder)) for tensor in shard.tensors
+        ) * dtype.itemsize  # fmt: skip
+        return stream is True or needed > OF_MEMORY * free_memory(where)
+    return stream is True
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:

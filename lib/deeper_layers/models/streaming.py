@@ -5,7 +5,7 @@ time that it is called. Here a layer is read once and held for as long as it is 
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -55,17 +55,17 @@ class Reader:
             return
         waiting = _waiting(module)
         self._read(layer).result()
+        del self._ahead[layer]
         if following is not None:
             self._read(following)
         try:
             with contextlib.ExitStack() as stack:
-                for part in waiting:  # whose hook would read it again at each call
-                    stack.enter_context(replaced(part, part._old_forward))
+                for part, _ in waiting:  # whose hook would read it again at each call
+                    stack.enter_context(replaced(part, vars(part)["_old_forward"]))
                 yield module
         finally:
-            del self._ahead[layer]
-            for part in waiting:
-                part._hf_hook.post_forward(part, None)
+            for part, hook in waiting:
+                hook.post_forward(part, None)
 
     def _read(self, layer: int) -> Future:
         if layer not in self._ahead:
@@ -74,23 +74,35 @@ class Reader:
 
     def _load(self, module: nn.Module) -> None:
         with torch.inference_mode():
-            for part in _waiting(module):
-                part._hf_hook.pre_forward(part)
+            for part, hook in _waiting(module):
+                hook.pre_forward(part)
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
     def forget(self) -> None:
         """Give up what was read ahead and not used."""
         for layer, future in list(self._ahead.items()):
             future.result()
-            for part in _waiting(self.layers[layer]):
-                part._hf_hook.post_forward(part, None)
+            for part, hook in _waiting(self.layers[layer]):
+                hook.post_forward(part, None)
             del self._ahead[layer]
 
 
-def _waiting(module: nn.Module) -> list[nn.Module]:
-    """Parts of a layer whose weights accelerate keeps on disk."""
-    hooks = ((part, getattr(part, "_hf_hook", None)) for part in module.modules())
-    return [part for part, hook in hooks if isinstance(hook, AlignDevicesHook) and hook.offload]
+def groups_within(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
+    """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
+    group: list = []
+    for item in items:
+        if group and cost([*group, item]) > most:
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
+
+
+def _waiting(module: nn.Module) -> list[tuple[nn.Module, AlignDevicesHook]]:
+    """Parts of a layer whose weights accelerate keeps on disk, and the hooks that fetch them."""
+    hooks = ((part, vars(part).get("_hf_hook")) for part in module.modules())
+    return [(part, hook) for part, hook in hooks if isinstance(hook, AlignDevicesHook) and hook.offload]
 
 
 @contextlib.contextmanager

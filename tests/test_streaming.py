@@ -1,0 +1,97 @@
+"""Layers that stay on disk give the numbers of those in memory, and are read once for many batches."""
+
+import numpy as np
+import pytest
+import torch
+
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
+from deeper_layers.family.decoding import Decoding
+from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.models import devices, opening
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.streaming import is_streamed
+from deeper_layers.results.shards import Shards
+from deeper_layers.similarity import angular_distances
+from tests.plain import batch, requests
+from tests.tiny import tiny_model
+
+LAYERS = 6
+CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2), Cut.of([1, 4])]
+
+
+@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3_moe"])
+def both(request, tmp_path_factory, tiny_folder):
+    """The same model in memory and on disk, in several files."""
+    folder = tmp_path_factory.mktemp(request.param)
+    tiny_model(request.param, layers=LAYERS).save_pretrained(folder, max_shard_size="60KB")
+    for path in tiny_folder.glob("*token*"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    return load_model(str(folder), stream=False)[0], load_model(str(folder), stream=True)[0]
+
+
+def test_only_the_layers_stay_on_disk(both):
+    memory, disk = both
+    assert is_streamed(disk) and not is_streamed(memory)
+    kept = {name for name, parameter in disk.named_parameters() if not parameter.is_meta}
+    assert kept == {name for name, _ in memory.named_parameters() if ".layers." not in name}
+
+
+def test_distances(both):
+    memory, disk = both
+    draw = torch.Generator().manual_seed(0)
+    batches = [batch([torch.randint(1, 128, (n,), generator=draw).tolist() for n in (30, 7, 12)]) for _ in range(3)]
+    assert np.array_equal(angular_distances(memory, batches), angular_distances(disk, batches), equal_nan=True)
+
+
+@pytest.mark.parametrize("few_shot", [0, 60])
+def test_a_sweep(both, few_shot, tmp_path):
+    memory, disk = both
+    contexts, continuations = requests(128, few_shot=few_shot, questions=20)
+    shape = {"max_length": 200, "batch_tokens": 128}
+    family = PrunedFamily(disk, CUTS)
+    can = PrunedFamily(memory, CUTS).can
+    assert family.can == can
+    expected, expected_greedy = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
+    found, greedy = loglikelihoods(disk, contexts, continuations, CUTS, **shape, family=family)
+    assert np.array_equal(found, expected) and np.array_equal(greedy, expected_greedy)
+    assert is_streamed(disk)  # nothing was left in memory
+    whole = plan_requests(family, contexts, continuations, 200, 128)
+    assert len(whole.parts) == 1 and whole.reads > 0 and "GB of weights to read in 1 rounds" in str(whole)
+    before = family.whole.reader.bytes
+    family.whole.reader.bytes = 0
+    list(family.run_all(whole.pieces))
+    assert before and family.whole.reader.bytes <= 1.01 * whole.reads
+    # with little memory in several rounds, each kept as it is finished
+    little = plan_requests(family, contexts, continuations, 200, 128, memory=whole.bytes // 3)
+    assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
+    shards = Shards(tmp_path / "unit.partial")
+    found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape, memory=whole.bytes // 3, shards=shards)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_answers(both):
+    memory, disk = both
+    rows = [list(range(1, 20)), list(range(5, 40))]
+    never = lambda rows: [False] * len(rows)  # noqa: E731
+    written = [Decoding(PrunedFamily(model, CUTS), rows, 4).write(never) for model in (memory, disk)]
+    assert written[0] == written[1]
+
+
+def test_a_model_streams_where_memory_is_short(tiny_folder, monkeypatch):
+    assert not is_streamed(load_model(str(tiny_folder))[0])
+    monkeypatch.setattr(opening, "free_memory", lambda device: 1000)
+    assert is_streamed(load_model(str(tiny_folder))[0])
+    assert not is_streamed(load_model(str(tiny_folder), stream=False)[0])
+
+
+def test_what_streams_is_asked_in_words(tiny_folder):
+    with pytest.raises(InputError, match="stream is 'yes', expected 'auto', True or False"):
+        load_model(str(tiny_folder), stream="yes")
+    with pytest.raises(InputError, match="quantization is 'nf4' with stream, expected None"):
+        load_model(str(tiny_folder), stream=True, quantization="nf4")
+
+
+def test_free_memory_is_that_of_the_machine():
+    assert 0 < devices.free_memory("cpu") < 2**50
