@@ -1,8 +1,10 @@
-"""Pruned models of one network, run together.
+"""Pruned models of one network as a tree of layers, run together.
 
-In: a model, cuts, tokens. Out: log-likelihoods or texts of every pruned model. The whole model runs once, each pruned
-one only above its cut. Read first: pruned_family.py. planning.py arranges requests and prices them, network.py runs
-one model from a residual, prefix_cache.py shares a prompt's beginning, generation.py writes answers.
+In: a model, cuts, tokens. Out: log-likelihoods or texts of every pruned model. What pruned models share is run once,
+and each layer serves all of them together. Read first: tree.py, which draws it, then walk.py, which takes one batch
+through it, and pruned_family.py. planning.py arranges requests and prices them, lending.py shares a prompt's beginning,
+scored_only.py spares the last layer, abilities.py finds out what works on a model, decoding.py writes answers, which
+generation.py gives to lm-eval.
 """
 
 import lazy_loader

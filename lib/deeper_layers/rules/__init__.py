@@ -1,7 +1,8 @@
-"""Which layers to drop: the paper's similarity-informed rule and its simple heuristic.
+"""Which layers to drop: the paper's similarity-informed rule and its simple heuristic, and rivals of these.
 
-In: block sizes, the model's depth, distances where a rule needs them. Out: one cut for each size. Needs no torch.
-Read first: choosing.py; a new rule is a line of its RULES and a function from size to cut, as similarity.py has it.
+In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
+Each rule is one file, with its source and its price, and a line of the registry in choosing.py.
+Read first: rule.py, which says what a rule is.
 """
 
 import lazy_loader

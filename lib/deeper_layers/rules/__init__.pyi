@@ -1,3 +1,4 @@
+from .choosing import REGISTERED as REGISTERED
 from .choosing import RULES as RULES
 from .choosing import cuts_of_rule as cuts_of_rule
 from .choosing import measured_cuts as measured_cuts

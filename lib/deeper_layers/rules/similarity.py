@@ -3,6 +3,8 @@
 Source: Gromov et al., arXiv 2403.17887, section 3.2, step 2.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
@@ -10,6 +12,7 @@ from jaxtyping import Float
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut, check_size
 from deeper_layers.errors import InputError
+from deeper_layers.rules.rule import Known, Rule
 
 
 def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
@@ -78,3 +81,18 @@ def distance_matrix(table: pd.DataFrame) -> Float[np.ndarray, "L L"]:
     matrix = np.full((layers, layers), np.nan)
     matrix[table["size"] - 1, table["start"]] = table["distance"]
     return matrix
+
+
+def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+    assert known.distances is not None
+    return [similarity_cut(known.distances, size) for size in sizes]
+
+
+RULE = Rule(
+    name="similarity",
+    words="the block whose input and output point in the most similar directions",
+    needs="distances",
+    source="Gromov et al., arXiv 2403.17887, section 3.2",
+    cuts=_cuts,
+    passes=lambda size, layers: 1.0,
+)

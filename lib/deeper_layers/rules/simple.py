@@ -1,0 +1,13 @@
+"""The simple heuristic: drop the layers just before the last one (Gromov et al. 2024, section 4.4)."""
+
+from deeper_layers.cuts import simple_cut
+from deeper_layers.rules.rule import Rule
+
+RULE = Rule(
+    name="simple",
+    words="the layers just before the last one",
+    needs="",
+    source="Gromov et al., arXiv 2403.17887, section 4.4",
+    cuts=lambda sizes, known: [simple_cut(known.layers, size) for size in sizes],
+    passes=lambda size, layers: 0.0,
+)
