@@ -12,7 +12,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
@@ -178,6 +177,8 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
 
 def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
     """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added to it."""
+    from safetensors.torch import load_file  # slow, and needed for adapters alone
+
     adapter = read_adapter(folder)
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)

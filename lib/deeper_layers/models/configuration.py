@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
-
-from transformers import AutoConfig, PretrainedConfig
+from typing import TYPE_CHECKING
 
 from deeper_layers.errors import InputError, first_line
+
+if TYPE_CHECKING:  # slow: much of a folder can be refused without it
+    from transformers import PretrainedConfig
 
 # What transformers raises for a checkpoint that it can't open: what strangers write into a configuration or a tokenizer
 # fails at any line that reads it, with any error.
@@ -15,8 +17,10 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DEEPEST = 10_000  # layers of a part that is not the decoder
 
 
-def read_config(model: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "PretrainedConfig":
     """The configuration of a folder or hub id. Raises InputError where transformers can't read it."""
+    from transformers import AutoConfig, PretrainedConfig
+
     options = {"revision": revision} if revision else {}
     try:
         check_configuration(PretrainedConfig.get_config_dict(model, **options)[0], model)
@@ -78,7 +82,7 @@ def text_part(config: dict) -> dict:
     return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
-def layers_of(config: PretrainedConfig, model: str) -> int:
+def layers_of(config: "PretrainedConfig", model: str) -> int:
     """Number of decoder layers that a configuration states. Raises InputError where it is no decoder's."""
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{model!r} is an encoder-decoder model ({config.model_type}): give a decoder-only one")
