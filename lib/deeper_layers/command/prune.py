@@ -1,23 +1,30 @@
 """`deeper-layers prune`: a checkpoint without some of its layers, healed if asked for.
 
-The cut is chosen, what is known of it is looked up, adapters are healed where that is asked for, and the files are
-written. Copying opens no model: what does is imported where distances are measured or adapters trained.
+The cut is chosen, what is known of it is looked up and said, adapters are healed where that is asked for, and the files
+are written. Copying opens no model: what does is imported where distances are measured or adapters trained. Whatever
+can be refused soon is refused before anything slow is imported.
 """
 
+import dataclasses
 import functools
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, checks, data, files, models, results
+from deeper_layers import checkpoints, checks, data, files, models
+from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
+from deeper_layers.command import foretold
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
+from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
+from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.healing.presets import PRESETS
 from deeper_layers.package_index import cache_folder
 
 if TYPE_CHECKING:  # torch
@@ -25,78 +32,204 @@ if TYPE_CHECKING:  # torch
 
 ADAPTER = "give one of adapters, as `deeper-layers heal` writes it"
 HEALING = HealingParameters.model_fields
+TYPES = ("f32", "f16", "q8_0")
 
 
 @click.command
 @cut_options(required=False, more="; with --adapter by default its own")
+@click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
+              f"some of {', '.join(checkpoints.ENGINES)}")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
+              "hold of its quality; write nothing")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
+@click.option("--dtype", default=AS_IT_IS, show_default=True, help=f"of the weights of a folder: {', '.join(NAMES)}; "
+              "auto: as they are, those of a GGUF file in the smallest that holds each exactly")  # fmt: skip
+@click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES))
+@click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
 @click.option("--adapter", type=Place(), help="folder of adapters trained after this cut: they are "
               "added to the weights")  # fmt: skip
-@click.option("--heal", metavar="PRESET", help="train such adapters first, and keep them: "
-              + str(HEALING["preset"].description))  # fmt: skip
+@click.option("--heal", metavar="PRESET", help=f"train such adapters first, and keep them: {', '.join(PRESETS)}")
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
-@click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: f32, f16 or q8_0")
-@asking(Parameters)
+@click.option("--push-to-hub", "repository", metavar="REPOSITORY", help="upload OUT when it is complete, into a private "
+              "repository of the hub")  # fmt: skip
+@click.option("--public", is_flag=True, help="let that repository be public")
+@asking(Parameters, but=("dtype",))
 @click.argument("out", type=Place())
 @answering
 def prune(
-    given: dict, out: Path, drop: int | None, start: int | None, rule: str, adapter: Path | None, heal: str | None,
-    text: str, kind: str | None,
+    given: dict, out: Path, drop: int | None, start: int | None, rule: str, engines: str | None, dry_run: bool,
+    overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
+    repository: str | None, public: bool,
 ) -> Answer:  # fmt: skip
-    """Write a checkpoint without some of its layers to OUT, which must not exist, without opening the model.
+    """Write a checkpoint without some of its layers to OUT, without opening the model.
 
-    Which layers is a matter of --rule, or of --start. OUT is a folder that transformers opens; of a GGUF file it can be
-    one too, for llama.cpp: then it ends in .gguf. Options of the distances matter where --rule similarity measures.
+    Which layers is a matter of --rule, or of --start. OUT is a folder that transformers, vLLM and others open, and must
+    not exist; of a GGUF file it can be one too, for llama.cpp: then it ends in .gguf. Before anything is written it is
+    said which engines would misread the result, and whether results say that the cut ruins the model: at most half of
+    what the whole one scores above guessing is surely left. Options of the distances matter where they are measured.
 
     \b
+    deeper-layers prune embedded pruned --drop 2 --dry-run
     deeper-layers prune embedded pruned --drop 4 --rule simple
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
+    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     """
     check_typed(drop, start)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
-    to_gguf = out.suffix == ".gguf"
+    if public and repository is None:
+        raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
+    model, to_gguf = given["model"], out.suffix == ".gguf"
     parameters = _parameters(given, heal, text, to_gguf)
-    out = _checked_out(out, kind)
-    if heal:  # where the adapters are kept
+    wanted = None if engines is None else checkpoints.engines_named(split(engines))
+    out = _checked_out(out, kind, dtype, overwrite)
+    if to_gguf and not foretold.is_gguf(model):
+        raise InputError(
+            f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
+            "convert_hf_to_gguf.py, which comes with llama.cpp"
+        )
+    if heal and not dry_run:  # where the adapters are kept
         files.check_writable(cache_folder())
     added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
     recorded = _cut_of(added, start) if drop is None else None
-    # so far nothing of the model was read
-    model, revision = given["model"], given.get("revision")
-    if to_gguf:
-        source = models.find_model(model, revision=revision)
-        checkpoints.gguf_file(source)  # refuses any other before anything is measured
-        layers, name = source.num_layers, source.name
-    else:
-        folder = models.checkpoint_folder(model, revision)
-        layers, name = checkpoints.number_of_layers(folder), models.model_name(model)
+    config = models.stated_config(model, given.get("revision"))
+    layers = models.stated_layers(config)
+    if drop is not None and layers is not None:
+        check_fits(drop, start, layers)
+    if not dry_run:
+        if repository is not None:
+            checkpoints.check_repository(repository, public=public)
+        files.check_writable(out.absolute().parent)
+    # from here on slow
+    if layers is None:
+        layers = checkpoints.number_of_layers(models.checkpoint_folder(model, given.get("revision")))
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    files.check_writable(out.absolute().parent)
-    cut = recorded or chosen_cut(drop, start, rule, layers, lambda: (parameters, found(), opened))
+    safe = None if wanted is None else functools.partial(checkpoints.safe_cuts, config, engines=wanted)
+    cut = recorded or chosen_cut(drop or 0, start, rule, layers, lambda: (parameters, found(), opened), safe)
     cut.check(layers)
+    known = _Known.of(model, parameters, config, layers, cut, heal is not None or adapter is not None)
+    if safe is not None and not safe([cut]):
+        raise InputError(f"--for is {engines}, and {known.engines_in_words()}")
+    if dry_run:
+        return _foretold(known, out, found(), dtype, kind, adapter or heal)
+    known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
-    if to_gguf:
-        written = checkpoints.slice_gguf(source, cut, out, adapter=adapter, type=kind)
-    else:
-        measured, card = parameters.results_folder, ""
-        # only where something of this name was measured is it worth reading all weights for their hash
-        if any(unit.key["model"]["name"] == name for unit in results.all_units(measured, model=name)):
-            added = None if adapter is None else checkpoints.read_adapter(adapter)
-            card = checkpoints.measured_card(models.model_key(model, folder), cut, measured, added)
-        written = checkpoints.slice_checkpoint(model, cut, out, revision=revision, card=card, adapter=adapter)
-    lines = [f"{name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []), str(written)]
-    content = {
-        "model": name, "layers": layers, "cut": {"start": cut.start, "size": cut.size}, "kept": cut.kept(layers),
-        "adapters": str(adapter) if adapter else None, "out": str(written),
+    card = known.card(None if adapter is None else checkpoints.read_adapter(adapter))
+    with checkpoints.in_the_place_of(out) as place:
+        if to_gguf:
+            checkpoints.slice_gguf(found(), cut, place, adapter=adapter, type=kind)
+        else:
+            command = _command(known, out, adapter, dtype, without_mtp)
+            checkpoints.slice_checkpoint(
+                model, cut, place, revision=given.get("revision"), card=card, adapter=adapter, dtype=dtype,
+                command=command, name=repository or out.name, **({"mtp": False} if without_mtp else {}),
+            )  # fmt: skip
+    address = None
+    if repository is not None:
+        said = f"{known.name} without {cut.size} of its {layers} layers"
+        address = checkpoints.push(out, repository, public=public, message=said)
+    bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
+    lines = [
+        f"{known.name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []),
+        f"{out}: {bytes / 1e6:,.0f} MB", *([address] if address else []),
+    ]  # fmt: skip
+    content = known.content() | {
+        "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
     return Answer("\n".join(lines), content)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """A cut of a model, and what is known of it before it is made."""
+
+    name: str
+    layers: int
+    cut: Cut
+    engines: list[dict]
+    units: list
+    scores: list
+    healed: bool
+
+    @classmethod
+    def of(cls, model: str, parameters: Parameters, config: dict, layers: int, cut: Cut, healed: bool) -> "_Known":
+        units, scores = foretold.units_of(model, parameters), []
+        if units:
+            from deeper_layers.report import one_cut  # slow
+
+            scores = one_cut.scores(units, cut)
+        name = units[0].key["model"]["name"] if units else models.model_name(model)
+        return cls(name, layers, cut, foretold.engines_of(config, cut), units, scores, healed)
+
+    def engines_in_words(self) -> str:
+        return "; ".join(foretold.engines_in_words(self.engines))
+
+    def ruin(self) -> str | None:
+        said = foretold.ruin_in_words(self.scores)
+        return f"{said}; scores are from before it is healed" if said and self.healed else said
+
+    def warn(self) -> None:
+        """Say on stderr what is wrong with the cut, before it is made."""
+        for said in [*foretold.engines_in_words(self.engines), self.ruin()]:
+            if said:
+                click.echo(f"warning: {said}", err=True)
+
+    def card(self, adapter: "Adapter | None") -> str:
+        """What results say, for the model card."""
+        if not self.units:
+            return ""
+        from deeper_layers.report import one_cut  # slow
+
+        course = adapter.healing if adapter else None
+        healed = one_cut.healing_of(self.units, self.cut, course["config"], course["text"]) if course else None
+        return one_cut.card_text(self.units, self.cut, healed)
+
+    def content(self) -> dict:
+        return {
+            "model": self.name, "layers": self.layers, "cut": {"start": self.cut.start, "size": self.cut.size},
+            "kept": self.cut.kept(self.layers), "engines": self.engines,
+            "scores": [dataclasses.asdict(score) for score in self.scores], "ruins": self.ruin(),
+        }  # fmt: skip
+
+
+def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, healed: object) -> Answer:
+    """What --dry-run answers."""
+    lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
+    if out.suffix == ".gguf":
+        bytes, written = foretold.gguf_bytes(source, known.cut, kind), kind or source.quantized
+    else:
+        bytes, written = foretold.bytes_of(source, known.cut, dtype)
+    lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
+    if source.is_gguf and out.suffix != ".gguf" and written == "float32":
+        small = foretold.gguf_bytes(source, known.cut, None)
+        lines.append(
+            f"no 16 bits hold all of its weights, which are {source.quantized}: --dtype bfloat16 halves that and rounds "
+            f"them, an OUT that ends in .gguf has {small / 1e6:,.0f} MB and keeps them"
+        )
+    lines.append("\n".join(foretold.engines_in_words(known.engines)) or "no engine that counts layers would misread it")
+    if known.scores:
+        lines += ["", foretold.scores_in_words(known.scores, known.cut), "", known.ruin() or "by results it ruins none of these"]
+    else:
+        asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
+        of = "this cut" if known.units else "this model"
+        lines.append(f"of its quality: results hold nothing of {of}; `deeper-layers sweep MODEL{asked}` measures it")
+    content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
+    return Answer("\n".join(lines), content)
+
+
+def _command(known: _Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
+    """The command as anyone else would type it: the cut by its place, and no path of this machine."""
+    words = ["deeper-layers", "prune", known.name, out.name, "--start", str(known.cut.start), "--drop", str(known.cut.size)]
+    words += ["--adapter", adapter.name] if adapter else []
+    words += ["--dtype", dtype] if dtype != AS_IT_IS else []
+    return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])
 
 
 def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Parameters:
@@ -109,15 +242,23 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Pa
     return HealingParameters(**given | how)
 
 
-def _checked_out(out: Path, kind: str | None) -> Path:
+def _checked_out(out: Path, kind: str | None, dtype: str, overwrite: bool) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
-    if kind is not None and out.suffix != ".gguf":
-        raise InputError(f"out is {str(out)!r}: --type is for an out that ends in .gguf")
-    out = checks.place("out", out)
-    checks.new_folder("the folder of out", out.parent, writable=True)
-    if kind is not None and kind not in checkpoints.TYPES:
-        raise InputError(f"type is {kind!r}, expected one of {', '.join(checkpoints.TYPES)}: llama-quantize makes more")
-    checkpoints.check_new(out)
+    to_gguf = out.suffix == ".gguf"
+    if kind is not None and not to_gguf:
+        raise InputError(f"OUT is {str(out)!r}: --type is for an OUT that ends in .gguf")
+    if kind is not None and kind not in TYPES:
+        raise InputError(f"--type is {kind!r}, expected one of {', '.join(TYPES)}: llama-quantize makes more")
+    if dtype != AS_IT_IS and to_gguf:
+        raise InputError(f"OUT is {str(out)!r}: --dtype is for a folder, give --type for a GGUF file")
+    if dtype not in (AS_IT_IS, *NAMES):
+        raise InputError(f"--dtype is {dtype!r}, expected auto, {', '.join(NAMES)}: choose one")
+    out = checks.place("OUT", out)
+    checks.new_folder("the folder of OUT", out.parent, writable=True)
+    if overwrite:
+        checkpoints.check_replaceable(out)
+    else:
+        checkpoints.check_new(out)
     return out
 
 

@@ -1,0 +1,120 @@
+"""What is known of a checkpoint before it is written: bytes, engines that would misread it, scores from results."""
+
+import dataclasses
+from pathlib import Path
+
+from deeper_layers import checkpoints, models, results
+from deeper_layers.command.answers import table
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
+
+
+def units_of(model: str, parameters: Parameters) -> list[Unit]:
+    """What results hold of a model, known by its hash; a folder is read for its only where they have its name."""
+    folder, name = parameters.results_folder, models.model_name(model)
+    if not is_gguf(model) and not results.all_units(folder, model=name):
+        return []
+    key = parameters.source().key
+    return [unit for unit in results.all_units(folder, model=key["name"]) if unit.key["model"] == key]
+
+
+def is_gguf(model: str) -> bool:
+    """Whether a model is a GGUF file, given or packaged."""
+    return model in models.PACKAGED or model.endswith(".gguf")
+
+
+def bytes_of(source: Source, cut: Cut, dtype: str) -> tuple[int, str]:
+    """About how many bytes of weights a folder will have, and in which data type, from headers alone.
+
+    Raises InputError where the cut or the type does not fit, or the checkpoint is not understood.
+    """
+    folder = _readable(source)
+    if folder is not None:
+        return checkpoints.bytes_after(cut, folder, dtype, dequantized=source.is_gguf)
+    if dtype == "auto":
+        dtype = {"F16": "float16", "BF16": "bfloat16"}.get(
+            source.quantized, "float32" if source.is_gguf else source.dtype
+        )
+    return models.sizes_of(source).parameters(cut) * BYTES[dtype], dtype
+
+
+def gguf_bytes(source: Source, cut: Cut, kind: str | None) -> int:
+    """About how many bytes of weights a GGUF file will have."""
+    packaged = models.PACKAGED.get(source.folder)
+    if packaged and packaged.path.is_file():
+        source = dataclasses.replace(source, gguf=packaged.path, folder=str(packaged.path))
+    sizes = models.sizes_of(source)
+    whole = sizes.file_bytes(cut)
+    if kind is None and whole is not None:
+        return whole
+    if kind is None:  # of a packaged model that is not here yet
+        return round(packaged.bytes * sizes.parameters(cut) / sizes.parameters(Cut(0, 0)))
+    return round(sizes.parameters(cut) * BYTES[kind])
+
+
+def engines_of(config: dict, cut: Cut) -> list[dict]:
+    """Which engines would read a checkpoint wrongly, why, and the nearest cut that they all read rightly."""
+    from deeper_layers.checkpoints import engines
+
+    try:
+        wrong = engines.wrong_in(config, cut)
+    except InputError:  # a depth that is not stated in plain words
+        return []
+    safe = engines.nearest_safe(config, cut) if wrong else None
+    return [
+        {"engine": one.engine, "layers": list(one.layers), "why": one.why,
+         "nearest_safe": safe and {"start": safe.start, "size": safe.size}}
+        for one in wrong
+    ]  # fmt: skip
+
+
+def engines_in_words(found: list[dict]) -> list[str]:
+    """A line for each engine, and one with what to do."""
+    lines = [f"{one['engine']} would read it wrongly: {one['why']}" for one in found]
+    if found and (safe := found[0]["nearest_safe"]):
+        lines.append(
+            f"the nearest cut that every engine reads rightly is --start {safe['start']} --drop {safe['size']}; --for "
+            f"{','.join(dict.fromkeys(one['engine'] for one in found))} chooses the best one for these"
+        )
+    return lines
+
+
+def scores_in_words(found: list, cut: Cut) -> str:
+    """A table of what results hold of a cut."""
+    from deeper_layers.report import one_cut
+
+    rows = []
+    for score in found:
+        row = {"": score.asked, "items": f"{score.items:,}", "whole model": one_cut.in_words(score.whole)}
+        row["this cut"] = one_cut.in_words(score.pruned)
+        row["guessing"] = "" if score.guessing is None else f"{score.guessing:.2f}"
+        row["measured in"] = score.how
+        if score.metric == "accuracy":
+            row["ruined"] = "yes" if score.ruined else "no" if score.largest is not None else "nothing to lose"
+            row["largest n that is not"] = "" if score.largest is None else f"{score.largest} ({score.rule})"
+        rows.append(row)
+    return table(rows)
+
+
+def ruin_in_words(found: list) -> str | None:
+    """One line where a cut ruins tasks; None where it does not."""
+    ruined = [
+        f"{score.asked} ({score.whole[0]:.2f} became {score.left[0]:.2f}, guessing {score.guessing:.2f}; "
+        + (f"the largest n that does not is {score.largest})" if score.largest else "so does every smaller n)")
+        for score in found if score.ruined
+    ]  # fmt: skip
+    return f"by results this cut ruins {', '.join(ruined)}" if ruined else None
+
+
+def _readable(source: Source) -> Path | None:
+    """The folder with the checkpoint of a source, where it is on this machine in safetensors."""
+    if not source.is_gguf:
+        return Path(source.folder).expanduser() if Path(source.folder).expanduser().is_dir() else None
+    from deeper_layers.models.gguf_conversion import conversion_of  # slow
+
+    return conversion_of(source.weights.removeprefix("sha256:"))
