@@ -27,7 +27,7 @@ from deeper_layers.package_index import hash_once
 
 # After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number.
 # 1: all layers are alike.
-PERIODS = {arch: periods("llama.cpp").get(arch, 1) for arch in sorted(UNIFORM)}
+PERIODS: dict[str, int] = {arch: periods("llama.cpp").get(arch, 1) for arch in sorted(UNIFORM)}
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
 TYPES |= {"q8_0": gguf.GGMLQuantizationType.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type

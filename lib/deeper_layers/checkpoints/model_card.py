@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 from dataclasses import dataclass
+from typing import Any
 
 from deeper_layers.checkpoints.adapter_files import Adapter
 from deeper_layers.checkpoints.lineage import Lineage, Step
@@ -81,9 +82,8 @@ def _head(made: Made) -> str:
     base = made.facts.hub or made.lineage.base_model
     # the hub knows adapters, merges, quantized and fine-tuned models: of these a healed one is the last
     relation = {"base_model_relation": "finetune"} if base and made.adapter else {}
-    data = ModelCardData(
-        library_name="transformers", tags=["layer-pruning"], base_model=base, **relation, **made.facts.entries
-    )
+    entries: dict[str, Any] = made.facts.entries | relation
+    data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=base, **entries)
     return f"---\n{data.to_yaml()}\n---"
 
 

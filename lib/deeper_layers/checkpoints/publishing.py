@@ -49,11 +49,12 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
     try:
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
-        what = {"repo_id": repository, "commit_message": message}
         if path.is_dir():
-            api.upload_folder(folder_path=path, **what)
+            api.upload_folder(repo_id=repository, folder_path=path, commit_message=message)
         else:
-            api.upload_file(path_or_fileobj=path, path_in_repo=path.name, **what)
+            api.upload_file(
+                repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message
+            )  # fmt: skip
     except Exception as error:  # whatever a server and the ways to it can answer
         raise _refused(repository, error, f"; {path} is complete, and stays") from error
     return f"{api.endpoint}/{repository}"

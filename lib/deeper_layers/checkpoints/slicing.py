@@ -115,14 +115,13 @@ def slice_checkpoint(
     if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
         revision = folder.name
     quantized = _quantized(str(source))
-    dtype = _dtype(dtype, folder, shards, bool(quantized))
-    config = layout.config
-    if dtype is not None:
-        kept, config = [cast_shard(shard, dtype) for shard in kept], stated_dtype(config, dtype)
+    wanted, config = _dtype(dtype, folder, shards, bool(quantized)), layout.config
+    if wanted is not None:
+        kept, config = [cast_shard(shard, wanted) for shard in kept], stated_dtype(config, wanted)
     weights = _weights(str(source), folder, shards)
     step = Step(
         model=model_name(str(source)), weights=weights, layers=layout.layers, cut=[cut.start, cut.size],
-        adapter=None if added is None else added.fingerprint, dtype=dtype, command=command,
+        adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
     )  # fmt: skip
     facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
     lineage = begun(facts.hub, step) if before is None else before.after(step)
@@ -139,7 +138,7 @@ def slice_checkpoint(
         "files": _stamps(shards),
         "cut": [cut.start, cut.size],
         "adapter": None if added is None else added.fingerprint,
-        "dtype": dtype,
+        "dtype": wanted,
         "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
     try:

@@ -57,15 +57,26 @@ def gguf_bytes(source: Source, cut: Cut, kind: str | None) -> int:
     return round(sizes.parameters(cut) * BYTES[kind])
 
 
+def smaller(source: Source, cut: Cut, out: Path, written: str | None = None) -> list[str]:
+    """What to say of a folder of float32 that is made of a GGUF file."""
+    if not source.is_gguf or out.suffix == ".gguf":
+        return []
+    if (written or models.read_json(out / "config.json").get("dtype", "float32")) != "float32":
+        return []
+    whole = gguf_bytes(source, cut, None) / 1e6
+    return [
+        f"in float32, as no 16 bits hold each of its {source.quantized} weights: --dtype bfloat16 rounds them and "
+        f"halves that, an OUT that ends in .gguf keeps them in {whole:,.0f} MB"
+    ]
+
+
 def engines_of(config: dict, cut: Cut) -> list[dict]:
     """Which engines would read a checkpoint wrongly, why, and the nearest cut that they all read rightly."""
-    from deeper_layers.checkpoints import engines
-
     try:
-        wrong = engines.wrong_in(config, cut)
+        wrong = checkpoints.wrong_in(config, cut)
     except InputError:  # a depth that is not stated in plain words
         return []
-    safe = engines.nearest_safe(config, cut) if wrong else None
+    safe = checkpoints.nearest_safe(config, cut) if wrong else None
     return [
         {"engine": one.engine, "layers": list(one.layers), "why": one.why,
          "nearest_safe": safe and {"start": safe.start, "size": safe.size}}
@@ -102,13 +113,19 @@ def scores_in_words(found: list, cut: Cut) -> str:
 
 
 def ruin_in_words(found: list) -> str | None:
-    """One line where a cut ruins tasks; None where it does not."""
-    ruined = [
-        f"{score.asked} ({score.whole[0]:.2f} became {score.left[0]:.2f}, guessing {score.guessing:.2f}; "
-        + (f"the largest n that does not is {score.largest})" if score.largest else "so does every smaller n)")
+    """Which tasks a cut ruins; None where it ruins none."""
+    rows = [
+        {"": f"  {score.asked}", "whole model": f"{score.whole[0]:.2f}", "this cut": f"{score.left[0]:.2f}",
+         "guessing": f"{score.guessing:.2f}", "largest n that does not": str(score.largest)}
         for score in found if score.ruined
     ]  # fmt: skip
-    return f"by results this cut ruins {', '.join(ruined)}" if ruined else None
+    known = sum(score.largest is not None for score in found)
+    if not rows:
+        return None
+    return (
+        f"results say that this cut ruins {len(rows)} of {known} tasks that the whole model can do: surely less than "
+        f"half of what it scores above guessing is left\n{table(rows)}"
+    )
 
 
 def _readable(source: Source) -> Path | None:

@@ -69,7 +69,7 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
         packaged = ", ".join(sorted({model.name for model in PACKAGED.values()}))
         asked.__doc__ = (
             f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {kind.model_fields['model'].description}. Packaged, and "
-            f"fetched by name: {packaged}; \"embedded\" is {PACKAGED['embedded'].name}."
+            f'fetched by name: {packaged}; "embedded" is {PACKAGED["embedded"].name}.'
         )
         for name in reversed(names):
             asked = _option(name, kind.model_fields[name], defaults)(asked)

@@ -50,8 +50,8 @@ TYPES = ("f32", "f16", "q8_0")
               "added to the weights")  # fmt: skip
 @click.option("--heal", metavar="PRESET", help=f"train such adapters first, and keep them: {', '.join(PRESETS)}")
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
-@click.option("--push-to-hub", "repository", metavar="REPOSITORY", help="upload OUT when it is complete, into a private "
-              "repository of the hub")  # fmt: skip
+@click.option("--push-to-hub", "repository", metavar="REPOSITORY", help="upload OUT when it is complete, into a "
+              "private repository of the hub")  # fmt: skip
 @click.option("--public", is_flag=True, help="let that repository be public")
 @asking(Parameters, but=("dtype",))
 @click.argument("out", type=Place())
@@ -82,7 +82,7 @@ def prune(
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     model, to_gguf = given["model"], out.suffix == ".gguf"
     parameters = _parameters(given, heal, text, to_gguf)
-    wanted = None if engines is None else checkpoints.engines_named(split(engines))
+    wanted = None if engines is None else _engines(engines)
     out = _checked_out(out, kind, dtype, overwrite)
     if to_gguf and not foretold.is_gguf(model):
         raise InputError(
@@ -138,7 +138,8 @@ def prune(
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines = [
         f"{known.name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []),
-        f"{out}: {bytes / 1e6:,.0f} MB", *([address] if address else []),
+        f"{out}: {bytes / 1e6:,.0f} MB", *(foretold.smaller(found(), cut, out) if foretold.is_gguf(model) else []),
+        *([address] if address else []),
     ]  # fmt: skip
     content = known.content() | {
         "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
@@ -173,7 +174,7 @@ class _Known:
 
     def ruin(self) -> str | None:
         said = foretold.ruin_in_words(self.scores)
-        return f"{said}; scores are from before it is healed" if said and self.healed else said
+        return f"{said}\n  (before it is healed)" if said and self.healed else said
 
     def warn(self) -> None:
         """Say on stderr what is wrong with the cut, before it is made."""
@@ -195,7 +196,8 @@ class _Known:
         return {
             "model": self.name, "layers": self.layers, "cut": {"start": self.cut.start, "size": self.cut.size},
             "kept": self.cut.kept(self.layers), "engines": self.engines,
-            "scores": [dataclasses.asdict(score) for score in self.scores], "ruins": self.ruin(),
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "ruins": [score.topic for score in self.scores if score.ruined],
         }  # fmt: skip
 
 
@@ -207,15 +209,15 @@ def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, he
     else:
         bytes, written = foretold.bytes_of(source, known.cut, dtype)
     lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
-    if source.is_gguf and out.suffix != ".gguf" and written == "float32":
-        small = foretold.gguf_bytes(source, known.cut, None)
-        lines.append(
-            f"no 16 bits hold all of its weights, which are {source.quantized}: --dtype bfloat16 halves that and rounds "
-            f"them, an OUT that ends in .gguf has {small / 1e6:,.0f} MB and keeps them"
-        )
+    lines += foretold.smaller(source, known.cut, out, written)
     lines.append("\n".join(foretold.engines_in_words(known.engines)) or "no engine that counts layers would misread it")
     if known.scores:
-        lines += ["", foretold.scores_in_words(known.scores, known.cut), "", known.ruin() or "by results it ruins none of these"]
+        lines += [
+            "",
+            foretold.scores_in_words(known.scores, known.cut),
+            "",
+            known.ruin() or "by results it ruins none of these",
+        ]
     else:
         asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
         of = "this cut" if known.units else "this model"
@@ -226,7 +228,16 @@ def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, he
 
 def _command(known: _Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
     """The command as anyone else would type it: the cut by its place, and no path of this machine."""
-    words = ["deeper-layers", "prune", known.name, out.name, "--start", str(known.cut.start), "--drop", str(known.cut.size)]
+    words = [
+        "deeper-layers",
+        "prune",
+        known.name,
+        out.name,
+        "--start",
+        str(known.cut.start),
+        "--drop",
+        str(known.cut.size),
+    ]
     words += ["--adapter", adapter.name] if adapter else []
     words += ["--dtype", dtype] if dtype != AS_IT_IS else []
     return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])
@@ -240,6 +251,18 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Pa
     # rounded already, a GGUF file heals on the weights that its adapters are added to
     how = {"preset": preset, "text": text} | ({"quantization": None} if to_gguf else {})
     return HealingParameters(**given | how)
+
+
+def _engines(text: str) -> tuple[str, ...]:
+    """The engines of --for. Raises InputError for one that is not in the table."""
+    named = tuple(split(text))
+    if not named or (strange := set(named) - set(checkpoints.ENGINES)):
+        known = ", ".join(checkpoints.ENGINES)
+        shown = sorted(strange)[0] if named else text
+        raise InputError(
+            f"--for has {shown!r}, expected some of {known}: the others take no layer's kind from its number"
+        )
+    return named
 
 
 def _checked_out(out: Path, kind: str | None, dtype: str, overwrite: bool) -> Path:

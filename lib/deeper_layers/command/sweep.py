@@ -3,7 +3,6 @@
 import functools
 
 import click
-import pandas as pd
 
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
@@ -75,6 +74,8 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
 
 def _rows(unit: Unit, cuts_of: dict[str, list[Cut]]) -> list[dict]:
     """Every row of a unit under the rule that chose its cut; under each, where several did."""
+    import pandas as pd  # slow
+
     found = []
     for rule, cuts in cuts_of.items():
         asked = pd.DataFrame({"start": [cut.start for cut in cuts], "size": [cut.size for cut in cuts]})

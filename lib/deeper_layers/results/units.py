@@ -128,8 +128,9 @@ def find_unit(kind: str, name: str, key: dict, folder: Path | None = None) -> Un
     Of several that with the fewest cuts, then the one that was written last, whatever the clock said. Where no folder
     is named, the published ones answer too.
     """
-    every = (_answers(kind, name, key, place) for place in readable_folders(folder))
-    found = next(filter(None, every), [])
+    found: list[Unit] = []
+    for place in readable_folders(folder):
+        found = found or _answers(kind, name, key, place)
     return max(found, key=lambda unit: (-len(unit.key.get("cuts", [])), *_order(unit)), default=None)
 
 
