@@ -42,6 +42,17 @@ class Lineage(Checked):
     kept: list[Count]  # of each layer its number in the first model
     files: dict[Name, Count] = {}  # bytes of each file but this one
 
+    @property
+    def layers(self) -> int:
+        """Of the first model."""
+        return self.steps[0].layers
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """The kept layers of the first model as ranges with an exclusive end."""
+        starts = [number for number in self.kept if number - 1 not in self.kept]
+        return list(zip(starts, [number + 1 for number in self.kept if number + 1 not in self.kept]))
+
     def after(self, step: Step) -> "Lineage":
         """With one more step. Raises InputError where that begins with another number of layers."""
         if step.layers != len(self.kept):

@@ -13,7 +13,7 @@ from typing import Any
 from deeper_layers.checkpoints.adapter_files import Adapter
 from deeper_layers.checkpoints.lineage import Lineage, Step
 from deeper_layers.checkpoints.source_facts import Facts
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, mergekit_yaml
 from deeper_layers.markup import as_code, as_markdown, visible
 from deeper_layers.models.sources import model_name
 
@@ -67,7 +67,8 @@ class Made:
 
 def model_card(made: Made, scores: str = "") -> str:
     """The card, with what results say of the cut, in Markdown, if they say anything."""
-    title = f"# {as_markdown(made.step.model)} without {made.cut.size} of its {made.step.layers} layers"
+    first, layers = made.lineage.steps[0].model, made.lineage.layers
+    title = f"# {as_markdown(first)} without {layers - len(made.lineage.kept)} of its {layers} layers"
     title += ", healed" if made.adapter else ""
     parts = [
         title, _what(made), "## Use", *_use(made), "## How it was made", *_how(made),
@@ -91,11 +92,11 @@ def _what(made: Made) -> str:
     of = f" at revision {as_code(made.revision)}" if made.revision else ""
     weights = f" (weights {made.step.weights})" if (made.step.weights or "").startswith("sha256:") else ""
     said = [f"{as_markdown(made.step.model)}{of}{weights}; this checkpoint {made.cut.describe(made.step.layers)}."]
-    said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are unchanged.")
+    said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
     if made.quantized:
-        said.append(f"They were {as_markdown(made.quantized)} in a GGUF file, and are dequantized here.")
-    if made.step.dtype:
-        said.append(f"They are written in {made.step.dtype}.")
+        said.append(f"They were {as_markdown(made.quantized)} in a GGUF file, and are {made.step.dtype} here.")
+    elif made.step.dtype:
+        said.append(f"They are cast to {made.step.dtype}.")
     return " ".join(said)
 
 
@@ -122,26 +123,24 @@ def _how(made: Made) -> list[str]:
         parts += ["By the command", fenced("bash", made.step.command)]
     if len(made.lineage.steps) > 1:
         parts += ["In several steps, each after the one before it:", "\n".join(map(_step_in_words, made.lineage.steps))]
-        parts.append(f"Its layers are these of the first model, counted from 0: {_ranges(made.lineage.kept)}.")
+        kept = " and ".join(f"[{start}:{stop}]" for start, stop in made.lineage.ranges)
+        parts.append(f"Of the {made.lineage.layers} layers of the first model it keeps {kept}.")
+    hub = made.facts.hub or made.lineage.base_model
     own = f"./{model_name(made.source)}"
-    hub = None if len(made.lineage.steps) > 1 else made.facts.hub
+    # a configuration resolves everywhere only from the hub, where the first of several models is
     name, revision = (hub, made.revision) if hub else (own, None)
+    yaml = mergekit_yaml(made.lineage.ranges, name, revision) if hub else made.cut.mergekit_yaml(made.step.layers, own)
     where = "" if hub else f", run beside a folder {as_code(own)} with the source"
     whose = ", of its weights before they were quantized" if hub and made.quantized else ""
-    parts.append(f"The cut{' alone' if made.adapter else ''} as a configuration of mergekit{where}{whose}:")
-    return [*parts, fenced("yaml", made.cut.mergekit_yaml(made.step.layers, name, revision).rstrip())]
+    what = "The layers, not healed," if made.adapter else "The layers"
+    parts.append(f"{what} as a configuration of mergekit{where}{whose}:")
+    return [*parts, fenced("yaml", yaml.rstrip())]
 
 
 def _step_in_words(step: Step) -> str:
     more = [*(["healed"] if step.adapter else []), *([f"written in {step.dtype}"] if step.dtype else [])]
     said = ", ".join([Cut(*step.cut).describe(step.layers), *more])
     return f"- {as_markdown(step.model)}{f' ({step.weights})' if step.weights else ''}: {said}"
-
-
-def _ranges(numbers: list[int]) -> str:
-    starts = [number for number in numbers if number - 1 not in numbers]
-    ends = [number for number in numbers if number + 1 not in numbers]
-    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(starts, ends))
 
 
 def _source_card(made: Made) -> list[str]:

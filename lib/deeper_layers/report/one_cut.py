@@ -106,9 +106,8 @@ def card_text(units: list[Unit], cut: Cut, healed: Unit | None = None) -> str:
             "Accuracies with their 95% intervals (Wilson); losses in nats a token, with theirs over sequences."
         )
         if ruined := [as_markdown(score.topic) for score in found if score.ruined]:
-            lines.append(
-                f"Surely less than half of what the whole model has above guessing is left on {', '.join(ruined)}."
-            )
+            said = "Surely less than half of what the whole model has above guessing is left on these:"
+            lines += ["", f"{said} {'; '.join(ruined)}."]
     return "\n".join(lines)
 
 
