@@ -47,7 +47,10 @@ def test_up_again_nothing_is_lost(whole, tmp_path):
     again = slice_checkpoint(half, Cut(0, 0), tmp_path / "again", dtype="float32")
     shards = read_shards(again)
     assert {tensor.entry["dtype"] for shard in shards for tensor in shard.tensors} == {"F32"}
-    assert casting.smallest_dtype(shards) == "bfloat16" and casting.smallest_dtype(read_shards(tmp_path / "whole")) == "float32"
+    assert (
+        casting.smallest_dtype(shards) == "bfloat16"
+        and casting.smallest_dtype(read_shards(tmp_path / "whole")) == "float32"
+    )
 
 
 def test_what_does_not_fit_is_refused(whole, tmp_path):

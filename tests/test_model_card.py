@@ -118,7 +118,10 @@ def test_the_cut_of_a_cut_tells_of_both(source, tmp_path):
     assert text.count("Its own words.") == 1 and text.count(model_card.KEPT_CARD) == 1
     assert "# source without 3 of its 5 layers" in text and "it keeps [1:2] and [4:5]" in text
     of_first = [one["sources"][0] for one in yaml.safe_load(code(text, "yaml"))["slices"]]
-    assert of_first == [{"model": "someone/first", "layer_range": [1, 2]}, {"model": "someone/first", "layer_range": [4, 5]}]
+    assert of_first == [
+        {"model": "someone/first", "layer_range": [1, 2]},
+        {"model": "someone/first", "layer_range": [4, 5]},
+    ]
     card = card_of(second).data
     assert card.base_model == "someone/first" and card.license == "other"
 

@@ -5,7 +5,6 @@ is ours, and may be replaced where that is asked for.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -88,10 +87,10 @@ def strange_in(folder: Path) -> str | None:
     lineage = read_lineage(folder)
     if lineage is None:
         return f"it has no {LINEAGE} of ours"
-    for entry in os.scandir(folder):
+    for entry in sorted(folder.iterdir()):
         if entry.name == LINEAGE:
             continue
-        if entry.name not in lineage.files or not entry.is_file(follow_symlinks=False):
+        if entry.name not in lineage.files or entry.is_symlink() or not entry.is_file():
             return f"{entry.name} in it is not ours"
         if entry.stat().st_size != lineage.files[entry.name]:
             return f"{entry.name} in it was changed since"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers.checkpoints.lineage import LINEAGE, read_lineage, strange_in
+from deeper_layers.checkpoints.partial_folder import check_apart
 from deeper_layers.errors import InputError
 
 
@@ -20,15 +21,16 @@ def check_replaceable(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def in_the_place_of(out: Path) -> Iterator[Path]:
+def in_the_place_of(out: Path, *sources: Path) -> Iterator[Path]:
     """Where to write what takes the place of OUT when the block ends without an error: OUT itself where it is absent.
 
-    Raises InputError as `check_replaceable`.
+    Raises InputError as `check_replaceable`, and where OUT is, holds or lies in one of the sources, which are read.
     """
     new, old = (out.with_name(f"{out.name}.{which}") for which in ("new", "old"))
     if not os.path.lexists(out) and os.path.lexists(old) and not _strange(old):
         os.rename(old, out)  # a run was killed between the two renames below
     check_replaceable(out)
+    check_apart(out, *sources)
     if not os.path.lexists(out):
         yield out
         return

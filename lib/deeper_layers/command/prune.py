@@ -122,7 +122,8 @@ def prune(
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
     card = known.card(None if adapter is None else checkpoints.read_adapter(adapter))
-    with checkpoints.in_the_place_of(out) as place:
+    read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
+    with checkpoints.in_the_place_of(out, *read) as place:
         if to_gguf:
             checkpoints.slice_gguf(found(), cut, place, adapter=adapter, type=kind)
         else:
