@@ -32,7 +32,8 @@ def test_cast_as_torch_casts(whole, tmp_path, dtype, monkeypatch):
     expected = drop_layers(whole, CUT).to(getattr(torch, dtype)).state_dict()
     found = {name: value for path in out.glob("*.safetensors") for name, value in load_file(path).items()}
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items()) and found
-    assert json.loads((out / "config.json").read_text())["dtype"] == dtype
+    config = json.loads((out / "config.json").read_text())
+    assert {config[name] for name in ("dtype", "torch_dtype") if name in config} == {dtype}
     reloaded = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert reloaded.dtype == getattr(torch, dtype) and reloaded.config.num_hidden_layers == 4
     assert bytes_after(CUT, tmp_path / "whole", dtype, dequantized=False) == (

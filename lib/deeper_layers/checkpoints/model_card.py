@@ -45,6 +45,7 @@ class Made:
         quantized: kind of weights of a GGUF file that it was made of.
         revision: of a hub id.
         adapter: what was added to the weights.
+        predicting: what became of layers for multi-token prediction: "kept", "left out", or nothing without any.
     """
 
     source: str
@@ -55,6 +56,7 @@ class Made:
     quantized: str = ""
     revision: str | None = None
     adapter: Adapter | None = None
+    predicting: str = ""
 
     @property
     def step(self) -> Step:
@@ -97,6 +99,8 @@ def _what(made: Made) -> str:
         said.append(f"They were {as_markdown(made.quantized)} in a GGUF file, and are {made.step.dtype} here.")
     elif made.step.dtype:
         said.append(f"They are cast to {made.step.dtype}.")
+    if made.predicting:
+        said.append(f"Layers for multi-token prediction, which come after the last one, are {made.predicting}.")
     return " ".join(said)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
@@ -28,6 +29,7 @@ from deeper_layers.checkpoints.casting import (
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
 from deeper_layers.checkpoints.lineage import LINEAGE, Step, begun, read_lineage, write_lineage
 from deeper_layers.checkpoints.model_card import Made, model_card
+from deeper_layers.checkpoints.older_words import tokenizer_words
 from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
@@ -49,6 +51,7 @@ from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import model_key, model_name
 
+TOKENIZER = "tokenizer_config.json"
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
@@ -64,6 +67,7 @@ def slice_checkpoint(
     dtype: str = AS_IT_IS,
     command: str | None = None,
     name: str | None = None,
+    mtp: bool = True,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
 
@@ -80,6 +84,7 @@ def slice_checkpoint(
             writes those of a GGUF file in the smallest of these that holds every one exactly.
         command: that the card says it was made by.
         name: by which the card says the checkpoint is opened, where that is not the name of `out`.
+        mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
@@ -104,7 +109,10 @@ def slice_checkpoint(
     folder = checkpoint_folder(str(source), revision)
     check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
     shards, others = read_shards(folder), _other_files(folder)
-    layout = layout_after(cut, folder, shards)
+    tokenizer = _older_tokenizer(folder)
+    layout = layout_after(cut, folder, shards, mtp=mtp)
+    for said in layout.warnings:
+        warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
     if adapter is not None:
@@ -125,13 +133,16 @@ def slice_checkpoint(
     )  # fmt: skip
     facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
     lineage = begun(facts.hub, step) if before is None else before.after(step)
+    predicting = "kept" if layout.mtp else "" if mtp else "left out"
     made = Made(
-        str(source), name or out.name, facts, lineage, config, quantized, revision, added
+        str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
     )  # fmt: skip
     texts = {
-        "config.json": json.dumps(config, indent=2, sort_keys=True) + "\n",
+        "config.json": json.dumps(config, indent=2) + "\n",
         "README.md": model_card(made, card),
+        **tokenizer,
     }
+    others = [path for path in others if path.name not in texts]
     files = _shard_names(len(kept))
     state = {
         "source": str(folder.resolve()),
@@ -139,6 +150,7 @@ def slice_checkpoint(
         "cut": [cut.start, cut.size],
         "adapter": None if added is None else added.fingerprint,
         "dtype": wanted,
+        "mtp": layout.mtp,
         "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
     try:
@@ -204,6 +216,16 @@ def _weights(source: str, folder: Path, shards: list[Shard]) -> str | None:
     """The hash of a source's weights, where it is known or soon found."""
     large = sum(tensor.bytes for shard in shards for tensor in shard.tensors) > MOST_HASHED
     return None if large and local_path(source).is_dir() else model_key(source, folder)["weights"]
+
+
+def _older_tokenizer(folder: Path) -> dict[str, str]:
+    """The tokenizer's configuration by its name, where older versions of transformers need other words there."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return {}
+    words = read_json(path)
+    older = tokenizer_words(words)
+    return {} if older == words else {TOKENIZER: json.dumps(older, indent=2) + "\n"}
 
 
 def _stamps(shards: list[Shard]) -> dict[str, list[int]]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from deeper_layers.errors import InputError, first_line
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
-    from transformers import PretrainedConfig
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 # What transformers raises for a checkpoint that it can't open: what strangers write into a configuration or a tokenizer
 # fails at any line that reads it, with any error.
@@ -34,6 +34,22 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "P
             else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
         )
         raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
+
+
+def auto_class(config: "PretrainedConfig") -> "type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]":
+    """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
+    kind, both = type(config), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText if kind in both else AutoModelForCausalLM
+    sees = kind in both and getattr(both[kind], "__name__", None) in (config.architectures or [])
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def check_configuration(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:

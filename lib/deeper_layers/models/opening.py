@@ -10,19 +10,13 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index
-from deeper_layers.models.configuration import UNUSABLE, check_whole
+from deeper_layers.models.configuration import UNUSABLE, auto_class, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
@@ -82,7 +76,8 @@ def load_model(
         else:
             folder = _checked(folder, options)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        network, report = AutoModelForCausalLM.from_pretrained(  # ty: ignore[not-iterable]
+        opening = auto_class(read_config(str(folder), source.revision, trust_remote_code))
+        network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
             dtype=getattr(torch, source.dtype),

@@ -61,13 +61,15 @@ def empty_model(source: Source, *, trust_remote_code: bool = False):
     Raises InputError where transformers can't build it, or the file of a packaged model is not in the cache.
     """
     import torch  # slow: see the head of sources.py
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
+
+    from deeper_layers.models.configuration import auto_class
 
     try:
         with _where(source, trust_remote_code) as (folder, options):
             config = AutoConfig.from_pretrained(folder, **options)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=options["trust_remote_code"])
+            return auto_class(config).from_config(config, trust_remote_code=options["trust_remote_code"])
     except InputError:
         raise
     except Exception as error:  # whatever transformers raises for an entry that it did not expect
