@@ -1,25 +1,24 @@
 """What is known of a checkpoint before it is written: bytes, engines that would misread it, scores from results."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from deeper_layers import checkpoints, models, results
 from deeper_layers.command.answers import table
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
 
 
-def units_of(model: str, parameters: Parameters) -> list[Unit]:
+def units_of(model: str, folder: Path, found: Callable[[], Source]) -> list[Unit]:
     """What results hold of a model, known by its hash; a folder is read for its only where they have its name."""
-    folder, name = parameters.results_folder, models.model_name(model)
-    if not is_gguf(model) and not results.all_units(folder, model=name):
+    if not is_gguf(model) and not results.all_units(folder, model=models.model_name(model)):
         return []
-    key = parameters.source().key
+    key = found().key
     return [unit for unit in results.all_units(folder, model=key["name"]) if unit.key["model"] == key]
 
 

@@ -111,7 +111,8 @@ def prune(
     safe = None if wanted is None else functools.partial(checkpoints.safe_cuts, config, engines=wanted)
     cut = recorded or chosen_cut(drop or 0, start, rule, layers, lambda: (parameters, found(), opened), safe)
     cut.check(layers)
-    known = _Known.of(model, parameters, config, layers, cut, heal is not None or adapter is not None)
+    units = foretold.units_of(model, parameters.results_folder, found)
+    known = _Known.of(model, units, config, layers, cut, heal is not None or adapter is not None)
     if safe is not None and not safe([cut]):
         raise InputError(f"--for is {engines}, and {known.engines_in_words()}")
     if dry_run:
@@ -161,8 +162,8 @@ class _Known:
     healed: bool
 
     @classmethod
-    def of(cls, model: str, parameters: Parameters, config: dict, layers: int, cut: Cut, healed: bool) -> "_Known":
-        units, scores = foretold.units_of(model, parameters), []
+    def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "_Known":
+        scores = []
         if units:
             from deeper_layers.report import one_cut  # slow
 

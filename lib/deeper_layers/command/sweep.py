@@ -26,10 +26,10 @@ def sweep(given: dict) -> Answer:
     deeper-layers sweep embedded --tasks capitals --sizes 0-4 --limit 20
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     """
-    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit
-
     parameters = QuestionAnsweringParameters(**given)
     source = parameters.source()
+    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit  # slow: what is above may refuse
+
     opened = functools.cache(lambda: parameters.open(source))
     cuts = cuts_of_tasks(parameters, source, opened)
     found = {task: sweep_unit(task, cuts[task], parameters, source, opened) for task in cuts}
