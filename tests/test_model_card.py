@@ -54,7 +54,7 @@ def test_the_lines_for_transformers_run_where_the_folder_is(source, tmp_path, mo
     with contextlib.redirect_stdout(said):
         exec(code(card_of(out).text, "python"), {})
     assert said.getvalue().startswith("The capital of France is")
-    assert "vllm serve 'it'\"'\"'s out'" in card_of(out).text
+    assert "api_server --model 'it'\"'\"'s out'" in card_of(out).text
 
 
 def test_what_the_hub_reads_comes_from_the_source(source, tmp_path):

@@ -26,10 +26,11 @@ tokenizer = AutoTokenizer.from_pretrained(name{more})
 model = {opens}.from_pretrained(name, dtype="auto"{more})
 inputs = tokenizer("The capital of France is", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]))"""
-VLLM = "vllm serve {name}{more}"
+VLLM = "python -m vllm.entrypoints.openai.api_server --model {name}{more}"
+CYLLAMA = "the wheel cyllama, which has it compiled (llama-cli takes -m, -p and -n too)"
 LLAMA_CPP = """\
 python convert_hf_to_gguf.py {name} --outfile {file}
-llama-cli -m {file} -p "The capital of France is" -n 20"""
+cyllama generate -m {file} -p "The capital of France is" -n 20 --temperature 0"""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def _use(made: Made) -> list[str]:
     server = VLLM.format(name=name, more=" --trust-remote-code" if own_code else "")
     return [
         "In transformers:", fenced("python", python), "In vLLM, as a server:", fenced("bash", server),
-        "In llama.cpp:", fenced("bash", LLAMA_CPP.format(name=name, file=file)),
+        f"In llama.cpp, by its converter and {CYLLAMA}:", fenced("bash", LLAMA_CPP.format(name=name, file=file)),
     ]  # fmt: skip
 
 
