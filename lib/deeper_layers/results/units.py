@@ -24,7 +24,6 @@ import numpy as np
 
 from deeper_layers.files.whole import read_json, read_plain, write_file
 from deeper_layers.results.places import readable_folders, results_folder
-from deeper_layers.results.schema import check_unit
 
 if TYPE_CHECKING:  # slow: imported where there is a unit to read
     import pandas as pd
@@ -102,7 +101,9 @@ def read_unit(path: Path) -> Unit | None:
 
 def _read(path: Path) -> Unit:
     """Raises OSError or ValueError for all that is no unit."""
-    import pandas as pd  # slow
+    import pandas as pd  # slow, as is the next
+
+    from deeper_layers.results.schema import check_unit
 
     content = read_json(path)
     check_unit(content)
@@ -170,6 +171,8 @@ def write_unit(
         InputError: it can't be written.
         ValueError: it is not what a unit of its kind holds.
     """
+    from deeper_layers.results.schema import check_unit  # slow
+
     path = unit_path(kind, name, key, folder)
     with warnings.catch_warnings(action="ignore"):  # a bad one was named when this one was looked for
         before = _answers(kind, name, {entry: value for entry, value in key.items() if entry != "data"}, folder)
