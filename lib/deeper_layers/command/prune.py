@@ -65,8 +65,9 @@ def prune(
 
     Which layers is a matter of --rule, or of --start. OUT is a folder that transformers, vLLM and others open, and must
     not exist; of a GGUF file it can be one too, for llama.cpp: then it ends in .gguf. Before anything is written it is
-    said which engines would misread the result, and whether results say that the cut ruins the model: at most half of
-    what the whole one scores above guessing is surely left. Options of the distances matter where they are measured.
+    said which engines would misread the result, and whether results say that the cut ruins the model: that surely less
+    than half of what the whole one scores above guessing is left. Options of the distances matter where these are
+    measured.
 
     \b
     deeper-layers prune embedded pruned --drop 2 --dry-run
