@@ -1,4 +1,4 @@
-"""One folder in two versions: checkpoints saved by one transformers, sliced, opened in the oldest that we name and here.
+"""One folder in two versions: saved by one transformers, sliced, opened in the oldest that we name and in this.
 
 The reference is the whole model in the transformers that saved it, with the dropped layers taken out of its list in
 memory: its logits in float32. Printed is the largest difference of the sliced folder's, in each version. Run by hand,
@@ -39,7 +39,8 @@ CASES: dict[str, tuple[str, dict]] = {
     "qwen3_moe, theta 1e6": ("qwen3_moe", {"rope_theta": 1e6}),
     "granitemoehybrid": ("granitemoehybrid", {
         **STATES, "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "rope_theta": 1e5,
-        "layer_types": ["mamba", "mamba", "attention", "mamba", "attention", "mamba"], "position_embedding_type": "rope",
+        "layer_types": ["mamba", "mamba", "attention", "mamba", "attention", "mamba"],
+        "position_embedding_type": "rope",
     }),
     "mamba2": ("mamba2", {"num_heads": 8, "head_dim": 12, "state_size": 8, "n_groups": 1, "chunk_size": 8}),
     "gemma3, two thetas": ("gemma3", {"rope_theta": 1e6, "rope_local_base_freq": 5e3}),
@@ -67,9 +68,9 @@ def main(python: str, names: list[str]) -> None:
                 slice_one(Path(folder), way, name)
         other("read", names)
         read(folder, "new", names)
-        found = json.loads((Path(folder) / "old.json").read_text()) | json.loads(
-            (Path(folder) / "new.json").read_text()
-        )
+        found = {}
+        for reader in ("old", "new"):
+            found |= json.loads((Path(folder) / f"{reader}.json").read_text())
         old = found.pop("old version")
         print(f"| family | saved by {old}: in {old} | in {found['new version']} | saved by {found['new version']}: "
               f"in {old} | in {found['new version']} |\n|---|---|---|---|---|")  # fmt: skip

@@ -37,7 +37,7 @@ class Layout:
         prefix: before the number of a layer in the names of tensors, as in "model.layers.".
         module: the same in the names of modules, which can be longer; None where no model is built.
         kept: original index of every kept layer.
-        mtp: number of layers for multi-token prediction that are kept, numbered after the others.
+        mtp: number of layers for multi-token prediction that are kept; most checkpoints number them after the others.
         warnings: what whoever runs the cut model has to know, a sentence each.
         left_out: names of tensors that belong to no dropped layer and are left out.
     """
@@ -225,7 +225,7 @@ def _without_mtp(
     stated = _predicting(config)
     numbered = {number for name in names if (number := _number(name, prefix)) is not None and number >= layers}
     if stay:
-        return config, len(numbered), frozenset()
+        return config, len(numbered or numbered_groups(names).get(f"{MTP}layers.", ())), frozenset()
     found = {name for name in names if (_number(name, prefix) or 0) >= layers or name.startswith(MTP)}
     if not stated and not found:
         return config, 0, frozenset()

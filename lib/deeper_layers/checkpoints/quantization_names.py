@@ -13,6 +13,7 @@ from deeper_layers.errors import InputError
 
 PLAIN = re.compile(r"[\w.\-/]+")  # a name, or part of one
 REGEX = re.compile(r"^(?P<mark>re:|[-+]:)(?P<pattern>.*)$", re.DOTALL)  # compressed-tensors and GPTQModel write these
+SLOW = re.compile(r"\)[*+{]|(?:[*+}].*){5}", re.DOTALL)  # what a name could keep a pattern busy with for very long
 GONE = object()  # what is of a dropped layer
 
 
@@ -106,6 +107,8 @@ def _layer_numbers(text: str, prefixes: tuple[str, ...]) -> list[tuple[int, int]
 def _matcher(text: str) -> Callable[[str], bool] | None:
     """Whether a pattern matches a name, as the methods that write such patterns have it."""
     found = REGEX.match(text)
+    if SLOW.search(text):
+        return None
     try:
         if found:
             return lambda name, pattern=re.compile(found["pattern"]): pattern.match(name) is not None

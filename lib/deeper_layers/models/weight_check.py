@@ -6,7 +6,7 @@ to say: it loads them, without their contents, into the empty model.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +19,14 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
 
+# what a quantized weight is stored as, an ending of a name asking for others of the same weight: by GPTQ and AWQ,
+# compressed-tensors, fine-grained FP8, bitsandbytes in 4 and 8 bits, MXFP4
+TOGETHER = {
+    ".qweight": (".scales",), ".qzeros": (".qweight", ".scales"), ".g_idx": (".qweight",),
+    ".weight_packed": (".weight_scale",), ".weight_zero_point": (".weight_scale",), ".weight_scale_inv": (".weight",),
+    ".weight.absmax": (".weight", ".weight.quant_map"), ".weight.quant_map": (".weight", ".weight.absmax"),
+    ".SCB": (".weight",), "_blocks": ("_scales",),
+}  # fmt: skip
 PACKED = 64  # weights in one number of a tensor, at most
 BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
 
@@ -53,13 +61,16 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     """Raise InputError unless the tensors of these names and shapes are what an empty model needs.
 
     More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
-    of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
+    of each part of the model, and all that belongs together (TOGETHER). A checkpoint of a model without its head, as
+    transformers knows it, may lack that.
     """
     asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
     if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
         raise _unlike(folder, f"it describes {asked:,} weights, and they are {held:,}")
     config = _unquantized(model.config)
     quantized = getattr(model.config, "quantization_config", None) is not None
+    if quantized and (torn := _torn(shapes)):
+        raise _unlike(folder, f"it lacks {torn}, without which the quantized weight can't be read")
     try:
         with torch.device("meta"):
             tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -79,6 +90,16 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     for name, found, expected in sorted(report["mismatched_keys"]):
         if not (quantized and name.rpartition(".")[0] in here):
             raise _unlike(folder, f"{name} has the shape {list(found)}, expected {list(expected)}")
+
+
+def _torn(names: Iterable[str]) -> str | None:
+    """The first name that is missing of what a quantized weight is stored as."""
+    held = set(names)
+    wanted = (
+        f"{name.removesuffix(ending)}{other}"
+        for name in sorted(held) for ending, others in TOGETHER.items() if name.endswith(ending) for other in others
+    )  # fmt: skip
+    return next((name for name in wanted if name not in held), None)
 
 
 def unread_without(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], prefix: str) -> set[str]:
