@@ -8,7 +8,6 @@ import pytest
 from safetensors.torch import load_file
 
 from deeper_layers.checkpoints import replacing
-from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, name_of, unit_path
@@ -215,4 +214,21 @@ def test_criterion_of_ruin_is_that_of_its_words():
         after = np.array([True] * right + [False] * (100 - right))
         assert surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
     assert not surely_ruined(before[80:], ~before[80:] & False, 0.25)  # of 20 items nothing is sure
-    assert Cut(1, 1) == Cut(1, 1)
+
+
+def test_layers_for_multi_token_prediction_stay_or_are_left_out(tmp_path):
+    from tests.test_mtp import released
+
+    _, more = released("deepseek_v3", tmp_path / "whole")
+    words = ["prune", tmp_path / "whole", tmp_path / "kept", *SIMPLE]
+    both = {}
+    for name, options in {"kept": [], "left out": ["--without-mtp"]}.items():
+        words[2] = tmp_path / name
+        foretold = json.loads(typed(*words, *options, "--dry-run", "--json").stdout)["bytes"]
+        typed(*words, *options)
+        both[name] = load_file(tmp_path / name / "model.safetensors")
+        assert sum(tensor.nbytes for tensor in both[name].values()) == foretold
+        card = (tmp_path / name / "README.md").read_text()
+        assert f"multi-token prediction, which come after the last one, are {name}" in card
+        assert ("--without-mtp" in card) == (name == "left out")
+    assert len(both["kept"]) == len(both["left out"]) + len(more)

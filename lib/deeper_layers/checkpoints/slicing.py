@@ -170,13 +170,14 @@ def slice_checkpoint(
     return out
 
 
-def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool) -> tuple[int, str]:
+def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool, mtp: bool = True) -> tuple[int, str]:
     """How many bytes of weights a checkpoint will have without the layers of a cut, and in which type, by its headers.
 
-    `dequantized`: it was made of a GGUF file. Raises InputError as `slice_checkpoint` does for its source.
+    `dequantized`: it was made of a GGUF file; `mtp` as for `slice_checkpoint`. Raises InputError as that
+    does for its source.
     """
     shards = read_shards(folder)
-    layout, wanted = layout_after(cut, folder, shards), _dtype(dtype, folder, shards, dequantized)
+    layout, wanted = layout_after(cut, folder, shards, mtp=mtp), _dtype(dtype, folder, shards, dequantized)
     kept = [layout.cut(shard) for shard in shards]
     kept = [cast_shard(shard, wanted) for shard in kept] if wanted else kept
     found = [tensor for shard in kept for tensor in shard.tensors]

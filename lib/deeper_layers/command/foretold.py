@@ -27,14 +27,14 @@ def is_gguf(model: str) -> bool:
     return model in models.PACKAGED or model.endswith(".gguf")
 
 
-def bytes_of(source: Source, cut: Cut, dtype: str) -> tuple[int, str]:
+def bytes_of(source: Source, cut: Cut, dtype: str, mtp: bool) -> tuple[int, str]:
     """About how many bytes of weights a folder will have, and in which data type, from headers alone.
 
     Raises InputError where the cut or the type does not fit, or the checkpoint is not understood.
     """
     folder = _readable(source)
     if folder is not None:
-        return checkpoints.bytes_after(cut, folder, dtype, dequantized=source.is_gguf)
+        return checkpoints.bytes_after(cut, folder, dtype, dequantized=source.is_gguf, mtp=mtp)
     if dtype == "auto":
         dtype = {"F16": "float16", "BF16": "bfloat16"}.get(
             source.quantized, "float32" if source.is_gguf else source.dtype
@@ -60,7 +60,8 @@ def smaller(source: Source, cut: Cut, out: Path, written: str | None = None) -> 
     """What to say of a folder of float32 that is made of a GGUF file."""
     if not source.is_gguf or out.suffix == ".gguf":
         return []
-    if (written or models.read_json(out / "config.json").get("dtype", "float32")) != "float32":
+    config = {} if written else models.read_json(out / "config.json")
+    if (written or config.get("dtype") or config.get("torch_dtype")) != "float32":
         return []
     whole = gguf_bytes(source, cut, None) / 1e6
     return [

@@ -117,7 +117,10 @@ def prune(
     if safe is not None and not safe([cut]):
         raise InputError(f"--for is {engines}, and {known.engines_in_words()}")
     if dry_run:
-        return _foretold(known, out, found(), dtype, kind, adapter or heal)
+        source = found() if foretold.is_gguf(model) else models.find_model(
+            model, revision=given.get("revision"), trust_remote_code=parameters.trust_remote_code, hashed=False
+        )  # fmt: skip
+        return _foretold(known, out, source, dtype, kind, not without_mtp)
     known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
@@ -132,7 +135,7 @@ def prune(
             command = _command(known, out, adapter, dtype, without_mtp)
             checkpoints.slice_checkpoint(
                 model, cut, place, revision=given.get("revision"), card=card, adapter=adapter, dtype=dtype,
-                command=command, name=repository or out.name, **({"mtp": False} if without_mtp else {}),
+                command=command, name=repository or out.name, mtp=not without_mtp,
             )  # fmt: skip
     address = None
     if repository is not None:
@@ -204,13 +207,13 @@ class _Known:
         }  # fmt: skip
 
 
-def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, healed: object) -> Answer:
+def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, mtp: bool) -> Answer:
     """What --dry-run answers."""
     lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
     if out.suffix == ".gguf":
         bytes, written = foretold.gguf_bytes(source, known.cut, kind), kind or source.quantized
     else:
-        bytes, written = foretold.bytes_of(source, known.cut, dtype)
+        bytes, written = foretold.bytes_of(source, known.cut, dtype, mtp)
     lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
     lines += foretold.smaller(source, known.cut, out, written)
     lines.append("\n".join(foretold.engines_in_words(known.engines)) or "no engine that counts layers would misread it")
