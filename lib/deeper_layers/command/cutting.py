@@ -92,4 +92,11 @@ def _distances(parameters: Parameters, source: Source, opened: Callable) -> np.n
     from deeper_layers.experiments.distances import distances_unit
     from deeper_layers.rules.similarity import distance_matrix
 
-    return distance_matrix(distances_unit(parameters, source, opened).rows)
+    try:
+        return distance_matrix(distances_unit(parameters, source, opened).rows)
+    except InputError as error:
+        if parameters.measure:
+            raise
+        raise InputError(
+            f"{error}; `deeper-layers distances` measures them, without them give --rule simple, or --start"
+        ) from error

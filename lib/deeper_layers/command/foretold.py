@@ -3,15 +3,97 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
 
 from deeper_layers import checkpoints, models, results
-from deeper_layers.command.answers import table
+from deeper_layers.command.answers import Answer, table
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
+if TYPE_CHECKING:  # slow
+    from deeper_layers.checkpoints.adapter_files import Adapter
+
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """A cut of a model, and what is known of it before it is made."""
+
+    name: str
+    layers: int
+    cut: Cut
+    engines: list[dict]
+    units: list
+    scores: list
+    healed: bool
+
+    @classmethod
+    def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "Known":
+        scores = []
+        if units:
+            from deeper_layers.report import one_cut  # slow
+
+            scores = one_cut.scores(units, cut)
+        name = units[0].key["model"]["name"] if units else models.model_name(model)
+        return cls(name, layers, cut, engines_of(config, cut), units, scores, healed)
+
+    def ruin(self) -> str | None:
+        said = ruin_in_words(self.scores)
+        return f"{said}\n  (before it is healed)" if said and self.healed else said
+
+    def warn(self) -> None:
+        """Say on stderr what is wrong with the cut, before it is made."""
+        for said in [*engines_in_words(self.engines), self.ruin()]:
+            if said:
+                click.echo(f"warning: {said}", err=True)
+
+    def card(self, adapter: "Adapter | None") -> str:
+        """What results say, for the model card."""
+        if not self.units:
+            return ""
+        from deeper_layers.report import one_cut  # slow
+
+        course = adapter.healing if adapter else None
+        healed = one_cut.healing_of(self.units, self.cut, course["config"], course["text"]) if course else None
+        return one_cut.card_text(self.units, self.cut, healed)
+
+    def content(self) -> dict:
+        return {
+            "model": self.name, "layers": self.layers, "cut": {"start": self.cut.start, "size": self.cut.size},
+            "kept": self.cut.kept(self.layers), "engines": self.engines,
+            "scores": [dataclasses.asdict(score) for score in self.scores],
+            "ruins": [score.topic for score in self.scores if score.ruined],
+        }  # fmt: skip
+
+
+def foretold(known: Known, out: Path, source: Source, dtype: str, kind: str | None, mtp: bool) -> Answer:
+    """What --dry-run answers."""
+    lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
+    if out.suffix == ".gguf":
+        bytes, written = gguf_bytes(source, known.cut, kind), kind or source.quantized
+    else:
+        bytes, written = bytes_of(source, known.cut, dtype, mtp)
+    lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
+    lines += smaller(source, known.cut, out, written)
+    lines.append("\n".join(engines_in_words(known.engines)) or "no engine that counts layers would misread it")
+    if known.scores:
+        lines += [
+            "",
+            scores_in_words(known.scores, known.cut),
+            "",
+            known.ruin() or "by results it ruins none of these",
+        ]
+    else:
+        asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
+        of = "this cut" if known.units else "this model"
+        lines.append(f"of its quality: results hold nothing of {of}; `deeper-layers sweep MODEL{asked}` measures it")
+    content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
+    return Answer("\n".join(lines), content)
 
 
 def units_of(model: str, folder: Path, found: Callable[[], Source]) -> list[Unit]:

@@ -5,7 +5,6 @@ are written. Copying opens no model: what does is imported where distances are m
 can be refused soon is refused before anything slow is imported.
 """
 
-import dataclasses
 import functools
 import shlex
 from pathlib import Path
@@ -15,9 +14,9 @@ import click
 
 from deeper_layers import checkpoints, checks, data, files, models
 from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
-from deeper_layers.command import foretold
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
+from deeper_layers.command.foretold import Known, engines_in_words, foretold, is_gguf, smaller, units_of
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -81,70 +80,56 @@ def prune(
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
-    model, to_gguf = given["model"], out.suffix == ".gguf"
-    parameters = _parameters(given, heal, text, to_gguf)
-    wanted = None if engines is None else _engines(engines)
-    out = _checked_out(out, kind, dtype, overwrite)
-    if to_gguf and not foretold.is_gguf(model):
-        raise InputError(
-            f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
-            "convert_hf_to_gguf.py, which comes with llama.cpp"
-        )
-    if heal and not dry_run:  # where the adapters are kept
-        files.check_writable(cache_folder())
+    model, revision, to_gguf = given["model"], given.get("revision"), out.suffix == ".gguf"
+    parameters = _parameters(given, heal, text, to_gguf, dry_run)
+    named = None if engines is None else _engines(engines)
+    out = _checked_out(out, model, kind, dtype, overwrite)
     added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
     recorded = _cut_of(added, start) if drop is None else None
-    config = models.stated_config(model, given.get("revision"))
+    config = models.stated_config(model, revision)
     layers = models.stated_layers(config)
     if drop is not None and layers is not None:
         check_fits(drop, start, layers)
     if not dry_run:
-        if repository is not None:
-            checkpoints.check_repository(repository, public=public)
-        files.check_writable(out.absolute().parent)
+        _check_places(out, heal is not None, repository, public)
     # from here on slow
     if layers is None:
-        layers = checkpoints.number_of_layers(models.checkpoint_folder(model, given.get("revision")))
+        layers = checkpoints.number_of_layers(models.checkpoint_folder(model, revision))
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    safe = None if wanted is None else functools.partial(checkpoints.safe_cuts, config, engines=wanted)
+    safe = None if named is None else functools.partial(checkpoints.safe_cuts, config, engines=named)
     cut = recorded or chosen_cut(drop or 0, start, rule, layers, lambda: (parameters, found(), opened), safe)
     cut.check(layers)
-    units = foretold.units_of(model, parameters.results_folder, found)
-    known = _Known.of(model, units, config, layers, cut, heal is not None or adapter is not None)
+    units = units_of(model, parameters.results_folder, found)
+    known = Known.of(model, units, config, layers, cut, heal is not None or adapter is not None)
     if safe is not None and not safe([cut]):
-        raise InputError(f"--for is {engines}, and {known.engines_in_words()}")
+        raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
     if dry_run:
-        source = found() if foretold.is_gguf(model) else models.find_model(
-            model, revision=given.get("revision"), trust_remote_code=parameters.trust_remote_code, hashed=False
-        )  # fmt: skip
-        return _foretold(known, out, source, dtype, kind, not without_mtp)
+        source = found() if is_gguf(model) else models.find_model(model, revision=revision, hashed=False)
+        return foretold(known, out, source, dtype, kind, not without_mtp)
     known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
-    card = known.card(None if adapter is None else checkpoints.read_adapter(adapter))
     read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
     with checkpoints.in_the_place_of(out, *read) as place:
         if to_gguf:
             checkpoints.slice_gguf(found(), cut, place, adapter=adapter, type=kind)
         else:
-            command = _command(known, out, adapter, dtype, without_mtp)
             checkpoints.slice_checkpoint(
-                model, cut, place, revision=given.get("revision"), card=card, adapter=adapter, dtype=dtype,
-                command=command, name=repository or out.name, mtp=not without_mtp,
+                model, cut, place, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp,
+                card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
+                command=_command(known, out, adapter, dtype, without_mtp), name=repository or out.name,
             )  # fmt: skip
-    address = None
-    if repository is not None:
-        said = f"{known.name} without {cut.size} of its {layers} layers"
-        address = checkpoints.push(out, repository, public=public, message=said)
+    said = f"{known.name} without {cut.size} of its {layers} layers"
+    address = checkpoints.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines = [
         f"{known.name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []),
-        f"{out}: {bytes / 1e6:,.0f} MB", *(foretold.smaller(found(), cut, out) if foretold.is_gguf(model) else []),
+        f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if is_gguf(model) else []),
         *([address] if address else []),
     ]  # fmt: skip
     content = known.content() | {
@@ -153,86 +138,16 @@ def prune(
     return Answer("\n".join(lines), content)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Known:
-    """A cut of a model, and what is known of it before it is made."""
-
-    name: str
-    layers: int
-    cut: Cut
-    engines: list[dict]
-    units: list
-    scores: list
-    healed: bool
-
-    @classmethod
-    def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "_Known":
-        scores = []
-        if units:
-            from deeper_layers.report import one_cut  # slow
-
-            scores = one_cut.scores(units, cut)
-        name = units[0].key["model"]["name"] if units else models.model_name(model)
-        return cls(name, layers, cut, foretold.engines_of(config, cut), units, scores, healed)
-
-    def engines_in_words(self) -> str:
-        return "; ".join(foretold.engines_in_words(self.engines))
-
-    def ruin(self) -> str | None:
-        said = foretold.ruin_in_words(self.scores)
-        return f"{said}\n  (before it is healed)" if said and self.healed else said
-
-    def warn(self) -> None:
-        """Say on stderr what is wrong with the cut, before it is made."""
-        for said in [*foretold.engines_in_words(self.engines), self.ruin()]:
-            if said:
-                click.echo(f"warning: {said}", err=True)
-
-    def card(self, adapter: "Adapter | None") -> str:
-        """What results say, for the model card."""
-        if not self.units:
-            return ""
-        from deeper_layers.report import one_cut  # slow
-
-        course = adapter.healing if adapter else None
-        healed = one_cut.healing_of(self.units, self.cut, course["config"], course["text"]) if course else None
-        return one_cut.card_text(self.units, self.cut, healed)
-
-    def content(self) -> dict:
-        return {
-            "model": self.name, "layers": self.layers, "cut": {"start": self.cut.start, "size": self.cut.size},
-            "kept": self.cut.kept(self.layers), "engines": self.engines,
-            "scores": [dataclasses.asdict(score) for score in self.scores],
-            "ruins": [score.topic for score in self.scores if score.ruined],
-        }  # fmt: skip
+def _check_places(out: Path, heals: bool, repository: str | None, public: bool) -> None:
+    """Raise InputError where nothing can be written or uploaded, before anything is measured."""
+    if repository is not None:
+        checkpoints.check_repository(repository, public=public)
+    files.check_writable(out.absolute().parent)
+    if heals:  # where the adapters are kept
+        files.check_writable(cache_folder())
 
 
-def _foretold(known: _Known, out: Path, source, dtype: str, kind: str | None, mtp: bool) -> Answer:
-    """What --dry-run answers."""
-    lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
-    if out.suffix == ".gguf":
-        bytes, written = foretold.gguf_bytes(source, known.cut, kind), kind or source.quantized
-    else:
-        bytes, written = foretold.bytes_of(source, known.cut, dtype, mtp)
-    lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
-    lines += foretold.smaller(source, known.cut, out, written)
-    lines.append("\n".join(foretold.engines_in_words(known.engines)) or "no engine that counts layers would misread it")
-    if known.scores:
-        lines += [
-            "",
-            foretold.scores_in_words(known.scores, known.cut),
-            "",
-            known.ruin() or "by results it ruins none of these",
-        ]
-    else:
-        asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
-        of = "this cut" if known.units else "this model"
-        lines.append(f"of its quality: results hold nothing of {of}; `deeper-layers sweep MODEL{asked}` measures it")
-    content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
-    return Answer("\n".join(lines), content)
-
-
-def _command(known: _Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
+def _command(known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
     """The command as anyone else would type it: the cut by its place, and no path of this machine."""
     words = [
         "deeper-layers",
@@ -249,9 +164,10 @@ def _command(known: _Known, out: Path, adapter: Path | None, dtype: str, without
     return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])
 
 
-def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Parameters:
-    """What measures distances, and heals where a preset is named."""
+def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_run: bool) -> Parameters:
+    """What measures distances, and heals where a preset is named; a dry run measures nothing."""
     check_one_of("text", text, data.CORPORA)
+    given = given | ({"measure": False} if dry_run else {})
     if preset is None:
         return Parameters(**given)
     # rounded already, a GGUF file heals on the weights that its adapters are added to
@@ -271,9 +187,14 @@ def _engines(text: str) -> tuple[str, ...]:
     return named
 
 
-def _checked_out(out: Path, kind: str | None, dtype: str, overwrite: bool) -> Path:
+def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite: bool) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
     to_gguf = out.suffix == ".gguf"
+    if to_gguf and not is_gguf(model):
+        raise InputError(
+            f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
+            "convert_hf_to_gguf.py, which comes with llama.cpp"
+        )
     if kind is not None and not to_gguf:
         raise InputError(f"OUT is {str(out)!r}: --type is for an OUT that ends in .gguf")
     if kind is not None and kind not in TYPES:
