@@ -197,7 +197,7 @@ def test_what_the_hub_refuses_is_one_line_and_what_was_written_stays(tiny_folder
         hub.refuses = "/whoami"
         words[2] = tmp_path / "second"
         assert "can't upload to me/pruned" in said(*words, "me/pruned") and not (tmp_path / "second").exists()
-        assert "--push-to-hub is 'pruned', expected ORGANISATION/NAME" in said(*words, "pruned")
+        assert "--push-to-hub is 'pruned', expected USER/NAME" in said(*words, "pruned")
         monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
         assert "run `hf auth login`" in said(*words, "me/pruned") and not (tmp_path / "second").exists()
         typed(*words[:-1], "--public", code=2)

@@ -13,6 +13,7 @@ from .llama_cpp import FILE_TYPES as FILE_TYPES
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
 from .partial_folder import check_new as check_new
+from .publishing import check_name as check_name
 from .publishing import check_repository as check_repository
 from .publishing import push as push
 from .replacing import check_replaceable as check_replaceable

@@ -3,20 +3,28 @@
 import re
 from pathlib import Path
 
+from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
+
+LONGEST = 96  # characters of a name, by the hub's rule for the part after the slash
+
+
+def check_name(repository: str) -> None:
+    """Raise InputError for what is no USER/NAME or ORGANISATION/NAME."""
+    if len(repository) > LONGEST or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError(f"--push-to-hub is {shown(repository)}, expected USER/NAME or ORGANISATION/NAME: correct it")
 
 
 def check_repository(repository: str, *, public: bool) -> None:
     """Ask the hub, before anything is written, whether a checkpoint may be uploaded there.
 
-    Raises InputError for what is no ORGANISATION/NAME, without a token, for one that the hub does not take, a
-    repository that is public where `public` is not asked for, and a hub that can't be reached.
+    Raises InputError as `check_name`, without a token, for one that the hub does not take, a repository that is public
+    where `public` is not asked for, and a hub that can't be reached.
     """
     from huggingface_hub import HfApi, constants, get_token  # slow
     from huggingface_hub.errors import RepositoryNotFoundError
 
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        raise InputError(f"--push-to-hub is {repository!r}, expected ORGANISATION/NAME or USER/NAME: correct it")
+    check_name(repository)
     if constants.HF_HUB_OFFLINE:
         raise InputError("--push-to-hub is given, and HF_HUB_OFFLINE is set: unset it, or leave one of them out")
     if get_token() is None:

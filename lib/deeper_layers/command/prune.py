@@ -80,6 +80,8 @@ def prune(
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
+    if repository is not None:
+        checkpoints.check_name(repository)
     model, revision, to_gguf = given["model"], given.get("revision"), out.suffix == ".gguf"
     parameters = _parameters(given, heal, text, to_gguf, dry_run)
     named = None if engines is None else _engines(engines)
@@ -180,9 +182,9 @@ def _engines(text: str) -> tuple[str, ...]:
     named = tuple(split(text))
     if not named or (strange := set(named) - set(checkpoints.ENGINES)):
         known = ", ".join(checkpoints.ENGINES)
-        shown = sorted(strange)[0] if named else text
+        shown = checks.shown(sorted(strange)[0] if named else text)
         raise InputError(
-            f"--for has {shown!r}, expected some of {known}: the others take no layer's kind from its number"
+            f"--for has {shown}, expected some of {known}: the others take no layer's kind from its number"
         )
     return named
 
@@ -198,11 +200,13 @@ def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite:
     if kind is not None and not to_gguf:
         raise InputError(f"OUT is {str(out)!r}: --type is for an OUT that ends in .gguf")
     if kind is not None and kind not in TYPES:
-        raise InputError(f"--type is {kind!r}, expected one of {', '.join(TYPES)}: llama-quantize makes more")
+        raise InputError(
+            f"--type is {checks.shown(kind)}, expected one of {', '.join(TYPES)}: llama-quantize makes more"
+        )
     if dtype != AS_IT_IS and to_gguf:
         raise InputError(f"OUT is {str(out)!r}: --dtype is for a folder, give --type for a GGUF file")
     if dtype not in (AS_IT_IS, *NAMES):
-        raise InputError(f"--dtype is {dtype!r}, expected auto, {', '.join(NAMES)}: choose one")
+        raise InputError(f"--dtype is {checks.shown(dtype)}, expected auto, {', '.join(NAMES)}: choose one")
     out = checks.place("OUT", out)
     checks.new_folder("the folder of OUT", out.parent, writable=True)
     if overwrite:
