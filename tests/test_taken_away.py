@@ -8,7 +8,10 @@ import pytest
 from safetensors.torch import load_file
 
 from deeper_layers.checkpoints import replacing
+from deeper_layers.command import foretold
+from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
+from deeper_layers.report import one_cut
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, name_of, unit_path
 from tests.hub import serving
@@ -48,10 +51,11 @@ def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     rows = rows[(rows["metric"] == "acc") & (rows["size"] == 4) & (rows["start"] == 2)]
     assert capitals["pruned"][0] == pytest.approx(rows["value"].iloc[0]) and capitals["largest"] == 2
     assert capitals["guessing"] > 0.25 and capitals["items"] == 120
-    text = typed("prune", "embedded", tmp_path / "o.gguf", "--drop", 4, "--dry-run").stdout
-    assert "results say that this cut ruins" in text and "largest n that does not" in text
-    kept = typed("prune", "embedded", tmp_path / "o.gguf", "--drop", 1, "--dry-run").stdout
-    assert "by results it ruins none of these" in kept
+    found = one_cut.scores(all_units(results_folder(), model=EMBEDDED.name), Cut(2, 4))
+    assert [score.topic for score in found if score.ruined] == content["ruins"]
+    text = foretold.ruin_in_words(found)
+    assert f"ruins {len(content['ruins'])} of " in text and "largest n that does not" in text
+    assert foretold.ruin_in_words([score for score in found if not score.ruined]) is None
 
 
 def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tmp_path):
