@@ -5,6 +5,7 @@ Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deeper_layers.checks import LAYERS, shown, whole_number
@@ -86,23 +87,32 @@ class Cut:
         dropped = f"layer {self.start}" if self.size == 1 else f"layers {self.start}..{self.stop - 1}"
         return f"drops {dropped} (0-based, {self.size} of {num_layers}), keeps {kept}"
 
-    def mergekit_yaml(self, num_layers: int, model_name: str) -> str:
+    def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
         """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
+
+        For mergekit the name is a hub id, of which it can be told a revision, or the path of a folder.
 
         Raises:
             InputError: the cut does not fit the model, see `check`.
         """
-        lines = ["slices:"]
-        for start, stop in self._kept_ranges(num_layers):
-            # a JSON string is a YAML string too, whatever characters the name holds
-            lines += ["  - sources:", f"      - model: {json.dumps(model_name)}"]
-            lines += [f"        layer_range: [{start}, {stop}]"]
-        return "\n".join([*lines, "merge_method: passthrough", ""])
+        return mergekit_yaml(self._kept_ranges(num_layers), model_name, revision)
 
     def _kept_ranges(self, num_layers: int) -> list[tuple[int, int]]:
         self.check(num_layers)
         ranges = [(0, num_layers)] if self.size == 0 else [(0, self.start), (self.stop, num_layers)]
         return [(start, stop) for start, stop in ranges if start < stop]
+
+
+def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
+    """The layers of some ranges, in their order, as a passthrough configuration for mergekit."""
+    # in a plain name mergekit takes what stands after + for an adapter, and after @ for a revision
+    odd = revision is not None or set("+@") & set(model_name)
+    place = {"path": model_name} | ({"revision": revision} if revision is not None else {})
+    model, lines = {"model": place} if odd else model_name, ["slices:"]
+    for start, stop in ranges:
+        # JSON is YAML too, whatever characters the name holds
+        lines += ["  - sources:", f"      - model: {json.dumps(model)}", f"        layer_range: [{start}, {stop}]"]
+    return "\n".join([*lines, "merge_method: passthrough", ""])
 
 
 def simple_cut(num_layers: int, size: int) -> Cut:
