@@ -19,6 +19,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
+from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
 from deeper_layers.results.places import AROUND as ROOT
@@ -28,7 +29,7 @@ FIELDS = {
     "plan": (kinds.QuestionAnsweringParameters, {"measure"}),
     "distances": (kinds.SimilarityParameters, set()),
     "sweep": (kinds.QuestionAnsweringParameters, set()),
-    "prune": (kinds.SimilarityParameters, set()),
+    "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),
 }
@@ -75,7 +76,7 @@ def test_options_are_the_fields_of_the_parameters(name):
     options = {option.name.removeprefix("no_"): option for option in command.params if option.name != "no_site"}
     assert [argument.name for argument in command.params if isinstance(argument, click.Argument)][0] == "model"
     expected = set(kind.model_fields) - without
-    assert expected <= set(options) and not without & set(options)
+    assert expected <= set(options) and (name == "prune" or not without & set(options))
     for field in expected - {"model"}:
         words = kind.model_fields[field].description.replace("None", "none").removeprefix("False: ")
         assert options[field].help.startswith(words)
@@ -103,6 +104,25 @@ def test_starting_is_light():
         f"import sys; from deeper_layers.command import main; main(['--help'], standalone_mode=False); print({heavy})"
     )
     assert python(loaded).stdout.endswith("set()\n")
+    commands = [[name, "--help"] for name in SUBCOMMANDS]
+    commands += [
+        ["prune", "embedded", "out", "--drop", "30"], ["prune", "/no/such", "out", "--drop", "3"],
+        ["prune", "embedded", "/", "--drop", "3"], ["prune", "embedded", "out", "--drop", "1", "--dtype", "fp8"],
+        ["prune", "embedded", "out", "--drop", "1", "--adapter", "/no/such"],
+        ["prune", "embedded", "out", "--drop", "1", "--heal", "tiny"],
+        ["prune", "embedded", "out", "--drop", "1", "--for", "all"], ["prune", "/", "out", "--drop", "1"],
+        ["heal", "embedded", "--drop", "30"], ["heal", "/no/such", "--drop", "3"], ["sweep", "/no/such"],
+        ["sweep", "embedded", "--limit", "0"], ["distances", "/no/such"], ["plan", "/no/such"], ["plan", "none.gguf"],
+        ["report", "embedded", "--notebooks", "99"],
+    ]  # fmt: skip
+    loaded = "\n".join([
+        "import sys, click", "from deeper_layers.command import main", f"for words in {commands}:",
+        "    try: main(words, standalone_mode=False)",
+        "    except click.ClickException as error: print(error.message, file=sys.stderr)",
+        "    else: assert words[-1] == '--help', words",
+        "    assert not {'torch', 'transformers', 'lm_eval', 'pandas', 'scipy'} & set(sys.modules), words",
+    ])  # fmt: skip
+    assert len(python(loaded).stderr.splitlines()) == len(commands) - len(SUBCOMMANDS)
     heavy = "{'torch', 'transformers', 'lm_eval', 'peft', 'datasets'} & set(sys.modules)"
     for words in (["plan", "embedded"], ["sweep", "embedded"], ["distances", "embedded"]):
         loaded = (
@@ -120,6 +140,17 @@ def test_as_a_module_from_a_folder_with_names_of_ours(tmp_path):
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert Path(json.loads(done.stdout)["unit"]).is_relative_to(ROOT / "results")
+
+
+def test_presets_packaged_models_and_defaults_are_in_the_help():
+    text = " ".join(typed("prune", "--help").stdout.split())
+    assert all(name in text for name in [*PRESETS, *packaged.PACKAGED, "vllm", "[default: similarity]", "bfloat16"])
+    assert all(name in " ".join(typed("heal", "--help").stdout.split()) for name in [*PRESETS, "[default: small]"])
+
+
+@pytest.mark.parametrize("name", SUBCOMMANDS)
+def test_every_subcommand_answers_scripts(name):
+    assert "--json" in typed(name, "--help").stdout
 
 
 # ---- what is published -----------------------------------------------------------------------------------
@@ -263,6 +294,17 @@ def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(json.loads(ended[1])["unit"])]
 
 
+def test_results_are_where_the_user_stands(tiny_folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["distances", tiny_folder, *SMALL[:4], "--json", "--results"]
+    first = json.loads(typed(*words, "mine").stdout)
+    assert (tmp_path / "here" / first["unit"]).is_relative_to(tmp_path / "here" / "mine")
+    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
+    monkeypatch.chdir(tmp_path)
+    assert json.loads(typed(*words, "here/mine").stdout)["rows"] == first["rows"]
+
+
 def documents(corpus, *, split=None, datasets=None, documents=20_000):
     return [f"The {split} document of number {i} speaks of {i * i} other things." * 4 for i in range(200)]
 
@@ -277,19 +319,19 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["plan", "/no/such/folder"], "'/no/such/folder' is no file, no folder and no hub id"),
         (["prune", "/no/such/folder", "OUT", "--drop", "1"], "no file, no folder and no hub id"),
         (["plan", "none.gguf"], "none.gguf does not exist"),
-        (["sweep", "embedded", "--sizes", "two"], "sizes is 'two': 'two' is no block size"),
-        (["sweep", "embedded", "--sizes", "0-30"], "size is 30, expected 0 to 29 for a model of 30 layers"),
-        (["sweep", "embedded", "--tasks", " "], "tasks is ' ', expected a text that is not empty"),
-        (["sweep", "embedded", "--limit", "0"], "limit is 0, expected None or a whole number from 1"),
-        (["sweep", "embedded", "--rules", "best"], "rule is 'best', expected one of 'similarity', 'simple'"),
+        (["sweep", "embedded", "--sizes", "two"], "--sizes is 'two': 'two' is no block size"),
+        (["sweep", "embedded", "--sizes", "0-30"], "--sizes is 30, expected 0 to 29 for a model of 30 layers"),
+        (["sweep", "embedded", "--tasks", " "], "--tasks is ' ', expected a text that is not empty"),
+        (["sweep", "embedded", "--limit", "0"], "--limit is 0, expected none or a whole number from 1"),
+        (["sweep", "embedded", "--rules", "best"], "--rules is 'best', expected one of 'similarity', 'simple'"),
         (["sweep", "embedded", "--limit", "7", "--no-measure"], "not measured: capitals"),
         (["distances", "embedded", "--samples", "7", "--no-measure"], "not measured: the distances of"),
-        (["distances", "embedded", "--datasets", "/no/such"], "datasets is '/no/such', which is no folder"),
-        (["distances", "embedded", "--dtype", "fp8"], "dtype is 'fp8'"),
-        (["heal", "embedded", "--drop", "30"], "size is 30; expected 0 to 29"),
-        (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "preset is 'tiny'"),
-        (["heal", "embedded", "--drop", "2", "--start", "29"], "start is 29 with size 2"),
-        (["report", "embedded", "--notebooks", "99"], "notebooks is '99', expected 'all' or some of 01-similarity"),
+        (["distances", "embedded", "--datasets", "/no/such"], "--datasets is '/no/such', which is no folder"),
+        (["distances", "embedded", "--dtype", "fp8"], "--dtype is 'fp8'"),
+        (["heal", "embedded", "--drop", "30"], "--drop is 30; expected 0 to 29"),
+        (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "--preset is 'tiny'"),
+        (["heal", "embedded", "--drop", "2", "--start", "29"], "--start is 29 with --drop 2"),
+        (["report", "embedded", "--notebooks", "99"], "--notebooks is '99', expected 'all' or some of 01-similarity"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

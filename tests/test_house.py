@@ -15,7 +15,7 @@ from deeper_layers.results.places import AROUND as ROOT
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
-    "errors", "checks", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
+    "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
     "similarity", "rules", "family", "evaluation", "checkpoints", "healing", "experiments", "report", "command",
     "__main__",
 ]  # fmt: skip

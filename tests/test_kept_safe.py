@@ -236,7 +236,8 @@ def test_an_out_that_came_to_be_meanwhile_is_not_replaced(kind, whole, expected,
 
 def test_many_at_once_give_one_whole_result(whole, quick, tmp_path):
     """Whoever comes first ends; none gives a mixture of two cuts."""
-    results = {cut: snapshot(slice_checkpoint(whole, cut, tmp_path / f"{cut.start}")) for cut in (CUT, Cut(0, 1))}
+    made = {cut: slice_checkpoint(whole, cut, tmp_path / f"{cut.start}", name="out") for cut in (CUT, Cut(0, 1))}
+    results = {cut: snapshot(folder) for cut, folder in made.items()}
 
     def contend(cut):
         for _ in range(20):

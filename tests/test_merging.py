@@ -9,13 +9,12 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from deeper_layers.checkpoints import adapter_files
-from deeper_layers.checkpoints.model_card import healing_in_words, measured_card
+from deeper_layers.checkpoints.model_card import healing_in_words
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
-from deeper_layers.files.whole import write_whole
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.presets import PRESETS, HealingConfig
 from deeper_layers.models.opening import checkpoint_folder
@@ -242,33 +241,35 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     card = (tmp_path / "one" / "README.md").read_text()
     assert ", healed\n" in card and "rank 2 (alpha 2) on down_proj, gate_proj, up_proj" in card
     assert "Trained on 512 tokens of wikipedia" in card and "4 steps" in card and "weights in nf4" in card
-    for wrong, message in [(["--heal", "tiny"], "preset is 'tiny'"), (["--heal", "small", "--text", "pile"], "'pile'")]:
+    for wrong, message in [(["--heal", "tiny"], "--heal is 'tiny'"), (["--heal", "small", "--text", "pile"], "'pile'")]:
         with pytest.raises(click.ClickException, match=message):
             prune(tiny_folder, tmp_path / "four", "--drop", "2", *wrong)
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
+    from deeper_layers.report import one_cut
     from deeper_layers.results.places import results_folder
     from deeper_layers.results.units import all_units
 
     unit = next(unit for unit in all_units(results_folder(), "healing") if unit.key["cut"] == [25, 1])
-    course = {"config": unit.key["healing"], "text": unit.key["text"]} | unit.details["healing"]
+    units = [other for other in all_units(results_folder()) if other.key["model"] == unit.key["model"]]
+    config, text = unit.key["healing"], unit.key["text"]
+    assert one_cut.healing_of(units, Cut(25, 1), config, text).path == unit.path
+    found = {score.topic: score for score in one_cut.scores(units, Cut(25, 1), unit)}
+    loss = found["loss on c4"]
+    expected = unit.rows.query("task == 'c4' and metric == 'loss'")["value"].iloc[0]
+    assert loss.healed[0] == expected and loss.pruned[0] > loss.whole[0] > 0
+    healed = unit.rows.query("task == 'capitals' and metric == 'acc'")["value"].iloc[0]
+    capitals = found["Capitals"]
+    assert capitals.healed[0] == pytest.approx(healed) and capitals.how == "bfloat16, weights in nf4"
+    card = one_cut.card_text(units, Cut(25, 1), unit)
+    assert f"| {one_cut.in_words(capitals.healed)} | 0.28 | 120 |" in card and "| pruned | healed, this one |" in card
+    # other settings: another healing, whose scores these are not
+    assert one_cut.healing_of(units, Cut(25, 1), config | {"rank": 64}, text) is None
+    course = {"config": config, "text": text} | unit.details["healing"]
     healed_adapters(tiny_model("llama"), tmp_path, unit.key["model"], healing=course)
     adapter = adapter_files.read_adapter(tmp_path)
-    card = measured_card(unit.key["model"], Cut(25, 1), adapter=adapter)
-    line = next(line for line in card.splitlines() if line.startswith("| c4 | loss |"))
-    whole, pruned, after = (float(cell) for cell in line.split("|")[3:6])
-    expected = unit.rows.query("task == 'c4' and metric == 'loss'")["value"].iloc[0]
-    assert after == pytest.approx(expected, abs=1e-3) and pruned > whole > 0
     assert f"{unit.details['healing']['tokens']:,} tokens of c4" in healing_in_words(adapter)
-    # other settings: another healing, whose scores these are not
-    course["config"] = course["config"] | {"rank": 64}
-    write_whole(tmp_path / adapter_files.IDENTITY, json.dumps({
-        "base": unit.key["model"], "cut": [25, 1], "healing": course,
-    }).encode())  # fmt: skip
-    assert "| c4 | loss |" not in measured_card(
-        unit.key["model"], Cut(25, 1), adapter=adapter_files.read_adapter(tmp_path)
-    )
 
 
 def test_the_key_of_a_model_is_that_of_its_source(tiny_folder):

@@ -44,6 +44,8 @@ WORDS = {  # of options and arguments; those of numbers and the texts above come
     "tasks": TASKS,
     "notebooks": ["99", ",", "01, 99", "../x"],
     "kind": ["q2_k", "f64"],
+    "engines": ["ollama", ",", "vllm; llama.cpp", "VLLM"],
+    "repository": ["name", "/name", "a/b/c", "../../x", "a b/c", "me/x?y", "me/" + "x" * 200],
     "samples": ["-1", "0", "1", "20001", "9" * 40],
     "sequence_length": ["-1", "0", "1", "9" * 40],
     "seed": ["-1", "4294967296", "9" * 40],

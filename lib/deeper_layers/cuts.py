@@ -155,8 +155,10 @@ class Cut:
             parts = [f"{layers} ({counted}{self.size} of {num_layers})", *parts]
         return f"drops {' and '.join(parts)}, keeps {kept}"
 
-    def mergekit_yaml(self, num_layers: int, model_name: str) -> str:
+    def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
         """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
+
+        For mergekit the name is a hub id, of which it can be told a revision, or the path of a folder.
 
         Raises:
             InputError: the cut does not fit the model, see `check`, or drops sublayers, which mergekit does not.
@@ -165,18 +167,13 @@ class Cut:
             raise InputError(
                 f"the cut {self.describe(num_layers)}: mergekit's passthrough takes whole layers; drop whole layers"
             )
-        lines = ["slices:"]
-        for start, stop in self._kept_ranges(num_layers):
-            # a JSON string is a YAML string too, whatever characters the name holds
-            lines += ["  - sources:", f"      - model: {json.dumps(model_name)}"]
-            lines += [f"        layer_range: [{start}, {stop}]"]
-        return "\n".join([*lines, "merge_method: passthrough", ""])
+        return mergekit_yaml(self._kept_ranges(num_layers), model_name, revision)
 
     def _kept_ranges(self, num_layers: int) -> list[tuple[int, int]]:
-        return _ranges(self.kept(num_layers))
+        return ranges(self.kept(num_layers))
 
 
-def _ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
+def ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     """Rising indices as ranges with an exclusive end."""
     found: list[tuple[int, int]] = []
     for index in indices:
@@ -189,13 +186,25 @@ def _ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
 
 def _layers(indices: Iterable[int]) -> str:
     """Layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
-    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in _ranges(indices)]
+    parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in ranges(indices)]
     return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
 
 
 def _listed(words: list[str]) -> str:
     """Words with commas, and "and" before the last."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
+    """The layers of some ranges, in their order, as a passthrough configuration for mergekit."""
+    # in a plain name mergekit takes what stands after + for an adapter, and after @ for a revision
+    odd = revision is not None or set("+@") & set(model_name)
+    place = {"path": model_name} | ({"revision": revision} if revision is not None else {})
+    model, lines = {"model": place} if odd else model_name, ["slices:"]
+    for start, stop in ranges:
+        # JSON is YAML too, whatever characters the name holds
+        lines += ["  - sources:", f"      - model: {json.dumps(model)}", f"        layer_range: [{start}, {stop}]"]
+    return "\n".join([*lines, "merge_method: passthrough", ""])
 
 
 def simple_cut(num_layers: int, size: int) -> Cut:

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import importlib.metadata
 import os
 import platform
 import re
@@ -44,6 +43,8 @@ def is_shown() -> bool:
 
 
 def _circumstances() -> str:
+    import importlib.metadata  # slow, for what happens hardly ever
+
     lines = [f"time: {datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')}"]
     lines += [f"command: {shlex.join(sys.argv)}", f"python {platform.python_version()} on {platform.platform()}"]
     for package in PACKAGES:

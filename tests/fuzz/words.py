@@ -81,8 +81,9 @@ def closed() -> Iterator[None]:
         if unknown := set(names) - {*data.embedded_tasks(), "mmlu", "boolq"}:
             raise InputError(f"unknown task {checks.shown(sorted(unknown))}")
 
-    of_models = dict.fromkeys(["find_model", "load_model", "checkpoint_folder", "empty_model", "sizes_of"], reached)
-    of_checkpoints = {"TYPES": ("f32", "f16", "q8_0"), "read_adapter": reached, "check_new": lambda _: None}
+    names = ["find_model", "load_model", "checkpoint_folder", "empty_model", "sizes_of", "stated_config"]
+    of_models = dict.fromkeys(names, reached)
+    of_checkpoints = {"read_adapter": reached, "check_new": lambda _: None}
     with contextlib.ExitStack() as patched:
         for room, names in (
             (models, of_models), (checkpoints, of_checkpoints), (evaluation, {"check_names": known}),

@@ -1,4 +1,9 @@
 from .adapter_files import read_adapter as read_adapter
+from .casting import NAMES as NAMES
+from .engines import ENGINES as ENGINES
+from .engines import nearest_safe as nearest_safe
+from .engines import safe_cuts as safe_cuts
+from .engines import wrong_in as wrong_in
 from .gguf_files import TYPES as TYPES
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
@@ -7,6 +12,11 @@ from .layer_tensors import number_of_layers as number_of_layers
 from .llama_cpp import FILE_TYPES as FILE_TYPES
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
-from .model_card import measured_card as measured_card
 from .partial_folder import check_new as check_new
+from .publishing import check_name as check_name
+from .publishing import check_repository as check_repository
+from .publishing import push as push
+from .replacing import check_replaceable as check_replaceable
+from .replacing import in_the_place_of as in_the_place_of
+from .slicing import bytes_after as bytes_after
 from .slicing import slice_checkpoint as slice_checkpoint

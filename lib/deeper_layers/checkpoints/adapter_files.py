@@ -12,22 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from deeper_layers.checkpoints.layer_tensors import NUMBERED
 from deeper_layers.checkpoints.tensor_files import read_header
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import read_json, write_file
+from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.package_index import file_hash
 from deeper_layers.results.schema import Checked, Course, Open, Settings, in_words
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 BEFORE = "base_model.model."  # every name in a file of adapters
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # by their names in the file, as torch has them
 BLOCK = 2**20  # elements of a tensor in work at a time
 # settings of peft that matter in training only; any other than these and those of `LoraSettings` must be off
 TRAINING = {
@@ -169,8 +168,11 @@ class Adapter:
                 "heal anew"
             )
 
-    def _update(self, module: str, shape: tuple[int, int], dtype: torch.dtype, transposed: bool) -> Callable:
+    def _update(self, module: str, shape: tuple[int, int], type: str, transposed: bool) -> Callable:
         def update(read: Callable[[int], bytes]) -> Iterator[bytes]:
+            import torch  # slow: a folder of adapters can be refused without it
+
+            dtype = getattr(torch, type)
             with safe_open(self.folder / WEIGHTS, framework="pt") as file:
                 a, b = (file.get_tensor(f"{BEFORE}{module}.lora_{which}.weight").float() for which in "AB")
             alpha, rank = self.settings["lora_alpha"], len(a)
@@ -313,8 +315,8 @@ def _check_finite(path: Path) -> None:
     """Raise InputError where a file of adapters holds not-a-number or infinity, or is none to safetensors itself."""
     try:
         with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                if not torch.isfinite(file.get_tensor(name)).all():
+            for name in file.keys():  # which imports torch, and is the last check
+                if not file.get_tensor(name).isfinite().all():
                     raise InputError(f"{path} holds numbers in {name} that are not finite: heal anew")
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}): heal anew") from error

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors.torch import load_file
 from tqdm import tqdm
 
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
+from deeper_layers.checkpoints.engines import of_another_kind, periods
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.staging import check_absent, new_file
@@ -25,9 +25,9 @@ from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import hash_once
 
-# After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number, and
-# a file can't say otherwise. 1: all layers are alike.
-PERIODS = dict.fromkeys(sorted(UNIFORM), 1) | {"gemma2": 2, "gemma3": 6}
+# After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number.
+# 1: all layers are alike.
+PERIODS: dict[str, int] = {arch: periods("llama.cpp").get(arch, 1) for arch in sorted(UNIFORM)}
 TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
 TYPES |= {"q8_0": gguf.GGMLQuantizationType.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type
@@ -137,8 +137,7 @@ def _check(header: Header, source: Source, kept: list[int]) -> None:
     )
     if type(period) is not int or period < 1:
         raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")
-    if wrong := [old for new, old in enumerate(kept) if (old + 1) % period == 0 and (new + 1) % period or
-                 (old + 1) % period and (new + 1) % period == 0]:  # fmt: skip
+    if wrong := of_another_kind(kept, period):
         raise InputError(
             f"layer {wrong[0]} of {source.name} would be of another kind: in llama.cpp every {period}th layer of "
             f"{arch} sees all tokens, by its number; drop a multiple of {period} layers"
@@ -178,6 +177,8 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
 
 def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
     """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added to it."""
+    from safetensors.torch import load_file  # slow, and needed for adapters alone
+
     adapter = read_adapter(folder)
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from deeper_layers.errors import InputError
 from deeper_layers.files.staging import check_absent, new_file
-from deeper_layers.models.gguf_checks import read_gguf
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = {
@@ -31,6 +30,8 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path, threads: int = 1):
         self.library, self.threads = _library(), threads
+        from deeper_layers.models.gguf_checks import read_gguf  # slow
+
         read_gguf(Path(path))  # llama.cpp ends the process for some damaged files
         try:
             self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
@@ -81,6 +82,8 @@ def quantize(source: str | Path, out: str | Path, type: str, threads: int = 1) -
     library, out = _library(), Path(out)
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
+    from deeper_layers.models.gguf_checks import read_gguf  # slow
+
     check_absent(out)
     read_gguf(Path(source))
     options = library.LlamaModelQuantizeParams()

@@ -1,40 +1,167 @@
-"""README.md of a sliced checkpoint: where it comes from, what was dropped and added, what was measured of it."""
+"""README.md of a sliced checkpoint: how to use it, where it comes from, what was dropped and added, what was measured.
 
+Its head is what the hub reads, made by the hub's own library. Names are text, whatever is in them. The card of the
+source is kept below ours, as a quotation.
+"""
+
+import json
 import re
-from pathlib import Path
-
-import pandas as pd
+import shlex
+from dataclasses import dataclass
+from typing import Any
 
 from deeper_layers.checkpoints.adapter_files import Adapter
-from deeper_layers.cuts import Cut
+from deeper_layers.checkpoints.lineage import Lineage, Step
+from deeper_layers.checkpoints.source_facts import Facts
+from deeper_layers.cuts import Cut, mergekit_yaml
+from deeper_layers.markup import as_code, as_markdown, visible
 from deeper_layers.models.sources import model_name
-from deeper_layers.results.units import Unit, all_units
+
+KEPT_CARD = "## The card of the source"
+TRANSFORMERS = """\
+from transformers import {opens}, AutoTokenizer
+
+name = {name}
+tokenizer = AutoTokenizer.from_pretrained(name{more})
+model = {opens}.from_pretrained(name, dtype="auto"{more})
+inputs = tokenizer("The capital of France is", return_tensors="pt")
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=False)[0]))"""
+VLLM = "python -m vllm.entrypoints.openai.api_server --model {name}{more}"
+CYLLAMA = "the wheel cyllama, which has it compiled (llama-cli takes -m, -p and -n too)"
+LLAMA_CPP = """\
+python convert_hf_to_gguf.py {name} --outfile {file}
+cyllama generate -m {file} -p "The capital of France is" -n 20 --temperature 0"""
 
 
-def model_card(
-    source: str, revision: str | None, cut: Cut, layers: int, more: str = "", adapter: Adapter | None = None
-) -> str:
-    """The card of a checkpoint without the layers of a cut, with adapters added to its weights if there are any."""
-    of = f" at revision {revision}" if revision else ""
-    hub = bool(re.fullmatch(r"[\w.-]+/[\w.-]+", source)) and not Path(source).exists()
-    name = model_name(source)
-    front = ["---", *([f"base_model: {source}"] if hub else []), "tags: [layer-pruning]", "---"]
-    return "\n".join([
-        *front,
-        f"# {name} without {cut.size} of its {layers} layers{', healed' if adapter else ''}",
-        "",
-        f"{name}{of}; this checkpoint {cut.describe(layers)}. "
-        + (healing_in_words(adapter) if adapter else "All other weights are unchanged."),
-        "",
-        "The method is that of Gromov et al., *The Unreasonable Ineffectiveness of the Deeper Layers* "
-        f"(arXiv 2403.17887). {'The cut as' if adapter else 'As'} a configuration of mergekit:",
-        "",
-        "```yaml",
-        cut.mergekit_yaml(layers, name).rstrip(),
-        "```",
-        "",
-        *([more, ""] if more else []),
-    ])  # fmt: skip
+@dataclass(frozen=True)
+class Made:
+    """What a card tells of a checkpoint.
+
+    Attributes:
+        source: the model, as the user named it.
+        name: by which the checkpoint is opened: its folder, or its repository on the hub.
+        facts: what the source says of itself.
+        lineage: all cuts up to this one.
+        config: of the checkpoint, as its config.json holds it.
+        quantized: kind of weights of a GGUF file that it was made of.
+        revision: of a hub id.
+        adapter: what was added to the weights.
+        predicting: what became of layers for multi-token prediction: "kept", "left out", or nothing without any.
+    """
+
+    source: str
+    name: str
+    facts: Facts
+    lineage: Lineage
+    config: dict
+    quantized: str = ""
+    revision: str | None = None
+    adapter: Adapter | None = None
+    predicting: str = ""
+
+    @property
+    def step(self) -> Step:
+        return self.lineage.steps[-1]
+
+    @property
+    def cut(self) -> Cut:
+        return self.step.cut
+
+
+def model_card(made: Made, scores: str = "") -> str:
+    """The card, with what results say of the cut, in Markdown, if they say anything."""
+    first, layers = made.lineage.steps[0].model, made.lineage.layers
+    title = f"# {as_markdown(first)} without {layers - len(made.lineage.kept)} of its {layers} layers"
+    title += ", healed" if made.adapter else ""
+    parts = [
+        title, _what(made), "## Use", *_use(made), "## How it was made", *_how(made),
+        *(["## Scores", scores.strip()] if scores.strip() else []), *_source_card(made),
+    ]  # fmt: skip
+    return _head(made) + "\n" + "\n\n".join(parts) + "\n"
+
+
+def _head(made: Made) -> str:
+    from huggingface_hub import ModelCardData  # slow
+
+    base = made.facts.hub or made.lineage.base_model
+    # the hub knows adapters, merges, quantized and fine-tuned models: of these a healed one is the last
+    relation = {"base_model_relation": "finetune"} if base and made.adapter else {}
+    entries: dict[str, Any] = made.facts.entries | relation
+    data = ModelCardData(library_name="transformers", tags=["layer-pruning"], base_model=base, **entries)
+    return f"---\n{data.to_yaml()}\n---"
+
+
+def _what(made: Made) -> str:
+    of = f" at revision {as_code(made.revision)}" if made.revision else ""
+    weights = f" (weights {made.step.weights})" if (made.step.weights or "").startswith("sha256:") else ""
+    said = [f"{as_markdown(made.step.model)}{of}{weights}; this checkpoint {made.cut.describe(made.step.layers)}."]
+    said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
+    if made.quantized:
+        said.append(f"They were {as_markdown(made.quantized)} in a GGUF file, and are {made.step.dtype} here.")
+    elif made.step.dtype:
+        said.append(f"They are cast to {made.step.dtype}.")
+    if made.predicting:
+        said.append(f"Layers for multi-token prediction, which come after the last one, are {made.predicting}.")
+    return " ".join(said)
+
+
+def _use(made: Made) -> list[str]:
+    own_code = "auto_map" in made.config
+    opens = "AutoModelForImageTextToText" if "vision_config" in made.config else "AutoModelForCausalLM"
+    name, file = shlex.quote(visible(made.name)), shlex.quote(f"{visible(made.name).rpartition('/')[2]}.gguf")
+    python = TRANSFORMERS.format(
+        opens=opens, name=json.dumps(made.name), more=", trust_remote_code=True" if own_code else ""
+    )
+    server = VLLM.format(name=name, more=" --trust-remote-code" if own_code else "")
+    return [
+        "In transformers:", fenced("python", python), "In vLLM, as a server:", fenced("bash", server),
+        f"In llama.cpp, by its converter and {CYLLAMA}:", fenced("bash", LLAMA_CPP.format(name=name, file=file)),
+    ]  # fmt: skip
+
+
+def _how(made: Made) -> list[str]:
+    parts = [
+        "The method is that of Gromov et al., *The Unreasonable Ineffectiveness of the Deeper Layers* (arXiv "
+        "2403.17887)."
+    ]
+    if made.step.command:
+        parts += ["By the command", fenced("bash", made.step.command)]
+    if len(made.lineage.steps) > 1:
+        parts += ["In several steps, each after the one before it:", "\n".join(map(_step_in_words, made.lineage.steps))]
+        kept = " and ".join(f"[{start}:{stop}]" for start, stop in made.lineage.ranges)
+        parts.append(f"Of the {made.lineage.layers} layers of the first model it keeps {kept}.")
+    hub = made.facts.hub or made.lineage.base_model
+    own = f"./{model_name(made.source)}"
+    # a configuration resolves everywhere only from the hub, where the first of several models is
+    name, revision = (hub, made.revision) if hub else (own, None)
+    yaml = mergekit_yaml(made.lineage.ranges, name, revision) if hub else made.cut.mergekit_yaml(made.step.layers, own)
+    where = "" if hub else f", run beside a folder {as_code(own)} with the source"
+    whose = ", of its weights before they were quantized" if hub and made.quantized else ""
+    what = "The layers, not healed," if made.adapter else "The layers"
+    parts.append(f"{what} as a configuration of mergekit{where}{whose}:")
+    return [*parts, fenced("yaml", yaml.rstrip())]
+
+
+def _step_in_words(step: Step) -> str:
+    more = [*(["healed"] if step.adapter else []), *([f"written in {step.dtype}"] if step.dtype else [])]
+    said = ", ".join([step.cut.describe(step.layers), *more])
+    return f"- {as_markdown(step.model)}{f' ({step.weights})' if step.weights else ''}: {said}"
+
+
+def _source_card(made: Made) -> list[str]:
+    """The source's own card, quoted; where that is one of ours, the card that it quotes."""
+    text = made.facts.text
+    if len(made.lineage.steps) > 1 and text:
+        text = re.sub(r"^> ?", "", text.partition(KEPT_CARD)[2].strip(), flags=re.MULTILINE)
+    if not text:
+        return []
+    return [KEPT_CARD, "\n".join(f"> {line}".rstrip() for line in text.splitlines())]
+
+
+def fenced(language: str, text: str) -> str:
+    """Lines of code in Markdown, whatever is in them."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
 
 
 def healing_in_words(adapter: Adapter) -> str:
@@ -61,61 +188,3 @@ def healing_in_words(adapter: Adapter) -> str:
                 "source has them, so that scores measured in that format are near, and not equal, to this checkpoint's."
             )
     return " ".join(said)
-
-
-def measured_card(key: dict, cut: Cut, results: Path | None = None, adapter: Adapter | None = None) -> str:
-    """What results hold about a cut of a model, in Markdown: its distance, and the scores of its pruned model.
-
-    With adapters, where they say how they were healed, also the scores of the healed one. `key` is that of a `Source`.
-    """
-    lines, found = [], []
-    for unit in all_units(results, model=key["name"]):
-        if unit.key["model"] != key or not {"start", "size"} <= set(unit.rows):
-            continue
-        how = f"{unit.key['dtype']}, {unit.key.get('quantization') or 'not quantized'}"
-        if unit.kind == "similarity":
-            of_cut = unit.rows[(unit.rows["start"] == cut.start) & (unit.rows["size"] == cut.size)]
-            lines += [
-                f"Angular distance of the dropped block: {value:.4f} (units of pi; {unit.name}, {how})."
-                for value in of_cut["distance"]
-            ]
-        elif unit.kind in ("sweep", "loss") or _is_of(unit, cut, adapter):
-            found.append(unit.rows.assign(how=how, healed=unit.kind == "healing"))
-    if table := _scores(pd.concat(found), cut, adapter is not None) if found else []:
-        lines += ["", *table]
-    return "\n".join(lines)
-
-
-def _is_of(unit: Unit, cut: Cut, adapter: Adapter | None) -> bool:
-    """Whether a unit measured these adapters."""
-    if unit.kind != "healing" or adapter is None or not adapter.healing:
-        return False
-    said = [cut.start, cut.size], adapter.healing["config"], adapter.healing["text"]
-    return (unit.key["cut"], unit.key["healing"], unit.key["text"]) == said
-
-
-def _scores(rows: pd.DataFrame, cut: Cut, healed: bool) -> list[str]:
-    """A table with a line for each task, metric and way of measuring; empty where the cut was not scored."""
-    kinds = [
-        ("whole model", rows[~rows["healed"] & (rows["size"] == 0)]),
-        ("pruned" if healed else "this one", _of(rows[~rows["healed"]], cut)),
-        *([("healed, this one", _of(rows[rows["healed"]], cut))] if healed else []),
-    ]
-    keys = ["task", "metric", "items", "how"]
-    values = [table.drop_duplicates(keys).set_index(keys)["value"] for _, table in kinds]
-    names = [name for name, _ in kinds]
-    lines = [
-        f"| {task} | {metric} | {' | '.join(_number(column.get(key)) for column in values)} | {int(items):,} | {how} |"
-        for key in values[-1].index
-        for task, metric, items, how in [key]
-    ]
-    head = [f"| task | metric | {' | '.join(names)} | items | measured in |", f"|{'---|' * (len(names) + 4)}"]
-    return [*head, *lines] if lines else []
-
-
-def _of(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
-    return rows[(rows["start"] == cut.start) & (rows["size"] == cut.size)]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or pd.isna(value) else f"{value:.3f}"

@@ -17,20 +17,43 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
+from deeper_layers.checkpoints.casting import (
+    AS_IT_IS,
+    NAMES,
+    cast_shard,
+    check_castable,
+    smallest_dtype,
+    stated_dtype,
+    written_bytes,
+)
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
-from deeper_layers.checkpoints.model_card import model_card
+from deeper_layers.checkpoints.lineage import LINEAGE, Step, begun, read_lineage, write_lineage
+from deeper_layers.checkpoints.model_card import Made, model_card
 from deeper_layers.checkpoints.older_words import tokenizer_words
 from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
+from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import write_whole
-from deeper_layers.models.checkpoint_files import INDEX, PICKLED, SINGLE, Shard, folder_files, read_json, read_shards
+from deeper_layers.models.checkpoint_files import (
+    INDEX,
+    PICKLED,
+    SINGLE,
+    Shard,
+    folder_files,
+    local_path,
+    read_json,
+    read_shards,
+)
+from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.opening import checkpoint_folder
-from deeper_layers.models.sources import model_key
+from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.models.sources import model_key, model_name
 
 TOKENIZER = "tokenizer_config.json"
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
+MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
 def slice_checkpoint(
@@ -41,6 +64,9 @@ def slice_checkpoint(
     revision: str | None = None,
     card: str = "",
     adapter: str | Path | None = None,
+    dtype: str = AS_IT_IS,
+    command: str | None = None,
+    name: str | None = None,
     mtp: bool = True,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
@@ -54,14 +80,18 @@ def slice_checkpoint(
         card: what the model card says besides source and cut.
         adapter: a folder of adapters trained on the pruned model, as `save_adapters` or peft writes it: they are added
             to the weights, as `merge_adapters` does.
+        dtype: "float32", "bfloat16" or "float16", to which real numbers are cast; "auto" leaves them as they are, and
+            writes those of a GGUF file in the smallest of these that holds every one exactly.
+        command: that the card says it was made by.
+        name: by which the card says the checkpoint is opened, where that is not the name of `out`.
         mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
             those that its configuration asks for, or a file leads out of its folder), the cut does not fit it, some of
             its tensors belong to layers in a way that is not understood, the adapters are of another model or cut,
-            `out` exists or overlaps with what is read, OUT.partial is not ours or another process writes it, or the
-            disk is full.
+            `out` exists or overlaps with what is read, OUT.partial is not ours or another process writes it, a data
+            type is to be changed of quantized weights or is too small for a number, or the disk is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -92,9 +122,24 @@ def slice_checkpoint(
         kept = _with_updates(kept, layout, added)
     if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
         revision = folder.name
+    quantized = _quantized(str(source))
+    wanted, config = _dtype(dtype, folder, shards, bool(quantized)), layout.config
+    if wanted is not None:
+        kept, config = [cast_shard(shard, wanted) for shard in kept], stated_dtype(config, wanted)
+    weights = _weights(str(source), folder, shards)
+    step = Step(
+        model=model_name(str(source)), weights=weights, layers=layout.layers, dropped=list(cut.dropped),
+        adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
+    )  # fmt: skip
+    facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
+    lineage = begun(facts.hub, step) if before is None else before.after(step)
+    predicting = "kept" if layout.mtp else "" if mtp else "left out"
+    made = Made(
+        str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
+    )  # fmt: skip
     texts = {
-        "config.json": json.dumps(layout.config, indent=2) + "\n",
-        "README.md": model_card(str(source), revision, cut, layout.layers, card, added),
+        "config.json": json.dumps(config, indent=2) + "\n",
+        "README.md": model_card(made, card),
         **tokenizer,
     }
     others = [path for path in others if path.name not in texts]
@@ -102,9 +147,11 @@ def slice_checkpoint(
     state = {
         "source": str(folder.resolve()),
         "files": _stamps(shards),
-        "cut": [cut.start, cut.size],
+        "dropped": list(cut.dropped),
         "adapter": None if added is None else added.fingerprint,
-        "writes": [*files, INDEX, *texts, *(path.name for path in others)],
+        "dtype": wanted,
+        "mtp": layout.mtp,
+        "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
     try:
         if is_complete(out, state):
@@ -115,6 +162,7 @@ def slice_checkpoint(
                 _copy_file(path, partial / path.name)
             for name, text in texts.items():
                 write_whole(partial / name, text.encode())
+            write_lineage(partial, lineage)
             if _stamps(shards) != state["files"]:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
@@ -122,13 +170,53 @@ def slice_checkpoint(
     return out
 
 
+def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool, mtp: bool = True) -> tuple[int, str]:
+    """How many bytes of weights a checkpoint will have without the layers of a cut, and in which type, by its headers.
+
+    `dequantized`: it was made of a GGUF file; `mtp` as for `slice_checkpoint`. Raises InputError as that
+    does for its source.
+    """
+    shards = read_shards(folder)
+    layout, wanted = layout_after(cut, folder, shards, mtp=mtp), _dtype(dtype, folder, shards, dequantized)
+    kept = [layout.cut(shard) for shard in shards]
+    kept = [cast_shard(shard, wanted) for shard in kept] if wanted else kept
+    found = [tensor for shard in kept for tensor in shard.tensors]
+    types = sorted({tensor.entry["dtype"] for tensor in found})
+    known = {name: dtype for dtype, name in NAMES.items()}
+    return sum(map(written_bytes, found)), "+".join(known.get(name, name) for name in types)
+
+
 def _other_files(folder: Path) -> list[Path]:
     """What is copied as it is: tokenizer, code, licence and the like."""
-    ours = {"config.json", "README.md", STATE}
+    ours = {"config.json", "README.md", LINEAGE, STATE}
     return [
         path for path in folder_files(folder)
         if path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
     ]  # fmt: skip
+
+
+def _dtype(asked: str, folder: Path, shards: list[Shard], dequantized: bool) -> str | None:
+    """To which data type weights are cast; None where they stay as they are."""
+    if asked not in (AS_IT_IS, *NAMES):
+        raise InputError(f"dtype is {asked!r:.40}, expected 'auto' or one of {', '.join(map(repr, NAMES))}")
+    if asked == AS_IT_IS:
+        return smallest_dtype(shards) if dequantized else None
+    check_castable(folder, read_json(folder / "config.json"), shards)
+    return asked
+
+
+def _quantized(source: str) -> str:
+    """Kind of weights of a GGUF file; nothing of any other source."""
+    if packaged := PACKAGED.get(source):
+        return packaged.quantized
+    path = local_path(source)
+    return inspect_gguf(path, None, hashed=False)["quantized"] if path.suffix == ".gguf" else ""
+
+
+def _weights(source: str, folder: Path, shards: list[Shard]) -> str | None:
+    """The hash of a source's weights, where it is known or soon found."""
+    large = sum(tensor.bytes for shard in shards for tensor in shard.tensors) > MOST_HASHED
+    return None if large and local_path(source).is_dir() else model_key(source, folder)["weights"]
 
 
 def _older_tokenizer(folder: Path) -> dict[str, str]:
@@ -173,7 +261,7 @@ def _shard_names(number: int) -> list[str]:
 
 def _write_tensors(shards: dict[str, Shard], partial: Path) -> None:
     """Write the safetensors that are not there yet, by name, and their index. InputError where they don't fit."""
-    total = sum(tensor.bytes for shard in shards.values() for tensor in shard.tensors)
+    total = sum(written_bytes(tensor) for shard in shards.values() for tensor in shard.tensors)
     done = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
     free = shutil.disk_usage(partial).free
     if total - done > free:
@@ -184,7 +272,7 @@ def _write_tensors(shards: dict[str, Shard], partial: Path) -> None:
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
         for file, shard in shards.items():
             if (partial / file).exists():
-                bar.update(sum(tensor.bytes for tensor in shard.tensors))
+                bar.update(sum(written_bytes(tensor) for tensor in shard.tensors))
             else:
                 copy_tensors(shard, partial / file, bar)
     if len(shards) > 1:

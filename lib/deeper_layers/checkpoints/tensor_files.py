@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from deeper_layers.checkpoints.casting import written_bytes
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import Shard, Tensor
 
@@ -24,8 +25,9 @@ def copy_tensors(shard: Shard, out: Path, bar) -> None:
     tensors = sorted(shard.tensors, key=lambda tensor: tensor.entry["data_offsets"])
     header, place = {} if shard.metadata is None else {"__metadata__": shard.metadata}, 0
     for tensor in tensors:
-        header[tensor.name] = tensor.entry | {"data_offsets": [place, place + tensor.bytes]}
-        place += tensor.bytes
+        size = written_bytes(tensor)
+        header[tensor.name] = tensor.entry | {"data_offsets": [place, place + size]}
+        place += size
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)  # the format aligns data to 8 bytes
     temporary = out.with_name(f".{out.name}.partial")

@@ -7,9 +7,12 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import click
-import pandas as pd
+
+if TYPE_CHECKING:  # slow
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def table(rows: Sequence[dict[str, str]]) -> str:
     return "\n".join(line[2:].rstrip() for line in lines)
 
 
-def records(rows: pd.DataFrame) -> list[dict]:
+def records(rows: "pd.DataFrame") -> list[dict]:
     """Rows as JSON can hold them: what was not measured is null."""
     plain = rows.astype(object).to_dict("records")
     return [{name: _plain(value) for name, value in row.items()} for row in plain]

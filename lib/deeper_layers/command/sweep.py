@@ -3,7 +3,6 @@
 import functools
 
 import click
-import pandas as pd
 
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
@@ -27,10 +26,10 @@ def sweep(given: dict) -> Answer:
     deeper-layers sweep embedded --tasks capitals --sizes 0-4 --limit 20
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     """
-    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit
-
     parameters = QuestionAnsweringParameters(**given)
     source = parameters.source()
+    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit  # slow: what is above may refuse
+
     opened = functools.cache(lambda: parameters.open(source))
     cuts = cuts_of_tasks(parameters, source, opened)
     found = {task: sweep_unit(task, cuts[task], parameters, source, opened) for task in cuts}
@@ -75,6 +74,8 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
 
 def _rows(unit: Unit, cuts_of: dict[str, list[Cut]]) -> list[dict]:
     """Every row of a unit under the rule that chose its cut; under each, where several did."""
+    import pandas as pd  # slow
+
     found = []
     for rule, cuts in cuts_of.items():
         asked = pd.DataFrame({"start": [cut.start for cut in cuts], "size": [cut.size for cut in cuts]})

@@ -9,7 +9,6 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from unittest import mock
 
 from deeper_layers import checks
 from deeper_layers.data.embedded import embedded_tasks
@@ -31,7 +30,9 @@ def mirrored(datasets: str | None) -> Iterator[None]:
     A patch and not an option, since lm-eval calls `load_dataset` itself and groups can't be redirected
     through their configuration.
     """
-    import datasets as hub  # slow, and not needed where all data are embedded
+    from unittest import mock  # slow, as is the next, and not needed where all data are embedded
+
+    import datasets as hub
 
     folder = mirror(datasets)
     load = hub.load_dataset

@@ -3,6 +3,7 @@
 The fields are the parameters, with their types, defaults and what they mean.
 """
 
+import dataclasses
 import re
 import typing
 from collections.abc import Iterable
@@ -158,12 +159,21 @@ class Parameters(BaseModel):
         return kind(**(both | others))
 
     def source(self) -> Source:
-        """The model, identified but not opened; where nothing is to be measured, as results know it."""
+        """The model, identified but not opened: by the name that results have for its weights, if they know them.
+
+        Where nothing is to be measured, as results know it.
+        """
         if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
             return known
-        return models.find_model(
+        source = models.find_model(
             self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
         )
+        return self.known(source)
+
+    def known(self, source: Source) -> Source:
+        """A model by the name that results have for its weights, where its file has another."""
+        name = results.name_of(source.weights, self.results_folder) if source.is_gguf else None
+        return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):
         """The model and its tokenizer, of which InputError is raised where it knows no words."""

@@ -126,6 +126,10 @@ def train(
         raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+    if config.auxiliary and not cut.is_block:
+        raise InputError(
+            f"the auxiliary loss compares what enters and leaves a block, and the cut is {cut}: leave it out"
+        )
     sequences = sequences_of(
         tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
     )

@@ -16,3 +16,5 @@ from .sources import find_model as find_model
 from .sources import model_key as model_key
 from .sources import model_name as model_name
 from .sources import recorded_model as recorded_model
+from .stated import stated_config as stated_config
+from .stated import stated_layers as stated_layers

@@ -2,17 +2,12 @@
 
 import os
 from pathlib import Path
-
-from transformers import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    PretrainedConfig,
-)
+from typing import TYPE_CHECKING
 
 from deeper_layers.errors import InputError, first_line
+
+if TYPE_CHECKING:  # slow: much of a folder can be refused without it
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
 # What transformers raises for a checkpoint that it can't open: what strangers write into a configuration or a tokenizer
 # fails at any line that reads it, with any error.
@@ -22,8 +17,10 @@ DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DEEPEST = 10_000  # layers of a part that is not the decoder
 
 
-def read_config(model: str, revision: str | None, trust_remote_code: bool) -> PretrainedConfig:
+def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "PretrainedConfig":
     """The configuration of a folder or hub id. Raises InputError where transformers can't read it."""
+    from transformers import AutoConfig, PretrainedConfig
+
     options = {"revision": revision} if revision else {}
     try:
         check_configuration(PretrainedConfig.get_config_dict(model, **options)[0], model)
@@ -39,8 +36,15 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> Pr
         raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
 
 
-def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+def auto_class(config: "PretrainedConfig") -> "type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]":
     """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
+    )
+
     kind, both = type(config), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
         return AutoModelForImageTextToText if kind in both else AutoModelForCausalLM
@@ -94,7 +98,7 @@ def text_part(config: dict) -> dict:
     return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
-def layers_of(config: PretrainedConfig, model: str) -> int:
+def layers_of(config: "PretrainedConfig", model: str) -> int:
     """Number of decoder layers that a configuration states. Raises InputError where it is no decoder's."""
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{model!r} is an encoder-decoder model ({config.model_type}): give a decoder-only one")

@@ -25,6 +25,9 @@ class PackagedModel:
     parameters: int
     layer_parameters: int  # of these, those of each layer
     quantized: str
+    model_type: str = ""
+    hub: str = ""  # id of the weights before they were quantized
+    license: str = ""
 
     @property
     def path(self) -> Path:
@@ -102,6 +105,9 @@ EMBEDDED = PackagedModel(
     parameters=134_515_008,
     layer_parameters=3_540_096,
     quantized="Q4_1",
+    model_type="llama",
+    hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+    license="apache-2.0",
 )
 # for the published results: fetched where they are asked for by name, and never else
 GEMMA = PackagedModel(
@@ -120,6 +126,9 @@ GEMMA = PackagedModel(
     parameters=268_098_176,
     layer_parameters=5_573_632,
     quantized="Q4_K_M",
+    model_type="gemma3",
+    hub="google/gemma-3-270m",
+    license="gemma",
 )
 QWEN = PackagedModel(
     name="Qwen2.5-Coder-1.5B-Instruct",
@@ -134,5 +143,8 @@ QWEN = PackagedModel(
     parameters=1_777_088_000,
     layer_parameters=46_797_824,
     quantized="Q4_K_M",
+    model_type="qwen2",
+    hub="Qwen/Qwen2.5-Coder-1.5B-Instruct",
+    license="apache-2.0",
 )
 PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}

@@ -76,8 +76,10 @@ def find_model(
         found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
         layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
-        from deeper_layers.models.configuration import check_configuration, layers_of, read_config  # slow: see the head
+        from deeper_layers.models.configuration import check_configuration, layers_of, read_config
 
+        if not os.path.isdir(path) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+            raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
         if os.path.isdir(path):
             if not os.path.lexists(path / "config.json"):
                 raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
@@ -87,8 +89,6 @@ def find_model(
             name, revision = model_name(model), None
             fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
-            if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-                raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
             config = read_config(model, revision, trust_remote_code)
             revision = getattr(config, "_commit_hash", None) or revision
             name, fingerprint = model, f"hub:{revision}"

@@ -140,6 +140,23 @@ class Evidence:
         of_rule = [found for units in self.sweeps(topic) if (found := self._together(topic, units, rule))]
         return of_rule[-1] if of_rule else None
 
+    def measured(self, topic: str, cut: Cut, healed: Unit | None = None) -> tuple[str, Answers, Unit, list[str]] | None:
+        """The best measurement of a topic that has a cut: its rule, the answers, one of its units, names of its tasks.
+
+        With the unit of a healed model, the best of the same items in the same number format. None where there is none.
+        """
+        every = self.sweeps(topic) if healed is None else self.sweeps_opened_as(healed, topic)
+        for units in reversed(every):
+            names = [unit.name for unit in units]
+            if healed is not None and not set(names) <= set(_outcomes(healed)):
+                continue
+            for rule in units[0].key["rule"].split(", "):
+                answers = self._together(topic, units, rule)
+                same = healed is None or answers and of_topic(healed, names).shape[0] == answers.right.shape[1]
+                if answers and cut in answers.cuts and same:
+                    return rule, answers, units[0], names
+        return None
+
     def by_shots(self, topic: str, rule: str) -> dict[int, Answers]:
         """The same by the number of examples in the prompt, where it was asked for; of the same items only."""
         found = {}

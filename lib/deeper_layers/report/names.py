@@ -1,40 +1,21 @@
 """Names that others gave, of models, tasks and devices, as text: shown as they are, and never understood as markup.
 
-Each language that a page is written in has one function here, and whoever puts a name into it goes through that.
+Each language that a page is written in has one function here or in markup.py, and whoever puts a name into it goes
+through that.
 """
 
 import html
-import re
 
 import pandas as pd
 from pandas.io.formats.style import Styler
 
+from deeper_layers.markup import as_code as as_code
+from deeper_layers.markup import as_html as as_html
+from deeper_layers.markup import as_markdown as as_markdown
+from deeper_layers.markup import visible as visible
+
 LONGEST = 64  # characters of a name in a picture
-MARKUP = re.compile(r"([\\`*_{}\[\]()<>&$~^|!#+\-=.:])")  # in Markdown, within a line and at its beginning
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
-
-
-def visible(text: str) -> str:
-    """A text without anything that can't be seen: line breaks, a change of direction and the like as their codes."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def as_html(text: str) -> str:
-    """A name in HTML, between tags or in an attribute."""
-    return html.escape(visible(text))
-
-
-def as_markdown(text: str) -> str:
-    """A name in Markdown, in CommonMark and in the book's own."""
-    return MARKUP.sub(r"\\\1", visible(text))
-
-
-def as_code(text: str) -> str:
-    """A name in Markdown, as code."""
-    text = visible(text)
-    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
-    space = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
-    return f"{fence}{space}{text}{space}{fence}"
 
 
 def as_plotly(text: str) -> str:

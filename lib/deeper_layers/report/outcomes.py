@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
-from scipy.stats import binomtest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -104,6 +103,8 @@ def paired_change(
 
 def mcnemar(lost: int, gained: int) -> float:
     """Probability of a split at least as uneven if losing and gaining were equally likely (exact, two-sided)."""
+    from scipy.stats import binomtest  # slow
+
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 

@@ -2,6 +2,7 @@ from .circumstances import clock as clock
 from .circumstances import provenance as provenance
 from .packing import pack as pack
 from .packing import unpack as unpack
+from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder
 from .records import Record as Record
@@ -15,6 +16,7 @@ from .units import find_unit as find_unit
 from .units import has_parts as has_parts
 from .units import is_measured as is_measured
 from .units import key_hash as key_hash
+from .units import name_of as name_of
 from .units import read_unit as read_unit
 from .units import slug as slug
 from .units import unit_path as unit_path

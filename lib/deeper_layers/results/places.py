@@ -4,6 +4,9 @@ from pathlib import Path
 
 from deeper_layers import checks
 
+# the published units, which come with the library: a link to the repository's results/, a folder of its own where it is
+# installed
+PUBLISHED = Path(__file__).with_name("published")
 # where this package runs from a checkout, its root; a folder of the environment otherwise
 AROUND = Path(__file__).resolve().parents[3]
 
@@ -30,3 +33,13 @@ def results_folder(named: str | Path | None = None) -> Path:
     if named is None:
         return (repository() or Path()) / "results"
     return checks.new_folder("results", named)
+
+
+def readable_folders(folder: Path | None = None) -> list[Path]:
+    """Where units are looked for: in a folder and, where none was named, in the published ones behind it.
+
+    Raises InputError as `results_folder` does.
+    """
+    folder, default = results_folder(folder), results_folder()
+    behind = folder == default and PUBLISHED.is_dir() and PUBLISHED.resolve() != default.resolve()
+    return [folder, PUBLISHED] if behind else [folder]

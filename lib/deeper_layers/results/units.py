@@ -8,6 +8,7 @@ lies in a folder beside it, in shards that are each complete in the same sense, 
 goes on where it stopped and several machines can share one folder.
 """
 
+import contextlib
 import functools
 import glob
 import hashlib
@@ -17,13 +18,15 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from deeper_layers.files.whole import read_json, write_file
-from deeper_layers.results.places import results_folder
-from deeper_layers.results.schema import check_unit
+from deeper_layers.files.whole import read_json, read_plain, write_file
+from deeper_layers.results.places import readable_folders, results_folder
+
+if TYPE_CHECKING:  # slow: imported where there is a unit to read
+    import pandas as pd
 
 SETTLED = 2_000_000_000  # nanoseconds: a file written since may change again, and its times not tell
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
@@ -41,7 +44,7 @@ class Unit:
     name: str
     key: dict
     provenance: dict
-    rows: pd.DataFrame
+    rows: "pd.DataFrame"
     details: dict = field(default_factory=dict)
     path: Path | None = None
 
@@ -98,6 +101,10 @@ def read_unit(path: Path) -> Unit | None:
 
 def _read(path: Path) -> Unit:
     """Raises OSError or ValueError for all that is no unit."""
+    import pandas as pd  # slow, as is the next
+
+    from deeper_layers.results.schema import check_unit
+
     content = read_json(path)
     check_unit(content)
     if "sha256" in content and content["sha256"] != content_hash(content):
@@ -119,9 +126,12 @@ def _read_once(path: Path, *state: int) -> Unit:
 def find_unit(kind: str, name: str, key: dict, folder: Path | None = None) -> Unit | None:
     """The unit that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
 
-    Of several that with the fewest cuts, then the one that was written last, whatever the clock said.
+    Of several that with the fewest cuts, then the one that was written last, whatever the clock said. Where no folder
+    is named, the published ones answer too.
     """
-    found = _answers(kind, name, key, folder)
+    found: list[Unit] = []
+    for place in readable_folders(folder):
+        found = found or _answers(kind, name, key, place)
     return max(found, key=lambda unit: (-len(unit.key.get("cuts", [])), *_order(unit)), default=None)
 
 
@@ -148,11 +158,12 @@ def _order(unit: Unit) -> tuple[int, str]:
 
 def is_measured(task: str, folder: Path | None = None) -> bool:
     """Whether results hold a unit of a task or corpus by this name, of any model."""
-    return any(results_folder(folder).glob(f"*/*-{glob.escape(slug(task))}-*.json"))
+    pattern = f"*/*-{glob.escape(slug(task))}-*.json"
+    return any(any(place.glob(pattern)) for place in readable_folders(folder))
 
 
 def write_unit(
-    kind: str, name: str, key: dict, provenance: dict, rows: pd.DataFrame, details: dict, folder: Path | None = None
+    kind: str, name: str, key: dict, provenance: dict, rows: "pd.DataFrame", details: dict, folder: Path | None = None
 ) -> Unit:
     """Write a finished measurement whole, and return it as it is read back.
 
@@ -160,6 +171,8 @@ def write_unit(
         InputError: it can't be written.
         ValueError: it is not what a unit of its kind holds.
     """
+    from deeper_layers.results.schema import check_unit  # slow
+
     path = unit_path(kind, name, key, folder)
     with warnings.catch_warnings(action="ignore"):  # a bad one was named when this one was looked for
         before = _answers(kind, name, {entry: value for entry, value in key.items() if entry != "data"}, folder)
@@ -192,10 +205,29 @@ def has_parts(unit: Unit) -> bool:
 
 
 def all_units(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Unit]:
-    """Every readable unit below a folder, sorted by path; of one kind, and of the model of one name, if given."""
+    """Every readable unit below a folder, sorted by path; of one kind, and of the model of one name, if given.
+
+    Where no folder is named, the published ones come after them.
+    """
     pattern = f"{'*' if model is None else slug(model)}/{'*' if kind is None else kind}-*.json"
-    units = (read_unit(path) for path in sorted(results_folder(folder).glob(pattern)))
-    return [unit for unit in units if unit is not None and kind in (None, unit.kind)]
+    found: dict[tuple[str, str], Unit | None] = {}
+    for place in readable_folders(folder):
+        for path in sorted(place.glob(pattern)):
+            if not found.get(own := (path.parent.name, path.name)):
+                found[own] = read_unit(path)
+    return [unit for unit in found.values() if unit is not None and kind in (None, unit.kind)]
+
+
+def name_of(weights: str, folder: Path | None = None) -> str | None:
+    """By which name results know a model's weights, whatever its file is called; None where they don't."""
+    for place in readable_folders(folder):
+        for path in sorted(place.glob("*/*.json")):
+            with contextlib.suppress(OSError, ValueError):
+                if weights.encode() not in read_plain(path):  # much faster than to check what most of them hold
+                    continue
+            if (unit := read_unit(path)) and unit.key["model"]["weights"] == weights:
+                return unit.key["model"]["name"]
+    return None
 
 
 def _plain(value):

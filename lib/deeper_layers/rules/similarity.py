@@ -4,15 +4,18 @@ Source: Gromov et al., arXiv 2403.17887, section 3.2, step 2.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut, check_size
 from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import Known, Rule
+
+if TYPE_CHECKING:  # slow, and not needed to choose
+    import pandas as pd
 
 
 def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
@@ -63,8 +66,10 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
     return Cut(int(candidates.argmin()), size)
 
 
-def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> pd.DataFrame:
+def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.DataFrame":
     """The matrices [n, l] as rows: start (l), size (n), distance and its standard error, samples."""
+    import pandas as pd  # slow
+
     layers = len(mean)
     rows = [
         {"start": start, "size": size, "distance": mean[size - 1, start], "stderr": error[size - 1, start],
@@ -75,7 +80,7 @@ def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def distance_matrix(table: pd.DataFrame) -> Float[np.ndarray, "L L"]:
+def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
     """The matrix [n, l] of a `distance_table`."""
     layers = int(table["size"].max())
     matrix = np.full((layers, layers), np.nan)

@@ -1,0 +1,190 @@
+"""What results say of one cut of a model: its scores beside the whole model's, and which tasks it ruins.
+
+A group of tasks such as MMLU is one line, with the 95% intervals of accuracies (Wilson) and the level of guessing.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Bool
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report import curves, outcomes
+from deeper_layers.report.evidence import Answers, Evidence, of_topic
+from deeper_layers.report.names import as_markdown
+from deeper_layers.results.units import Unit
+
+LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
+ITEMS = 30  # a normal interval over fewer pairs says nothing
+
+Shares = tuple[float, float, float]  # an accuracy and its interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task, or one text, under a cut.
+
+    Attributes:
+        topic: as people call it.
+        asked: the same with the number of examples in the prompt, and of tasks of a group.
+        metric: "accuracy", or "loss" in nats a token.
+        items: how many were asked.
+        how: the number format in which it was measured.
+        whole, pruned, healed: of the whole model, without the layers of the cut, and healed after it.
+        guessing: accuracy of the better way to guess.
+        ruined: whether the cut ruins the task, see `surely_ruined`; of the healed model, where there is one.
+        largest: the largest number of layers, under the rule whose cut this is, such that neither its cut nor any
+            smaller one that was measured ruins the task; None where the whole model has nothing to lose.
+    """
+
+    topic: str
+    asked: str
+    metric: str
+    items: int
+    how: str
+    whole: Shares
+    pruned: Shares
+    healed: Shares | None = None
+    guessing: float | None = None
+    ruined: bool = False
+    largest: int | None = None
+    rule: str | None = None
+
+    @property
+    def left(self) -> Shares:
+        """Of the checkpoint itself."""
+        return self.healed or self.pruned
+
+
+def surely_ruined(before: Bool[np.ndarray, " I"], after: Bool[np.ndarray, " I"], guessing: float) -> bool:
+    """Whether of what a model scores above guessing surely less than LEFT stays, from which items are right.
+
+    The statistic is the mean of `after - LEFT * before` over items, which belongs to pairs: accuracy lies below
+    `guessing + LEFT * (whole - guessing)` just where it lies below `(1 - LEFT) * guessing`. Surely is: its 95% interval
+    (normal, over pairs) ends below that. From fewer than ITEMS items nothing is sure.
+    """
+    if len(before) < ITEMS:
+        return False
+    _, _, high = outcomes.paired_change(LEFT * before.astype(float), after.astype(float))
+    return high < (1 - LEFT) * guessing
+
+
+def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Score]:
+    """What the units of one model say of a cut, by topic; of a healed one too, where its unit is given."""
+    evidence, found = Evidence(units), []
+    for topic in evidence.topics:
+        measured = evidence.measured(topic, cut, healed)
+        if measured is not None:
+            found.append(_score(topic, *measured, cut, healed))
+    return found + _losses(evidence, cut, healed)
+
+
+def cuts_known(units: list[Unit], rule: str) -> list[Cut]:
+    """The cuts of a rule of which any task was scored, by size."""
+    evidence = Evidence(units)
+    answers = [found for topic in evidence.topics if (found := evidence.answers(topic, rule))]
+    return sorted({cut for one in answers for cut in one.cuts if cut.size}, key=lambda cut: (cut.size, cut.start))
+
+
+def healing_of(units: list[Unit], cut: Cut, config: dict, text: str) -> Unit | None:
+    """The unit of a model healed after a cut, with these settings, on this text."""
+    wanted = {"cut": [cut.start, cut.size], "healing": config, "text": text}
+    own = (unit for unit in units if unit.kind == "healing")
+    return next((unit for unit in own if all(unit.key[name] == value for name, value in wanted.items())), None)
+
+
+def card_text(units: list[Unit], cut: Cut, healed: Unit | None = None) -> str:
+    """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins."""
+    lines = [
+        f"Angular distance of the dropped block: {value:.4f} (units of pi; {as_markdown(unit.name)}, {_how(unit)})."
+        for unit in units if unit.kind == "similarity" for value in _of(unit.rows, cut)["distance"]
+    ]  # fmt: skip
+    if found := scores(units, cut, healed):
+        lines += ["", *_table(found, healed is not None), ""]
+        lines.append(
+            "Accuracies with their 95% intervals (Wilson); losses in nats a token, with theirs over sequences."
+        )
+        if ruined := [as_markdown(score.topic) for score in found if score.ruined]:
+            said = "Surely less than half of what the whole model has above guessing is left on these:"
+            lines += ["", f"{said} {'; '.join(ruined)}."]
+    return "\n".join(lines)
+
+
+def _score(topic: str, rule: str, answers: Answers, unit: Unit, names: list[str], cut: Cut, healed: Unit | None):
+    before, after = answers.right[0], answers.of([cut])[0]
+    mended = None if healed is None else of_topic(healed, names)
+    ruined, largest = False, None
+    if answers.known:
+        is_ruined = [surely_ruined(before, right, answers.guessing) for right in answers.right]
+        until = is_ruined.index(True) if True in is_ruined else len(is_ruined)
+        largest = answers.cuts[until - 1].size
+        ruined = surely_ruined(before, after if mended is None else mended, answers.guessing)
+    asked = answers.described.rpartition(", ")[0]  # without the number of items
+    return Score(
+        topic, asked, "accuracy", len(before), _how(unit), _share(before), _share(after),
+        None if mended is None else _share(mended), answers.guessing, ruined, largest, rule,
+    )  # fmt: skip
+
+
+def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
+    """Losses on text, which have no level of guessing, and ruin nothing by themselves."""
+    found = []
+    for unit in evidence.of_kind("loss"):
+        rows = unit.rows[unit.rows["metric"] == "loss"]
+        if healed is not None:
+            mended = healed.rows[(healed.rows["metric"] == "loss") & (healed.rows["task"] == unit.name)]
+            if _opened(unit) != _opened(healed) or mended.empty:
+                continue
+        whole, pruned = _of(rows, Cut(0, 0)), _of(rows, cut)
+        known = {(score.asked, score.how) for score in found}  # measured for other cuts too
+        if len(whole) and len(pruned) and (f"loss on {unit.name}", _how(unit)) not in known:
+            row = pruned.iloc[0]
+            found.append(Score(
+                f"loss on {unit.name}", f"loss on {unit.name}", "loss", int(row["items"]), _how(unit), _loss(whole),
+                _loss(pruned), None if healed is None else _loss(mended),
+            ))  # fmt: skip
+    return found
+
+
+def _table(found: list[Score], healed: bool) -> list[str]:
+    heads = ["task", "whole model", *(["pruned", "healed, this one"] if healed else ["this one"]), "guessing", "items",
+             "measured in"]  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for score in found:
+        columns = [score.whole, score.pruned, *([score.healed] if healed else [])]
+        cells = [
+            as_markdown(score.asked), *map(in_words, columns),
+            "" if score.guessing is None else f"{score.guessing:.2f}", f"{score.items:,}", score.how,
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def in_words(value: Shares) -> str:
+    """A number with its interval."""
+    return f"{value[0]:.3f} ({value[1]:.2f} to {value[2]:.2f})"
+
+
+def _share(right: np.ndarray) -> Shares:
+    value = float(right.mean())
+    return value, *curves.wilson_interval(value, len(right))
+
+
+def _loss(rows: pd.DataFrame) -> Shares:
+    row = rows.iloc[0]
+    half = curves.Z * row["stderr"]
+    return float(row["value"]), float(row["value"] - half), float(row["value"] + half)
+
+
+def _of(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
+    return rows[(rows["start"] == cut.start) & (rows["size"] == cut.size)]
+
+
+def _opened(unit: Unit) -> tuple:
+    return unit.key["dtype"], unit.key["quantization"]
+
+
+def _how(unit: Unit) -> str:
+    dtype, quantization = _opened(unit)
+    return f"{dtype}, weights in {quantization}" if quantization else dtype

@@ -1,0 +1,107 @@
+"""Engines that take a layer's kind from its number: each line of the table against kinds computed by hand."""
+
+import pytest
+
+from deeper_layers.checkpoints import engines, gguf_files
+from deeper_layers.checkpoints.engines import ENGINES, FULL, MIXTURE, TABLE, nearest_safe, safe_cuts, wrong_in
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.gguf_checks import UNIFORM
+
+LAYERS = 12
+# how transformers sees 12 layers of each family as released, written by hand from its configuration's default:
+# f full attention, s sliding, l linear; e experts, d dense; p rotary positions, n none
+AS_RELEASED = {
+    ("gemma2", FULL): "sfsfsfsfsfsf",
+    ("gpt_oss", FULL): "sfsfsfsfsfsf",
+    ("gemma3", FULL): "sssssfsssssf",
+    ("cohere2", FULL): "sssfsssfsssf",
+    ("afmoe", FULL): "sssfsssfsssf",
+    ("exaone4", FULL): "sssfsssfsssf",
+    ("qwen3_next", FULL): "lllflllflllf",
+    ("qwen3_5", FULL): "lllflllflllf",
+    ("smollm3", engines.NO_POSITIONS): "pppnpppnpppn",
+    ("llama4", engines.NO_POSITIONS): "pppnpppnpppn",
+    ("llama4", MIXTURE): "dededededede",
+}
+WORDS = {"f": "full_attention", "s": "sliding_attention", "l": "linear_attention", "p": 1, "n": 0}
+
+
+def stated(line) -> dict:
+    """A configuration of a line's family as released, whose layers are stated one by one."""
+    kinds = AS_RELEASED[line.family, line.what]
+    value = (
+        [index for index, kind in enumerate(kinds) if kind == "e"]
+        if line.what == MIXTURE
+        else [WORDS[kind] for kind in kinds]
+    )
+    named = {"interleave_moe_layer_step": 2} if line.named == engines.STEP else {}
+    return {"model_type": line.family, "num_hidden_layers": LAYERS, line.stated: value, **named}
+
+
+@pytest.mark.parametrize("line", TABLE, ids=lambda line: f"{line.engine}-{line.family}-{line.stated}")
+def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
+    config = stated(line)
+    kinds = AS_RELEASED[line.family, line.what]
+    assert wrong_in(config, Cut(0, 0), [line.engine]) == []
+    found = {}
+    for cut in (Cut(start, size) for size in range(1, LAYERS) for start in range(LAYERS - size + 1)):
+        kept = [kinds[layer] for layer in (*range(cut.start), *range(cut.stop, LAYERS))]
+        seen = kinds[: len(kept)]  # an engine that counts sees a shallower model as released
+        wrong = [old for old, kind, taken in zip(cut.kept(LAYERS), kept, seen, strict=True) if kind != taken]
+        said = [each for each in wrong_in(config, cut, [line.engine]) if line.what in each.why]
+        assert [list(each.layers) for each in said] == ([wrong] if wrong else []), cut
+        # nothing stated: then transformers counts in the same way, and the same cuts are wrong
+        bare = {name: value for name, value in config.items() if name != line.stated}
+        assert [each.layers for each in said] == [
+            each.layers for each in wrong_in(bare, cut, [line.engine]) if line.what in each.why
+        ]
+        found[cut] = not wrong
+    assert any(found.values()) and not all(found.values())
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in TABLE if line.named], ids=lambda line: f"{line.engine}-{line.family}"
+)
+def test_an_entry_can_say_the_period(line):
+    config = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
+    for text in (config, {"model_type": line.family, "text_config": config}):
+        assert wrong_in(text, Cut(1, 3), [line.engine]) == []
+        (wrong,) = [each for each in wrong_in(text, Cut(1, 1), [line.engine]) if line.what in each.why]
+        assert wrong.layers == (2, 3, 5) and "every 3rd layer" in wrong.why and line.source in wrong.why
+    if line.named == engines.PATTERN:
+        assert line.period({line.named: "LLLLG"}) == 5
+
+
+def test_only_engines_that_were_asked_for_and_only_families_of_the_table():
+    config = {"model_type": "gpt_oss", "num_hidden_layers": 24}
+    assert [each.engine for each in wrong_in(config, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
+    assert wrong_in(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
+    assert wrong_in({"model_type": "llama", "num_hidden_layers": 24}, Cut(5, 1)) == []
+    assert wrong_in({}, Cut(5, 1)) == []
+    with pytest.raises(InputError, match="the engine is 'sglang', expected one of llama.cpp, vllm"):
+        wrong_in(config, Cut(5, 1), ["sglang"])
+    with pytest.raises(InputError, match="size is 24"):
+        wrong_in(config, Cut(0, 24), ["vllm"])
+
+
+def test_the_nearest_safe_cut():
+    oss = {"model_type": "gpt_oss", "num_hidden_layers": 24}
+    assert nearest_safe(oss, simple_cut(24, 8)) == simple_cut(24, 8)
+    assert nearest_safe(oss, simple_cut(24, 5), ["vllm"]) == simple_cut(24, 4)  # it still ends before the last layer
+    assert nearest_safe(oss, simple_cut(24, 1), ["vllm"]) == simple_cut(24, 2)
+    assert nearest_safe(oss, Cut(10, 5), ["mlx-lm"]) == Cut(10, 5)
+    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 18}
+    assert nearest_safe(gemma, simple_cut(18, 5), ["llama.cpp"]) == simple_cut(18, 6)
+    # the last layers can always go: what is before them keeps its numbers
+    assert safe_cuts(gemma, [Cut(3, 6), Cut(3, 5), Cut(13, 5)], ["llama.cpp", "mlx-lm"]) == [Cut(3, 6), Cut(13, 5)]
+    # where not even the whole model is read as it is stated, no cut need be
+    odd = {"model_type": "gpt_oss", "num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
+    assert nearest_safe(odd, Cut(1, 1), ["vllm"]) is None
+    odd["layer_types"] = ["sliding_attention"] * 3
+    assert nearest_safe(odd, Cut(1, 1), ["vllm"]) == Cut(0, 2)
+
+
+def test_gguf_files_take_their_periods_from_the_table():
+    assert gguf_files.PERIODS == dict.fromkeys(UNIFORM, 1) | {"gemma2": 2, "gemma3": 6}
+    assert list(dict.fromkeys(line.engine for line in TABLE)) == list(ENGINES)
