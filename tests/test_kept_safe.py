@@ -43,7 +43,7 @@ def quick(monkeypatch):
     slicing_layout = slicing.layout_after
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
-    monkeypatch.setattr(slicing, "layout_after", lambda cut, folder, shards: of_cut(cut, folder))
+    monkeypatch.setattr(slicing, "layout_after", lambda cut, folder, shards, **_: of_cut(cut, folder))
 
 
 def refusal(*arguments, **options) -> str:

@@ -6,21 +6,25 @@ themselves.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from deeper_layers.checkpoints.config_text import cut_text, in_its_words
+from deeper_layers.checkpoints.quantization_names import cut_quantization
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
 from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
-from deeper_layers.models.per_layer import cut_entry
-from deeper_layers.models.weight_check import built_empty, check_tensors
+from deeper_layers.models.weight_check import built_empty, check_tensors, unread_without
 from deeper_layers.pruning import drop_layers
+
+# what configurations call the number of layers for multi-token prediction, whose tensors come after the last layer's
+PREDICTING = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers", "mtp_num_layers")
+MTP = "mtp."  # where these tensors have a name of their own, it begins so
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,9 @@ class Layout:
         prefix: before the number of a layer in the names of tensors, as in "model.layers.".
         module: the same in the names of modules, which can be longer; None where no model is built.
         kept: original index of every kept layer.
+        mtp: number of layers for multi-token prediction that are kept, numbered after the others.
+        warnings: what whoever runs the cut model has to know, a sentence each.
+        left_out: names of tensors that belong to no dropped layer and are left out.
     """
 
     config: dict
@@ -40,6 +47,14 @@ class Layout:
     prefix: str
     module: str | None
     kept: tuple[int, ...]
+    mtp: int = 0
+    warnings: tuple[str, ...] = ()
+    left_out: frozenset[str] = frozenset()
+
+    @property
+    def numbers(self) -> dict[int, int]:
+        """The new number of everything that is numbered like a layer and stays, by its old one."""
+        return {old: new for new, old in enumerate([*self.kept, *range(self.layers, self.layers + self.mtp)])}
 
     def cut(self, shard: Shard) -> Shard:
         """The kept tensors of a shard under their new names; entries still point into the old file."""
@@ -49,10 +64,11 @@ class Layout:
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
         """New names of the tensors that stay, by their old ones."""
-        new = {old: position for position, old in enumerate(self.kept)}
-        found = {}
+        new, found = self.numbers, {}
         for name in names:
             number = _number(name, self.prefix)
+            if name in self.left_out:
+                continue
             if number is None:
                 found[name] = name
             elif number in new:
@@ -69,15 +85,17 @@ def number_of_layers(folder: Path) -> int:
     config = read_json(folder / "config.json")
     check_configuration(config, folder)
     if not _is_known(folder, config):
-        return _depth(folder, config)[2]
+        return _depth(folder, config)
     layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
     if type(layers) is not int:
         raise InputError(f"{folder / 'config.json'} states no number of layers: give a decoder-only model")
     return layers
 
 
-def layout_after(cut: Cut, folder: Path, shards: list[Shard]) -> Layout:
+def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = True) -> Layout:
     """The layout of the checkpoint in `folder`, whose safetensors are these, after a cut.
+
+    `mtp`: layers for multi-token prediction stay where there are any.
 
     Raises:
         InputError: the cut does not fit, tensors are missing or of other shapes than the configuration says, or which
@@ -87,8 +105,16 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard]) -> Layout:
     shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors}
     check_configuration(config, folder, numbered_groups(shapes))
     if _is_known(folder, config):
-        return _known(cut, folder, shapes)
-    return _by_itself(cut, folder, config, list(shapes))
+        layout = _known(cut, folder, config, shapes, mtp)
+    else:
+        layout = _by_itself(cut, folder, config, list(shapes), mtp)
+    if isinstance(config.get("quantization_config"), dict):
+        prefixes = tuple(dict.fromkeys(filter(None, (layout.prefix, layout.module))))
+        names = cut_quantization(
+            config["quantization_config"], layout.numbers, list(shapes), prefixes, folder / "config.json"
+        )
+        layout = dataclasses.replace(layout, config=layout.config | {"quantization_config": names})
+    return layout
 
 
 def _is_known(folder: Path, config: dict) -> bool:
@@ -108,7 +134,7 @@ def _known_config(folder: Path):
     return read_config(str(folder), None, trust_remote_code=False)
 
 
-def _known(cut: Cut, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Layout:
+def _known(cut: Cut, folder: Path, source: dict, shapes: dict[str, tuple[int, ...]], mtp: bool) -> Layout:
     """For a model of transformers: an empty one is cut, and says what its configuration has to be."""
     config, names = _known_config(folder), list(shapes)
     text_config(config)  # refuses an encoder-decoder model
@@ -118,10 +144,31 @@ def _known(cut: Cut, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Layout
     check_tensors(model, folder, shapes)
     pruned = drop_layers(model, cut)
     module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
-    groups = numbered_groups(names)
+    prefix = _prefix_of_layers(model, folder, shapes, layers, module)
+    kept, predicting = cut.kept(layers), _predicting(source)
+    beyond = [name for name in names if (_number(name, prefix) or 0) >= layers]
+    unknown = [name for name in beyond if (_number(name, prefix) or 0) >= layers + predicting]
+    _refuse(folder, unknown, f"of layers beyond the {layers} that its configuration states")
+    written, held, left_out = _without_mtp(
+        in_its_words(source, kept, layers, model.config, pruned.config, folder), prefix, names, layers, mtp
+    )
+    warnings = _warnings(model, pruned, cut)
+    layout = Layout(written, layers, prefix, module, tuple(kept), held, warnings, left_out)
+    # names that are almost those of layers may stand for others after the cut
+    check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(names).items()})
+    return layout
+
+
+def _prefix_of_layers(
+    model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int, ...]], layers: int, module: str
+) -> str:
+    """What stands before the numbers of the decoder's layers in the names of tensors."""
+    groups = numbered_groups(shapes)
     fitting = [prefix for prefix, numbers in groups.items() if numbers >= set(range(layers))]
     # checkpoints of a base model lack the name of what holds it: "h." in the file is "transformer.h." in the model
     chosen = [prefix for prefix in fitting if module.endswith(prefix)] or fitting
+    if len(chosen) > 1:  # a model that sees images has layers for these too, under names of an older version
+        chosen = [prefix for prefix in chosen if _are_of(module, unread_without(model, shapes, prefix))]
     if len(chosen) != 1:
         raise InputError(
             f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
@@ -129,16 +176,68 @@ def _known(cut: Cut, folder: Path, shapes: dict[str, tuple[int, ...]]) -> Layout
         )
     # as many of something else, which the model does not know, may belong to the layers, one to each
     lists = [f"{name}." for name, _ in model.named_modules()]
-    others = {p for p in fitting if p not in chosen and not any(name.endswith(p) for name in lists)}
-    _refuse(folder, [name for name in names if _prefix(name) in others], "numbered like layers, of no known name")
-    beyond = [name for name in names if (_number(name, chosen[0]) or 0) >= layers]
-    _refuse(folder, beyond, f"of layers beyond the {layers} that its configuration states")
-    pruned.config.architectures = [type(pruned).__name__]  # as save_pretrained does
-    written = json.loads(pruned.config.to_json_string())
-    layout = Layout(written, layers, chosen[0], module, tuple(cut.kept(layers)))
-    # names that are almost those of layers may stand for others after the cut
-    check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(names).items()})
-    return layout
+    others = [p for p in fitting if p not in chosen and not any(name.endswith(p) for name in lists)]
+    others = [prefix for prefix in others if not unread_without(model, shapes, prefix)]
+    names = [name for name in shapes if _prefix(name) in others]
+    _refuse(folder, names, "numbered like layers, of no known name")
+    return chosen[0]
+
+
+def _are_of(module: str, names: set[str]) -> bool:
+    return bool(names) and all(name.startswith(module) for name in names)
+
+
+def _warnings(model: PreTrainedModel, pruned: PreTrainedModel, cut: Cut) -> tuple[str, ...]:
+    """What is right in the cut model's logits, and yet not as one may expect."""
+    said = []
+    if _counts(model.config) and not _counts(pruned.config):
+        said.append(
+            "no layer with attention is left, and transformers counts tokens by the cache of one: generate() works "
+            "with use_cache=False only"
+        )
+    inserted = len(getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None) or [])
+    if cut.size and cut.start < inserted:
+        said.append(
+            f"images: what the whole model adds after its layers 0..{inserted - 1} is added after the first {inserted} "
+            "layers that stay, which are others"
+        )
+    return tuple(said)
+
+
+def _counts(config: PreTrainedConfig) -> bool:
+    """Whether a cache of the model says how many tokens it holds, as its forward pass asks it."""
+    try:
+        DynamicCache(config=config).get_seq_length()
+    except ValueError:
+        return False
+    return True
+
+
+def _predicting(config: dict) -> int:
+    """Number of layers for multi-token prediction that a configuration states."""
+    return next((text_part(config)[key] for key in PREDICTING if type(text_part(config).get(key)) is int), 0)
+
+
+def _without_mtp(
+    config: dict, prefix: str, names: list[str], layers: int, stay: bool
+) -> tuple[dict, int, frozenset[str]]:
+    """What becomes of layers for multi-token prediction: the configuration, how many stay, and names that do not."""
+    stated = _predicting(config)
+    numbered = {number for name in names if (number := _number(name, prefix)) is not None and number >= layers}
+    if stay:
+        return config, len(numbered), frozenset()
+    found = {name for name in names if (_number(name, prefix) or 0) >= layers or name.startswith(MTP)}
+    if not stated and not found:
+        return config, 0, frozenset()
+    text = {key: 0 if key in PREDICTING else value for key, value in text_part(config).items()}
+    changed = text if text_part(config) is config else _with_part(config, text)
+    return changed, 0, frozenset(found)
+
+
+def _with_part(config: dict, text: dict) -> dict:
+    """A configuration with another part for the decoder."""
+    old = text_part(config)
+    return {key: text if value is old else value for key, value in config.items()}
 
 
 def _refuse(folder: Path, names: list[str], what: str) -> None:
@@ -149,13 +248,14 @@ def _refuse(folder: Path, names: list[str], what: str) -> None:
         )
 
 
-def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str]) -> Layout:
+def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str], mtp: bool) -> Layout:
     """For a model whose code comes with it, and is not run: what config.json itself says of each layer."""
-    text, depth, layers = _depth(folder, config)
+    layers = _depth(folder, config)
     cut.check(layers)
-    groups = numbered_groups(names)
-    fitting = [prefix for prefix, numbers in groups.items() if numbers == set(range(layers))]
-    odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - set(fitting))
+    groups, predicting = numbered_groups(names), _predicting(config)
+    depths = [set(range(layers)), set(range(layers + predicting))]
+    fitting = [prefix for prefix, numbers in groups.items() if numbers in depths]
+    odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - {*fitting, f"{MTP}layers."})
     if len(fitting) != 1 or odd:
         shown = ", ".join(odd[:3]) or ", ".join(fitting) or "none"
         raise InputError(
@@ -163,23 +263,19 @@ def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str]) -> Layout
             f"otherwise ({shown}): its code is not run, so which are layers is not guessed"
         )
     kept = cut.kept(layers)
-    changed = {key: cut_entry(key, value, kept, layers) for key, value in text.items()}
-    changed[depth] = len(kept)
-    if text is not config:
-        name = next(key for key, value in config.items() if value is text)
-        changed = config | {name: changed}
-    return Layout(changed, layers, fitting[0], None, tuple(kept))
+    changed, held, left_out = _without_mtp(cut_text(config, kept, layers), fitting[0], names, layers, mtp)
+    return Layout(changed, layers, fitting[0], None, tuple(kept), held, left_out=left_out)
 
 
-def _depth(folder: Path, config: dict) -> tuple[dict, str, int]:
-    """The part of config.json that describes the decoder, its entry for the number of layers, and that number."""
+def _depth(folder: Path, config: dict) -> int:
+    """The number of layers that a config.json states."""
     text = text_part(config)
     depth = next((key for key in DEPTHS if type(text.get(key)) is int), None)
     if depth is None:
         raise InputError(
             f"{folder / 'config.json'} states no number of layers ({', '.join(DEPTHS)}): expected one of these"
         )
-    return text, depth, text[depth]
+    return text[depth]
 
 
 def _prefix(name: str) -> str | None:

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,15 +19,17 @@ from tqdm import tqdm
 from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
 from deeper_layers.checkpoints.model_card import model_card
+from deeper_layers.checkpoints.older_words import tokenizer_words
 from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import write_whole
-from deeper_layers.models.checkpoint_files import INDEX, PICKLED, SINGLE, Shard, folder_files, read_shards
+from deeper_layers.models.checkpoint_files import INDEX, PICKLED, SINGLE, Shard, folder_files, read_json, read_shards
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
 
+TOKENIZER = "tokenizer_config.json"
 OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
 
 
@@ -38,6 +41,7 @@ def slice_checkpoint(
     revision: str | None = None,
     card: str = "",
     adapter: str | Path | None = None,
+    mtp: bool = True,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
 
@@ -50,6 +54,7 @@ def slice_checkpoint(
         card: what the model card says besides source and cut.
         adapter: a folder of adapters trained on the pruned model, as `save_adapters` or peft writes it: they are added
             to the weights, as `merge_adapters` does.
+        mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
@@ -74,7 +79,10 @@ def slice_checkpoint(
     folder = checkpoint_folder(str(source), revision)
     check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
     shards, others = read_shards(folder), _other_files(folder)
-    layout = layout_after(cut, folder, shards)
+    tokenizer = _older_tokenizer(folder)
+    layout = layout_after(cut, folder, shards, mtp=mtp)
+    for said in layout.warnings:
+        warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
     if adapter is not None:
@@ -85,9 +93,11 @@ def slice_checkpoint(
     if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
         revision = folder.name
     texts = {
-        "config.json": json.dumps(layout.config, indent=2, sort_keys=True) + "\n",
+        "config.json": json.dumps(layout.config, indent=2) + "\n",
         "README.md": model_card(str(source), revision, cut, layout.layers, card, added),
+        **tokenizer,
     }
+    others = [path for path in others if path.name not in texts]
     files = _shard_names(len(kept))
     state = {
         "source": str(folder.resolve()),
@@ -119,6 +129,16 @@ def _other_files(folder: Path) -> list[Path]:
         path for path in folder_files(folder)
         if path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
     ]  # fmt: skip
+
+
+def _older_tokenizer(folder: Path) -> dict[str, str]:
+    """The tokenizer's configuration by its name, where older versions of transformers need other words there."""
+    path = folder / TOKENIZER
+    if not path.is_file():
+        return {}
+    words = read_json(path)
+    older = tokenizer_words(words)
+    return {} if older == words else {TOKENIZER: json.dumps(older, indent=2) + "\n"}
 
 
 def _stamps(shards: list[Shard]) -> dict[str, list[int]]:

@@ -3,7 +3,14 @@
 import os
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PretrainedConfig,
+)
 
 from deeper_layers.errors import InputError, first_line
 
@@ -30,6 +37,15 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> Pr
             else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
         )
         raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
+
+
+def auto_class(config: PretrainedConfig) -> type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]:
+    """What opens a model of transformers: one that sees images too goes by another name than one that only reads."""
+    kind, both = type(config), MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForImageTextToText if kind in both else AutoModelForCausalLM
+    sees = kind in both and both[kind].__name__ in (config.architectures or [])
+    return AutoModelForImageTextToText if sees else AutoModelForCausalLM
 
 
 def check_configuration(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:

@@ -33,9 +33,12 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
     An entry can hold a value for each layer, a boundary between layers, the indices of some layers, or a
     value for each of some indices. Any other stays as it is.
     """
-    # lists of special tokens or class names can have any length
-    if name.endswith("token_id") or name == "architectures":
+    # lists of special tokens or class names can have any length, and those of other layers are not of these
+    if name.endswith("token_id") or name == "architectures" or name.startswith("mtp"):
         return value
+    if name == "attention_types":  # of GPT-Neo: kinds, and how often these come after one another
+        kinds = _repeated(value, layers)
+        return [[[kinds[index] for index in kept], 1]] if kinds else value
     if name in BOUNDARIES and type(value) is int:
         return sum(index < value for index in kept)
     new = {old: position for position, old in enumerate(kept)}
@@ -45,7 +48,19 @@ def cut_entry(name: str, value, kept: list[int], layers: int):
         return type(value)(new[index] for index in value if index in new)
     if isinstance(value, list | tuple) and len(value) == layers:
         return type(value)(value[index] for index in kept)
+    if isinstance(value, str) and name.endswith("_pattern") and len(value) == layers:  # of Nemotron-H: a letter each
+        return "".join(value[index] for index in kept)
     return value
+
+
+def _repeated(value, layers: int) -> list | None:
+    """A kind for each layer, from lists of kinds and how often each comes; None where there are not so many."""
+    try:
+        if sum(len(kinds) * times for kinds, times in value) != layers:
+            return None
+        return [kind for kinds, times in value for _ in range(times) for kind in kinds]
+    except (TypeError, ValueError):  # of another form
+        return None
 
 
 def _are_indices(values: list | tuple, name: str, layers: int) -> bool:

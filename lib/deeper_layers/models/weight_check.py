@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
-from deeper_layers.models.configuration import UNUSABLE, read_config
+from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
 
 PACKED = 64  # weights in one number of a tensor, at most
 BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
@@ -42,7 +42,7 @@ def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrai
     """
     try:
         with torch.device("meta"), _at_most(1_000 + 8 * tensors):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            return auto_class(config).from_config(config, trust_remote_code=False)
     except UNUSABLE as error:
         raise InputError(
             f"can't build an empty model from {folder / 'config.json'} ({first_line(error)}): repair it"
@@ -58,10 +58,8 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
     if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
         raise _unlike(folder, f"it describes {asked:,} weights, and they are {held:,}")
-    config = copy.deepcopy(model.config)
-    quantized = getattr(config, "quantization_config", None) is not None
-    if quantized:
-        del config.quantization_config
+    config = _unquantized(model.config)
+    quantized = getattr(model.config, "quantization_config", None) is not None
     try:
         with torch.device("meta"):
             tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
@@ -81,6 +79,28 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[
     for name, found, expected in sorted(report["mismatched_keys"]):
         if not (quantized and name.rpartition(".")[0] in here):
             raise _unlike(folder, f"{name} has the shape {list(found)}, expected {list(expected)}")
+
+
+def unread_without(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], prefix: str) -> set[str]:
+    """What of an empty model only tensors whose names begin so fill: what they are of, in the model's own words."""
+    config = _unquantized(model.config)
+
+    def missing(names) -> set[str]:
+        with torch.device("meta"):
+            tensors = {name: torch.empty(shapes[name]) for name in names}
+        return set(_loaded(type(model), copy.deepcopy(config), tensors)["missing_keys"])
+
+    try:
+        return missing(name for name in shapes if not name.startswith(prefix)) - missing(shapes)
+    except UNUSABLE:
+        return set()
+
+
+def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    if getattr(config, "quantization_config", None) is not None:
+        del config.quantization_config
+    return config
 
 
 def _loaded(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> dict:
