@@ -78,7 +78,7 @@ def settings(family: str) -> dict:
     """The settings of a tiny model of a family as it is released; an entry that is None there is left out."""
     found = settings_of(family, LAYERS, **SIZES, **ROTARY) | RELEASED.get(family, {})
     left_out = {name for name, value in found.items() if value is None and name.endswith(("types", "layers"))}
-    left_out |= {"head_dim"} if family == "falcon" else set()  # it has none of its own
+    left_out |= {"head_dim"} if family in ("falcon", "deepseek_v3") else set()  # it follows from others there
     return {name: value for name, value in found.items() if name not in left_out}
 
 

@@ -88,7 +88,7 @@ def python_of(name: str, work: Path) -> Path:
         _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *engine.without], name)
     if engine.source:
         place = folder / "source"
-        _run([str(python), "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation", "--no-binary",
+        _run([str(python), "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary",
               ":all:", "--dest", str(place), engine.source], name)  # fmt: skip
         (archive,) = place.glob("*.tar.gz")
         with tarfile.open(archive) as file:

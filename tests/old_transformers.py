@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tests.tiny import ALL_FAMILIES, SETTINGS, VOCABULARY, tiny_model
 
@@ -61,7 +61,9 @@ def main(python: str, names: list[str]) -> None:
                 slice_one(Path(folder), way, name)
         other("read", names)
         read(folder, "new", names)
-        found = json.loads((Path(folder) / "old.json").read_text()) | json.loads((Path(folder) / "new.json").read_text())
+        found = json.loads((Path(folder) / "old.json").read_text()) | json.loads(
+            (Path(folder) / "new.json").read_text()
+        )
         old = found.pop("old version")
         print(f"| family | saved by {old}: in {old} | in {found['new version']} | saved by {found['new version']}: "
               f"in {old} | in {found['new version']} |\n|---|---|---|---|---|")  # fmt: skip
