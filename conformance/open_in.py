@@ -20,7 +20,7 @@ import torch
 
 from conformance.environments import ENGINES, LIBRARY, python_of, versions_of
 from conformance.measured import OPEN_IN, read_measured
-from deeper_layers import drop_layers, load_model, simple_cut
+from deeper_layers import Cut, drop_layers, load_model
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.whole import write_whole
 from deeper_layers.models import device_name
@@ -28,21 +28,22 @@ from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.package_index import cache_folder
 from deeper_layers.results.circumstances import provenance
 
-MODELS = {EMBEDDED.name: ("embedded", "smollm2", EMBEDDED.num_layers), QWEN.name: (QWEN.name, "qwen", QWEN.num_layers)}
-DROPPED, TOKENS = 2, 16
+# what is typed for it, where it is written, and the two layers next to each other that change the least
+MODELS = {EMBEDDED.name: ("embedded", "smollm2", Cut(25, 2)), QWEN.name: (QWEN.name, "qwen", Cut(15, 2))}
+TOKENS = 16
 PROMPT = "The capital of France is"
 MADE_BY = (
-    "deeper-layers prune {model} {folder} --drop 2 --rule simple",
-    "deeper-layers prune {model} {folder}.gguf --drop 2 --rule simple --type f32",
+    "deeper-layers prune {model} {folder} --drop 2 --start {start}",
+    "deeper-layers prune {model} {folder}.gguf --drop 2 --start {start} --type f32",
 )
 OF_TRANSFORMERS = """\
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = AutoModelForCausalLM.from_pretrained("{folder}", dtype="float32")
-prompt = tokenizer("{prompt}", return_tensors="pt")
-answer = model.generate(**prompt, max_new_tokens={tokens}, do_sample=False)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :]))
+prompt = tokenizer("{prompt}", return_tensors="pt")["input_ids"]
+answer = model.generate(prompt, max_new_tokens={tokens}, do_sample=False)
+print(tokenizer.decode(answer[0, prompt.shape[1] :]))
 """
 # what one types into Python, by engine
 LINES = {
@@ -51,15 +52,15 @@ LINES = {
     "vllm": """\
 from vllm import LLM, SamplingParams
 
-llm = LLM("{folder}", dtype="float32", max_model_len=512, enforce_eager=True)
-answer = llm.generate("{prompt}", SamplingParams(temperature=0, max_tokens={tokens}))
-print(answer[0].outputs[0].text)
+if __name__ == "__main__":  # it starts processes of its own
+    llm = LLM("{folder}", dtype="float32", max_model_len=512, enforce_eager=True)
+    answer = llm.generate("{prompt}", SamplingParams(temperature=0, max_tokens={tokens}))
+    print(answer[0].outputs[0].text)
 """,
     "ctranslate2": """\
 import ctranslate2
 from transformers import AutoTokenizer
 
-ctranslate2.converters.TransformersConverter("{folder}").convert("{folder}-ctranslate2", force=True)
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 generator = ctranslate2.Generator("{folder}-ctranslate2", compute_type="float32")
 prompt = tokenizer.convert_ids_to_tokens(tokenizer("{prompt}")["input_ids"])
@@ -73,15 +74,13 @@ from transformers import AutoTokenizer
 exact = {{"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}}
 tokenizer = AutoTokenizer.from_pretrained("{folder}")
 model = OVModelForCausalLM.from_pretrained("{folder}", export=True, load_in_8bit=False, ov_config=exact)
-prompt = tokenizer("{prompt}", return_tensors="pt")
-answer = model.generate(**prompt, max_new_tokens={tokens}, do_sample=False)
-print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :]))
+prompt = tokenizer("{prompt}", return_tensors="pt")["input_ids"]
+answer = model.generate(prompt, max_new_tokens={tokens}, do_sample=False)
+print(tokenizer.decode(answer[0, prompt.shape[1] :]))
 """,
     "onnxruntime": """\
 import onnxruntime_genai
-from onnxruntime_genai.models.builder import create_model
 
-create_model("", "{folder}", "{folder}-onnx", "fp32", "cpu", "cache")
 model = onnxruntime_genai.Model("{folder}-onnx")
 tokenizer = onnxruntime_genai.Tokenizer(model)
 prompt = tokenizer.encode("{prompt}")
@@ -118,6 +117,11 @@ for number in range({tokens}):
     batch = llama_cpp.llama_batch_get_one(answer[-1:], past + number)
 print(vocabulary.detokenize(answer, unparse_special=True))
 """,
+}
+# and into a shell before that, where an engine wants files of its own
+FIRST = {
+    "ctranslate2": "ct2-transformers-converter --model {folder} --output_dir {folder}-ctranslate2 --force",
+    "onnxruntime": "python -m onnxruntime_genai.models.builder -i {folder} -o {folder}-onnx -p fp32 -e cpu -c cache",
 }
 PORT = 8123
 SERVER = "python -m vllm.entrypoints.openai.api_server --model {folder} --dtype float32 --max-model-len 512 --port 8123"
@@ -156,8 +160,8 @@ def main() -> None:
 
 def words_of(model: str) -> dict:
     """What the lines name: the model, where it lies, and what it is asked."""
-    typed_as, folder, _ = MODELS[model]
-    return {"model": typed_as, "folder": folder, "prompt": PROMPT, "tokens": TOKENS}
+    typed_as, folder, cut = MODELS[model]
+    return {"model": typed_as, "folder": folder, "start": cut.start, "prompt": PROMPT, "tokens": TOKENS}
 
 
 def answer(name: str, place: Path, words: dict, expected: "Expected", work: Path) -> dict:
@@ -165,9 +169,13 @@ def answer(name: str, place: Path, words: dict, expected: "Expected", work: Path
     python = python_of(name, work)
     lines = LINES[name].format(**words)
     (place / "typed.py").write_text(lines, encoding="utf-8")
+    first = FIRST.get(name, "").format(**words)
     start = time.monotonic()
+    if first:
+        typed(first, place, python)
     said = typed("python typed.py", place, python)
-    found = {"label": ENGINES[name].label, "versions": versions_of(name, work), "lines": lines, "said": said}
+    found = {"label": ENGINES[name].label, "versions": versions_of(name, work), "first": first, "lines": lines}
+    found["said"] = said
     found |= {"seconds": round(time.monotonic() - start, 1), **expected.compared(said)}
     if name == "vllm":
         served = serve(SERVER.format(**words), CURL.format(**words), place, python)
@@ -216,9 +224,9 @@ class Expected:
     """What transformers says of the model cut in memory, and whether an engine says the same."""
 
     def __init__(self, model: str):
-        typed_as, _, layers = MODELS[model]
+        typed_as, _, cut = MODELS[model]
         whole, self.tokenizer = load_model(typed_as)
-        self.model = drop_layers(whole, simple_cut(layers, DROPPED)).eval()
+        self.model = drop_layers(whole, cut).eval()
         self.prompt = self.tokenizer(PROMPT, return_tensors="pt")["input_ids"]
         self.tokens = self._greedy(self.prompt)
         self.text = self.tokenizer.decode(self.tokens)

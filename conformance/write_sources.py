@@ -9,7 +9,7 @@ import sys
 import traceback
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 
@@ -39,7 +39,7 @@ def write(job: dict) -> None:
     model.save_pretrained(job["folder"])
     words = {f"t{number}": number for number in range(job["vocabulary"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.WhitespaceSplit(), decoders.ByteLevel()
     named = {"unk_token": "t0", "pad_token": "t0", "bos_token": "t1", "eos_token": "t2"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **named).save_pretrained(job["folder"])
 

@@ -115,6 +115,7 @@ class OpenIn(Measured):
         if "not_tried" in engine:
             part += paragraph(f"Not tried: {engine['not_tried']}")
             return part
+        part += [code(engine["first"], "bash")] if engine["first"] else []
         part += [code(engine["lines"].rstrip(), "python"), code(engine["said"], "text"), paragraph(verdict(engine))]
         if served := engine.get("served"):
             part += paragraph("And its OpenAI server, asked by curl:")

@@ -1,12 +1,13 @@
 import tempfile
 
 import onnxruntime_genai
-from onnxruntime_genai.models.builder import create_model
+from onnxruntime_genai.models.builder import create_model, parse_extra_options
 
 
 def tokens(job):
     with tempfile.TemporaryDirectory() as out, tempfile.TemporaryDirectory() as cache:
-        create_model("", job["folder"], out, "fp32", "cpu", cache)
+        how = ("", job["folder"], out, "fp32", "cpu", cache)
+        create_model(*how, **parse_extra_options(*how, []))
         model = onnxruntime_genai.Model(out)
         options = onnxruntime_genai.GeneratorParams(model)
         options.set_search_options(max_length=len(job["prompt"]) + job["tokens"], do_sample=False)
