@@ -70,7 +70,7 @@ def try_engine(name: str, families: list[str], work: Path) -> dict:
     families = [family for family in families if family in saved]
     answers = ask(name, python, [(family, cut) for family in families for cut in cuts_of(name, family)], work)
     found = {family: verdicts.verdict(work, name, family, answers) for family in families}
-    wrong = [(family, WHOLE) for family, result in found.items() if result["result"] in ("silently wrong", "refused")]
+    wrong = [(family, WHOLE) for family, result in found.items() if result["result"] in verdicts.UNEXPLAINED]
     if wrong:
         answers = ask(name, python, wrong, work)
         found |= {family: verdicts.verdict(work, name, family, answers) for family, _ in wrong}
@@ -100,6 +100,8 @@ def ask(name: str, python: Path, wanted: list[tuple[str, Cut]], work: Path) -> d
             make = checkpoints.gguf_of if name == "llama.cpp-sliced" else checkpoints.folder_of
             with open(os.devnull, "w") as silent, contextlib.redirect_stderr(silent):
                 jobs.append(job_of(family, cut, name, make(work, family, cut), TOKENS))
+        except checkpoints.NotConverted as error:
+            add(answers, checkpoints.name_of(family, cut), str(error))
         except InputError as error:
             add(answers, checkpoints.name_of(family, cut), f"{verdicts.OURS}{error}")
     run(name, python, jobs, answers, work)

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 from conformance.environments import NEWEST, OLDEST, python_of
 from deeper_layers.checkpoints import slice_checkpoint, slice_gguf
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.pruning import drop_layers
 from tests.plain import generate
@@ -43,6 +42,10 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 RELEASED["llama"] = {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64}}
 RELEASED["gemma3"] |= {"rope_local_base_freq": 20_000.0}
 RELEASED["phi"] = {"partial_rotary_factor": 0.25}
+
+
+class NotConverted(Exception):
+    """An engine's own converter refuses the whole model."""
 
 
 def write_sources(work: Path, families: list[str] = ALL_FAMILIES) -> dict[str, str]:
@@ -96,10 +99,13 @@ def folder_of(work: Path, family: str, cut: Cut) -> Path:
 
 
 def gguf_of(work: Path, family: str, cut: Cut) -> Path:
-    """A family's GGUF file, converted whole and then cut by us. Raises InputError where the cut is refused."""
+    """A family's GGUF file, converted whole and then cut by us. Raises InputError where the cut is refused.
+
+    Raises NotConverted where there is no whole one.
+    """
     whole = work / "sources" / f"{family}.gguf"
     if not whole.exists():
-        raise InputError("llama.cpp's converter makes no GGUF file of the whole model")
+        raise NotConverted("llama.cpp's converter makes no GGUF file of the whole model")
     out = work / "cut" / f"{name_of(family, cut)}.sliced.gguf"
     return whole if cut == WHOLE else out if out.exists() else slice_gguf(whole, cut, out)
 

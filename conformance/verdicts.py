@@ -14,12 +14,14 @@ WORST = (
     "silently wrong",
     "refused",
     "wrong, warned of",
+    "refused, warned of",
     "refused by us",
     "wrong as the whole model is",
     "not read",
     "equal",
     "not tried",
 )
+UNEXPLAINED = WORST[:4]  # unless the whole model fares no better
 OURS = "we refuse: "  # how what we say ourselves begins
 
 
@@ -28,10 +30,8 @@ def verdict(work: Path, engine: str, family: str, answers: dict[str, dict]) -> d
     cuts = {cut: _of_cut(work, engine, family, cut, answers) for cut in (WHOLE, *CUTS)}
     whole = cuts.pop(WHOLE)
     for cut, found in cuts.items():
-        if found["result"] == "refused":
-            found["result"] = "not read" if whole["result"] == "refused" else "refused"
-        if found["result"] == "differs":
-            found["result"] = _blamed(work, engine, family, cut, whole)
+        if found["result"] in ("differs", "refused"):
+            found["result"] = _blamed(work, engine, family, cut, found["result"], whole["result"])
     result = min((found["result"] for found in cuts.values()), key=WORST.index)
     return {"result": result, "cuts": {f"{cut.start}-{cut.size}": found for cut, found in cuts.items()}, "whole": whole}
 
@@ -47,10 +47,14 @@ def _of_cut(work: Path, engine: str, family: str, cut: Cut, answers: dict[str, d
     return {"result": "equal" if equal else "differs"} | ({"ties": ties} if ties else {})
 
 
-def _blamed(work: Path, engine: str, family: str, cut: Cut, whole: dict) -> str:
-    """Whether tokens that differ were warned of, or are the engine's own doing: then the whole model's differ, too."""
+def _blamed(work: Path, engine: str, family: str, cut: Cut, result: str, whole: str) -> str:
+    """Whether what an engine makes of a cut was warned of, or is its own doing: the whole model fares no better."""
     counts_as = ENGINES[engine].counts_as
     config = read_json(work / "sources" / family / "config.json")
+    if whole == "refused":
+        return "not read"
     if counts_as and wrong_in(config, cut, [counts_as]):
-        return "wrong, warned of"
-    return "wrong as the whole model is" if whole["result"] == "differs" else "silently wrong"
+        return f"{'wrong' if result == 'differs' else 'refused'}, warned of"
+    if result == "refused":
+        return "refused"
+    return "wrong as the whole model is" if whole == "differs" else "silently wrong"

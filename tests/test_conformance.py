@@ -16,7 +16,7 @@ from deeper_layers.checkpoints.engines import wrong_in
 from deeper_layers.cuts import Cut
 from tests.tiny import ALL_FAMILIES
 
-SAID = ("refused", "refused by us", "not read")
+SAID = ("refused", "refused by us", "refused, warned of", "not read")
 FEW = ["llama", "gemma3", "gpt_oss"]
 
 
@@ -114,7 +114,7 @@ def test_what_is_warned_of_is_wrong():
             for cut in (Cut(*cut) for cut in content["cuts"]):
                 result = found["cuts"][f"{cut.start}-{cut.size}"]["result"]
                 warned = counts_as is not None and bool(wrong_in(config, cut, [counts_as]))
-                assert result != "wrong, warned of" or warned, (name, family, cut)
+                assert not result.endswith("warned of") or warned, (name, family, cut)
                 assert result != "equal" or not warned, (name, family, cut)
 
 
