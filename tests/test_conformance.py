@@ -12,8 +12,7 @@ from conformance import checkpoints, verdicts
 from conformance.checkpoints import CUTS, WHOLE, name_of
 from conformance.environments import ENGINES, NEWEST, SCRIPTS
 from conformance.measured import MEASURED, OPEN_IN, read_measured
-from deeper_layers.checkpoints.engines import wrong_in
-from deeper_layers.cuts import Cut
+from deeper_layers.checkpoints.engines import TABLE
 from tests.tiny import ALL_FAMILIES
 
 SAID = ("refused", "refused by us", "refused, warned of", "not read")
@@ -104,18 +103,13 @@ def test_nothing_is_silently_wrong_in_any_engine():
             assert all("said" in cut for cut in found["cuts"].values() if cut["result"] in SAID), (name, family)
 
 
-def test_what_is_warned_of_is_wrong():
-    """Each line of the table of an engine that was run, by what the run found."""
-    content = read_measured()
-    for name, engine in content["engines"].items():
-        counts_as = ENGINES[name].counts_as
+def test_what_was_warned_of_is_in_the_table():
+    """Tokens can be equal although layers are taken for others, so nothing is said of what is equal."""
+    lines = {(line.engine, line.family) for line in TABLE}
+    for name, engine in read_measured()["engines"].items():
         for family, found in engine.get("families", {}).items():
-            config = {"model_type": family, "num_hidden_layers": content["layers"], "interleave_moe_layer_step": 2}
-            for cut in (Cut(*cut) for cut in content["cuts"]):
-                result = found["cuts"][f"{cut.start}-{cut.size}"]["result"]
-                warned = counts_as is not None and bool(wrong_in(config, cut, [counts_as]))
-                assert not result.endswith("warned of") or warned, (name, family, cut)
-                assert result != "equal" or not warned, (name, family, cut)
+            warned = any(cut["result"].endswith("warned of") for cut in found["cuts"].values())
+            assert not warned or (ENGINES[name].counts_as, family) in lines
 
 
 def test_the_pages_show_what_was_measured():
