@@ -1,4 +1,7 @@
 from .adapter_files import read_adapter as read_adapter
+from .engines import nearest_safe as nearest_safe
+from .engines import safe_cuts as safe_cuts
+from .engines import wrong_in as wrong_in
 from .gguf_files import TYPES as TYPES
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
