@@ -258,7 +258,7 @@ def test_captions_are_numbered_by_kind():
 def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_path):
     """Nobody edits a page: its own pages, their place in the navigation, and the figures of all models."""
     skip = shutil.ignore_patterns("_build", "executed", "__pycache__")
-    for name in ("book", "lib", "notebooks", "benchmarks", "_config.yml"):
+    for name in ("book", "lib", "notebooks", "benchmarks", "conformance", "_config.yml"):
         if (ROOT / name).is_dir():
             shutil.copytree(ROOT / name, tmp_path / name, ignore=skip, symlinks=True)
         elif (ROOT / name).exists():

@@ -16,6 +16,7 @@ AS_RELEASED = {
     ("gpt_oss", FULL): "sfsfsfsfsfsf",
     ("gemma3", FULL): "sssssfsssssf",
     ("cohere2", FULL): "sssfsssfsssf",
+    ("olmo3", FULL): "sssfsssfsssf",
     ("afmoe", FULL): "sssfsssfsssf",
     ("exaone4", FULL): "sssfsssfsssf",
     ("qwen3_next", FULL): "lllflllflllf",
@@ -47,16 +48,19 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
     found = {}
     for cut in (Cut(start, size) for size in range(1, LAYERS) for start in range(LAYERS - size + 1)):
         kept = [kinds[layer] for layer in (*range(cut.start), *range(cut.stop, LAYERS))]
-        seen = kinds[: len(kept)]  # an engine that counts sees a shallower model as released
+        # an engine that counts sees a shallower model as released
+        seen = "f" * len(kept) if line.every == 1 and not line.named else kinds[: len(kept)]
         wrong = [old for old, kind, taken in zip(cut.kept(LAYERS), kept, seen, strict=True) if kind != taken]
         said = [each for each in wrong_in(config, cut, [line.engine]) if line.what in each.why]
         assert [list(each.layers) for each in said] == ([wrong] if wrong else []), cut
+        found[cut] = not wrong
+        if seen[0] == "f":
+            continue
         # nothing stated: then transformers counts in the same way, and the same cuts are wrong
         bare = {name: value for name, value in config.items() if name != line.stated}
         assert [each.layers for each in said] == [
             each.layers for each in wrong_in(bare, cut, [line.engine]) if line.what in each.why
         ]
-        found[cut] = not wrong
     assert any(found.values()) and not all(found.values())
 
 

@@ -177,7 +177,7 @@ def test_adapters_that_do_not_belong(module, shapes, more, message, tiny, tmp_pa
         ("gemma3", Cut(1, 6), None),
         ("gemma3", Cut(6, 1), None),  # above the cut nothing is left to change its kind
         ("gemma3", Cut(1, 3), "layer 5 .* every 6th layer .* drop a multiple of 6"),
-        ("gemma2", Cut(0, 1), "every 2th layer"),
+        ("gemma2", Cut(0, 1), "every 2nd layer"),
         ("gemma2", Cut(1, 2), None),
         ("llama4", Cut(1, 1), "architecture llama4, whose layers may differ"),
     ],

@@ -89,15 +89,13 @@ FAMILIES = ALL_FAMILIES[:8]
 TEXT_PART = ("gemma3", "gemma3n", "gemma4", "llama4")  # models that see images too: the part that reads
 
 
-def tiny_model(
-    family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0, **others
-) -> PreTrainedModel:
-    """A random model of a family (one of ALL_FAMILIES), in evaluation mode, the same for the same seed.
+def model_type(family: str) -> str:
+    """What a configuration of a family is called; of one that sees images too, of the part that reads."""
+    return f"{family}_text" if family in TEXT_PART else family
 
-    It has 128 tokens, and sliding windows of 8 tokens where its family has any. Its weights are large and
-    none is constant, so that a wrong mask, rotary table or norm shows in the logits. `others` are settings of
-    its configuration.
-    """
+
+def settings_of(family: str, layers: int, **others) -> dict:
+    """The settings of a family's configuration, with `others` in place of its own."""
     settings = {
         "num_hidden_layers": layers,
         "vocab_size": VOCABULARY,
@@ -113,8 +111,19 @@ def tiny_model(
         **SETTINGS[family],
         **others,
     }
-    settings = {name: value(layers) if callable(value) else value for name, value in settings.items()}
-    config = AutoConfig.for_model(f"{family}_text" if family in TEXT_PART else family, **settings)
+    return {name: value(layers) if callable(value) else value for name, value in settings.items()}
+
+
+def tiny_model(
+    family: str, *, layers: int = 6, dtype: torch.dtype = torch.float32, seed: int = 0, **others
+) -> PreTrainedModel:
+    """A random model of a family (one of ALL_FAMILIES), in evaluation mode, the same for the same seed.
+
+    It has 128 tokens, and sliding windows of 8 tokens where its family has any. Its weights are large and
+    none is constant, so that a wrong mask, rotary table or norm shows in the logits. `others` are settings of
+    its configuration.
+    """
+    config = AutoConfig.for_model(model_type(family), **settings_of(family, layers, **others))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -3,8 +3,8 @@
 One build runs at a time (`alone`). Before anything is read, `contents` makes the pages of every measured model from
 the records in results/ and puts them into the table of contents; `running` runs the notebooks whose page is out of
 date, several at once. While pages are read, `article` turns a notebook into an article, and the directives put in
-what is measured or generated: `figures`, `measured`, `explorer`, `families`, `speed`, `house`. When pages are
-written, `captions`, `mathml`, `titles` and `weight` finish them. `outdated` knows which page to read again.
+what is measured or generated: `figures`, `measured`, `explorer`, `families`, `engines`, `speed`, `house`. When
+pages are written, `captions`, `mathml`, `titles` and `weight` finish them. `outdated` knows which page to read again.
 """
 
 from sphinx.application import Sphinx
@@ -18,6 +18,7 @@ PARTS = (
     "measured",
     "explorer",
     "families",
+    "engines",
     "speed",
     "house",
     "captions",

