@@ -15,8 +15,8 @@ from deeper_layers.results.schema import KINDS, check_unit
 
 @functools.cache
 def of_kind(kind: str) -> dict:
-    """The smallest published unit of a kind; of sweeps and losses one of a single task or text."""
-    paths = sorted((AROUND / "results").glob(f"*/{kind}-*.json"), key=lambda path: path.stat().st_size)
+    """The smallest published unit of a kind and one model; of sweeps one of a single task."""
+    paths = sorted((AROUND / "results" / "Gemma-3-270m").glob(f"{kind}-*.json"), key=lambda path: path.stat().st_size)
     return next(unit for path in paths if not (unit := json.loads(path.read_text()))["details"].get("units"))
 
 
