@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+import subprocess
 import time
 
 import numpy as np
@@ -279,7 +280,8 @@ def test_shards_give_back_what_was_put(tmp_path):
 
 def test_time_left_does_not_count_what_shards_hold():
     bar = tqdm(total=8, file=io.StringIO())
-    skip(bar, 6)
+    skip(bar, 2)
+    skip(bar, 4)
     bar.start_t -= 10  # ten seconds later nothing new is done ...
     assert bar.n == bar.last_print_n == 6 and "<?" in str(bar)
     bar.update(1)  # ... then half of what was left
@@ -341,8 +343,9 @@ def test_provenance_says_what_was_true(tmp_path, measure):
     assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0
     assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
     assert provenance["device"] and provenance["python"].startswith("3.")
-    assert provenance["commit"] is None or len(provenance["commit"]) == 40
-    assert provenance["dirty"] in (None, True, False)
+    asked = subprocess.run(["git", "-C", places.AROUND, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert provenance["commit"] == (asked.stdout.strip() or None)
+    assert (provenance["dirty"] is None) == (provenance["commit"] is None)
     # what is true of one run only is no part of the key: it would be measured again on every machine
     assert not set(provenance) & set(KEY)
 
