@@ -24,12 +24,14 @@ style: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
 
-# a software bill of materials, and what is known against any of it; asks the services of the Python package index
-audit: .venv/installed
+# a software bill of materials, and what is known against any of it; asks the services of the Python package index.
+# Strict: a package that nothing is known of is not one without faults
+audit:
 	$(PYTHON) -m venv .venv/audit
 	.venv/audit/bin/python -m pip install --quiet pip-audit cyclonedx-bom
 	.venv/audit/bin/cyclonedx-py requirements constraints.txt --output-reproducible --output-file sbom.json
-	.venv/audit/bin/pip-audit --no-deps --disable-pip --requirement constraints.txt
+	@.venv/audit/bin/pip-audit --strict --no-deps --disable-pip --progress-spinner off --requirement constraints.txt \
+	|| { echo "audit: faults are known, or the service could not be asked about a package: see above" >&2; exit 1; }
 
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("python3 is %d.%d, expected 3.11 to 3.13: make PYTHON=python3.12 ..." % v[:2])'

@@ -1,11 +1,20 @@
 """Curves of accuracy and what is said of them."""
 
+import math
+
 import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.report import curves
-from deeper_layers.report.curves import above_guessing, accuracy_by_rule, flat_until, of_all_models, wilson_interval
+from deeper_layers.report.curves import (
+    above_guessing,
+    accuracy_by_rule,
+    flat_until,
+    main_metric,
+    of_all_models,
+    wilson_interval,
+)
 from deeper_layers.report.evidence import latest_models
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
@@ -54,7 +63,9 @@ def test_accuracy_by_rule():
     other = accuracy_by_rule(table, cuts_of, num_layers=10, metric="acc_norm")
     assert other["value"].iloc[0] == pytest.approx(0.85)
     # nothing measured gives an empty table of the same columns
-    assert accuracy_by_rule(table.iloc[:0], cuts_of, 10).columns.tolist() == curves.columns.tolist()
+    empty = accuracy_by_rule(table.iloc[:0], cuts_of, 10)
+    assert empty.columns.tolist() == curves.columns.tolist()
+    assert empty.dtypes.drop(["task", "rule", "metric"]).equals(curves.dtypes.drop(["task", "rule", "metric"]))
 
 
 def test_above_guessing():
@@ -66,6 +77,8 @@ def test_above_guessing():
     assert above_guessing(curves, levels) == ["sure"]
     levels["majority"]["majority"] = 0.4
     assert above_guessing(curves, levels) == ["sure", "majority"]
+    at_the_level = pd.DataFrame({"task": ["a", "b"], "size": 0, "low": 0.25})
+    assert above_guessing(at_the_level, {"a": {"chance": 0.25}}) == ["b"]
 
 
 def test_flat_until():
@@ -78,6 +91,30 @@ def test_flat_until():
     assert flat_until(at_once)["size"].tolist() == [0]
     perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
     assert flat_until(perfect)["size"].tolist() == [0]
+    both = pd.concat([curves.assign(task="b"), curves])
+    assert flat_until(both)["task"].tolist() == ["b", "a"]
+
+
+def test_losses_are_in_units_of_ln_v():
+    def of(shift):
+        return pd.DataFrame([
+            {"task": "c4", "metric": metric, "start": start, "size": size, "value": 2.0 + size + shift,
+             "stderr": 0.1, "items": 7}
+            for metric in ("loss", "perplexity") for start, size in ((0, 0), (2, 1), (1, 1), (2, 2), (1, 2))
+        ])  # fmt: skip
+
+    cuts_of = {"simple": [Cut(0, 0), Cut(2, 1), Cut(3, 3)], "similarity": [Cut(1, 2)]}
+    table = curves.losses_by_line({"pruned": of(0), "healed": of(-0.5)}, cuts_of, 4, 100)
+    assert list(table) == ["line", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
+    assert table[["line", "rule", "size", "start", "fraction", "items", "metric"]].values.tolist() == [
+        [f"{rule}, {name}", rule, size, start, size / 4, 7, "loss / ln V"]
+        for name in ("pruned", "healed")
+        for rule, size, start in (("simple", 0, 0), ("simple", 1, 2), ("similarity", 2, 1))
+    ]
+    half = 1.959964 * 0.1
+    for row, value in zip(table.itertuples(), (2, 3, 4, 1.5, 2.5, 3.5), strict=True):
+        expected = [part / math.log(100) for part in (value, value - half, value + half)]
+        assert [row.value, row.low, row.high] == pytest.approx(expected)
 
 
 def test_levels_of_a_group():
@@ -97,6 +134,8 @@ def test_what_a_task_counts():
     )  # fmt: skip
     curves = accuracy_by_rule(rows, {"simple": [Cut(0, 0)]}, 4).set_index("task")
     assert curves["metric"].to_dict() == {"gsm8k": "exact_match,strict-match", "boolq": "acc"}
+    assert main_metric(["f1", "exact_match", "acc"]) == "acc" and main_metric(["f1", "exact_match"]) == "exact_match"
+    assert main_metric(["f1", "bleu"]) == "f1"
 
 
 def test_cuts_are_told_apart_by_rule():
@@ -124,6 +163,8 @@ def test_pruned_models_beside_whole_ones_that_are_no_larger():
     accuracy = pd.DataFrame(points, columns=["rule", "size", "bytes", "low", "high"]).assign(task="capitals")
     (counts,) = curves.beside_whole(accuracy).to_dict("records")
     assert counts == {"task": "capitals", "pruned": 5, "worse": 1, "better": 1, "close": 2, "smaller": 1}
+    both = pd.concat([accuracy.assign(task="sums"), accuracy])
+    assert curves.beside_whole(both)["task"].tolist() == ["sums", "capitals"]
 
 
 def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
@@ -147,6 +188,14 @@ def test_models_stand_side_by_side_with_the_most_items_they_have(tmp_path):
     # the level of the ten items of A, which count no more, is not there
     assert table.attrs["levels"] == {"boolq": {"chance": 0.5, "majority": 0.65}}
     assert of_all_models([], "simple").empty
+    units[0].key["quantization"], units[1].key["quantization"] = None, "nf4"  # of more items, and quantized
+    assert list(of_all_models(units[:2], "similarity")["value"]) == [0.1, 0.1]
+
+
+def test_a_group_stands_for_its_tasks_where_it_is_in_the_rows():
+    rows = pd.DataFrame({"task": ["mmlu", "mmlu_stem", "mmlu_other", "mmlu"]})
+    assert curves.own_tasks(Unit("sweep", "mmlu", {}, {}, rows, {})) == ["mmlu"]
+    assert curves.own_tasks(Unit("sweep", "others", {}, {}, rows, {})) == ["mmlu", "mmlu_stem", "mmlu_other"]
 
 
 def test_of_many_models_those_measured_last_are_shown():
@@ -164,5 +213,6 @@ def test_of_many_models_those_measured_last_are_shown():
 def test_subjects_of_mmlu_are_told_by_their_number():
     assert curves.asked(["boolq", "mmlu_anatomy", "mmlu_astronomy"], 5) == "BoolQ, MMLU, 2 of 57 subjects, 5-shot"
     assert curves.of_subjects(57) == "all 57 subjects"
-    assert curves.asked(["mmlu_anatomy"]) == "MMLU, anatomy"
+    assert curves.asked(["mmlu_anatomy", "mine"]) == "MMLU, anatomy, mine"
+    assert curves.title("mmlu_high_school_physics") == "MMLU, high school physics"
     assert curves.asked(["mmlu_stem", "mmlu_other"], 0) == "MMLU, STEM, MMLU, other"

@@ -4,6 +4,7 @@ import functools
 import json
 import multiprocessing
 import os
+import re
 import stat
 import threading
 import traceback
@@ -260,6 +261,26 @@ def pickled(path):
 def pipe(path):
     path.unlink()
     os.mkfifo(path)
+
+
+def test_what_is_odd_in_a_shard_is_said(tmp_path):
+    shards, path = Shards(tmp_path), tmp_path / "000000.npz"
+    names = "it holds logprobs, more, requests, tokens, expected logprobs, requests, tokens"
+    for arrays, said in (
+        ({"more": np.zeros(1)}, names),
+        ({"logprobs": np.zeros((2, 3), dtype=np.float32)}, "float32 of shape (2, 3), expected float64 of (2, 3)"),
+        ({"tokens": np.zeros((5, 1), dtype=np.int32)}, "tokens is int32 of shape (5, 1), expected int32 of (None,)"),
+        ({"logprobs": np.full((2, 3), np.nan)}, "logprobs holds not-a-number"),
+        ({"seconds": np.array(-1.0)}, "it took -1.0 seconds"),
+    ):
+        np.savez(path, **GOOD | arrays)
+        with pytest.warns(UserWarning, match=re.escape(f"{said}): it is measured again")):
+            assert shards.get(0, SAME, LIKE) is None
+    np.savez_compressed(path, **GOOD)
+    with pytest.warns(UserWarning, match="it is compressed"):
+        assert shards.get(0, SAME, LIKE) is None
+    np.savez(path, **GOOD)  # how long it took is not known
+    assert shards.get(0, SAME, LIKE) is not None and shards.seconds_before == 0
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,18 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.outcomes import changes, cliff, interval, leaves_of, mcnemar, outcomes_of
+from deeper_layers.report.outcomes import (
+    RESAMPLES,
+    changes,
+    cliff,
+    interval,
+    leaves_of,
+    mcnemar,
+    outcomes_of,
+    paired_change,
+    resampled,
+    resampled_means,
+)
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import Unit, all_units
@@ -37,6 +48,34 @@ def test_changes_are_counted_in_pairs():
     assert list(table["p"]) == [1, 0.25]
     assert (table["low"] <= table["change"]).all() and (table["change"] <= table["high"]).all()
     assert changes(unit_of(right), CUTS)["flipped"].isna().all()
+    assert " ".join(table) == "size start items change low high lost gained flipped p"
+    assert table[["size", "start", "items"]].values.tolist() == [[1, 3, 8], [2, 2, 8]]
+
+
+def test_changes_of_one_task_of_a_group_by_another_metric():
+    def of_cut(*values):
+        a, b = ({name: pack(np.array(row)) for name, row in task.items()} for task in values)
+        return {"a": a, "b": b}
+
+    outcomes = {
+        "0,0": of_cut({"acc": [1, 1], "more": [0, 0], "chosen": [1, 1]}, {"acc": [0], "more": [0], "chosen": [0]}),
+        "3,1": of_cut({"acc": [1, 1], "more": [1, 0], "chosen": [1, 2]}, {"acc": [1], "more": [0], "chosen": [5]}),
+    }
+    unit = Unit("sweep", "ab", {}, {}, pd.DataFrame(), {"outcomes": outcomes})
+    for task, what, items, change, flipped in (
+        (None, "acc", 3, 1 / 3, 2 / 3), ("a", "acc", 2, 0, 1 / 2), ("b", "acc", 1, 1, 1),
+        ("a", "more", 2, 1 / 2, 1 / 2),
+    ):  # fmt: skip
+        row = changes(unit, CUTS[:1], what, task=task).iloc[0]
+        assert [row["items"], row["change"], row["flipped"]] == pytest.approx([items, change, flipped])
+    with pytest.raises(InputError, match="task is 'c', which ab has not"):
+        outcomes_of(unit, [Cut(0, 0)], task="c")
+
+
+def test_the_interval_of_a_change_is_that_of_its_pairs():
+    assert paired_change([0, 0], [1, 2]) == pytest.approx((1.5, 1.5 - 1.959964 / 2, 1.5 + 1.959964 / 2))
+    change, low, high = paired_change([1], [3])
+    assert change == 2 and math.isnan(low) and math.isnan(high)
 
 
 def test_what_is_not_there_is_said():
@@ -67,6 +106,24 @@ def test_the_cliff_lies_where_half_is_gone():
     assert cliff(np.zeros((3, 50), dtype=np.uint8), [0, 0.2, 0.4], 0.25, resamples=20)[0] == 0
     with pytest.raises(InputError, match="rising from 0"):
         cliff(right, fractions[::-1], 0.25)
+    for odd in ([0.1, 0.2, 0.4], [0, 0.4, 0.2], [0, 0.2, 0.2], [0, 0.2]):
+        with pytest.raises(InputError, match="rising from 0"):
+            cliff(np.ones((3, 50), dtype=np.uint8), odd, 0.25)
+
+
+def test_resamples_are_as_many_as_are_asked_for_and_follow_from_the_seed():
+    table = np.random.default_rng(0).random((2, 9))
+    found = resampled_means(table, resamples=7)
+    assert found.shape == (8, 2) and resampled_means(table).shape == (RESAMPLES + 1, 2)
+    np.testing.assert_allclose(found[0], table.mean(axis=1))
+    draw = np.random.default_rng(0)
+    expected = [table[:, draw.integers(0, 9, 9)].mean(axis=1) for _ in range(7)]
+    np.testing.assert_allclose(found[1:], expected)
+    assert np.array_equal(resampled(max, table, resamples=7), found.max(axis=1))
+    other = resampled_means(table, resamples=7, seed=1).max(axis=1)
+    assert np.array_equal(resampled(max, table, resamples=7, seed=1), other) and not np.array_equal(
+        other[1:], found[1:]
+    )
 
 
 def test_the_interval_leaves_out_one_in_forty_on_each_side():
@@ -95,3 +152,14 @@ def test_committed_units_agree_with_their_rows():
     right = outcomes_of(unit, cuts)
     np.testing.assert_allclose(right.mean(axis=1), unit.rows["value"], atol=1e-9)
     assert leaves_of(unit) == [unit]
+
+
+def test_a_group_stands_on_the_units_of_its_tasks():
+    unit = next(unit for unit in all_units(results_folder(), "sweep") if "units" in unit.details)
+    leaves = leaves_of(unit)
+    assert [leaf.path.name for leaf in leaves] == unit.details["units"] and len(leaves) > 1
+    cut = Cut(*unit.key["cuts"][0])
+    assert outcomes_of(unit, [cut]).shape == (1, sum(int(leaf.rows["items"].iloc[0]) for leaf in leaves))
+    unit.details["units"] = ["gone.json"]
+    with pytest.raises(InputError, match=f"{unit.path.name} stands on gone.json, which is missing"):
+        leaves_of(unit)

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from deeper_layers.experiments.parameters import SimilarityParameters
+from deeper_layers.experiments.parameters import SimilarityParameters, TakeAwayParameters
+from deeper_layers.models.sources import Source
 from deeper_layers.results.records import Record, all_records, record_path, write_record
 
 
@@ -72,3 +73,17 @@ def test_the_defaults_of_a_notebook_are_the_record_that_is_there(tmp_path):
     (record,) = all_records(tmp_path)
     published = [other for other in all_records() if other.model == record.model]
     assert record.path.name in {other.path.name for other in published if other.notebook == record.notebook}
+
+
+@pytest.mark.parametrize(
+    "file, bits", [("model.gguf", "bfloat16, int8, nf4, Q8_0, Q4_1, Q2_K"), (None, "bfloat16, int8, nf4")]
+)
+def test_kinds_of_weights_that_follow_from_the_file_are_written_out(tmp_path, file, bits):
+    """Where the page is drawn there is the name of the model, which doesn't say whether it was a GGUF file."""
+    source = Source("mine", "sha256:0", 5, "float32", "Q4_1", "mine", gguf=file and tmp_path / file)
+    asked = TakeAwayParameters.from_names({"model": str(tmp_path / "mine"), "results": str(tmp_path)})
+    asked.record(source)
+    (record,) = all_records(tmp_path)
+    assert record.parameters == {"model": "mine", "dtype": "float32", "bits": bits}
+    shown = TakeAwayParameters.from_names(record.parameters | {"results": str(tmp_path), "measure": False})
+    assert shown.bits_list(Source("mine", "sha256:0", 5, "float32", "Q4_1", "mine")) == bits.split(", ")

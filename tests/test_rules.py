@@ -1,98 +1,84 @@
-"""Rules: what each chooses on models whose answer is known, and its price."""
+"""Rules on distances made by hand: which block, of which sizes, and what is no array of distances."""
 
+import jaxtyping
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.searching import losses_on, search
-from deeper_layers.family.tree import Tree
-from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.pruning import drop_layers
-from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
-from deeper_layers.rules.greedy import candidate_nodes, greedy_order
-from deeper_layers.rules.rule import Known
-from tests.tiny import tiny_model
+from deeper_layers.rules.choosing import RULES, cuts_of_rule, measured_cuts
+from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
 
-LAYERS = 6
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model("llama", layers=LAYERS)
+NAN = np.nan
+DISTANCES = np.array([
+    [0.5, 0.2, 0.2, 0.1],  # that of the last layer is the smallest, and is none to drop
+    [0.3, 0.4, 0.1, NAN],
+    [0.6, 0.1, NAN, NAN],
+    [0.1, NAN, NAN, NAN],
+])  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def sequences():
-    return list(torch.randint(1, 128, (4, 24), generator=torch.Generator().manual_seed(0)))
+@pytest.fixture(autouse=True)
+def unchecked(monkeypatch):
+    """As users run it: what is no array comes to the rule itself."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
-@pytest.mark.parametrize("rule", REGISTERED.values(), ids=lambda rule: rule.name)
-def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
-    assert "arXiv" in rule.source and rule.words
-    known = Known(LAYERS, np.random.default_rng(0).random((LAYERS, LAYERS)), lambda cuts: [cut.start for cut in cuts])
-    cuts = rule.choose([0, 2, 3], known)
-    assert [cut.size for cut in cuts] == [0, 2, 3] and rule.passes(3, LAYERS) >= 0
-    assert all(LAYERS - 1 not in cut.dropped for cut in cuts)
-    if rule.needs:
-        with pytest.raises(InputError, match=f"needs {rule.needs}, got None"):
-            rule.choose([1], Known(LAYERS))
+def refusal(function, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return str(caught.value)
 
 
-def test_the_papers_rules_are_registered():
-    assert set(RULES) <= set(REGISTERED)
+def test_the_most_similar_block_without_the_last_layer_and_the_first_of_equals():
+    cuts = [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
+    assert cuts_of_rule("similarity", [0, 1, 2, 3], 4, DISTANCES) == cuts
+    assert [similarity_cut(DISTANCES.tolist(), size) for size in range(4)] == cuts
+    assert refusal(similarity_cut, DISTANCES, 4).startswith("size is 4")
 
 
-def test_greedy_search_is_a_loop_over_candidates(model, sequences):
-    def one_by_one(cuts):
-        found = []
-        for cut in cuts:
-            with torch.no_grad():
-                logits = drop_layers(model, cut)(torch.stack(sequences)).logits
-            targets = torch.stack(sequences)[:, 1:].flatten()
-            found.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).item())
-        return found
-
-    order: list[int] = []
-    for _ in range(4):
-        candidates = [layer for layer in range(1, LAYERS - 1) if layer not in order]
-        losses = one_by_one([Cut.of([*order, layer]) for layer in candidates])
-        order.append(candidates[int(np.argmin(losses))])
-    assert greedy_order(4, LAYERS, losses_on(model, sequences)) == order
-    sizes = [0, 1, 2, 3, 4]
-    assert search(model, "greedy", sizes, sequences) == [Cut.of(order[:size]) for size in sizes]
-    np.testing.assert_allclose(losses_on(model, sequences)([Cut.of(order)]), one_by_one([Cut.of(order)]), rtol=1e-5)
+def test_the_simple_rule_needs_no_distances():
+    assert cuts_of_rule("simple", [2, 0, 3], 4) == [Cut(1, 2), Cut(0, 0), Cut(0, 3)]
 
 
-def test_greedy_search_finds_a_harmless_layer_first(sequences):
-    model = tiny_model("llama", layers=LAYERS)
-    with torch.no_grad():
-        harmless = decoder_layers(model)[3]
-        harmless.self_attn.o_proj.weight.zero_()
-        harmless.mlp.down_proj.weight.zero_()
-    losses = losses_on(model, sequences)
-    whole, *without = losses([Cut(0, 0), *(Cut(layer, 1) for layer in range(1, LAYERS - 1))])
-    assert without[2] == pytest.approx(whole, rel=1e-6)
-    # the order is that of the losses, whichever way the others go
-    assert greedy_order(1, LAYERS, losses) == [1 + int(np.argmin(without))]
+def test_what_is_no_rule_or_no_distances():
+    assert RULES == ("similarity", "simple")
+    assert refusal(cuts_of_rule, "best", [1], 4) == "rule is 'best', expected one of 'similarity', 'simple'"
+    message = "the rule 'similarity' needs distances, got None: measure them with angular_distances"
+    assert refusal(cuts_of_rule, "similarity", [1], 4) == message
+    for odd in (["a"], "distances", [[1.0], [1.0, 2.0]]):
+        said = refusal(similarity_cut, odd, 1)
+        assert said == f"distances is {odd!r}; expected an array of numbers; pass what angular_distances returns"
+    shapes = "expected (L, L) for a model of L layers, sizes 1..L by starts 0..L-1; pass the whole array that"
+    for odd in (DISTANCES[0], DISTANCES[:3], DISTANCES[None]):
+        expected = f"distances has shape {odd.shape}; {shapes} angular_distances returns"
+        assert refusal(similarity_cut, odd, 1) == expected
 
 
-def test_of_equal_losses_the_lowest_layer_goes_and_the_ends_stay():
-    assert greedy_order(4, LAYERS, lambda cuts: [1.0] * len(cuts)) == [1, 2, 3, 4]
-    with pytest.raises(InputError, match="size is 5; expected 0 to 4, as the first and the last"):
-        cuts_of_rule("greedy", [5], LAYERS, losses=lambda cuts: [1.0] * len(cuts))
-    with pytest.raises(InputError, match=r"without layers \[1\] is not a number"):
-        greedy_order(1, LAYERS, lambda cuts: [float("nan")] * len(cuts))
+def test_a_distance_that_is_missing():
+    distances = DISTANCES.copy()
+    distances[1, 1] = NAN
+    assert similarity_cut(distances, 1) == Cut(1, 1)
+    assert refusal(similarity_cut, distances, 2) == (
+        "distances holds nan for size 2 at start 1; expected a number for every start from 0 to 1; measure them again "
+        "with angular_distances"
+    )
 
 
-@pytest.mark.parametrize("layers", [3, 6, 9])
-def test_its_price_is_the_nodes_of_its_trees(layers):
-    def losses(cuts):
-        nodes.append(Tree(cuts, layers).nodes)
-        return [-cut.dropped[-1] for cut in cuts]
+def test_rows_and_back():
+    table = distance_table(DISTANCES, DISTANCES / 10, 7)
+    expected = [(start, size) for size in range(1, 5) for start in range(5 - size)]
+    assert list(zip(table["start"], table["size"])) == expected
+    row = pd.Series({"start": 2, "size": 2, "distance": 0.1, "stderr": 0.01, "samples": 7})
+    pd.testing.assert_series_equal(table.iloc[6], row, check_names=False)
+    np.testing.assert_array_equal(distance_matrix(table.sample(frac=1, random_state=0)), DISTANCES)
 
-    nodes: list[int] = []
-    greedy_order(layers - 2, layers, losses)
-    assert sum(nodes) / layers <= candidate_nodes(layers - 2, layers)
-    assert nodes[0] == pytest.approx(layers * candidate_nodes(1, layers))
+
+def test_cuts_of_one_measurement_by_rule():
+    simple = [Cut(0, 0), Cut(2, 1), Cut(1, 2), Cut(0, 3)]
+    cuts = [Cut(0, 2), Cut(0, 3), Cut(1, 1), Cut(2, 1), Cut(0, 0), Cut(1, 2), Cut(0, 0)]
+    similar = [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
+    assert measured_cuts(RULES, cuts, 4) == {"similarity": similar, "simple": simple}
+    assert list(measured_cuts(["simple"], cuts, 4)) == ["simple"]
+    assert measured_cuts(["similarity"], [], 4) == {"similarity": []}

@@ -115,7 +115,7 @@ def test_every_bad_word_of_every_option_ends_in_one_line(places):
 
 def test_words_that_were_drawn_end_in_one_line_too(places):
     """Many more are drawn by `python -m tests.fuzz.words --count 10000`."""
-    assert fuzz.faults(count=200, seed=27) == {}
+    assert fuzz.faults(count=1500, seed=27) == {}
 
 
 # ---- parameters of notebooks -----------------------------------------------------------------------------

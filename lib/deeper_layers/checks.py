@@ -72,7 +72,7 @@ def folder(name: str, value: str | Path, advice: str) -> Path:
 def new_folder(name: str, value: str | Path, *, writable: bool = False) -> Path:
     """The path of a folder that is there, or that can be made, which is not done. Raises InputError where it can't."""
     path = place(name, value)
-    there = next((above for above in (path, *path.absolute().parents) if _exists(above)), path)
+    there = next((above for above in (path, *path.absolute().parents) if above.exists()), path)
     if not there.is_dir():
         raise InputError(f"{name} is {shown(str(value))}, and {there} is no folder: name another place")
     if writable and not os.access(there, os.W_OK | os.X_OK):
@@ -87,11 +87,3 @@ def shown(value: object) -> str:
     except ValueError:  # a number of more digits than Python writes
         words = f"a {type(value).__name__}"
     return words if len(words) <= 200 else f"{words[:150]} ... {words[-40:]}"
-
-
-def _exists(path: Path) -> bool:
-    try:
-        path.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    return True

@@ -189,9 +189,13 @@ class Parameters(BaseModel):
             given = {name: value for name, value in self if name not in CIRCUMSTANCES}
             fields = type(self).model_fields
             if self.model != fields["model"].default:  # a path or an id: as results know it, wherever they are
-                given |= {"model": source.name, "dtype": source.dtype}
+                given |= {"model": source.name, **self.of_source(source)}
             decisive = {name: value for name, value in given.items() if value != fields[name].default}
             results.write_record(self.notebook, source.name, decisive, self.results_folder)
+
+    def of_source(self, source: Source) -> dict[str, str]:
+        """The parameters for which "auto" stands for what only the model itself says."""
+        return {"dtype": source.dtype}
 
     @property
     def results_folder(self) -> Path:

@@ -281,6 +281,9 @@ class TakeAwayParameters(QuestionAnsweringParameters):
             raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
         return asked
 
+    def of_source(self, source: Source) -> dict[str, str]:
+        return super().of_source(source) | {"bits": ", ".join(self.bits_list(source))}
+
     def healing(self) -> HealingParameters:
         """How the file heals: on weights as they are in it, in bfloat16."""
         return self.shared_with(HealingParameters, dtype="bfloat16", quantization=None)

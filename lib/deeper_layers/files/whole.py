@@ -7,7 +7,6 @@ turns into words.
 
 import contextlib
 import fcntl
-import glob
 import json
 import os
 import re
@@ -32,9 +31,7 @@ def write_whole(path: Path, content: bytes) -> None:
     What an earlier process left of the same file when it was killed goes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for orphan in path.parent.glob(f".{glob.escape(path.name)}.*.deeper-layers.partial"):
-        if (left := LEFT.fullmatch(orphan.name)) and left["name"] == path.name:
-            _remove_orphan(orphan)
+    clean(path.parent, path.name)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.deeper-layers.partial")
     try:
         with _held(temporary) as file:
@@ -102,23 +99,21 @@ def check_room(folder: Path) -> None:
         )
 
 
-def clean(folder: Path) -> None:
-    """Remove what killed processes left half-written in a folder; nothing else."""
+def clean(folder: Path, of: str | None = None) -> None:
+    """Remove what killed processes left half-written in a folder, of one file or of all; nothing else."""
     try:
         names = os.listdir(folder)
     except OSError:
         return
     for name in names:
-        if LEFT.fullmatch(name):
+        if (left := LEFT.fullmatch(name)) and of in (None, left["name"]):
             _remove_orphan(folder / name)
 
 
 def remove_file(path: Path) -> None:
     """Remove a file of ours, where it is there and may be removed: it is in nobody's way."""
-    try:
+    with contextlib.suppress(OSError):
         path.unlink()
-    except OSError:
-        return
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError
 
 from deeper_layers.files.whole import clean, read_json, write_file
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.schema import Checked, in_words
+from deeper_layers.results.schema import Checked, Time, in_words
 from deeper_layers.results.units import key_hash, unit_path
 
 # where and how a notebook ran, which decides nothing that it shows
@@ -33,7 +33,7 @@ class Content(Checked):
     notebook: PlainName
     model: Annotated[str, Field(min_length=1)]
     parameters: dict[str, Literal | list[Literal]]
-    recorded: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
+    recorded: Time
     page: PlainName | None = None
     title: str | None = None
 

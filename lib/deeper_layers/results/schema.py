@@ -18,6 +18,10 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[list[Count], Field(min_length=2, max_length=2)]  # first dropped layer, number of layers
+Cuts = Annotated[list[Place], Field(min_length=1)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
+Vocabulary = Annotated[int, Field(ge=2)]
 Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]*\.json$")]
 Outcomes = dict[str, dict[str, str]]  # by task and metric, packed
@@ -65,7 +69,7 @@ class OpenedKey(Key):
 
 
 class CutsKey(OpenedKey):
-    cuts: Annotated[list[Place], Field(min_length=1)]
+    cuts: Cuts
 
 
 class TaskKey(CutsKey):
@@ -125,7 +129,7 @@ class HealingKey(OpenedKey):
 
 class BitsKey(Key):
     bits: Name
-    cuts: Annotated[list[Place], Field(min_length=1)]
+    cuts: Cuts
     tasks: dict[str, Count | None]
     limits: dict[str, Count | None]
 
@@ -181,39 +185,36 @@ class Course(Checked):
     tokens: Count
     distinct_tokens: Count
     trained_parameters: Count
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Seconds
 
 
-class SweepDetails(Details):
+class ScoredDetails(Details):
     levels: Levels
+
+
+class SweepDetails(ScoredDetails):
     outcomes: dict[str, Outcomes] = {}  # by cut
     units: list[FileName] = []  # of the tasks of a group
 
 
-class ShotsDetails(Details):
-    levels: Levels
+class ShotsDetails(ScoredDetails):
     outcomes: dict[str, Outcomes]
 
 
 class LossDetails(Details):
     by_sequence: dict[str, list[Number]]
-    vocabulary: Annotated[int, Field(ge=2)]
+    vocabulary: Vocabulary
 
 
 class SimilarityDetails(Details):
     tokens: Count
 
 
-class HealingDetails(Details):
+class HealingDetails(ScoredDetails):
     healing: Course
     by_sequence: list[Number]
-    vocabulary: Annotated[int, Field(ge=2)]
+    vocabulary: Vocabulary
     outcomes: Outcomes
-    levels: Levels
-
-
-class BitsDetails(Details):
-    levels: Levels
 
 
 class TakeAwayDetails(Details):
@@ -222,15 +223,15 @@ class TakeAwayDetails(Details):
 
 
 class Provenance(Open):
-    measured: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
+    measured: Time
     packages: dict[str, str]
     python: str | None = None
     commit: str | None
     dirty: bool | None
     device: str
-    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    seconds: Seconds
     peak_memory_bytes: Count
-    seconds_in_earlier_runs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    seconds_in_earlier_runs: Seconds = 0.0
     order: Count = 0
 
 
@@ -240,7 +241,7 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
     "healing": (HealingKey, Score, HealingDetails),
-    "bits": (BitsKey, ScoreOfBytes, BitsDetails),
+    "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
 }
 ROWS = {kind: TypeAdapter(list[row]) for kind, (_, row, _) in KINDS.items()}  # ty: ignore[invalid-type-form]
@@ -303,10 +304,11 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
         of_rows[row.get("task"), row.get("metric")].add((row["start"], row["size"]))
     if any(places - cuts or ("variant" not in rows[0] and cuts - places) for places in of_rows.values()):
         yield "its rows are not of the cuts of its key"
+    names = {f"{start},{size}" for start, size in cuts}
     if isinstance(details.get("by_sequence"), dict):
-        yield from _about_sequences(rows, details["by_sequence"], cuts)
+        yield from _about_sequences(rows, details["by_sequence"], names)
     if (by_cut := details.get("outcomes")) is not None:
-        yield from _about_outcomes(rows, {f"{a},{b}": by_cut for a, b in cuts} if "cut" in key else by_cut, cuts)
+        yield from _about_outcomes(rows, dict.fromkeys(names, by_cut) if "cut" in key else by_cut, names)
     if "num_fewshot" in key and "order" not in key:
         if name != key["task"] or not (by_cut is None or all(name in of_cut for of_cut in by_cut.values())):
             yield "its name is not that of its task"
@@ -314,16 +316,16 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
             yield "it holds both outcomes and the units of a group, or neither"
 
 
-def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set) -> Iterator[str]:
-    if by_sequence.keys() != {f"{start},{size}" for start, size in cuts}:
+def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set[str]) -> Iterator[str]:
+    if by_sequence.keys() != cuts:
         yield "its losses of sequences are not of its cuts"
     elif any(len(by_sequence[f"{row['start']},{row['size']}"]) != row["items"] for row in rows):
         yield "its losses are not as many as its rows have items"
 
 
-def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set) -> Iterator[str]:
+def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -> Iterator[str]:
     """In what outcomes are not those of the rows: a task has as many of each kind as its row has items."""
-    if by_cut.keys() != {f"{start},{size}" for start, size in cuts}:
+    if by_cut.keys() != cuts:
         yield "its outcomes are not of its cuts"
         return
     items = {(f"{row['start']},{row['size']}", row["task"]): row["items"] for row in rows}

@@ -1,0 +1,98 @@
+"""Registered rules, and the search by loss: what each chooses on models whose answer is known, and its price."""
+
+import numpy as np
+import pytest
+import torch
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.searching import losses_on, search
+from deeper_layers.family.tree import Tree
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.pruning import drop_layers
+from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
+from deeper_layers.rules.greedy import candidate_nodes, greedy_order
+from deeper_layers.rules.rule import Known
+from tests.tiny import tiny_model
+
+LAYERS = 6
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model("llama", layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def sequences():
+    return list(torch.randint(1, 128, (4, 24), generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.parametrize("rule", REGISTERED.values(), ids=lambda rule: rule.name)
+def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
+    assert "arXiv" in rule.source and rule.words
+    known = Known(LAYERS, np.random.default_rng(0).random((LAYERS, LAYERS)), lambda cuts: [cut.start for cut in cuts])
+    cuts = rule.choose([0, 2, 3], known)
+    assert [cut.size for cut in cuts] == [0, 2, 3] and rule.passes(3, LAYERS) >= 0
+    assert all(LAYERS - 1 not in cut.dropped for cut in cuts)
+    if rule.needs:
+        with pytest.raises(InputError, match=f"needs {rule.needs}, got None"):
+            rule.choose([1], Known(LAYERS))
+
+
+def test_the_papers_rules_are_registered():
+    assert set(RULES) <= set(REGISTERED)
+
+
+def test_greedy_search_is_a_loop_over_candidates(model, sequences):
+    def one_by_one(cuts):
+        found = []
+        for cut in cuts:
+            with torch.no_grad():
+                logits = drop_layers(model, cut)(torch.stack(sequences)).logits
+            targets = torch.stack(sequences)[:, 1:].flatten()
+            found.append(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets).item())
+        return found
+
+    order: list[int] = []
+    for _ in range(4):
+        candidates = [layer for layer in range(1, LAYERS - 1) if layer not in order]
+        losses = one_by_one([Cut.of([*order, layer]) for layer in candidates])
+        order.append(candidates[int(np.argmin(losses))])
+    assert greedy_order(4, LAYERS, losses_on(model, sequences)) == order
+    sizes = [0, 1, 2, 3, 4]
+    assert search(model, "greedy", sizes, sequences) == [Cut.of(order[:size]) for size in sizes]
+    np.testing.assert_allclose(losses_on(model, sequences)([Cut.of(order)]), one_by_one([Cut.of(order)]), rtol=1e-5)
+
+
+def test_greedy_search_finds_a_harmless_layer_first(sequences):
+    model = tiny_model("llama", layers=LAYERS)
+    with torch.no_grad():
+        harmless = decoder_layers(model)[3]
+        harmless.self_attn.o_proj.weight.zero_()
+        harmless.mlp.down_proj.weight.zero_()
+    losses = losses_on(model, sequences)
+    whole, *without = losses([Cut(0, 0), *(Cut(layer, 1) for layer in range(1, LAYERS - 1))])
+    assert without[2] == pytest.approx(whole, rel=1e-6)
+    # the order is that of the losses, whichever way the others go
+    assert greedy_order(1, LAYERS, losses) == [1 + int(np.argmin(without))]
+
+
+def test_of_equal_losses_the_lowest_layer_goes_and_the_ends_stay():
+    assert greedy_order(4, LAYERS, lambda cuts: [1.0] * len(cuts)) == [1, 2, 3, 4]
+    with pytest.raises(InputError, match="size is 5; expected 0 to 4, as the first and the last"):
+        cuts_of_rule("greedy", [5], LAYERS, losses=lambda cuts: [1.0] * len(cuts))
+    with pytest.raises(InputError, match=r"without layers \[1\] is not a number"):
+        greedy_order(1, LAYERS, lambda cuts: [float("nan")] * len(cuts))
+
+
+@pytest.mark.parametrize("layers", [3, 6, 9])
+def test_its_price_is_the_nodes_of_its_trees(layers):
+    def losses(cuts):
+        nodes.append(Tree(cuts, layers).nodes)
+        return [-cut.dropped[-1] for cut in cuts]
+
+    nodes: list[int] = []
+    greedy_order(layers - 2, layers, losses)
+    assert sum(nodes) / layers <= candidate_nodes(layers - 2, layers)
+    assert nodes[0] == pytest.approx(layers * candidate_nodes(1, layers))
