@@ -4,7 +4,8 @@ Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop 
 the adapters are peft's; `deeper_layers.healing.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
-and adapters above the cut only, whose layers below it then run once for all epochs.
+and adapters above the cut only, whose layers below it then run once for all epochs. And the way of others, distillation
+(`deeper_layers.healing.distillation`), for which the auxiliary loss is a loss of hidden states.
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -32,13 +33,13 @@ from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters
+from deeper_layers.healing.distillation import IGNORED, Teacher
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import text_config
 from deeper_layers.pruning import drop_layers
 
-IGNORED = -100  # a label that the loss passes over
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
 
 
@@ -47,7 +48,8 @@ class Record:
     """What a healing did.
 
     Attributes:
-        losses: what was minimized at each step: mean cross-entropy in nats a token, and the auxiliary loss if any.
+        losses: what was minimized at each step: mean cross-entropy in nats a token, or mean divergence from the
+            unpruned model, and the auxiliary loss if any.
         tokens: trained on, padding not counted.
         distinct_tokens: of the text that was at hand for them.
         trained_parameters: in the adapters.
@@ -101,7 +103,7 @@ def train(
     config: HealingConfig,
     *,
     cut: Cut | None = None,
-    whole: PreTrainedModel | None = None,
+    whole: PreTrainedModel | Path | None = None,
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
     """Heal a pruned model by a fine-tune of adapters on texts: the model with its adapters, and what it took.
@@ -112,7 +114,8 @@ def train(
         texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
         config: how.
         cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
-        whole: the unpruned model, for the auxiliary loss.
+        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
+            folder in which `distillation.keep_teacher` left its states on these sequences.
         folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
             last of them and ends with the same adapters; without, an interruption loses it.
 
@@ -126,6 +129,13 @@ def train(
         raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+    whole = Path(whole) if isinstance(whole, str) else whole
+    distills = config.objective == "distill"
+    if (distills and whole is None) or (config.auxiliary and isinstance(whole, Path)):
+        raise InputError(
+            "to distill needs whole=, the unpruned model or a folder of its states, and the auxiliary loss the model: "
+            "pass it"
+        )
     sequences = sequences_of(
         tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
     )
@@ -146,7 +156,8 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    with checkpoints_in(folder, identity_of(healed, config, cut, sequences)) as checkpoints, _deterministic():
+    teacher = whole if distills and isinstance(whole, PreTrainedModel) else None
+    with checkpoints_in(folder, identity_of(healed, config, cut, sequences, teacher)) as checkpoints, _deterministic():
         watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole)
         trainer = _Healer(
             model=healed,
@@ -185,15 +196,18 @@ class _Healer(ResumedTrainer):
         # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
         share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
         run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
+        if (teacher := self.variant.teacher) is not None:
+            run = functools.partial(teacher.loss, items=num_items_in_batch if self.model_accepts_loss_kwargs else None)
         return self.variant.loss(run, model, inputs, share)
 
 
 class _Variant:
     """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
 
-    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | None):
+    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | Path | None):
         self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
         self.whole = Network(whole) if config.auxiliary else None
+        self.teacher = None if config.objective != "distill" else Teacher(whole, config.temperature)
         self.above: Network | None = None
 
     def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
