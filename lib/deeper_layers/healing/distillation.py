@@ -141,7 +141,7 @@ def keep_teacher(whole: PreTrainedModel, sequences: list[torch.Tensor], folder: 
         batch = missing[first : first + at_once]
         ids = torch.nn.utils.rnn.pad_sequence([tokens.long() for tokens in batch], batch_first=True)
         # on the right: no token sees what follows it
-        states = unpruned_states(whole, {"input_ids": ids.to(whole.get_input_embeddings().weight.device)})
+        states = unpruned_states(whole, {"input_ids": ids.to(whole.device)})
         for tokens, of_it in zip(batch, states.cpu(), strict=True):
             tensor = of_it[: len(tokens)].contiguous()
             write_file(_place(folder, tokens), save({"states": tensor}, {"sha256": _hash(tensor), "head": head}))
