@@ -13,6 +13,7 @@ from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing import distillation, training
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import Teacher, divergence, keep_teacher
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.healing.resuming import identity_of
 from deeper_layers.healing.training import heal, train
@@ -90,15 +91,15 @@ def test_in_pieces_the_loss_and_its_gradients_are_those_of_all_logits(family, mo
     for parameter in [*student.get_output_embeddings().parameters()]:
         parameter.requires_grad_(False)  # as in healing
     monkeypatch.setattr(distillation, "PIECE", 4 * wanted.shape[-1] * 5)  # 5 positions
-    found = Teacher(whole, 2.0).loss(student, batch)
+    found = Teacher(whole, student, changed(DISTILL, temperature=2.0)).loss(student, batch)
     assert float(found.detach()) == pytest.approx(float(plain.detach()), rel=1e-4) and float(plain.detach()) > 0
     gradients = torch.autograd.grad(found, [p for _, p in named], allow_unused=True)
     assert any(gradient is not None for gradient in expected)
     for one, other in zip(expected, gradients, strict=True):
         assert (one is None and other is None) or torch.allclose(one, other, atol=1e-5)
-    assert float(Teacher(whole, 2.0).loss(student, batch, items=2 * scored.sum()).detach()) == pytest.approx(
-        float(found.detach()) / 2
-    )
+    assert float(
+        Teacher(whole, student, changed(DISTILL, temperature=2.0)).loss(student, batch, items=2 * scored.sum()).detach()
+    ) == pytest.approx(float(found.detach()) / 2)
     assert "forward" not in vars(student.base_model)
 
 
@@ -112,7 +113,7 @@ def test_no_more_logits_than_a_piece_are_there_at_once(tiny, batch, monkeypatch)
         return scored(student, teacher, temperature)
 
     monkeypatch.setattr(distillation, "divergence", counted)
-    Teacher(whole, 1.0).loss(drop_layers(whole, CUT), batch)
+    Teacher(whole, whole, DISTILL).loss(drop_layers(whole, CUT), batch)
     assert max(rows) == 5 and sum(rows) == 3 * 31
 
 
@@ -208,10 +209,10 @@ def test_interrupted_it_goes_on_and_ends_with_the_same_losses_and_adapters(tiny,
 def test_states_kept_on_disk_teach_as_the_model_does(tiny, tmp_path):
     whole, tokenizer = tiny
     config = changed(DISTILL, packed=False)
-    sequences = sequences_of(tokenizer, TEXTS, length=32, seed=config.seed, packed=False, tokens=config.tokens)
-    keep_teacher(whole, sequences[:7], tmp_path, at_once=3)  # interrupted
-    keep_teacher(whole, sequences, tmp_path, at_once=3)
-    assert len(list(tmp_path.iterdir())) == len(sequences)
+    keep_teacher(whole, tokenizer, TEXTS, changed(config, steps=1, warmup_steps=0), tmp_path)  # a part of it
+    keep_teacher(whole, tokenizer, TEXTS, config, tmp_path)
+    sequences = sequences_to_learn(tokenizer, TEXTS, config)
+    assert len(list(tmp_path.iterdir())) == len(sequences) == 12
     beside, record = train(drop_layers(whole, CUT), tokenizer, TEXTS, config, whole=whole)
     kept, after = train(drop_layers(whole, CUT), tokenizer, TEXTS, config, whole=tmp_path)
     assert after.losses == pytest.approx(record.losses, abs=1e-4)
@@ -262,8 +263,12 @@ def test_asked_for_by_parameter_or_preset():
 
 def test_what_it_needs_is_asked_for(tiny, tmp_path):
     whole, tokenizer = tiny
-    with pytest.raises(InputError, match="to distill needs whole="):
-        heal(drop_layers(whole, CUT), tokenizer, TEXTS, DISTILL)
-    with pytest.raises(InputError, match="the auxiliary loss the model"):
-        config = changed(DISTILL, auxiliary=1.0)
-        heal(drop_layers(whole, CUT), tokenizer, TEXTS, config, cut=CUT, whole=tmp_path)
+    other = tiny_model("llama", vocab_size=whole.config.vocab_size, seed=3)
+    for teacher, config, said in [
+        (None, DISTILL, "whole is None, expected the unpruned model, or a folder"),
+        (other, DISTILL, "another head than the pruned model's"),
+        (tmp_path, changed(DISTILL, auxiliary=1.0), "the auxiliary loss needs the unpruned model itself"),
+        (tmp_path, DISTILL, "holds no states of the unpruned model .*keep_teacher"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            heal(drop_layers(whole, CUT), tokenizer, TEXTS, config, cut=CUT, whole=teacher)

@@ -26,6 +26,7 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     \b
     deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
+    deeper-layers heal embedded --drop 3 --objective distill
     """
     from deeper_layers.experiments.healings import adapter_folder, healing_unit
 

@@ -26,8 +26,11 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.whole import write_file
+from deeper_layers.healing.learning_text import sequences_to_learn
+from deeper_layers.healing.presets import HealingConfig
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
 IGNORED = -100  # a label that no loss counts
@@ -40,29 +43,46 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 
 
 class Teacher:
-    """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states."""
+    """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
 
-    def __init__(self, whole: PreTrainedModel | Path, temperature: float):
-        self.whole, self.temperature = whole, temperature
+    Raises InputError for what is neither, or another model than the one that was pruned.
+    """
+
+    def __init__(self, whole: PreTrainedModel | Path | str | None, model: PreTrainedModel, config: HealingConfig):
+        self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
+        if not isinstance(self.whole, PreTrainedModel | Path):
+            raise InputError(
+                f"whole is {shown(whole)}, expected the unpruned model, or a folder of its states: to distill needs one"
+            )
+        self.head = _of_head(model)
+        if isinstance(self.whole, PreTrainedModel) and _of_head(self.whole) != self.head:
+            raise InputError(
+                f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
+                "pruned"
+            )
+        if isinstance(self.whole, Path) and config.auxiliary:
+            raise InputError(
+                "the auxiliary loss needs the unpruned model itself, and whole is a folder: give the model"
+            )
 
     def loss(self, model: torch.nn.Module, inputs: dict, items: torch.Tensor | int | None = None) -> torch.Tensor:
         """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over `items`, or else the mean."""
         student = model.get_base_model() if isinstance(model, PeftModel) else model
         found, logits = final_states(student, inputs)
-        wanted = self.states(inputs, student).to(found)
+        wanted = self.states(inputs).to(found)
         # a position foretells the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
         summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
         return summed / (scored.sum() if items is None else items)
 
-    def states(self, inputs: dict, student: PreTrainedModel) -> torch.Tensor:
+    def states(self, inputs: dict) -> torch.Tensor:
         """[B, T, D] what enters the teacher's head, which is the student's."""
         if not isinstance(self.whole, Path):
             return unpruned_states(self.whole, inputs)
-        head = _of_head(student)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         rows = [
-            read_states(self.whole, tokens[seen], head) for tokens, seen in zip(inputs["input_ids"], mask, strict=True)
+            read_states(self.whole, tokens[seen], self.head)
+            for tokens, seen in zip(inputs["input_ids"], mask, strict=True)
         ]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
@@ -128,17 +148,25 @@ def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, tem
 # ---- a teacher that does not fit beside the student ----------------------------------------------------------
 
 
-def keep_teacher(whole: PreTrainedModel, sequences: list[torch.Tensor], folder: Path, *, at_once: int = 1) -> None:
-    """Write the states of the unpruned model on sequences [T], one file each; what is there already stays.
+def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, folder: Path) -> None:
+    """Write what the unpruned model teaches in a healing on these texts: D numbers a token, in the model's type.
 
-    The model answers and is not trained, so it may be one that transformers opened with device_map="auto", of which a
-    part lies in host memory or on disk.
-    Raises InputError where a file can't be written.
+    Given to `heal` as whole=, the folder stands for the model, which need not be in memory then. It answers here and is
+    not trained, so it may be one that transformers opened with device_map="auto", of which a part lies in host memory
+    or on disk. Interrupted, it goes on with the same arguments.
+
+    Raises InputError where the texts don't fill one step, or a file can't be written.
+
+    Example:
+        >>> from deeper_layers.healing import keep_teacher
+        >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
+        >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
     """
+    folder, sequences = Path(folder), sequences_to_learn(tokenizer, texts, config)
     head = _of_head(whole)
     missing = [tokens for tokens in sequences if not _place(folder, tokens).exists()]
-    for first in tqdm(range(0, len(missing), at_once), desc="teacher", unit="batch", mininterval=5):
-        batch = missing[first : first + at_once]
+    for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
+        batch = missing[first : first + config.at_once]
         ids = torch.nn.utils.rnn.pad_sequence([tokens.long() for tokens in batch], batch_first=True)
         # on the right: no token sees what follows it
         states = unpruned_states(whole, {"input_ids": ids.to(whole.device)})

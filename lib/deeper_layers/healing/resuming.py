@@ -138,13 +138,14 @@ def identity_of(
     config: HealingConfig,
     cut: Cut | None,
     sequences: list[torch.Tensor],
-    teacher: PreTrainedModel | None = None,
+    teacher: PreTrainedModel | Path | None = None,
 ) -> str:
     """What a healing is of: its settings, its text, and of the models every shape and the smallest tensors."""
     digest = hashlib.sha256()
     for tokens in sequences:
         digest.update(tokens.numpy().tobytes() + b"\0")
-    for model in [healed] if teacher is None else [healed, teacher]:
+    # states on disk are checked as they are read
+    for model in [healed, teacher] if isinstance(teacher, PreTrainedModel) else [healed]:
         for name, parameter in model.named_parameters():
             digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
             if parameter.ndim == 1:

@@ -27,13 +27,12 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
-from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.family.network import Network
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
@@ -115,38 +114,19 @@ def train(
         config: how.
         cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
         whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
-            folder in which `distillation.keep_teacher` left its states on these sequences.
+            folder in which `healing.keep_teacher` left its states.
         folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
             last of them and ends with the same adapters; without, an interruption loses it.
 
     Raises:
-        InputError: `add_adapters` refuses the model or the rank, the texts don't fill one step, the folder holds
-            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+        InputError: `add_adapters` refuses the model or the rank, there is no teacher to distill from, the texts don't
+            fill one step, the folder holds another healing, the disk is too full for checkpoints, or the loss became
+            not-a-number or infinite.
     """
-    if not isinstance(config, HealingConfig):
-        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
+    sequences = sequences_to_learn(tokenizer, texts, config)
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
-    whole = Path(whole) if isinstance(whole, str) else whole
-    distills = config.objective == "distill"
-    if (distills and whole is None) or (config.auxiliary and isinstance(whole, Path)):
-        raise InputError(
-            "to distill needs whole=, the unpruned model or a folder of its states, and the auxiliary loss the model: "
-            "pass it"
-        )
-    sequences = sequences_of(
-        tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
-    )
-    found = sum(map(len, sequences))
-    if len(sequences) < config.batch_sequences:
-        raise InputError(
-            f"the texts fill {len(sequences)} sequences ({found:,} tokens), and one step needs "
-            f"{config.batch_sequences} of {config.sequence_length} tokens: give more text, or lower batch_sequences or "
-            "sequence_length"
-        )
-    sequences = sequences[: len(sequences) // config.batch_sequences * config.batch_sequences]
+    teacher = None if config.objective != "distill" else Teacher(whole, model, config)
     healed = add_adapters(
         model,
         rank=config.rank,
@@ -156,9 +136,9 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    teacher = whole if distills and isinstance(whole, PreTrainedModel) else None
-    with checkpoints_in(folder, identity_of(healed, config, cut, sequences, teacher)) as checkpoints, _deterministic():
-        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole)
+    identity = identity_of(healed, config, cut, sequences, teacher and teacher.whole)
+    with checkpoints_in(folder, identity) as checkpoints, _deterministic():
+        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole, teacher)
         trainer = _Healer(
             model=healed,
             args=_arguments(config, checkpoints.place, model.device, checkpoints=folder is not None),
@@ -204,10 +184,10 @@ class _Healer(ResumedTrainer):
 class _Variant:
     """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
 
-    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | Path | None):
+    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None):
         self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
         self.whole = Network(whole) if config.auxiliary else None
-        self.teacher = None if config.objective != "distill" else Teacher(whole, config.temperature)
+        self.teacher = teacher
         self.above: Network | None = None
 
     def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
