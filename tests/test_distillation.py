@@ -1,11 +1,14 @@
 """Distillation: the divergence is torch's, in pieces it is the plain one, and the teacher stays as it was."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch.nn import functional
 
+from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
@@ -272,3 +275,16 @@ def test_what_it_needs_is_asked_for(tiny, tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             heal(drop_layers(whole, CUT), tokenizer, TEXTS, config, cut=CUT, whole=teacher)
+
+
+def test_prune_heals_so_by_its_presets_name(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("deeper_layers.experiments.healings.cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setitem(PRESETS, "distill", changed(DISTILL, steps=2))
+    asked = ["--drop", "2", "--start", "2", "--heal", "distill", "--text", "wikipedia", "--json"]
+    done = CliRunner().invoke(main, ["prune", str(tiny_folder), str(tmp_path / "out"), *asked])
+    assert done.exit_code == 0, done.stderr
+    content = json.loads(done.stdout)
+    said = json.loads((Path(content["adapters"]) / "healing.json").read_text())["healing"]
+    assert said["config"]["objective"] == "distill" and len(said["losses"]) == 2
+    pruned, _ = load_model(content["out"])
+    assert pruned.config.num_hidden_layers == 3
