@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing import distillation, training
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import Teacher, divergence, keep_teacher
+from deeper_layers.healing.distillation import Teacher, check_states, divergence, final_states, keep_teacher
 from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.healing.resuming import identity_of
@@ -24,7 +24,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.units import all_units
 from tests.test_healing import CUT, SMALL, TEXTS, changed, equal, weights
-from tests.tiny import tiny_model
+from tests.tiny import ALL_FAMILIES, tiny_model
 
 DISTILL = changed(SMALL, objective="distill", steps=3)
 
@@ -75,8 +75,24 @@ def test_gradients_keep_their_size_where_the_temperature_is_high():
     assert torch.allclose(at.grad, 2 * (torch.softmax(student / 2, -1) - torch.softmax(teacher / 2, -1)), atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ALL_FAMILIES)
+def test_of_every_family_the_states_make_the_models_own_logits(family):
+    model, ids = tiny_model(family), torch.arange(24).reshape(2, 12) + 3
+    with torch.no_grad():
+        states, logits = final_states(model, {"input_ids": ids})
+        assert torch.allclose(logits(states.flatten(0, 1)), model(ids).logits.flatten(0, 1), atol=1e-4)
+
+
+def test_a_model_that_makes_its_logits_otherwise_is_refused(monkeypatch):
+    model = tiny_model("llama")
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda input_ids, **given: forward(input_ids=input_ids.flip(1), **given))
+    with pytest.raises(InputError, match="LlamaForCausalLM makes its logits in a way that is not known here"):
+        check_states(model)
+
+
 # gemma2 caps its logits, cohere scales them: what the forward pass does after its head is part of the loss
-@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere", "mixtral", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gemma2", "cohere", "mixtral", "opt"])
 def test_in_pieces_the_loss_and_its_gradients_are_those_of_all_logits(family, monkeypatch, batch):
     whole = tiny_model(family).float()
     batch = batch | {"input_ids": batch["input_ids"] % 100}

@@ -31,6 +31,7 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.whole import write_file
 from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.models.decoder import decoder_layers
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
 IGNORED = -100  # a label that no loss counts
@@ -55,6 +56,7 @@ class Teacher:
                 f"whole is {shown(whole)}, expected the unpruned model, or a folder of its states: to distill needs one"
             )
         self.head = _of_head(model)
+        check_states(model)
         if isinstance(self.whole, PreTrainedModel) and _of_head(self.whole) != self.head:
             raise InputError(
                 f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
@@ -89,7 +91,9 @@ class Teacher:
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """[B, T, D] what enters the head, and the function from [N, D] of it to logits [N, V] as the model makes them."""
-    body = model.base_model
+    layers = decoder_layers(model)
+    place = next(name for name, module in model.named_modules() if module is layers)
+    body = model.get_submodule(place.rpartition(".")[0])  # all below the head
     output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
 
     def logits(states: torch.Tensor) -> torch.Tensor:
@@ -105,6 +109,25 @@ def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Ca
                 body.forward = forward
 
     return output.last_hidden_state, logits
+
+
+def check_states(model: PreTrainedModel) -> None:
+    """Raise InputError where, tried on a few tokens, `final_states` does not give the model's own logits."""
+    ids, training = torch.arange(1, 9, device=model.device)[None], model.training
+    try:
+        with torch.no_grad():
+            plain = model.eval()(input_ids=ids, use_cache=False).logits[0].float()
+            states, logits = final_states(model, {"input_ids": ids})
+            same = (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max()
+    except (AttributeError, TypeError, ValueError):  # what one family alone takes or gives
+        same = False
+    finally:
+        model.train(training)
+    if not same:
+        raise InputError(
+            f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled: heal it "
+            "on text"
+        )
 
 
 @torch.no_grad()
@@ -164,6 +187,7 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
     """
     folder, sequences = Path(folder), sequences_to_learn(tokenizer, texts, config)
     head = _of_head(whole)
+    check_states(whole)
     missing = [tokens for tokens in sequences if not _place(folder, tokens).exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
