@@ -50,7 +50,7 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     ]  # fmt: skip
     head = (
         f"{source.name}: {cut.describe(source.num_layers)}\n"
-        f"healed on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
+        f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
         f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
         f"{record['losses'][-1]:.3f} nats a token"
     )
