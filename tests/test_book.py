@@ -366,7 +366,7 @@ def test_a_loss_beside_a_healing_is_of_the_same_weights():
     def unit(kind, quantization, losses):
         rows = [{"metric": "loss", "start": cut.start, "size": cut.size, "value": v} for cut, v in losses.items()]
         opened = {"dtype": "bfloat16", "quantization": quantization}
-        settings = {"healing": dataclasses.asdict(PRESETS["small"])} if kind == "healing" else {}
+        settings = {"healing": PRESETS["small"].settings} if kind == "healing" else {}
         record = {"healing": {"tokens": 9, "trained_parameters": 9, "seconds": 9.0}}
         return Unit(kind, "c4", {"text": "c4"} | opened | settings, {}, pd.DataFrame(rows), record)
 

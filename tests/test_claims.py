@@ -230,6 +230,7 @@ def test_ranks_and_seeds():
     assert verdict("ranks", *high, *healings(losses - 0.2, better, rank=2)) == DIFFERS
     assert verdict("ranks", *high) == OPEN
     assert verdict("ranks", *high, *healings(losses + 0.2, better, rank=2, seed=1)) == OPEN  # differ in two settings
+    assert not Evidence(list(healings(losses, better, objective="distill", temperature=1.0))).ways  # not the paper's
     first = [*healings(losses, better, seed=0), known]
     assert verdict("seeds", *first, *healings(losses, {"mmlu": [0.71] * LAYERS}, seed=1)) == AGREES
     assert verdict("seeds", *first, *healings(losses, {"mmlu": [0.5] * LAYERS}, seed=1)) == DIFFERS

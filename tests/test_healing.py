@@ -59,7 +59,7 @@ def test_presets_are_those_of_the_papers_table():
     text = PAPER.read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "/" in line]
     table = {row[0].replace(" (first generation)", ""): row for row in rows if len(row) == 8 and row[2].isdecimal()}
-    assert table.keys() == PRESETS.keys() - {"small"}
+    assert table.keys() == PRESETS.keys() - {"small", "distill"}
     for name, (_, _, _, _, length, tokens, rate, rank) in table.items():
         preset = PRESETS[name]
         assert preset.sequence_length == int(length)
@@ -159,7 +159,7 @@ def test_every_family_heals_and_keeps_its_weights(family, tiny):
     ids = [[int(x) % 128 for x in tokenizer(text)["input_ids"]] for text in TEXTS]
     tokens = [torch.tensor(sum(ids, [])[i * 32 : i * 32 + 32], dtype=torch.int32) for i in range(24)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "sequences_of", lambda *_, **__: tokens)
+        patch.setattr(training, "sequences_to_learn", lambda *_, **__: tokens)
         healed, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config)
     assert min(record.losses[-3:]) < record.losses[0]
     assert record.tokens == 12 * 4 * 32

@@ -20,6 +20,7 @@ from deeper_layers.report.outcomes import (
     resampled,
     resampled_means,
 )
+from deeper_layers.report.two_ways import MARGIN, compared
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import Unit, all_units
@@ -163,3 +164,25 @@ def test_a_group_stands_on_the_units_of_its_tasks():
     unit.details["units"] = ["gone.json"]
     with pytest.raises(InputError, match=f"{unit.path.name} stands on gone.json, which is missing"):
         leaves_of(unit)
+
+
+def test_two_ways_of_healing_are_compared_in_pairs_of_what_both_have():
+    def healed(losses, right, **others):
+        outcomes = {task: {"acc": pack(np.array(values))} for task, values in (right | others).items()}
+        return Unit("healing", "2-2", {}, {}, pd.DataFrame(), {"by_sequence": losses, "outcomes": outcomes})
+
+    losses = (3 + np.random.default_rng(0).standard_normal(64)).round(5)
+    few, none, all_right = [1, 0] * 10, [0] * 20, [1] * 20
+    subjects = {"mmlu_anatomy": few, "mmlu_law": none, "gsm8k": few}
+    first = healed(losses.tolist(), subjects, capitals=few)
+    second = healed((losses - 0.5).tolist(), subjects | {"mmlu_law": all_right, "gsm8k": none}, sums=few)
+    table = compared(first, second).set_index("what")
+    assert list(table.index) == ["loss on text", "MMLU", "GSM8K"] and list(table["items"]) == [64, 40, 20]
+    assert list(table["seen"]) == ["better", "better", "worse"]
+    assert table.loc["MMLU", "first"] == 0.25 and table.loc["MMLU", "change"] == 0.5
+    assert table.loc["loss on text", "change"] == pytest.approx(-0.5)
+    back = compared(second, first).set_index("what")
+    assert list(back["seen"]) == ["worse", "worse", "better"]
+    for change in (0.0, 0.9 * MARGIN, -0.9 * MARGIN):  # however sure, no more than another seed changes
+        near = compared(first, healed((losses + change).tolist(), subjects))
+        assert set(near["seen"]) == {"no difference"}

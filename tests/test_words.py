@@ -57,6 +57,8 @@ WORDS = {  # of options and arguments; those of numbers and the texts above come
     "healing_seed": ["-1", "4294967296"],
     "learning_rate": ["-1", "0", "inf", "nan", "-inf", "1e400", "2"],
     "auxiliary": ["-1", "inf", "nan", "1e400"],
+    "objective": ["teach", "DISTILL"],
+    "temperature": ["-1", "0", "101", "inf", "nan", "1e400"],
     "loss_sequences": ["-1", "0", "9" * 40],
     "loss_length": ["-1", "0", "1", "9" * 40],
     "drop": ["-1", "10001", "9" * 40],

@@ -1,7 +1,6 @@
 """The page where a slider removes layers: what results/ hold of every cut of every model, as data for explorer.js."""
 
 import collections
-import dataclasses
 import itertools
 import json
 import math
@@ -24,7 +23,11 @@ from deeper_layers.rules.choosing import RULES
 
 MEASURED = ROOT / "benchmarks" / "measured"
 # the paper's settings and ours; a healing with others is a comparison, for a page of its own
-SETTINGS = [{**dataclasses.asdict(preset), "save_every": None, "quantization": None} for preset in PRESETS.values()]
+SETTINGS = [
+    {**preset.settings, "save_every": None, "quantization": None}
+    for preset in PRESETS.values()
+    if preset.objective == "text"
+]
 
 
 def explored(folder: Path = ROOT / "results") -> list[dict]:

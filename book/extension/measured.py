@@ -69,6 +69,7 @@ def describe(unit: Unit) -> dict:
         ways = [f"rank {settings['rank']}", f"seed {settings['seed']}"]
         ways += [f"adapters {settings['adapters']} the cut"] if settings["adapters"] != "all" else []
         ways += [f"auxiliary loss {settings['auxiliary']:g}"] if settings["auxiliary"] else []
+        ways += [f"distilled at temperature {settings['temperature']:g}"] if "objective" in settings else []
         what = f"healing without {size} layers from {start}, {', '.join(ways)}"
         items = f"{tokens:,} tokens of {key.get('text')}"
     elif unit.kind == "bits":

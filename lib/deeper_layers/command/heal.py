@@ -26,6 +26,7 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     \b
     deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
+    deeper-layers heal embedded --drop 3 --objective distill
     """
     check_typed(drop, start)
     parameters = HealingParameters(**given)
@@ -49,9 +50,10 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
          "items": f"{row.items:.0f}"}
         for row in unit.rows.itertuples()
     ]  # fmt: skip
+    did = "distilled" if config.objective == "distill" else "healed"
     head = (
         f"{source.name}: {cut.describe(source.num_layers)}\n"
-        f"healed on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
+        f"{did} on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
         f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
         f"{record['losses'][-1]:.3f} nats a token"
     )

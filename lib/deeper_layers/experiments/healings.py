@@ -152,7 +152,7 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
         healing.remove_checkpoints(folder / "checkpoints")  # of a process that did the same and was killed
         return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), healing.Record(**found)
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
-    beside = whole if config.auxiliary else None
+    beside = whole if config.auxiliary or config.objective == "distill" else None
     healed, record = healing.train(
         pruned, tokenizer, texts, config, folder=folder / "checkpoints", cut=cut, whole=beside
     )

@@ -21,13 +21,14 @@ from deeper_layers.experiments.common_parameters import (
     numbers_from,
 )
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked
-from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, WEIGHT, HealingConfig
+from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import RULES
 
 # parameters that, where given, replace a setting of the preset
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
-            "adapters": "adapters", "auxiliary": "auxiliary"}  # fmt: skip
+            "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
+            "temperature": "temperature"}  # fmt: skip
 
 
 class SimilarityParameters(Parameters):
@@ -149,7 +150,7 @@ class HealingParameters(QuestionAnsweringParameters):
         "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
     )
     preset: str = Field(
-        "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
+        "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"'
     )
     rank: int | None = Field(
         None, ge=1, le=RANK, description="of the adapters; None, here and in what follows: the preset's own"
@@ -161,6 +162,12 @@ class HealingParameters(QuestionAnsweringParameters):
     )
     adapters: str | None = Field(None, description='"all" layers (the paper), or those "above" the cut')
     auxiliary: float | None = Field(None, ge=0, le=WEIGHT, description="weight of the auxiliary loss at the cut")
+    objective: str | None = Field(
+        None, description='"text": to foretell the next token, or "distill": as the unpruned model does'
+    )
+    temperature: float | None = Field(
+        None, ge=TEMPERATURES[0], le=TEMPERATURES[1], description='of the logits, where the objective is "distill"'
+    )
     loss_sequences: int = Field(128, ge=1, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 

@@ -1,8 +1,9 @@
-"""Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA).
+"""Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), on text or taught by the whole model.
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
 transformers' Trainer do the work. Read first: presets.py (settings, the paper's among them), training.py.
-adapters.py adds, keeps and merges adapters; resuming.py keeps checkpoints, resumed_trainer.py goes on from them.
+distillation.py is the teacher; adapters.py adds, keeps and merges adapters; resuming.py keeps checkpoints,
+resumed_trainer.py goes on from them.
 """
 
 import lazy_loader

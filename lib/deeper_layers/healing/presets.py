@@ -13,6 +13,8 @@ from deeper_layers.errors import InputError
 
 # the largest that make sense by far: no adapter is wider than a layer
 RANK, STEPS, LEARNING_RATE, WEIGHT = 2**16, 10**7, 1.0, 1e6
+TEMPERATURES = (0.01, 100)
+OBJECTIVES = ("text", "distill")
 BOUNDS = {
     "rank": (1, RANK), "sequence_length": (2, TOKENS), "steps": (1, STEPS), "batch_sequences": (1, MANY),
     "at_once": (1, MANY), "save_every": (1, STEPS), "seed": (0, SEED),
@@ -41,6 +43,8 @@ class HealingConfig:
         adapters: "all" layers (the paper), or those "above" the cut.
         auxiliary: weight of the footnote's loss: mean square of the difference between the residual entering the
             cut and the one the unpruned model has after the dropped layers, over the mean square of the latter.
+        objective: "text", to foretell the next token (the paper), or "distill", to foretell as the unpruned model does.
+        temperature: by which logits are divided where the objective is "distill".
     """
 
     rank: int
@@ -58,12 +62,14 @@ class HealingConfig:
     save_every: int = 100
     adapters: str = "all"
     auxiliary: float = 0.0
+    objective: str = "text"
+    temperature: float = 1.0
 
     def __post_init__(self):
         for name, (least, most) in BOUNDS.items():
             whole_number(name, getattr(self, name), least, most)
         whole_number("warmup_steps", self.warmup_steps, 0, self.steps, "choose some of the steps, or none")
-        for name in ("learning_rate", "dropout", "auxiliary"):
+        for name in ("learning_rate", "dropout", "auxiliary", "temperature"):
             if type(getattr(self, name)) not in (int, float):
                 raise InputError(f"{name} is {shown(getattr(self, name))}, expected a number: give one")
         for name in ("packed", "gradient_checkpointing"):
@@ -83,6 +89,13 @@ class HealingConfig:
             raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
         if not 0 <= self.auxiliary <= WEIGHT:
             raise InputError(f"auxiliary is {self.auxiliary}, expected a weight from 0 to {WEIGHT:.0f}")
+        if self.objective not in OBJECTIVES:
+            raise InputError(f"objective is {self.objective!r}, expected 'text' or 'distill'")
+        if not TEMPERATURES[0] <= self.temperature <= TEMPERATURES[1]:
+            least, most = TEMPERATURES
+            raise InputError(f"temperature is {self.temperature}, expected a number from {least} to {most}")
+        if self.temperature != 1 and self.objective != "distill":
+            raise InputError(f"temperature is {self.temperature}, which only the objective 'distill' has: leave it out")
         if self.auxiliary and self.adapters == "above":
             raise InputError(
                 "auxiliary needs adapters below the cut, and adapters is 'above': nothing there would learn"
@@ -95,8 +108,12 @@ class HealingConfig:
 
     @property
     def settings(self) -> dict:
-        """Those by name that decide what a healing gives."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "save_every"}
+        """Those by name that decide what a healing gives; those of distillation only where there is one.
+
+        So a healing on text is named as it was before there was another objective.
+        """
+        unused = {"save_every"} | (set() if self.objective == "distill" else {"objective", "temperature"})
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
 
     @property
     def tokens(self) -> int:
@@ -104,7 +121,12 @@ class HealingConfig:
         return self.steps * self.batch_sequences * self.sequence_length
 
 
-# the paper's models by the names of its table (appendix A.1); "small" is ours, for a small model on a processor
+SMALL = HealingConfig(
+    rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
+    gradient_checkpointing=False, save_every=10,
+)  # fmt: skip
+# the paper's models by the names of its table (appendix A.1); ours are "small", for a small model on a processor, and
+# "distill", the same but for its objective
 PRESETS = {
     "Llama-2 7B": HealingConfig(rank=2, learning_rate=3e-4, sequence_length=2048),
     "Llama-2 13B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
@@ -113,8 +135,6 @@ PRESETS = {
     "Qwen 14B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
     "Mistral 7B": HealingConfig(rank=4, learning_rate=3e-6, sequence_length=2048),
     "Phi-2 2.7B": HealingConfig(rank=64, learning_rate=2e-4, sequence_length=2048),
-    "small": HealingConfig(
-        rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
-        gradient_checkpointing=False, save_every=10,
-    ),
+    "small": SMALL,
+    "distill": dataclasses.replace(SMALL, objective="distill"),
 }  # fmt: skip

@@ -25,6 +25,7 @@ from peft import PeftModel
 from pydantic import Field
 from safetensors import safe_open
 from safetensors.torch import save
+from transformers import PreTrainedModel
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
@@ -132,16 +133,25 @@ class Checkpoints:
         return digest.hexdigest()
 
 
-def identity_of(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences: list[torch.Tensor]) -> str:
-    """What a healing is of: its settings, its text, and of the model every shape and the smallest tensors."""
+def identity_of(
+    healed: PeftModel,
+    config: HealingConfig,
+    cut: Cut | None,
+    sequences: list[torch.Tensor],
+    teacher: PreTrainedModel | Path | None = None,
+) -> str:
+    """What a healing is of: its settings, its text, and of the models every shape and the smallest tensors."""
     digest = hashlib.sha256()
     for tokens in sequences:
         digest.update(tokens.numpy().tobytes() + b"\0")
-    for name, parameter in healed.named_parameters():
-        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        if parameter.ndim == 1:
-            digest.update(parameter.detach().float().cpu().numpy().tobytes())
-    settings = dataclasses.asdict(config) | {"save_every": None}
+    # states on disk are checked as they are read
+    for model in [healed, teacher] if isinstance(teacher, PreTrainedModel) else [healed]:
+        for name, parameter in model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.ndim == 1:
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    decisive = config.settings
+    settings = {name: decisive.get(name) for name in dataclasses.asdict(config) if name in {*decisive, "save_every"}}
     return json.dumps({"config": settings, "cut": str(cut), "sha256": digest.hexdigest()}, indent=1)
 
 

@@ -4,7 +4,8 @@ Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop 
 the adapters are peft's; `deeper_layers.healing.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
-and adapters above the cut only, whose layers below it then run once for all epochs.
+and adapters above the cut only, whose layers below it then run once for all epochs. And the way of others, distillation
+(`deeper_layers.healing.distillation`), for which the auxiliary loss is a loss of hidden states.
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -26,11 +27,11 @@ from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
 
-from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
-from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import add_adapters
+from deeper_layers.healing.distillation import IGNORED, Teacher
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
@@ -38,7 +39,6 @@ from deeper_layers.models.decoder import text_config
 from deeper_layers.models.network import Network
 from deeper_layers.pruning import drop_layers
 
-IGNORED = -100  # a label that the loss passes over
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
 
 
@@ -47,7 +47,8 @@ class Record:
     """What a healing did.
 
     Attributes:
-        losses: what was minimized at each step: mean cross-entropy in nats a token, and the auxiliary loss if any.
+        losses: what was minimized at each step: mean cross-entropy in nats a token, or mean divergence from the
+            unpruned model, and the auxiliary loss if any.
         tokens: trained on, padding not counted.
         distinct_tokens: of the text that was at hand for them.
         trained_parameters: in the adapters.
@@ -101,7 +102,7 @@ def train(
     config: HealingConfig,
     *,
     cut: Cut | None = None,
-    whole: PreTrainedModel | None = None,
+    whole: PreTrainedModel | Path | None = None,
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
     """Heal a pruned model by a fine-tune of adapters on texts: the model with its adapters, and what it took.
@@ -112,20 +113,20 @@ def train(
         texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
         config: how.
         cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
-        whole: the unpruned model, for the auxiliary loss.
+        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
+            folder in which `healing.keep_teacher` left its states.
         folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
             last of them and ends with the same adapters; without, an interruption loses it.
 
     Raises:
-        InputError: `add_adapters` refuses the model or the rank, the texts don't fill one step, the folder holds
-            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+        InputError: `add_adapters` refuses the model or the rank, there is no teacher to distill from, the texts don't
+            fill one step, the folder holds another healing, the disk is too full for checkpoints, or the loss became
+            not-a-number or infinite.
     """
-    if not isinstance(config, HealingConfig):
-        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
+    sequences = sequences_to_learn(tokenizer, texts, config)
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+<<<<<<< HEAD
     if config.auxiliary and not cut.is_block:
         raise InputError(
             f"the auxiliary loss compares what enters and leaves a block, and the cut is {cut}: leave it out"
@@ -141,6 +142,9 @@ def train(
             "sequence_length"
         )
     sequences = sequences[: len(sequences) // config.batch_sequences * config.batch_sequences]
+=======
+    teacher = None if config.objective != "distill" else Teacher(whole, model, config)
+>>>>>>> main
     healed = add_adapters(
         model,
         rank=config.rank,
@@ -150,8 +154,9 @@ def train(
         seed=config.seed,
     )
     keep_freed_memory()
-    with checkpoints_in(folder, identity_of(healed, config, cut, sequences)) as checkpoints, _deterministic():
-        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole)
+    identity = identity_of(healed, config, cut, sequences, teacher and teacher.whole)
+    with checkpoints_in(folder, identity) as checkpoints, _deterministic():
+        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole, teacher)
         trainer = _Healer(
             model=healed,
             args=_arguments(config, checkpoints.place, model.device, checkpoints=folder is not None),
@@ -189,15 +194,18 @@ class _Healer(ResumedTrainer):
         # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
         share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
         run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
+        if (teacher := self.variant.teacher) is not None:
+            run = functools.partial(teacher.loss, items=num_items_in_batch if self.model_accepts_loss_kwargs else None)
         return self.variant.loss(run, model, inputs, share)
 
 
 class _Variant:
     """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
 
-    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole: PreTrainedModel | None):
+    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None):
         self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
         self.whole = Network(whole) if config.auxiliary else None
+        self.teacher = teacher
         self.above: Network | None = None
 
     def examples(self, sequences: list[torch.Tensor]) -> list[dict]:

@@ -344,4 +344,4 @@ def _items(unit: Unit) -> int:
 
 
 def _is_usual(settings: dict) -> bool:
-    return settings["adapters"] == "all" and not settings["auxiliary"]
+    return settings["adapters"] == "all" and not settings["auxiliary"] and "objective" not in settings

@@ -1,0 +1,236 @@
+"""Distillation: the pruned model learns to foretell the next token as the unpruned one does.
+
+Source: Hinton et al. 2015 (arXiv 1503.02531), equations 1 to 4: both models' logits are divided by a temperature, and
+the loss multiplied by its square, so that the size of its gradients stays. Muralidharan et al. 2024 (Minitron, arXiv
+2407.14679): of pruned language models the forward divergence, KL(unpruned || pruned), in place of the cross-entropy.
+
+Memory: the teacher's weights are the student's and those of the dropped layers, once; adapters lie on the student
+alone. Of either model only what enters the head, [T, D] a sequence, is there as a whole. Logits are made from it in
+pieces, in float32 at most `PIECE` bytes for each of the few that exist at once, and their gradient before the next
+piece. The head is not trained, so the student's own makes the logits of both. A teacher that does not fit beside the
+student leaves its states on disk before (`keep_teacher`): D numbers a token, which say all that its V logits would.
+
+Letters in shapes: B sequences, T tokens, N positions that foretell a token, D width, V vocabulary.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import save
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from deeper_layers.checks import shown
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.files.whole import write_file
+from deeper_layers.healing.learning_text import sequences_to_learn
+from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.models.decoder import decoder_layers
+
+PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
+IGNORED = -100  # a label that no loss counts
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """T^2 KL(teacher || student), in nats, of logits [N, V] divided by the temperature T: the sum over positions."""
+    given, wanted = (functional.log_softmax(logits.float() / temperature, dim=-1) for logits in (student, teacher))
+    return temperature**2 * functional.kl_div(given, wanted, reduction="sum", log_target=True)
+
+
+class Teacher:
+    """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
+
+    Raises InputError for what is neither, or another model than the one that was pruned.
+    """
+
+    def __init__(self, whole: PreTrainedModel | Path | str | None, model: PreTrainedModel, config: HealingConfig):
+        self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
+        if not isinstance(self.whole, PreTrainedModel | Path):
+            raise InputError(
+                f"whole is {shown(whole)}, expected the unpruned model, or a folder of its states: to distill needs one"
+            )
+        self.head = _of_head(model)
+        check_states(model)
+        if isinstance(self.whole, PreTrainedModel) and _of_head(self.whole) != self.head:
+            raise InputError(
+                f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
+                "pruned"
+            )
+        if isinstance(self.whole, Path) and config.auxiliary:
+            raise InputError(
+                "the auxiliary loss needs the unpruned model itself, and whole is a folder: give the model"
+            )
+
+    def loss(self, model: torch.nn.Module, inputs: dict, items: torch.Tensor | int | None = None) -> torch.Tensor:
+        """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over `items`, or else the mean."""
+        student = model.get_base_model() if isinstance(model, PeftModel) else model
+        found, logits = final_states(student, inputs)
+        wanted = self.states(inputs).to(found)
+        # a position foretells the token after it
+        scored = inputs["labels"][:, 1:] != IGNORED
+        summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
+        return summed / (scored.sum() if items is None else items)
+
+    def states(self, inputs: dict) -> torch.Tensor:
+        """[B, T, D] what enters the teacher's head, which is the student's."""
+        if not isinstance(self.whole, Path):
+            return unpruned_states(self.whole, inputs)
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+        rows = [
+            read_states(self.whole, tokens[seen], self.head)
+            for tokens, seen in zip(inputs["input_ids"], mask, strict=True)
+        ]
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
+    """[B, T, D] what enters the head, and the function from [N, D] of it to logits [N, V] as the model makes them."""
+    layers = decoder_layers(model)
+    place = next(name for name, module in model.named_modules() if module is layers)
+    body = model.get_submodule(place.rpartition(".")[0])  # all below the head
+    output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
+
+    def logits(states: torch.Tensor) -> torch.Tensor:
+        given = dataclasses.replace(output, last_hidden_state=states[None])
+        forward = vars(body).get("forward")  # its own on the module, as accelerate puts it there
+        body.forward = lambda *_, **__: given
+        try:
+            one = inputs["input_ids"].new_zeros(1, len(states))
+            return model(input_ids=one, use_cache=False).logits[0]
+        finally:
+            del body.forward
+            if forward is not None:
+                body.forward = forward
+
+    return output.last_hidden_state, logits
+
+
+def check_states(model: PreTrainedModel) -> None:
+    """Raise InputError where, tried on a few tokens, `final_states` does not give the model's own logits."""
+    ids, training = torch.arange(1, 9, device=model.device)[None], model.training
+    try:
+        with torch.no_grad():
+            plain = model.eval()(input_ids=ids, use_cache=False).logits[0].float()
+            states, logits = final_states(model, {"input_ids": ids})
+            same = (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max()
+    except (AttributeError, TypeError, ValueError):  # what one family alone takes or gives
+        same = False
+    finally:
+        model.train(training)
+    if not same:
+        raise InputError(
+            f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled: heal it "
+            "on text"
+        )
+
+
+@torch.no_grad()
+def unpruned_states(whole: PreTrainedModel, inputs: dict) -> torch.Tensor:
+    """[B, T, D] what enters the head of a model that is not trained; dropout is off."""
+    training = whole.training
+    try:
+        return final_states(whole.eval(), inputs)[0]
+    finally:
+        whole.train(training)
+
+
+class _Known(torch.autograd.Function):
+    """A number whose gradient with respect to some states was computed with it."""
+
+    @staticmethod
+    def forward(context, states, value, gradient):
+        context.save_for_backward(gradient)
+        return value
+
+    @staticmethod
+    def backward(context, given):
+        return given * context.saved_tensors[0], None, None
+
+
+def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, temperature: float) -> torch.Tensor:
+    """`divergence` of the logits of states [N, D], no more of them at once than `PIECE` holds."""
+    at_once = max(1, PIECE // (4 * logits(wanted[:1].detach()).shape[-1]))
+    total, gradients = torch.zeros((), device=states.device), [states.new_zeros(0, states.shape[-1])]
+    for own, other in zip(states.detach().split(at_once), wanted.split(at_once), strict=True):
+        own.requires_grad_(states.requires_grad)
+        with torch.no_grad():
+            target = logits(other)
+        of_piece = divergence(logits(own), target, temperature)
+        if states.requires_grad:
+            gradients += torch.autograd.grad(of_piece, own)
+        total += of_piece.detach()
+    return _Known.apply(states, total, torch.cat(gradients)) if states.requires_grad else total
+
+
+# ---- a teacher that does not fit beside the student ----------------------------------------------------------
+
+
+def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, folder: Path) -> None:
+    """Write what the unpruned model teaches in a healing on these texts: D numbers a token, in the model's type.
+
+    Given to `heal` as whole=, the folder stands for the model, which need not be in memory then. It answers here and is
+    not trained, so it may be one that transformers opened with device_map="auto", of which a part lies in host memory
+    or on disk. Interrupted, it goes on with the same arguments.
+
+    Raises InputError where the texts don't fill one step, or a file can't be written.
+
+    Example:
+        >>> from deeper_layers.healing import keep_teacher
+        >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
+        >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
+    """
+    folder, sequences = Path(folder), sequences_to_learn(tokenizer, texts, config)
+    head = _of_head(whole)
+    check_states(whole)
+    missing = [tokens for tokens in sequences if not _place(folder, tokens).exists()]
+    for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
+        batch = missing[first : first + config.at_once]
+        ids = torch.nn.utils.rnn.pad_sequence([tokens.long() for tokens in batch], batch_first=True)
+        # on the right: no token sees what follows it
+        states = unpruned_states(whole, {"input_ids": ids.to(whole.device)})
+        for tokens, of_it in zip(batch, states.cpu(), strict=True):
+            tensor = of_it[: len(tokens)].contiguous()
+            write_file(_place(folder, tokens), save({"states": tensor}, {"sha256": _hash(tensor), "head": head}))
+
+
+def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
+    """[T, D] of a sequence [T], as `keep_teacher` wrote it of a model with this head.
+
+    Raises InputError where it is not there, damaged, or of another model.
+    """
+    path = _place(folder, tokens)
+    try:
+        with safe_open(path, framework="pt") as file:
+            states, metadata = file.get_tensor("states"), file.metadata() or {}
+        if len(states) != len(tokens) or metadata.get("sha256") != _hash(states):
+            raise ValueError("its content is not that of its SHA-256")
+        if metadata.get("head") != head:
+            raise ValueError("it is of a model with another head")
+    except Exception as error:  # what safetensors and torch raise for a damaged file has no end
+        raise InputError(
+            f"{path} holds no states of the unpruned model on this text ({first_line(error)}): write them with "
+            "keep_teacher, of the same sequences"
+        ) from error
+    return states
+
+
+def _place(folder: Path, tokens: torch.Tensor) -> Path:
+    """Where the states of a sequence lie: named after its tokens, so that their order does not matter."""
+    name = hashlib.sha256(tokens.to("cpu", torch.int32).numpy().tobytes()).hexdigest()[:16]
+    return Path(folder) / f"teacher-{name}.safetensors"
+
+
+def _hash(states: torch.Tensor) -> str:
+    return hashlib.sha256(states.view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def _of_head(model: PreTrainedModel) -> str:
+    """By which a head goes: the shape of its weights and the first of them."""
+    weights = model.get_output_embeddings().weight
+    return f"{tuple(weights.shape)} {_hash(weights[:8].detach().to('cpu', torch.float32))}"
