@@ -126,25 +126,9 @@ def train(
     sequences = sequences_to_learn(tokenizer, texts, config)
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
-<<<<<<< HEAD
     if config.auxiliary and not cut.is_block:
-        raise InputError(
-            f"the auxiliary loss compares what enters and leaves a block, and the cut is {cut}: leave it out"
-        )
-    sequences = sequences_of(
-        tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
-    )
-    found = sum(map(len, sequences))
-    if len(sequences) < config.batch_sequences:
-        raise InputError(
-            f"the texts fill {len(sequences)} sequences ({found:,} tokens), and one step needs "
-            f"{config.batch_sequences} of {config.sequence_length} tokens: give more text, or lower batch_sequences or "
-            "sequence_length"
-        )
-    sequences = sequences[: len(sequences) // config.batch_sequences * config.batch_sequences]
-=======
+        raise InputError(f"the auxiliary loss compares what enters and leaves a block, the cut is {cut}: leave it out")
     teacher = None if config.objective != "distill" else Teacher(whole, model, config)
->>>>>>> main
     healed = add_adapters(
         model,
         rank=config.rank,
