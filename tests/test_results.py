@@ -350,6 +350,14 @@ def test_provenance_says_what_was_true(tmp_path, measure):
     assert not set(provenance) & set(KEY)
 
 
+def test_which_tasks_are_measured_and_which_units_stand_for_others(tmp_path, measure):
+    of_task = measure_or_load("sweep", "mine", KEY, measure, tmp_path)
+    assert units.is_measured("mine", tmp_path) and not units.is_measured("min", tmp_path)
+    of_group = units.Unit("sweep", "all", {}, {}, pd.DataFrame(), {"units": [of_task.path.name]})
+    assert units.whole_units([of_group, of_task]) == [of_group]
+    assert units.whole_units([of_task]) == [of_task]
+
+
 def test_the_commit_of_a_checkout_and_whether_code_differs_from_it(tmp_path, monkeypatch):
     def git(*words):
         named = ["-c", "user.name=a", "-c", "user.email=a@b"]
