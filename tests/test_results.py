@@ -22,7 +22,7 @@ from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.files import whole
 from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
-from deeper_layers.results import places, units
+from deeper_layers.results import circumstances, places, units
 from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, unpack
 from deeper_layers.results.records import all_records
@@ -348,6 +348,48 @@ def test_provenance_says_what_was_true(tmp_path, measure):
     assert (provenance["dirty"] is None) == (provenance["commit"] is None)
     # what is true of one run only is no part of the key: it would be measured again on every machine
     assert not set(provenance) & set(KEY)
+
+
+def test_which_tasks_are_measured_and_which_units_stand_for_others(tmp_path, measure):
+    of_task = measure_or_load("sweep", "mine", KEY, measure, tmp_path)
+    assert units.is_measured("mine", tmp_path) and not units.is_measured("min", tmp_path)
+    of_group = units.Unit("sweep", "all", {}, {}, pd.DataFrame(), {"units": [of_task.path.name]})
+    assert units.whole_units([of_group, of_task]) == [of_group]
+    assert units.whole_units([of_task]) == [of_task]
+
+
+def test_the_commit_of_a_checkout_and_whether_code_differs_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(
+            ["git", "-C", tmp_path, *named, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    def found():
+        state = circumstances.provenance("a processor")
+        return state["commit"], state["dirty"]
+
+    monkeypatch.setattr(circumstances, "AROUND", tmp_path)
+    code = [
+        tmp_path / name for name in ("lib/deeper_layers/cuts.py", "notebooks/a", "pyproject.toml", "constraints.txt")
+    ]
+    for path in code:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    assert found() == (None, None)  # no repository
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "--message", "first")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "unit.json").touch()
+    commit = git("rev-parse", "HEAD").strip()
+    assert len(commit) == 40 and found() == (commit, False)
+    for path in code:
+        path.write_text("changed")
+        assert found() == (commit, True)
+        path.write_text("")
+    code[0].unlink()
+    assert found() == (None, None)  # a repository that is none of ours
 
 
 def test_a_figure_is_traced_to_file_and_commit(tmp_path, measure):

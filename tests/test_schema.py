@@ -112,6 +112,10 @@ def test_outcomes_are_those_of_the_rows(kind):
         assert refusal(unit) == f"its outcomes of {task} are not as many as there are items"
     of_cut[task]["more"] = pack(np.zeros(items))
     check_unit(unit)
+    if kind != "shots":  # whose groups have rows, and not their tasks
+        for each in outcomes.values() if kind == "sweep" else [outcomes]:
+            each[task] = {name: pack(np.zeros(items + 1)) for name in each[task]}
+        assert refusal(unit) == f"its outcomes of {task} are not as many as there are items"
 
 
 def test_a_sweep_is_of_its_task_and_holds_outcomes_or_the_units_of_a_group():
