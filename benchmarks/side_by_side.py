@@ -14,7 +14,8 @@ from deeper_layers.models import device_name
 from deeper_layers.results.circumstances import provenance
 
 THREADS = 2
-PATHS = {"--datasets": "FOLDER", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}  # options that take one
+# options that take a path, and what stands for it
+PATHS = {"--datasets": "FOLDER", "--before": "CHECKOUT", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}
 
 
 def measured(run: Callable):

@@ -89,6 +89,17 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "rebuilt":
+        return [
+            _line(
+                f"{_asked(content)}, {dtype}, {content['cuts']} pruned models ({content['rules']})",
+                f"this library at {content['before']}",
+                f"{1 / content['after_to_before']:.2f} times faster; {content['bare_passes']['after']:.2f} bare passes "
+                f"({content['bare_passes']['before']:.2f})",
+                f"log-likelihoods within {content['largest_difference']:.0e}",
+                command,
+            )
+        ]
     if kind == "generation":
         return [
             _line(

@@ -12,6 +12,7 @@ from .healing import merge_adapters as merge_adapters
 from .models import decoder_layers as decoder_layers
 from .models import load_model as load_model
 from .pruning import drop_layers as drop_layers
+from .pruning import silence_sublayers as silence_sublayers
 from .rules import similarity_cut as similarity_cut
 from .similarity import angular_distances as angular_distances
 from .similarity import measure_distances as measure_distances
