@@ -61,7 +61,7 @@ def _furthest(worst: dict | None) -> str:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
-    if kind in ("families", "damaged"):  # have a page of their own
+    if kind in ("families", "damaged", "rebuilt"):  # on other pages, or for whoever changes the engine
         return []
     command, dtype = f"`{content['command']}`", content["dtype"]
     if kind == "similarity":
@@ -86,17 +86,6 @@ def _lines(kind: str, content: dict) -> list[str]:
                 f"prompts **{times['prefill']:.2f} times faster**, answers {times['decode']:.2f}, "
                 f"{content['batch']} at once {times['decode_many']:.2f}; ideal {1 / row['ideal']:.2f}",
                 f"{row['bytes'] / whole['bytes']:.0%} of the bytes",
-                command,
-            )
-        ]
-    if kind == "rebuilt":
-        return [
-            _line(
-                f"{_asked(content)}, {dtype}, {content['cuts']} pruned models ({content['rules']})",
-                f"this library at {content['before']}",
-                f"{1 / content['after_to_before']:.2f} times faster; {content['bare_passes']['after']:.2f} bare passes "
-                f"({content['bare_passes']['before']:.2f})",
-                f"log-likelihoods within {content['largest_difference']:.0e}",
                 command,
             )
         ]
