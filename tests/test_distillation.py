@@ -304,3 +304,5 @@ def test_prune_heals_so_by_its_presets_name(tiny_folder, tmp_path, monkeypatch):
     assert said["config"]["objective"] == "distill" and len(said["losses"]) == 2
     pruned, _ = load_model(content["out"])
     assert pruned.config.num_hidden_layers == 3
+    card = (Path(content["out"]) / "README.md").read_text()
+    assert "Distilled: it learned what the unpruned model expects (temperature 1)." in card

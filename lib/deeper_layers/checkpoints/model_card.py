@@ -176,6 +176,9 @@ def healing_in_words(adapter: Adapter) -> str:
         said.append("Of which base and cut the adapters are is not recorded beside them.")
     if course := adapter.healing:
         config, losses = course["config"], course["losses"]
+        if config.get("objective") == "distill":
+            warm = f"temperature {config['temperature']:g}"
+            said.append(f"Distilled: it learned what the unpruned model expects ({warm}).")
         said.append(
             f"Trained on {course['tokens']:,} tokens of {course['text']} ({course['distinct_tokens']:,} distinct, "
             f"sequences of {config['sequence_length']:,}, {config['steps']:,} steps, learning rate "
