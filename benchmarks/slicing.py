@@ -128,12 +128,17 @@ def compare(folder: Path, options) -> dict:
     }  # fmt: skip
 
 
-def run(command: list[str], *folders: Path) -> tuple[float, int]:
-    """Seconds of a process, and its peak memory in bytes; the files in these folders are out of memory before it."""
+def out_of_memory(*folders: Path) -> None:
+    """What is in the files of some folders is read from the disk next time."""
     os.sync()
     for path in (path for folder in folders for path in folder.iterdir()):
         with open(path, "rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run(command: list[str], *folders: Path) -> tuple[float, int]:
+    """Seconds of a process, and its peak memory in bytes; the files in these folders are out of memory before it."""
+    out_of_memory(*folders)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(side_by_side.THREADS)}
     if command[0] != sys.executable:  # another environment, which has modules of its own
         environment.pop("PYTHONPATH", None)

@@ -24,7 +24,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import side_by_side
-from benchmarks.slicing import make_checkpoint
+from benchmarks.slicing import make_checkpoint, out_of_memory
 from deeper_layers.cuts import simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
@@ -97,6 +97,7 @@ def run(part: str, folder: str, options) -> dict:
         GROUP.mkdir(exist_ok=True)
         (GROUP / "memory.limit_in_bytes").write_text(str(int(options.memory * 1e9)))
         (GROUP / "memory.max_usage_in_bytes").write_text("0")
+    out_of_memory(Path(folder))
     done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=enter if limited else None)
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("found "))[6:])
     if limited:

@@ -24,7 +24,7 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 # in this order: an example may go on from one before it
 NAMES = [
     "InputError", "Cut", "simple_cut", "similarity_cut", "load_model", "decoder_layers", "angular_distances",
-    "drop_layers", "slice_checkpoint", "plan", "sweep", "heal", "merge_adapters",
+    "drop_layers", "silence_sublayers", "slice_checkpoint", "plan", "sweep", "heal", "merge_adapters",
 ]  # fmt: skip
 
 

@@ -81,8 +81,22 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     The matrices that write into the residual are zero there: any tool loads the result and gives the same numbers. It
     saves no memory and no time: what is dropped still runs.
 
+    Args:
+        model: a decoder-only transformers model with L layers.
+        cut: layers to drop, and layers that lose their attention or their MLP, see `Cut.of`.
+
+    Returns:
+        A model of the same class with L - cut.size layers, independent where it is zero, else over the same parameters.
+
     Raises:
         InputError: what `drop_layers` raises; a sublayer or the matrix that ends it is not found.
+
+    Example:
+        >>> from deeper_layers import Cut, load_model, silence_sublayers
+        >>> model, tokenizer = load_model("embedded")
+        >>> silent = silence_sublayers(model, Cut.of(layers=[20], attention=[21, 24]))
+        >>> silent.config.num_hidden_layers
+        29
     """
     check_cut(cut)
     kept = cut.kept(num_layers(model))
