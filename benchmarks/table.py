@@ -89,6 +89,20 @@ def _lines(kind: str, content: dict) -> list[str]:
                 command,
             )
         ]
+    if kind == "streaming":
+        swept, memory = content["parts"]["sweep"], content["parts"]["in_memory"]
+        held = f", in a process that may have {content['memory_allowed'] / 1e9:.0f} GB" * content["memory_held_to"]
+        return [
+            _line(
+                f"{swept['cuts']} pruned models (simple) of a random Llama of {content['bytes'] / 1e9:.1f} GB, "
+                f"{content['items']} BoolQ items, {dtype}, its layers on disk{held}",
+                "the same with the model in memory",
+                f"{swept['seconds'] / memory['seconds']:.2f} of its time; weights read {content['reads_a_round']:.2f} "
+                f"times",
+                f"equal to the last bit: {_yes(content['equal_to_the_bit'])}",
+                command,
+            )
+        ]
     if kind == "generation":
         return [
             _line(
