@@ -31,6 +31,14 @@ def test_layers_of_a_cut():
     assert repr(Cut(3, 3)) == "Cut(start=3, size=3)" and eval(repr(cut)) == cut
 
 
+def test_no_two_cuts_have_one_name():
+    cuts = [
+        Cut.of(some, [3], mlp) for n in range(3) for some in itertools.combinations(range(3), n) for mlp in ([], [4])
+    ]
+    assert len({cut.name for cut in [*cuts, *map(Cut.of, ([1, 4], [1, 3], [1, 2], []))]}) == len(cuts) + 4
+    assert Cut(3, 2).name == "3,2" and Cut.of([1, 4], mlp=[2]).name == "layers 1 4; mlp 2"
+
+
 @pytest.mark.parametrize(
     ("cut", "words"),
     [

@@ -89,6 +89,14 @@ class Cut:
         return not (self.scattered or self.attention or self.mlp)
 
     @property
+    def name(self) -> str:
+        """What no other cut is called: "start,size" for a block, else all that it drops."""
+        if self.is_block:
+            return f"{self.start},{self.size}"
+        parts = {"layers": self.dropped, "attention": self.attention, "mlp": self.mlp}
+        return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in parts.items() if indices)
+
+    @property
     def dropped(self) -> tuple[int, ...]:
         """Every layer that is dropped as a whole."""
         return self.scattered or tuple(range(self.start, self.start + self.size))

@@ -54,5 +54,5 @@ def text_loss(
                 "items": len(losses),
             }
         )
-        of_sequences[f"{cut.start},{cut.size}"] = [round(float(loss), 5) for loss in losses]
+        of_sequences[cut.name] = [round(float(loss), 5) for loss in losses]
     return pd.DataFrame(rows), of_sequences

@@ -1,7 +1,6 @@
 """Losses of the pruned models that a rule asks for while it searches."""
 
 import sys
-from collections.abc import Callable
 
 import torch
 
@@ -27,12 +26,10 @@ def search(
     rule: str,
     sizes: list[int],
     sequences: list[torch.Tensor],
-    *,
-    losses: Callable[[list[Cut]], list[float]] | None = None,
 ) -> list[Cut]:
     """The cut of each size under a rule that searches by loss on sequences; its price is printed before."""
     layers, chosen = num_layers(model), REGISTERED[rule]
     tokens = sum(map(len, sequences))
     passes = chosen.passes(max(sizes, default=0), layers)
     print(f"{rule}: {passes:,.1f} passes of the whole model over {tokens:,} tokens", file=sys.stderr)
-    return chosen.choose(sizes, Known(layers, losses=losses or losses_on(model, sequences)))
+    return chosen.choose(sizes, Known(layers, losses=losses_on(model, sequences)))

@@ -62,7 +62,8 @@ def sweep(
         shards: where finished parts are kept, so that an interrupted sweep goes on.
 
     Returns:
-        One row for each task, metric and cut: task, metric, start, size, value, stderr, items. Its `attrs` hold
+        One row for each task, metric and cut: task, metric, start, size, value, stderr, items; where some cuts are no
+        blocks also their `name` as cut. Its `attrs` hold
         "outcomes" (cut "start,size", then task: what came out item by item, packed) and "levels" (accuracy of
         guessing by chance and by the commonest answer, a task).
 
@@ -89,9 +90,11 @@ def sweep(
     texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
     for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
-        rows, outcomes[f"{cut.start},{cut.size}"] = harness.score(asked, of_cut, of_cut_greedy, written)
+        rows, outcomes[cut.name] = harness.score(asked, of_cut, of_cut_greedy, written)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
+        if not all(cut.is_block for cut in distinct):
+            rows.insert(4, "cut", cut.name)
         frames.append(rows)
     table = pd.concat(frames, ignore_index=True)
     table.attrs = {"outcomes": outcomes, "levels": harness.reference_levels(asked)}

@@ -49,7 +49,7 @@ class Buffer(Lent):
 
     def __init__(self, length: int, apart: bool, width: int):
         super().__init__(length, apart)
-        self.width, self.position, self.going = width, 0, 0
+        self.width, self.position = width, 0
         self.pairs: dict[tuple, list[torch.Tensor]] = {}  # of each layer and part, [lanes, heads, width, head width]
         self.at: tuple = ()
 

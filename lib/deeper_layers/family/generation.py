@@ -23,7 +23,7 @@ from deeper_layers.family.decoding import Decoding, bytes_of_a_row
 from deeper_layers.family.planning import MEMORY
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.streaming import groups_within
-from deeper_layers.pruning import drop_layers
+from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards, skip
 
 BATCH_ROWS = 32
@@ -81,7 +81,7 @@ def generate(
         if own:
             answers = [_answers(groups, tokenizer, call, shards, n, bar) for n, call in enumerate(prompts.calls)]
         for number, cut in enumerate(cuts):
-            lm = _HFLM(model if own else drop_layers(model, cut), tokenizer, rows)
+            lm = _HFLM(model if own else silence_sublayers(model, cut), tokenizer, rows)
             lm.answers = [answer[number] for answer in answers] if own else None
             lm.generates = not own
             texts.append(lm.generate_until(instances, disable_tqdm=True))

@@ -133,9 +133,12 @@ class PrunedFamily:
                 for _, beginning in begun.values():
                     beginning.kept.clear()  # what is of this layer no other needs
             self.progress = progress
-            for of_piece, piece in zip(walks, pieces, strict=True):
-                parts = [self._finished(*found) for found in zip(of_piece, piece.batches, strict=True)]
-                yield tuple(np.concatenate(of_parts, axis=1) for of_parts in zip(*parts, strict=True))
+            answers = [
+                [self._finished(*found) for found in zip(of_piece, piece.batches, strict=True)]
+                for of_piece, piece in zip(walks, pieces, strict=True)
+            ]
+        # outside: whoever takes them one by one is not in inference mode meanwhile
+        yield from (tuple(np.concatenate(of, axis=1) for of in zip(*parts, strict=True)) for parts in answers)
 
     def remember(self, shared: tuple[int, ...]) -> Beginning | None:
         """Keys and values of a beginning at every node; kept until the next beginning."""

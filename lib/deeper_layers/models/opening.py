@@ -56,8 +56,8 @@ def load_model(
         device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
         quantization: None, "nf4" or "int8" (bitsandbytes).
         trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
-        stream: leave the layers on disk, and read each when its turn comes: "auto" (where the weights would take more
-            than 0.7 of the free memory), True or False. A model on disk is measured, and not healed.
+        stream: leave the layers on disk, and read each when its turn comes: "auto" (for a folder or file whose weights
+            would take more than 0.7 of the free memory), True or False. A model on disk is measured, and not healed.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.

@@ -78,14 +78,6 @@ class Reader:
                 hook.pre_forward(part)
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
 
-    def forget(self) -> None:
-        """Give up what was read ahead and not used."""
-        for layer, future in list(self._ahead.items()):
-            future.result()
-            for part, hook in _waiting(self.layers[layer]):
-                hook.post_forward(part, None)
-            del self._ahead[layer]
-
 
 def groups_within(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
     """Items in as few groups as they come in, each of a `cost` of at most `most`, or of one item."""
