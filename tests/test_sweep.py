@@ -134,6 +134,14 @@ def test_what_is_given_twice_is_run_once(tiny_folder, monkeypatch):
     assert len(rows) == 2 and {len(cuts) for cuts in seen} == {2}
 
 
+def test_rows_and_outcomes_tell_cuts_of_any_shape_apart(tiny_folder):
+    model, tokenizer = load_model(str(tiny_folder))
+    blocks = sweep(model, tokenizer, ["capitals"], [Cut(0, 0), Cut(1, 2)], limit=3)
+    assert "cut" not in blocks and set(blocks.attrs["outcomes"]) == {"0,0", "1,2"}
+    rows = sweep(model, tokenizer, ["capitals"], [Cut.of([1, 3]), Cut.of([0, 2]), Cut.of(mlp=[1])], limit=3)
+    assert list(rows["cut"]) == list(rows.attrs["outcomes"]) == ["layers 1 3", "layers 0 2", "mlp 1"]
+
+
 def test_texts_that_only_begin_alike_are_not_one_sequence():
     """After a context of one token, hundreds of texts: joined, each token would attend across all of them."""
     texts = np.random.default_rng(0).integers(1, 100, (40, 60)).tolist()

@@ -177,7 +177,7 @@ class Evidence:
         best, found = max(together.values(), key=len, default={}), {}
         for value, unit in sorted(best.items()):
             cuts = [Cut(*cut) for cut in unit.key["cuts"]]
-            of_cuts = [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]
+            of_cuts = [unit.details["outcomes"][cut.name] for cut in cuts]
             right = np.stack([np.concatenate([_right(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
             found[value] = self._answers(topic, [unit], list(of_cuts[0]), cuts, right, unit.key["num_fewshot"])
         return found
@@ -189,7 +189,7 @@ class Evidence:
         cuts = measured_cuts(rules, [Cut(*cut) for cut in units[0].key["cuts"]], self.layers)[rule]
         if len(cuts) < 2 or cuts[0].size:
             return None
-        of_cuts = [(unit.name, [unit.details["outcomes"][f"{cut.start},{cut.size}"] for cut in cuts]) for unit in units]
+        of_cuts = [(unit.name, [unit.details["outcomes"][cut.name] for cut in cuts]) for unit in units]
         right = [np.stack([_right(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
         names, shots = [unit.name for unit in units], units[0].key["num_fewshot"]
         found = self._answers(topic, units, names, cuts, np.concatenate(right, axis=1), shots)
@@ -289,7 +289,7 @@ class Evidence:
         cuts = [cut for cut in cuts if among is None or cut in among]
         if len(cuts) < 2 or cuts[0].size:
             return None
-        before = [unit.details["by_sequence"][f"{cut.start},{cut.size}"] for cut in cuts]
+        before = [unit.details["by_sequence"][cut.name] for cut in cuts]
         return Losses(cuts, np.array(before), None, self.layers)
 
     # ---- layers ----------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def outcomes_of(
     for cut in cuts:
         row = []
         for leaf in leaves:
-            found = leaf.details["outcomes"].get(f"{cut.start},{cut.size}")
+            found = leaf.details["outcomes"].get(cut.name)
             if found is None:
                 raise InputError(f"{leaf.path and leaf.path.name} has no {cut}: it was measured for other cuts")
             for name, packed in found.items():
