@@ -273,11 +273,11 @@ def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkey
 def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(tiny):
     model, tokenizer = tiny
     batch = training._collate([{"input_ids": t} for t in sequences(tokenizer, TEXTS, length=32)[:4]])
-    target = training.Network(model).residual(batch, CUT.stop)
+    target = training.Joint(model).residual(batch, CUT.stop)
 
     def distance(config):
         healed = heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT, whole=model)
-        found = training.Network(healed.get_base_model()).residual(batch, CUT.start)
+        found = training.Joint(healed.get_base_model()).residual(batch, CUT.start)
         return float((found - target).square().sum() / target.square().sum())
 
     config = changed(SMALL, steps=20)

@@ -2,8 +2,8 @@
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
 transformers' Trainer do the work. Read first: presets.py (settings, the paper's among them), training.py.
-distillation.py is the teacher; adapters.py adds, keeps and merges adapters; resuming.py keeps checkpoints,
-resumed_trainer.py goes on from them.
+distillation.py is the teacher; joint.py runs what lies below or above a cut; adapters.py adds, keeps and merges
+adapters; resuming.py keeps checkpoints, resumed_trainer.py goes on from them.
 """
 
 import lazy_loader

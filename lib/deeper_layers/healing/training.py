@@ -31,12 +31,12 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher
+from deeper_layers.healing.joint import Joint
 from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import text_config
-from deeper_layers.models.network import Network
 from deeper_layers.pruning import drop_layers
 
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
@@ -187,10 +187,10 @@ class _Variant:
     """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
 
     def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None):
-        self.base, self.config, self.cut = Network(healed.get_base_model()), config, cut
-        self.whole = Network(whole) if config.auxiliary else None
+        self.base, self.config, self.cut = Joint(healed.get_base_model()), config, cut
+        self.whole = Joint(whole) if config.auxiliary else None
         self.teacher = teacher
-        self.above: Network | None = None
+        self.above: Joint | None = None
 
     def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
         """Each sequence [T] with its labels and, for adapters above the cut, the residual [T, D] that enters there."""
@@ -199,7 +199,7 @@ class _Variant:
         fits = sum(map(len, sequences)) * width <= MEMORY
         if self.config.adapters == "above" and self.cut.start > 0 and fits:
             # its modules are its own, the adapters in them are those that are trained
-            self.above = Network(drop_layers(self.base.model, Cut(0, self.cut.start)))
+            self.above = Joint(drop_layers(self.base.model, Cut(0, self.cut.start)))
             if self.config.gradient_checkpointing:
                 self.above.model.activation_checkpointing_enable({"use_reentrant": False})
             step = self.config.at_once
