@@ -53,13 +53,13 @@ class Buffer(Lent):
         self.pairs: dict[tuple, list[torch.Tensor]] = {}  # of each layer and part, [lanes, heads, width, head width]
         self.at: tuple = ()
 
-    def fill(self, at: tuple, lanes: int, parts: list[tuple[slice, Pair]]) -> None:
-        """Room for lanes at a layer, with keys and values of their prompts, some rows at a time."""
-        like = parts[0][1]
-        self.pairs[at] = [t.new_empty(lanes, t.shape[1], self.width, t.shape[3]) for t in like]
-        for rows, pair in parts:
-            for buffer, of_prompts in zip(self.pairs[at], pair, strict=True):
-                buffer[rows, :, : of_prompts.shape[2]] = of_prompts
+    def fill(self, at: tuple, prompts: list[Pair]) -> None:
+        """Room for lanes at a layer, with the keys and values [B, heads, T, head width] of each model's prompts."""
+        self.pairs[at] = [
+            t.new_empty(len(prompts) * len(t), t.shape[1], self.width, t.shape[3]) for t in prompts[0]
+        ]  # fmt: skip
+        for buffer, of_models in zip(self.pairs[at], zip(*prompts, strict=True), strict=True):
+            buffer[:, :, : of_models[0].shape[2]] = torch.cat(of_models)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length + self.position
@@ -113,12 +113,8 @@ class Decoding:
             self.stops.append([(part, self._lanes_of(tuple(models), count)) for part, models in parts.items()])
             for part, lanes in self.stops[-1]:
                 nodes = [tree.paths[model][layer].leaves for model in lanes.models]
-                filled = [
-                    (slice(place * count, (place + 1) * count), pair)
-                    for place, node in enumerate(nodes) for pair in prompts.get(node, [])
-                ]  # fmt: skip
-                if filled:
-                    self.buffer.fill((layer, part), len(lanes.order), filled)
+                if all(node in prompts for node in nodes):  # a layer may keep none
+                    self.buffer.fill((layer, part), [prompts[node] for node in nodes])
         self.everyone = self._lanes_of(tuple(range(len(tree.paths))), count)
 
     def _lanes_of(self, models: tuple[int, ...], count: int) -> Lanes:
@@ -127,7 +123,7 @@ class Decoding:
             self.lanes[models] = Lanes(models, order, len(order))
         return self.lanes[models]
 
-    def _prompts(self, ids: torch.Tensor, beginning) -> dict[int, list[Pair]]:
+    def _prompts(self, ids: torch.Tensor, beginning) -> dict[int, Pair]:
         """Keys and values of the prompts at every node; before them those of the beginning, where it is not apart."""
         family, found, how = self.family, {}, {"scored_only": self.family.can.score_only, "apart": self.apart}
         step = max(1, BATCH_TOKENS // ids.shape[1])
@@ -141,7 +137,7 @@ class Decoding:
             if self.before and beginning is not None:
                 lent = (tensor.expand(len(ids), -1, -1, -1) for tensor in beginning.kept[node])
                 pair = tuple(torch.cat(both, dim=2) for both in zip(lent, pair, strict=True))
-            found[node] = [pair]
+            found[node] = pair
         return found
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ SHARED_TOKENS = 48  # a beginning shorter than this, or shared by fewer than SHA
 SHARED_BY = 8
 KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
 HEAD_ELEMENTS = 2**24  # logits in memory at once
-STACK_TOKENS = 4096  # of residuals in one product: a wider one is no faster on a processor
+STACK_TOKENS = BATCH_TOKENS  # of residuals in one product: no more than a batch has by itself
 MEMORY = 2**30  # bytes for residuals and for keys and values of a beginning
 
 
