@@ -1,10 +1,13 @@
 """The plain ways that tests compare with: identity layers, a request at a time, a pair of residuals at a time."""
 
+import contextlib
 import copy
 import functools
 
 import numpy as np
 import torch
+from torch._C._profiler import _EventType
+from torch.profiler import ProfilerActivity, profile
 
 from deeper_layers.models.decoder import decoder_layers
 
@@ -98,3 +101,24 @@ def plain_distances(vectors):
             cosine = (a @ b) / np.sqrt((a @ a) * (b @ b))
             matrix[size - 1, start] = np.arccos(np.clip(cosine, -1, 1)) / np.pi
     return matrix
+
+
+@contextlib.contextmanager
+def allocated():
+    """Most bytes that torch's allocator gave this thread at once meanwhile, those inside its kernels among them."""
+    found: list[int] = []
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as taken:
+        yield found
+    waiting, changes = list(taken.profiler.kineto_results.experimental_event_tree()), []
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.ptr, event.extra_fields.alloc_size))
+    held: dict[int, int] = {}
+    now = most = 0
+    for _, place, size in sorted(changes):
+        now += size if size > 0 else -held.pop(place, 0)  # what was there before is not counted when it goes
+        held |= {place: size} if size > 0 else {}
+        most = max(most, now)
+    found.append(most)

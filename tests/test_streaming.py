@@ -14,7 +14,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.similarity import angular_distances
-from tests.plain import batch, requests
+from tests.plain import allocated, batch, requests
 from tests.tiny import tiny_model
 
 LAYERS = 6
@@ -64,10 +64,32 @@ def test_a_sweep(both, few_shot, tmp_path):
     list(family.run_all(whole.pieces))
     assert before and family.whole.reader.bytes <= 1.01 * whole.reads
     # with little memory in several rounds, each kept as it is finished
+    with allocated() as taken:
+        list(family.run_all(whole.pieces))
+    assert whole.bytes / 2.5 < taken[0] <= whole.bytes
     little = plan_requests(family, contexts, continuations, 200, 128, memory=whole.bytes // 3)
     assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
     shards = Shards(tmp_path / "unit.partial")
     found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape, memory=whole.bytes // 3, shards=shards)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_memory_that_runs_out_halves_batches_then_cuts_then_sequences(both, monkeypatch):
+    memory, disk = both
+    contexts, continuations = requests(128, few_shot=60, questions=20)
+    shape = {"max_length": 200, "batch_tokens": 128}
+    expected, _ = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
+    together, sizes = PrunedFamily._together, []
+
+    def small(self, batches):
+        sizes.append((len(batches), len(self.cuts), sum(len(batch.batches[0]) for batch in batches)))
+        if len(self.cuts) * sizes[-1][2] > len(CUTS):
+            raise torch.OutOfMemoryError("out of memory")
+        return together(self, batches)
+
+    monkeypatch.setattr(PrunedFamily, "_together", small)
+    found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape)
+    assert max(sizes)[0] > 1 and (1, len(CUTS), 1) in sizes
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 

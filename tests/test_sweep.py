@@ -76,11 +76,11 @@ def test_groups_of_cuts_keep_within_the_memory():
     expected, expected_greedy = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     family = PrunedFamily(model, CUTS)
     whole = plan_requests(family, contexts, continuations, 200)
-    little = plan_requests(family, contexts, continuations, 200, memory=whole.bytes // 2)
+    little = plan_requests(family, contexts, continuations, 200, memory=whole.bytes // 5)
     assert [cuts for cuts, _ in whole.parts] == [CUTS] and len(little.parts) > 1
-    assert little.bytes <= whole.bytes // 2 and little.layer_steps > whole.layer_steps
+    assert little.bytes <= whole.bytes // 5 and little.layer_steps > whole.layer_steps
     assert [cut for cuts, _ in little.parts for cut in cuts] == CUTS
-    found, greedy = loglikelihoods(model, contexts, continuations, CUTS, max_length=200, memory=whole.bytes // 2)
+    found, greedy = loglikelihoods(model, contexts, continuations, CUTS, max_length=200, memory=whole.bytes // 5)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     assert np.array_equal(greedy, expected_greedy)
 
@@ -93,7 +93,7 @@ def test_what_is_kept_is_what_was_planned():
     (piece,) = pieces
     held = sum(t.numel() * t.element_size() for pair in family.remember(piece.shared).kept.values() for t in pair)
     assert held == len(piece.shared) * family.layer_steps * family.whole.bytes_remembered
-    assert family.bytes_kept(CUTS, pieces) > held  # and the residuals
+    assert family.bytes_needed(CUTS, pieces) > held  # and the residuals
 
 
 def test_a_plan_tells_the_cost(tiny_folder):

@@ -22,7 +22,7 @@ from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.family.generation import generate
-from deeper_layers.family.planning import BATCH_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
+from deeper_layers.family.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within, is_streamed
@@ -57,7 +57,7 @@ def sweep(
         fewshot_order: of these examples: 0 for the task's own order, else the seed of a shuffle.
         datasets: a folder that is a local mirror of the hub (see `deeper_layers.data`).
         batch_tokens: tokens in one batch, padding included.
-        memory: bytes to keep at most, for residuals and for keys and values; the cuts are run in groups that fit.
+        memory: bytes to take at most beside the weights; the cuts are run in groups, and batches made smaller, to fit.
         family: that of the model and these cuts, where it was made before.
         shards: where finished parts are kept, so that an interrupted sweep goes on.
 
@@ -168,7 +168,7 @@ def loglikelihoods(
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
-    `memory` bounds the bytes that are kept at once; see `plan_requests`.
+    `memory` bounds the bytes that are taken beside the weights; see `plan_requests`.
     """
     if not contexts:
         return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
@@ -178,11 +178,13 @@ def loglikelihoods(
     logprobs = np.full((len(cuts), len(contexts)), np.nan)
     greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
     number = itertools.count()
+    # what ran out of memory is done again
+    progress = lambda steps: bar.update(min(steps, bar.total - bar.n))  # noqa: E731
     with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         for group, pieces in plan.parts:
             part = family.part(group)
             places = [cuts.index(cut) for cut in group]
-            for piece, found in _answered(part, pieces, shards, number, bar):
+            for piece, found in _answered(part, pieces, shards, number, bar, progress):
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
             part.forget()
@@ -201,42 +203,60 @@ def plan_requests(
     """How these requests would be run for a family, and what that costs: the rate is tried on one small batch."""
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
-    model = family.whole.model
-    pieces = plan_pieces(
-        contexts, continuations, max_length, batch_tokens, share=family.can.share, branch=family.can.branch
-    )
-
-    streamed = is_streamed(model)
-    bytes_of = family.bytes_together if streamed else family.bytes_kept
-    parts = []
-    for run in _runs(family, pieces, memory):
-        groups = groups_within(family.cuts, lambda cuts, run=run: bytes_of(cuts, run), memory)
-        parts += [(group, run) for group in groups]
-    rate, reading = _rate(family, tokens_of(pieces))
+    parts = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
+    while batch_tokens > LEAST_TOKENS and _is_short(family, parts, memory):
+        batch_tokens //= 2
+        smaller = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
+        parts = min(parts, smaller, key=lambda parts: (_excess(family, parts, memory), _layer_steps(family, parts)))
+    largest = max((shape.tokens for _, run in parts for piece in run for shape in piece.shapes), default=0)
+    (rate, reading), layers = _rate(family, largest), num_layers(family.whole.model)
     return Plan(
         cuts=family.cuts,
         parts=parts,
-        layers=num_layers(model),
-        layer_steps=sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts),
+        layers=layers,
+        layer_steps=_layer_steps(family, parts),
         head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
-        bytes=max((bytes_of(group, run) for group, run in parts), default=0),
+        bytes=max((family.bytes_needed(*part) for part in parts), default=0),
         rate=rate,
-        reads=int(len(parts) * family.whole.layer_bytes * num_layers(model)) if streamed else 0,
+        reads=int(len(parts) * family.whole.layer_bytes * layers) if is_streamed(family.whole.model) else 0,
         reading=reading,
         requests=len(contexts),
     )
 
 
-def _runs(family: PrunedFamily, pieces: list[Piece], memory: int) -> Iterator[list[Piece]]:
-    """Pieces in runs: of one beginning; where layers are read from disk, as many as memory holds."""
-    if not is_streamed(family.whole.model):
-        yield from (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared))
-        return
-    yield from groups_within(pieces, lambda run: family.bytes_together(family.cuts, run), memory)
+Parts = list[tuple[list[Cut], list[Piece]]]
+
+
+def _parts(family: PrunedFamily, contexts, continuations, max_length, batch_tokens, memory) -> Parts:
+    """Cuts and pieces that run together: groups of cuts of the family that memory holds, one cut at least."""
+    can = family.can
+    pieces = plan_pieces(contexts, continuations, max_length, batch_tokens, share=can.share, branch=can.branch)
+    if is_streamed(family.whole.model):  # as many pieces as memory holds
+        runs = groups_within(pieces, lambda run: family.bytes_needed(family.cuts, run), memory)
+    else:  # those of one beginning
+        runs = (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared))
+    parts = []
+    for run in runs:
+        whole = family.bytes_needed(family.cuts, run) <= memory
+        groups = groups_within(family.cuts, lambda cuts, run=run: family.bytes_needed(cuts, run), memory)
+        parts += [(group, run) for group in ([family.cuts] if whole else groups)]
+    return parts
+
+
+def _is_short(family: PrunedFamily, parts: Parts, memory: int) -> bool:
+    return any(group != family.cuts for group, _ in parts) or _excess(family, parts, memory) > 0
+
+
+def _excess(family: PrunedFamily, parts: Parts, memory: int) -> int:
+    return max([0, *(family.bytes_needed(*part) - memory for part in parts)])
+
+
+def _layer_steps(family: PrunedFamily, parts: Parts) -> int:
+    return sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts)
 
 
 def _answered(
-    family: PrunedFamily, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar
+    family: PrunedFamily, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar, progress
 ) -> Iterator[tuple[Piece, dict]]:
     """The answers to pieces, in their order: from shards, or run and put there."""
     cuts = np.array([repr(cut) for cut in family.cuts])
@@ -250,7 +270,7 @@ def _answered(
             skip(bar, family.steps_of(piece))
             found[number] = kept
     missing = [number for number in of_pieces if number not in found]
-    run = family.run_all([of_pieces[number] for number in missing], bar.update)
+    run = family.run_all([of_pieces[number] for number in missing], progress)
     for number, piece in of_pieces.items():
         if number in missing:
             logprobs, greedy = next(run)
@@ -261,7 +281,10 @@ def _answered(
 
 
 def _rate(family: PrunedFamily, tokens: int) -> tuple[float | None, float | None]:
-    """Layer-steps a second, from at most 256 tokens, and bytes a second read from disk; None where that is not done."""
+    """Layer-steps a second, and bytes a second read from disk; None where that is not done.
+
+    It is tried on no more than `tokens`, those of the largest batch, and 256.
+    """
     if tokens == 0:
         return None, None
     network, streamed = family.whole, is_streamed(family.whole.model)

@@ -4,18 +4,20 @@ The plain way is each pruned model by itself, as `drop_layers` makes it, through
 """
 
 import contextlib
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 
 import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.family.activations import Activations
 from deeper_layers.family.masks import MASKABLE, unknown_windows
 from deeper_layers.family.planning import Sequence
 from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Tree
 from deeper_layers.family.walk import Batch, Walk, remembering
-from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.models.decoder import kinds_of_layers, num_layers, text_config
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
@@ -30,8 +32,10 @@ class Abilities:
     apart: bool = False  # attend to a lent beginning without copying it for each sequence
     score_only: ScoredOnly | None = None  # run the last layer where something is scored
     branch: bool = False  # run several continuations of one context as one sequence
+    makes: Activations = field(default=Activations(), compare=False)  # bytes, while that runs
 
     @classmethod
+    @torch.inference_mode()
     def of(cls, model, cuts: list[Cut]) -> "Abilities":
         """What can be done for these pruned models of a model.
 
@@ -44,15 +48,16 @@ class Abilities:
                 stack.enter_context(network.reader.reading(layer))
             trial = _Trial(network, cuts)
             if not trial.same():
-                return cls()
+                return cls(makes=Activations.alone(network, functools.partial(alone, tried, Cut(0, 0))))
             ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
-            way = next(ways, None)
+            way, branch = next(ways, None), trial.same(joined=True)
             return cls(
                 split=True,
                 share=trial.same(shared=8, way=way),
                 apart=trial.same(shared=8, apart=True, way=way),
                 score_only=way,
-                branch=trial.same(joined=True),
+                branch=branch,
+                makes=Activations.of(network, way, branch),
             )
 
 
@@ -135,10 +140,8 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     network = Network(model)
     if network.dtype == torch.float32 and not is_streamed(model):
         return model, list(dict.fromkeys(tried))
-    kinds = getattr(text_config(model.config), "layer_types", None) or [""] * count
-    made_of = [(kind, *map(type, layer.modules())) for kind, layer in zip(kinds, network.layers, strict=True)]
     some = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
-    kept = some | {made_of.index(kind) for kind in made_of}
+    kept = some | {*kinds_of_layers(model)}
     dropped = [layer for layer in range(count) if layer not in kept]
     with contextlib.suppress(InputError):
         shallow = drop_layers(model, Cut.of(dropped))

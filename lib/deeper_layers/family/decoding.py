@@ -16,19 +16,11 @@ import torch
 from deeper_layers.cuts import WHOLE
 from deeper_layers.family.lending import Lent, Pair
 from deeper_layers.family.masks import attention_masks, sees_all
-from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning
+from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning, logits_at_once
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.family.walk import remembering
 from deeper_layers.models.decoder import text_config
 from deeper_layers.models.sublayers import only
-
-
-def bytes_of_a_row(family: PrunedFamily, calls: list) -> int:
-    """Memory that generation keeps for a prompt of some calls and its answer, under all pruned models."""
-    longest = max(call.prompts.shape[1] + call.most for call in calls)
-    layers = sum(len(path) for path in family.tree.paths) + family.tree.nodes
-    width = text_config(family.whole.model.config).hidden_size * family.whole.dtype.itemsize
-    return int(longest * (layers * family.whole.bytes_remembered + family.tree.alive * width))
 
 
 @dataclass
@@ -115,6 +107,8 @@ class Decoding:
                 nodes = [tree.paths[model][layer].leaves for model in lanes.models]
                 if all(node in prompts for node in nodes):  # a layer may keep none
                     self.buffer.fill((layer, part), [prompts[node] for node in nodes])
+                for node in set(nodes):
+                    prompts.pop(node, None)
         self.everyone = self._lanes_of(tuple(range(len(tree.paths))), count)
 
     def _lanes_of(self, models: tuple[int, ...], count: int) -> Lanes:
@@ -132,8 +126,8 @@ class Decoding:
             walk, own = remembering(self.network, family.tree, some, beginning, **how)
             walk.through()
             parts.append(own.kept)
-        for node in parts[0]:
-            pair = tuple(torch.cat([part[node][i] for part in parts]) for i in (0, 1))
+        for node in list(parts[0]):
+            pair = tuple(torch.cat(of_parts) for of_parts in zip(*(part.pop(node) for part in parts), strict=True))
             if self.before and beginning is not None:
                 lent = (tensor.expand(len(ids), -1, -1, -1) for tensor in beginning.kept[node])
                 pair = tuple(torch.cat(both, dim=2) for both in zip(lent, pair, strict=True))
@@ -161,7 +155,8 @@ class Decoding:
         for position in range(self.own, self.own + self.most):
             residuals = self._pass(position, tokens, places, real)
             active = self.everyone.active
-            tokens[active] = network.logits(residuals[active, 0]).argmax(dim=-1)
+            some = residuals[active, 0].split(logits_at_once(network.head.weight.shape[0]))
+            tokens[active] = torch.cat([network.logits(states).argmax(dim=-1) for states in some])
             going = active.tolist()
             for lane, token in zip(going, tokens[active].tolist(), strict=True):
                 new[lane].append(token)
@@ -202,7 +197,8 @@ class Decoding:
                     module = network.layers[layer]
                     with only(module, part) if part != WHOLE else contextlib.nullcontext():
                         call = handed[lanes.models].calls[layer]
-                        residuals[lanes.active] = call(module, residuals[lanes.active])
+                        entering = residuals[lanes.active].to(network.places[layer])
+                        residuals[lanes.active] = call(module, entering).to(residuals.device)
         return residuals
 
     def _lend(self, layer: int, lanes: Lanes) -> None:

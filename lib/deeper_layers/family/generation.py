@@ -19,14 +19,15 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
-from deeper_layers.family.decoding import Decoding, bytes_of_a_row
-from deeper_layers.family.planning import MEMORY
+from deeper_layers.family.decoding import Decoding
+from deeper_layers.family.memory import in_halves, naming_what_ran_out
+from deeper_layers.family.planning import MEMORY, common_beginning
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.streaming import groups_within
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards, skip
 
-BATCH_ROWS = 32
+ROWS = (32, 16, 8, 4, 2, 1)  # of a batch, the first that fit into memory
 LEAST_ROWS = 8  # of a batch, rather than which fewer models are run together
 FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
 # entries of a generation configuration that greedy decoding follows here, or has no use for
@@ -62,7 +63,7 @@ def generate(
 ) -> list[list[str]]:
     """For each cut of a family the text of each answer, as lm-eval's HFLM gives it for the pruned model.
 
-    `memory` bounds the bytes of residuals, keys and values. Where a task samples, a model's generation configuration
+    `memory` bounds the bytes taken beside the weights. Where a task samples, a model's generation configuration
     asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
     """
     if not instances:
@@ -70,9 +71,12 @@ def generate(
     model, cuts = family.whole.model, family.cuts
     prompts = _HFLM(model, tokenizer, 1)
     prompts.generate_until(instances, disable_tqdm=True)
-    cost = lambda cuts: LEAST_ROWS * bytes_of_a_row(family.part(cuts), prompts.calls)  # noqa: E731
-    groups = [family.part(cuts) for cuts in groups_within(cuts, cost, memory)]
-    rows = int(max(1, min(BATCH_ROWS, memory // max(bytes_of_a_row(group, prompts.calls) for group in groups))))
+    asked, most = [row for call in prompts.calls for row in call.rows], max(call.most for call in prompts.calls)
+    longest, shared = max(map(len, asked)), common_beginning(asked)
+    needed = lambda cuts, rows: family.bytes_to_write(cuts, rows, longest, shared, most)  # noqa: E731
+    groups = list(groups_within(cuts, lambda cuts: needed(cuts, LEAST_ROWS), memory))
+    fitting = (rows for rows in ROWS if max(needed(cuts, rows) for cuts in groups) <= memory)
+    rows, groups = next(fitting, ROWS[-1]), [family.part(cuts) for cuts in groups]
     prompts = _HFLM(model, tokenizer, rows)
     prompts.generate_until(instances, disable_tqdm=True)
     own = family.can.branch and _is_greedy(model) and all(call.greedy for call in prompts.calls)
@@ -126,9 +130,9 @@ def _answers(groups: list[PrunedFamily], tokenizer, call: Call, shards: Shards |
                 found[cut] = kept
                 skip(bar, len(rows))
         if missing := [cut for cut in group.cuts if cut not in found]:
-            family = group.part(missing)
-            decoding = Decoding(family, rows, call.most)
-            written = decoding.write(_IsOver(family.whole.model, tokenizer, call.stop), bar.update)
+            progress = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
+            is_over = _IsOver(group.whole.model, tokenizer, call.stop)
+            written = _written(group.part(missing), rows, call.most, is_over, progress)
             for cut, tokens in zip(missing, written, strict=True):
                 lengths = np.array([len(row) for row in tokens])
                 found[cut] = {
@@ -141,6 +145,18 @@ def _answers(groups: list[PrunedFamily], tokenizer, call: Call, shards: Shards |
             parts = np.split(found[cut]["tokens"], np.cumsum(found[cut]["lengths"])[:-1])
             answers.append([part.astype(int).tolist() for part in parts])
     return answers
+
+
+def _written(family: PrunedFamily, rows: list[list[int]], most: int, is_over, finished) -> list[list[list[int]]]:
+    """For each cut the new tokens of each row; in halves of rows, then of cuts, where memory runs out."""
+
+    def of_cuts(cuts: list[Cut]) -> list:
+        part = family.part(cuts)
+        halves = in_halves(lambda some: Decoding(part, some, most).write(is_over, finished), rows)
+        return [list(itertools.chain(*of_cut)) for of_cut in zip(*halves, strict=True)]
+
+    with naming_what_ran_out(max(map(len, rows))):
+        return list(itertools.chain(*in_halves(of_cuts, family.cuts)))
 
 
 def _of_call(asked: str, cut: Cut) -> dict:

@@ -9,13 +9,15 @@ from functools import cached_property
 import torch
 
 BATCH_TOKENS = 4096
+LEAST_TOKENS = 64  # of a batch, where memory is short: most are of one sequence then
 PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a beginning shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
 KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
 HEAD_ELEMENTS = 2**24  # logits in memory at once
+HEAD_ROWS = 16  # of which the logarithm is taken at once: they stay in the processor's cache
 STACK_TOKENS = BATCH_TOKENS  # of residuals in one product: no more than a batch has by itself
-MEMORY = 2**30  # bytes for residuals and for keys and values of a beginning
+MEMORY = 2**31  # bytes beside the weights
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,22 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What of a batch says how much memory it takes."""
+
+    rows: int
+    width: int
+    past: int = 0
+    scored: int = 0
+    branched: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """With padding."""
+        return self.rows * self.width
+
+
+@dataclass(frozen=True)
 class Piece:
     """Batches that share a beginning (often none): the unit of resuming."""
 
@@ -94,10 +112,20 @@ class Piece:
         """Positions whose logits are needed."""
         return sum(len(s.scored) for batch in self.batches for s in batch)
 
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of each batch."""
+        past = len(self.shared)
+        return tuple(
+            Shape(len(batch), max(len(s.tokens) for s in batch) - past, past, sum(len(s.scored) for s in batch),
+                  any(s.branches for s in batch))
+            for batch in self.batches
+        )  # fmt: skip
+
     @property
     def padded(self) -> int:
-        """The same with padding."""
-        return sum(max(len(s.tokens) - len(self.shared) for s in batch) * len(batch) for batch in self.batches)
+        """Tokens with padding."""
+        return sum(shape.tokens for shape in self.shapes)
 
     @property
     def requests(self) -> list[int]:
@@ -115,7 +143,7 @@ class Plan:
     parts: list[tuple[list, list[Piece]]]  # cuts, and pieces of one beginning, run together: what is kept must fit
     layers: int  # of the whole model
     layer_steps: int
-    bytes: int  # kept at most: residuals, keys and values of a beginning
+    bytes: int  # needed at most beside the weights
     head_steps: float = 0.0  # layer-steps that the head is worth: little, unless most tokens are scored
     rate: float | None = None  # layer-steps a second of this model on this machine, as tried
     reads: int = 0  # bytes of weights to be read from disk, where layers stay there
@@ -158,7 +186,7 @@ class Plan:
             f"{self.requests:,} requests",
             f"{self.tokens:,} distinct tokens, {self.padding:.1%} padding",
             f"{self.layer_steps / 1e6:,.1f} million layer-steps ({bare:.1f} passes of the whole model)",
-            f"{self.bytes / 2**20:,.0f} MiB kept",
+            f"{self.bytes / 2**20:,.0f} MiB needed",
         ]
         if self.reads:
             parts.append(f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds")
@@ -167,6 +195,11 @@ class Plan:
         if self.generated:
             parts.append(f"{self.generated:,} answers to generate for each pruned model")
         return "; ".join(parts)
+
+
+def logits_at_once(vocabulary: int) -> int:
+    """Positions whose logits are in memory at once."""
+    return max(1, HEAD_ELEMENTS // vocabulary)
 
 
 def tokens_of(pieces: list[Piece]) -> int:

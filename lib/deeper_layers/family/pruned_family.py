@@ -16,7 +16,7 @@ Letters in shapes: N scored positions of a batch, D width, V vocabulary, C cuts,
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
@@ -25,10 +25,11 @@ from jaxtyping import Bool, Float64
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.family.abilities import Abilities, alone
-from deeper_layers.family.planning import HEAD_ELEMENTS, Piece
+from deeper_layers.family.memory import Memory, in_halves, naming_what_ran_out
+from deeper_layers.family.planning import HEAD_ROWS, Piece, logits_at_once
 from deeper_layers.family.tree import Tree
 from deeper_layers.family.walk import Batch, Beginning, Walk, remembering
-from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
 
@@ -51,7 +52,7 @@ class PrunedFamily:
     def layer_steps_of(self, cuts: list[Cut]) -> int:
         """Layers that one token passes for these cuts: each node of their tree, or of each model all."""
         layers = len(self.whole.layers)
-        return Tree(cuts, layers).nodes if self.can.split else sum(layers - cut.size for cut in cuts)
+        return self._tree(cuts).nodes if self.can.split else sum(layers - cut.size for cut in cuts)
 
     @functools.cached_property
     def layer_steps(self) -> int:
@@ -68,48 +69,54 @@ class PrunedFamily:
         """Layer-steps of a piece without its beginning, those that the head is worth among them."""
         return piece.tokens * self.layer_steps + piece.scored * len(self.cuts) * self.head_layers
 
-    def bytes_kept(self, cuts: list[Cut], pieces: list[Piece]) -> int:
-        """Memory for residuals, and for keys and values of a beginning, when these cuts are run together."""
-        beginning = max((len(piece.shared) for piece in pieces), default=0)
-        batch = max((len(b) * max(len(s.tokens) for s in b) for piece in pieces for b in piece.batches), default=0)
-        width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
-        tree = Tree(cuts, len(self.whole.layers))
-        lent = beginning * tree.nodes * self.whole.bytes_remembered if beginning else 0
-        return int(tree.alive * max(batch, beginning) * width + lent)
+    def bytes_needed(self, cuts: list[Cut], pieces: list[Piece]) -> int:
+        """Memory beside the weights, at most, when these cuts are run together on pieces of one beginning."""
+        memory = Memory(self.whole, self.can)
+        return (memory.together if is_streamed(self.whole.model) else memory.one_by_one)(self._tree(cuts), pieces)
 
-    def bytes_together(self, cuts: list[Cut], pieces: list[Piece]) -> int:
-        """The same where pieces go through the layers together, and keys and values are kept for one layer only."""
-        beginnings = sum(map(len, {piece.shared for piece in pieces}))
-        width = text_config(self.whole.model.config).hidden_size * self.whole.dtype.itemsize
-        tree = Tree(cuts, len(self.whole.layers))
-        lent = beginnings * max(map(len, tree.levels)) * self.whole.bytes_remembered
-        return int(tree.alive * (sum(piece.padded for piece in pieces) + beginnings) * width + lent)
+    def bytes_to_write(self, cuts: list[Cut], rows: int, longest: int, shared: int, most: int) -> int:
+        """The same when these cuts answer so many prompts at a time, as `Memory.decoding` has it."""
+        return Memory(self.whole, self.can).decoding(self._tree(cuts), rows, longest, shared, most)
+
+    def _tree(self, cuts: list[Cut]) -> Tree:
+        return self.tree if cuts == self.cuts else Tree(cuts, len(self.whole.layers))
 
     def run(
         self, piece: Piece, progress: Callable[[float], object] = lambda steps: None
     ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
         """Answers to the requests of a piece, in its order; `progress` is told of layer-steps as they are done.
 
-        Where memory runs out, batches are halved, then the cuts of a beginning.
-        Raises InputError where even one sequence does not fit into memory.
+        Where memory runs out, batches are halved, then the cuts. Raises InputError where even one sequence of one
+        pruned model does not fit.
         """
         self.progress = progress
         with torch.inference_mode():
-            try:
-                beginning = self.remember(piece.shared)
-            except ROOM as error:
-                if not _out_of_memory(error):
-                    raise
-                return self._in_halves(piece, error)
-            parts = [part for batch in piece.batches for part in self._run_with_room(batch, beginning)]
-        return np.concatenate([p for p, _ in parts], axis=1), np.concatenate([g for _, g in parts], axis=1)
+            return self._in_room(lambda family: family._run(piece), piece)
+
+    def _run(self, piece: Piece):
+        beginning = self.remember(piece.shared)
+        run = lambda sequences: self._run_batch(sequences, beginning)  # noqa: E731
+        return _joined(part for batch in piece.batches for part in in_halves(run, batch))
+
+    def _in_room(self, run: Callable[["PrunedFamily"], tuple], piece: Piece):
+        """What `run` gives for the family, or for one half of its cuts after the other where memory runs out."""
+
+        def of_cuts(cuts: list[Cut]):
+            part = self.part(cuts)
+            part.progress = self.progress
+            if part is not self:
+                self.forget()
+            return run(part)
+
+        with naming_what_ran_out(len(piece.batches[0][0].tokens)):
+            return _joined(in_halves(of_cuts, self.cuts), axis=0)
 
     def run_all(self, pieces: list[Piece], progress: Callable[[float], object] = lambda steps: None) -> Iterator:
         """The answers to each of some pieces, as `run` gives them.
 
         Where the layers are on disk, all pieces go through a layer together, so that it is read once.
         """
-        if not is_streamed(self.whole.model):
+        if not is_streamed(self.whole.model) or not pieces:
             yield from (self.run(piece, progress) for piece in pieces)
             return
         if not self.can.split:
@@ -117,28 +124,37 @@ class PrunedFamily:
                 f"the layers of {type(self.whole.model).__name__} can't be run one by one, and so not from disk: use a "
                 "machine whose memory holds the model"
             )
+        self.progress = progress
         with torch.inference_mode():
-            begun = {
-                shared: remembering(self.whole, self.tree, self._ids(shared), scored_only=self.can.score_only)
-                for shared in dict.fromkeys(piece.shared for piece in pieces) if shared
-            }  # fmt: skip
-            walks = [
-                [self._walk(sequences, begun[piece.shared][1] if piece.shared else None) for sequences in piece.batches]
-                for piece in pieces
-            ]
-            together = [walk for walk, _ in begun.values()] + list(itertools.chain(*walks))
-            for layer in self.whole.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
-                for walk in together:
-                    walk.step(layer, progress)
-                for _, beginning in begun.values():
-                    beginning.kept.clear()  # what is of this layer no other needs
-            self.progress = progress
-            answers = [
-                [self._finished(*found) for found in zip(of_piece, piece.batches, strict=True)]
-                for of_piece, piece in zip(walks, pieces, strict=True)
-            ]
-        # outside: whoever takes them one by one is not in inference mode meanwhile
-        yield from (tuple(np.concatenate(of, axis=1) for of in zip(*parts, strict=True)) for parts in answers)
+            batches = [Piece(piece.shared, (batch,)) for piece in pieces for batch in piece.batches]
+            found = itertools.chain(*in_halves(self._some_together, batches))
+            answers = [_joined(itertools.islice(found, len(piece.batches))) for piece in pieces]
+        yield from answers  # outside: whoever takes them one by one is not in inference mode meanwhile
+
+    def _some_together(self, batches: list[Piece]) -> list:
+        if len(batches) > 1:
+            return self._together(batches)
+        ((shared, (sequences,)),) = ((batch.shared, batch.batches) for batch in batches)
+
+        def halves(family: PrunedFamily):
+            return _joined(in_halves(lambda some: family._together([Piece(shared, (some,))])[0], sequences))
+
+        return [self._in_room(halves, batches[0])]
+
+    def _together(self, batches: list[Piece]) -> list:
+        """Answers to pieces of one batch each, which go through every layer one after another."""
+        begun = {
+            shared: remembering(self.whole, self.tree, self._ids(shared), scored_only=self.can.score_only)
+            for shared in dict.fromkeys(batch.shared for batch in batches) if shared
+        }  # fmt: skip
+        walks = [self._walk(batch.batches[0], begun[batch.shared][1] if batch.shared else None) for batch in batches]
+        for layer in self.whole.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
+            for walk in [walk for walk, _ in begun.values()] + walks:
+                walk.step(layer, self.progress)
+                walk.known.clear()  # learnt again in less time than a layer takes, and large for many batches
+            for _, beginning in begun.values():
+                beginning.kept.clear()  # what is of this layer no other needs
+        return [self._finished(walk, batch.batches[0]) for walk, batch in zip(walks, batches, strict=True)]
 
     def remember(self, shared: tuple[int, ...]) -> Beginning | None:
         """Keys and values of a beginning at every node; kept until the next beginning."""
@@ -154,30 +170,6 @@ class PrunedFamily:
         """Give the memory of the last beginning back."""
         self._remembered = ((), None)
 
-    def _in_halves(self, piece: Piece, error: Exception):
-        """Answers to a piece for one half of the cuts after the other, where its beginning is too large for all."""
-        self.forget()
-        if len(self.cuts) == 1:
-            raise _no_room(len(piece.shared)) from error
-        half = len(self.cuts) // 2
-        parts = [self.part(cuts).run(piece, self.progress) for cuts in (self.cuts[:half], self.cuts[half:])]
-        return tuple(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
-
-    def _run_with_room(self, sequences, beginning: Beginning | None) -> list:
-        """A batch, or its two halves where memory runs out."""
-        try:
-            return [self._run_batch(sequences, beginning)]
-        except ROOM as error:
-            if not _out_of_memory(error):
-                raise
-            if len(sequences) == 1:
-                raise _no_room(len(sequences[0].tokens)) from error
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        half = len(sequences) // 2
-        halves = (sequences[:half], sequences[half:])
-        return [part for rows in halves for part in self._run_with_room(rows, beginning)]
-
     def _run_batch(self, sequences, beginning: Beginning | None):
         if self.can.split:
             return self._finished(self._walk(sequences, beginning).through(self.progress), sequences)
@@ -186,7 +178,7 @@ class PrunedFamily:
             logits = alone(self.whole.model, cut, batch)
             self.progress(batch.tokens * (len(self.whole.layers) - cut.size))
             parts.append(self._answers(sequences, 1, len(logits), lambda first, stop: logits[first:stop]))  # noqa: B023
-        return tuple(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True))
+        return _joined(parts, axis=0)
 
     def _ids(self, tokens: tuple[int, ...]) -> torch.Tensor:
         return torch.tensor([tokens], device=self.device)
@@ -197,9 +189,15 @@ class PrunedFamily:
 
     def _finished(self, walk: Walk, sequences) -> tuple[np.ndarray, np.ndarray]:
         """Answers to the requests of a batch that has gone through all layers."""
-        states = torch.cat([walk.states[number] for number in self.tree.last], dim=-2)
-        logits_of = lambda first, stop: self.whole.logits(states[..., first:stop, :])  # noqa: E731
-        return self._answers(sequences, len(self.cuts), len(walk.batch.rows), logits_of)
+        scored = len(walk.batch.rows)
+
+        def logits_of(first: int, stop: int) -> torch.Tensor:
+            """For states [C * N, D], of which only these are put together."""
+            of_cuts = range(first // scored, min(-(-stop // scored), len(self.cuts)))
+            spans = [(self.tree.last[c], max(first - c * scored, 0), min(stop - c * scored, scored)) for c in of_cuts]
+            return self.whole.logits(torch.cat([walk.states[last][..., a:b, :] for last, a, b in spans], dim=-2))
+
+        return self._answers(sequences, len(self.cuts), scored, logits_of)
 
     def _answers(self, sequences, cuts: int, scored: int, logits_of: Callable) -> tuple[np.ndarray, np.ndarray]:
         """For `logits_of` rows of [C * N, V]: per cut and request the summed log-probability, and whether it is greedy.
@@ -218,13 +216,12 @@ class PrunedFamily:
         rows = (np.arange(cuts)[:, None] * scored + np.array(positions)[order]).ravel()
         wanted = np.tile(np.array(targets)[order], cuts)
         logprobs, hits = np.empty(len(rows)), np.empty(len(rows), dtype=bool)
-        at_once = max(1, HEAD_ELEMENTS // self.whole.head.weight.shape[0])
+        at_once = logits_at_once(self.whole.head.weight.shape[0])
         for first in range(0, cuts * scored, at_once):
             logits = logits_of(first, first + at_once)
             self.progress(len(logits) * self.head_layers)
-            # a few rows at a time stay in the processor's cache
-            for start in range(first, first + len(logits), 16):
-                some = logits[start - first : start - first + 16]
+            for start in range(first, first + len(logits), HEAD_ROWS):
+                some = logits[start - first : start - first + HEAD_ROWS]
                 span = slice(*np.searchsorted(rows, (start, start + len(some))))
                 row = torch.from_numpy(rows[span] - start).to(some.device)
                 target = torch.from_numpy(wanted[span]).to(some.device)
@@ -246,15 +243,7 @@ def _likeliest(logits: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor) 
     return found
 
 
-ROOM = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-
-
-def _no_room(tokens: int) -> InputError:
-    return InputError(
-        f"out of memory on one sequence of {tokens} tokens: use a smaller model or data type, fewer examples "
-        "in the prompt, or a larger machine"
-    )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error)
+def _joined(parts: Iterable[tuple[np.ndarray, np.ndarray]], axis: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Answers to requests one after another; or, along axis 0, of cuts."""
+    logprobs, greedy = (np.concatenate(of_parts, axis) for of_parts in zip(*parts, strict=True))
+    return logprobs, greedy

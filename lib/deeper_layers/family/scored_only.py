@@ -53,7 +53,8 @@ class ScoredOnly:
         if named.get("position_embeddings") is not None:
             tables = named["position_embeddings"]
             named["position_embeddings"] = tuple(t.take_along_dim(places[:, :, None], dim=1) for t in tables)
-        return Call(call.arguments, named)(layer, residual.take_along_dim(places[:, :, None], dim=1))
+        places = places.to(residual.device)[:, :, None]
+        return Call(call.arguments, named)(layer, residual.take_along_dim(places, dim=1))
 
     @contextlib.contextmanager
     def _few_queries(self, layer) -> Iterator[None]:

@@ -47,6 +47,7 @@ class Tree:
         levels: for each layer of the whole model its nodes.
         paths: for each cut its nodes, by layer.
         last: for each cut the number of the residual that goes to the head.
+        until: for each residual the last layer that needs it.
         done: for each layer the residuals that nothing needs once it has run.
     """
 
@@ -71,17 +72,12 @@ class Tree:
                     self.paths[number][layer] = node
                 count += 1
         self.levels, self.last = levels, at
-        self.done = self._done()
-
-    def _done(self) -> list[list[int]]:
-        needed = {node.enters: node.layer for level in self.levels for node in level}
-        found: list[list[int]] = [[] for _ in range(self.layers)]
-        for level in self.levels:
-            for node in level:
-                # what goes to the head is taken from a residual as soon as it is there
-                found[needed.get(node.leaves, node.layer)].append(node.leaves)
-        found[needed.get(0, 0)].append(0)
-        return found
+        # what goes to the head is taken from a residual as soon as it is there
+        self.until = {0: 0} | {node.leaves: node.layer for level in levels for node in level}
+        self.until |= {node.enters: node.layer for level in levels for node in level}
+        self.done: list[list[int]] = [[] for _ in range(layers)]
+        for number, layer in self.until.items():
+            self.done[layer].append(number)
 
     @cached_property
     def nodes(self) -> int:

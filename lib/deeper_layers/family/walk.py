@@ -18,7 +18,7 @@ from deeper_layers.family.masks import attention_masks, sees_all
 from deeper_layers.family.planning import STACK_TOKENS, Sequence
 from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.family.tree import Node, Tree
-from deeper_layers.models.network import Handed, Network
+from deeper_layers.models.network import Call, Handed, Network
 from deeper_layers.models.sublayers import only
 
 
@@ -61,7 +61,8 @@ class Batch:
 
     def scored(self, residual: torch.Tensor) -> torch.Tensor:
         """[..., N, D] of a residual [..., B, T, D]."""
-        return residual[..., self.rows, self.places[self.rows, self.slots], :]
+        rows, places = self.rows, self.places[self.rows, self.slots]
+        return residual[..., rows.to(residual.device), places.to(residual.device), :]
 
 
 @dataclass
@@ -94,16 +95,16 @@ class Walk:
         apart = apart and sees_all(network.model.config, past + batch.ids.shape[1])
         self.cache = Lent(past, apart and past > 0)
         self.at_once = max(1, STACK_TOKENS // batch.ids.numel())
-        self.known: dict[int, Handed] = {}
-        self.residuals = {0: self.handed(1).residual}
+        self.known: dict[int, list[Call]] = {}
+        self.residuals = {0: self._handed(1).residual}
         self.states: dict[int, torch.Tensor] = {}  # [..., N, D] of what goes to the head
 
-    def handed(self, nodes: int) -> Handed:
+    def _handed(self, nodes: int) -> Handed:
         """What layers are handed where so many nodes are stacked."""
-        if nodes not in self.known:
-            with self.cache.attending(self.network.model.config):
-                self.known[nodes] = self.network.handed(self.batch.ids.repeat(nodes, 1), **self._options(nodes))
-        return self.known[nodes]
+        with self.cache.attending(self.network.model.config):
+            found = self.network.handed(self.batch.ids.repeat(nodes, 1), **self._options(nodes))
+        self.known[nodes] = found.calls
+        return found
 
     def _options(self, nodes: int) -> dict:
         batch, past = self.batch, self.cache.length
@@ -127,41 +128,39 @@ class Walk:
             for group in stacks(level, self.at_once):
                 self._run(module, group)
                 done(self.batch.tokens * len(group))
-        last = set(self.tree.last) if self.kept is None else ()
-        for node in level:
-            if node.leaves in last and node.leaves not in self.states:
-                self.states[node.leaves] = self.batch.scored(self.residuals[node.leaves])
         for number in self.tree.done[layer]:
             self.residuals.pop(number, None)
 
     def _run(self, module, group: list[Node]) -> None:
-        first, nodes = group[0], len(group)
+        first, nodes, kept = group[0], len(group), self.kept
         self.cache.added = None
-        call = self.handed(nodes).calls[first.layer]
-        residual = self.residuals[first.enters]
-        if nodes > 1:
-            residual = torch.cat([self.residuals[node.enters] for node in group], dim=-3)
+        calls = self.known[nodes] if nodes in self.known else self._handed(nodes).calls
+        call, place = calls[first.layer], self.network.places[first.layer]
+        residuals = [self.residuals[node.enters].to(place) for node in group]
+        residual = torch.cat(residuals, dim=-3) if nodes > 1 else residuals[0]
         if self.beginning:
-            kept = self.beginning.kept
-            self.cache.nodes = [kept[node.leaves] for node in group if node.leaves in kept]
+            lent = self.beginning.kept
+            self.cache.nodes = [lent[node.leaves] for node in group if node.leaves in lent]
         way = self.way if first.ends and first.part == WHOLE else None
         with only(module, first.part) if first.part != WHOLE else contextlib.nullcontext():
-            if way and self.kept is not None:
+            if way and kept is not None:
                 way.remembered(module, call, residual)
+                found = residual  # which nobody reads
             elif way:
                 found = way.run(module, call, residual, self.batch.places.repeat(nodes, 1))
             else:
                 found = call(module, residual)
-        if self.kept is not None and self.cache.added is not None:
+        if kept is not None and self.cache.added is not None:
             for node, *pair in zip(group, *(tensor.chunk(nodes) for tensor in self.cache.added), strict=True):
-                self.kept[node.leaves] = tuple(pair)
-        if way and self.kept is not None:
-            return
+                kept[node.leaves] = tuple(pair)
         for node, left in zip(group, found.chunk(nodes, dim=-3), strict=True):
-            if way:
-                self.states[node.leaves] = left[self.batch.rows, self.batch.slots]
-            else:
-                self.residuals[node.leaves] = left
+            if kept is None and node.leaves in self.tree.last:
+                scored = left[self.batch.rows.to(place), self.batch.slots.to(place)] if way else self.batch.scored(left)
+                self.states[node.leaves] = scored.to(self.network.device)
+            if not node.ends:
+                # a view of the stack would keep all of it
+                lasts = nodes > 1 and self.tree.until[node.leaves] > node.layer + 1
+                self.residuals[node.leaves] = left.clone() if lasts else left
 
     def through(self, done: Callable[[float], object] = lambda steps: None) -> "Walk":
         """All layers, one after another."""

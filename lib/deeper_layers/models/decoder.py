@@ -98,6 +98,14 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
     )
 
 
+def kinds_of_layers(model: nn.Module) -> list[int]:
+    """The first layer of each kind: made of the same modules, and called the same by the configuration."""
+    layers = decoder_layers(model)
+    names = getattr(text_config(model.config), "layer_types", None) or [""] * len(layers)  # ty: ignore[invalid-argument-type]
+    made_of = [(name, *map(type, layer.modules())) for name, layer in zip(names, layers, strict=True)]
+    return [made_of.index(kind) for kind in dict.fromkeys(made_of)]
+
+
 def _has_attention(layers: nn.ModuleList) -> bool:
     """Whether any layer holds a module that its name or class calls attention (in a hybrid not all do)."""
     names = (f"{name} {type(module).__name__}".lower() for name, module in layers.named_modules())

@@ -85,6 +85,16 @@ class Network:
         """Bytes of the weights of a layer, on average."""
         return sum(p.numel() * p.element_size() for p in self.layers.parameters()) / len(self.layers)
 
+    @cached_property
+    def places(self) -> list[torch.device]:
+        """Where each layer runs: accelerate may have spread them over devices (`device_map`)."""
+        found = []
+        for layer in self.layers:
+            stated = getattr(vars(layer).get("_hf_hook"), "execution_device", None)
+            device = next((p.device for p in layer.parameters()), self.device) if stated is None else stated
+            found.append(self.device if torch.device(device).type == "meta" else torch.device(device))
+        return found
+
     def in_turn(self, layers: list[int]) -> Iterator[int]:
         """The numbers of some layers; of each the weights are there until the next is asked for."""
         for layer, following in zip(layers, [*layers[1:], None], strict=True):
