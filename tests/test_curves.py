@@ -10,7 +10,6 @@ from deeper_layers.report import curves
 from deeper_layers.report.curves import (
     above_guessing,
     accuracy_by_rule,
-    flat_until,
     main_metric,
     of_all_models,
     wilson_interval,
@@ -79,20 +78,6 @@ def test_above_guessing():
     assert above_guessing(curves, levels) == ["sure", "majority"]
     at_the_level = pd.DataFrame({"task": ["a", "b"], "size": 0, "low": 0.25})
     assert above_guessing(at_the_level, {"a": {"chance": 0.25}}) == ["b"]
-
-
-def test_flat_until():
-    falls = {(0, 0): 0.8, (8, 1): 0.79, (7, 2): 0.78, (6, 3): 0.3, (5, 4): 0.8}
-    # the last one comes back up, which does not make the curve flat
-    curves = accuracy_by_rule(rows(falls), {"simple": [Cut(*cut) for cut in falls]}, 10)
-    found = flat_until(curves)
-    assert found[["task", "rule", "size", "fraction", "value"]].values.tolist() == [["a", "simple", 2, 0.2, 0.78]]
-    at_once = accuracy_by_rule(rows({(0, 0): 0.9, (8, 1): 0.2}), {"simple": [Cut(0, 0), Cut(8, 1)]}, 10)
-    assert flat_until(at_once)["size"].tolist() == [0]
-    perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
-    assert flat_until(perfect)["size"].tolist() == [0]
-    both = pd.concat([curves.assign(task="b"), curves])
-    assert flat_until(both)["task"].tolist() == ["b", "a"]
 
 
 def test_losses_are_in_units_of_ln_v():
