@@ -12,8 +12,8 @@ from deeper_layers.report import paper
 from deeper_layers.report.curves import wilson_interval
 from deeper_layers.report.evidence import TOPICS, Answers, Evidence
 from deeper_layers.report.outcomes import at, crossing, interval
-from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, SHARP, SIZES
-from deeper_layers.report.verdicts import NOTHING, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
+from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
+from deeper_layers.report.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
 
 OF_PAPER = TOPICS[:2]
 HALF = "half of its accuracy above guessing is gone at this share of its layers"
@@ -82,15 +82,41 @@ def cliff_of(answers: Answers) -> tuple[float, float, float]:
     return place, min(low, float(answers.fractions[-1])), high
 
 
+def half_left(answers: Answers, places: list[int], *, more: bool) -> list[Finding]:
+    """Whether some cuts keep at least half of what lies above guessing (`more`), or at most half: one finding a cut.
+
+    Cut by cut and in pairs: where a curve crosses a level first is early by chance where items are few.
+    """
+    right, guessing, means = answers.right.astype(float), answers.guessing, answers.means
+    above, found = means[:, 0] - guessing, []
+    limits = {"floor": 0.0} if more else {"ceiling": 0.0}
+    for place in places:
+        # no ratio: whether this lies above 0 is the same question
+        tested = Finding.of_pairs("", right[place] - LEFT * right[0] - (1 - LEFT) * guessing, **limits)
+        left, low, high = interval((means[:, place] - guessing) / np.where(above > 0, above, np.inf))
+        limit = {"floor": float(LEFT)} if more else {"ceiling": float(LEFT)}
+        what = f"left above guessing without {answers.cuts[place].size} layers"
+        found.append(dataclasses.replace(tested, what=what, value=left, low=low, high=high, form=PERCENT, **limit))
+    return found
+
+
+def _gone(answers: Answers, what: str, *, final: bool) -> Finding:
+    """Where half is first gone, which no cut before EARLIEST may show; or for good, as all from LATEST on have to."""
+    fractions, last = answers.fractions, float(answers.fractions[-1])
+    draws = crossing(answers.means, fractions, answers.guessing, final=final)
+    limits = {"ceiling": float(LATEST)} if final else {"floor": float(EARLIEST)}
+    shown = Finding.of_draws(what, draws, nearest=np.minimum(draws, last), items=answers.right.shape[1], **limits)
+    places = np.flatnonzero(fractions >= LATEST if final else (fractions > 0) & (fractions < EARLIEST)).tolist()
+    # without such a cut the nearest one may still show that it is so, and never that it is not
+    tested = Finding.of_all(half_left(answers, places or [len(fractions) - 1 if final else 1], more=not final))
+    return dataclasses.replace(shown, p_agrees=tested.p_agrees, p_differs=tested.p_differs if places else 1.0)
+
+
 def falls(answers: Answers) -> Falls:
     """Where accuracy falls, and for good, how much is left half way there, and how steeply (figures 2 and 6)."""
     fractions, guessing, means, items = answers.fractions, answers.guessing, answers.means, answers.right.shape[1]
-    last, first_cut = float(fractions[-1]), float(fractions[1])
-    gone, for_good = cliffs(answers), crossing(means, fractions, guessing, final=True)
-    found = [
-        Finding.of_draws(HALF, gone, nearest=np.minimum(gone, last), floor=EARLIEST, items=items),
-        Finding.of_draws(FOR_GOOD, for_good, nearest=np.minimum(for_good, last), ceiling=LATEST, items=items),
-    ]
+    last, first_cut, gone = float(fractions[-1]), float(fractions[1]), cliffs(answers)
+    found = [_gone(answers, HALF, final=False), _gone(answers, FOR_GOOD, final=True)]
     if gone[0] < 2 * first_cut:
         what = "cuts between the whole model and its cliff, without which neither flat nor sharp means anything"
         return found, not_measured(what)

@@ -9,12 +9,23 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from jaxtyping import Float
 
 from deeper_layers.report import outcomes
-from deeper_layers.report.deciding import HALF, OF_PAPER, apart, cliffs, fall, not_known, not_measured, on_tasks
+from deeper_layers.report.deciding import (
+    HALF,
+    OF_PAPER,
+    apart,
+    cliffs,
+    fall,
+    half_left,
+    not_known,
+    not_measured,
+    on_tasks,
+)
 from deeper_layers.report.evidence import TOPICS, Answers, Evidence
-from deeper_layers.report.outcomes import crossing, interval
-from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST, LEFT
+from deeper_layers.report.outcomes import crossing
+from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST
 from deeper_layers.report.verdicts import NOTHING, OPEN, PERCENT, UNMEASURED, Finding, Obstacle, Ruling
 from deeper_layers.rules.similarity import distance_matrix
 
@@ -54,16 +65,9 @@ def _down(topic: str, answers: Answers | None, obstacle: Obstacle | None) -> Rul
     larger = [place for place, fraction in enumerate(answers.fractions) if fraction > AT_ONCE]
     if not larger:
         return Ruling(answers.described, [], not_measured(f"cuts of more than {AT_ONCE:.0%}"), of_paper=of_paper)
-    guessing, means, right = answers.guessing, answers.means, answers.right.astype(float)
-    above = means[:, 0] - guessing
-    found = []
-    for place in larger:
-        # no ratio: whether this lies above 0 is the same question
-        more = Finding.of_pairs("", right[place] - LEFT * right[0] - (1 - LEFT) * guessing, ceiling=0.0)
-        left, low, high = interval((means[:, place] - guessing) / np.where(above > 0, above, np.inf))
-        what = f"left above guessing without {answers.cuts[place].size} layers, the most of {len(larger)} larger cuts"
-        found.append(dataclasses.replace(more, what=what, value=left, low=low, high=high, ceiling=LEFT, form=PERCENT))
-    return Ruling(answers.described, [Finding.of_all(found)], of_paper=of_paper, topic=topic)
+    worst = Finding.of_all(half_left(answers, larger, more=False))
+    worst = dataclasses.replace(worst, what=f"{worst.what}, the most of {len(larger)} larger cuts")
+    return Ruling(answers.described, [worst], of_paper=of_paper, topic=topic)
 
 
 def reasoning(evidence: Evidence) -> list[Ruling]:
@@ -79,11 +83,21 @@ def reasoning(evidence: Evidence) -> list[Ruling]:
     # a cliff of knowledge beyond the last cut counts as there: reasoning that falls before it falls earlier
     means = outcomes.resampled_means(known.right.astype(float), seed=1)  # other items, drawn by themselves
     other = np.minimum(crossing(means, known.fractions, known.guessing), known.fractions[-1])
-    early = Finding.of_draws(HALF, gone, nearest=np.minimum(gone, last), ceiling=EARLIEST, items=items)
+    early = dataclasses.replace(
+        Finding.of_draws(HALF, gone, nearest=np.minimum(gone, last), ceiling=float(EARLIEST), items=items),
+        **_at_most_half(steps, EARLIEST),
+    )
     what = f"its cliff less that of {known.described}"
     earlier = Finding.of_draws(what, gone - other, nearest=np.minimum(gone, last) - other, ceiling=0.0, form="{:+.0%}",
                                items=items)  # fmt: skip
     return [Ruling(steps.described, [early, earlier], topic="GSM8K")]
+
+
+def _at_most_half(answers: Answers, fraction: float) -> dict[str, float]:
+    """Whether all cuts from a share of the layers on keep at most half, as the two p-values of a finding."""
+    places = np.flatnonzero(answers.fractions >= fraction).tolist()
+    tested = Finding.of_all(half_left(answers, places or [len(answers.cuts) - 1], more=False))
+    return {"p_agrees": tested.p_agrees, "p_differs": tested.p_differs if places else 1.0}
 
 
 # ---- examples in the prompt ------------------------------------------------------------------------------------
@@ -134,13 +148,12 @@ def resampled_distances(evidence: Evidence, statistic: Callable) -> tuple[np.nda
         return None
     distances = distance_matrix(unit.rows)
     errors = distance_matrix(unit.rows.assign(distance=unit.rows["stderr"]))
-    draw = np.random.default_rng(0)
-    found = [statistic(distances)]
-    found += [statistic(distances + errors * draw.standard_normal(distances.shape)) for _ in range(outcomes.RESAMPLES)]
+    draws = np.random.default_rng(0).standard_normal((outcomes.RESAMPLES, *distances.shape))
+    found = np.concatenate([statistic(distances[None]), statistic(distances + errors * draws)])
     corpus = unit.key["corpus"]
     beside = "" if corpus == "c4" else "; the paper's are on C4"
     about = f"distances on {corpus.title()}, {unit.rows['samples'].max():,} sequences{beside}"
-    return np.array(found), about, int(unit.rows["samples"].max())
+    return found, about, int(unit.rows["samples"].max())
 
 
 def deep_blocks(evidence: Evidence) -> list[Ruling]:
@@ -158,25 +171,26 @@ def last_layer(evidence: Evidence) -> list[Ruling]:
     )  # fmt: skip
 
 
-def depth(distances: np.ndarray) -> float:
-    """How deep the most similar blocks lie, of distances [n, l]; 1 is the last layer."""
-    layers = len(distances)
+def depth(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
+    """How deep the most similar blocks lie, of distances [n, l] drawn R times; 1 is the last layer."""
+    layers = distances.shape[-1]
     sizes = range(1, max(layers // 4, 1) + 1)
     # the last block of a row holds the last layer and is no candidate
-    starts = [int(np.nanargmin(distances[size - 1, : layers - size])) for size in sizes]
-    return float(np.mean([(start + size / 2) / layers for start, size in zip(starts, sizes)]))
+    starts = [distances[:, size - 1, : layers - size].argmin(axis=1) for size in sizes]
+    return np.mean([(start + size / 2) / layers for start, size in zip(starts, sizes)], axis=0)
 
 
-def height(distances: np.ndarray) -> float:
-    """How near-maximal blocks with the last layer are, of distances [n, l].
+def height(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
+    """How near-maximal blocks with the last layer are, of distances [n, l] drawn R times.
 
     Blocks that begin at layer 0 are left out: what leaves the embedding is unlike all else, and would set the range.
     """
-    layers, places = len(distances), []
+    layers, places = distances.shape[-1], []
     for size in range(1, layers - 1):
-        row = distances[size - 1, 1 : layers - size + 1]
-        places.append((row[-1] - row.min()) / (row.max() - row.min()))
-    return float(np.mean(places))
+        row = distances[:, size - 1, 1 : layers - size + 1]
+        low, high = row.min(axis=1), row.max(axis=1)
+        places.append((row[:, -1] - low) / (high - low))
+    return np.mean(places, axis=0)
 
 
 def _of_distances(evidence: Evidence, statistic: Callable, what: str, floor: float) -> list[Ruling]:
