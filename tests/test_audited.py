@@ -32,7 +32,7 @@ SEQUENCES = 64
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(outcomes, "RESAMPLES", 400)
+    monkeypatch.setattr(outcomes, "RESAMPLES", 300)
 
 
 def evidence(*units):

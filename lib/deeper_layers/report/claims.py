@@ -185,21 +185,23 @@ def figure_table(rulings: Rulings) -> str:
 
 
 def result(rulings: Rulings) -> str:
-    """HTML: where half of what each model knows is gone, and how many claims hold of it."""
+    """HTML: where half of each model's accuracy above guessing is gone, and how many claims hold of it."""
     models = _models(rulings)
-    cliffs = {
-        (ruling.topic, model): ruling.findings[0].shown
-        for claim in ("plateau", "boolq", "reasoning")
-        for model in models
-        for ruling in rulings[claim][model]
-        if ruling.findings
-    }
-    rows = [_row(topic, [cliffs.get((topic, model), "–") for model in models]) for topic in TOPICS]
+    cliffs: dict[tuple[str, str], list[str]] = {}
+    for claim in ("plateau", "boolq", "reasoning"):
+        for model in models:
+            for ruling in rulings[claim][model]:
+                if ruling.findings:
+                    _, beside, line = ruling.about.rpartition(", beside ")
+                    shown = ruling.findings[0].shown + (f" beside {line}" if beside else "")
+                    cliffs.setdefault((ruling.topic, model), []).append(shown)
+    rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
     rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
     lead = (
-        "The share of its layers at which a model has lost half of what it knows (95% intervals), without healing. "
+        "The share of its layers at which a model has first lost half of its accuracy above guessing, in the answer "
+        "format of each task (95% intervals), without healing. "
         f"The paper's models hold out until {CLIFFS}. –: not measured, or the whole model is not surely better than "
         "guessing."
     )

@@ -1,14 +1,14 @@
 """The numbers that claims are judged by, what each means, and the commit that set it.
 
 The paper says "flat", "sharp", "slowly"; these say what we take that to mean. Which came first, a threshold or the
-data that it judges, is shown beside it: `claim_history.thresholds_table` takes the dates of the data from the units.
+data that it judges, is shown beside it: claim_history.py takes the dates of the data from the units.
 """
 
 from deeper_layers.report import paper
 
 FIRST = ("f3a273f", "2026-11-25T04:18:54+00:00")  # the first version of the claims
 SHAPES = ("b666f12", "2026-11-26T20:19:21+00:00")
-AUDIT = ("", "2026-11-28T04:00:00+00:00")  # after a recomputation of everything published
+AUDIT = ("b14764a", "2026-11-28T03:59:38+00:00")  # after a recomputation of everything published
 
 
 class Threshold(float):
