@@ -23,7 +23,8 @@ from deeper_layers.report.verdicts import (
     together,
 )
 from deeper_layers.results.packing import pack
-from deeper_layers.results.units import Unit
+from deeper_layers.results.places import AROUND
+from deeper_layers.results.units import Unit, all_units
 from tests import made_up
 from tests.made_up import FLAT, GUESSES, ITEMS, LAYERS, SIZES, distances, healings, prompts, sweep, unhealed
 
@@ -328,6 +329,20 @@ def test_14_lines_that_disagree_decide_nothing():
     shown = decisions.plateau_boolq(boolq([0.9 if size < 8 else 0.72 for size in SIZES], majority=0.72))
     assert {ruling.verdict for ruling in shown} == {OPEN}
     assert "at 72%: agrees; " in shown[0].reason and "at 50%: differs" in shown[0].reason
+
+
+# ---- 17: what is written ---------------------------------------------------------------------------------------
+
+
+def test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls():
+    said = (AROUND / "notebooks" / "04-reasoning.ipynb").read_text(encoding="utf-8")
+    assert "That it is written is not all there is to it" in said
+    units = by_model(all_units(model="Qwen2.5-Coder-1.5B-Instruct"))["Qwen2.5-Coder-1.5B-Instruct"]
+    letters, written = (units.answers(topic, "similarity") for topic in ("MMLU", "Sums, two digits, written"))
+    later = max(cut.size for cut in written.cuts if cut.size <= 7)
+    left = [(a.right[[c.size for c in a.cuts].index(later)].mean() - a.guessing) / (a.whole[0] - a.guessing)
+            for a in (letters, written)]  # fmt: skip
+    assert left[0] < 0.5 < left[1], "what the page's own table says"
 
 
 # ---- Holm, power -----------------------------------------------------------------------------------------------
