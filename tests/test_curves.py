@@ -10,7 +10,6 @@ from deeper_layers.report import curves
 from deeper_layers.report.curves import (
     above_guessing,
     accuracy_by_rule,
-    flat_until,
     main_metric,
     of_all_models,
     wilson_interval,
@@ -81,20 +80,6 @@ def test_above_guessing():
     assert above_guessing(at_the_level, {"a": {"chance": 0.25}}) == ["b"]
 
 
-def test_flat_until():
-    falls = {(0, 0): 0.8, (8, 1): 0.79, (7, 2): 0.78, (6, 3): 0.3, (5, 4): 0.8}
-    # the last one comes back up, which does not make the curve flat
-    curves = accuracy_by_rule(rows(falls), {"simple": [Cut(*cut) for cut in falls]}, 10)
-    found = flat_until(curves)
-    assert found[["task", "rule", "size", "fraction", "value"]].values.tolist() == [["a", "simple", 2, 0.2, 0.78]]
-    at_once = accuracy_by_rule(rows({(0, 0): 0.9, (8, 1): 0.2}), {"simple": [Cut(0, 0), Cut(8, 1)]}, 10)
-    assert flat_until(at_once)["size"].tolist() == [0]
-    perfect = accuracy_by_rule(rows({(0, 0): 1.0}, items=10), {"simple": [Cut(0, 0)]}, 10)
-    assert flat_until(perfect)["size"].tolist() == [0]
-    both = pd.concat([curves.assign(task="b"), curves])
-    assert flat_until(both)["task"].tolist() == ["b", "a"]
-
-
 def test_losses_are_in_units_of_ln_v():
     def of(shift):
         return pd.DataFrame([
@@ -152,15 +137,16 @@ def test_pruned_models_beside_whole_ones_that_are_no_larger():
     points = [
         # kind, n, bytes, low, high
         ("bfloat16", 0, 100, 0.8, 0.9),
-        ("bfloat16", 1, 90, 0.5, 0.6),  # below nf4, which is smaller
-        ("bfloat16", 2, 50, 0.72, 0.75),  # as nf4, which is as large
+        ("bfloat16", 1, 90, 0.62, 0.71),  # below nf4, which is smaller, though their intervals meet
+        ("bfloat16", 2, 50, 0.68, 0.78),  # as nf4, which is as large: both intervals and that of the difference meet
         ("bfloat16", 3, 45, 0.5, 0.55),  # above Q2_K, the only one no larger
-        ("nf4", 0, 50, 0.7, 0.8),
-        ("nf4", 1, 41, 0.3, 0.41),  # as Q2_K
+        ("nf4", 0, 50, 0.7, 0.85),
+        ("nf4", 1, 41, 0.33, 0.42),  # as Q2_K
         ("Q2_K", 0, 40, 0.4, 0.45),
         ("Q2_K", 1, 39, 0.4, 0.45),
     ]
     accuracy = pd.DataFrame(points, columns=["rule", "size", "bytes", "low", "high"]).assign(task="capitals")
+    accuracy["value"] = (accuracy["low"] + accuracy["high"]) / 2
     (counts,) = curves.beside_whole(accuracy).to_dict("records")
     assert counts == {"task": "capitals", "pruned": 5, "worse": 1, "better": 1, "close": 2, "smaller": 1}
     both = pd.concat([accuracy.assign(task="sums"), accuracy])

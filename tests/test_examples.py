@@ -16,7 +16,7 @@ from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
-from deeper_layers.report.decisions import cliff_of
+from deeper_layers.report.deciding import cliff_of
 from deeper_layers.report.evidence import by_model
 from deeper_layers.results.units import all_units
 

@@ -17,7 +17,7 @@ from book.extension import captions, contents, measured, pages, titles
 from deeper_layers.cuts import Cut
 from deeper_layers.report import claims, figures, names
 from deeper_layers.report.curves import COLUMNS
-from deeper_layers.report.decisions import Ruling
+from deeper_layers.report.verdicts import UNMEASURED, Obstacle, Ruling
 from deeper_layers.results.records import Record
 from deeper_layers.results.units import all_units, write_unit
 from tests import hostile
@@ -100,7 +100,10 @@ def in_table(model, task, device, metric) -> str:
 
 
 def in_claims(model, task, device, metric) -> str:
-    rulings = {claim.identifier: {model: [Ruling(task, [], device, topic=metric)]} for claim in claims.CLAIMS}
+    rulings = {
+        claim.identifier: {model: [Ruling(task, [], Obstacle(UNMEASURED, device), topic=metric)]}
+        for claim in claims.CLAIMS
+    }
     parts = claims.summary_table, claims.figure_table, claims.details, claims.result
     return captions.numbered("".join(part(rulings) for part in parts))
 

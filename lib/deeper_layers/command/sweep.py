@@ -52,7 +52,7 @@ def sweep(given: dict) -> Answer:
 
 def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
     """The tables of a unit, one for each of its tasks: accuracy and its interval, by size and rule."""
-    from deeper_layers.report import curves
+    from deeper_layers.report import curves, outcomes
 
     accuracy, levels, parts = curves.accuracy_by_rule(unit.rows, cuts, layers), curves.levels_of(unit), []
     for task in curves.own_tasks(unit):
@@ -64,9 +64,14 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
             line = cells.setdefault(row.size, {"n": str(row.size), "of layers": f"{row.fraction:.0%}"})
             line[row.rule] = f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})"
             line["from" + " " * list(cuts).index(row.rule)] = "" if row.size == 0 else str(row.start)
-        flat = ", ".join(f"{row.rule} n = {row.size}" for row in curves.flat_until(own).itertuples())
+        kept = []
+        for rule, of_rule in cuts.items():
+            pruned = [cut for cut in of_rule if cut.size]
+            table_of = outcomes.kept(unit, pruned, first["metric"], task=None if task == unit.name else task)
+            kept.append(f"{rule} n = {outcomes.sizes_seen(table_of, 'kept')}")
         parts.append(
-            f"{task}, {first['metric']}: {first['items']} items{guessing}; nothing surely lost up to {flat}\n"
+            f"{task}, {first['metric']}: {first['items']} items{guessing}; within "
+            f"{outcomes.KEPT:.0%} of the whole model, surely, at {', '.join(kept)}\n"
             + table([cells[size] for size in sorted(cells)])
         )
     return "\n\n".join(parts)

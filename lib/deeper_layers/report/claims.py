@@ -3,16 +3,19 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from deeper_layers.report import decisions, paper
+from deeper_layers.report import decisions, healing_decisions, paper
 from deeper_layers.report.evidence import TOPICS, Evidence, by_model
 from deeper_layers.report.names import as_html
-from deeper_layers.report.verdicts import AGREES, DIFFERS, OPEN, Ruling
+from deeper_layers.report.verdicts import AGREES, DIFFERS, NOTHING, OPEN, UNMEASURED, Ruling, corrected, together
 from deeper_layers.results.units import Unit
 
 Rulings = Mapping[str, Mapping[str, list[Ruling]]]  # by claim, then by model
 # never by colour alone
-MARKS = {AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "–")}
-COUNTED = {AGREES: "agree", DIFFERS: "differ", OPEN: "can't be tested here"}
+MARKS = {
+    AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "?"), NOTHING: ("open", "0"),
+    UNMEASURED: ("open", "–"),
+}  # fmt: skip
+COUNTED = {AGREES: "agree", DIFFERS: "differ", OPEN: OPEN, NOTHING: NOTHING, UNMEASURED: UNMEASURED}
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ CLAIMS = [
     ),
     Claim(
         "plateau-healed", "So it does after healing", "The healed curves have the same flat part and the same fall.",
-        ("1d", "2", "6"), decisions.plateau_healed,
+        ("1d", "2", "6"), healing_decisions.plateau_healed,
     ),
     Claim(
         "boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.",
@@ -51,16 +54,16 @@ CLAIMS = [
     ),
     Claim(
         "boolq-healing", "Healing matters more for BoolQ", "Healing gives back more on BoolQ than on MMLU.",
-        ("6",), decisions.healing_matters,
+        ("6",), healing_decisions.healing_matters,
     ),
     Claim(
         "healed-loss", "Healed loss grows slowly and straight",
         "After healing, the loss on C4 grows slowly and about linearly, straight through the cliff.",
-        ("1d", "3"), decisions.healed_loss,
+        ("1d", "3"), healing_decisions.healed_loss,
     ),
     Claim(
         "unhealed-loss", "Unhealed loss jumps near the cliff", "Without healing, the loss jumps near the cliff.",
-        ("1d", "3"), decisions.unhealed_loss,
+        ("1d", "3"), healing_decisions.unhealed_loss,
     ),
     Claim(
         "simple-unhealed", "The simple heuristic alone collapses",
@@ -70,7 +73,7 @@ CLAIMS = [
     Claim(
         "simple-healed", "The simple heuristic, healed, nearly matches",
         "After healing, the simple heuristic does nearly as well as similarity-informed pruning.",
-        ("5",), decisions.simple_healed,
+        ("5",), healing_decisions.simple_healed,
     ),
     Claim(
         "deep-blocks", "Deep blocks are the most alike",
@@ -90,11 +93,11 @@ CLAIMS = [
     ),
     Claim(
         "seeds", "The seed of healing does not matter", "Another seed of healing: no effect on MMLU.",
-        ("8",), decisions.seeds,
+        ("8",), healing_decisions.seeds,
     ),
     Claim(
         "ranks", "Lower ranks: better MMLU, worse loss",
-        "A lower rank of the adapters gives better MMLU and worse loss on C4.", ("9",), decisions.ranks,
+        "A lower rank of the adapters gives better MMLU and worse loss on C4.", ("9",), healing_decisions.ranks,
     ),
     Claim(
         "reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.",
@@ -117,14 +120,18 @@ def ruled(units: Iterable[Unit]) -> Rulings:
     """
     models = by_model(units) or {"no model": Evidence([])}
     found = {name: {claim.identifier: claim.decide(evidence) for claim in CLAIMS} for name, evidence in models.items()}
-    order = sorted(found, key=lambda name: [verdict_of(rulings) for rulings in found[name].values()].count(OPEN))
-    return {claim.identifier: {name: found[name][claim.identifier] for name in order} for claim in CLAIMS}
+
+    def decided(name):
+        return sum(verdict_of(rulings) in (AGREES, DIFFERS) for rulings in found[name].values())
+
+    order = sorted(found, key=decided, reverse=True)
+    return {claim.identifier: _corrected({name: found[name][claim.identifier] for name in order}) for claim in CLAIMS}
 
 
-def together(rulings: Iterable[Ruling]) -> str:
-    """One verdict of several: they differ where one does, and agree where one does and none differs."""
-    found = {ruling.verdict for ruling in rulings}
-    return DIFFERS if DIFFERS in found else AGREES if AGREES in found else OPEN
+def _corrected(of_claim: dict[str, list[Ruling]]) -> dict[str, list[Ruling]]:
+    """The rulings of a claim after Holm's correction for all its tasks and models."""
+    every = iter(corrected(ruling for rulings in of_claim.values() for ruling in rulings))
+    return {name: [next(every) for _ in rulings] for name, rulings in of_claim.items()}
 
 
 def verdict_of(rulings: list[Ruling]) -> str:
@@ -178,21 +185,23 @@ def figure_table(rulings: Rulings) -> str:
 
 
 def result(rulings: Rulings) -> str:
-    """HTML: where half of what each model knows is gone, and how many claims hold of it."""
+    """HTML: where half of each model's accuracy above guessing is gone, and how many claims hold of it."""
     models = _models(rulings)
-    cliffs = {
-        (ruling.topic, model): ruling.findings[0].shown
-        for claim in ("plateau", "boolq", "reasoning")
-        for model in models
-        for ruling in rulings[claim][model]
-        if ruling.findings
-    }
-    rows = [_row(topic, [cliffs.get((topic, model), "–") for model in models]) for topic in TOPICS]
+    cliffs: dict[tuple[str, str], list[str]] = {}
+    for claim in ("plateau", "boolq", "reasoning"):
+        for model in models:
+            for ruling in rulings[claim][model]:
+                if ruling.findings:
+                    _, beside, line = ruling.about.rpartition(", beside ")
+                    shown = ruling.findings[0].shown + (f" beside {line}" if beside else "")
+                    cliffs.setdefault((ruling.topic, model), []).append(shown)
+    rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
     rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
     lead = (
-        "The share of its layers at which a model has lost half of what it knows (95% intervals), without healing. "
+        "The share of its layers at which a model has first lost half of its accuracy above guessing, in the answer "
+        "format of each task (95% intervals), without healing. "
         f"The paper's models hold out until {CLIFFS}. –: not measured, or the whole model is not surely better than "
         "guessing."
     )

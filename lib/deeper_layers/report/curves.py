@@ -7,7 +7,9 @@ from collections.abc import Iterable
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report import paper
+from deeper_layers.errors import InputError
+from deeper_layers.report import outcomes, paper
+from deeper_layers.report.outcomes import Z
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -31,7 +33,6 @@ TITLES = {
     "sums_one_digit_generated": "Sums, one digit, written",
     "sums_two_digits_generated": "Sums, two digits, written",
 }
-Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
 
 
@@ -114,27 +115,12 @@ def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) 
     return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
 
 
-def flat_until(accuracy: pd.DataFrame) -> pd.DataFrame:
-    """For each task and rule the largest cut up to which nothing is surely lost.
-
-    That is: this cut and every smaller one has a 95% interval that reaches up to the whole model's accuracy.
-    Columns task, rule, size, fraction, value.
-    """
-    found = []
-    for (task, rule), curve in accuracy.groupby(["task", "rule"], sort=False):
-        curve = curve.sort_values("size")
-        flat = curve["high"] >= curve["value"].iloc[0]
-        last = curve[flat.cummin()].iloc[-1]
-        found.append({"task": task, "rule": rule, **last[["size", "fraction", "value"]]})
-    return pd.DataFrame(found)
-
-
 def beside_whole(accuracy: pd.DataFrame) -> pd.DataFrame:
     """For each task, how many pruned models are worth their bytes beside whole models that are no larger.
 
     `accuracy` as `accuracy_by_rule` has it, with kinds of weights for rules and the column bytes. Columns task,
-    pruned, worse (95% interval below that of a whole model that is no larger), better (above those of all such),
-    close (neither), smaller (there is no such model).
+    pruned, worse (surely below a whole model that is no larger), better (surely above all such), close (neither),
+    smaller (there is no such model). Sure is what the 95% interval of a difference of shares says (Newcombe 1998).
     """
     found = []
     for task, own in accuracy.groupby("task", sort=False):
@@ -142,10 +128,21 @@ def beside_whole(accuracy: pd.DataFrame) -> pd.DataFrame:
         counts = {"pruned": len(pruned), "worse": 0, "better": 0, "close": 0, "smaller": 0}
         for row in pruned.itertuples():
             rivals = whole[whole["bytes"] <= row.bytes]
-            worse, better = (rivals["low"] > row.high).any(), (rivals["high"] < row.low).all()
+            changes = [_difference(row, rival) for rival in rivals.itertuples()]
+            worse, better = any(high < 0 for _, high in changes), all(low > 0 for low, _ in changes)
             counts["smaller" if rivals.empty else "worse" if worse else "better" if better else "close"] += 1
         found.append({"task": task, **counts})
     return pd.DataFrame(found)
+
+
+def _difference(one, other) -> tuple[float, float]:
+    """95% interval of a difference of two shares, each with its own interval (Newcombe 1998, method 10).
+
+    Wider than one of pairs would be: for items that were the same it is on the safe side.
+    """
+    change = one.value - other.value
+    return (change - math.hypot(one.value - one.low, other.high - other.value),
+            change + math.hypot(one.high - one.value, other.value - other.low))  # fmt: skip
 
 
 def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
@@ -184,12 +181,27 @@ def own_tasks(unit: Unit) -> list[str]:
 def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
     """The levels of guessing for each task in a unit's rows.
 
-    A group has none of its own: where every task in it has one chance, that is the group's too.
+    A group has none of its own: where every task in it has one chance, that is the group's too, and always naming one
+    choice on all of its items is the other.
     """
     levels = unit.details["levels"]
     chances = {level["chance"] for level in levels.values()}
     shared = {"chance": chances.pop()} if len(chances) == 1 else {}
+    if shared and (best := _best_constant(unit)):
+        shared["majority"] = best
     return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+
+
+def _best_constant(group: Unit) -> float:
+    """Of a group of multiple-choice tasks the accuracy of always naming one choice; 0 where that is not known."""
+    try:
+        leaves = outcomes.leaves_of(group)
+    except InputError:  # the tasks are no longer there
+        return 0.0
+    pairs = [(leaf.details.get("outcomes", {}), name) for leaf in leaves for name in leaf.details["levels"]]
+    if len(pairs) < 2 or not all(of_cuts for of_cuts, _ in pairs):
+        return 0.0
+    return outcomes.best_constant([outcomes.right_answers(of_cuts, name) for of_cuts, name in pairs])
 
 
 def highest_levels(models: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

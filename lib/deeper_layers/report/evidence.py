@@ -23,6 +23,7 @@ from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, measured_cuts
 
+RightAnswers = dict[tuple, np.ndarray]  # by task, data and limit: the number of each item's right choice
 TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")
 
 
@@ -85,6 +86,7 @@ class Losses:
     before: Float[np.ndarray, "C S"]
     after: Float[np.ndarray, "C S"] | None
     layers: int
+    guessing: float  # ln V: a loss above it is worse than to know nothing
 
     @property
     def fractions(self) -> Float[np.ndarray, " C"]:
@@ -94,8 +96,10 @@ class Losses:
 class Evidence:
     """The units of one model."""
 
-    def __init__(self, units: list[Unit]):
+    def __init__(self, units: list[Unit], right: RightAnswers | None = None):
+        """`right` as `right_answers` has it, where other models know more of them."""
         self.units = units
+        self._right = right_answers(units) if right is None else right
         self.answers, self.healed = functools.cache(self.answers), functools.cache(self.healed)  # asked claim by claim
         self.name = units[0].key["model"]["name"] if units else ""
         self.layers = next((unit.details["num_layers"] for unit in units if "num_layers" in unit.details), 0)
@@ -200,14 +204,25 @@ class Evidence:
         return dataclasses.replace(found, flipped=(table != table[0]).mean(axis=1))
 
     def _answers(self, topic, units: list[Unit], names: list[str], cuts, right, shots=None) -> Answers:
-        known = {name: level for unit in units for name, level in unit.details["levels"].items()}
-        levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
-        # the commonest answer is one for each subject: for many together only chance is left
-        guessing = levels[0] if len(levels) == 1 else {"chance": max(level["chance"] for level in levels)}
+        guessing = self.levels(units, names)
         part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
         shown = f", {shots}-shot" if shots is not None else ""
         described = f"{topic}{part}{shown}, {right.shape[1]:,} items"
         return Answers(described, list(cuts), right.astype(bool), guessing, self.layers)
+
+    def levels(self, units: list[Unit], names: list[str]) -> dict[str, float]:
+        """Accuracies of guessing on some tasks of units together.
+
+        The commonest answer of each task is another one; of all items together it is the best constant.
+        """
+        known = {name: level for unit in units for name, level in unit.details["levels"].items()}
+        levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
+        if len(levels) == 1:
+            return levels[0]
+        together = {"chance": max(level["chance"] for level in levels)}
+        every = {name: self._right.get(task_of(unit, name), ()) for unit in units for name in unit.details["levels"]}
+        answers = [every[name] for name in names if len(every.get(name, ()))]
+        return together | ({"majority": outcomes.best_constant(answers)} if len(answers) == len(names) else {})
 
     # ---- healing ---------------------------------------------------------------------------------------------
 
@@ -290,14 +305,14 @@ class Evidence:
         if len(cuts) < 2 or cuts[0].size:
             return None
         before = [unit.details["by_sequence"][cut.name] for cut in cuts]
-        return Losses(cuts, np.array(before), None, self.layers)
+        guessing = float(np.log(unit.details["vocabulary"]))
+        return Losses(cuts, np.array(before), None, self.layers, guessing)
 
     # ---- layers ----------------------------------------------------------------------------------------------
 
-    def distances(self) -> pd.DataFrame | None:
-        """Rows of angular distances."""
-        unit = self.best("similarity")
-        return unit.rows if unit else None
+    def distances(self) -> Unit | None:
+        """The unit of angular distances."""
+        return self.best("similarity")
 
 
 def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
@@ -305,7 +320,29 @@ def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
     found: dict[str, list[Unit]] = {}
     for unit in units:
         found.setdefault(unit.key["model"]["name"], []).append(unit)
-    return {name: Evidence(of_model) for name, of_model in found.items()}
+    right = right_answers(unit for of_model in found.values() for unit in of_model)
+    return {name: Evidence(of_model, right) for name, of_model in found.items()}
+
+
+def task_of(unit: Unit, name: str) -> tuple:
+    """What tells the items of a task in a unit from others."""
+    return name, unit.key.get("data"), unit.key.get("limit")
+
+
+def right_answers(units: Iterable[Unit]) -> RightAnswers:
+    """The right choices of the subjects of MMLU, by `task_of`, as far as any model named them."""
+    found: RightAnswers = {}
+    for unit in units:
+        if unit.kind not in ("sweep", "shots") or "outcomes" not in unit.details:
+            continue
+        of_cuts = unit.details["outcomes"]
+        for name in next(iter(of_cuts.values())):
+            if name.startswith("mmlu_"):
+                answers, place = outcomes.right_answers(of_cuts, name), task_of(unit, name)
+                known = found.setdefault(place, answers)
+                if len(known) == len(answers):
+                    found[place] = np.where(known == outcomes.UNKNOWN, answers, known)
+    return found
 
 
 def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[str]]:

@@ -16,12 +16,15 @@ from jaxtyping import Bool, Float, UInt8
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.curves import Z
+from deeper_layers.report import significance
+from deeper_layers.report.thresholds import KEPT
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit, read_unit
 
+Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 RESAMPLES = 2000
 PART = 250  # resamples that are multiplied with a table at once
+UNKNOWN = 255  # an answer that no model named
 
 
 def leaves_of(unit: Unit) -> list[Unit]:
@@ -130,10 +133,8 @@ def cliff(
     fractions = np.asarray(fractions, dtype=float)
     if len(fractions) != len(right) or fractions[0] != 0 or (np.diff(fractions) <= 0).any():
         raise InputError(f"fractions are {fractions.tolist()}, expected one a row, rising from 0 (the whole model)")
-    places = resampled(
-        lambda accuracy: crossing(accuracy, fractions, guessing), right.astype(float), resamples=resamples, seed=seed
-    )
-    return interval(places)
+    means = resampled_means(right.astype(float), resamples=resamples, seed=seed)
+    return interval(crossing(means, fractions, guessing))
 
 
 def resampled(
@@ -175,16 +176,92 @@ def interval(found: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
 
 
 def crossing(
-    accuracy: Float[np.ndarray, " C"], fractions: Float[np.ndarray, " C"], guessing: float, share: float = 0.5
-) -> float:
-    """The fraction dropped at which only a share of what lies above guessing is left; infinity where more stays."""
-    level = guessing + share * (accuracy[0] - guessing)
-    if accuracy[0] <= guessing:  # nothing to fall from
-        return 0.0
-    below = accuracy < level
-    after = int(below.argmax())  # the first, or 0 where there is none: the whole model lies above the level
-    if not after:
-        return math.inf
-    before = after - 1
-    part = (accuracy[before] - level) / (accuracy[before] - accuracy[after])
-    return float(fractions[before] + part * (fractions[after] - fractions[before]))
+    accuracy: Float[np.ndarray, "*R C"],
+    fractions: Float[np.ndarray, " C"],
+    guessing: float,
+    share: float = 0.5,
+    *,
+    final: bool = False,
+) -> Float[np.ndarray, "*R"]:
+    """The fraction dropped at which only a share of what lies above guessing is left; infinity where more stays.
+
+    The first one of a curve that rises again; with `final` the last, from which on no more than that is left.
+    """
+    level = guessing + share * (accuracy[..., :1] - guessing)
+    below, cuts = accuracy < level, accuracy.shape[-1]
+    # the first cut below, 0 where there is none; or that after the last cut above, past the end where it is the last
+    after = cuts - np.argmax(~below[..., ::-1], axis=-1) if final else np.argmax(below, axis=-1)
+    reached = (after > 0) & (after < cuts)
+    after = np.clip(after, 1, cuts - 1)[..., None]
+    over, under = (np.take_along_axis(accuracy, place, axis=-1) for place in (after - 1, after))
+    part = (over - level) / np.where(over > under, over - under, 1.0)
+    place = (fractions[after - 1] + part * (fractions[after] - fractions[after - 1]))[..., 0]
+    nothing = accuracy[..., 0] <= guessing  # to fall from
+    return np.where(nothing, 0.0, np.where(reached, place, math.inf))
+
+
+def at(
+    accuracy: Float[np.ndarray, "R C"], fractions: Float[np.ndarray, " C"], places: Float[np.ndarray, " R"]
+) -> Float[np.ndarray, " R"]:
+    """Each curve at a place of its own, by straight lines between the cuts."""
+    after = np.clip(np.searchsorted(fractions, places), 1, len(fractions) - 1)
+    part = (places - fractions[after - 1]) / (fractions[after] - fractions[after - 1])
+    rows = np.arange(len(accuracy))
+    return accuracy[rows, after - 1] + part * (accuracy[rows, after] - accuracy[rows, after - 1])
+
+
+# ---- what is kept, and what guessing gives --------------------------------------------------------------------
+
+
+def kept(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None) -> pd.DataFrame:
+    """Whether each pruned model answers as well as the whole one, by pairs and with a stated margin.
+
+    Columns size, start, items, change, low, high (of accuracy, 95%, see `significance.paired`), seen: "kept" where two
+    one-sided tests say that the change lies within KEPT, "lost" where the change surely lies below 0, else
+    "undecided"; and needed: how many items would show it kept if nothing had changed at all (power 80%).
+    """
+    cuts = list(cuts)
+    right = outcomes_of(unit, [Cut(0, 0), *cuts], what, task=task).astype(float)
+    rows = []
+    for cut, after in zip(cuts, right[1:], strict=True):
+        change, low, high = significance.paired_interval(after - right[0], shares=True)
+        seen = "kept" if -KEPT < low and high < KEPT else "lost" if high < 0 else "undecided"
+        _, error, items = significance.paired(after - right[0], shares=True)
+        needed = significance.items_that_decide(items, error, KEPT)
+        rows.append((cut.size, cut.start, right.shape[1], change, low, high, seen, needed))
+    return pd.DataFrame(rows, columns=["size", "start", "items", "change", "low", "high", "seen", "needed"])
+
+
+def sizes_seen(table: pd.DataFrame, seen: str) -> str:
+    """The sizes of `kept` that are "kept", "lost" or "undecided", in words: "2 to 6, 9"; "none" where there is none."""
+    sizes = sorted(table.loc[table["seen"] == seen, "size"])
+    runs: list[list[int]] = []
+    for size in sizes:
+        if runs and size == runs[-1][-1] + 1:
+            runs[-1].append(size)
+        else:
+            runs.append([size])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs) or "none"
+
+
+def right_answers(outcomes: dict[str, dict], task: str) -> UInt8[np.ndarray, " I"]:
+    """The number of each item's right choice, as far as one of the models under some cut chose it; UNKNOWN else."""
+    answers = None
+    for of_cut in outcomes.values():
+        packed = of_cut.get(task, {})
+        if not {"chosen", "acc"} <= packed.keys():
+            return np.empty(0, dtype=np.uint8)
+        chosen = unpack(packed["chosen"])
+        answers = np.full(len(chosen), UNKNOWN, dtype=np.uint8) if answers is None else answers
+        answers = np.where(unpack(packed["acc"]) == 1, chosen, answers)
+    return np.empty(0, dtype=np.uint8) if answers is None else answers
+
+
+def best_constant(answers: Sequence[np.ndarray]) -> float:
+    """Accuracy of always naming one choice, the best of them, on items of many tasks; 0 where no choices are known.
+
+    Items whose right choice no model named count as wrong, so the true one may be a little higher.
+    """
+    every = np.concatenate([*answers, np.empty(0, dtype=np.uint8)])
+    counts = np.bincount(every, minlength=UNKNOWN + 1)[:UNKNOWN]
+    return float(counts.max() / len(every)) if len(every) else 0.0

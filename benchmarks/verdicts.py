@@ -1,0 +1,418 @@
+"""How often intervals hold the truth and verdicts are wrong, on data that are drawn: the truth is known there.
+
+Every kind of interval on this project's pages on so many data sets, and every decision on models that lie exactly on a
+limit of its claim: a hair to one side "agrees" would be wrong there, a hair to the other "differs". No model is run.
+
+    python -m benchmarks.verdicts
+"""
+
+import argparse
+import base64
+import warnings
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+
+from deeper_layers.report import curves, decisions, healing_decisions, outcomes, significance
+from deeper_layers.report.evidence import Evidence
+from deeper_layers.report.thresholds import ALIKE, APART, BENT, LAST, NEAR, SLOWLY, SPAN
+from deeper_layers.report.verdicts import AGREES, DIFFERS, together
+from tests import made_up
+
+ONE_QUARTER = [0, 0.12, 0.09, 0.14, 0.43, 0.11, 0.11]  # steps of a loss, half of whose rise lies within 1/4 of the way
+SHARED = 0.7  # of an item's luck, the same under every cut
+SEQUENCES = 64
+LAYERS = made_up.LAYERS
+
+
+def main() -> None:
+    from benchmarks import side_by_side  # torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-sets", type=int, default=2000, help="for each kind of interval")
+    parser.add_argument("--draws", type=int, default=1000, help="for each decision at a limit; far from it a fifth")
+    parser.add_argument("--resamples", type=int, default=400, help="of each, which are 2,000 on the pages")
+    options = parser.parse_args()
+    outcomes.RESAMPLES, made_up.pack = options.resamples, quickly_packed
+    intervals = [coverage(*kind, options.data_sets) for kind in KINDS]
+    side_by_side.keep("verdicts", {
+        "data_sets": options.data_sets, "draws": options.draws, "resamples": options.resamples, "intervals": intervals,
+        "decisions": [error_rates(*case, options.draws) for case in cases()],
+    })  # fmt: skip
+
+
+def quickly_packed(values: np.ndarray) -> str:
+    """As `pack`, for what is unpacked at once."""
+    return base64.b64encode(zlib.compress(np.asarray(values).astype(np.uint8).tobytes(), 0)).decode()
+
+
+# ---- intervals -------------------------------------------------------------------------------------------------
+
+
+def coverage(name: str, what: str, items: int, draw: Callable, sets: int) -> dict:
+    """How many of `sets` intervals hold the truth: `draw` makes one of a seed, with the truth."""
+    held = 0
+    for seed in range(sets):
+        low, high, truth = draw(np.random.default_rng(seed), items)
+        held += low <= truth <= high
+    return {"interval": name, "of": what, "items": items, "held": held / sets}
+
+
+def luck(draw, cuts: int, items: int) -> np.ndarray:
+    """Uniform numbers, [C, I], of which those of an item go together."""
+    shared = draw.random((cuts, items)) < SHARED
+    return np.where(shared, draw.random(items), draw.random((cuts, items)))
+
+
+def wilson(share: float) -> Callable:
+    def one(draw, items):
+        return *curves.wilson_interval(float((draw.random(items) < share).mean()), items), share
+
+    return one
+
+
+def pairs(before: float, after: float, interval: Callable) -> Callable:
+    def one(draw, items):
+        first, second = (luck(draw, 2, items) < [[before], [after]]).astype(float)
+        return *interval(first, second)[1:], after - before
+
+    return one
+
+
+def losses(draw, items):
+    return *significance.paired_interval(0.1 + 0.3 * draw.gamma(2, size=items), shares=False)[1:], 0.1 + 0.3 * 2
+
+
+def cliff(shares: list[float], guessing: float) -> Callable:
+    fractions = np.arange(len(shares)) / LAYERS
+    truth = float(outcomes.crossing(np.array(shares), fractions, guessing))
+
+    def one(draw, items):
+        right = luck(draw, len(shares), items) < np.array(shares)[:, None]
+        return *outcomes.cliff(right, fractions, guessing)[1:], truth
+
+    return one
+
+
+def bend(draw, items):
+    fractions = np.linspace(0, 0.5, 7)
+    truth = 3 + 2 * (fractions / 0.5) ** 1.5
+    table = truth[:, None] + by_sequence(draw, len(truth), items)
+    found = outcomes.interval(healing_decisions.bend(outcomes.resampled_means(table), fractions))
+    return *found[1:], float(healing_decisions.bend(truth[None], fractions)[0])
+
+
+def by_sequence(draw, cuts: int, items: int) -> np.ndarray:
+    """What sequences add to a loss: mostly the same under every cut."""
+    return 0.4 * draw.standard_normal(items) + 0.15 * draw.standard_normal((cuts, items))
+
+
+def true_distances(height: float, depth: float) -> np.ndarray:
+    """Distances [n, l] with blocks with the last layer at so much of the range of their size, or above it by far.
+
+    The least distance of each size lies near such a depth.
+    """
+    found, sizes = np.full((LAYERS, LAYERS), np.nan), LAYERS - 2
+    within = (height * sizes - 1) / (sizes - 1)  # of the largest size only two blocks count, so there it is 0 or 1
+    for size in range(1, LAYERS + 1):
+        starts = np.arange(LAYERS - size + 1)
+        row = 0.1 + 0.3 * np.abs((starts + size / 2) / LAYERS - depth) + 0.01 * size
+        if size < sizes and height <= 1:
+            row[-1] = row[1:-1].min() + within * np.ptp(row[1:-1])
+        elif size <= sizes:
+            row[-1] = row.max() + 0.1
+        row[0] = 0.5
+        found[size - 1, : len(row)] = row
+    return found
+
+
+def measured_distances(draw, truth: np.ndarray, items: int):
+    """Rows of distances of so many sequences, each of which moves all of them."""
+    noise = 0.02 * (draw.standard_normal(items)[:, None, None] + draw.standard_normal((items, *truth.shape)))
+    unit = made_up.distances(lambda start, size: 0.0)
+    mean, error = noise.mean(axis=0), noise.std(axis=0, ddof=1) / np.sqrt(items)
+    places = unit.rows["size"].to_numpy() - 1, unit.rows["start"].to_numpy()
+    unit.rows["distance"], unit.rows["stderr"] = (truth + mean)[places], error[places]
+    unit.rows["samples"] = items
+    return unit
+
+
+def distances(statistic: Callable) -> Callable:
+    truth = true_distances(0.95, 0.77)
+
+    def one(draw, items):
+        found, *_ = decisions.resampled_distances(Evidence([measured_distances(draw, truth, items)]), statistic)
+        return *outcomes.interval(found)[1:], float(statistic(truth[None])[0])
+
+    return one
+
+
+def normal(before, after):
+    return outcomes.paired_change(before, after)
+
+
+def adjusted(before, after):
+    return significance.paired_interval(after - before, shares=True)
+
+
+GENTLE = [0.5, 0.49, 0.46, 0.42, 0.35, 0.3, 0.27, 0.25, 0.25, 0.25]
+KINDS = [
+    *(("Wilson", f"an accuracy of {share:.0%}", items, wilson(share))
+      for items in (120, 150, 1140) for share in (0.25, 0.5, 0.9)),
+    *((name, f"a change of accuracy from {before:.0%} to {after:.0%}", items, pairs(before, after, interval))
+      for name, interval in (("paired, normal", normal), ("paired, adjusted", adjusted))
+      for items in (120, 1140) for before, after in ((0.5, 0.45), (0.95, 0.95), (0.9, 0.4))),
+    ("paired, t", "a difference of losses", SEQUENCES, losses),
+    *(("resampled items", "a cliff", items, cliff(GENTLE, 0.25)) for items in (150, 1140)),
+    ("resampled sequences", "the bend of a loss", SEQUENCES, bend),
+    ("drawn distances", "the place of the last layer", 256, distances(decisions.height)),
+    ("drawn distances", "the depth of the most similar blocks", 256, distances(decisions.depth)),
+]  # fmt: skip
+
+
+# ---- decisions -------------------------------------------------------------------------------------------------
+
+
+def error_rates(claim: str, truth: str, items: int, make: Callable, decide: Callable, draws: int) -> dict:
+    """How often a decision agrees and differs: `make` draws the units of one model."""
+    draws = max(1, draws // 5) if truth.startswith("clearly") else draws
+    said = [together(decide(Evidence(make(np.random.default_rng(seed))))) for seed in range(draws)]
+    return {"claim": claim, "truth": truth, "items": items, "draws": draws} | {
+        verdict: said.count(verdict) / draws for verdict in (AGREES, DIFFERS)
+    }
+
+
+def swept(draw, task: str, shares, items: int, levels=None, rule="similarity", **how):
+    table = luck(draw, len(shares), items) < np.array(shares)[:, None]
+    unit = made_up.sweep(task, list(table), rule, **how)
+    unit.details["levels"][task] = levels or {"chance": 0.25}
+    return unit
+
+
+def scaled(parts, whole: float, guessing: float) -> list[float]:
+    """Accuracies that keep such parts of what lies above guessing, for sizes 0, 1, ...; nothing after them."""
+    parts = [*parts, *[0.0] * (LAYERS - 1 - len(parts))]
+    return [guessing + part * (whole - guessing) for part in parts]
+
+
+SLANT = 0.1 / 3.6914  # a slope that leaves 0.9 half way to a fall between 7 and 8 layers
+SHAPES = {
+    "a cut before 20% keeps exactly half": [1, 1, 1, 0.5],
+    "a cut from 55% on keeps exactly half": [1] * 8 + [0, 0, 0, 0.5],
+    "exactly 90% is left half way": [1 - SLANT * size for size in range(8)],
+    "the fall is exactly as long as half of the way": [1] * 5 + [1 - (size - 4) / 8 for size in range(5, 13)],
+    "clearly as the claim has it": [1] * 8,
+    "clearly otherwise": [1 - size / 8 for size in range(9)],
+}
+SETS = {
+    "MMLU": ("mmlu", 1140, 0.51, 0.25),
+    "PIQA": ("embedded_piqa", 120, 0.7, 0.5),
+    "Capitals": ("capitals", 120, 0.98, 0.25),
+}
+
+
+def cases():
+    """Claim, truth, items, how units are drawn, how they are decided."""
+    for name, (task, items, whole, guessing) in SETS.items():
+        for truth, parts in SHAPES.items():
+            shares = scaled(parts, whole, guessing)
+
+            def make(draw, task=task, shares=shares, items=items, guessing=guessing):
+                return [swept(draw, task, shares, items, {"chance": guessing})]
+
+            def decide(evidence, name=name):
+                return [ruling for ruling in decisions.plateau(evidence) if ruling.topic == name and ruling.findings]
+
+            yield f"plateau, {name}", truth, items, make, decide
+    for truth, parts in SHAPES.items():
+        if "clearly" in truth or "before" in truth:
+            shares = scaled(parts, 0.74, 0.5 if "clearly" in truth else 0.62)
+            yield (
+                "boolq",
+                truth,
+                1000,
+                lambda draw, shares=shares: [swept(draw, "boolq", shares, 1000, {"chance": 0.5, "majority": 0.62})],
+                decisions.plateau_boolq,
+            )
+    for truth, parts in {"a cut of 15% keeps exactly half": [1, 0, 0, 0.5], "clearly as the claim has it": [1],
+                         "clearly otherwise": [1, 0.7, 0.7, 0.7, 0.7, 0.7]}.items():  # fmt: skip
+        yield (
+            "simple-unhealed",
+            truth,
+            1000,
+            lambda draw, parts=parts: [
+                swept(draw, "mmlu", scaled(parts, 0.51, 0.25), 1140, rule="simple"),
+                swept(draw, "boolq", scaled(parts, 0.74, 0.62), 1000, {"chance": 0.5, "majority": 0.62}, "simple"),
+            ],
+            decisions.simple_collapses,
+        )
+    for truth, parts, other in (("a cut of 20% keeps exactly half", [1, 0.4, 0.3, 0.2, 0.5], [1] * 10),
+                                ("it falls exactly where knowledge does", [1, 1, 1, 0.5], [1, 1, 1, 0.5]),
+                                ("clearly as the claim has it", [1, 0.3], [1] * 10),
+                                ("clearly otherwise", [1] * 10, [1, 1, 1, 0.3])):  # fmt: skip
+        yield (
+            "reasoning",
+            truth,
+            150,
+            lambda draw, parts=parts, other=other: [
+                swept(draw, "gsm8k", scaled(parts, 0.44, 0), 150, {"chance": 0.0}),
+                swept(draw, "mmlu", scaled(other, 0.51, 0.25), 1140),
+            ],
+            decisions.reasoning,
+        )
+    yield from cases_of_prompts()
+    yield from cases_of_healing()
+    yield from cases_of_losses()
+    lasts = {"the last layer lies exactly at 90% of the range": float(LAST), "clearly as the claim has it": 2.0}
+    for truth, height in {**lasts, "clearly otherwise": 0.2}.items():
+        yield (
+            "last-layer",
+            truth,
+            256,
+            lambda draw, h=height: [measured_distances(draw, true_distances(h, 0.52), 256)],
+            decisions.last_layer,
+        )
+    for depth in (0.81, 0.68, 0.66, 0.42):
+        truth = f"the most similar blocks lie at {decisions.depth(true_distances(2.0, depth)[None])[0]:.1%}"
+        yield (
+            "deep-blocks",
+            truth,
+            256,
+            lambda draw, d=depth: [measured_distances(draw, true_distances(2.0, d), 256)],
+            decisions.deep_blocks,
+        )
+
+
+def cases_of_prompts():
+    answering = [0.5, 0.5, 0.45, 0.4, 0.4]
+
+    def two(draw, change, items, shots, orders):
+        gone = [0.25] * 2
+        known = swept(draw, "mmlu", [*answering, *gone], 1140, shots=5)
+        ways = [[*answering, *gone], [*(share + change for share in answering), *gone]]
+        table = [luck(draw, 7, items) for _ in range(2)]
+        table[1] = np.where(draw.random(table[0].shape) < SHARED, table[0], table[1])
+        made = [made_up.prompts(list(own < np.array(way)[:, None]), shot, order)
+                for own, way, shot, order in zip(table, ways, shots, orders, strict=True)]  # fmt: skip
+        return [known, *made]
+
+    for truth, change in ((f"orders are exactly {ALIKE:.0%} apart", float(ALIKE)), ("clearly as the claim has it", 0.0),
+                          ("clearly otherwise", 0.12)):  # fmt: skip
+        yield "shot-order", truth, 570, lambda draw, c=change: two(draw, c, 570, (5, 5), (0, 1)), decisions.shot_order
+    for truth, change in (("more examples give exactly nothing", 0.0), (f"they give exactly {ALIKE:.0%}", float(ALIKE)),
+                          ("clearly as the claim has it", 0.025), ("clearly otherwise", -0.08)):  # fmt: skip
+        yield "more-shots", truth, 570, lambda draw, c=change: two(draw, c, 570, (0, 5), (0, 0)), decisions.more_shots
+
+
+def healed(draw, shares, items: int, losses=None, rule="similarity", tasks=("mmlu",), **settings):
+    """Healed models of 0, 2, 4 layers less: their losses by sequence, and accuracies of so many items."""
+    table = {task: list(luck(draw, 2 * len(shares), items) < np.repeat(shares, 2)[:, None]) for task in tasks}
+    every = [0.0] * len(shares) if losses is None else losses
+    rows = [np.asarray(loss) + row for loss, row in zip(every, by_sequence(draw, len(every), SEQUENCES))]
+    return list(made_up.healings(rows, table, rule, **settings))
+
+
+def cases_of_healing():
+    for truth, change in ((f"seeds are exactly {ALIKE:.0%} apart", float(ALIKE)), ("clearly as the claim has it", 0.0),
+                          ("clearly otherwise", 0.3)):  # fmt: skip
+        for items in (120, 1140):
+            yield "seeds", truth, items, lambda draw, c=change, i=items: [
+                *healed(draw, [0.5, 0.5, 0.45], i, seed=0), *healed(draw, [0.5 + c, 0.5 + c, 0.45 + c], i, seed=1)
+            ], healing_decisions.seeds  # fmt: skip
+    for truth, change, loss in (("ranks have exactly the same accuracy", 0.0, 0.2),
+                                ("ranks have exactly the same loss", 0.15, 0.0),
+                                ("clearly as the claim has it", 0.2, 0.2),
+                                ("clearly otherwise", -0.2, -0.2)):  # fmt: skip
+        yield (
+            "ranks",
+            truth,
+            120,
+            lambda draw, c=change, d=loss: [
+                *healed(draw, [0.6, 0.6, 0.6], 120, [3.0, 3.5, 4.0], rank=64),
+                *healed(draw, [0.6 + c] * 3, 120, [3 + d, 3.5 + d, 4 + d], rank=2),
+            ],
+            healing_decisions.ranks,
+        )
+    for truth, change in (("healing gives both exactly the same", 0.0), ("clearly as the claim has it", 0.3),
+                          ("clearly otherwise", -0.3)):  # fmt: skip
+
+        def make(draw, c=change):
+            before = [
+                swept(draw, task, [0.9, 0.9, 0.5, 0.5, 0.4], 120, quantization="nf4") for task in ("mmlu", "boolq")
+            ]
+            plain = max(0.0, -c)
+            mmlu = healed(draw, [0.9, 0.55 + plain, 0.45 + plain], 120)
+            boolq = healed(draw, [0.9, 0.55 + max(c, 0.0), 0.45 + max(c, 0.0)], 120, tasks=("boolq",))
+            for one, other in zip(mmlu, boolq, strict=True):
+                one.details["outcomes"] |= other.details["outcomes"]
+                one.details["levels"] |= other.details["levels"]
+            return [*before, *mmlu]
+
+        yield "boolq-healing", truth, 120, make, healing_decisions.healing_matters
+    flat = [0.6] * 5
+    for truth, change, gap in ((f"the rules are exactly {ALIKE:.0%} apart in accuracy", -float(ALIKE), 0.0),
+                               (f"their losses are exactly {APART:.2f} nats apart", 0.0, float(APART)),
+                               ("clearly as the claim has it", 0.1, 0.0),
+                               ("clearly otherwise", -0.3, 1.0)):  # fmt: skip
+
+        def make(draw, c=change, g=gap):
+            both = ("mmlu", "boolq")
+            before = [swept(draw, task, flat, 120, rule=rule, quantization="nf4") for task in both
+                      for rule in ("similarity", "simple")]  # fmt: skip
+            informed, own = [3.0, 3.5, 4.0], [3.0, 3.5 + g, 4 + g]
+            return [
+                *before, made_up.unhealed({"similarity": informed, "simple": [3.0, 5.0, 8.0]}),
+                *healed(draw, [0.6] * 3, 120, informed, tasks=both),
+                *healed(draw, [0.6, 0.6 + c, 0.6 + c], 120, own, "simple", tasks=both)[1:],
+            ]  # fmt: skip
+
+        yield "simple-healed", truth, 120, make, healing_decisions.simple_healed
+
+
+def cases_of_losses():
+    fractions = np.arange(0, 14, 2) / LAYERS
+    way = fractions / fractions[-1]
+
+    def losses(draw, before, after, known=(1,) * 8):
+        unit = made_up.unhealed({"similarity": list(before[:, None] + by_sequence(draw, len(before), SEQUENCES))})
+        mmlu = swept(draw, "mmlu", scaled(known, 0.51, 0.25), 1140)
+        return [unit, mmlu, *(healed(draw, [0.6] * len(after), 120, after) if after is not None else [])]
+
+    def curved(part):
+        return 3 + 2 * (way - 4 * part * way * (1 - way))
+
+    for truth, before, after in (
+        (f"the healed loss rises exactly {SLOWLY:.0%} as much", 3 + 4 * way, curved(0)),
+        (f"it hangs exactly {BENT:.0%} from its chord", 3 + 8 * way, curved(float(BENT))),
+        ("clearly as the claim has it", 3 + 12 * way, curved(0)), ("clearly otherwise", 3 + 2.2 * way, curved(0.15)),
+    ):  # fmt: skip
+        yield (
+            "healed-loss",
+            truth,
+            SEQUENCES,
+            lambda draw, b=before, a=after: losses(draw, b, a),
+            healing_decisions.healed_loss,
+        )
+
+    def rising(shares):
+        return 3 + 6 * np.array(shares)
+
+    jumps = rising([0, 0.05, 0.1, 0.2, 0.8, 0.9, 1])  # half of it from 3.1 of 6 parts of the way to 3.9
+    for truth, before, known in (
+        (f"half of the rise lies within exactly {SPAN:.0%} of the way", rising(np.cumsum(ONE_QUARTER)), [1] * 7),
+        (f"the jump is exactly {NEAR:.0%} of the layers from the cliff", jumps, [1] * 9 + [0.5]),
+        ("clearly as the claim has it", jumps, [1] * 8), ("clearly otherwise", jumps, [1] * 15),
+    ):  # fmt: skip
+        yield (
+            "unhealed-loss",
+            truth,
+            SEQUENCES,
+            lambda draw, b=before, k=known: losses(draw, b, None, k),
+            healing_decisions.unhealed_loss,
+        )
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error")
+    main()

@@ -1,0 +1,173 @@
+"""What all decisions share: why a task says nothing, which cuts still answer, where a curve falls and how."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report import paper
+from deeper_layers.report.curves import wilson_interval
+from deeper_layers.report.evidence import TOPICS, Answers, Evidence
+from deeper_layers.report.outcomes import at, crossing, interval
+from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
+from deeper_layers.report.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
+
+OF_PAPER = TOPICS[:2]
+HALF = "half of its accuracy above guessing is gone at this share of its layers"
+FOR_GOOD = "no more than half of that is left from this share on"
+Falls = tuple[list[Finding], Obstacle | None]  # with what has no number
+
+
+def not_measured(what: str) -> Obstacle:
+    return Obstacle(UNMEASURED, f"not measured: {what}")
+
+
+def not_known(answers: Answers | None, what: str) -> Obstacle | None:
+    """Why a task says nothing, if so."""
+    if answers is None:
+        return not_measured(what)
+    if answers.known:
+        return None
+    value, low, high = answers.whole
+    return Obstacle(
+        NOTHING,
+        f"the whole model scores {value:.3f} ({low:.3f} to {high:.3f}) and guessing {answers.guessing:.3f} on "
+        f"{answers.described}: it has nothing to lose",
+    )
+
+
+def too_few(cuts: list[Cut]) -> Obstacle:
+    """Why a curve through these cuts has no shape to speak of."""
+    what = f"more sizes than {len(cuts)}, the whole model among them: too few to tell a shape"
+    return not_measured(what)
+
+
+def answering(right: list[np.ndarray], guessing: float) -> np.ndarray:
+    """Which cuts still answer: those where several ways to ask, [C, I] each, are together surely above guessing.
+
+    What was chosen by the mean of two ways says nothing about their difference.
+    """
+    means = np.mean([of_way.mean(axis=1) for of_way in right], axis=0)
+    items = right[0].shape[1]
+    return np.array([wilson_interval(float(mean), items)[0] > guessing for mean in means])
+
+
+def apart(ways: dict[Any, np.ndarray], guessing: float, what: str, limits: dict) -> tuple[list[Finding], str]:
+    """Differences in accuracy of each way from the first, item by item, over the cuts that still answer."""
+    (own, first), *others = ways.items()
+    found, asked = [], []
+    for name, right in others:
+        kept = answering([first, right], guessing)
+        asked.append(int(kept.sum()))
+        if kept.any():
+            differences = right[kept].mean(axis=0) - first[kept].mean(axis=0)
+            found.append(Finding.of_pairs(f"accuracy, {what} {name} less {own}", differences, **limits))
+    return found, f"over the {min(asked)} of {len(first)} models that still answer"
+
+
+# ---- where a curve falls, and how ------------------------------------------------------------------------------
+
+
+def cliffs(answers: Answers) -> np.ndarray:
+    """Where half of what lies above guessing is first gone: of all items, then of items drawn anew."""
+    return crossing(answers.means, answers.fractions, answers.guessing)
+
+
+def cliff_of(answers: Answers) -> tuple[float, float, float]:
+    """The cliff; where it may lie beyond the last cut, the interval begins there at the latest."""
+    place, low, high = interval(cliffs(answers))
+    return place, min(low, float(answers.fractions[-1])), high
+
+
+def half_left(answers: Answers, places: list[int], *, more: bool) -> list[Finding]:
+    """Whether some cuts keep at least half of what lies above guessing (`more`), or at most half: one finding a cut.
+
+    Cut by cut and in pairs: where a curve crosses a level first is early by chance where items are few.
+    """
+    right, guessing, means = answers.right.astype(float), answers.guessing, answers.means
+    above, found = means[:, 0] - guessing, []
+    limits = {"floor": 0.0} if more else {"ceiling": 0.0}
+    for place in places:
+        # no ratio: whether this lies above 0 is the same question
+        tested = Finding.of_pairs("", right[place] - LEFT * right[0] - (1 - LEFT) * guessing, **limits)
+        left, low, high = interval((means[:, place] - guessing) / np.where(above > 0, above, np.inf))
+        limit = {"floor": float(LEFT)} if more else {"ceiling": float(LEFT)}
+        what = f"left above guessing without {answers.cuts[place].size} layers"
+        found.append(dataclasses.replace(tested, what=what, value=left, low=low, high=high, form=PERCENT, **limit))
+    return found
+
+
+def _gone(answers: Answers, what: str, *, final: bool) -> Finding:
+    """Where half is first gone, which no cut before EARLIEST may show; or for good, as all from LATEST on have to."""
+    fractions, last = answers.fractions, float(answers.fractions[-1])
+    draws = crossing(answers.means, fractions, answers.guessing, final=final)
+    limits = {"ceiling": float(LATEST)} if final else {"floor": float(EARLIEST)}
+    shown = Finding.of_draws(what, draws, nearest=np.minimum(draws, last), items=answers.right.shape[1], **limits)
+    places = np.flatnonzero(fractions >= LATEST if final else (fractions > 0) & (fractions < EARLIEST)).tolist()
+    # without such a cut the nearest one may still show that it is so, and never that it is not
+    tested = Finding.of_all(half_left(answers, places or [len(fractions) - 1 if final else 1], more=not final))
+    return dataclasses.replace(shown, p_agrees=tested.p_agrees, p_differs=tested.p_differs if places else 1.0)
+
+
+def falls(answers: Answers) -> Falls:
+    """Where accuracy falls, and for good, how much is left half way there, and how steeply (figures 2 and 6)."""
+    fractions, guessing, means, items = answers.fractions, answers.guessing, answers.means, answers.right.shape[1]
+    last, first_cut, gone = float(fractions[-1]), float(fractions[1]), cliffs(answers)
+    found = [_gone(answers, HALF, final=False), _gone(answers, FOR_GOOD, final=True)]
+    if gone[0] < 2 * first_cut:
+        what = "cuts between the whole model and its cliff, without which neither flat nor sharp means anything"
+        return found, not_measured(what)
+    place = np.minimum(gone, last)
+    above = means[:, 0] - guessing
+    half_way = (at(means, fractions, place / 2) - guessing) / np.where(above > 0, above, np.inf)
+    start, end = (crossing(means, fractions, guessing, share) for share in (0.75, 0.25))
+    start, way = np.minimum(start, last), np.where(place > 0, place, np.inf)
+    # an end that is not reached lies at the last cut or anywhere beyond
+    longest, shortest = (np.where(place > 0, (of - start) / way, np.inf) for of in (end, np.minimum(end, last)))
+    what = "length of the fall from 3/4 to 1/4 of it, over the way there"
+    return [
+        *found,
+        Finding.of_draws("left of it half way there", half_way, floor=FLAT, items=items),
+        Finding.of_draws(what, longest, nearest=shortest, ceiling=SHARP, form=PLAIN, items=items),
+    ], None
+
+
+# ---- task by task ----------------------------------------------------------------------------------------------
+
+
+def fall(topic: str, answers: Answers | None, obstacle: Obstacle | None) -> Ruling:
+    """The ruling on whether a task stays flat and then falls; from too few cuts there is none."""
+    findings, missing = ([], None) if obstacle else falls(answers)
+    if findings and len(answers.cuts) < SIZES:
+        findings, obstacle, missing = findings[:1], too_few(answers.cuts), None
+    about = answers.described if answers else topic
+    return Ruling(about, findings, obstacle, missing, of_paper=topic in OF_PAPER, topic=topic)
+
+
+def on_tasks(evidence: Evidence, topics, rule: str, decide: Callable) -> list[Ruling]:
+    """A ruling for each of the paper's tasks, and for every other one that the model knows."""
+    rulings = []
+    for topic in topics:
+        answers = evidence.answers(topic, rule)
+        obstacle = not_known(answers, f"{topic} under the {rule} rule")
+        if topic in OF_PAPER or not obstacle:
+            rulings.append(decide(topic, answers, obstacle))
+    return rulings
+
+
+def after_healing(decide: Callable) -> Callable:
+    """A claim about healed models whose rulings say on how much text, beside the paper's, these were healed."""
+
+    @functools.wraps(decide)
+    def decided(evidence: Evidence) -> list[Ruling]:
+        tokens = evidence.healing_tokens
+        how = f", healed on {tokens:,} tokens, {tokens / paper.HEALING_TOKENS:.2%} of the paper's"
+        return [
+            dataclasses.replace(ruling, about=ruling.about + how) if ruling.findings else ruling
+            for ruling in decide(evidence)
+        ]
+
+    return decided

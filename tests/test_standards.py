@@ -1,0 +1,78 @@
+"""What reporting standards ask for: data cards, prompts, hours, made from units."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from deeper_layers.report import standards
+from deeper_layers.results.places import AROUND
+from deeper_layers.results.units import all_units
+from tests.made_up import FLAT, healings, sweep
+
+RAN = {
+    "measured": "2026", "seconds": 3600.0, "seconds_in_earlier_runs": 1800.0, "device": "processor, 2 threads",
+    "peak_memory_bytes": 2**31, "python": "3.11", "dirty": False, "commit": "c",
+}  # fmt: skip
+
+
+def ran(unit, **more):
+    return dataclasses.replace(unit, provenance=RAN | more)
+
+
+def text(page: str) -> str:
+    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
+
+
+def test_hours_are_added_up_and_groups_are_their_tasks():
+    one = ran(sweep("mmlu_anatomy", FLAT))
+    group = ran(sweep("mmlu", FLAT))
+    group.details["units"] = ["one.json"]
+    page = text(standards.spent([one, ran(sweep("boolq", FLAT), device="unknown"), group]))
+    assert "2 runs, 4 processor hours in all" in page and re.search(r"sweep 2 3\.0 4\.5 2\.0", page)
+    assert standards.threads("1 thread") == 1 and standards.threads("NVIDIA") == 1
+    assert "Not measured" in standards.spent([])
+
+
+def test_cards_say_what_was_asked_of_each_model():
+    page = text(standards.data_cards([sweep("boolq", FLAT), sweep("mmlu_anatomy", FLAT)]))
+    assert page.count("made up: 3,000") == 2 and page.count("not measured") == len(standards.CARDS) - 2
+
+
+def test_every_task_and_text_of_results_has_a_card():
+    units = all_units()
+    names = {name for unit in units for name, _ in standards._asked(unit)}
+    for name in names:
+        cards = [card.name for card in standards.CARDS if re.fullmatch(card.tasks, name)]
+        assert len(cards) == 1, f"{name} is on {len(cards)} cards"
+
+
+def test_prompts_are_shown_as_they_are():
+    asked = {"shots": 5, "prompt": "<b>Question</b>\n A", "choices": [" yes", " no"], "right": 1}
+    page = standards.prompts({"tasks": {"t": asked, "u": {"shots": 0, "prompt": "?", "until": ["\n"], "right": "8"}}})
+    assert "&lt;b&gt;Question&lt;/b&gt;\n A" in page and "t</strong>: chosen, 5 examples" in page
+    assert "Ends at &#x27;\\n&#x27;. Right: 8" in page and "Not measured" in standards.prompts(None)
+
+
+def test_the_prompts_that_are_shown_are_of_all_kinds():
+    written = json.loads((AROUND / "benchmarks" / "measured" / "prompts.json").read_text())
+    tasks = {unit.name for unit in all_units() if unit.kind == "sweep"}
+    shown = {"mmlu" if task.startswith("mmlu_") else task for task in written["tasks"]}
+    assert {"mmlu", "boolq", "gsm8k", "capitals"} <= shown & tasks
+    assert written["tasks"]["mmlu_abstract_algebra"]["prompt"].count("Answer:") == 6, "five examples and the question"
+
+
+def test_seeds_and_machines():
+    page = text(standards.infrastructure([ran(unit) for seed in (0, 2) for unit in healings([3.0], {}, seed=seed)]))
+    assert "Seeds of healing: 0, 2" in page and "ranks: 8" in page and "0 of 2 runs with changes" in page
+    assert "none" in text(standards.infrastructure([]))
+
+
+@pytest.mark.parametrize("identifier", ["data-cards", "spent", "infrastructure"])
+def test_the_checklist_finds_its_tables(identifier):
+    page = {"data-cards": standards.data_cards, "spent": standards.spent, "infrastructure": standards.infrastructure}
+    made = page[identifier]([ran(sweep("boolq", FLAT))])
+    found = re.search(rf'<(figure|div)\b[^>]*\bid="{identifier}".*?</\1>', made, re.DOTALL)
+    assert found and found[0] == made, "no box stands in the box: what ends first would end it"
+    assert f"12-standards#{identifier}" in (AROUND / "book" / "checklist.md").read_text(encoding="utf-8")
