@@ -44,6 +44,9 @@ def test_a_measure_is_compared_with_blocks_of_its_own_size():
         pairs.append([of_one - of_one.mean() for of_one in ranks])
     assert skip.correlation == pytest.approx(pearsonr(*np.concatenate(pairs, axis=1))[0], abs=1e-9)
     assert skip.blocks == len(PLACES)
+    said = geometry.in_words(list(found.values()))
+    assert said.startswith(f"**loss**, {len(PLACES)} blocks, 3 measures: foretold by output without a layer (+")
+    assert "surely better than the angular distance: output without a layer (+" in said
 
 
 def test_either_direction_foretells_and_ranks_are_all_that_counts():
@@ -65,6 +68,7 @@ def test_what_was_not_measured_is_missing():
     of_two = table(cost=noise(3)).groupby("size").head(2)  # the cuts of two rules
     found = of_each(geometry.foretold(blocks, of_two, "loss"))
     assert found["distance"].verdict == "too few blocks of a size: 20 in all"
+    assert geometry.in_words(list(found.values())) == "**loss**: too few blocks of a size were measured."
     shown = geometry.table_of(list(found.values()))
     assert list(shown["measure"]) == [*WORDS.values()] and shown["loss"].iloc[0].startswith("too few")
 

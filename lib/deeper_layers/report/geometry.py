@@ -33,6 +33,7 @@ import pandas as pd
 from jaxtyping import Float, Int
 
 from deeper_layers.report import curves
+from deeper_layers.report.names import as_markdown
 from deeper_layers.results.units import Unit, whole_units
 
 FORETELLS = 0.5  # a correlation
@@ -266,6 +267,24 @@ def _interval(draws: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
     """The first of some draws, and its 95% interval from the spread of the others."""
     half = STUDENT * float(np.nanstd(draws[1:]))
     return float(draws[0]), float(draws[0]) - half, float(draws[0]) + half
+
+
+def in_words(found: list[Foretold]) -> str:
+    """Which measures foretell one cost, which do not, and which are better than the angular distance, in Markdown."""
+    cost, told = as_markdown(found[0].cost), [one for one in found if not one.obstacle]
+    if not told:
+        return f"**{cost}**: too few blocks of a size were measured."
+
+    def named(chosen: Callable[[Foretold], bool], none: str) -> str:
+        return ", ".join(f"{WORDS[one.measure]} ({one.correlation:+.2f})" for one in told if chosen(one)) or none
+
+    blocks = max(one.blocks for one in told)
+    return (
+        f"**{cost}**, {blocks} blocks, {len(told)} measures: foretold by "
+        f"{named(lambda one: one.verdict == 'foretells', 'none')}; surely not by "
+        f"{named(lambda one: one.verdict == 'not', 'any')}; surely better than the angular distance: "
+        f"{named(lambda one: one.beside == 'better', 'none')}."
+    )
 
 
 def table_of(found: list[Foretold]) -> pd.DataFrame:
