@@ -14,6 +14,7 @@ import pytest
 from deeper_layers.experiments import healings
 from deeper_layers.experiments.parameters import (
     AblationParameters,
+    GeometryParameters,
     HealingParameters,
     QuestionAnsweringParameters,
     ReasoningParameters,
@@ -44,6 +45,7 @@ NOTEBOOKS = {
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
     "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
+    "14-geometry": (GeometryParameters, ["residual-cosines", "lens-divergence", "dimensions", "pairs"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
@@ -68,6 +70,7 @@ SMALL = {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "boolq", "sizes": "0, 2", "num_fewshot": 2,
         "numbers": 0, "orders": 1,
     },
+    "14-geometry": {"samples": 8, "sequence_length": 32, "tokens": 4, "neighbours": 3, "skip_sequences": 2},
 }  # fmt: skip
 
 

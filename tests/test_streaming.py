@@ -9,6 +9,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
 from deeper_layers.family.decoding import Decoding
 from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.geometry import recorded, skipped
 from deeper_layers.models import devices, opening
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.streaming import is_streamed
@@ -43,6 +44,15 @@ def test_distances(both):
     draw = torch.Generator().manual_seed(0)
     batches = [batch([torch.randint(1, 128, (n,), generator=draw).tolist() for n in (30, 7, 12)]) for _ in range(3)]
     assert np.array_equal(angular_distances(memory, batches), angular_distances(disk, batches), equal_nan=True)
+
+
+def test_geometry(both):
+    memory, disk = both
+    given = batch([[5, 9, 17, 3, 2], [7, 8]])
+    for run in (recorded, skipped):
+        found, expected = (next(run(model, [given], tokens=2)) for model in (disk, memory))
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    assert is_streamed(disk)
 
 
 @pytest.mark.parametrize("few_shot", [0, 60])

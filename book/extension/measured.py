@@ -53,6 +53,9 @@ def describe(unit: Unit) -> dict:
     if unit.kind == "similarity":
         what = f"similarity of layers, {key.get('corpus')}"
         items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
+    elif unit.kind == "geometry":
+        what = f"geometry of residuals, {key['corpus']}"
+        items = f"{unit.details['points']:,} tokens of {key['samples']:,} sequences"
     elif unit.kind == "sweep":
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
         what = f"{key.get('task')}{shots}, {key.get('rule')} rule"

@@ -1,5 +1,6 @@
 from .bits import bits_unit as bits_unit
 from .distances import distances_unit as distances_unit
+from .geometry import geometry_unit as geometry_unit
 from .healings import adapter_folder as adapter_folder
 from .healings import healing_unit as healing_unit
 from .losses import loss_unit as loss_unit

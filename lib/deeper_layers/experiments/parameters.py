@@ -25,6 +25,7 @@ from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, T
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import RULES
 
+POINTS = 4096  # tokens whose residuals are compared with each other
 # parameters that, where given, replace a setting of the preset
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
             "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
@@ -241,6 +242,29 @@ class ShotParameters(QuestionAnsweringParameters):
             raise InputError(
                 f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected one number of examples, "
                 "which other numbers and orders are compared with: give it in num_fewshot alone"
+            )
+
+
+class GeometryParameters(Parameters):
+    """Parameters of notebooks/14-geometry.ipynb."""
+
+    notebook: ClassVar[str] = "14-geometry"
+    tokens: int = Field(8, ge=1, le=POINTS, description="kept of each sequence, evenly spaced up to the last")
+    neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
+    skip_sequences: int = Field(
+        64, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.samples * self.tokens > POINTS:
+            raise InputError(
+                f"samples is {self.samples} and tokens {self.tokens}, {self.samples * self.tokens} tokens in all, "
+                f"expected at most {POINTS}, as each is compared with each: ask for fewer"
+            )
+        if self.skip_sequences > self.samples:
+            raise InputError(
+                f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"
             )
 
 

@@ -100,6 +100,12 @@ class SimilarityKey(OpenedKey):
     seed: int
 
 
+class GeometryKey(SimilarityKey):
+    tokens: Count
+    neighbours: Count
+    skip_sequences: Count
+
+
 class Settings(Open):
     """Of a healing."""
 
@@ -170,6 +176,15 @@ class Distance(Checked):
     samples: Count
 
 
+class OfGeometry(Checked):
+    """Of a layer, whose size is 1, or of the residual that enters it, or leaves the last one: their size is 0."""
+
+    metric: Name
+    start: Count
+    size: Count
+    value: Number | None
+
+
 # ---- details ---------------------------------------------------------------------------------------------
 
 
@@ -210,6 +225,12 @@ class SimilarityDetails(Details):
     tokens: Count
 
 
+class GeometryDetails(Details):
+    tokens: Count
+    points: Count
+    pairs: Annotated[dict[Name, list[list[Number | None]]], Field(min_length=1)]  # above the diagonal, row by row
+
+
 class HealingDetails(ScoredDetails):
     healing: Course
     by_sequence: list[Number]
@@ -240,6 +261,7 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "shots": (ShotsKey, Score, ShotsDetails),
     "loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
+    "geometry": (GeometryKey, OfGeometry, GeometryDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
@@ -291,6 +313,9 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
         yield "two rows are of one thing"
     if any(row.get("metric") in ACCURACIES and not 0 <= (row["value"] or 0) <= 1 for row in rows):
         yield "an accuracy is not from 0 to 1"
+    if "pairs" in details:
+        yield from _about_geometry(rows, details["pairs"], layers)
+        return
     if "corpus" in key:  # every block there is
         if len(rows) != layers * (layers + 1) // 2:  # before as many are counted as a number says
             yield f"it has {len(rows)} rows, and {layers} layers"
@@ -314,6 +339,18 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
             yield "its name is not that of its task"
         if (details.get("units") is None) == (by_cut is None):
             yield "it holds both outcomes and the units of a group, or neither"
+
+
+def _about_geometry(rows: list[dict], pairs: dict[str, list[list]], layers: int) -> Iterator[str]:
+    of_metric = collections.defaultdict(list)
+    for row in rows:
+        of_metric[row["metric"]].append((row["size"], row["start"]))
+    of_layers, of_states = [(1, at) for at in range(layers)], [(0, at) for at in range(layers + 1)]
+    if any(sorted(found) not in (of_layers, of_states) for found in of_metric.values()):
+        yield f"its rows are not of the {layers} layers of its model, or of what lies between them"
+    triangles = [list(range(size, 0, -1)) for size in (layers - 1, layers)]
+    if any([len(row) for row in found] not in triangles for found in pairs.values()):
+        yield f"its pairs are not of the {layers} layers of its model, or of what lies between them"
 
 
 def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set[str]) -> Iterator[str]:

@@ -1,0 +1,142 @@
+"""The geometry of a model's residuals, on the sequences of its angular distances: a measured unit."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from deeper_layers import data
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.parameters import GeometryParameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.shards import Shards
+from deeper_layers.results.units import Unit
+
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
+VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.geometry changes numbers
+
+
+def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callable) -> Unit:
+    """The geometry of a model: read from results, else measured on the model that `opened()` returns.
+
+    What it will cost is said before it runs; each batch that has run is kept, and an interrupted measurement goes on
+    after it. Raises InputError where nothing is to be measured and results hold no such unit.
+    """
+
+    def measure(shards):
+        from deeper_layers import geometry  # torch, where there is something to measure
+
+        documents = data.texts(parameters.corpus, datasets=parameters.datasets)
+        model, tokenizer = opened()
+        drawn = functools.partial(
+            data.text_batches, tokenizer, documents, length=parameters.sequence_length, seed=parameters.seed
+        )
+        # of one draw the first: those run again are among the others
+        batches, again = drawn(samples=parameters.samples), drawn(samples=parameters.skip_sequences)
+        tokens = [int(sum(batch["attention_mask"].sum() for batch in some)) for some in (batches, again)]
+        layers, kept = source.num_layers, {"tokens": parameters.tokens}
+        print(price(layers, *tokens), file=sys.stderr, flush=True)
+        passes = list(_batches(
+            shards, 0, batches, functools.partial(geometry.recorded, model, **kept), _of_pass(layers), "one pass"
+        ))  # fmt: skip
+        skips = list(_batches(
+            shards, len(batches), again, functools.partial(geometry.skipped, model, **kept), _of_skips(layers),
+            "without each layer",
+        ))  # fmt: skip
+        bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
+        pairs = geometry.of_pairs(passes, skips, neighbours=parameters.neighbours)
+        rows = _rows(geometry.of_layers(passes, skips), 1) + _rows(geometry.of_states(passes, bar), 0)
+        points = sum(batch["residuals"].shape[1] for batch in passes)
+        return _table(rows), {
+            "tokens": tokens[0], "points": points, "pairs": {name: _triangle(table) for name, table in pairs.items()}
+        }  # fmt: skip
+
+    unit = Measurement(
+        kind="geometry",
+        name=parameters.corpus,
+        version=VERSION,
+        source=source,
+        settings={
+            **parameters.key,
+            "corpus": parameters.corpus,
+            "samples": parameters.samples,
+            "sequence_length": parameters.sequence_length,
+            "seed": parameters.seed,
+            "tokens": parameters.tokens,
+            "neighbours": parameters.neighbours,
+            "skip_sequences": parameters.skip_sequences,
+        },
+        reads=[text_of(parameters.corpus, parameters.datasets)],
+        measure=measure,
+    ).unit(parameters)
+    if unit is None:
+        raise InputError(f"not measured: the geometry of {source.name} in {source.dtype}")
+    return unit
+
+
+def price(layers: int, tokens: int, again: int) -> str:
+    """What a measurement will cost, in words: of how many tokens each layer runs, those run again without one."""
+    steps = 2 * tokens * layers + again * layers * (layers + 1) // 2  # of a layer's two runs one is of its attention
+    return (
+        f"geometry: {tokens:,} tokens through {layers} layers, {again:,} of them again without each layer in turn: at "
+        f"most {steps / 1e6:,.1f} million layer-steps, as many as {steps / layers / tokens:.0f} passes"
+    )
+
+
+def _batches(
+    shards: Shards, first: int, batches: list, run: Callable, like: dict[str, tuple], what: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `run` gives for each batch, in their order: from its shard, or now."""
+    known = [
+        shards.get(first + number, {"ids": batch["input_ids"].numpy()}, like) for number, batch in enumerate(batches)
+    ]
+    bar = tqdm(desc=what, unit="batch", total=len(batches), mininterval=5, file=sys.stderr)
+    running = run(batch for batch, found in zip(batches, known) if found is None)
+    for number, (batch, found) in enumerate(zip(batches, known)):
+        if found is None:
+            found = next(running)
+            shards.put(first + number, found | {"ids": batch["input_ids"].numpy()})
+        bar.update()
+        yield found
+    bar.close()
+
+
+def _of_pass(layers: int) -> dict[str, tuple]:
+    """Types and shapes of what a pass records of a batch."""
+    of_tokens, of_sequences = (None, layers, 3), (None, layers + 1)
+    return {
+        "residuals": (np.float32, (layers + 1, None, None)),
+        "cosines": (np.float64, of_tokens),
+        "norms": (np.float64, of_tokens),
+        "entropy": (np.float64, of_sequences),
+        "lens": (np.float64, (*of_sequences, 2)),
+    }
+
+
+def _of_skips(layers: int) -> dict[str, tuple]:
+    """Types and shapes of what is recorded of a batch without each layer."""
+    return {"later": (np.float64, (None, layers, layers)), "output": (np.float64, (None, layers))}
+
+
+def _rows(values: dict[str, np.ndarray], size: int) -> list[dict]:
+    return [
+        {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
+        for name, of_name in values.items() for at, value in enumerate(of_name.tolist())
+    ]  # fmt: skip
+
+
+def _table(rows: list[dict]) -> "pd.DataFrame":
+    import pandas as pd  # slow
+
+    return pd.DataFrame(rows)
+
+
+def _triangle(table: np.ndarray) -> list[list[float]]:
+    """What stands above the diagonal, row by row."""
+    return [[round(value, 4) for value in row[at + 1 :]] for at, row in enumerate(table.tolist()[:-1])]

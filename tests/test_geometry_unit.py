@@ -1,0 +1,104 @@
+"""The geometry of a model as a unit: measured, taken up where it was interrupted, refused where it is damaged."""
+
+import copy
+import functools
+import json
+
+import numpy as np
+import pytest
+
+from deeper_layers import geometry
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.geometry import geometry_unit
+from deeper_layers.experiments.parameters import GeometryParameters
+from deeper_layers.report.geometry import MEASURES, of_blocks
+from deeper_layers.results.schema import check_unit
+
+SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "skip_sequences": 9}
+LAYERS = 5
+
+
+def measured(folder, results, **others):
+    parameters = GeometryParameters(model=str(folder), results=str(results), **SMALL | others)
+    source = parameters.source()
+    return geometry_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
+
+
+@pytest.fixture(scope="module")
+def unit(tiny_folder, tmp_path_factory):
+    return measured(tiny_folder, tmp_path_factory.mktemp("results"))
+
+
+def test_what_a_unit_holds(unit, tiny_folder):
+    layers, states = 7, 6
+    assert len(unit.rows) == layers * LAYERS + states * (LAYERS + 1)
+    assert unit.details["points"] == SMALL["samples"] * SMALL["tokens"]
+    assert unit.path.stat().st_size < 30_000
+    assert not unit.path.with_suffix(".partial").exists()
+    of_last = unit.rows[unit.rows["start"] == LAYERS].set_index("metric")["value"]
+    assert of_last["lens_divergence"] == 0 and of_last["lens_overlap"] == 1
+    blocks = of_blocks(unit)
+    assert len(blocks) == LAYERS * (LAYERS + 1) // 2
+    missing = blocks[[measure.name for measure in MEASURES]].isna().sum()
+    assert missing[missing > 0].to_dict() == {"skip_later": LAYERS}  # nothing comes after these blocks
+    assert measured(tiny_folder, unit.path.parents[1], measure=False).path == unit.path
+    with pytest.raises(InputError, match="not measured: the geometry of"):
+        measured(tiny_folder, unit.path.parents[1], measure=False, tokens=1)
+
+
+def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeypatch, capsys):
+    """Without a change of any number: what was finished is not run again."""
+    ran = []
+
+    def stopping(model, batches, **how):
+        for number, found in enumerate(geometry.skipping.skipped(model, batches, **how)):
+            ran.append(len(found["output"]))
+            if len(ran) == 1 and number == 0:
+                raise KeyboardInterrupt
+            yield found
+
+    counted = []
+    whole = geometry.recording.recorded
+    monkeypatch.setattr(
+        geometry, "recorded",
+        lambda model, batches, **how: whole(model, (counted.append(1) or batch for batch in batches), **how),
+    )  # fmt: skip
+    monkeypatch.setattr(geometry, "skipped", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        measured(tiny_folder, tmp_path)
+    assert "million layer-steps" in capsys.readouterr().err  # before it runs
+    passes = len(counted)
+    again = measured(tiny_folder, tmp_path)
+    assert len(counted) == passes > 0
+    assert again.rows.equals(unit.rows) and again.details == unit.details
+
+
+def test_no_more_tokens_than_can_be_compared():
+    with pytest.raises(InputError, match="samples is 256 and tokens 100, 25600 tokens in all, expected at most 4096"):
+        GeometryParameters(tokens=100)
+    with pytest.raises(InputError, match="skip_sequences is 64, expected at most samples, 8"):
+        GeometryParameters(samples=8)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda unit: unit["rows"].pop(), "its rows are not of the 5 layers of its model"),
+    (lambda unit: unit["rows"].append(unit["rows"][0]), "two rows are of one thing"),
+    (lambda unit: unit["rows"][0].update(size=2), "its rows are not of the 5 layers of its model"),
+    (lambda unit: unit["details"].update(num_layers=4), "its rows are not of the 4 layers of its model"),
+    (lambda unit: unit["details"]["pairs"]["cka"][0].pop(), "its pairs are not of the 5 layers of its model"),
+    (lambda unit: unit["details"]["pairs"].clear(), "pairs: Dictionary should have at least 1 item"),
+    (lambda unit: unit["rows"][0].update(value="1"), "0.value: Input should be a valid number"),
+    (lambda unit: unit["key"].pop("tokens"), "tokens: Field required"),
+])  # fmt: skip
+def test_what_does_not_agree_is_no_unit(unit, change, said):
+    content = copy.deepcopy(json.loads(unit.path.read_text()))
+    check_unit(content)
+    change(content)
+    with pytest.raises(ValueError) as caught:
+        check_unit(content)
+    assert str(caught.value).startswith(said)
+
+
+def test_shuffled_tokens_are_a_control(unit):
+    values = unit.rows.pivot_table(index="start", columns="metric", values="value")
+    assert np.isfinite(values["two_nn"]).all() and (values["two_nn_shuffled"] > values["two_nn"]).mean() > 0.5
