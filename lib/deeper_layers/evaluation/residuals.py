@@ -19,7 +19,7 @@ from deeper_layers.models.network import Network, NotApart
 from deeper_layers.models.sublayers import only
 
 
-def residuals_of(model: nn.Module, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
+def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
     """The residuals that enter every layer, and leave the last one, for a sequence of tokens [T]."""
     layers, kept = decoder_layers(model), []
 
@@ -41,7 +41,7 @@ def residuals_of(model: nn.Module, tokens: torch.Tensor) -> Float64[torch.Tensor
     return torch.stack(kept)
 
 
-def token_cosines(model: nn.Module, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
+def token_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
     """Mean over all tokens of the cosine of the residuals that enter layers l and m; the last leaves the last layer.
 
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
@@ -58,7 +58,7 @@ def token_cosines(model: nn.Module, sequences: Iterable[torch.Tensor]) -> Float[
     return (total / tokens).numpy()
 
 
-def sublayer_cosines(model: nn.Module, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
+def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
     """Mean over all tokens of the cosine of what enters and what leaves the attention (row 0) and the MLP (row 1).
 
     Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
@@ -89,7 +89,7 @@ def sublayer_cosines(model: nn.Module, sequences: Iterable[torch.Tensor]) -> Flo
     return (total / tokens).numpy()
 
 
-def saliences(model: nn.Module, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L"]:
+def saliences(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L"]:
     """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
 
     Source: Kim et al., arXiv 2402.02834, equation 1. A forward and a backward pass; memory for the gradients of all

@@ -2,6 +2,7 @@ from .bits import bits_unit as bits_unit
 from .distances import distances_unit as distances_unit
 from .healings import adapter_folder as adapter_folder
 from .healings import healing_unit as healing_unit
+from .losses import blocks as blocks
 from .losses import loss_unit as loss_unit
 from .measurement import Measurement as Measurement
 from .shots import shots_unit as shots_unit
