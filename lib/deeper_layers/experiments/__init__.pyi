@@ -4,6 +4,7 @@ from .healings import adapter_folder as adapter_folder
 from .healings import healing_unit as healing_unit
 from .losses import blocks as blocks
 from .losses import loss_unit as loss_unit
+from .losses import map_unit as map_unit
 from .measurement import Measurement as Measurement
 from .shots import shots_unit as shots_unit
 from .sweeps import cuts_of_tasks as cuts_of_tasks

@@ -65,3 +65,9 @@ def loss_unit(
     if unit is None:
         raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit
+
+
+def map_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
+    """The loss without every block of the sizes that are asked for, as `loss_unit` gives it."""
+    cuts = blocks(parameters.size_list(source.num_layers), source.num_layers)
+    return loss_unit(cuts, parameters, source, opened, batch_tokens=OF_BLOCKS)

@@ -208,7 +208,7 @@ class WhichLayersParameters(Parameters):
         "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
     )
     text: str = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
-    loss_sequences: int = Field(64, ge=2, le=checks.MANY, description="for the loss on text")
+    loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
     calibration_sequences: int = Field(
         8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
