@@ -200,6 +200,9 @@ class WhichLayersParameters(Parameters):
     """Parameters of notebooks/13-which-layers.ipynb."""
 
     notebook: ClassVar[str] = "13-which-layers"
+    dtype: str = Field(
+        "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
+    )
     sizes: ListText = Field(
         "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
     )
