@@ -6,11 +6,11 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.residuals import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.evaluation.searching import losses_on, search
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.sublayers import writers
+from deeper_layers.residuals import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.block_influence import block_influence
 from deeper_layers.rules.block_pruner import candidate_passes, sublayer_order
 from deeper_layers.rules.chance import SEEDS

@@ -4,10 +4,11 @@ import sys
 
 import torch
 
+from deeper_layers.bridges.merging import likeness_on
 from deeper_layers.cuts import Cut
 from deeper_layers.evaluation.losses import text_loss
-from deeper_layers.evaluation.residuals import saliences, sublayer_cosines, token_cosines
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.residuals import saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.rule import Known, Losses
 
@@ -29,6 +30,8 @@ def known_of(model, rule: str, sequences: list[torch.Tensor], **known) -> Known:
     needs = REGISTERED[rule].needs
     if needs == "losses":
         known.setdefault(needs, losses_on(model, sequences))
+    elif needs == "likeness":
+        known.setdefault(needs, likeness_on(model, sequences, REGISTERED[rule].changes))
     elif needs in MEASURED and needs not in known:
         known[needs] = MEASURED[needs](model, sequences)
     return Known(num_layers(model), **known)

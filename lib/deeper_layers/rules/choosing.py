@@ -12,11 +12,14 @@ from deeper_layers.rules import (
     block_pruner,
     chance,
     greedy,
+    laco,
     llm_drop,
     perplexity,
+    replaceme,
     reverse,
     similarity,
     simple,
+    streamline,
     taylor,
     window_cosine,
 )
@@ -26,7 +29,8 @@ REGISTERED = {
     rule.name: rule
     for rule in (
         similarity.RULE, simple.RULE, reverse.RULE, *chance.RULES, block_influence.RULE, window_cosine.RULE,
-        *perplexity.RULES, *taylor.RULES, greedy.RULE, *llm_drop.RULES, block_pruner.RULE,
+        *perplexity.RULES, *taylor.RULES, greedy.RULE, *llm_drop.RULES, block_pruner.RULE, *laco.RULES,
+        *replaceme.RULES, streamline.RULE,
     )
 }  # fmt: skip
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare

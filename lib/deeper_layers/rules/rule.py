@@ -10,7 +10,7 @@ from deeper_layers.errors import InputError
 
 Losses = Callable[[list[Cut]], Sequence[float]]  # of each of some pruned models the loss on text, nats a token
 # a layer by its number, or layers merged into the first of them, each of which may be such a merged one
-Merged = int | tuple["Merged", ...]
+Merged = int | tuple
 Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
 
 HOW = {
@@ -76,6 +76,11 @@ class Rule:
         if self.needs and getattr(known, self.needs) is None:
             raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {HOW[self.needs]}")
         return self.cuts(sizes, known)
+
+
+def first_of(layer: Merged) -> int:
+    """The layer into which others were merged, or a layer itself."""
+    return layer if isinstance(layer, int) else first_of(layer[0])
 
 
 def in_order(order: Sequence[int], sizes: Sequence[int], layers: int) -> list[Cut]:
