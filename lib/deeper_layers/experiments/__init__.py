@@ -2,7 +2,8 @@
 
 In: parameters, checked. Out: units, read from results where they hold them, else measured and written. Nothing heavy
 is imported where nothing is measured. Read first: measurement.py (one class for a measured unit), parameters.py; then
-the unit of each experiment: distances, sweeps, losses, healings, shots, bits, take_away.
+the unit of each experiment: distances, sweeps, losses, choices, healings, shots, bits,
+take_away.
 """
 
 import lazy_loader

@@ -1,4 +1,5 @@
 from .bits import bits_unit as bits_unit
+from .choices import choice_unit as choice_unit
 from .distances import distances_unit as distances_unit
 from .healings import adapter_folder as adapter_folder
 from .healings import healing_unit as healing_unit

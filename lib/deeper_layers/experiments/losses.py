@@ -37,7 +37,7 @@ def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokeni
 
 def loss_unit(
     cuts: list[Cut], parameters: HealingParameters | WhichLayersParameters, source: Source, opened: Callable,
-    *, batch_tokens: int | None = None,
+    *, kind: str = "loss", batch_tokens: int | None = None,
 ) -> Unit:  # fmt: skip
     """The loss of pruned models before healing: read from results, else measured on what `opened()` returns.
 
@@ -54,7 +54,7 @@ def loss_unit(
         return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
 
     unit = Measurement(
-        kind="loss",
+        kind=kind,
         name=parameters.text,
         version=VERSION,
         source=source,
@@ -68,6 +68,6 @@ def loss_unit(
 
 
 def map_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
-    """The loss without every block of the sizes that are asked for, as `loss_unit` gives it."""
+    """The loss without every block of the sizes that are asked for, as `loss_unit` gives it, of a kind of its own."""
     cuts = blocks(parameters.size_list(source.num_layers), source.num_layers)
-    return loss_unit(cuts, parameters, source, opened, batch_tokens=OF_BLOCKS)
+    return loss_unit(cuts, parameters, source, opened, kind="blocks", batch_tokens=OF_BLOCKS)

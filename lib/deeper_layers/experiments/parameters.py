@@ -216,6 +216,9 @@ class WhichLayersParameters(Parameters):
     calibration_sequences: int = Field(
         8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
     )
+    bridge_sequences: int = Field(
+        64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
+    )
 
     def check(self) -> None:
         super().check()
@@ -238,6 +241,12 @@ class WhichLayersParameters(Parameters):
     def size_list(self, num_layers: int) -> list[int]:
         """Block sizes of the map, in order. Raises InputError for a size that does not fit."""
         return block_sizes(self.sizes, num_layers)
+
+    @property
+    def calibration(self) -> dict:
+        """What determines what a rule looks at, and a bridge is fitted on."""
+        names = ("corpus", "samples", "sequence_length", "seed", "calibration_sequences", "bridge_sequences")
+        return {name: getattr(self, name) for name in names}
 
     def shares(self, num_layers: int) -> list[int]:
         """How many layers each rule drops, at least one of them; halves are rounded up."""

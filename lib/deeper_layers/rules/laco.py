@@ -17,17 +17,20 @@ THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the
 def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
     """The layers of a model of which `size` were merged into others."""
     check_size(size, layers)
+    whole: list[Merged] = list(range(layers))
     for threshold in THRESHOLDS:
-        if len(found := _walk(size, layers, likeness, threshold)) == layers - size:
+        if len(found := _walk(whole, layers - size, likeness, threshold)) == layers - size:
             return found
-    return _walk(size, layers, lambda _: 1.0, 0.0)  # whatever becomes of it
+    while len(whole) > layers - size:  # whatever becomes of it
+        whole = _walk(whole, layers - size, lambda _: 1.0, 0.0)
+    return whole
 
 
-def _walk(size: int, layers: int, likeness: Likeness, threshold: float) -> list[Merged]:
-    found: list[Merged] = list(range(layers))
-    together = max(2, round(SHARE * layers))
-    at = max(0, layers - 1 - together)
-    while at >= 0 and (left := size - (layers - len(found))):
+def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
+    """One way down through some layers, until as many as wanted are left."""
+    together = max(2, round(SHARE * (max(map(first_of, found)) + 1)))
+    at = max(0, len(found) - 1 - together)
+    while at >= 0 and (left := len(found) - wanted):
         end = min(at + together, at + 1 + left, len(found))
         tried = [*found[:at], tuple(found[at:end]), *found[end:]]
         if end > at + 1 and likeness(tried) > threshold:
