@@ -21,6 +21,7 @@ from deeper_layers.experiments.parameters import (
     ShotParameters,
     SimilarityParameters,
     TakeAwayParameters,
+    WhichLayersParameters,
 )
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
@@ -44,6 +45,7 @@ NOTEBOOKS = {
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
     "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
+    "13-which-layers": (WhichLayersParameters, ["block-maps"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
@@ -67,6 +69,11 @@ SMALL = {
     "11-shots": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "boolq", "sizes": "0, 2", "num_fewshot": 2,
         "numbers": 0, "orders": 1,
+    },
+    "13-which-layers": {
+        "samples": 8, "sequence_length": 32, "dtype": "float32", "text": "wikipedia", "loss_sequences": 4,
+        "loss_length": 32, "calibration_sequences": 2, "bridge_sequences": 2, "percent": "20, 40",
+        "rules": "similarity, block-influence, taylor-plus, llm-drop, laco, replaceme",
     },
 }  # fmt: skip
 
@@ -115,6 +122,9 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches, monkeypatch):
     assert (record.notebook, record.parameters["model"]) == (name, Path(tiny_folder).name)
     assert record.parameters["samples"] == 8 and str(tmp_path) not in record.path.read_text()
     assert len(states(results)) == len(units) + 1
+    if name == "13-which-layers":
+        assert "the similarity rule costs" in page and "attention of" in page, "sublayers are among the choices"
+        assert "taylor\\-plus\\: size is 1; expected 0 to 0" in page, "what can not be had of so few layers is named"
     if name == "01-similarity":  # a second time, everything is there and nothing is measured again
         assert states(results) == before
     if name == "02-question-answering":

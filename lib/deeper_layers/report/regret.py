@@ -5,7 +5,8 @@ The criteria, set before any map was measured:
 - The regret at size n is the loss on text, in nats a token, of what the rule leaves, less that of the best block among
   those that keep the last layer. The best is found on one half of the sequences and judged on the other, both ways
   round, so that it is not flattered by having been chosen on what judges it. Negative is possible: a rule that takes
-  layers out one by one, or changes weights, may do better than any block.
+  layers out one by one, or changes weights, may do better than any block; and a block too, by what the halves disagree
+  about which one is best.
 - Intervals are 95%, by resampling sequences within the halves, the choice of the best included.
 - A rule is "as good as the best block" where the interval ends below MARGIN, "worse" where it begins above, else it
   "can't be told". MARGIN is 0.05 nats, 5% more perplexity.
