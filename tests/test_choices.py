@@ -131,9 +131,9 @@ def test_both_maps_have_the_same_axes(every):
     )
     best = {"distance": distances[["size", "start"]].head(5), "loss": every.best}
     figure = block_maps(distances, every.rows, LAYERS, best=best, model="<m>", text="c4", provenance="p")
-    layout = figure.plot.layout
+    layout = figure.interactive.layout
     assert layout.xaxis.range == layout.xaxis2.range == (-0.5, 5.5) and layout.yaxis.range == layout.yaxis2.range
-    maps = [trace for trace in figure.plot.data if trace.type == "heatmap"]
+    maps = [trace for trace in figure.interactive.data if trace.type == "heatmap"]
     assert [np.isfinite(np.array(trace.z, dtype=float)).sum() for trace in maps] == [6 + 5 + 4 + 3 + 2, 6 + 5 + 4]
     assert maps[1].xaxis == "x2" and "<m>" not in figure._repr_html_()
     with pytest.raises(InputError, match="best is of .*expected"):
@@ -156,19 +156,20 @@ def test_a_page_of_what_is_measured_needs_no_torch(tiny_folder, tmp_path):
     given = SMALL["13-which-layers"] | {"model": str(tiny_folder), "results": str(tmp_path / "results")}
     given |= {"rules": "similarity, block-influence", "sizes": "1, 2"}
     shown = notebook.run("13-which-layers", **given)
+    given |= {"model": tiny_folder.name, "measure": False}  # as results know it
     code = (
         "import sys; from tests import notebook; "
-        f"page = notebook.run('13-which-layers', **{given | {'measure': False}}); "
+        f"page = notebook.run('13-which-layers', **{given}); "
         "assert 'block-maps' in page; print(*sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(AROUND / "lib"), str(AROUND)])}
     done = subprocess.run([sys.executable, "-c", code], cwd=AROUND, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert not {"torch", "transformers", "lm_eval"} & set(done.stdout.split())
-    nothing = given | {"results": str(tmp_path / "nothing"), "measure": False}
+    nothing = given | {"results": str(tmp_path / "nothing"), "model": str(tiny_folder)}
     with pytest.raises(InputError, match="not measured: the distances"):
         notebook.run("13-which-layers", **nothing)
     for path in (tmp_path / "results").glob("*/blocks-*.json"):
         path.unlink()
-    without = notebook.run("13-which-layers", **given | {"measure": False})
+    without = notebook.run("13-which-layers", **given)
     assert "Not measured" in without and "block-maps" not in without and 'id="block-maps"' in shown
