@@ -16,8 +16,8 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
     "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
-    "similarity", "geometry", "rules", "family", "evaluation", "checkpoints", "healing", "experiments", "report",
-    "command", "__main__",
+    "similarity", "residuals", "geometry", "rules", "bridges", "family", "evaluation", "checkpoints", "healing",
+    "experiments", "report", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report")
 # tasks/items.py is read by lm-eval from a task's definition, by its path

@@ -22,6 +22,7 @@ from deeper_layers.experiments.parameters import (
     ShotParameters,
     SimilarityParameters,
     TakeAwayParameters,
+    WhichLayersParameters,
 )
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
@@ -46,6 +47,7 @@ NOTEBOOKS = {
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
     "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
     "14-geometry": (GeometryParameters, ["residual-cosines", "lens-divergence", "dimensions", "pairs"]),
+    "13-which-layers": (WhichLayersParameters, ["block-maps"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},
@@ -71,6 +73,11 @@ SMALL = {
         "numbers": 0, "orders": 1,
     },
     "14-geometry": {"samples": 8, "sequence_length": 32, "tokens": 4, "neighbours": 3, "skip_sequences": 2},
+    "13-which-layers": {
+        "samples": 8, "sequence_length": 32, "dtype": "float32", "text": "wikipedia", "loss_sequences": 4,
+        "loss_length": 32, "calibration_sequences": 2, "bridge_sequences": 2, "percent": "20, 40",
+        "rules": "similarity, block-influence, taylor-plus, llm-drop, laco, replaceme",
+    },
 }  # fmt: skip
 
 
@@ -118,6 +125,9 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches, monkeypatch):
     assert (record.notebook, record.parameters["model"]) == (name, Path(tiny_folder).name)
     assert record.parameters["samples"] == 8 and str(tmp_path) not in record.path.read_text()
     assert len(states(results)) == len(units) + 1
+    if name == "13-which-layers":
+        assert "the similarity rule costs" in page and "attention of" in page, "sublayers are among the choices"
+        assert "taylor\\-plus\\: size is 1; expected 0 to 0" in page, "what can not be had of so few layers is named"
     if name == "01-similarity":  # a second time, everything is there and nothing is measured again
         assert states(results) == before
     if name == "02-question-answering":

@@ -12,7 +12,6 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.greedy import candidate_nodes, greedy_order
-from deeper_layers.rules.rule import Known
 from tests.tiny import tiny_model
 
 LAYERS = 6
@@ -26,18 +25,6 @@ def model():
 @pytest.fixture(scope="module")
 def sequences():
     return list(torch.randint(1, 128, (4, 24), generator=torch.Generator().manual_seed(0)))
-
-
-@pytest.mark.parametrize("rule", REGISTERED.values(), ids=lambda rule: rule.name)
-def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
-    assert "arXiv" in rule.source and rule.words
-    known = Known(LAYERS, np.random.default_rng(0).random((LAYERS, LAYERS)), lambda cuts: [cut.start for cut in cuts])
-    cuts = rule.choose([0, 2, 3], known)
-    assert [cut.size for cut in cuts] == [0, 2, 3] and rule.passes(3, LAYERS) >= 0
-    assert all(LAYERS - 1 not in cut.dropped for cut in cuts)
-    if rule.needs:
-        with pytest.raises(InputError, match=f"needs {rule.needs}, got None"):
-            rule.choose([1], Known(LAYERS))
 
 
 def test_the_papers_rules_are_registered():

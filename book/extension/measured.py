@@ -66,6 +66,12 @@ def describe(unit: Unit) -> dict:
     elif unit.kind == "loss":
         what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
         items = f"{unit.rows['items'].max():,} sequences of {key.get('sequence_length')} tokens"
+    elif unit.kind == "blocks":
+        what = f"loss on {key['text']}, {len(key['cuts']) - 1} blocks of layers, one at a time"
+        items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"
+    elif unit.kind == "choice":
+        what = f"loss on {key['text']} of what the rule {key['rule']} leaves"
+        items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"
     elif unit.kind == "healing":
         start, size = key["cut"]
         settings, tokens = key["healing"], unit.details["healing"]["tokens"]

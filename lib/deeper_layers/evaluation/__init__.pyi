@@ -5,6 +5,8 @@ from .harness import group_rows as group_rows
 from .harness import is_group as is_group
 from .harness import load_tasks as load_tasks
 from .losses import text_loss as text_loss
+from .searching import known_of as known_of
+from .searching import search as search
 from .sweeps import loglikelihoods as loglikelihoods
 from .sweeps import plan as plan
 from .sweeps import sweep as sweep

@@ -13,17 +13,20 @@ import torch
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.family.planning import BATCH_TOKENS
 from deeper_layers.results.shards import Shards
 
 METRIC = "loss"
 
 
 def text_loss(
-    model, cuts: list[Cut], sequences: list[torch.Tensor], *, shards: Shards | None = None
-) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    model, cuts: list[Cut], sequences: list[torch.Tensor], *, shards: Shards | None = None,
+    batch_tokens: int | None = None,
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
-    Every token but the first of a sequence is foretold from those before it. Returns a row for each cut, with
+    Every token but the first of a sequence is foretold from those before it. Twice `batch_tokens` is about what is run
+    between two shards. Returns a row for each cut, with
     columns metric ("loss"), start, size, value, stderr (over sequences) and items (sequences); and the loss of
     each sequence, by cut "start,size".
     Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
@@ -35,7 +38,7 @@ def text_loss(
     tokens = [sequence.tolist() for sequence in sequences]
     logprobs, _ = loglikelihoods(
         model, [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], cuts,
-        max_length=max(map(len, tokens)), shards=shards, what="loss on text",
+        max_length=max(map(len, tokens)), batch_tokens=batch_tokens or BATCH_TOKENS, shards=shards, what="loss on text",
     )  # fmt: skip
     lengths = np.array([len(ids) - 1 for ids in tokens])
     rows, of_sequences = [], {}

@@ -1,14 +1,18 @@
-"""Losses of the pruned models that a rule asks for while it searches."""
+"""What a rule needs to know of a model, measured on sequences of tokens, and the cuts that it chooses from that."""
 
 import sys
 
 import torch
 
+from deeper_layers.bridges.merging import likeness_on
 from deeper_layers.cuts import Cut
 from deeper_layers.evaluation.losses import text_loss
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.residuals import saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.rule import Known, Losses
+
+MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
 def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
@@ -21,15 +25,24 @@ def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
     return losses
 
 
-def search(
-    model,
-    rule: str,
-    sizes: list[int],
-    sequences: list[torch.Tensor],
-) -> list[Cut]:
-    """The cut of each size under a rule that searches by loss on sequences; its price is printed before."""
-    layers, chosen = num_layers(model), REGISTERED[rule]
-    tokens = sum(map(len, sequences))
-    passes = chosen.passes(max(sizes, default=0), layers)
+def known_of(model, rule: str, sequences: list[torch.Tensor], **known) -> Known:
+    """What a rule needs to know of a model, measured on sequences of tokens, each [T]; what is `known` is not."""
+    needs = REGISTERED[rule].needs
+    if needs == "losses":
+        known.setdefault(needs, losses_on(model, sequences))
+    elif needs == "likeness":
+        known.setdefault(needs, likeness_on(model, sequences, REGISTERED[rule].changes))
+    elif needs in MEASURED and needs not in known:
+        known[needs] = MEASURED[needs](model, sequences)
+    return Known(num_layers(model), **known)
+
+
+def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor], **known) -> list[Cut]:
+    """The cut of each size under a rule that looks at sequences of tokens, each [T]; its price is printed before.
+
+    `known` is what was measured already, like distances.
+    """
+    tokens, chosen = sum(map(len, sequences)), REGISTERED[rule]
+    passes = chosen.passes(max(sizes, default=0), num_layers(model))
     print(f"{rule}: {passes:,.1f} passes of the whole model over {tokens:,} tokens", file=sys.stderr)
-    return chosen.choose(sizes, Known(layers, losses=losses_on(model, sequences)))
+    return chosen.choose(sizes, known_of(model, rule, sequences, **known))

@@ -2,7 +2,7 @@
 
 In: parameters, checked. Out: units, read from results where they hold them, else measured and written. Nothing heavy
 is imported where nothing is measured. Read first: measurement.py (one class for a measured unit), parameters.py; then
-the unit of each experiment: distances, geometry, sweeps, losses, healings, shots, bits,
+the unit of each experiment: distances, geometry, sweeps, losses, choices, healings, shots, bits,
 take_away.
 """
 

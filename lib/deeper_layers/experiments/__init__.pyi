@@ -1,9 +1,12 @@
 from .bits import bits_unit as bits_unit
+from .choices import choice_unit as choice_unit
 from .distances import distances_unit as distances_unit
 from .geometry import geometry_unit as geometry_unit
 from .healings import adapter_folder as adapter_folder
 from .healings import healing_unit as healing_unit
+from .losses import blocks as blocks
 from .losses import loss_unit as loss_unit
+from .losses import map_unit as map_unit
 from .measurement import Measurement as Measurement
 from .shots import shots_unit as shots_unit
 from .sweeps import cuts_of_tasks as cuts_of_tasks

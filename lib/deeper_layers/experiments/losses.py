@@ -1,19 +1,26 @@
-"""Loss on text of a family of pruned models, not healed: a measured unit (paper, figure 3)."""
+"""Loss on text of a family of pruned models, not healed: a measured unit (paper, figure 3; the map of every block)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from deeper_layers import data, evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.experiments.parameters import HealingParameters, WhichLayersParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
+OF_BLOCKS = 512  # tokens of a batch where hundreds of blocks run together: a part of the work is done in minutes
 VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
 
 
-def loss_sequences(parameters: HealingParameters, tokenizer) -> list:
+def blocks(sizes: Iterable[int], num_layers: int) -> list[Cut]:
+    """The whole model and every contiguous block of some sizes, that with the last layer too."""
+    every = (Cut(start, size) for size in sizes if size for start in range(num_layers - size + 1))
+    return [Cut(0, 0), *every]
+
+
+def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokenizer) -> list:
     """The fixed sequences of the validation split on which losses are measured, each [T] whole numbers.
 
     Raises InputError where the corpus has too few.
@@ -28,20 +35,26 @@ def loss_sequences(parameters: HealingParameters, tokenizer) -> list:
     return found
 
 
-def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, opened: Callable) -> Unit:
+def loss_unit(
+    cuts: list[Cut], parameters: HealingParameters | WhichLayersParameters, source: Source, opened: Callable,
+    *, kind: str = "loss", batch_tokens: int | None = None,
+) -> Unit:  # fmt: skip
     """The loss of pruned models before healing: read from results, else measured on what `opened()` returns.
 
+    What it will cost is printed before it runs, and what has run in batches of so many tokens is not run again.
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
 
     def measure(shards):
         model, tokenizer = opened()
-        rows, of_sequences = evaluation.text_loss(model, cuts, loss_sequences(parameters, tokenizer), shards=shards)
+        rows, of_sequences = evaluation.text_loss(
+            model, cuts, loss_sequences(parameters, tokenizer), shards=shards, batch_tokens=batch_tokens
+        )
         rows.insert(0, "task", parameters.text)
         return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
 
     unit = Measurement(
-        kind="loss",
+        kind=kind,
         name=parameters.text,
         version=VERSION,
         source=source,
@@ -52,3 +65,9 @@ def loss_unit(cuts: list[Cut], parameters: HealingParameters, source: Source, op
     if unit is None:
         raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit
+
+
+def map_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
+    """The loss without every block of the sizes that are asked for, as `loss_unit` gives it, of a kind of its own."""
+    cuts = blocks(parameters.size_list(source.num_layers), source.num_layers)
+    return loss_unit(cuts, parameters, source, opened, kind="blocks", batch_tokens=OF_BLOCKS)

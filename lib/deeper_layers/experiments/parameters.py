@@ -23,7 +23,7 @@ from deeper_layers.experiments.common_parameters import (
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked
 from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
-from deeper_layers.rules.choosing import RULES
+from deeper_layers.rules.choosing import REGISTERED, RULES
 
 POINTS = 4096  # tokens whose residuals are compared with each other
 # parameters that, where given, replace a setting of the preset
@@ -195,6 +195,63 @@ class HealingParameters(QuestionAnsweringParameters):
     def loss_key(self) -> dict:
         """What determines a loss on text, besides the model."""
         return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+
+
+class WhichLayersParameters(Parameters):
+    """Parameters of notebooks/13-which-layers.ipynb."""
+
+    notebook: ClassVar[str] = "13-which-layers"
+    dtype: str = Field(
+        "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
+    )
+    sizes: ListText = Field(
+        "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
+    )
+    rules: str = Field("all", description='rules to compare: "all", or like "similarity, block-influence"')
+    percent: Annotated[ListText, numbers_from(1, 99)] = Field(
+        "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
+    )
+    text: str = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
+    loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
+    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
+    calibration_sequences: int = Field(
+        8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
+    )
+    bridge_sequences: int = Field(
+        64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_one_of("text", self.text, data.CORPORA)
+        for rule in self.rule_list:
+            check_one_of("rule", rule, REGISTERED)
+        if not self.rule_list:
+            raise InputError(f"rules is {self.rules!r}, expected names separated by commas: give some")
+        block_sizes(self.sizes, None)
+
+    @property
+    def loss_key(self) -> dict:
+        """What determines a loss on text, besides the model."""
+        return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+
+    @property
+    def rule_list(self) -> list[str]:
+        return list(REGISTERED) if self.rules == "all" else list(dict.fromkeys(split(self.rules)))
+
+    def size_list(self, num_layers: int) -> list[int]:
+        """Block sizes of the map, in order. Raises InputError for a size that does not fit."""
+        return block_sizes(self.sizes, num_layers)
+
+    @property
+    def calibration(self) -> dict:
+        """What determines what a rule looks at, and a bridge is fitted on."""
+        names = ("corpus", "samples", "sequence_length", "seed", "calibration_sequences", "bridge_sequences")
+        return {name: getattr(self, name) for name in names}
+
+    def shares(self, num_layers: int) -> list[int]:
+        """How many layers each rule drops, at least one of them; halves are rounded up."""
+        return sorted({max(1, (percent * num_layers + 50) // 100) for percent in self.number_list("percent")})
 
 
 class AblationParameters(HealingParameters):

@@ -24,6 +24,7 @@ Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
 Vocabulary = Annotated[int, Field(ge=2)]
 Name = Annotated[str, Field(min_length=1)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]*\.json$")]
+PARTS = ("layers", "attention", "mlp")  # of what a rule drops
 Outcomes = dict[str, dict[str, str]]  # by task and metric, packed
 
 
@@ -88,6 +89,26 @@ class ShotsKey(TaskKey):
 
 
 class LossKey(CutsKey):
+    text: Name
+    sequences: Count
+    sequence_length: Count
+
+
+class Calibration(Checked):
+    """What a rule looks at."""
+
+    corpus: Name
+    samples: Count
+    sequence_length: Count
+    seed: int
+    calibration_sequences: Count
+    bridge_sequences: Count
+
+
+class ChoiceKey(OpenedKey):
+    rule: Name
+    sizes: Annotated[list[Count], Field(min_length=1)]
+    calibration: Calibration
     text: Name
     sequences: Count
     sequence_length: Count
@@ -168,6 +189,20 @@ class ScoreOfFile(Score):
     variant: Name
 
 
+class Choice(Checked):
+    """What a rule drops, and the loss of what it leaves."""
+
+    task: Name
+    metric: Name
+    size: Count
+    layers: list[Count]
+    attention: list[Count]
+    mlp: list[Count]
+    value: Number | None
+    stderr: Number | None
+    items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+
+
 class Distance(Checked):
     start: Count
     size: Count
@@ -221,6 +256,14 @@ class LossDetails(Details):
     vocabulary: Vocabulary
 
 
+class ChoiceDetails(Details):
+    by_sequence: dict[str, list[Number]]  # by size
+    vocabulary: Vocabulary
+    passes: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    tokens: Count  # that the rule looked at
+    seconds: Seconds  # that it took to choose
+
+
 class SimilarityDetails(Details):
     tokens: Count
 
@@ -260,6 +303,8 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "sweep": (SweepKey, Score, SweepDetails),
     "shots": (ShotsKey, Score, ShotsDetails),
     "loss": (LossKey, Score, LossDetails),
+    "blocks": (LossKey, Score, LossDetails),
+    "choice": (ChoiceKey, Choice, ChoiceDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
     "geometry": (GeometryKey, OfGeometry, GeometryDetails),
     "healing": (HealingKey, Score, HealingDetails),
@@ -307,6 +352,9 @@ def in_words(error: ValidationError) -> str:
 def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Iterator[str]:
     """In what key, rows and details, each of the right types, are not of one measurement."""
     layers = details["num_layers"]
+    if "calibration" in key:
+        yield from _about_choices(name, key, rows, details)
+        return
     cuts = {tuple(cut) for cut in [*key.get("cuts", []), *([key["cut"]] if "cut" in key else [])]}
     columns = ("variant", "task", "metric", "start", "size")
     if len({tuple(row.get(name) for name in columns) for row in rows}) < len(rows):
@@ -351,6 +399,19 @@ def _about_geometry(rows: list[dict], pairs: dict[str, list[list]], layers: int)
     triangles = [list(range(size, 0, -1)) for size in (layers - 1, layers)]
     if any([len(row) for row in found] not in triangles for found in pairs.values()):
         yield f"its pairs are not of the {layers} layers of its model, or of what lies between them"
+
+
+def _about_choices(name: str, key: dict, rows: list[dict], details: dict) -> Iterator[str]:
+    if name != key["rule"]:
+        yield "its name is not that of its rule"
+    if not [row["size"] for row in rows] == key["sizes"] == sorted(set(key["sizes"])):
+        yield "its rows are not of the sizes of its key"
+    if any(layer >= details["num_layers"] for row in rows for part in PARTS for layer in row[part]):
+        yield f"its cuts reach past the {details['num_layers']} layers of its model"
+    if {size: len(losses) for size, losses in details["by_sequence"].items()} != {
+        str(row["size"]): row["items"] for row in rows
+    }:
+        yield "its losses are not as many as its rows have items"
 
 
 def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set[str]) -> Iterator[str]:

@@ -7,10 +7,32 @@ import numpy as np
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.rules import greedy, similarity, simple
+from deeper_layers.rules import (
+    block_influence,
+    block_pruner,
+    chance,
+    greedy,
+    laco,
+    llm_drop,
+    perplexity,
+    replaceme,
+    reverse,
+    similarity,
+    simple,
+    streamline,
+    taylor,
+    window_cosine,
+)
 from deeper_layers.rules.rule import Known, Losses
 
-REGISTERED = {rule.name: rule for rule in (similarity.RULE, simple.RULE, greedy.RULE)}
+REGISTERED = {
+    rule.name: rule
+    for rule in (
+        similarity.RULE, simple.RULE, reverse.RULE, *chance.RULES, block_influence.RULE, window_cosine.RULE,
+        *perplexity.RULES, *taylor.RULES, greedy.RULE, *llm_drop.RULES, block_pruner.RULE, *laco.RULES,
+        *replaceme.RULES, streamline.RULE,
+    )
+}  # fmt: skip
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
 
 

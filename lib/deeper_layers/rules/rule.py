@@ -1,29 +1,52 @@
 """What a rule is: which layers to drop, for every size, from what it needs to know."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, check_size
 from deeper_layers.errors import InputError
 
 Losses = Callable[[list[Cut]], Sequence[float]]  # of each of some pruned models the loss on text, nats a token
+# a layer by its number, or layers merged into the first of them, each of which may be such a merged one
+Merged = int | tuple
+Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
+
+HOW = {
+    "distances": "measure them with angular_distances", "losses": "open the model",
+    "cosines": "measure them with evaluation.search", "sublayers": "measure them with evaluation.search",
+    "saliences": "measure them with evaluation.search", "likeness": "open the model",
+}  # fmt: skip
+# what a rule makes of the layers that it keeps; "" is nothing
+MERGED, LAST_TAKEN, LEAST_SQUARES, COSINE, TRAINED = "merged", "last taken", "least squares", "cosine", "trained"
 
 
 @dataclass(frozen=True)
 class Known:
     """What is known of a model when a rule is asked.
 
+    What is None was not measured.
+
     Attributes:
         layers: number of its layers, L.
-        distances: angular distances [n, l], (L, L) in units of pi; None where they are not measured.
-        losses: what measures pruned models; None where that can't be done.
+        distances: angular distances [n, l], (L, L) in units of pi.
+        losses: what measures pruned models.
+        cosines: of the residuals that enter layers l and m, mean over all tokens, (L + 1, L + 1); the last one leaves
+            the last layer, before the final norm.
+        sublayers: of what enters and what leaves the attention (row 0) and the MLP (row 1) of each layer, mean cosine
+            over all tokens, (2, L).
+        saliences: for each layer the sum over its weights of abs(w dL/dw), (L,).
+        likeness: what compares models with merged layers to the whole one.
     """
 
     layers: int
     distances: np.ndarray | None = None
     losses: Losses | None = None
+    cosines: np.ndarray | None = None
+    sublayers: np.ndarray | None = None
+    saliences: np.ndarray | None = None
+    likeness: Likeness | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +60,7 @@ class Rule:
         source: paper and section.
         cuts: for each size the cut, from what is known.
         passes: its price in passes of the whole model over the calibration text, for the largest size and L layers.
+        changes: what becomes of the weights that stay, of those above; "" where they stay as they are.
     """
 
     name: str
@@ -45,10 +69,31 @@ class Rule:
     source: str
     cuts: Callable[[Sequence[int], Known], list[Cut]]
     passes: Callable[[int, int], float]
+    changes: str = ""
 
     def choose(self, sizes: Sequence[int], known: Known) -> list[Cut]:
         """The cut of each size. Raises InputError where a size does not fit, or what it needs is missing."""
         if self.needs and getattr(known, self.needs) is None:
-            how = {"distances": "measure them with angular_distances", "losses": "open the model"}[self.needs]
-            raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {how}")
+            raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {HOW[self.needs]}")
         return self.cuts(sizes, known)
+
+
+def first_of(layer: Merged) -> int:
+    """The layer into which others were merged, or a layer itself."""
+    return layer if isinstance(layer, int) else first_of(layer[0])
+
+
+def in_order(order: Sequence[int], sizes: Sequence[int], layers: int) -> list[Cut]:
+    """For each size the first layers of an order, which may leave some out. Raises InputError where it has too few."""
+    for size in sizes:
+        check_size(size, layers)
+        if size > len(order):
+            raise InputError(f"size is {size}; expected 0 to {len(order)}, as this rule never drops the other layers")
+    return [Cut.of(order[:size]) for size in sizes]
+
+
+def rising(scores: np.ndarray, barred: Collection[int] = ()) -> list[int]:
+    """Layers by rising score, of equal ones the lowest layer. Raises InputError for a score that is not a number."""
+    if np.isnan(scores).any():
+        raise InputError(f"the score of layer {int(np.isnan(scores).argmax())} is not a number: use another data type")
+    return [int(layer) for layer in np.argsort(scores, kind="stable") if layer not in barred]

@@ -1,0 +1,182 @@
+"""A bridge over a cut: the layer below it is changed so that it leaves what entered the layer above.
+
+Two linear maps of what its MLP adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1
+is y + m, with m what the MLP adds; the map A is that for which y + m A comes nearest to the residual that entered layer
+l+n, by least squares (a closed form) or by cosine (a descent that starts there). The MLP ends in a matrix: A is folded
+into it, exactly, wherever nothing stands between the two. And a layer that is trained on the same target, all its
+weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135).
+Letters in shapes: T tokens, D width.
+"""
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from deeper_layers.cuts import MLP, Cut
+from deeper_layers.errors import InputError
+from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.network import Network
+from deeper_layers.models.sublayers import writers
+from deeper_layers.pruning import drop_layers
+from deeper_layers.residuals import residuals_of
+from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, TRAINED
+
+HOW = (LEAST_SQUARES, COSINE, TRAINED)
+EXACT = 1e-4  # relative: what the MLP adds arrives in the residual as it is
+EPOCHS, AT_ONCE, COSINE_RATE = 10, 1024, 1e-4  # of the descent by cosine: over all tokens, so many a step
+ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
+
+
+def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQUARES):
+    """A model without the layers of a cut, whose layer below it makes up for them.
+
+    Args:
+        model: a decoder-only transformers model of L layers, which stays as it was.
+        cut: a block that starts at layer 1 or above.
+        sequences: tokens to fit it on, each [T].
+        how: "least squares", "cosine", or "trained".
+
+    Returns:
+        A model of the same class with L - cut.size layers: saved by `save_pretrained` it opens in plain transformers.
+
+    Raises:
+        InputError: the cut is no such block, its weights are quantized, there are fewer tokens than the residual is
+            wide, the MLP ends in no matrix of its own or what it adds is normalized or scaled afterwards, so that no
+            linear map can be folded in; what `drop_layers` raises.
+    """
+    if how not in HOW:
+        raise InputError(f"how is {how!r}, expected one of {', '.join(map(repr, HOW))}")
+    cut.check(layers := num_layers(model))
+    if not cut.is_block or not cut.size or not cut.start:
+        raise InputError(
+            f"a cut that {cut.describe(layers)} has no layer below it to bridge it: drop a block from layer 1 on"
+        )
+    pruned, below = drop_layers(model, cut), cut.start - 1
+    if how == TRAINED:
+        changed = copy.deepcopy(decoder_layers(model)[below])
+        _train(model, changed, below, cut.stop, sequences)
+        decoder_layers(pruned)[below] = changed
+        return pruned
+    writer = _writer(model, below)
+    added, rest, wanted = _sides(model, writer, cut, sequences)
+    found = torch.linalg.lstsq(added, wanted - rest).solution
+    if how == COSINE:
+        found = _nearest_by_cosine(found, added, rest, wanted)
+    (_, changed), *_ = writers(decoder_layers(pruned)[below], MLP)
+    with torch.no_grad():
+        changed.weight = nn.Parameter((found.mT @ writer.weight.double()).to(writer.weight), requires_grad=False)
+        if writer.bias is not None:
+            changed.bias = nn.Parameter((writer.bias.double() @ found).to(writer.bias), requires_grad=False)
+    return pruned
+
+
+def _writer(model, layer: int) -> nn.Linear:
+    """The matrix that ends the MLP of a layer, once it is known that the residual gets what it gives as it is."""
+    found = {module for _, module in writers(decoder_layers(model)[layer], MLP)}
+    if len(found) != 1 or type(module := found.pop()) is not nn.Linear or not module.weight.is_floating_point():
+        raise InputError(
+            f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix of real numbers, so that no "
+            "linear map can be folded into it: choose another rule"
+        )
+    ids = torch.arange(1, 9)
+    with torch.inference_mode():
+        before = residuals_of(model, ids)[layer + 1]
+        shift = before.std() * torch.linspace(-1, 1, before.shape[-1], dtype=before.dtype, device=before.device)
+        handle = module.register_forward_hook(lambda _, __, output: output + shift.to(output.dtype))
+        try:
+            moved = residuals_of(model, ids)[layer + 1] - before
+        finally:
+            handle.remove()
+    # half precision rounds both residuals
+    most = max(EXACT, 8 * torch.finfo(module.weight.dtype).eps) * before.abs().max()
+    if (moved - shift).abs().max() > most:
+        raise InputError(
+            f"what the MLP of layer {layer} of {type(model).__name__} adds is normalized or scaled on its way into the "
+            "residual, so that no linear map can be folded into it exactly: choose another rule"
+        )
+    return module
+
+
+def _sides(
+    model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the MLP below a cut adds, what else leaves its layer, and what enters the layer above; each [T, D]."""
+    if (tokens := sum(map(len, sequences))) < writer.out_features:
+        raise InputError(
+            f"there are {tokens} tokens to fit a map of {writer.out_features} by {writer.out_features} on: give more "
+            "sequences"
+        )
+    added, residuals = [], []
+    with _watching(writer, added):
+        for sequence in sequences:
+            found = residuals_of(model, sequence)
+            residuals.append((found[cut.start], found[cut.stop]))
+    below, above = (torch.cat(side) for side in zip(*residuals, strict=True))
+    of_mlp = torch.cat(added)
+    return of_mlp, below - of_mlp, above
+
+
+@contextlib.contextmanager
+def _watching(module: nn.Module, into: list[torch.Tensor]) -> Iterator[None]:
+    handle = module.register_forward_hook(lambda _, __, output: into.append(output[0].double()))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _nearest_by_cosine(
+    start: torch.Tensor, added: torch.Tensor, rest: torch.Tensor, wanted: torch.Tensor
+) -> torch.Tensor:
+    """The map that makes the mean cosine largest, from a first one, by Adam over the tokens in a fixed order."""
+    added, rest, wanted = (side.float() for side in (added, rest, wanted))
+    with torch.inference_mode(False), torch.enable_grad():
+        found = nn.Parameter(start.float().clone())
+        steps = torch.optim.Adam([found], lr=COSINE_RATE)
+        draw = torch.Generator().manual_seed(0)
+        for _ in range(EPOCHS):
+            for some in torch.randperm(len(added), generator=draw).split(AT_ONCE):
+                m, y, z = (side[some.to(side.device)].clone() for side in (added, rest, wanted))
+                loss = 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
+                steps.zero_grad()
+                loss.backward()
+                steps.step()
+    return found.detach().double()
+
+
+def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torch.Tensor]) -> None:
+    """Train a layer to turn what enters it into what enters the layer above the cut."""
+    if not all(parameter.is_floating_point() for parameter in layer.parameters()):
+        raise InputError(f"layer {below} has quantized weights, which can't be trained: open the model without that")
+    if not sequences:
+        raise InputError("there is no sequence to train a layer on: give at least one")
+    network, dtype = Network(model), next(layer.parameters()).dtype
+    layer.float().requires_grad_(True)
+    steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(ROUNDS):
+        for number in torch.randperm(len(sequences), generator=draw).tolist():
+            sequence = sequences[number]
+            with torch.no_grad():
+                entering, wanted = (residuals_of(model, sequence)[place].float().clone() for place in (below, above))
+                call = network.handed(sequence[None].to(network.device)).calls[below]
+            with torch.enable_grad():
+                loss = nn.functional.mse_loss(_in_float(call)(layer, entering[None])[0], wanted)
+                steps.zero_grad()
+                loss.backward()
+                steps.step()
+    layer.to(dtype).requires_grad_(False)
+
+
+def _in_float(call):
+    """The same arguments of a layer, real numbers among them in 32 bits."""
+
+    def cast(value):
+        if isinstance(value, torch.Tensor):
+            return value.float() if value.is_floating_point() else value
+        return tuple(map(cast, value)) if isinstance(value, tuple) else value
+
+    return type(call)(cast(call.arguments), {name: cast(value) for name, value in call.named.items()})

@@ -1,0 +1,30 @@
+"""Block Influence: drop the layers that turn their own input least, wherever they are (ShortGPT).
+
+Source: Men et al., arXiv 2403.03853, section 3.2: BI of a layer is the mean over all tokens of 1 - cos(input, output).
+Layers go one by one from the smallest, all in one shot, so that what goes need not be contiguous. No layer is barred.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from deeper_layers.rules.rule import Known, Rule, in_order, rising
+
+
+def block_influence(cosines: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, " L"]:
+    """1 - cos(x(l), x(l+1)) of each layer, from mean cosines of all residuals."""
+    return 1 - np.diagonal(cosines, offset=1)
+
+
+def _cuts(sizes, known: Known):
+    assert known.cosines is not None
+    return in_order(rising(block_influence(known.cosines)), sizes, known.layers)
+
+
+RULE = Rule(
+    name="block-influence",
+    words="the layers whose input and output are most alike over all tokens",
+    needs="cosines",
+    source="Men et al., arXiv 2403.03853, section 3.2",
+    cuts=_cuts,
+    passes=lambda size, layers: 1.0,
+)

@@ -1,0 +1,65 @@
+"""Merge layers into one below them, from the top down, as long as the final states stay alike (LaCo).
+
+Source: Yang et al., arXiv 2402.11187, algorithm 1; the order of the trials is that of the authors' notebook for
+Llama-2-13B, which merges 7 of 40 layers at a time and then goes one layer down. The same share is merged here. Their
+threshold sets how many layers go; here the number is given, and the highest threshold that reaches it is taken.
+"""
+
+from collections.abc import Sequence
+
+from deeper_layers.cuts import Cut, check_size
+from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Known, Likeness, Merged, Rule, first_of
+
+SHARE = 7 / 40  # of the layers that become one at a time
+THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
+
+
+def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
+    """The layers of a model of which `size` were merged into others."""
+    check_size(size, layers)
+    whole: list[Merged] = list(range(layers))
+    for threshold in THRESHOLDS:
+        if len(found := _walk(whole, layers - size, likeness, threshold)) == layers - size:
+            return found
+    while len(whole) > layers - size:  # whatever becomes of it
+        whole = _walk(whole, layers - size, lambda _: 1.0, 0.0)
+    return whole
+
+
+def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
+    """One way down through some layers, until as many as wanted are left."""
+    together = max(2, round(SHARE * (max(map(first_of, found)) + 1)))
+    at = max(0, len(found) - 1 - together)
+    while at >= 0 and (left := len(found) - wanted):
+        end = min(at + together, at + 1 + left, len(found))
+        tried = [*found[:at], tuple(found[at:end]), *found[end:]]
+        if end > at + 1 and likeness(tried) > threshold:
+            found = tried
+        at -= 1
+        if at >= len(found):
+            at = max(0, len(found) - 1 - together)
+    return found
+
+
+def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+    assert known.likeness is not None
+    found = [merged_layers(size, known.layers, known.likeness) for size in sizes]
+    return [Cut.of(set(range(known.layers)) - set(map(first_of, layers))) for layers in found]
+
+
+def _rule(name: str, words: str, changes: str) -> Rule:
+    return Rule(
+        name=name,
+        words=words,
+        needs="likeness",
+        source="Yang et al., arXiv 2402.11187, algorithm 1",
+        cuts=_cuts,
+        passes=lambda size, layers: 1.0 + len(THRESHOLDS) * layers,  # at most: what was tried before is remembered
+        changes=changes,
+    )
+
+
+RULES = (
+    _rule("laco", "layers merged into one below them, from the top down, by what they differ", MERGED),
+    _rule("laco-code", "layers whose matrices the last of them hands to the first, from the top down", LAST_TAKEN),
+)

@@ -1,0 +1,40 @@
+"""The block that is most alike, and a linear map in its place, folded into the layer below it (ReplaceMe).
+
+Source: Shopkhoev et al., arXiv 2505.02819, sections 2.1 and 2.2: the block by cosines over all tokens, then a map of
+what the MLP below it adds, by least squares or by cosine. A block from layer 0 has no layer below
+it, and is none to choose.
+"""
+
+from collections.abc import Sequence
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Known, Rule
+from deeper_layers.rules.window_cosine import most_alike
+
+
+def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+    assert known.cosines is not None
+    most = known.layers - 2
+    for size in sizes:
+        if size not in range(most + 1):
+            raise InputError(f"size is {size}; expected 0 to {most}, as the first and the last layer are never dropped")
+    return [most_alike(known.cosines, size, least=1) for size in sizes]
+
+
+def _rule(name: str, words: str, changes: str) -> Rule:
+    return Rule(
+        name=name,
+        words=f"the block that is most alike over all tokens, with a linear map in its place, {words}",
+        needs="cosines",
+        source="Shopkhoev et al., arXiv 2505.02819",
+        cuts=_cuts,
+        passes=lambda size, layers: 2.0,  # one to choose, one to fit, for each size
+        changes=changes,
+    )
+
+
+RULES = (
+    _rule("replaceme", "by least squares", LEAST_SQUARES),
+    _rule("replaceme-cosine", "by cosine", COSINE),
+)

@@ -1,0 +1,33 @@
+"""The block that is most alike, of one layer more, and one layer trained to do its work (LLM-Streamline).
+
+Source: Chen et al., arXiv 2403.19135, section 3: the block by cosines over all tokens, as in window_cosine.py; then a
+light network, here one layer of the model, is trained to turn the block's input into its output. As that layer comes
+back, the block has n + 1 layers where n are dropped.
+"""
+
+from collections.abc import Sequence
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.rules.rule import TRAINED, Known, Rule
+from deeper_layers.rules.window_cosine import most_alike
+
+
+def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+    assert known.cosines is not None
+    most = known.layers - 2
+    for size in sizes:
+        if size not in range(most + 1):
+            raise InputError(f"size is {size}; expected 0 to {most}, as one layer is trained and the last one stays")
+    return [Cut(most_alike(known.cosines, size + 1).start + 1, size) if size else Cut(0, 0) for size in sizes]
+
+
+RULE = Rule(
+    name="streamline",
+    words="the block that is most alike over all tokens, with one trained layer in its place",
+    needs="cosines",
+    source="Chen et al., arXiv 2403.19135, section 3",
+    cuts=_cuts,
+    passes=lambda size, layers: 1.0 + 4,  # one to choose; four rounds of training on as much text
+    changes=TRAINED,
+)

@@ -1,0 +1,37 @@
+"""The block whose input and output are most alike, over all tokens (LLM-Streamline).
+
+Source: Chen et al., arXiv 2403.19135, section 3.1. It differs from the paper's rule in two things: the mean runs over
+all tokens instead of the last one of a sequence, and is of cosines, not of angles. The candidates are the same blocks:
+those that keep the last layer.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from deeper_layers.cuts import Cut, check_size
+from deeper_layers.rules.rule import Known, Rule
+
+
+def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -> Cut:
+    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first."""
+    starts = range(least, len(cosines) - 1 - size)
+    return Cut(max(starts, key=lambda start: cosines[start, start + size]), size) if size else Cut(0, 0)
+
+
+def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+    assert known.cosines is not None
+    for size in sizes:
+        check_size(size, known.layers)
+    return [most_alike(known.cosines, size) for size in sizes]
+
+
+RULE = Rule(
+    name="window-cosine",
+    words="the block whose input and output are most alike over all tokens",
+    needs="cosines",
+    source="Chen et al., arXiv 2403.19135, section 3.1",
+    cuts=_cuts,
+    passes=lambda size, layers: 1.0,
+)

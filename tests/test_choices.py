@@ -1,0 +1,175 @@
+"""What rules drop, side by side: read back from units, ranked by regret, drawn without torch where all is measured."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.choices import parts_of
+from deeper_layers.experiments.losses import blocks
+from deeper_layers.experiments.parameters import WhichLayersParameters
+from deeper_layers.report import rivals
+from deeper_layers.report.block_figures import block_maps, ranks_in_rows
+from deeper_layers.report.regret import Map
+from deeper_layers.results.places import AROUND
+from deeper_layers.results.schema import check_unit
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import REGISTERED
+from tests import notebook
+from tests.test_notebooks import SMALL
+from tests.test_regret import LAYERS, SEQUENCES, unit_of
+
+CUTS = [Cut.of([2]), Cut.of([1], attention=[3], mlp=[4])]
+
+
+def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray]) -> Unit:
+    rows = pd.DataFrame({"task": "c4", "metric": "loss", **parts_of([1, 2], cuts)})
+    rows = rows.assign(value=[found.mean() for found in losses], stderr=0.1, items=SEQUENCES)
+    details = {
+        "num_layers": LAYERS, "weights": "none", "vocabulary": 9, "passes": 2.5, "tokens": 64, "seconds": 1.5,
+        "by_sequence": {str(size): found.tolist() for size, found in enumerate(losses, 1)},
+    }  # fmt: skip
+    key = {
+        "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 1, "data": "d", "quantization": None,
+        "rule": "llm-drop", "sizes": [1, 2], "text": "c4", "sequences": SEQUENCES, "sequence_length": 8,
+        "calibration": WhichLayersParameters().calibration,
+    }  # fmt: skip
+    state = {"measured": "2026-01-01T00:00:00", "packages": {}, "commit": None, "dirty": None, "device": "",
+             "seconds": 1.0, "peak_memory_bytes": 1}  # fmt: skip
+    return Unit("choice", "llm-drop", key, state, rows, details)
+
+
+@pytest.fixture(scope="module")
+def every():
+    draw = np.random.default_rng(0)
+    of_sequence = draw.normal(3, 1, SEQUENCES)
+    return Map(unit_of({cut: of_sequence + 0.3 * cut.size + 0.1 * cut.start for cut in blocks(range(4), LAYERS)}))
+
+
+@pytest.fixture(scope="module")
+def unit(every):
+    return unit_of_choice(CUTS, [every.whole + 0.1, every.whole - 0.4])
+
+
+def content(unit: Unit) -> dict:
+    names = ("kind", "name", "key", "provenance", "details")
+    return {name: getattr(unit, name) for name in names} | {"rows": unit.rows.to_dict("records")}
+
+
+def test_what_was_dropped_is_read_back(unit):
+    check_unit(content(unit))
+    found = rivals.choices_of(unit)
+    assert [found[size].cut for size in (1, 2)] == CUTS
+    assert found[2].losses.tolist() == unit.details["by_sequence"]["2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda unit: unit.update(name="laco"), "not that of its rule"),
+        (lambda unit: unit["rows"].pop(), "not of the sizes"),
+        (lambda unit: unit["key"].update(sizes=[2, 1]), "not of the sizes"),
+        (lambda unit: unit["rows"][1]["mlp"].append(LAYERS), "reach past the 6 layers"),
+        (lambda unit: unit["details"]["by_sequence"]["1"].pop(), "not as many as its rows have items"),
+        (lambda unit: unit["rows"][0].update(layers=[-1]), "rows|layers|0"),
+        (lambda unit: unit["key"]["calibration"].update(more=1), "calibration.more"),
+    ],
+)
+def test_what_does_not_agree_is_no_unit(change, word, unit):
+    damaged = content(unit_of_choice(CUTS, [np.array(losses) for losses in unit.details["by_sequence"].values()]))
+    change(damaged)
+    with pytest.raises(ValueError, match=word):
+        check_unit(damaged)
+
+
+def test_rules_by_their_regret(every, unit):
+    choices = {
+        "simple": rivals.blocks_of(every, [Cut(4, 1), Cut(3, 2)]),
+        "similarity": rivals.blocks_of(every, [Cut(0, 1), Cut(0, 2)]),
+        "llm-drop": rivals.choices_of(unit),
+        "reverse": rivals.blocks_of(every, [Cut(5, 1)]),
+    }
+    table = rivals.regret_table(every, choices, [1, 2])
+    assert table["rule"].tolist() == ["llm-drop", "similarity", "simple", "reverse"]
+    assert table["n = 2"].tolist()[:3] == pytest.approx([-1.0, 0.0, 0.3])
+    assert table["verdict"].fillna("").tolist() == ["as good", "as good", "worse", ""]
+    assert table["rank"].tolist()[:3] == [1, 2, 3] and np.isnan(table["rank"][3])
+    places = table.set_index("rule")["place"]
+    assert places["similarity"] == 0 and places["simple"] == 1 and places[["llm-drop", "reverse"]].isna().all()
+    assert rivals.answer(every, choices, [1, 2]).startswith("Over n = 1, 2 the similarity rule costs +0.000 nats")
+    assert "+0.350 nats" in rivals.answer(every, choices, [1, 2], "simple")
+    assert rivals.answer(every, choices, [1, 2], "reverse").startswith("Not measured")
+
+
+def test_what_each_drops_in_words(unit):
+    choices = {"llm-drop": rivals.choices_of(unit)[2], "simple": rivals.Choice(Cut(3, 2), np.ones(1))}
+    table = rivals.dropped_table(choices, {"llm-drop": unit}, LAYERS)
+    assert table["drops"].tolist() == [
+        "layer 1 (0-based, 1 of 6) and the attention of layer 3 and the MLP of layer 4",
+        "layers 3..4 (0-based, 2 of 6)",
+    ]
+    assert table["seconds"][0] == 1.5 and np.isnan(table["seconds"][1])
+    assert "arXiv" in table["source"][0]
+
+
+def test_ranks_in_rows_are_shares_of_the_others():
+    rows = pd.DataFrame({"start": [0, 1, 2, 0, 1], "size": [1, 1, 1, 2, 2], "loss": [3.0, 9.0, 4.0, 2.0, 1.0]})
+    found = ranks_in_rows(rows, "loss", 3)
+    np.testing.assert_array_equal(found.to_numpy(), [[0, 1, 0.5], [1, 0, np.nan], [np.nan] * 3])
+
+
+def test_both_maps_have_the_same_axes(every):
+    draw = np.random.default_rng(0)
+    distances = pd.DataFrame(
+        [(start, size, draw.random(), 0.01, 9) for size in range(1, LAYERS + 1) for start in range(LAYERS - size + 1)],
+        columns=["start", "size", "distance", "stderr", "samples"],
+    )
+    best = {"distance": distances[["size", "start"]].head(5), "loss": every.best}
+    figure = block_maps(distances, every.rows, LAYERS, best=best, model="<m>", text="c4", provenance="p")
+    layout = figure.interactive.layout
+    assert layout.xaxis.range == layout.xaxis2.range == (-0.5, 5.5) and layout.yaxis.range == layout.yaxis2.range
+    maps = [trace for trace in figure.interactive.data if trace.type == "heatmap"]
+    assert [np.isfinite(np.array(trace.z, dtype=float)).sum() for trace in maps] == [6 + 5 + 4 + 3 + 2, 6 + 5 + 4]
+    assert maps[1].xaxis == "x2" and "<m>" not in figure._repr_html_()
+    with pytest.raises(InputError, match="best is of .*expected"):
+        block_maps(distances, every.rows, LAYERS, best={}, model="m", text="c4")
+
+
+def test_parameters_name_rules_and_shares():
+    parameters = WhichLayersParameters()
+    assert parameters.rule_list == list(REGISTERED)
+    assert [parameters.shares(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]
+    for given, said in [({"rules": "best"}, "rule is 'best'"), ({"rules": " ,"}, "expected names"),
+                        ({"percent": "0"}, "percent is '0'"), ({"sizes": "x"}, "sizes is 'x'"),
+                        ({"text": "x"}, "text is 'x'")]:  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            WhichLayersParameters(**given)
+
+
+@pytest.mark.slow
+def test_a_page_of_what_is_measured_needs_no_torch(tiny_folder, tmp_path):
+    given = SMALL["13-which-layers"] | {"model": str(tiny_folder), "results": str(tmp_path / "results")}
+    given |= {"rules": "similarity, block-influence", "sizes": "1, 2"}
+    shown = notebook.run("13-which-layers", **given)
+    given |= {"model": tiny_folder.name, "measure": False}  # as results know it
+    code = (
+        "import sys; from tests import notebook; "
+        f"page = notebook.run('13-which-layers', **{given}); "
+        "assert 'block-maps' in page; print(*sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(AROUND / "lib"), str(AROUND)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=AROUND, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert not {"torch", "transformers", "lm_eval"} & set(done.stdout.split())
+    nothing = given | {"results": str(tmp_path / "nothing"), "model": str(tiny_folder)}
+    with pytest.raises(InputError, match="not measured: the distances"):
+        notebook.run("13-which-layers", **nothing)
+    for path in (tmp_path / "results").glob("*/blocks-*.json"):
+        path.unlink()
+    without = notebook.run("13-which-layers", **given)
+    assert "Not measured" in without and "block-maps" not in without and 'id="block-maps"' in shown
