@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from deeper_layers.results.packing import packed_length
 
 MOST_ITEMS = 2**24  # of a task
+MOST_BYTES = 2**27  # of the log-probabilities of its choices
+LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what shares of items are called
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -239,6 +241,8 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "sweep": (SweepKey, Score, SweepDetails),
     "shots": (ShotsKey, Score, ShotsDetails),
     "loss": (LossKey, Score, LossDetails),
+    "scan": (SweepKey, Score, SweepDetails),
+    "scan-loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
@@ -333,9 +337,14 @@ def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -
     lengths: dict[str, int] = {}
     for cut, of_cut in by_cut.items():
         for task, packed in of_cut.items():
-            for text in packed.values():
+            for name, text in packed.items():
                 length = lengths.setdefault(task, items.get((cut, task), packed_length(text, MOST_ITEMS)))
-                if packed_length(text, length) != length:
+                if name == LOGPROBS:
+                    found = packed_length(text, MOST_BYTES)
+                    right = 0 < found <= MOST_BYTES and length and found % (2 * length) == 0
+                else:
+                    right = packed_length(text, length) == length
+                if not right:
                     yield f"its outcomes of {task} are not as many as there are items"
     if len(tasks) > 1:
         yield "its outcomes are of other tasks for some cuts"
