@@ -11,10 +11,16 @@ from deeper_layers.errors import InputError
 from deeper_layers.report import answers, dissociation
 from deeper_layers.report.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
 from deeper_layers.results.packing import pack, pack_logprobs
-from deeper_layers.results.units import Unit
+from deeper_layers.results.units import Unit, write_unit
+from tests import notebook
 
 LAYERS = 18  # blocks from 6, 7, 8 are middle, from 12 and 13 late
 BLOCKS = [Cut(0, 0), *(Cut(start, 4) for start in range(LAYERS - 3))]
+OF_THE_MODEL = {"num_layers": LAYERS, "weights": "float32"}
+PROVENANCE = {
+    "measured": "2026-11-28T00:00:00", "packages": {}, "commit": "0123456789abcdef", "dirty": False, "device": "none",
+    "seconds": 1.0, "peak_memory_bytes": 1,
+}  # fmt: skip
 RULES = sorted({Cut(0, 0), *(simple_cut(LAYERS, size) for size in (1, 2, 3)), *(Cut(6, size) for size in (1, 2, 3))})
 
 
@@ -38,9 +44,15 @@ def unit(task, cuts, chance_of_right, items, draw, *, metric="acc", model="tiny"
         rows.append({"task": task, "metric": metric, "start": cut.start, "size": cut.size, "value": right.mean(),
                      "stderr": 0.1, "items": items})  # fmt: skip
     rule = "similarity, simple" if cuts is RULES else "blocks of 4"
-    key = {"model": {"name": model, "weights": "x"}, "cuts": [[cut.start, cut.size] for cut in cuts],
-           "quantization": None, "rule": rule, "task": task}  # fmt: skip
-    return Unit("scan", task, key, {}, pd.DataFrame(rows), {"num_layers": LAYERS, "outcomes": outcomes})
+    key = key_of(model, cuts) | {"rule": rule, "task": task, "limit": items, "num_fewshot": None}
+    details = OF_THE_MODEL | {"levels": {}, "outcomes": outcomes}
+    return Unit("scan", task, key, PROVENANCE, pd.DataFrame(rows), details)
+
+
+def key_of(model, cuts) -> dict:
+    cuts = [[cut.start, cut.size] for cut in cuts]
+    opened = {"dtype": "float32", "version": 1, "data": "made up", "quantization": None}
+    return {"model": {"name": model, "weights": "x"}, "cuts": cuts, **opened}
 
 
 def pair(letters, words, items=600, seed=0, **more) -> list[Unit]:
@@ -146,10 +158,13 @@ def loss_unit(late, seed=0) -> Unit:
     costs = {cut: at[dissociation.place_of(cut.start, LAYERS)] if cut.size else 0.0 for cut in BLOCKS}
     each = draw.normal(3, 0.5, 32)
     by_sequence = {cut.name: (each + cost + draw.normal(0, 0.1, 32)).tolist() for cut, cost in costs.items()}
-    key = {"model": {"name": "tiny", "weights": "x"}, "cuts": [[cut.start, cut.size] for cut in BLOCKS],
-           "quantization": None, "text": "c4"}  # fmt: skip
-    rows = pd.DataFrame({"items": [32]})
-    return Unit("scan-loss", "c4", key, {}, rows, {"num_layers": LAYERS, "by_sequence": by_sequence})
+    key = key_of("tiny", BLOCKS) | {"text": "c4", "sequences": 32, "sequence_length": 256}
+    rows = pd.DataFrame([
+        {"task": "c4", "metric": "loss", "start": cut.start, "size": cut.size, "value": np.mean(by_sequence[cut.name]),
+         "stderr": 0.1, "items": 32}
+        for cut in BLOCKS
+    ])  # fmt: skip
+    return Unit("scan-loss", "c4", key, PROVENANCE, rows, OF_THE_MODEL | {"vocabulary": 10, "by_sequence": by_sequence})
 
 
 @pytest.mark.parametrize(("late", "verdict"), [(0.8, "holds"), (0.05, "fails"), (0.2, OPEN)])
@@ -217,3 +232,32 @@ def test_answers_of_a_group_are_in_the_order_of_its_tasks_and_described_cut_by_c
         answers.answers_of(unit("mmlu", BLOCKS, lambda cut: 0.9, 10, np.random.default_rng(0), keep=False))
     with pytest.raises(InputError, match="was measured for other cuts"):
         answers.answers_of(one, [Cut(1, 1)])
+
+
+# --- the chapter ------------------------------------------------------------------------------------------
+
+
+def test_the_chapter_says_what_is_not_measured(tmp_path):
+    page = notebook.run("12-where", results=str(tmp_path))
+    assert page.count("Not measured") == 11 and "<figure" not in page
+
+
+def test_the_chapter_draws_what_results_hold(tmp_path):
+    """Every figure, the verdict and both halves of it, from units on disk; a model that knows nothing can't show it."""
+    draw = np.random.default_rng(0)
+    early = [
+        unit(task, RULES, lambda cut, left=left: left if cut.start == 6 else 0.6, 600, draw, metric=metric)
+        for task, left, metric in (("mmlu", 0.35, "acc"), ("mmlu_continuation", 0.55, "acc_norm"))
+    ]
+    known = [*pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3)), loss_unit(0.8), *early]
+    for one in [*known, *pair((0.26, 0.26, 0.26), (0.26, 0.26, 0.26), model="guesses")]:
+        write_unit(one.kind, one.name, one.key, one.provenance, one.rows, one.details, tmp_path)
+    page = notebook.run("12-where", results=str(tmp_path))
+    figures = ["where-kept", "where-losses", "where-difference", "where-formats"]
+    assert re.findall(r'<figure class="measured" id="([a-z-]+)"', page) == figures
+    assert "- **tiny**: confirmed" in page and "- guesses: can't show it" in page
+    assert "the whole model is not surely 0.05 above guessing on mmlu" in page
+    assert "loss on C4" in page and "holds" in page and "0123456789ab" in page
+    assert re.search(
+        r"similarity-informed</td>\s*<td[^>]*>-0\.\d+ \(-0\.\d+ to -0\.\d+\)</td>\s*<td[^>]*>letters<", page
+    )

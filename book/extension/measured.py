@@ -53,16 +53,17 @@ def describe(unit: Unit) -> dict:
     if unit.kind == "similarity":
         what = f"similarity of layers, {key.get('corpus')}"
         items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
-    elif unit.kind == "sweep":
+    elif unit.kind in ("sweep", "scan"):
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
-        what = f"{key.get('task')}{shots}, {key.get('rule')} rule"
+        what = f"{key.get('task')}{shots}, {key.get('rule')}{' rule' * (unit.kind == 'sweep')}"
         items = f"{unit.rows['items'].max():,}"
     elif unit.kind == "shots":
         what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
         items = f"{unit.rows['items'].max():,}"
-    elif unit.kind == "loss":
+    elif unit.kind in ("loss", "scan-loss"):
         what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
-        items = f"{unit.rows['items'].max():,} sequences of {key.get('sequence_length')} tokens"
+        length = f" of {key['sequence_length']} tokens" if key.get("sequence_length") else ""
+        items = f"{unit.rows['items'].max():,} sequences{length}"
     elif unit.kind == "healing":
         start, size = key["cut"]
         settings, tokens = key["healing"], unit.details["healing"]["tokens"]

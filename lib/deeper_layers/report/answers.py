@@ -87,7 +87,7 @@ def chosen(scores: Float[np.ndarray, "... I K"]) -> Int[np.ndarray, "... I"]:
     return np.nan_to_num(scores, nan=-np.inf).argmax(axis=-1)
 
 
-def entropy(shares: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."]:
+def entropy(shares: Float[np.ndarray, "... K"]) -> Float[np.ndarray, "..."] | float:
     """Entropy of shares that sum to 1, in bits."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return -np.nansum(shares * np.log2(shares), axis=-1)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from deeper_layers.cuts import Cut
 from deeper_layers.report.answers import answers_of, calibrated, chosen
 from deeper_layers.report.curves import wilson_interval
-from deeper_layers.report.outcomes import resampled_means
+from deeper_layers.report.outcomes import outcomes_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -33,7 +33,7 @@ HOLDS, FAILS = "holds", "fails"
 
 @dataclass(frozen=True)
 class Form:
-    """A set of questions in one form: the task that asks them so, and what counts as right."""
+    """A set of questions in one form: the task that asks them so, what counts as right, whether labels are chosen."""
 
     task: str
     metric: str = "acc"
@@ -51,6 +51,8 @@ WORDS = {
     "sums_two_digits": Form("sums_two_digits"),
     "mmlu_continuation": Form("mmlu_continuation", "acc_norm"),
 }
+BESIDE = {"boolq": Form("boolq", letters=True), "written_facts": Form("written_facts", "exact_match")}
+FORMS = WORDS | BESIDE | {form.task: form for forms in QUESTIONS.values() for form in forms}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,10 @@ class Kept:
 
 def kept(unit: Unit, form: Form, *, without_bias: bool = False, cuts: Sequence[Cut] | None = None) -> Kept:
     """What a unit's cuts keep; `without_bias`: of letters after calibration. Raises InputError as `answers_of` does."""
+    if form.metric == "exact_match":  # written: nothing is guessed
+        cuts = sorted([Cut(*cut) for cut in unit.key["cuts"]], key=lambda cut: cut.size > 0)
+        right = outcomes_of(unit, cuts, form.metric).astype(bool)
+        return Kept(cuts, right, np.zeros(right.shape[1], dtype=int), 0.0)
     answers = answers_of(unit, cuts, form.metric)
     order = sorted(range(len(answers.cuts)), key=lambda place: answers.cuts[place].size > 0)  # the whole model first
     right = answers.right[order]
@@ -106,13 +112,10 @@ def place_of(start: int, layers: int, size: int = SIZE) -> str:
     return LATE if 3 * first >= 2 * layers and last < layers - 1 else ""
 
 
-def blocks(cuts: Iterable[Cut], layers: int, place: str) -> list[Cut]:
-    """Those of some cuts that are blocks of SIZE layers in a place."""
-    return [cut for cut in cuts if cut.size == SIZE and place_of(cut.start, layers) == place]
-
-
 def all_blocks(layers: int, place: str) -> list[Cut]:
-    return blocks([Cut(start, SIZE) for start in range(layers - SIZE + 1)], layers, place)
+    """Every block of SIZE layers in a place."""
+    starts = range(layers - SIZE + 1)
+    return [Cut(start, SIZE) for start in starts if place_of(start, layers) == place]
 
 
 def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[str, Unit]]:
@@ -167,20 +170,32 @@ def verdict_of(middle: tuple[float, float, float], late: tuple[float, float, flo
 
 def rulings(units: Iterable[Unit]) -> list[Ruling]:
     """Of every model and set of questions: a verdict, or why there is none."""
-    able, found = {}, []
+    able, found = pairs(units)
+    tests = 2 * len(able)
+    for (model, questions), (letters, words, layers) in able.items():
+        both = {place: interval(d, tests) for place, d in differences(letters, words, layers).items()}
+        found.append(Ruling(model, questions, verdict_of(both[MIDDLE], both[LATE]), both, 1 - WRONG / tests))
+    return sorted(found, key=lambda ruling: (ruling.model, ruling.what))
+
+
+def pairs(units: Iterable[Unit], *, without_bias: bool = False) -> tuple[dict, list[Ruling]]:
+    """By model and set of questions what is kept of letters and of words, and the layers; and why others can't show it.
+
+    `without_bias`: of letters after calibration.
+    """
+    able, unable = {}, []
     for model, of_model in scans(units).items():
         for questions, forms in QUESTIONS.items():
             pair = pair_of(of_model, forms)
             if isinstance(pair, str):
-                found.append(Ruling(model, questions, "", why=pair))
-            else:
-                able[model, questions] = pair, of_model[forms[0].task].details["num_layers"]
-    tests = 2 * len(able)
-    for (model, questions), (pair, layers) in able.items():
-        both = {place: interval(d, tests) for place, d in differences(*pair, layers).items()}
-        verdict = verdict_of(both[MIDDLE], both[LATE])
-        found.append(Ruling(model, questions, verdict, both, 1 - WRONG / tests))
-    return sorted(found, key=lambda ruling: (ruling.model, ruling.what))
+                unable.append(Ruling(model, questions, "", why=pair))
+                continue
+            letters, words = pair
+            unit = of_model[forms[0].task]
+            if without_bias:
+                letters = kept(unit, forms[0], without_bias=True)
+            able[model, questions] = letters, words, unit.details["num_layers"]
+    return able, unable
 
 
 def pair_of(of_model: dict[str, Unit], forms: Sequence[Form]) -> tuple[Kept, Kept] | str:
