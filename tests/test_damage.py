@@ -35,7 +35,7 @@ def test_damaged_units_are_named_in_one_warning_or_can_be_drawn(tmp_path):
 
 
 def test_published_units_hold_what_their_kinds_ask_for():
-    assert {unit.kind for unit in all_units()} | {"scan", "scan-loss"} == KINDS.keys()
+    assert {unit.kind for unit in all_units()} | {"scan", "scan-loss", "distances"} == KINDS.keys()
 
 
 def kept(path, change) -> None:

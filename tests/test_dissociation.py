@@ -10,7 +10,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.report import answers, dissociation
 from deeper_layers.report.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
-from deeper_layers.results.packing import pack, pack_logprobs
+from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook
 
@@ -39,7 +39,7 @@ def unit(task, cuts, chance_of_right, items, draw, *, metric="acc", model="tiny"
         logprobs = np.where(np.arange(4) == chosen[:, None], -0.5, -2.5) + draw.normal(0, 0.1, (items, 4))
         packed = {metric: pack(right), "chosen": pack(chosen)}
         if keep:
-            packed |= {"logprobs": pack_logprobs(logprobs), "target": pack(target)}
+            packed |= {"logprobs": pack_halves(logprobs), "target": pack(target)}
         outcomes[cut.name] = {task: packed}
         rows.append({"task": task, "metric": metric, "start": cut.start, "size": cut.size, "value": right.mean(),
                      "stderr": 0.1, "items": items})  # fmt: skip

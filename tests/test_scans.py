@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -13,12 +14,16 @@ from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.losses import answer_requests, request_loss
 from deeper_layers.evaluation.sweeps import sweep
+from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.parameters import ScanParameters
 from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.packing import unpack, unpack_logprobs
-from deeper_layers.results.units import all_units
+from deeper_layers.report import stability
+from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
+from deeper_layers.results.units import Unit, all_units
+from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
 LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]
@@ -51,7 +56,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
         assert unit.kind == "scan"
         for of_cut in unit.details["outcomes"].values():
             packed = of_cut[unit.name]
-            logprobs = unpack_logprobs(packed["logprobs"], LIMIT)
+            logprobs = unpack_halves(packed["logprobs"], LIMIT)
             assert logprobs.shape == (LIMIT, 4) and (logprobs < 0).all()
             assert np.array_equal(unpack(packed["chosen"]) == unpack(packed["target"]), unpack(packed["acc"]))
     # a second time nothing is measured, and what others draw of curves finds no block of a scan
@@ -142,3 +147,40 @@ def test_cloze_mmlu_asks_the_items_of_mmlu():
     assert first[0] == first[1] and len(letters.eval_docs) == len(cloze.eval_docs)
     assert letters.doc_to_target(letters.eval_docs[0]) == cloze.doc_to_target(cloze.eval_docs[0])
     assert cloze.doc_to_choice(cloze.eval_docs[0]) == letters.eval_docs[0]["choices"]
+
+
+# --- distances by sequence --------------------------------------------------------------------------------
+
+
+def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened, tmp_path):
+    """Kept in 16 bits, in a unit of its own; and how surely a block is the most similar follows from them."""
+    parameters = Parameters(
+        model=str(tiny_folder), results=str(tmp_path), dtype="float32", samples=12, sequence_length=24
+    )
+    source = parameters.source()
+    plain = distances_unit(parameters, source, lambda: opened)
+    unit = distances_unit(parameters, source, lambda: opened, by_sequence=True)
+    assert (plain.kind, unit.kind) == ("similarity", "distances") and plain.rows.equals(unit.rows)
+    each = stability.of_sequences(unit)
+    assert each.shape == (12, 15)
+    assert each.mean(axis=0) == pytest.approx(unit.rows["distance"].to_numpy(), abs=5e-4)
+    table = stability.starts(unit, resamples=200)
+    best = [similarity_cut(distance_matrix(unit.rows), size).start for size in range(1, 5)]
+    assert table["start"].tolist() == best and table["share"].between(0, 1).all()
+    assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
+
+
+def test_one_sequence_that_decides_is_drawn_with_the_others():
+    """Two blocks of one layer, alike but for one sequence of ten: the choice follows how often that one is drawn."""
+    rows = pd.DataFrame({
+        "start": [0, 1, 2, 0, 1, 0], "size": [1, 1, 1, 2, 2, 3], "distance": 0.5, "stderr": 0.1, "samples": 10
+    })  # fmt: skip
+    each = np.full((10, 6), 0.25)
+    each[0, 1] = 0.75  # without this sequence, in a third of all draws, both are alike, and the first is taken
+    each[:, 0] += 0.01
+    key = {"model": {"name": "tiny", "weights": "x"}}
+    unit = Unit("distances", "wikipedia", key, {}, rows, {"num_layers": 3, "by_sequence": pack_halves(each)})
+    (first, second) = stability.starts(unit, resamples=1000).itertuples()
+    assert (first.start, first.low, first.high) == (0, 0, 1)
+    assert first.share == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
+    assert (second.start, second.share) == (0, 1.0)  # the only block that keeps the last layer

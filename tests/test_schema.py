@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from deeper_layers.results.packing import pack, pack_logprobs, unpack
+from deeper_layers.results.packing import pack, pack_halves, unpack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import KINDS, check_unit
 
@@ -113,9 +113,9 @@ def test_outcomes_are_those_of_the_rows(kind):
         of_cut[task]["more"] = pack(np.zeros(length))
         assert refusal(unit) == f"its outcomes of {task} are not as many as there are items"
     of_cut[task]["more"] = pack(np.zeros(items))
-    of_cut[task]["logprobs"] = pack_logprobs(np.zeros((items, 4)))
+    of_cut[task]["logprobs"] = pack_halves(np.zeros((items, 4)))
     check_unit(unit)
-    for wrong in (pack(np.zeros(items)), pack(np.zeros(0)), pack_logprobs(np.zeros((items + 1, 4)))):
+    for wrong in (pack(np.zeros(items)), pack(np.zeros(0)), pack_halves(np.zeros((items + 1, 4)))):
         of_cut[task]["logprobs"] = wrong
         assert refusal(unit) == f"its outcomes of {task} are not as many as there are items"
     del of_cut[task]["logprobs"]

@@ -50,8 +50,9 @@ def model_of(unit: Unit) -> tuple[str, str]:
 def describe(unit: Unit) -> dict:
     """One row: what was measured."""
     key = unit.key
-    if unit.kind == "similarity":
-        what = f"similarity of layers, {key.get('corpus')}"
+    if unit.kind in ("similarity", "distances"):
+        each = ", sequence by sequence" * (unit.kind == "distances")
+        what = f"similarity of layers, {key.get('corpus')}{each}"
         items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
     elif unit.kind in ("sweep", "scan"):
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""

@@ -28,7 +28,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.results.packing import pack, pack_logprobs
+from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.schema import LOGPROBS
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -331,7 +331,7 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
             table = np.full((len(logprobs), max(map(len, logprobs))), math.nan)
             for row, of_item in zip(table, logprobs, strict=True):
                 row[: len(of_item)] = of_item
-            packed[LOGPROBS] = pack_logprobs(table)
+            packed[LOGPROBS] = pack_halves(table)
             targets = [s["target"] for s in of_rule]
             if all(isinstance(target, int) and 0 <= target < table.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.outcomes import leaves_of
-from deeper_layers.results.packing import unpack, unpack_logprobs
+from deeper_layers.results.packing import unpack, unpack_halves
 from deeper_layers.results.schema import LOGPROBS
 from deeper_layers.results.units import Unit
 
@@ -58,7 +58,7 @@ def answers_of(unit: Unit, cuts: Sequence[Cut] | None = None, metric: str = "acc
     for _, of_task in sorted(tables.items()):
         target = unpack(of_task[0]["target"]).astype(int)
         targets.append(target)
-        logprobs.append(np.stack([unpack_logprobs(packed[LOGPROBS], len(target)) for packed in of_task]))
+        logprobs.append(np.stack([unpack_halves(packed[LOGPROBS], len(target)) for packed in of_task]))
         right.append(np.stack([unpack(packed[metric]).astype(bool) for packed in of_task]))
     most = max(table.shape[2] for table in logprobs)
     wide = [np.pad(table, [(0, 0), (0, 0), (0, most - table.shape[2])], constant_values=np.nan) for table in logprobs]

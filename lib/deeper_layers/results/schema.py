@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from deeper_layers.results.packing import packed_length
 
 MOST_ITEMS = 2**24  # of a task
-MOST_BYTES = 2**27  # of the log-probabilities of its choices
+MOST_BYTES = 2**27  # of numbers of 16 bits, packed
 LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what shares of items are called
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -212,6 +212,10 @@ class SimilarityDetails(Details):
     tokens: Count
 
 
+class DistancesDetails(SimilarityDetails):
+    by_sequence: str  # of every block in the order of the rows, in 16 bits
+
+
 class HealingDetails(ScoredDetails):
     healing: Course
     by_sequence: list[Number]
@@ -244,6 +248,7 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "scan": (SweepKey, Score, SweepDetails),
     "scan-loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
+    "distances": (SimilarityKey, Distance, DistancesDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
@@ -298,6 +303,10 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
     if "corpus" in key:  # every block there is
         if len(rows) != layers * (layers + 1) // 2:  # before as many are counted as a number says
             yield f"it has {len(rows)} rows, and {layers} layers"
+        elif "by_sequence" in details:
+            wanted = 2 * len(rows) * rows[0]["samples"]
+            if wanted > MOST_BYTES or packed_length(details["by_sequence"], wanted) != wanted:
+                yield "its distances by sequence are not as many as its sequences and rows"
         cuts = {(start, size) for size in range(1, layers + 1) for start in range(layers - size + 1)}
     if "variant" in rows[0]:
         cuts.add((0, 0))
