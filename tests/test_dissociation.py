@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from book.extension.rooms import HEAVY
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.report import answers, dissociation
@@ -13,6 +14,7 @@ from deeper_layers.report.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REF
 from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook
+from tests.test_house import fresh
 
 LAYERS = 18  # blocks from 6, 7, 8 are middle, from 12 and 13 late
 BLOCKS = [Cut(0, 0), *(Cut(start, 4) for start in range(LAYERS - 3))]
@@ -237,9 +239,14 @@ def test_answers_of_a_group_are_in_the_order_of_its_tasks_and_described_cut_by_c
 # --- the chapter ------------------------------------------------------------------------------------------
 
 
-def test_the_chapter_says_what_is_not_measured(tmp_path):
-    page = notebook.run("12-where", results=str(tmp_path))
-    assert page.count("Not measured") == 11 and "<figure" not in page
+def test_the_chapter_says_what_is_not_measured_and_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from tests import notebook; print(notebook.run('12-where', results=sys.argv[1])); "
+        f"assert not {set(HEAVY)} & set(sys.modules)"
+    )
+    done = fresh(code, tmp_path, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Not measured") == 12 and "<figure" not in done.stdout
 
 
 def test_the_chapter_draws_what_results_hold(tmp_path):

@@ -270,7 +270,9 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                     continue
                 named = _named(metric, rule)
                 row = {"task": name, "start": start, "size": size, "items": aggregated["sample_len"]}
-                found.append({**row, "metric": named, "value": value, "stderr": aggregated[f"{metric}_stderr,{rule}"]})
+                error = aggregated[f"{metric}_stderr,{rule}"]  # "N/A" where a task has a single item
+                error = error if isinstance(error, int | float) else math.nan
+                found.append({**row, "metric": named, "value": value, "stderr": error})
                 of_metric = leaves[leaves["metric"] == named]
                 error = math.sqrt((of_metric["stderr"] ** 2).sum()) / len(of_metric)
                 found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})

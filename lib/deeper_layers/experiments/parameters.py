@@ -260,6 +260,10 @@ class ScanParameters(QuestionAnsweringParameters):
     starts: ListText = Field("all", description='first layers of the blocks: "all", or like "10-24"')
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
 
+    def check(self) -> None:
+        super().check()
+        places("starts", self.starts, checks.LAYERS)
+
     @property
     def task_list(self) -> list[str]:
         """Those of lm-eval."""
