@@ -15,7 +15,7 @@ from deeper_layers.evaluation.harness import reference_levels
 from deeper_layers.evaluation.sweeps import loglikelihoods, sweep
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.packing import unpack
+from deeper_layers.results.packing import unpack, unpack_halves
 
 LAYERS = 5
 LIMIT = 12
@@ -90,6 +90,9 @@ def test_outcomes_by_item_are_those_of_lm_eval(table, naive):
         assert unpack(outcomes["chosen"]).tolist() == chosen
         right = np.array(chosen) == [item["answer"] for item in embedded.capitals()[:LIMIT]]
         assert np.array_equal(unpack(outcomes["acc"]), right)
+        assert np.array_equal(unpack(outcomes["target"]) == chosen, right)
+        logprobs = [[response[0][0] for response in sample["resps"]] for sample in samples]
+        assert unpack_halves(outcomes["logprobs"], LIMIT) == pytest.approx(np.array(logprobs), rel=5e-4, abs=1e-4)
 
 
 def test_answers_of_a_perfect_model_are_all_right(opened):

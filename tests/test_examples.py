@@ -85,7 +85,7 @@ def test_readme_commands(words, tiny_folder, tmp_path, monkeypatch):
     instead = {"ORGANISATION/NAME": str(tiny_folder), "boolq, arc_easy": "capitals", "0-8": "0-2", "8": "2"}
     words = [instead.get(word, word) for word in words[1:]]
     words += ["--text", "wikipedia"] if "--heal" in words else []
-    words += ["--limit", "3"] if words[0] == "sweep" else []
+    words += ["--limit", "3"] if words[0] in ("sweep", "scan") else []
     words += ["--results", "results"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")

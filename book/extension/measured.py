@@ -50,22 +50,24 @@ def model_of(unit: Unit) -> tuple[str, str]:
 def describe(unit: Unit) -> dict:
     """One row: what was measured."""
     key = unit.key
-    if unit.kind == "similarity":
-        what = f"similarity of layers, {key.get('corpus')}"
+    if unit.kind in ("similarity", "distances"):
+        each = ", sequence by sequence" * (unit.kind == "distances")
+        what = f"similarity of layers, {key.get('corpus')}{each}"
         items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
     elif unit.kind == "geometry":
         what = f"geometry of residuals, {key['corpus']}"
         items = f"{unit.details['points']:,} tokens of {key['samples']:,} sequences"
-    elif unit.kind == "sweep":
+    elif unit.kind in ("sweep", "scan"):
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
-        what = f"{key.get('task')}{shots}, {key.get('rule')} rule"
+        what = f"{key.get('task')}{shots}, {key.get('rule')}{' rule' * (unit.kind == 'sweep')}"
         items = f"{unit.rows['items'].max():,}"
     elif unit.kind == "shots":
         what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
         items = f"{unit.rows['items'].max():,}"
-    elif unit.kind == "loss":
+    elif unit.kind in ("loss", "scan-loss"):
         what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
-        items = f"{unit.rows['items'].max():,} sequences of {key.get('sequence_length')} tokens"
+        length = f" of {key['sequence_length']} tokens" if key.get("sequence_length") else ""
+        items = f"{unit.rows['items'].max():,} sequences{length}"
     elif unit.kind == "blocks":
         what = f"loss on {key['text']}, {len(key['cuts']) - 1} blocks of layers, one at a time"
         items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"

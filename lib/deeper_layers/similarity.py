@@ -78,6 +78,7 @@ def measure_distances(
     batches: Iterable[dict[str, torch.Tensor]],
     *,
     progress: Callable | None = None,
+    each: Callable[[np.ndarray], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error of d(l, n) over sequences, and their number, from one pass over `batches`.
 
@@ -86,6 +87,7 @@ def measure_distances(
         batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
             only for models with rotary positions, since positions are counted from the first column.
         progress: wraps the batches, as tqdm does.
+        each: is handed the distances of every sequence, an array [n, l] like the mean, one after another.
 
     Returns:
         Two arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
@@ -105,6 +107,8 @@ def measure_distances(
             total += distances.sum(dim=0)
             squares += distances.square().sum(dim=0)
             samples += residuals.shape[1]
+            for of_sequence in distances.numpy() if each else ():
+                each(_by_size(of_sequence))
     if samples == 0:
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     mean = total / samples

@@ -10,9 +10,11 @@ from deeper_layers.experiments.parameters import Parameters
 
 
 @click.command
+@click.option("--by-sequence", is_flag=True, help="keep the distances of every sequence too, and say how surely each "
+              "block is the most similar")  # fmt: skip
 @asking(Parameters)
 @answering
-def distances(given: dict) -> Answer:
+def distances(given: dict, by_sequence: bool) -> Answer:
     """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
 
     Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
@@ -26,7 +28,8 @@ def distances(given: dict) -> Answer:
     from deeper_layers.experiments.distances import distances_unit  # slow: what is above may refuse
     from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
-    unit = distances_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
+    opened = functools.cache(lambda: parameters.open(source))
+    unit = distances_unit(parameters, source, opened, by_sequence=by_sequence)
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [
@@ -34,6 +37,12 @@ def distances(given: dict) -> Answer:
          "the pruned model": cut.describe(layers)}
         for cut in best
     ]  # fmt: skip
+    if by_sequence:
+        from deeper_layers.report.stability import starts  # slow
+
+        for row, found in zip(rows, starts(unit).itertuples(), strict=False):
+            row["resamples"] = f"{found.share:.0%}"
+            row["l* of 95%"] = f"{found.low} to {found.high}"
     head = (
         f"{source.name}, {layers} layers, {source.dtype}: the most similar block of n layers begins at layer l*, "
         f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"

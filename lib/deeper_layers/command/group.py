@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "plan": "What a run will cost; nothing is loaded.",
     "distances": "Which layers are alike: every angular distance.",
     "sweep": "Score the pruned models on tasks of lm-eval.",
+    "scan": "Score every block of so many layers, at every start.",
     "prune": "Write a checkpoint without some of its layers.",
     "heal": "Fine-tune a pruned model, keep the adapters, score it.",
     "report": "Run every notebook for a model, then build the site.",

@@ -1,5 +1,7 @@
 from .corpora import CORPORA as CORPORA
 from .corpora import DOCUMENTS as DOCUMENTS
+from .corpora import SOLUTIONS as SOLUTIONS
+from .corpora import solved_problems as solved_problems
 from .corpora import text_fingerprint as text_fingerprint
 from .corpora import texts as texts
 from .embedded import TASKS as TASKS

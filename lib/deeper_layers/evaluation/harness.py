@@ -28,7 +28,8 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.results.packing import pack
+from deeper_layers.results.packing import pack, pack_halves
+from deeper_layers.results.schema import LOGPROBS
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
@@ -197,7 +198,8 @@ def score(
     texts: what was generated for each of `tasks.generations`.
 
     Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
-    each task, the outcomes by item: each metric that is 0 or 1, and the choice made, packed.
+    each task, the outcomes by item, packed: each metric that is 0 or 1, the choice made, the log-probability of every
+    choice, and which of them is right.
     """
     for instance in tasks.instances + tasks.generations:
         instance.resps, instance.filtered_resps = [], {}
@@ -268,7 +270,9 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                     continue
                 named = _named(metric, rule)
                 row = {"task": name, "start": start, "size": size, "items": aggregated["sample_len"]}
-                found.append({**row, "metric": named, "value": value, "stderr": aggregated[f"{metric}_stderr,{rule}"]})
+                error = aggregated[f"{metric}_stderr,{rule}"]  # "N/A" where a task has a single item
+                error = error if isinstance(error, int | float) else math.nan
+                found.append({**row, "metric": named, "value": value, "stderr": error})
                 of_metric = leaves[leaves["metric"] == named]
                 error = math.sqrt((of_metric["stderr"] ** 2).sum()) / len(of_metric)
                 found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})
@@ -324,8 +328,15 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
                 packed[_named(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in of_rule):
-            chosen = [int(np.argmax([response[0][0] for response in s["resps"]])) for s in of_rule]
-            packed["chosen"] = pack(np.array(chosen))
+            logprobs = [np.array([response[0][0] for response in s["resps"]]) for s in of_rule]
+            packed["chosen"] = pack(np.array([of_item.argmax() for of_item in logprobs]))
+            table = np.full((len(logprobs), max(map(len, logprobs))), math.nan)
+            for row, of_item in zip(table, logprobs, strict=True):
+                row[: len(of_item)] = of_item
+            packed[LOGPROBS] = pack_halves(table)
+            targets = [s["target"] for s in of_rule]
+            if all(isinstance(target, int) and 0 <= target < table.shape[1] for target in targets):
+                packed["target"] = pack(np.array(targets))
     return packed
 
 

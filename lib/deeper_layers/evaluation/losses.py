@@ -9,14 +9,36 @@ import math
 import numpy as np
 import pandas as pd
 import torch
+from lm_eval.api.instance import Instance
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.family.planning import BATCH_TOKENS
 from deeper_layers.results.shards import Shards
 
 METRIC = "loss"
+
+
+Requests = tuple[list[list[int]], list[list[int]], int]  # contexts, what is foretold after each, the longest of both
+
+
+def text_requests(sequences: list[torch.Tensor]) -> Requests:
+    """Sequences of tokens, each [T], of which all but the first are foretold.
+
+    Raises InputError where there is no sequence, or one of a single token.
+    """
+    if not sequences or min(map(len, sequences)) < 2:
+        raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
+    tokens = [sequence.tolist() for sequence in sequences]
+    return [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], max(map(len, tokens))
+
+
+def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
+    """Pairs of a prompt, which is given, and its answer, which is foretold, in tokens as lm-eval makes them."""
+    asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
+    return harness.encode(asked, model, tokenizer)
 
 
 def text_loss(
@@ -25,22 +47,30 @@ def text_loss(
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
-    Every token but the first of a sequence is foretold from those before it. Twice `batch_tokens` is about what is run
-    between two shards. Returns a row for each cut, with
-    columns metric ("loss"), start, size, value, stderr (over sequences) and items (sequences); and the loss of
-    each sequence, by cut "start,size".
+    Every token but the first of a sequence is foretold from those before it: see `request_loss`.
     Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
+    """
+    return request_loss(model, cuts, text_requests(sequences), shards=shards, batch_tokens=batch_tokens)
+
+
+def request_loss(
+    model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    """Mean cross-entropy of what is foretold, in nats a token, under each pruned model.
+
+    Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
+    (sequences); and the loss of each sequence, by cut "start,size". Twice `batch_tokens` is about what is run between
+    two shards.
+    Raises InputError where there is no cut, or one that does not fit the model.
     """
     if not cuts:
         raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
-    if not sequences or min(map(len, sequences)) < 2:
-        raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
-    tokens = [sequence.tolist() for sequence in sequences]
+    contexts, continuations, max_length = requests
     logprobs, _ = loglikelihoods(
-        model, [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], cuts,
-        max_length=max(map(len, tokens)), batch_tokens=batch_tokens or BATCH_TOKENS, shards=shards, what="loss on text",
+        model, contexts, continuations, cuts,
+        max_length=max_length, batch_tokens=batch_tokens or BATCH_TOKENS, shards=shards, what="loss on text",
     )  # fmt: skip
-    lengths = np.array([len(ids) - 1 for ids in tokens])
+    lengths = np.array([len(continuation) for continuation in continuations])
     rows, of_sequences = [], {}
     for cut, summed in zip(cuts, -logprobs, strict=True):
         losses = summed / lengths

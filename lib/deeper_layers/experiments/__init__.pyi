@@ -8,6 +8,9 @@ from .losses import blocks as blocks
 from .losses import loss_unit as loss_unit
 from .losses import map_unit as map_unit
 from .measurement import Measurement as Measurement
+from .scans import scan_cuts as scan_cuts
+from .scans import scan_loss_unit as scan_loss_unit
+from .scans import scan_unit as scan_unit
 from .shots import shots_unit as shots_unit
 from .sweeps import cuts_of_tasks as cuts_of_tasks
 from .sweeps import sweep_unit as sweep_unit

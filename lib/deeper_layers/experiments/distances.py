@@ -4,6 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 
+import numpy as np
 from tqdm import tqdm
 
 from deeper_layers import data
@@ -11,15 +12,17 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
+from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_table
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.similarity changes numbers
 
 
-def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> Unit:
+def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Unit:
     """The distances of a model: read from results, else measured on the model that `opened()` returns.
 
+    `by_sequence`: those of every sequence are kept beside their means, in a unit of another kind.
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
 
@@ -41,11 +44,17 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable) -> 
         )
         # a progress bar with the time left, readable in a terminal and in a log
         bar = functools.partial(tqdm, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
-        table = distance_table(*measure_distances(model, batches, progress=bar))
-        return table, {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
+        kept: list[np.ndarray] = []
+        each = kept.append if by_sequence else None
+        table = distance_table(*measure_distances(model, batches, progress=bar, each=each))
+        details = {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
+        if by_sequence:
+            places = table["size"] - 1, table["start"]
+            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in kept]))
+        return table, details
 
     unit = Measurement(
-        kind="similarity",
+        kind="distances" if by_sequence else "similarity",
         name=parameters.corpus,
         version=VERSION,
         source=source,

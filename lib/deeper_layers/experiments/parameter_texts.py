@@ -62,6 +62,23 @@ def block_sizes(text: str, num_layers: int | None) -> list[int]:
     return sorted({0}.union(*(range(first, last + 1) for first, last in ranges)))
 
 
+def places(name: str, text: str, most: int) -> list[int]:
+    """The numbers of "all" (0 to `most`) or a list like "0-8, 12", in order.
+
+    Raises InputError for what is no such list.
+    """
+    found: set[int] = set()
+    for part in ["0-" + str(most)] if text == "all" else split(text) or [text]:
+        first, dash, last = (word.strip() for word in part.partition("-"))
+        ends = number(first, most=most), number(last if dash else first, most=most)
+        if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+            raise InputError(
+                f"{name} is {text!r}, expected whole numbers from 0 to {most}, like '0-8, 12' or 'all': correct it"
+            )
+        found |= set(range(ends[0], ends[1] + 1))
+    return sorted(found)
+
+
 def _sizes(part: str, text: str) -> tuple[int, int]:
     """First and last size of one part of a list."""
     first, dash, last = (word.strip() for word in part.partition("-"))

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from deeper_layers import checks, data, evaluation, results
 from deeper_layers.checkpoints.llama_cpp import FILE_TYPES
+from deeper_layers.cuts import check_size
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import (
     BITSANDBYTES,
@@ -20,7 +21,7 @@ from deeper_layers.experiments.common_parameters import (
     check_one_of,
     numbers_from,
 )
-from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked
+from deeper_layers.experiments.parameter_texts import Asked, block_sizes, places, split, tasks_asked
 from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import REGISTERED, RULES
@@ -60,7 +61,7 @@ class QuestionAnsweringParameters(Parameters):
         super().check()
         for rule in self.rule_list:
             check_one_of("rule", rule, RULES)
-        for name, found in (("rules", self.rule_list), ("tasks", self.task_list)):
+        for name, found in (("rules", self.rule_list), ("tasks", self.asked)):
             if not found:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected names separated by commas: give some")
         # lm-eval is slow to import: asked only of names that neither we nor results know
@@ -323,6 +324,42 @@ class GeometryParameters(Parameters):
             raise InputError(
                 f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"
             )
+
+
+class ScanParameters(QuestionAnsweringParameters):
+    """Parameters of `deeper-layers scan`."""
+
+    notebook: ClassVar[str] = ""
+    tasks: str = Field(
+        "capitals, lettered_capitals, sums_two_digits",
+        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32" or "wikipedia@32", 32 sequences, and '
+        '"gsm8k_solutions@32", the gold solutions of GSM8K',
+    )
+    blocks: int | None = Field(
+        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
+    )
+    starts: ListText = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
+
+    def check(self) -> None:
+        super().check()
+        places("starts", self.starts, checks.LAYERS)
+
+    @property
+    def task_list(self) -> list[str]:
+        """Those of lm-eval."""
+        return [task for task in self.asked if task not in self.text_list]
+
+    @property
+    def text_list(self) -> list[str]:
+        """What a loss is asked of."""
+        return [task for task in self.asked if task in (*data.CORPORA, data.SOLUTIONS)]
+
+    def block_list(self, num_layers: int) -> list[int]:
+        """The first layer of each block. Raises InputError for blocks that the model is too small for."""
+        size = self.blocks or 0
+        check_size(size, num_layers)
+        return places("starts", self.starts, num_layers - size)
 
 
 class TakeAwayParameters(QuestionAnsweringParameters):

@@ -24,20 +24,28 @@ def cuts_of_tasks(
     parameters: QuestionAnsweringParameters, source: Source, opened: Callable
 ) -> dict[str, dict[str, list[Cut]]]:
     """For each task the cuts of each rule, of the sizes that are asked for; distances are measured where needed."""
+    cuts_of = chooser(parameters, source, opened)
+    return {task: cuts_of(parameters.size_list(source.num_layers, task)) for task in parameters.task_list}
+
+
+def chooser(
+    parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+) -> Callable[[list[int]], dict[str, list[Cut]]]:
+    """What gives the cuts of each rule for some sizes; distances are measured where needed."""
     layers, distances = source.num_layers, None
     if "similarity" in parameters.rule_list:
         distances = distance_matrix(distances_unit(parameters, source, opened).rows)
-    return {
-        task: {
-            rule: cuts_of_rule(rule, parameters.size_list(layers, task), layers, distances)
-            for rule in parameters.rule_list
-        }
-        for task in parameters.task_list
-    }
+    return lambda sizes: {rule: cuts_of_rule(rule, sizes, layers, distances) for rule in parameters.rule_list}
 
 
 def sweep_unit(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+    task: str,
+    cuts_of: dict[str, list[Cut]],
+    parameters: QuestionAnsweringParameters,
+    source: Source,
+    opened: Callable,
+    *,
+    kind: str = "sweep",
 ) -> Unit | None:
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
@@ -50,7 +58,7 @@ def sweep_unit(
 
     def unit(name: str) -> Unit | None:
         return Measurement(
-            kind="sweep",
+            kind=kind,
             name=name,
             version=VERSION,
             source=source,

@@ -32,6 +32,11 @@ TITLES = {
     "sums_generated": "Sums, written",
     "sums_one_digit_generated": "Sums, one digit, written",
     "sums_two_digits_generated": "Sums, two digits, written",
+    "lettered_capitals": "Capitals, by letter",
+    "written_facts": "Facts, written",
+    "mmlu_continuation": "MMLU as cloze",
+    "c4": "C4",
+    "gsm8k_solutions": "GSM8K, gold solutions",
 }
 COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
 

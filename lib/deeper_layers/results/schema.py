@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from deeper_layers.results.packing import packed_length
 
 MOST_ITEMS = 2**24  # of a task
+MOST_BYTES = 2**27  # of numbers of 16 bits, packed
+LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what shares of items are called
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -274,6 +276,10 @@ class GeometryDetails(Details):
     pairs: Annotated[dict[Name, list[list[Number | None]]], Field(min_length=1)]  # above the diagonal, row by row
 
 
+class DistancesDetails(SimilarityDetails):
+    by_sequence: str  # of every block in the order of the rows, in 16 bits
+
+
 class HealingDetails(ScoredDetails):
     healing: Course
     by_sequence: list[Number]
@@ -305,7 +311,10 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "loss": (LossKey, Score, LossDetails),
     "blocks": (LossKey, Score, LossDetails),
     "choice": (ChoiceKey, Choice, ChoiceDetails),
+    "scan": (SweepKey, Score, SweepDetails),
+    "scan-loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, SimilarityDetails),
+    "distances": (SimilarityKey, Distance, DistancesDetails),
     "geometry": (GeometryKey, OfGeometry, GeometryDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
@@ -367,6 +376,10 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
     if "corpus" in key:  # every block there is
         if len(rows) != layers * (layers + 1) // 2:  # before as many are counted as a number says
             yield f"it has {len(rows)} rows, and {layers} layers"
+        elif "by_sequence" in details:
+            wanted = 2 * len(rows) * rows[0]["samples"]
+            if wanted > MOST_BYTES or packed_length(details["by_sequence"], wanted) != wanted:
+                yield "its distances by sequence are not as many as its sequences and rows"
         cuts = {(start, size) for size in range(1, layers + 1) for start in range(layers - size + 1)}
     if "variant" in rows[0]:
         cuts.add((0, 0))
@@ -431,9 +444,14 @@ def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -
     lengths: dict[str, int] = {}
     for cut, of_cut in by_cut.items():
         for task, packed in of_cut.items():
-            for text in packed.values():
+            for name, text in packed.items():
                 length = lengths.setdefault(task, items.get((cut, task), packed_length(text, MOST_ITEMS)))
-                if packed_length(text, length) != length:
+                if name == LOGPROBS:
+                    found = packed_length(text, MOST_BYTES)
+                    right = 0 < found <= MOST_BYTES and length and found % (2 * length) == 0
+                else:
+                    right = packed_length(text, length) == length
+                if not right:
                     yield f"its outcomes of {task} are not as many as there are items"
     if len(tasks) > 1:
         yield "its outcomes are of other tasks for some cuts"

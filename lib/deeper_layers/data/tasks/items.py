@@ -1,5 +1,7 @@
 """The items of the embedded tasks as data sets, for the YAML files beside this one."""
 
+import re
+
 import datasets
 
 from deeper_layers.data import embedded
@@ -31,3 +33,12 @@ def sums_one_digit(**_):
 
 def sums_two_digits(**_):
     return _as_test_split(embedded.sums(2))
+
+
+def written_facts(**_):
+    return _as_test_split(embedded.written_facts())
+
+
+def begins_with_the_answer(item: dict, written: list[str]) -> dict[str, float]:
+    """Whether what was written begins with the answer, whatever follows it: 1.0 or 0.0."""
+    return {"exact_match": float(re.match(rf"\W*{re.escape(item['answer'])}\b", written[0], re.IGNORECASE) is not None)}

@@ -1,0 +1,73 @@
+"""`deeper-layers scan`: every block of so many layers, at every start, on some tasks, and as loss."""
+
+import functools
+
+import click
+
+from deeper_layers.command.answers import Answer, answering, records, table
+from deeper_layers.command.options import asking
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import ScanParameters
+from deeper_layers.results.units import Unit
+
+
+@click.command
+@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine; the model is opened, and run "
+              "on one small batch")  # fmt: skip
+@asking(ScanParameters)
+@answering
+def scan(given: dict, dry_run: bool) -> Answer:
+    """Score the model without every block of so many layers in turn, from the first to the last.
+
+    Of tasks that are chosen the log-probability of every choice is kept; of texts and solutions the loss is measured.
+    With --blocks none the cuts are those of the rules, as `deeper-layers sweep` has them.
+
+    \b
+    deeper-layers scan embedded --tasks capitals@20 --dry-run
+    deeper-layers scan ORGANISATION/NAME --tasks "mmlu:5@10, mmlu_continuation:5@10, c4@32, gsm8k_solutions@32"
+    """
+    parameters = ScanParameters(**given)
+    source = parameters.source()
+    # slow: what is above may refuse
+    from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
+
+    opened = functools.cache(lambda: parameters.open(source))
+    cuts = scan_cuts(parameters, source, opened)
+    if dry_run:
+        return _priced(scan_prices(parameters, cuts, opened))
+    found = {
+        name: (scan_loss_unit if name in parameters.text_list else scan_unit)(name, of_name, parameters, source, opened)
+        for name, of_name in cuts.items()
+    }
+    missing = [name for name, unit in found.items() if unit is None]
+    units = {name: unit for name, unit in found.items() if unit}
+    if not units:
+        raise InputError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+    parts = [f"{source.name}, {source.num_layers} layers, {source.quantized} weights, measured in {source.dtype}"]
+    parts += [f"{name}\n{_lines(unit)}\n{unit.path}" for name, unit in units.items()]
+    parts += [f"{name}: not measured" for name in missing]
+    content = {
+        "model": source.name, "layers": source.num_layers, "dtype": source.dtype, "not_measured": missing,
+        "units": [str(unit.path) for unit in units.values()],
+        "rows": [row for unit in units.values() for row in records(unit.rows)],
+    }  # fmt: skip
+    return Answer("\n\n".join(parts), content)
+
+
+def _lines(unit: Unit) -> str:
+    """A line for each cut, and in it what was counted."""
+    lines: dict[tuple[int, int], dict[str, str]] = {}
+    rows = unit.rows[unit.rows["task"].isin([unit.name])]
+    for row in (unit.rows if rows.empty else rows).sort_values(["size", "start"]).itertuples():
+        cell = lines.setdefault((row.size, row.start), {"n": str(row.size), "from": str(row.start)})
+        cell[row.metric if row.task == unit.name else f"{row.task} {row.metric}"] = f"{row.value:.3f}"
+    return table(list(lines.values()))
+
+
+def _priced(plans: dict) -> Answer:
+    """What each unit would run, and for how long on this machine."""
+    units = [
+        {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+        for name, plan in plans.items()
+    ]
+    return Answer("\n".join(f"{name}: {plan}" for name, plan in plans.items()), {"units": units})

@@ -1,0 +1,109 @@
+"""Scans: every block of so many layers, or the cuts of the paper's rules, on a task or as loss on text: measured units.
+
+They are units of a kind of their own: curves and claims are of the rules alone, and a scan has many blocks of one size.
+Of tasks that are chosen they hold the log-probability of every choice.
+"""
+
+from collections.abc import Callable
+
+from deeper_layers import data, evaluation, family
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.losses import loss_sequences
+from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.parameters import HealingParameters, ScanParameters
+from deeper_layers.experiments.sweeps import chooser, sweep_unit
+from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
+
+VERSION = 1  # part of the key of a loss: raise it when a change here or in evaluation.losses changes numbers
+
+
+def scan_cuts(parameters: ScanParameters, source: Source, opened: Callable) -> dict[str, dict[str, list[Cut]]]:
+    """For each task and text the cuts that are asked for, by what they have in common; the whole model is one of them.
+
+    Raises InputError where the model is too small for such blocks, or has no such starts.
+    """
+    layers = source.num_layers
+    if parameters.blocks is None:
+        cuts_of = chooser(parameters, source, opened)
+        return {name: cuts_of(parameters.size_list(layers, name)) for name in parameters.asked}
+    blocks = [Cut(start, parameters.blocks) for start in parameters.block_list(layers)]
+    return dict.fromkeys(parameters.asked, {f"blocks of {parameters.blocks}": [Cut(0, 0), *blocks]})
+
+
+def scan_unit(
+    task: str, cuts_of: dict[str, list[Cut]], parameters: ScanParameters, source: Source, opened: Callable
+) -> Unit | None:
+    """A task under these cuts: read from results, else measured on what `opened()` returns.
+
+    None where nothing is to be measured and results hold no such unit.
+    """
+    return sweep_unit(task, cuts_of, parameters, source, opened, kind="scan")
+
+
+def scan_loss_unit(
+    text: str, cuts_of: dict[str, list[Cut]], parameters: ScanParameters, source: Source, opened: Callable
+) -> Unit | None:
+    """The loss on a corpus, or on the gold solutions of GSM8K given its problems, as `scan_unit` has scores."""
+    cuts = _distinct(cuts_of)
+    wanted, solutions = _sequences(text, parameters), text == data.SOLUTIONS
+    of_text = {"documents": wanted} if solutions else {"split": "validation"}
+
+    def measure(shards):
+        model, tokenizer = opened()
+        requests = _requests(text, parameters, model, tokenizer)
+        rows, of_sequences = evaluation.request_loss(model, cuts, requests, shards=shards)
+        rows.insert(0, "task", text)
+        return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
+
+    return Measurement(
+        kind="scan-loss",
+        name=text,
+        version=VERSION,
+        source=source,
+        settings={
+            **parameters.key,
+            "text": text,
+            "sequences": wanted,
+            "sequence_length": 0 if solutions else parameters.loss_length,  # a solution is as long as it is
+            "cuts": [[cut.start, cut.size] for cut in cuts],
+        },
+        reads=[text_of(text, parameters.datasets, **of_text)],
+        measure=measure,
+    ).unit(parameters)
+
+
+def _requests(text: str, parameters: ScanParameters, model, tokenizer) -> tuple:
+    """What is foretold of a text, and after what."""
+    wanted = _sequences(text, parameters)
+    if text == data.SOLUTIONS:
+        solved = data.solved_problems(datasets=parameters.datasets, documents=wanted)
+        return evaluation.answer_requests(model, tokenizer, solved)
+    asked = parameters.shared_with(HealingParameters, tasks="capitals", text=text, loss_sequences=wanted)
+    return evaluation.text_requests(loss_sequences(asked, tokenizer))
+
+
+def _sequences(text: str, parameters: ScanParameters) -> int:
+    limit = parameters.limits[text]
+    if limit is None:
+        raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
+    return limit
+
+
+def _distinct(cuts_of: dict[str, list[Cut]]) -> list[Cut]:
+    return sorted({cut for cuts in cuts_of.values() for cut in cuts})
+
+
+def scan_prices(parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]], opened: Callable) -> dict:
+    """For each task and text what its unit would run and how long that takes: a `Plan`. Only a small batch is run."""
+    model, tokenizer = opened()
+    plans = {}
+    for name, cuts_of in cuts.items():
+        distinct = _distinct(cuts_of)
+        if name in parameters.text_list:
+            pruned = family.PrunedFamily(model, distinct)
+            plans[name] = evaluation.plan_requests(pruned, *_requests(name, parameters, model, tokenizer))
+        else:
+            plans[name] = evaluation.plan(model, tokenizer, [name], distinct, **parameters.sweep_options(name))
+    return plans

@@ -1,0 +1,45 @@
+"""Scans drawn: a panel a task, a line a model or a form. Rows in, figure out: nothing is computed here."""
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from deeper_layers.report.drawing import GREY, Figure, Picture, styles_of
+from deeper_layers.report.figure_tables import course, require
+
+START = "Start of the dropped block, l / L"
+SIZE = "Layers dropped, n"
+
+
+def panels(
+    rows: pd.DataFrame, *, panels: Mapping[str, str], lines: Mapping[str, str], x: str, y: str, caption: str, name: str,
+    levels: Mapping[str, float] | None = None, marks: Sequence[float] = (), provenance: str = "",
+) -> Figure:  # fmt: skip
+    """Rows of `deeper_layers.report.scan_rows`, those of `panels` and `lines` in their order.
+
+    `levels` are named heights, drawn grey; `marks` places along the axis, where a panel is divided. `caption` is HTML.
+    """
+    rows = require(rows, "rows", "panel", "line", "size", "start", "at", "value", "low", "high", "items", "metric")
+    drawn = rows[rows["panel"].isin(panels) & rows["line"].isin(lines)]
+    low, high = drawn[["low", "value"]].min(axis=None), drawn[["high", "value"]].max(axis=None)
+    heights = [low, high, *(levels or {}).values()]
+    edge = 0.04 * (max(heights) - min(heights)) or 0.05
+    bottom, top = min(heights) - edge, max(heights) + edge
+    left, right = float(drawn["at"].min()), float(drawn["at"].max())
+    titles = list(panels.values())
+    picture = Picture(x, y, titles=titles, columns={1: 1, 2: 2, 4: 2}.get(len(titles), 3), percent=x == START)
+    courses = []
+    for panel, key in enumerate(panels):
+        for mark in marks:
+            picture.line([mark, mark], [bottom, top], colour=GREY, line="dot", width=0.8, panel=panel)
+        for label, height in (levels or {}).items():
+            picture.line([left, right], [height, height], colour=GREY, line="dash", width=1.2, panel=panel, label=label)
+        for (line, label), style in zip(lines.items(), styles_of(lines)):
+            own = drawn[(drawn["panel"] == key) & (drawn["line"] == line)].sort_values("at")
+            if len(own):
+                picture.accuracy(own, style, label, panel, across="at")
+                courses.append(f"{panels[key]}, {label}, {course(own, 'at', 'value')}")
+    picture.caption = caption
+    picture.alt = f"Line charts: {y} against {x}. {'; '.join(courses)}."
+    span = 0.02 * (right - left or 1)
+    return picture.finish(name, provenance, drawn, x=[left - span, right + span], y=[bottom, top])

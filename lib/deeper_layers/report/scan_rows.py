@@ -1,0 +1,85 @@
+"""Scans as rows to be drawn: what is kept, or what the loss rises by, under each cut, with 95% intervals.
+
+Columns panel and line (where a row is drawn), size, start, at (its place along the axis), value, low, high, items and
+metric: those of `Picture.accuracy`.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report import curves
+from deeper_layers.report.dissociation import FORMS, QUESTIONS, Kept, interval, kept, scans
+from deeper_layers.report.outcomes import paired_change
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import measured_cuts
+
+COLUMNS = ["panel", "line", "size", "start", "at", "value", "low", "high", "items", "metric"]
+KEPT = "share kept"
+
+
+def kept_by_start(units: Iterable[Unit]) -> tuple[pd.DataFrame, list[str]]:
+    """What every block keeps of what a model knows, a panel a task, a line a model; and what no model can show."""
+    rows, cannot = [], []
+    for model, of_model in scans(units).items():
+        for task, unit in of_model.items():
+            if unit.kind != "scan" or task not in FORMS:
+                continue
+            one = kept(unit, FORMS[task])
+            if not one.known:
+                cannot.append(f"{curves.title(task)} ({model})")
+                continue
+            layers = unit.details["num_layers"]
+            rows += _rows(task, model, one.cuts[1:], one.shares[:, 1:], one, lambda cut, L=layers: cut.start / L)
+    return pd.DataFrame(rows, columns=COLUMNS), cannot
+
+
+def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> pd.DataFrame:
+    """D of every block, a panel a set of questions, a line a model, of what `deeper_layers.report.dissociation.pairs`
+    found able to show it."""
+    rows = []
+    for (model, questions), (letters, words, layers) in able.items():
+        cuts = [cut for cut in letters.cuts[1:] if cut in words.cuts]
+        both = letters.at(cuts) - words.at(cuts)
+        rows += _rows(questions, model, cuts, both, letters, lambda cut, L=layers: cut.start / L)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def rises_by_start(units: Iterable[Unit]) -> pd.DataFrame:
+    """By how much the loss of every block rises, nats a token, a panel a text, a line a model."""
+    rows = []
+    for model, of_model in scans(units).items():
+        for text, unit in of_model.items():
+            if unit.kind != "scan-loss":
+                continue
+            by_cut = unit.details["by_sequence"]
+            for start, size in unit.key["cuts"]:
+                if size:
+                    rise = paired_change(by_cut["0,0"], by_cut[f"{start},{size}"])
+                    at = start / unit.details["num_layers"]
+                    rows.append((text, model, size, start, at, *rise, len(by_cut["0,0"]), "rise"))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def kept_by_size(of_model: dict[str, Unit]) -> pd.DataFrame:
+    """What both forms of MMLU keep against the layers dropped, of one model, a panel a rule, a line a form."""
+    rows = []
+    letters, words = QUESTIONS["MMLU"]
+    lines = {"letters": (letters, False), "letters, calibrated": (letters, True), "words (cloze)": (words, False)}
+    for line, (form, without_bias) in lines.items():
+        unit = of_model[form.task]
+        one = kept(unit, form, without_bias=without_bias)
+        layers, rules = unit.details["num_layers"], unit.key["rule"].split(", ")
+        for rule, cuts in measured_cuts(rules, one.cuts, layers).items():
+            rows += _rows(rule, line, cuts, one.at(cuts), one, lambda cut: cut.size)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _rows(panel: str, line: str, cuts: Sequence[Cut], found: Float[np.ndarray, "R C"], one: Kept, at) -> list[tuple]:
+    return [
+        (panel, line, cut.size, cut.start, at(cut), *interval(of_cut, 1), one.right.shape[1], KEPT)
+        for cut, of_cut in zip(cuts, found.T, strict=True)
+    ]

@@ -1,0 +1,270 @@
+"""The criterion of letters and words on models of known truth; what log-probabilities say, against plain sums."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from book.extension.rooms import HEAVY
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.report import answers, dissociation
+from deeper_layers.report.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
+from deeper_layers.results.packing import pack, pack_halves
+from deeper_layers.results.units import Unit, write_unit
+from tests import notebook
+from tests.test_house import fresh
+
+LAYERS = 18  # blocks from 6, 7, 8 are middle, from 12 and 13 late
+BLOCKS = [Cut(0, 0), *(Cut(start, 4) for start in range(LAYERS - 3))]
+OF_THE_MODEL = {"num_layers": LAYERS, "weights": "float32"}
+PROVENANCE = {
+    "measured": "2026-11-28T00:00:00", "packages": {}, "commit": "0123456789abcdef", "dirty": False, "device": "none",
+    "seconds": 1.0, "peak_memory_bytes": 1,
+}  # fmt: skip
+RULES = sorted({Cut(0, 0), *(simple_cut(LAYERS, size) for size in (1, 2, 3)), *(Cut(6, size) for size in (1, 2, 3))})
+
+
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(dissociation, "RESAMPLES", 500)
+
+
+def unit(task, cuts, chance_of_right, items, draw, *, metric="acc", model="tiny", keep=True, target=None) -> Unit:
+    """A scan in which each item is right with the probability that its cut has, and else another choice is made."""
+    target = np.arange(items) % 4 if target is None else target
+    outcomes, rows = {}, []
+    for cut in cuts:
+        right = draw.random(items) < chance_of_right(cut)
+        chosen = np.where(right, target, (target + draw.integers(1, 4, items)) % 4)
+        logprobs = np.where(np.arange(4) == chosen[:, None], -0.5, -2.5) + draw.normal(0, 0.1, (items, 4))
+        packed = {metric: pack(right), "chosen": pack(chosen)}
+        if keep:
+            packed |= {"logprobs": pack_halves(logprobs), "target": pack(target)}
+        outcomes[cut.name] = {task: packed}
+        rows.append({"task": task, "metric": metric, "start": cut.start, "size": cut.size, "value": right.mean(),
+                     "stderr": 0.1, "items": items})  # fmt: skip
+    rule = "similarity, simple" if cuts is RULES else "blocks of 4"
+    key = key_of(model, cuts) | {"rule": rule, "task": task, "limit": items, "num_fewshot": None}
+    details = OF_THE_MODEL | {"levels": {}, "outcomes": outcomes}
+    return Unit("scan", task, key, PROVENANCE, pd.DataFrame(rows), details)
+
+
+def key_of(model, cuts) -> dict:
+    cuts = [[cut.start, cut.size] for cut in cuts]
+    opened = {"dtype": "float32", "version": 1, "data": "made up", "quantization": None}
+    return {"model": {"name": model, "weights": "x"}, "cuts": cuts, **opened}
+
+
+def pair(letters, words, items=600, seed=0, **more) -> list[Unit]:
+    """Both forms of MMLU; `letters` and `words` are the chances of being right: whole, middle, late."""
+    draw = np.random.default_rng(seed)
+
+    def of(chances):
+        at = {MIDDLE: chances[1], LATE: chances[2], "": 0.3}
+        return lambda cut: at[dissociation.place_of(cut.start, LAYERS)] if cut.size == 4 else chances[0]
+
+    return [
+        unit("mmlu", BLOCKS, of(letters), items, draw, **more),
+        unit("mmlu_continuation", BLOCKS, of(words), items, draw, metric="acc_norm", **more),
+    ]
+
+
+def verdict(*arguments, **named):
+    (found,) = dissociation.rulings(pair(*arguments, **named))[1:]  # before it stands Capitals, which is not measured
+    return found
+
+
+@pytest.mark.parametrize(
+    ("layers", "middle", "late"),
+    [(28, range(10, 16), range(19, 24)), (18, range(6, 9), range(12, 14)), (30, range(10, 17), range(20, 26)),
+     (12, range(4, 5), range(8, 8))],  # too few: no late block
+)  # fmt: skip
+def test_middle_and_late_blocks_are_thirds_without_the_last_layer(layers, middle, late):
+    found = {place: [cut.start for cut in dissociation.all_blocks(layers, place)] for place in (MIDDLE, LATE)}
+    assert found == {MIDDLE: [*middle], LATE: [*late]}
+
+
+def test_a_double_dissociation_is_confirmed_and_its_mirror_refuted():
+    found = verdict((0.6, 0.3, 0.5), (0.6, 0.5, 0.3))
+    assert (found.model, found.what, found.verdict, found.level) == ("tiny", "MMLU", CONFIRMED, 1 - 0.05 / 2)
+    middle, late = found.statistics[MIDDLE], found.statistics[LATE]
+    # by hand: guessing is 1/4, so that 0.5 is 5/7 of what 0.6 is, and 0.3 is 1/7
+    assert middle[0] == pytest.approx(-4 / 7, abs=0.15) and late[0] == pytest.approx(4 / 7, abs=0.15)
+    assert middle[1] < middle[0] < middle[2] < 0 < late[1] < late[0] < late[2]
+    assert verdict((0.6, 0.5, 0.3), (0.6, 0.3, 0.5)).verdict == REFUTED
+    assert verdict((0.6, 0.3, 0.3), (0.6, 0.5, 0.5)).verdict == REFUTED  # letters are only the weaker of both
+    assert verdict((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=60).verdict in (OPEN, CONFIRMED)
+
+
+def test_wrong_verdicts_are_rare(monkeypatch):
+    """1,000 models in which nothing of the kind is, and as many in which it is: at most 5% are called the other."""
+    monkeypatch.setattr(dissociation, "RESAMPLES", 100)
+    draw = np.random.default_rng(0)
+    middle, late = (dissociation.all_blocks(LAYERS, place) for place in (MIDDLE, LATE))
+    cuts, target = [Cut(0, 0), *middle, *late], np.zeros(570, dtype=int)
+
+    def called(letters, words):
+        pair = []
+        for whole, in_middle, in_late in (letters, words):
+            chances = np.array([whole, *[in_middle] * len(middle), *[in_late] * len(late)])
+            pair.append(dissociation.Kept(cuts, draw.random((len(cuts), 570)) < chances[:, None], target, 0.25))
+        both = dissociation.differences(*pair, LAYERS)
+        return dissociation.verdict_of(*(dissociation.interval(both[place], 2) for place in (MIDDLE, LATE)))
+
+    nothing = [called((0.5, 0.4, 0.4), (0.4, 0.34, 0.34)) for _ in range(1000)]
+    strong = [called((0.5, 0.33, 0.45), (0.4, 0.37, 0.28)) for _ in range(1000)]
+    assert nothing.count(CONFIRMED) <= 50 and strong.count(REFUTED) <= 50
+    assert strong.count(CONFIRMED) > 300  # and it is told where it is there
+
+
+@pytest.mark.parametrize(
+    ("units", "why"),
+    [
+        (pair((0.27, 0.26, 0.26), (0.6, 0.5, 0.3)), "is not surely 0.05 above guessing on mmlu$"),
+        (pair((0.6, 0.5, 0.3), (0.27, 0.26, 0.26)), "is not surely 0.05 above guessing on mmlu_continuation$"),
+        (pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3))[:1], "not measured: mmlu_continuation"),
+        ([pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=n)[i] for i, n in enumerate((600, 500))], "different items"),
+    ],
+)
+def test_what_cannot_be_shown_says_why(units, why):
+    (found,) = dissociation.rulings(units)[1:]
+    assert found.verdict == "" and re.search(why, found.why)
+    assert dissociation.of_models([found]) == {}
+
+
+def test_a_model_follows_all_its_questions():
+    def of(*verdicts):
+        rulings = [dissociation.Ruling("tiny", str(number), verdict) for number, verdict in enumerate(verdicts)]
+        return dissociation.of_models(rulings).get("tiny")
+
+    assert of(CONFIRMED, CONFIRMED) == of(CONFIRMED, "") == CONFIRMED
+    assert of(CONFIRMED, REFUTED) == of(OPEN, REFUTED) == REFUTED
+    assert of(CONFIRMED, OPEN) == OPEN and of("", "") is None
+
+
+def test_letters_guess_as_well_as_the_best_constant_one():
+    """Where 40% of right answers are D, a model that names D is at guessing, and words have no such answer."""
+    draw, target = np.random.default_rng(0), np.repeat([0, 1, 2, 3], [120, 120, 120, 240])
+    one = unit("mmlu", BLOCKS, lambda cut: 0.4, 600, draw, target=target)
+    assert dissociation.kept(one, dissociation.Form("mmlu", letters=True)).guessing == 0.4
+    words = dissociation.kept(one, dissociation.Form("mmlu"))
+    assert words.guessing == 0.25 and words.known
+    assert words.shares.shape == (501, len(BLOCKS)) and (words.shares[:, 0] == 1).all()
+
+
+def loss_unit(late, seed=0) -> Unit:
+    draw = np.random.default_rng(seed)
+    at = {MIDDLE: 0.2, LATE: late, "": 2.0}
+    costs = {cut: at[dissociation.place_of(cut.start, LAYERS)] if cut.size else 0.0 for cut in BLOCKS}
+    each = draw.normal(3, 0.5, 32)
+    by_sequence = {cut.name: (each + cost + draw.normal(0, 0.1, 32)).tolist() for cut, cost in costs.items()}
+    key = key_of("tiny", BLOCKS) | {"text": "c4", "sequences": 32, "sequence_length": 256}
+    rows = pd.DataFrame([
+        {"task": "c4", "metric": "loss", "start": cut.start, "size": cut.size, "value": np.mean(by_sequence[cut.name]),
+         "stderr": 0.1, "items": 32}
+        for cut in BLOCKS
+    ])  # fmt: skip
+    return Unit("scan-loss", "c4", key, PROVENANCE, rows, OF_THE_MODEL | {"vocabulary": 10, "by_sequence": by_sequence})
+
+
+@pytest.mark.parametrize(("late", "verdict"), [(0.8, "holds"), (0.05, "fails"), (0.2, OPEN)])
+def test_whether_late_blocks_cost_words_more(late, verdict):
+    (found,) = dissociation.words_half([loss_unit(late), *pair((0.6, 0.5, 0.5), (0.27, 0.26, 0.26))])
+    assert found.verdict == verdict and [*found.statistics] == ["loss on C4"]  # cloze is not known
+    assert found.statistics["loss on C4"][0] == pytest.approx(late - 0.2, abs=0.06)
+
+
+def test_an_early_cliff_is_of_letters_or_of_knowledge():
+    draw = np.random.default_rng(0)
+
+    def units(letters, words):
+        forms = {"mmlu": (letters, "acc"), "mmlu_continuation": (words, "acc_norm")}
+        return [
+            unit(task, RULES, lambda cut, left=left: left if cut.start == 6 else 0.6, 12_000, draw, metric=metric)
+            for task, (left, metric) in forms.items()
+        ]
+
+    def found(*chances):
+        return {ruling.what: ruling.verdict for ruling in dissociation.cliffs(units(*chances))}
+
+    assert found(0.35, 0.55) == {"similarity": "letters", "simple": "knowledge"}
+    assert found(0.35, 0.35) == found(0.55, 0.35) == {"similarity": "knowledge", "simple": "knowledge"}
+    assert dissociation.rulings(units(0.35, 0.55)) == []  # cuts of rules are no scan of blocks
+
+
+# --- what log-probabilities say ---------------------------------------------------------------------------
+
+
+def test_a_model_with_a_favourite_letter_knows_more_than_it_says():
+    """A bias on D that hides right answers is taken away: calibration finds them, and nothing where there is none."""
+    draw, target = np.random.default_rng(1), np.arange(400) % 4
+    knows = draw.normal(0, 0.3, (400, 4)) + 2.0 * (np.arange(4) == target[:, None])
+    biased = knows + np.array([0, 0, 0, 5.0])
+    assert (answers.chosen(biased) == target).mean() < 0.3
+    assert (answers.chosen(answers.calibrated(biased)) == target).mean() > 0.95
+    nothing = draw.normal(0, 0.3, (400, 4)) + np.array([0, 0, 0, 5.0])
+    assert abs((answers.chosen(answers.calibrated(nothing)) == target).mean() - 0.25) < 0.07
+    # shifting all letters of an item, as a model does that says letters less, changes nothing
+    assert np.allclose(answers.calibrated(biased + draw.normal(-5, 1, (400, 1))), answers.calibrated(biased))
+
+
+def test_entropy_information_and_margin_are_those_of_counts():
+    assert answers.entropy(np.array([0.25] * 4)) == 2 and answers.entropy(np.array([1.0, 0, 0])) == 0
+    target = np.arange(4000) % 4
+    assert answers.information(target, target) == pytest.approx(2, abs=0.01)
+    draw = np.random.default_rng(0)
+    found = [answers.information(draw.integers(0, 4, 400), target[:400]) for _ in range(200)]
+    assert abs(np.mean(found)) < 0.001 < np.std(found)  # of independent ones nothing, on average
+    assert answers.information(np.zeros(400, dtype=int), target[:400]) == pytest.approx(0)
+    logprobs = np.array([[-1.0, -3.0, np.nan], [-2.0, -1.5, -4.0]])
+    assert answers.margins(logprobs, np.array([0, 2])).tolist() == [2.0, -2.5]
+    assert answers.posterior(logprobs).sum(axis=-1) == pytest.approx(1) and answers.posterior(logprobs)[0, 2] == 0
+
+
+def test_answers_of_a_group_are_in_the_order_of_its_tasks_and_described_cut_by_cut():
+    one = unit("mmlu", BLOCKS, lambda cut: 0.9, 100, np.random.default_rng(0))
+    found = answers.answers_of(one)
+    assert found.logprobs.shape == (len(BLOCKS), 100, 4) and found.right.shape == (len(BLOCKS), 100)
+    table = answers.described(found)
+    assert table["accuracy"].tolist() == [row.mean() for row in found.right]
+    assert table["entropy"].between(1.9, 2).all() and (table["margin"] > 0).all() and (table["information"] > 1).all()
+    with pytest.raises(InputError, match="mmlu has no logprobs, target: measure it again"):
+        answers.answers_of(unit("mmlu", BLOCKS, lambda cut: 0.9, 10, np.random.default_rng(0), keep=False))
+    with pytest.raises(InputError, match="was measured for other cuts"):
+        answers.answers_of(one, [Cut(1, 1)])
+
+
+# --- the chapter ------------------------------------------------------------------------------------------
+
+
+def test_the_chapter_says_what_is_not_measured_and_loads_nothing_heavy(tmp_path):
+    code = (
+        "import sys; from tests import notebook; print(notebook.run('12-where', results=sys.argv[1])); "
+        f"assert not {set(HEAVY)} & set(sys.modules)"
+    )
+    done = fresh(code, tmp_path, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Not measured") == 12 and "<figure" not in done.stdout
+
+
+def test_the_chapter_draws_what_results_hold(tmp_path):
+    """Every figure, the verdict and both halves of it, from units on disk; a model that knows nothing can't show it."""
+    draw = np.random.default_rng(0)
+    early = [
+        unit(task, RULES, lambda cut, left=left: left if cut.start == 6 else 0.6, 600, draw, metric=metric)
+        for task, left, metric in (("mmlu", 0.35, "acc"), ("mmlu_continuation", 0.55, "acc_norm"))
+    ]
+    known = [*pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3)), loss_unit(0.8), *early]
+    for one in [*known, *pair((0.26, 0.26, 0.26), (0.26, 0.26, 0.26), model="guesses")]:
+        write_unit(one.kind, one.name, one.key, one.provenance, one.rows, one.details, tmp_path)
+    page = notebook.run("12-where", results=str(tmp_path))
+    figures = ["where-kept", "where-losses", "where-difference", "where-formats"]
+    assert re.findall(r'<figure class="measured" id="([a-z-]+)"', page) == figures
+    assert "- **tiny**: confirmed" in page and "- guesses: can't show it" in page
+    assert "the whole model is not surely 0.05 above guessing on mmlu" in page
+    assert "loss on C4" in page and "holds" in page and "0123456789ab" in page
+    assert re.search(
+        r"similarity-informed</td>\s*<td[^>]*>-0\.\d+ \(-0\.\d+ to -0\.\d+\)</td>\s*<td[^>]*>letters<", page
+    )

@@ -1,0 +1,186 @@
+"""Scans: every block of so many layers, on tasks and as loss, against plain ways; what is kept of answers."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from deeper_layers.cuts import Cut
+from deeper_layers.data import embedded
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.losses import answer_requests, request_loss
+from deeper_layers.evaluation.sweeps import sweep
+from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.parameters import ScanParameters
+from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
+from deeper_layers.models.opening import load_model
+from deeper_layers.pruning import drop_layers
+from deeper_layers.report import stability
+from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
+from deeper_layers.results.units import Unit, all_units
+from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+
+LIMIT = 6
+SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_folder):
+    return load_model(str(tiny_folder), dtype="float32")
+
+
+@pytest.fixture
+def asked(tiny_folder, tmp_path):
+    return functools.partial(
+        ScanParameters, model=str(tiny_folder), results=str(tmp_path / "results"), dtype="float32", blocks=2,
+        tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}",
+    )  # fmt: skip
+
+
+def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
+    parameters = asked()
+    source = parameters.source()
+    cuts = scan_cuts(parameters, source, lambda: opened)
+    blocks = [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
+    assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": blocks})
+    units = {task: scan_unit(task, cuts[task], parameters, source, lambda: opened) for task in cuts}
+    plain = sweep(*opened, ["capitals"], blocks, limit=LIMIT)
+    found = units["capitals"].rows
+    assert found["value"].tolist() == plain["value"].tolist()
+    for unit in units.values():
+        assert unit.kind == "scan"
+        for of_cut in unit.details["outcomes"].values():
+            packed = of_cut[unit.name]
+            logprobs = unpack_halves(packed["logprobs"], LIMIT)
+            assert logprobs.shape == (LIMIT, 4) and (logprobs < 0).all()
+            assert np.array_equal(unpack(packed["chosen"]) == unpack(packed["target"]), unpack(packed["acc"]))
+    # a second time nothing is measured, and what others draw of curves finds no block of a scan
+    again = scan_unit("capitals", cuts["capitals"], parameters, source, lambda: pytest.fail("opened again"))
+    assert again.path == units["capitals"].path
+    assert all_units(parameters.results_folder, "sweep") == []
+
+
+def test_both_forms_ask_the_same_of_the_same_items(opened):
+    letters, words = (
+        sweep(*opened, [task], [Cut(0, 0)], limit=LIMIT).attrs["outcomes"]["0,0"][task]
+        for task in ("lettered_capitals", "capitals")
+    )
+    answers = [item["answer"] for item in embedded.capitals()[:LIMIT]]
+    assert unpack(letters["target"]).tolist() == unpack(words["target"]).tolist() == answers
+
+
+def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
+    """Each token of an answer, foretold by the model without the layers; what is given is not scored."""
+    model, tokenizer = opened
+    cuts = [Cut(0, 0), Cut(1, 2)]
+    rows, of_answers = request_loss(model, cuts, answer_requests(model, tokenizer, SOLVED))
+    for cut, value in zip(cuts, rows["value"], strict=True):
+        pruned, losses, tokens = drop_layers(model, cut), [], []
+        for prompt, answer in SOLVED:
+            given = len(tokenizer(prompt)["input_ids"])
+            ids = torch.tensor([tokenizer(prompt + answer)["input_ids"]])
+            with torch.inference_mode():
+                logprobs = pruned(ids).logits[0, given - 1 : -1].log_softmax(-1)
+            losses.append(-logprobs.gather(1, ids[0, given:, None]).sum().item())
+            tokens.append(ids.shape[1] - given)
+        assert of_answers[cut.name] == pytest.approx(np.array(losses) / np.array(tokens), abs=1e-4)
+        assert value == pytest.approx(sum(losses) / sum(tokens), abs=1e-4)
+
+
+def test_a_loss_under_the_cuts_of_rules_is_a_unit_and_has_a_price(asked, opened):
+    parameters = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
+    source = parameters.source()
+    cuts = scan_cuts(parameters, source, lambda: opened)
+    assert cuts == {"wikipedia": {"simple": [Cut(0, 0), Cut(3, 1), Cut(2, 2)]}}
+    (plan,) = scan_prices(parameters, cuts, lambda: opened).values()
+    assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
+    unit = scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
+    assert unit.kind == "scan-loss" and len(unit.details["by_sequence"]["2,2"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"blocks": 5}, "size is 5; expected 0 to 4 for a model of 5 layers"),
+        ({"blocks": 9}, "size is 9; expected 0 to 4 for a model of 5 layers"),
+        ({"starts": "2-9"}, "starts is '2-9', expected whole numbers from 0 to 3, like '0-8, 12' or 'all'"),
+        ({"tasks": ","}, "tasks is ',', expected names"),
+    ],
+)
+def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):
+    with pytest.raises(InputError, match=said) as caught:
+        parameters = asked(**wrong)
+        scan_cuts(parameters, parameters.source(), lambda: pytest.fail("opened"))
+    assert "\n" not in str(caught.value)
+
+
+def test_facts_to_be_written_begin_with_their_answer():
+    """200 of them, each with one answer; what is written may go on behind it, and not in the same word."""
+    from deeper_layers.data.tasks.items import begins_with_the_answer
+
+    items = embedded.written_facts()
+    assert len(items) == 200 == len({item["asked"] for item in items}) and items == embedded.written_facts()
+    tin = {"asked": "the chemical symbol of tin", "answer": "Sn"}
+    assert tin in items and {"asked": "the capital of Peru", "answer": "Lima"}.keys() == tin.keys()
+    right = {" Sn": 1.0, ' "Sn", which': 1.0, " sn\n": 1.0, " Snow": 0.0, " Ti": 0.0, "": 0.0, " the Sn": 0.0}
+    for written, expected in right.items():
+        assert begins_with_the_answer(tin, [written]) == {"exact_match": expected}
+
+
+def test_cloze_mmlu_asks_the_items_of_mmlu():
+    """lm-eval's two forms of MMLU, from a mirror: the same questions and right answers, subject by subject."""
+    from deeper_layers.evaluation import harness
+    from deeper_layers.results.places import AROUND
+
+    mirror = Path(AROUND).parent / "shared" / "datasets"
+    if not mirror.is_dir():
+        pytest.skip("needs ../shared/datasets")
+    names = ["mmlu_anatomy", "mmlu_anatomy_continuation"]
+    loaded = harness.load_tasks(names, num_fewshot=5, datasets=str(mirror))["tasks"]
+    letters, cloze = (loaded[name] for name in names)
+    first = [json.dumps(task.eval_docs[0], default=str) for task in (letters, cloze)]
+    assert first[0] == first[1] and len(letters.eval_docs) == len(cloze.eval_docs)
+    assert letters.doc_to_target(letters.eval_docs[0]) == cloze.doc_to_target(cloze.eval_docs[0])
+    assert cloze.doc_to_choice(cloze.eval_docs[0]) == letters.eval_docs[0]["choices"]
+
+
+# --- distances by sequence --------------------------------------------------------------------------------
+
+
+def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened, tmp_path):
+    """Kept in 16 bits, in a unit of its own; and how surely a block is the most similar follows from them."""
+    parameters = Parameters(
+        model=str(tiny_folder), results=str(tmp_path), dtype="float32", samples=12, sequence_length=24
+    )
+    source = parameters.source()
+    plain = distances_unit(parameters, source, lambda: opened)
+    unit = distances_unit(parameters, source, lambda: opened, by_sequence=True)
+    assert (plain.kind, unit.kind) == ("similarity", "distances") and plain.rows.equals(unit.rows)
+    each = stability.of_sequences(unit)
+    assert each.shape == (12, 15)
+    assert each.mean(axis=0) == pytest.approx(unit.rows["distance"].to_numpy(), abs=5e-4)
+    table = stability.starts(unit, resamples=200)
+    best = [similarity_cut(distance_matrix(unit.rows), size).start for size in range(1, 5)]
+    assert table["start"].tolist() == best and table["share"].between(0, 1).all()
+    assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
+
+
+def test_one_sequence_that_decides_is_drawn_with_the_others():
+    """Two blocks of one layer, alike but for one sequence of ten: the choice follows how often that one is drawn."""
+    rows = pd.DataFrame({
+        "start": [0, 1, 2, 0, 1, 0], "size": [1, 1, 1, 2, 2, 3], "distance": 0.5, "stderr": 0.1, "samples": 10
+    })  # fmt: skip
+    each = np.full((10, 6), 0.25)
+    each[0, 1] = 0.75  # without this sequence, in a third of all draws, both are alike, and the first is taken
+    each[:, 0] += 0.01
+    key = {"model": {"name": "tiny", "weights": "x"}}
+    unit = Unit("distances", "wikipedia", key, {}, rows, {"num_layers": 3, "by_sequence": pack_halves(each)})
+    (first, second) = stability.starts(unit, resamples=1000).itertuples()
+    assert (first.start, first.low, first.high) == (0, 0, 1)
+    assert first.share == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
+    assert (second.start, second.share) == (0, 1.0)  # the only block that keeps the last layer
