@@ -35,7 +35,8 @@ def test_damaged_units_are_named_in_one_warning_or_can_be_drawn(tmp_path):
 
 
 def test_published_units_hold_what_their_kinds_ask_for():
-    assert {unit.kind for unit in all_units()} == KINDS.keys()
+    # of any other cuts than the paper's, and of searches, none is published
+    assert {unit.kind for unit in all_units()} == KINDS.keys() - {"cuts", "candidates"}
 
 
 def kept(path, change) -> None:
