@@ -264,14 +264,14 @@ class Provenance(Open):
 
 KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "sweep": (SweepKey, Score, SweepDetails),
-    "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),
-    "candidates": (CandidatesKey, ScoreOfCut, TextDetails),
     "shots": (ShotsKey, Score, ShotsDetails),
     "loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, TextDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
+    "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),
+    "candidates": (CandidatesKey, ScoreOfCut, TextDetails),
 }
 ROWS = {kind: TypeAdapter(list[row]) for kind, (_, row, _) in KINDS.items()}  # ty: ignore[invalid-type-form]
 
