@@ -35,7 +35,9 @@ def sweep(given: dict) -> Answer:
         check_given(cut, layers)
     from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit  # slow: what is above may refuse
 
-    opened = functools.cache(lambda: parameters.open(source))
+    # where another engine generates, the accelerator is for it
+    opens = parameters if parameters.engine is None else parameters.but(device="cpu")
+    opened = functools.cache(lambda: opens.open(source))
     if cut is None:
         cuts = cuts_of_tasks(parameters, source, opened)
     else:

