@@ -23,7 +23,7 @@ class Hub:
         self.address = ""
         self.refuses: str | None = None  # the path of a request that is answered by 403
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict | list]:
         self.asked.append(f"{method} {path}")
         if self.refuses and self.refuses in path:
             return 403, {"error": "this token may not write"}
@@ -58,6 +58,13 @@ class Hub:
                 "commitOid": "0" * 40,
                 "hookOutput": "",
             }
+        if "/tree/" in path:  # of its root, or of a folder, and there are none
+            root = path.split("?")[0].count("/") == 6
+            found = self.files.get(name, {}) if root else {}
+            return 200, [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in found.items()
+            ]  # fmt: skip
         files = [{"rfilename": path} for path in self.files.get(name, ())]
         return 200, {"id": name, "private": self.private[name], "sha": COMMIT, "siblings": files}
 
@@ -118,6 +125,7 @@ def serving(monkeypatch) -> Iterator[Hub]:
         template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which remembers the address
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
         server.shutdown()

@@ -11,10 +11,11 @@ from deeper_layers.family.decoding import Decoding
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models import devices, opening
 from deeper_layers.models.opening import load_model
+from deeper_layers.models.sources import find_model
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.similarity import angular_distances
-from tests.hub import serving
+from tests.hub import COMMIT, serving
 from tests.plain import batch, requests
 from tests.tiny import tiny_model
 
@@ -131,3 +132,6 @@ def test_a_model_of_the_hub_streams_at_once_where_asked(tiny_folder, tmp_path, m
         hub.files["me/model"] = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
         assert is_streamed(load_model("me/model", stream=True)[0])
         assert not any("bytes=" in line for line in hub.asked)
+        found = find_model("me/model")
+        # a commit, which no later one of this name has, and by which it is opened
+        assert (found.weights, found.revision) == (f"hub:{COMMIT}", COMMIT)

@@ -117,10 +117,14 @@ def _generated(folder: Path, dtype: str, instances: list) -> list[str]:
     for name, value in HOW.items():
         os.environ.setdefault(name, value)
     try:
-        with _by_any_name():
-            from lm_eval.models.vllm_causallms import VLLM  # an environment without vLLM has none
+        import torch  # slow, as what follows, which is only there with vLLM
 
-        lm = VLLM(pretrained=str(folder), dtype=dtype)  # ty: ignore[invalid-argument-type]
+        with _by_any_name():
+            from lm_eval.models.vllm_causallms import VLLM
+
+        # on a processor it takes longer to compile a model than to run it
+        eager = not torch.cuda.is_available()
+        lm = VLLM(pretrained=str(folder), dtype=dtype, enforce_eager=eager)  # ty: ignore[invalid-argument-type]
         texts = lm.generate_until(instances, disable_tqdm=True)
     except Exception as error:  # whatever vLLM raises, of its own and of what it compiles
         raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave engine out") from error
