@@ -1,17 +1,20 @@
 """Generated answers of a family of pruned models beside lm-eval's HFLM in batches, on the same items.
 
-Printed: the ratio of times, and how many texts are equal.
+With --engine vllm, in an environment that has it, also beside lm-eval's vLLM on each pruned model in turn, written to a
+folder and opened there. Printed: the ratios of times, and how many texts are equal; with --show the texts side by side.
 
     python -m benchmarks.generation NAME --tasks gsm8k --limit 20 --sizes 0,2,4,8 --datasets FOLDER
 """
 
 import argparse
+import importlib
 
 from lm_eval.models.huggingface import HFLM
 
 from benchmarks import side_by_side
 from deeper_layers.cuts import simple_cut
 from deeper_layers.evaluation import harness
+from deeper_layers.evaluation.engines import ENGINES, check_installed, written_by
 from deeper_layers.family.generation import generate
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
@@ -30,6 +33,8 @@ def main() -> None:
     parser.add_argument("--sizes", default="0,2,4,8", help="block sizes of the simple rule, with commas")
     parser.add_argument("--datasets", help="a local mirror of the hub")
     parser.add_argument("--batch", type=int, default=20, help="batch size of HFLM")
+    parser.add_argument("--engine", choices=ENGINES, help="a third side")
+    parser.add_argument("--show", action="store_true", help="print all texts")
     options = parser.parse_args()
     side_by_side.start()
 
@@ -39,12 +44,22 @@ def main() -> None:
     cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
     weights, before = sum(p.numel() * p.element_size() for p in model.parameters()), side_by_side.held()
     ours, seconds, peak = side_by_side.measured(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances))
+    written, passed_engine = [[] for _ in cuts], 0.0
+    if options.engine:
+        check_installed(options.engine)
+        written, passed_engine, _ = side_by_side.measured(
+            lambda: written_by(options.engine, model, tokenizer, cuts, instances)
+        )
     rows, equal, naive, naive_peak = [], 0, 0.0, 0
-    for cut, texts in zip(cuts, ours, strict=True):
+    for cut, texts, of_engine in zip(cuts, ours, written, strict=True):
         lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=options.batch)
         theirs, passed, most = side_by_side.measured(lambda lm=lm: lm.generate_until(instances, disable_tqdm=True))
         same = sum(a == b for a, b in zip(texts, theirs, strict=True))
         rows.append({"start": cut.start, "size": cut.size, "equal": same, "seconds_hflm": round(passed, 1)})
+        if options.engine:
+            rows[-1][f"equal_{options.engine}"] = sum(a == b for a, b in zip(of_engine, theirs, strict=True))
+        for text in zip(texts, theirs, *([of_engine] if options.engine else [])) if options.show else []:
+            print(*map(repr, text), sep="\n    ", flush=True)
         print(rows[-1], flush=True)
         equal, naive, naive_peak = equal + same, naive + passed, max(naive_peak, most)
     content = {
@@ -54,6 +69,12 @@ def main() -> None:
         "times_faster_than_hflm": round(naive / seconds, 2),
         "bytes": {"weights": weights, "held_before": before, "peak_of_ours": peak, "peak_of_hflm": naive_peak},
     }  # fmt: skip
+    if options.engine:
+        content[options.engine] = {
+            "version": importlib.import_module(options.engine).__version__, "seconds": round(passed_engine, 1),
+            "texts_equal": sum(row[f"equal_{options.engine}"] for row in rows),
+            "times_faster": round(passed_engine / seconds, 2),
+        }  # fmt: skip
     side_by_side.keep(f"generation-{options.name}", content)
 
 

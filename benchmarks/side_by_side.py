@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.outdated import PATHS
 from benchmarks.table import MEASURED
 from deeper_layers.files.whole import write_whole
 from deeper_layers.models import device_name
 from deeper_layers.results.circumstances import provenance
 
 THREADS = 2
-# options that take a path, and what stands for it
-PATHS = {"--datasets": "FOLDER", "--before": "CHECKOUT", "--mergekit": "PYTHON", "--optipfair": "PYTHON"}
 
 
 def measured(run: Callable):

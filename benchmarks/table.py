@@ -104,8 +104,20 @@ def _lines(kind: str, content: dict) -> list[str]:
                 f"{content['items']} BoolQ items, {dtype}, its layers on disk{held}",
                 "the same with the model in memory",
                 f"{swept['seconds'] / memory['seconds']:.2f} of its time; weights read {content['reads_a_round']:.2f} "
-                f"times",
+                f"times{_beside_offload(content)}",
                 f"equal to the last bit: {_yes(content['equal_to_the_bit'])}",
+                command,
+            )
+        ]
+    if kind == "searching":
+        return [
+            _line(
+                f"greedy search by loss down to {content['dropped']} of {content['layers']} layers, "
+                f"{content['tokens']:,} tokens, {dtype}",
+                "a loop over the candidates, in the same batches",
+                f"**{content['times_faster_than_loop']:.1f} times faster**; {content['bare_passes']['tree']:.0f} bare "
+                f"passes",
+                f"the same order: {_yes(content['same_order'])}; losses within {content['largest_difference']:.0e}",
                 command,
             )
         ]
@@ -189,6 +201,16 @@ def _lines(kind: str, content: dict) -> list[str]:
         )
         for rule, family in content["families"].items()
     ]
+
+
+def _beside_offload(content: dict) -> str:
+    """The ratio to accelerate's offload under HFLM, where that was measured, and on how much."""
+    if "times_faster_than_hflm" not in content:
+        return ""
+    return (
+        f"; **{content['times_faster_than_hflm']:.0f} times faster** than HFLM over accelerate's offload, one pruned "
+        f"model and {content['parts']['hflm']['items']} items of it, reckoned for all"
+    )
 
 
 def _asked(content: dict) -> str:

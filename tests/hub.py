@@ -1,13 +1,16 @@
-"""A hub on this machine that takes what is uploaded: as much of its protocol as huggingface_hub speaks for that."""
+"""A hub on this machine that takes what is uploaded, and gives it: as much of its protocol as that takes."""
 
 import base64
 import contextlib
+import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 TOKEN = "hf_thisisnotatoken"
+COMMIT = "0" * 40
 
 
 class Hub:
@@ -20,7 +23,7 @@ class Hub:
         self.address = ""
         self.refuses: str | None = None  # the path of a request that is answered by 403
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict | list]:
         self.asked.append(f"{method} {path}")
         if self.refuses and self.refuses in path:
             return 403, {"error": "this token may not write"}
@@ -55,7 +58,20 @@ class Hub:
                 "commitOid": "0" * 40,
                 "hookOutput": "",
             }
-        return 200, {"id": name, "private": self.private[name], "sha": "0" * 40, "siblings": []}
+        if "/tree/" in path:  # of its root, or of a folder, and there are none
+            root = path.split("?")[0].count("/") == 6
+            found = self.files.get(name, {}) if root else {}
+            return 200, [
+                {"type": "file", "path": file, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                for file, content in found.items()
+            ]  # fmt: skip
+        files = [{"rfilename": path} for path in self.files.get(name, ())]
+        return 200, {"id": name, "private": self.private[name], "sha": COMMIT, "siblings": files}
+
+    def file(self, path: str) -> bytes | None:
+        """What is at ORGANISATION/NAME/resolve/REVISION/FILE; None where nothing is."""
+        owner, repository, *_, name = path.strip("/").split("/")
+        return self.files.get(f"{owner}/{repository}", {}).get(name)
 
 
 @contextlib.contextmanager
@@ -76,7 +92,28 @@ def serving(monkeypatch) -> Iterator[Hub]:
             self.end_headers()
             self.wfile.write(text)
 
-        do_GET = do_POST = reply
+        def give(self):
+            hub.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".rstrip())
+            content = hub.file(self.path)
+            self.send_response(404 if content is None else 200)
+            self.send_header("X-Repo-Commit", COMMIT)
+            if content is None:
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+            part = content[int(asked[1]) : int(asked[2]) + 1] if asked else content
+            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+            self.send_header("Content-Length", str(len(part)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        def reply_or_give(self):
+            self.give() if "/resolve/" in self.path else self.reply()
+
+        do_GET = do_POST = do_HEAD = reply_or_give
 
         def log_message(self, *_):
             pass
@@ -85,7 +122,10 @@ def serving(monkeypatch) -> Iterator[Hub]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         hub.address = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which remembers the address
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         yield hub
         server.shutdown()

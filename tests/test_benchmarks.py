@@ -15,6 +15,7 @@ from benchmarks import (
     gained,
     generation,
     healing,
+    searching,
     side_by_side,
     similarity,
     slicing,
@@ -66,6 +67,16 @@ def test_agreement(run):
 def test_generation(run):
     found = run(generation, "--tasks", "sums_one_digit_generated", "--limit", "5", "--sizes", "0,2")
     assert found["texts_equal"] == found["texts"] == 10
+
+
+def test_searching(run, capsys):
+    found = run(searching, "--samples", "4", "--length", "24", "--drop", "2")
+    assert found["same_order"] and len(found["orders"]["tree"]) == 2 and found["largest_difference"] < 1e-5
+    assert found["times_faster_than_loop"] > 0 and found["bare_passes_priced"] == 2.8
+    said = capsys.readouterr().out
+    assert said.index("greedy: at most 2.8 bare passes over") < said.index("step 1 of 2")
+    (line,) = table._lines("searching", found)
+    assert "down to 2 of 5 layers" in line and "the same order: yes" in line
 
 
 def test_similarity(run):

@@ -19,6 +19,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
+from deeper_layers.experiments.sweep_parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
@@ -26,9 +27,9 @@ from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
 
 FIELDS = {
-    "plan": (kinds.QuestionAnsweringParameters, {"measure"}),
+    "plan": (SweepParameters, {"measure"}),
     "distances": (kinds.SimilarityParameters, set()),
-    "sweep": (kinds.QuestionAnsweringParameters, set()),
+    "sweep": (SweepParameters, set()),
     "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),

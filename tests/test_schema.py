@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from deeper_layers.cuts import Cut
 from deeper_layers.results.packing import pack, pack_halves, unpack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import KINDS, check_unit
@@ -15,11 +16,29 @@ from deeper_layers.results.schema import KINDS, check_unit
 
 @functools.cache
 def of_kind(kind: str) -> dict:
-    """The smallest published unit of a kind and one model; of sweeps one of a single task."""
+    """The smallest published unit of a kind and one model; of sweeps one of a single task.
+
+    Of kinds that name their cuts none is published: they are another kind's, with names.
+    """
+    if kind in NAMED:
+        return named(kind)
     paths = sorted((AROUND / "results" / "Gemma-3-270m").glob(f"{kind}-*.json"), key=lambda path: path.stat().st_size)
     found = (unit for path in paths if (unit := json.loads(path.read_text()))["kind"] == kind)
     unit = next((unit for unit in found if not unit["details"].get("units")), None)
     return pytest.skip(f"no unit of kind {kind} is published of this model") if unit is None else unit
+
+
+NAMED = {"cuts": "sweep", "candidates": "loss"}
+
+
+def named(kind: str) -> dict:
+    unit = copy.deepcopy(of_kind(NAMED[kind]))
+    names = [f"{start},{size}" for start, size in unit["key"]["cuts"]]
+    unit["key"] |= {"cuts": names, "engine": None, "samples": 8, "seed": 0}
+    unit["rows"] = [row | {"cut": f"{row['start']},{row['size']}"} for row in unit["rows"]]
+    details = unit["details"] | {"tokens": 8}
+    fields = KINDS[kind][2].model_fields
+    return unit | {"kind": kind, "details": {name: value for name, value in details.items() if name in fields}}
 
 
 def refusal(unit: dict) -> str:
@@ -144,3 +163,19 @@ def test_a_take_away_is_of_the_whole_model_and_of_its_cut():
     assert {(row["start"], row["size"]) for row in unit["rows"]} == {(0, 0), tuple(unit["key"]["cut"])}
     unit["rows"][0] |= {"start": 0, "size": 1}
     assert refusal(unit) == "its rows are not of the cuts of its key"
+
+
+def test_cuts_of_any_shape_are_named():
+    unit = copy.deepcopy(of_kind("candidates"))
+    layers, last = unit["details"]["num_layers"], len(unit["rows"]) - 1
+    cut = Cut.of([2, 5], mlp=[3])
+
+    def with_cut(name, start=cut.start, size=cut.size):
+        rows = [*unit["rows"][:last], unit["rows"][last] | {"cut": name, "start": start, "size": size}]
+        return unit | {"rows": rows, "key": unit["key"] | {"cuts": [*unit["key"]["cuts"][:last], name]}}
+
+    check_unit(with_cut(cut.name))
+    assert refusal(with_cut(cut.name, start=3)) == "its rows are not of the cuts of its key"
+    assert "Input should" in refusal(with_cut("layers two")) or "pattern" in refusal(with_cut("layers two"))
+    assert "is no name of a cut, expected 'layers 2 5'" in refusal(with_cut("layers 5 2"))
+    assert "past the" in refusal(with_cut(f"mlp {layers}", 0, 0))

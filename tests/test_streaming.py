@@ -12,9 +12,11 @@ from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.geometry import recorded, skipped
 from deeper_layers.models import devices, opening
 from deeper_layers.models.opening import load_model
+from deeper_layers.models.sources import find_model
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.similarity import angular_distances
+from tests.hub import COMMIT, serving
 from tests.plain import allocated, batch, requests
 from tests.tiny import tiny_model
 
@@ -127,3 +129,41 @@ def test_what_streams_is_asked_in_words(tiny_folder):
 
 def test_free_memory_is_that_of_the_machine():
     assert 0 < devices.free_memory("cpu") < 2**50
+
+
+def test_a_model_of_the_hub_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):
+    """Its size is known from the headers alone, then the weights are fetched into the cache, and read from there."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    model = tiny_model("llama", layers=LAYERS)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="60KB")
+    files = [*(tmp_path / "saved").iterdir(), *tiny_folder.glob("*token*")]
+    with serving(monkeypatch) as hub:
+        hub.private["me/model"], hub.files["me/model"] = False, {path.name: path.read_bytes() for path in files}
+        bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        weights = [name for name in hub.files["me/model"] if name.endswith(".safetensors")]
+        for free, streams in ((2 * bytes, False), (bytes, True)):
+            asked = len(hub.asked)
+            monkeypatch.setattr(opening, "free_memory", lambda device, free=free: free)
+            found, _ = load_model("me/model")
+            assert is_streamed(found) == streams
+            whole = [line for line in hub.asked[asked:] if line.startswith("GET") and ".safetensors" in line]
+            whole = [line for line in whole if not line.endswith("json") and "bytes=" not in line]
+            # fetched once, the first time; the second its size is read in the cache
+            assert len(whole) == (len(weights) if not streams else 0)
+        heads = [line for line in hub.asked if "bytes=0-" in line]
+        assert len(heads) == len(weights) > 1
+        ids = torch.arange(1, 20)[None]
+        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+        assert np.array_equal(angular_distances(model, batches), angular_distances(found, batches), equal_nan=True)
+
+
+def test_a_model_of_the_hub_streams_at_once_where_asked(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with serving(monkeypatch) as hub:
+        hub.private["me/model"] = False
+        hub.files["me/model"] = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
+        assert is_streamed(load_model("me/model", stream=True)[0])
+        assert not any("bytes=" in line for line in hub.asked)
+        found = find_model("me/model")
+        # a commit, which no later one of this name has, and by which it is opened
+        assert (found.weights, found.revision) == (f"hub:{COMMIT}", COMMIT)

@@ -83,6 +83,27 @@ class Cut:
             mlp=tuple(sorted(without_mlp - dropped)),
         )
 
+    @classmethod
+    def named(cls, name: str) -> "Cut":
+        """The cut of this name.
+
+        Raises:
+            ValueError: it is the name of none.
+
+        Example:
+            >>> Cut.named("layers 2 7; mlp 5") == Cut.of(layers=[2, 7], mlp=[5])
+            True
+        """
+        if "," in name:
+            start, size = map(int, name.split(","))
+            found = cls(start, size)
+        else:
+            parts = dict(part.split(" ", 1) for part in name.split("; "))
+            found = cls.of(**{part: map(int, indices.split()) for part, indices in parts.items()})
+        if found.name != name:
+            raise ValueError(f"{name!r} is no name of a cut, expected {found.name!r}")
+        return found
+
     @property
     def is_block(self) -> bool:
         """Whether it drops contiguous layers and nothing else, as the paper does."""

@@ -27,13 +27,15 @@ class Step(Checked):
     weights: Hash | None  # of the model; None where they were not read for their hash
     layers: Count  # of the model
     dropped: list[Count]  # of these
+    attention: list[Count] = []  # of these, whose attention is silent: it adds nothing
+    mlp: list[Count] = []  # the same of MLPs
     adapter: str | None = None  # fingerprint of the adapters that were added
     dtype: str | None = None  # to which the weights were cast
     command: str | None = None
 
     @property
     def cut(self) -> Cut:
-        return Cut.of(self.dropped)
+        return Cut.of(self.dropped, self.attention, self.mlp)
 
 
 class Lineage(Checked):

@@ -96,6 +96,8 @@ def _what(made: Made) -> str:
     weights = f" (weights {made.step.weights})" if (made.step.weights or "").startswith("sha256:") else ""
     said = [f"{as_markdown(made.step.model)}{of}{weights}; this checkpoint {made.cut.describe(made.step.layers)}."]
     said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
+    if made.step.attention or made.step.mlp:
+        said.append("No configuration leaves a sublayer out: zeros stand where it ends, so it runs and adds nothing.")
     if made.quantized:
         said.append(f"They were {as_markdown(made.quantized)} in a GGUF file, and are {made.step.dtype} here.")
     elif made.step.dtype:
@@ -130,6 +132,8 @@ def _how(made: Made) -> list[str]:
         parts += ["In several steps, each after the one before it:", "\n".join(map(_step_in_words, made.lineage.steps))]
         kept = " and ".join(f"[{start}:{stop}]" for start, stop in made.lineage.ranges)
         parts.append(f"Of the {made.lineage.layers} layers of the first model it keeps {kept}.")
+    if any(step.attention or step.mlp for step in made.lineage.steps):  # mergekit copies layers as they are
+        return parts
     hub = made.facts.hub or made.lineage.base_model
     own = f"./{model_name(made.source)}"
     # a configuration resolves everywhere only from the hub, where the first of several models is

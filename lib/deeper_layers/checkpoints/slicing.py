@@ -31,6 +31,7 @@ from deeper_layers.checkpoints.lineage import LINEAGE, Step, begun, read_lineage
 from deeper_layers.checkpoints.model_card import Made, model_card
 from deeper_layers.checkpoints.older_words import tokenizer_words
 from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
+from deeper_layers.checkpoints.silencing import silenced
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
@@ -68,6 +69,7 @@ def slice_checkpoint(
     command: str | None = None,
     name: str | None = None,
     mtp: bool = True,
+    silence: bool = False,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
 
@@ -85,6 +87,8 @@ def slice_checkpoint(
         command: that the card says it was made by.
         name: by which the card says the checkpoint is opened, where that is not the name of `out`.
         mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
+        silence: of layers that lose their attention or MLP, write zeros where that ends: as `silence_sublayers`, it
+            gives the same numbers and saves no memory. Else such a cut is refused.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
@@ -110,11 +114,13 @@ def slice_checkpoint(
     check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
     shards, others = read_shards(folder), _other_files(folder)
     tokenizer = _older_tokenizer(folder)
-    layout = layout_after(cut, folder, shards, mtp=mtp)
+    layout = layout_after(Cut.of(cut.dropped) if silence else cut, folder, shards, mtp=mtp)
     for said in layout.warnings:
         warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
+    if silence:
+        kept = silenced(kept, layout, cut, folder)
     if adapter is not None:
         added = read_adapter(adapter)
         if added.base is not None:  # else the checkpoint need not be read for its hash
@@ -129,7 +135,8 @@ def slice_checkpoint(
     weights = _weights(str(source), folder, shards)
     step = Step(
         model=model_name(str(source)), weights=weights, layers=layout.layers, dropped=list(cut.dropped),
-        adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
+        attention=list(cut.attention), mlp=list(cut.mlp), adapter=None if added is None else added.fingerprint,
+        dtype=wanted, command=command,
     )  # fmt: skip
     facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
     lineage = begun(facts.hub, step) if before is None else before.after(step)
@@ -151,6 +158,7 @@ def slice_checkpoint(
         "adapter": None if added is None else added.fingerprint,
         "dtype": wanted,
         "mtp": layout.mtp,
+        "silent": [list(cut.attention), list(cut.mlp)],
         "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
     try:
@@ -177,7 +185,8 @@ def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool, mtp: b
     does for its source.
     """
     shards = read_shards(folder)
-    layout, wanted = layout_after(cut, folder, shards, mtp=mtp), _dtype(dtype, folder, shards, dequantized)
+    layout = layout_after(Cut.of(cut.dropped), folder, shards, mtp=mtp)
+    wanted = _dtype(dtype, folder, shards, dequantized)
     kept = [layout.cut(shard) for shard in shards]
     kept = [cast_shard(shard, wanted) for shard in kept] if wanted else kept
     found = [tensor for shard in kept for tensor in shard.tensors]

@@ -1,16 +1,17 @@
-"""The one cut of `prune` and `heal`: by its place, or by a rule, and where asked one that some engines read rightly."""
+"""The one cut of `prune` and `heal`: by its place, by a rule, for some engines, or of any shape, layer by layer."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import click
-import numpy as np
 
 from deeper_layers.checks import LAYERS, whole_number
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments.sweep_parameters import SweepParameters
 from deeper_layers.models.sources import Source
-from deeper_layers.rules.choosing import RULES, cuts_of_rule
+from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 
 Safe = Callable[[list[Cut]], list[Cut]]  # of some cuts those that are read rightly
 
@@ -20,9 +21,9 @@ def cut_options(required: bool, more: str = "") -> Callable:
 
     def decorate(function: Callable) -> Callable:
         function = click.option(
-            "--rule", type=click.Choice(RULES), default="similarity", show_default=True,
-            help="similarity: the most similar block, by distances from results or measured now; simple: the layers "
-            "before the last",
+            "--rule", type=click.Choice(list(REGISTERED)), default="similarity", show_default=True,
+            help=f"{'; '.join(f'{rule.name}: {rule.words}' for rule in REGISTERED.values())}. What it needs is from "
+            "results, or measured now",
         )(function)  # fmt: skip
         function = click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule")(
             function
@@ -30,6 +31,14 @@ def cut_options(required: bool, more: str = "") -> Callable:
         return click.option("--drop", type=int, required=required, help=f"number of layers to drop{more}")(function)
 
     return decorate
+
+
+def list_options(function: Callable) -> Callable:
+    """Options --layers, --attention and --mlp: a cut of any shape."""
+    for name in ("mlp", "attention", "layers"):
+        words = (SweepParameters.model_fields[name].description or "").replace("rules and sizes", "--drop")
+        function = click.option(f"--{name}", metavar="LIST", help=words)(function)
+    return function
 
 
 def chosen_cut(
@@ -51,8 +60,11 @@ def chosen_cut(
     if start is not None:
         return Cut(start, drop)
     if safe is None or drop == 0:
-        distances = _distances(*measured()) if rule == "similarity" else None
-        return cuts_of_rule(rule, [drop], layers, distances)[0]
+        if not REGISTERED[rule].needs:
+            return cuts_of_rule(rule, [drop], layers)[0]
+        return _chosen(rule, drop, *measured())
+    if rule not in RULES:
+        raise InputError(f"--rule is {rule} with --for, which chooses among blocks: give one of {', '.join(RULES)}")
     if not (passing := safe([Cut(first, drop) for first in range(layers - drop)])):
         raise InputError(
             f"--drop is {drop}, and no block of so many layers before the last can go without an engine of --for "
@@ -60,7 +72,12 @@ def chosen_cut(
         )
     if rule == "simple":
         return passing[-1]
-    row = _distances(*measured())[drop - 1]
+    from deeper_layers.experiments.distances import distances_to_choose  # slow
+
+    parameters, source, opened = measured()
+    with _how_to_measure(parameters):
+        rows = distances_to_choose(parameters, source, opened).rows
+    row = rows[rows["size"] == drop].set_index("start")["distance"]
     return min(passing, key=lambda cut: row[cut.start])
 
 
@@ -78,25 +95,39 @@ def check_fits(drop: int, start: int | None, layers: int) -> None:
         )
 
 
-def check_typed(drop: int | None, start: int | None) -> None:
-    """Refuse what no model could make right: numbers of no layers, and --start beside a --rule that was typed."""
+def check_typed(drop: int | None, start: int | None, given: Cut | None = None) -> None:
+    """Refuse what no model could make right: numbers of no layers, and two ways to say which."""
     for name, number in (("--drop", drop), ("--start", start)):
         if number is not None:
             whole_number(name, number, 0, LAYERS, "choose a number of layers")
     context = click.get_current_context()
-    if start is not None and context.get_parameter_source("rule") is not click.core.ParameterSource.DEFAULT:
+    ruled = context.get_parameter_source("rule") is not click.core.ParameterSource.DEFAULT
+    if start is not None and ruled:
         raise click.UsageError("--start names the place, and --rule chooses it: give one of them")
+    if given is not None and (drop is not None or start is not None or ruled):
+        raise click.UsageError(
+            "--layers, --attention and --mlp name what is dropped, and --drop, --start and --rule choose it: give one "
+            "of them"
+        )
 
 
-def _distances(parameters: Parameters, source: Source, opened: Callable) -> np.ndarray:
-    from deeper_layers.experiments.distances import distances_unit
-    from deeper_layers.rules.similarity import distance_matrix
+def _chosen(rule: str, drop: int, parameters: Parameters, source: Source, opened: Callable) -> Cut:
+    from deeper_layers.experiments.choosing import chosen_cuts  # slow
+    from deeper_layers.experiments.distances import distances_to_choose
 
+    with _how_to_measure(parameters):
+        return chosen_cuts(rule, [drop], parameters, source, opened, distances_to_choose)[0]
+
+
+@contextlib.contextmanager
+def _how_to_measure(parameters: Parameters) -> Iterator[None]:
+    """What a rule needs and results do not hold, where nothing is to be measured: say what can be done."""
     try:
-        return distance_matrix(distances_unit(parameters, source, opened).rows)
+        yield
     except InputError as error:
-        if parameters.measure:
+        if parameters.measure or not str(error).startswith("not measured"):
             raise
         raise InputError(
-            f"{error}; `deeper-layers distances` measures them, without them give --rule simple, or --start"
+            f"{error}; `deeper-layers distances` measures distances, and `sweep --rules` what a search needs; without "
+            "them give --rule simple, or --start"
         ) from error

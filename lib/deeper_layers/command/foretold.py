@@ -1,6 +1,7 @@
 """What is known of a checkpoint before it is written: bytes, engines that would misread it, scores from results."""
 
 import dataclasses
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ import click
 
 from deeper_layers import checkpoints, models, results
 from deeper_layers.command.answers import Answer, table
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -35,7 +36,7 @@ class Known:
     @classmethod
     def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "Known":
         scores = []
-        if units:
+        if units and cut.is_block:
             from deeper_layers.report import one_cut  # slow
 
             scores = one_cut.scores(units, cut)
@@ -54,7 +55,7 @@ class Known:
 
     def card(self, adapter: "Adapter | None") -> str:
         """What results say, for the model card."""
-        if not self.units:
+        if not self.units or not self.cut.is_block:
             return ""
         from deeper_layers.report import one_cut  # slow
 
@@ -64,7 +65,7 @@ class Known:
 
     def content(self) -> dict:
         return {
-            "model": self.name, "layers": self.layers, "cut": {"start": self.cut.start, "size": self.cut.size},
+            "model": self.name, "layers": self.layers, "cut": as_json(self.cut),
             "kept": self.cut.kept(self.layers), "engines": self.engines,
             "scores": [dataclasses.asdict(score) for score in self.scores],
             "ruins": [score.topic for score in self.scores if score.ruined],
@@ -90,10 +91,32 @@ def foretold(known: Known, out: Path, source: Source, dtype: str, kind: str | No
         ]
     else:
         asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
+        if not known.cut.is_block:
+            asked = f" {shlex.join(typed_lists(known.cut))}"
         of = "this cut" if known.units else "this model"
         lines.append(f"of its quality: results hold nothing of {of}; `deeper-layers sweep MODEL{asked}` measures it")
     content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
     return Answer("\n".join(lines), content)
+
+
+def as_json(cut: Cut) -> dict:
+    """A cut as scripts read it: a block by its place, any other with what it drops."""
+    place = {"start": cut.start, "size": cut.size}
+    return place if cut.is_block else place | {name: list(found) for name, found in _lists(cut).items()}
+
+
+def typed_lists(cut: Cut) -> list[str]:
+    """A cut as one types it, layer by layer."""
+    found = {name: ranges(indices) for name, indices in _lists(cut).items()}
+    listed = {
+        name: ",".join(str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in parts)
+        for name, parts in found.items() if parts
+    }  # fmt: skip
+    return [word for name, text in listed.items() for word in (f"--{name}", text)]
+
+
+def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
+    return {"layers": cut.dropped, "attention": cut.attention, "mlp": cut.mlp}
 
 
 def units_of(model: str, folder: Path, found: Callable[[], Source]) -> list[Unit]:
@@ -158,7 +181,7 @@ def engines_of(config: dict, cut: Cut) -> list[dict]:
         wrong = checkpoints.wrong_in(config, cut)
     except InputError:  # a depth that is not stated in plain words
         return []
-    safe = checkpoints.nearest_safe(config, cut) if wrong else None
+    safe = checkpoints.nearest_safe(config, cut) if wrong and cut.is_block else None
     return [
         {"engine": one.engine, "layers": list(one.layers), "why": one.why,
          "nearest_safe": safe and {"start": safe.start, "size": safe.size}}

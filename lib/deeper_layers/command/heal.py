@@ -11,6 +11,7 @@ from deeper_layers.command.options import asking
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.package_index import cache_folder
+from deeper_layers.rules.choosing import RULES
 
 
 @click.command
@@ -39,6 +40,11 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))
+    if not cut.is_block:
+        raise InputError(
+            f"--rule is {rule}, and its cut {cut.describe(source.num_layers)}: healing is of a block of layers, give "
+            f"one of {', '.join(RULES)}, or --start"
+        )
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
         raise InputError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")

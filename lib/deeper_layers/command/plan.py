@@ -9,16 +9,17 @@ from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.experiments.sweep_parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import REGISTERED
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @click.command
-@asking(QuestionAnsweringParameters, but=("measure",))
+@asking(SweepParameters, but=("measure",))
 @answering
 def plan(given: dict) -> Answer:
     """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
@@ -30,11 +31,11 @@ def plan(given: dict) -> Answer:
     deeper-layers plan embedded
     deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
     """
-    content = planned(QuestionAnsweringParameters(**given))
+    content = planned(SweepParameters(**given))
     return Answer(in_words(content), content)
 
 
-def planned(parameters: QuestionAnsweringParameters) -> dict:
+def planned(parameters: SweepParameters) -> dict:
     """What is known of a sweep before it runs; null is what is not.
 
     A layer-step is one layer run on one token; [least, most] where the cuts of the similarity rule are not known yet.
@@ -45,31 +46,38 @@ def planned(parameters: QuestionAnsweringParameters) -> dict:
     source = _source(parameters)
     layers = source.num_layers
     sizes = sorted({size for task in parameters.task_list for size in parameters.size_list(layers, task)})
-    found = _distances(parameters, source)
+    given = parameters.given_cut
+    if given is not None:
+        check_given(given, layers)
+    of_sizes = [simple_cut(layers, size) for size in sizes] if given is None else [Cut(0, 0), given]
+    needs = {} if given else {rule: REGISTERED[rule].needs for rule in parameters.rule_list}
     tokens = parameters.samples * parameters.sequence_length
+    from deeper_layers.experiments.choosing import price  # slow: what is above may refuse
+
     content = {
         "model": source.name, "layers": layers, "dtype": source.dtype, "weights": source.quantized,
-        **_sizes(source, sizes, parameters.trust_remote_code),
+        **_sizes(source, of_sizes, parameters.trust_remote_code),
         "distances": None,
-        "tasks": [_task(task, parameters, source, found) for task in parameters.task_list],
+        "searches": {rule: price(rule, max(sizes), parameters, layers) for rule in needs if needs[rule] == "losses"},
+        "tasks": [_task(task, parameters, source) for task in parameters.task_list],
     }  # fmt: skip
-    if "similarity" in parameters.rule_list:
+    if "distances" in needs.values():
+        found = _distances(parameters, source)
         content["distances"] = _measured(found) or {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
     return content
 
 
-def _sizes(source: Source, sizes: list[int], trust_remote_code: bool) -> dict:
-    """Parameters and bytes of the model without so many layers, those before the last; or why they are not known."""
+def _sizes(source: Source, cuts: list[Cut], trust_remote_code: bool) -> dict:
+    """Parameters and bytes of the model without the layers of some cuts; or why they are not known."""
     try:
         known = models.sizes_of(source, trust_remote_code=trust_remote_code)
     except InputError as error:
         return {"sizes": None, "sizes_unknown": str(error)}
     found = []
-    for size in sizes:
-        cut = simple_cut(source.num_layers, size)
+    for cut in cuts:
         parameters = known.parameters(cut)
         bytes = {"bytes": parameters * ITEMSIZE[source.dtype], "file_bytes": known.file_bytes(cut)}
-        found.append({"size": size, "parameters": parameters, **bytes})
+        found.append({"size": cut.size, "parameters": parameters, **bytes})
     return {"sizes": found}
 
 
@@ -82,6 +90,11 @@ def in_words(content: dict) -> str:
             f"to be measured on at most {found['tokens_at_most']:,} tokens, "
             f"{_steps(found['layer_steps_at_most'])} layer-steps"
         )))  # fmt: skip
+    if content["searches"]:
+        from deeper_layers.experiments.choosing import price_in_words
+
+        said = (price_in_words(rule, price) for rule, price in content["searches"].items())
+        parts += [f"{price}, and less where results hold some" for price in said]
     parts.append("\n".join(f"{task['task']}: {_task_in_words(task)}" for task in content["tasks"]))
     if any("unit" not in task for task in content["tasks"]):
         parts.append(
@@ -106,7 +119,7 @@ def _sizes_in_words(content: dict) -> str:
     return table(lines)
 
 
-def _source(parameters: QuestionAnsweringParameters) -> Source:
+def _source(parameters: SweepParameters) -> Source:
     """The model; its weights are read for their hash only where results hold something of its name."""
     own = results.slug(models.model_name(parameters.model))
     known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
@@ -117,7 +130,7 @@ def _source(parameters: QuestionAnsweringParameters) -> Source:
     return parameters.known(source)
 
 
-def _distances(parameters: QuestionAnsweringParameters, source: Source) -> Unit | None:
+def _distances(parameters: SweepParameters, source: Source) -> Unit | None:
     from deeper_layers.experiments.distances import distances_unit
 
     try:
@@ -126,15 +139,15 @@ def _distances(parameters: QuestionAnsweringParameters, source: Source) -> Unit 
         return None
 
 
-def _task(task: str, parameters: QuestionAnsweringParameters, source: Source, distances: Unit | None) -> dict:
+def _task(task: str, parameters: SweepParameters, source: Source) -> dict:
     """What a task costs: where results hold it, what it took; else its requests, if they can be known."""
-    sizes, rules = parameters.size_list(source.num_layers, task), parameters.rule_list
-    cuts = _cuts(rules, sizes, source.num_layers, distances)
-    plan = {"task": task, "rules": rules, "sizes": sizes}
+    sizes = parameters.size_list(source.num_layers, task)
+    cuts = _cuts(sizes, parameters, source)
+    plan = {"task": task, "rules": list(cuts), "sizes": sizes if GIVEN not in cuts else [c.size for c in cuts[GIVEN]]}
     if None not in cuts.values():
         from deeper_layers.experiments.sweeps import sweep_unit
 
-        unit = sweep_unit(task, cuts, parameters.but(measure=False), source, lambda: None)
+        unit = sweep_unit(task, cuts, parameters.but(measure=False), source, lambda: None, parameters.engine)
         if unit is not None:
             return plan | _measured(unit) | {"items": _items(unit)}
     plan |= dict.fromkeys(("items", "requests", "generated", "tokens", "layer_steps", "unknown"))
@@ -146,19 +159,24 @@ def _task(task: str, parameters: QuestionAnsweringParameters, source: Source, di
         return plan | {"unknown": str(error)}
 
 
-def _cuts(rules: list[str], sizes: list[int], layers: int, distances: Unit | None) -> dict[str, list[Cut] | None]:
-    """The cuts of each rule; None for those of a rule whose distances are not measured."""
-    from deeper_layers.rules.choosing import cuts_of_rule
-    from deeper_layers.rules.similarity import distance_matrix
+def _cuts(sizes: list[int], parameters: SweepParameters, source: Source) -> dict[str, list[Cut] | None]:
+    """The cuts of each rule; None for those of a rule that needs what is not measured."""
+    if (given := parameters.given_cut) is not None:
+        return {GIVEN: [Cut(0, 0), given]}
+    from deeper_layers.experiments.choosing import chosen_cuts
 
-    matrix = None if distances is None else distance_matrix(distances.rows)
-    return {
-        rule: None if rule == "similarity" and matrix is None else cuts_of_rule(rule, sizes, layers, matrix)
-        for rule in rules
-    }
+    found: dict[str, list[Cut] | None] = {}
+    for rule in parameters.rule_list:
+        try:
+            found[rule] = chosen_cuts(rule, sizes, parameters.but(measure=False), source, lambda: None)
+        except InputError as error:
+            if not str(error).startswith("not measured"):
+                raise
+            found[rule] = None
+    return found
 
 
-def _requests(task: str, cuts: dict, sizes: list[int], parameters: QuestionAnsweringParameters, source: Source) -> dict:
+def _requests(task: str, cuts: dict, sizes: list[int], parameters: SweepParameters, source: Source) -> dict:
     """What lm-eval asks, tokenized, and the layer-steps of its answers by log-likelihood."""
     from deeper_layers.evaluation import harness
     from deeper_layers.family.planning import plan_pieces, tokens_of
@@ -183,15 +201,15 @@ def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
 
 
 def _layers_of_a_token(cuts: dict[str, list[Cut] | None], sizes: list[int], layers: int) -> tuple[int, int]:
-    """How many layers one token passes in a family, at least and at most: the nodes of its tree, where the similarity
-    rule may put its cuts anywhere below the last layer."""
-    known = {cut for of_rule in cuts.values() if of_rule for cut in of_rule if cut.size}
+    """How many layers one token passes in a family, at least and at most: the nodes of its tree, where a rule may put
+    its cuts anywhere below the last layer."""
+    known = {cut for of_rule in cuts.values() if of_rule for cut in of_rule} - {Cut(0, 0)}
     least = Tree([Cut(0, 0), *sorted(known)], layers).nodes
     if None not in cuts.values():
         return least, least
-    pruned = [size for size in sizes if size]
-    # where another rule is asked too, the similarity rule may agree with it
-    return least + (0 if known else len(pruned)), least + sum(layers - size for size in pruned)
+    pruned, unknown = [size for size in sizes if size], sum(of_rule is None for of_rule in cuts.values())
+    # where another rule is asked too, it may agree with it
+    return least + (0 if known else len(pruned)), least + unknown * sum(layers - size for size in pruned)
 
 
 def _measured(unit: Unit | None) -> dict | None:

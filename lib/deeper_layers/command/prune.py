@@ -15,14 +15,15 @@ import click
 from deeper_layers import checkpoints, checks, data, files, models
 from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
-from deeper_layers.command.foretold import Known, engines_in_words, foretold, is_gguf, smaller, units_of
+from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
+from deeper_layers.command.foretold import Known, engines_in_words, foretold, is_gguf, smaller, typed_lists, units_of
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.experiments.sweep_parameters import check_given, cut_of_lists
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.package_index import cache_folder
 
@@ -36,6 +37,9 @@ TYPES = ("f32", "f16", "q8_0")
 
 @click.command
 @cut_options(required=False, more="; with --adapter by default its own")
+@list_options
+@click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
+              "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
 @click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
               f"some of {', '.join(checkpoints.ENGINES)}")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
@@ -58,24 +62,26 @@ TYPES = ("f32", "f16", "q8_0")
 def prune(
     given: dict, out: Path, drop: int | None, start: int | None, rule: str, engines: str | None, dry_run: bool,
     overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
-    repository: str | None, public: bool,
+    repository: str | None, public: bool, layers: str | None, attention: str | None, mlp: str | None, silence: bool,
 ) -> Answer:  # fmt: skip
     """Write a checkpoint without some of its layers to OUT, without opening the model.
 
-    Which layers is a matter of --rule, or of --start. OUT is a folder that transformers, vLLM and others open, and must
-    not exist; of a GGUF file it can be one too, for llama.cpp: then it ends in .gguf. Before anything is written it is
-    said which engines would misread the result, and whether results say that the cut ruins the model: that surely less
-    than half of what the whole one scores above guessing is left. Options of the distances matter where these are
-    measured.
+    Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
+    transformers, vLLM and others open, and must not exist; of a GGUF file it can be one too, for llama.cpp: then it
+    ends in .gguf. Before anything is written it is said which engines would misread the result, and whether results say
+    that the cut ruins the model: that surely less than half of what the whole one scores above guessing is left.
+    Options of the text matter where a rule measures something on it; what a search by loss costs is printed before.
 
     \b
     deeper-layers prune embedded pruned --drop 2 --dry-run
     deeper-layers prune embedded pruned --drop 4 --rule simple
+    deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     """
-    check_typed(drop, start)
+    given_cut = cut_of_lists(layers, attention, mlp)
+    check_typed(drop, start, given_cut)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
     if public and repository is None:
@@ -87,25 +93,28 @@ def prune(
     named = None if engines is None else _engines(engines)
     out = _checked_out(out, model, kind, dtype, overwrite)
     added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
-    recorded = _cut_of(added, start) if drop is None else None
+    recorded = given_cut or (_cut_of(added, start) if drop is None else None)
     config = models.stated_config(model, revision)
-    layers = models.stated_layers(config)
-    if drop is not None and layers is not None:
-        check_fits(drop, start, layers)
+    depth = models.stated_layers(config)
+    if depth is not None:
+        if drop is not None:
+            check_fits(drop, start, depth)
+        if given_cut is not None:
+            _check_shape(given_cut, depth, silence, heal, adapter, to_gguf)
     if not dry_run:
         _check_places(out, heal is not None, repository, public)
     # from here on slow
-    if layers is None:
-        layers = checkpoints.number_of_layers(models.checkpoint_folder(model, revision))
+    if depth is None:
+        depth = checkpoints.number_of_layers(models.checkpoint_folder(model, revision))
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
     safe = None if named is None else functools.partial(checkpoints.safe_cuts, config, engines=named)
-    cut = recorded or chosen_cut(drop or 0, start, rule, layers, lambda: (parameters, found(), opened), safe)
-    cut.check(layers)
+    cut = recorded or chosen_cut(drop or 0, start, rule, depth, lambda: (parameters, found(), opened), safe)
+    _check_shape(cut, depth, silence, heal, adapter, to_gguf)
     units = units_of(model, parameters.results_folder, found)
-    known = Known.of(model, units, config, layers, cut, heal is not None or adapter is not None)
+    known = Known.of(model, units, config, depth, cut, heal is not None or adapter is not None)
     if safe is not None and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
     if dry_run:
@@ -123,14 +132,14 @@ def prune(
         else:
             checkpoints.slice_checkpoint(
                 model, cut, place, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp,
-                card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
-                command=_command(known, out, adapter, dtype, without_mtp), name=repository or out.name,
+                silence=silence, card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
+                command=_command(known, out, adapter, dtype, without_mtp, silence), name=repository or out.name,
             )  # fmt: skip
-    said = f"{known.name} without {cut.size} of its {layers} layers"
+    said = f"{known.name} without {cut.size} of its {depth} layers"
     address = checkpoints.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines = [
-        f"{known.name}: {cut.describe(layers)}", *([f"adapters: {adapter}"] if adapter else []),
+        f"{known.name}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else []),
         f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if is_gguf(model) else []),
         *([address] if address else []),
     ]  # fmt: skip
@@ -138,6 +147,26 @@ def prune(
         "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
     return Answer("\n".join(lines), content)
+
+
+def _check_shape(cut: Cut, layers: int, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
+    """Raise InputError for a cut that does not fit, or of a shape that can't be written or healed."""
+    check_given(cut, layers)
+    if (heal or adapter) and not cut.is_block:
+        way = "--heal" if heal else "--adapter"
+        raise InputError(f"{way} is of a block of layers, and this cut {cut.describe(layers)}: leave {way} out")
+    if not (cut.attention or cut.mlp):
+        return
+    if to_gguf:
+        raise InputError(
+            f"this cut {cut.describe(layers)}, which no GGUF file states: give a folder as OUT with --silence, and "
+            "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
+        )
+    if not silence:
+        raise InputError(
+            f"this cut {cut.describe(layers)}: no configuration states a layer without one of its sublayers; --silence "
+            "writes zeros where they end instead, which any tool reads to the same numbers, and which saves no memory"
+        )
 
 
 def _check_places(out: Path, heals: bool, repository: str | None, public: bool) -> None:
@@ -149,18 +178,12 @@ def _check_places(out: Path, heals: bool, repository: str | None, public: bool) 
         files.check_writable(cache_folder())
 
 
-def _command(known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool) -> str:
+def _command(known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool, silence: bool) -> str:
     """The command as anyone else would type it: the cut by its place, and no path of this machine."""
-    words = [
-        "deeper-layers",
-        "prune",
-        known.name,
-        out.name,
-        "--start",
-        str(known.cut.start),
-        "--drop",
-        str(known.cut.size),
-    ]
+    place = ["--start", str(known.cut.start), "--drop", str(known.cut.size)]
+    words = ["deeper-layers", "prune", known.name, out.name]
+    words += place if known.cut.is_block else typed_lists(known.cut)
+    words += ["--silence"] if silence else []
     words += ["--adapter", adapter.name] if adapter else []
     words += ["--dtype", dtype] if dtype != AS_IT_IS else []
     return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])

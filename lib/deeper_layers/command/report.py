@@ -17,7 +17,8 @@ from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.experiments.sweep_parameters import SweepParameters
 
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
@@ -48,7 +49,7 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
         kind(**asked[notebook])  # a mistake is found before anything runs
     name = models.model_name(given["model"])
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
-    print(in_words(planned(QuestionAnsweringParameters(**_of(QuestionAnsweringParameters, given)))), flush=True)
+    print(in_words(planned(SweepParameters(**_of(SweepParameters, given)))), flush=True)
     files.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):

@@ -255,7 +255,9 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
     the group's tasks, each of which counts once.
     """
     found = []
-    for (start, size), of_cut in rows.groupby(["start", "size"], sort=False):  # ty: ignore[not-iterable]
+    places = [column for column in ("start", "size", "cut") if column in rows]
+    for _, of_cut in rows.groupby(places, sort=False):
+        place = of_cut.iloc[0][places].to_dict()
         metrics: dict[str, dict] = {}
         for row in of_cut.to_dict("records"):
             metric, _, rule = row["metric"].partition(",")
@@ -269,7 +271,7 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                 if not rule or metric.endswith("_stderr"):
                     continue
                 named = _named(metric, rule)
-                row = {"task": name, "start": start, "size": size, "items": aggregated["sample_len"]}
+                row = {"task": name, **place, "items": aggregated["sample_len"]}
                 error = aggregated[f"{metric}_stderr,{rule}"]  # "N/A" where a task has a single item
                 error = error if isinstance(error, int | float) else math.nan
                 found.append({**row, "metric": named, "value": value, "stderr": error})

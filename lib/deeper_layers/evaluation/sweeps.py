@@ -20,7 +20,7 @@ from tqdm import tqdm
 from deeper_layers.checks import whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
+from deeper_layers.evaluation import engines, harness
 from deeper_layers.family.generation import generate
 from deeper_layers.family.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
 from deeper_layers.family.pruned_family import PrunedFamily
@@ -43,6 +43,7 @@ def sweep(
     memory: int = MEMORY,
     family: PrunedFamily | None = None,
     shards: Shards | None = None,
+    engine: str | None = None,
 ) -> pd.DataFrame:
     """Score every pruned model of a family on tasks of lm-eval.
 
@@ -60,6 +61,8 @@ def sweep(
         memory: bytes to take at most beside the weights; the cuts are run in groups, and batches made smaller, to fit.
         family: that of the model and these cuts, where it was made before.
         shards: where finished parts are kept, so that an interrupted sweep goes on.
+        engine: what writes the answers of generated tasks: None for our tree, "vllm" for vLLM where it is installed,
+            one pruned model after another from a folder that goes.
 
     Returns:
         One row for each task, metric and cut: task, metric, start, size, value, stderr, items; where some cuts are no
@@ -69,7 +72,7 @@ def sweep(
 
     Raises:
         InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit
-            below 1.
+            below 1; an engine that is not installed, or asked for tasks that are not generated.
 
     Example:
         >>> from deeper_layers import Cut, load_model, simple_cut, sweep
@@ -78,16 +81,23 @@ def sweep(
         >>> rows[["task", "metric", "start", "size", "items"]].to_dict("records")[0]
         {'task': 'capitals', 'metric': 'acc', 'start': 0, 'size': 0, 'items': 4}
     """
+    if engine is not None:
+        engines.check_installed(engine)
     of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
-    family = family or PrunedFamily(model, distinct)
-    logprobs, greedy = loglikelihoods(
-        model, asked.contexts, asked.continuations, distinct,
-        max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
-    )  # fmt: skip
-    texts = generate(family, tokenizer, asked.generations, **how)
+    if engine is not None:
+        engines.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
+        texts = engines.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
+        logprobs, greedy = np.zeros((len(distinct), 0)), np.zeros((len(distinct), 0), dtype=bool)
+    else:
+        family = family or PrunedFamily(model, distinct)
+        logprobs, greedy = loglikelihoods(
+            model, asked.contexts, asked.continuations, distinct,
+            max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
+        )  # fmt: skip
+        texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
     for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
         rows, outcomes[cut.name] = harness.score(asked, of_cut, of_cut_greedy, written)

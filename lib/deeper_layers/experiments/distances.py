@@ -1,5 +1,7 @@
 """The angular distances of a model: a measured unit (paper, figures 1c and 4)."""
 
+import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable
@@ -11,12 +13,29 @@ from deeper_layers import data
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.models.sources import Source
+from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_table
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.similarity changes numbers
+
+
+def distances_to_choose(parameters: Parameters, source: Source, opened: Callable) -> Unit:
+    """Distances by which a cut is chosen: of the weights in their data type, or where results hold those of another
+    one, in that, which a line on stderr says; else measured.
+
+    Raises InputError where nothing is to be measured and results hold none.
+    """
+    kept = parameters.but(measure=False)
+    for dtype in (source.dtype, *(dtype for dtype in DTYPES if dtype != source.dtype)):
+        with contextlib.suppress(InputError):
+            unit = distances_unit(kept, dataclasses.replace(source, dtype=dtype), opened)
+            if dtype != source.dtype:
+                said = f"the cut is chosen by distances in {dtype}, as results hold none of {source.name} in"
+                print(f"{said} {source.dtype}", file=sys.stderr)
+            return unit
+    return distances_unit(parameters, source, opened)
 
 
 def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Unit:

@@ -40,6 +40,14 @@ def whole_numbers(name: str, text: str, least: int = 0, most: int = MANY) -> lis
     return [part for part in found if part is not None]
 
 
+def layer_list(name: str, text: str) -> list[int]:
+    """The layers of a list like "3, 7-9", in order. Raises InputError for what is no such list."""
+    ranges = [_range(part) for part in split(text)]
+    if not ranges or None in ranges:
+        raise InputError(f"{name} is {text!r}, expected layers, counted from 0: write like '3, 7-9'")
+    return sorted({layer for found in ranges if found for layer in range(found[0], found[1] + 1)})
+
+
 def block_sizes(text: str, num_layers: int | None) -> list[int]:
     """The sizes of "all" (0 to L-2) or a list like "0-8, 12", in order; 0 is always among them.
 
@@ -81,13 +89,18 @@ def places(name: str, text: str, most: int) -> list[int]:
 
 def _sizes(part: str, text: str) -> tuple[int, int]:
     """First and last size of one part of a list."""
-    first, dash, last = (word.strip() for word in part.partition("-"))
-    sizes = number(first, most=LAYERS), number(last if dash else first, most=LAYERS)
-    if sizes[0] is None or sizes[1] is None or sizes[0] > sizes[1]:
+    if (found := _range(part)) is None:
         raise InputError(
             f"sizes is {text!r}: {part!r} is no block size from 0 to {LAYERS}, write like '0-8, 12' or 'all'"
         )
-    return sizes[0], sizes[1]
+    return found
+
+
+def _range(part: str) -> tuple[int, int] | None:
+    """First and last number of "7" or "7-9"; None where it is neither."""
+    first, dash, last = (word.strip() for word in part.partition("-"))
+    low, high = number(first, most=LAYERS), number(last if dash else first, most=LAYERS)
+    return None if low is None or high is None or low > high else (low, high)
 
 
 def tasks_asked(text: str, of_all: Asked) -> dict[str, Asked]:

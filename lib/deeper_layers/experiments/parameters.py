@@ -43,6 +43,7 @@ class QuestionAnsweringParameters(Parameters):
     """Parameters of notebooks/02-question-answering.ipynb."""
 
     notebook: ClassVar[str] = "02-question-answering"
+    choosable: ClassVar[tuple[str, ...]] = RULES
     tasks: str = Field(
         "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", description='"mmlu:5@20": 5-shot, 20 items'
     )
@@ -60,7 +61,7 @@ class QuestionAnsweringParameters(Parameters):
     def check(self) -> None:
         super().check()
         for rule in self.rule_list:
-            check_one_of("rule", rule, RULES)
+            check_one_of("rule", rule, self.choosable)
         for name, found in (("rules", self.rule_list), ("tasks", self.asked)):
             if not found:
                 raise InputError(f"{name} is {getattr(self, name)!r}, expected names separated by commas: give some")

@@ -9,13 +9,12 @@ from tqdm import tqdm
 
 from deeper_layers import evaluation, family
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.choosing import chosen_cuts
 from deeper_layers.experiments.measurement import Measurement, items_of
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
-from deeper_layers.rules.choosing import cuts_of_rule
-from deeper_layers.rules.similarity import distance_matrix
+from deeper_layers.rules.choosing import RULES
 
 VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation changes numbers
 
@@ -23,7 +22,7 @@ VERSION = 2  # part of every unit's key: raise it when a change here or in evalu
 def cuts_of_tasks(
     parameters: QuestionAnsweringParameters, source: Source, opened: Callable
 ) -> dict[str, dict[str, list[Cut]]]:
-    """For each task the cuts of each rule, of the sizes that are asked for; distances are measured where needed."""
+    """For each task the cuts of each rule, of the sizes that are asked for, from what is known or is measured now."""
     cuts_of = chooser(parameters, source, opened)
     return {task: cuts_of(parameters.size_list(source.num_layers, task)) for task in parameters.task_list}
 
@@ -31,42 +30,40 @@ def cuts_of_tasks(
 def chooser(
     parameters: QuestionAnsweringParameters, source: Source, opened: Callable
 ) -> Callable[[list[int]], dict[str, list[Cut]]]:
-    """What gives the cuts of each rule for some sizes; distances are measured where needed."""
-    layers, distances = source.num_layers, None
-    if "similarity" in parameters.rule_list:
-        distances = distance_matrix(distances_unit(parameters, source, opened).rows)
-    return lambda sizes: {rule: cuts_of_rule(rule, sizes, layers, distances) for rule in parameters.rule_list}
+    """What gives the cuts of each rule for some sizes, from what is known or is measured now."""
+    return lambda sizes: {rule: chosen_cuts(rule, sizes, parameters, source, opened) for rule in parameters.rule_list}
 
 
 def sweep_unit(
-    task: str,
-    cuts_of: dict[str, list[Cut]],
-    parameters: QuestionAnsweringParameters,
-    source: Source,
-    opened: Callable,
-    *,
-    kind: str = "sweep",
-) -> Unit | None:
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
+    *, engine: str | None = None, kind: str = "sweep",
+) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
     `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
-    units of their own, and the group's unit has what lm-eval makes of them. None where nothing is to be
-    measured and results hold no such unit.
+    units of their own, and the group's unit has what lm-eval makes of them. `engine` is what generates answers, see
+    `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what another engine writes may
+    differ by a rounding: both are units of another kind. None where nothing is to be measured and results hold no such
+    unit.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
+    of_paper = set(cuts_of) <= set(RULES) and engine is None
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
     def unit(name: str) -> Unit | None:
+        which = (
+            {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
+            if of_paper else {"engine": engine, "cuts": [cut.name for cut in cuts]}
+        )  # fmt: skip
         return Measurement(
-            kind=kind,
+            kind=kind if of_paper else "cuts",
             name=name,
             version=VERSION,
             source=source,
             settings={
                 **parameters.key,
                 "task": name,
-                "rule": ", ".join(cuts_of),
-                "cuts": [[cut.start, cut.size] for cut in cuts],
+                **which,
                 "limit": parameters.limits[task],
                 "num_fewshot": parameters.shots[task],
             },
@@ -78,7 +75,10 @@ def sweep_unit(
         if evaluation.is_group(name):
             return of_group(name)
         options = parameters.sweep_options(task)
-        table = evaluation.sweep(*opened(), [name], cuts, family=pruned(), shards=shards, **options)
+        how: dict = {"family": pruned()} if engine is None else {"engine": engine}
+        table = evaluation.sweep(*opened(), [name], cuts, shards=shards, **how, **options)
+        if not of_paper and "cut" not in table:  # all are blocks
+            table["cut"] = [Cut(*place).name for place in zip(table["start"], table["size"])]
         return table, dict(table.attrs)
 
     def of_group(name):

@@ -11,8 +11,8 @@ import weakref
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
@@ -56,8 +56,9 @@ def load_model(
         device: "auto" (an accelerator where there is one), "cpu", "cuda", "cuda:1", "mps".
         quantization: None, "nf4" or "int8" (bitsandbytes).
         trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
-        stream: leave the layers on disk, and read each when its turn comes: "auto" (for a folder or file whose weights
-            would take more than 0.7 of the free memory), True or False. A model on disk is measured, and not healed.
+        stream: leave the layers on disk, and read each when its turn comes: "auto" (where the weights would take more
+            than 0.7 of the free memory), True or False. Those of a hub id are fetched into its cache first. A model on
+            disk is measured, and not healed.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -91,7 +92,9 @@ def load_model(
         opening = auto_class(config)
         placed: str | dict = where
         rewritten = contextlib.ExitStack()
-        if _streams(stream, str(folder), where, getattr(torch, source.dtype), quantization):
+        if _streams(stream, str(folder), source.revision, where, getattr(torch, source.dtype), quantization):
+            if not os.path.isdir(folder):
+                folder = _checked(str(checkpoint_folder(source.folder, options.pop("revision", None))), options)
             with torch.device("meta"):
                 empty = opening.from_config(config, trust_remote_code=trust_remote_code)
             placed = on_disk(empty, where)
@@ -128,7 +131,9 @@ def load_model(
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
-def _streams(stream: bool | str, folder: str, where: str, dtype: torch.dtype, quantization: str | None) -> bool:
+def _streams(
+    stream: bool | str, folder: str, revision: str | None, where: str, dtype: torch.dtype, quantization: str | None
+) -> bool:
     """Whether the layers of a checkpoint stay on disk."""
     if stream not in (True, False, "auto"):
         raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
@@ -136,13 +141,26 @@ def _streams(stream: bool | str, folder: str, where: str, dtype: torch.dtype, qu
         raise InputError(
             f"quantization is {quantization!r} with stream, expected None: a layer is read as it is stored"
         )
-    if stream is not False and quantization is None and os.path.isdir(folder):
-        needed = sum(
-            math.prod(tensor.entry["shape"])
-            for shard in read_shards(Path(folder)) for tensor in shard.tensors
-        ) * dtype.itemsize  # fmt: skip
-        return stream is True or needed > OF_MEMORY * free_memory(where)
-    return stream is True
+    if stream != "auto" or quantization is not None:
+        return stream is True
+    numbers = _numbers_in(Path(folder)) if os.path.isdir(folder) else _numbers_on_hub(folder, revision)
+    return numbers is not None and numbers * dtype.itemsize > OF_MEMORY * free_memory(where)
+
+
+def _numbers_in(folder: Path) -> int:
+    """How many numbers the weights of a folder are, by their headers."""
+    return sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
+
+
+def _numbers_on_hub(model: str, revision: str | None) -> int | None:
+    """The same of a hub id: from the cache where they are there, else from the headers on the hub, which are fetched
+    alone; None where it does not tell."""
+    with contextlib.suppress(OSError, ValueError):  # not in the cache, or not whole
+        return _numbers_in(Path(snapshot_download(model, revision=revision, local_files_only=True)))
+    try:
+        return sum(HfApi().get_safetensors_metadata(model, revision=revision).parameter_count.values())
+    except (OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError):
+        return None  # what is wrong there is found when it is opened
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:

@@ -90,7 +90,7 @@ def find_model(
             fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
             config = read_config(model, revision, trust_remote_code)
-            revision = getattr(config, "_commit_hash", None) or revision
+            revision = _commit(model, revision)
             name, fingerprint = model, f"hub:{revision}"
         layers = layers_of(config, model)
         default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
@@ -98,6 +98,22 @@ def find_model(
         found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
     resolved = default if dtype == "auto" else dtype
     return Source(**found, num_layers=layers, dtype=resolved)  # ty: ignore[invalid-argument-type]
+
+
+def _commit(model: str, revision: str | None) -> str:
+    """The commit of a hub id, as the hub's cache has it, which its configuration was just fetched into.
+
+    Raises InputError where it has none: then nothing tells the model from a later one of its name.
+    """
+    from huggingface_hub import try_to_load_from_cache  # slow: see the head of this file
+
+    path = try_to_load_from_cache(model, "config.json", revision=revision)
+    if not isinstance(path, str):
+        raise InputError(
+            f"can't tell which commit of {model!r} is meant, as its config.json is not in the hub's cache: fetch the "
+            "model into a folder, and give that"
+        )
+    return Path(path).parent.name
 
 
 def model_name(model: str) -> str:

@@ -68,6 +68,14 @@ def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
     return found
 
 
+def ends_sublayer(name: str, part: str) -> bool:
+    """Whether a tensor of a layer, by its name in it like "mlp.down_proj.weight", is one of a sublayer's `writers`."""
+    first, *rest = name.split(".")
+    # the module's name, or of experts that hold their matrices together the parameter's own
+    ends = [*rest[-2:-1], *(word.removesuffix("_bias") for word in rest[-1:])]
+    return first in NAMES[part] and any(word in WRITERS for word in ends)
+
+
 @contextlib.contextmanager
 def only(layer: nn.Module, part: str) -> Iterator[None]:
     """While it lasts, a layer runs its attention or its MLP alone."""

@@ -83,13 +83,20 @@ def accuracy_by_rule(
     curves = []
     for rule, cuts in cuts_of.items():
         for cut in cuts:
-            for row in table[(table["start"] == cut.start) & (table["size"] == cut.size)].itertuples():
+            for row in _of_cut(table, cut).itertuples():
                 low, high = wilson_interval(row.value, int(row.items))
                 curves.append((
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
                     row.value, low, high, int(row.items), row.metric,
                 ))  # fmt: skip
     return _typed(curves, COLUMNS)
+
+
+def _of_cut(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
+    """The rows of a cut, by its name where they have one: some are no blocks then."""
+    if "cut" in rows:
+        return rows[rows["cut"] == cut.name]
+    return rows[(rows["start"] == cut.start) & (rows["size"] == cut.size)]
 
 
 def losses_by_line(

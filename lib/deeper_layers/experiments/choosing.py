@@ -1,0 +1,124 @@
+"""Which layers a rule drops, from what it needs to know: read from results, or measured and kept there.
+
+Of a search by loss each step is a unit: the losses of its candidates. So a search goes on where it was interrupted, or
+to more layers, and a rule that asks for the same candidates finds them.
+"""
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+
+from deeper_layers import data, evaluation
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.models.sources import Source
+from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.rule import Known, Losses
+from deeper_layers.rules.similarity import distance_matrix
+
+VERSION = 1  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
+
+
+def chosen_cuts(
+    rule: str, sizes: Sequence[int], parameters: Parameters, source: Source, opened: Callable, distances=distances_unit
+) -> list[Cut]:
+    """The cut of each size under a rule; what it needs is read from results, or measured on what `opened()` returns.
+
+    `distances` is what gives the unit of the distances. The price of a search by loss is printed before.
+
+    Raises InputError where nothing is to be measured and results hold not all that it takes, and for sizes that do not
+    fit the model or the rule.
+    """
+    chosen, layers = REGISTERED[rule], source.num_layers
+    if chosen.needs == "distances":
+        known = Known(layers, distances=distance_matrix(distances(parameters, source, opened).rows))
+    elif chosen.needs == "losses":
+        known = Known(layers, losses=_losses(rule, max(sizes, default=0), parameters, source, opened))
+    else:
+        known = Known(layers)
+    return chosen.choose(sizes, known)
+
+
+def price(rule: str, size: int, parameters: Parameters, layers: int) -> dict:
+    """What a rule costs at most that searches by loss: passes of the whole model over the text, and its tokens."""
+    tokens = parameters.samples * parameters.sequence_length
+    return {"passes": round(REGISTERED[rule].passes(size, layers), 1), "tokens_at_most": tokens}
+
+
+def price_in_words(rule: str, price: dict) -> str:
+    return (
+        f"{rule}: at most {price['passes']:,} passes of the whole model over at most {price['tokens_at_most']:,} tokens"
+    )
+
+
+def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened: Callable) -> Losses:
+    """What measures candidates, and says before the first what all will cost."""
+
+    @functools.cache
+    def priced() -> None:
+        said = price_in_words(rule, price(rule, size, parameters, source.num_layers))
+        print(f"{said} (samples times sequence_length); each step is kept in results", file=sys.stderr, flush=True)
+
+    def losses(cuts: list[Cut]) -> list[float]:
+        unit = candidates_unit(cuts, parameters, source, opened, priced)
+        of_cut = dict(zip(unit.rows["cut"], unit.rows["value"], strict=True))
+        return [of_cut[cut.name] for cut in cuts]
+
+    return losses
+
+
+def candidates_unit(
+    cuts: list[Cut],
+    parameters: Parameters,
+    source: Source,
+    opened: Callable,
+    before: Callable[[], object] = lambda: None,
+):
+    """Loss on text of some pruned models of any shape: read from results, else measured; `before()` is called first.
+
+    The text is that of the distances: corpus, samples, sequence length and seed. Rows: task, metric, start, size, cut,
+    value (nats a token), stderr, items.
+
+    Raises InputError where nothing is to be measured and results hold no such unit.
+    """
+
+    def measure(shards):
+        before()
+        model, tokenizer = opened()
+        batches = data.text_batches(
+            tokenizer,
+            data.texts(parameters.corpus, datasets=parameters.datasets),
+            samples=parameters.samples,
+            length=parameters.sequence_length,
+            seed=parameters.seed,
+        )
+        sequences = [
+            ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
+        ]
+        rows, _ = evaluation.text_loss(model, cuts, sequences, shards=shards)
+        rows.insert(0, "task", parameters.corpus)
+        rows["cut"] = [cut.name for cut in cuts]
+        return rows, {"tokens": sum(map(len, sequences))}
+
+    unit = Measurement(
+        kind="candidates",
+        name=parameters.corpus,
+        version=VERSION,
+        source=source,
+        settings={
+            **parameters.key,
+            "text": parameters.corpus,
+            "samples": parameters.samples,
+            "sequence_length": parameters.sequence_length,
+            "seed": parameters.seed,
+            "cuts": [cut.name for cut in cuts],
+        },
+        reads=[text_of(parameters.corpus, parameters.datasets)],
+        measure=measure,
+    ).unit(parameters)
+    if unit is None:
+        raise InputError(f"not measured: the losses of {len(cuts)} candidates of {source.name} in {source.dtype}")
+    return unit

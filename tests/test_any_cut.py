@@ -1,0 +1,220 @@
+"""Cuts of any shape as they are typed: lists of layers and sublayers, rules that search, checkpoints, what is kept."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from deeper_layers import evaluation
+from deeper_layers.checkpoints.lineage import read_lineage
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.command.foretold import typed_lists
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.searching import search
+from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments.sweep_parameters import cut_of_lists
+from deeper_layers.family.tree import Tree
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.sublayers import ends_sublayer, writers
+from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.rules.choosing import REGISTERED
+from tests.test_command import said, typed
+from tests.test_quantized import quantized
+from tests.tiny import tiny_model
+
+SMALL = ["--samples", 8, "--sequence-length", 32]
+LISTS = ["--layers", "1", "--attention", "3", "--mlp", "0"]
+CUT = Cut.of([1], attention=[3], mlp=[0])
+
+
+@pytest.fixture
+def closed(monkeypatch):
+    """From when it is called on, no model is opened."""
+    return lambda: monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
+
+
+# ---- lists -----------------------------------------------------------------------------------------------
+
+
+def test_lists_are_what_is_typed():
+    assert cut_of_lists("3, 7-9", None, "12") == Cut.of([3, 7, 8, 9], mlp=[12])
+    assert cut_of_lists("3-5", None, None) == Cut(3, 3) and cut_of_lists(None, None, None) is None
+    assert typed_lists(Cut.of([3, 7, 8, 9], mlp=[12])) == ["--layers", "3,7-9", "--mlp", "12"]
+    for text in ("", "x", "5-3", "1;2", "-1"):
+        with pytest.raises(InputError, match="layers is .*, expected layers, counted from 0"):
+            cut_of_lists(text, None, None)
+
+
+@pytest.mark.parametrize("command", ["prune", "sweep", "plan"])
+def test_every_registered_rule_is_offered(command):
+    words = " ".join(typed(command, "--help").stdout.split())
+    assert all(f" {rule}" in words for rule in REGISTERED) and "--layers" in words
+
+
+# ---- checkpoints -----------------------------------------------------------------------------------------
+
+
+def test_scattered_layers_are_left_out_of_a_checkpoint(tiny_folder, tmp_path):
+    answer = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--layers", "0, 2-3", "--json").stdout)
+    assert answer["kept"] == [1, 4] and answer["cut"] == {
+        "start": 0, "size": 3, "layers": [0, 2, 3], "attention": [], "mlp": []
+    }  # fmt: skip
+    drop_layers(load_model(str(tiny_folder))[0], Cut.of([0, 2, 3])).save_pretrained(tmp_path / "plain")
+    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "plain"))
+    assert ours.keys() == plain.keys() and all(torch.equal(ours[name], plain[name]) for name in plain)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"deeper-layers prune {tiny_folder.name} out --layers 0,2-3" in card and "drops layers 0, 2..3" in card
+
+
+def test_a_sublayer_is_refused_with_the_reason_and_silenced_where_asked(tiny_folder, tmp_path):
+    line = said("prune", tiny_folder, tmp_path / "out", *LISTS)
+    assert "no configuration states a layer without one of its sublayers; --silence writes zeros" in line
+    answer = typed("prune", tiny_folder, tmp_path / "out", *LISTS, "--silence").stdout
+    assert "the attention of layer 3 and the MLP of layer 0" in answer
+    model, _ = load_model(str(tiny_folder))
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+        assert torch.equal(found, silence_sublayers(model, CUT)(ids).logits)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "zeros stand where it ends, so it runs and adds nothing" in card and "merge_method" not in card
+    assert "--layers 1 --attention 3 --mlp 0 --silence" in card and read_lineage(tmp_path / "out").steps[0].cut == CUT
+    # and once more, of what is there by now
+    typed("prune", tmp_path / "out", tmp_path / "again", "--drop", 1, "--rule", "simple")
+    assert [step.cut for step in read_lineage(tmp_path / "again").steps] == [CUT, Cut(2, 1)]
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "bloom", "gemma2", "mixtral", "gpt_oss"])
+def test_silent_tensors_are_those_of_the_model(family, tmp_path):
+    """Zeros by the names of tensors are zeros by modules, also where experts are stored one by one."""
+    model, cut = tiny_model(family, layers=6), Cut.of([1], attention=[2], mlp=[3])
+    model.save_pretrained(tmp_path / "model")
+    slice_checkpoint(tmp_path / "model", cut, tmp_path / "out", silence=True)
+    ids = torch.arange(1, 30)[None]
+    with torch.no_grad():
+        found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()(ids).logits
+        torch.testing.assert_close(found, silence_sublayers(model, cut)(ids).logits, atol=1e-6, rtol=0)
+
+
+def test_what_can_not_be_silenced_is_refused(tmp_path):
+    model = tiny_model("opt", layers=4)  # its MLP is no module of its own
+    model.save_pretrained(tmp_path / "opt")
+    with pytest.raises(InputError, match="no tensor of a known name that ends the mlp of its layer 2"):
+        slice_checkpoint(tmp_path / "opt", Cut.of(mlp=[2]), tmp_path / "out", silence=True)
+    quantized("fp8", tmp_path / "quantized")
+    with pytest.raises(InputError, match="holds quantized weights, and which of their bytes are zeros"):
+        slice_checkpoint(tmp_path / "quantized", Cut.of(mlp=[2]), tmp_path / "out", silence=True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--layers", "3,5"], "--layers is a list up to 5; expected layers 0 to 4: the model has 5"),
+        (["--mlp", "7", "--silence"], "--mlp is a list up to 7"),
+        (["--layers", "0-4"], "one layer has to stay"),
+        (["--layers", "x"], "--layers is 'x', expected layers"),
+        (["--layers", "1,3", "--heal", "small"], "--heal is of a block of layers, and this cut drops layers 1, 3"),
+        (["--drop", "1", "--rule", "greedy", "--for", "vllm"], "--rule is greedy with --for, which chooses among"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_shapes_that_do_not_fit(tiny_folder, tmp_path, words, message):
+    assert message in said("prune", tiny_folder, tmp_path / "out", *words)
+
+
+def test_two_ways_to_say_which(tiny_folder, tmp_path):
+    for words in (["--drop", 1], ["--start", 1], ["--rule", "simple"]):
+        done = typed("prune", tiny_folder, tmp_path / "out", "--layers", "1", *words, code=2)
+        assert "give one of them" in done.stderr
+    assert "--sizes is '0-1' beside a cut" in said("sweep", tiny_folder, "--layers", "1", "--sizes", "0-1")
+
+
+# ---- sweeps ----------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_of_one_cut_is_kept_and_planned(tiny_folder, tmp_path, closed):
+    asked = [tiny_folder, "--tasks", "capitals, sums_one_digit_generated", "--limit", 6, *LISTS, "--results", tmp_path]
+    plan = json.loads(typed("plan", *asked, "--json").stdout)
+    assert plan["distances"] is None and [row["size"] for row in plan["sizes"]] == [0, 1]
+    assert plan["tasks"][0]["layer_steps"][0] == plan["tasks"][0]["tokens"] * (5 + 4)
+    rows = json.loads(typed("sweep", *asked, "--json").stdout)["rows"]
+    assert {(row["cut"], row["rule"]) for row in rows} == {("0,0", "given"), (CUT.name, "given")}
+    model, tokenizer = load_model(str(tiny_folder))
+    plain = evaluation.sweep(model, tokenizer, ["capitals"], [Cut(0, 0), CUT], limit=6)
+    found = {(row["cut"], row["metric"]): row["value"] for row in rows if row["task"] == "capitals"}
+    assert found == {(row.cut, row.metric): row.value for row in plain.itertuples()}
+    closed()
+    assert json.loads(typed("sweep", *asked, "--json").stdout)["rows"] == rows
+    shown = typed("sweep", *asked).stdout
+    assert "capitals, acc: 6 items" in shown and CUT.name in shown and "nothing surely lost" not in shown
+    assert "in results, measured in" in typed("plan", *asked).stdout
+
+
+def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_path, closed, monkeypatch):
+    asked = [tiny_folder, *SMALL, "--results", tmp_path / "results"]
+    tasks = ["--tasks", "capitals", "--limit", 6, "--rules", "greedy"]
+    plan = json.loads(typed("plan", *asked, *tasks, "--sizes", "0-2", "--json").stdout)
+    passes = round(REGISTERED["greedy"].passes(2, 5), 1)
+    assert plan["searches"] == {"greedy": {"passes": passes, "tokens_at_most": 256}}
+    least, most = plan["tasks"][0]["layer_steps"]
+    measured = []
+    loss = evaluation.text_loss
+
+    def interrupted(model, cuts, sequences, **options):
+        if len(measured) == 1:
+            measured.append(None)
+            raise KeyboardInterrupt
+        measured.append(cuts)
+        return loss(model, cuts, sequences, **options)
+
+    monkeypatch.setattr("deeper_layers.experiments.choosing.evaluation.text_loss", interrupted)
+    done = typed("sweep", *asked, *tasks, "--sizes", "0-2", code=130)
+    price = f"greedy: at most {passes} passes of the whole model over at most 256 tokens"
+    assert done.stderr.index(price) < done.stderr.index("loss on text")
+    rows = json.loads(typed("sweep", *asked, *tasks, "--sizes", "0-2", "--json").stdout)["rows"]
+    # the first step was there: each step was measured once
+    assert [len(cuts) for cuts in measured if cuts] == [3, 2]
+    model, _ = load_model(str(tiny_folder))
+    batches = text_batches_of(tiny_folder)
+    cuts = search(model, "greedy", [0, 1, 2], batches)
+    assert {row["cut"] for row in rows} == {cut.name for cut in cuts}
+    assert least <= plan["tasks"][0]["tokens"] * Tree(cuts, 5).nodes <= most
+    closed()
+    answer = json.loads(typed("prune", *asked[:1], tmp_path / "out", *asked[1:], "--drop", 2, "--rule", "greedy",
+                              "--json").stdout)  # fmt: skip
+    assert answer["kept"] == cuts[2].kept(5)
+    line = said("prune", *asked[:1], tmp_path / "more", *asked[1:], "--drop", 3, "--rule", "greedy", "--no-measure")
+    assert "not measured: the losses of 1 candidates" in line and "give --rule simple, or --start" in line
+
+
+def text_batches_of(folder):
+    from deeper_layers import data
+
+    _, tokenizer = load_model(str(folder))
+    batches = data.text_batches(tokenizer, data.texts("wikipedia"), samples=8, length=32)
+    return [ids[mask.bool()] for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]
+
+
+def test_distances_of_another_data_type_choose_the_cut_and_it_is_said(tiny_folder, tmp_path, closed):
+    asked = [*SMALL, "--results", tmp_path / "results"]
+    found = json.loads(typed("distances", tiny_folder, *asked, "--dtype", "bfloat16", "--json").stdout)
+    closed()
+    done = typed("prune", tiny_folder, tmp_path / "out", *asked, "--drop", 2, "--dry-run", "--json")
+    assert json.loads(done.stdout)["cut"] == found["most_similar"][1]
+    assert "the cut is chosen by distances in bfloat16, as results hold none of" in done.stderr
+    assert "not measured" in said("prune", tiny_folder, tmp_path / "out", *asked[:1], 9, "--drop", 2, "--dry-run")
+
+
+def test_names_of_tensors_are_those_of_modules():
+    for family in ("llama", "gpt_neox", "mixtral"):
+        layer = tiny_model(family, layers=2).base_model
+        layer = (layer.layers if hasattr(layer, "layers") else layer.h)[0]
+        for part in ("attention", "mlp"):
+            ends = {id(getattr(module, name)) for name, module in writers(layer, part)}
+            assert {name for name, tensor in layer.named_parameters() if id(tensor) in ends} == {
+                name for name, _ in layer.named_parameters() if ends_sublayer(name, part)
+            }
