@@ -71,6 +71,11 @@ def test_processes_that_cannot_share_a_step_are_refused(both):
         assert "2 processes were started for steps of 3 batches" in found["odd"]["error"]
 
 
+def test_a_model_in_pieces_is_refused(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert "ACCELERATE_USE_FSDP is set" in healed(str(tiny_folder), tmp_path, {"text": {}})["text"]["error"]
+
+
 def test_each_of_several_processes_has_an_accelerator_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert devices.choose_device("auto") == "cuda"

@@ -23,6 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
@@ -295,6 +296,11 @@ class _Watch(TrainerCallback):
 
 def _arguments(config: HealingConfig, place: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
     """The Trainer's, which share the batches of a step between the processes that were started together."""
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "ACCELERATE_USE_FSDP is set, expected that each process holds the whole model, as adapters are kept and "
+            "resumed here: start them without FSDP, or on one device with quantization 'nf4'"
+        )
     reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(place),
