@@ -61,7 +61,7 @@ def _furthest(worst: dict | None) -> str:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
-    if kind in ("families", "damaged", "rebuilt"):  # on other pages, or for whoever changes the engine
+    if kind in ("families", "damaged", "rebuilt", "predicted"):  # on other pages, or for whoever changes the engine
         return []
     command, dtype = f"`{content['command']}`", content["dtype"]
     if kind == "similarity":
