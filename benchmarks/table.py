@@ -61,13 +61,7 @@ def _furthest(worst: dict | None) -> str:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
-    if kind in (
-        "families",
-        "damaged",
-        "rebuilt",
-        "verdicts",
-        "prompts",
-    ):  # on other pages, or for whoever changes the engine
+    if kind in ("families", "damaged", "rebuilt", "verdicts", "prompts", "predicted"):  # on other pages, or on none
         return []
     command, dtype = f"`{content['command']}`", content["dtype"]
     if kind == "similarity":

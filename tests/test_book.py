@@ -351,13 +351,26 @@ def test_a_group_took_as_long_as_its_tasks(monkeypatch):
 
     def unit(name, seconds, gibibytes, **details):
         provenance = {"seconds": seconds, "seconds_in_earlier_runs": 100.0, "peak_memory_bytes": gibibytes * 2**30}
+        provenance["device"] = "x86_64 processor, 2 threads"
         return Unit("sweep", name, {}, provenance, pd.DataFrame(), details, Path(f"{name}.json"))
 
     tasks = {f"{name}.json": unit(name, 1000.0, 2) for name in ("one", "other")}
     monkeypatch.setattr(measured, "read_unit", lambda path: tasks.get(path.name))
     group = unit("group", 6.0, 1, units=[*tasks, "gone.json"])
-    assert measured.cost(group) == {"Seconds": "2,200", "Memory, GiB": "2.0"}
-    assert measured.cost(tasks["one.json"]) == {"Seconds": "1,100", "Memory, GiB": "2.0"}
+    # 2,200 s of 2 processors of 12 W, and of 2 GiB
+    energy = {"Energy, Wh (estimate)": "25"}
+    assert measured.cost(group) == {"Seconds": "2,200", "Memory, GiB": "2.0"} | energy
+    assert measured.taken(tasks["one.json"]) == (1100, 2 * 2**30)
+    (row,) = measured.spent([group])
+    assert row == {
+        "Hardware": "x86_64 processor, 2 threads", "Measurements": "1", "Hours": "0.6", "Processor hours": "1.2",
+        "Energy, kWh (estimate)": "0.03",
+    }  # fmt: skip
+    elsewhere = unit("far", 1000.0, 1)
+    elsewhere.provenance["device"] = "NVIDIA H100"
+    assert [row["Energy, kWh (estimate)"] for row in measured.spent([group, elsewhere])] == [
+        "not known", "0.03", "0.03 and more"
+    ]  # fmt: skip
 
 
 def test_a_loss_beside_a_healing_is_of_the_same_weights():

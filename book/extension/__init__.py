@@ -3,8 +3,9 @@
 One build runs at a time (`alone`). Before anything is read, `contents` makes the pages of every measured model from
 the records in results/ and puts them into the table of contents; `running` runs the notebooks whose page is out of
 date, several at once. While pages are read, `article` turns a notebook into an article, and the directives put in
-what is measured or generated: `figures`, `measured`, `explorer`, `families`, `engines`, `speed`, `house`. When
-pages are written, `captions`, `mathml`, `titles` and `weight` finish them. `outdated` knows which page to read again.
+what is measured or generated: `figures`, `measured`, `explorer`, `families`, `engines`, `speed`, `machines`,
+`house`. When pages are written, `captions`, `mathml`, `titles` and `weight` finish them. `outdated` knows which page to
+read again.
 """
 
 from sphinx.application import Sphinx
@@ -20,6 +21,7 @@ PARTS = (
     "families",
     "engines",
     "speed",
+    "machines",
     "house",
     "captions",
     "mathml",

@@ -1,5 +1,6 @@
 """The page "How this was measured", made of results/: nothing on it is typed by hand."""
 
+import collections
 import re
 import warnings
 
@@ -9,6 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import ROOT, records_of
+from deeper_layers.report.energy import processors, watt_hours
 from deeper_layers.report.names import as_html, visible
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
@@ -102,12 +104,55 @@ def describe(unit: Unit) -> dict:
 
 
 def cost(unit: Unit) -> dict:
-    """Seconds and memory of a unit; a group has its tasks', which may have been measured long before it."""
+    """Seconds and memory of a unit, and an estimate of its energy."""
+    seconds, memory = taken(unit)
+    energy = watt_hours(seconds, unit.provenance["device"], memory)
+    said = "not known" if energy is None else f"{energy:,.2g}" if energy < 10 else f"{energy:,.0f}"
+    return {"Seconds": f"{seconds:,.0f}", "Memory, GiB": f"{memory / 2**30:.1f}", "Energy, Wh (estimate)": said}
+
+
+def taken(unit: Unit) -> tuple[float, int]:
+    """Seconds and bytes of a unit; a group has its tasks', which may have been measured long before it."""
     parts = [read_unit(unit.path.parent / name) for name in unit.details.get("units", [])]
     runs = [each.provenance for each in (unit, *filter(None, parts))]
     own, *others = (run["seconds"] + run.get("seconds_in_earlier_runs", 0) for run in runs)
     memory = max(run["peak_memory_bytes"] for run in runs)
-    return {"Seconds": f"{max(own, sum(others)):,.0f}", "Memory, GiB": f"{memory / 2**30:.1f}"}
+    return max(own, sum(others)), memory
+
+
+class Spent(SphinxDirective):
+    """A table of what all units took, by hardware: hours, hours of a processor, and an estimate of the energy."""
+
+    def run(self) -> list[nodes.Node]:
+        made_of(self.env, ROOT / "results")
+        with warnings.catch_warnings(action="ignore"):  # the table of units names what can't be read
+            units = whole_units(all_units())
+        return [table("What the measurements took", spent(units))] if units else [not_measured("No unit is there.")]
+
+
+def spent(units: list[Unit]) -> list[dict]:
+    """A row for each device, and one for all."""
+    of_device = collections.defaultdict(list)
+    for unit in units:
+        of_device[unit.provenance["device"]].append(unit)
+    groups = {**dict(sorted(of_device.items())), **({"all": units} if len(of_device) > 1 else {})}
+    return [{"Hardware": name, "Measurements": f"{len(some):,}", **_sums(some)} for name, some in groups.items()]
+
+
+def _sums(units: list[Unit]) -> dict:
+    hours = of_processors = energy = 0.0
+    for unit in units:
+        (seconds, memory), device = taken(unit), unit.provenance["device"]
+        hours += seconds / 3600
+        of_processors += seconds / 3600 * (processors(device) or 0)
+        energy += watt_hours(seconds, device, memory) or 0
+    known = [processors(unit.provenance["device"]) is not None for unit in units]
+    more = "" if all(known) else " and more"  # of accelerators nothing is estimated
+    return {
+        "Hours": f"{hours:,.1f}",
+        "Processor hours": f"{of_processors:,.1f}" if any(known) else "none",
+        "Energy, kWh (estimate)": f"{energy / 1000:,.2f}{more}" if any(known) else "not known",
+    }
 
 
 def circumstance(unit: Unit) -> dict:
@@ -158,4 +203,5 @@ def table_row(cells) -> nodes.Node:
 
 def setup(app: Sphinx) -> dict:
     app.add_directive("measured-units", MeasuredUnits)
+    app.add_directive("spent", Spent)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -43,19 +43,19 @@ class Place(click.Path):
         return Path(value) if str(value).strip() else self.fail("it is empty, expected a path", parameter, context)
 
 
-def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = True) -> Callable:
+def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = True, needed: bool = True) -> Callable:
     """Give a command MODEL as its argument and the fields of `kind` as options, all `but` some.
 
     The function is called with `given`, the parameters that were typed, as `kind` takes them: what was left out is for
     the class to fill in, and defaults of other classes with the same fields stay theirs. `defaults` is whether those of
-    `kind` are shown.
+    `kind` are shown, `needed` whether there has to be a MODEL.
     """
     names = [name for name in kind.model_fields if name != "model" and name not in but]
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def asked(model: str, **options):
-            context, given = click.get_current_context(), {"model": model}
+        def asked(model: str | None, **options):
+            context, given = click.get_current_context(), {} if model is None else {"model": model}
             for name in names:
                 option = _parameter_name(name, kind.model_fields[name])
                 value = options.pop(option)
@@ -73,7 +73,7 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
         )
         for name in reversed(names):
             asked = _option(name, kind.model_fields[name], defaults)(asked)
-        return click.argument("model")(asked)
+        return click.argument("model", required=needed)(asked)
 
     return decorate
 

@@ -1,17 +1,19 @@
 """`deeper-layers plan`: what a sweep will cost, from the model's header and what results hold. Nothing is run."""
 
 import functools
+from pathlib import Path
 
 import click
 
 from deeper_layers import data, models, results
 from deeper_layers.command.answers import Answer, answering, table
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.sweep_parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
-from deeper_layers.models.sources import Source
+from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 
@@ -19,9 +21,14 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @click.command
-@asking(SweepParameters, but=("measure",))
+@click.option(
+    "--model-config", type=Place(), help="in place of MODEL: its config.json, which is all that is known of it"
+)
+@click.option("--machine", help='also seconds and memory there: "this", or a device and how many, like h100x8')
+@click.option("--heal", default="small", show_default=True, help=f"with --machine, of a healing: {', '.join(PRESETS)}")
+@asking(SweepParameters, but=("measure",), needed=False)
 @answering
-def plan(given: dict) -> Answer:
+def plan(given: dict, model_config: Path | None, machine: str | None, heal: str) -> Answer:
     """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
 
     Parameters come from the header or the configuration, what is measured already from results. For tasks that are
@@ -30,12 +37,23 @@ def plan(given: dict) -> Answer:
     \b
     deeper-layers plan embedded
     deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
+    deeper-layers plan --model-config config.json --machine h100x8
     """
-    content = planned(SweepParameters(**given))
-    return Answer(in_words(content), content)
+    if ("model" in given) == (model_config is not None):
+        raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
+    parameters = SweepParameters(**given)
+    source = _source(parameters) if model_config is None else models.configured(model_config, parameters.dtype)
+    content = planned(parameters, source)
+    text = in_words(content)
+    if machine is not None:
+        from deeper_layers.command import predicted  # slow
+
+        content["predicted"] = predicted.predicted(content, machine, heal, parameters, source)
+        text += "\n\n" + predicted.in_words(content["predicted"])
+    return Answer(text, content)
 
 
-def planned(parameters: SweepParameters) -> dict:
+def planned(parameters: SweepParameters, source: Source) -> dict:
     """What is known of a sweep before it runs; null is what is not.
 
     A layer-step is one layer run on one token; [least, most] where the cuts of the similarity rule are not known yet.
@@ -43,7 +61,6 @@ def planned(parameters: SweepParameters) -> dict:
 
     Raises InputError for what is no model, or parameters that do not fit it.
     """
-    source = _source(parameters)
     layers = source.num_layers
     sizes = sorted({size for task in parameters.task_list for size in parameters.size_list(layers, task)})
     given = parameters.given_cut
@@ -147,10 +164,10 @@ def _task(task: str, parameters: SweepParameters, source: Source) -> dict:
     if None not in cuts.values():
         from deeper_layers.experiments.sweeps import sweep_unit
 
-        unit = sweep_unit(task, cuts, parameters.but(measure=False), source, lambda: None, parameters.engine)
+        unit = sweep_unit(task, cuts, parameters.but(measure=False), source, lambda: None, engine=parameters.engine)
         if unit is not None:
             return plan | _measured(unit) | {"items": _items(unit)}
-    plan |= dict.fromkeys(("items", "requests", "generated", "tokens", "layer_steps", "unknown"))
+    plan |= dict.fromkeys(("items", "requests", "generated", "tokens", "length", "layer_steps", "unknown"))
     if not data.is_at_hand(task, parameters.datasets):
         return plan | {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
     try:
@@ -185,17 +202,21 @@ def _requests(task: str, cuts: dict, sizes: list[int], parameters: SweepParamete
     loaded = harness.load_tasks([task], num_fewshot=asked.shots, datasets=parameters.datasets)
     model, tokenizer = _without_weights(source, parameters.trust_remote_code)
     found = harness.collect_requests(loaded, model, tokenizer, limit=asked.limit)
-    tokens = tokens_of(plan_pieces(found.contexts, found.continuations, found.max_length))
+    pieces = plan_pieces(found.contexts, found.continuations, found.max_length)
+    tokens, lengths = tokens_of(pieces), [len(s.tokens) for piece in pieces for batch in piece.batches for s in batch]
     least, most = _layers_of_a_token(cuts, sizes, source.num_layers)
     items = {(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}
     return {
         "items": len(items), "requests": len(found.contexts), "generated": len(found.generations), "tokens": tokens,
+        "length": round(sum(lengths) / len(lengths), 1) if lengths else None,
         "layer_steps": [tokens * least, tokens * most],
     }  # fmt: skip
 
 
 @functools.lru_cache(maxsize=1)
 def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
+    if source.weights == CONFIGURED:  # it has no tokenizer: tokens are as the embedded model counts them
+        source = models.find_model(hashed=False)
     how = {"trust_remote_code": trust_remote_code}
     return models.empty_model(source, **how), models.tokenizer_of(source, **how)
 

@@ -42,7 +42,7 @@ def sweep(given: dict) -> Answer:
         cuts = cuts_of_tasks(parameters, source, opened)
     else:
         cuts = {task: {GIVEN: [Cut(0, 0), cut]} for task in parameters.task_list}
-    found = {task: sweep_unit(task, cuts[task], parameters, source, opened, parameters.engine) for task in cuts}
+    found = {task: sweep_unit(task, cuts[task], parameters, source, opened, engine=parameters.engine) for task in cuts}
     missing = [task for task, unit in found.items() if unit is None]
     units = {task: unit for task, unit in found.items() if unit}
     if not units:

@@ -66,6 +66,8 @@ class ResumedTrainer(Trainer):
         return tensors
 
     def _save_checkpoint(self, model, trial):
+        if not self.args.should_save:  # the first of several processes does
+            return
         if not all(bool(parameter.isfinite().all()) for parameter in self.trained.values()):
             return  # the next loss will be no number
         losses = [entry["loss"] for entry in self.state.log_history if "loss" in entry]

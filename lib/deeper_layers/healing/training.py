@@ -23,6 +23,7 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
@@ -37,6 +38,7 @@ from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import text_config
+from deeper_layers.models.streaming import replaced
 from deeper_layers.pruning import drop_layers
 
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
@@ -118,10 +120,14 @@ def train(
         folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
             last of them and ends with the same adapters; without, an interruption loses it.
 
+    Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
+    adapters. In float32, and without dropout, of which each process draws its own, the losses are those of one process
+    within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
+
     Raises:
         InputError: `add_adapters` refuses the model or the rank, there is no teacher to distill from, the texts don't
-            fill one step, the folder holds another healing, the disk is too full for checkpoints, or the loss became
-            not-a-number or infinite.
+            fill one step, the folder holds another healing, the disk is too full for checkpoints, the processes can't
+            share a step, or the loss became not-a-number or infinite.
     """
     sequences = sequences_to_learn(tokenizer, texts, config)
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
@@ -173,14 +179,35 @@ class _Healer(ResumedTrainer):
         self.variant = variant
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        mask = inputs.get("attention_mask")
-        self.state.num_input_tokens_seen += int(inputs["input_ids"].numel() if mask is None else mask.sum())
+        tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
+        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens))
         # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
         share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
         run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
         if (teacher := self.variant.teacher) is not None:
-            run = functools.partial(teacher.loss, items=num_items_in_batch if self.model_accepts_loss_kwargs else None)
-        return self.variant.loss(run, model, inputs, share)
+            # over processes gradients are averaged, and the items are those of all
+            of_all = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+            items = num_items_in_batch / self.accelerator.num_processes if of_all else None
+            run = functools.partial(teacher.loss, items=items)
+        healed = self.accelerator.unwrap_model(model)
+        return _through(model, healed, lambda: self.variant.loss(run, healed, inputs, share))
+
+
+def _through(wrapper: torch.nn.Module, model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> torch.Tensor:
+    """A loss of a model, computed as the forward pass of what wraps it to average gradients over processes.
+
+    Not every loss runs the model's own forward pass, by which a wrapper knows that gradients will come.
+    """
+    if wrapper is model:
+        return loss()
+    forward = model.forward
+
+    def run() -> torch.Tensor:
+        with replaced(model, forward):
+            return loss()
+
+    with replaced(model, run):
+        return wrapper()
 
 
 class _Variant:
@@ -243,7 +270,7 @@ class _Watch(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **_):
         options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
-        self.bar = tqdm(desc="healing", file=sys.stderr, **options)
+        self.bar = tqdm(desc="healing", file=sys.stderr, disable=not state.is_world_process_zero, **options)
 
     def on_step_end(self, args, state, control, **_):
         self._lasted = time.monotonic() - self._started
@@ -268,8 +295,14 @@ class _Watch(TrainerCallback):
 
 
 def _arguments(config: HealingConfig, place: Path, device: torch.device, *, checkpoints: bool) -> TrainingArguments:
+    """The Trainer's, which share the batches of a step between the processes that were started together."""
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
+        raise InputError(
+            "ACCELERATE_USE_FSDP is set, expected that each process holds the whole model, as adapters are kept and "
+            "resumed here: start them without FSDP, or on one device with quantization 'nf4'"
+        )
     reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(place),
         max_steps=config.steps,
         warmup_steps=config.warmup_steps,
@@ -277,7 +310,6 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
         lr_scheduler_type="cosine",
         optim="adamw_torch",
         per_device_train_batch_size=config.at_once,
-        gradient_accumulation_steps=config.batch_sequences // config.at_once,
         activation_checkpointing=config.gradient_checkpointing,
         **reentrant,
         seed=config.seed,
@@ -292,6 +324,14 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
         disable_tqdm=True,
         report_to="none",
     )
+    batches, processes = config.batch_sequences // config.at_once, arguments.world_size
+    if batches % processes:
+        raise InputError(
+            f"{processes} processes were started for steps of {batches} batches (batch_sequences over at_once), "
+            f"expected a divisor of {batches}: start so many, or change at_once"
+        )
+    arguments.gradient_accumulation_steps = batches // processes
+    return arguments
 
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:

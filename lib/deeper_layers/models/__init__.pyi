@@ -12,6 +12,7 @@ from .sizes import empty_model as empty_model
 from .sizes import sizes_of as sizes_of
 from .sizes import tokenizer_of as tokenizer_of
 from .sources import Source as Source
+from .sources import configured as configured
 from .sources import find_model as find_model
 from .sources import model_key as model_key
 from .sources import model_name as model_name

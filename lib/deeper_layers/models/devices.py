@@ -1,5 +1,6 @@
 """Where a model runs, and what that is called."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -16,7 +17,10 @@ def choose_device(name: str) -> str:
     Raises InputError for a device that is not there, or that holds no numbers.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        if torch.cuda.is_available():
+            # of several processes started together (torchrun), each has its own
+            return f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+        return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         if torch.empty(0, device=text("device", name)).is_meta:
             raise RuntimeError("it holds no numbers")

@@ -67,7 +67,8 @@ class Network:
     def bytes_remembered(self) -> float:
         """Bytes of keys and values, a token and layer; states that recur count as if each were of 8 tokens."""
         config = text_config(self.model.config)
-        if is_streamed(self.model):  # not all layers are read for a number: those of usual attention have this many
+        if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
+            # not all layers are read for a number: those of usual attention have this many
             heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize

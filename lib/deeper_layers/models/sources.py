@@ -18,6 +18,7 @@ from deeper_layers.results.units import all_units
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
+CONFIGURED = "none"  # of a Source of which there is a configuration alone
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,20 @@ def _commit(model: str, revision: str | None) -> str:
             "model into a folder, and give that"
         )
     return Path(path).parent.name
+
+
+def configured(path: Path, dtype: str = "auto") -> Source:
+    """A model of which only its config.json is there: enough to plan. Raises InputError where it is no decoder's."""
+    from deeper_layers.models.configuration import check_configuration, layers_of, read_config
+
+    check_configuration(content := read_json(path), path)
+    config = read_config(str(path), None, trust_remote_code=False)
+    default = content.get("dtype") or content.get("torch_dtype") or "float32"
+    resolved = default if dtype == "auto" else dtype
+    if resolved not in DTYPES:
+        raise InputError(f"dtype is {resolved!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
+    name = path.stem if path.name != "config.json" else path.resolve().parent.name
+    return Source(name, CONFIGURED, layers_of(config, str(path)), str(resolved), "no", str(path))
 
 
 def model_name(model: str) -> str:
