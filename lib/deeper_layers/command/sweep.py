@@ -28,11 +28,13 @@ def sweep(given: dict) -> Answer:
     """
     parameters = QuestionAnsweringParameters(**given)
     source = parameters.source()
-    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit  # slow: what is above may refuse
+    from deeper_layers.experiments.measurement import each  # slow: what is above may refuse
+    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit
 
     opened = functools.cache(lambda: parameters.open(source))
     cuts = cuts_of_tasks(parameters, source, opened)
-    found = {task: sweep_unit(task, cuts[task], parameters, source, opened) for task in cuts}
+    units_of = (functools.partial(sweep_unit, task, cuts[task], parameters, source, opened) for task in cuts)
+    found = dict(zip(cuts, each(units_of)))
     missing = [task for task, unit in found.items() if unit is None]
     units = {task: unit for task, unit in found.items() if unit}
     if not units:

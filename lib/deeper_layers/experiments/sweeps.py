@@ -10,7 +10,7 @@ from tqdm import tqdm
 from deeper_layers import evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.distances import distances_unit
-from deeper_layers.experiments.measurement import Measurement, items_of
+from deeper_layers.experiments.measurement import Measurement, each, items_of
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -37,18 +37,21 @@ def cuts_of_tasks(
 
 
 def sweep_unit(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable
-) -> Unit | None:
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
+    wait: bool = True,
+) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
     `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
-    units of their own, and the group's unit has what lm-eval makes of them. None where nothing is to be
-    measured and results hold no such unit.
+    units of their own, and the group's unit has what lm-eval makes of them: several processes share them. None where
+    nothing is to be measured and results hold no such unit.
+
+    Raises Taken where another process measures it and `wait` is False.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
-    def unit(name: str) -> Unit | None:
+    def unit(name: str, wait: bool) -> Unit | None:
         return Measurement(
             kind="sweep",
             name=name,
@@ -64,7 +67,8 @@ def sweep_unit(
             },
             reads=items_of([name], parameters.datasets),
             measure=functools.partial(measure, name),
-        ).unit(parameters)
+            in_parts=lambda: evaluation.is_group(name),
+        ).unit(parameters, wait)
 
     def measure(name, shards):
         if evaluation.is_group(name):
@@ -76,9 +80,9 @@ def sweep_unit(
     def of_group(name):
         loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
         leaves = tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)
-        units = [found for leaf in leaves if (found := unit(leaf))]
+        units = [found for found in each(functools.partial(unit, leaf) for leaf in leaves) if found]
         table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
-    return unit(task)
+    return unit(task, wait)
