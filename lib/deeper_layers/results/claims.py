@@ -25,7 +25,7 @@ from typing import NamedTuple
 import psutil
 
 from deeper_layers.errors import InputError
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files.staging import remove_abandoned, staging_folder
 
 BEAT = 15  # seconds between two touches
 STALE = 120  # seconds without one; a client of NFS may believe for 60 what it saw before
@@ -73,6 +73,7 @@ def claimed(path: Path, wait: bool = True) -> Iterator[None]:
     """
     place, own = path.with_suffix(".claim"), Holder.this()
     try:
+        remove_abandoned(place.parent)
         _take(place, own, wait)
     except OSError as error:
         raise InputError(
@@ -90,7 +91,8 @@ def claimed(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def clear(path: Path) -> None:
-    """Remove what a dead process left of its claim on a unit that is there."""
+    """Remove what a dead process left of its claim on a unit that is there, or of what it prepared for one."""
+    remove_abandoned(path.parent)
     if path.with_suffix(".claim").is_dir():
         with contextlib.suppress(Taken, InputError), claimed(path, wait=False):
             pass
