@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.utils import min_version, validate
 
 sys.path.insert(0, str(Path(workflow.basedir) / "lib"))
-from deeper_layers import results
+from deeper_layers import models, results
 from deeper_layers.command import jobs
 
 min_version("9.27")
@@ -28,7 +28,8 @@ RANDOM = {entry["random"]: f"{ANSWERS}/models/random-{entry['random']}" for entr
 ASKED = {}
 for entry in config["models"]:
     model = entry["model"] if "model" in entry else RANDOM[entry["random"]]
-    ASKED[results.slug(model if "model" in entry else Path(model).name)] = jobs.asked_of(config, model, entry)
+    name = models.model_name(model) if "model" in entry else Path(model).name
+    ASKED[results.slug(name)] = jobs.asked_of(config, model, entry)
 CODE = Path("lib/deeper_layers/experiments")
 PROGRAM = f"OMP_NUM_THREADS={{threads}} {sys.executable} -m deeper_layers {{params.command}}"
 # what is there is whole, whoever is killed, and where a job runs twice: its driver was killed and begun anew

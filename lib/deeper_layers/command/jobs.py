@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deeper_layers import results
+from deeper_layers.checks import LAYERS
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameter_texts import TASK, split
+from deeper_layers.experiments.parameter_texts import TASK, block_sizes, split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
 from deeper_layers.files.whole import read_json
 
@@ -21,6 +22,7 @@ PARAMETERS = {
     "report": HealingParameters,
 }
 NOT_TAKEN = {"plan": ("measure",), "heal": ("sizes", "rules"), "report": ("measure",)}
+PLACES = ("results", "datasets")
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
 START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a unit may take
 TRAINING = 4  # forwards that a step of training costs, with checkpoints of its activations
@@ -79,6 +81,21 @@ def asked_of(config: dict, model: str, entry: dict) -> Asked:
     return asked
 
 
+def config_of(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict:
+    """The configuration of one model, of what was typed for `report`; paths as they are from anywhere."""
+    options = {
+        name: str(Path(value).absolute()) if name in PLACES and value else value for name, value in given.items()
+    }
+    model, folder = options.pop("model"), options.pop("results", None)
+    sizes = HealingParameters(**given).sizes
+    heals = sizes != "all" and (notebooks == "all" or {"03", HealingParameters.notebook} & set(split(notebooks)))
+    return {
+        "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
+        "options": options, "heal": block_sizes(sizes, LAYERS) if heals else [], "notebooks": notebooks,
+        "results": folder, "answers": str(answers), "site": not no_site,
+    }  # fmt: skip
+
+
 def flags(options: dict) -> list[str]:
     """Options as they are typed."""
     typed = []
@@ -102,7 +119,7 @@ def megabytes(plan: Path, asked: Asked, attempt: int = 1) -> int:
     return attempt * math.ceil(SPARE * weights + kept + PROGRAM)
 
 
-def minutes(plan: Path, flops: float, otherwise: int, task: str | None = None, tokens: int | None = None) -> int:
+def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = None, tokens: int | None = None) -> int:
     """Time of a job on a machine of so many products a second: of a task as it is written, of training, or else
     of distances.
 
@@ -116,7 +133,7 @@ def minutes(plan: Path, flops: float, otherwise: int, task: str | None = None, t
     return START + math.ceil(SAFETY * 2 * steps * of_a_layer / flops / 60)
 
 
-def _layer_steps(plan: dict, task: str | None, tokens: int | None) -> float | None:
+def _layer_steps(plan: dict, task: str | None, tokens: int | None) -> int | None:
     """None where the plan does not know them; 0 of what is measured already."""
     if tokens is not None:
         return TRAINING * tokens * plan["layers"]
