@@ -11,12 +11,12 @@ torch.set_num_threads(1)
 
 # files that `make check` leaves out, by what they took: the others together take less than 90 s on two cores
 SLOW = {
-    "test_benchmarks", "test_bits", "test_book", "test_checkpoint_fuzz", "test_cluster", "test_command", "test_conformance",
+    "test_benchmarks", "test_bits", "test_book", "test_checkpoint_fuzz", "test_command", "test_conformance",
     "test_damage", "test_damaged_checkpoints", "test_dialects", "test_distillation", "test_embedded", "test_evaluation",
     "test_examples", "test_families", "test_faulty_results", "test_generation", "test_gguf_conversion",
     "test_gguf_damage", "test_healed", "test_healing", "test_kept_safe", "test_kills", "test_model_card", "test_mtp",
     "test_names", "test_outdated", "test_package_index", "test_resuming", "test_seeing", "test_streaming", "test_sweep",
-    "test_taken_away", "test_tree", "test_wheel", "test_words",
+    "test_taken_away", "test_tree", "test_wheel", "test_words", "test_cluster",
 }  # fmt: skip
 
 
