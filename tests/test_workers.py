@@ -130,6 +130,21 @@ def test_a_worker_takes_another_unit_and_waits_for_the_taken_one_at_the_end(tmp_
     assert [unit.name for unit in units] == ["text-0", "text-1", "text-2"]
 
 
+def test_workers_share_the_parts_of_a_large_unit(tmp_path):
+    def measure(shards):
+        parts = each([distances_of(number, tmp_path) for number in range(12)])
+        return parts[0].rows, {"tokens": 64}
+
+    whole = Measurement(
+        kind="similarity", name="whole", version=1, source=SOURCE, settings=SETTINGS | {"corpus": "whole"},
+        reads=[Data("wikipedia", lambda: "made up")], measure=measure, in_parts=lambda: True,
+    )  # fmt: skip
+    said = at_once(3, lambda _: whole.unit(Parameters(results=str(tmp_path / "results"))).path.name)
+    assert len(set(said)) == 1 and said[0].startswith("similarity-whole-")
+    assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(12))
+    assert len(all_units(tmp_path / "results")) == 13
+
+
 # ---- the dead --------------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,12 +23,17 @@ import warnings
 from pathlib import Path
 
 import psutil
+import yaml
+from click.testing import CliRunner
 
 from deeper_layers import results
+from deeper_layers.command import group
+from deeper_layers.command.jobs import asked_of
 from deeper_layers.experiments.measurement import each
 from deeper_layers.results.units import all_units
 from tests.cluster import slurm
 from tests.test_workers import UNITS, WORKERS, distances_of
+from tests.tiny import write_folder
 
 CONTEXT = multiprocessing.get_context("fork")
 
@@ -82,6 +88,20 @@ def round_of_workers(draw: random.Random, folder: Path, most: int) -> int:
 # ---- jobs and the driver -------------------------------------------------------------------------------------
 
 
+def straight_tiny(folder: Path) -> dict:
+    """What config/tiny.yml measures, by its commands one after the other in this process."""
+    config = yaml.safe_load((results.repository() / "config" / "tiny.yml").read_text())
+    for entry in config["models"]:
+        model = folder / "models" / f"random-{entry['random']}"
+        write_folder(entry["random"], model)
+        asked = asked_of(config | {"results": str(folder / "tiny")}, str(model), entry)
+        typed = [asked.command("sweep"), *(asked.command("heal", drop=drop) for drop in asked.heal)]
+        for command in typed:
+            done = CliRunner().invoke(group.main, shlex.split(command))
+            assert done.exit_code == 0, done.output
+    return measured(folder / "tiny")
+
+
 def snakemake(folder: Path, virtual: "slurm.Cluster | None") -> subprocess.Popen:
     profile = ["--profile", "profiles/slurm"] if virtual else ["--cores", "2"]
     command = [sys.executable, "-m", "snakemake", *profile, "--configfile", "config/tiny.yml", "--config"]
@@ -109,7 +129,7 @@ def round_of_jobs(draw: random.Random, folder: Path, most: int, virtual: "slurm.
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             if driver.wait(draw.uniform(0, 20)) == 0:
-                return killed
+                break
             driver = snakemake(folder, virtual)  # a job was killed more often than it is tried
         measured(folder / "results")
         if killed.total() >= most:
@@ -126,12 +146,16 @@ def round_of_jobs(draw: random.Random, folder: Path, most: int, virtual: "slurm.
         elif what == "job" and (running := jobs_of(folder)):
             draw.choice(running).kill()
             killed["job"] += 1
+        print(dict(killed), file=sys.stderr, flush=True)
+    while jobs_of(folder):  # begun by a driver that was killed
+        time.sleep(1)
+    return killed
 
 
 def main(workers: int, jobs: int = 0, seed: int = 0) -> None:
     draw, counts = random.Random(seed), collections.Counter()
-    state = results.provenance("a processor")  # to ask git takes longer than to measure
-    results.provenance = lambda _: state
+    plain, state = results.provenance, results.provenance("a processor")
+    results.provenance = lambda _: state  # to ask git takes longer than to measure
     with tempfile.TemporaryDirectory() as root, contextlib.ExitStack() as stack:
         straight = Path(root) / "straight"
         straight.mkdir()
@@ -143,20 +167,17 @@ def main(workers: int, jobs: int = 0, seed: int = 0) -> None:
             counts["workers killed"] += round_of_workers(draw, folder, workers - counts["workers killed"])
             same = measured(folder / "results") == expected and not left_over(folder / "results")
             counts[f"rounds of {UNITS} units: {'same' if same else 'WRONG'}"] += 1
+        results.provenance = plain
         virtual = None if not jobs or slurm.why_not() else stack.enter_context(slurm.started())
-        tiny = None
-        while (done := sum(counts[f"{what}s killed"] for what in ("job", "driver", "node"))) < jobs or tiny is None:
-            if not jobs:
-                break
-            folder = Path(root) / f"jobs {(number := number + 1)}".replace(" ", "-")
+        tiny = straight_tiny(Path(root)) if jobs else {}
+        while (done := sum(counts[f"{what}s killed"] for what in ("job", "driver", "node"))) < jobs:
+            folder = Path(root) / f"jobs-{(number := number + 1)}"
             folder.mkdir()
-            # the first is left alone: the others have to be like it
-            killed = round_of_jobs(draw, folder, 0 if tiny is None else min(jobs - done, 10), virtual)
+            killed = round_of_jobs(draw, folder, min(jobs - done, 10), virtual)
             counts.update({f"{what}s killed": count for what, count in killed.items()})
-            found = measured(folder / "results")
-            tiny = found if tiny is None else tiny
-            same = found == tiny and not left_over(folder / "results")
+            same = measured(folder / "results") == tiny and not left_over(folder / "results")
             counts[f"runs of config/tiny.yml: {'same' if same else 'WRONG'}"] += 1
+            print(json.dumps(counts), file=sys.stderr, flush=True)
     print(json.dumps(counts, indent=1, sort_keys=True))
 
 
