@@ -20,6 +20,7 @@ from pathlib import Path
 import psutil
 
 ETC = Path("/etc/slurm")
+PREFIX = "virtual-slurm-"
 NODES = ("virtual1", "virtual2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 CONFIGURATION = """
@@ -59,9 +60,18 @@ def why_not() -> str | None:
         return f"{missing[0]} is not installed: apt-get install slurmctld slurmd slurm-client"
     if os.geteuid() != 0:
         return "SLURM is started by root alone"
-    if (ETC / "slurm.conf").exists():
+    if os.path.lexists(ETC / "slurm.conf") and not is_abandoned(ETC / "slurm.conf"):
         return f"{ETC}/slurm.conf is of another SLURM"
     return None
+
+
+def is_abandoned(link: Path) -> bool:
+    """Whether it is a link of ours, left by a process that was killed."""
+    folder = Path(os.path.realpath(link)).parent
+    try:
+        return folder.name.startswith(PREFIX) and not psutil.pid_exists(int((folder / "slurmctld.pid").read_text()))
+    except OSError:  # gone
+        return True
 
 
 class Cluster:
@@ -89,6 +99,8 @@ class Cluster:
         key.write_bytes(os.urandom(1024))
         ETC.mkdir(exist_ok=True)
         for name in ("slurm.conf", "slurm.key"):
+            if (ETC / name).is_symlink() and is_abandoned(ETC / name):
+                (ETC / name).unlink()
             (ETC / name).symlink_to(self.folder / name)
             self.linked.append(ETC / name)
         self._daemon("slurmctld", ["slurmctld", "-D", "-i"])
@@ -162,7 +174,7 @@ class Cluster:
 @contextlib.contextmanager
 def started() -> Iterator[Cluster]:
     """A cluster, gone with all its processes at the end."""
-    with tempfile.TemporaryDirectory(prefix="virtual-slurm-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
         cluster = Cluster(Path(folder))
         try:
             cluster.start()

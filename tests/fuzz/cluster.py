@@ -132,7 +132,7 @@ def round_of_jobs(draw: random.Random, folder: Path, most: int, virtual: "slurm.
                 break
             driver = snakemake(folder, virtual)  # a job was killed more often than it is tried
         measured(folder / "results")
-        if killed.total() >= most:
+        if killed.total() >= most or not jobs_of(folder):  # a kill is one of a job, or while one runs
             continue
         what = draw.choice(["job", "driver", "node"] if virtual else ["job", "driver"])
         if what == "driver":
