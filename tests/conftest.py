@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 
 # files that `make check` leaves out, by what they took: the others together take less than 90 s on two cores
 SLOW = {
-    "test_any_cut", "test_benchmarks", "test_bits", "test_book", "test_checkpoint_fuzz", "test_command",
+    "test_any_cut", "test_benchmarks", "test_bits", "test_book", "test_checkpoint_fuzz", "test_cluster", "test_command",
     "test_conformance", "test_damage", "test_damaged_checkpoints", "test_dialects", "test_distillation",
     "test_distributed", "test_embedded", "test_evaluation", "test_examples", "test_families", "test_faulty_results",
     "test_generation", "test_gguf_conversion", "test_gguf_damage", "test_healed", "test_healing", "test_kept_safe",
@@ -50,38 +50,8 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """A folder saved by save_pretrained: a random Llama of 5 layers and a byte-level tokenizer, made without a hub."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from tests.tiny import write_folder
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
-    tokens = Tokenizer(models.BPE())
-    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokens.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<eos>", "<pad>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokens.train_from_iterator(["Question: What is the capital of this country?\nAnswer: The capital is"] * 2, trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<eos>", pad_token="<pad>")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=5,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=1024,
-        # large weights, so that the answers of two pruned models differ
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    write_folder("llama", folder)
     return folder

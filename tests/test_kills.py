@@ -1,8 +1,13 @@
-"""A checkpoint, a GGUF file and a unit, killed and failing at drawn calls: python -m tests.fuzz.kills draws more."""
+"""A checkpoint, a GGUF file and a unit, killed and failing at drawn calls, and workers killed at drawn moments.
+
+`python -m tests.fuzz.kills` and `python -m tests.fuzz.cluster` draw more.
+"""
 
 import json
 
-from tests.fuzz import kills
+import pytest
+
+from tests.fuzz import cluster, kills
 
 
 def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
@@ -10,3 +15,11 @@ def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
     counts = json.loads(capsys.readouterr().out)
     assert counts.pop("killed") == 60 and counts.pop("failed") == 40
     assert counts.keys() == {f"{name}: same" for name in ("slice", "GGUF", "unit")}
+
+
+@pytest.mark.filterwarnings("ignore:This process")  # is multi-threaded: progress bars have one
+def test_workers_killed_in_the_middle_lose_no_unit(capsys):
+    cluster.main(5, seed=3)
+    counts = json.loads(capsys.readouterr().out)
+    assert counts.pop("workers killed") == 5
+    assert list(counts) == [f"rounds of {cluster.UNITS} units: same"]

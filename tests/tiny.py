@@ -1,6 +1,7 @@
 """Tiny random decoder models of many families: the settings that all have, and what each needs besides."""
 
 import json
+import sys
 from pathlib import Path
 
 import gguf
@@ -134,6 +135,38 @@ def tiny_model(
     return model.to(dtype).eval()
 
 
+def byte_tokenizer():
+    """A byte-level tokenizer with few words of its own."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = Tokenizer(models.BPE())
+    tokens.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<eos>", "<pad>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokens.train_from_iterator(["Question: What is the capital of this country?\nAnswer: The capital is"] * 2, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<eos>", pad_token="<pad>")
+
+
+def write_folder(family: str, folder: Path) -> None:
+    """A folder as save_pretrained writes it: a random model of 5 layers with a byte-level tokenizer."""
+    tokenizer = byte_tokenizer()
+    # large weights, so that the answers of two pruned models differ
+    size = {"hidden_size": 32, "intermediate_size": 48, "max_position_embeddings": 1024, "initializer_range": 0.2}
+    special = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    settings = settings_of(family, 5, vocab_size=len(tokenizer), **size, **special)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type(family), **settings))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = False) -> Path:
     """A Llama with a byte-level tokenizer as a GGUF file in float32, as llama.cpp's converter would write it.
 
@@ -174,3 +207,7 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+if __name__ == "__main__":  # python -m tests.tiny FAMILY FOLDER
+    write_folder(sys.argv[1], Path(sys.argv[2]))

@@ -1,6 +1,7 @@
 """`deeper-layers report`: every notebook on one model, then the site."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import click
 
 from deeper_layers import checks, files, models, results
+from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned
@@ -28,9 +30,11 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.option("--notebooks", default="all", show_default=True, help='which: like "01, 02"')
 @click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
+@click.option("--cluster", type=click.Choice(["local", "slurm"]), help="each unit a job, on this machine or of SLURM, "
+              "with the profile of this name in profiles/")  # fmt: skip
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
-def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answer:
+def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
     """Run every notebook on MODEL, the plan of its sweep first, and build the site with its pages.
 
     Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
@@ -40,6 +44,7 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     \b
     deeper-layers report embedded --notebooks "01, 02"
     deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
+    deeper-layers report ORGANISATION/NAME --cluster slurm
     """
     root = _checkout()
     _check_installed()
@@ -48,6 +53,12 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
     for notebook, kind in kinds.items():
         kind(**asked[notebook])  # a mistake is found before anything runs
     name = models.model_name(given["model"])
+    if cluster and out:
+        raise InputError(
+            f"out is {str(out)!r}, and with --cluster notebooks lie in jobs/ of the repository: leave it out"
+        )
+    if cluster:
+        return _as_jobs(root, given, name, notebooks, cluster, no_site)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     print(in_words(planned(SweepParameters(**_of(SweepParameters, given)))), flush=True)
     files.check_writable(out)
@@ -64,12 +75,35 @@ def report(given: dict, notebooks: str, out: Path | None, no_site: bool) -> Answ
         print(f"[{number}/{len(asked)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
     site = None
     if made and not no_site:
-        site = _site(root, results.results_folder(given.get("results")))
+        site = _site(root, given)
     if failed:
         said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
         raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": str(site) if site else None})
+
+
+def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, no_site: bool) -> Answer:
+    """The Snakefile with a configuration for one model, which is kept: what was asked for can be asked again."""
+    if importlib.util.find_spec("snakemake") is None:
+        raise InputError("--cluster needs snakemake: install it with pip install 'deeper-layers[cluster]'")
+    answers = root / "jobs" / results.slug(name)
+    config = jobs.config_of(given, notebooks, answers, no_site or not _shown(root, given))
+    file = answers / "config.json"
+    files.check_writable(answers)
+    files.write_file(file, json.dumps(config, indent=1).encode())
+    command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{profile}", "--configfile", str(file)]
+    if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
+        raise InputError(
+            f"not all jobs were done: {answers / 'logs'} says why; the same command does those that are left"
+        )
+    made = sorted(map(str, answers.glob("*/report/*.ipynb")))
+    return Answer("\n".join([str(file), *made]), {"model": name, "config": str(file), "notebooks": made})
+
+
+def _shown(root: Path, given: dict) -> bool:
+    """Whether the site shows these results."""
+    return results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
 
 
 def _checkout() -> Path:
@@ -135,10 +169,10 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
     return None
 
 
-def _site(root: Path, folder: Path) -> Path | None:
+def _site(root: Path, given: dict) -> Path | None:
     """Build the site, where it shows what was measured; its page."""
-    if folder.resolve() != (root / "results").resolve():
-        print(f"no site: it shows {root / 'results'}, and these results are in {folder}", flush=True)
+    if not _shown(root, given):
+        print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
         return None
     if importlib.util.find_spec("jupyter_book") is None:
         raise InputError("the site needs jupyter-book: install it with pip install 'deeper-layers[book]', or --no-site")

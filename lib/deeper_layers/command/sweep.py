@@ -33,7 +33,8 @@ def sweep(given: dict) -> Answer:
     layers, cut = source.num_layers, parameters.given_cut
     if cut is not None:
         check_given(cut, layers)
-    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit  # slow: what is above may refuse
+    from deeper_layers.experiments.measurement import each  # slow: what is above may refuse
+    from deeper_layers.experiments.sweeps import cuts_of_tasks, sweep_unit
 
     # where another engine generates, the accelerator is for it
     opens = parameters if parameters.engine is None else parameters.but(device="cpu")
@@ -42,7 +43,9 @@ def sweep(given: dict) -> Answer:
         cuts = cuts_of_tasks(parameters, source, opened)
     else:
         cuts = {task: {GIVEN: [Cut(0, 0), cut]} for task in parameters.task_list}
-    found = {task: sweep_unit(task, cuts[task], parameters, source, opened, engine=parameters.engine) for task in cuts}
+    of_task = functools.partial(sweep_unit, engine=parameters.engine)
+    units_of = (functools.partial(of_task, task, cuts[task], parameters, source, opened) for task in cuts)
+    found = dict(zip(cuts, each(units_of)))
     missing = [task for task, unit in found.items() if unit is None]
     units = {task: unit for task, unit in found.items() if unit}
     if not units:

@@ -1,5 +1,6 @@
 """One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 from deeper_layers import data, evaluation, files, models, results
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
+from deeper_layers.results.claims import Taken, claimed, clear
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
 
@@ -54,6 +56,8 @@ class Measurement:
     reads: list[Data]
     measure: Callable[[Shards], tuple[pd.DataFrame, dict]] = field(repr=False)
     dtype: str | None = None  # where it is not the source's
+    # whether it is made of units of their own: each of them is claimed, so that several processes share them
+    in_parts: Callable[[], bool] = field(default=lambda: False, repr=False)
 
     @property
     def key(self) -> dict:
@@ -66,8 +70,10 @@ class Measurement:
         """Of the data: what several share is said once."""
         return ", ".join(dict.fromkeys(read.fingerprint() for read in self.reads))
 
-    def unit(self, parameters: Parameters) -> Unit | None:
+    def unit(self, parameters: Parameters, wait: bool = True) -> Unit | None:
         """The unit: read where results hold it, or one of more cuts; else measured and written.
+
+        Of many processes one measures it, on whatever machine. The others wait; where `wait` is False, Taken is raised.
 
         Data that are not at hand but on a hub are only read where no unit agrees in everything else: so a page is
         drawn from its units on a machine without a hub. Where `parameters.measure` is False, None for what results do
@@ -77,25 +83,37 @@ class Measurement:
         at_hand = all(data.is_at_hand(read.name, parameters.datasets) for read in self.reads)
         if at_hand:
             key["data"] = self.fingerprint
-        unit = results.find_unit(self.kind, self.name, key, folder)
-        if unit is not None and not results.has_parts(unit):
-            unit = None
+        unit = self._found(key, folder)
         if unit is None and parameters.measure:
             if not at_hand:
                 key["data"] = self.fingerprint
-            unit = self._measured(key, folder)
+            unit = self._claimed(key, folder, wait)
         if unit is not None:  # a page needs something to show
             parameters.record(self.source)
             if parameters.measure and unit.path:  # another process that measured it too was killed
                 Shards(unit.path.with_suffix(".partial")).remove()
+                clear(unit.path)
         return unit
 
-    def _measured(self, key: dict, folder: Path) -> Unit:
-        """Measured now, and written: the parts that an interrupted run left are taken up."""
+    def _found(self, key: dict, folder: Path) -> Unit | None:
+        unit = results.find_unit(self.kind, self.name, key, folder)
+        return unit if unit is not None and results.has_parts(unit) else None
+
+    def _claimed(self, key: dict, folder: Path, wait: bool) -> Unit:
+        """Measured now, unless another process was faster."""
         path = results.unit_path(self.kind, self.name, key, folder)
         files.check_writable(path.parent)
         files.check_room(path.parent)
         files.clean(path.parent)
+        if self.in_parts():
+            return self._measured(key, folder, path)
+        with claimed(path, wait):
+            with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
+                unit = self._found(key, folder)
+            return unit or self._measured(key, folder, path)
+
+    def _measured(self, key: dict, folder: Path, path: Path) -> Unit:
+        """Measured, and written: the parts that an interrupted run left are taken up."""
         shards = Shards(path.with_suffix(".partial"))
         shards.check()
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now
@@ -104,3 +122,19 @@ class Measurement:
         state |= measured | {"seconds_in_earlier_runs": shards.seconds_before}
         details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
         return results.write_unit(self.kind, self.name, key, state, rows, details, folder)
+
+
+def each(asked: Iterable[Callable[[bool], Unit | None]]) -> list[Unit | None]:
+    """Some units in order; each is asked for by a function of `wait`, as `Measurement.unit` has it.
+
+    Those that other processes are at work on are waited for when all others are there.
+    """
+    found: dict[int, Unit | None] = {}
+    taken = {}
+    for number, ask in enumerate(asked):
+        try:
+            found[number] = ask(False)
+        except Taken:
+            taken[number] = ask
+    found |= {number: ask(True) for number, ask in taken.items()}
+    return [found[number] for number in sorted(found)]

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from deeper_layers import evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.choosing import chosen_cuts
-from deeper_layers.experiments.measurement import Measurement, items_of
+from deeper_layers.experiments.measurement import Measurement, each, items_of
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -36,21 +36,23 @@ def chooser(
 
 def sweep_unit(
     task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
-    *, engine: str | None = None, kind: str = "sweep",
+    *, engine: str | None = None, kind: str = "sweep", wait: bool = True,
 ) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
     `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
-    units of their own, and the group's unit has what lm-eval makes of them. `engine` is what generates answers, see
-    `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what another engine writes may
-    differ by a rounding: both are units of another kind. None where nothing is to be measured and results hold no such
-    unit.
+    units of their own, and the group's unit has what lm-eval makes of them: several processes share them. `engine` is
+    what generates answers, see `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what
+    another engine writes may differ by a rounding: both are units of another kind. None where nothing is to be measured
+    and results hold no such unit.
+
+    Raises Taken where another process measures it and `wait` is False.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
     of_paper = set(cuts_of) <= set(RULES) and engine is None
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
-    def unit(name: str) -> Unit | None:
+    def unit(name: str, wait: bool) -> Unit | None:
         which = (
             {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
             if of_paper else {"engine": engine, "cuts": [cut.name for cut in cuts]}
@@ -69,7 +71,8 @@ def sweep_unit(
             },
             reads=items_of([name], parameters.datasets),
             measure=functools.partial(measure, name),
-        ).unit(parameters)
+            in_parts=lambda: evaluation.is_group(name),
+        ).unit(parameters, wait)
 
     def measure(name, shards):
         if evaluation.is_group(name):
@@ -84,9 +87,9 @@ def sweep_unit(
     def of_group(name):
         loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
         leaves = tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)
-        units = [found for leaf in leaves if (found := unit(leaf))]
+        units = [found for found in each(functools.partial(unit, leaf) for leaf in leaves) if found]
         table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
-    return unit(task)
+    return unit(task, wait)

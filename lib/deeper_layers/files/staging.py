@@ -44,7 +44,7 @@ def check_absent(path: Path) -> None:
 
     What a process left that was killed when its file had its name already goes here, since nothing follows.
     """
-    _remove_abandoned(path.parent)
+    remove_abandoned(path.parent)
     if os.path.lexists(path):
         raise InputError(f"{path} exists: give a file that does not, so that nothing is overwritten")
 
@@ -55,7 +55,7 @@ def staging_folder(parent: Path) -> Iterator[Path]:
 
     Raises OSError where it can't be made.
     """
-    _remove_abandoned(parent)
+    remove_abandoned(parent)
     folder, lock = _locked_folder(parent)
     try:
         yield folder
@@ -93,7 +93,7 @@ def _locked_folder(parent: Path) -> tuple[Path, io.BufferedWriter]:
             lock.close()
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
     """Remove the private folders whose lock nobody holds. One without a lock is removed only where it is empty."""
     for folder in parent.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):

@@ -1,0 +1,94 @@
+"""Units as jobs: what is typed for each, what it needs by the plan, and what is done again."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deeper_layers.command import jobs
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.results.places import AROUND as ROOT
+
+CONFIG = {"models": [], "options": {"limit": 10, "quantization": None, "text": "wikipedia"}, "results": "units"}
+PLAN = {
+    "layers": 10,
+    "sizes": [{"size": 0, "parameters": 10**9, "bytes": 2 * 10**9}],
+    "distances": {"tokens_at_most": 1000, "layer_steps_at_most": 10**4},
+    "tasks": [
+        {"task": "mmlu", "generated": 0, "layer_steps": [10**6, 6 * 10**6]},
+        {"task": "gsm8k", "generated": 5, "layer_steps": None},
+        {"task": "boolq", "unit": "there.json"},
+    ],
+}
+
+
+@pytest.fixture
+def plan(tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
+    return tmp_path / "plan.json"
+
+
+def test_each_command_gets_the_options_that_it_takes():
+    asked = jobs.asked_of(CONFIG, "a/b", {"model": "a/b", "options": {"limit": None, "tasks": "capitals, sums@5"}})
+    assert asked.command("distances") == "distances a/b --quantization none --results units --json"
+    assert list(asked.tasks.values()) == ["capitals", "sums@5"]
+    typed = asked.command("sweep", tasks="sums@5")
+    assert typed == "sweep a/b --limit none --quantization none --tasks sums@5 --results units --json"
+    assert "--text wikipedia" in asked.command("heal", drop=3) and "--sizes" not in asked.command("heal", drop=3)
+    assert jobs.flags({"no_site": True, "trust_remote_code": False}) == ["--no-site"]
+
+
+def test_what_no_command_takes_is_refused():
+    with pytest.raises(InputError, match="options of a/b have 'limits', expected some of model, revision"):
+        jobs.asked_of({"options": {"limits": 1}}, "a/b", {})
+    with pytest.raises(InputError, match="sizes is 'many'"):
+        jobs.asked_of(CONFIG, "a/b", {"options": {"sizes": "many"}})
+
+
+def test_memory_and_time_are_those_of_the_plan(plan):
+    asked = jobs.asked_of(CONFIG, "a/b", {"options": {"memory": 2}})
+    assert jobs.megabytes(plan, asked) == 2600 + 2148 + jobs.PROGRAM and jobs.megabytes(plan, asked, 2) > 13000
+    # 6 million layer-steps of 100 million parameters at 10^12 products a second are 1200 s
+    assert jobs.minutes(plan, 1e12, 99, "mmlu:5@20") == jobs.START + 20 * jobs.SAFETY
+    assert jobs.minutes(plan, 1e12, 99, "boolq") == jobs.START, "it is measured"
+    assert jobs.minutes(plan, 1e12, 99, "gsm8k") == 99, "how long its answers are is not known"
+    assert jobs.minutes(plan, 1e12, 99) == jobs.START + 1
+    assert jobs.minutes(plan, 1e12, 99, tokens=10**6) > 4 * jobs.START
+    with pytest.raises(FileNotFoundError):  # Snakemake asks again when it is there
+        jobs.megabytes(Path("nowhere.json"), asked)
+
+
+def test_an_answer_whose_unit_is_gone_is_forgotten(tmp_path):
+    (tmp_path / "unit.json").touch()
+    for name, content in {
+        "kept": {"unit": str(tmp_path / "unit.json")}, "lost": {"units": [str(tmp_path / "unit.json"), "gone.json"]},
+        "plan": PLAN,
+    }.items():  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "half.json").write_text('{"unit": ')
+    assert [path.stem for path in jobs.forget_lost(sorted(tmp_path.glob("*.json")))] == ["lost"]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == ["half", "kept", "plan", "unit"]
+
+
+def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
+    (tmp_path / "mirror").mkdir()
+    monkeypatch.chdir(tmp_path)
+    given = {"model": "a/b", "datasets": "mirror", "sizes": "0, 2-3"}
+    config = jobs.config_of(given, "all", tmp_path, True)
+    assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
+    assert jobs.config_of(given, "01, 02", tmp_path, False) == config | {
+        "heal": [], "notebooks": "01, 02", "site": True
+    }  # fmt: skip
+    (entry,) = config["models"]
+    assert jobs.asked_of(config, entry["model"], entry).heal == [0, 2, 3]
+
+
+def test_the_schema_and_the_configurations_know_the_same_words():
+    schema = yaml.safe_load((ROOT / "config" / "schema.yml").read_text())
+    for path in (ROOT / "config").glob("*.yml"):
+        config = yaml.safe_load(path.read_text())
+        if path.name != "schema.yml":
+            assert config.keys() <= schema["properties"].keys()
+            assert config.get("options", {}).keys() <= HealingParameters.model_fields.keys()
