@@ -42,7 +42,7 @@ def plan(given: dict, model_config: Path | None, machine: str | None, heal: str)
     if ("model" in given) == (model_config is not None):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     parameters = SweepParameters(**given)
-    source = _source(parameters) if model_config is None else models.configured(model_config, parameters.dtype)
+    source = source_of(parameters) if model_config is None else models.configured(model_config, parameters.dtype)
     content = planned(parameters, source)
     text = in_words(content)
     if machine is not None:
@@ -136,7 +136,7 @@ def _sizes_in_words(content: dict) -> str:
     return table(lines)
 
 
-def _source(parameters: SweepParameters) -> Source:
+def source_of(parameters: SweepParameters) -> Source:
     """The model; its weights are read for their hash only where results hold something of its name."""
     own = results.slug(models.model_name(parameters.model))
     known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))

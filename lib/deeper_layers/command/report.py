@@ -16,7 +16,7 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
-from deeper_layers.command.plan import in_words, planned
+from deeper_layers.command.plan import in_words, planned, source_of
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
@@ -60,7 +60,8 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
-    print(in_words(planned(SweepParameters(**_of(SweepParameters, given)))), flush=True)
+    parameters = SweepParameters(**_of(SweepParameters, given))
+    print(in_words(planned(parameters, source_of(parameters))), flush=True)
     files.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):

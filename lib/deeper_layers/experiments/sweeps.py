@@ -36,29 +36,30 @@ def chooser(
 
 def sweep_unit(
     task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
-    *, engine: str | None = None, kind: str = "sweep", wait: bool = True,
+    *, engine: str | None = None, kind: str | None = None, wait: bool = True,
 ) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
     `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
     units of their own, and the group's unit has what lm-eval makes of them: several processes share them. `engine` is
     what generates answers, see `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what
-    another engine writes may differ by a rounding: both are units of another kind. None where nothing is to be measured
-    and results hold no such unit.
+    another engine writes may differ by a rounding: both are units of another kind, as are scans (`kind`). None where
+    nothing is to be measured and results hold no such unit.
 
     Raises Taken where another process measures it and `wait` is False.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
-    of_paper = set(cuts_of) <= set(RULES) and engine is None
+    # blocks, by place: those of the paper's rules, or all of a scan
+    blocks = engine is None and (kind is not None or set(cuts_of) <= set(RULES))
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
     def unit(name: str, wait: bool) -> Unit | None:
         which = (
             {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
-            if of_paper else {"engine": engine, "cuts": [cut.name for cut in cuts]}
+            if blocks else {"engine": engine, "cuts": [cut.name for cut in cuts]}
         )  # fmt: skip
         return Measurement(
-            kind=kind if of_paper else "cuts",
+            kind=(kind or "sweep") if blocks else "cuts",
             name=name,
             version=VERSION,
             source=source,
@@ -80,7 +81,7 @@ def sweep_unit(
         options = parameters.sweep_options(task)
         how: dict = {"family": pruned()} if engine is None else {"engine": engine}
         table = evaluation.sweep(*opened(), [name], cuts, shards=shards, **how, **options)
-        if not of_paper and "cut" not in table:  # all are blocks
+        if not blocks and "cut" not in table:  # all are blocks
             table["cut"] = [Cut(*place).name for place in zip(table["start"], table["size"])]
         return table, dict(table.attrs)
 
