@@ -60,8 +60,8 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
-    parameters = SweepParameters(**_of(SweepParameters, given))
-    print(in_words(planned(parameters, source_of(parameters))), flush=True)
+    swept = SweepParameters(**_of(SweepParameters, given))
+    print(in_words(planned(swept, source_of(swept))), flush=True)
     files.check_writable(out)
     made, failed = {}, {}
     for number, (notebook, parameters) in enumerate(asked.items(), 1):
