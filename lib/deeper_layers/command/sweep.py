@@ -68,10 +68,10 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
         for rule, of_rule in cuts.items():
             pruned = [cut for cut in of_rule if cut.size]
             table_of = outcomes.kept(unit, pruned, first["metric"], task=None if task == unit.name else task)
-            kept.append(f"{rule} n = {outcomes.sizes_seen(table_of, 'kept')}")
+            kept.append(f"{outcomes.sizes_seen(table_of, 'kept')} ({rule})")
         parts.append(
             f"{task}, {first['metric']}: {first['items']} items{guessing}; within "
-            f"{outcomes.KEPT:.0%} of the whole model, surely, at {', '.join(kept)}\n"
+            f"{outcomes.KEPT * 100:.0f} points of the whole model, surely, at n = {', '.join(kept)}\n"
             + table([cells[size] for size in sorted(cells)])
         )
     return "\n\n".join(parts)
