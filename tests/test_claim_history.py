@@ -59,7 +59,7 @@ def test_intervals_that_are_none_are_named():
     drawn = {
         "data_sets": 2000, "draws": 1000, "command": "c", "provenance": {"commit": "0123456789"},
         "intervals": [interval(0.95), interval(0.99), interval(LOWEST)],
-        "decisions": [decided("at a limit", 0.07), decided("at another", 0.02), decided("clearly", 1.0)],
+        "decisions": [decided("exactly at a limit", 0.07), decided("exactly at another", 0.02), decided("clearly", 1.0)],
     }  # fmt: skip
     page = claim_history.reliability(drawn)
     assert "2 of 3 kinds" in page and page.count("(not 95%)") == 1

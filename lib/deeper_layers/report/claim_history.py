@@ -141,7 +141,7 @@ def reliability(drawn: dict | None) -> str:
         return "<p>Not measured: python -m benchmarks.verdicts</p>"
     intervals, decided = pd.DataFrame(drawn["intervals"]), pd.DataFrame(drawn["decisions"])
     within = intervals["held"].between(LOWEST, HIGHEST)
-    at_limits = decided[~decided["truth"].str.startswith("clearly")]
+    at_limits = decided[decided["truth"].str.contains("exactly")]
     worst = at_limits[[AGREES, DIFFERS]].max(axis=1)
     lead = (
         f"On {drawn['data_sets']:,} drawn data sets of each kind, {within.sum()} of {len(intervals)} kinds of 95% "
