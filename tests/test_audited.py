@@ -332,6 +332,7 @@ def test_14_lines_that_disagree_decide_nothing():
     assert "at 72%: agrees; " in shown[0].reason and "at 50%: differs" in shown[0].reason
 
 
+@pytest.mark.slow
 def test_9_no_published_verdict_rests_on_a_part_of_its_claim():
     rulings = ruled(all_units())
     for claim in CLAIMS:
@@ -349,6 +350,7 @@ def test_9_no_published_verdict_rests_on_a_part_of_its_claim():
 # ---- 17: what is written ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls():
     said = (AROUND / "notebooks" / "04-reasoning.ipynb").read_text(encoding="utf-8")
     assert "That it is written is not all there is to it" in said
