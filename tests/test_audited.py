@@ -8,8 +8,9 @@ import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.report import curves, deciding, decisions, healing_decisions, outcomes
+from deeper_layers.report.claims import CLAIMS, ruled, verdict_of
 from deeper_layers.report.evidence import Evidence, by_model
-from deeper_layers.report.significance import holm
+from deeper_layers.report.significance import ALPHA, holm
 from deeper_layers.report.thresholds import BENT, SPAN
 from deeper_layers.report.verdicts import (
     AGREES,
@@ -331,9 +332,25 @@ def test_14_lines_that_disagree_decide_nothing():
     assert "at 72%: agrees; " in shown[0].reason and "at 50%: differs" in shown[0].reason
 
 
+@pytest.mark.slow
+def test_9_no_published_verdict_rests_on_a_part_of_its_claim():
+    rulings = ruled(all_units())
+    for claim in CLAIMS:
+        for model, found in rulings[claim.identifier].items():
+            of_paper = [ruling for ruling in found if ruling.of_paper]
+            if verdict_of(found) == AGREES:
+                assert all(ruling.verdict == AGREES and not ruling.missing for ruling in of_paper), (claim, model)
+            for ruling in found:
+                if ruling.verdict in (AGREES, DIFFERS):
+                    assert ruling.corrected <= ALPHA and ruling.obstacle is None, (claim.title, model)
+                if ruling.verdict == OPEN and ruling.obstacle is None:
+                    assert "would decide" in ruling.reason or "hangs on" in ruling.reason
+
+
 # ---- 17: what is written ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls():
     said = (AROUND / "notebooks" / "04-reasoning.ipynb").read_text(encoding="utf-8")
     assert "That it is written is not all there is to it" in said

@@ -89,8 +89,9 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
         for rule, of_rule in cuts.items() if GIVEN not in cuts else ():
             pruned = [cut for cut in of_rule if cut.size]
             table_of = outcomes.kept(unit, pruned, first["metric"], task=None if task == unit.name else task)
-            kept.append(f"{rule} n = {outcomes.sizes_seen(table_of, 'kept')}")
-        said = f"; within {outcomes.KEPT:.0%} of the whole model, surely, at {', '.join(kept)}" if kept else ""
+            kept.append(f"{outcomes.sizes_seen(table_of, 'kept')} ({rule})")
+        points = f"{outcomes.KEPT * 100:.0f} points"
+        said = f"; within {points} of the whole model, surely, at n = {', '.join(kept)}" if kept else ""
         parts.append(
             f"{task}, {first['metric']}: {first['items']} items{guessing}{said}\n"
             + table([cells[key] for key in sorted(cells)])

@@ -206,6 +206,8 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
 
 def _best_constant(group: Unit) -> float:
     """Of a group of multiple-choice tasks the accuracy of always naming one choice; 0 where that is not known."""
+    if "units" in group.details and group.path is None:  # never written: its tasks lie nowhere
+        return 0.0
     try:
         leaves = outcomes.leaves_of(group)
     except InputError:  # the tasks are no longer there
