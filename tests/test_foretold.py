@@ -95,12 +95,12 @@ def test_neighbouring_starts_are_drawn_together():
 def test_the_interval_covers_what_neighbours_share():
     """Where blocks are alike their neighbours, a bootstrap of single blocks would be far too sure."""
     draw, inside = np.random.default_rng(0), 0
-    for _ in range(40):
+    for _ in range(25):
         first, second = draw.normal(size=(2, LAYERS))
         means = [np.array([of_layer[a : a + n].mean() for a, n in PLACES]) for of_layer in (first, second)]
-        found = of_each(geometry.foretold(table(distance=means[0]), table(cost=means[1]), "loss", resamples=200))
+        found = of_each(geometry.foretold(table(distance=means[0]), table(cost=means[1]), "loss", resamples=100))
         inside += found["distance"].low <= 0 <= found["distance"].high
-    assert inside >= 35  # of unrelated ones
+    assert inside >= 22  # of unrelated ones
 
 
 def a_unit() -> Unit:
