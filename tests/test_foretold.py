@@ -95,12 +95,12 @@ def test_neighbouring_starts_are_drawn_together():
 def test_the_interval_covers_what_neighbours_share():
     """Where blocks are alike their neighbours, a bootstrap of single blocks would be far too sure."""
     draw, inside = np.random.default_rng(0), 0
-    for _ in range(40):
+    for _ in range(25):
         first, second = draw.normal(size=(2, LAYERS))
         means = [np.array([of_layer[a : a + n].mean() for a, n in PLACES]) for of_layer in (first, second)]
-        found = of_each(geometry.foretold(table(distance=means[0]), table(cost=means[1]), "loss", resamples=200))
+        found = of_each(geometry.foretold(table(distance=means[0]), table(cost=means[1]), "loss", resamples=100))
         inside += found["distance"].low <= 0 <= found["distance"].high
-    assert inside >= 35  # of unrelated ones
+    assert inside >= 22  # of unrelated ones
 
 
 def a_unit() -> Unit:
@@ -141,6 +141,10 @@ def test_costs_are_of_the_unit_with_most_blocks():
     task = unit("sweep", "boolq", [("boolq", "acc", 0, 0, 0.75), ("boolq", "acc", 2, 1, 0.5)])
     task.rows["cut"] = ["0,0", "2,1"]
     task.rows.loc[2] = ["boolq", "acc", 0, 2, 0.0, "layers 0 2"]
+    three = unit("sweep", "capitals", [("capitals", "acc", at, min(at, 1), 1.0) for at in range(4)])
+    two_each = unit("sweep", "capitals", [("capitals", "acc", 0, 0, 1.0)] + [
+        ("capitals", "acc", at, size, 1.0) for size in (1, 2, 3) for at in range(2)])  # fmt: skip
+    assert geometry.costs([two_each, three])["Capitals, 5-shot"][1] is three
     nothing = unit("sweep", "piqa", [("piqa", "acc", 2, 1, 0.5)])  # beside what?
     found = geometry.costs([few, more, task, nothing])
     assert {what: unit for what, (_, unit) in found.items()} == {"loss on c4": more, "BoolQ, 5-shot": task}

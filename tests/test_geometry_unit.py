@@ -76,7 +76,7 @@ def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeyp
 def test_no_more_tokens_than_can_be_compared():
     with pytest.raises(InputError, match="samples is 256 and tokens 100, 25600 tokens in all, expected at most 4096"):
         GeometryParameters(tokens=100)
-    with pytest.raises(InputError, match="skip_sequences is 64, expected at most samples, 8"):
+    with pytest.raises(InputError, match="skip_sequences is 32, expected at most samples, 8"):
         GeometryParameters(samples=8)
 
 

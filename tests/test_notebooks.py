@@ -46,8 +46,8 @@ NOTEBOOKS = {
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
     "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
-    "14-geometry": (GeometryParameters, ["residual-cosines", "lens-divergence", "dimensions", "pairs"]),
     "13-which-layers": (WhichLayersParameters, ["block-maps"]),
+    "14-geometry": (GeometryParameters, ["residual-cosines", "skipped-layers", "dimensions", "pairs"]),
 }
 SMALL = {
     "01-similarity": {"samples": 8, "sequence_length": 32},

@@ -311,7 +311,7 @@ class GeometryParameters(Parameters):
     tokens: int = Field(8, ge=1, le=POINTS, description="kept of each sequence, evenly spaced up to the last")
     neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
     skip_sequences: int = Field(
-        64, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
+        32, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
     )
 
     def check(self) -> None:

@@ -3,7 +3,7 @@
 Letters in shapes: B sequences, T tokens, N kept tokens of all sequences of a batch, D width, L layers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from deeper_layers.geometry.measures import divergence, spectral_entropy
 from deeper_layers.models.network import Handed, Network, NotApart
 from deeper_layers.models.sublayers import only, sublayer
 
+ROWS = 32  # whose distributions over all tokens are there at once
 PARTS = (ATTENTION, MLP, "layer")  # what adds something to the residual: the two sublayers, and both together
 
 Batch = dict[str, torch.Tensor]
@@ -109,7 +110,7 @@ def _recorded(network: Network, batch: Batch, tokens: int) -> dict[str, np.ndarr
         "cosines": torch.stack(cosines, dim=1).cpu().numpy(),
         "norms": torch.stack(norms, dim=1).cpu().numpy(),
         "entropy": np.array(entropy).T,
-        "lens": _lens(network, finals),
+        "lens": apart(network, finals[-1], finals),
     }
 
 
@@ -119,8 +120,13 @@ def _state(hidden: Float[torch.Tensor, "B T D"], mask: Int[torch.Tensor, "B T"],
     return entropy, hidden[kept].float().cpu(), hidden[ends]
 
 
-def _lens(network: Network, finals: tuple[Float[torch.Tensor, "B D"], ...]) -> Float[np.ndarray, "B L1 2"]:
-    """Logit lens of the residuals at the last token; the last of them gives the output. A layer's logits at a time."""
-    output = network.logits(finals[-1])
-    found = [torch.stack(divergence(output, network.logits(residual)), dim=-1) for residual in finals]
-    return torch.stack(found, dim=1).cpu().numpy()
+def apart(
+    network: Network, output: Float[torch.Tensor, "N D"], others: Sequence[Float[torch.Tensor, "N D"]]
+) -> Float[np.ndarray, "N M 2"]:
+    """How far what M other residuals give as output is from what the first gives, see `measures.divergence`."""
+    found = []
+    for some in torch.arange(len(output)).split(ROWS):
+        logits = network.logits(output[some])
+        of_some = [torch.stack(divergence(logits, network.logits(other[some])), dim=-1) for other in others]
+        found.append(torch.stack(of_some, dim=1).cpu())
+    return torch.cat(found).numpy()

@@ -1,6 +1,6 @@
 """Each layer left out in turn: what changes in what later layers add, and in the output.
 
-Letters in shapes: B sequences, N kept tokens of all sequences of a batch, L layers.
+Letters in shapes: B sequences, T tokens, N kept tokens of all sequences of a batch, L layers.
 """
 
 from collections.abc import Iterable, Iterator
@@ -8,8 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from deeper_layers.geometry.measures import divergence
-from deeper_layers.geometry.recording import Batch, handed, last, network_of, places
+from deeper_layers.geometry.recording import Batch, apart, handed, network_of, places
 from deeper_layers.models.network import Network
 
 
@@ -26,7 +25,7 @@ def skipped(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) ->
     Returns:
         later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
             where layer s (row) was left out; 0 where m <= s, as nothing comes before the layer that is left out.
-        output [B, L]: at the last token KL, in nats, from the model's output to that without layer s.
+        output [N, L]: KL, in nats, from the model's output to that without layer s.
 
     Raises:
         InputError: the layers can't be run one by one, or have no attention and MLP of known names.
@@ -40,7 +39,7 @@ def skipped(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) ->
 def _skipped(network: Network, batch: Batch, tokens: int) -> dict[str, np.ndarray]:
     layers = len(network.layers)
     given, mask = handed(network, batch), batch["attention_mask"]
-    kept, ends = places(mask, tokens), last(mask)
+    kept = places(mask, tokens)
     later = np.zeros((len(kept[0]), layers, layers))
     whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
     for number in network.in_turn(list(range(layers))):
@@ -52,6 +51,5 @@ def _skipped(network: Network, batch: Batch, tokens: int) -> dict[str, np.ndarra
             changed = (without[skip][kept].double() - residual[kept].double()).cpu()
             later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
         without.append(before)
-    output = network.logits(whole[ends])
-    apart = [divergence(output, network.logits(residual[ends]))[0] for residual in without]
-    return {"later": later, "output": torch.stack(apart, dim=-1).cpu().numpy()}
+    output = apart(network, whole[kept], [residual[kept] for residual in without])[..., 0]
+    return {"later": later, "output": output}

@@ -16,9 +16,9 @@ Arrays = dict[str, np.ndarray]
 
 
 def of_layers(recorded: list[Arrays], skipped: list[Arrays]) -> dict[str, Float[np.ndarray, " L"]]:
-    """A value for each layer: means over the kept tokens of `recorded`, and over the sequences of `skipped`.
+    """A value for each layer, the mean over the kept tokens.
 
-    cosine_PART and norm_PART of each of PARTS, and skip: KL of the output without the layer.
+    Of `recorded` cosine_PART and norm_PART of each of PARTS, of `skipped` skip: KL of the output without the layer.
     """
     found = {}
     for name in ("cosine", "norm"):

@@ -146,7 +146,8 @@ def of_blocks(unit: Unit, distances: pd.DataFrame | None = None) -> pd.DataFrame
 def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
     """What dropping blocks costs, of one model, by what it is paid in: rows start, size, cost, and the unit.
 
-    Of several units of a text or task that with most blocks counts, not quantized before quantized, the latest.
+    Of several units of a text or task that counts which has most blocks to compare (see SIZE), most blocks, is not
+    quantized, the latest.
     """
     found: dict[str, list] = {}
     for unit in whole_units([unit for unit in units if unit.kind in ("loss", "sweep")]):
@@ -162,7 +163,8 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
 
     def rank(candidate: tuple[pd.DataFrame, Unit]) -> tuple:
         table, unit = candidate
-        return len(table), unit.key["quantization"] is None, unit.provenance["measured"]
+        comparable = int((table.groupby("size")["start"].transform("size") >= SIZE).sum())
+        return comparable, len(table), unit.key["quantization"] is None, unit.provenance["measured"]
 
     return {what: max(candidates, key=rank) for what, candidates in found.items()}
 

@@ -13,7 +13,7 @@ LAYER, STATE = "Layer, l", "Residual that enters layer l; the last one leaves th
 
 def by_layer(
     rows: pd.DataFrame, *, lines: Mapping[str, str], across: str, up: str, model: str, name: str,
-    from_zero: bool = True, provenance: str = "",
+    provenance: str = "",
 ) -> Figure:  # fmt: skip
     """Measures against depth, a line each.
 
@@ -33,5 +33,5 @@ def by_layer(
     room = 0.05 * ((high - low) or 1)
     picture.caption = f"{as_html(model)}: {'; '.join(map(as_html, lines.values()))}, by depth."
     picture.alt = f"Line chart for {model}, by depth: {'; '.join(courses)}."
-    ends = [min(0, low) if from_zero else low - room, high + room]
+    ends = [0 if low >= 0 else low - room, high + room]
     return picture.finish(name, provenance, data, x=[-0.5, data["start"].max() + 0.5], y=ends)
