@@ -70,7 +70,7 @@ def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, i
             dtypes.append(None)
             raise KeyboardInterrupt
         dtypes.append(dtype)
-        return HFLM(pretrained=str(folder), batch_size=6).generate_until(instances, disable_tqdm=True)
+        return HFLM(pretrained=str(folder), batch_size=6, device="cpu").generate_until(instances, disable_tqdm=True)
 
     monkeypatch.setattr(engines, "_generated", generated)
     done = typed("sweep", *asked, "--engine", "vllm", code=130)
