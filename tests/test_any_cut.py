@@ -152,6 +152,12 @@ def test_a_sweep_of_one_cut_is_kept_and_planned(tiny_folder, tmp_path, closed):
     shown = typed("sweep", *asked).stdout
     assert "capitals, acc: 6 items" in shown and CUT.name in shown and "nothing surely lost" not in shown
     assert "in results, measured in" in typed("plan", *asked).stdout
+    # and known of its checkpoint
+    pruned = ["prune", tiny_folder, tmp_path / "out", *LISTS, "--silence", "--results", tmp_path]
+    known = json.loads(typed(*pruned, "--dry-run", "--json").stdout)["scores"]
+    assert {score["topic"]: score["pruned"][0] for score in known}["Capitals"] == found[CUT.name, "acc"]
+    assert {score["rule"] for score in known} == {"this cut alone"}
+    assert "Capitals" in typed(*pruned, "--dry-run").stdout
 
 
 def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_path, closed, monkeypatch):

@@ -15,6 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation import engines
 from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments import sweep_parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import silence_sublayers
 from tests.test_command import said, typed
@@ -30,8 +31,9 @@ def opened(tiny_folder):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """As where vLLM is installed, of which only the name is looked at."""
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    """As where vLLM is installed."""
+    for module in (engines, sweep_parameters):
+        monkeypatch.setattr(module, "check_installed", lambda engine: None)
 
 
 def test_an_engine_that_is_not_installed_is_refused(opened, tiny_folder):
@@ -40,7 +42,7 @@ def test_an_engine_that_is_not_installed_is_refused(opened, tiny_folder):
     with pytest.raises(InputError, match="engine is 'sglang', expected None or one of 'vllm'"):
         sweep(*opened, [TASK], [CUT], engine="sglang")
     assert "--engine is 'vllm', which is not installed" in said("sweep", tiny_folder, "--engine", "vllm")
-    assert "--engine is 'tgi', expected one of None, 'vllm'" in said("sweep", tiny_folder, "--engine", "tgi")
+    assert "--engine is 'tgi', expected one of none, 'vllm'" in said("sweep", tiny_folder, "--engine", "tgi")
 
 
 def test_what_it_does_not_do_is_refused(opened, tiny_folder, installed):
@@ -68,7 +70,7 @@ def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, i
             dtypes.append(None)
             raise KeyboardInterrupt
         dtypes.append(dtype)
-        return HFLM(pretrained=str(folder), batch_size=6).generate_until(instances, disable_tqdm=True)
+        return HFLM(pretrained=str(folder), batch_size=6, device="cpu").generate_until(instances, disable_tqdm=True)
 
     monkeypatch.setattr(engines, "_generated", generated)
     done = typed("sweep", *asked, "--engine", "vllm", code=130)

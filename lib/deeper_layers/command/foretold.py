@@ -36,7 +36,7 @@ class Known:
     @classmethod
     def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "Known":
         scores = []
-        if units and cut.is_block:
+        if units:
             from deeper_layers.report import one_cut  # slow
 
             scores = one_cut.scores(units, cut)
@@ -55,7 +55,7 @@ class Known:
 
     def card(self, adapter: "Adapter | None") -> str:
         """What results say, for the model card."""
-        if not self.units or not self.cut.is_block:
+        if not self.units:
             return ""
         from deeper_layers.report import one_cut  # slow
 

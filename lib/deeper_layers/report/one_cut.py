@@ -11,11 +11,14 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import curves, outcomes
-from deeper_layers.report.evidence import Answers, Evidence, of_topic
+from deeper_layers.report.evidence import Answers, Evidence, of_topic, topic_of
 from deeper_layers.report.names import as_markdown
+from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
 
 LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
+WHOLE = Cut(0, 0).name
+ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
 ITEMS = 30  # a normal interval over fewer pairs says nothing
 
 Shares = tuple[float, float, float]  # an accuracy and its interval
@@ -71,13 +74,20 @@ def surely_ruined(before: Bool[np.ndarray, " I"], after: Bool[np.ndarray, " I"],
 
 
 def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Score]:
-    """What the units of one model say of a cut, by topic; of a healed one too, where its unit is given."""
+    """What the units of one model say of a cut, by topic; of a healed one too, where its unit is given.
+
+    Of a cut of any shape, and of what other rules than the paper's chose, that is what was swept by its name.
+    """
+    if not cut.is_block:
+        return _of_its_own(units, cut)
     evidence, found = Evidence(units), []
     for topic in evidence.topics:
         measured = evidence.measured(topic, cut, healed)
         if measured is not None:
             found.append(_score(topic, *measured, cut, healed))
-    return found + _losses(evidence, cut, healed)
+    known = {score.topic for score in found}
+    named = [] if healed else [score for score in _of_its_own(units, cut) if score.topic not in known]
+    return found + named + _losses(evidence, cut, healed)
 
 
 def cuts_known(units: list[Unit], rule: str) -> list[Cut]:
@@ -98,7 +108,7 @@ def card_text(units: list[Unit], cut: Cut, healed: Unit | None = None) -> str:
     """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins."""
     lines = [
         f"Angular distance of the dropped block: {value:.4f} (units of pi; {as_markdown(unit.name)}, {_how(unit)})."
-        for unit in units if unit.kind == "similarity" for value in _of(unit.rows, cut)["distance"]
+        for unit in units if unit.kind == "similarity" and cut.is_block for value in _of(unit.rows, cut)["distance"]
     ]  # fmt: skip
     if found := scores(units, cut, healed):
         lines += ["", *_table(found, healed is not None), ""]
@@ -125,6 +135,31 @@ def _score(topic: str, rule: str, answers: Answers, unit: Unit, names: list[str]
         topic, asked, "accuracy", len(before), _how(unit), _share(before), _share(after),
         None if mended is None else _share(mended), answers.guessing, ruined, largest, rule,
     )  # fmt: skip
+
+
+def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
+    """Scores of a cut that was swept by its name, beside the whole model."""
+    together: dict[tuple, list[Unit]] = {}
+    for unit in units:
+        if unit.kind == "cuts" and {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
+            how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], _opened(unit)
+            together.setdefault(how, []).append(unit)
+    found = []
+    for (topic, shots, *_), own in together.items():
+        right = [
+            np.concatenate([_right(unit.details["outcomes"][name][unit.name]) for unit in own])
+            for name in (WHOLE, cut.name)
+        ]
+        levels = [unit.details["levels"].get(unit.name, {"chance": 0.0}) for unit in own]
+        guessing = levels[0] if len(own) == 1 else {"chance": max(level["chance"] for level in levels)}
+        described = f"{topic}{f', {shots}-shot' if shots is not None else ''}, {len(right[0]):,} items"
+        answers = Answers(described, [Cut(0, 0), cut], np.stack(right), guessing, own[0].details["num_layers"])
+        found.append(_score(topic, ALONE, answers, own[0], [unit.name for unit in own], cut, None))
+    return found
+
+
+def _right(packed: dict[str, str]) -> Bool[np.ndarray, " I"]:
+    return unpack(packed[curves.main_metric([name for name in packed if name != "chosen"])]).astype(bool)
 
 
 def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
