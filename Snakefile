@@ -30,6 +30,7 @@ for entry in config["models"]:
     model = entry["model"] if "model" in entry else RANDOM[entry["random"]]
     name = models.model_name(model) if "model" in entry else Path(model).name
     ASKED[results.slug(name)] = jobs.asked_of(config, model, entry)
+NOTEBOOKS = [ANSWERS / model / "notebooks.json" for model, asked in ASKED.items() if asked.notebooks]
 CODE = Path("lib/deeper_layers/experiments")
 PROGRAM = f"OMP_NUM_THREADS={{threads}} {sys.executable} -m deeper_layers {{params.command}}"
 # what is there is whole, whoever is killed, and where a job runs twice: its driver was killed and begun anew
@@ -80,6 +81,7 @@ localrules:
 rule all:
     input:
         f"{ANSWERS}/site" if config["site"] else [],
+        NOTEBOOKS,
         [path for model in ASKED for path in answers(model)],
 
 
@@ -191,7 +193,7 @@ rule notebooks:
 
 rule site:
     input:
-        [ANSWERS / model / "notebooks.json" for model, asked in ASKED.items() if asked.notebooks],
+        NOTEBOOKS,
         [path for model in ASKED for path in answers(model)],
     output:
         touch(f"{ANSWERS}/site"),
