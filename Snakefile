@@ -4,6 +4,7 @@
 #     snakemake --profile profiles/slurm --configfile config/tiny.yml     # on the machines of SLURM
 #
 # A job's output is what its command answers: the unit is in results/, where a claim keeps two jobs from measuring it.
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,10 +31,13 @@ for entry in config["models"]:
     model = entry["model"] if "model" in entry else RANDOM[entry["random"]]
     name = models.model_name(model) if "model" in entry else Path(model).name
     ASKED[results.slug(name)] = jobs.asked_of(config, model, entry)
+NOTEBOOKS = [ANSWERS / model / "notebooks.json" for model, asked in ASKED.items() if asked.notebooks]
 CODE = Path("lib/deeper_layers/experiments")
-PROGRAM = f"OMP_NUM_THREADS={{threads}} {sys.executable} -m deeper_layers {{params.command}}"
+PYTHON = shlex.quote(sys.executable)
+PROGRAM = f"OMP_NUM_THREADS={{threads}} {PYTHON} -m deeper_layers {{params.command}}"
 # what is there is whole, whoever is killed, and where a job runs twice: its driver was killed and begun anew
-RUN = f"part={{output}}.$HOSTNAME.$$; trap 'rm -f $part' EXIT; {PROGRAM} > $part 2>> {{log}} && mv $part {{output}}"
+PART = "part={output:q}.$HOSTNAME.$$; trap 'rm -f \"$part\"' EXIT; "
+RUN = f'{PART}{PROGRAM} > "$part" 2>> {{log:q}} && mv "$part" {{output:q}}'
 
 if workflow.is_main_process:
     jobs.forget_lost(ANSWERS.glob("*/*.json"))
@@ -80,6 +84,7 @@ localrules:
 rule all:
     input:
         f"{ANSWERS}/site" if config["site"] else [],
+        NOTEBOOKS,
         [path for model in ASKED for path in answers(model)],
 
 
@@ -93,7 +98,7 @@ rule random_model:
     output:
         directory(f"{ANSWERS}/models/random-{{family}}"),
     shell:
-        f"{sys.executable} -m tests.tiny {{wildcards.family}} {{output}}"
+        f"{PYTHON} -m tests.tiny {{wildcards.family}} {{output:q}}"
 
 
 rule plan:
@@ -191,7 +196,7 @@ rule notebooks:
 
 rule site:
     input:
-        [ANSWERS / model / "notebooks.json" for model, asked in ASKED.items() if asked.notebooks],
+        NOTEBOOKS,
         [path for model in ASKED for path in answers(model)],
     output:
         touch(f"{ANSWERS}/site"),
@@ -202,4 +207,4 @@ rule site:
         mem_mb=jobs.PROGRAM * 2,
         runtime=config["minutes"],
     shell:
-        f"{Path(sys.executable).with_name('jupyter-book')} build book/ > {{log}} 2>&1"
+        f"{shlex.quote(str(Path(sys.executable).with_name('jupyter-book')))} build book/ > {{log:q}} 2>&1"

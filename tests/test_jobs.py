@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from deeper_layers.command import jobs
+from deeper_layers.command import jobs, main
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.results.places import AROUND as ROOT
@@ -92,3 +93,9 @@ def test_the_schema_and_the_configurations_know_the_same_words():
         if path.name != "schema.yml":
             assert config.keys() <= schema["properties"].keys()
             assert config.get("options", {}).keys() <= HealingParameters.model_fields.keys()
+
+
+def test_report_as_jobs_has_its_own_place_for_notebooks(tmp_path):
+    done = CliRunner().invoke(main, ["report", "a/b", "--cluster", "slurm", "--out", str(tmp_path / "out")])
+    assert done.exit_code == 1 and "with --cluster notebooks lie in jobs/" in done.output
+    assert not (tmp_path / "out").exists()
