@@ -52,7 +52,7 @@ def plan(given: dict, model_config: Path | None, machine: str | None, heal: str)
     return Answer(text, content)
 
 
-def planned(parameters: QuestionAnsweringParameters, source: Source) -> dict:
+def planned(parameters: QuestionAnsweringParameters, source: Source | None = None) -> dict:
     """What is known of a sweep before it runs; null is what is not.
 
     A layer-step is one layer run on one token; [least, most] where the cuts of the similarity rule are not known yet.
@@ -60,6 +60,7 @@ def planned(parameters: QuestionAnsweringParameters, source: Source) -> dict:
 
     Raises InputError for what is no model, or parameters that do not fit it.
     """
+    source = source or _source(parameters)
     layers = source.num_layers
     sizes = sorted({size for task in parameters.task_list for size in parameters.size_list(layers, task)})
     found = _distances(parameters, source)
