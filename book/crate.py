@@ -24,7 +24,13 @@ from deeper_layers.results.records import all_records
 from deeper_layers.results.units import Unit, all_units
 
 SITE = ROOT / "book" / "_build" / "html"
-PAPERS = ("README.md", "LICENSE", "CITATION.cff", "pyproject.toml", "constraints.txt")  # in the crate as they are
+PAPERS = {  # in the crate as they are
+    "README.md": "What this is, and how to use it.",
+    "LICENSE": "Under which code and results may be used.",
+    "CITATION.cff": "How to cite it.",
+    "pyproject.toml": "The packages that it needs.",
+    "constraints.txt": "The versions of packages that were tested.",
+}
 LICENSE = "https://spdx.org/licenses/{}"
 JSON = "application/json"
 
@@ -36,19 +42,21 @@ def crate_of(results: Path = ROOT / "results", site: Path = SITE) -> ROCrate:
         raise InputError(f"{results} holds no unit: measure something, or name another folder")
     crate = ROCrate(version="1.2")
     software = _described(crate, max(unit.provenance["measured"] for unit in units))
-    for name in PAPERS:
-        crate.add_file(ROOT / name, name, properties={"name": name, "encodingFormat": "text/plain"})
+    for name, about in PAPERS.items():
+        properties = {"name": name, "description": about, "encodingFormat": "text/plain"}
+        crate.add_file(ROOT / name, name, properties=properties, record_size=True)
     if (site / "index.html").is_file():
         properties = {"name": "The book, as a site", "description": "Every figure is drawn from the files in results/."}
         crate.add_dataset(site, "book", properties=properties)
     for unit in units:
         _add_unit(crate, unit, results, software)
     for record in all_records(results):
-        said = f"What the notebook {record.notebook} was asked for on {record.model}"
-        crate.add_file(
-            record.path, f"results/{record.path.relative_to(results).as_posix()}",
-            properties={"name": said, "encodingFormat": JSON, "dateCreated": record.recorded},
-        )  # fmt: skip
+        properties = {
+            "name": f"What the notebook {record.notebook} was asked for on {record.model}",
+            "description": "A notebook and its parameters.", "encodingFormat": JSON, "dateCreated": record.recorded,
+        }  # fmt: skip
+        path = record.path.relative_to(results).as_posix()
+        crate.add_file(record.path, f"results/{path}", properties=properties, record_size=True)
     return crate
 
 
@@ -60,7 +68,7 @@ def _described(crate: ROCrate, published: str) -> ContextEntity:
     license = LICENSE.format(cited["license"])
     crate.license = _entity(crate, license, "CreativeWork", name=cited["license"], description="Of code and results.")
     authors = [_entity(crate, f"#{i}", "Organization", name=one["name"]) for i, one in enumerate(cited["authors"], 1)]
-    crate.root_dataset["author"] = crate.root_dataset["publisher"] = authors
+    crate.root_dataset["author"] = crate.root_dataset["publisher"] = authors if len(authors) > 1 else authors[0]
     paper = cited["preferred-citation"]
     crate.root_dataset["citation"] = _entity(
         crate, paper["url"], "ScholarlyArticle", name=paper["title"],
@@ -85,8 +93,10 @@ def _add_unit(crate: ROCrate, unit: Unit, results: Path, software: ContextEntity
         unit.path, f"results/{path}",
         properties={
             "name": f"{unit.key['model']['name']}: {said['What']}", "encodingFormat": JSON,
-            "dateCreated": state["measured"], "contentSize": str(unit.path.stat().st_size),
+            "description": "Measured values, the answers item by item, and all that determined them.",
+            "dateCreated": state["measured"],
         },
+        record_size=True,
     )  # fmt: skip
     model = unit.key["model"]
     versions = ", ".join(f"{name} {version}" for name, version in state["packages"].items())
