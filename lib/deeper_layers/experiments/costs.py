@@ -158,7 +158,9 @@ def duration(seconds: int | float | None) -> str:
 
 def shape_of(model) -> Shape:
     """The shape of a model of transformers, which may be one without weights (`models.empty_model`)."""
-    from deeper_layers.healing.adapters import ffn_modules  # torch: only to read a model
+    from torch import nn  # only to read a model, as is the next
+
+    from deeper_layers.healing.adapters import ffn_modules
     from deeper_layers.models.decoder import decoder_layers, text_config
     from deeper_layers.models.network import Network
 
@@ -171,7 +173,7 @@ def shape_of(model) -> Shape:
     heads = getattr(config, "num_attention_heads", 0) or 0
     wide = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
     both = (getattr(config, "qk_head_dim", None) or wide) + (getattr(config, "v_head_dim", None) or wide)
-    linear = [module for module in layers.modules() if type(module).__name__ == "Linear"]
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     inner = max([config.hidden_size, *(m.out_features for m in linear)])
     try:
         modules = [model.get_submodule(name) for name in ffn_modules(model)]
