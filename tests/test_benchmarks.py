@@ -15,6 +15,7 @@ from benchmarks import (
     gained,
     generation,
     healing,
+    searching,
     side_by_side,
     similarity,
     slicing,
@@ -66,6 +67,12 @@ def test_agreement(run):
 def test_generation(run):
     found = run(generation, "--tasks", "sums_one_digit_generated", "--limit", "5", "--sizes", "0,2")
     assert found["texts_equal"] == found["texts"] == 10
+
+
+def test_searching(run):
+    found = run(searching, "--size", "2", "--tokens", "64", "--length", "32", "--repeats", "1")
+    assert list(found["rules"]) == ["greedy", "block-pruner"] and found["tokens"] == 64
+    assert all(rule["same_layers"] and rule["times_faster"] > 0 for rule in found["rules"].values())
 
 
 def test_similarity(run):
