@@ -1,124 +1,100 @@
-"""Greedy search by loss through the tree of layers beside a loop over its candidates, in the same batches.
+"""Greedy searches by loss through the tree of layers, beside one pruned model after another.
 
-Both search by themselves, to the same number of layers, step by step in turns; a bare pass of the whole model over the
-same tokens is timed in the same turns. The price in bare passes is printed before. Printed after: both orders and
-whether they are one, the ratio of times, bare passes, the largest difference of a loss.
+(a) each candidate of a step alone: `drop_layers`, or its sublayers silenced, and its loss; (b) ours, in the same batch.
+The same layers in the same order, or the benchmark fails. The price in bare passes of the whole model is printed
+before; after it seconds of both by turns, their ratio, and how many bare passes they came to.
 
-    python -m benchmarks.searching NAME --samples 16 --length 128
+    python -m benchmarks.searching NAME --rules greedy,block-pruner --size 8
 """
 
 import argparse
-import time
+import contextlib
+import functools
+import statistics
 
-import numpy as np
 import torch
 
 from benchmarks import side_by_side
-from benchmarks.sweep import bare_pass
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.data import corpora
-from deeper_layers.data.tokens import text_batches
+from deeper_layers.data.tokens import sequences
 from deeper_layers.evaluation.searching import losses_on
-from deeper_layers.evaluation.sweeps import plan_requests
-from deeper_layers.family.abilities import Abilities
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.models.decoder import num_layers
+from deeper_layers.family.planning import BATCH_TOKENS
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.opening import load_model
+from deeper_layers.models.sublayers import only
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import REGISTERED
-from deeper_layers.rules.greedy import greedy_order
+from deeper_layers.rules.rule import Known
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the file in benchmarks/measured")
     parser.add_argument("--model", default="embedded")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--drop", type=int, help="layers to drop in the end; by default half of them")
+    parser.add_argument("--dtype", default="float32", help="in which both give the same losses")
+    parser.add_argument("--rules", default="greedy,block-pruner")
+    parser.add_argument("--size", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=2048)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=2)
     options = parser.parse_args()
     side_by_side.start()
 
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    layers = num_layers(model)
-    most = options.drop or layers // 2
-    batches = text_batches(tokenizer, corpora.texts("wikipedia"), samples=options.samples, length=options.length)
-    sequences = [
-        ids[mask.bool()] for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)
-    ]
-    tokens = sum(map(len, sequences))
-    price = REGISTERED["greedy"].passes(most, layers)
-    print(f"greedy: at most {price:,.1f} bare passes over {tokens:,} tokens", flush=True)
-    loop = Loop(model, sequences)
-    losses = {"tree": losses_on(model, sequences), "loop": loop.losses}
-    seconds: dict[str, list[float]] = {"tree": [], "loop": [], "bare": []}
-    found: dict[str, list] = {"tree": [], "loop": []}
-
-    def side(way: str):
-        """The losses of a step, timed."""
-
-        def timed(cuts: list[Cut]):
-            start = time.perf_counter()
-            of_step = losses[way](cuts)
-            seconds[way].append(time.perf_counter() - start)
-            found[way].append(of_step)
-            print(f"{way}, step {len(found[way])} of {most}: {seconds[way][-1]:.1f} s", flush=True)
-            return of_step
-
-        return timed
-
-    losses["tree"]([Cut(1, 1), Cut(2, 1)])  # the first pass of a process is slow
-    orders: dict[str, list[int]] = {"tree": [], "loop": []}
-    for step in range(most):
-        for way in ("tree", "loop") if step % 2 else ("loop", "tree"):
-            orders[way] = next_of(orders[way], layers, side(way))
-        _, passed, _ = side_by_side.measured(lambda: bare_pass(model, loop.pieces))
-        seconds["bare"].append(passed)
-    total = {way: sum(seconds[way]) for way in orders}
-    bare = float(np.median(seconds["bare"]))
-    apart = max(float(np.abs(np.subtract(*of_step)).max()) for of_step in zip(found["tree"], found["loop"]))
-    side_by_side.keep(
-        f"searching-{options.name}",
-        {
-            "model": options.model, "dtype": options.dtype, "layers": layers, "dropped": most, "tokens": tokens,
-            "orders": orders, "same_order": orders["tree"] == orders["loop"], "largest_difference": apart,
-            "seconds": {way: round(passed, 1) for way, passed in total.items()}, "seconds_bare": round(bare, 3),
-            "times_faster_than_loop": round(total["loop"] / total["tree"], 2),
-            "bare_passes": {way: round(passed / bare, 1) for way, passed in total.items()},
+    texts = corpora.texts("wikipedia", split="train")
+    text = sequences(tokenizer, texts, length=options.length, tokens=options.tokens)
+    layers, sizes, found = num_layers(model), list(range(options.size + 1)), {}
+    tokens = sum(map(len, text))
+    if tokens > BATCH_TOKENS:
+        parser.error(f"--tokens makes {tokens}, expected at most {BATCH_TOKENS}: both ways run one batch")
+    ways = {"one_by_one": one_by_one(model, text), "ours": losses_on(model, text)}
+    for way in ways.values():  # the first pass of a process is slow
+        way([Cut(0, 0)])
+    for rule in options.rules.split(","):
+        seconds: dict[str, list[float]] = {way: [] for way in (*ways, "bare")}
+        price = REGISTERED[rule].passes(options.size, layers)
+        print(f"{rule}: at most {price:,.1f} passes of the whole model over {tokens:,} tokens", flush=True)
+        for _ in range(options.repeats):
+            cuts = {}
+            for way, losses in ways.items():
+                choose = functools.partial(REGISTERED[rule].choose, sizes, Known(layers, losses=losses))
+                cuts[way], took, _ = side_by_side.measured(choose)
+                seconds[way].append(round(took, 2))
+            _, took, _ = side_by_side.measured(lambda: ways["one_by_one"]([Cut(0, 0)]))
+            seconds["bare"].append(round(took, 3))
+            assert cuts["ours"] == cuts["one_by_one"], f"{rule}: other layers: {cuts}"
+        pairs = zip(seconds["one_by_one"], seconds["ours"], strict=True)
+        found[rule] = {
+            "seconds": seconds,
+            "times_faster": round(statistics.median(alone / ours for alone, ours in pairs), 2),
+            "bare_passes": round(statistics.median(seconds["ours"]) / statistics.median(seconds["bare"]), 1),
             "bare_passes_priced": round(price, 1),
-        },
-    )  # fmt: skip
+            "largest": cuts["ours"][-1].describe(layers),
+            "same_layers": True,
+        }
+    content = {
+        "model": options.model, "dtype": options.dtype, "layers": layers, "size": options.size, "tokens": tokens,
+    }  # fmt: skip
+    side_by_side.keep(f"searching-{options.name}", {**content, "rules": found})
 
 
-def next_of(order: list[int], layers: int, losses) -> list[int]:
-    """An order with the layer that the search drops next."""
-    known = iter(order)
+def one_by_one(model, text):
+    """(a): each pruned model for itself, all sequences in one batch."""
+    ids = torch.stack(text).long()
 
-    def or_known(cuts: list[Cut]):
-        """Losses by which the layers that are dropped already win again."""
-        layer = next(known, None)
-        return losses(cuts) if layer is None else [float(layer not in cut.dropped) for cut in cuts]
+    @torch.inference_mode()
+    def loss(cut: Cut) -> float:
+        pruned = drop_layers(model, Cut.of(cut.dropped))
+        kept = cut.kept(num_layers(model))
+        with contextlib.ExitStack() as stack:
+            for part, indices in ((MLP, cut.attention), (ATTENTION, cut.mlp)):  # what still runs of them
+                for index in indices:
+                    stack.enter_context(only(decoder_layers(pruned)[kept.index(index)], part))
+            logits = pruned(input_ids=ids, use_cache=False).logits[:, :-1]
+        return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten()))
 
-    return greedy_order(len(order) + 1, layers, or_known)
-
-
-class Loop:
-    """Each candidate by itself, in our batches, nothing shared."""
-
-    def __init__(self, model, sequences: list[torch.Tensor]):
-        self.model, self.tokens = model, sum(len(ids) - 1 for ids in sequences)
-        rows = [ids.tolist() for ids in sequences]
-        whole = PrunedFamily(model, [Cut(0, 0)], Abilities())
-        plan = plan_requests(whole, [ids[:1] for ids in rows], [ids[1:] for ids in rows], max(map(len, rows)))
-        self.pieces = plan.pieces
-
-    def losses(self, cuts: list[Cut]) -> list[float]:
-        found = []
-        for cut in cuts:
-            family = PrunedFamily(drop_layers(self.model, cut), [Cut(0, 0)], Abilities())
-            found.append(-sum(family.run(piece)[0].sum() for piece in self.pieces) / self.tokens)
-        return found
+    return lambda cuts: [loss(cut) for cut in cuts]
 
 
 if __name__ == "__main__":

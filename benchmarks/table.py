@@ -104,16 +104,17 @@ def _lines(kind: str, content: dict) -> list[str]:
             )
         ]
     if kind == "searching":
+        left = content["layers"] - content["size"]
         return [
             _line(
-                f"greedy search by loss down to {content['dropped']} of {content['layers']} layers, "
-                f"{content['tokens']:,} tokens, {dtype}",
-                "a loop over the candidates, in the same batches",
-                f"**{content['times_faster_than_loop']:.1f} times faster**; {content['bare_passes']['tree']:.0f} bare "
-                f"passes",
-                f"the same order: {_yes(content['same_order'])}; losses within {content['largest_difference']:.0e}",
+                f"search by loss, {rule}, down to {left} of {content['layers']} layers, {content['tokens']:,} tokens, "
+                f"{dtype}",
+                "a loop over the candidates, in the same batch",
+                f"**{found['times_faster']:.1f} times faster**; {found['bare_passes']:.0f} bare passes",
+                "the same layers in the same order",
                 command,
             )
+            for rule, found in content["rules"].items()
         ]
     if kind == "generation":
         return [

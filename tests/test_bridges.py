@@ -176,12 +176,16 @@ def test_it_opens_in_plain_transformers(how, model, sequences, tmp_path):
     torch.testing.assert_close(logits(opened, sequences), logits(made, sequences))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["gemma2", "granite"])
-def test_what_is_normalized_or_scaled_afterwards_takes_no_linear_map(family, sequences):
-    other = tiny_model(family, layers=4)
+def test_what_is_normalized_or_scaled_afterwards_takes_no_linear_map(family, dtype, sequences):
+    other = tiny_model(family, layers=4, dtype=dtype)
     with pytest.raises(InputError, match="normalized or scaled on its way .*choose another rule"):
         bridged(other, Cut(1, 2), sequences)
-    assert bridged(other, Cut(1, 2), sequences[:2], TRAINED).config.num_hidden_layers == 2
+    trained = bridged(other, Cut(1, 2), sequences[:2], TRAINED)
+    assert trained.config.num_hidden_layers == 2 and matrix(trained, 0).dtype == dtype
+    half = tiny_model("llama", layers=4, dtype=dtype)
+    assert matrix(bridged(half, Cut(1, 2), sequences), 0).dtype == dtype
 
 
 def test_what_can_not_be_bridged_or_merged(model, sequences):

@@ -18,14 +18,14 @@ from torch import nn
 from deeper_layers.cuts import MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import Network
+from deeper_layers.models.network import Call, Network, NotApart
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.residuals import residuals_of
 from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, TRAINED
 
 HOW = (LEAST_SQUARES, COSINE, TRAINED)
-EXACT = 1e-4  # relative: what the MLP adds arrives in the residual as it is
+EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
 EPOCHS, AT_ONCE, COSINE_RATE = 10, 1024, 1e-4  # of the descent by cosine: over all tokens, so many a step
 ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
 
@@ -81,18 +81,18 @@ def _writer(model, layer: int) -> nn.Linear:
             f"the MLP of layer {layer} of {type(model).__name__} ends in no single matrix of real numbers, so that no "
             "linear map can be folded into it: choose another rule"
         )
-    ids = torch.arange(1, 9)
+    # in double precision on residuals of our own: what rounding leaves open is decided here
+    draw = torch.Generator().manual_seed(0)
+    residual = torch.randn(1, TRIED, module.out_features, generator=draw, dtype=torch.float64).to(module.weight.device)
+    shift = torch.linspace(-1, 1, module.out_features, dtype=torch.float64, device=module.weight.device)
+    apart = copy.deepcopy(decoder_layers(model)[layer]).double()
+    (_, ending), *_ = writers(apart, MLP)
+    call = _called(model, torch.arange(TRIED), layer, torch.float64)
     with torch.inference_mode():
-        before = residuals_of(model, ids)[layer + 1]
-        shift = before.std() * torch.linspace(-1, 1, before.shape[-1], dtype=before.dtype, device=before.device)
-        handle = module.register_forward_hook(lambda _, __, output: output + shift.to(output.dtype))
-        try:
-            moved = residuals_of(model, ids)[layer + 1] - before
-        finally:
-            handle.remove()
-    # half precision rounds both residuals
-    most = max(EXACT, 8 * torch.finfo(module.weight.dtype).eps) * before.abs().max()
-    if (moved - shift).abs().max() > most:
+        before = call(apart, residual)
+        ending.register_forward_hook(lambda _, __, output: output + shift)
+        moved = call(apart, residual) - before
+    if (moved - shift).abs().max() > EXACT:
         raise InputError(
             f"what the MLP of layer {layer} of {type(model).__name__} adds is normalized or scaled on its way into the "
             "residual, so that no linear map can be folded into it exactly: choose another rule"
@@ -153,7 +153,7 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
         raise InputError(f"layer {below} has quantized weights, which can't be trained: open the model without that")
     if not sequences:
         raise InputError("there is no sequence to train a layer on: give at least one")
-    network, dtype = Network(model), next(layer.parameters()).dtype
+    dtype = next(layer.parameters()).dtype
     layer.float().requires_grad_(True)
     steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
     draw = torch.Generator().manual_seed(0)
@@ -162,21 +162,28 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
             sequence = sequences[number]
             with torch.no_grad():
                 entering, wanted = (residuals_of(model, sequence)[place].float().clone() for place in (below, above))
-                call = network.handed(sequence[None].to(network.device)).calls[below]
+                call = _called(model, sequence, below, torch.float32)
             with torch.enable_grad():
-                loss = nn.functional.mse_loss(_in_float(call)(layer, entering[None])[0], wanted)
+                loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
                 steps.zero_grad()
                 loss.backward()
                 steps.step()
     layer.to(dtype).requires_grad_(False)
 
 
-def _in_float(call):
-    """The same arguments of a layer, real numbers among them in 32 bits."""
+def _called(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype) -> Call:
+    """What a layer is handed for tokens [T] besides the residual, real numbers in a data type."""
 
     def cast(value):
         if isinstance(value, torch.Tensor):
-            return value.float() if value.is_floating_point() else value
+            return value.to(dtype) if value.is_floating_point() else value
         return tuple(map(cast, value)) if isinstance(value, tuple) else value
 
-    return type(call)(cast(call.arguments), {name: cast(value) for name, value in call.named.items()})
+    network = Network(model)
+    try:
+        call = network.handed(sequence[None].to(network.device)).calls[layer]
+    except NotApart:
+        raise InputError(
+            f"the layers of {type(model).__name__} can't be run one by one, and so not be fitted: choose another rule"
+        ) from None
+    return Call(cast(call.arguments), {name: cast(value) for name, value in call.named.items()})

@@ -224,7 +224,7 @@ class Picture:
 
     @matplotlib.rc_context(PRINT)
     def colour_bar(self, mappable, title):
-        self.static.colorbar(mappable, ax=self.axes[0], label=title)
+        self.static.colorbar(mappable, ax=self.axes.tolist(), label=title)
         low, high = mappable.get_clim()
         stops = [[stop, to_hex(mappable.cmap(stop))] for stop in np.linspace(0, 1, 11).round(1).tolist()]
         bar = {"title": {"text": title, "side": "top"}, "orientation": "h", "thickness": 12}
