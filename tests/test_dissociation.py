@@ -134,6 +134,15 @@ def test_what_cannot_be_shown_says_why(units, why):
     assert dissociation.of_models([found]) == {}
 
 
+def test_an_open_verdict_says_how_many_questions_would_decide():
+    def needed(middle, late):
+        return dissociation.items_needed(dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100))
+
+    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == 400  # an interval half as wide leaves 0
+    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == 900  # or a third as wide what was expected
+    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == 400  # whichever comes first
+
+
 def test_a_model_follows_all_its_questions():
     def of(*verdicts):
         rulings = [dissociation.Ruling("tiny", str(number), verdict) for number, verdict in enumerate(verdicts)]

@@ -149,6 +149,7 @@ class Ruling:
     verdict: str
     statistics: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     level: float = math.nan
+    items: int = 0  # questions
     why: str = ""  # it can show nothing
 
 
@@ -168,13 +169,29 @@ def verdict_of(middle: tuple[float, float, float], late: tuple[float, float, flo
     return REFUTED if middle[1] > -LEAST or late[2] < LEAST else OPEN
 
 
+def items_needed(ruling: Ruling) -> int:
+    """Of how many questions an open verdict would be none, if both D are what they seem: intervals shrink as 1/sqrt.
+
+    Raises KeyError where the ruling has no D.
+    """
+    middle, late = ruling.statistics[MIDDLE], ruling.statistics[LATE]
+    if middle[0] <= -LEAST and late[0] >= LEAST:  # both have to leave 0
+        times = max((middle[2] - middle[0]) / -middle[0], (late[0] - late[1]) / late[0])
+    else:  # one has to leave what was expected
+        ways = [(middle[0] - middle[1]) / (middle[0] + LEAST)] if middle[0] > -LEAST else []
+        ways += [(late[2] - late[0]) / (LEAST - late[0])] if late[0] < LEAST else []
+        times = min(ways)
+    return math.ceil(ruling.items * max(times, 1) ** 2)
+
+
 def rulings(units: Iterable[Unit]) -> list[Ruling]:
     """Of every model and set of questions: a verdict, or why there is none."""
     able, found = pairs(units)
     tests = 2 * len(able)
     for (model, questions), (letters, words, layers) in able.items():
         both = {place: interval(d, tests) for place, d in differences(letters, words, layers).items()}
-        found.append(Ruling(model, questions, verdict_of(both[MIDDLE], both[LATE]), both, 1 - WRONG / tests))
+        verdict, items = verdict_of(both[MIDDLE], both[LATE]), letters.right.shape[1]
+        found.append(Ruling(model, questions, verdict, both, 1 - WRONG / tests, items))
     return sorted(found, key=lambda ruling: (ruling.model, ruling.what))
 
 
