@@ -29,6 +29,7 @@ FIELDS = {
     "plan": (kinds.QuestionAnsweringParameters, {"measure"}),
     "distances": (kinds.SimilarityParameters, set()),
     "sweep": (kinds.QuestionAnsweringParameters, set()),
+    "scan": (kinds.ScanParameters, set()),
     "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),
