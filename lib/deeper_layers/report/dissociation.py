@@ -21,6 +21,7 @@ from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import measured_cuts
 
 SIZE = 4  # layers in a block
+SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 ROOM = 0.05  # by which a model that can show it is surely above guessing
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 RESAMPLES = 10_000
@@ -272,25 +273,31 @@ def words_half(units: Iterable[Unit]) -> list[Ruling]:
 
 def cliffs(units: Iterable[Unit]) -> list[Ruling]:
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told."""
-    found = []
+    found, forms = [], QUESTIONS["MMLU"]
     for model, of_model in scans(units, of_blocks=False).items():
-        forms = QUESTIONS["MMLU"]
         if missing := [form.task for form in forms if form.task not in of_model]:
             found.append(Ruling(model, "MMLU", "", why=f"not measured: {', '.join(missing)}"))
             continue
         unit = of_model[forms[0].task]
-        layers, rules = unit.details["num_layers"], unit.key["rule"].split(", ")
-        pair = [kept(of_model[form.task], form) for form in forms]
-        if unknown := [form.task for form, one in zip(forms, pair, strict=True) if not one.known]:
-            said = f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}"
-            found.append(Ruling(model, "MMLU", "", why=said))
+        letters, words = (kept(of_model[form.task], form) for form in forms)
+        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, unit.details["num_layers"])
+        of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
+        if why := _untold(letters, words, of_rules):
+            found.append(Ruling(model, "MMLU", "", why=why))
             continue
-        of_rules = measured_cuts(rules, [Cut(*cut) for cut in unit.key["cuts"]], layers)
         for rule, cuts in of_rules.items():
-            pruned = [cut for cut in cuts if cut.size]
-            difference = (pair[0].at(pruned) - pair[1].at(pruned)).mean(axis=1)
-            value = interval(difference, len(of_rules))
-            letters = value[2] < 0 and value[0] <= -LEAST
-            verdict = "letters" if letters else "knowledge" if value[1] > -LEAST else OPEN
-            found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules)))
+            value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
+            of_letters = value[2] < 0 and value[0] <= -LEAST
+            verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
+            found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules), letters.right.shape[1]))
     return found
+
+
+def _untold(letters: Kept, words: Kept, of_rules: dict[str, list[Cut]]) -> str:
+    """Why nothing can be told of the early cliff; "" where it can."""
+    if not np.array_equal(letters.target, words.target):
+        return "the two forms were asked of different items"
+    if any(len(cuts) < len(SIZES) or set(cuts) - set(words.cuts) for cuts in of_rules.values()):
+        return f"not every n from {SIZES[0]} to {SIZES[-1]} is measured"
+    unknown = [form.task for form, one in zip(QUESTIONS["MMLU"], (letters, words), strict=True) if not one.known]
+    return f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}" if unknown else ""
