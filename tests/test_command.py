@@ -30,6 +30,7 @@ FIELDS = {
     "plan": (SweepParameters, {"measure"}),
     "distances": (kinds.SimilarityParameters, set()),
     "sweep": (SweepParameters, set()),
+    "scan": (kinds.ScanParameters, set()),
     "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),

@@ -29,6 +29,7 @@ RULES = sorted({Cut(0, 0), *(simple_cut(LAYERS, size) for size in (1, 2, 3)), *(
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
     monkeypatch.setattr(dissociation, "RESAMPLES", 500)
+    monkeypatch.setattr(dissociation, "SIZES", range(1, 4))
 
 
 def unit(task, cuts, chance_of_right, items, draw, *, metric="acc", model="tiny", keep=True, target=None) -> Unit:
@@ -134,6 +135,15 @@ def test_what_cannot_be_shown_says_why(units, why):
     assert dissociation.of_models([found]) == {}
 
 
+def test_an_open_verdict_says_how_many_questions_would_decide():
+    def needed(middle, late):
+        return dissociation.items_needed(dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100))
+
+    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == 400  # an interval half as wide leaves 0
+    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == 900  # or a third as wide what was expected
+    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == 400  # whichever comes first
+
+
 def test_a_model_follows_all_its_questions():
     def of(*verdicts):
         rulings = [dissociation.Ruling("tiny", str(number), verdict) for number, verdict in enumerate(verdicts)]
@@ -176,7 +186,7 @@ def test_whether_late_blocks_cost_words_more(late, verdict):
     assert found.statistics["loss on C4"][0] == pytest.approx(late - 0.2, abs=0.06)
 
 
-def test_an_early_cliff_is_of_letters_or_of_knowledge():
+def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
     draw = np.random.default_rng(0)
 
     def units(letters, words):
@@ -191,7 +201,11 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge():
 
     assert found(0.35, 0.55) == {"similarity": "letters", "simple": "knowledge"}
     assert found(0.35, 0.35) == found(0.55, 0.35) == {"similarity": "knowledge", "simple": "knowledge"}
-    assert dissociation.rulings(units(0.35, 0.55)) == []  # cuts of rules are no scan of blocks
+    one = units(0.35, 0.55)
+    assert dissociation.rulings(one) == []  # cuts of rules are no scan of blocks
+    monkeypatch.setattr(dissociation, "SIZES", range(1, 9))
+    (short,) = dissociation.cliffs(one)
+    assert (short.verdict, short.why) == ("", "not every n from 1 to 8 is measured")
 
 
 # --- what log-probabilities say ---------------------------------------------------------------------------

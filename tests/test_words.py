@@ -41,6 +41,8 @@ WORDS = {  # of options and arguments; those of numbers and the texts above come
     "rule": ["best", "random"],
     "rules": ["best", ",", "simple; similarity"],
     "sizes": SIZES,
+    "starts": SIZES,
+    "blocks": ["-1", "0", "9" * 40],
     "tasks": TASKS,
     "notebooks": ["99", ",", "01, 99", "../x"],
     "kind": ["q2_k", "f64"],

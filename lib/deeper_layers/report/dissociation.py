@@ -21,6 +21,7 @@ from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import measured_cuts
 
 SIZE = 4  # layers in a block
+SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 ROOM = 0.05  # by which a model that can show it is surely above guessing
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 RESAMPLES = 10_000
@@ -149,6 +150,7 @@ class Ruling:
     verdict: str
     statistics: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     level: float = math.nan
+    items: int = 0  # questions
     why: str = ""  # it can show nothing
 
 
@@ -168,13 +170,29 @@ def verdict_of(middle: tuple[float, float, float], late: tuple[float, float, flo
     return REFUTED if middle[1] > -LEAST or late[2] < LEAST else OPEN
 
 
+def items_needed(ruling: Ruling) -> int:
+    """Of how many questions an open verdict would be none, if both D are what they seem: intervals shrink as 1/sqrt.
+
+    Raises KeyError where the ruling has no D.
+    """
+    middle, late = ruling.statistics[MIDDLE], ruling.statistics[LATE]
+    if middle[0] <= -LEAST and late[0] >= LEAST:  # both have to leave 0
+        times = max((middle[2] - middle[0]) / -middle[0], (late[0] - late[1]) / late[0])
+    else:  # one has to leave what was expected
+        ways = [(middle[0] - middle[1]) / (middle[0] + LEAST)] if middle[0] > -LEAST else []
+        ways += [(late[2] - late[0]) / (LEAST - late[0])] if late[0] < LEAST else []
+        times = min(ways)
+    return math.ceil(ruling.items * max(times, 1) ** 2)
+
+
 def rulings(units: Iterable[Unit]) -> list[Ruling]:
     """Of every model and set of questions: a verdict, or why there is none."""
     able, found = pairs(units)
     tests = 2 * len(able)
     for (model, questions), (letters, words, layers) in able.items():
         both = {place: interval(d, tests) for place, d in differences(letters, words, layers).items()}
-        found.append(Ruling(model, questions, verdict_of(both[MIDDLE], both[LATE]), both, 1 - WRONG / tests))
+        verdict, items = verdict_of(both[MIDDLE], both[LATE]), letters.right.shape[1]
+        found.append(Ruling(model, questions, verdict, both, 1 - WRONG / tests, items))
     return sorted(found, key=lambda ruling: (ruling.model, ruling.what))
 
 
@@ -255,25 +273,31 @@ def words_half(units: Iterable[Unit]) -> list[Ruling]:
 
 def cliffs(units: Iterable[Unit]) -> list[Ruling]:
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told."""
-    found = []
+    found, forms = [], QUESTIONS["MMLU"]
     for model, of_model in scans(units, of_blocks=False).items():
-        forms = QUESTIONS["MMLU"]
         if missing := [form.task for form in forms if form.task not in of_model]:
             found.append(Ruling(model, "MMLU", "", why=f"not measured: {', '.join(missing)}"))
             continue
         unit = of_model[forms[0].task]
-        layers, rules = unit.details["num_layers"], unit.key["rule"].split(", ")
-        pair = [kept(of_model[form.task], form) for form in forms]
-        if unknown := [form.task for form, one in zip(forms, pair, strict=True) if not one.known]:
-            said = f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}"
-            found.append(Ruling(model, "MMLU", "", why=said))
+        letters, words = (kept(of_model[form.task], form) for form in forms)
+        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, unit.details["num_layers"])
+        of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
+        if why := _untold(letters, words, of_rules):
+            found.append(Ruling(model, "MMLU", "", why=why))
             continue
-        of_rules = measured_cuts(rules, [Cut(*cut) for cut in unit.key["cuts"]], layers)
         for rule, cuts in of_rules.items():
-            pruned = [cut for cut in cuts if cut.size]
-            difference = (pair[0].at(pruned) - pair[1].at(pruned)).mean(axis=1)
-            value = interval(difference, len(of_rules))
-            letters = value[2] < 0 and value[0] <= -LEAST
-            verdict = "letters" if letters else "knowledge" if value[1] > -LEAST else OPEN
-            found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules)))
+            value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
+            of_letters = value[2] < 0 and value[0] <= -LEAST
+            verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
+            found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules), letters.right.shape[1]))
     return found
+
+
+def _untold(letters: Kept, words: Kept, of_rules: dict[str, list[Cut]]) -> str:
+    """Why nothing can be told of the early cliff; "" where it can."""
+    if not np.array_equal(letters.target, words.target):
+        return "the two forms were asked of different items"
+    if any(len(cuts) < len(SIZES) or set(cuts) - set(words.cuts) for cuts in of_rules.values()):
+        return f"not every n from {SIZES[0]} to {SIZES[-1]} is measured"
+    unknown = [form.task for form, one in zip(QUESTIONS["MMLU"], (letters, words), strict=True) if not one.known]
+    return f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}" if unknown else ""

@@ -23,8 +23,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Place = Annotated[list[Count], Field(min_length=2, max_length=2)]  # first dropped layer, number of layers
 Cuts = Annotated[list[Place], Field(min_length=1)]
 # a cut of any shape, as `Cut.name` calls it
-PARTS = r"(layers|attention|mlp)( \d{1,5})+"
-CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{PARTS}(; {PARTS})*)$")]
+SOME = r"(layers|attention|mlp)( \d{1,5})+"
+CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{SOME}(; {SOME})*)$")]
 CutNames = Annotated[list[CutName], Field(min_length=1)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
