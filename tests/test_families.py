@@ -3,13 +3,15 @@
 A family that can't be cut is refused, and the reason is tested.
 """
 
+import contextlib
 import functools
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from book.extension import families
@@ -17,11 +19,14 @@ from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.family.abilities import alone
 from deeper_layers.family.decoding import Decoding
+from deeper_layers.family.planning import Sequence
 from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.family.walk import Batch, Walk
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.per_layer import cut_entry
-from deeper_layers.pruning import drop_layers
+from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.similarity import angular_distances
 from tests.plain import NEW_TOKENS, batch, generate, logits, one_by_one, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
@@ -29,6 +34,14 @@ from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 LAYERS = 6
 CUTS = [Cut(0, 2), Cut(2, 1)]  # of no family do both leave the first layers' kinds, as a shortened list would
 # what no configuration of the family can state, as each message must
+# of every shape: blocks first, middle, last but one and last; scattered; sublayers; all of these together
+SHAPES = [
+    Cut(0, 0), Cut(0, 1), Cut(2, 2), Cut(1, 4), Cut(LAYERS - 2, 1), Cut(LAYERS - 1, 1), Cut.of([1, 4]),
+    Cut.of([0, 2, 5]), Cut.of(attention=[2]), Cut.of(attention=[0, 5]), Cut.of(mlp=[1, 4]),
+    Cut.of([3], attention=[1], mlp=[5]),
+]  # fmt: skip
+# where what runs together rounds otherwise than what runs alone: experts, and scans
+ROUNDED = ("qwen3_moe", "deepseek_v3", "llama4", "qwen3_next", "falcon_h1")
 REFUSED = {
     "gemma3n": r"changes model\.embed_tokens_per_layer\.weight",
     "jamba": r"changes model\.layers\.\d\.",
@@ -40,6 +53,12 @@ every_family = pytest.mark.parametrize("family", [name for name in ALL_FAMILIES 
 @functools.cache
 def original(family):
     return tiny_model(family, layers=LAYERS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_folder):
+    """HFLM wants one; what it is asked are tokens."""
+    return AutoTokenizer.from_pretrained(tiny_folder)
 
 
 @pytest.fixture(scope="module")
@@ -91,22 +110,69 @@ def test_distances_are_those_of_a_plain_loop(family, tokens):
     assert np.nanstd(found) > 1e-3
 
 
+@functools.cache
+def pruned_of(family: str) -> dict[Cut, torch.nn.Module]:
+    """The pruned models of a family by themselves, those that it has."""
+    found = {}
+    for cut in SHAPES:
+        with contextlib.suppress(InputError):  # its layers have no such sublayer, or no matrix that ends it
+            found[cut] = silence_sublayers(original(family), cut)
+            found[cut].config.use_cache = False  # which holds no layers of linear attention alone
+    return found
+
+
+@functools.cache
+def together_of(family: str) -> PrunedFamily:
+    return PrunedFamily(original(family), list(pruned_of(family)))
+
+
 @every_family
-def test_the_sweep_gives_what_each_pruned_model_gives_by_itself(family):
-    check_sweep(original(family), [Cut(0, 0), *CUTS])
+def test_the_tree_without_savings_gives_every_pruned_model_to_the_bit(family):
+    together, pruned = together_of(family), pruned_of(family)
+    assert len(pruned) >= 7
+    contexts, continuations = requests(VOCABULARY, few_shot=20, questions=2)
+    asked = zip(contexts[3::4], continuations[3::4], strict=True)
+    batch = Batch.of(tuple(Sequence.joined(c, [(n, a)]) for n, (c, a) in enumerate(asked)), 0, together.device)
+    if not together.can.split:
+        return  # then each runs by itself
+    with torch.inference_mode():
+        walk = Walk(together.whole, together.tree, batch).through()
+        differences = []
+        for number, alone_ in zip(together.tree.last, pruned.values(), strict=True):
+            difference = together.whole.logits(walk.states[number]) - alone(alone_, Cut(0, 0), batch)
+            differences.append(float(difference.abs().max()))
+    assert max(differences) <= (1e-5 if family in ROUNDED else 0)
+
+
+@every_family
+def test_a_sweep_gives_what_lm_eval_gives_for_every_pruned_model(family, tokenizer):
+    pruned = pruned_of(family)
+    contexts, continuations = requests(VOCABULARY, few_shot=50, questions=3)
+    shape = {"max_length": 100, "batch_tokens": 256}
+    shape["family"] = together_of(family)
+    found, greedy = loglikelihoods(original(family), contexts, continuations, list(pruned), **shape)
+    some = slice(0, None, 5)  # of every length of answer
+    asked = [(("", ""), *one) for one in zip(contexts[some], continuations[some], strict=True)]
+    for cut, row, likeliest in zip(pruned, found, greedy, strict=True):
+        lm = HFLM(pretrained=pruned[cut], tokenizer=tokenizer, batch_size=4, max_length=100)
+        expected, expected_greedy = zip(*lm._loglikelihood_tokens(asked, disable_tqdm=True), strict=True)
+        np.testing.assert_allclose(row[some], expected, atol=2e-4, rtol=0, err_msg=str(cut))
+        assert tuple(likeliest[some]) == expected_greedy
+    assert len({row.round(3).tobytes() for row in found}) == len(pruned)
 
 
 @every_family
 def test_generated_together_is_generated_alone(family, tokens):
-    model, cuts = original(family), CUTS[1:]
-    together = PrunedFamily(model, cuts)
+    cuts = [cut for cut in (SHAPES[2], *SHAPES[-2:]) if cut in pruned_of(family)]
+    together = together_of(family).part(cuts)
     if not together.can.branch:
         return  # then lm-eval generates, see family/generation.py
     rows = [tokens[0].tolist(), tokens[1, :9].tolist(), tokens[0, 5:22].tolist()]
     written = Decoding(together, rows, NEW_TOKENS).write(lambda rows: [False] * len(rows))
     for cut, found in zip(cuts, written, strict=True):
         for row, new in zip(rows, found, strict=True):
-            assert row + new == generate(drop_layers(model, cut), torch.tensor([row]), use_cache=False)[0].tolist()
+            alone_ = generate(pruned_of(family)[cut], torch.tensor([row]), use_cache=False)
+            assert row + new == alone_[0].tolist()
 
 
 @pytest.mark.parametrize("family", list(REFUSED))

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.fuzz import cluster, kills
+from tests.fuzz import cluster, killed_streams, kills
 
 
 def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
@@ -23,3 +23,9 @@ def test_workers_killed_in_the_middle_lose_no_unit(capsys):
     counts = json.loads(capsys.readouterr().out)
     assert counts.pop("workers killed") == 5
     assert list(counts) == [f"rounds of {cluster.UNITS} units: same"]
+
+
+def test_a_streamed_sweep_that_is_killed_ends_with_the_same_rows(capsys):
+    killed_streams.main(3)
+    counts = json.loads(capsys.readouterr().out)
+    assert counts["killed"] == 3 and counts["same"] >= 1 and "WRONG" not in counts

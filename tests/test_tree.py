@@ -2,21 +2,15 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.sweeps import loglikelihoods
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.sublayers import sublayer
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from tests.plain import generate, one_by_one, requests
-from tests.tiny import ALL_FAMILIES, tiny_model
+from tests.tiny import tiny_model
 
 LAYERS = 6
 
@@ -69,8 +63,8 @@ def test_mergekit_takes_scattered_layers_and_no_sublayers():
 def test_the_tree_of_the_picture():
     tree = Tree([Cut(0, 0), Cut(1, 2), Cut(3, 2)], 6)
     assert [[(node.enters, node.leaves) for node in level] for level in tree.levels] == [
-        [(0, 1)], [(1, 2)], [(2, 3)], [(3, 5), (1, 4)], [(5, 7), (4, 6)], [(7, 10), (6, 8), (3, 9)],
-    ] or tree.nodes == 10  # fmt: skip
+        [(0, 1)], [(1, 2)], [(2, 3)], [(3, 4), (1, 5)], [(4, 6), (5, 7)], [(6, 8), (7, 9), (3, 10)],
+    ]  # fmt: skip
     assert [len(level) for level in tree.levels] == [1, 1, 1, 2, 2, 3]
     assert [node.ends for node in tree.levels[5]] == [True] * 3
 
@@ -100,34 +94,6 @@ def test_what_lives_is_what_is_needed(layers):
         alive -= set(done)
     assert not alive and tree.alive == most
     assert Tree([simple_cut(layers, n) for n in range(layers)], layers).nodes == layers + layers - 1
-
-
-@pytest.mark.parametrize("family", ALL_FAMILIES)
-def test_layers_without_a_sublayer(family):
-    """Against a copy whose sublayer's output is zero by its weights; generated answers too."""
-    model = tiny_model(family, layers=LAYERS)
-    try:
-        for layer in decoder_layers(model):
-            sublayer(layer, ATTENTION), sublayer(layer, MLP)
-    except InputError:
-        pytest.skip("its layers have no such sublayers")
-    cuts = [Cut.of(attention=[2]), Cut.of(mlp=[1, 4]), Cut.of([3], attention=[1], mlp=[5])]
-    try:
-        silenced = [silence_sublayers(model, cut) for cut in cuts]
-    except InputError:
-        pytest.skip("its output can't be made zero by weights")
-    contexts, continuations = requests(model.config.vocab_size, few_shot=50, questions=2)
-    found, _ = loglikelihoods(model, contexts, continuations, cuts, max_length=200)
-    for row, reference in zip(found, silenced, strict=True):
-        expected, _ = one_by_one(reference, contexts, continuations)
-        np.testing.assert_allclose(row, expected, atol=2e-4, rtol=0)
-    together = PrunedFamily(model, cuts)
-    if together.can.branch:
-        rows = [contexts[0][:20], contexts[7][:33]]
-        written = Decoding(together, rows, 12).write(lambda rows: [False] * len(rows))
-        for reference, new in zip(silenced, written, strict=True):
-            for row, tokens in zip(rows, new, strict=True):
-                assert row + tokens == generate(reference, torch.tensor([row]), use_cache=False)[0].tolist()
 
 
 def test_a_dropped_sublayer_is_no_configuration(tmp_path):
