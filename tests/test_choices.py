@@ -10,9 +10,9 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
-from deeper_layers.experiments.parameters import WhichLayersParameters
 from deeper_layers.report import rivals
 from deeper_layers.report.block_figures import block_maps, ranks_in_rows
 from deeper_layers.report.regret import Map

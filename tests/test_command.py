@@ -19,6 +19,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
+from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.sweep_parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
@@ -30,7 +31,7 @@ FIELDS = {
     "plan": (SweepParameters, {"measure"}),
     "distances": (kinds.SimilarityParameters, set()),
     "sweep": (SweepParameters, set()),
-    "scan": (kinds.ScanParameters, set()),
+    "scan": (ScanParameters, set()),
     "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),

@@ -9,8 +9,8 @@ import pytest
 
 from deeper_layers import geometry
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import GeometryParameters
 from deeper_layers.experiments.geometry import geometry_unit
-from deeper_layers.experiments.parameters import GeometryParameters
 from deeper_layers.report.geometry import MEASURES, of_blocks
 from deeper_layers.results.schema import check_unit
 

@@ -14,9 +14,9 @@ from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.losses import answer_requests, request_loss
 from deeper_layers.evaluation.sweeps import sweep
+from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit
-from deeper_layers.experiments.parameters import ScanParameters
 from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers

@@ -7,7 +7,7 @@ import click
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import ScanParameters
+from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.results.units import Unit
 
 

@@ -28,8 +28,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.results.packing import pack, pack_halves
-from deeper_layers.results.schema import LOGPROBS
+from deeper_layers.results.packing import LOGPROBS, pack, pack_halves
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")

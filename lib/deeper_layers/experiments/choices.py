@@ -8,10 +8,10 @@ import pandas as pd
 
 from deeper_layers import bridges, data, evaluation
 from deeper_layers.cuts import Cut
+from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import WhichLayersParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from deeper_layers import data
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import GeometryParameters
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import GeometryParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit

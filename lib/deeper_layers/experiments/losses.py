@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from deeper_layers import data, evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import HealingParameters, WhichLayersParameters
+from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from deeper_layers import data, evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Measurement, text_of
-from deeper_layers.experiments.parameters import HealingParameters, ScanParameters
+from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.experiments.sweeps import chooser, sweep_unit
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit

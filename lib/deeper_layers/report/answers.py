@@ -16,8 +16,7 @@ from jaxtyping import Bool, Float, Int
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.outcomes import leaves_of
-from deeper_layers.results.packing import unpack, unpack_halves
-from deeper_layers.results.schema import LOGPROBS
+from deeper_layers.results.packing import LOGPROBS, unpack, unpack_halves
 from deeper_layers.results.units import Unit
 
 

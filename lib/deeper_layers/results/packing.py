@@ -5,6 +5,8 @@ import zlib
 
 import numpy as np
 
+LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
+
 
 def pack(values: np.ndarray) -> str:
     """Numbers from 0 to 255 as text. Raises ValueError for any others."""

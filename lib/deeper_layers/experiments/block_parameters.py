@@ -1,0 +1,131 @@
+"""The parameters of what asks of every layer, or every block of layers: notebooks 13 and 14, and scans."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from deeper_layers import checks, data
+from deeper_layers.cuts import check_size
+from deeper_layers.errors import InputError
+from deeper_layers.experiments.common_parameters import ListText, Parameters, check_one_of, numbers_from
+from deeper_layers.experiments.parameter_texts import block_sizes, places, split
+from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.rules.choosing import REGISTERED
+
+POINTS = 4096  # tokens whose residuals are compared with each other
+
+
+class WhichLayersParameters(Parameters):
+    """Parameters of notebooks/13-which-layers.ipynb."""
+
+    notebook: ClassVar[str] = "13-which-layers"
+    dtype: str = Field(
+        "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
+    )
+    sizes: ListText = Field(
+        "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
+    )
+    rules: str = Field("all", description='rules to compare: "all", or like "similarity, block-influence"')
+    percent: Annotated[ListText, numbers_from(1, 99)] = Field(
+        "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
+    )
+    text: str = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
+    loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
+    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
+    calibration_sequences: int = Field(
+        8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
+    )
+    bridge_sequences: int = Field(
+        64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_one_of("text", self.text, data.CORPORA)
+        for rule in self.rule_list:
+            check_one_of("rule", rule, REGISTERED)
+        if not self.rule_list:
+            raise InputError(f"rules is {self.rules!r}, expected names separated by commas: give some")
+        block_sizes(self.sizes, None)
+
+    @property
+    def loss_key(self) -> dict:
+        """What determines a loss on text, besides the model."""
+        return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+
+    @property
+    def rule_list(self) -> list[str]:
+        return list(REGISTERED) if self.rules == "all" else list(dict.fromkeys(split(self.rules)))
+
+    def size_list(self, num_layers: int) -> list[int]:
+        """Block sizes of the map, in order. Raises InputError for a size that does not fit."""
+        return block_sizes(self.sizes, num_layers)
+
+    @property
+    def calibration(self) -> dict:
+        """What determines what a rule looks at, and a bridge is fitted on."""
+        names = ("corpus", "samples", "sequence_length", "seed", "calibration_sequences", "bridge_sequences")
+        return {name: getattr(self, name) for name in names}
+
+    def shares(self, num_layers: int) -> list[int]:
+        """How many layers each rule drops, at least one of them; halves are rounded up."""
+        return sorted({max(1, (percent * num_layers + 50) // 100) for percent in self.number_list("percent")})
+
+
+class GeometryParameters(Parameters):
+    """Parameters of notebooks/14-geometry.ipynb."""
+
+    notebook: ClassVar[str] = "14-geometry"
+    tokens: int = Field(8, ge=1, le=POINTS, description="kept of each sequence, evenly spaced up to the last")
+    neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
+    skip_sequences: int = Field(
+        32, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.samples * self.tokens > POINTS:
+            raise InputError(
+                f"samples is {self.samples} and tokens {self.tokens}, {self.samples * self.tokens} tokens in all, "
+                f"expected at most {POINTS}, as each is compared with each: ask for fewer"
+            )
+        if self.skip_sequences > self.samples:
+            raise InputError(
+                f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"
+            )
+
+
+class ScanParameters(QuestionAnsweringParameters):
+    """Parameters of `deeper-layers scan`."""
+
+    notebook: ClassVar[str] = ""
+    tasks: str = Field(
+        "capitals, lettered_capitals, sums_two_digits",
+        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32" or "wikipedia@32", 32 sequences, and '
+        '"gsm8k_solutions@32", the gold solutions of GSM8K',
+    )
+    blocks: int | None = Field(
+        4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"
+    )
+    starts: ListText = Field("all", description='first layers of the blocks: "all", or like "10-24"')
+    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each sequence of a corpus")
+
+    def check(self) -> None:
+        super().check()
+        places("starts", self.starts, checks.LAYERS)
+
+    @property
+    def task_list(self) -> list[str]:
+        """Those of lm-eval."""
+        return [task for task in self.asked if task not in self.text_list]
+
+    @property
+    def text_list(self) -> list[str]:
+        """What a loss is asked of."""
+        return [task for task in self.asked if task in (*data.CORPORA, data.SOLUTIONS)]
+
+    def block_list(self, num_layers: int) -> list[int]:
+        """The first layer of each block. Raises InputError for blocks that the model is too small for."""
+        size = self.blocks or 0
+        check_size(size, num_layers)
+        return places("starts", self.starts, num_layers - size)
