@@ -107,8 +107,9 @@ def measure_distances(
             total += distances.sum(dim=0)
             squares += distances.square().sum(dim=0)
             samples += residuals.shape[1]
-            for of_sequence in distances.numpy() if each else ():
-                each(_by_size(of_sequence))
+            if each is not None:
+                for of_sequence in distances.numpy():
+                    each(_by_size(of_sequence))
     if samples == 0:
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     mean = total / samples
