@@ -17,7 +17,8 @@ from deeper_layers.results.schema import KINDS, check_unit
 def of_kind(kind: str) -> dict:
     """The smallest published unit of a kind and one model; of sweeps one of a single task."""
     paths = sorted((AROUND / "results" / "Gemma-3-270m").glob(f"{kind}-*.json"), key=lambda path: path.stat().st_size)
-    return next(unit for path in paths if not (unit := json.loads(path.read_text()))["details"].get("units"))
+    units = (unit for path in paths if not (unit := json.loads(path.read_text()))["details"].get("units"))
+    return next(units, None) or pytest.skip(f"no unit of the kind {kind} is published")
 
 
 def refusal(unit: dict) -> str:
@@ -26,7 +27,7 @@ def refusal(unit: dict) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"choice"}))  # whose rows say more than a place: test_choices.py
 def test_units_of_every_kind(kind):
     """Whole they are right; with any row missing or moved, doubled, or of another model they are not."""
     unit = of_kind(kind)
