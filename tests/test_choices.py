@@ -77,7 +77,7 @@ def test_what_was_dropped_is_read_back(unit):
         (lambda unit: unit["rows"][1]["mlp"].append(LAYERS), "reach past the 6 layers"),
         (lambda unit: unit["details"]["by_sequence"]["1"].pop(), "not as many as its rows have items"),
         (lambda unit: unit["rows"][0].update(layers=[-1]), "rows|layers|0"),
-        (lambda unit: unit["key"]["calibration"].update(more=1), "calibration.more"),
+        (lambda unit: unit["key"]["calibration"].update(seed=None), "calibration.seed"),
     ],
 )
 def test_what_does_not_agree_is_no_unit(change, word, unit):

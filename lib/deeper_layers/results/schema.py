@@ -111,21 +111,10 @@ class LossKey(CutsKey):
     sequence_length: Count
 
 
-class Calibration(Checked):
-    """What a rule looks at."""
-
-    corpus: Name
-    samples: Count
-    sequence_length: Count
-    seed: int
-    calibration_sequences: Count
-    bridge_sequences: Count
-
-
 class ChoiceKey(OpenedKey):
     rule: Name
     sizes: Annotated[list[Count], Field(min_length=1)]
-    calibration: Calibration
+    calibration: dict[str, str | int]  # what the rule looks at
     text: Name
     sequences: Count
     sequence_length: Count
