@@ -1,7 +1,7 @@
 """Engines made for generation, which answer in the place of our tree where they are installed.
 
 Each pruned model is written to a folder that goes, and lm-eval's own model of the engine opens it: prompts, stop
-strings and sampling are lm-eval's on both ways.
+strings and sampling are lm-eval's on both ways. vLLM leaves out the bytes of a character that an answer ends amid.
 """
 
 import contextlib
