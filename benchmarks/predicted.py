@@ -71,6 +71,7 @@ def _distances(shape, model, tokenizer, options):
     batches = data.text_batches(tokenizer, texts, samples=options.samples, length=options.length, seed=0)
     tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
     cost = costs.distances_cost(shape, tokens, tokens / options.samples, options.dtype)
+    measure_distances(model, batches[-1:])  # the first pass of a model reads its weights from the file
     return cost, lambda: measure_distances(model, batches)
 
 
