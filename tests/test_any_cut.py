@@ -20,7 +20,7 @@ from deeper_layers.family.tree import Tree
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sublayers import ends_sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.choosing import DROPPING, REGISTERED
 from tests.test_command import said, typed
 from tests.test_quantized import quantized
 from tests.tiny import tiny_model
@@ -51,7 +51,7 @@ def test_lists_are_what_is_typed():
 @pytest.mark.parametrize("command", ["prune", "sweep", "plan"])
 def test_every_registered_rule_is_offered(command):
     words = " ".join(typed(command, "--help").stdout.split())
-    assert all(f" {rule}" in words for rule in REGISTERED) and "--layers" in words
+    assert all(f" {rule}" in words for rule in DROPPING) and "--layers" in words
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.experiments.sweep_parameters import SweepParameters
 from deeper_layers.models.sources import Source
-from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
+from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_rule
 
 Safe = Callable[[list[Cut]], list[Cut]]  # of some cuts those that are read rightly
 
@@ -21,8 +21,8 @@ def cut_options(required: bool, more: str = "") -> Callable:
 
     def decorate(function: Callable) -> Callable:
         function = click.option(
-            "--rule", type=click.Choice(list(REGISTERED)), default="similarity", show_default=True,
-            help=f"{'; '.join(f'{rule.name}: {rule.words}' for rule in REGISTERED.values())}. What it needs is from "
+            "--rule", type=click.Choice(DROPPING), default="similarity", show_default=True,
+            help=f"{'; '.join(f'{name}: {REGISTERED[name].words}' for name in DROPPING)}. What it needs is from "
             "results, or measured now",
         )(function)  # fmt: skip
         function = click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule")(

@@ -37,9 +37,36 @@ def chosen_cuts(
         known = Known(layers, distances=distance_matrix(distances(parameters, source, opened).rows))
     elif chosen.needs == "losses":
         known = Known(layers, losses=_losses(rule, max(sizes, default=0), parameters, source, opened))
+    elif chosen.needs:
+        known = _looked_at(rule, parameters, source, opened)
     else:
         known = Known(layers)
     return chosen.choose(sizes, known)
+
+
+def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:
+    """What a rule needs that one look at the text gives: measured each time, since nothing of it is kept.
+
+    Raises InputError where nothing is to be measured.
+    """
+    needs = REGISTERED[rule].needs
+    if not parameters.measure:
+        raise InputError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
+    print(price_in_words(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
+    model, tokenizer = opened()
+    return evaluation.known_of(model, rule, _sequences(parameters, tokenizer))
+
+
+def _sequences(parameters: Parameters, tokenizer) -> list:
+    """The sequences of the distances, each [T]: corpus, samples, sequence length and seed."""
+    batches = data.text_batches(
+        tokenizer,
+        data.texts(parameters.corpus, datasets=parameters.datasets),
+        samples=parameters.samples,
+        length=parameters.sequence_length,
+        seed=parameters.seed,
+    )
+    return [ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
 
 
 def price(rule: str, size: int, parameters: Parameters, layers: int) -> dict:
@@ -88,16 +115,7 @@ def candidates_unit(
     def measure(shards):
         before()
         model, tokenizer = opened()
-        batches = data.text_batches(
-            tokenizer,
-            data.texts(parameters.corpus, datasets=parameters.datasets),
-            samples=parameters.samples,
-            length=parameters.sequence_length,
-            seed=parameters.seed,
-        )
-        sequences = [
-            ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])
-        ]
+        sequences = _sequences(parameters, tokenizer)
         rows, _ = evaluation.text_loss(model, cuts, sequences, shards=shards)
         rows.insert(0, "task", parameters.corpus)
         rows["cut"] = [cut.name for cut in cuts]

@@ -10,7 +10,7 @@ from deeper_layers.evaluation.engines import ENGINES, check_installed
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import layer_list
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.choosing import DROPPING
 
 GIVEN = "given"  # what the rule of a cut is called that was typed layer by layer
 
@@ -19,8 +19,8 @@ class SweepParameters(QuestionAnsweringParameters):
     """Parameters of `deeper-layers sweep` and `plan`."""
 
     notebook: ClassVar[str] = ""
-    choosable: ClassVar[tuple[str, ...]] = tuple(REGISTERED)
-    rules: str = Field("similarity, simple", description=f"who chooses what is dropped: {', '.join(REGISTERED)}")
+    choosable: ClassVar[tuple[str, ...]] = DROPPING
+    rules: str = Field("similarity, simple", description=f"who chooses what is dropped: {', '.join(DROPPING)}")
     layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
     attention: str | None = Field(None, description="layers that lose their attention, in the same way")
     mlp: str | None = Field(None, description="layers that lose their MLP, in the same way")

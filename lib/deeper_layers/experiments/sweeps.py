@@ -36,7 +36,7 @@ def chooser(
 
 def sweep_unit(
     task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
-    *, engine: str | None = None, kind: str | None = None, wait: bool = True,
+    wait: bool = True, *, engine: str | None = None, kind: str | None = None,
 ) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 

@@ -34,6 +34,8 @@ REGISTERED = {
     )
 }  # fmt: skip
 RULES = ("similarity", "simple")  # the paper's two, which notebooks compare
+# those that leave the weights that stay as they are: their cut says all of the pruned model
+DROPPING = tuple(name for name, rule in REGISTERED.items() if not rule.changes)
 
 
 def cuts_of_rule(
