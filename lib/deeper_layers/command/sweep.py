@@ -87,7 +87,8 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
             line["from" + " " * list(cuts).index(row.rule)] = row.place
         kept = []
         for rule, of_rule in cuts.items() if GIVEN not in cuts else ():
-            pruned = [cut for cut in of_rule if cut.size]
+            if not (pruned := [cut for cut in of_rule if cut.size]):
+                continue
             table_of = outcomes.kept(unit, pruned, first["metric"], task=None if task == unit.name else task)
             kept.append(f"{outcomes.sizes_seen(table_of, 'kept')} ({rule})")
         points = f"{outcomes.KEPT * 100:.0f} points"
