@@ -11,9 +11,10 @@ from deeper_layers.family.decoding import Decoding
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.geometry import recorded, skipped
 from deeper_layers.models import devices, opening
+from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
-from deeper_layers.models.streaming import is_streamed
+from deeper_layers.models.streaming import Pinned, is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.similarity import angular_distances
 from tests.hub import COMMIT, serving
@@ -103,6 +104,28 @@ def test_memory_that_runs_out_halves_batches_then_cuts_then_sequences(both, monk
     found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape)
     assert max(sizes)[0] > 1 and (1, len(CUTS), 1) in sizes
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
+def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
+    """As accelerate spreads what memory does not hold."""
+    memory, disk = both
+    places = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"], "cpu")
+    places |= {f"model.layers.{layer}": "disk" if layer in (3, 5) else "cpu" for layer in range(LAYERS)}
+    mixed = type(disk).from_pretrained(disk.name_or_path, device_map=places, offload_folder=str(tmp_path)).eval()
+    kept = [not any(p.is_meta for p in layer.parameters()) for layer in decoder_layers(mixed)]
+    assert is_streamed(mixed) and kept == [True, True, True, False, True, False]
+    contexts, continuations = requests(128, few_shot=60, questions=4)
+    expected, found = (
+        loglikelihoods(model, contexts, continuations, CUTS, max_length=200)[0] for model in (memory, mixed)
+    )
+    assert np.array_equal(found, expected)
+
+
+def test_weights_are_copied_from_pinned_memory_where_layers_run_on_cuda(monkeypatch):
+    """There is no such device here: what is handed out is pinned, and all that is there is."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
+    pinned = Pinned({"weight": torch.zeros(2)})
+    assert list(pinned) == ["weight"] and len(pinned) == 1 and pinned["weight"].tolist() == [1, 1]
 
 
 def test_answers(both):

@@ -210,14 +210,17 @@ def plan_requests(
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
 ) -> Plan:
-    """How these requests would be run for a family, and what that costs: the rate is tried on one small batch."""
+    """How these requests would be run for a family, and what that costs: the rate is tried on one small batch.
+
+    Where memory is short, batches are made smaller and cuts run in groups: what fits, then what takes fewest steps.
+    """
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
     parts = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
     while batch_tokens > LEAST_TOKENS and _is_short(family, parts, memory):
         batch_tokens //= 2
         smaller = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
-        parts = min(parts, smaller, key=lambda parts: (_excess(family, parts, memory), _layer_steps(family, parts)))
+        parts = min(parts, smaller, key=lambda p: (_excess(family, p, memory), _layer_steps(family, p), len(p)))
     largest = max((shape.tokens for _, run in parts for piece in run for shape in piece.shapes), default=0)
     (rate, reading), layers = _rate(family, largest), num_layers(family.whole.model)
     return Plan(

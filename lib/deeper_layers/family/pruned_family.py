@@ -132,14 +132,16 @@ class PrunedFamily:
         yield from answers  # outside: whoever takes them one by one is not in inference mode meanwhile
 
     def _some_together(self, batches: list[Piece]) -> list:
+        """Answers to pieces of one batch each; a single one in halves of its sequences, then of the cuts."""
         if len(batches) > 1:
             return self._together(batches)
-        ((shared, (sequences,)),) = ((batch.shared, batch.batches) for batch in batches)
+        (batch,) = batches
+        (sequences,) = batch.batches
 
         def halves(family: PrunedFamily):
-            return _joined(in_halves(lambda some: family._together([Piece(shared, (some,))])[0], sequences))
+            return _joined(in_halves(lambda some: family._together([Piece(batch.shared, (some,))])[0], sequences))
 
-        return [self._in_room(halves, batches[0])]
+        return [self._in_room(halves, batch)]
 
     def _together(self, batches: list[Piece]) -> list:
         """Answers to pieces of one batch each, which go through every layer one after another."""

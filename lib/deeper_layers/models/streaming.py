@@ -5,7 +5,7 @@ time that it is called. Here a layer is read once and held for as long as it is 
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
@@ -45,6 +45,7 @@ class Reader:
         self.layers, self.bytes = layers, 0
         self._pool = ThreadPoolExecutor(1)  # which starts no thread before it is asked for something
         self._ahead: dict[int, Future] = {}
+        self._copying: torch.cuda.Stream | None = None  # beside what is computed, where layers run on CUDA
 
     @contextlib.contextmanager
     def reading(self, layer: int, following: int | None = None) -> Iterator[nn.Module]:
@@ -64,6 +65,8 @@ class Reader:
                     stack.enter_context(replaced(part, vars(part)["_old_forward"]))
                 yield module
         finally:
+            if self._copying is not None:  # what is still computed reads the weights, which are given up now
+                torch.cuda.current_stream(self._copying.device).synchronize()
             for part, hook in waiting:
                 hook.post_forward(part, None)
 
@@ -73,10 +76,32 @@ class Reader:
         return self._ahead[layer]
 
     def _load(self, module: nn.Module) -> None:
-        with torch.inference_mode():
-            for part, hook in _waiting(module):
+        waiting = _waiting(module)
+        place = next((hook.execution_device for _, hook in waiting), None)
+        if self._copying is None and place is not None and torch.device(place).type == "cuda":
+            self._copying = torch.cuda.Stream(torch.device(place))
+        with torch.inference_mode(), torch.cuda.stream(self._copying):
+            for part, hook in waiting:
+                if self._copying is not None and not isinstance(hook.weights_map, Pinned):
+                    hook.weights_map = Pinned(hook.weights_map or {})
                 hook.pre_forward(part)
         self.bytes += sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+
+
+class Pinned(Mapping):
+    """Weights on disk, each handed out in memory from which an accelerator copies by itself."""
+
+    def __init__(self, weights: Mapping[str, torch.Tensor]):
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.weights[name].pin_memory()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
 
 
 def groups_within(items: Iterable, cost: Callable[[list], float], most: int) -> Iterator[list]:
