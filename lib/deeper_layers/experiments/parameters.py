@@ -52,7 +52,7 @@ class QuestionAnsweringParameters(Parameters):
         None, ge=0, le=checks.SHOTS, description="examples in the prompt; None: the task's own number"
     )
     memory: int = Field(
-        1, ge=1, le=2**20,
+        2, ge=1, le=2**20,
         description="GiB to keep beside the model: with more of it answers are generated in larger batches",
     )  # fmt: skip
 
