@@ -257,3 +257,10 @@ def test_a_claim_left_beside_a_unit_that_is_there_goes(tmp_path):
     left_by(path, Holder("another", 1, 1), age=claims.STALE + 20)
     distances_of(0, tmp_path)(True)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_processes_that_work_together_are_told_that_one_measures(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="^WORLD_SIZE is 2, and a unit is measured by one process"):
+        distances_of(0, tmp_path)()
+    assert not (tmp_path / "measured").exists()

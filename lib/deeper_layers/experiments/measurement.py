@@ -1,5 +1,6 @@
 """One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
 
+import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from deeper_layers import data, evaluation, files, models, results
+from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.claims import Taken, claimed, clear
@@ -100,7 +102,15 @@ class Measurement:
         return unit if unit is not None and results.has_parts(unit) else None
 
     def _claimed(self, key: dict, folder: Path, wait: bool) -> Unit:
-        """Measured now, unless another process was faster."""
+        """Measured now, unless another process was faster.
+
+        Raises InputError in one of several processes that torchrun or accelerate started: all would wait for the first.
+        """
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a unit is measured by one process: start one; healing by "
+                "several is deeper_layers.heal in a script of yours"
+            )
         path = results.unit_path(self.kind, self.name, key, folder)
         files.check_writable(path.parent)
         files.check_room(path.parent)
