@@ -108,8 +108,8 @@ class Measurement:
         """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a unit is measured by one process: start one; healing by "
-                "several is deeper_layers.heal in a script of yours"
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a unit is measured by one process: start one; healing "
+                "by several is deeper_layers.heal in a script of yours"
             )
         path = results.unit_path(self.kind, self.name, key, folder)
         files.check_writable(path.parent)
