@@ -282,19 +282,22 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
 
 
 def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
-    """The second begins and ends while the first one measures: both say the same, and leave one unit."""
-    words = ["distances", tiny_folder, *SMALL[:4], "--results", tmp_path, "--json"]
-    measure, ended = similarity.measure_distances, []
+    """The second begins while the first one measures, and waits for it: both say the same, and leave one unit."""
+    words = ["distances", str(tiny_folder), *map(str, SMALL[:4]), "--results", str(tmp_path), "--json"]
+    measure, started = similarity.measure_distances, []
 
     def meanwhile(*arguments, **options):
-        if not ended:
-            ended.append(None)
-            ended.append(typed(*words).stdout)
+        second = subprocess.Popen(
+            [sys.executable, "-m", "deeper_layers", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        started.append(second)
+        assert "waiting for process" in second.stderr.readline()
         return measure(*arguments, **options)
 
     monkeypatch.setattr(similarity, "measure_distances", meanwhile)
-    assert json.loads(typed(*words).stdout) == json.loads(ended[1])
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(json.loads(ended[1])["unit"])]
+    first = json.loads(typed(*words).stdout)
+    assert json.loads(started[0].communicate(timeout=100)[0]) == first and len(started) == 1
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(first["unit"])]
 
 
 def test_results_are_where_the_user_stands(tiny_folder, tmp_path, monkeypatch):
