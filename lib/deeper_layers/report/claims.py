@@ -12,7 +12,7 @@ from deeper_layers.results.units import Unit
 Rulings = Mapping[str, Mapping[str, list[Ruling]]]  # by claim, then by model
 # never by colour alone
 MARKS = {
-    AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "?"), NOTHING: ("open", "0"),
+    AGREES: ("agrees", "✓"), DIFFERS: ("differs", "✗"), OPEN: ("open", "?"), NOTHING: ("open", "○"),
     UNMEASURED: ("open", "–"),
 }  # fmt: skip
 COUNTED = {AGREES: "agree", DIFFERS: "differ", OPEN: OPEN, NOTHING: NOTHING, UNMEASURED: UNMEASURED}

@@ -62,8 +62,8 @@ def data_cards(units: Iterable[Unit]) -> str:
                     model = unit.key["model"]["name"]
                     asked[model] = max(asked.get(model, 0), items)
         used = "; ".join(f"{model}: {items:,}" for model, items in asked.items()) or "not measured"
-        rows.append((card.name, card.source, card.licence, card.splits, card.left_out, used))
-    heads = ["data", "source", "licence", "splits", "left out", "most that were asked (items, or sequences)"]
+        rows.append((card.name, f"{card.source}; {card.licence}", f"{card.splits}; left out: {card.left_out}", used))
+    heads = ["data", "source; licence", "splits", "most that were asked (items, or sequences)"]
     return _named("data-cards", pd.DataFrame(rows, columns=heads), "The data, and what of them was used")
 
 
