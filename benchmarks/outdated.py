@@ -13,12 +13,15 @@ MEASURES = {
     "gained": ("models", "pruning.py"),
     "generation": ("models", "pruning.py", "family", "evaluation"),
     "healing": ("models", "pruning.py", "healing"),
+    "predicted": ("models", "similarity.py", "family", "evaluation", "healing"),
+    "prompts": ("data", "evaluation"),
     "rebuilt": ("models", "family", "evaluation"),
     "searching": ("models", "pruning.py", "rules", "family", "evaluation"),
     "similarity": ("models", "similarity.py"),
     "slicing": ("models", "checkpoints"),
     "streaming": ("models", "similarity.py", "family", "evaluation"),
     "sweep": ("models", "pruning.py", "family", "evaluation"),
+    "verdicts": ("report",),
     "widened": ("models", "healing", "family", "evaluation"),
 }
 # options that take a path, and what stands for it where the command is kept

@@ -265,7 +265,8 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
             shutil.copy(ROOT / name, tmp_path)
     for name in ("index", "method", "glossary"):  # pages of models lead to the latter two
         (tmp_path / "book" / f"{name}.md").write_text(f"# {name}\n")
-    chapters = [{"file": name} for name in ("executed/07-models", "explorer", "measured", "method", "glossary")]
+    named = ("executed/07-models", "explorer", "measured", "method", "glossary", "bibliography")
+    chapters = [{"file": name} for name in named]
     contents = {"format": "jb-book", "root": "index", "parts": [{"chapters": chapters}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
     paths = os.pathsep.join(map(str, [tmp_path, tmp_path / "lib"]))

@@ -5,6 +5,7 @@ import doctest
 import functools
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,7 @@ def test_readme_commands(words, tiny_folder, tmp_path, monkeypatch):
     words += ["--limit", "3"] if words[0] in ("sweep", "scan") else []
     words += ["--results", "results"]
     monkeypatch.chdir(tmp_path)
+    shutil.copy(Path(tiny_folder, "config.json"), tmp_path)
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
     done = CliRunner().invoke(main, words)
     assert done.exit_code == 0, done.output

@@ -111,7 +111,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
     torch.manual_seed(0)
     found = generate(PrunedFamily(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.BATCH_ROWS)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.ROWS[0])
     assert found[0] == lm.generate_until(asked, disable_tqdm=True)
 
 

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 
 from deeper_layers.experiments import healings
+from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import (
     AblationParameters,
-    GeometryParameters,
     HealingParameters,
     QuestionAnsweringParameters,
     ReasoningParameters,
@@ -22,7 +22,6 @@ from deeper_layers.experiments.parameters import (
     ShotParameters,
     SimilarityParameters,
     TakeAwayParameters,
-    WhichLayersParameters,
 )
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model

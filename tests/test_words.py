@@ -20,6 +20,7 @@ TEXTS = ["", "  ", "nul\0l", "lone \ud800", "x" * 5000]
 NO_NUMBERS = ["", "²", "0x10"]
 NO_WHOLE_NUMBERS = ["1.5", HUGE]
 SIZES = ["-1", "0-99999999999", "8-0", "0-8-9", "²", "٣", "1.5", HUGE, f"0-{HUGE}", ",", "10001", "0..8", "all, 3"]
+LISTS = [word for word in SIZES if word != "all, 3"] + ["all"]
 TASKS = [",", "capitals:five", "capitals:٣", f"capitals@{HUGE}", "capitals@0", "capitals:1001",
          "capitals:1, capitals:2", "capitals/0-99999999999", "capitals/", "../../x", "*", "no such task",
          "nothing_of_this_name"]  # fmt: skip
@@ -43,6 +44,13 @@ WORDS = {  # of options and arguments; those of numbers and the texts above come
     "sizes": SIZES,
     "starts": SIZES,
     "blocks": ["-1", "0", "9" * 40],
+    "layers": LISTS,
+    "attention": LISTS,
+    "mlp": LISTS,
+    "engine": ["ollama", "VLLM", "vllm, none"],
+    "model_config": [*NO_FOLDERS, "/no/such/config.json"],
+    "machine": ["h100x0", "h100x", "x8", "abacus", "h100x-1", f"h100x{'9' * 40}", "h100x8x8"],
+    "cluster": ["pbs", "SLURM"],
     "tasks": TASKS,
     "notebooks": ["99", ",", "01, 99", "../x"],
     "kind": ["q2_k", "f64"],

@@ -13,6 +13,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.sweep_parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
 from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.machines import find_machine
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
@@ -25,7 +26,9 @@ ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
     "--model-config", type=Place(), help="in place of MODEL: its config.json, which is all that is known of it"
 )
 @click.option("--machine", help='also seconds and memory there: "this", or a device and how many, like h100x8')
-@click.option("--heal", default="small", show_default=True, help=f"with --machine, of a healing: {', '.join(PRESETS)}")
+@click.option(
+    "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
+)
 @asking(SweepParameters, but=("measure",), needed=False)
 @answering
 def plan(given: dict, model_config: Path | None, machine: str | None, heal: str) -> Answer:
@@ -41,6 +44,8 @@ def plan(given: dict, model_config: Path | None, machine: str | None, heal: str)
     """
     if ("model" in given) == (model_config is not None):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
+    if machine not in (None, "this"):
+        find_machine(machine)  # refused before a model is looked at
     parameters = SweepParameters(**given)
     source = source_of(parameters) if model_config is None else models.configured(model_config, parameters.dtype)
     content = planned(parameters, source)

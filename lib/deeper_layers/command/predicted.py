@@ -18,8 +18,6 @@ def predicted(
 
     Raises InputError for an unknown machine or preset, or a model that can't be built without weights.
     """
-    if machine != "this":
-        find_machine(machine)  # before a model is built
     if preset not in PRESETS:
         raise InputError(f"heal is {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
     empty = models.empty_model(source, trust_remote_code=parameters.trust_remote_code)
