@@ -133,7 +133,7 @@ def test_mistakes_of_a_plan_are_told(tiny_folder, tmp_path):
     (tmp_path / "none.json").write_text('{"model_type": "t5"}')
     assert "encoder-decoder" in said("plan", "--model-config", tmp_path / "none.json")
     assert "machine is 'h1'" in said("plan", tiny_folder, "--machine", "h1", "--tasks", "boolq").replace("--", "")
-    assert "is 'big', expected one of" in said("plan", tiny_folder, "--machine", "h100", "--heal", "big")
+    assert "'big' is not one of" in typed("plan", tiny_folder, "--machine", "h100", "--heal", "big", code=2).stderr
 
 
 def test_predicted_beside_measured(tiny_folder, tmp_path, monkeypatch):
