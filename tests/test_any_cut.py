@@ -50,7 +50,7 @@ def test_lists_are_what_is_typed():
 
 @pytest.mark.parametrize("command", ["prune", "sweep", "plan"])
 def test_every_registered_rule_is_offered(command):
-    words = " ".join(typed(command, "--help").stdout.split())
+    words = " ".join(typed(command, "--help").stdout.split()).replace("- ", "-")  # lines end at hyphens too
     assert all(f" {rule}" in words for rule in DROPPING) and "--layers" in words
 
 

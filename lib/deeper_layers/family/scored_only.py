@@ -43,18 +43,18 @@ class ScoredOnly:
         cache.found = self.remembered(layer, call, residual)
         named = call.named | {name: cache}
         if named.get("attention_mask") is None:
+            places = places.to(residual.device)
             keys = torch.arange(cache.found[0].shape[-2], device=places.device)
             before = len(keys) - residual.shape[1]
             named["attention_mask"] = (keys <= places[:, :, None] + before)[:, None]
         else:
-            named["attention_mask"] = named["attention_mask"].take_along_dim(places[:, None, :, None], dim=2)
+            named["attention_mask"] = _taken(named["attention_mask"], places[:, None, :, None], 2)
         if named.get("position_ids") is not None:
-            named["position_ids"] = named["position_ids"].take_along_dim(places, dim=1)
+            named["position_ids"] = _taken(named["position_ids"], places, 1)
         if named.get("position_embeddings") is not None:
             tables = named["position_embeddings"]
-            named["position_embeddings"] = tuple(t.take_along_dim(places[:, :, None], dim=1) for t in tables)
-        places = places.to(residual.device)[:, :, None]
-        return Call(call.arguments, named)(layer, residual.take_along_dim(places, dim=1))
+            named["position_embeddings"] = tuple(_taken(table, places[:, :, None], 1) for table in tables)
+        return Call(call.arguments, named)(layer, _taken(residual, places[:, :, None], 1))
 
     @contextlib.contextmanager
     def _few_queries(self, layer) -> Iterator[None]:
@@ -83,3 +83,8 @@ class Collecting:
 
     def __getattr__(self, name):
         return getattr(self.cache, name)
+
+
+def _taken(tensor: torch.Tensor, places: torch.Tensor, dim: int) -> torch.Tensor:
+    """What stands at some places of a tensor, on its device, which may be another than that of the places."""
+    return tensor.take_along_dim(places.to(tensor.device), dim=dim)
