@@ -136,7 +136,7 @@ def test_costs_are_of_the_unit_with_most_blocks():
         return Unit(kind, name, {"quantization": None, "num_fewshot": 5, **key}, {"measured": "2026"}, frame, {})
 
     few = unit("loss", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.5)])
-    more = unit("loss", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.25), ("c4", "loss", 2, 1, 4.0)],
+    more = unit("blocks", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.25), ("c4", "loss", 2, 1, 4.0)],
                 quantization="nf4")  # fmt: skip
     task = unit("sweep", "boolq", [("boolq", "acc", 0, 0, 0.75), ("boolq", "acc", 2, 1, 0.5)])
     task.rows["cut"] = ["0,0", "2,1"]

@@ -42,6 +42,7 @@ LARGEST = 1 - 1e-9  # of correlations: artanh of 1 is no number
 RUNS, STUDENT = 3, 4.302653  # and the 97.5% quantile of Student's t for one degree of freedom less
 RESAMPLES = 2000
 DISTANCE = "distance"
+LOSSES, SCORES = ("loss", "blocks", "scan-loss"), ("sweep", "scan")  # kinds of units
 Values = Float[np.ndarray, " B"]
 
 
@@ -150,7 +151,7 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
     quantized, the latest.
     """
     found: dict[str, list] = {}
-    for unit in whole_units([unit for unit in units if unit.kind in ("loss", "sweep")]):
+    for unit in whole_units([unit for unit in units if unit.kind in LOSSES + SCORES]):
         rows = unit.rows
         if "cut" in rows:  # of some the layers are no block
             rows = rows[rows["cut"] == rows["start"].astype(str) + "," + rows["size"].astype(str)]
@@ -171,7 +172,7 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
 
 def _paid(unit: Unit, rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """In what a unit's cuts are paid, whether more of it is a cost or a gain, and its rows."""
-    if unit.kind == "loss":
+    if unit.kind in LOSSES:
         yield f"loss on {unit.name}", 1, rows[rows["metric"] == "loss"]
         return
     for task in curves.own_tasks(unit):
