@@ -176,7 +176,7 @@ def loss_unit(late, seed=0) -> Unit:
          "stderr": 0.1, "items": 32}
         for cut in BLOCKS
     ])  # fmt: skip
-    return Unit("scan-loss", "c4", key, PROVENANCE, rows, OF_THE_MODEL | {"vocabulary": 10, "by_sequence": by_sequence})
+    return Unit("blocks", "c4", key, PROVENANCE, rows, OF_THE_MODEL | {"vocabulary": 10, "by_sequence": by_sequence})
 
 
 @pytest.mark.parametrize(("late", "verdict"), [(0.8, "holds"), (0.05, "fails"), (0.2, OPEN)])

@@ -100,7 +100,7 @@ def test_a_loss_under_the_cuts_of_rules_is_a_unit_and_has_a_price(asked, opened)
     (plan,) = scan_prices(parameters, cuts, lambda: opened).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     unit = scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
-    assert unit.kind == "scan-loss" and len(unit.details["by_sequence"]["2,2"]) == 2
+    assert unit.kind == "blocks" and len(unit.details["by_sequence"]["2,2"]) == 2
 
 
 @pytest.mark.parametrize(

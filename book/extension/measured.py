@@ -66,13 +66,11 @@ def describe(unit: Unit) -> dict:
     elif unit.kind == "shots":
         what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
         items = f"{unit.rows['items'].max():,}"
-    elif unit.kind in ("loss", "scan-loss"):
-        what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models"
+    elif unit.kind in ("loss", "blocks"):
+        blocks = " that lack a block" * (unit.kind == "blocks")
+        what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models{blocks}"
         length = f" of {key['sequence_length']} tokens" if key.get("sequence_length") else ""
         items = f"{unit.rows['items'].max():,} sequences{length}"
-    elif unit.kind == "blocks":
-        what = f"loss on {key['text']}, {len(key['cuts']) - 1} blocks of layers, one at a time"
-        items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"
     elif unit.kind == "choice":
         what = f"loss on {key['text']} of what the rule {key['rule']} leaves"
         items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"

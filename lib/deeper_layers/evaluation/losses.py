@@ -16,6 +16,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.family.planning import BATCH_TOKENS
+from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.results.shards import Shards
 
 METRIC = "loss"
@@ -43,24 +44,25 @@ def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Request
 
 def text_loss(
     model, cuts: list[Cut], sequences: list[torch.Tensor], *, shards: Shards | None = None,
-    batch_tokens: int | None = None,
+    family: PrunedFamily | None = None,
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
     Every token but the first of a sequence is foretold from those before it: see `request_loss`.
     Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
     """
-    return request_loss(model, cuts, text_requests(sequences), shards=shards, batch_tokens=batch_tokens)
+    return request_loss(model, cuts, text_requests(sequences), shards=shards, family=family)
 
 
 def request_loss(
-    model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None
-) -> tuple[pd.DataFrame, dict[str, list[float]]]:
+    model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None,
+    family: PrunedFamily | None = None,
+) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy of what is foretold, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by cut "start,size". Twice `batch_tokens` is about what is run between
-    two shards.
+    two shards. `family` is that of the model and these cuts, where it was made before.
     Raises InputError where there is no cut, or one that does not fit the model.
     """
     if not cuts:
@@ -68,7 +70,8 @@ def request_loss(
     contexts, continuations, max_length = requests
     logprobs, _ = loglikelihoods(
         model, contexts, continuations, cuts,
-        max_length=max_length, batch_tokens=batch_tokens or BATCH_TOKENS, shards=shards, what="loss on text",
+        max_length=max_length, batch_tokens=batch_tokens or BATCH_TOKENS, family=family, shards=shards,
+        what="loss on text",
     )  # fmt: skip
     lengths = np.array([len(continuation) for continuation in continuations])
     rows, of_sequences = [], {}

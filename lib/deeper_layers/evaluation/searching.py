@@ -1,12 +1,15 @@
 """What a rule needs to know of a model, measured on sequences of tokens, and the cuts that it chooses from that."""
 
 import sys
+from collections.abc import Callable
 
 import torch
 
 from deeper_layers.bridges.merging import likeness_on
 from deeper_layers.cuts import Cut
 from deeper_layers.evaluation.losses import text_loss
+from deeper_layers.family.abilities import Abilities
+from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.residuals import saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.choosing import REGISTERED
@@ -15,11 +18,29 @@ from deeper_layers.rules.rule import Known, Losses
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
+def families_of(model) -> Callable[[list[Cut]], PrunedFamily]:
+    """What makes families of a model, one after another, whose savings are tried once: a search has one a step.
+
+    Where a cut drops the last layer they are tried apart, as another layer then is the last.
+    """
+    tried: dict[bool, Abilities] = {}
+    last = num_layers(model) - 1
+
+    def family(cuts: list[Cut]) -> PrunedFamily:
+        ends = any(last in cut.dropped for cut in cuts)
+        found = PrunedFamily(model, cuts, tried.get(ends))
+        tried[ends] = found.can
+        return found
+
+    return family
+
+
 def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
     """What measures pruned models of a model on sequences of tokens, each [T]: nats a token, for each of some cuts."""
+    family = families_of(model)
 
     def losses(cuts: list[Cut]) -> list[float]:
-        rows, _ = text_loss(model, cuts, sequences)
+        rows, _ = text_loss(model, cuts, sequences, family=family(cuts))
         return rows["value"].tolist()
 
     return losses

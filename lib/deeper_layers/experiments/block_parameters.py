@@ -64,8 +64,8 @@ class WhichLayersParameters(Parameters):
     @property
     def calibration(self) -> dict:
         """What determines what a rule looks at, and a bridge is fitted on."""
-        names = ("corpus", "samples", "sequence_length", "seed", "calibration_sequences", "bridge_sequences")
-        return {name: getattr(self, name) for name in names}
+        names = ("calibration_sequences", "bridge_sequences")
+        return self.drawn | {name: getattr(self, name) for name in names}
 
     def shares(self, num_layers: int) -> list[int]:
         """How many layers each rule drops, at least one of them; halves are rounded up."""

@@ -8,13 +8,14 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 
-from deeper_layers import data, evaluation
+from deeper_layers import evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
-from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.distances import distances_unit, drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
+from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.rule import Known, Losses
 from deeper_layers.rules.similarity import distance_matrix
@@ -53,19 +54,13 @@ def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callab
     if not parameters.measure:
         raise InputError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
     print(price_in_words(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
-    model, tokenizer = opened()
-    return evaluation.known_of(model, rule, _sequences(parameters, tokenizer))
+    sequences = _sequences(parameters, opened)
+    return evaluation.known_of(opened()[0], rule, sequences)
 
 
-def _sequences(parameters: Parameters, tokenizer) -> list:
-    """The sequences of the distances, each [T]: corpus, samples, sequence length and seed."""
-    batches = data.text_batches(
-        tokenizer,
-        data.texts(parameters.corpus, datasets=parameters.datasets),
-        samples=parameters.samples,
-        length=parameters.sequence_length,
-        seed=parameters.seed,
-    )
+def _sequences(parameters: Parameters, opened: Callable) -> list:
+    """The sequences of the distances, each [T], without padding."""
+    batches = drawn_batches(parameters, opened)
     return [ids[mask.bool()] for batch in batches for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
 
 
@@ -85,12 +80,13 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
     """What measures candidates, and says before the first what all will cost."""
 
     @functools.cache
-    def priced() -> None:
+    def text() -> tuple[list, Callable]:
         said = price_in_words(rule, price(rule, size, parameters, source.num_layers))
         print(f"{said} (samples times sequence_length); each step is kept in results", file=sys.stderr, flush=True)
+        return _sequences(parameters, opened), evaluation.families_of(opened()[0])
 
     def losses(cuts: list[Cut]) -> list[float]:
-        unit = candidates_unit(cuts, parameters, source, opened, priced)
+        unit = candidates_unit(cuts, parameters, source, opened, text)
         of_cut = dict(zip(unit.rows["cut"], unit.rows["value"], strict=True))
         return [of_cut[cut.name] for cut in cuts]
 
@@ -98,29 +94,25 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
 
 
 def candidates_unit(
-    cuts: list[Cut],
-    parameters: Parameters,
-    source: Source,
-    opened: Callable,
-    before: Callable[[], object] = lambda: None,
-):
-    """Loss on text of some pruned models of any shape: read from results, else measured; `before()` is called first.
+    cuts: list[Cut], parameters: Parameters, source: Source, opened: Callable, text: Callable[[], tuple[list, Callable]]
+) -> Unit:
+    """Loss on text of some pruned models of any shape: read from results, else measured.
 
-    The text is that of the distances: corpus, samples, sequence length and seed. Rows: task, metric, start, size, cut,
-    value (nats a token), stderr, items.
+    The text is that of the distances: corpus, samples, sequence length and seed; `text()` has its sequences, each [T],
+    and what makes a family of cuts, for all steps of a search. Rows: task, metric, start, size, cut, value (nats a
+    token), stderr, items.
 
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
 
     def measure(shards):
-        before()
-        model, tokenizer = opened()
-        sequences = _sequences(parameters, tokenizer)
-        rows, _ = evaluation.text_loss(model, cuts, sequences, shards=shards)
+        sequences, family = text()
+        rows, _ = evaluation.text_loss(opened()[0], cuts, sequences, shards=shards, family=family(cuts))
         rows.insert(0, "task", parameters.corpus)
         rows["cut"] = [cut.name for cut in cuts]
         return rows, {"tokens": sum(map(len, sequences))}
 
+    drawn = parameters.drawn
     unit = Measurement(
         kind="candidates",
         name=parameters.corpus,
@@ -128,10 +120,8 @@ def candidates_unit(
         source=source,
         settings={
             **parameters.key,
-            "text": parameters.corpus,
-            "samples": parameters.samples,
-            "sequence_length": parameters.sequence_length,
-            "seed": parameters.seed,
+            "text": drawn.pop("corpus"),
+            **drawn,
             "cuts": [cut.name for cut in cuts],
         },
         reads=[text_of(parameters.corpus, parameters.datasets)],

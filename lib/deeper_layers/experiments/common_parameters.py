@@ -211,6 +211,11 @@ class Parameters(BaseModel):
         """What of the way a model is opened determines a measurement."""
         return {"quantization": self.quantization}
 
+    @property
+    def drawn(self) -> dict:
+        """What determines the sequences of the distances, besides the tokenizer."""
+        return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
+
 
 def _is_parameter(name: str, value: object) -> bool:
     """Whether a notebook's global name was meant as a parameter: not an import, not one of IPython's own."""

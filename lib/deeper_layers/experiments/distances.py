@@ -38,6 +38,21 @@ def distances_to_choose(parameters: Parameters, source: Source, opened: Callable
     return distances_unit(parameters, source, opened)
 
 
+def drawn_batches(parameters: Parameters, opened: Callable, samples: int | None = None) -> list:
+    """The sequences of the distances in batches, or the first so many of them.
+
+    Raises InputError, before the model is opened, where the corpus has too few.
+    """
+    documents = data.texts(parameters.corpus, datasets=parameters.datasets)
+    if len(documents) < parameters.samples:
+        raise InputError(
+            f"samples is {parameters.samples}, but the corpus has {len(documents)} documents: ask for fewer"
+        )
+    _, tokenizer = opened()
+    samples, length = samples or parameters.samples, parameters.sequence_length
+    return data.text_batches(tokenizer, documents, samples=samples, length=length, seed=parameters.seed)
+
+
 def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Unit:
     """The distances of a model: read from results, else measured on the model that `opened()` returns.
 
@@ -48,19 +63,8 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
     def measure(_):
         from deeper_layers.similarity import measure_distances  # torch, where there is something to measure
 
-        documents = data.texts(parameters.corpus, datasets=parameters.datasets)
-        if len(documents) < parameters.samples:  # before the model is opened
-            raise InputError(
-                f"samples is {parameters.samples}, but the corpus has {len(documents)} documents: ask for fewer"
-            )
-        model, tokenizer = opened()
-        batches = data.text_batches(
-            tokenizer,
-            documents,
-            samples=parameters.samples,
-            length=parameters.sequence_length,
-            seed=parameters.seed,
-        )
+        batches = drawn_batches(parameters, opened)
+        model, _ = opened()
         # a progress bar with the time left, readable in a terminal and in a log
         bar = functools.partial(tqdm, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
         kept: list[np.ndarray] = []
@@ -77,13 +81,7 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
         name=parameters.corpus,
         version=VERSION,
         source=source,
-        settings={
-            **parameters.key,
-            "corpus": parameters.corpus,
-            "samples": parameters.samples,
-            "sequence_length": parameters.sequence_length,
-            "seed": parameters.seed,
-        },
+        settings={**parameters.key, **parameters.drawn},
         reads=[text_of(parameters.corpus, parameters.datasets)],
         measure=measure,
     ).unit(parameters)

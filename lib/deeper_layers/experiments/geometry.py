@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from deeper_layers import data
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters
+from deeper_layers.experiments.distances import drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
@@ -32,13 +32,9 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
     def measure(shards):
         from deeper_layers import geometry  # torch, where there is something to measure
 
-        documents = data.texts(parameters.corpus, datasets=parameters.datasets)
-        model, tokenizer = opened()
-        drawn = functools.partial(
-            data.text_batches, tokenizer, documents, length=parameters.sequence_length, seed=parameters.seed
-        )
         # of one draw the first: those run again are among the others
-        batches, again = drawn(samples=parameters.samples), drawn(samples=parameters.skip_sequences)
+        batches, again = (drawn_batches(parameters, opened, some) for some in (None, parameters.skip_sequences))
+        model, _ = opened()
         tokens = [int(sum(batch["attention_mask"].sum() for batch in some)) for some in (batches, again)]
         layers, kept = source.num_layers, {"tokens": parameters.tokens}
         print(price(layers, *tokens), file=sys.stderr, flush=True)
@@ -64,10 +60,7 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
         source=source,
         settings={
             **parameters.key,
-            "corpus": parameters.corpus,
-            "samples": parameters.samples,
-            "sequence_length": parameters.sequence_length,
-            "seed": parameters.seed,
+            **parameters.drawn,
             "tokens": parameters.tokens,
             "neighbours": parameters.neighbours,
             "skip_sequences": parameters.skip_sequences,

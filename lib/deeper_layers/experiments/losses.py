@@ -1,12 +1,14 @@
 """Loss on text of a family of pruned models, not healed: a measured unit (paper, figure 3; the map of every block)."""
 
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from deeper_layers import data, evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
-from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.experiments.measurement import Data, Measurement, text_of
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -36,33 +38,32 @@ def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokeni
     return found
 
 
+class Foretold(NamedTuple):
+    """What losses are of: what names and determines it, what is read for it, and how it is asked of a model."""
+
+    key: dict
+    reads: Data
+    requests: Callable  # of the model and its tokenizer
+
+
+def of_corpus(parameters: HealingParameters | WhichLayersParameters) -> Foretold:
+    """The fixed sequences of a corpus, as `loss_sequences` has them."""
+    return Foretold(
+        parameters.loss_key,
+        text_of(parameters.text, parameters.datasets, split="validation"),
+        lambda _, tokenizer: evaluation.text_requests(loss_sequences(parameters, tokenizer)),
+    )
+
+
 def loss_unit(
     cuts: list[Cut], parameters: HealingParameters | WhichLayersParameters, source: Source, opened: Callable,
-    *, kind: str = "loss", batch_tokens: int | None = None,
+    *, kind: str = "loss",
 ) -> Unit:  # fmt: skip
     """The loss of pruned models before healing: read from results, else measured on what `opened()` returns.
 
-    What it will cost is printed before it runs, and what has run in batches of so many tokens is not run again.
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
-
-    def measure(shards):
-        model, tokenizer = opened()
-        rows, of_sequences = evaluation.text_loss(
-            model, cuts, loss_sequences(parameters, tokenizer), shards=shards, batch_tokens=batch_tokens
-        )
-        rows.insert(0, "task", parameters.text)
-        return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
-
-    unit = Measurement(
-        kind=kind,
-        name=parameters.text,
-        version=VERSION,
-        source=source,
-        settings={**parameters.key, **parameters.loss_key, "cuts": [[cut.start, cut.size] for cut in cuts]},
-        reads=[text_of(parameters.text, parameters.datasets, split="validation")],
-        measure=measure,
-    ).unit(parameters)
+    unit = foretold_unit(kind, cuts, of_corpus(parameters), parameters, source, opened)
     if unit is None:
         raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit
@@ -71,4 +72,31 @@ def loss_unit(
 def map_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
     """The loss without every block of the sizes that are asked for, as `loss_unit` gives it, of a kind of its own."""
     cuts = blocks(parameters.size_list(source.num_layers), source.num_layers)
-    return loss_unit(cuts, parameters, source, opened, kind="blocks", batch_tokens=OF_BLOCKS)
+    return loss_unit(cuts, parameters, source, opened, kind="blocks")
+
+
+def foretold_unit(
+    kind: str, cuts: list[Cut], foretold: Foretold, parameters: Parameters, source: Source, opened: Callable
+) -> Unit | None:
+    """Losses of pruned models; None where nothing is to be measured and results hold no such unit.
+
+    What it will cost is printed before it runs. Of blocks, of which there are hundreds, each part is done in minutes.
+    """
+    batch_tokens = OF_BLOCKS if kind == "blocks" else None
+
+    def measure(shards):
+        model, tokenizer = opened()
+        requests = foretold.requests(model, tokenizer)
+        rows, of_sequences = evaluation.request_loss(model, cuts, requests, shards=shards, batch_tokens=batch_tokens)
+        rows.insert(0, "task", foretold.key["text"])
+        return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
+
+    return Measurement(
+        kind=kind,
+        name=foretold.key["text"],
+        version=VERSION,
+        source=source,
+        settings={**parameters.key, **foretold.key, "cuts": [[cut.start, cut.size] for cut in cuts]},
+        reads=[foretold.reads],
+        measure=measure,
+    ).unit(parameters)

@@ -1,6 +1,6 @@
 """Scans: every block of so many layers, or the cuts of the paper's rules, on a task or as loss on text: measured units.
 
-They are units of a kind of their own: curves and claims are of the rules alone, and a scan has many blocks of one size.
+They are units of kinds of their own: curves and claims are of the rules alone, and a scan has many blocks of one size.
 Of tasks that are chosen they hold the log-probability of every choice.
 """
 
@@ -10,14 +10,12 @@ from deeper_layers import data, evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
-from deeper_layers.experiments.losses import loss_sequences
-from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.losses import Foretold, foretold_unit, of_corpus
+from deeper_layers.experiments.measurement import text_of
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.experiments.sweeps import chooser, sweep_unit
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
-
-VERSION = 1  # part of the key of a loss: raise it when a change here or in evaluation.losses changes numbers
 
 
 def scan_cuts(parameters: ScanParameters, source: Source, opened: Callable) -> dict[str, dict[str, list[Cut]]]:
@@ -46,50 +44,26 @@ def scan_unit(
 def scan_loss_unit(
     text: str, cuts_of: dict[str, list[Cut]], parameters: ScanParameters, source: Source, opened: Callable
 ) -> Unit | None:
-    """The loss on a corpus, or on the gold solutions of GSM8K given its problems, as `scan_unit` has scores."""
-    cuts = _distinct(cuts_of)
-    wanted, solutions = _sequences(text, parameters), text == data.SOLUTIONS
-    of_text = {"documents": wanted} if solutions else {"split": "validation"}
+    """The loss on a corpus, or on the gold solutions of GSM8K given its problems, as `scan_unit` has scores.
 
-    def measure(shards):
-        model, tokenizer = opened()
-        requests = _requests(text, parameters, model, tokenizer)
-        rows, of_sequences = evaluation.request_loss(model, cuts, requests, shards=shards)
-        rows.insert(0, "task", text)
-        return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
-
-    return Measurement(
-        kind="scan-loss",
-        name=text,
-        version=VERSION,
-        source=source,
-        settings={
-            **parameters.key,
-            "text": text,
-            "sequences": wanted,
-            "sequence_length": 0 if solutions else parameters.loss_length,  # a solution is as long as it is
-            "cuts": [[cut.start, cut.size] for cut in cuts],
-        },
-        reads=[text_of(text, parameters.datasets, **of_text)],
-        measure=measure,
-    ).unit(parameters)
+    It is of the kind of the map of every block, which answers for it where it has these blocks.
+    """
+    return foretold_unit("blocks", _distinct(cuts_of), _foretold(text, parameters), parameters, source, opened)
 
 
-def _requests(text: str, parameters: ScanParameters, model, tokenizer) -> tuple:
-    """What is foretold of a text, and after what."""
-    wanted = _sequences(text, parameters)
-    if text == data.SOLUTIONS:
+def _foretold(text: str, parameters: ScanParameters) -> Foretold:
+    """What the loss on a text is of. Raises InputError where it is not said how many sequences."""
+    if (wanted := parameters.limits[text]) is None:
+        raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
+    if text != data.SOLUTIONS:
+        return of_corpus(parameters.shared_with(HealingParameters, tasks="capitals", text=text, loss_sequences=wanted))
+
+    def requests(model, tokenizer):
         solved = data.solved_problems(datasets=parameters.datasets, documents=wanted)
         return evaluation.answer_requests(model, tokenizer, solved)
-    asked = parameters.shared_with(HealingParameters, tasks="capitals", text=text, loss_sequences=wanted)
-    return evaluation.text_requests(loss_sequences(asked, tokenizer))
 
-
-def _sequences(text: str, parameters: ScanParameters) -> int:
-    limit = parameters.limits[text]
-    if limit is None:
-        raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
-    return limit
+    key = {"text": text, "sequences": wanted, "sequence_length": 0}  # a solution is as long as it is
+    return Foretold(key, text_of(text, parameters.datasets, documents=wanted), requests)
 
 
 def _distinct(cuts_of: dict[str, list[Cut]]) -> list[Cut]:
@@ -104,7 +78,8 @@ def scan_prices(parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]
         distinct = _distinct(cuts_of)
         if name in parameters.text_list:
             pruned = family.PrunedFamily(model, distinct)
-            plans[name] = evaluation.plan_requests(pruned, *_requests(name, parameters, model, tokenizer))
+            requests = _foretold(name, parameters).requests(model, tokenizer)
+            plans[name] = evaluation.plan_requests(pruned, *requests)
         else:
             plans[name] = evaluation.plan(model, tokenizer, [name], distinct, **parameters.sweep_options(name))
     return plans

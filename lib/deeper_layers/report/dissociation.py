@@ -5,6 +5,7 @@ It is stated in words, and dated, in notebooks/12-where.ipynb: what is here foll
 Letters in shapes: R resamples, the first of them all items; C cuts; I items.
 """
 
+import collections
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -122,9 +123,10 @@ def all_blocks(layers: int, place: str) -> list[Cut]:
 def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[str, Unit]]:
     """By model and task the scan of blocks of SIZE layers, or that of both rules: the one with most items and cuts."""
     found: dict[str, dict[str, Unit]] = {}
-    for unit in whole_units([unit for unit in units if unit.kind in ("scan", "scan-loss")]):
-        sizes = {size for _, size in unit.key["cuts"] if size}
-        if unit.key["quantization"] or (sizes != {SIZE} if of_blocks else len(sizes) < 2):
+    for unit in whole_units([unit for unit in units if unit.kind in ("scan", "blocks")]):
+        starts = collections.Counter(size for _, size in unit.key["cuts"] if size)
+        # two rules have at most two blocks of a size; a map of losses has every block of others too
+        if unit.key["quantization"] or (starts[SIZE] < 3 if of_blocks else len(starts) < 2):
             continue
         of_model = found.setdefault(unit.key["model"]["name"], {})
         of_model[unit.name] = max(filter(None, (of_model.get(unit.name), unit)), key=_extent)

@@ -42,7 +42,7 @@ LARGEST = 1 - 1e-9  # of correlations: artanh of 1 is no number
 RUNS, STUDENT = 3, 4.302653  # and the 97.5% quantile of Student's t for one degree of freedom less
 RESAMPLES = 2000
 DISTANCE = "distance"
-LOSSES, SCORES = ("loss", "blocks", "scan-loss"), ("sweep", "scan")  # kinds of units
+LOSSES, SCORES = ("loss", "blocks"), ("sweep", "scan")  # kinds of units
 Values = Float[np.ndarray, " B"]
 
 

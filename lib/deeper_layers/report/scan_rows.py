@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import curves
-from deeper_layers.report.dissociation import FORMS, QUESTIONS, Kept, interval, kept, scans
+from deeper_layers.report.dissociation import FORMS, QUESTIONS, SIZE, Kept, interval, kept, scans
 from deeper_layers.report.outcomes import paired_change
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
@@ -53,11 +53,11 @@ def rises_by_start(units: Iterable[Unit]) -> pd.DataFrame:
     rows = []
     for model, of_model in scans(units).items():
         for text, unit in of_model.items():
-            if unit.kind != "scan-loss":
+            if unit.kind != "blocks":
                 continue
             by_cut = unit.details["by_sequence"]
             for start, size in unit.key["cuts"]:
-                if size:
+                if size == SIZE:
                     rise = paired_change(by_cut["0,0"], by_cut[f"{start},{size}"])
                     at = start / unit.details["num_layers"]
                     rows.append((text, model, size, start, at, *rise, len(by_cut["0,0"]), "rise"))

@@ -320,7 +320,6 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "blocks": (LossKey, Score, LossDetails),
     "choice": (ChoiceKey, Choice, ChoiceDetails),
     "scan": (SweepKey, Score, SweepDetails),
-    "scan-loss": (LossKey, Score, LossDetails),
     "similarity": (SimilarityKey, Distance, TextDetails),
     "distances": (SimilarityKey, Distance, DistancesDetails),
     "geometry": (GeometryKey, OfGeometry, GeometryDetails),
