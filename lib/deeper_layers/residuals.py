@@ -17,28 +17,15 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Network, NotApart
 from deeper_layers.models.sublayers import only
+from deeper_layers.similarity import Residuals
 
 
 def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
     """The residuals that enter every layer, and leave the last one, for a sequence of tokens [T]."""
-    layers, kept = decoder_layers(model), []
-
-    def entering(_, arguments, named):
-        kept.append((arguments[0] if arguments else named["hidden_states"])[0].double())
-
-    def leaving(_, arguments, output):
-        kept.append((output[0] if isinstance(output, tuple) else output)[0].double())
-
-    handles = [layer.register_forward_pre_hook(entering, with_kwargs=True) for layer in layers]
-    handles.append(layers[-1].register_forward_hook(leaving))
-    try:
-        device = model.get_input_embeddings().weight.device
-        with torch.inference_mode():
-            model.base_model(input_ids=tokens[None].to(device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return torch.stack(kept)
+    device = model.get_input_embeddings().weight.device
+    with torch.inference_mode(), Residuals(model) as recorder:
+        model.base_model(input_ids=tokens[None].to(device), use_cache=False)
+        return torch.stack([residual[0].double() for residual in recorder.residuals])
 
 
 def token_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:

@@ -24,15 +24,11 @@ from deeper_layers.models.streaming import groups_within, is_streamed
 MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
 
 
-class LastTokenResiduals:
-    """While entered, records the residual entering every layer, and leaving the last, at one token a row.
-
-    Only that token is kept: memory is (L+1) x B x D, whatever the sequences' length.
-    """
+class Residuals:
+    """While entered, keeps the residual entering every layer, and leaving the last, of a pass: [B, T, D] each."""
 
     def __init__(self, model: torch.nn.Module):
         self.layers = decoder_layers(model)
-        self.positions = torch.empty(0, dtype=torch.long)
         self.residuals: list[torch.Tensor] = []
 
     def __enter__(self):
@@ -43,12 +39,6 @@ class LastTokenResiduals:
     def __exit__(self, *_):
         for handle in self._handles:
             handle.remove()
-
-    def start(self, attention_mask: torch.Tensor) -> None:
-        """Before each batch: forget the last one, find each row's last token, on whichever side it is padded."""
-        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        self.positions = (attention_mask * (places + 1)).argmax(dim=1)
-        self.residuals = []
 
     def _entering(self, _, arguments, named):
         self.keep(arguments[0] if arguments else named["hidden_states"])
@@ -62,8 +52,27 @@ class LastTokenResiduals:
                 f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(hidden.shape)}; expected three "
                 "dimensions, [sequences, tokens, width], as distances are those of one residual; choose another model"
             )
+        self.residuals.append(self.of(hidden))
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What is kept of a residual."""
+        return hidden
+
+
+class LastTokenResiduals(Residuals):
+    """The same at one token a row: memory is (L+1) x B x D, whatever the sequences' length."""
+
+    positions = torch.empty(0, dtype=torch.long)
+
+    def start(self, attention_mask: torch.Tensor) -> None:
+        """Before each batch: forget the last one, find each row's last token, on whichever side it is padded."""
+        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+        self.positions = (attention_mask * (places + 1)).argmax(dim=1)
+        self.residuals = []
+
+    def of(self, hidden: torch.Tensor) -> torch.Tensor:
         rows = torch.arange(hidden.shape[0], device=hidden.device)
-        self.residuals.append(hidden[rows, self.positions.to(hidden.device)].detach().to("cpu"))
+        return hidden[rows, self.positions.to(hidden.device)].detach().to("cpu")
 
 
 def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
