@@ -90,13 +90,6 @@ def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Scor
     return found + named + _losses(evidence, cut, healed)
 
 
-def cuts_known(units: list[Unit], rule: str) -> list[Cut]:
-    """The cuts of a rule of which any task was scored, by size."""
-    evidence = Evidence(units)
-    answers = [found for topic in evidence.topics if (found := evidence.answers(topic, rule))]
-    return sorted({cut for one in answers for cut in one.cuts if cut.size}, key=lambda cut: (cut.size, cut.start))
-
-
 def healing_of(units: list[Unit], cut: Cut, config: dict, text: str) -> Unit | None:
     """The unit of a model healed after a cut, with these settings, on this text."""
     wanted = {"cut": [cut.start, cut.size], "healing": config, "text": text}
