@@ -109,7 +109,17 @@ class Cluster:
         self.wait_for(lambda: len(said(["sinfo", "-h", "-N", "-t", "idle"]).splitlines()) == len(NODES), "idle nodes")
 
     def start_node(self, name: str) -> None:
+        """Until it is up: every slurmd makes /run/slurm/sack.socket anew, and of two that do so at once one dies."""
+        log = self.folder / f"{name}.log"
+        before = log.stat().st_size if log.exists() else 0
         self._daemon(name, ["slurmd", "-D", "-N", name])
+
+        def up() -> bool:
+            if self.daemons[name].poll() is not None:
+                raise AssertionError(f"slurmd of {name} died:\n{log.read_text()[before:]}")
+            return b"started on" in log.read_bytes()[before:]
+
+        self.wait_for(up, f"node {name}", 60)
 
     def kill_node(self, name: str) -> None:
         """A node and all that runs on it, at once, as when its plug is pulled."""
