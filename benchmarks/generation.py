@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="0,2,4,8", help="block sizes of the simple rule, with commas")
     parser.add_argument("--datasets", help="a local mirror of the hub")
     parser.add_argument("--batch", type=int, default=20, help="batch size of HFLM")
+    parser.add_argument("--memory", type=float, default=4, help="GiB beside the weights for ours")
     parser.add_argument("--engine", choices=ENGINES, help="a third side")
     parser.add_argument("--show", action="store_true", help="print all texts")
     options = parser.parse_args()
@@ -43,7 +44,10 @@ def main() -> None:
     instances = harness.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
     cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
     weights, before = sum(p.numel() * p.element_size() for p in model.parameters()), side_by_side.held()
-    ours, seconds, peak = side_by_side.measured(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances))
+    memory = int(options.memory * 2**30)
+    ours, seconds, peak = side_by_side.measured(
+        lambda: generate(PrunedFamily(model, cuts), tokenizer, instances, memory=memory)
+    )
     written, passed_engine = [[] for _ in cuts], 0.0
     if options.engine:
         check_installed(options.engine)
@@ -67,7 +71,10 @@ def main() -> None:
         "cuts": rows, "texts": len(cuts) * len(instances), "texts_equal": equal,
         "seconds": {"hflm": round(naive, 1), "ours": round(seconds, 1)},
         "times_faster_than_hflm": round(naive / seconds, 2),
-        "bytes": {"weights": weights, "held_before": before, "peak_of_ours": peak, "peak_of_hflm": naive_peak},
+        "bytes": {
+            "weights": weights, "held_before": before, "allowed_to_ours": memory, "peak_of_ours": peak,
+            "peak_of_hflm": naive_peak,
+        },
     }  # fmt: skip
     if options.engine:
         content[options.engine] = {

@@ -1,8 +1,9 @@
 """Greedy answers of all pruned models of a family to the prompts of a batch, a token of all of them at a time.
 
 A lane is one prompt under one pruned model. The prompts walk through the tree once. Then, at each step, a layer runs on
-the lanes of all models that keep it, which a finished lane leaves. A beginning that all prompts share is lent, every
-lane has keys and values of its own tokens in a buffer with room for what is to come.
+the lanes of all models that keep it, which a finished lane leaves. A beginning that all prompts share is lent, and a
+prompt to the models that are one up to a layer, where attention can be computed apart; else every lane has a copy. Keys
+and values of a lane's own tokens are in a buffer with room for what is to come.
 
 Letters in shapes: B prompts, T tokens, K keys.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from deeper_layers.cuts import WHOLE
-from deeper_layers.family.lending import Lent, Pair
+from deeper_layers.family.lending import Lent, Pair, Sharing
 from deeper_layers.family.masks import attention_masks, sees_all
 from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning, logits_at_once
 from deeper_layers.family.pruned_family import PrunedFamily
@@ -34,6 +35,24 @@ class Lanes:
 
     def __post_init__(self):
         self.active = torch.tensor(self.order[: self.going])
+        self._of_models: dict[tuple[int, ...], tuple[torch.Tensor, ...]] = {}
+
+    def leave(self, device) -> None:
+        """Some have left: the first `going` of `order` have not."""
+        self.active = torch.tensor(self.order[: self.going], dtype=torch.long, device=device)
+        self._of_models.clear()
+
+    def of_models(self, models: tuple[int, ...], count: int) -> tuple[torch.Tensor, ...]:
+        """Of the lanes going those of some models: which, of which of `count` prompts, and the how manieth of that."""
+        if models not in self._of_models:
+            rows = torch.isin(self.active // count, self.active.new_tensor(models)).nonzero()[:, 0]
+            prompt = self.active[rows] % count
+            place, before = torch.empty_like(prompt), prompt.bincount(minlength=count).cumsum(0).roll(1)
+            before[0] = 0
+            order = prompt.argsort(stable=True)
+            place[order] = torch.arange(len(order), device=order.device) - before[prompt[order]]
+            self._of_models[models] = rows, prompt, place
+        return self._of_models[models]
 
 
 class Buffer(Lent):
@@ -46,12 +65,13 @@ class Buffer(Lent):
         self.at: tuple = ()
 
     def fill(self, at: tuple, prompts: list[Pair]) -> None:
-        """Room for lanes at a layer, with the keys and values [B, heads, T, head width] of each model's prompts."""
+        """Room for lanes at a layer, after the keys and values [B, heads, T, head width] of each model's prompts."""
         self.pairs[at] = [
             t.new_empty(len(prompts) * len(t), t.shape[1], self.width, t.shape[3]) for t in prompts[0]
         ]  # fmt: skip
-        for buffer, of_models in zip(self.pairs[at], zip(*prompts, strict=True), strict=True):
-            buffer[:, :, : of_models[0].shape[2]] = torch.cat(of_models)
+        if not self.apart:
+            for buffer, of_models in zip(self.pairs[at], zip(*prompts, strict=True), strict=True):
+                buffer[:, :, : of_models[0].shape[2]] = torch.cat(of_models)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.length + self.position
@@ -86,13 +106,15 @@ class Decoding:
             rest = row[self.shared : -1]
             ids[i, : len(rest)] = torch.tensor(rest, dtype=torch.long)
         beginning = family.remember(tuple(rows[0][: self.shared]))
-        apart = family.can.apart and family.device.type == "cpu" and self.shared > 0
+        apart = family.can.apart and family.device.type == "cpu"
         self.apart = apart and sees_all(config, self.shared + own + most)
         # what is not computed apart stands in the buffers, before a lane's own tokens
-        self.before = 0 if self.apart else self.shared
-        self.own = self.before + own
-        self.buffer = Buffer(self.shared - self.before, self.apart, self.own + most)
-        self.beginning = beginning
+        before = self.shared + own
+        self.held = 0 if self.apart else before
+        self.buffer = Buffer(before - self.held, self.apart, self.held + most)
+        self.beginning, self.lent = beginning, {}
+        lengths = torch.tensor([len(row) - 1 - self.shared for row in rows], device=family.device)
+        self.padding = torch.arange(own, device=family.device) >= lengths[:, None]  # [B, own]
         prompts = self._prompts(ids, beginning)
         self.lanes: dict[tuple[int, ...], Lanes] = {}
         self.stops: list[list[tuple[str, Lanes]]] = []  # of each layer what of it runs on which lanes
@@ -108,7 +130,9 @@ class Decoding:
                 if all(node in prompts for node in nodes):  # a layer may keep none
                     self.buffer.fill((layer, part), [prompts[node] for node in nodes])
                 for node in set(nodes):
-                    prompts.pop(node, None)
+                    pair = prompts.pop(node, None)
+                    if self.apart and pair:
+                        self.lent[node] = pair
         self.everyone = self._lanes_of(tuple(range(len(tree.paths))), count)
 
     def _lanes_of(self, models: tuple[int, ...], count: int) -> Lanes:
@@ -121,17 +145,20 @@ class Decoding:
         """Keys and values of the prompts at every node; before them those of the beginning, where it is not apart."""
         family, found, how = self.family, {}, {"scored_only": self.family.can.score_only, "apart": self.apart}
         step = max(1, BATCH_TOKENS // ids.shape[1])
-        parts = []
-        for some in ids.split(step):
-            walk, own = remembering(self.network, family.tree, some, beginning, **how)
+        for first in range(0, len(ids), step):
+            some = slice(first, first + step)
+            width = max(1, int((~self.padding[some]).sum(dim=1).max()))  # of the longest of these
+            walk, own = remembering(self.network, family.tree, ids[some, :width], beginning, **how)
             walk.through()
-            parts.append(own.kept)
-        for node in list(parts[0]):
-            pair = tuple(torch.cat(of_parts) for of_parts in zip(*(part.pop(node) for part in parts), strict=True))
-            if self.before and beginning is not None:
+            for node, pair in own.kept.items():
+                if node not in found:
+                    found[node] = tuple(t.new_zeros(len(ids), t.shape[1], ids.shape[1], t.shape[3]) for t in pair)
+                for all_rows, tensor in zip(found[node], pair, strict=True):
+                    all_rows[some, :, :width] = tensor
+        for node, pair in found.items():
+            if self.held and beginning is not None:
                 lent = (tensor.expand(len(ids), -1, -1, -1) for tensor in beginning.kept[node])
-                pair = tuple(torch.cat(both, dim=2) for both in zip(lent, pair, strict=True))
-            found[node] = pair
+                found[node] = tuple(torch.cat(both, dim=2) for both in zip(lent, pair, strict=True))
         return found
 
     @torch.inference_mode()
@@ -143,16 +170,15 @@ class Decoding:
         """For each cut the new tokens of each prompt; `is_over` says of some lanes' new tokens which are finished."""
         network, device, count = self.network, self.family.device, len(self.rows)
         total = len(self.family.cuts) * count
-        lengths = torch.tensor([[len(row) - 1 - self.shared + self.before] for row in self.rows], device=device)
-        lengths = lengths.repeat(len(self.family.cuts), 1)
-        # of every key that there will be: its place in the sequence, and whether it is one or padding
-        before = torch.arange(self.own, device=device).expand(total, self.own)
+        lengths = torch.tensor([[len(row) - 1] for row in self.rows], device=device).repeat(len(self.family.cuts), 1)
+        # of every key that there will be in a buffer: its place in the sequence, and whether it is one or padding
+        before = torch.arange(self.held, device=device).expand(total, self.held)
         after = lengths + torch.arange(self.most, device=device)
-        places = torch.cat([before, after], dim=1) + (self.shared - self.before)
+        places = torch.cat([before, after], dim=1)
         real = torch.cat([before < lengths, after >= 0], dim=1)
         tokens = torch.tensor([row[-1] for row in self.rows] * len(self.family.cuts), device=device)
         new: list[list[int]] = [[] for _ in range(total)]
-        for position in range(self.own, self.own + self.most):
+        for position in range(self.held, self.held + self.most):
             residuals = self._pass(position, tokens, places, real)
             active = self.everyone.active
             some = residuals[active, 0].split(logits_at_once(network.head.weight.shape[0]))
@@ -202,16 +228,20 @@ class Decoding:
         return residuals
 
     def _lend(self, layer: int, lanes: Lanes) -> None:
-        """Tell attention which beginning is whose."""
+        """Tell attention which beginning and which prompts are whose."""
         if not self.apart:
             return
-        of_models = torch.div(lanes.active, len(self.rows), rounding_mode="floor")
-        found: dict[int, list[torch.Tensor]] = {}
+        of_nodes: dict[int, list[int]] = {}
         for model in lanes.models:
-            node = self.family.tree.paths[model][layer].leaves
-            found.setdefault(node, []).append((of_models == model).nonzero()[:, 0])
-        self.buffer.nodes = [self.beginning.kept[node] for node in found]
-        self.buffer.rows_of = [torch.cat(rows) for rows in found.values()]
+            of_nodes.setdefault(self.family.tree.paths[model][layer].leaves, []).append(model)
+        self.buffer.sharing = [
+            Sharing(
+                *lanes.of_models(tuple(models), len(self.rows)), self.lent[node], self.padding[:, None, None],
+                self.beginning and self.beginning.kept[node],
+            )
+            for node, models in of_nodes.items()
+            if node in self.lent and len(lanes.of_models(tuple(models), len(self.rows))[0])
+        ]  # fmt: skip
 
     def _leave(self, over: set[int]) -> None:
         """Finished lanes change places with the last ones that are not, wherever they pass."""
@@ -231,4 +261,4 @@ class Decoding:
                         for place in at.get(id(lanes), []):
                             if place in self.buffer.pairs:
                                 self.buffer.swap(place, row, last)
-            lanes.active = torch.tensor(lanes.order[: lanes.going], dtype=torch.long, device=self.family.device)
+            lanes.leave(self.family.device)

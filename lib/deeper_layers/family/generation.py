@@ -27,7 +27,7 @@ from deeper_layers.models.streaming import groups_within
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards, skip
 
-ROWS = (32, 16, 8, 4, 2, 1)  # of a batch, the first that fit into memory
+ROWS = (32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # of a batch, the first that fit into memory
 LEAST_ROWS = 8  # of a batch, rather than which fewer models are run together
 FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
 # entries of a generation configuration that greedy decoding follows here, or has no use for
@@ -76,7 +76,8 @@ def generate(
     needed = lambda cuts, rows: family.bytes_to_write(cuts, rows, longest, shared, most)  # noqa: E731
     groups = list(groups_within(cuts, lambda cuts: needed(cuts, LEAST_ROWS), memory))
     fitting = (rows for rows in ROWS if max(needed(cuts, rows) for cuts in groups) <= memory)
-    rows, groups = next(fitting, ROWS[-1]), [family.part(cuts) for cuts in groups]
+    batches = -(-len(asked) // next(fitting, ROWS[-1]))
+    rows, groups = -(-len(asked) // batches), [family.part(cuts) for cuts in groups]  # batches of one size
     prompts = _HFLM(model, tokenizer, rows)
     prompts.generate_until(instances, disable_tqdm=True)
     own = family.can.branch and _is_greedy(model) and all(call.greedy for call in prompts.calls)

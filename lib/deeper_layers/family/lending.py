@@ -6,6 +6,7 @@ Letters in shapes: B sequences of a batch, T tokens, P tokens of the shared begi
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from transformers import AttentionInterface, DynamicCache
@@ -27,7 +28,9 @@ class Lent(DynamicCache):
         super().__init__()
         self.length, self.apart = length, apart
         self.nodes: list[Pair] = []  # [1, heads, P, head width] of each node that runs
-        self.rows_of: list[torch.Tensor] | None = None  # which rows are of which; None: equally many, one after another
+        self.sharing: list[
+            Sharing
+        ] = []  # instead, where each row is one query after a prompt that others go on with too
         self.added: Pair | None = None  # keys and values of the sequences themselves
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -79,6 +82,8 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     scale = width**-0.5 if scaling is None else scaling
     # heads that share keys stand next to each other: they are more queries of one head
     query = (query * scale).view(rows, few, heads // few, length, width)
+    if _lent.sharing:
+        return _of_lanes(query, key, value, _lent.sharing).view(rows, heads, length, width).transpose(1, 2), None
     causal = attention_mask is None
     if causal:
         own = key.shape[2]
@@ -88,12 +93,10 @@ def attend_apart(module, query, key, value, attention_mask, scaling=None, dropou
     if queries > FEW:
         of_nodes = zip(*(tensor.chunk(len(nodes)) for tensor in (query, key, value, hidden)), nodes, strict=True)
         found = [_one_by_one(*parts, causal) for parts in of_nodes]
-    elif _lent.rows_of is not None:
-        found = [_all_in_one(query, key, value, hidden, list(zip(nodes, _lent.rows_of, strict=True)))]
     else:
         parts = zip(*(tensor.chunk(len(nodes)) for tensor in (query, key, value, hidden)), strict=True)
         found = [
-            _all_in_one(*some, [(node, slice(None))])
+            _all_in_one(*some, node)
             for node, part in zip(nodes, parts, strict=True)
             for some in zip(*(tensor.split(QUERIES // queries) for tensor in part), strict=True)
         ]
@@ -118,22 +121,70 @@ def _one_by_one(query, key, value, hidden, lent: Pair, causal: bool):
     return found
 
 
-def _all_in_one(query, key, value, hidden, nodes: list[tuple[Pair, torch.Tensor | slice]]):
-    """The queries of all sequences of a node in one product with its beginning; `nodes` says which rows are whose."""
+def _all_in_one(query, key, value, hidden, lent: Pair):
+    """The queries of all sequences of a node in one product with its beginning."""
     rows, few, group, length, width = query.shape
-    shared, hidden = nodes[0][0][0].shape[2], hidden.repeat(1, 1, group, 1)
+    shared, hidden = lent[0].shape[2], hidden.repeat(1, 1, group, 1)
     query = query.reshape(rows, few, -1, width)
-    before = query.new_empty(few, rows, group * length, shared)
-    for (keys, _), of_node in nodes:
-        together = query[of_node].transpose(0, 1).reshape(few, -1, width)
-        before[:, of_node] = product(together, keys[0].transpose(1, 2)).view(few, -1, group * length, shared)
+    together = query.transpose(0, 1).reshape(few, -1, width)
+    before = product(together, lent[0][0].transpose(1, 2)).view(few, rows, group * length, shared)
     own = product(query, key.transpose(2, 3)).masked_fill_(hidden, -torch.inf).transpose(0, 1)
     weights = torch.cat([before, own], dim=-1).softmax(dim=-1)
     found = product(weights[..., shared:].transpose(0, 1), value)
-    for (_, values), of_node in nodes:
-        of_shared = product(weights[:, of_node, :, :shared].reshape(few, -1, shared), values[0])
-        found[of_node] += of_shared.view(few, -1, group * length, width).transpose(0, 1)
+    of_shared = product(weights[..., :shared].reshape(few, -1, shared), lent[1][0])
+    found += of_shared.view(few, rows, -1, width).transpose(0, 1)
     return found
+
+
+@dataclass
+class Sharing:
+    """Rows of a pass, of one query each, that have a node in common: what all of them see before their own tokens."""
+
+    rows: torch.Tensor  # [R], which of the pass
+    prompt: torch.Tensor  # [R], whose prompt each of them goes on, of B ...
+    place: torch.Tensor  # [R], ... and which it is of those that go on with the same one
+    prompts: Pair  # [B, heads, T, head width]
+    padding: torch.Tensor  # [B, 1, 1, T], true where a prompt is shorter
+    beginning: Pair | None = None  # [1, heads, P, head width], before all prompts
+
+
+def _of_lanes(query, key, value, shared: list[Sharing]):
+    """Each row over its own keys, its prompt's, which are read once for all that go on with it, and the beginning's.
+
+    Three softmaxes become one by the logarithms of what their weights sum up to.
+    """
+    query = query.squeeze(3)  # [rows, heads of keys, group, head width]
+    parts = [_attended(query, key, value)]
+    of_prompts, of_beginnings = ([torch.empty_like(part) for part in parts[0]] for _ in range(2))
+    for one in shared:
+        some = query[one.rows]
+        count, few, group, width = some.shape
+        prompts, together = len(one.padding), int(one.place.max()) + 1
+        asked = some.new_zeros(prompts, together, few, group, width)
+        asked[one.prompt, one.place] = some
+        found = _attended(asked.transpose(1, 2).reshape(prompts, few, -1, width), *one.prompts, one.padding)
+        for all_rows, part in zip(of_prompts, found, strict=True):
+            part = part.view(prompts, few, together, group, -1).transpose(1, 2)
+            all_rows[one.rows] = part[one.prompt, one.place]
+        if one.beginning:
+            found = _attended(some.transpose(0, 1).reshape(few, -1, width), *(kept[0] for kept in one.beginning))
+            for all_rows, part in zip(of_beginnings, found, strict=True):
+                all_rows[one.rows] = part.view(few, count, group, -1).transpose(0, 1)
+    parts += [of_prompts, *([of_beginnings] if shared[0].beginning else [])]
+    weights = torch.stack([logarithm for _, logarithm in parts]).softmax(dim=0)
+    return sum(weight * part for weight, (part, _) in zip(weights, parts, strict=True)).to(query.dtype).unsqueeze(3)
+
+
+def _attended(query, key, value, padding=None):
+    """[..., Q, head width] values by weights that sum up to 1, and of what these were the logarithm of the sum."""
+    scores = product(query, key.transpose(-2, -1)).float()
+    if padding is not None:
+        # finite, since a prompt may have no token before its last
+        scores.masked_fill_(padding, torch.finfo(scores.dtype).min)
+    most = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(most).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    return product(weights.to(value.dtype), value).float().div_(total), total.log_().add_(most)
 
 
 AttentionInterface.register(ATTEND_APART, attend_apart)

@@ -69,21 +69,26 @@ class Memory:
 
         The prompts have at most `longest` tokens, of which they share the first ones.
         """
-        worth = shared >= SHARED_TOKENS and self.can.share and self._apart(Shape(rows, longest + most - shared, shared))
-        lent = shared if worth else 0
+        apart = self._apart(Shape(rows, longest + most))
+        lent = shared if apart and shared >= SHARED_TOKENS and self.can.share else 0
         own, models, remembered = longest - lent, len(tree.paths), self.network.bytes_remembered
         some = Shape(max(1, min(rows, BATCH_TOKENS // longest)), own, lent)
-        filling = rows * own * tree.nodes * remembered + self._waiting(tree, some) + self.running(tree, some)
+        prompts = rows * own * tree.nodes * remembered
+        filling = prompts + self._waiting(tree, some) + self.running(tree, some)
+        if apart:  # each prompt once for all models that are one up to a node; scores of lanes over all that they see
+            answers = rows * most * sum(map(len, tree.paths)) * remembered
+            of_lane = self._of_row(1, 0) + 4 * self.heads * (longest + most) * 4
+            writing = prompts + answers + max(2 * rows * own * remembered, rows * models * of_lane)
+            return int(lent * tree.nodes * remembered + max(filling, writing, prompts + self.of_head(rows * models)))
         buffers = rows * (own + most) * sum(map(len, tree.paths)) * remembered
         # of one layer: keys and values of prompts on their way into the buffers, then copies of these and masks
         moving = rows * own * (models + max(map(len, tree.levels))) * remembered
         together = {tuple(layer in path and path[layer].part for path in tree.paths) for layer in range(tree.layers)}
         masks = rows * sum(bool(part) for parts in together for part in parts) * self.makes.branched * (own + most)
-        scores = 4 * self.heads * lent * self.network.dtype.itemsize
-        of_lane = self._of_row(1, 0) + (own + most) * remembered * self.copies + scores
+        of_lane = self._of_row(1, 0) + (own + most) * remembered * self.copies
         step = masks + rows * models * of_lane
         writing = buffers + max(moving, step, self.of_head(rows * models))
-        return int(lent * tree.nodes * remembered + max(filling, writing))
+        return int(max(filling, writing))
 
     def running(self, tree: Tree, shape: Shape) -> float:
         """Of a batch while a layer runs on nodes of the tree in one product, and then the head."""
