@@ -20,6 +20,7 @@ from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences
 from deeper_layers.evaluation.searching import losses_on
 from deeper_layers.family.planning import BATCH_TOKENS
+from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sublayers import only
@@ -45,6 +46,7 @@ def main() -> None:
     texts = corpora.texts("wikipedia", split="train")
     text = sequences(tokenizer, texts, length=options.length, tokens=options.tokens)
     layers, sizes, found = num_layers(model), list(range(options.size + 1)), {}
+    head = PrunedFamily(model, [Cut(0, 0)]).head_layers  # a bare pass is one of the layers and the head
     tokens = sum(map(len, text))
     if tokens > BATCH_TOKENS:
         parser.error(f"--tokens makes {tokens}, expected at most {BATCH_TOKENS}: both ways run one batch")
@@ -53,12 +55,14 @@ def main() -> None:
         way([Cut(0, 0)])
     for rule in options.rules.split(","):
         seconds: dict[str, list[float]] = {way: [] for way in (*ways, "bare")}
-        price = REGISTERED[rule].passes(options.size, layers)
-        print(f"{rule}: at most {price:,.1f} passes of the whole model over {tokens:,} tokens", flush=True)
+        chosen = REGISTERED[rule]
+        print(f"{rule}: {chosen.price(options.size, layers)}, over {tokens:,} tokens", flush=True)
+        steps = chosen.passes(options.size, layers) * layers + chosen.heads(options.size, layers) * head
+        price = steps / (layers + head)
         for _ in range(options.repeats):
             cuts = {}
             for way, losses in ways.items():
-                choose = functools.partial(REGISTERED[rule].choose, sizes, Known(layers, losses=losses))
+                choose = functools.partial(chosen.choose, sizes, Known(layers, losses=losses))
                 cuts[way], took, _ = side_by_side.measured(choose)
                 seconds[way].append(round(took, 2))
             _, took, _ = side_by_side.measured(lambda: ways["one_by_one"]([Cut(0, 0)]))

@@ -165,7 +165,7 @@ def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_p
     tasks = ["--tasks", "capitals", "--limit", 6, "--rules", "greedy"]
     plan = json.loads(typed("plan", *asked, *tasks, "--sizes", "0-2", "--json").stdout)
     passes = round(REGISTERED["greedy"].passes(2, 5), 1)
-    assert plan["searches"] == {"greedy": {"passes": passes, "tokens_at_most": 256}}
+    assert plan["searches"] == {"greedy": {"passes": passes, "heads": 5, "tokens_at_most": 256}}
     least, most = plan["tasks"][0]["layer_steps"]
     measured = []
     loss = evaluation.text_loss
@@ -179,7 +179,7 @@ def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_p
 
     monkeypatch.setattr("deeper_layers.experiments.choosing.evaluation.text_loss", interrupted)
     done = typed("sweep", *asked, *tasks, "--sizes", "0-2", code=130)
-    price = f"greedy: at most {passes} passes of the whole model over at most 256 tokens"
+    price = f"greedy: at most {passes} passes of all layers and 5 of the head, over at most 256 tokens"
     assert done.stderr.index(price) < done.stderr.index("loss on text")
     rows = json.loads(typed("sweep", *asked, *tasks, "--sizes", "0-2", "--json").stdout)["rows"]
     # the first step was there: each step was measured once

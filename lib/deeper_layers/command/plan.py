@@ -113,9 +113,9 @@ def in_words(content: dict) -> str:
             f"{_steps(found['layer_steps_at_most'])} layer-steps"
         )))  # fmt: skip
     if content["searches"]:
-        from deeper_layers.experiments.choosing import price_in_words
+        from deeper_layers.experiments.choosing import priced
 
-        said = (price_in_words(rule, price) for rule, price in content["searches"].items())
+        said = (priced(rule, price) for rule, price in content["searches"].items())
         parts += [f"{price}, and less where results hold some" for price in said]
     parts.append("\n".join(f"{task['task']}: {_task_in_words(task)}" for task in content["tasks"]))
     if any("unit" not in task for task in content["tasks"]):

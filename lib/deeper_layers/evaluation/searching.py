@@ -64,6 +64,6 @@ def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor], **
     `known` is what was measured already, like distances.
     """
     tokens, chosen = sum(map(len, sequences)), REGISTERED[rule]
-    passes = chosen.passes(max(sizes, default=0), num_layers(model))
-    print(f"{rule}: {passes:,.1f} passes of the whole model over {tokens:,} tokens", file=sys.stderr)
+    price = chosen.price(max(sizes, default=0), num_layers(model))
+    print(f"{rule}: {price}, over {tokens:,} tokens", file=sys.stderr)
     return chosen.choose(sizes, known_of(model, rule, sequences, **known))

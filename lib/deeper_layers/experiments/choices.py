@@ -40,8 +40,8 @@ def choice_unit(
         if chosen.needs == "distances":
             unit = distances_unit(parameters, source, opened)
             known, tokens = {"distances": distance_matrix(unit.rows)}, unit.details["tokens"]
-        passes = chosen.passes(max(sizes), source.num_layers)
-        print(f"{rule}: {passes:,.1f} passes of the whole model over {tokens:,} tokens", file=sys.stderr)
+        passes, price = (of(max(sizes), source.num_layers) for of in (chosen.passes, chosen.price))
+        print(f"{rule}: {price}, over {tokens:,} tokens", file=sys.stderr)
         begin = time.monotonic()
         found = evaluation.known_of(model, rule, text, **known)
         cuts = chosen.choose(sizes, found)

@@ -17,7 +17,7 @@ from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
-from deeper_layers.rules.rule import Known, Losses
+from deeper_layers.rules.rule import Known, Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
@@ -53,7 +53,7 @@ def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callab
     needs = REGISTERED[rule].needs
     if not parameters.measure:
         raise InputError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
-    print(price_in_words(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
+    print(priced(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
     sequences = _sequences(parameters, opened)
     return evaluation.known_of(opened()[0], rule, sequences)
 
@@ -65,15 +65,15 @@ def _sequences(parameters: Parameters, opened: Callable) -> list:
 
 
 def price(rule: str, size: int, parameters: Parameters, layers: int) -> dict:
-    """What a rule costs at most that searches by loss: passes of the whole model over the text, and its tokens."""
-    tokens = parameters.samples * parameters.sequence_length
-    return {"passes": round(REGISTERED[rule].passes(size, layers), 1), "tokens_at_most": tokens}
+    """What a rule costs at most that looks at text: passes of all layers and of the head over it, and its tokens."""
+    tokens, chosen = parameters.samples * parameters.sequence_length, REGISTERED[rule]
+    passes, heads = round(chosen.passes(size, layers), 1), chosen.heads(size, layers)
+    return {"passes": passes, "heads": heads, "tokens_at_most": tokens}
 
 
-def price_in_words(rule: str, price: dict) -> str:
-    return (
-        f"{rule}: at most {price['passes']:,} passes of the whole model over at most {price['tokens_at_most']:,} tokens"
-    )
+def priced(rule: str, price: dict) -> str:
+    said = price_in_words(price["passes"], price["heads"])
+    return f"{rule}: {said}, over at most {price['tokens_at_most']:,} tokens"
 
 
 def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened: Callable) -> Losses:
@@ -81,7 +81,7 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
 
     @functools.cache
     def text() -> tuple[list, Callable]:
-        said = price_in_words(rule, price(rule, size, parameters, source.num_layers))
+        said = priced(rule, price(rule, size, parameters, source.num_layers))
         print(f"{said} (samples times sequence_length); each step is kept in results", file=sys.stderr, flush=True)
         return _sequences(parameters, opened), evaluation.families_of(opened()[0])
 

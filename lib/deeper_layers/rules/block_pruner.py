@@ -38,7 +38,7 @@ def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
 
 
 def candidate_passes(size: int, layers: int) -> float:
-    """Passes of the whole model that the tree needs for all steps, at most."""
+    """Passes of all layers that the tree needs for all steps, at most."""
     # what a candidate runs for itself: from its layer on; the cheapest are dropped first in the worst case
     own = sorted(layers - layer for layer in range(layers) for _ in PARTS)
     return sum(layers + sum(own[step:]) for step in range(2 * size)) / layers
@@ -51,4 +51,5 @@ RULE = Rule(
     source="Zhong et al., arXiv 2406.10594, algorithm 1",
     cuts=_cuts,
     passes=candidate_passes,
+    heads=lambda size, layers: sum(2 * layers - step for step in range(2 * size)),
 )

@@ -40,7 +40,7 @@ def greedy_cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
 
 
 def candidate_nodes(size: int, layers: int) -> float:
-    """Passes of the whole model that the tree needs for all steps, at most: nodes over layers."""
+    """Passes of all layers that the tree needs for all steps, at most: nodes over layers."""
     nodes = 0
     for dropped in range(size):
         left = layers - dropped
@@ -56,4 +56,5 @@ RULE = Rule(
     source="Song et al., arXiv 2402.09025, algorithm 1",
     cuts=greedy_cuts,
     passes=candidate_nodes,
+    heads=lambda size, layers: sum(layers - 2 - step for step in range(size)),
 )

@@ -27,7 +27,7 @@ def _cuts(sizes: Sequence[int], known: Known, plus: bool) -> list[Cut]:
 
 
 def alone_nodes(size: int, layers: int) -> float:
-    """Passes of the whole model for each layer dropped alone, as a tree: those below the dropped one are shared."""
+    """Passes of all layers for each layer dropped alone, as a tree: those below the dropped one are shared."""
     return (layers - 1 + sum(layers - 1 - layer for layer in range(layers))) / layers
 
 
@@ -40,6 +40,7 @@ def _rule(plus: bool) -> Rule:
         source="Kim et al., arXiv 2402.02834, section 3.2",
         cuts=lambda sizes, known: _cuts(sizes, known, plus),
         passes=alone_nodes,
+        heads=lambda size, layers: layers,
     )
 
 

@@ -59,7 +59,8 @@ class Rule:
         needs: attribute of `Known` without which it can't choose; "" where it needs none.
         source: paper and section.
         cuts: for each size the cut, from what is known.
-        passes: its price in passes of the whole model over the calibration text, for the largest size and L layers.
+        passes: its price in passes of all layers over the calibration text, for the largest size and L layers.
+        heads: and in passes of the head, which runs for each pruned model whose loss is measured.
         changes: what becomes of the weights that stay, of those above; "" where they stay as they are.
     """
 
@@ -70,12 +71,21 @@ class Rule:
     cuts: Callable[[Sequence[int], Known], list[Cut]]
     passes: Callable[[int, int], float]
     changes: str = ""
+    heads: Callable[[int, int], int] = lambda size, layers: 0
+
+    def price(self, size: int, layers: int) -> str:
+        """Its price, in words."""
+        return price_in_words(self.passes(size, layers), self.heads(size, layers))
 
     def choose(self, sizes: Sequence[int], known: Known) -> list[Cut]:
         """The cut of each size. Raises InputError where a size does not fit, or what it needs is missing."""
         if self.needs and getattr(known, self.needs) is None:
             raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {HOW[self.needs]}")
         return self.cuts(sizes, known)
+
+
+def price_in_words(passes: float, heads: int) -> str:
+    return f"at most {passes:,.1f} passes of all layers" + (f" and {heads:,} of the head" if heads else "")
 
 
 def first_of(layer: Merged) -> int:
