@@ -19,6 +19,7 @@ from deeper_layers.report.claims import (
     verdict_of,
 )
 from deeper_layers.report.evidence import Evidence, by_model
+from deeper_layers.report.half_gone import half_gone, halves, in_words
 from deeper_layers.report.thresholds import AT_ONCE, EARLIEST, LATEST
 from deeper_layers.report.verdicts import (
     AGREES,
@@ -238,6 +239,7 @@ def test_without_units_nothing_is_said():
     for claim in CLAIMS:
         (found,) = rulings[claim.identifier].values()
         assert all(ruling.reason.startswith("not measured: ") and not ruling.findings for ruling in found)
+    assert half_gone(rulings) is None and in_words(rulings) == ""
     page = result(rulings) + summary_table(rulings) + details(rulings)
     page = re.sub("<p>The (paper|share).*?</p>", "", page)
     words = html.unescape(re.sub("<[^>]*>", " ", page)).replace("GSM8K", "").replace(f"{len(CLAIMS)} claims", "")
@@ -280,3 +282,7 @@ def test_every_figure_of_the_paper_has_its_page_and_its_claims():
         assert f'href="#claim-{claim.identifier}"' in page and f'id="claim-{claim.identifier}"' in page
     assert claims.CLIFFS.startswith("Llama-2 45% to 55%")
     assert re.search(r"MMLU</th><td>\d+% \(", result(rulings))
+    figure = half_gone(rulings)
+    (half,) = halves(rulings)
+    assert figure.data[["row", "value"]].values.tolist() == [["MMLU", half.finding.value]] and "MMLU: " in figure.alt
+    assert in_words(rulings) == ""  # one task is nothing to compare

@@ -101,8 +101,10 @@ def test_plotting_scripts_only_where_there_is_a_figure(pages):
         assert bool(FIGURE.search(page.text)) == ("plotly.min.js" in page.text) == ("plots.js" in page.text), name
 
 
-def test_the_first_page_shows_the_headline_figure(pages):
-    assert len(FIGURE.findall(pages["index.html"].text)) == 1
+def test_the_first_page_shows_the_finding_and_the_headline_figure(pages):
+    text = pages["index.html"].text
+    assert len(FIGURE.findall(text)) == 2
+    assert text.index('id="finding"') < text.index('id="half-gone"') < text.index('id="headline"')
     assert "Not measured" not in pages["index.html"].text + pages["measured.html"].text
 
 

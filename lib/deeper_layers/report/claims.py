@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from deeper_layers.report import decisions, healing_decisions, paper
 from deeper_layers.report.evidence import TOPICS, Evidence, by_model
+from deeper_layers.report.half_gone import halves
 from deeper_layers.report.names import as_html
 from deeper_layers.report.verdicts import AGREES, DIFFERS, NOTHING, OPEN, UNMEASURED, Ruling, corrected, together
 from deeper_layers.results.units import Unit
@@ -188,13 +189,8 @@ def result(rulings: Rulings) -> str:
     """HTML: where half of each model's accuracy above guessing is gone, and how many claims hold of it."""
     models = _models(rulings)
     cliffs: dict[tuple[str, str], list[str]] = {}
-    for claim in ("plateau", "boolq", "reasoning"):
-        for model in models:
-            for ruling in rulings[claim][model]:
-                if ruling.findings:
-                    _, beside, line = ruling.about.rpartition(", beside ")
-                    shown = ruling.findings[0].shown + (f" beside {line}" if beside else "")
-                    cliffs.setdefault((ruling.topic, model), []).append(shown)
+    for half in halves(rulings):
+        cliffs.setdefault((half.topic, half.model), []).append(f"{half.finding.shown} {half.beside}".strip())
     rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]

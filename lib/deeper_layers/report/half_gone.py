@@ -1,0 +1,112 @@
+"""Where half of each model's accuracy above guessing is gone: one picture, a row for each task, and in words.
+
+From the rulings of claims.py; the paper's own numbers stand below.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from deeper_layers.report import paper
+from deeper_layers.report.drawing import GREY, Figure, Picture, details_of, styles_of
+from deeper_layers.report.evidence import TOPICS
+from deeper_layers.report.names import as_html, as_plotly
+from deeper_layers.report.verdicts import Finding, Ruling
+
+CLAIMS = ("plateau", "boolq", "reasoning")  # whose first finding is where half is gone
+LEAST = 0.6  # of the layers, that the picture shows
+
+
+@dataclass(frozen=True)
+class Half:
+    """Where half is gone, as a share of the layers."""
+
+    topic: str
+    beside: str  # the line of guessing, where there is more than one
+    model: str
+    finding: Finding
+
+    @property
+    def row(self) -> str:
+        return f"{self.topic}, {self.beside}" if self.beside else self.topic
+
+
+def halves(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> list[Half]:
+    """All that is known, task by task in the order of TOPICS."""
+
+    def known() -> Iterator[Half]:
+        for claim in CLAIMS:
+            for model, found in rulings[claim].items():
+                for ruling in found:
+                    if ruling.findings:
+                        _, beside, line = ruling.about.rpartition(", beside ")
+                        yield Half(ruling.topic, f"beside {line}" if beside else "", model, ruling.findings[0])
+
+    return sorted(known(), key=lambda half: TOPICS.index(half.topic))
+
+
+def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
+    """HTML: the earliest, MMLU and the latest of the model of which most can be said; "" where there are not two."""
+    found = halves(rulings)
+    model = next(iter(rulings[CLAIMS[0]]))
+    own = sorted((half for half in found if half.model == model), key=lambda half: half.finding.value)
+    if len(own) < 2:
+        return ""
+    told = [half for half in own if half in (own[0], own[-1]) or half.topic == "MMLU"]
+    said = [f"on {half.row} at {half.finding.shown}" for half in told]
+    text = (
+        f"Half of what {model} scores above guessing is gone {', '.join(said[:-1])} and {said[-1]} of its layers. How "
+        "many it can lose depends on what it is asked, and on how it is to answer."
+    )
+    return f'<div id="finding"><p><strong>{as_html(text)}</strong></p></div>'
+
+
+def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: str = "") -> Figure | None:
+    """The picture: share of the layers across, a row for each task, the earliest on top; None where nothing is known.
+
+    Below them the paper's families, whose models were larger, and healed.
+    """
+    found = halves(rulings)
+    if not found:
+        return None
+    models = list(dict.fromkeys(half.model for half in found))
+    first = {half.row: half.finding.value for half in reversed(found)}
+    first |= {half.row: half.finding.value for half in found if half.model == models[0]}
+    rows = sorted(first, key=lambda row: (first[row], row))
+    names = [*rows, *(f"{family}, MMLU, as the paper has it" for family in paper.CLIFFS)]
+    data = pd.DataFrame(
+        {
+            "row": half.row, "model": half.model, "value": half.finding.value, "low": half.finding.low,
+            "high": half.finding.high, "items": half.finding.items,
+        }
+        for half in found
+    )  # fmt: skip
+    end = max([LEAST, *(value + 0.05 for value in data[["value", "low", "high"]].stack() if math.isfinite(value))])
+    picture = Picture("Layers dropped when half of it is gone, n / L", None, percent=True, inches=(6.6, 4.2))
+    for number, (model, style) in enumerate(zip(models, styles_of(models))):
+        own = data[data["model"] == model]
+        aside = 0.16 * number + 0.1  # below the name of the row
+        y = own["row"].map(names.index) + aside
+        hover = (
+            f"{as_plotly(model)}, %{{customdata[0]}}<br>%{{customdata[1]}}, "
+            "95% interval %{customdata[2]} to %{customdata[3]}"
+        )
+        details = details_of(own, "row", "value", "low", "high")
+        for place, low, high in zip(y, own["low"], own["high"]):
+            look = {"colour": style["colour"], "label": model, "width": 1.5}
+            picture.line([low, min(high, end)], [place, place], **look, hover=None)
+        look = {"label": model, "line": None, "size": 6, "details": details, "hover": hover}
+        picture.line(own["value"].where(own["value"] <= end), y, **{**style, **look})
+    for place, (family, (low, high)) in enumerate(paper.CLIFFS.items(), len(rows)):
+        hover = f"{family}, the paper: {low:.0%}" + (f" to {high:.0%}" if high > low else "")
+        picture.line([low, high], [place + 0.2, place + 0.2], colour=GREY, width=3, marker="circle", hover=hover)
+    picture.caption = (
+        "Share of its layers at which a model has first lost half of its accuracy above guessing, in the answer format "
+        "of each task, with 95% intervals: similarity-informed pruning, not healed. Grey: the paper's models, of 2.7 "
+        "to 70 billion parameters, healed."
+    )
+    words = "; ".join(f"{half.model}, {half.row}: {half.finding.shown}" for half in found)
+    picture.alt = f"Where half of the accuracy above guessing is gone, as a share of the layers. {words}."
+    return picture.finish("half-gone", provenance, data, x=[0, end], y=[len(names) - 0.4, -0.6], rows=names)
