@@ -261,7 +261,9 @@ class Picture:
         percent = {"tickformat": ".0%"} if self.percent else {}
         for number, title in zip(self.numbers, self.titles):
             layout[f"xaxis{number}"] = {**axis, "range": x, "anchor": f"y{number}", "nticks": 6, **percent}
-            layout[f"yaxis{number}"] = {**axis, "range": y, "anchor": f"x{number}", "showticklabels": not rows}
+            layout[f"yaxis{number}"] = {**axis, "range": y, "anchor": f"x{number}"}
+            if rows:
+                layout[f"yaxis{number}"] |= {"showgrid": False, "showticklabels": False}
             place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
             self.notes.append({"text": as_plotly(title), **place, "xanchor": "left", "yanchor": "bottom"})
         notes = [{**note, "showarrow": False} for note in self.notes if note["text"]]

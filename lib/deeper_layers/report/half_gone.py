@@ -75,7 +75,7 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
     first = {half.row: half.finding.value for half in reversed(found)}
     first |= {half.row: half.finding.value for half in found if half.model == models[0]}
     rows = sorted(first, key=lambda row: (first[row], row))
-    names = [*rows, *(f"{family}, MMLU, as the paper has it" for family in paper.CLIFFS)]
+    names = [*rows, *(f"The paper, MMLU: {family}" for family in paper.CLIFFS)]
     data = pd.DataFrame(
         {
             "row": half.row, "model": half.model, "value": half.finding.value, "low": half.finding.low,
@@ -87,7 +87,7 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
     picture = Picture("Layers dropped when half of it is gone, n / L", None, percent=True, inches=(6.6, 4.2))
     for number, (model, style) in enumerate(zip(models, styles_of(models))):
         own = data[data["model"] == model]
-        aside = 0.16 * number + 0.1  # below the name of the row
+        aside = 0.13 * number + 0.1  # below the name of the row
         y = own["row"].map(names.index) + aside
         hover = (
             f"{as_plotly(model)}, %{{customdata[0]}}<br>%{{customdata[1]}}, "
