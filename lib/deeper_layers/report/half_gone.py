@@ -84,7 +84,7 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
         for half in found
     )  # fmt: skip
     end = max([LEAST, *(value + 0.05 for value in data[["value", "low", "high"]].stack() if math.isfinite(value))])
-    picture = Picture("Layers dropped when half of it is gone, n / L", None, percent=True, inches=(6.6, 4.2))
+    picture = Picture("Layers dropped when half of it is gone, n / L", None, percent=True, inches=(6.6, 5.0))
     for number, (model, style) in enumerate(zip(models, styles_of(models))):
         own = data[data["model"] == model]
         aside = 0.13 * number + 0.1  # below the name of the row
