@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from deeper_layers import evaluation
 from deeper_layers.checkpoints.lineage import read_lineage
 from deeper_layers.checkpoints.slicing import slice_checkpoint
-from deeper_layers.command.foretold import typed_lists
+from deeper_layers.command.preview import typed_lists
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation.searching import search

@@ -75,7 +75,7 @@ def test_both_forms_ask_the_same_of_the_same_items(opened):
 
 
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
-    """Each token of an answer, foretold by the model without the layers; what is given is not scored."""
+    """Each token of an answer, predicted by the model without the layers; what is given is not scored."""
     model, tokenizer = opened
     cuts = [Cut(0, 0), Cut(1, 2)]
     rows, of_answers = request_loss(model, cuts, answer_requests(model, tokenizer, SOLVED))

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from deeper_layers.checkpoints import replacing
-from deeper_layers.command import foretold
+from deeper_layers.command import preview
 from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.report import one_cut
@@ -30,14 +30,14 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
     words = ["prune", tiny_folder, tmp_path / "out", *SIMPLE, "--results", tmp_path / "results"]
-    foretold = json.loads(typed(*words, "--dtype", "float16", "--dry-run", "--json").stdout)
+    previewed = json.loads(typed(*words, "--dtype", "float16", "--dry-run", "--json").stdout)
     assert not list(tmp_path.iterdir())
-    assert foretold["kept"] == [0, 1, 4] and foretold["scores"] == [] and foretold["engines"] == []
+    assert previewed["kept"] == [0, 1, 4] and previewed["scores"] == [] and previewed["engines"] == []
     written = json.loads(typed(*words, "--dtype", "float16", "--json").stdout)
     weights = sum(tensor.nbytes for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
-    assert foretold["bytes"] == weights < written["bytes"] and foretold["dtype"] == "float16"
-    assert set(foretold) >= {"model", "layers", "cut", "kept", "engines", "scores", "ruins", "out", "bytes"}
-    assert foretold["cut"] == written["cut"] == {"start": 2, "size": 2}
+    assert previewed["bytes"] == weights < written["bytes"] and previewed["dtype"] == "float16"
+    assert set(previewed) >= {"model", "layers", "cut", "kept", "engines", "scores", "ruins", "out", "bytes"}
+    assert previewed["cut"] == written["cut"] == {"start": 2, "size": 2}
     assert "results hold nothing of this model" in typed("prune", tiny_folder, "out", *SIMPLE, "--dry-run").stdout
 
 
@@ -53,9 +53,9 @@ def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     assert capitals["guessing"] > 0.25 and capitals["items"] == 120
     found = one_cut.scores(all_units(results_folder(), model=EMBEDDED.name), Cut(2, 4))
     assert [score.topic for score in found if score.ruined] == content["ruins"]
-    text = foretold.ruin_in_words(found)
+    text = preview.ruin_in_words(found)
     assert f"ruins {len(content['ruins'])} of " in text and "largest n that does not" in text
-    assert foretold.ruin_in_words([score for score in found if not score.ruined]) is None
+    assert preview.ruin_in_words([score for score in found if not score.ruined]) is None
 
 
 def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tmp_path):
@@ -228,10 +228,10 @@ def test_layers_for_multi_token_prediction_stay_or_are_left_out(tmp_path):
     both = {}
     for name, options in {"kept": [], "left out": ["--without-mtp"]}.items():
         words[2] = tmp_path / name
-        foretold = json.loads(typed(*words, *options, "--dry-run", "--json").stdout)["bytes"]
+        previewed = json.loads(typed(*words, *options, "--dry-run", "--json").stdout)["bytes"]
         typed(*words, *options)
         both[name] = load_file(tmp_path / name / "model.safetensors")
-        assert sum(tensor.nbytes for tensor in both[name].values()) == foretold
+        assert sum(tensor.nbytes for tensor in both[name].values()) == previewed
         card = (tmp_path / name / "README.md").read_text()
         assert f"multi-token prediction, which come after the last one, are {name}" in card
         assert ("--without-mtp" in card) == (name == "left out")

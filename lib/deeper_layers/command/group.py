@@ -20,7 +20,7 @@ SUBCOMMANDS = {
     "scan": "Score every block of so many layers, at every start.",
     "prune": "Write a checkpoint without some of its layers.",
     "heal": "Fine-tune a pruned model, keep the adapters, score it.",
-    "report": "Run every notebook for a model, then build the site.",
+    "report": "Run the notebooks of one model, then build the site.",
 }
 
 

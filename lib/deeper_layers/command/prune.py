@@ -16,8 +16,8 @@ from deeper_layers import checkpoints, checks, data, files, models
 from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
-from deeper_layers.command.foretold import Known, engines_in_words, foretold, is_gguf, smaller, typed_lists, units_of
 from deeper_layers.command.options import Place, asking
+from deeper_layers.command.preview import Known, engines_in_words, is_gguf, preview, smaller, typed_lists, units_of
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
@@ -119,7 +119,7 @@ def prune(
         raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
     if dry_run:
         source = found() if is_gguf(model) else models.find_model(model, revision=revision, hashed=False)
-        return foretold(known, out, source, dtype, kind, not without_mtp)
+        return preview(known, out, source, dtype, kind, not without_mtp)
     known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder

@@ -18,16 +18,23 @@ from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned, source_of
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.experiments.sweep_parameters import SweepParameters
 
+IF_NAMED = (WhichLayersParameters, GeometryParameters)  # which ask of every block of layers: hours, not minutes
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
 
 @click.command
 @asking(HealingParameters, but=("measure",), defaults=False)
-@click.option("--notebooks", default="all", show_default=True, help='which: like "01, 02"')
+@click.option(
+    "--notebooks",
+    default="all",
+    show_default=True,
+    help='which: like "01, 02"; 13 and 14 measure every block of layers, and are made only where they are named',
+)
 @click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
 @click.option("--cluster", type=click.Choice(["local", "slurm"]), help="each unit a job, on this machine or of SLURM, "
@@ -35,7 +42,7 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
-    """Run every notebook on MODEL, the plan of its sweep first, and build the site with its pages.
+    """Run the notebooks on MODEL, the plan of its sweep first, and build the site with its pages.
 
     Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
     it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
@@ -134,7 +141,7 @@ def _chosen(notebooks: str) -> dict[str, type[Parameters]]:
     """The notebooks that were asked for, in order, with the classes of their parameters."""
     kinds = {kind.notebook: kind for kind in sorted(_kinds(), key=lambda kind: kind.notebook)}
     if notebooks == "all":
-        return kinds
+        return {name: kind for name, kind in kinds.items() if kind not in IF_NAMED}
     wanted = split(notebooks)
     found = {name: kind for name, kind in kinds.items() if {name, name[:2]} & set(wanted)}
     if not found or set(wanted) - {*found, *(name[:2] for name in found)}:

@@ -22,11 +22,11 @@ from deeper_layers.results.shards import Shards
 METRIC = "loss"
 
 
-Requests = tuple[list[list[int]], list[list[int]], int]  # contexts, what is foretold after each, the longest of both
+Requests = tuple[list[list[int]], list[list[int]], int]  # contexts, what is predicted after each, the longest of both
 
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
-    """Sequences of tokens, each [T], of which all but the first are foretold.
+    """Sequences of tokens, each [T], of which all but the first are predicted.
 
     Raises InputError where there is no sequence, or one of a single token.
     """
@@ -37,7 +37,7 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
 
 
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
-    """Pairs of a prompt, which is given, and its answer, which is foretold, in tokens as lm-eval makes them."""
+    """Pairs of a prompt, which is given, and its answer, which is predicted, in tokens as lm-eval makes them."""
     asked = [Instance("loglikelihood", {}, pair, number) for number, pair in enumerate(answers)]
     return harness.encode(asked, model, tokenizer)
 
@@ -48,7 +48,7 @@ def text_loss(
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
-    Every token but the first of a sequence is foretold from those before it: see `request_loss`.
+    Every token but the first of a sequence is predicted from those before it: see `request_loss`.
     Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
     """
     return request_loss(model, cuts, text_requests(sequences), shards=shards, family=family)
@@ -58,7 +58,7 @@ def request_loss(
     model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None,
     family: PrunedFamily | None = None,
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
-    """Mean cross-entropy of what is foretold, in nats a token, under each pruned model.
+    """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by cut "start,size". Twice `batch_tokens` is about what is run between

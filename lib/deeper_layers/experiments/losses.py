@@ -38,7 +38,7 @@ def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokeni
     return found
 
 
-class Foretold(NamedTuple):
+class Predicted(NamedTuple):
     """What losses are of: what names and determines it, what is read for it, and how it is asked of a model."""
 
     key: dict
@@ -46,9 +46,9 @@ class Foretold(NamedTuple):
     requests: Callable  # of the model and its tokenizer
 
 
-def of_corpus(parameters: HealingParameters | WhichLayersParameters) -> Foretold:
+def of_corpus(parameters: HealingParameters | WhichLayersParameters) -> Predicted:
     """The fixed sequences of a corpus, as `loss_sequences` has them."""
-    return Foretold(
+    return Predicted(
         parameters.loss_key,
         text_of(parameters.text, parameters.datasets, split="validation"),
         lambda _, tokenizer: evaluation.text_requests(loss_sequences(parameters, tokenizer)),
@@ -63,7 +63,7 @@ def loss_unit(
 
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
-    unit = foretold_unit(kind, cuts, of_corpus(parameters), parameters, source, opened)
+    unit = predicted_unit(kind, cuts, of_corpus(parameters), parameters, source, opened)
     if unit is None:
         raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit
@@ -75,8 +75,8 @@ def map_unit(parameters: WhichLayersParameters, source: Source, opened: Callable
     return loss_unit(cuts, parameters, source, opened, kind="blocks")
 
 
-def foretold_unit(
-    kind: str, cuts: list[Cut], foretold: Foretold, parameters: Parameters, source: Source, opened: Callable
+def predicted_unit(
+    kind: str, cuts: list[Cut], predicted: Predicted, parameters: Parameters, source: Source, opened: Callable
 ) -> Unit | None:
     """Losses of pruned models; None where nothing is to be measured and results hold no such unit.
 
@@ -86,17 +86,17 @@ def foretold_unit(
 
     def measure(shards):
         model, tokenizer = opened()
-        requests = foretold.requests(model, tokenizer)
+        requests = predicted.requests(model, tokenizer)
         rows, of_sequences = evaluation.request_loss(model, cuts, requests, shards=shards, batch_tokens=batch_tokens)
-        rows.insert(0, "task", foretold.key["text"])
+        rows.insert(0, "task", predicted.key["text"])
         return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
 
     return Measurement(
         kind=kind,
-        name=foretold.key["text"],
+        name=predicted.key["text"],
         version=VERSION,
         source=source,
-        settings={**parameters.key, **foretold.key, "cuts": [[cut.start, cut.size] for cut in cuts]},
-        reads=[foretold.reads],
+        settings={**parameters.key, **predicted.key, "cuts": [[cut.start, cut.size] for cut in cuts]},
+        reads=[predicted.reads],
         measure=measure,
     ).unit(parameters)

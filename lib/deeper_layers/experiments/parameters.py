@@ -164,7 +164,7 @@ class HealingParameters(QuestionAnsweringParameters):
     adapters: str | None = Field(None, description='"all" layers (the paper), or those "above" the cut')
     auxiliary: float | None = Field(None, ge=0, le=WEIGHT, description="weight of the auxiliary loss at the cut")
     objective: str | None = Field(
-        None, description='"text": to foretell the next token, or "distill": as the unpruned model does'
+        None, description='"text": to predict the next token, or "distill": as the unpruned model does'
     )
     temperature: float | None = Field(
         None, ge=TEMPERATURES[0], le=TEMPERATURES[1], description='of the logits, where the objective is "distill"'

@@ -10,7 +10,7 @@ from deeper_layers import data, evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
-from deeper_layers.experiments.losses import Foretold, foretold_unit, of_corpus
+from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.experiments.sweeps import chooser, sweep_unit
@@ -48,10 +48,10 @@ def scan_loss_unit(
 
     It is of the kind of the map of every block, which answers for it where it has these blocks.
     """
-    return foretold_unit("blocks", _distinct(cuts_of), _foretold(text, parameters), parameters, source, opened)
+    return predicted_unit("blocks", _distinct(cuts_of), _predicted(text, parameters), parameters, source, opened)
 
 
-def _foretold(text: str, parameters: ScanParameters) -> Foretold:
+def _predicted(text: str, parameters: ScanParameters) -> Predicted:
     """What the loss on a text is of. Raises InputError where it is not said how many sequences."""
     if (wanted := parameters.limits[text]) is None:
         raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
@@ -63,7 +63,7 @@ def _foretold(text: str, parameters: ScanParameters) -> Foretold:
         return evaluation.answer_requests(model, tokenizer, solved)
 
     key = {"text": text, "sequences": wanted, "sequence_length": 0}  # a solution is as long as it is
-    return Foretold(key, text_of(text, parameters.datasets, documents=wanted), requests)
+    return Predicted(key, text_of(text, parameters.datasets, documents=wanted), requests)
 
 
 def _distinct(cuts_of: dict[str, list[Cut]]) -> list[Cut]:
@@ -78,7 +78,7 @@ def scan_prices(parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]
         distinct = _distinct(cuts_of)
         if name in parameters.text_list:
             pruned = family.PrunedFamily(model, distinct)
-            requests = _foretold(name, parameters).requests(model, tokenizer)
+            requests = _predicted(name, parameters).requests(model, tokenizer)
             plans[name] = evaluation.plan_requests(pruned, *requests)
         else:
             plans[name] = evaluation.plan(model, tokenizer, [name], distinct, **parameters.sweep_options(name))

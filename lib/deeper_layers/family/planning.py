@@ -44,7 +44,7 @@ class Sequence:
         requests = []
         for number, continuation in continuations:
             start = starts[tuple(continuation[:-1])]
-            # the first token is foretold by the last of the context, the others by the continuation itself
+            # the first token is predicted by the last of the context, the others by the continuation itself
             places = (len(context) - 1, *range(start, start + len(continuation) - 1))
             requests.append((number, places, tuple(continuation)))
         return cls(tokens, tuple(requests), tuple(map(len, tails)) if len(tails) > 1 else ())

@@ -1,4 +1,4 @@
-"""Distillation: the pruned model learns to foretell the next token as the unpruned one does.
+"""Distillation: the pruned model learns to predict the next token as the unpruned one does.
 
 Source: Hinton et al. 2015 (arXiv 1503.02531), equations 1 to 4: both models' logits are divided by a temperature, and
 the loss multiplied by its square, so that the size of its gradients stays. Muralidharan et al. 2024 (Minitron, arXiv
@@ -10,7 +10,7 @@ pieces, in float32 at most `PIECE` bytes for each of the few that exist at once,
 piece. The head is not trained, so the student's own makes the logits of both. A teacher that does not fit beside the
 student leaves its states on disk before (`keep_teacher`): D numbers a token, which say all that its V logits would.
 
-Letters in shapes: B sequences, T tokens, N positions that foretell a token, D width, V vocabulary.
+Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ class Teacher:
         student = model.get_base_model() if isinstance(model, PeftModel) else model
         found, logits = final_states(student, inputs)
         wanted = self.states(inputs).to(found)
-        # a position foretells the token after it
+        # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
         summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
         return summed / (scored.sum() if items is None else items)

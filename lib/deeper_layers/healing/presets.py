@@ -43,7 +43,7 @@ class HealingConfig:
         adapters: "all" layers (the paper), or those "above" the cut.
         auxiliary: weight of the footnote's loss: mean square of the difference between the residual entering the
             cut and the one the unpruned model has after the dropped layers, over the mean square of the latter.
-        objective: "text", to foretell the next token (the paper), or "distill", to foretell as the unpruned model does.
+        objective: "text", to predict the next token (the paper), or "distill", to predict as the unpruned model does.
         temperature: by which logits are divided where the objective is "distill".
     """
 

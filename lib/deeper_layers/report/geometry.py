@@ -1,4 +1,4 @@
-"""Does a measure of geometry foretell what dropping a block costs? Correlations given the block's size. No torch.
+"""Does a measure of geometry predict what dropping a block costs? Correlations given the block's size. No torch.
 
 The criteria, set before any of it was measured:
 
@@ -13,13 +13,13 @@ The criteria, set before any of it was measured:
   (artanh), times Student's quantile for RUNS - 1 degrees of freedom is half of the interval. Tried on measures and
   costs that are means of random numbers of layers, such intervals hold the truth in 91 to 95 of 100 trials (18 and 30
   layers, correlations 0 and 0.8); plain quantiles, or shorter runs, in 40 to 80. Ranks are not taken anew.
-- A measure "foretells" a cost where the whole interval lies beyond FORETELLS, on either side; it does "not" where the
+- A measure "predicts" a cost where the whole interval lies beyond PREDICTS, on either side; it does "not" where the
   whole interval lies between; else it "can't be told". From fewer than BLOCKS blocks nothing is told.
 - It is "better" or "worse" than the angular distance where the interval of the difference between the absolute
   correlations, on Fisher's scale, over the same draws and the same blocks, lies on one side of 0; else there is "no
   difference".
-- No direction is foretold but for the angular distance, which should cost more the larger it is. Of so many measures
-  some seem to foretell by chance: `two_nn_shuffled` is a control that knows nothing of what tokens have in common.
+- No direction is predicted but for the angular distance, which should cost more the larger it is. Of so many measures
+  some seem to predict by chance: `two_nn_shuffled` is a control that knows nothing of what tokens have in common.
 
 Letters in shapes: B blocks, R resamples, L layers.
 """
@@ -36,7 +36,7 @@ from deeper_layers.report import curves
 from deeper_layers.report.names import as_markdown
 from deeper_layers.results.units import Unit, whole_units
 
-FORETELLS = 0.5  # a correlation
+PREDICTS = 0.5  # a correlation
 SIZE, BLOCKS = 3, 12  # fewest blocks of a size, and in all
 LARGEST = 1 - 1e-9  # of correlations: artanh of 1 is no number
 RUNS, STUDENT = 3, 4.302653  # and the 97.5% quantile of Student's t for one degree of freedom less
@@ -182,8 +182,8 @@ def _paid(unit: Unit, rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFra
 
 
 @dataclass(frozen=True)
-class Foretold:
-    """How far a measure foretells a cost: a correlation given n with its interval, or why there is none."""
+class Prediction:
+    """How far a measure predicts a cost: a correlation given n with its interval, or why there is none."""
 
     measure: str
     cost: str
@@ -198,13 +198,13 @@ class Foretold:
     def verdict(self) -> str:
         if self.obstacle:
             return self.obstacle
-        if self.low >= FORETELLS or self.high <= -FORETELLS:
-            return "foretells"
-        return "not" if -FORETELLS < self.low and self.high < FORETELLS else "can't be told"
+        if self.low >= PREDICTS or self.high <= -PREDICTS:
+            return "predicts"
+        return "not" if -PREDICTS < self.low and self.high < PREDICTS else "can't be told"
 
 
-def foretold(blocks: pd.DataFrame, cost: pd.DataFrame, what: str, *, resamples: int = RESAMPLES) -> list[Foretold]:
-    """For each measure of `of_blocks` how far it foretells a cost of `costs`, the angular distance first."""
+def predictions(blocks: pd.DataFrame, cost: pd.DataFrame, what: str, *, resamples: int = RESAMPLES) -> list[Prediction]:
+    """For each measure of `of_blocks` how far it predicts a cost of `costs`, the angular distance first."""
     table = blocks.merge(cost.dropna(), on=["start", "size"])
     distance = _draws(table, DISTANCE, resamples) if DISTANCE in table else None
     found = []
@@ -212,7 +212,7 @@ def foretold(blocks: pd.DataFrame, cost: pd.DataFrame, what: str, *, resamples: 
         if name not in table or (drawn := _draws(table, name, resamples)) is None:
             own = table[name].notna().sum() if name in table else 0
             why = "not measured" if not own else f"too few blocks of a size: {own} in all"
-            found.append(Foretold(name, what, int(own), obstacle=why))
+            found.append(Prediction(name, what, int(own), obstacle=why))
             continue
         blocks_used, draws = drawn
         correlation, low, high = np.tanh(_interval(draws)).tolist()
@@ -223,7 +223,7 @@ def foretold(blocks: pd.DataFrame, cost: pd.DataFrame, what: str, *, resamples: 
             if first is not None and second is not None:
                 _, less, more = _interval(np.abs(first[1]) - np.abs(second[1]))
                 beside = "better" if less > 0 else "worse" if more < 0 else "no difference"
-        found.append(Foretold(name, what, blocks_used, correlation, low, high, beside))
+        found.append(Prediction(name, what, blocks_used, correlation, low, high, beside))
     return found
 
 
@@ -272,25 +272,25 @@ def _interval(draws: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
     return float(draws[0]), float(draws[0]) - half, float(draws[0]) + half
 
 
-def in_words(found: list[Foretold]) -> str:
-    """Which measures foretell one cost, which do not, and which are better than the angular distance, in Markdown."""
+def in_words(found: list[Prediction]) -> str:
+    """Which measures predict one cost, which do not, and which are better than the angular distance, in Markdown."""
     cost, told = as_markdown(found[0].cost), [one for one in found if not one.obstacle]
     if not told:
         return f"**{cost}**: too few blocks of a size were measured."
 
-    def named(chosen: Callable[[Foretold], bool], none: str) -> str:
+    def named(chosen: Callable[[Prediction], bool], none: str) -> str:
         return ", ".join(f"{WORDS[one.measure]} ({one.correlation:+.2f})" for one in told if chosen(one)) or none
 
     blocks = max(one.blocks for one in told)
     return (
-        f"**{cost}**, {blocks} blocks, {len(told)} measures: foretold by "
-        f"{named(lambda one: one.verdict == 'foretells', 'none')}; surely not by "
+        f"**{cost}**, {blocks} blocks, {len(told)} measures: predicted by "
+        f"{named(lambda one: one.verdict == 'predicts', 'none')}; surely not by "
         f"{named(lambda one: one.verdict == 'not', 'any')}; surely better than the angular distance: "
         f"{named(lambda one: one.beside == 'better', 'none')}."
     )
 
 
-def table_of(found: list[Foretold]) -> pd.DataFrame:
+def table_of(found: list[Prediction]) -> pd.DataFrame:
     """As a page shows it: a row for each measure, and for each cost its correlation given n, and what it says."""
     rows: dict[str, dict[str, str]] = {}
     for one in found:

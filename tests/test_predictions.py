@@ -1,4 +1,4 @@
-"""Which measures foretell what dropping costs: the statistic beside a plain reading of it, and where it is known."""
+"""Which measures predict what dropping costs: the statistic beside a plain reading of it, and where it is known."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 from scipy.stats import pearsonr, rankdata
 
 from deeper_layers.report import geometry
-from deeper_layers.report.geometry import FORETELLS, MEASURES, WORDS, Foretold
+from deeper_layers.report.geometry import MEASURES, PREDICTS, WORDS, Prediction
 from deeper_layers.results.units import Unit
 
 LAYERS = 12
@@ -26,15 +26,15 @@ def of_each(found):
 
 
 def test_a_measure_is_compared_with_blocks_of_its_own_size():
-    """Costs that rise with size alone are not foretold by what rises with size alone."""
+    """Costs that rise with size alone are not predicted by what rises with size alone."""
     sizes = np.array([size for _, size in PLACES])
     blocks = table(distance=sizes + noise(1, 0.1), cka=sizes + noise(2, 0.1), skip=noise(3))
     cost = table(cost=10 * sizes + blocks["skip"] + noise(4, 0.05))
-    found = of_each(geometry.foretold(blocks, cost, "loss"))
+    found = of_each(geometry.predictions(blocks, cost, "loss"))
     assert np.corrcoef(blocks["cka"], cost["cost"])[0, 1] > 0.95
-    assert found["cka"].verdict != "foretells" and abs(found["cka"].correlation) < 0.3
+    assert found["cka"].verdict != "predicts" and abs(found["cka"].correlation) < 0.3
     skip = found["skip"]
-    assert skip.verdict == "foretells" and skip.low > FORETELLS and skip.beside == "better"
+    assert skip.verdict == "predicts" and skip.low > PREDICTS and skip.beside == "better"
     assert skip.low <= skip.correlation <= skip.high
     # a plain reading: ranks within each size, each about its mean
     pairs = []
@@ -45,16 +45,15 @@ def test_a_measure_is_compared_with_blocks_of_its_own_size():
     assert skip.correlation == pytest.approx(pearsonr(*np.concatenate(pairs, axis=1))[0], abs=1e-9)
     assert skip.blocks == len(PLACES)
     said = geometry.in_words(list(found.values()))
-    assert said.startswith(f"**loss**, {len(PLACES)} blocks, 3 measures: foretold by output without a layer (+")
+    assert said.startswith(f"**loss**, {len(PLACES)} blocks, 3 measures: predicted by output without a layer (+")
     assert "surely better than the angular distance: output without a layer (+" in said
 
 
-def test_either_direction_foretells_and_ranks_are_all_that_counts():
+def test_either_direction_predicts_and_ranks_are_all_that_counts():
     blocks = table(distance=noise(1), cosine_layer=noise(2))
-    found = of_each(geometry.foretold(blocks, table(cost=np.exp(-3 * blocks["cosine_layer"])), "loss"))
+    found = of_each(geometry.predictions(blocks, table(cost=np.exp(-3 * blocks["cosine_layer"])), "loss"))
     assert (
-        found["cosine_layer"].correlation == pytest.approx(-1, abs=1e-6)
-        and found["cosine_layer"].verdict == "foretells"
+        found["cosine_layer"].correlation == pytest.approx(-1, abs=1e-6) and found["cosine_layer"].verdict == "predicts"
     )
     assert found["distance"].verdict == "not" and found["distance"].beside == ""
 
@@ -62,11 +61,11 @@ def test_either_direction_foretells_and_ranks_are_all_that_counts():
 def test_what_was_not_measured_is_missing():
     blocks = table(distance=noise(1), skip_later=np.nan, two_nn=noise(2))
     blocks.loc[20:, "two_nn"] = np.nan
-    found = of_each(geometry.foretold(blocks, table(cost=noise(3)), "loss"))
+    found = of_each(geometry.predictions(blocks, table(cost=noise(3)), "loss"))
     assert found["skip_later"].verdict == found["cka"].verdict == "not measured"
     assert found["two_nn"].blocks == 20  # of sizes 1 and 2
     of_two = table(cost=noise(3)).groupby("size").head(2)  # the cuts of two rules
-    found = of_each(geometry.foretold(blocks, of_two, "loss"))
+    found = of_each(geometry.predictions(blocks, of_two, "loss"))
     assert found["distance"].verdict == "too few blocks of a size: 20 in all"
     assert geometry.in_words(list(found.values())) == "**loss**: too few blocks of a size were measured."
     shown = geometry.table_of(list(found.values()))
@@ -74,11 +73,11 @@ def test_what_was_not_measured_is_missing():
 
 
 @pytest.mark.parametrize(("low", "high", "verdict"), [
-    (0.5, 0.9, "foretells"), (-0.8, -0.5, "foretells"), (-0.4, 0.49, "not"), (0.3, 0.7, "can't be told"),
+    (0.5, 0.9, "predicts"), (-0.8, -0.5, "predicts"), (-0.4, 0.49, "not"), (0.3, 0.7, "can't be told"),
     (-0.6, 0.6, "can't be told"),
 ])  # fmt: skip
 def test_verdicts(low, high, verdict):
-    assert Foretold("skip", "loss", 99, (low + high) / 2, low, high).verdict == verdict
+    assert Prediction("skip", "loss", 99, (low + high) / 2, low, high).verdict == verdict
 
 
 def test_neighbouring_starts_are_drawn_together():
@@ -98,7 +97,7 @@ def test_the_interval_covers_what_neighbours_share():
     for _ in range(25):
         first, second = draw.normal(size=(2, LAYERS))
         means = [np.array([of_layer[a : a + n].mean() for a, n in PLACES]) for of_layer in (first, second)]
-        found = of_each(geometry.foretold(table(distance=means[0]), table(cost=means[1]), "loss", resamples=100))
+        found = of_each(geometry.predictions(table(distance=means[0]), table(cost=means[1]), "loss", resamples=100))
         inside += found["distance"].low <= 0 <= found["distance"].high
     assert inside >= 22  # of unrelated ones
 

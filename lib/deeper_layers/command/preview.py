@@ -72,7 +72,7 @@ class Known:
         }  # fmt: skip
 
 
-def foretold(known: Known, out: Path, source: Source, dtype: str, kind: str | None, mtp: bool) -> Answer:
+def preview(known: Known, out: Path, source: Source, dtype: str, kind: str | None, mtp: bool) -> Answer:
     """What --dry-run answers."""
     lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
     if out.suffix == ".gguf":
