@@ -13,9 +13,8 @@ from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command.preview import typed_lists
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.searching import search
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments.sweep_parameters import cut_of_lists
+from deeper_layers.experiments.parameters import cut_of_lists
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sublayers import ends_sublayer, writers
@@ -23,7 +22,7 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 from tests.test_command import said, typed
 from tests.test_quantized import quantized
-from tests.tiny import tiny_model
+from tests.tiny import search, tiny_model
 
 SMALL = ["--samples", 8, "--sequence-length", 32]
 LISTS = ["--layers", "1", "--attention", "3", "--mlp", "0"]

@@ -20,7 +20,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
 from deeper_layers.experiments.block_parameters import ScanParameters
-from deeper_layers.experiments.sweep_parameters import SweepParameters
+from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.energy import processors, watt_hours
+from deeper_layers.report.standards import processors, watt_hours
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.units import read_unit
 

@@ -72,7 +72,7 @@ def test_answers_on_two_devices():
         family = PrunedFamily(spread_model("llama"), CUTS[:3], Abilities(split=True, share=True))
         decoding = Decoding(family, [TOKENS[:60], TOKENS[:70]], 3)
         places = torch.arange(70 + 3).expand(6, -1).to(ONE)
-        found = decoding._pass(decoding.own, torch.ones(6, dtype=torch.long, device=ONE), places, places > -1)
+        found = decoding._pass(decoding.held, torch.ones(6, dtype=torch.long, device=ONE), places, places > -1)
         assert found.shape == (6, 1, 48) and str(found.device) == ONE
 
 

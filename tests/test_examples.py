@@ -17,8 +17,9 @@ from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
-from deeper_layers.report.deciding import cliff_of
+from deeper_layers.report.deciding import cliffs
 from deeper_layers.report.evidence import by_model
+from deeper_layers.report.outcomes import interval
 from deeper_layers.results.units import all_units
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -107,6 +108,6 @@ def test_readme_says_what_results_hold():
     model = by_model(all_units(model="Qwen2.5-Coder-1.5B-Instruct"))["Qwen2.5-Coder-1.5B-Instruct"]
     assert model.name in said
     for topic, name in (("GSM8K", "GSM8K"), ("MMLU", "MMLU"), ("Capitals", "the capitals")):
-        value, low, high = cliff_of(model.answers(topic, "similarity"))
+        value, low, high = interval(cliffs(model.answers(topic, "similarity")))
         shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"

@@ -15,7 +15,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation import engines
 from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments import sweep_parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import silence_sublayers
 from tests.test_command import said, typed
@@ -32,7 +31,7 @@ def opened(tiny_folder):
 @pytest.fixture
 def installed(monkeypatch):
     """As where vLLM is installed."""
-    for module in (engines, sweep_parameters):
+    for module in (engines, kinds):
         monkeypatch.setattr(module, "check_installed", lambda engine: None)
 
 

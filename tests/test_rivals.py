@@ -6,7 +6,7 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.searching import losses_on, search
+from deeper_layers.evaluation.searching import losses_on
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.sublayers import writers
@@ -17,7 +17,7 @@ from deeper_layers.rules.chance import SEEDS
 from deeper_layers.rules.choosing import REGISTERED, cuts_of_rule
 from deeper_layers.rules.perplexity import alone_nodes
 from deeper_layers.rules.rule import Known
-from tests.tiny import tiny_model
+from tests.tiny import search, tiny_model
 
 LAYERS = 6
 WITHOUT_LAST = ("similarity", "simple", "greedy", "window-cosine", *(f"random-{seed}" for seed in SEEDS))

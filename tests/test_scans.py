@@ -17,7 +17,8 @@ from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit
-from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
+from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices
+from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report import stability
@@ -48,7 +49,7 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     cuts = scan_cuts(parameters, source, lambda: opened)
     blocks = [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": blocks})
-    units = {task: scan_unit(task, cuts[task], parameters, source, lambda: opened) for task in cuts}
+    units = {task: sweep_unit(task, cuts[task], parameters, source, lambda: opened, kind="scan") for task in cuts}
     plain = sweep(*opened, ["capitals"], blocks, limit=LIMIT)
     found = units["capitals"].rows
     assert found["value"].tolist() == plain["value"].tolist()
@@ -60,7 +61,8 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
             assert logprobs.shape == (LIMIT, 4) and (logprobs < 0).all()
             assert np.array_equal(unpack(packed["chosen"]) == unpack(packed["target"]), unpack(packed["acc"]))
     # a second time nothing is measured, and what others draw of curves finds no block of a scan
-    again = scan_unit("capitals", cuts["capitals"], parameters, source, lambda: pytest.fail("opened again"))
+    shut = functools.partial(pytest.fail, "opened again")
+    again = sweep_unit("capitals", cuts["capitals"], parameters, source, shut, kind="scan")
     assert again.path == units["capitals"].path
     assert all_units(parameters.results_folder, "sweep") == []
 

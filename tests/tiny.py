@@ -209,5 +209,13 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
     return path
 
 
+def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
+    """The cut of each size under a rule, which looks at sequences of tokens, each [T], for what it needs to know."""
+    from deeper_layers.evaluation.searching import known_of  # slow
+    from deeper_layers.rules.choosing import REGISTERED
+
+    return REGISTERED[rule].choose(sizes, known_of(model, rule, sequences))
+
+
 if __name__ == "__main__":  # python -m tests.tiny FAMILY FOLDER
     write_folder(sys.argv[1], Path(sys.argv[2]))

@@ -10,8 +10,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import ROOT, records_of
-from deeper_layers.report.energy import processors, watt_hours
 from deeper_layers.report.names import as_html, visible
+from deeper_layers.report.standards import processors, watt_hours
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
 

@@ -1,15 +1,12 @@
 from .adapter_files import read_adapter as read_adapter
-from .casting import NAMES as NAMES
 from .engines import ENGINES as ENGINES
 from .engines import nearest_safe as nearest_safe
 from .engines import safe_cuts as safe_cuts
 from .engines import wrong_in as wrong_in
-from .gguf_files import TYPES as TYPES
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
 from .gguf_files import tensor_bytes as tensor_bytes
 from .layer_tensors import number_of_layers as number_of_layers
-from .llama_cpp import FILE_TYPES as FILE_TYPES
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
 from .partial_folder import check_new as check_new

@@ -15,13 +15,12 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
-from deeper_layers.checkpoints.tensor_files import read_header
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import read_json, write_file
-from deeper_layers.models.checkpoint_files import NUMBERED
+from deeper_layers.models.checkpoint_files import NUMBERED, read_header
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Course, Open, Settings, in_words
+from deeper_layers.results.schema import Checked, Course, ModelKey, Open, Settings, in_words
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,13 +70,6 @@ class LoraSettings(Open):
         )
 
 
-class BaseKey(Checked):
-    """`Source.key` of a model."""
-
-    name: str
-    weights: str
-
-
 class OfHealing(Course):
     """How adapters were healed."""
 
@@ -88,7 +80,7 @@ class OfHealing(Course):
 class Identity(Checked):
     """What `write_identity` writes."""
 
-    base: BaseKey
+    base: ModelKey
     cut: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=2, max_length=2)]
     healing: Annotated[dict, Field(max_length=0)] | OfHealing = {}
 
@@ -125,7 +117,7 @@ class Adapter:
         check_identity(self.folder, self.base, self.cut, base, cut)
 
     def updates(self, entries: dict[str, dict], prefix: str, module: str | None) -> dict[str, Callable]:
-        """For each tensor that has adapters what changes it, see `deeper_layers.checkpoints.tensor_files.Tensor`.
+        """For each tensor that has adapters what changes it, see `deeper_layers.models.checkpoint_files.Tensor`.
 
         Args:
             entries: of the pruned model's tensors, by name, as the header of a safetensors file has them.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.configuration import text_part
 
 FULL, MIXTURE, NO_POSITIONS = "sees all tokens", "is a mixture of experts", "has no rotary positions"
 
@@ -145,7 +146,7 @@ def wrong_in(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> list[M
     Raises:
         InputError: an engine is none of the table, or the cut does not fit.
     """
-    text, lines = _decoder(config), _lines_of(config, engines)
+    text, lines = text_part(config), _lines_of(config, engines)
     if not lines or "num_hidden_layers" not in text or cut.size == 0:
         return []
     kept, found = cut.kept(text["num_hidden_layers"]), []
@@ -170,7 +171,7 @@ def safe_cuts(config: dict, cuts: Iterable[Cut], engines: Iterable[str] = ENGINE
 
 def nearest_safe(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> Cut | None:
     """The cut that these engines read rightly whose ends are moved least, a smaller one first; None: there is none."""
-    layers, engines = _decoder(config).get("num_hidden_layers", 0), tuple(engines)
+    layers, engines = text_part(config).get("num_hidden_layers", 0), tuple(engines)
     every = [Cut(start, size) for size in range(1, layers) for start in range(layers - size + 1)]
     every.sort(key=lambda new: (abs(new.start - cut.start) + abs(new.stop - cut.stop), new.size, new.stop != cut.stop))
     return next((new for new in every if not wrong_in(config, new, engines)), None)
@@ -196,13 +197,8 @@ def _lines_of(config: dict, engines: Iterable[str]) -> list[Counting]:
     engines = tuple(engines)
     if strange := [name for name in engines if name not in ENGINES]:
         raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
-    family = str(_decoder(config).get("model_type", config.get("model_type"))).removesuffix("_text")
+    family = str(text_part(config).get("model_type", config.get("model_type"))).removesuffix("_text")
     return [line for line in TABLE if line.engine in engines and line.family == family]
-
-
-def _decoder(config: dict) -> dict:
-    """The part of a config.json that describes the decoder."""
-    return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
 
 
 def nth(number: int) -> str:

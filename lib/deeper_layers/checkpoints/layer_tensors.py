@@ -17,7 +17,7 @@ from deeper_layers.checkpoints.quantization_names import cut_quantization
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
-from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, text_part
+from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, stated_layers, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
 from deeper_layers.models.weight_check import built_empty, check_tensors, unread_without
 from deeper_layers.pruning import drop_layers
@@ -269,13 +269,12 @@ def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str], mtp: bool
 
 def _depth(folder: Path, config: dict) -> int:
     """The number of layers that a config.json states."""
-    text = text_part(config)
-    depth = next((key for key in DEPTHS if type(text.get(key)) is int), None)
+    depth = stated_layers(config)
     if depth is None:
         raise InputError(
             f"{folder / 'config.json'} states no number of layers ({', '.join(DEPTHS)}): expected one of these"
         )
-    return text[depth]
+    return depth
 
 
 def _prefix(name: str) -> str | None:

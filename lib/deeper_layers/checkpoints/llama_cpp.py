@@ -28,8 +28,8 @@ def _library():
 class LlamaCpp:
     """A GGUF file opened by llama.cpp. Raises InputError where the wheel is missing, or llama.cpp refuses the file."""
 
-    def __init__(self, path: str | Path, threads: int = 1):
-        self.library, self.threads = _library(), threads
+    def __init__(self, path: str | Path):
+        self.library = _library()
         from deeper_layers.models.gguf_checks import read_gguf  # slow
 
         read_gguf(Path(path))  # llama.cpp ends the process for some damaged files
@@ -55,7 +55,7 @@ class LlamaCpp:
         """The likeliest continuation of a prompt, `tokens` long, past the end of the text too."""
         options = self.library.LlamaContextParams()
         options.n_ctx = len(prompt) + tokens
-        options.n_threads = options.n_threads_batch = self.threads
+        options.n_threads = options.n_threads_batch = 1
         # otherwise keys, values and sums over them are rounded to 16 bits, which no file asks for
         options.type_k = options.type_v = FLOAT32
         options.flash_attn_type = DISABLED
@@ -71,7 +71,7 @@ class LlamaCpp:
             batch = self.library.llama_batch_get_one(found[-1:], len(prompt) + len(found) - 1)
 
 
-def quantize(source: str | Path, out: str | Path, type: str, threads: int = 1) -> Path:
+def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     """Write a GGUF file in another type with llama.cpp's quantizer; tensors already of it are copied.
 
     Rows that the type's blocks do not divide get a type that llama.cpp chooses instead.
@@ -87,7 +87,7 @@ def quantize(source: str | Path, out: str | Path, type: str, threads: int = 1) -
     check_absent(out)
     read_gguf(Path(source))
     options = library.LlamaModelQuantizeParams()
-    options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], threads, True
+    options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
     with new_file(out) as partial:
         try:
             library.model_quantize(str(source), str(partial), options)

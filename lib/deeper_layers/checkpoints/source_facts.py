@@ -3,18 +3,17 @@
 A folder says it in the head of its README.md, a GGUF file in its metadata, and of a packaged model we know it.
 """
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import read_plain
 from deeper_layers.models.checkpoint_files import local_path, read_json
+from deeper_layers.models.configuration import HUB_ID
 from deeper_layers.models.packaged import PACKAGED
 
 CARD = "README.md"
 LONGEST = 2**20  # bytes of a card that is read
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # entries of a card's head that hold for what is made of the model too
 PASSED_ON = ("language", "license", "license_name", "license_link", "pipeline_tag")
 

@@ -10,10 +10,6 @@ from deeper_layers.checkpoints.casting import written_bytes
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import Shard, Tensor
 
-# healed adapters are read by them too
-from deeper_layers.models.checkpoint_files import read_header as read_header
-from deeper_layers.models.checkpoint_files import read_json as read_json
-
 CHUNK = 2**24  # bytes copied at a time
 WINDOW = 2**28  # bytes after which the system need not hold them any longer
 # what a system says that does not copy from file to file

@@ -8,8 +8,7 @@ import click
 from deeper_layers.checks import LAYERS, whole_number
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.experiments.sweep_parameters import SweepParameters
+from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_rule
 

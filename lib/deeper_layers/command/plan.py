@@ -1,5 +1,6 @@
 """`deeper-layers plan`: what a sweep will cost, from the model's header and what results hold. Nothing is run."""
 
+import contextlib
 import functools
 from pathlib import Path
 
@@ -10,15 +11,14 @@ from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.sweep_parameters import GIVEN, SweepParameters, check_given
+from deeper_layers.experiments.costs import ITEMSIZE
+from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import find_machine
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
-
-ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @click.command
@@ -84,7 +84,11 @@ def planned(parameters: SweepParameters, source: Source) -> dict:
         "tasks": [_task(task, parameters, source) for task in parameters.task_list],
     }  # fmt: skip
     if "distances" in needs.values():
-        found = _distances(parameters, source)
+        from deeper_layers.experiments.distances import distances_unit
+
+        found = None
+        with contextlib.suppress(InputError):
+            found = distances_unit(parameters.but(measure=False), source, lambda: None)
         content["distances"] = _measured(found) or {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
     return content
 
@@ -150,15 +154,6 @@ def source_of(parameters: SweepParameters) -> Source:
         trust_remote_code=parameters.trust_remote_code, hashed=known or parameters.model.endswith(".gguf"),
     )  # fmt: skip
     return parameters.known(source)
-
-
-def _distances(parameters: SweepParameters, source: Source) -> Unit | None:
-    from deeper_layers.experiments.distances import distances_unit
-
-    try:
-        return distances_unit(parameters.but(measure=False), source, lambda: None)
-    except InputError:
-        return None
 
 
 def _task(task: str, parameters: SweepParameters, source: Source) -> dict:

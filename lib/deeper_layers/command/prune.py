@@ -22,8 +22,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters
-from deeper_layers.experiments.sweep_parameters import check_given, cut_of_lists
+from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.package_index import cache_folder
 

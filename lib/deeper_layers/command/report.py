@@ -20,8 +20,7 @@ from deeper_layers.command.plan import in_words, planned, source_of
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters
-from deeper_layers.experiments.sweep_parameters import SweepParameters
+from deeper_layers.experiments.parameters import HealingParameters, Parameters, SweepParameters
 
 IF_NAMED = (WhichLayersParameters, GeometryParameters)  # which ask of every block of layers: hours, not minutes
 NEEDED = ("papermill", "ipykernel", "matplotlib")

@@ -29,12 +29,14 @@ def scan(given: dict, dry_run: bool) -> Answer:
     parameters = ScanParameters(**given)
     source = parameters.source()
     # slow: what is above may refuse
-    from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices, scan_unit
+    from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices
+    from deeper_layers.experiments.sweeps import sweep_unit
 
     opened = functools.cache(lambda: parameters.open(source))
     cuts = scan_cuts(parameters, source, opened)
     if dry_run:
         return _priced(scan_prices(parameters, cuts, opened))
+    scan_unit = functools.partial(sweep_unit, kind="scan")
     found = {
         name: (scan_loss_unit if name in parameters.text_list else scan_unit)(name, of_name, parameters, source, opened)
         for name, of_name in cuts.items()

@@ -8,7 +8,7 @@ from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.sweep_parameters import GIVEN, SweepParameters, check_given
+from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.results.units import Unit
 
 LEVELS = {"chance": "chance", "majority": "the commonest answer"}

@@ -1,6 +1,5 @@
 from .harness import check_names as check_names
 from .harness import data_fingerprint as data_fingerprint
-from .harness import encode as encode
 from .harness import group_rows as group_rows
 from .harness import is_group as is_group
 from .harness import load_tasks as load_tasks
@@ -10,8 +9,6 @@ from .losses import text_loss as text_loss
 from .losses import text_requests as text_requests
 from .searching import families_of as families_of
 from .searching import known_of as known_of
-from .searching import search as search
-from .sweeps import loglikelihoods as loglikelihoods
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
 from .sweeps import sweep as sweep

@@ -1,6 +1,5 @@
-"""What a rule needs to know of a model, measured on sequences of tokens, and the cuts that it chooses from that."""
+"""What a rule needs to know of a model, measured on sequences of tokens."""
 
-import sys
 from collections.abc import Callable
 
 import torch
@@ -56,14 +55,3 @@ def known_of(model, rule: str, sequences: list[torch.Tensor], **known) -> Known:
     elif needs in MEASURED and needs not in known:
         known[needs] = MEASURED[needs](model, sequences)
     return Known(num_layers(model), **known)
-
-
-def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor], **known) -> list[Cut]:
-    """The cut of each size under a rule that looks at sequences of tokens, each [T]; its price is printed before.
-
-    `known` is what was measured already, like distances.
-    """
-    tokens, chosen = sum(map(len, sequences)), REGISTERED[rule]
-    price = chosen.price(max(sizes, default=0), num_layers(model))
-    print(f"{rule}: {price}, over {tokens:,} tokens", file=sys.stderr)
-    return chosen.choose(sizes, known_of(model, rule, sequences, **known))

@@ -5,7 +5,3 @@ is imported where nothing is measured. Read first: measurement.py (one class for
 the unit of each experiment: distances, geometry, sweeps, losses, choices, healings, shots, bits,
 take_away.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -43,20 +43,13 @@ def bits_unit(bits: str, cuts: list[Cut], parameters: TakeAwayParameters, source
         return rows, {"levels": {task: level for table in tables for task, level in table.attrs["levels"].items()}}
 
     return Measurement(
-        kind="bits",
-        name=bits,
-        version=VERSION,
-        source=source,
-        dtype=plain,
-        settings={
-            "bits": bits,
-            "tasks": dict(sorted(parameters.shots.items())),
-            "cuts": [[cut.start, cut.size] for cut in cuts],
-            "limits": dict(sorted(parameters.limits.items())),
-        },
+        kind="bits", name=bits, version=VERSION, source=source, dtype=plain, measure=measure,
         reads=items_of(parameters.shots, parameters.datasets),
-        measure=measure,
-    ).unit(parameters)
+        settings={
+            "bits": bits, "tasks": dict(sorted(parameters.shots.items())),
+            "cuts": [[cut.start, cut.size] for cut in cuts], "limits": dict(sorted(parameters.limits.items())),
+        },
+    ).unit(parameters)  # fmt: skip
 
 
 @contextlib.contextmanager

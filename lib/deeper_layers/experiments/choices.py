@@ -73,23 +73,16 @@ def choice_unit(
         return rows, {"by_sequence": by_sequence, "vocabulary": vocabulary} | counted
 
     return Measurement(
-        kind="choice",
-        name=rule,
-        version=VERSION,
-        source=source,
+        kind="choice", name=rule, version=VERSION, source=source, measure=measure,
         settings={
-            **parameters.key,
-            "rule": rule,
-            "sizes": sizes,
-            "calibration": parameters.calibration,
+            **parameters.key, "rule": rule, "sizes": sizes, "calibration": parameters.calibration,
             **parameters.loss_key,
         },
         reads=[
             text_of(parameters.corpus, parameters.datasets, split="train"),
             text_of(parameters.text, parameters.datasets, split="validation"),
         ],
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
 
 
 def calibration_text(parameters: WhichLayersParameters, tokenizer, sequences: int) -> list:

@@ -114,19 +114,10 @@ def candidates_unit(
 
     drawn = parameters.drawn
     unit = Measurement(
-        kind="candidates",
-        name=parameters.corpus,
-        version=VERSION,
-        source=source,
-        settings={
-            **parameters.key,
-            "text": drawn.pop("corpus"),
-            **drawn,
-            "cuts": [cut.name for cut in cuts],
-        },
+        kind="candidates", name=parameters.corpus, version=VERSION, source=source, measure=measure,
+        settings={**parameters.key, "text": drawn.pop("corpus"), **drawn, "cuts": [cut.name for cut in cuts]},
         reads=[text_of(parameters.corpus, parameters.datasets)],
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
     if unit is None:
         raise InputError(f"not measured: the losses of {len(cuts)} candidates of {source.name} in {source.dtype}")
     return unit

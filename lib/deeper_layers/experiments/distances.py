@@ -77,14 +77,10 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
         return table, details
 
     unit = Measurement(
-        kind="distances" if by_sequence else "similarity",
-        name=parameters.corpus,
-        version=VERSION,
-        source=source,
-        settings={**parameters.key, **parameters.drawn},
-        reads=[text_of(parameters.corpus, parameters.datasets)],
+        kind="distances" if by_sequence else "similarity", name=parameters.corpus, version=VERSION, source=source,
+        settings={**parameters.key, **parameters.drawn}, reads=[text_of(parameters.corpus, parameters.datasets)],
         measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
     if unit is None:
         raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
     return unit

@@ -3,9 +3,9 @@
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from tqdm import tqdm
 
 from deeper_layers.errors import InputError
@@ -15,9 +15,6 @@ from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
-
-if TYPE_CHECKING:  # slow
-    import pandas as pd
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.geometry changes numbers
 
@@ -49,25 +46,18 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
         pairs = geometry.of_pairs(passes, skips, neighbours=parameters.neighbours)
         rows = _rows(geometry.of_layers(passes, skips), 1) + _rows(geometry.of_states(passes, bar), 0)
         points = sum(batch["residuals"].shape[1] for batch in passes)
-        return _table(rows), {
+        return pd.DataFrame(rows), {
             "tokens": tokens[0], "points": points, "pairs": {name: _triangle(table) for name, table in pairs.items()}
         }  # fmt: skip
 
     unit = Measurement(
-        kind="geometry",
-        name=parameters.corpus,
-        version=VERSION,
-        source=source,
+        kind="geometry", name=parameters.corpus, version=VERSION, source=source, measure=measure,
         settings={
-            **parameters.key,
-            **parameters.drawn,
-            "tokens": parameters.tokens,
-            "neighbours": parameters.neighbours,
+            **parameters.key, **parameters.drawn, "tokens": parameters.tokens, "neighbours": parameters.neighbours,
             "skip_sequences": parameters.skip_sequences,
         },
         reads=[text_of(parameters.corpus, parameters.datasets)],
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
     if unit is None:
         raise InputError(f"not measured: the geometry of {source.name} in {source.dtype}")
     return unit
@@ -122,12 +112,6 @@ def _rows(values: dict[str, np.ndarray], size: int) -> list[dict]:
         {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
         for name, of_name in values.items() for at, value in enumerate(of_name.tolist())
     ]  # fmt: skip
-
-
-def _table(rows: list[dict]) -> "pd.DataFrame":
-    import pandas as pd  # slow
-
-    return pd.DataFrame(rows)
 
 
 def _triangle(table: np.ndarray) -> list[list[float]]:

@@ -79,18 +79,13 @@ def healing_unit(
         }
 
     return Measurement(
-        kind="healing",
-        name=f"{cut.start}-{cut.size}",
-        version=VERSION,
-        source=source,
-        settings=settings,
+        kind="healing", name=f"{cut.start}-{cut.size}", version=VERSION, source=source, settings=settings,
         reads=[
-            _healing_text(config, parameters),
-            text_of(parameters.text, parameters.datasets, split="validation"),
+            _healing_text(config, parameters), text_of(parameters.text, parameters.datasets, split="validation"),
             *items_of(parameters.shots, parameters.datasets),
         ],
         measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
 
 
 def check_apart(healing: list[str], loss: list[str]) -> None:

@@ -92,11 +92,6 @@ def predicted_unit(
         return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
 
     return Measurement(
-        kind=kind,
-        name=predicted.key["text"],
-        version=VERSION,
-        source=source,
+        kind=kind, name=predicted.key["text"], version=VERSION, source=source, reads=[predicted.reads], measure=measure,
         settings={**parameters.key, **predicted.key, "cuts": [[cut.start, cut.size] for cut in cuts]},
-        reads=[predicted.reads],
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip

@@ -57,7 +57,13 @@ def block_sizes(text: str, num_layers: int | None) -> list[int]:
     """
     if text == "all":
         return [] if num_layers is None else list(range(num_layers - 1))
-    ranges = [_sizes(part, text) for part in split(text)]
+    ranges = []
+    for part in split(text):
+        if (found := _range(part)) is None:
+            raise InputError(
+                f"sizes is {text!r}: {part!r} is no block size from 0 to {LAYERS}, write like '0-8, 12' or 'all'"
+            )
+        ranges.append(found)
     if not ranges:
         raise InputError(f"sizes is {text!r}: expected a list of block sizes, write like '0-8, 12' or 'all'")
     if num_layers is None:
@@ -77,9 +83,7 @@ def places(name: str, text: str, most: int) -> list[int]:
     """
     found: set[int] = set()
     for part in ["0-" + str(most)] if text == "all" else split(text) or [text]:
-        first, dash, last = (word.strip() for word in part.partition("-"))
-        ends = number(first, most=most), number(last if dash else first, most=most)
-        if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+        if (ends := _range(part, most)) is None:
             raise InputError(
                 f"{name} is {text!r}, expected whole numbers from 0 to {most}, like '0-8, 12' or 'all': correct it"
             )
@@ -87,19 +91,10 @@ def places(name: str, text: str, most: int) -> list[int]:
     return sorted(found)
 
 
-def _sizes(part: str, text: str) -> tuple[int, int]:
-    """First and last size of one part of a list."""
-    if (found := _range(part)) is None:
-        raise InputError(
-            f"sizes is {text!r}: {part!r} is no block size from 0 to {LAYERS}, write like '0-8, 12' or 'all'"
-        )
-    return found
-
-
-def _range(part: str) -> tuple[int, int] | None:
-    """First and last number of "7" or "7-9"; None where it is neither."""
+def _range(part: str, most: int = LAYERS) -> tuple[int, int] | None:
+    """First and last number of "7" or "7-9"; None where it is neither, or a number is above `most`."""
     first, dash, last = (word.strip() for word in part.partition("-"))
-    low, high = number(first, most=LAYERS), number(last if dash else first, most=LAYERS)
+    low, high = number(first, most=most), number(last if dash else first, most=most)
     return None if low is None or high is None or low > high else (low, high)
 
 

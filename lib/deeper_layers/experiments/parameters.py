@@ -12,7 +12,9 @@ from pydantic import Field
 
 from deeper_layers import checks, data, evaluation, results
 from deeper_layers.checkpoints.llama_cpp import FILE_TYPES
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.evaluation.engines import ENGINES, check_installed
 from deeper_layers.experiments.common_parameters import (
     BITSANDBYTES,
     ListText,
@@ -20,15 +22,16 @@ from deeper_layers.experiments.common_parameters import (
     check_one_of,
     numbers_from,
 )
-from deeper_layers.experiments.parameter_texts import Asked, block_sizes, split, tasks_asked
+from deeper_layers.experiments.parameter_texts import Asked, block_sizes, layer_list, split, tasks_asked
 from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
-from deeper_layers.rules.choosing import RULES
+from deeper_layers.rules.choosing import DROPPING, RULES
 
 # parameters that, where given, replace a setting of the preset
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
             "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
             "temperature": "temperature"}  # fmt: skip
+GIVEN = "given"  # what the rule of a cut is called that was typed layer by layer
 
 
 class SimilarityParameters(Parameters):
@@ -324,3 +327,50 @@ class ReproductionParameters(QuestionAnsweringParameters):
             QuestionAnsweringParameters, results=folder, sizes=f"0, {self.again}", rules="similarity",
             samples=self.sequences_again, measure=True,
         )  # fmt: skip
+
+
+class SweepParameters(QuestionAnsweringParameters):
+    """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
+
+    notebook: ClassVar[str] = ""
+    choosable: ClassVar[tuple[str, ...]] = DROPPING
+    rules: str = Field("similarity, simple", description=f"who chooses what is dropped: {', '.join(DROPPING)}")
+    layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
+    attention: str | None = Field(None, description="layers that lose their attention, in the same way")
+    mlp: str | None = Field(None, description="layers that lose their MLP, in the same way")
+    engine: str | None = Field(None, description=f"what writes answers: none (ours), or {', '.join(ENGINES)}")
+
+    def check(self) -> None:
+        super().check()
+        fields = type(self).model_fields
+        chosen = [name for name in ("rules", "sizes") if getattr(self, name) != fields[name].default]
+        if self.given_cut is not None and chosen:
+            raise InputError(
+                f"{chosen[0]} is {getattr(self, chosen[0])!r} beside a cut that is given layer by layer: leave one of "
+                "them out"
+            )
+        check_one_of("engine", self.engine, (None, *ENGINES))
+        if self.engine and self.measure:
+            check_installed(self.engine)
+
+    @property
+    def given_cut(self) -> Cut | None:
+        """The cut that was given layer by layer; None where rules choose."""
+        return cut_of_lists(self.layers, self.attention, self.mlp)
+
+
+def cut_of_lists(layers: str | None, attention: str | None, mlp: str | None) -> Cut | None:
+    """The cut of lists like "3, 7-9"; None where there is none. Raises InputError for what is no such list."""
+    lists = {"layers": layers, "attention": attention, "mlp": mlp}
+    found = {name: layer_list(name, text) for name, text in lists.items() if text is not None}
+    return Cut.of(**found) if found else None
+
+
+def check_given(cut: Cut, layers: int) -> None:
+    """Raise InputError for a cut that does not fit a model of so many layers, in the words of the lists."""
+    for name, indices in (("layers", cut.dropped), ("attention", cut.attention), ("mlp", cut.mlp)):
+        if indices and indices[-1] >= layers:
+            raise InputError(
+                f"{name} is a list up to {indices[-1]}; expected layers 0 to {layers - 1}: the model has {layers}"
+            )
+    cut.check(layers)

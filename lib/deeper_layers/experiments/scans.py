@@ -13,7 +13,7 @@ from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
 from deeper_layers.experiments.parameters import HealingParameters
-from deeper_layers.experiments.sweeps import chooser, sweep_unit
+from deeper_layers.experiments.sweeps import chooser
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -31,20 +31,10 @@ def scan_cuts(parameters: ScanParameters, source: Source, opened: Callable) -> d
     return dict.fromkeys(parameters.asked, {f"blocks of {parameters.blocks}": [Cut(0, 0), *blocks]})
 
 
-def scan_unit(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: ScanParameters, source: Source, opened: Callable
-) -> Unit | None:
-    """A task under these cuts: read from results, else measured on what `opened()` returns.
-
-    None where nothing is to be measured and results hold no such unit.
-    """
-    return sweep_unit(task, cuts_of, parameters, source, opened, kind="scan")
-
-
 def scan_loss_unit(
     text: str, cuts_of: dict[str, list[Cut]], parameters: ScanParameters, source: Source, opened: Callable
 ) -> Unit | None:
-    """The loss on a corpus, or on the gold solutions of GSM8K given its problems, as `scan_unit` has scores.
+    """The loss on a corpus, or on the gold solutions of GSM8K given its problems, as `sweep_unit` has scores.
 
     It is of the kind of the map of every block, which answers for it where it has these blocks.
     """

@@ -29,19 +29,10 @@ def shots_unit(
         return (table if own.empty else own).reset_index(drop=True), dict(table.attrs)
 
     return Measurement(
-        kind="shots",
-        name=f"{task}-{shots}-{order}",
-        version=VERSION,
-        source=source,
+        kind="shots", name=f"{task}-{shots}-{order}", version=VERSION, source=source, measure=measure,
         settings={
-            **parameters.key,
-            "task": task,
-            "rule": parameters.rules,
-            "cuts": [[cut.start, cut.size] for cut in cuts],
-            "limit": parameters.limits[task],
-            "num_fewshot": shots,
-            "order": order,
+            **parameters.key, "task": task, "rule": parameters.rules, "cuts": [[cut.start, cut.size] for cut in cuts],
+            "limit": parameters.limits[task], "num_fewshot": shots, "order": order,
         },
         reads=items_of([task], parameters.datasets),
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip

@@ -59,21 +59,14 @@ def sweep_unit(
             if blocks else {"engine": engine, "cuts": [cut.name for cut in cuts]}
         )  # fmt: skip
         return Measurement(
-            kind=(kind or "sweep") if blocks else "cuts",
-            name=name,
-            version=VERSION,
-            source=source,
+            kind=(kind or "sweep") if blocks else "cuts", name=name, version=VERSION, source=source,
             settings={
-                **parameters.key,
-                "task": name,
-                **which,
-                "limit": parameters.limits[task],
+                **parameters.key, "task": name, **which, "limit": parameters.limits[task],
                 "num_fewshot": parameters.shots[task],
             },
-            reads=items_of([name], parameters.datasets),
-            measure=functools.partial(measure, name),
+            reads=items_of([name], parameters.datasets), measure=functools.partial(measure, name),
             in_parts=lambda: evaluation.is_group(name),
-        ).unit(parameters, wait)
+        ).unit(parameters, wait)  # fmt: skip
 
     def measure(name, shards):
         if evaluation.is_group(name):

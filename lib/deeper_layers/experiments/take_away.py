@@ -40,26 +40,18 @@ def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> 
             return _gone(cut, parameters, source, Path(folder))
 
     return Measurement(
-        kind="take-away",
-        name=f"{cut.start}-{cut.size}",
-        version=VERSION,
-        source=source,
-        dtype=parameters.healing().dtype,
+        kind="take-away", name=f"{cut.start}-{cut.size}", version=VERSION, source=source,
+        dtype=parameters.healing().dtype, measure=measure,
         settings={
-            "cut": [cut.start, cut.size],
-            "healing": parameters.healing().config().settings,
-            "text": parameters.text,
-            "type": parameters.gguf_type,
-            "tasks": dict(sorted(parameters.shots.items())),
-            "limits": dict(sorted(parameters.limits.items())),
-            "prompts": [*PROMPTS, TOKENS],
+            "cut": [cut.start, cut.size], "healing": parameters.healing().config().settings, "text": parameters.text,
+            "type": parameters.gguf_type, "tasks": dict(sorted(parameters.shots.items())),
+            "limits": dict(sorted(parameters.limits.items())), "prompts": [*PROMPTS, TOKENS],
         },
         reads=[
             text_of(parameters.text, parameters.datasets, split="train"),
             *items_of(parameters.shots, parameters.datasets),
         ],
-        measure=measure,
-    ).unit(parameters)
+    ).unit(parameters)  # fmt: skip
 
 
 def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path) -> tuple[pd.DataFrame, dict]:

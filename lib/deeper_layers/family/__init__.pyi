@@ -1,3 +1,2 @@
-from .generation import generate as generate
 from .planning import Plan as Plan
 from .pruned_family import PrunedFamily as PrunedFamily

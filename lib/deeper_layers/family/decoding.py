@@ -102,9 +102,11 @@ class Decoding:
         self.shared = min(shared, *(len(row) - 1 for row in rows)) if shared else 0
         own = max(1, max(map(len, rows)) - 1 - self.shared)
         ids = torch.zeros(len(rows), own, dtype=torch.long, device=family.device)
+        self.padding = torch.zeros_like(ids, dtype=torch.bool)
         for i, row in enumerate(rows):
             rest = row[self.shared : -1]
             ids[i, : len(rest)] = torch.tensor(rest, dtype=torch.long)
+            self.padding[i, len(rest) :] = True
         beginning = family.remember(tuple(rows[0][: self.shared]))
         apart = family.can.apart and family.device.type == "cpu"
         self.apart = apart and sees_all(config, self.shared + own + most)
@@ -113,8 +115,6 @@ class Decoding:
         self.held = 0 if self.apart else before
         self.buffer = Buffer(before - self.held, self.apart, self.held + most)
         self.beginning, self.lent = beginning, {}
-        lengths = torch.tensor([len(row) - 1 - self.shared for row in rows], device=family.device)
-        self.padding = torch.arange(own, device=family.device) >= lengths[:, None]  # [B, own]
         prompts = self._prompts(ids, beginning)
         self.lanes: dict[tuple[int, ...], Lanes] = {}
         self.stops: list[list[tuple[str, Lanes]]] = []  # of each layer what of it runs on which lanes
@@ -147,7 +147,7 @@ class Decoding:
         step = max(1, BATCH_TOKENS // ids.shape[1])
         for first in range(0, len(ids), step):
             some = slice(first, first + step)
-            width = max(1, int((~self.padding[some]).sum(dim=1).max()))  # of the longest of these
+            width = max(1, max(map(len, self.rows[some])) - 1 - self.shared)  # of the longest of these
             walk, own = remembering(self.network, family.tree, ids[some, :width], beginning, **how)
             walk.through()
             for node, pair in own.kept.items():

@@ -1,12 +1,4 @@
-from .staging import check_absent as check_absent
-from .staging import new_file as new_file
-from .staging import staging_folder as staging_folder
-from .whole import LEFT as LEFT
 from .whole import check_room as check_room
 from .whole import check_writable as check_writable
 from .whole import clean as clean
-from .whole import read_json as read_json
-from .whole import read_plain as read_plain
-from .whole import remove_file as remove_file
 from .whole import write_file as write_file
-from .whole import write_whole as write_whole

@@ -24,31 +24,27 @@ class Joint(Network):
         training = self.model.training
         self.model.eval()
         # the first hook records, the second stops
-        with self.recording({layer}) as residuals, contextlib.ExitStack() as stack:
+        with self.recording(layer) as residuals, contextlib.ExitStack() as stack:
             stack.callback(self.layers[layer].register_forward_pre_hook(stop).remove)
             stack.callback(self.model.train, training)
             stack.enter_context(contextlib.suppress(Collected))
             ids = batch["input_ids"].to(self.device)
             self.model.base_model(input_ids=ids, attention_mask=batch.get("attention_mask"), use_cache=False)
-        return residuals[layer]
+        return residuals[-1]
 
     @contextlib.contextmanager
-    def recording(self, entries: set[int]) -> Iterator[dict[int, torch.Tensor]]:
-        """The residual [B, T, D] entering each of these layers during a forward pass."""
-        residuals: dict[int, torch.Tensor] = {}
+    def recording(self, layer: int) -> Iterator[list[torch.Tensor]]:
+        """The residual [B, T, D] that enters a layer, that of the latest forward pass alone."""
+        residuals: list[torch.Tensor] = []
 
-        def keeper(index):
-            def keep(_, arguments, named):
-                residuals[index] = arguments[0] if arguments else named["hidden_states"]
+        def keep(_, arguments, named):
+            residuals[:] = [arguments[0] if arguments else named["hidden_states"]]
 
-            return keep
-
-        handles = [self.layers[i].register_forward_pre_hook(keeper(i), with_kwargs=True) for i in entries]
+        handle = self.layers[layer].register_forward_pre_hook(keep, with_kwargs=True)
         try:
             yield residuals
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     @contextlib.contextmanager
     def entering(self, residual: torch.Tensor) -> Iterator[None]:

@@ -31,9 +31,8 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher
+from deeper_layers.healing.distillation import IGNORED, Teacher, sequences_to_learn
 from deeper_layers.healing.joint import Joint
-from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
@@ -247,10 +246,10 @@ class _Variant:
         if self.whole is None:
             return run(model, inputs)
         target = self.whole.residual(inputs, self.cut.stop).float()
-        with self.base.recording({self.cut.start}) as residuals:
+        with self.base.recording(self.cut.start) as residuals:
             loss = run(model, inputs)
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
-        difference = (residuals[self.cut.start].float() - target).square() * seen
+        difference = (residuals[-1].float() - target).square() * seen
         return loss + self.config.auxiliary * share * difference.sum() / (target.square() * seen).sum()
 
 

@@ -1,10 +1,13 @@
-"""What transformers says of a checkpoint: its configuration, and whether it is whole."""
+"""What a model's configuration says, soon and without torch, or as transformers reads it, and whether all is there."""
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.models.checkpoint_files import local_path, read_json
+from deeper_layers.models.packaged import PACKAGED
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
@@ -15,6 +18,41 @@ UNUSABLE = (Exception,)
 # what configurations call the number of layers
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DEEPEST = 10_000  # layers of a part that is not the decoder
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def stated_config(model: str, revision: str | None = None) -> dict:
+    """What config.json of a model holds; of a GGUF file, or a packaged model, kind and number of layers alone.
+
+    Raises InputError for a name that is neither a file, a folder nor a hub id, and for a file that can't be read.
+    """
+    path = local_path(model)
+    if packaged := PACKAGED.get(model):
+        return {"model_type": packaged.model_type, "num_hidden_layers": packaged.num_layers}
+    if path.suffix == ".gguf":
+        from deeper_layers.models.gguf_checks import architecture, layers_of, read_gguf  # slow
+
+        header = read_gguf(path)
+        return {"model_type": architecture(header).replace("-", "_"), "num_hidden_layers": layers_of(header)}
+    if os.path.isdir(path):
+        if not os.path.lexists(path / "config.json"):
+            raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
+        return read_json(path / "config.json")
+    check_hub_id(model)
+    from huggingface_hub import hf_hub_download  # slow
+
+    try:
+        return read_json(Path(hf_hub_download(model, "config.json", revision=revision)))
+    except InputError:
+        raise
+    except Exception as error:  # whatever a server and the ways to it can answer
+        raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
+
+
+def check_hub_id(model: str) -> None:
+    """Raise InputError for a name that can't be a hub id."""
+    if not HUB_ID.fullmatch(model):
+        raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
 
 
 def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "PretrainedConfig":
@@ -82,7 +120,7 @@ def check_configuration(config: dict, where: str | Path, groups: dict[str, set[i
                     f"the configuration of {where} has {name} = {value!r:.40}, expected a number of layers from 1 "
                     f"to {DEEPEST:,}: repair its config.json"
                 )
-    depth = next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
+    depth = stated_layers(config)
     if depth is None or groups is None:
         return
     prefix, numbers = max(groups.items(), key=lambda group: len(group[1]), default=("model.layers.", set()))
@@ -96,6 +134,12 @@ def check_configuration(config: dict, where: str | Path, groups: dict[str, set[i
 def text_part(config: dict) -> dict:
     """The part of a config.json that describes the decoder."""
     return next((config[key] for key in ("text_config", "llm_config") if isinstance(config.get(key), dict)), config)
+
+
+def stated_layers(config: dict) -> int | None:
+    """Number of layers that a configuration states in plain words; None where only its code knows."""
+    text = text_part(config)
+    return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
 
 
 def layers_of(config: "PretrainedConfig", model: str) -> int:

@@ -6,7 +6,6 @@ The embedded model and the others in `models.packaged` come from the Python pack
 import contextlib
 import math
 import os
-import re
 import weakref
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.staging import staging_folder
 from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index, read_shards
-from deeper_layers.models.configuration import UNUSABLE, auto_class, check_whole, read_config
+from deeper_layers.models.configuration import UNUSABLE, auto_class, check_hub_id, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device, free_memory
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
@@ -176,8 +175,7 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
         return Path(converted_gguf(path, file_hash(path), hashed=True))
     if os.path.isdir(path):
         return path
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
-        raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
+    check_hub_id(model)
     try:
         kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "LICENSE*"]
         return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))

@@ -21,18 +21,8 @@ NAMES = {
 }
 # the matrix that ends a sublayer and writes into the residual
 WRITERS = (
-    "o_proj",
-    "out_proj",
-    "c_proj",
-    "dense",
-    "dense_4h_to_h",
-    "down_proj",
-    "fc_out",
-    "fc2",
-    "w2",
-    "linear_v",
-    "wo",
-)
+    "o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc_out", "fc2", "w2", "linear_v", "wo",
+)  # fmt: skip
 OTHER = {ATTENTION: MLP, MLP: ATTENTION}
 
 

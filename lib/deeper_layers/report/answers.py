@@ -6,7 +6,6 @@ probability of each letter differs from question to question.
 Letters in shapes: C cuts, I items, K choices; nan where an item has fewer.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,13 +36,13 @@ class Answers:
     right: Bool[np.ndarray, "C I"]
 
 
-def answers_of(unit: Unit, cuts: Sequence[Cut] | None = None, metric: str = "acc") -> Answers:
-    """The answers that a unit holds, under all of its cuts or some.
+def answers_of(unit: Unit, metric: str = "acc") -> Answers:
+    """The answers that a unit holds, under all of its cuts.
 
-    Raises InputError for a unit that was measured before log-probabilities were kept, and for a cut or metric that it
-    does not have.
+    Raises InputError for a unit that was measured before log-probabilities were kept, and for a metric that it does not
+    have.
     """
-    cuts = [Cut(*cut) for cut in unit.key["cuts"]] if cuts is None else list(cuts)
+    cuts = [Cut(*cut) for cut in unit.key["cuts"]]
     tables: dict[str, list] = {}  # by task: of each cut what is packed
     for leaf in leaves_of(unit):
         for cut in cuts:

@@ -30,13 +30,8 @@ class Claim:
     decide: Callable[[Evidence], list[Ruling]]
 
 
-def _share(value: float) -> str:
-    return f"{value:.0%}"
-
-
 CLIFFS = ", ".join(
-    f"{family} {_share(low)}" + (f" to {_share(high)}" if high > low else "")
-    for family, (low, high) in paper.CLIFFS.items()
+    f"{family} {low:.0%}" + (f" to {high:.0%}" if high > low else "") for family, (low, high) in paper.CLIFFS.items()
 )
 
 CLAIMS = [

@@ -62,28 +62,26 @@ def of_subjects(count: int) -> str:
     return f"all {count} subjects" if count == paper.MMLU_SUBJECTS else f"{count} of {paper.MMLU_SUBJECTS} subjects"
 
 
-def wilson_interval(value: float, items: int, z: float = Z) -> tuple[float, float]:
+def wilson_interval(value: float, items: int) -> tuple[float, float]:
     """95% interval of a share `value` among `items` (Wilson 1927), which stays inside 0..1."""
-    centre = (value + z * z / (2 * items)) / (1 + z * z / items)
-    half = z / (1 + z * z / items) * math.sqrt(value * (1 - value) / items + z * z / (4 * items * items))
+    centre = (value + Z * Z / (2 * items)) / (1 + Z * Z / items)
+    half = Z / (1 + Z * Z / items) * math.sqrt(value * (1 - value) / items + Z * Z / (4 * items * items))
     # rounding must not put the value itself outside
     return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
 
 
-def accuracy_by_rule(
-    rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int, metric: str | None = None
-) -> pd.DataFrame:
+def accuracy_by_rule(rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int) -> pd.DataFrame:
     """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
 
     Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
-    measured has no row. `metric` None is a task's "acc", or what it counts instead (exact_match).
+    measured has no row. The metric is a task's "acc", or what it counts instead (exact_match).
     """
-    wanted = {task: metric or main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
+    wanted = {task: main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
     table = rows[rows["metric"] == rows["task"].map(wanted)]
     curves = []
     for rule, cuts in cuts_of.items():
         for cut in cuts:
-            for row in _of_cut(table, cut).itertuples():
+            for row in of_cut(table, cut).itertuples():
                 low, high = wilson_interval(row.value, int(row.items))
                 curves.append((
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
@@ -92,7 +90,7 @@ def accuracy_by_rule(
     return _typed(curves, COLUMNS)
 
 
-def _of_cut(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
+def of_cut(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
     """The rows of a cut, by its name where they have one: some are no blocks then."""
     if "cut" in rows:
         return rows[rows["cut"] == cut.name]

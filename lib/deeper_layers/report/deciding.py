@@ -76,12 +76,6 @@ def cliffs(answers: Answers) -> np.ndarray:
     return crossing(answers.means, answers.fractions, answers.guessing)
 
 
-def cliff_of(answers: Answers) -> tuple[float, float, float]:
-    """The cliff; where it may lie beyond the last cut, the interval begins there at the latest."""
-    place, low, high = interval(cliffs(answers))
-    return place, min(low, float(answers.fractions[-1])), high
-
-
 def half_left(answers: Answers, places: list[int], *, more: bool) -> list[Finding]:
     """Whether some cuts keep at least half of what lies above guessing (`more`), or at most half: one finding a cut.
 

@@ -89,13 +89,13 @@ class Kept:
         return self.shares[:, [self.cuts.index(cut) for cut in cuts]]
 
 
-def kept(unit: Unit, form: Form, *, without_bias: bool = False, cuts: Sequence[Cut] | None = None) -> Kept:
+def kept(unit: Unit, form: Form, *, without_bias: bool = False) -> Kept:
     """What a unit's cuts keep; `without_bias`: of letters after calibration. Raises InputError as `answers_of` does."""
     if form.metric == "exact_match":  # written: nothing is guessed
         cuts = sorted([Cut(*cut) for cut in unit.key["cuts"]], key=lambda cut: cut.size > 0)
         right = outcomes_of(unit, cuts, form.metric).astype(bool)
         return Kept(cuts, right, np.zeros(right.shape[1], dtype=int), 0.0)
-    answers = answers_of(unit, cuts, form.metric)
+    answers = answers_of(unit, form.metric)
     order = sorted(range(len(answers.cuts)), key=lambda place: answers.cuts[place].size > 0)  # the whole model first
     right = answers.right[order]
     if without_bias:

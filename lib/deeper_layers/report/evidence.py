@@ -182,7 +182,7 @@ class Evidence:
         for value, unit in sorted(best.items()):
             cuts = [Cut(*cut) for cut in unit.key["cuts"]]
             of_cuts = [unit.details["outcomes"][cut.name] for cut in cuts]
-            right = np.stack([np.concatenate([_right(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
+            right = np.stack([np.concatenate([right_items(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
             found[value] = self._answers(topic, [unit], list(of_cuts[0]), cuts, right, unit.key["num_fewshot"])
         return found
 
@@ -194,7 +194,7 @@ class Evidence:
         if len(cuts) < 2 or cuts[0].size:
             return None
         of_cuts = [(unit.name, [unit.details["outcomes"][cut.name] for cut in cuts]) for unit in units]
-        right = [np.stack([_right(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
+        right = [np.stack([right_items(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
         names, shots = [unit.name for unit in units], units[0].key["num_fewshot"]
         found = self._answers(topic, units, names, cuts, np.concatenate(right, axis=1), shots)
         if not all("chosen" in outcomes[name] for name, of_unit in of_cuts for outcomes in of_unit):
@@ -272,9 +272,7 @@ class Evidence:
         return None
 
     def sweeps_opened_as(self, healing: Unit, topic: str) -> list[list[Unit]]:
-        opened = healing.key["dtype"], healing.key["quantization"]
-        every = self.sweeps(topic)
-        return [units for units in every if (units[0].key["dtype"], units[0].key["quantization"]) == opened]
+        return [units for units in self.sweeps(topic) if opened_as(units[0]) == opened_as(healing)]
 
     def losses(self, rule: str) -> Losses | None:
         """Losses on text before and after healing, for the cuts of a rule that have both."""
@@ -282,11 +280,9 @@ class Evidence:
             return None
         of_cut = next(iter(self.ways.values()))
         healing = next(iter(of_cut.values()))
-        same = ("dtype", "quantization")
         for unit in self.of_kind("loss"):
-            if any(unit.key[name] != healing.key[name] for name in same) or healing.key["loss"] != {
-                name: unit.key[name] for name in healing.key["loss"]
-            }:
+            loss = {name: unit.key[name] for name in healing.key["loss"]}
+            if opened_as(unit) != opened_as(healing) or healing.key["loss"] != loss:
                 continue
             before = self._before(unit, rule, of_cut)
             if before and len(before.cuts) > 2:
@@ -362,12 +358,18 @@ def topic_of(task: str) -> str:
     return "MMLU" if task.startswith("mmlu_") else curves.title(task)
 
 
+def opened_as(unit: Unit) -> tuple[str, str | None]:
+    """The number format of a unit's model, and what its weights were quantized to."""
+    return unit.key["dtype"], unit.key["quantization"]
+
+
 def of_topic(unit: Unit, names: list[str]) -> Bool[np.ndarray, " I"]:
     """Which items of some tasks a healed model got right."""
-    return np.concatenate([_right(_outcomes(unit), name) for name in names])
+    return np.concatenate([right_items(_outcomes(unit), name) for name in names])
 
 
-def _right(outcomes: dict, task: str) -> Bool[np.ndarray, " I"]:
+def right_items(outcomes: dict, task: str) -> Bool[np.ndarray, " I"]:
+    """Which items of a task a model got right, from its outcomes by task."""
     packed = outcomes[task]
     return unpack(packed[curves.main_metric([name for name in packed if name != "chosen"])]).astype(bool)
 

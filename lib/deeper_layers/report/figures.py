@@ -110,8 +110,7 @@ def distance_curves(
 
 def distance_heatmap(
     distances: pd.DataFrame, num_layers: int, *, best: pd.DataFrame, model: str,
-    reference: pd.DataFrame | None = None, reference_label: str = "the authors' l*(n)",
-    name: str = "distance-heatmap", provenance: str = "",
+    reference: pd.DataFrame | None = None, name: str = "distance-heatmap", provenance: str = "",
 ) -> Figure:  # fmt: skip
     """Distances over first layer and block size, each row rescaled to [0, 1] (paper, figure 4).
 
@@ -137,7 +136,7 @@ def distance_heatmap(
     if reference is not None:
         reference = require(reference, "reference", "size", "start")
         look = {"colour": "#E69F00", "line": None, "marker": "diamond", "size": 6, "filled": False}
-        picture.line(reference["start"], reference["size"], **look, label=reference_label)
+        picture.line(reference["start"], reference["size"], **look, label="the authors' l*(n)")
     picture.colour_bar(mesh, "Distance, rescaled in each row")
     picture.caption = (
         f"Angular distance of every block of {as_html(model)}, mean of {_span(distances['samples'])} "

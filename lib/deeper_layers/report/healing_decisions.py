@@ -17,7 +17,7 @@ from deeper_layers.report.deciding import (
     too_few,
 )
 from deeper_layers.report.evidence import TOPICS, Evidence, Losses, of_topic, topic_of
-from deeper_layers.report.outcomes import resampled, resampled_means
+from deeper_layers.report.outcomes import resampled_means
 from deeper_layers.report.significance import paired_interval
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SIZES, SLOWLY, SPAN
 from deeper_layers.report.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
@@ -53,7 +53,7 @@ def healing_matters(evidence: Evidence) -> list[Ruling]:
     common = [cut for cut in pairs["BoolQ"][0].cuts if cut.size and cut in pairs["MMLU"][0].cuts]
     for topic, (before, after) in pairs.items():
         gain = after.of(common).astype(float) - before.of(common)
-        gains[topic] = resampled(np.mean, gain, seed=OF_PAPER.index(topic))
+        gains[topic] = resampled_means(gain, seed=OF_PAPER.index(topic)).mean(axis=1)
         items.append(gain.shape[1])
     what = "gain in accuracy, BoolQ less MMLU"
     more = Finding.of_draws(what, gains["BoolQ"] - gains["MMLU"], floor=0.0, form=SIGNED, items=min(items))

@@ -11,9 +11,9 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import curves, outcomes
-from deeper_layers.report.evidence import Answers, Evidence, of_topic, topic_of
+from deeper_layers.report.curves import of_cut
+from deeper_layers.report.evidence import Answers, Evidence, of_topic, opened_as, right_items, topic_of
 from deeper_layers.report.names import as_markdown
-from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
 
 LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
@@ -101,7 +101,7 @@ def card_text(units: list[Unit], cut: Cut, healed: Unit | None = None) -> str:
     """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins."""
     lines = [
         f"Angular distance of the dropped block: {value:.4f} (units of pi; {as_markdown(unit.name)}, {_how(unit)})."
-        for unit in units if unit.kind == "similarity" and cut.is_block for value in _of(unit.rows, cut)["distance"]
+        for unit in units if unit.kind == "similarity" and cut.is_block for value in of_cut(unit.rows, cut)["distance"]
     ]  # fmt: skip
     if found := scores(units, cut, healed):
         lines += ["", *_table(found, healed is not None), ""]
@@ -135,12 +135,12 @@ def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
     together: dict[tuple, list[Unit]] = {}
     for unit in units:
         if unit.kind == "cuts" and {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
-            how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], _opened(unit)
+            how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], opened_as(unit)
             together.setdefault(how, []).append(unit)
     found = []
     for (topic, shots, *_), own in together.items():
         right = [
-            np.concatenate([_right(unit.details["outcomes"][name][unit.name]) for unit in own])
+            np.concatenate([right_items(unit.details["outcomes"][name], unit.name) for unit in own])
             for name in (WHOLE, cut.name)
         ]
         levels = [unit.details["levels"].get(unit.name, {"chance": 0.0}) for unit in own]
@@ -151,10 +151,6 @@ def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
     return found
 
 
-def _right(packed: dict[str, str]) -> Bool[np.ndarray, " I"]:
-    return unpack(packed[curves.main_metric([name for name in packed if name != "chosen"])]).astype(bool)
-
-
 def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
     """Losses on text, which have no level of guessing, and ruin nothing by themselves."""
     found = []
@@ -162,9 +158,9 @@ def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
         rows = unit.rows[unit.rows["metric"] == "loss"]
         if healed is not None:
             mended = healed.rows[(healed.rows["metric"] == "loss") & (healed.rows["task"] == unit.name)]
-            if _opened(unit) != _opened(healed) or mended.empty:
+            if opened_as(unit) != opened_as(healed) or mended.empty:
                 continue
-        whole, pruned = _of(rows, Cut(0, 0)), _of(rows, cut)
+        whole, pruned = of_cut(rows, Cut(0, 0)), of_cut(rows, cut)
         known = {(score.asked, score.how) for score in found}  # measured for other cuts too
         if len(whole) and len(pruned) and (f"loss on {unit.name}", _how(unit)) not in known:
             row = pruned.iloc[0]
@@ -205,14 +201,6 @@ def _loss(rows: pd.DataFrame) -> Shares:
     return float(row["value"]), float(row["value"] - half), float(row["value"] + half)
 
 
-def _of(rows: pd.DataFrame, cut: Cut) -> pd.DataFrame:
-    return rows[(rows["start"] == cut.start) & (rows["size"] == cut.size)]
-
-
-def _opened(unit: Unit) -> tuple:
-    return unit.key["dtype"], unit.key["quantization"]
-
-
 def _how(unit: Unit) -> str:
-    dtype, quantization = _opened(unit)
+    dtype, quantization = opened_as(unit)
     return f"{dtype}, weights in {quantization}" if quantization else dtype

@@ -8,7 +8,7 @@ Letters in shapes: C cuts, I items.
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -137,25 +137,13 @@ def cliff(
     return interval(crossing(means, fractions, guessing))
 
 
-def resampled(
-    statistic: Callable, table: Float[np.ndarray, "C I"], *, resamples: int | None = None, seed: int = 0
-) -> Float[np.ndarray, " R"]:
-    """A statistic of the mean of each row, [C]: first of all items, then of items drawn anew, with repetition.
-
-    Two tables resampled apart, of as many resamples, can be compared number by number.
-    """
-    return of_means(statistic, resampled_means(table, resamples=resamples, seed=seed))
-
-
-def of_means(statistic: Callable, means: Float[np.ndarray, "R C"]) -> Float[np.ndarray, " R"]:
-    """A statistic of each row of `resampled_means`."""
-    return np.array([float(statistic(row)) for row in means])
-
-
 def resampled_means(
     table: Float[np.ndarray, "C I"], *, resamples: int | None = None, seed: int = 0
 ) -> Float[np.ndarray, "R C"]:
-    """The mean of each row, [C]: first of all items, then of items drawn anew; `resamples` None is RESAMPLES."""
+    """The mean of each row, [C]: first of all items, then of items drawn anew, with repetition.
+
+    `resamples` None is RESAMPLES. Two tables resampled apart, by other seeds, can be compared number by number.
+    """
     items = table.shape[1]
     draws = _draws(items, RESAMPLES if resamples is None else resamples, seed)
     return np.concatenate([table.mean(axis=1)[None], *(times @ table.T / items for times in draws)])

@@ -101,13 +101,13 @@ def place(every: Map, cut: Cut) -> float:
     return float((losses < losses[cut.start]).sum() / max(1, len(losses) - 1))
 
 
-def regret(every: Map, size: int, losses: Float[np.ndarray, " S"], seed: int = 0) -> Judged:
+def regret(every: Map, size: int, losses: Float[np.ndarray, " S"]) -> Judged:
     """How much more loss these are, by sequence, than those of the best block of a size, nats a token."""
     blocks = every.losses(size)
     if losses.shape != blocks.shape[1:]:
         raise InputError(f"losses has {len(losses)} sequences, and the map {blocks.shape[1]}: measure on the same text")
-    return Judged.of(_crossed(blocks, losses, _halves(len(losses), None, seed))[0],
-                     _crossed(blocks, losses, _halves(len(losses), RESAMPLES, seed)))  # fmt: skip
+    return Judged.of(_crossed(blocks, losses, _halves(len(losses), None))[0],
+                     _crossed(blocks, losses, _halves(len(losses), RESAMPLES)))  # fmt: skip
 
 
 def mean_regret(regrets: list[Judged]) -> Judged:
@@ -124,9 +124,9 @@ def ranks(regrets: Mapping[str, Judged]) -> pd.DataFrame:
     return table.sort_values("rank", kind="stable").reset_index(drop=True)
 
 
-def _halves(sequences: int, resamples: int | None, seed: int) -> list[Float[np.ndarray, "R S"]]:
+def _halves(sequences: int, resamples: int | None) -> list[Float[np.ndarray, "R S"]]:
     """Weights of sequences, for each half: as they are, or resampled within it; each row sums to 1."""
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     found = []
     for half in (np.arange(0, sequences, 2), np.arange(1, sequences, 2)):
         weights = np.zeros((resamples or 1, sequences))

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.curves import Z, accuracy_by_rule, title
+from deeper_layers.report.curves import Z, accuracy_by_rule, of_cut, title
 from deeper_layers.report.outcomes import outcomes_of
 from deeper_layers.results.units import Unit
 
@@ -55,7 +55,7 @@ def _distance(unit: Unit | None, cut: Cut) -> tuple[float, float]:
     """Mean distance of a cut's block and its standard error."""
     if unit is None:
         return math.nan, math.nan
-    row = unit.rows[(unit.rows["start"] == cut.start) & (unit.rows["size"] == cut.size)].iloc[0]
+    row = of_cut(unit.rows, cut).iloc[0]
     return float(row["distance"]), float(row["stderr"])
 
 

@@ -1,7 +1,11 @@
-"""What reporting standards ask for, as tables: data cards, what each task asks word for word, runs and hours.
+"""What reporting standards ask for: data cards, what each task asks word for word, runs and hours, energy.
 
 Facts of the data sets (source, licence, splits) stand here; what of them was asked, how often and how long is read from
 units, and prompts from what `python -m benchmarks.prompts` wrote down.
+
+Energy is estimated from seconds, processors and memory, not measured with a meter. Source: Lannelongue et al. 2021
+(Green Algorithms, Advanced Science 8, 2100707): hours x (processors x watts of one + memory x watts of a GB) x what a
+data centre takes beside. The watts are that work's defaults for a processor that is not known better, all of it in use.
 """
 
 import re
@@ -12,6 +16,9 @@ import pandas as pd
 
 from deeper_layers.report.names import as_html, as_table
 from deeper_layers.results.units import Unit
+
+WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
+THREADS = re.compile(r"processor.*, (\d+) threads?")
 
 
 @dataclass(frozen=True)
@@ -113,7 +120,7 @@ def spent(units: Iterable[Unit]) -> str:
                                                                       "GiB at most": 0.0})  # fmt: skip
         row["runs"] += 1
         row["hours"] += hours
-        row["processor hours"] += hours * threads(ran["device"])
+        row["processor hours"] += hours * (processors(ran["device"]) or 1)
         row["GiB at most"] = max(row["GiB at most"], (ran.get("peak_memory_bytes") or 0) / 2**30)
     table = pd.DataFrame([{"model": model, "kind": kind, **row} for (model, kind), row in sorted(rows.items())])
     if table.empty:
@@ -123,10 +130,17 @@ def spent(units: Iterable[Unit]) -> str:
     return _named("spent", table, said, form)
 
 
-def threads(device: str) -> int:
-    """How many threads a processor was given, as its name in provenance says; 1 where it does not."""
-    found = re.search(r"(\d+) threads?", device)
-    return int(found[1]) if found else 1
+def processors(device: str) -> int | None:
+    """How many processors a device in words is, as a unit's provenance has it; None for an accelerator."""
+    found = THREADS.search(device)
+    return int(found[1]) if found else None
+
+
+def watt_hours(seconds: int | float, device: str, memory: int | float) -> float | None:
+    """The estimate, for bytes of memory; None where the device is an accelerator, of which no watts are known here."""
+    if (number := processors(device)) is None:
+        return None
+    return seconds / 3600 * (number * WATTS + memory / 1e9 * WATTS_OF_GB) * BESIDE
 
 
 def infrastructure(units: Iterable[Unit]) -> str:

@@ -49,7 +49,7 @@ class Finding:
         cls, what: str, draws: np.ndarray, *, nearest: np.ndarray | None = None, floor=-math.inf, ceiling=math.inf,
         form=PERCENT, items=0,
     ) -> "Finding":  # fmt: skip
-        """From resampled values, the first of all items (see `outcomes.resampled`).
+        """From resampled values, the first of all items (see `outcomes.resampled_means`).
 
         `nearest` are the same values, but for those that are infinite because no cut was so large: of them the least
         that they may be. They speak for or against a range only where all that they may be does.

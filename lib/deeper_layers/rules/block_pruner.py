@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deeper_layers.cuts import Cut, check_size
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules.llm_drop import PARTS, without
 from deeper_layers.rules.rule import Known, Losses, Rule
@@ -31,8 +31,6 @@ def sublayer_order(most: int, layers: int, losses: Losses) -> list[tuple[int, in
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     assert known.losses is not None
-    for size in sizes:
-        check_size(size, known.layers)
     order = sublayer_order(2 * max(sizes, default=0), known.layers, known.losses)
     return [without(order[: 2 * size]) for size in sizes]
 

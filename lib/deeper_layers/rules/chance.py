@@ -22,7 +22,7 @@ def _rule(seed: int) -> Rule:
         words=f"layers drawn at random (draw {seed})",
         needs="",
         source="a control; as in Kim et al., arXiv 2402.02834",
-        cuts=lambda sizes, known: in_order(drawn(seed, known.layers), sizes, known.layers),
+        cuts=lambda sizes, known: in_order(drawn(seed, known.layers), sizes),
         passes=lambda size, layers: 0.0,
     )
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from deeper_layers.cuts import Cut, check_size
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import Known, Losses, Rule
+from deeper_layers.rules.rule import Known, Losses, Rule, within
 
 
 def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
@@ -30,11 +30,7 @@ def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
 def greedy_cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     """For each size the layers that the search has dropped by then."""
     assert known.losses is not None
-    most = known.layers - 2
-    for size in sizes:
-        check_size(size, known.layers)
-        if size > most:
-            raise InputError(f"size is {size}; expected 0 to {most}, as the first and the last layer are never dropped")
+    within(sizes, known.layers - 2, "the first and the last layer are never dropped")
     order = greedy_order(max(sizes, default=0), known.layers, known.losses)
     return [Cut.of(order[:size]) for size in sizes]
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.cuts import ATTENTION, MLP, Cut, check_size
+from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.rules.rule import Known, Rule, rising
 
 PARTS = (ATTENTION, MLP)  # rows of the cosines of sublayers
@@ -30,8 +30,6 @@ def least_needed(sublayers: Float[np.ndarray, "2 L"], rows: Sequence[int]) -> li
 def _rule(name: str, words: str, rows: tuple[int, ...]) -> Rule:
     def cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
         assert known.sublayers is not None
-        for size in sizes:
-            check_size(size, known.layers)
         order = least_needed(known.sublayers, rows)
         return [without(order[: size * len(rows)]) for size in sizes]
 

@@ -23,7 +23,7 @@ def _cuts(sizes: Sequence[int], known: Known, plus: bool) -> list[Cut]:
     assert known.losses is not None
     candidates = [layer for layer in range(known.layers) if not plus or layer not in ends(known.layers)]
     losses = np.asarray(known.losses([Cut(layer, 1) for layer in candidates]) if candidates else [], dtype=float)
-    return in_order([candidates[place] for place in rising(losses)], sizes, known.layers)
+    return in_order([candidates[place] for place in rising(losses)], sizes)
 
 
 def alone_nodes(size: int, layers: int) -> float:

@@ -8,17 +8,13 @@ it, and is none to choose.
 from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Known, Rule
+from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Known, Rule, within
 from deeper_layers.rules.window_cosine import most_alike
 
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     assert known.cosines is not None
-    most = known.layers - 2
-    for size in sizes:
-        if size not in range(most + 1):
-            raise InputError(f"size is {size}; expected 0 to {most}, as the first and the last layer are never dropped")
+    within(sizes, known.layers - 2, "the first and the last layer are never dropped")
     return [most_alike(known.cosines, size, least=1) for size in sizes]
 
 

@@ -4,13 +4,11 @@ Source: Men et al., arXiv 2403.03853, compare with it as reverse order; Gromov e
 with the last layer kept.
 """
 
-from deeper_layers.cuts import Cut, check_size
+from deeper_layers.cuts import Cut
 from deeper_layers.rules.rule import Known, Rule
 
 
 def _cuts(sizes, known: Known) -> list[Cut]:
-    for size in sizes:
-        check_size(size, known.layers)
     return [Cut(known.layers - size, size) for size in sizes]
 
 

@@ -15,8 +15,8 @@ Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a mo
 
 HOW = {
     "distances": "measure them with angular_distances", "losses": "open the model",
-    "cosines": "measure them with evaluation.search", "sublayers": "measure them with evaluation.search",
-    "saliences": "measure them with evaluation.search", "likeness": "open the model",
+    "cosines": "measure them with evaluation.known_of", "sublayers": "measure them with evaluation.known_of",
+    "saliences": "measure them with evaluation.known_of", "likeness": "open the model",
 }  # fmt: skip
 # what a rule makes of the layers that it keeps; "" is nothing
 MERGED, LAST_TAKEN, LEAST_SQUARES, COSINE, TRAINED = "merged", "last taken", "least squares", "cosine", "trained"
@@ -81,6 +81,8 @@ class Rule:
         """The cut of each size. Raises InputError where a size does not fit, or what it needs is missing."""
         if self.needs and getattr(known, self.needs) is None:
             raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {HOW[self.needs]}")
+        for size in sizes:
+            check_size(size, known.layers)
         return self.cuts(sizes, known)
 
 
@@ -93,12 +95,16 @@ def first_of(layer: Merged) -> int:
     return layer if isinstance(layer, int) else first_of(layer[0])
 
 
-def in_order(order: Sequence[int], sizes: Sequence[int], layers: int) -> list[Cut]:
-    """For each size the first layers of an order, which may leave some out. Raises InputError where it has too few."""
+def within(sizes: Sequence[int], most: int, why: str) -> None:
+    """Raise InputError for a size above `most`, and say why a rule drops no more."""
     for size in sizes:
-        check_size(size, layers)
-        if size > len(order):
-            raise InputError(f"size is {size}; expected 0 to {len(order)}, as this rule never drops the other layers")
+        if size > most:
+            raise InputError(f"size is {size}; expected 0 to {most}, as {why}")
+
+
+def in_order(order: Sequence[int], sizes: Sequence[int]) -> list[Cut]:
+    """For each size the first layers of an order, which may leave some out. Raises InputError where it has too few."""
+    within(sizes, len(order), "this rule never drops the other layers")
     return [Cut.of(order[:size]) for size in sizes]
 
 

@@ -8,17 +8,13 @@ back, the block has n + 1 layers where n are dropped.
 from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import TRAINED, Known, Rule
+from deeper_layers.rules.rule import TRAINED, Known, Rule, within
 from deeper_layers.rules.window_cosine import most_alike
 
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     assert known.cosines is not None
-    most = known.layers - 2
-    for size in sizes:
-        if size not in range(most + 1):
-            raise InputError(f"size is {size}; expected 0 to {most}, as one layer is trained and the last one stays")
+    within(sizes, known.layers - 2, "one layer is trained and the last one stays")
     return [Cut(most_alike(known.cosines, size + 1).start + 1, size) if size else Cut(0, 0) for size in sizes]
 
 

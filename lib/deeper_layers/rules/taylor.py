@@ -11,7 +11,7 @@ from deeper_layers.rules.rule import Known, Rule, in_order, rising
 def _cuts(sizes, known: Known, plus: bool):
     assert known.saliences is not None
     barred = ends(known.layers) if plus else ()
-    return in_order(rising(known.saliences, barred), sizes, known.layers)
+    return in_order(rising(known.saliences, barred), sizes)
 
 
 def _rule(plus: bool) -> Rule:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.cuts import Cut, check_size
+from deeper_layers.cuts import Cut
 from deeper_layers.rules.rule import Known, Rule
 
 
@@ -22,8 +22,6 @@ def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     assert known.cosines is not None
-    for size in sizes:
-        check_size(size, known.layers)
     return [most_alike(known.cosines, size) for size in sizes]
 
 
