@@ -128,23 +128,24 @@ def _agree(found: torch.Tensor, expected: torch.Tensor, allowed: torch.Tensor) -
 def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
     """What savings are tried on: a model and a few cuts of it, one that drops the end among them if one of `cuts` does.
 
-    In float32 the model itself, if its layers are in memory. Rounding to 16 bits grows from layer to layer until logits
-    of 30 layers differ as much as by a fault, on some processors more than on others; after a few layers it is a small
-    part of that. So else layers of every kind out of the model, if these are a model.
+    Layers of every kind out of the model, if these are a model: a trial on all of them takes long. And rounding to 16
+    bits grows from layer to layer until logits of 30 layers differ as much as by a fault, on some processors more than
+    on others; after a few layers it is a small part of that.
     """
     count = num_layers(model)
     whole_layers = dict.fromkeys(Cut.of(cut.dropped) for cut in cuts)  # a sublayer's output is zero in either way
     ends = [cut for cut in whole_layers if cut.size and cut.stop == count]
     by_start = sorted(whole_layers, key=lambda cut: cut.start)
     tried = [*ends[:1], by_start[0], by_start[-1]]
-    network = Network(model)
-    if network.dtype == torch.float32 and not is_streamed(model):
-        return model, list(dict.fromkeys(tried))
-    some = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
-    kept = some | {*kinds_of_layers(model)}
+    places = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
+    kept = places | {*kinds_of_layers(model)}
     dropped = [layer for layer in range(count) if layer not in kept]
-    with contextlib.suppress(InputError):
-        shallow = drop_layers(model, Cut.of(dropped))
-        depth = num_layers(shallow)
-        return shallow, [Cut(0, 0), Cut(1, 1), *([Cut(depth - 1, 1)] if ends else [])]
+    if dropped:
+        with contextlib.suppress(InputError):
+            shallow = drop_layers(model, Cut.of(dropped))
+            depth = num_layers(shallow)
+            some = [Cut(0, 0), Cut(1, 1), *([Cut(depth - 1, 1)] if ends else [])]
+            for cut in some:  # a configuration may state a cut of the model, and none of what is left here
+                drop_layers(shallow, cut)
+            return shallow, some
     return model, list(dict.fromkeys(tried))
