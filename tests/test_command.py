@@ -338,7 +338,7 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "--preset is 'tiny'"),
         (["heal", "embedded", "--drop", "2", "--start", "29"], "--start is 29 with --drop 2"),
         (["report", "embedded", "--notebooks", "99"], "--notebooks is '99', expected 'all' or some of 01-similarity"),
-        (["report", "embedded", "--notebooks", "13", "--rules", "none"], "rule is 'none', expected one of"),
+        (["report", "embedded", "--notebooks", "13", "--rules", "none"], "--rules is 'none', expected one of"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -77,7 +77,7 @@ def typed() -> list[list[str]]:
 
 
 def test_readme_types_every_subcommand():
-    assert {words[1] for words in typed()} == set(SUBCOMMANDS) - {"heal"}  # prune --heal is what most people want
+    assert {words[1] for words in typed()} == set(SUBCOMMANDS)
 
 
 # report runs every notebook: minutes, and tests/test_command.py has it for one
@@ -86,8 +86,9 @@ def test_readme_commands(words, tiny_folder, tmp_path, monkeypatch):
     """Typed as they stand in a folder of one's own, on a tiny model, with data that need no hub."""
     instead = {"ORGANISATION/NAME": str(tiny_folder), "boolq, arc_easy": "capitals", "0-8": "0-2", "8": "2"}
     words = [instead.get(word, word) for word in words[1:]]
-    words += ["--text", "wikipedia"] if "--heal" in words else []
-    words += ["--limit", "3"] if words[0] in ("sweep", "scan") else []
+    words += ["--text", "wikipedia"] if "--heal" in words or words[0] == "heal" else []
+    words += ["--steps", "1", "--loss-sequences", "2"] if words[0] == "heal" else []
+    words += ["--limit", "3"] if words[0] in ("sweep", "scan", "heal") else []
     words += ["--results", "results"]
     monkeypatch.chdir(tmp_path)
     shutil.copy(Path(tiny_folder, "config.json"), tmp_path)

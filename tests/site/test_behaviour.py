@@ -6,7 +6,10 @@ import re
 def test_figures_can_be_taken_away(browser, site):
     page = browser.new_page()
     page.goto((site / "index.html").as_uri())
-    for link, start in ((".downloads .picture", b"<?xml"), (".downloads a[download$=csv]", b"task,rule,size")):
+    for link, start in (
+        ("#headline .downloads .picture", b"<?xml"),
+        ("#headline .downloads a[download$=csv]", b"task,rule,size"),
+    ):
         with page.expect_download() as download:
             page.locator(link).click()
         assert download.value.path().read_bytes().startswith(start)
@@ -16,9 +19,9 @@ def test_figures_can_be_taken_away(browser, site):
 def test_a_printed_page_shows_its_pictures_and_no_navigation(browser, site):
     page = browser.new_page(viewport={"width": 1280, "height": 844}, color_scheme="dark")
     page.goto((site / "index.html").as_uri())
-    page.locator('figure.measured[data-drawn="true"]').wait_for(state="attached")
+    page.locator('#headline[data-drawn="true"]').wait_for(state="attached")
     page.emulate_media(media="print")
-    assert page.locator("figure.measured .plot > img").is_visible()
+    assert page.locator("#headline .plot > img").is_visible()
     for hidden in (
         "figure.measured .live",
         ".bd-sidebar-primary",
