@@ -283,6 +283,7 @@ def test_every_figure_of_the_paper_has_its_page_and_its_claims():
     assert claims.CLIFFS.startswith("Llama-2 45% to 55%")
     assert re.search(r"MMLU</th><td>\d+% \(", result(rulings))
     figure = half_gone(rulings)
+    assert figure.interactive.layout.yaxis.showticklabels is False  # rows have names
     (half,) = halves(rulings)
     assert figure.data[["row", "value"]].values.tolist() == [["MMLU", half.finding.value]] and "MMLU: " in figure.alt
     assert in_words(rulings) == ""  # one task is nothing to compare

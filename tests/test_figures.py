@@ -162,6 +162,13 @@ def test_number_of_traces(drawn):
     assert count["headline"] == 2 * 4  # guessing, unpruned, line and band of each task
 
 
+def test_both_axes_have_numbers(drawn):
+    for name, figure in drawn.items():
+        layout = figure.interactive.layout
+        assert layout.xaxis.showticklabels is not False and layout.yaxis.showticklabels is not False, name
+        assert len(figure.static.axes[0].get_xticks()) > 1 and len(figure.static.axes[0].get_yticks()) > 1, name
+
+
 def test_alt_text_states_what_is_seen(drawn, accuracy):
     for figure in drawn.values():
         assert Parts(figure._repr_html_()).image["alt"] == figure.alt

@@ -28,9 +28,7 @@ class Lent(DynamicCache):
         super().__init__()
         self.length, self.apart = length, apart
         self.nodes: list[Pair] = []  # [1, heads, P, head width] of each node that runs
-        self.sharing: list[
-            Sharing
-        ] = []  # instead, where each row is one query after a prompt that others go on with too
+        self.sharing: list[Sharing] = []  # instead of nodes, where each row is one query after a prompt
         self.added: Pair | None = None  # keys and values of the sequences themselves
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

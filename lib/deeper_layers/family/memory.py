@@ -78,8 +78,8 @@ class Memory:
         if apart:  # each prompt once for all models that are one up to a node; scores of lanes over all that they see
             answers = rows * most * sum(map(len, tree.paths)) * remembered
             of_lane = self._of_row(1, 0) + 4 * self.heads * (longest + most) * 4
-            writing = prompts + answers + max(2 * rows * own * remembered, rows * models * of_lane)
-            return int(lent * tree.nodes * remembered + max(filling, writing, prompts + self.of_head(rows * models)))
+            step = max(2 * rows * own * remembered, rows * models * of_lane, self.of_head(rows * models))
+            return int(lent * tree.nodes * remembered + max(filling, prompts + answers + step))
         buffers = rows * (own + most) * sum(map(len, tree.paths)) * remembered
         # of one layer: keys and values of prompts on their way into the buffers, then copies of these and masks
         moving = rows * own * (models + max(map(len, tree.levels))) * remembered

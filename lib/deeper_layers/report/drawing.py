@@ -234,14 +234,14 @@ class Picture:
         self._trace(0, None, x=[None], y=[None], mode="markers", marker=marker, showlegend=False)
 
     @matplotlib.rc_context(PRINT)
-    def finish(self, name, provenance, data, *, x, y, rows=()) -> Figure:
-        """The figure, with axes that reach over the ranges x and y; `rows`: names above y = 0, 1, 2 ..., no numbers."""
+    def finish(self, name, provenance, data, *, x, y, named_rows=()) -> Figure:
+        """The figure, with axes that reach over the ranges x and y; `named_rows`: names above y = 0, 1, 2 ..."""
         self.axes[0].set(xlim=x, ylim=y)
-        for place, row in enumerate(rows):  # within the panel: a narrow screen has no room beside it
+        for place, row in enumerate(named_rows):  # within the panel: a narrow screen has no room beside it
             self.axes[0].annotate(clipped(row), (x[0], place), (3, 4), textcoords="offset points", va="bottom")
             where = {"x": x[0], "xref": "x", "xanchor": "left", "y": place, "yref": "y", "yanchor": "bottom"}
             self.notes.append({"text": as_plotly(row), **where})
-        if rows:
+        if named_rows:  # in place of numbers
             self.axes[0].set_yticks([])
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
@@ -262,7 +262,7 @@ class Picture:
         for number, title in zip(self.numbers, self.titles):
             layout[f"xaxis{number}"] = {**axis, "range": x, "anchor": f"y{number}", "nticks": 6, **percent}
             layout[f"yaxis{number}"] = {**axis, "range": y, "anchor": f"x{number}"}
-            if rows:
+            if named_rows:
                 layout[f"yaxis{number}"] |= {"showgrid": False, "showticklabels": False}
             place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
             self.notes.append({"text": as_plotly(title), **place, "xanchor": "left", "yanchor": "bottom"})

@@ -109,4 +109,4 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
     )
     words = "; ".join(f"{half.model}, {half.row}: {half.finding.shown}" for half in found)
     picture.alt = f"Where half of the accuracy above guessing is gone, as a share of the layers. {words}."
-    return picture.finish("half-gone", provenance, data, x=[0, end], y=[len(names) - 0.4, -0.6], rows=names)
+    return picture.finish("half-gone", provenance, data, x=[0, end], y=[len(names) - 0.4, -0.6], named_rows=names)
