@@ -16,6 +16,7 @@ from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.healing import distillation, training
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import Teacher, check_states, divergence, final_states, keep_teacher
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.healing.resuming import identity_of
 from deeper_layers.healing.training import heal, train
@@ -229,7 +230,7 @@ def test_states_kept_on_disk_teach_as_the_model_does(tiny, tmp_path):
     config = changed(DISTILL, packed=False)
     keep_teacher(whole, tokenizer, TEXTS, changed(config, steps=1, warmup_steps=0), tmp_path)  # a part of it
     keep_teacher(whole, tokenizer, TEXTS, config, tmp_path)
-    sequences = distillation.sequences_to_learn(tokenizer, TEXTS, config)
+    sequences = sequences_to_learn(tokenizer, TEXTS, config)
     assert len(list(tmp_path.iterdir())) == len(sequences) == 12
     beside, record = train(drop_layers(whole, CUT), tokenizer, TEXTS, config, whole=whole)
     kept, after = train(drop_layers(whole, CUT), tokenizer, TEXTS, config, whole=tmp_path)

@@ -27,9 +27,9 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from deeper_layers.checks import shown
-from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.whole import write_file
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.decoder import decoder_layers
 
@@ -166,27 +166,6 @@ def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, tem
             gradients += torch.autograd.grad(of_piece, own)
         total += of_piece.detach()
     return _Known.apply(states, total, torch.cat(gradients)) if states.requires_grad else total
-
-
-def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:
-    """Texts as sequences [T] in the order of the seed, as many as fill whole steps: for the teacher and the learner.
-
-    Raises InputError where they fill none.
-    """
-    if not isinstance(config, HealingConfig):
-        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
-    found = sequences(
-        tokenizer, texts, length=config.sequence_length, seed=config.seed, packed=config.packed, tokens=config.tokens
-    )
-    if len(found) < config.batch_sequences:
-        raise InputError(
-            f"the texts fill {len(found)} sequences ({sum(map(len, found)):,} tokens), and one step needs "
-            f"{config.batch_sequences} of {config.sequence_length} tokens: give more text, or lower batch_sequences or "
-            "sequence_length"
-        )
-    return found[: len(found) // config.batch_sequences * config.batch_sequences]
 
 
 # ---- a teacher that does not fit beside the student ----------------------------------------------------------

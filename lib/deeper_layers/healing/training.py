@@ -31,8 +31,9 @@ from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, Trai
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher, sequences_to_learn
+from deeper_layers.healing.distillation import IGNORED, Teacher
 from deeper_layers.healing.joint import Joint
+from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
