@@ -1,8 +1,9 @@
-"""Healing beside a bare loop, beside the plain use of Trainer and peft on padded documents, and its two variants.
+"""Healing beside a bare loop, beside the plain use of Trainer and peft on padded documents, and its three variants.
 
 (a) forward, backward and step over packed sequences, nothing else; (b) ours, on packed sequences; (c) Trainer
 and peft as one writes them down: each document cut after the length, padded to the longest of its batch; (d) ours
-with the auxiliary loss; (e) ours with adapters above the cut only. Useful tokens are those that are no padding.
+with the auxiliary loss; (e) ours with adapters above the cut only; (f) ours with the unpruned model as teacher.
+Useful tokens are those that are no padding.
 In one run, by turns, so that a machine that changes its pace changes it for all.
 
     python -m benchmarks.healing NAME --datasets FOLDER
@@ -61,12 +62,14 @@ def main() -> None:
     )  # fmt: skip
     bare(drop_layers(model, cut), tokenizer, texts, config, steps=1)
     with_auxiliary, above = dataclasses.replace(config, auxiliary=1.0), dataclasses.replace(config, adapters="above")
+    distilled = dataclasses.replace(config, objective="distill")
     runs = {
         "bare": functools.partial(bare, config=config),
         "ours": functools.partial(ours, config=config),
         "padded": functools.partial(padded, config=config),
         "auxiliary": functools.partial(ours, config=with_auxiliary, cut=cut, whole=model),
         "above": functools.partial(ours, config=above, cut=cut),
+        "distill": functools.partial(ours, config=distilled, cut=cut, whole=model),
     }
     tokens: dict = {name: [] for name in runs}
     for _ in range(options.repeats):
@@ -86,6 +89,7 @@ def main() -> None:
             "steps": options.steps, "useful_tokens_a_second": tokens,
             "of_bare": ratio("ours", "bare"), "times_faster_than_padded": ratio("ours", "padded"),
             "auxiliary_of_ours": ratio("auxiliary", "ours"), "above_of_ours": ratio("above", "ours"),
+            "distill_of_ours": ratio("distill", "ours"),
         },
     )  # fmt: skip
 
@@ -110,7 +114,7 @@ def bare(pruned, tokenizer, texts, config: HealingConfig, steps: int | None = No
 
 
 def ours(pruned, tokenizer, texts, config: HealingConfig, **variant) -> tuple[int, float]:
-    """(b), (d), (e): tokens, and the seconds in training, what it prepares included."""
+    """(b), (d), (e), (f): tokens, and the seconds in training, what it prepares included."""
     record = train(pruned, tokenizer, texts, config, **variant)[1]
     return record.tokens, record.seconds
 

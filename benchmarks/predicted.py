@@ -3,7 +3,8 @@
     python -m benchmarks.predicted NAME --models embedded,Gemma-3-270m,Qwen2.5-Coder-1.5B-Instruct --datasets FOLDER
 
 Predicted is what `deeper-layers plan MODEL --machine this` says: arithmetic, with the operations a second that two
-layers with random weights reach. On an idle machine: both sides are seconds of a clock.
+layers with random weights reach, tried just before. On an idle machine: both sides are seconds of a clock. Tried once
+more after: `pace` is by how much the machine itself had become faster meanwhile, which no prediction can know.
 """
 
 import argparse
@@ -49,19 +50,21 @@ def of_model(name: str, options: argparse.Namespace) -> list[dict]:
     source = models.find_model(name, dtype=options.dtype)
     empty = models.empty_model(source)
     shape = costs.shape_of(empty)
-    there, back = (this_machine(empty, options.dtype, training=training) for training in (False, True))
     model, tokenizer = load_model(source)
     works = (
-        ("distances", there, *_distances(shape, model, tokenizer, options)),
-        ("sweep", there, *_sweep(shape, model, tokenizer, options)),
-        ("healing", back, *_healing(shape, model, tokenizer, options)),
+        ("distances", *_distances(shape, model, tokenizer, options)),
+        ("sweep", *_sweep(shape, model, tokenizer, options)),
+        ("healing", *_healing(shape, model, tokenizer, options)),
     )
     found = []
-    for work, machine, cost, run in works:
+    for work, cost, run in works:
+        before = this_machine(empty, options.dtype, training=work == "healing")
         _, seconds, peak = side_by_side.measured(run)
+        after = this_machine(empty, options.dtype, training=work == "healing")
         found.append({
-            "model": source.name, "work": work, "predicted": cost.seconds(machine, options.dtype),
+            "model": source.name, "work": work, "predicted": cost.seconds(before, options.dtype),
             "measured": seconds, "memory": round(cost.memory), "peak": peak,
+            "pace": round(after.throughput[options.dtype] / before.throughput[options.dtype], 2),
         })  # fmt: skip
     return found
 
@@ -69,8 +72,8 @@ def of_model(name: str, options: argparse.Namespace) -> list[dict]:
 def _distances(shape, model, tokenizer, options):
     texts = data.texts("wikipedia", datasets=options.datasets)
     batches = data.text_batches(tokenizer, texts, samples=options.samples, length=options.length, seed=0)
-    tokens = int(sum(batch["attention_mask"].sum() for batch in batches))
-    cost = costs.distances_cost(shape, tokens, tokens / options.samples, options.dtype)
+    tokens = sum(batch["input_ids"].numel() for batch in batches)  # padding passes too
+    cost = costs.distances_cost(shape, tokens, options.length, options.dtype)
     measure_distances(model, batches[-1:])  # the first pass of a model reads its weights from the file
     return cost, lambda: measure_distances(model, batches)
 

@@ -147,4 +147,4 @@ def test_predicted_beside_measured(tiny_folder, tmp_path, monkeypatch):
     shown = machines.predicted_row(content["rows"][0] | {"predicted": 200.0, "measured": 40.0}, content)
     assert (shown["Predicted"], shown["Measured"], shown["Work"]) == ("3.3 min", "40 s", "distances")
     for row in content["rows"]:
-        assert row["measured"] > 0 < row["predicted"] and row["memory"] > 0 and row["peak"] > 0
+        assert row["measured"] > 0 < row["predicted"] and row["memory"] > 0 and row["peak"] > 0 < row["pace"]
