@@ -148,7 +148,9 @@ def _lines(kind: str, content: dict) -> list[str]:
                 for name, what in (
                     ("auxiliary_of_ours", "with the auxiliary loss"),
                     ("above_of_ours", "above the cut only"),
+                    ("distill_of_ours", "by distillation"),
                 )
+                if name in content
             ),
         ]
     if kind == "widened":

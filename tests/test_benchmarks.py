@@ -92,7 +92,7 @@ def test_healing(run):
     small = "--quantization none --size 2 --start 1 --text wikipedia --length 48 --steps 2".split()
     found = run(healing, *small, "--repeats", "2")
     assert all(len(rates) == 2 and min(rates) > 0 for rates in found["useful_tokens_a_second"].values())
-    ratios = ("of_bare", "times_faster_than_padded", "auxiliary_of_ours", "above_of_ours")
+    ratios = ("of_bare", "times_faster_than_padded", "auxiliary_of_ours", "above_of_ours", "distill_of_ours")
     assert all(found[name] > 0 for name in ratios) and found["cut"].startswith("drops layers 1..2 ")
 
 
