@@ -30,7 +30,7 @@ CASES = {
     "the same in bfloat16": ["prune", "embedded", "OUT", "--start", "2", "--drop", "4", "--dtype", "bfloat16"],
     "the same as a GGUF file": ["prune", "embedded", "OUT.gguf", "--start", "2", "--drop", "4"],
 }
-SINCE = ("the same in bfloat16",)  # which the earlier checkout may not know
+SINCE = ("the same in bfloat16",)  # what the earlier checkout may not know
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
     for case, words in CASES.items():
         if not case.startswith(options.only or ""):
             continue
-        runs: dict = {side: [] for side in sides if side == "now" or case not in SINCE}
+        runs: dict = {side: [] for side, checkout in sides.items() if side == "now" or known(case, checkout)}
         for number in range(-1, options.repeats):  # the first fills caches, and does not count
             for side in runs:
                 seconds, bytes = run(words, sides[side])
@@ -55,11 +55,24 @@ def main() -> None:
         print(case, json.dumps(found[case]), flush=True)
 
 
+def has_rooms(checkout: Path) -> bool:
+    """Whether the library is a package of rooms; before, a module of it pruned, and an installed copy is none of it."""
+    return (checkout / "lib" / "deeper_layers").is_dir()
+
+
+def known(case: str, checkout: Path) -> bool:
+    """Whether a checkout has the command of a case."""
+    return case not in SINCE and (has_rooms(checkout) or CASES[case][0] in ("--help", "prune"))
+
+
 def run(words: list[str], checkout: Path) -> tuple[float, int]:
     """Seconds until the command ended, and bytes of what it wrote."""
+    rooms = has_rooms(checkout)
+    path, module = (checkout / "lib", "deeper_layers") if rooms else (checkout, "lib.pruning")
+    words = words if rooms else [word for word in words if word != "prune"]
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"PYTHONPATH": str(checkout / "lib"), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-        command = [sys.executable, "-m", "deeper_layers", *(word.replace("OUT", f"{folder}/out") for word in words)]
+        environment = os.environ | {"PYTHONPATH": str(path), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+        command = [sys.executable, "-m", module, *(word.replace("OUT", f"{folder}/out") for word in words)]
         start = time.perf_counter()
         subprocess.run(command, cwd=folder, env=environment, capture_output=True)
         seconds = time.perf_counter() - start

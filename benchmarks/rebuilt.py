@@ -94,7 +94,8 @@ class Worker:
         self.process = subprocess.Popen(
             words, cwd=checkout, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        assert self.process.stdout.readline() == "ready\n"
+        if self.process.stdout.readline() != "ready\n":
+            raise SystemExit(f"the engine of {checkout} did not start")
 
     def run(self, what: str) -> float:
         self.process.stdin.write(f"{what}\n")
@@ -109,14 +110,17 @@ def work(case: str, model: str, dtype: str, out: str) -> None:
 
     torch.set_num_threads(2)
     answer, sys.stdout = sys.stdout, sys.stderr
-    try:
+    if Path("lib/deeper_layers").is_dir():
         from deeper_layers.cuts import Cut
         from deeper_layers.evaluation.sweeps import loglikelihoods
         from deeper_layers.models.opening import load_model
-    except ImportError:  # before the rooms
+    else:  # before the rooms
         from lib.models import load_model
         from lib.pruning import Cut
         from lib.sweep import loglikelihoods
+    loaded = Path(loglikelihoods.__code__.co_filename).resolve()
+    if not loaded.is_relative_to(Path.cwd().resolve()):  # an installed copy would be compared with itself
+        raise RuntimeError(f"the engine is that of {loaded}, not of {Path.cwd()}")
 
     asked = json.loads(Path(case).read_text())
     network, _ = load_model(model, dtype=dtype)
@@ -126,7 +130,7 @@ def work(case: str, model: str, dtype: str, out: str) -> None:
         contexts, continuations = asked["contexts"][:items], asked["continuations"][:items]
         if what == "sweep":
             return loglikelihoods(network, contexts, continuations, cuts, max_length=asked["max_length"])[0]
-        from benchmarks.sweep import bare_pass
+        from benchmarks.sweep import bare_pass  # asked of this checkout alone
         from deeper_layers.family.planning import plan_pieces
 
         bare_pass(network, plan_pieces(contexts, continuations, asked["max_length"]))
