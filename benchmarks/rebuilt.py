@@ -95,6 +95,7 @@ class Worker:
             words, cwd=checkout, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         if self.process.stdout.readline() != "ready\n":
+            self.process.communicate()
             raise SystemExit(f"the engine of {checkout} did not start")
 
     def run(self, what: str) -> float:

@@ -15,6 +15,7 @@ from benchmarks import (
     gained,
     generation,
     healing,
+    rebuilt,
     searching,
     side_by_side,
     similarity,
@@ -79,6 +80,13 @@ def test_searching(run, capsys):
     assert said.index(price) < said.index("block-pruner: at most")
     lines = table._lines("searching", found)
     assert "down to 3 of 5 layers" in lines[0] and "the same layers" in lines[0]
+
+
+def test_another_engine_than_that_of_the_checkout_is_refused(tmp_path):
+    (tmp_path / "lib" / "deeper_layers").mkdir(parents=True)  # an installed copy is found instead, or none
+    (tmp_path / "case.json").write_text("{}")
+    with pytest.raises(SystemExit, match="did not start"):
+        rebuilt.Worker(tmp_path, tmp_path / "case.json", "embedded", "float32", tmp_path / "out.npy")
 
 
 def test_similarity(run):
