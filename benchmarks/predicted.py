@@ -8,6 +8,7 @@ more after: `pace` is by how much the machine itself had become faster meanwhile
 """
 
 import argparse
+import functools
 
 from benchmarks import side_by_side
 from deeper_layers import data, evaluation, models
@@ -58,9 +59,8 @@ def of_model(name: str, options: argparse.Namespace) -> list[dict]:
     )
     found = []
     for work, cost, run in works:
-        before = this_machine(empty, options.dtype, training=work == "healing")
-        _, seconds, peak = side_by_side.measured(run)
-        after = this_machine(empty, options.dtype, training=work == "healing")
+        tried = functools.partial(this_machine, empty, options.dtype, training=work == "healing")
+        before, (_, seconds, peak), after = tried(), side_by_side.measured(run), tried()  # in this order
         found.append({
             "model": source.name, "work": work, "predicted": cost.seconds(before, options.dtype),
             "measured": seconds, "memory": round(cost.memory), "peak": peak,

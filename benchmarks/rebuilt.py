@@ -104,6 +104,13 @@ class Worker:
         return float(self.process.stdout.readline())
 
 
+def check_own(function, checkout: Path) -> None:
+    """Raises RuntimeError where a function is not of this checkout: an installed copy would be compared with itself."""
+    loaded = Path(function.__code__.co_filename).resolve()
+    if not loaded.is_relative_to(checkout.resolve()):
+        raise RuntimeError(f"the engine is that of {loaded}, not of {checkout}")
+
+
 def work(case: str, model: str, dtype: str, out: str) -> None:
     """In a worker: open the model, then run the case for each line."""
     sys.path.pop(0)  # the folder of this file
@@ -119,10 +126,7 @@ def work(case: str, model: str, dtype: str, out: str) -> None:
         from lib.models import load_model
         from lib.pruning import Cut
         from lib.sweep import loglikelihoods
-    loaded = Path(loglikelihoods.__code__.co_filename).resolve()
-    if not loaded.is_relative_to(Path.cwd().resolve()):  # an installed copy would be compared with itself
-        raise RuntimeError(f"the engine is that of {loaded}, not of {Path.cwd()}")
-
+    check_own(loglikelihoods, Path.cwd())
     asked = json.loads(Path(case).read_text())
     network, _ = load_model(model, dtype=dtype)
     cuts = [Cut(*cut) for cut in asked["cuts"]]

@@ -24,6 +24,7 @@ from benchmarks import (
     table,
     widened,
 )
+from deeper_layers.evaluation.sweeps import loglikelihoods
 
 
 @pytest.fixture
@@ -83,10 +84,9 @@ def test_searching(run, capsys):
 
 
 def test_another_engine_than_that_of_the_checkout_is_refused(tmp_path):
-    (tmp_path / "lib" / "deeper_layers").mkdir(parents=True)  # an installed copy is found instead, or none
-    (tmp_path / "case.json").write_text("{}")
-    with pytest.raises(SystemExit, match="did not start"):
-        rebuilt.Worker(tmp_path, tmp_path / "case.json", "embedded", "float32", tmp_path / "out.npy")
+    rebuilt.check_own(loglikelihoods, rebuilt.ROOT)
+    with pytest.raises(RuntimeError, match=f"not of {tmp_path}"):
+        rebuilt.check_own(loglikelihoods, tmp_path)
 
 
 def test_similarity(run):
