@@ -80,7 +80,7 @@ def predicted_row(row: dict, content: dict) -> dict:
         "Predicted": duration(row["predicted"]),
         "Measured": duration(row["measured"]),
         "Measured over predicted": f"{row['measured_over_predicted']:.2f}",
-        "Pace of the machine, after over before": f"{row['pace']:.2f}",
+        "Pace": f"{row['pace']:.2f}",
         "Number format": content["dtype"],
         "Machine": content["provenance"]["device"],
     }
