@@ -67,6 +67,14 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     assert all_units(parameters.results_folder, "sweep") == []
 
 
+def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked, opened):
+    parameters = asked(tasks="capitals@181")
+    cuts = scan_cuts(parameters, parameters.source(), lambda: opened)
+    (plan,) = scan_prices(parameters, cuts, lambda: opened).values()
+    pieces = [piece for _, run in plan.parts for piece in run]
+    assert len(pieces) >= 4 and max(piece.tokens for piece in pieces) <= plan.tokens / 3
+
+
 def test_both_forms_ask_the_same_of_the_same_items(opened):
     letters, words = (
         sweep(*opened, [task], [Cut(0, 0)], limit=LIMIT).attrs["outcomes"]["0,0"][task]

@@ -12,6 +12,7 @@ from deeper_layers.experiments.parameter_texts import block_sizes, places, split
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.rules.choosing import REGISTERED
 
+OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
 POINTS = 4096  # tokens whose residuals are compared with each other
 
 
@@ -113,6 +114,10 @@ class ScanParameters(QuestionAnsweringParameters):
     def check(self) -> None:
         super().check()
         places("starts", self.starts, checks.LAYERS)
+
+    def sweep_options(self, task: str) -> dict:
+        """As of a sweep, in smaller parts: what is done of one is kept."""
+        return super().sweep_options(task) | {"batch_tokens": OF_BLOCKS}
 
     @property
     def task_list(self) -> list[str]:

@@ -6,14 +6,13 @@ from typing import NamedTuple
 from deeper_layers import data, evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import WhichLayersParameters
+from deeper_layers.experiments.block_parameters import OF_BLOCKS, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Data, Measurement, text_of
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
-OF_BLOCKS = 512  # tokens of a batch where hundreds of blocks run together: a part of the work is done in minutes
 VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
 
 
