@@ -117,16 +117,21 @@ def _lines(kind: str, content: dict) -> list[str]:
             for rule, found in content["rules"].items()
         ]
     if kind == "generation":
+        what = (
+            f"{curves.title(content['tasks'])} generated, {content['items']} items, {dtype}, "
+            f"{len(content['cuts'])} pruned models"
+        )
+        sides = [("HFLM on each, in batches", content["times_faster_than_hflm"], content["texts_equal"])]
+        if by_vllm := content.get("vllm"):
+            told = f"vLLM {by_vllm['version']} on each, written to a folder and opened"
+            sides.append((told, by_vllm["times_faster"], by_vllm["texts_equal"]))
         return [
             _line(
-                f"{curves.title(content['tasks'])} generated, {content['items']} items, {dtype}, "
-                f"{len(content['cuts'])} pruned models",
-                "lm-eval's HFLM on each, in batches",
-                f"**{content['times_faster_than_hflm']:.1f} times faster**",
-                f"{content['texts_equal']} of {content['texts']} texts equal",
-                command,
+                what, f"lm-eval's {beside}", f"**{faster:.1f} times faster**",
+                f"{equal} of {content['texts']} texts {of}", command,
             )
-        ]
+            for (beside, faster, equal), of in zip(sides, ("equal", "of vLLM equal to HFLM's"))
+        ]  # fmt: skip
     if kind == "healing":
         return [
             _line(

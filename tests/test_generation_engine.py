@@ -59,6 +59,15 @@ def test_the_folder_that_it_opens_is_the_pruned_model(opened, tmp_path):
         assert torch.equal(found, silence_sublayers(opened[0], CUT)(ids).logits)
 
 
+def test_special_tokens_are_left_out_of_its_answers_as_hflm_leaves_them_out(opened):
+    _, tokenizer = opened
+    special = [number for number, token in tokenizer.added_tokens_decoder.items() if token.special]
+    ids = [*tokenizer(" 16.")["input_ids"], special[0], *tokenizer(" A <b> c")["input_ids"], special[-1]]
+    written = tokenizer.decode(ids, skip_special_tokens=False)
+    plain = tokenizer.decode(ids, skip_special_tokens=True)
+    assert engines.without_special_tokens(tokenizer, written) == plain != written
+
+
 def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, installed, monkeypatch):
     """HFLM opens the folders here. What is kept of another engine is no unit of ours, and none of the paper's."""
     asked = [tiny_folder, "--tasks", TASK, "--limit", 6, "--rules", "simple", "--sizes", "0-1", "--results", tmp_path]

@@ -77,6 +77,7 @@ def written_by(
             with staging_folder(cache_folder()) as folder:
                 save_pruned(model, tokenizer, cut, folder)
                 texts = _generated(folder, str(model.dtype).removeprefix("torch."), instances)
+            texts = [without_special_tokens(tokenizer, text) for text in texts]
             kept = {"texts": np.frombuffer(json.dumps(texts).encode(), dtype=np.uint8)}
             if shards:
                 shards.put(number, kept | same)
@@ -90,6 +91,14 @@ def save_pruned(model, tokenizer, cut: Cut, folder: Path) -> None:
 
     silence_sublayers(model, cut).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def without_special_tokens(tokenizer, text: str) -> str:
+    """Text without the tokens that HFLM leaves out and lm-eval's vLLM writes out, such as `<filename>`."""
+    for token in tokenizer.added_tokens_decoder.values():
+        if token.special:
+            text = text.replace(token.content, "")
+    return text
 
 
 @contextlib.contextmanager
