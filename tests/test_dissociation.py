@@ -277,8 +277,10 @@ def test_the_chapter_draws_what_results_hold(tmp_path):
     page = notebook.run("12-where", results=str(tmp_path))
     figures = ["where-kept", "where-losses", "where-difference", "where-formats"]
     assert re.findall(r'<figure class="measured" id="([a-z-]+)"', page) == figures
-    assert "- **tiny**: confirmed" in page and "- guesses: can't show it" in page
-    assert "the whole model is not surely 0.05 above guessing on mmlu" in page
+    assert "- **tiny**: confirmed" in page and "- guesses: nothing to decide" in page
+    assert r"MMLU\: the whole model is not surely 0\.05 above guessing on mmlu" in page
+    assert "dropping middle blocks takes more of the letters" in page
+    assert "dropping late blocks takes more of the words" in page
     assert "loss on C4" in page and "holds" in page and "0123456789ab" in page
     assert re.search(
         r"similarity-informed</td>\s*<td[^>]*>-0\.\d+ \(-0\.\d+ to -0\.\d+\)</td>\s*<td[^>]*>letters<", page

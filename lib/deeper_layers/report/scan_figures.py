@@ -7,7 +7,7 @@ import pandas as pd
 from deeper_layers.report.drawing import GREY, Figure, Picture, styles_of
 from deeper_layers.report.figure_tables import course, require
 
-START = "Start of the dropped block, l / L"
+START = "First layer dropped, l / L"
 SIZE = "Layers dropped, n"
 
 
@@ -28,7 +28,7 @@ def panels(
     left, right = float(drawn["at"].min()), float(drawn["at"].max())
     titles = list(panels.values())
     picture = Picture(x, y, titles=titles, columns={1: 1, 2: 2, 4: 2}.get(len(titles), 3), percent=x == START)
-    courses = []
+    courses, said = [], "l / L" if x == START else "n"
     for panel, key in enumerate(panels):
         for mark in marks:
             picture.line([mark, mark], [bottom, top], colour=GREY, line="dot", width=0.8, panel=panel)
@@ -38,7 +38,7 @@ def panels(
             own = drawn[(drawn["panel"] == key) & (drawn["line"] == line)].sort_values("at")
             if len(own):
                 picture.accuracy(own, style, label, panel, across="at")
-                courses.append(f"{panels[key]}, {label}, {course(own, 'at', 'value')}")
+                courses.append(f"{panels[key]}, {label}, {course(own.rename(columns={'at': said}), said, 'value')}")
     picture.caption = caption
     picture.alt = f"Line charts: {y} against {x}. {'; '.join(courses)}."
     span = 0.02 * (right - left or 1)
