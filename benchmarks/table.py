@@ -121,17 +121,16 @@ def _lines(kind: str, content: dict) -> list[str]:
             f"{curves.title(content['tasks'])} generated, {content['items']} items, {dtype}, "
             f"{len(content['cuts'])} pruned models"
         )
-        sides = [("HFLM on each, in batches", content["times_faster_than_hflm"], content["texts_equal"])]
+        texts = f"of {content['texts']} texts"
+        agreed = f"{content['texts_equal']} {texts} equal"
+        sides = [("HFLM on each, in batches", content["times_faster_than_hflm"], agreed)]
         if by_vllm := content.get("vllm"):
             told = f"vLLM {by_vllm['version']} on each, written to a folder and opened"
-            sides.append((told, by_vllm["times_faster"], by_vllm["texts_equal"]))
+            sides.append((told, by_vllm["times_faster"], f"{by_vllm['texts_equal']} {texts} of vLLM equal to HFLM's"))
         return [
-            _line(
-                what, f"lm-eval's {beside}", f"**{faster:.1f} times faster**",
-                f"{equal} of {content['texts']} texts {of}", command,
-            )
-            for (beside, faster, equal), of in zip(sides, ("equal", "of vLLM equal to HFLM's"))
-        ]  # fmt: skip
+            _line(what, f"lm-eval's {beside}", f"**{faster:.1f} times faster**", agreement, command)
+            for beside, faster, agreement in sides
+        ]
     if kind == "healing":
         return [
             _line(

@@ -95,6 +95,7 @@ def save_pruned(model, tokenizer, cut: Cut, folder: Path) -> None:
 
 def without_special_tokens(tokenizer, text: str) -> str:
     """Text without the tokens that HFLM leaves out and lm-eval's vLLM writes out, such as `<filename>`."""
+    # vLLM's own option for this would hide a special token that is to end an answer
     for token in tokenizer.added_tokens_decoder.values():
         if token.special:
             text = text.replace(token.content, "")

@@ -16,7 +16,7 @@ SHARED_BY = 8
 KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 HEAD_ROWS = 16  # of which the logarithm is taken at once: they stay in the processor's cache
-STACK_TOKENS = 2048  # of residuals in one product; tried: 1,024 and 4,096 take 3 to 17% longer on two cores
+STACK_TOKENS = 2048  # of residuals in one product; tried on two cores, where half and twice as many take longer
 MEMORY = 2**31  # bytes beside the weights
 
 
