@@ -18,7 +18,7 @@ class MeasuredSpeed(SphinxDirective):
         lines = table.rows()
         if len(lines) == len(table.HEAD):
             return [not_measured("benchmarks/measured holds no timing.")]
-        box = nodes.container("", classes=["wide-table"])
+        box = nodes.container("", classes=["wide-table", "sentences"])
         self.state.nested_parse(StringList(lines), 0, box)
         for found in box.findall(nodes.table):
             found.insert(0, nodes.title("", "What each saving was timed beside"))
