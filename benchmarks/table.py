@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from deeper_layers.report import curves
+from deeper_layers.report.statistics import curves
 
 MEASURED = Path(__file__).with_name("measured")
 HEAD = (

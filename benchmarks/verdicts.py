@@ -14,10 +14,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deeper_layers.report import curves, decisions, healing_decisions, outcomes, significance
-from deeper_layers.report.evidence import Evidence
+from deeper_layers.report.claims import decisions, healing_decisions
+from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, together
+from deeper_layers.report.statistics import curves, outcomes, significance
+from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, LAST, NEAR, SLOWLY, SPAN
-from deeper_layers.report.verdicts import AGREES, DIFFERS, together
 from tests import made_up
 
 ONE_QUARTER = [0, 0.12, 0.09, 0.14, 0.43, 0.11, 0.11]  # steps of a loss, half of whose rise lies within 1/4 of the way

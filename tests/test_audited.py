@@ -7,12 +7,9 @@ import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.report import curves, deciding, decisions, healing_decisions, outcomes
-from deeper_layers.report.claims import CLAIMS, ruled, verdict_of
-from deeper_layers.report.evidence import Evidence, by_model
-from deeper_layers.report.significance import ALPHA, holm
-from deeper_layers.report.thresholds import BENT, SPAN
-from deeper_layers.report.verdicts import (
+from deeper_layers.report.claims import deciding, decisions, healing_decisions
+from deeper_layers.report.claims.claims import CLAIMS, ruled, verdict_of
+from deeper_layers.report.claims.verdicts import (
     AGREES,
     DIFFERS,
     NOTHING,
@@ -23,6 +20,10 @@ from deeper_layers.report.verdicts import (
     corrected,
     together,
 )
+from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics.evidence import Evidence, by_model
+from deeper_layers.report.statistics.significance import ALPHA, holm
+from deeper_layers.report.thresholds import BENT, SPAN
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import Unit, all_units

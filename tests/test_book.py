@@ -21,8 +21,8 @@ from book.extension import article, captions, contents, explorer, measured, page
 from book.extension.inputs import Inputs
 from deeper_layers.cuts import Cut
 from deeper_layers.healing.presets import PRESETS
-from deeper_layers.report.evidence import Answers
 from deeper_layers.report.names import visible
+from deeper_layers.report.statistics.evidence import Answers
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
 from tests import hostile, notebook

@@ -13,9 +13,9 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
-from deeper_layers.report import rivals
-from deeper_layers.report.block_figures import block_maps, ranks_in_rows
-from deeper_layers.report.regret import Map
+from deeper_layers.report.figures.block_figures import block_maps, ranks_in_rows
+from deeper_layers.report.questions import rivals
+from deeper_layers.report.questions.regret import Map
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import check_unit
 from deeper_layers.results.units import Unit

@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
-from deeper_layers.report import claims, decisions, healing_decisions, outcomes
-from deeper_layers.report.claims import (
+from deeper_layers.report.claims import claims, decisions, healing_decisions
+from deeper_layers.report.claims.claims import (
     CLAIMS,
     FIGURES,
     details,
@@ -18,10 +18,8 @@ from deeper_layers.report.claims import (
     summary_table,
     verdict_of,
 )
-from deeper_layers.report.evidence import Evidence, by_model
-from deeper_layers.report.half_gone import half_gone, halves, in_words
-from deeper_layers.report.thresholds import AT_ONCE, EARLIEST, LATEST
-from deeper_layers.report.verdicts import (
+from deeper_layers.report.claims.half_gone import half_gone, halves, in_words
+from deeper_layers.report.claims.verdicts import (
     AGREES,
     DIFFERS,
     NOTHING,
@@ -32,6 +30,9 @@ from deeper_layers.report.verdicts import (
     Ruling,
     together,
 )
+from deeper_layers.report.statistics import outcomes
+from deeper_layers.report.statistics.evidence import Evidence, by_model
+from deeper_layers.report.thresholds import AT_ONCE, EARLIEST, LATEST
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units
 from tests.made_up import FLAT, GUESSES, LAYERS, SIZES, SLOPE, distances, healings, prompts, sweep, unhealed

@@ -6,15 +6,15 @@ import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.report import curves
-from deeper_layers.report.curves import (
+from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics.curves import (
     above_guessing,
     accuracy_by_rule,
     main_metric,
     of_all_models,
     wilson_interval,
 )
-from deeper_layers.report.evidence import latest_models
+from deeper_layers.report.statistics.evidence import latest_models
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 

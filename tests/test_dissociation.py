@@ -9,8 +9,9 @@ import pytest
 from book.extension.rooms import HEAVY
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.report import answers, dissociation
-from deeper_layers.report.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
+from deeper_layers.report.questions import dissociation
+from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
+from deeper_layers.report.statistics import answers
 from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook

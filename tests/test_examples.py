@@ -17,9 +17,9 @@ from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
-from deeper_layers.report.deciding import cliffs
-from deeper_layers.report.evidence import by_model
-from deeper_layers.report.outcomes import interval
+from deeper_layers.report.claims.deciding import cliffs
+from deeper_layers.report.statistics.evidence import by_model
+from deeper_layers.report.statistics.outcomes import interval
 from deeper_layers.results.units import all_units
 
 README = Path(__file__).resolve().parents[1] / "README.md"

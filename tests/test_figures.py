@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from deeper_layers.errors import InputError
-from deeper_layers.report import cost_figures, drawing, figures
+from deeper_layers.report.figures import cost_figures, drawing, paper_figures
 
 L = 6
 MODEL = "Model <b>&</b>"
@@ -52,7 +52,7 @@ def all_accuracy() -> pd.DataFrame:
     rows = [
         (task, rule, size, L - 1 - size, size / L, value, value - 0.05, value + 0.05, 100, "acc")
         for task in REFERENCES
-        for rule in figures.RULES
+        for rule in paper_figures.RULES
         for size in range(1, L)
         for value in [rng.uniform(0.2, 0.8)]
     ]
@@ -76,16 +76,16 @@ def shares(accuracy: pd.DataFrame) -> pd.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def drawn(all_distances, best, all_accuracy) -> dict[str, figures.Figure]:
+def drawn(all_distances, best, all_accuracy) -> dict[str, paper_figures.Figure]:
     """One of each kind, by name."""
     distances, accuracy = all_distances, all_accuracy
     curves = {"ours": best.assign(num_layers=L), "theirs": best.assign(num_layers=L)}
     made = [
-        figures.distance_curves(distances, L, best=best, model=MODEL),
-        figures.distance_heatmap(distances, L, best=best, model=MODEL, reference=best),
-        figures.best_start_comparison(curves, measured=["ours"]),
-        figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
-        figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
+        paper_figures.distance_curves(distances, L, best=best, model=MODEL),
+        paper_figures.distance_heatmap(distances, L, best=best, model=MODEL, reference=best),
+        paper_figures.best_start_comparison(curves, measured=["ours"]),
+        paper_figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL),
+        paper_figures.headline(accuracy, REFERENCES, tasks={"knowledge": "K", "yes-no": "Y"}, model=MODEL),
         cost_figures.sweep_cost({"boolq, bfloat16": COST}),
         cost_figures.accuracy_against_bytes(
             in_bytes(accuracy), REFERENCES, tasks=list(REFERENCES), bits={"similarity": "nf4"}, model=MODEL
@@ -115,14 +115,14 @@ class Parts(HTMLParser):
             self.text += data
 
 
-def trace_named(figure: figures.Figure, name: str, panel: str = "x"):
+def trace_named(figure: paper_figures.Figure, name: str, panel: str = "x"):
     """The line of that name, not the band below it."""
     found = [t for t in figure.interactive.data if t.name == name and t.xaxis == panel and t.mode != "none"]
     assert len(found) == 1
     return found[0]
 
 
-def printed_line(figure: figures.Figure, colour: str, panel: int = 0):
+def printed_line(figure: paper_figures.Figure, colour: str, panel: int = 0):
     return next(line for line in figure.static.axes[panel].lines if line.get_color() == colour)
 
 
@@ -146,7 +146,7 @@ def test_html_is_complete_and_self_contained(drawn):
 
 
 def test_same_rows_give_same_bytes(distances, best):
-    one, two = (figures.distance_heatmap(distances, L, best=best, model=MODEL) for _ in range(2))
+    one, two = (paper_figures.distance_heatmap(distances, L, best=best, model=MODEL) for _ in range(2))
     assert one._repr_html_() == two._repr_html_()
 
 
@@ -182,7 +182,7 @@ def test_no_text_can_break_out(accuracy):
     evil = "</script><script>alert(1)</script><!--"
     accuracy = accuracy.replace({"task": {"knowledge": evil}})
     options = {"tasks": {evil: evil}, "model": evil, "rules": {"similarity": evil}, "provenance": evil}
-    figure = figures.accuracy_curves(accuracy, {}, **options)
+    figure = paper_figures.accuracy_curves(accuracy, {}, **options)
     figure = dataclasses.replace(figure, caption=f"<em>kept</em> {evil} <img src=x>")
     parts = Parts(figure._repr_html_())
     assert parts.tags == ["figure", "div", "img", "script", "figcaption", "em", "small", "span", "a", "a"]
@@ -207,14 +207,14 @@ def test_missing_distance_is_a_gap(distances, best, absent):
         distances.loc[hole, ["distance", "stderr"]] = math.nan
     else:
         distances = distances[~hole]
-    curves = figures.distance_curves(distances, L, best=best, model=MODEL)
+    curves = paper_figures.distance_curves(distances, L, best=best, model=MODEL)
     curve = next(t for t in curves.interactive.data if (t.hovertemplate or "").startswith("n = 2,"))
     assert list(curve.x) == [0, 1, 2, 3]
     assert [y is None for y in curve.y] == [False, True, False, False]
     line = next(line for line in curves.static.axes[0].lines if len(line.get_xdata()) == L - 2)
     assert np.isnan(line.get_ydata()).tolist() == [False, True, False, False]
     assert line.get_markevery() == [0]  # between two gaps: only a marker shows it
-    heat = figures.distance_heatmap(distances, L, best=best, model=MODEL)
+    heat = paper_figures.distance_heatmap(distances, L, best=best, model=MODEL)
     assert heat.interactive.data[0].z[1][1] is None and heat.interactive.data[0].customdata[1][1] is None
     (mesh,) = (c for c in heat.static.axes[0].collections if c.get_rasterized())
     assert mesh.get_array().mask[1].tolist() == [False, True, False, False, False, True]
@@ -258,7 +258,7 @@ def test_missing_accuracy_is_a_gap(accuracy, absent):
         accuracy.loc[hole, ["value", "low", "high"]] = math.nan
     else:
         accuracy = accuracy[~hole]
-    figure = figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL)
+    figure = paper_figures.accuracy_curves(accuracy, REFERENCES, tasks=list(REFERENCES), model=MODEL)
     line = trace_named(figure, "simple heuristic")
     assert [y is None for y in line.y] == [False, False, True, False, False]
     assert None not in line.x
@@ -275,13 +275,13 @@ def test_a_point_without_neighbours_shows_its_interval(accuracy):
     """Where a band would have no width, a bar; points that all lack the same layers stand side by side."""
     both = accuracy[accuracy["task"] == "knowledge"]
     hole = (both["rule"] == "simple") & (both["size"] == 2)
-    figure = figures.accuracy_curves(both[~hole], {}, tasks=["knowledge"], model=MODEL)
+    figure = paper_figures.accuracy_curves(both[~hole], {}, tasks=["knowledge"], model=MODEL)
     (bar,) = (t for t in figure.interactive.data if t.name == "simple heuristic" and t.mode == "lines")
     lonely = both[(both["rule"] == "simple") & (both["size"] == 1)].iloc[0]
     assert list(bar.x) == pytest.approx([lonely["fraction"]] * 2, abs=1e-4)
     assert list(bar.y) == pytest.approx([lonely["low"], lonely["high"]], abs=1e-4)
 
-    figure = figures.accuracy_curves(both[both["size"] == 2], {}, tasks=["knowledge"], model=MODEL)
+    figure = paper_figures.accuracy_curves(both[both["size"] == 2], {}, tasks=["knowledge"], model=MODEL)
     points = {t.name: t.x[0] for t in figure.interactive.data if t.mode == "lines+markers"}
     bars = {t.name: list(t.x) for t in figure.interactive.data if t.mode == "lines"}
     assert bars == {name: [x, x] for name, x in points.items()} and len(points) == 2
@@ -296,20 +296,20 @@ def test_models_of_other_depths_keep_their_own_fractions(accuracy):
     large = small[small["size"] != 3].assign(fraction=lambda rows: rows["size"] / 24)
     both = pd.concat([small.assign(model="small", rule="small"), large.assign(model="large", rule="large")])
     names = {name: name for name in ("small", "large")}
-    figure = figures.accuracy_curves(both, REFERENCES, tasks=["knowledge"], rules=names, model="each")
+    figure = paper_figures.accuracy_curves(both, REFERENCES, tasks=["knowledge"], rules=names, model="each")
     for name, rows in (("small", small), ("large", large)):
         line = trace_named(figure, name)
         assert list(line.x) == pytest.approx(rows["fraction"].tolist(), abs=1e-4)
         assert list(line.y) == pytest.approx(rows["value"].tolist(), abs=1e-4)
     with pytest.raises(InputError, match="column model"):
-        figures.accuracy_curves(both.drop(columns="model"), {}, tasks=["knowledge"], rules=names, model="each")
+        paper_figures.accuracy_curves(both.drop(columns="model"), {}, tasks=["knowledge"], rules=names, model="each")
 
 
 def test_missing_reference_is_not_drawn(accuracy):
     references = {"knowledge": {"chance": None, "majority": math.nan}}
-    figure = figures.accuracy_curves(accuracy, references, tasks=["knowledge"], model=MODEL)
-    assert {t.name for t in figure.interactive.data} == set(figures.RULES.values())
-    figure = figures.headline(accuracy, {}, tasks=["knowledge"], model=MODEL)
+    figure = paper_figures.accuracy_curves(accuracy, references, tasks=["knowledge"], model=MODEL)
+    assert {t.name for t in figure.interactive.data} == set(paper_figures.RULES.values())
+    figure = paper_figures.headline(accuracy, {}, tasks=["knowledge"], model=MODEL)
     assert [list(t.y) for t in figure.interactive.data[:2]] == [[None] * 20, [None]]
 
 
@@ -391,7 +391,7 @@ def test_gained_beside_the_ideal(drawn, accuracy):
 def test_save_writes_picture_and_rows(drawn, distances, tmp_path):
     distances.loc[0, "distance"] = math.nan
     figure = dataclasses.replace(drawn["distance-curves"], data=distances)
-    picture, rows = figures.save(figure, tmp_path / "new" / "folder")
+    picture, rows = paper_figures.save(figure, tmp_path / "new" / "folder")
     assert (picture.name, rows.name) == ("distance-curves.svg", "distance-curves.csv")
     assert picture.read_bytes() == figure.svg()
     pd.testing.assert_frame_equal(pd.read_csv(rows), distances)
@@ -403,7 +403,7 @@ def test_a_row_is_no_formula(drawn, tmp_path):
     rows = pd.DataFrame({"task": ["=1+1", "+a", "-a", "@a", "\ta", "\ra", "a=b", "-3", "1e-3"], "value": -1.5})
     rows = rows.rename(columns={"task": "=task"})
     figure = dataclasses.replace(drawn["headline"], data=rows)
-    saved = figures.save(figure, tmp_path)[1].read_text()
+    saved = paper_figures.save(figure, tmp_path)[1].read_text()
     given = re.search(r'href="data:text/csv;charset=utf-8;base64,([^"]+)"', figure._repr_html_())[1]
     assert base64.b64decode(given).decode().splitlines() == saved.splitlines()
     read = pd.read_csv(tmp_path / "headline.csv")
@@ -420,9 +420,9 @@ def test_wrong_distances_are_named(distances, best):
         (distances.assign(distance=math.nan), "no distance"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
-            figures.distance_curves(rows, L, best=best, model=MODEL)
+            paper_figures.distance_curves(rows, L, best=best, model=MODEL)
     with pytest.raises(InputError, match="best has the columns"):
-        figures.distance_curves(distances, L, best=best.drop(columns="start"), model=MODEL)
+        paper_figures.distance_curves(distances, L, best=best.drop(columns="start"), model=MODEL)
 
 
 def test_wrong_accuracies_are_named(accuracy):
@@ -435,18 +435,18 @@ def test_wrong_accuracies_are_named(accuracy):
         (accuracy.assign(value=accuracy["value"] * 100), ["knowledge"], "expected values in [0, 1]"),
     ):
         with pytest.raises(InputError, match=re.escape(message)):
-            figures.accuracy_curves(rows, REFERENCES, tasks=tasks, model=MODEL)
+            paper_figures.accuracy_curves(rows, REFERENCES, tasks=tasks, model=MODEL)
     with pytest.raises(InputError, match="no line"):
-        figures.best_start_comparison({})
+        paper_figures.best_start_comparison({})
 
 
 def test_any_number_of_lines_is_drawn_and_each_looks_its_own_way():
     """A results folder of fifty models, or a run with forty orders of examples, must not stop a page."""
     curves = {f"model {i}": pd.DataFrame({"size": [1], "start": [1], "num_layers": [L]}) for i in range(50)}
-    figure = figures.best_start_comparison(curves)
+    figure = paper_figures.best_start_comparison(curves)
     lines = [t for t in figure.interactive.data if t.marker.symbol]
     assert len(lines) == 50 and len({(t.line.color, t.line.dash, t.marker.symbol) for t in lines[:36]}) == 36
     panel = figure.static.axes[0].get_position().height * figure.static.get_figheight()
     assert panel > 2, "inches: the names have left no room"
-    few = figures.best_start_comparison({"one": curves["model 0"]})
+    few = paper_figures.best_start_comparison({"one": curves["model 0"]})
     assert few.interactive.layout.meta["wide"]["height"] < figure.interactive.layout.meta["wide"]["height"]

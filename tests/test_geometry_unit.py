@@ -11,7 +11,7 @@ from deeper_layers import geometry
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters
 from deeper_layers.experiments.geometry import geometry_unit
-from deeper_layers.report.geometry import MEASURES, of_blocks
+from deeper_layers.report.questions.geometry import MEASURES, of_blocks
 from deeper_layers.results.schema import check_unit
 
 SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "skip_sequences": 9}

@@ -17,7 +17,7 @@ from deeper_layers.experiments import healings, losses
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report import curves, outcomes
+from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.results.units import all_units
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]

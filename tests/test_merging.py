@@ -247,7 +247,7 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
-    from deeper_layers.report import one_cut
+    from deeper_layers.report.questions import one_cut
     from deeper_layers.results.places import results_folder
     from deeper_layers.results.units import all_units
 

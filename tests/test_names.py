@@ -15,9 +15,11 @@ from markdown_it import MarkdownIt
 
 from book.extension import captions, contents, measured, pages, titles
 from deeper_layers.cuts import Cut
-from deeper_layers.report import claims, figures, names
-from deeper_layers.report.curves import COLUMNS
-from deeper_layers.report.verdicts import UNMEASURED, Obstacle, Ruling
+from deeper_layers.report import names
+from deeper_layers.report.claims import claims
+from deeper_layers.report.claims.verdicts import UNMEASURED, Obstacle, Ruling
+from deeper_layers.report.figures import paper_figures
+from deeper_layers.report.statistics.curves import COLUMNS
 from deeper_layers.results.records import Record
 from deeper_layers.results.units import all_units, write_unit
 from tests import hostile
@@ -178,9 +180,9 @@ def test_figures_show_hostile_names():
         rows = pd.DataFrame(rows, columns=COLUMNS)
         options = {"tasks": {task: task}, "model": model, "provenance": device}
         made = [
-            figures.accuracy_curves(rows, {task: {"chance": 0.25}}, rules={"a": model, "b": device}, **options),
-            figures.headline(rows, {}, rule="a", **options),
-            figures.training_curves({device: pd.DataFrame({"tokens": [1, 2], "loss": [2.0, 1.0]})}, model=model),
+            paper_figures.accuracy_curves(rows, {task: {"chance": 0.25}}, rules={"a": model, "b": device}, **options),
+            paper_figures.headline(rows, {}, rule="a", **options),
+            paper_figures.training_curves({device: pd.DataFrame({"tokens": [1, 2], "loss": [2.0, 1.0]})}, model=model),
         ]
         for figure in made:
             plot = figure.interactive.to_plotly_json()

@@ -26,7 +26,7 @@ from deeper_layers.experiments.parameters import (
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
 from deeper_layers.package_index import file_hash
-from deeper_layers.report.claims import CLAIMS
+from deeper_layers.report.claims.claims import CLAIMS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.records import all_records
 from deeper_layers.results.units import all_units

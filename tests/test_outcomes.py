@@ -8,7 +8,8 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.outcomes import (
+from deeper_layers.report.questions.two_ways import MARGIN, compared
+from deeper_layers.report.statistics.outcomes import (
     RESAMPLES,
     changes,
     cliff,
@@ -19,7 +20,6 @@ from deeper_layers.report.outcomes import (
     paired_change,
     resampled_means,
 )
-from deeper_layers.report.two_ways import MARGIN, compared
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import Unit, all_units

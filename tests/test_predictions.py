@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, rankdata
 
-from deeper_layers.report import geometry
-from deeper_layers.report.geometry import MEASURES, PREDICTS, WORDS, Prediction
+from deeper_layers.report.questions import geometry
+from deeper_layers.report.questions.geometry import MEASURES, PREDICTS, WORDS, Prediction
 from deeper_layers.results.units import Unit
 
 LAYERS = 12

@@ -7,7 +7,7 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.losses import blocks
-from deeper_layers.report.regret import MARGIN, Map, mean_regret, place, ranks, regret
+from deeper_layers.report.questions.regret import MARGIN, Map, mean_regret, place, ranks, regret
 from deeper_layers.results.units import Unit
 
 LAYERS, SEQUENCES = 6, 40

@@ -7,7 +7,7 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import ReproductionParameters
-from deeper_layers.report import reproduction
+from deeper_layers.report.statistics import reproduction
 from deeper_layers.results.packing import pack
 from deeper_layers.results.units import Unit
 

@@ -21,7 +21,7 @@ from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_pric
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report import stability
+from deeper_layers.report.statistics import stability
 from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.similarity import distance_matrix, similarity_cut

@@ -11,7 +11,7 @@ from deeper_layers.checkpoints import replacing
 from deeper_layers.command import preview
 from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
-from deeper_layers.report import one_cut
+from deeper_layers.report.questions import one_cut
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, name_of, unit_path
 from tests.hub import serving
@@ -211,7 +211,7 @@ def test_criterion_of_ruin_is_that_of_its_words():
     """Against a plain count of what is left above guessing, with and without doubt."""
     import numpy as np
 
-    from deeper_layers.report.one_cut import surely_ruined
+    from deeper_layers.report.questions.one_cut import surely_ruined
 
     before = np.array([True] * 90 + [False] * 10)
     for right, ruined in ((90, False), (60, False), (50, False), (40, True), (25, True), (0, True)):

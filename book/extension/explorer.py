@@ -15,9 +15,10 @@ from book.extension.outdated import made_of
 from book.extension.pages import ROOT
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import EMBEDDED
-from deeper_layers.report import curves, figures
-from deeper_layers.report.evidence import Answers, Evidence
+from deeper_layers.report.figures import paper_figures
 from deeper_layers.report.names import as_html, visible
+from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.choosing import RULES
 
@@ -63,7 +64,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
         sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
         if sizes:
             steps = [_step(answers, size, evidence.layers, units) | gained.get(size, {}) for size in sizes]
-            rules[figures.RULES[rule]] = steps
+            rules[paper_figures.RULES[rule]] = steps
     weights, name = visible(plain[0].details["weights"]), visible(name)
     return {"name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules}
 

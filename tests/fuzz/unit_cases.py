@@ -15,10 +15,10 @@ from pathlib import Path
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report import curves
-from deeper_layers.report import outcomes as paired
-from deeper_layers.report.evidence import by_model
 from deeper_layers.report.provenance import origin
+from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics import outcomes as paired
+from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import Unit, content_hash, read_unit, slug, unit_path
 from deeper_layers.rules.choosing import RULES

@@ -38,7 +38,7 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         for cut in best
     ]  # fmt: skip
     if by_sequence:
-        from deeper_layers.report.stability import starts  # slow
+        from deeper_layers.report.statistics.stability import starts  # slow
 
         for row, found in zip(rows, starts(unit).itertuples(), strict=False):
             row["resamples"] = f"{found.share:.0%}"

@@ -37,7 +37,7 @@ class Known:
     def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "Known":
         scores = []
         if units:
-            from deeper_layers.report import one_cut  # slow
+            from deeper_layers.report.questions import one_cut  # slow
 
             scores = one_cut.scores(units, cut)
         name = units[0].key["model"]["name"] if units else models.model_name(model)
@@ -57,7 +57,7 @@ class Known:
         """What results say, for the model card."""
         if not self.units:
             return ""
-        from deeper_layers.report import one_cut  # slow
+        from deeper_layers.report.questions import one_cut  # slow
 
         course = adapter.healing if adapter else None
         healed = one_cut.healing_of(self.units, self.cut, course["config"], course["text"]) if course else None
@@ -202,7 +202,7 @@ def engines_in_words(found: list[dict]) -> list[str]:
 
 def scores_in_words(found: list, cut: Cut) -> str:
     """A table of what results hold of a cut."""
-    from deeper_layers.report import one_cut
+    from deeper_layers.report.questions import one_cut
 
     rows = []
     for score in found:

@@ -66,7 +66,7 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
     """The tables of a unit, one for each of its tasks: accuracy and its interval, by size and rule."""
     import pandas as pd  # slow, as is the next
 
-    from deeper_layers.report import curves, outcomes
+    from deeper_layers.report.statistics import curves, outcomes
 
     levels, parts = curves.levels_of(unit), []
     found = [

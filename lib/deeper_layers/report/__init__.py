@@ -1,7 +1,7 @@
-"""From results to curves, statistics, verdicts and figures. No torch.
+"""From results to statistics, figures and verdicts. No torch.
 
-In: measured units. Out: tables, figures, each claim of the paper with a verdict. Read first: curves.py (rows as
-curves with intervals), figures.py (what is drawn), claims.py (the list of claims), decisions.py and
-healing_decisions.py (how each is decided, by thresholds.py) and verdicts.py (what a verdict is). significance.py has
-the tests, paper.py the paper's numbers.
+In: measured units. Out: tables, figures, each claim of the paper with a verdict. Four rooms, from the ground up:
+statistics/ (rows as curves and items, with intervals), figures/ (what is drawn), claims/ (what the paper says, and how
+it is judged), questions/ (what else units answer). Read first: paper.py (the paper's numbers), thresholds.py (ours),
+names.py (what others named, as text). standards.py and provenance.py say where numbers come from.
 """

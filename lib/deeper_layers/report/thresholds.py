@@ -1,7 +1,7 @@
 """The numbers that claims are judged by, what each means, and the commit that set it.
 
 The paper says "flat", "sharp", "slowly"; these say what we take that to mean. Which came first, a threshold or the
-data that it judges, is shown beside it: claim_history.py takes the dates of the data from the units.
+data that it judges, is shown beside it: claims/history.py takes the dates of the data from the units.
 """
 
 from deeper_layers.report import paper

@@ -32,8 +32,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from deeper_layers.report import curves
 from deeper_layers.report.names import as_markdown
+from deeper_layers.report.statistics import curves
 from deeper_layers.results.units import Unit, whole_units
 
 PREDICTS = 0.5  # a correlation

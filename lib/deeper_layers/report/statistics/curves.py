@@ -8,8 +8,9 @@ import pandas as pd
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report import outcomes, paper
-from deeper_layers.report.outcomes import Z
+from deeper_layers.report import paper
+from deeper_layers.report.statistics import outcomes
+from deeper_layers.report.statistics.outcomes import Z
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 

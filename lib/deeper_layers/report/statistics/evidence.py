@@ -18,7 +18,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report import curves, outcomes
+from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, measured_cuts
@@ -64,7 +64,7 @@ class Answers:
         return self.whole[1] > self.guessing
 
     def rows(self, task: str, rule: str) -> pd.DataFrame:
-        """As curves: the columns of `deeper_layers.report.curves.accuracy_by_rule`."""
+        """As curves: the columns of `deeper_layers.report.statistics.curves.accuracy_by_rule`."""
         items = self.right.shape[1]
         values = self.right.mean(axis=1).tolist()
         intervals = [curves.wilson_interval(value, items) for value in values]

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report import significance
+from deeper_layers.report.statistics import significance
 from deeper_layers.report.thresholds import KEPT
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit, read_unit

@@ -27,7 +27,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.drawing import (
+from deeper_layers.report.figures.drawing import (
     GREY,
     HEAT,
     INK,
@@ -43,7 +43,7 @@ from deeper_layers.report.drawing import (
     text_of,
     values_of,
 )
-from deeper_layers.report.figure_tables import (
+from deeper_layers.report.figures.tables import (
     References,
     Tasks,
     accuracy_lines,

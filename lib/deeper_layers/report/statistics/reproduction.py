@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.curves import Z, accuracy_by_rule, of_cut, title
-from deeper_layers.report.outcomes import outcomes_of
+from deeper_layers.report.statistics.curves import Z, accuracy_by_rule, of_cut, title
+from deeper_layers.report.statistics.outcomes import outcomes_of
 from deeper_layers.results.units import Unit
 
 COLUMNS = ["what", "size", "start", "published", "low", "high", "again", "within"]

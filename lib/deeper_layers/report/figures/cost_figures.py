@@ -1,13 +1,13 @@
-"""Rows in, figure out: what pruning saves, and what measuring it costs. Rows and figures as in figures.py."""
+"""Rows in, figure out: what pruning saves, and what measuring it costs. Rows and figures as in paper_figures.py."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.drawing import GREY, SHARES, Figure, Picture, details_of, styles_of, text_of
-from deeper_layers.report.figure_tables import References, Tasks, accuracy_lines, course, known_levels, require
-from deeper_layers.report.figures import DROPPED
+from deeper_layers.report.figures.drawing import GREY, SHARES, Figure, Picture, details_of, styles_of, text_of
+from deeper_layers.report.figures.paper_figures import DROPPED
+from deeper_layers.report.figures.tables import References, Tasks, accuracy_lines, course, known_levels, require
 from deeper_layers.report.names import as_html, as_plotly
 
 

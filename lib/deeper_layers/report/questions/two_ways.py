@@ -2,8 +2,8 @@
 
 import pandas as pd
 
-from deeper_layers.report.evidence import of_topic, topic_of
-from deeper_layers.report.outcomes import paired_change
+from deeper_layers.report.statistics.evidence import of_topic, topic_of
+from deeper_layers.report.statistics.outcomes import paired_change
 from deeper_layers.results.units import Unit
 
 LOSS = "loss on text"

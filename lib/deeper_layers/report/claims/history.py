@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from deeper_layers.report.claims import CLAIMS, Rulings, verdict_of
+from deeper_layers.report.claims.claims import CLAIMS, Rulings, verdict_of
+from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.names import as_html, as_table
 from deeper_layers.report.thresholds import AUDIT, THRESHOLDS
-from deeper_layers.report.verdicts import AGREES, DIFFERS
 from deeper_layers.results.units import Unit
 
 LOWEST, HIGHEST = 0.935, 0.965  # of 95% intervals that hold the truth, to be called that

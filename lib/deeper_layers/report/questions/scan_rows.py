@@ -11,9 +11,9 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report import curves
-from deeper_layers.report.dissociation import FORMS, QUESTIONS, SIZE, Kept, interval, kept, scans
-from deeper_layers.report.outcomes import paired_change
+from deeper_layers.report.questions.dissociation import FORMS, QUESTIONS, SIZE, Kept, interval, kept, scans
+from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics.outcomes import paired_change
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -38,8 +38,7 @@ def kept_by_start(units: Iterable[Unit]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> pd.DataFrame:
-    """D of every block, a panel a set of questions, a line a model, of what `deeper_layers.report.dissociation.pairs`
-    found able to show it."""
+    """D of every block, a panel a set of questions, a line a model, where `dissociation.pairs` found both able."""
     rows = []
     for (model, questions), (letters, words, layers) in able.items():
         cuts = [cut for cut in letters.cuts[1:] if cut in words.cuts]

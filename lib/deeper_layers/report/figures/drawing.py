@@ -1,7 +1,7 @@
 """One picture drawn twice: for print (matplotlib, styled by seaborn) and for the site (plotly).
 
 The plotly half is brought to life by book/assets/plots.js; the static half stands in where scripts are off.
-What is drawn, and in which words, is decided in `deeper_layers.report.figures`.
+What is drawn, and in which words, is decided in `deeper_layers.report.figures.paper_figures`.
 """
 
 import base64

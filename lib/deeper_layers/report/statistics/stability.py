@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deeper_layers.report.outcomes import resampled_means
+from deeper_layers.report.statistics.outcomes import resampled_means
 from deeper_layers.results.packing import unpack_halves
 from deeper_layers.results.units import Unit
 

@@ -5,11 +5,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from deeper_layers.report import claim_history
-from deeper_layers.report.claim_history import BEFORE, CHANGES, LOWEST, came_first
-from deeper_layers.report.claims import CLAIMS, ruled
+from deeper_layers.report.claims import history
+from deeper_layers.report.claims.claims import CLAIMS, ruled
+from deeper_layers.report.claims.history import BEFORE, CHANGES, LOWEST, came_first
+from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.thresholds import THRESHOLDS
-from deeper_layers.report.verdicts import AGREES, DIFFERS
 from deeper_layers.results.places import AROUND
 from tests.made_up import FLAT, sweep
 
@@ -37,14 +37,14 @@ def test_which_came_first_is_told_by_dates():
     assert came_first("2026-01-03T12", ["2026-01-03", "2026-01-04"]) == "some data; the rest later"
     unit = sweep("mmlu", FLAT)
     unit.provenance.update(measured="2026-11-27T00:00:00+00:00", commit="0123456789")
-    page = claim_history.thresholds([unit])
+    page = history.thresholds([unit])
     assert "2026-11-27 00:00 (0123456)" in page and "not measured" in page and "<details>" in page
     assert page.count("f3a273f") + page.count("b666f12") + page.count("b14764a") == len(THRESHOLDS)
 
 
 def test_every_change_says_what_was_and_why():
     assert set(BEFORE) == {claim.identifier for claim in CLAIMS} and len(CHANGES) >= 17
-    page = claim_history.changes(ruled([sweep("mmlu", FLAT)]))
+    page = history.changes(ruled([sweep("mmlu", FLAT)]))
     assert page.count("<details>") == 2 and "2026-11-28" in page
     assert all(len({change.was, change.now, change.why}) == 3 for change in CHANGES)
 
@@ -61,10 +61,10 @@ def test_intervals_that_are_none_are_named():
         "intervals": [interval(0.95), interval(0.99), interval(LOWEST)],
         "decisions": [decided("exactly half", 0.07), decided("exactly 5%", 0.02), decided("clearly", 1.0)],
     }  # fmt: skip
-    page = claim_history.reliability(drawn)
+    page = history.reliability(drawn)
     assert "2 of 3 kinds" in page and page.count("(not 95%)") == 1
     assert "Of 2 models" in page and "1 get a verdict" in page and "the most is 7.0%" in page
-    assert "not measured" in claim_history.reliability(None).lower()
+    assert "not measured" in history.reliability(None).lower()
 
 
 # ---- a little of what `python -m benchmarks.verdicts` does -----------------------------------------------------
@@ -73,7 +73,7 @@ def test_intervals_that_are_none_are_named():
 @pytest.fixture
 def drawn(monkeypatch):
     from benchmarks import verdicts
-    from deeper_layers.report import outcomes
+    from deeper_layers.report.statistics import outcomes
     from tests import made_up
 
     monkeypatch.setattr(outcomes, "RESAMPLES", 200)

@@ -1,11 +1,11 @@
-"""Rows in, figure out: what residuals look like, layer by layer. Rows and figures as in figures.py."""
+"""Rows in, figure out: what residuals look like, layer by layer. Rows and figures as in paper_figures.py."""
 
 from collections.abc import Mapping
 
 import pandas as pd
 
-from deeper_layers.report.drawing import Figure, Picture, details_of, styles_of
-from deeper_layers.report.figure_tables import course, require
+from deeper_layers.report.figures.drawing import Figure, Picture, details_of, styles_of
+from deeper_layers.report.figures.tables import course, require
 from deeper_layers.report.names import as_html, as_plotly
 
 LAYER, STATE = "Layer, l", "Residual that enters layer l; the last one leaves the last layer"

@@ -7,9 +7,9 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.drawing import HEAT, Figure, Picture, text_of, values_of
-from deeper_layers.report.figure_tables import course, require
-from deeper_layers.report.figures import FIRST
+from deeper_layers.report.figures.drawing import HEAT, Figure, Picture, text_of, values_of
+from deeper_layers.report.figures.paper_figures import FIRST
+from deeper_layers.report.figures.tables import course, require
 from deeper_layers.report.names import as_html
 
 TITLES = {"distance": "Angular distance", "loss": "Loss on text"}

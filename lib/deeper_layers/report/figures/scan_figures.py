@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from deeper_layers.report.drawing import GREY, Figure, Picture, styles_of
-from deeper_layers.report.figure_tables import course, require
+from deeper_layers.report.figures.drawing import GREY, Figure, Picture, styles_of
+from deeper_layers.report.figures.tables import course, require
 
 START = "First layer dropped, l / L"
 SIZE = "Layers dropped, n"
@@ -15,7 +15,7 @@ def panels(
     rows: pd.DataFrame, *, panels: Mapping[str, str], lines: Mapping[str, str], x: str, y: str, caption: str, name: str,
     levels: Mapping[str, float] | None = None, marks: Sequence[float] = (), provenance: str = "",
 ) -> Figure:  # fmt: skip
-    """Rows of `deeper_layers.report.scan_rows`, those of `panels` and `lines` in their order.
+    """Rows of `deeper_layers.report.questions.scan_rows`, those of `panels` and `lines` in their order.
 
     `levels` are named heights, drawn grey; `marks` places along the axis, where a panel is divided. `caption` is HTML.
     """

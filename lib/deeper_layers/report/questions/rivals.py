@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.regret import Judged, Map, mean_regret, place, ranks, regret
+from deeper_layers.report.questions.regret import Judged, Map, mean_regret, place, ranks, regret
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 

@@ -6,7 +6,7 @@ No ratio is taken where what it divides by may be nothing, or is worse than gues
 import numpy as np
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.deciding import (
+from deeper_layers.report.claims.deciding import (
     OF_PAPER,
     after_healing,
     apart,
@@ -16,11 +16,11 @@ from deeper_layers.report.deciding import (
     not_measured,
     too_few,
 )
-from deeper_layers.report.evidence import TOPICS, Evidence, Losses, of_topic, topic_of
-from deeper_layers.report.outcomes import resampled_means
-from deeper_layers.report.significance import paired_interval
+from deeper_layers.report.claims.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
+from deeper_layers.report.statistics.evidence import TOPICS, Evidence, Losses, of_topic, topic_of
+from deeper_layers.report.statistics.outcomes import resampled_means
+from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SIZES, SLOWLY, SPAN
-from deeper_layers.report.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
 from deeper_layers.results.units import Unit
 
 TEXT = "loss on text"

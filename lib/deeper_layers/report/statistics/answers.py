@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.outcomes import leaves_of
+from deeper_layers.report.statistics.outcomes import leaves_of
 from deeper_layers.results.packing import LOGPROBS, unpack, unpack_halves
 from deeper_layers.results.units import Unit
 

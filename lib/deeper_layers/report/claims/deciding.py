@@ -9,11 +9,11 @@ import numpy as np
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import paper
-from deeper_layers.report.curves import wilson_interval
-from deeper_layers.report.evidence import TOPICS, Answers, Evidence
-from deeper_layers.report.outcomes import at, crossing, interval
+from deeper_layers.report.claims.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
+from deeper_layers.report.statistics.curves import wilson_interval
+from deeper_layers.report.statistics.evidence import TOPICS, Answers, Evidence
+from deeper_layers.report.statistics.outcomes import at, crossing, interval
 from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
-from deeper_layers.report.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
 
 OF_PAPER = TOPICS[:2]
 HALF = "half of its accuracy above guessing is gone at this share of its layers"

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pandas as pd
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, Figure, Picture, details_of, styles_of
-from deeper_layers.report.evidence import TOPICS
+from deeper_layers.report.claims.verdicts import Finding, Ruling
+from deeper_layers.report.figures.drawing import GREY, Figure, Picture, details_of, styles_of
 from deeper_layers.report.names import as_html, as_plotly
-from deeper_layers.report.verdicts import Finding, Ruling
+from deeper_layers.report.statistics.evidence import TOPICS
 
 CLAIMS = ("plateau", "boolq", "reasoning")  # whose first finding is where half is gone
 LEAST = 0.6  # of the layers, that the picture shows

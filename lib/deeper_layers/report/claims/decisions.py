@@ -11,8 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.report import outcomes
-from deeper_layers.report.deciding import (
+from deeper_layers.report.claims.deciding import (
     HALF,
     OF_PAPER,
     apart,
@@ -23,10 +22,11 @@ from deeper_layers.report.deciding import (
     not_measured,
     on_tasks,
 )
-from deeper_layers.report.evidence import TOPICS, Answers, Evidence
-from deeper_layers.report.outcomes import crossing
+from deeper_layers.report.claims.verdicts import NOTHING, OPEN, PERCENT, UNMEASURED, Finding, Obstacle, Ruling
+from deeper_layers.report.statistics import outcomes
+from deeper_layers.report.statistics.evidence import TOPICS, Answers, Evidence
+from deeper_layers.report.statistics.outcomes import crossing
 from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST
-from deeper_layers.report.verdicts import NOTHING, OPEN, PERCENT, UNMEASURED, Finding, Obstacle, Ruling
 from deeper_layers.rules.similarity import distance_matrix
 
 

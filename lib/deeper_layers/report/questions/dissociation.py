@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.answers import answers_of, calibrated, chosen
-from deeper_layers.report.curves import wilson_interval
-from deeper_layers.report.outcomes import outcomes_of, resampled_means
+from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
+from deeper_layers.report.statistics.curves import wilson_interval
+from deeper_layers.report.statistics.outcomes import outcomes_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import measured_cuts
 

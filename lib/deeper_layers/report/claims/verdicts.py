@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deeper_layers.report import significance
-from deeper_layers.report.curves import Z
+from deeper_layers.report.statistics import significance
+from deeper_layers.report.statistics.curves import Z
 
 AGREES, DIFFERS = "agrees", "differs"
 # three reasons for no verdict: nobody looked, nothing can be seen, not enough was seen
