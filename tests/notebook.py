@@ -6,6 +6,7 @@ Imports nothing of ours and nothing heavy, so that it can say what a notebook it
 import ast
 import json
 from pathlib import Path
+from unittest import mock
 
 NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 
@@ -13,6 +14,12 @@ NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
 def run(name: str, **parameters) -> str:
     """What the cells of a notebook show, one after another. `parameters` come after its own, as papermill has it."""
     names, shown = {"__name__": "__main__"}, []
+    with mock.patch("IPython.display.display", lambda value: shown.append(as_text(value))):
+        _run(name, names, shown, parameters)
+    return "\n".join(shown)
+
+
+def _run(name: str, names: dict, shown: list[str], parameters: dict) -> None:
     for cell in json.loads((NOTEBOOKS / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]:
         if cell["cell_type"] != "code":
             continue
@@ -23,7 +30,6 @@ def run(name: str, **parameters) -> str:
             shown.append(as_text(eval(compile(ast.Expression(last.value), name, "eval"), names)))
         if "parameters" in cell["metadata"].get("tags", []):
             names |= parameters
-    return "\n".join(shown)
 
 
 def as_text(value: object) -> str:

@@ -14,8 +14,10 @@ from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
 from deeper_layers.report.figures.block_figures import block_maps, ranks_in_rows
+from deeper_layers.report.figures.rule_figures import rules_in_rows
 from deeper_layers.report.questions import rivals
 from deeper_layers.report.questions.regret import Map
+from deeper_layers.results.packing import pack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import check_unit
 from deeper_layers.results.units import Unit
@@ -24,6 +26,8 @@ from tests import notebook
 from tests.test_notebooks import SMALL
 from tests.test_regret import LAYERS, SEQUENCES, unit_of
 
+STATE = {"measured": "2026-01-01T00:00:00", "packages": {}, "commit": None, "dirty": None, "device": "",
+         "seconds": 1.0, "peak_memory_bytes": 1}  # fmt: skip
 CUTS = [Cut.of([2]), Cut.of([1], attention=[3], mlp=[4])]
 
 
@@ -39,9 +43,7 @@ def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray]) -> Unit:
         "rule": "llm-drop", "sizes": [1, 2], "text": "c4", "sequences": SEQUENCES, "sequence_length": 8,
         "calibration": WhichLayersParameters().calibration,
     }  # fmt: skip
-    state = {"measured": "2026-01-01T00:00:00", "packages": {}, "commit": None, "dirty": None, "device": "",
-             "seconds": 1.0, "peak_memory_bytes": 1}  # fmt: skip
-    return Unit("choice", "llm-drop", key, state, rows, details)
+    return Unit("choice", "llm-drop", key, STATE, rows, details)
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +108,64 @@ def test_rules_by_their_regret(every, unit):
     assert rivals.answer(every, choices, [1, 2], "reverse").startswith("Not measured")
 
 
+def scores_unit(name: str, right: dict[str, dict[str, np.ndarray]], kind: str = "cuts", **key) -> Unit:
+    """A unit of scores: by cut and task which items were right."""
+    rows = [
+        {"task": task, "metric": "acc", "start": Cut.named(cut).start, "size": Cut.named(cut).size,
+         "value": float(np.mean(items)), "stderr": 0.1, "items": len(items), "cut": cut}
+        for cut, of_tasks in right.items() for task, items in of_tasks.items()
+    ]  # fmt: skip
+    outcomes = {
+        cut: {task: {"acc": pack(items.astype(np.uint8))} for task, items in of_tasks.items()}
+        for cut, of_tasks in right.items()
+    }
+    details = {"num_layers": LAYERS, "weights": "none", "levels": {}, "outcomes": outcomes}
+    key = {
+        "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 1, "data": "d", "quantization": None,
+        "task": name, "cuts": list(right), "limit": None, "num_fewshot": None, "engine": None, **key,
+    }  # fmt: skip
+    return Unit(kind, name, key, STATE, pd.DataFrame(rows), details)
+
+
+def test_scores_of_rules_item_by_item():
+    draw = np.random.default_rng(0)
+    alike = (draw.random(200) < 0.8).astype(int)
+    worse = alike * (draw.random(200) < 0.5)
+    good, bad = {"a": alike[:9], "b": alike}, {"b": worse, "a": worse[:9]}  # a group's tasks in another order
+    cuts = {"similarity": {1: Cut(1, 1), 2: Cut(1, 2)}, "laco": {1: Cut.of([3]), 2: Cut.of([3, 5])}}
+    cuts |= {"reverse": {1: Cut(5, 1), 2: Cut(4, 2)}, "simple": {1: Cut(4, 1)}}
+    names = {rule: [cut.name for cut in of_sizes.values()] for rule, of_sizes in cuts.items()}
+    units = {rule: scores_unit("g", dict.fromkeys(names[rule], good)) for rule in ("reverse", "simple")}
+    units["similarity"] = scores_unit("g", dict.fromkeys(["0,0", *names["similarity"]], good))
+    changed = {"kind": "changed", "rule": "laco", "calibration": {"seed": 0}}
+    units["laco"] = scores_unit("g", dict.fromkeys(names["laco"], bad), **changed)
+    check_unit(content(units["laco"]))
+    assert rivals.right_items(units["similarity"], Cut(0, 0)).sum() == alike.sum() + alike[:9].sum()
+    found = rivals.scored(units, cuts, [1, 2])
+    assert set(found) == {"similarity", "laco", "reverse"}, "one lacks a size"
+    table = rivals.score_table(found, [1, 2]).set_index("rule")
+    assert table.index[-1] == "laco" and table["rank"].tolist() == [1.5, 1.5, 3]
+    assert table["seen"].fillna("").to_dict() == {"similarity": "", "reverse": "no difference", "laco": "worse"}
+    assert table.loc["laco", "change"] == pytest.approx(found["laco"].mean() - found["similarity"].mean())
+    assert table.loc["laco", "low"] < table.loc["laco", "mean"] < table.loc["laco", "high"]
+    assert table.loc["laco", "p"] < 1e-6 and table.loc["reverse", "p"] == 1 and np.isnan(table.loc["similarity", "p"])
+    assert table.loc["similarity", "n = 2"] == pytest.approx(found["similarity"][1].mean())
+    with pytest.raises(InputError, match="measure them on the same items"):
+        rivals.scored(units | {"laco": scores_unit("g", dict.fromkeys(names["laco"], {"b": worse}))}, cuts, [1, 2])
+
+
+def test_rules_in_rows_best_first():
+    rows = pd.DataFrame({"rule": ["<a>", "b"], "value": [0.5, 0.4], "low": [0.4, 0.3], "high": [0.6, 0.5]})
+    figure = rules_in_rows(rows, across="Accuracy", said="x.", model="<m>", name="r", levels={"guessing": 0.25})
+    assert figure.interactive.layout.yaxis.range[0] > figure.interactive.layout.yaxis.range[1], "the first on top"
+    points = [trace for trace in figure.interactive.data if trace.mode == "markers"]
+    assert list(points[0].x) == [0.5, 0.4] and np.diff(points[0].y).tolist() == [1]
+    assert "guessing" in {trace.name for trace in figure.interactive.data} and "<m>" not in figure._repr_html_()
+    many = pd.concat([rows] * 10).assign(rule=[f"rule {number}" for number in range(20)])
+    tall = rules_in_rows(many, across="Accuracy", said="x.", model="m", name="r")
+    assert tall.interactive.layout.height > figure.interactive.layout.height, "each name has a line of its own"
+
+
 def test_what_each_drops_in_words(unit):
     choices = {"llm-drop": rivals.choices_of(unit)[2], "simple": rivals.Choice(Cut(3, 2), np.ones(1))}
     table = rivals.dropped_table(choices, {"llm-drop": unit}, LAYERS)
@@ -154,13 +214,13 @@ def test_parameters_name_rules_and_shares():
 @pytest.mark.slow
 def test_a_page_of_what_is_measured_needs_no_torch(tiny_folder, tmp_path):
     given = SMALL["13-which-layers"] | {"model": str(tiny_folder), "results": str(tmp_path / "results")}
-    given |= {"rules": "similarity, block-influence", "sizes": "1, 2"}
+    given |= {"rules": "similarity, block-influence, replaceme", "sizes": "1, 2"}
     shown = notebook.run("13-which-layers", **given)
     given |= {"model": tiny_folder.name, "measure": False}  # as results know it
     code = (
         "import sys; from tests import notebook; "
         f"page = notebook.run('13-which-layers', **{given}); "
-        "assert 'block-maps' in page; print(*sys.modules)"
+        "assert 'block-maps' in page and 'rules-capitals' in page; print(*sys.modules)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(AROUND / "lib"), str(AROUND)])}
     done = subprocess.run([sys.executable, "-c", code], cwd=AROUND, env=environment, capture_output=True, text=True)

@@ -45,7 +45,7 @@ NOTEBOOKS = {
     "03-healing": (HealingParameters, ["loss-curves", "healing-tasks", "training-curves"]),
     "08-take-away": (TakeAwayParameters, ["accuracy-bytes"]),
     "11-shots": (ShotParameters, ["shots-number", "shots-order"]),
-    "13-which-layers": (WhichLayersParameters, ["block-maps"]),
+    "13-which-layers": (WhichLayersParameters, ["block-maps", "regret", "rules-capitals"]),
     "14-geometry": (GeometryParameters, ["residual-cosines", "skipped-layers", "dimensions", "pairs"]),
 }
 SMALL = {
@@ -74,7 +74,8 @@ SMALL = {
     "14-geometry": {"samples": 8, "sequence_length": 32, "tokens": 4, "neighbours": 3, "skip_sequences": 2},
     "13-which-layers": {
         "samples": 8, "sequence_length": 32, "dtype": "float32", "text": "wikipedia", "loss_sequences": 4,
-        "loss_length": 32, "calibration_sequences": 2, "bridge_sequences": 2, "percent": "20, 40",
+        "loss_length": 32, "calibration_sequences": 2, "bridge_sequences": 2, "percent": "20, 40", "limit": 6,
+        "tasks": "capitals",
         "rules": "similarity, block-influence, taylor-plus, llm-drop, laco, replaceme",
     },
 }  # fmt: skip

@@ -8,7 +8,7 @@ from deeper_layers import checks, data
 from deeper_layers.cuts import check_size
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import ListText, Parameters, check_one_of, numbers_from
-from deeper_layers.experiments.parameter_texts import block_sizes, places, split
+from deeper_layers.experiments.parameter_texts import places, split
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.rules.choosing import REGISTERED
 
@@ -16,17 +16,19 @@ OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of t
 POINTS = 4096  # tokens whose residuals are compared with each other
 
 
-class WhichLayersParameters(Parameters):
+class WhichLayersParameters(QuestionAnsweringParameters):
     """Parameters of notebooks/13-which-layers.ipynb."""
 
     notebook: ClassVar[str] = "13-which-layers"
+    choosable: ClassVar[tuple[str, ...]] = tuple(REGISTERED)
     dtype: str = Field(
         "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
     )
+    tasks: str = Field("capitals, sums", description='scored under every rule; "mmlu:5@20": 5-shot, 20 items')
+    rules: str = Field("all", description='rules to compare: "all", or like "similarity, block-influence"')
     sizes: ListText = Field(
         "all", description='block sizes whose every block is tried: "all" (0 to L-2), or like "0-8, 12"'
     )
-    rules: str = Field("all", description='rules to compare: "all", or like "similarity, block-influence"')
     percent: Annotated[ListText, numbers_from(1, 99)] = Field(
         "10, 20, 25, 33", description="of the layers, to be dropped by every rule"
     )
@@ -42,12 +44,8 @@ class WhichLayersParameters(Parameters):
 
     def check(self) -> None:
         super().check()
+        self.check_one_list_of_sizes()
         check_one_of("text", self.text, data.CORPORA)
-        for rule in self.rule_list:
-            check_one_of("rule", rule, REGISTERED)
-        if not self.rule_list:
-            raise InputError(f"rules is {self.rules!r}, expected names separated by commas: give some")
-        block_sizes(self.sizes, None)
 
     @property
     def loss_key(self) -> dict:
@@ -57,10 +55,6 @@ class WhichLayersParameters(Parameters):
     @property
     def rule_list(self) -> list[str]:
         return list(REGISTERED) if self.rules == "all" else list(dict.fromkeys(split(self.rules)))
-
-    def size_list(self, num_layers: int) -> list[int]:
-        """Block sizes of the map, in order. Raises InputError for a size that does not fit."""
-        return block_sizes(self.sizes, num_layers)
 
     @property
     def calibration(self) -> dict:

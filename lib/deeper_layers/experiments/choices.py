@@ -1,5 +1,10 @@
-"""What a rule drops and the loss of what it leaves, changed where the rule changes weights: a measured unit."""
+"""What a rule drops and what is lost with it, changed where the rule changes weights: measured units.
 
+Of each rule one unit has its cuts and the loss of what they leave; of each rule and task one has the scores. Where
+weights stay as they are, those are the units of a sweep, and the paper's own rules have them already.
+"""
+
+import functools
 import sys
 import time
 from collections.abc import Callable
@@ -11,12 +16,13 @@ from deeper_layers.cuts import Cut
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import loss_sequences
-from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.measurement import Measurement, items_of, text_of
+from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.choosing import REGISTERED, RULES
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED
+from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Merged, Rule
 from deeper_layers.rules.similarity import distance_matrix
 
 VERSION = 1  # part of every unit's key: raise it when a change here, in rules or in bridges changes numbers
@@ -28,7 +34,8 @@ def choice_unit(
     """What a rule drops of each size, and the loss of what it leaves: read from results, else measured now.
 
     Rows: task, metric "loss", size, layers, attention and mlp (what is dropped), value, stderr, items. Details: losses
-    by sequence for each size, seconds to choose, tokens looked at, passes over them as the rule's price says.
+    by sequence for each size, which layers were merged, where some were, seconds to choose, tokens looked at, passes
+    over them as the rule's price says.
     None where nothing is to be measured and results hold no such unit.
     Raises InputError where the rule can't be had of this model or size.
     """
@@ -45,7 +52,7 @@ def choice_unit(
         begin = time.monotonic()
         found = evaluation.known_of(model, rule, text, **known)
         cuts = chosen.choose(sizes, found)
-        seconds = round(time.monotonic() - begin, 2)
+        seconds, merged = round(time.monotonic() - begin, 2), {}
         losses = loss_sequences(parameters, tokenizer)
         if not chosen.changes:
             rows, by_cut = evaluation.text_loss(model, cuts, losses, shards=shards)
@@ -53,13 +60,10 @@ def choice_unit(
         else:
             text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
             tables, by_sequence = [], {}
+            if chosen.changes in (MERGED, LAST_TAKEN) and found.likeness:
+                merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
-                changed = model
-                if chosen.changes in (MERGED, LAST_TAKEN) and found.likeness:
-                    layers = merged_layers(size, found.layers, found.likeness)
-                    changed = bridges.merged_model(model, layers, chosen.changes)
-                elif size:
-                    changed = bridges.bridged(model, cut, text, chosen.changes)
+                changed = changed_model(model, chosen, cut, merged.get(str(size), []), text)
                 table, by_whole = evaluation.text_loss(changed, [Cut(0, 0)], losses)
                 tables.append(table)
                 by_sequence[str(size)] = by_whole[Cut(0, 0).name]
@@ -70,7 +74,7 @@ def choice_unit(
             rows.insert(place, name, values)
         vocabulary = model.get_output_embeddings().weight.shape[0]
         counted = {"passes": float(passes), "tokens": tokens, "seconds": seconds}
-        return rows, {"by_sequence": by_sequence, "vocabulary": vocabulary} | counted
+        return rows, {"by_sequence": by_sequence, "vocabulary": vocabulary, "merged": merged} | counted
 
     return Measurement(
         kind="choice", name=rule, version=VERSION, source=source, measure=measure,
@@ -83,6 +87,86 @@ def choice_unit(
             text_of(parameters.text, parameters.datasets, split="validation"),
         ],
     ).unit(parameters)  # fmt: skip
+
+
+def score_units(
+    task: str, choices: dict[str, dict[int, Cut]], units: dict[str, Unit], parameters: WhichLayersParameters,
+    source: Source, opened: Callable, made: Callable,
+) -> dict[str, Unit]:  # fmt: skip
+    """By rule, what is scored on a task of what each leaves: read from results, else measured now.
+
+    `choices` has the cuts of each rule by size, `units` what `choice_unit` gave, and `made` the models of rules that
+    change weights, as `changed_models` has them. A rule is left out where nothing is to be measured and results hold no
+    such unit.
+    """
+    # of the paper's rules there may be a sweep of more sizes
+    own = {rule: [Cut(0, 0), *choices[rule].values()] for rule in RULES if rule in choices}
+    published = sweep_unit(task, own, parameters.but(measure=False), source, opened) if own else None
+    found: dict[str, Unit | None] = {} if published is None else dict.fromkeys(own, published)
+    for rule, by_size in choices.items():
+        if rule in found:
+            continue
+        if not REGISTERED[rule].changes:
+            by_size = by_size if rule not in RULES else {0: Cut(0, 0), **by_size}
+            found[rule] = sweep_unit(task, {rule: list(by_size.values())}, parameters, source, opened, kind="cuts")
+        elif rule in units:
+            models = functools.partial(made, rule)
+            found[rule] = _changed_unit(task, rule, by_size, parameters, source, opened, models)
+    return {rule: unit for rule, unit in found.items() if unit is not None}
+
+
+def _changed_unit(
+    task: str, rule: str, by_size: dict[int, Cut], parameters: WhichLayersParameters, source: Source, opened: Callable,
+    made: Callable,
+) -> Unit | None:  # fmt: skip
+    """A task under the models of a rule that changes weights, `made` of a size and its cut; rows as of a sweep."""
+
+    def measure(shards):
+        tables, outcomes = [], {}
+        for size, cut in by_size.items():
+            options = parameters.sweep_options(task)
+            table = evaluation.sweep(made(size, cut), opened()[1], [task], [Cut(0, 0)], **options)
+            levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][Cut(0, 0).name]
+            tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))
+        return pd.concat(tables, ignore_index=True), {"outcomes": outcomes, "levels": levels}
+
+    return Measurement(
+        kind="changed", name=task, version=VERSION, source=source, measure=measure,
+        settings={
+            **parameters.key, "rule": rule, "cuts": [cut.name for cut in by_size.values()], "task": task,
+            "calibration": parameters.calibration, "limit": parameters.limits[task],
+            "num_fewshot": parameters.shots[task], "engine": None,
+        },
+        reads=[text_of(parameters.corpus, parameters.datasets, split="train"), *items_of([task], parameters.datasets)],
+    ).unit(parameters)  # fmt: skip
+
+
+def changed_models(
+    units: dict[str, Unit], parameters: WhichLayersParameters, opened: Callable
+) -> Callable[[str, int, Cut], object]:
+    """What makes the model that a rule leaves of a size and its cut, from what `choice_unit` found: the last few are
+    kept, as several tasks ask for them."""
+
+    @functools.lru_cache(maxsize=8)
+    def made(rule: str, size: int, cut: Cut):
+        model, tokenizer = opened()
+        merged = _tuples(units[rule].details.get("merged", {}).get(str(size), []))
+        text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
+        return changed_model(model, REGISTERED[rule], cut, merged, text)
+
+    return made
+
+
+def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], text: list):
+    """What a rule that changes weights leaves of a model: layers that were merged, or a bridge fitted on a text."""
+    if rule.changes in (MERGED, LAST_TAKEN):
+        return bridges.merged_model(model, merged, rule.changes)
+    return bridges.bridged(model, cut, text, rule.changes) if cut.size else model
+
+
+def _tuples(layers: list) -> list[Merged]:
+    """Merged layers, which JSON has as lists, as tuples."""
+    return [tuple(_tuples(layer)) if isinstance(layer, list) else layer for layer in layers]
 
 
 def calibration_text(parameters: WhichLayersParameters, tokenizer, sequences: int) -> list:

@@ -43,14 +43,14 @@ def sweep_unit(
     `cuts_of` holds the cuts of each rule; those that rules share are measured once. The tasks of a group are
     units of their own, and the group's unit has what lm-eval makes of them: several processes share them. `engine` is
     what generates answers, see `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what
-    another engine writes may differ by a rounding: both are units of another kind, as are scans (`kind`). None where
-    nothing is to be measured and results hold no such unit.
+    another engine writes may differ by a rounding: both are units of kind "cuts", and scans of a kind of
+    their own (`kind`). None where nothing is to be measured and results hold no such unit.
 
     Raises Taken where another process measures it and `wait` is False.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
     # blocks, by place: those of the paper's rules, or all of a scan
-    blocks = engine is None and (kind is not None or set(cuts_of) <= set(RULES))
+    blocks = engine is None and kind != "cuts" and (kind is not None or set(cuts_of) <= set(RULES))
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
     def unit(name: str, wait: bool) -> Unit | None:

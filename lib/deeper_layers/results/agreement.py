@@ -15,7 +15,7 @@ PARTS = ("layers", "attention", "mlp")  # of what a rule drops
 def disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Iterator[str]:
     """In what key, rows and details, each of the right types, are not of one measurement."""
     layers = details["num_layers"]
-    if "calibration" in key:
+    if "sizes" in key:
         yield from _about_choices(name, key, rows, details)
         return
     cuts = {_name(cut) for cut in [*key.get("cuts", []), *([key["cut"]] if "cut" in key else [])]}
@@ -49,7 +49,8 @@ def disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Iter
     if (by_cut := details.get("outcomes")) is not None:
         yield from _about_outcomes(rows, dict.fromkeys(cuts, by_cut) if "cut" in key else by_cut, cuts)
     if "num_fewshot" in key and "order" not in key:
-        if name != key["task"] or not (by_cut is None or all(name in of_cut for of_cut in by_cut.values())):
+        one = by_cut is not None and "calibration" not in key  # what changes weights has the tasks of a group in one
+        if name != key["task"] or (one and not all(name in of_cut for of_cut in by_cut.values())):
             yield "its name is not that of its task"
         if (details.get("units") is None) == (by_cut is None):
             yield "it holds both outcomes and the units of a group, or neither"

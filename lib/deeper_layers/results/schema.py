@@ -92,6 +92,13 @@ class AnyCutsKey(OpenedKey):
     engine: Name | None
 
 
+class ChangedKey(AnyCutsKey):
+    """Of what a rule leaves that changes weights too."""
+
+    rule: Name
+    calibration: dict[str, str | int]
+
+
 class CandidatesKey(OpenedKey):
     text: Name
     samples: Count
@@ -268,6 +275,7 @@ class LossDetails(Details):
 
 class ChoiceDetails(Details):
     by_sequence: dict[str, list[Number]]  # by size
+    merged: dict[str, list[Count | list]] = {}  # by size, the layers of what is left: merged ones in lists
     vocabulary: Vocabulary
     passes: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     tokens: Count  # that the rule looked at
@@ -327,6 +335,7 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
     "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),
+    "changed": (ChangedKey, ScoreOfCut, SweepDetails),
     "candidates": (CandidatesKey, ScoreOfCut, TextDetails),
 }
 ROWS = {kind: TypeAdapter(list[row]) for kind, (_, row, _) in KINDS.items()}  # ty: ignore[invalid-type-form]

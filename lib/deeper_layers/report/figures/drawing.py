@@ -122,7 +122,7 @@ class Picture:
     def __init__(self, x, y, *, titles=("",), columns=1, inches=None, percent=False, room=0):
         """Axis titles x and y, a panel per title; `room` is space right of the panels, in pixels."""
         self.x_title, self.y_title, self.titles, self.columns = x, y, titles, columns
-        self.percent, self.room, self.named = percent, room, False
+        self.percent, self.room, self.named, self.height = percent, room, False, 0
         self.numbers = ["", *map(str, range(2, len(titles) + 1))]  # plotly's names: xaxis, xaxis2, xaxis3
         self.traces, self.notes, self.legend, self.ends, self.scale = [], [], {}, {}, None
         rows = math.ceil(len(titles) / columns)
@@ -243,6 +243,7 @@ class Picture:
             self.notes.append({"text": as_plotly(row), **where})
         if named_rows:  # in place of numbers
             self.axes[0].set_yticks([])
+            self.height = 24 * len(named_rows)  # each name has a line of its own
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
             rows = math.ceil(len(self.legend) / columns)
@@ -279,7 +280,8 @@ class Picture:
     def _arrange(self, columns, narrow=False):
         """Changes to plotly's layout that put the panels into so many columns; lengths in pixels."""
         panels = len(self.titles)
-        panel, space = (340, 0) if panels == 1 else (180, 65)  # height of a panel, of what lies between two
+        # height of a panel, of what lies between two
+        panel, space = (max(340, self.height), 0) if panels == 1 else (180, 65)
         rows, gap = math.ceil(panels / columns), 0.08  # gap: between columns, as a fraction of the width
         plot = rows * (panel + space) - space
         top, bottom, right = (25, 55, 10) if narrow else (45, 55, 40)

@@ -1,17 +1,25 @@
-"""Rules side by side: what each drops, how far from the best block that is, what it costs to choose. No torch."""
+"""Rules side by side: what each drops, what is lost with it, how far from the best block that is. No torch.
+
+Letters in shapes: I items.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
 from deeper_layers.report.questions.regret import Judged, Map, mean_regret, place, ranks, regret
+from deeper_layers.report.statistics import evidence, significance
+from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 
 PARTS = ("layers", "attention", "mlp")
+Scored = dict[str, np.ndarray]  # by rule, which items were right, sizes by items
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,7 @@ def regrets(every: Map, choices: Mapping[int, Choice]) -> dict[int, Judged]:
 
 
 def regret_table(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int]) -> pd.DataFrame:
-    """Rules by their mean regret, best first: its interval, verdict and rank, the regret and place of each size.
+    """Rules by their mean regret, best first: its interval, twice, verdict, rank, the regret and place of each size.
 
     Those that lack a size come last and have no rank. Numbers are nats a token.
     """
@@ -53,10 +61,12 @@ def regret_table(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes:
     ranked = ranks(means).set_index("rule") if means else None
     rows = []
     for rule, of_rule in found.items():
-        row: dict = {"rule": rule, "mean": np.nan, "interval": None, "verdict": None, "rank": np.nan, "ranks": None}
+        row: dict = dict.fromkeys(("mean", "low", "high", "interval", "verdict", "rank", "ranks"))
+        row = {"rule": rule, **row, "mean": np.nan, "low": np.nan, "high": np.nan, "rank": np.nan}
         if ranked is not None and rule in means:
             mean, own = means[rule], ranked.loc[rule]
-            row |= {"mean": mean.value, "interval": f"{mean.low:+.3f} to {mean.high:+.3f}", "verdict": mean.verdict}
+            row |= {"mean": mean.value, "low": mean.low, "high": mean.high, "verdict": mean.verdict}
+            row["interval"] = f"{mean.low:+.3f} to {mean.high:+.3f}"
             row |= {"rank": own["rank"], "ranks": f"{own['low']:.0f} to {own['high']:.0f}"}
         row |= {f"n = {size}": of_rule[size].value if size in of_rule else np.nan for size in sizes}
         places = [
@@ -101,3 +111,64 @@ def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[
 
 def _has_place(every: Map, cut: Cut, size: int) -> bool:
     return size in every.sizes and cut.is_block and cut.size == size and cut.stop < every.layers
+
+
+# ---- scores on tasks ---------------------------------------------------------------------------------------------
+
+
+def right_items(unit: Unit, cut: Cut) -> Bool[np.ndarray, " I"] | None:
+    """Which items of a task a pruned model got right, those of a group by the names of its tasks; None if unknown."""
+    found: dict[str, np.ndarray] = {}
+    for leaf in leaves_of(unit):
+        of_cut = leaf.details["outcomes"].get(cut.name)
+        if of_cut is None:
+            return None
+        found |= {task: evidence.right_items(of_cut, task) for task in of_cut}
+    return np.concatenate([found[task] for task in sorted(found)])
+
+
+def scored(units: Mapping[str, Unit], cuts: Mapping[str, Mapping[int, Cut]], sizes: list[int]) -> Scored:
+    """For each rule, of which all of some sizes were scored on a task, which items were right: sizes by items."""
+    found = {}
+    for rule, unit in units.items():
+        of_sizes = (right_items(unit, cuts[rule][size]) for size in sizes if size in cuts[rule])
+        if len(right := [one for one in of_sizes if one is not None]) == len(sizes):
+            found[rule] = np.stack(right)
+    items = {right.shape for right in found.values()}
+    if len(items) > 1:
+        raise InputError(f"rules were scored on {sorted(items)} sizes and items: measure them on the same items")
+    return found
+
+
+def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> pd.DataFrame:
+    """Rules by their mean accuracy over sizes, best first, each beside the paper's rule, item by item.
+
+    Columns rule, mean, low and high (95%, by resampled items), rank and ranks (1 is best, with its 95% interval),
+    change (of the mean, to that of `beside`), interval (95%, t, pairs), p (Holm's correction for all rules), seen
+    ("better", "worse", "no difference"; none for the rule itself), and the accuracy of each size.
+    """
+    means = {rule: right.mean(axis=0) for rule, right in found.items()}  # of each item, over sizes
+    if not means:
+        return pd.DataFrame()
+    drawn = pd.DataFrame(resampled_means(np.stack(list(means.values()))), columns=list(means))
+    values, draws = drawn.iloc[0], drawn.iloc[1:]
+    placed, places = values.rank(ascending=False), draws.rank(axis=1, ascending=False)
+    rows, p = [], {}
+    for rule, mean in means.items():
+        low, high = draws[rule].quantile([0.025, 0.975])
+        first, last = places[rule].quantile([0.025, 0.975])
+        row: dict = {"rule": rule, "mean": values[rule], "low": low, "high": high, "rank": placed[rule]}
+        row |= {"ranks": f"{first:.0f} to {last:.0f}", "change": np.nan, "interval": None, "p": np.nan, "seen": None}
+        if rule != beside and beside in means:
+            differences = mean - means[beside]
+            change, low, high = significance.paired_interval(differences, shares=True)
+            row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
+            p[rule] = min(1.0, 2 * min(significance.tails(differences, 0.0, shares=True)))
+        row |= {f"n = {size}": float(right.mean()) for size, right in zip(sizes, found[rule], strict=True)}
+        rows.append(row)
+    table = pd.DataFrame(rows).set_index("rule")
+    for rule, corrected in zip(p, significance.holm(list(p.values())), strict=True):
+        sure = corrected < significance.ALPHA
+        seen = "no difference" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
+        table.loc[rule, ["p", "seen"]] = [corrected, seen]
+    return table.reset_index().sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
