@@ -116,7 +116,7 @@ def test_what_can_not_be_silenced_is_refused(tmp_path):
         (["--mlp", "7", "--silence"], "--mlp is a list up to 7"),
         (["--layers", "0-4"], "one layer has to stay"),
         (["--layers", "x"], "--layers is 'x', expected layers"),
-        (["--layers", "1,3", "--heal", "small"], "--heal is of a block of layers, and this cut drops layers 1, 3"),
+        (["--mlp", "1", "--heal", "small"], "--heal is of whole layers, and this cut drops the MLP of layer 1"),
         (["--drop", "1", "--rule", "greedy", "--for", "vllm"], "--rule is greedy with --for, which chooses among"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

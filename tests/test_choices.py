@@ -154,6 +154,41 @@ def test_scores_of_rules_item_by_item():
         rivals.scored(units | {"laco": scores_unit("g", dict.fromkeys(names["laco"], {"b": worse}))}, cuts, [1, 2])
 
 
+def test_healed_beside_the_papers_rule():
+    losses = np.random.default_rng(0).normal(3, 1, 40)
+    cuts = {"similarity": {2: Cut(1, 2)}, "greedy": {2: Cut.of([1, 4])}, "llm-drop": {2: Cut.of([1], mlp=[2])}}
+    assert rivals.healed_table([], cuts) is None
+    units = [healed_unit(Cut(1, 2), losses), healed_unit(Cut.of([1, 4]), losses - 0.5, acc=[1, 1, 0, 1])]
+    units.append(healed_unit(Cut(1, 2), losses + 9, seed=1))  # in another way
+    for unit in units:
+        check_unit(content(unit))
+    table, used = rivals.healed_table(units, cuts)
+    assert table["rule"].tolist() == ["greedy", "similarity"] and used == units[:2]
+    assert table["change"].tolist() == pytest.approx([-0.5, np.nan], nan_ok=True)
+    assert table["Capitals"].tolist() == [0.75, 0.25] and table["interval"][0].startswith("-0.5")
+
+
+def healed_unit(cut: Cut, losses: np.ndarray, *, acc=(1, 0, 0, 0), seed: int = 0) -> Unit:
+    of_all = {"start": cut.start, "size": cut.size, "stderr": 0.1} | ({} if cut.is_block else {"cut": cut.name})
+    rows = pd.DataFrame([
+        {"task": "c4", "metric": "loss", "value": losses.mean(), "items": len(losses), **of_all},
+        {"task": "capitals", "metric": "acc", "value": np.mean(acc), "items": len(acc), **of_all},
+    ])  # fmt: skip
+    course = {"losses": [1.0], "tokens": 1, "distinct_tokens": 1, "trained_parameters": 1, "seconds": 1.0}
+    details = {
+        "num_layers": LAYERS, "weights": "none", "levels": {}, "healing": course, "by_sequence": losses.tolist(),
+        "vocabulary": 9, "outcomes": {"capitals": {"acc": pack(np.array(acc, dtype=np.uint8))}},
+    }  # fmt: skip
+    loss = {"text": "c4", "sequences": len(losses), "sequence_length": 8}
+    settings = {"rank": 2, "learning_rate": 0.1, "sequence_length": 8, "steps": 1, "seed": seed, "quantization": None,
+                "adapters": "all", "auxiliary": 0.0}  # fmt: skip
+    key = {
+        "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 2, "data": "d", "quantization": None,
+        "cut": cut.key, "healing": settings, "text": "c4", "loss": loss, "tasks": {"capitals": None},
+    }  # fmt: skip
+    return Unit("healing", "x", key, STATE, rows, details)
+
+
 def test_rules_in_rows_best_first():
     rows = pd.DataFrame({"rule": ["<a>", "b"], "value": [0.5, 0.4], "low": [0.4, 0.3], "high": [0.6, 0.5]})
     figure = rules_in_rows(rows, across="Accuracy", said="x.", model="<m>", name="r", levels={"guessing": 0.25})

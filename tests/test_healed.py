@@ -6,8 +6,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from deeper_layers import evaluation, healing
+from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences as sequences_of
@@ -18,6 +20,7 @@ from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.results.units import all_units
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
@@ -75,6 +78,26 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     assert losses.loss_unit(CUTS, parameters.but(measure=False), source, never).path == before.path
     assert losses.loss_unit(CUTS[:2], parameters, source, never).path == before.path, "one for more cuts will do"
     assert len(all_units(parameters.results_folder)) == 3
+
+
+def test_layers_that_are_no_block_heal_too(parameters, tiny_folder, tmp_path):
+    source, cut = parameters.source(), Cut.of([1, 3])
+    opened = functools.cache(lambda: parameters.open(source))
+    config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
+    unit = healings.healing_unit(cut, config, parameters, source, opened)
+    assert unit.name == "layers-1-3" and set(unit.rows["cut"]) == {"layers 1 3"}
+    assert healings.healing_unit(cut, config, parameters.but(measure=False), source, opened).path == unit.path
+    assert list(Evidence([unit]).ways.values()) == [{cut: unit}]
+    adapters = healings.adapter_folder(cut, config, parameters, source, opened)
+    pruned = drop_layers(opened()[0], cut)
+    merged = healing.merge_adapters(healing.load_adapters(pruned, adapters, source.key, cut))
+    merged.save_pretrained(tmp_path / "merged")
+    slice_checkpoint(tiny_folder, cut, tmp_path / "sliced", adapter=adapters)
+    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("sliced", "merged"))
+    assert ours.keys() == plain.keys()
+    assert all(torch.allclose(ours[name], plain[name], atol=1e-6) for name in plain)
+    with pytest.raises(InputError, match="were trained for Cut.*not for"):
+        slice_checkpoint(tiny_folder, Cut.of([0, 3]), tmp_path / "other", adapter=adapters)
 
 
 def test_text_that_heals_and_text_of_the_loss_are_apart():

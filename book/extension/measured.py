@@ -10,6 +10,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import ROOT, records_of
+from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_html, visible
 from deeper_layers.report.standards import processors, watt_hours
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
@@ -75,13 +76,14 @@ def describe(unit: Unit) -> dict:
         what = f"loss on {key['text']} of what the rule {key['rule']} leaves"
         items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"
     elif unit.kind == "healing":
-        start, size = key["cut"]
+        cut = Cut.of_key(key["cut"])
         settings, tokens = key["healing"], unit.details["healing"]["tokens"]
         ways = [f"rank {settings['rank']}", f"seed {settings['seed']}"]
         ways += [f"adapters {settings['adapters']} the cut"] if settings["adapters"] != "all" else []
         ways += [f"auxiliary loss {settings['auxiliary']:g}"] if settings["auxiliary"] else []
         ways += [f"distilled at temperature {settings['temperature']:g}"] if "objective" in settings else []
-        what = f"healing without {size} layers from {start}, {', '.join(ways)}"
+        gone = f"{cut.size} layers from {cut.start}" if cut.is_block else cut.name
+        what = f"healing without {gone}, {', '.join(ways)}"
         items = f"{tokens:,} tokens of {key.get('text')}"
     elif unit.kind == "bits":
         what = f"{', '.join(key['tasks'])}, weights in {key['bits']}, {len(key['cuts'])} pruned models"

@@ -117,10 +117,28 @@ class Cut:
         parts = {"layers": self.dropped, "attention": self.attention, "mlp": self.mlp}
         return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in parts.items() if indices)
 
+    @classmethod
+    def of_key(cls, key: list[int] | str) -> "Cut":
+        """The cut that has this `key`. Raises ValueError: it is that of none."""
+        if isinstance(key, str):
+            return cls.named(key)
+        start, size = key
+        return cls(start, size)
+
+    @property
+    def key(self) -> list[int] | str:
+        """What tells it from all others in JSON: [start, size] for a block, else its name."""
+        return [self.start, self.size] if self.is_block else self.name
+
     @property
     def dropped(self) -> tuple[int, ...]:
         """Every layer that is dropped as a whole."""
         return self.scattered or tuple(range(self.start, self.start + self.size))
+
+    @property
+    def is_of_layers(self) -> bool:
+        """Whether it drops whole layers and nothing else, wherever they stand."""
+        return not (self.attention or self.mlp)
 
     @property
     def stop(self) -> int:

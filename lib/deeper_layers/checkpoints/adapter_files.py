@@ -20,7 +20,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.files.whole import read_json, write_file
 from deeper_layers.models.checkpoint_files import NUMBERED, read_header
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Course, ModelKey, Open, Settings, in_words
+from deeper_layers.results.schema import Checked, Course, CutName, ModelKey, Open, Settings, in_words
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -81,7 +81,7 @@ class Identity(Checked):
     """What `write_identity` writes."""
 
     base: ModelKey
-    cut: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=2, max_length=2)]
+    cut: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=2, max_length=2)] | CutName
     healing: Annotated[dict, Field(max_length=0)] | OfHealing = {}
 
 
@@ -191,7 +191,7 @@ class Adapter:
 
 def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
     """Put beside adapters of which base and cut they are, and how they were healed."""
-    content = {"base": base, "cut": [cut.start, cut.size], "healing": healing or {}}
+    content = {"base": base, "cut": cut.key, "healing": healing or {}}
     write_file(Path(folder) / IDENTITY, json.dumps(content).encode())
 
 
@@ -200,7 +200,7 @@ def read_identity(folder: Path) -> tuple[dict, Cut, dict]:
     try:
         identity = read_json(Path(folder) / IDENTITY)
         Identity.model_validate(identity)
-        return identity["base"], Cut(*identity["cut"]), identity.get("healing", {})
+        return identity["base"], Cut.of_key(identity["cut"]), identity.get("healing", {})
     except (OSError, ValueError) as error:
         said = in_words(error) if isinstance(error, ValidationError) else error
         raise InputError(

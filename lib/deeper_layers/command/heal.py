@@ -8,6 +8,7 @@ from deeper_layers import files, models
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
 from deeper_layers.command.options import asking
+from deeper_layers.command.preview import as_json
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.package_index import cache_folder
@@ -40,10 +41,10 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))
-    if not cut.is_block:
+    if not cut.is_of_layers:
         raise InputError(
-            f"--rule is {rule}, and its cut {cut.describe(source.num_layers)}: healing is of a block of layers, give "
-            f"one of {', '.join(RULES)}, or --start"
+            f"--rule is {rule}, and its cut {cut.describe(source.num_layers)}: what heals lacks whole layers, give a "
+            f"rule that drops them, like {' or '.join(RULES)}, or --start"
         )
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
@@ -65,7 +66,7 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     )
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {
-        "model": source.name, "layers": source.num_layers, "cut": {"start": cut.start, "size": cut.size},
+        "model": source.name, "layers": source.num_layers, "cut": as_json(cut),
         "adapters": str(adapters) if adapters else None, "unit": str(unit.path), "healing": record,
         "rows": records(unit.rows),
     }  # fmt: skip

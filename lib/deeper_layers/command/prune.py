@@ -151,11 +151,11 @@ def prune(
 def _check_shape(cut: Cut, layers: int, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
     """Raise InputError for a cut that does not fit, or of a shape that can't be written or healed."""
     check_given(cut, layers)
-    if (heal or adapter) and not cut.is_block:
-        way = "--heal" if heal else "--adapter"
-        raise InputError(f"{way} is of a block of layers, and this cut {cut.describe(layers)}: leave {way} out")
-    if not (cut.attention or cut.mlp):
+    if cut.is_of_layers:
         return
+    if heal or adapter:
+        way = "--heal" if heal else "--adapter"
+        raise InputError(f"{way} is of whole layers, and this cut {cut.describe(layers)}: leave {way} out")
     if to_gguf:
         raise InputError(
             f"this cut {cut.describe(layers)}, which no GGUF file states: give a folder as OUT with --silence, and "

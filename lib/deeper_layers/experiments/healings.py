@@ -36,10 +36,10 @@ def healing_unit(
 ) -> Unit | None:
     """A healed model's loss on text and scores: read from results, else healed and measured.
 
-    Rows: task, metric, start, size, value, stderr, items, as a sweep has them, and the loss on text as metric
-    "loss". Details: the curve of the training loss, tokens, seconds in training, and what a sweep keeps.
-    The adapters stay in the cache, so that other tasks can be scored without healing again. None where
-    nothing is to be measured and results hold no such unit.
+    Rows: task, metric, start, size, value, stderr, items, as a sweep has them, with the name of a cut that is no
+    block, and the loss on text as metric "loss". Details: the curve of the training loss, tokens, seconds in training,
+    and what a sweep keeps. The adapters stay in the cache, so that other tasks can be scored without healing again.
+    None where nothing is to be measured and results hold no such unit.
 
     Raises InputError where documents of the loss are among those that heal, and what `train` raises.
     """
@@ -70,6 +70,8 @@ def healing_unit(
             outcomes |= table.attrs["outcomes"]["0,0"]
             levels |= table.attrs["levels"]
         table = pd.concat(tables, ignore_index=True).assign(start=cut.start, size=cut.size)
+        if not cut.is_block:
+            table["cut"] = cut.name
         return table, {
             "healing": dataclasses.asdict(record),
             "by_sequence": of_sequences["0,0"],
@@ -78,8 +80,9 @@ def healing_unit(
             "levels": levels,
         }
 
+    name = cut.name.replace(",", "-").replace(" ", "-")
     return Measurement(
-        kind="healing", name=f"{cut.start}-{cut.size}", version=VERSION, source=source, settings=settings,
+        kind="healing", name=name, version=VERSION, source=source, settings=settings,
         reads=[
             _healing_text(config, parameters), text_of(parameters.text, parameters.datasets, split="validation"),
             *items_of(parameters.shots, parameters.datasets),
@@ -173,7 +176,7 @@ def _training_settings(cut: Cut, config: HealingConfig, parameters: HealingParam
     """What determines a healing, besides the model and the fingerprint of its text."""
     return {
         **parameters.key,
-        "cut": [cut.start, cut.size],
+        "cut": cut.key,
         "healing": config.settings,
         "text": parameters.text,
     }

@@ -160,7 +160,7 @@ class LossSettings(Open):
 
 
 class HealingKey(OpenedKey):
-    cut: Place
+    cut: Place | CutName
     healing: Settings
     text: Name
     loss: LossSettings
@@ -196,6 +196,10 @@ class Score(Checked):
 
 class ScoreOfCut(Score):
     cut: CutName
+
+
+class ScoreOfHealed(Score):
+    cut: CutName | None = None  # where it is no block
 
 
 class ScoreOfBytes(Score):
@@ -331,7 +335,7 @@ KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
     "similarity": (SimilarityKey, Distance, TextDetails),
     "distances": (SimilarityKey, Distance, DistancesDetails),
     "geometry": (GeometryKey, OfGeometry, GeometryDetails),
-    "healing": (HealingKey, Score, HealingDetails),
+    "healing": (HealingKey, ScoreOfHealed, HealingDetails),
     "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
     "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
     "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),

@@ -92,7 +92,7 @@ def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Scor
 
 def healing_of(units: list[Unit], cut: Cut, config: dict, text: str) -> Unit | None:
     """The unit of a model healed after a cut, with these settings, on this text."""
-    wanted = {"cut": [cut.start, cut.size], "healing": config, "text": text}
+    wanted = {"cut": cut.key, "healing": config, "text": text}
     own = (unit for unit in units if unit.kind == "healing")
     return next((unit for unit in own if all(unit.key[name] == value for name, value in wanted.items())), None)
 

@@ -3,7 +3,7 @@
 Letters in shapes: I items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 
 PARTS = ("layers", "attention", "mlp")
+Healed = tuple[pd.DataFrame, list[Unit]] | None
 Scored = dict[str, np.ndarray]  # by rule, which items were right, sizes by items
 
 
@@ -172,3 +173,36 @@ def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> 
         seen = "no difference" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
         table.loc[rule, ["p", "seen"]] = [corrected, seen]
     return table.reset_index().sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
+
+
+# ---- healed ------------------------------------------------------------------------------------------------------
+
+
+def healed_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]], beside: str = "similarity") -> Healed:
+    """What rules leave after healing, all healed in one way: that of which there are most; None where there is none.
+
+    A row for each rule and size, by size and loss: rule, n, loss (nats a token), change and interval (of the loss, to
+    that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each row.
+    """
+    cuts = {rule: {cut.size: cut for cut in by_size.values() if cut.size} for rule, by_size in cuts.items()}
+    chosen = [(rule, cut) for rule, by_size in cuts.items() for cut in by_size.values() if cut.is_of_layers]
+    ways = evidence.Evidence(list(units)).ways.values()
+    way = max(ways, key=lambda way: sum(cut in way for _, cut in chosen), default={})
+    rows, used = [], []
+    for rule, cut in chosen:
+        if (unit := way.get(cut)) is None:
+            continue
+        losses = np.array(unit.details["by_sequence"])
+        row: dict = {"rule": rule, "n": cut.size, "loss": losses.mean(), "change": np.nan, "interval": None}
+        other = way.get(cuts.get(beside, {}).get(cut.size))
+        if rule != beside and other is not None:
+            differences = losses - np.array(other.details["by_sequence"])
+            change, low, high = significance.paired_interval(differences, shares=False)
+            row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
+        tasks = list(unit.details["outcomes"])
+        for topic in dict.fromkeys(map(evidence.topic_of, tasks)):
+            own = [task for task in tasks if evidence.topic_of(task) == topic]
+            row[topic] = float(evidence.of_topic(unit, own).mean())
+        rows.append(row)
+        used.append(unit)
+    return (pd.DataFrame(rows).sort_values(["n", "loss"], kind="stable", ignore_index=True), used) if rows else None

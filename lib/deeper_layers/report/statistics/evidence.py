@@ -232,7 +232,7 @@ class Evidence:
         found: dict[str, dict[Cut, Unit]] = {}
         for unit in self.of_kind("healing"):
             how = {k: v for k, v in unit.key.items() if k not in ("cut", "data", "model")}
-            found.setdefault(json.dumps(how, sort_keys=True), {})[Cut(*unit.key["cut"])] = unit
+            found.setdefault(json.dumps(how, sort_keys=True), {})[Cut.of_key(unit.key["cut"])] = unit
         usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
         return {key: found[key] for key in sorted(usual, key=lambda key: -len(found[key]))}
 
