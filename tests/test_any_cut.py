@@ -1,5 +1,7 @@
 """Cuts of any shape as they are typed: lists of layers and sublayers, rules that search, checkpoints, what is kept."""
 
+import copy
+import functools
 import json
 
 import pytest
@@ -9,13 +11,16 @@ from transformers import AutoModelForCausalLM
 
 from deeper_layers import evaluation
 from deeper_layers.checkpoints.lineage import read_lineage
+from deeper_layers.checkpoints.rewriting import Changed
 from deeper_layers.checkpoints.slicing import slice_checkpoint
-from deeper_layers.command.preview import typed_lists
+from deeper_layers.command.preview import as_json, typed_lists
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments.choosing import changed_choice
 from deeper_layers.experiments.parameters import cut_of_lists
 from deeper_layers.family.tree import Tree
+from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sublayers import ends_sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
@@ -50,7 +55,8 @@ def test_lists_are_what_is_typed():
 @pytest.mark.parametrize("command", ["prune", "sweep", "plan"])
 def test_every_registered_rule_is_offered(command):
     words = " ".join(typed(command, "--help").stdout.split()).replace("- ", "-")  # lines end at hyphens too
-    assert all(f" {rule}" in words for rule in DROPPING) and "--layers" in words
+    rules = REGISTERED if command == "prune" else DROPPING
+    assert all(f" {rule}" in words for rule in rules) and "--layers" in words
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------
@@ -106,6 +112,57 @@ def test_what_can_not_be_silenced_is_refused(tmp_path):
     quantized("fp8", tmp_path / "quantized")
     with pytest.raises(InputError, match="holds quantized weights, and which of their bytes are zeros"):
         slice_checkpoint(tmp_path / "quantized", Cut.of(mlp=[2]), tmp_path / "out", silence=True)
+    assert not (tmp_path / "out").exists()
+
+
+CHANGING = [name for name, rule in REGISTERED.items() if rule.changes]
+
+
+@pytest.mark.parametrize("rule", CHANGING)
+def test_a_rule_that_changes_weights_is_written_as_in_memory(rule, tiny_folder, tmp_path):
+    asked = ["--samples", 64, "--sequence-length", 32, "--drop", 2, "--rule", rule]
+    answer = json.loads(typed("prune", tiny_folder, tmp_path / "out", *asked, "--json").stdout)
+    given = {"model": str(tiny_folder), "samples": 64, "sequence_length": 32}
+    parameters = kinds.Parameters(**given)
+    source = parameters.source()
+    opened = functools.cache(lambda: parameters.open(source))
+    cut, changed = changed_choice(rule, 2, parameters, source, opened)
+    assert answer["cut"] == as_json(cut) and answer["scores"] == [] and changed.tensors
+    model = drop_layers(opened()[0], cut)
+    for name, tensor in changed.tensors.items():
+        number, _, inside = name.partition(".")
+        owner, _, attribute = inside.rpartition(".")
+        layer = copy.deepcopy(decoder_layers(model)[int(number)])
+        setattr(layer.get_submodule(owner), attribute, torch.nn.Parameter(tensor))
+        decoder_layers(model)[int(number)] = layer
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    ids = torch.arange(1, 20)[None]
+    with torch.inference_mode():
+        logits = found(ids).logits
+        assert torch.allclose(logits, model(ids).logits, atol=1e-6)
+        assert not torch.allclose(logits, drop_layers(opened()[0], cut)(ids).logits, atol=1e-3), "nothing was changed"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"out --drop 2 --rule {rule}" in card and "Weights that stay are changed by the rule" in card
+    assert read_lineage(tmp_path / "out").steps[0].changed.startswith(f"{rule}: ")
+
+
+def test_what_can_not_be_had_beside_a_rule_that_changes_weights(tiny_folder, tmp_path, closed):
+    closed()
+    asked = ["--drop", 1, "--rule", "replaceme"]
+    for more in (["--heal", "small"], ["--dry-run"], ["--for", "vllm"], ["--adapter", str(tmp_path)]):
+        line = said("prune", tiny_folder, tmp_path / "out", *asked, *more)
+        assert f"leave {more[0]} out, or choose one of similarity, " in line
+    assert "give a folder as OUT" in said("prune", "embedded", tmp_path / "out.gguf", *asked)
+
+
+def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_path):
+    changed = Changed({"0.mlp.down_proj.bias": torch.zeros(3)}, "a rule")
+    with pytest.raises(InputError, match="the rule changed .*bias of shape .*, and the source has no such tensor"):
+        slice_checkpoint(tiny_folder, Cut(1, 1), tmp_path / "out", changed=changed)
+    weight = load_model(str(tiny_folder))[0].get_submodule("model.layers.0.mlp.down_proj").weight
+    changed = Changed({"0.mlp.down_proj.weight": torch.full_like(weight, torch.inf)}, "a rule")
+    with pytest.raises(InputError, match="not finite"):
+        slice_checkpoint(tiny_folder, Cut(1, 1), tmp_path / "out", changed=changed)
     assert not (tmp_path / "out").exists()
 
 

@@ -2,7 +2,8 @@
 
 In: a model, what goes, sequences of tokens. Out: a model of the same class that computes in plain transformers and can
 be saved by it. Nothing is added to the architecture: what can't be folded into a layer exactly is refused.
-Read first: fitting.py (linear maps and a trained layer), then merging.py (layers that take over what others differ by).
+Read first: changing.py (what a rule leaves), fitting.py (linear maps and a trained layer), merging.py (layers that take
+over what others differ by).
 """
 
 import lazy_loader

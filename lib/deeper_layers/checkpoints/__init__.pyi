@@ -15,5 +15,6 @@ from .publishing import check_repository as check_repository
 from .publishing import push as push
 from .replacing import check_replaceable as check_replaceable
 from .replacing import in_the_place_of as in_the_place_of
+from .rewriting import Changed as Changed
 from .slicing import bytes_after as bytes_after
 from .slicing import slice_checkpoint as slice_checkpoint

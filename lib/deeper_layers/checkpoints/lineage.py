@@ -29,6 +29,7 @@ class Step(Checked):
     dropped: list[Count]  # of these
     attention: list[Count] = []  # of these, whose attention is silent: it adds nothing
     mlp: list[Count] = []  # the same of MLPs
+    changed: str | None = None  # which rule changed the weights that stay, and how
     adapter: str | None = None  # fingerprint of the adapters that were added
     dtype: str | None = None  # to which the weights were cast
     command: str | None = None

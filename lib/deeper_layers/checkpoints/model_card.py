@@ -95,7 +95,10 @@ def _what(made: Made) -> str:
     of = f" at revision {as_code(made.revision)}" if made.revision else ""
     weights = f" (weights {made.step.weights})" if (made.step.weights or "").startswith("sha256:") else ""
     said = [f"{as_markdown(made.step.model)}{of}{weights}; this checkpoint {made.cut.describe(made.step.layers)}."]
-    said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
+    if made.step.changed:
+        said.append(f"Weights that stay are changed by the rule {as_markdown(made.step.changed)}.")
+    else:
+        said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
     if made.step.attention or made.step.mlp:
         said.append("No configuration leaves a sublayer out: zeros stand where it ends, so it runs and adds nothing.")
     if made.quantized:
@@ -141,13 +144,15 @@ def _how(made: Made) -> list[str]:
     yaml = mergekit_yaml(made.lineage.ranges, name, revision) if hub else made.cut.mergekit_yaml(made.step.layers, own)
     where = "" if hub else f", run beside a folder {as_code(own)} with the source"
     whose = ", of its weights before they were quantized" if hub and made.quantized else ""
-    what = "The layers, not healed," if made.adapter else "The layers"
+    changed = any(step.changed for step in made.lineage.steps)
+    what = "The layers, not healed," if made.adapter else "The layers, not changed," if changed else "The layers"
     parts.append(f"{what} as a configuration of mergekit{where}{whose}:")
     return [*parts, fenced("yaml", yaml.rstrip())]
 
 
 def _step_in_words(step: Step) -> str:
-    more = [*(["healed"] if step.adapter else []), *([f"written in {step.dtype}"] if step.dtype else [])]
+    more = [*(["healed"] if step.adapter else []), *(["weights that stay changed"] if step.changed else [])]
+    more += [*([f"written in {step.dtype}"] if step.dtype else [])]
     said = ", ".join([step.cut.describe(step.layers), *more])
     return f"- {as_markdown(step.model)}{f' ({step.weights})' if step.weights else ''}: {said}"
 

@@ -31,6 +31,7 @@ from deeper_layers.checkpoints.lineage import LINEAGE, Step, begun, read_lineage
 from deeper_layers.checkpoints.model_card import Made, model_card
 from deeper_layers.checkpoints.older_words import tokenizer_words
 from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
+from deeper_layers.checkpoints.rewriting import Changed, rewritten
 from deeper_layers.checkpoints.silencing import silenced
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
@@ -70,6 +71,7 @@ def slice_checkpoint(
     name: str | None = None,
     mtp: bool = True,
     silence: bool = False,
+    changed: Changed | None = None,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
 
@@ -89,6 +91,7 @@ def slice_checkpoint(
         mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
         silence: of layers that lose their attention or MLP, write zeros where that ends: as `silence_sublayers`, it
             gives the same numbers and saves no memory. Else such a cut is refused.
+        changed: what a rule made of the layers that stay; see `deeper_layers.bridges`.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
@@ -121,6 +124,8 @@ def slice_checkpoint(
     added = None
     if silence:
         kept = silenced(kept, layout, cut, folder)
+    if changed is not None:
+        kept = rewritten(kept, layout, changed)
     if adapter is not None:
         added = read_adapter(adapter)
         if added.base is not None:  # else the checkpoint need not be read for its hash
@@ -135,8 +140,8 @@ def slice_checkpoint(
     weights = _weights(str(source), folder, shards)
     step = Step(
         model=model_name(str(source)), weights=weights, layers=layout.layers, dropped=list(cut.dropped),
-        attention=list(cut.attention), mlp=list(cut.mlp), adapter=None if added is None else added.fingerprint,
-        dtype=wanted, command=command,
+        attention=list(cut.attention), mlp=list(cut.mlp), changed=None if changed is None else changed.words,
+        adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
     )  # fmt: skip
     facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
     lineage = begun(facts.hub, step) if before is None else before.after(step)
@@ -159,6 +164,7 @@ def slice_checkpoint(
         "dtype": wanted,
         "mtp": layout.mtp,
         "silent": [list(cut.attention), list(cut.mlp)],
+        "changed": None if changed is None else changed.fingerprint,
         "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
     try:

@@ -1,7 +1,7 @@
 """The one cut of `prune` and `heal`: by its place, by a rule, for some engines, or of any shape, layer by layer."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import click
 
@@ -15,13 +15,14 @@ from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_ru
 Safe = Callable[[list[Cut]], list[Cut]]  # of some cuts those that are read rightly
 
 
-def cut_options(required: bool, more: str = "") -> Callable:
-    """Options --drop, --start and --rule; `more` is said of --drop."""
+def cut_options(required: bool, more: str = "", rules: Iterable[str] = DROPPING) -> Callable:
+    """Options --drop, --start and --rule, one of `rules`; `more` is said of --drop."""
+    rules = list(rules)
 
     def decorate(function: Callable) -> Callable:
         function = click.option(
-            "--rule", type=click.Choice(DROPPING), default="similarity", show_default=True,
-            help=f"{'; '.join(f'{name}: {REGISTERED[name].words}' for name in DROPPING)}. What it needs is from "
+            "--rule", type=click.Choice(rules), default="similarity", show_default=True,
+            help=f"{'; '.join(f'{name}: {REGISTERED[name].words}' for name in rules)}. What it needs is from "
             "results, or measured now",
         )(function)  # fmt: skip
         function = click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule")(

@@ -25,6 +25,7 @@ from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.package_index import cache_folder
+from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.checkpoints.adapter_files import Adapter
@@ -35,7 +36,7 @@ TYPES = ("f32", "f16", "q8_0")
 
 
 @click.command
-@cut_options(required=False, more="; with --adapter by default its own")
+@cut_options(required=False, more="; with --adapter by default its own", rules=REGISTERED)
 @list_options
 @click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
               "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
@@ -63,7 +64,7 @@ def prune(
     overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
     repository: str | None, public: bool, layers: str | None, attention: str | None, mlp: str | None, silence: bool,
 ) -> Answer:  # fmt: skip
-    """Write a checkpoint without some of its layers to OUT, without opening the model.
+    """Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
 
     Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
     transformers, vLLM and others open, and must not exist; of a GGUF file it can be one too, for llama.cpp: then it
@@ -74,6 +75,7 @@ def prune(
     \b
     deeper-layers prune embedded pruned --drop 2 --dry-run
     deeper-layers prune embedded pruned --drop 4 --rule simple
+    deeper-layers prune embedded pruned --drop 4 --rule replaceme
     deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
@@ -83,6 +85,8 @@ def prune(
     check_typed(drop, start, given_cut)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
+    if changes := REGISTERED[rule].changes:
+        _check_change(rule, {"--heal": heal, "--adapter": adapter, "--for": engines, "--dry-run": dry_run}, out)
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     if repository is not None:
@@ -110,9 +114,16 @@ def prune(
     if heal:
         found()  # a mistake is found before anything is measured
     safe = None if named is None else functools.partial(checkpoints.safe_cuts, config, engines=named)
-    cut = recorded or chosen_cut(drop or 0, start, rule, depth, lambda: (parameters, found(), opened), safe)
+    if changes:
+        from deeper_layers.experiments.choosing import changed_choice
+
+        cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
+    else:
+        cut = recorded or chosen_cut(drop or 0, start, rule, depth, lambda: (parameters, found(), opened), safe)
+        changed = None
     _check_shape(cut, depth, silence, heal, adapter, to_gguf)
-    units = units_of(model, parameters.results_folder, found)
+    # what results hold of the cut is of weights as they were
+    units = [] if changes else units_of(model, parameters.results_folder, found)
     known = Known.of(model, units, config, depth, cut, heal is not None or adapter is not None)
     if safe is not None and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
@@ -132,7 +143,8 @@ def prune(
             checkpoints.slice_checkpoint(
                 model, cut, place, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp,
                 silence=silence, card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
-                command=_command(known, out, adapter, dtype, without_mtp, silence), name=repository or out.name,
+                command=_command(known, out, adapter, dtype, without_mtp, silence, rule if changes else ""),
+                name=repository or out.name, changed=changed,
             )  # fmt: skip
     said = f"{known.name} without {cut.size} of its {depth} layers"
     address = checkpoints.push(out, repository, public=public, message=said) if repository else None
@@ -146,6 +158,20 @@ def prune(
         "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
     return Answer("\n".join(lines), content)
+
+
+def _check_change(rule: str, beside: dict[str, object], out: Path) -> None:
+    """Raise InputError for what can't be had beside a rule that changes weights."""
+    if other := next((name for name, value in beside.items() if value), None):
+        raise InputError(
+            f"--rule is {rule}, which opens the model and changes weights that stay: leave {other} out, or choose one "
+            f"of {', '.join(DROPPING)}"
+        )
+    if out.suffix == ".gguf":
+        raise InputError(
+            f"--rule is {rule}, which changes weights, and a GGUF file's stay as they are: give a folder as OUT, and "
+            "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
+        )
 
 
 def _check_shape(cut: Cut, layers: int, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
@@ -177,11 +203,16 @@ def _check_places(out: Path, heals: bool, repository: str | None, public: bool) 
         files.check_writable(cache_folder())
 
 
-def _command(known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool, silence: bool) -> str:
-    """The command as anyone else would type it: the cut by its place, and no path of this machine."""
-    place = ["--start", str(known.cut.start), "--drop", str(known.cut.size)]
+def _command(
+    known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool, silence: bool, rule: str
+) -> str:
+    """The command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine."""
+    drop = ["--drop", str(known.cut.size)]
     words = ["deeper-layers", "prune", known.name, out.name]
-    words += place if known.cut.is_block else typed_lists(known.cut)
+    if rule:
+        words += [*drop, "--rule", rule]
+    else:
+        words += ["--start", str(known.cut.start), *drop] if known.cut.is_block else typed_lists(known.cut)
     words += ["--silence"] if silence else []
     words += ["--adapter", adapter.name] if adapter else []
     words += ["--dtype", dtype] if dtype != AS_IT_IS else []

@@ -22,7 +22,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED, RULES
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Merged, Rule
+from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Merged
 from deeper_layers.rules.similarity import distance_matrix
 
 VERSION = 1  # part of every unit's key: raise it when a change here, in rules or in bridges changes numbers
@@ -63,7 +63,7 @@ def choice_unit(
             if chosen.changes in (MERGED, LAST_TAKEN) and found.likeness:
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
-                changed = changed_model(model, chosen, cut, merged.get(str(size), []), text)
+                changed = bridges.changed_model(model, chosen, cut, merged.get(str(size), []), text)
                 table, by_whole = evaluation.text_loss(changed, [Cut(0, 0)], losses)
                 tables.append(table)
                 by_sequence[str(size)] = by_whole[Cut(0, 0).name]
@@ -152,16 +152,9 @@ def changed_models(
         model, tokenizer = opened()
         merged = _tuples(units[rule].details.get("merged", {}).get(str(size), []))
         text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
-        return changed_model(model, REGISTERED[rule], cut, merged, text)
+        return bridges.changed_model(model, REGISTERED[rule], cut, merged, text)
 
     return made
-
-
-def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], text: list):
-    """What a rule that changes weights leaves of a model: layers that were merged, or a bridge fitted on a text."""
-    if rule.changes in (MERGED, LAST_TAKEN):
-        return bridges.merged_model(model, merged, rule.changes)
-    return bridges.bridged(model, cut, text, rule.changes) if cut.size else model
 
 
 def _tuples(layers: list) -> list[Merged]:

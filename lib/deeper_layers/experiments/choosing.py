@@ -7,8 +7,9 @@ to more layers, and a rule that asks for the same candidates finds them.
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from deeper_layers import evaluation
+from deeper_layers import bridges, checkpoints, evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
@@ -17,9 +18,14 @@ from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.laco import merged_layers
 from deeper_layers.rules.rule import Known, Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
+if TYPE_CHECKING:  # torch
+    from deeper_layers.checkpoints.rewriting import Changed
+
+FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
 VERSION = 1  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
 
 
@@ -43,6 +49,25 @@ def chosen_cuts(
     else:
         known = Known(layers)
     return chosen.choose(sizes, known)
+
+
+def changed_choice(
+    rule: str, size: int, parameters: Parameters, source: Source, opened: Callable
+) -> tuple[Cut, "Changed"]:
+    """What a rule drops that changes weights too, and what becomes of the layers that stay.
+
+    It looks at the sequences of the distances; a bridge is fitted on the first of them. What that costs is printed
+    before. Raises InputError where nothing is to be measured, or the rule can't be had of this model or size.
+    """
+    chosen = REGISTERED[rule]
+    known = _looked_at(rule, parameters, source, opened)
+    cut = chosen.choose([size], known)[0]
+    merged = merged_layers(size, known.layers, known.likeness) if known.likeness else []
+    model, sequences = opened()[0], _sequences(parameters, opened)[:FITTED]
+    changed = bridges.changed_model(model, chosen, cut, merged, sequences)
+    looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
+    words = f"{rule}: {chosen.words} ({chosen.source}); it looked at {looked}"
+    return cut, checkpoints.Changed(bridges.changed_tensors(model, changed, cut), words)
 
 
 def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:
