@@ -143,6 +143,7 @@ def test_a_rule_that_changes_weights_is_written_as_in_memory(rule, tiny_folder, 
         assert not torch.allclose(logits, drop_layers(opened()[0], cut)(ids).logits, atol=1e-3), "nothing was changed"
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"out --drop 2 --rule {rule}" in card and "Weights that stay are changed by the rule" in card
+    assert "Gromov" not in card
     assert read_lineage(tmp_path / "out").steps[0].changed.startswith(f"{rule}: ")
 
 

@@ -125,10 +125,11 @@ def _use(made: Made) -> list[str]:
 
 
 def _how(made: Made) -> list[str]:
-    parts = [
+    paper = (
         "The method is that of Gromov et al., *The Unreasonable Ineffectiveness of the Deeper Layers* (arXiv "
         "2403.17887)."
-    ]
+    )
+    parts = [] if made.step.changed else [paper]  # what changes weights is named with its own source
     if made.step.command:
         parts += ["By the command", fenced("bash", made.step.command)]
     if len(made.lineage.steps) > 1:
