@@ -64,6 +64,10 @@ def describe(unit: Unit) -> dict:
         shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
         what = f"{key.get('task')}{shots}, {key.get('rule')}{' rule' * (unit.kind == 'sweep')}"
         items = f"{unit.rows['items'].max():,}"
+    elif unit.kind in ("cuts", "changed"):
+        of = f"the rule {key['rule']}" if "rule" in key else f"{len(key['cuts'])} pruned models"
+        what = f"{key['task']}, {of}"
+        items = f"{unit.rows['items'].max():,}"
     elif unit.kind == "shots":
         what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
         items = f"{unit.rows['items'].max():,}"

@@ -97,8 +97,10 @@ def _what(made: Made) -> str:
     said = [f"{as_markdown(made.step.model)}{of}{weights}; this checkpoint {made.cut.describe(made.step.layers)}."]
     if made.step.changed:
         said.append(f"Weights that stay are changed by the rule {as_markdown(made.step.changed)}.")
-    else:
-        said.append(healing_in_words(made.adapter) if made.adapter else "All other weights are its own.")
+    if made.adapter:
+        said.append(healing_in_words(made.adapter))
+    elif not made.step.changed:
+        said.append("All other weights are its own.")
     if made.step.attention or made.step.mlp:
         said.append("No configuration leaves a sublayer out: zeros stand where it ends, so it runs and adds nothing.")
     if made.quantized:

@@ -19,6 +19,7 @@ from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.sources import Source
+from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED, RULES
 from deeper_layers.rules.laco import merged_layers
@@ -124,8 +125,8 @@ def _changed_unit(
     def measure(shards):
         tables, outcomes = [], {}
         for size, cut in by_size.items():
-            options = parameters.sweep_options(task)
-            table = evaluation.sweep(made(size, cut), opened()[1], [task], [Cut(0, 0)], **options)
+            options, parts = parameters.sweep_options(task), Shards(shards.folder / str(size))
+            table = evaluation.sweep(made(size, cut), opened()[1], [task], [Cut(0, 0)], shards=parts, **options)
             levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][Cut(0, 0).name]
             tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))
         return pd.concat(tables, ignore_index=True), {"outcomes": outcomes, "levels": levels}
@@ -144,8 +145,10 @@ def _changed_unit(
 def changed_models(
     units: dict[str, Unit], parameters: WhichLayersParameters, opened: Callable
 ) -> Callable[[str, int, Cut], object]:
-    """What makes the model that a rule leaves of a size and its cut, from what `choice_unit` found: the last few are
-    kept, as several tasks ask for them."""
+    """What makes the model that a rule leaves of a size and its cut, from what `choice_unit` found.
+
+    The last few are kept, as several tasks ask for them.
+    """
 
     @functools.lru_cache(maxsize=8)
     def made(rule: str, size: int, cut: Cut):

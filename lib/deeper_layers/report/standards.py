@@ -40,7 +40,7 @@ CARDS = [
     DataCard("BoolQ", "aps/super_glue, boolq, on the hub", "CC BY-SA 3.0", "validation is asked (3,270 items)",
              "where a limit stands: all but the first items", "boolq"),
     DataCard("GSM8K", "openai/gsm8k, main, on the hub", "MIT", "test is asked (1,319 items), train gives the examples",
-             "where a limit stands: all but the first items", "gsm8k"),
+             "where a limit stands: all but the first items", r"gsm8k(_solutions)?"),
     DataCard("MMLU, packaged", PACKAGE, "MIT; the wheel Apache-2.0", "of test 2,850 items, 50 a subject, not named",
              "all but the first items", "embedded_mmlu"),
     DataCard("BoolQ, packaged", PACKAGE, "CC BY-SA 3.0; the wheel Apache-2.0", "validation (3,270 items)",
@@ -48,7 +48,7 @@ CARDS = [
     DataCard("PIQA, packaged", PACKAGE, "AFL 3.0; the wheel Apache-2.0", "of validation the 1,500 items in the wheel",
              "all but the first items", "embedded_piqa"),
     DataCard("Capitals", "a table of this project, data/tasks/capitals.csv", "Apache-2.0", "one item a country",
-             "where a limit stands: all but the first items, which are shuffled once", "capitals"),
+             "where a limit stands: all but the first items, which are shuffled once", r"(lettered_)?capitals"),
     DataCard("Sums", "made by this project, data/embedded.py", "Apache-2.0", "81 of one digit, 400 of two",
              "where a limit stands: all but the first items, which are shuffled once", r"sums.*"),
     DataCard("C4", "allenai/c4, en, on the hub", "ODC-BY 1.0",
@@ -76,11 +76,11 @@ def data_cards(units: Iterable[Unit]) -> str:
 
 def _asked(unit: Unit) -> list[tuple[str, int]]:
     """What a unit uses, by name, and of how much: items, sequences or documents."""
-    if unit.kind == "similarity":
+    if unit.kind in ("similarity", "distances"):
         return [(unit.key["corpus"], int(unit.rows["samples"].max()))]
     if unit.kind == "healing":
         return [(unit.key["text"], len(unit.details["by_sequence"]))]
-    if unit.kind in ("sweep", "shots", "loss"):
+    if unit.kind in ("sweep", "scan", "cuts", "changed", "shots", "loss", "blocks"):
         name = unit.key.get("task", unit.key.get("text"))
         return [(name, int(unit.rows["items"].max()))]
     return []
