@@ -1,5 +1,6 @@
 """The criterion of letters and words on models of known truth; what log-probabilities say, against plain sums."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -203,10 +204,45 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
     assert found(0.35, 0.55) == {"similarity": "letters", "simple": "knowledge"}
     assert found(0.35, 0.35) == found(0.55, 0.35) == {"similarity": "knowledge", "simple": "knowledge"}
     one = units(0.35, 0.55)
+    # letters that only a sweep has, which kept no log-probabilities: the same, where it asked the same questions
+    letters = dataclasses.replace(one[0], kind="sweep", details=one[0].details | {"outcomes": {
+        cut: {task: {name: packed[name] for name in ("acc", "chosen")} for task, packed in tasks.items()}
+        for cut, tasks in one[0].details["outcomes"].items()
+    }})  # fmt: skip
+    assert dissociation.cliffs([letters, one[1]]) == dissociation.cliffs(one)
+    for key in ({"limit": 5}, {"num_fewshot": 5}, {"dtype": "bfloat16"}):
+        other = dataclasses.replace(letters, key=letters.key | key)
+        assert [ruling.why for ruling in dissociation.cliffs([other, one[1]])] == ["not measured: mmlu"]
+    shuffled = units(0.35, 0.55)[1]
+    for tasks in shuffled.details["outcomes"].values():
+        tasks["mmlu_continuation"]["target"] = pack(np.arange(12_000)[::-1] % 4)
+    assert [ruling.why for ruling in dissociation.cliffs([letters, shuffled])] == [
+        "the two forms were asked of different items"
+    ]
     assert dissociation.rulings(one) == []  # cuts of rules are no scan of blocks
     monkeypatch.setattr(dissociation, "SIZES", range(1, 9))
     (short,) = dissociation.cliffs(one)
     assert (short.verdict, short.why) == ("", "not every n from 1 to 8 is measured")
+
+
+def test_letters_of_a_swept_group_are_in_the_order_of_its_tasks(tmp_path):
+    """A sweep names its tasks in the group's own order; the words stand in that of their names."""
+    draw = np.random.default_rng(0)
+    names, targets = ["mmlu_b", "mmlu_a"], [np.arange(50) % 4, np.arange(40)[::-1] % 4]
+    parts = []
+    for name, target in zip(names, targets, strict=True):
+        one = unit(name, RULES, lambda cut: 0.6, len(target), draw, target=target, keep=False)
+        paths = write_unit("sweep", one.name, one.key, one.provenance, one.rows, one.details, tmp_path)
+        parts.append(paths.path.name)
+    one = unit("mmlu", RULES, lambda cut: 0.6, 90, draw)
+    whole = write_unit(
+        "sweep", "mmlu", one.key, one.provenance, one.rows, OF_THE_MODEL | {"levels": {}, "units": parts}, tmp_path
+    )
+    words = unit(
+        "mmlu_continuation", RULES, lambda cut: 0.6, 90, draw, metric="acc_norm", target=np.concatenate(targets[::-1])
+    )
+    letters, words = dissociation.letters_and_words({"mmlu": whole, "mmlu_continuation": words})
+    assert letters.target is words.target and letters.right.shape == (len(RULES), 90)
 
 
 # --- what log-probabilities say ---------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Letters in shapes: R resamples, the first of them all items; C cuts; I items.
 """
 
 import collections
+import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -276,12 +277,12 @@ def words_half(units: Iterable[Unit]) -> list[Ruling]:
 def cliffs(units: Iterable[Unit]) -> list[Ruling]:
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told."""
     found, forms = [], QUESTIONS["MMLU"]
-    for model, of_model in scans(units, of_blocks=False).items():
+    for model, of_model in of_both_rules(units).items():
         if missing := [form.task for form in forms if form.task not in of_model]:
             found.append(Ruling(model, "MMLU", "", why=f"not measured: {', '.join(missing)}"))
             continue
         unit = of_model[forms[0].task]
-        letters, words = (kept(of_model[form.task], form) for form in forms)
+        letters, words = letters_and_words(of_model)
         of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, unit.details["num_layers"])
         of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
         if why := _untold(letters, words, of_rules):
@@ -293,6 +294,37 @@ def cliffs(units: Iterable[Unit]) -> list[Ruling]:
             verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
             found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules), letters.right.shape[1]))
     return found
+
+
+def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
+    """By model and task the scan of both rules; of MMLU by letter the sweep, where only that has the same questions."""
+    units = list(units)
+    found, forms = scans(units, of_blocks=False), QUESTIONS["MMLU"]
+    same = ("model", "dtype", "quantization", "limit", "num_fewshot")
+    for of_model in found.values():
+        words = of_model.get(forms[1].task)
+        for unit in units if words and forms[0].task not in of_model else ():
+            if (unit.kind, unit.name) == ("sweep", forms[0].task) and all(
+                unit.key.get(name) == words.key.get(name) for name in same
+            ):
+                of_model[forms[0].task] = unit
+    return found
+
+
+def letters_and_words(of_model: dict[str, Unit]) -> tuple[Kept, Kept]:
+    """What is kept of both forms of MMLU. A sweep holds what was chosen, and so which answers are right of most."""
+    forms = QUESTIONS["MMLU"]
+    unit, words = of_model[forms[0].task], kept(of_model[forms[1].task], forms[1])
+    if unit.kind != "sweep":
+        return kept(unit, forms[0]), words
+    if "units" in unit.details:  # of a group: in the order of `answers_of`, by name
+        unit = dataclasses.replace(unit, details=unit.details | {"units": sorted(unit.details["units"])})
+    cuts = sorted([Cut(*cut) for cut in unit.key["cuts"]], key=lambda cut: cut.size > 0)
+    right, named = outcomes_of(unit, cuts, forms[0].metric).astype(bool), outcomes_of(unit, cuts, "chosen")
+    alike = right.shape[1] == len(words.target) and (named == words.target)[right].all()
+    target = words.target if alike else named[0].astype(int)
+    counts = np.bincount(target, minlength=2)
+    return Kept(cuts, right, target, max(words.guessing, float(counts.max() / counts.sum()))), words
 
 
 def _untold(letters: Kept, words: Kept, of_rules: dict[str, list[Cut]]) -> str:

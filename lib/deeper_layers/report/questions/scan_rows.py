@@ -11,7 +11,16 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.questions.dissociation import FORMS, QUESTIONS, SIZE, Kept, interval, kept, scans
+from deeper_layers.report.questions.dissociation import (
+    FORMS,
+    QUESTIONS,
+    SIZE,
+    Kept,
+    interval,
+    kept,
+    letters_and_words,
+    scans,
+)
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.outcomes import paired_change
 from deeper_layers.results.units import Unit
@@ -64,15 +73,21 @@ def rises_by_start(units: Iterable[Unit]) -> pd.DataFrame:
 
 
 def kept_by_size(of_model: dict[str, Unit]) -> pd.DataFrame:
-    """What both forms of MMLU keep against the layers dropped, of one model, a panel a rule, a line a form."""
+    """What both forms of MMLU keep against the layers dropped, of one model, a panel a rule, a line a form.
+
+    Letters are calibrated where the log-probability of each was kept.
+    """
     rows = []
-    letters, words = QUESTIONS["MMLU"]
-    lines = {"letters": (letters, False), "letters, calibrated": (letters, True), "words (cloze)": (words, False)}
-    for line, (form, without_bias) in lines.items():
-        unit = of_model[form.task]
-        one = kept(unit, form, without_bias=without_bias)
-        layers, rules = unit.details["num_layers"], unit.key["rule"].split(", ")
-        for rule, cuts in measured_cuts(rules, one.cuts, layers).items():
+    form, _ = QUESTIONS["MMLU"]
+    unit = of_model[form.task]
+    letters, words = letters_and_words(of_model)
+    lines = {"letters": letters, "words (cloze)": words}
+    if unit.kind != "sweep":
+        lines["letters, calibrated"] = kept(unit, form, without_bias=True)
+    layers, rules = unit.details["num_layers"], unit.key["rule"].split(", ")
+    shared = [cut for cut in letters.cuts if cut in words.cuts]
+    for line, one in lines.items():
+        for rule, cuts in measured_cuts(rules, shared, layers).items():
             rows += _rows(rule, line, cuts, one.at(cuts), one, lambda cut: cut.size)
     return pd.DataFrame(rows, columns=COLUMNS)
 
