@@ -11,18 +11,14 @@ import sys
 from pathlib import Path
 
 import nbformat
-import numpy as np
 import pandas as pd
 import pytest
 import yaml
 from papermill.translators import PythonTranslator
 
-from book.extension import article, captions, contents, explorer, measured, pages, running
+from book.extension import article, captions, contents, measured, pages, running
 from book.extension.inputs import Inputs
-from deeper_layers.cuts import Cut
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.report.names import visible
-from deeper_layers.report.statistics.evidence import Answers
 from deeper_layers.results.records import Record, all_records, write_record
 from deeper_layers.results.units import Unit
 from tests import hostile, notebook
@@ -327,26 +323,6 @@ def test_a_model_measured_with_papermill_is_in_the_next_site(tiny_folder, tmp_pa
     assert not hostile.dialogs(addresses)
 
 
-def test_what_dropping_gains_is_measured_or_follows(tmp_path):
-    """Parameters of every size where all layers are alike; times of the sizes measured, and of no other."""
-    share = {way: [0.75, 0.7, 0.8] for way in ("prefill", "decode", "decode_many")}
-    rows = [{"size": n, "parameters": 100 - 10 * n, "bytes": 200 - 20 * n, "share_of_time": share} for n in (0, 2, 4)]
-    measured = {"model": "tiny", "dtype": "bfloat16", "prompt": 512, "tokens": 32, "rows": rows}
-    path = tmp_path / "gained-tiny.json"
-    path.write_text(json.dumps(measured))
-    found = explorer.gained_by_size("tiny", 6, tmp_path)
-    assert [found[n]["weights"] for n in (0, 1, 5)] == [
-        [100, 200, "bfloat16"],
-        [90, 180, "bfloat16"],
-        [50, 100, "bfloat16"],
-    ]
-    assert found[2]["time"]["prefill"] == [0.75, 0.7, 0.8, 512] and "time" not in found[1]
-    rows[2]["parameters"] = 61  # one layer has fewer than the others
-    path.write_text(json.dumps(measured))
-    assert sorted(explorer.gained_by_size("tiny", 6, tmp_path)) == [0, 2, 4]
-    assert explorer.gained_by_size("other", 6, tmp_path) == {}
-
-
 def test_a_group_took_as_long_as_its_tasks(monkeypatch):
     """The unit of a group is put together in seconds where its tasks were measured before."""
 
@@ -372,25 +348,3 @@ def test_a_group_took_as_long_as_its_tasks(monkeypatch):
     assert [row["Energy, kWh (estimate)"] for row in measured.spent([group, elsewhere])] == [
         "not known", "0.03", "0.03 and more"
     ]  # fmt: skip
-
-
-def test_a_loss_beside_a_healing_is_of_the_same_weights():
-    """Where a loss was measured of the weights as they are too, it is shown only where nothing was healed."""
-
-    def unit(kind, quantization, losses):
-        rows = [{"metric": "loss", "start": cut.start, "size": cut.size, "value": v} for cut, v in losses.items()]
-        opened = {"dtype": "bfloat16", "quantization": quantization}
-        settings = {"healing": PRESETS["small"].settings} if kind == "healing" else {}
-        record = {"healing": {"tokens": 9, "trained_parameters": 9, "seconds": 9.0}}
-        return Unit(kind, "c4", {"text": "c4"} | opened | settings, {}, pd.DataFrame(rows), record)
-
-    cuts = [Cut(3, 1), Cut(2, 2)]
-    units = [
-        unit("loss", None, {cuts[0]: 4.0, cuts[1]: 5.0}),
-        unit("loss", "nf4", {cuts[0]: 4.5}),
-        unit("healing", "nf4", {cuts[0]: 3.0}),
-    ]
-    answers = {"some": Answers("some", cuts, np.ones((2, 5), bool), {"chance": 0.25}, 6)}
-    first, second = (explorer._step(answers, cut.size, 6, units) for cut in cuts)
-    assert first["loss"] == [4.5, "C4, nf4, bfloat16"] and first["healed"] == [3.0, "C4, nf4, bfloat16"]
-    assert second["loss"] == [5.0, "C4, not quantized, bfloat16"] and "healed" not in second

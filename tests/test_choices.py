@@ -31,8 +31,9 @@ STATE = {"measured": "2026-01-01T00:00:00", "packages": {}, "commit": None, "dir
 CUTS = [Cut.of([2]), Cut.of([1], attention=[3], mlp=[4])]
 
 
-def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray]) -> Unit:
-    rows = pd.DataFrame({"task": "c4", "metric": "loss", **parts_of([1, 2], cuts)})
+def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray], rule: str = "llm-drop") -> Unit:
+    sizes = list(range(1, len(cuts) + 1))
+    rows = pd.DataFrame({"task": "c4", "metric": "loss", **parts_of(sizes, cuts)})
     rows = rows.assign(value=[found.mean() for found in losses], stderr=0.1, items=SEQUENCES)
     details = {
         "num_layers": LAYERS, "weights": "none", "vocabulary": 9, "passes": 2.5, "tokens": 64, "seconds": 1.5,
@@ -40,10 +41,10 @@ def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray]) -> Unit:
     }  # fmt: skip
     key = {
         "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 1, "data": "d", "quantization": None,
-        "rule": "llm-drop", "sizes": [1, 2], "text": "c4", "sequences": SEQUENCES, "sequence_length": 8,
+        "rule": rule, "sizes": sizes, "text": "c4", "sequences": SEQUENCES, "sequence_length": 8,
         "calibration": WhichLayersParameters().calibration,
     }  # fmt: skip
-    return Unit("choice", "llm-drop", key, STATE, rows, details)
+    return Unit("choice", rule, key, STATE, rows, details)
 
 
 @pytest.fixture(scope="module")

@@ -28,20 +28,24 @@
     limits();
   }
 
+  // Another rule may have been asked for other sizes: the nearest to what was wanted last.
+  let wanted = 0;
   function limits() {
-    const wanted = Number(size.value);
+    part("about").textContent = `Drops ${chosen().about[rule.value]}.`;
     size.max = steps().length - 1;
-    size.value = Math.min(wanted, steps().length - 1);
+    const off = (step) => Math.abs(step.size - wanted);
+    size.value = steps().reduce((best, step, index, all) => (off(step) < off(all[best]) ? index : best), 0);
     show();
   }
 
-  // One bar a layer, from the first at the left: dropped ones are hollow.
+  // One bar a layer, from the first at the left: dropped ones are hollow, those without attention or MLP half so.
   function stack(step, layers) {
+    const block = Array.from({ length: step.size }, (_, index) => step.start + index);
+    const [dropped, halves] = [new Set(step.layers || block), new Set(step.halves || [])];
     const bars = [];
     for (let layer = 0; layer < layers; layer += 1) {
-      const dropped = layer >= step.start && layer < step.start + step.size;
-      const bar = element("span", { class: dropped ? "dropped" : "kept", title: `layer ${layer}` });
-      bars.push(bar);
+      const kind = dropped.has(layer) ? "dropped" : halves.has(layer) ? "half" : "kept";
+      bars.push(element("span", { class: kind, title: `layer ${layer}` }));
     }
     part("stack").replaceChildren(...bars);
     part("stack").setAttribute("aria-label", step.kept);
@@ -89,13 +93,15 @@
     }
     const loss = (found) => (found === undefined ? "not measured" : `${found[0].toFixed(3)} (${found[1]})`);
     const facts = [
-      ["Layers dropped", `${step.size} of ${layers}, ${percent(step.size / layers)}`],
+      ["Layers dropped", step.halves && step.halves.length ?
+        `${step.layers.length} of ${layers} as a whole, and of ${step.halves.length} more their attention or MLP` :
+        `${step.size} of ${layers}, ${percent(step.size / layers)}`],
       ["Parameters", step.weights === undefined ? "not measured" : number(step.weights[0])],
       ["Memory of the weights", step.weights === undefined ? "not measured" :
         `${number(Math.round(step.weights[1] / 2 ** 20))} MiB in ${step.weights[2]}`],
       ["Reading a prompt takes", time("prefill")],
       ["Writing takes", time("decode")],
-      ["Angular distance of the block", step.size ? distance : "nothing is dropped"],
+      ["Angular distance of the block", !step.size ? "nothing is dropped" : step.layers ? "no block" : distance],
       ["Loss on text, nats a token", loss(step.loss)],
       ["The same after healing", loss(step.healed)],
       ["Healed on", step.healing === undefined ? "not measured" :
@@ -108,7 +114,10 @@
 
   model.addEventListener("change", refill);
   rule.addEventListener("change", limits);
-  size.addEventListener("input", show);
+  size.addEventListener("input", () => {
+    wanted = steps()[Number(size.value)].size;
+    show();
+  });
   root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
   refill();
   root.dataset.ready = "true";

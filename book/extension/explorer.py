@@ -4,6 +4,7 @@ import collections
 import itertools
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from docutils import nodes
@@ -13,14 +14,16 @@ from sphinx.util.docutils import SphinxDirective
 from book.extension.measured import not_measured
 from book.extension.outdated import made_of
 from book.extension.pages import ROOT
+from deeper_layers.cuts import Cut
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import EMBEDDED
 from deeper_layers.report.figures import paper_figures
 from deeper_layers.report.names import as_html, visible
+from deeper_layers.report.questions import rivals
 from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics.evidence import Answers, Evidence
-from deeper_layers.results.units import Unit, all_units
-from deeper_layers.rules.choosing import RULES
+from deeper_layers.report.statistics.evidence import Answers, Evidence, described_as, topic_of
+from deeper_layers.results.units import Unit, all_units, whole_units
+from deeper_layers.rules.choosing import REGISTERED, RULES
 
 MEASURED = ROOT / "benchmarks" / "measured"
 # the paper's settings and ours; a healing with others is a comparison, for a page of its own
@@ -57,6 +60,7 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     evidence = Evidence(plain)
     gained = gained_by_size(name, evidence.layers)
     rules, tasks = {}, {}
+    whole: dict = {}
     for rule in RULES:
         answers = {topic: found for topic in evidence.topics if (found := evidence.answers(topic, rule))}
         for topic, found in answers.items():
@@ -64,9 +68,14 @@ def _model(name: str, units: list[Unit]) -> dict | None:
         sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
         if sizes:
             steps = [_step(answers, size, evidence.layers, units) | gained.get(size, {}) for size in sizes]
-            rules[paper_figures.RULES[rule]] = steps
+            rules[paper_figures.RULES[rule]], whole = steps, whole or steps[0]
+    rules |= _of_other_rules(evidence, units, whole, tasks, gained)
     weights, name = visible(plain[0].details["weights"]), visible(name)
-    return {"name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules}
+    about = {paper_figures.RULES.get(rule, rule): f"{made.words} ({made.source})" for rule, made in REGISTERED.items()}
+    return {
+        "name": name, "layers": evidence.layers, "weights": weights, "tasks": list(tasks.values()), "rules": rules,
+        "about": {rule: about[rule] for rule in rules},
+    }  # fmt: skip
 
 
 def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]) -> dict:
@@ -83,11 +92,16 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
         # a task that was measured for another cut of this size, after other distances, says so by its start
         other = [] if own == cut else [own.start]
         step["accuracy"][topic] = [*map(_short, (value, low, high, flipped)), *other]
-    losses = {}
+    return step | _beside(cut, units)
+
+
+def _beside(cut: Cut, units: list[Unit]) -> dict:
+    """What is known of a cut besides scores: its distance, losses on text, healing."""
+    step, losses = {}, {}
     for unit in units:
-        if "start" not in unit.rows or unit.rows.empty:
+        if "start" not in unit.rows or unit.rows.empty or not (cut.is_block or "cut" in unit.rows):
             continue
-        of_cut = unit.rows[(unit.rows["start"] == cut.start) & (unit.rows["size"] == size)]
+        of_cut = curves.of_cut(unit.rows, cut)
         if unit.kind == "similarity" and len(of_cut) and "distance" not in step:
             step["distance"] = _short(of_cut["distance"].iloc[0])
         loss = of_cut[of_cut["metric"] == "loss"] if "metric" in of_cut else of_cut.iloc[:0]
@@ -105,6 +119,72 @@ def _step(answers: dict[str, Answers], size: int, layers: int, units: list[Unit]
     if losses:  # beside a healing that of the same weights, else the first
         step["loss"] = losses.get(step.get("healed", ["", ""])[1], next(iter(losses.values())))
     return step
+
+
+def _of_other_rules(
+    evidence: Evidence, units: list[Unit], whole: dict, tasks: dict[str, dict], gained: dict[int, dict]
+) -> dict[str, list[dict]]:
+    """The steps of every rule beyond the paper's of which results hold what it drops, the whole model first.
+
+    Tasks on which only these were scored are added to `tasks`.
+    """
+    chosen: dict[str, Unit] = {}
+    for unit in sorted((unit for unit in units if unit.kind == "choice"), key=lambda unit: len(unit.rows)):
+        if unit.key["quantization"] is None and unit.name in REGISTERED and unit.name not in RULES:
+            chosen[unit.name] = unit
+    found, keys = {}, {task["title"]: topic for topic, task in tasks.items()}
+    for rule, unit in sorted(chosen.items(), key=lambda pair: list(REGISTERED).index(pair[0])):
+        steps, changes = [whole], REGISTERED[rule].changes
+        for size, choice in rivals.choices_of(unit).items():
+            step = _dropped(choice.cut, size, evidence.layers) | {"accuracy": {}}
+            if not changes:
+                step |= _beside(choice.cut, units)
+            elif "kept" in step:
+                step["kept"] += f", and changes weights that stay ({changes})"
+            if choice.cut.is_of_layers:
+                step |= gained.get(size, {})
+            how = f"{unit.key['text'].upper()}, not quantized, {unit.key['dtype']}"
+            step["loss"] = [_short(float(choice.losses.mean())), visible(how)]
+            for scored in _scored(rule, choice.cut, unit, units):
+                described, guessing, values = _accuracy(evidence, scored, choice.cut)
+                key = keys.setdefault(described, described)
+                tasks.setdefault(key, {"key": key, "title": described, "guessing": guessing})
+                step["accuracy"][key] = values
+            steps.append(step)
+        found[rule] = steps
+    return found
+
+
+def _dropped(cut: Cut, size: int, layers: int) -> dict:
+    """What a rule asked for so many layers drops, as explorer.js draws it."""
+    found = {"start": cut.start, "size": size, "kept": cut.describe(layers)}
+    if not cut.is_block:
+        found |= {"layers": cut.dropped, "halves": sorted({*cut.attention, *cut.mlp})}
+    return found
+
+
+def _scored(rule: str, cut: Cut, chosen: Unit, units: list[Unit]) -> Iterator[Unit]:
+    """The units that have the scores of what a rule leaves, those of a group as its own."""
+    for unit in whole_units(units):
+        if unit.kind == "changed" and REGISTERED[rule].changes:
+            same = unit.key["rule"] == rule and unit.key["calibration"] == chosen.key["calibration"]
+        else:
+            same = unit.kind == "cuts" and unit.key["engine"] is None and not REGISTERED[rule].changes
+        if same and unit.key["dtype"] == chosen.key["dtype"] and unit.key["quantization"] is None:
+            names = unit.key["cuts"]
+            if cut.name in names:
+                yield unit
+
+
+def _accuracy(evidence: Evidence, unit: Unit, cut: Cut) -> tuple[str, float | None, list]:
+    """What a unit asks, the accuracy of guessing, and of a cut the accuracy with its interval."""
+    right = rivals.right_items(unit, cut)
+    names = sorted(unit.details["levels"]) or [unit.name]
+    levels = evidence.levels([unit], names)
+    described = described_as(topic_of(unit.name), names, unit.key["num_fewshot"], len(right))
+    value = float(right.mean())
+    values = [*map(_short, (value, *curves.wilson_interval(value, len(right)))), None]
+    return visible(described), _short(max(levels.values())), values
 
 
 def gained_by_size(name: str, layers: int, folder: Path = MEASURED) -> dict[int, dict]:
@@ -168,6 +248,7 @@ class Explorer(SphinxDirective):
 <label for="explorer-size">Layers to drop</label>
 <input id="explorer-size" type="range" min="0" max="1" value="0" step="1">
 </form>
+<p class="explorer-about"></p>
 <p class="explorer-cut" aria-live="polite"></p>
 <div class="explorer-stack" role="img" aria-label=""></div>
 <div class="explorer-tasks"></div>

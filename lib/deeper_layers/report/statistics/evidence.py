@@ -205,9 +205,7 @@ class Evidence:
 
     def _answers(self, topic, units: list[Unit], names: list[str], cuts, right, shots=None) -> Answers:
         guessing = self.levels(units, names)
-        part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
-        shown = f", {shots}-shot" if shots is not None else ""
-        described = f"{topic}{part}{shown}, {right.shape[1]:,} items"
+        described = described_as(topic, names, shots, right.shape[1])
         return Answers(described, list(cuts), right.astype(bool), guessing, self.layers)
 
     def levels(self, units: list[Unit], names: list[str]) -> dict[str, float]:
@@ -356,6 +354,13 @@ def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[st
 def topic_of(task: str) -> str:
     """What a task asks about, whichever set its items come from: all subjects of MMLU are MMLU."""
     return "MMLU" if task.startswith("mmlu_") else curves.title(task)
+
+
+def described_as(topic: str, names: list[str], shots: int | None, items: int) -> str:
+    """What some tasks of a topic ask, in words: which part of it, examples in the prompt, items."""
+    part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
+    shown = f", {shots}-shot" if shots is not None else ""
+    return f"{topic}{part}{shown}, {items:,} items"
 
 
 def opened_as(unit: Unit) -> tuple[str, str | None]:
