@@ -4,12 +4,15 @@ import dataclasses
 import json
 import re
 
+import numpy as np
 import pytest
 
+from deeper_layers.cuts import Cut
 from deeper_layers.report import standards
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import all_units
 from tests.made_up import FLAT, healings, sweep
+from tests.test_choices import healed_unit
 
 RAN = {
     "measured": "2026", "seconds": 3600.0, "seconds_in_earlier_runs": 1800.0, "device": "processor, 2 threads",
@@ -37,6 +40,9 @@ def test_hours_are_added_up_and_groups_are_their_tasks():
 def test_cards_say_what_was_asked_of_each_model():
     page = text(standards.data_cards([sweep("boolq", FLAT), sweep("mmlu_anatomy", FLAT)]))
     assert page.count("made up: 3,000") == 2 and page.count("not measured") == len(standards.CARDS) - 2
+    healed = healed_unit(Cut(1, 2), np.zeros(40))  # of any kind: the loss on C4, and the capitals that were scored
+    page = text(standards.data_cards([healed]))
+    assert "m: 40" in page and "m: 4 " in page and page.count("not measured") == len(standards.CARDS) - 2
 
 
 def test_every_task_and_text_of_results_has_a_card():

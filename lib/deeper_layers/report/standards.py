@@ -75,15 +75,12 @@ def data_cards(units: Iterable[Unit]) -> str:
 
 
 def _asked(unit: Unit) -> list[tuple[str, int]]:
-    """What a unit uses, by name, and of how much: items, sequences or documents."""
-    if unit.kind in ("similarity", "distances"):
-        return [(unit.key["corpus"], int(unit.rows["samples"].max()))]
-    if unit.kind == "healing":
-        return [(unit.key["text"], len(unit.details["by_sequence"]))]
-    if unit.kind in ("sweep", "scan", "cuts", "changed", "shots", "loss", "blocks"):
-        name = unit.key.get("task", unit.key.get("text"))
-        return [(name, int(unit.rows["items"].max()))]
-    return []
+    """What a unit of any kind uses, by name, and of how much: items of a task, sequences of a text."""
+    if "variant" in unit.rows:  # of files, which are compared by what they answer
+        return []
+    if "task" in unit.rows:
+        return [(name, int(items)) for name, items in unit.rows.groupby("task")["items"].max().items()]
+    return [(unit.key["corpus"], unit.key["samples"])]
 
 
 def prompts(written: dict | None) -> str:
