@@ -1,5 +1,6 @@
 """What readers are told of how claims are judged: changes, thresholds and their commits, how sure verdicts are."""
 
+import json
 import subprocess
 
 import numpy as np
@@ -29,6 +30,16 @@ def test_the_commit_of_a_threshold_set_it(name):
     assert added, f"{threshold.commit} does not set {name}"
     plain = added[0].partition("= ")[2].partition("#")[0].strip()
     assert plain.startswith(("Threshold(", "min(", "max(")) or eval(plain) == pytest.approx(float(threshold))
+
+
+def test_the_criterion_of_letters_and_words_is_word_by_word_the_one_that_was_committed():
+    before = git("show", "66b431a:notebooks/12-where.ipynb")
+    if not before:
+        pytest.skip("this checkout has no history")
+    now = (AROUND / "notebooks" / "12-where.ipynb").read_text(encoding="utf-8")
+    texts = [["".join(cell["source"]) for cell in json.loads(notebook)["cells"]] for notebook in (before, now)]
+    (criterion,), later = ([text for text in of if text.startswith("## What would decide it")] for of in texts)
+    assert later == [criterion]
 
 
 def test_which_came_first_is_told_by_dates():
