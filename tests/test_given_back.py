@@ -1,0 +1,70 @@
+"""What healing gives back, by tokens: shares against plain sums, of the same items, where something was lost."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report.questions import given_back
+from deeper_layers.results.packing import pack
+from deeper_layers.results.units import Unit
+from tests.test_choices import STATE, healed_unit, scores_unit
+
+CUT = Cut(1, 2)
+LOSSES = np.random.default_rng(0).normal(3, 0.3, 40)
+
+
+def before(taken: float, after_of: dict | None = None) -> Unit:
+    by_cut = {"0,0": LOSSES.tolist(), CUT.name: (LOSSES + taken).tolist()}
+    return Unit("loss", "c4", {}, STATE, pd.DataFrame(), {"by_sequence": by_cut})
+
+
+def test_the_share_given_back_is_that_of_plain_sums():
+    whole, pruned = np.ones(200), (np.arange(200) < 80).astype(float)
+    healed = (np.arange(200) < 140).astype(float)
+    share, low, high = given_back.back((whole, pruned, healed), shares=True)
+    assert share == pytest.approx(0.5) and low < 0.5 < high and 0.4 < low and high < 0.6
+    share, low, high = given_back.back((LOSSES, LOSSES + 2, LOSSES + 0.5), shares=False)
+    assert (share, low, high) == pytest.approx((0.75,) * 3)
+    # more than was lost can come back: of a text that the whole model was not used to
+    assert given_back.back((LOSSES, LOSSES + 1, LOSSES - 0.5), shares=False)[0] == pytest.approx(1.5)
+
+
+def test_where_nothing_was_surely_lost_nothing_is_given_back():
+    draw = np.random.default_rng(0)
+    right = (draw.random(100) < 0.5).astype(float)
+    for pruned in (right, np.maximum(right, np.arange(100) < 3), np.where(np.arange(100) < 1, 0, right)):
+        assert np.isnan(given_back.back((right, pruned, right), shares=True)).all()
+    assert np.isnan(given_back.back((LOSSES, LOSSES - 0.1, LOSSES), shares=False)).all()
+
+
+def test_rows_are_of_the_same_items_and_of_every_budget():
+    """Loss and tasks of one cut healed twice, with as many updates and with ten times as many."""
+    right = {"0,0": {"capitals": np.ones(8)}, CUT.name: {"capitals": (np.arange(8) < 1).astype(float)}}
+    unasked = scores_unit("sums", {cut: {"sums": one["capitals"]} for cut, one in right.items()})
+    swept = [scores_unit("capitals", right), unasked]
+    short = healed_unit(CUT, LOSSES + 0.5, acc=(1,) * 5 + (0,) * 3)
+    settings = short.key["healing"]
+    long = dataclasses.replace(
+        healed_unit(CUT, LOSSES + 0.1, acc=(1,) * 8),
+        key=short.key | {"healing": settings | {"steps": 10, "warmup_steps": 1}},
+        details=short.details | {
+            "healing": short.details["healing"] | {"tokens": 10}, "by_sequence": (LOSSES + 0.1).tolist(),
+            "outcomes": {"capitals": {"acc": pack(np.ones(8, dtype=np.uint8))}},
+        },
+    )  # fmt: skip
+    other = dataclasses.replace(short, key=short.key | {"healing": settings | {"rank": 9}})
+    budgets = given_back.by_tokens([long, short, other, swept[0]], short)
+    assert {tokens: list(of_cuts) for tokens, of_cuts in budgets.items()} == {1: [CUT], 10: [CUT]}
+    table = given_back.table(before(1.0), swept, budgets)
+    assert table["what"].tolist() == ["Capitals"] * 2 + ["loss on text"] * 2 and list(table) == given_back.COLUMNS
+    assert table["value"].tolist() == pytest.approx([4 / 7, 1, 0.5, 0.9])
+    assert table["items"].tolist() == [8, 8, 40, 40] and table["tokens"].tolist() == [1, 10] * 2
+    assert table[["whole", "pruned", "healed"]].iloc[0].tolist() == [1, 1 / 8, 5 / 8]
+    # other items, or a cut that was not scored: no row, and no number
+    fewer = scores_unit("capitals", {cut: {"capitals": one["capitals"][:5]} for cut, one in right.items()})
+    elsewhere = scores_unit("capitals", {"0,0": right["0,0"]})
+    assert given_back.table(before(0.0), [fewer, elsewhere], budgets)["what"].tolist() == ["loss on text"] * 2
+    assert given_back.table(before(0.0), [fewer], budgets)["value"].isna().all()
