@@ -10,7 +10,7 @@ import pytest
 from book.extension.rooms import HEAVY
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.questions import dissociation
+from deeper_layers.report.questions import dissociation, scan_rows
 from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
 from deeper_layers.report.statistics import answers
 from deeper_layers.results.packing import pack, pack_halves
@@ -210,6 +210,10 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
         for cut, tasks in one[0].details["outcomes"].items()
     }})  # fmt: skip
     assert dissociation.cliffs([letters, one[1]]) == dissociation.cliffs(one)
+    table = scan_rows.forms_by_size({"mmlu": one[0], "mmlu_continuation": one[1]})
+    assert table["n"].tolist() == [0, 1, 2, 3] * 2 and table["start"].isna().tolist() == [True, *[False] * 3] * 2
+    whole, first = table.iloc[0], table.iloc[1]
+    assert (whole["letters"], whole["kept"]) == (pytest.approx(0.6, abs=0.02), "") and first["kept"].startswith("-0.5")
     for key in ({"limit": 5}, {"num_fewshot": 5}, {"dtype": "bfloat16"}):
         other = dataclasses.replace(letters, key=letters.key | key)
         assert [ruling.why for ruling in dissociation.cliffs([other, one[1]])] == ["not measured: mmlu"]
@@ -298,7 +302,7 @@ def test_the_chapter_says_what_is_not_measured_and_loads_nothing_heavy(tmp_path)
     )
     done = fresh(code, tmp_path, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Not measured") == 12 and "<figure" not in done.stdout
+    assert done.stdout.count("Not measured") == 13 and "<figure" not in done.stdout
 
 
 def test_the_chapter_draws_what_results_hold(tmp_path):

@@ -92,6 +92,25 @@ def kept_by_size(of_model: dict[str, Unit]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def forms_by_size(of_model: dict[str, Unit]) -> pd.DataFrame:
+    """Both forms of MMLU under every cut of each rule, of one model.
+
+    Columns rule, n, start, letters and words (accuracies), and kept: what is kept of letters less that of words, with
+    its 95% interval over questions, in words.
+    """
+    unit = of_model[QUESTIONS["MMLU"][0].task]
+    letters, words = letters_and_words(of_model)
+    shared = [cut for cut in letters.cuts if cut in words.cuts]
+    rows = []
+    for rule, cuts in measured_cuts(unit.key["rule"].split(", "), shared, unit.details["num_layers"]).items():
+        for cut, drawn in zip(cuts, (letters.at(cuts) - words.at(cuts)).T, strict=True):
+            right = (float(one.right[one.cuts.index(cut)].mean()) for one in (letters, words))
+            value, low, high = interval(drawn, 1)
+            kept_less = f"{value:+.2f} ({low:+.2f} to {high:+.2f})" if cut.size else ""
+            rows.append((rule, cut.size, cut.start if cut.size else None, *right, kept_less))
+    return pd.DataFrame(rows, columns=["rule", "n", "start", "letters", "words", "kept"]).astype({"start": "Int64"})
+
+
 def _rows(panel: str, line: str, cuts: Sequence[Cut], found: Float[np.ndarray, "R C"], one: Kept, at) -> list[tuple]:
     return [
         (panel, line, cut.size, cut.start, at(cut), *interval(of_cut, 1), one.right.shape[1], KEPT)
