@@ -9,7 +9,8 @@ from benchmarks import side_by_side
 from deeper_layers.evaluation import harness
 
 TASKS = {
-    "mmlu_abstract_algebra": 5, "boolq": None, "gsm8k": None, "capitals": None, "sums_one_digit": None,
+    "mmlu_abstract_algebra": 5, "mmlu_abstract_algebra_continuation": 5, "boolq": None, "gsm8k": None,
+    "capitals": None, "lettered_capitals": None, "sums_one_digit": None,
     "sums_two_digits": None, "sums_one_digit_generated": None, "embedded_mmlu": None, "embedded_boolq": None,
     "embedded_piqa": None,
 }  # fmt: skip

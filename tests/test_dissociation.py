@@ -302,7 +302,7 @@ def test_the_chapter_says_what_is_not_measured_and_loads_nothing_heavy(tmp_path)
     )
     done = fresh(code, tmp_path, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Not measured") == 13 and "<figure" not in done.stdout
+    assert done.stdout.count("Not measured") == 14 and "<figure" not in done.stdout
 
 
 def test_the_chapter_draws_what_results_hold(tmp_path):
@@ -322,6 +322,7 @@ def test_the_chapter_draws_what_results_hold(tmp_path):
     assert r"MMLU\: the whole model is not surely 0\.05 above guessing on mmlu" in page
     assert "dropping middle blocks takes more of the letters" in page
     assert "dropping late blocks takes more of the words" in page
+    assert '<div id="early-cliff">' in page and "the early fall is one of letters" in page
     assert "loss on C4" in page and "holds" in page and "0123456789ab" in page
     assert re.search(
         r"similarity-informed</td>\s*<td[^>]*>-0\.\d+ \(-0\.\d+ to -0\.\d+\)</td>\s*<td[^>]*>letters<", page
