@@ -65,6 +65,7 @@ def test_the_prompts_that_are_shown_are_of_all_kinds():
     tasks = {unit.name for unit in all_units() if unit.kind == "sweep"}
     shown = {"mmlu" if task.startswith("mmlu_") else task for task in written["tasks"]}
     assert {"mmlu", "boolq", "gsm8k", "capitals"} <= shown & tasks
+    assert {"mmlu_abstract_algebra_continuation", "lettered_capitals"} <= set(written["tasks"]), "scans ask these"
     assert written["tasks"]["mmlu_abstract_algebra"]["prompt"].count("Answer:") == 6, "five examples and the question"
 
 
