@@ -16,7 +16,7 @@ CUT = Cut(1, 2)
 LOSSES = np.random.default_rng(0).normal(3, 0.3, 40)
 
 
-def before(taken: float, after_of: dict | None = None) -> Unit:
+def before(taken: float) -> Unit:
     by_cut = {"0,0": LOSSES.tolist(), CUT.name: (LOSSES + taken).tolist()}
     return Unit("loss", "c4", {}, STATE, pd.DataFrame(), {"by_sequence": by_cut})
 

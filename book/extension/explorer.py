@@ -60,7 +60,6 @@ def _model(name: str, units: list[Unit]) -> dict | None:
     evidence = Evidence(plain)
     gained = gained_by_size(name, evidence.layers)
     rules, tasks = {}, {}
-    whole: dict = {}
     for rule in RULES:
         answers = {topic: found for topic in evidence.topics if (found := evidence.answers(topic, rule))}
         for topic, found in answers.items():
@@ -68,7 +67,8 @@ def _model(name: str, units: list[Unit]) -> dict | None:
         sizes = sorted({cut.size for found in answers.values() for cut in found.cuts})
         if sizes:
             steps = [_step(answers, size, evidence.layers, units) | gained.get(size, {}) for size in sizes]
-            rules[paper_figures.RULES[rule]], whole = steps, whole or steps[0]
+            rules[paper_figures.RULES[rule]] = steps
+    whole = next(iter(rules.values()), [{}])[0]
     rules |= _of_other_rules(evidence, units, whole, tasks, gained)
     weights, name = visible(plain[0].details["weights"]), visible(name)
     about = {paper_figures.RULES.get(rule, rule): f"{made.words} ({made.source})" for rule, made in REGISTERED.items()}
@@ -137,12 +137,10 @@ def _of_other_rules(
         steps, changes = [whole], REGISTERED[rule].changes
         for size, choice in rivals.choices_of(unit).items():
             step = _dropped(choice.cut, size, evidence.layers) | {"accuracy": {}}
-            if not changes:
-                step |= _beside(choice.cut, units)
-            elif "kept" in step:
+            if changes:  # whose weights and time were not measured, nor was it healed
                 step["kept"] += f", and changes weights that stay ({changes})"
-            if choice.cut.is_of_layers:
-                step |= gained.get(size, {})
+            else:
+                step |= _beside(choice.cut, units) | (gained.get(size, {}) if choice.cut.is_of_layers else {})
             how = f"{unit.key['text'].upper()}, not quantized, {unit.key['dtype']}"
             step["loss"] = [_short(float(choice.losses.mean())), visible(how)]
             for scored in _scored(rule, choice.cut, unit, units):
@@ -165,14 +163,12 @@ def _dropped(cut: Cut, size: int, layers: int) -> dict:
 
 def _scored(rule: str, cut: Cut, chosen: Unit, units: list[Unit]) -> Iterator[Unit]:
     """The units that have the scores of what a rule leaves, those of a group as its own."""
+    same = {name: chosen.key[name] for name in ("dtype", "quantization")} | {"engine": None}
+    if changes := REGISTERED[rule].changes:
+        same |= {name: chosen.key[name] for name in ("rule", "calibration")}
     for unit in whole_units(units):
-        if unit.kind == "changed" and REGISTERED[rule].changes:
-            same = unit.key["rule"] == rule and unit.key["calibration"] == chosen.key["calibration"]
-        else:
-            same = unit.kind == "cuts" and unit.key["engine"] is None and not REGISTERED[rule].changes
-        if same and unit.key["dtype"] == chosen.key["dtype"] and unit.key["quantization"] is None:
-            names = unit.key["cuts"]
-            if cut.name in names:
+        if unit.kind == ("changed" if changes else "cuts") and cut.name in unit.key["cuts"]:
+            if all(unit.key[name] == value for name, value in same.items()):
                 yield unit
 
 

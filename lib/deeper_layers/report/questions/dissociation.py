@@ -301,25 +301,28 @@ def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
     units = list(units)
     found, forms = scans(units, of_blocks=False), QUESTIONS["MMLU"]
     same = ("model", "dtype", "quantization", "limit", "num_fewshot")
+    letters, words = (form.task for form in forms)
+    swept = [unit for unit in units if (unit.kind, unit.name) == ("sweep", letters)]
     for of_model in found.values():
-        words = of_model.get(forms[1].task)
-        for unit in units if words and forms[0].task not in of_model else ():
-            if (unit.kind, unit.name) == ("sweep", forms[0].task) and all(
-                unit.key.get(name) == words.key.get(name) for name in same
-            ):
-                of_model[forms[0].task] = unit
+        if words in of_model and letters not in of_model:
+            asked = [of_model[words].key[name] for name in same]
+            alike = [unit for unit in swept if [unit.key[name] for name in same] == asked]
+            of_model |= {letters: max(alike, key=_extent)} if alike else {}
     return found
 
 
 def letters_and_words(of_model: dict[str, Unit]) -> tuple[Kept, Kept]:
-    """What is kept of both forms of MMLU. A sweep holds what was chosen, and so which answers are right of most."""
+    """What is kept of both forms of MMLU. A sweep holds what was chosen, and so which answers are right of most.
+
+    Of a sweep only the cuts of the words are taken: it may have many more.
+    """
     forms = QUESTIONS["MMLU"]
     unit, words = of_model[forms[0].task], kept(of_model[forms[1].task], forms[1])
     if unit.kind != "sweep":
         return kept(unit, forms[0]), words
     if "units" in unit.details:  # of a group: in the order of `answers_of`, by name
         unit = dataclasses.replace(unit, details=unit.details | {"units": sorted(unit.details["units"])})
-    cuts = sorted([Cut(*cut) for cut in unit.key["cuts"]], key=lambda cut: cut.size > 0)
+    cuts = [cut for cut in words.cuts if [cut.start, cut.size] in unit.key["cuts"]]
     right, named = outcomes_of(unit, cuts, forms[0].metric).astype(bool), outcomes_of(unit, cuts, "chosen")
     alike = right.shape[1] == len(words.target) and (named == words.target)[right].all()
     target = words.target if alike else named[0].astype(int)

@@ -56,16 +56,13 @@ def back(values: Sequence[Float[np.ndarray, " I"]], *, shares: bool) -> tuple[fl
     `shares`: of outcomes from 0 to 1, of which more is better; else of losses. Not a number where nothing was surely
     lost: by a paired test, and in all but 1% of the draws.
     """
-    whole, pruned, _ = values
-    _, surely_lost, _ = paired_interval(whole - pruned if shares else pruned - whole, shares=shares)
-    if surely_lost <= 0:
+    better = np.stack(values) if shares else -np.stack(values)  # more of it is better
+    _, surely_lost, _ = paired_interval(better[0] - better[1], shares=shares)
+    whole, pruned, healed = resampled_means(better).T
+    told = whole > pruned  # items drawn anew may show no loss, and a share of nothing is no number
+    if surely_lost <= 0 or told.mean() < TOLD:
         return (np.nan,) * 3
-    whole, pruned, healed = resampled_means(np.stack(values).astype(float)).T
-    lost = whole - pruned if shares else pruned - whole
-    told = lost > 0  # items drawn anew may show no loss, and a share of nothing is no number
-    if told.mean() < TOLD:
-        return (np.nan,) * 3
-    share = ((healed - pruned if shares else pruned - healed) / np.where(told, lost, 1))[told]
+    share = (healed - pruned)[told] / (whole - pruned)[told]
     low, high = np.quantile(share[1:], [0.025, 0.975])
     return float(share[0]), float(low), float(high)
 
@@ -92,6 +89,7 @@ def _measured(
 
 
 def _settings(unit: Unit) -> dict:
-    key = {name: value for name, value in unit.key.items() if name not in ("cut", "data", "version")}
-    budget = ("steps", "warmup_steps")  # a tenth of the others
+    # which documents are read, and how many steps the warm-up takes, follow from the budget
+    key = {name: value for name, value in unit.key.items() if name not in ("cut", "data")}
+    budget = ("steps", "warmup_steps")
     return key | {"healing": {name: value for name, value in key["healing"].items() if name not in budget}}

@@ -13,7 +13,15 @@ from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_markdown
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.curves import of_cut
-from deeper_layers.report.statistics.evidence import Answers, Evidence, of_topic, opened_as, right_items, topic_of
+from deeper_layers.report.statistics.evidence import (
+    Answers,
+    Evidence,
+    described_as,
+    of_topic,
+    opened_as,
+    right_items,
+    topic_of,
+)
 from deeper_layers.results.units import Unit
 
 LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
@@ -145,7 +153,7 @@ def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
         ]
         levels = [unit.details["levels"].get(unit.name, {"chance": 0.0}) for unit in own]
         guessing = levels[0] if len(own) == 1 else {"chance": max(level["chance"] for level in levels)}
-        described = f"{topic}{f', {shots}-shot' if shots is not None else ''}, {len(right[0]):,} items"
+        described = described_as(topic, [unit.name for unit in own], shots, len(right[0]))
         answers = Answers(described, [Cut(0, 0), cut], np.stack(right), guessing, own[0].details["num_layers"])
         found.append(_score(topic, ALONE, answers, own[0], [unit.name for unit in own], cut, None))
     return found
