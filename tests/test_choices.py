@@ -51,7 +51,7 @@ def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray], rule: str = "llm-d
 def every():
     draw = np.random.default_rng(0)
     of_sequence = draw.normal(3, 1, SEQUENCES)
-    return Map(unit_of({cut: of_sequence + 0.3 * cut.size + 0.1 * cut.start for cut in blocks(range(4), LAYERS)}))
+    return Map.of(unit_of({cut: of_sequence + 0.3 * cut.size + 0.1 * cut.start for cut in blocks(range(4), LAYERS)}))
 
 
 @pytest.fixture(scope="module")

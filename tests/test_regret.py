@@ -38,7 +38,7 @@ def test_blocks_are_all_there_are_and_the_whole_model():
 
 
 def test_the_best_block_keeps_the_last_layer(losses):
-    every = Map(unit_of(losses))
+    every = Map.of(unit_of(losses))
     assert every.sizes == [1, 2, 3]
     assert every.best[["size", "start"]].values.tolist() == [[1, 0], [2, 0], [3, 0]]
     assert [place(every, Cut(start, 2)) for start in range(4)] == [0, 1 / 3, 2 / 3, 1]
@@ -50,16 +50,16 @@ def test_the_best_block_keeps_the_last_layer(losses):
 
 
 def test_a_size_that_lacks_a_block_is_no_part_of_the_map(losses):
-    every = Map(unit_of({cut: found for cut, found in losses.items() if cut != Cut(1, 2)}))
+    every = Map.of(unit_of({cut: found for cut, found in losses.items() if cut != Cut(1, 2)}))
     assert every.sizes == [1, 3]
     with pytest.raises(InputError, match="size is 2, expected one of 1, 3"):
         every.losses(2)
-    with pytest.raises(InputError, match="every block of no size"):
-        Map(unit_of({cut: losses[cut] for cut in (Cut(0, 0), Cut(2, 2))}))
+    with pytest.raises(InputError, match="every block was measured of no size"):
+        Map.of(unit_of({cut: losses[cut] for cut in (Cut(0, 0), Cut(2, 2))}))
 
 
 def test_regret_is_the_difference_from_the_best_block(losses):
-    every = Map(unit_of(losses))
+    every = Map.of(unit_of(losses))
     for start in range(3):
         found = regret(every, 3, every.of_cut(Cut(start, 3)))
         # sequences differ by 1 nat and their differences by nothing: pairs tell exactly
@@ -77,7 +77,7 @@ def test_the_best_is_not_flattered_by_its_choice():
     found = []
     for _ in range(60):
         noise = {cut: draw.normal(3, 1, SEQUENCES) for cut in blocks([0, 1], LAYERS)}
-        every = Map(unit_of(noise))
+        every = Map.of(unit_of(noise))
         found.append(regret(every, 1, every.of_cut(Cut(2, 1))).value)
         # judged on what chose it, the best would win each time
         assert every.best["value"][0] <= every.losses(1).mean(axis=1)[2]
@@ -86,13 +86,13 @@ def test_the_best_is_not_flattered_by_its_choice():
 
 def test_what_noise_hides_can_not_be_told(losses):
     draw = np.random.default_rng(2)
-    every = Map(unit_of(losses))
+    every = Map.of(unit_of(losses))
     noisy = every.of_cut(Cut(0, 3)) + draw.normal(MARGIN, 1, SEQUENCES)
     assert regret(every, 3, noisy).verdict == "can't be told"
 
 
 def test_ranks_are_by_mean_regret_over_sizes(losses):
-    every = Map(unit_of(losses))
+    every = Map.of(unit_of(losses))
     means = {
         rule: mean_regret([regret(every, size, every.of_cut(Cut(start, size))) for size in (1, 2, 3)])
         for rule, start in {"late": 2, "early": 0, "middle": 1}.items()

@@ -54,28 +54,39 @@ class Judged:
 
 
 class Map:
-    """Losses of every block of some sizes, sequence by sequence, from a unit of losses.
+    """What dropping every block of some sizes costs: nats a token by sequence, or answers that are wrong by item.
 
-    Raises InputError where the unit has not every block of some size.
+    `costs` are by cut, the whole model's among them; a size that lacks a block is no part of the map.
+    Raises InputError where no size has every block.
     """
 
-    def __init__(self, unit: Unit):
-        self.layers = int(unit.details["num_layers"])
-        self.whole = np.array(unit.details["by_sequence"]["0,0"])
-        rows = unit.rows[unit.rows["size"] > 0]
-        every = {size: set(range(self.layers - size + 1)) for size in rows["size"].unique()}
-        found = {size: set(of_size["start"]) for size, of_size in rows.groupby("size")}
-        self.sizes = sorted(int(size) for size, starts in every.items() if found[size] == starts)
+    def __init__(self, layers: int, costs: Mapping[Cut, Float[np.ndarray, " S"]]):
+        self.layers, self._costs = layers, {cut.name: np.asarray(cost) for cut, cost in costs.items()}
+        self.whole = self._costs[Cut(0, 0).name]
+        starts: dict[int, set[int]] = {}
+        for cut in costs:
+            if cut.is_block and cut.size:
+                starts.setdefault(cut.size, set()).add(cut.start)
+        self.sizes = sorted(size for size, found in starts.items() if found == set(range(layers - size + 1)))
         if not self.sizes:
-            raise InputError(f"{unit.path and unit.path.name} has every block of no size: measure them for the map")
-        self.rows = rows[rows["size"].isin(self.sizes)]
-        self._by_sequence = unit.details["by_sequence"]
+            raise InputError("every block was measured of no size: measure them for the map")
+        rows = [
+            {"start": start, "size": size, "value": cost.mean(), "stderr": cost.std(ddof=1) / len(cost) ** 0.5}
+            for size in self.sizes for start in sorted(starts[size]) for cost in [self._costs[Cut(start, size).name]]
+        ]  # fmt: skip
+        self.rows = pd.DataFrame(rows)
+
+    @classmethod
+    def of(cls, unit: Unit) -> "Map":
+        """Of a unit of losses."""
+        by_cut = unit.details["by_sequence"]
+        return cls(int(unit.details["num_layers"]), {Cut.named(name): np.array(cost) for name, cost in by_cut.items()})
 
     def losses(self, size: int) -> Float[np.ndarray, "B S"]:
         """By sequence, of each block of a size that keeps the last layer; start l on row l."""
         if size not in self.sizes:
             raise InputError(f"size is {size}, expected one of {', '.join(map(str, self.sizes))}: the map has no other")
-        return np.array([self._by_sequence[Cut(start, size).name] for start in range(self.layers - size)])
+        return np.array([self._costs[Cut(start, size).name] for start in range(self.layers - size)])
 
     @property
     def best(self) -> pd.DataFrame:
@@ -86,8 +97,7 @@ class Map:
 
     def of_cut(self, cut: Cut) -> Float[np.ndarray, " S"] | None:
         """Losses of a cut by sequence; None where it is no block of the map."""
-        found = self._by_sequence.get(cut.name) if cut.is_block else None
-        return None if found is None else np.array(found)
+        return self._costs.get(cut.name) if cut.is_block else None
 
 
 def place(every: Map, cut: Cut) -> float:
@@ -102,7 +112,7 @@ def place(every: Map, cut: Cut) -> float:
 
 
 def regret(every: Map, size: int, losses: Float[np.ndarray, " S"]) -> Judged:
-    """How much more loss these are, by sequence, than those of the best block of a size, nats a token."""
+    """How much more these are, by sequence or item, than what the best block of a size costs, in units of the map."""
     blocks = every.losses(size)
     if losses.shape != blocks.shape[1:]:
         raise InputError(f"losses has {len(losses)} sequences, and the map {blocks.shape[1]}: measure on the same text")

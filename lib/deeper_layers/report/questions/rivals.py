@@ -13,9 +13,9 @@ from jaxtyping import Bool
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions.regret import Judged, Map, mean_regret, place, ranks, regret
-from deeper_layers.report.statistics import evidence, significance
+from deeper_layers.report.statistics import curves, evidence, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
-from deeper_layers.results.units import Unit
+from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import REGISTERED
 
 PARTS = ("layers", "attention", "mlp")
@@ -110,6 +110,51 @@ def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[
     )
 
 
+def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -> pd.DataFrame:
+    """How much less accuracy rules' blocks leave than the best block of their size: where every block was scored.
+
+    `units` are of one model, those that score blocks among them. Columns task (in words), items, n, guessing (what that
+    gives at most), unpruned (its accuracy), knows (it is surely above guessing), rule, block and accuracy (its own),
+    best and highest (the block that leaves most, and that accuracy), regret (of accuracy, the best found on one half of
+    the items and judged on the other), low and high (95%, by resampled items), interval.
+    """
+    rows = []
+    for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
+        right = {cut: right_items(unit, cut) for cut in {Cut.of_key(key) for key in unit.key["cuts"]} | {Cut(0, 0)}}
+        try:
+            every = Map(unit.details["num_layers"], {cut: 1.0 - found for cut, found in right.items()})
+        except InputError:  # not every block of any size
+            continue
+        best, whole = every.best.set_index("size"), float(right[Cut(0, 0)].mean())
+        guessing = max(curves.levels_of(unit).get(unit.name, {}).values(), default=0.0)
+        knows = curves.wilson_interval(whole, len(every.whole))[0] > guessing
+        for size in every.sizes:
+            of_size = ((rule, by_size[size]) for rule, by_size in cuts.items() if size in by_size)
+            for rule, cut in ((rule, cut) for rule, cut in of_size if _has_place(every, cut, size)):
+                found, first = regret(every, size, every.of_cut(cut)), int(best.loc[size, "start"])
+                rows.append({
+                    "task": curves.asked([unit.name], unit.key["num_fewshot"]), "items": len(every.whole), "n": size,
+                    "guessing": guessing, "unpruned": whole, "knows": knows, "rule": rule, "block": cut.start,
+                    "accuracy": 1 - every.of_cut(cut).mean(), "best": first, "highest": 1 - best.loc[size, "value"],
+                    "regret": found.value, "low": found.low, "high": found.high,
+                    "interval": f"{found.low:+.3f} to {found.high:+.3f}",
+                })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def in_points(points: pd.DataFrame, rule: str = "similarity") -> str:
+    """How far a rule's blocks are from the best ones in accuracy, in a sentence, of rows of one `points_table`."""
+    rows = points[points["knows"] & (points["rule"] == rule)] if len(points) else points
+    if rows.empty:
+        return "Not measured: how far that is in accuracy."
+    found = "; ".join(
+        f"{row['task']} {100 * row['regret']:+.0f} points ({100 * row['low']:+.0f} to {100 * row['high']:+.0f}; "
+        f"n = {row['n']}, {row['items']:,} items, {row['unpruned']:.2f} unpruned, {row['accuracy']:.2f} left)"
+        for row in rows.to_dict("records")
+    )
+    return f"How much less accuracy the {rule} rule's block leaves than the best block of its size: {found}."
+
+
 def _has_place(every: Map, cut: Cut, size: int) -> bool:
     return size in every.sizes and cut.is_block and cut.size == size and cut.stop < every.layers
 
@@ -200,8 +245,8 @@ def healed_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]], b
             change, low, high = significance.paired_interval(differences, shares=False)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
         tasks = list(unit.details["outcomes"])
-        for topic in dict.fromkeys(map(evidence.topic_of, tasks)):
-            own = [task for task in tasks if evidence.topic_of(task) == topic]
+        for topic in dict.fromkeys(map(topics.topic_of, tasks)):
+            own = [task for task in tasks if topics.topic_of(task) == topic]
             row[topic] = float(evidence.of_topic(unit, own).mean())
         rows.append(row)
         used.append(unit)
