@@ -141,9 +141,9 @@ def test_an_open_verdict_says_how_many_questions_would_decide():
     def needed(middle, late):
         return dissociation.items_needed(dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100))
 
-    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == 400  # an interval half as wide leaves 0
-    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == 900  # or a third as wide what was expected
-    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == 400  # whichever comes first
+    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == (400, CONFIRMED)  # an interval half as wide leaves 0
+    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == (900, REFUTED)  # or a third as wide what was expected
+    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == (400, REFUTED)  # whichever comes first
 
 
 def test_a_model_follows_all_its_questions():
@@ -319,7 +319,7 @@ def test_the_chapter_draws_what_results_hold(tmp_path):
     figures = ["where-kept", "where-losses", "where-difference", "where-formats"]
     assert re.findall(r'<figure class="measured" id="([a-z-]+)"', page) == figures
     assert "- **tiny**: confirmed" in page and "- guesses: nothing to decide" in page
-    assert r"MMLU\: the whole model is not surely 0\.05 above guessing on mmlu" in page
+    assert r"MMLU, block by block\: the whole model is not surely 0\.05 above guessing on mmlu" in page
     assert "dropping middle blocks takes more of the letters" in page
     assert "dropping late blocks takes more of the words" in page
     assert '<div id="early-cliff">' in page and "the early fall is one of letters" in page

@@ -63,8 +63,33 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert table["value"].tolist() == pytest.approx([4 / 7, 1, 0.5, 0.9])
     assert table["items"].tolist() == [8, 8, 40, 40] and table["tokens"].tolist() == [1, 10] * 2
     assert table[["whole", "pruned", "healed"]].iloc[0].tolist() == [1, 1 / 8, 5 / 8]
+    # more items before healing than after: the first of them
+    more = {cut: {"capitals": np.concatenate([one["capitals"], np.zeros(4)])} for cut, one in right.items()}
+    more = scores_unit("capitals", more)
+    assert given_back.table(before(1.0), [more], budgets).equals(table)
+    # what the whole model does not know no healing gives back
+    level = dataclasses.replace(swept[0], details=swept[0].details | {"levels": {"capitals": {"chance": 0.9}}})
+    assert not given_back.before_and_after(before(1.0), [level], CUT, short)["Capitals"].known
+    assert given_back.table(before(1.0), [level], budgets)["what"].tolist() == ["loss on text"] * 2
     # other items, or a cut that was not scored: no row, and no number
     fewer = scores_unit("capitals", {cut: {"capitals": one["capitals"][:5]} for cut, one in right.items()})
     elsewhere = scores_unit("capitals", {"0,0": right["0,0"]})
     assert given_back.table(before(0.0), [fewer, elsewhere], budgets)["what"].tolist() == ["loss on text"] * 2
     assert given_back.table(before(0.0), [fewer], budgets)["value"].isna().all()
+
+
+def test_only_sweeps_that_asked_as_much_in_the_same_way_stand_beside():
+    unit = scores_unit("capitals", {"0,0": {"capitals": np.ones(8)}, CUT.name: {"capitals": np.ones(8)}}, kind="sweep")
+    healed = healed_unit(CUT, LOSSES)
+    asked = healed.key | {"tasks": {"capitals": None, "gsm8k": 5}, "limit": 120, "limits": {"gsm8k": 50}}
+    healed = dataclasses.replace(healed, key=asked)
+
+    def alike(**key) -> bool:
+        other = dataclasses.replace(unit, key=unit.key | key)
+        return bool(given_back.swept_alike([other], healed))
+
+    assert alike() and alike(limit=120) and alike(limit=200) and not alike(limit=100)
+    assert not alike(num_fewshot=3) and not alike(quantization="nf4") and not alike(dtype="bfloat16")
+    assert alike(task="gsm8k", limit=50) and alike(task="gsm8k", limit=50, num_fewshot=5), "its own number is 5"
+    assert not alike(task="gsm8k", limit=20) and not alike(task="sums")
+    assert not alike(model={"name": "m", "weights": "others"})

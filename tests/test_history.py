@@ -74,7 +74,7 @@ def test_intervals_that_are_none_are_named():
     }  # fmt: skip
     page = history.reliability(drawn)
     assert "2 of 3 kinds" in page and page.count("(not 95%)") == 1
-    assert "Of 2 models" in page and "1 get a verdict" in page and "the most is 7.0%" in page
+    assert "Of 2 models" in page and "1 get “agrees” in at most 5%" in page and "the most of either is 7.0%" in page
     assert "not measured" in history.reliability(None).lower()
 
 

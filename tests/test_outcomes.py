@@ -177,6 +177,7 @@ def test_two_ways_of_healing_are_compared_in_pairs_of_what_both_have():
     assert list(table["seen"]) == ["better", "better", "worse"]
     assert table.loc["MMLU", "first"] == 0.25 and table.loc["MMLU", "change"] == 0.5
     assert table.loc["loss on text", "change"] == pytest.approx(-0.5)
+    assert compared(first, second, ["MMLU"])["seen"].tolist() == ["better", "not known", "worse"]
     back = compared(second, first).set_index("what")
     assert list(back["seen"]) == ["worse", "worse", "better"]
     for change in (0.0, 0.9 * MARGIN, -0.9 * MARGIN):  # however sure, no more than another seed changes

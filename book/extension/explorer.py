@@ -21,7 +21,8 @@ from deeper_layers.report.figures import paper_figures
 from deeper_layers.report.names import as_html, visible
 from deeper_layers.report.questions import rivals
 from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics.evidence import Answers, Evidence, described_as, topic_of
+from deeper_layers.report.statistics.evidence import Answers, Evidence
+from deeper_layers.report.statistics.topics import described_as, topic_of
 from deeper_layers.results.units import Unit, all_units, whole_units
 from deeper_layers.rules.choosing import REGISTERED, RULES
 

@@ -12,7 +12,7 @@ from book.extension.outdated import made_of
 from book.extension.pages import ROOT, records_of
 from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_html, visible
-from deeper_layers.report.standards import processors, watt_hours
+from deeper_layers.report.standards import processors, runs, watt_hours
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
 
 
@@ -130,7 +130,7 @@ class Spent(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         made_of(self.env, ROOT / "results")
         with warnings.catch_warnings(action="ignore"):  # the table of units names what can't be read
-            units = whole_units(all_units())
+            units = runs(all_units())
         return [table("What the measurements took", spent(units))] if units else [not_measured("No unit is there.")]
 
 

@@ -17,7 +17,7 @@ from papermill.cli import _resolve_type
 from book.extension import readme_figure, running, weight
 from book.extension.contents import all_pages
 from deeper_layers.report.claims import claims
-from deeper_layers.report.statistics.evidence import TOPICS
+from deeper_layers.report.statistics.topics import TOPICS
 from tests.page import FIGURE, ROOT, numbers
 from tests.site.looks import executed_pages
 from tests.tiny import ALL_FAMILIES

@@ -19,6 +19,6 @@ def origin(*units: Unit) -> str:
     commits = ", ".join(dict.fromkeys((unit.provenance["commit"] or "unknown")[:10] for unit in units))
     changed = ", with uncommitted changes" if any(unit.provenance["dirty"] for unit in units) else ""
     folder = f"{first.path.parent.parent.name}/{first.path.parent.name}"
-    return (
-        f"{model['name']}, {weights}, {first.key['dtype']}. Data: {data}. {folder}: {files}. Commit {commits}{changed}."
-    )
+    opened = f", opened in {how}" if (how := first.key.get("quantization")) else ""
+    opened = f"{first.key['dtype']}{opened}"
+    return f"{model['name']}, {weights}, {opened}. Data: {data}. {folder}: {files}. Commit {commits}{changed}."

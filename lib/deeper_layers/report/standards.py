@@ -105,12 +105,15 @@ def prompts(written: dict | None) -> str:
     return f'<div class="claims" id="prompts">{"".join(parts)}</div>'
 
 
+def runs(units: Iterable[Unit]) -> list[Unit]:
+    """Each run once: a group of tasks is its tasks."""
+    return [unit for unit in units if "units" not in unit.details]
+
+
 def spent(units: Iterable[Unit]) -> str:
     """HTML: for each model and kind of measurement the number of runs, hours and memory; groups are their tasks."""
     rows: dict[tuple[str, str], dict] = {}
-    for unit in units:
-        if "units" in unit.details:
-            continue
+    for unit in runs(units):
         ran = unit.provenance
         hours = (ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0)) / 3600
         row = rows.setdefault((unit.key["model"]["name"], unit.kind), {"runs": 0, "hours": 0.0, "processor hours": 0.0,
@@ -142,7 +145,7 @@ def watt_hours(seconds: int | float, device: str, memory: int | float) -> float 
 
 def infrastructure(units: Iterable[Unit]) -> str:
     """HTML: the machines, versions and commits behind all runs; seeds and settings of the healings."""
-    units = list(units)
+    units = runs(units)
     devices = sorted({unit.provenance["device"] for unit in units})
     pythons = sorted({unit.provenance["python"] for unit in units})
     dirty = sum(bool(unit.provenance["dirty"]) for unit in units)

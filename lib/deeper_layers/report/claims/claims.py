@@ -8,7 +8,8 @@ from deeper_layers.report.claims import decisions, healing_decisions
 from deeper_layers.report.claims.half_gone import halves
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, NOTHING, OPEN, UNMEASURED, Ruling, corrected, together
 from deeper_layers.report.names import as_html
-from deeper_layers.report.statistics.evidence import TOPICS, Evidence, by_model
+from deeper_layers.report.statistics.evidence import Evidence, by_model
+from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.results.units import Unit
 
 Rulings = Mapping[str, Mapping[str, list[Ruling]]]  # by claim, then by model

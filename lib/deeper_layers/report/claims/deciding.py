@@ -11,8 +11,9 @@ from deeper_layers.cuts import Cut
 from deeper_layers.report import paper
 from deeper_layers.report.claims.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
 from deeper_layers.report.statistics.curves import wilson_interval
-from deeper_layers.report.statistics.evidence import TOPICS, Answers, Evidence
+from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import at, crossing, interval
+from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
 
 OF_PAPER = TOPICS[:2]
@@ -25,8 +26,8 @@ def not_measured(what: str) -> Obstacle:
     return Obstacle(UNMEASURED, f"not measured: {what}")
 
 
-def not_known(answers: Answers | None, what: str) -> Obstacle | None:
-    """Why a task says nothing, if so."""
+def not_known(answers: Answers | None, what: str, whole: str = "whole model") -> Obstacle | None:
+    """Why a task says nothing, if so; `whole` is what has nothing dropped, in words."""
     if answers is None:
         return not_measured(what)
     if answers.known:
@@ -34,8 +35,8 @@ def not_known(answers: Answers | None, what: str) -> Obstacle | None:
     value, low, high = answers.whole
     return Obstacle(
         NOTHING,
-        f"the whole model scores {value:.3f} ({low:.3f} to {high:.3f}) and guessing {answers.guessing:.3f} on "
-        f"{answers.described}: it has nothing to lose",
+        f"the {whole} scores {value:.3f} ({low:.3f} to {high:.3f}) and guessing {answers.guessing:.3f} on "
+        f"{answers.described}: on these items it is not surely above guessing, and has nothing to lose",
     )
 
 
@@ -158,7 +159,7 @@ def after_healing(decide: Callable) -> Callable:
     @functools.wraps(decide)
     def decided(evidence: Evidence) -> list[Ruling]:
         tokens = evidence.healing_tokens
-        how = f", healed on {tokens:,} tokens, {tokens / paper.HEALING_TOKENS:.2%} of the paper's"
+        how = f", healed on {tokens:,} tokens, {tokens / paper.HEALING_TOKENS:.2%} of the paper's, one seed"
         return [
             dataclasses.replace(ruling, about=ruling.about + how) if ruling.findings else ruling
             for ruling in decide(evidence)

@@ -24,8 +24,9 @@ from deeper_layers.report.claims.deciding import (
 )
 from deeper_layers.report.claims.verdicts import NOTHING, OPEN, PERCENT, UNMEASURED, Finding, Obstacle, Ruling
 from deeper_layers.report.statistics import outcomes
-from deeper_layers.report.statistics.evidence import TOPICS, Answers, Evidence
+from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import crossing
+from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST
 from deeper_layers.rules.similarity import distance_matrix
 

@@ -13,7 +13,7 @@ from deeper_layers.report import paper
 from deeper_layers.report.claims.verdicts import Finding, Ruling
 from deeper_layers.report.figures.drawing import GREY, Figure, Picture, details_of, styles_of
 from deeper_layers.report.names import as_html, as_plotly
-from deeper_layers.report.statistics.evidence import TOPICS
+from deeper_layers.report.statistics.topics import TOPICS
 
 CLAIMS = ("plateau", "boolq", "reasoning")  # whose first finding is where half is gone
 LEAST = 0.6  # of the layers, that the picture shows
@@ -55,10 +55,12 @@ def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
     if len(own) < 2:
         return ""
     told = [half for half in own if half in (own[0], own[-1]) or half.topic == "MMLU"]
-    said = [f"on {half.row} at {half.finding.shown}" for half in told]
+    first, *others = told
+    said = [f"on {half.row} it takes {half.finding.shown}" for half in others]
     text = (
-        f"Half of what {model} scores above guessing is gone {', '.join(said[:-1])} and {said[-1]} of its layers. How "
-        "many it can lose depends on what it is asked, and on how it is to answer."
+        f"Drop {first.finding.shown} of the layers of {model}, and half of what it scores above guessing on "
+        f"{first.row} is gone; {', '.join(said)}. How many it can lose depends on what it is asked, and on how it is "
+        "to answer."
     )
     return f'<div id="finding"><p><strong>{as_html(text)}</strong></p></div>'
 

@@ -17,13 +17,15 @@ from deeper_layers.report.claims.deciding import (
     too_few,
 )
 from deeper_layers.report.claims.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
-from deeper_layers.report.statistics.evidence import TOPICS, Evidence, Losses, of_topic, topic_of
+from deeper_layers.report.statistics.evidence import Evidence, Losses, of_topic
 from deeper_layers.report.statistics.outcomes import resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
+from deeper_layers.report.statistics.topics import TOPICS, topic_of
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SIZES, SLOWLY, SPAN
 from deeper_layers.results.units import Unit
 
 TEXT = "loss on text"
+HEALED = "model with all its layers, healed too,"
 GRID = 201  # places between the whole model and the last cut at which a curve of losses is looked at
 
 
@@ -36,7 +38,7 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
     for topic in TOPICS[:-1]:
         pair = evidence.healed(topic, "similarity")
         after = pair and pair[1]
-        obstacle = not_known(after, f"{topic} of healed models")
+        obstacle = not_known(after, f"{topic} of healed models", HEALED)
         if topic in OF_PAPER or not obstacle:
             rulings.append(fall(topic, after, obstacle))
     return rulings
@@ -76,7 +78,7 @@ def healed_loss(evidence: Evidence) -> list[Ruling]:
         return [Ruling(TEXT, obstacle=not_measured("losses before and after healing"))]
     before = capped(losses)
     without, healed = before[-1] - before[0], losses.after[-1] - losses.after[0]
-    about = f"{TEXT}, {losses.fractions[-1]:.0%} of the layers dropped"
+    about = f"{TEXT}, {losses.fractions[-1]:.0%} of the layers dropped{_before_the_jump(evidence, losses)}"
     if paired_interval(without, shares=False)[1] <= 0:
         slow = Ruling(about, obstacle=Obstacle(NOTHING, "without healing the loss does not surely rise"))
     else:
@@ -87,12 +89,23 @@ def healed_loss(evidence: Evidence) -> list[Ruling]:
     return [slow, _straight(losses)]
 
 
+def _before_the_jump(evidence: Evidence, healed: Losses) -> str:
+    """Words for a slope that is compared with one that has hardly begun; none where the largest cut lies beyond it."""
+    losses = evidence.unhealed_losses("similarity")
+    if losses is None or len(losses.fractions) < SIZES:
+        return ""
+    before = capped(losses)
+    _, (middle,) = span(before.mean(axis=1)[None], losses.fractions)
+    jumped = middle <= healed.fractions[-1]
+    return "" if jumped else f", where the loss without healing has not jumped yet (it does at {middle:.0%})"
+
+
 def _straight(losses: Losses) -> Ruling:
     about = f"{TEXT}, its course"
     if len(losses.cuts) < SIZES:
         return Ruling(about, obstacle=too_few(losses.cuts))
     found = bend(resampled_means(losses.after), losses.fractions)
-    what = "how far the parabola through it hangs from its chord, over its rise"
+    what = "how far the curve sags below a straight line, as a share of its rise"
     items = losses.after.shape[1]
     return Ruling(about, [Finding.of_draws(what, found, floor=-BENT, ceiling=BENT, form=FINE, items=items)])
 
@@ -217,9 +230,16 @@ def ranks(evidence: Evidence) -> list[Ruling]:
         return [Ruling(about, obstacle=what) for about in ("MMLU", TEXT)]
     ends = {rank: ways[rank] for rank in (max(ways), min(ways))}
     high, low = (np.array([unit.details["by_sequence"] for unit in units.values()]) for units in ends.values())
-    what = f"nats a token, rank {min(ways)} less rank {max(ways)}"
+    what = f"nats a token, rank {min(ways)} less rank {max(ways)}{_of_seeds(evidence)}"
     loss = Finding.of_pairs(what, low.mean(axis=0) - high.mean(axis=0), floor=0.0, shares=False)
     return [_of_mmlu(evidence, ends, "rank", {"floor": 0.0}), Ruling(TEXT, [loss])]
+
+
+def _of_seeds(evidence: Evidence) -> str:
+    """How far the loss moves by the seed of healing alone, in words; none where there is one seed."""
+    ways = evidence.alike_but("seed").values()
+    means = [np.mean([unit.details["by_sequence"] for unit in of_way.values()]) for of_way in ways]
+    return f" (between seeds alone {max(means) - min(means):.3f})" if len(means) > 1 else ""
 
 
 def seeds(evidence: Evidence) -> list[Ruling]:
@@ -243,6 +263,6 @@ def _of_mmlu(evidence: Evidence, ways: dict[int, dict[Cut, Unit]], name: str, li
     about = f"MMLU, {items:,} items"
     if not found:
         best = max(float(of_way.mean()) for of_way in right.values())
-        what = f"healed, it scores {best:.3f} at most and guessing {guessing:.3f} on {about}: it has nothing to lose"
+        what = f"healed, it scores {best:.3f} at most and guessing {guessing:.3f} on {about}: nowhere surely above it"
         return Ruling(about, obstacle=Obstacle(NOTHING, what))
     return Ruling(f"{about}, {over}", found)

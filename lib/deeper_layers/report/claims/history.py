@@ -147,8 +147,9 @@ def reliability(drawn: dict | None) -> str:
         f"On {drawn['data_sets']:,} drawn data sets of each kind, {within.sum()} of {len(intervals)} kinds of 95% "
         f"interval hold the truth in {LOWEST:.1%} to {HIGHEST:.1%} of them; the others are named below with what they "
         f"do. Of {len(at_limits)} models drawn to lie exactly on a limit of a claim, {drawn['draws']:,} times each, "
-        f"{(worst <= WRONG).sum()} get a verdict of either kind in at most {WRONG:.0%} of draws; the most is "
-        f"{worst.max():.1%}. Holm's correction, which makes verdicts rarer still, is not counted in. "
+        f"{(worst <= WRONG).sum()} get “{AGREES}” in at most {WRONG:.0%} of draws, and “{DIFFERS}” in at most as many; "
+        f"the most of either is {worst.max():.1%}. "
+        "Holm's correction, which makes verdicts rarer still, is not counted in. "
         f"Resampled were {drawn['resamples']:,} times, on the pages 2,000."
     )
     intervals["held"] = [f"{held:.1%}{'' if fine else ' (not 95%)'}" for held, fine in zip(intervals["held"], within)]

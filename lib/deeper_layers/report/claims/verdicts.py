@@ -10,12 +10,13 @@ import numpy as np
 
 from deeper_layers.report.statistics import significance
 from deeper_layers.report.statistics.curves import Z
+from deeper_layers.report.statistics.topics import there_are
 
 AGREES, DIFFERS = "agrees", "differs"
 # three reasons for no verdict: nobody looked, nothing can be seen, not enough was seen
 UNMEASURED, NOTHING, OPEN = "not measured", "nothing to lose", "inconclusive"
 PERCENT, FINE, PLAIN, SIGNED = "{:.0%}", "{:.1%}", "{:.2f}", "{:+.3f}"
-MANY = 1_000_000  # items: more than any benchmark here has
+MANY = 1_000_000  # items: more would say nothing but "never"
 
 
 class Obstacle(NamedTuple):
@@ -177,7 +178,7 @@ class Ruling:
             return f"outside the claim: {worst.what}, {self.tested}"
         if self.verdict != OPEN:
             return f"{self.missing.why}, {self.tested}"
-        return f"neither is sure, {self.tested}; {self.would_decide}"
+        return f"neither agreement nor difference is sure, {self.tested}; {self.would_decide}"
 
     @property
     def tested(self) -> str:
@@ -196,7 +197,9 @@ class Ruling:
             return "no number of items that there are would decide"
         if needed <= max(finding.items for finding in asked):
             return "of a few more items the outcome hangs on how they fall"
-        return f"about {_rounded(needed):,} items would decide (power {significance.POWER:.0%})"
+        there = there_are(self.topic or self.about)
+        fewer = f", and there are {there:,}" if needed > there else ""
+        return f"about {_rounded(needed):,} items would decide (power {significance.POWER:.0%}){fewer}"
 
 
 def corrected(rulings: Iterable[Ruling]) -> list[Ruling]:

@@ -173,19 +173,20 @@ def verdict_of(middle: tuple[float, float, float], late: tuple[float, float, flo
     return REFUTED if middle[1] > -LEAST or late[2] < LEAST else OPEN
 
 
-def items_needed(ruling: Ruling) -> int:
-    """Of how many questions an open verdict would be none, if both D are what they seem: intervals shrink as 1/sqrt.
+def items_needed(ruling: Ruling) -> tuple[int, str]:
+    """Of how many questions an open verdict would be which, if both D are what they seem: intervals shrink as 1/sqrt.
 
     Raises KeyError where the ruling has no D.
     """
     middle, late = ruling.statistics[MIDDLE], ruling.statistics[LATE]
-    if middle[0] <= -LEAST and late[0] >= LEAST:  # both have to leave 0
+    verdict = CONFIRMED if middle[0] <= -LEAST and late[0] >= LEAST else REFUTED
+    if verdict == CONFIRMED:  # both have to leave 0
         times = max((middle[2] - middle[0]) / -middle[0], (late[0] - late[1]) / late[0])
     else:  # one has to leave what was expected
         ways = [(middle[0] - middle[1]) / (middle[0] + LEAST)] if middle[0] > -LEAST else []
         ways += [(late[2] - late[0]) / (LEAST - late[0])] if late[0] < LEAST else []
         times = min(ways)
-    return math.ceil(ruling.items * max(times, 1) ** 2)
+    return math.ceil(ruling.items * max(times, 1) ** 2), verdict
 
 
 def rulings(units: Iterable[Unit]) -> list[Ruling]:

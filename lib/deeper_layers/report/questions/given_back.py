@@ -7,19 +7,22 @@ Letters in shapes: I items or sequences.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.questions.rivals import right_items
 from deeper_layers.report.questions.two_ways import LOSS
-from deeper_layers.report.statistics.evidence import of_topic, topic_of
+from deeper_layers.report.statistics.curves import levels_of, wilson_interval
+from deeper_layers.report.statistics.evidence import right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
+from deeper_layers.report.statistics.topics import shots, topic_of
 from deeper_layers.results.units import Unit
 
+WHOLE = Cut(0, 0).name
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
 COLUMNS = ["what", "size", "start", "tokens", "items", "whole", "pruned", "healed", "value", "low", "high"]
 
@@ -33,20 +36,42 @@ def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
     return dict(sorted(found.items()))
 
 
+def swept_alike(units: Iterable[Unit], healed: Unit) -> list[Unit]:
+    """Sweeps that asked of the same weights, opened alike, what a healed model was asked, and as many items or more.
+
+    Those with most cuts come last.
+    """
+    same, key = ("model", "dtype", "quantization"), healed.key
+
+    def alike(unit: Unit) -> bool:
+        task, limit = unit.key["task"], unit.key["limit"]
+        if task not in key["tasks"] or shots(task, unit.key["num_fewshot"]) != shots(task, key["tasks"][task]):
+            return False
+        asked = key.get("limits", {}).get(task, key["limit"])
+        return limit is None or (asked is not None and limit >= asked)
+
+    sweeps = (unit for unit in units if unit.kind == "sweep" and [unit.key[k] for k in same] == [key[k] for k in same])
+    return sorted(filter(alike, sweeps), key=lambda unit: len(unit.key["cuts"]))
+
+
 def table(unhealed: Unit, swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]) -> pd.DataFrame:
-    """A row for the loss and for each task, cut and number of tokens: those of COLUMNS, in the order of cuts.
+    """A row for the loss and for each task that the whole model knows, cut and number of tokens: those of COLUMNS.
 
     `unhealed` has the losses of the pruned models, `swept` their scores. The columns whole, pruned and healed are nats
     a token, or accuracies; value, low and high the share given back with its 95% interval, by resampled sequences or
-    items, and missing where the cut did not surely take anything.
+    items, and missing where the cut did not surely take anything. In the order of cuts.
     """
     rows = []
     for tokens, of_cuts in healed.items():
         for cut, unit in of_cuts.items():
-            for what, values in _measured(unhealed, swept, cut, unit).items():
-                means = (float(of_model.mean()) for of_model in values)
-                share = back(values, shares=what != LOSS)
-                rows.append((what, cut.size, cut.start, tokens, len(values[0]), *means, *share))
+            asked = {topic_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
+            for what, found in before_and_after(unhealed, swept, cut, unit).items():
+                if found.known:
+                    values = found[:3]
+                    means, share = (float(one.mean()) for one in values), back(values, shares=what != LOSS)
+                    rows.append(
+                        (what + asked.get(what, ""), cut.size, cut.start, tokens, len(values[0]), *means, *share)
+                    )
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
@@ -67,25 +92,47 @@ def back(values: Sequence[Float[np.ndarray, " I"]], *, shares: bool) -> tuple[fl
     return float(share[0]), float(low), float(high)
 
 
-def _measured(
-    unhealed: Unit, swept: Sequence[Unit], cut: Cut, healed: Unit
-) -> dict[str, tuple[Float[np.ndarray, " I"], ...]]:
-    """Of the loss and of each task what whole, pruned and healed model have, item by item; of the same items only."""
+class BeforeAndAfter(NamedTuple):
+    """What whole, pruned and healed model have, item by item, and whether the whole one is surely above guessing."""
+
+    whole: Float[np.ndarray, " I"]
+    pruned: Float[np.ndarray, " I"]
+    healed: Float[np.ndarray, " I"]
+    known: bool
+
+
+def before_and_after(unhealed: Unit, swept: Sequence[Unit], cut: Cut, healed: Unit) -> dict[str, BeforeAndAfter]:
+    """Of the loss and of each task that was asked before healing too: of the same items, the first ones of a sweep."""
     by_cut = unhealed.details["by_sequence"]
     found = {}
     if cut.name in by_cut and len(by_cut[cut.name]) == len(healed.details["by_sequence"]):
-        found[LOSS] = tuple(map(np.array, (by_cut["0,0"], by_cut[cut.name], healed.details["by_sequence"])))
+        losses = (by_cut["0,0"], by_cut[cut.name], healed.details["by_sequence"])
+        found[LOSS] = BeforeAndAfter(*map(np.array, losses), known=True)
     for unit in swept:
-        whole, pruned = right_items(unit, Cut(0, 0)), right_items(unit, cut)
-        if whole is None or pruned is None:
-            continue
-        names = sorted(task for leaf in leaves_of(unit) for task in leaf.details["outcomes"][cut.name])
-        if not set(names) <= set(healed.details["outcomes"]):
-            continue
-        after = of_topic(healed, names)
-        if len(after) == len(whole):
-            found[topic_of(unit.name)] = tuple(right.astype(float) for right in (whole, pruned, after))
+        leaves = leaves_of(unit)
+        whole, pruned = (_outcomes(leaves, name) for name in (WHOLE, cut.name))
+        after = healed.details["outcomes"]
+        levels = {name: level for one in (unit, *leaves) for name, level in levels_of(one).items()}
+        for topic in dict.fromkeys(map(topic_of, pruned)):
+            names = sorted(name for name in pruned if topic_of(name) == topic)
+            if not set(names) <= set(whole) & set(after):
+                continue
+            right = [[right_items(of_model, name) for name in names] for of_model in (whole, pruned, after)]
+            items = [len(of_task) for of_task in right[2]]
+            if any(len(of_task) < some for of_task, some in zip(right[0], items, strict=True)):
+                continue
+            values = [
+                np.concatenate([of_task[:some] for of_task, some in zip(of_model, items, strict=True)]).astype(float)
+                for of_model in right
+            ]
+            guessing = max(levels.get(names[0] if len(names) == 1 else unit.name, {}).values(), default=0.0)
+            known = wilson_interval(float(values[0].mean()), sum(items))[0] > guessing
+            found[topic] = BeforeAndAfter(*values, known=known)
     return found
+
+
+def _outcomes(leaves: list[Unit], cut: str) -> dict:
+    return {task: of_task for leaf in leaves for task, of_task in leaf.details["outcomes"].get(cut, {}).items()}
 
 
 def _settings(unit: Unit) -> dict:

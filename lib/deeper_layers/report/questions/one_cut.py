@@ -13,15 +13,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_markdown
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.curves import of_cut
-from deeper_layers.report.statistics.evidence import (
-    Answers,
-    Evidence,
-    described_as,
-    of_topic,
-    opened_as,
-    right_items,
-    topic_of,
-)
+from deeper_layers.report.statistics.evidence import Answers, Evidence, of_topic, opened_as, right_items
+from deeper_layers.report.statistics.topics import described_as, topic_of
 from deeper_layers.results.units import Unit
 
 LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task

@@ -1,21 +1,25 @@
 """Two ways of healing one pruned model, pair by pair: what the same sequences and items gain by the second."""
 
+from collections.abc import Collection
+
 import pandas as pd
 
-from deeper_layers.report.statistics.evidence import of_topic, topic_of
+from deeper_layers.report.statistics.evidence import of_topic
 from deeper_layers.report.statistics.outcomes import paired_change
+from deeper_layers.report.statistics.topics import topic_of
 from deeper_layers.results.units import Unit
 
 LOSS = "loss on text"
 MARGIN = 0.02  # nats a token: another seed of healing moved the loss by less, on every model where that was measured
 
 
-def compared(first: Unit, second: Unit) -> pd.DataFrame:
+def compared(first: Unit, second: Unit, unknown: Collection[str] = ()) -> pd.DataFrame:
     """A row for the loss on text and for each topic of the tasks that two units of healing have in common.
 
     Columns what, items, first and second (nats a token, or accuracies), change, low, high (of the second beside the
     first, with the 95% interval over pairs) and seen: "better" or "worse" where the interval is on one side of 0, for a
-    loss beyond `MARGIN` of it; "no difference" else.
+    loss beyond `MARGIN` of it; "no difference" else, and "not known" for topics that are in `unknown`, since what the
+    whole model does not know no healing gives back.
     """
     tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
     topics = {topic: [task for task in tasks if topic_of(task) == topic] for topic in map(topic_of, tasks)}
@@ -28,6 +32,7 @@ def compared(first: Unit, second: Unit) -> pd.DataFrame:
         is_loss = what == LOSS
         gain, margin = ((-high, -low), MARGIN) if is_loss else ((low, high), 0.0)
         seen = "better" if gain[0] > margin else "worse" if gain[1] < -margin else "no difference"
+        seen = "not known" if what in unknown else seen
         means = [sum(map(float, values)) / len(values) for values in (before, after)]
         rows.append((what, len(before), *means, change, low, high, seen))
     columns = ["what", "items", "first", "second", "change", "low", "high", "seen"]

@@ -19,12 +19,12 @@ from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics.topics import TOPICS, described_as, topic_of
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, measured_cuts
 
 RightAnswers = dict[tuple, np.ndarray]  # by task, data and limit: the number of each item's right choice
-TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")
 
 
 @dataclass(frozen=True)
@@ -349,18 +349,6 @@ def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[st
             measured[name] = max(measured[name], unit.provenance["measured"])
     names = sorted(measured, key=lambda name: (measured[name], name), reverse=True)
     return [unit for unit in units if unit.key["model"]["name"] in names[:most]], sorted(names[most:])
-
-
-def topic_of(task: str) -> str:
-    """What a task asks about, whichever set its items come from: all subjects of MMLU are MMLU."""
-    return "MMLU" if task.startswith("mmlu_") else curves.title(task)
-
-
-def described_as(topic: str, names: list[str], shots: int | None, items: int) -> str:
-    """What some tasks of a topic ask, in words: which part of it, examples in the prompt, items."""
-    part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
-    shown = f", {shots}-shot" if shots is not None else ""
-    return f"{topic}{part}{shown}, {items:,} items"
 
 
 def opened_as(unit: Unit) -> tuple[str, str | None]:

