@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import functools
+import math
 import re
 import shlex
 import shutil
@@ -113,14 +114,13 @@ def test_readme_says_what_results_hold():
         value, low, high = interval(cliffs(model.answers(topic, "similarity")))
         shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
-    told = (
-        README.read_text(encoding="utf-8")
-        .partition("**Of MMLU, letters fall before knowledge:**")[2]
-        .partition("\n")[0]
-    )
+    told = README.read_text(encoding="utf-8").partition("**Of MMLU, letters fall first:**")[2].partition("\n")[0]
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
     rulings = {ruling.what: ruling for ruling in dissociation.cliffs(units)}
     ruling = rulings["similarity"]
     value, low, high = ruling.statistics["C"]
     assert (ruling.verdict, rulings["simple"].verdict) == ("letters", "open")
     assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less" in told and f"{ruling.items:,} questions" in told
+    (at, low, high), (later, least, most) = (ruling.statistics[form] for form in ("letters", "words"))
+    assert f"{at:.0%} ({low:.0%} to {high:.0%}) of the layers, half of the words at {later:.0%}" in told
+    assert math.isinf(most) and f"({least:.0%} or more)" in told

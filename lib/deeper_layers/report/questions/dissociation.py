@@ -18,11 +18,13 @@ from jaxtyping import Bool, Float, Int
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
 from deeper_layers.report.statistics.curves import wilson_interval
-from deeper_layers.report.statistics.outcomes import outcomes_of, resampled_means
+from deeper_layers.report.statistics.outcomes import crossing, outcomes_of, resampled_means
+from deeper_layers.report.statistics.outcomes import interval as first_and_interval
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import measured_cuts
 
 SIZE = 4  # layers in a block
+WHOLE = Cut(0, 0)
 SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 ROOM = 0.05  # by which a model that can show it is surely above guessing
 LEAST = 0.10  # of what a model knows: a smaller difference is none
@@ -276,7 +278,10 @@ def words_half(units: Iterable[Unit]) -> list[Ruling]:
 
 
 def cliffs(units: Iterable[Unit]) -> list[Ruling]:
-    """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told."""
+    """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
+
+    Beside C stands where half of the letters and half of the words is gone, as `half_gone` has it.
+    """
     found, forms = [], QUESTIONS["MMLU"]
     for model, of_model in of_both_rules(units).items():
         if missing := [form.task for form in forms if form.task not in of_model]:
@@ -284,17 +289,30 @@ def cliffs(units: Iterable[Unit]) -> list[Ruling]:
             continue
         unit = of_model[forms[0].task]
         letters, words = letters_and_words(of_model)
-        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, unit.details["num_layers"])
+        layers = unit.details["num_layers"]
+        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, layers)
         of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
         if why := _untold(letters, words, of_rules):
             found.append(Ruling(model, "MMLU", "", why=why))
             continue
         for rule, cuts in of_rules.items():
             value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
+            gone = {name: half_gone(form, cuts, layers) for name, form in (("letters", letters), ("words", words))}
             of_letters = value[2] < 0 and value[0] <= -LEAST
             verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
-            found.append(Ruling(model, rule, verdict, {"C": value}, 1 - WRONG / len(of_rules), letters.right.shape[1]))
+            found.append(
+                Ruling(model, rule, verdict, {"C": value, **gone}, 1 - WRONG / len(of_rules), letters.right.shape[1])
+            )
     return found
+
+
+def half_gone(form: Kept, cuts: Iterable[Cut], layers: int) -> tuple[float, float, float]:
+    """The share of the layers at which half of what is known is first gone, with its 95% interval; it may be infinite.
+
+    Beside the verdict: both forms fall.
+    """
+    cuts = [WHOLE, *sorted(cuts, key=lambda cut: cut.size)]
+    return first_and_interval(crossing(form.at(cuts), np.array([cut.size / layers for cut in cuts]), guessing=0.0))
 
 
 def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
