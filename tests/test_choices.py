@@ -14,7 +14,7 @@ from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
 from deeper_layers.report.figures.block_figures import block_maps, ranks_in_rows
-from deeper_layers.report.figures.rule_figures import rules_in_rows
+from deeper_layers.report.figures.row_figures import in_rows
 from deeper_layers.report.questions import rivals
 from deeper_layers.report.questions.regret import Map
 from deeper_layers.results.packing import pack
@@ -191,14 +191,14 @@ def healed_unit(cut: Cut, losses: np.ndarray, *, acc=(1, 0, 0, 0), seed: int = 0
 
 
 def test_rules_in_rows_best_first():
-    rows = pd.DataFrame({"rule": ["<a>", "b"], "value": [0.5, 0.4], "low": [0.4, 0.3], "high": [0.6, 0.5]})
-    figure = rules_in_rows(rows, across="Accuracy", said="x.", model="<m>", name="r", levels={"guessing": 0.25})
+    rows = pd.DataFrame({"row": ["<a>", "b"], "value": [0.5, 0.4], "low": [0.4, 0.3], "high": [0.6, 0.5]})
+    figure = in_rows(rows, across="Accuracy", said="x.", model="<m>", name="r", levels={"guessing": 0.25})
     assert figure.interactive.layout.yaxis.range[0] > figure.interactive.layout.yaxis.range[1], "the first on top"
     points = [trace for trace in figure.interactive.data if trace.mode == "markers"]
     assert list(points[0].x) == [0.5, 0.4] and np.diff(points[0].y).tolist() == [1]
     assert "guessing" in {trace.name for trace in figure.interactive.data} and "<m>" not in figure._repr_html_()
-    many = pd.concat([rows] * 10).assign(rule=[f"rule {number}" for number in range(20)])
-    tall = rules_in_rows(many, across="Accuracy", said="x.", model="m", name="r")
+    many = pd.concat([rows] * 10).assign(row=[f"rule {number}" for number in range(20)])
+    tall = in_rows(many, across="Accuracy", said="x.", model="m", name="r")
     assert tall.interactive.layout.height > figure.interactive.layout.height, "each name has a line of its own"
 
 

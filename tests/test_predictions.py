@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from scipy.stats import pearsonr, rankdata
 
+from deeper_layers.report.figures.row_figures import in_rows
 from deeper_layers.report.questions import geometry
 from deeper_layers.report.questions.geometry import MEASURES, PREDICTS, WORDS, Prediction
 from deeper_layers.results.units import Unit
@@ -49,6 +50,18 @@ def test_a_measure_is_compared_with_blocks_of_its_own_size():
     assert "surely better than the angular distance: output without a layer (+" in said
 
 
+def test_the_measure_that_goes_most_with_costs_is_drawn_first():
+    told = [Prediction("cka", "loss", 20, 0.2, -0.1, 0.5), Prediction("skip", "loss", 20, -0.7, -0.9, -0.5),
+            Prediction("cka", "BoolQ", 20, 0.3, 0.0, 0.6),
+            Prediction("skip", "BoolQ", 0, obstacle="not measured")]  # fmt: skip
+    rows = geometry.drawn(told)
+    assert rows["row"].tolist() == [WORDS["skip"], WORDS["cka"], WORDS["cka"]]
+    assert rows["line"].tolist() == ["loss", "loss", "BoolQ"] and rows["value"].tolist() == [-0.7, 0.2, 0.3]
+    figure = in_rows(rows, across="Correlation", said="x.", model="m", name="r")
+    assert {trace.name for trace in figure.interactive.data} == {"loss", "BoolQ"}
+    assert "predicted by output without a layer (-0.70)" in geometry.in_words(told[1:2])
+
+
 def test_either_direction_predicts_and_ranks_are_all_that_counts():
     blocks = table(distance=noise(1), cosine_layer=noise(2))
     found = of_each(geometry.predictions(blocks, table(cost=np.exp(-3 * blocks["cosine_layer"])), "loss"))
@@ -67,7 +80,6 @@ def test_what_was_not_measured_is_missing():
     of_two = table(cost=noise(3)).groupby("size").head(2)  # the cuts of two rules
     found = of_each(geometry.predictions(blocks, of_two, "loss"))
     assert found["distance"].verdict == "too few blocks of a size: 20 in all"
-    assert geometry.in_words(list(found.values())) == "**loss**: too few blocks of a size were measured."
     shown = geometry.table_of(list(found.values()))
     assert list(shown["measure"]) == [*WORDS.values()] and shown["loss"].iloc[0].startswith("too few")
 
@@ -132,20 +144,23 @@ def test_each_measure_of_a_block():
 def test_costs_are_of_the_unit_with_most_blocks():
     def unit(kind, name, rows, **key):
         frame = pd.DataFrame(rows, columns=["task", "metric", "start", "size", "value"])
-        return Unit(kind, name, {"quantization": None, "num_fewshot": 5, **key}, {"measured": "2026"}, frame, {})
+        frame["items"], details = 100, {"levels": {name: {"chance": 0.5}}}
+        return Unit(kind, name, {"quantization": None, "num_fewshot": 5, **key}, {"measured": "2026"}, frame, details)
 
     few = unit("loss", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.5)])
     more = unit("blocks", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.25), ("c4", "loss", 2, 1, 4.0)],
                 quantization="nf4")  # fmt: skip
     task = unit("sweep", "boolq", [("boolq", "acc", 0, 0, 0.75), ("boolq", "acc", 2, 1, 0.5)])
     task.rows["cut"] = ["0,0", "2,1"]
-    task.rows.loc[2] = ["boolq", "acc", 0, 2, 0.0, "layers 0 2"]
+    task.rows.loc[2] = ["boolq", "acc", 0, 2, 0.0, 100, "layers 0 2"]
     three = unit("sweep", "capitals", [("capitals", "acc", at, min(at, 1), 1.0) for at in range(4)])
     two_each = unit("sweep", "capitals", [("capitals", "acc", 0, 0, 1.0)] + [
         ("capitals", "acc", at, size, 1.0) for size in (1, 2, 3) for at in range(2)])  # fmt: skip
     assert geometry.costs([two_each, three])["Capitals, 5-shot"][1] is three
     nothing = unit("sweep", "piqa", [("piqa", "acc", 2, 1, 0.5)])  # beside what?
     found = geometry.costs([few, more, task, nothing])
-    assert {what: unit for what, (_, unit) in found.items()} == {"loss on c4": more, "BoolQ, 5-shot": task}
-    assert found["loss on c4"][0]["cost"].tolist() == [0.25, 1.0]
+    assert {what: unit for what, (_, unit) in found.items()} == {"loss on C4": more, "BoolQ, 5-shot": task}
+    guesses = unit("sweep", "boolq", [("boolq", "acc", 0, 0, 0.55), ("boolq", "acc", 2, 1, 0.5)])
+    assert geometry.costs([guesses]) == {}, "it has nothing to lose"
+    assert found["loss on C4"][0]["cost"].tolist() == [0.25, 1.0]
     assert found["BoolQ, 5-shot"][0].values.tolist() == [[2, 1, 0.25]]

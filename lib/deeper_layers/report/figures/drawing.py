@@ -234,8 +234,11 @@ class Picture:
         self._trace(0, None, x=[None], y=[None], mode="markers", marker=marker, showlegend=False)
 
     @matplotlib.rc_context(PRINT)
-    def finish(self, name, provenance, data, *, x, y, named_rows=()) -> Figure:
-        """The figure, with axes that reach over the ranges x and y; `named_rows`: names above y = 0, 1, 2 ..."""
+    def finish(self, name, provenance, data, *, x, y, named_rows=(), row_height=24) -> Figure:
+        """The figure, with axes that reach over the ranges x and y; `named_rows`: names above y = 0, 1, 2 ...
+
+        `row_height` is that of each such row, in pixels.
+        """
         self.axes[0].set(xlim=x, ylim=y)
         for place, row in enumerate(named_rows):  # within the panel: a narrow screen has no room beside it
             self.axes[0].annotate(clipped(row), (x[0], place), (3, 4), textcoords="offset points", va="bottom")
@@ -243,7 +246,7 @@ class Picture:
             self.notes.append({"text": as_plotly(row), **where})
         if named_rows:  # in place of numbers
             self.axes[0].set_yticks([])
-            self.height = 24 * len(named_rows)  # each name has a line of its own
+            self.height = row_height * len(named_rows)  # each name has a line of its own
         if self.legend:
             columns = min(len(self.legend), self.columns + 1)
             rows = math.ceil(len(self.legend) / columns)

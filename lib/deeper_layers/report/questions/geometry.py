@@ -41,7 +41,7 @@ SIZE, BLOCKS = 3, 12  # fewest blocks of a size, and in all
 LARGEST = 1 - 1e-9  # of correlations: artanh of 1 is no number
 RUNS, STUDENT = 3, 4.302653  # and the 97.5% quantile of Student's t for one degree of freedom less
 RESAMPLES = 2000
-DISTANCE = "distance"
+DISTANCE, UNTOLD = "distance", "can't be told"
 LOSSES, SCORES = ("loss", "blocks"), ("sweep", "scan")  # kinds of units
 Values = Float[np.ndarray, " B"]
 
@@ -147,6 +147,7 @@ def of_blocks(unit: Unit, distances: pd.DataFrame | None = None) -> pd.DataFrame
 def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
     """What dropping blocks costs, of one model, by what it is paid in: rows start, size, cost, and the unit.
 
+    Of tasks on which the whole model is not surely above guessing it costs nothing, and they are left out.
     Of several units of a text or task that counts which has most blocks to compare (see SIZE), most blocks, is not
     quantized, the latest.
     """
@@ -173,12 +174,21 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
 def _paid(unit: Unit, rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """In what a unit's cuts are paid, whether more of it is a cost or a gain, and its rows."""
     if unit.kind in LOSSES:
-        yield f"loss on {unit.name}", 1, rows[rows["metric"] == "loss"]
+        yield f"loss on {curves.title(unit.name)}", 1, rows[rows["metric"] == "loss"]
         return
     for task in curves.own_tasks(unit):
         own = rows[rows["task"] == task]
         metric = curves.main_metric(list(own["metric"]))
+        whole = own[(own["metric"] == metric) & (own["size"] == 0)]
+        if whole.empty or not _known(unit, task, whole.iloc[0]):
+            continue
         yield curves.asked([task], unit.key["num_fewshot"]), -1, own[own["metric"] == metric]
+
+
+def _known(unit: Unit, task: str, whole: pd.Series) -> bool:
+    """Whether the whole model is surely above guessing: else dropping a block has nothing to cost."""
+    guessing = max(curves.levels_of(unit).get(task, {}).values(), default=0.0)
+    return curves.wilson_interval(float(whole["value"]), int(whole["items"]))[0] > guessing
 
 
 @dataclass(frozen=True)
@@ -200,7 +210,7 @@ class Prediction:
             return self.obstacle
         if self.low >= PREDICTS or self.high <= -PREDICTS:
             return "predicts"
-        return "not" if -PREDICTS < self.low and self.high < PREDICTS else "can't be told"
+        return "not" if -PREDICTS < self.low and self.high < PREDICTS else UNTOLD
 
 
 def predictions(blocks: pd.DataFrame, cost: pd.DataFrame, what: str, *, resamples: int = RESAMPLES) -> list[Prediction]:
@@ -273,10 +283,11 @@ def _interval(draws: Float[np.ndarray, " R"]) -> tuple[float, float, float]:
 
 
 def in_words(found: list[Prediction]) -> str:
-    """Which measures predict one cost, which do not, and which are better than the angular distance, in Markdown."""
+    """Which measures predict one cost, which do not, and which are better than the angular distance, in Markdown.
+
+    Of the found at least one has to be told.
+    """
     cost, told = as_markdown(found[0].cost), [one for one in found if not one.obstacle]
-    if not told:
-        return f"**{cost}**: too few blocks of a size were measured."
 
     def named(chosen: Callable[[Prediction], bool], none: str) -> str:
         return ", ".join(f"{WORDS[one.measure]} ({one.correlation:+.2f})" for one in told if chosen(one)) or none
@@ -290,13 +301,28 @@ def in_words(found: list[Prediction]) -> str:
     )
 
 
+def drawn(found: list[Prediction]) -> pd.DataFrame:
+    """Correlations as rows of a figure: row (the measure), line (the cost), value, low, high, blocks and verdict.
+
+    The measure with the largest correlations, in absolute value over costs, comes first.
+    """
+    rows = pd.DataFrame([
+        {"row": WORDS[one.measure], "line": one.cost, "value": one.correlation, "low": one.low, "high": one.high,
+         "blocks": one.blocks, "verdict": one.verdict}
+        for one in found if not one.obstacle
+    ])  # fmt: skip
+    size = rows["value"].abs().groupby(rows["row"]).transform("mean")
+    return rows.assign(size=size).sort_values("size", ascending=False, kind="stable").drop(columns="size")
+
+
 def table_of(found: list[Prediction]) -> pd.DataFrame:
-    """As a page shows it: a row for each measure, and for each cost its correlation given n, and what it says."""
+    """As a page shows it: a row for each measure, for each cost its correlation given n, and what is told by it."""
     rows: dict[str, dict[str, str]] = {}
     for one in found:
         said = one.verdict
         if not one.obstacle:
-            said = f"{one.correlation:+.2f} ({one.low:+.2f} to {one.high:+.2f}), {one.verdict}"
+            told = "" if one.verdict == UNTOLD else f", {one.verdict}"
+            said = f"{one.correlation:+.2f} ({one.low:+.2f} to {one.high:+.2f}){told}"
         if one.beside in ("better", "worse"):
             said += f", {one.beside} than the distance"
         rows.setdefault(one.measure, {"measure": WORDS[one.measure]})[one.cost] = said
