@@ -9,7 +9,7 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.losses import blocks
 from deeper_layers.report.questions import rivals
-from deeper_layers.report.questions.by_model import points_by_model, ranks_table, regrets_by_model
+from deeper_layers.report.questions.by_model import points_by_model, ranks_table, regrets_by_model, regrets_drawn
 from deeper_layers.results.units import Unit
 from tests.test_choices import scores_unit, unit_of_choice
 from tests.test_regret import LAYERS, SEQUENCES, unit_of
@@ -59,6 +59,11 @@ def test_a_rule_may_be_best_for_one_model_and_last_for_another():
     assert shown.loc["similarity"].tolist() == ["1 (1 to 1), +0.000", "2 (2 to 2), +0.300"]
     assert shown.loc["llm-drop", "a"].startswith("3 (3 to 3), +4.")
     assert shown.index.tolist() == ["similarity", "llm-drop", "simple"], "by the mean of the ranks"
+    rows = regrets_drawn(tables)
+    assert (
+        rows["row"].tolist() == [rule for rule in shown.index for _ in "ab"] and rows["line"].tolist() == ["a", "b"] * 3
+    )
+    assert rows["value"][1] == pytest.approx(0.3) and (rows["low"] <= rows["value"]).all()
 
 
 def test_only_what_was_measured_in_the_same_way_is_compared():

@@ -48,6 +48,19 @@ def regrets_by_model(
     return found
 
 
+def regrets_drawn(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Mean regrets as rows of a figure: row (the rule), line (the model), value, low and high, nats a token.
+
+    In the order of `ranks_table`.
+    """
+    rows = pd.concat(
+        table.dropna(subset="rank").assign(line=model).rename(columns={"rule": "row", "mean": "value"})
+        for model, table in tables.items()
+    )[["row", "line", "value", "low", "high"]]
+    order = ranks_table(tables)["rule"].tolist()
+    return rows.sort_values("row", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+
+
 def ranks_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """A row for each rule, a column for each model: the rank with its 95% interval, and the mean regret, nats a token.
 
