@@ -183,6 +183,11 @@ def test_encoder_decoder_model(tmp_path):
     assert "encoder-decoder" in message and "t5" in message and "decoder-only" in message
 
 
+def test_a_revision_that_nothing_would_check_is_refused(tiny_folder):
+    assert "'embedded' is packaged, in one version" in refusal(find_model, "embedded", revision="0" * 64)
+    assert "is a folder: leave it out" in refusal(find_model, str(tiny_folder), revision="main")
+
+
 def test_whole_gguf_opens(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     path = write_gguf(tmp_path / "whole.gguf")

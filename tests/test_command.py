@@ -247,6 +247,18 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
     assert not list(tmp_path.rglob("records"))  # a page is a notebook's
 
 
+@pytest.mark.parametrize(("words", "said"), [
+    (["scan", "--starts", "3", "--sizes", "0-2"], "--sizes is of the cuts of rules"),
+    (["scan", "--rules", "simple"], "--rules is of the cuts of rules, and every block of 4 layers was asked for"),
+    (["scan", "--blocks", "none", "--starts", "3"], "--starts says where blocks begin"),
+    (["prune", "OUT", "--drop", "1", "--heal", "small", "--no-measure"], "--heal trains, and with --no-measure"),
+])  # fmt: skip
+def test_options_that_exclude_one_another_are_refused_before_anything_runs(tiny_folder, tmp_path, words, said):
+    command, *others = words
+    others = [str(tmp_path / "out") if word == "OUT" else word for word in others]
+    assert said in typed(command, tiny_folder, *others, code=2).stderr
+
+
 def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypatch):
     asked = [tiny_folder, *SMALL, "--tasks", "sums_one_digit, capitals", "--sizes", "0-1", "--results", tmp_path]
     measured, sweep = [], evaluation.sweep
@@ -259,7 +271,8 @@ def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypa
 
     monkeypatch.setattr(sweeps.evaluation, "sweep", interrupted)
     done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
-    assert done.stdout == "" and done.stderr.endswith("interrupted: the same command goes on where it stopped\n")
+    said = "interrupted: what is finished is kept, and the same command goes on from there\n"
+    assert done.stdout == "" and done.stderr.endswith(said)
     measured.append("interrupted")
     typed("sweep", *asked, "--rules", "simple")
     assert measured == ["sums_one_digit", "interrupted", "capitals"]

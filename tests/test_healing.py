@@ -141,6 +141,13 @@ def test_a_model_without_feed_forward_modules_is_refused():
         adapters.ffn_modules(model)
 
 
+def test_adapters_above_a_cut_that_ends_the_model_are_refused(tiny):
+    model, _ = tiny
+    layers = model.config.num_hidden_layers
+    with pytest.raises(InputError, match=f"adapters go on layers from {layers} on, and {layers} are left, 0 to"):
+        adapters.add_adapters(model, rank=2, alpha=2, dropout=0.0, first_layer=layers)
+
+
 def test_a_rank_above_the_width_is_refused(tiny):
     model, _ = tiny
     with pytest.raises(InputError, match="rank is 33, expected 1 to 32"):

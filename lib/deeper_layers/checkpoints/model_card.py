@@ -116,9 +116,9 @@ def _use(made: Made) -> list[str]:
     own_code = "auto_map" in made.config
     opens = "AutoModelForImageTextToText" if "vision_config" in made.config else "AutoModelForCausalLM"
     name, file = shlex.quote(visible(made.name)), shlex.quote(f"{visible(made.name).rpartition('/')[2]}.gguf")
-    python = TRANSFORMERS.format(
-        opens=opens, name=json.dumps(made.name), more=", trust_remote_code=True" if own_code else ""
-    )
+    quoted = json.dumps(made.name) if made.name.isascii() else repr(made.name)  # JSON writes others as surrogates
+    more = ", trust_remote_code=True" if own_code else ""
+    python = TRANSFORMERS.format(opens=opens, name=quoted, more=more)
     server = VLLM.format(name=name, more=" --trust-remote-code" if own_code else "")
     return [
         "In transformers:", fenced("python", python), "In vLLM, as a server:", fenced("bash", server),

@@ -63,7 +63,7 @@ class Subcommands(click.Group):
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
-                click.echo("\ninterrupted: the same command goes on where it stopped", err=True)
+                click.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
                 error.message = one_line(error.message)  # it quotes what was typed

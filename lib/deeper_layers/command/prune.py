@@ -85,6 +85,8 @@ def prune(
     check_typed(drop, start, given_cut)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
+    if heal and not given.get("measure", True):
+        raise click.UsageError("--heal trains, and with --no-measure nothing is run: give one of them")
     if changes := REGISTERED[rule].changes:
         _check_change(rule, {"--heal": heal, "--adapter": adapter, "--for": engines, "--dry-run": dry_run}, out)
     if public and repository is None:

@@ -27,6 +27,13 @@ def scan(given: dict, dry_run: bool) -> Answer:
     deeper-layers scan ORGANISATION/NAME --tasks "mmlu:5@10, mmlu_continuation:5@10, c4@32, gsm8k_solutions@32"
     """
     parameters = ScanParameters(**given)
+    if parameters.blocks is None and "starts" in given:
+        raise click.UsageError("--starts says where blocks begin, and --blocks none asks for none: give one of them")
+    for option in {"sizes", "rules"} & set(given) if parameters.blocks is not None else ():
+        raise click.UsageError(
+            f"--{option} is of the cuts of rules, and every block of {parameters.blocks} layers was asked for: add "
+            f"--blocks none, or leave --{option} out"
+        )
     source = parameters.source()
     # slow: what is above may refuse
     from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices
@@ -45,11 +52,12 @@ def scan(given: dict, dry_run: bool) -> Answer:
     units = {name: unit for name, unit in found.items() if unit}
     if not units:
         raise InputError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    parts = [f"{source.name}, {source.num_layers} layers, {source.quantized} weights, measured in {source.dtype}"]
+    parts = [source.described(parameters.quantization)]
     parts += [f"{name}\n{_lines(unit)}\n{unit.path}" for name, unit in units.items()]
     parts += [f"{name}: not measured" for name in missing]
     content = {
-        "model": source.name, "layers": source.num_layers, "dtype": source.dtype, "not_measured": missing,
+        "model": source.name, "layers": source.num_layers, "dtype": source.dtype,
+        "quantization": parameters.quantization, "not_measured": missing,
         "units": [str(unit.path) for unit in units.values()],
         "rows": [row for unit in units.values() for row in records(unit.rows)],
     }  # fmt: skip

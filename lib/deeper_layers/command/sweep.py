@@ -50,12 +50,13 @@ def sweep(given: dict) -> Answer:
     units = {task: unit for task, unit in found.items() if unit}
     if not units:
         raise InputError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    parts = [f"{source.name}, {layers} layers, {source.quantized} weights, measured in {source.dtype}"]
+    parts = [source.described(parameters.quantization)]
     parts += [_scores(unit, cuts[task], layers) for task, unit in units.items()]
     parts += [f"{task}: not measured" for task in missing]
     parts += ["\n".join(str(unit.path) for unit in units.values())]
     content = {
-        "model": source.name, "layers": layers, "dtype": source.dtype, "not_measured": missing,
+        "model": source.name, "layers": layers, "dtype": source.dtype,
+        "quantization": parameters.quantization, "not_measured": missing,
         "units": [str(unit.path) for unit in units.values()],
         "rows": [row for task, unit in units.items() for row in _rows(unit, cuts[task])],
     }  # fmt: skip

@@ -31,7 +31,7 @@ from deeper_layers.checkpoints.adapter_files import (
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import clean, write_file
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 
 
@@ -78,8 +78,13 @@ def add_adapters(
         seed: of the first values; another draws other ones, and the model computes the same until it is trained.
 
     Raises:
-        InputError: a layer has no feed-forward modules, or the rank does not fit them.
+        InputError: no layer is left that would get one, a layer has no feed-forward modules, or the rank does not fit.
     """
+    if first_layer >= (layers := num_layers(model)):
+        raise InputError(
+            f"adapters go on layers from {first_layer} on, and {layers} are left, 0 to {layers - 1}: put them on all "
+            "layers, or drop layers below the last ones"
+        )
     names = ffn_modules(model, first_layer)
     modules = [model.get_submodule(name) for name in names]
     width = min(min(_widths(module)) for module in modules)

@@ -48,6 +48,11 @@ class Source:
         """Whether it is a GGUF file, given or packaged."""
         return self.gguf is not None or self.folder in PACKAGED
 
+    def described(self, quantization: str | None) -> str:
+        """Name, depth, how the weights are kept, how they are opened, and in what the model computes."""
+        opened = f"opened in {quantization}, " if quantization else ""
+        return f"{self.name}, {self.num_layers} layers, {self.quantized} weights, {opened}computed in {self.dtype}"
+
 
 def find_model(
     model: str = "embedded",
@@ -67,6 +72,9 @@ def find_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     path = local_path(model)
+    if revision is not None and (model in PACKAGED or os.path.isdir(path)):
+        what = "packaged, in one version" if model in PACKAGED else "a folder"
+        raise InputError(f"revision is {revision!r}, and {model!r} is {what}: leave it out, it is for hub ids")
     if packaged := PACKAGED.get(model):
         default, layers = "float32", packaged.num_layers
         weights = f"sha256:{packaged.sha256}"
@@ -95,7 +103,7 @@ def find_model(
             name, fingerprint = model, f"hub:{revision}"
         layers = layers_of(config, model)
         default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
-        quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "none")
+        quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
         found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
     resolved = default if dtype == "auto" else dtype
     return Source(**found, num_layers=layers, dtype=resolved)  # ty: ignore[invalid-argument-type]

@@ -44,7 +44,8 @@ def in_rows(
     courses = ", ".join(f"{row} {text_of(value)}" for row, value in zip(told, rows["value"]))
     picture.alt = f"{model}, names in rows, {across}: {courses}."
     # names stand at the left, within the panel
-    ends = [min(shown) - 0.35 * (max(shown) - min(shown) or 1), max(shown) + room]
+    beside = 0.35 if len(lines) == 1 else 0.6
+    ends = [min(shown) - beside * (max(shown) - min(shown) or 1), max(shown) + room]
     height = HEIGHT * max(1.0, len(lines) / 3)
     return picture.finish(
         name, provenance, rows, x=ends, y=[len(names) - 0.7, -0.9], named_rows=names, row_height=height

@@ -293,11 +293,13 @@ def in_words(found: list[Prediction]) -> str:
         return ", ".join(f"{WORDS[one.measure]} ({one.correlation:+.2f})" for one in told if chosen(one)) or none
 
     blocks = max(one.blocks for one in told)
+    own = next((one for one in told if one.measure == DISTANCE), None)
+    own = own and f" The distance itself: {own.correlation:+.2f} ({own.low:+.2f} to {own.high:+.2f}), {own.verdict}."
     return (
         f"**{cost}**, {blocks} blocks, {len(told)} measures: predicted by "
         f"{named(lambda one: one.verdict == 'predicts', 'none')}; surely not by "
         f"{named(lambda one: one.verdict == 'not', 'any')}; surely better than the angular distance: "
-        f"{named(lambda one: one.beside == 'better', 'none')}."
+        f"{named(lambda one: one.beside == 'better', 'none')}.{own or ''}"
     )
 
 
