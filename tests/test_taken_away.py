@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -39,7 +40,9 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
     assert previewed["bytes"] == weights < written["bytes"] and previewed["dtype"] == "float16"
     assert set(previewed) >= {"model", "layers", "cut", "kept", "engines", "scores", "ruins", "out", "bytes"}
     assert previewed["cut"] == written["cut"] == {"start": 2, "size": 2}
-    assert "results hold nothing of this model" in typed("prune", tiny_folder, "out", *SIMPLE, "--dry-run").stdout
+    plan = typed("prune", tiny_folder, "out", *SIMPLE, "--dry-run").stdout
+    assert "results hold nothing of this model" in plan
+    assert re.search(rf"`deeper-layers sweep {re.escape(str(tiny_folder))} --layers [0-9, -]+ --tasks TASKS`", plan)
 
 
 def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):

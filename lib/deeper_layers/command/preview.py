@@ -90,11 +90,9 @@ def preview(known: Known, out: Path, source: Source, dtype: str, kind: str | Non
             known.ruin() or "by results it ruins none of these",
         ]
     else:
-        asked = " --tasks TASKS" if not known.units else f" --sizes 0,{known.cut.size}"
-        if not known.cut.is_block:
-            asked = f" {shlex.join(typed_lists(known.cut))}"
+        asked = shlex.join(["deeper-layers", "sweep", str(source.gguf or source.folder), *typed_lists(known.cut)])
         of = "this cut" if known.units else "this model"
-        lines.append(f"of its quality: results hold nothing of {of}; `deeper-layers sweep MODEL{asked}` measures it")
+        lines.append(f"of its quality: results hold nothing of {of}; `{asked} --tasks TASKS` measures it")
     content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
     return Answer("\n".join(lines), content)
 
