@@ -87,7 +87,7 @@ def preview(known: Known, out: Path, source: Source, dtype: str, kind: str | Non
             "",
             scores_in_words(known.scores, known.cut),
             "",
-            known.ruin() or "by results it ruins none of these",
+            known.ruin() or "results do not say that it surely ruins any of these: where items are few, they can not",
         ]
     else:
         asked = shlex.join(["deeper-layers", "sweep", str(source.gguf or source.folder), *typed_lists(known.cut)])
@@ -209,7 +209,9 @@ def scores_in_words(found: list, cut: Cut) -> str:
         row["guessing"] = "" if score.guessing is None else f"{score.guessing:.2f}"
         row["measured in"] = score.how
         if score.metric == "accuracy":
-            row["ruined"] = "yes" if score.ruined else "no" if score.largest is not None else "nothing to lose"
+            row["ruined"] = (
+                "surely" if score.ruined else "not surely" if score.largest is not None else "nothing to lose"
+            )
             row["largest n that is not"] = "" if score.largest is None else f"{score.largest} ({score.rule})"
         rows.append(row)
     return table(rows)
