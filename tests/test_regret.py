@@ -7,7 +7,7 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.losses import blocks
-from deeper_layers.report.questions.regret import MARGIN, Map, mean_regret, place, ranks, regret
+from deeper_layers.report.questions.regret import MARGIN, Map, in_halves, mean_regret, place, ranks, regret
 from deeper_layers.results.units import Unit
 
 LAYERS, SEQUENCES = 6, 40
@@ -103,3 +103,4 @@ def test_ranks_are_by_mean_regret_over_sizes(losses):
     assert table[["rank", "low", "high"]].values.tolist() == [[1, 1, 1], [2, 2, 2], [3, 3, 3]]
     tied = ranks({"a": means["early"], "b": means["early"]})
     assert tied["rank"].tolist() == [1.5, 1.5]
+    assert [in_halves(rank) for rank in (2.5, 3.0, 9.98)] == ["2.5", "3", "10"]

@@ -11,7 +11,7 @@ import pandas as pd
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions import rivals
-from deeper_layers.report.questions.regret import Map
+from deeper_layers.report.questions.regret import Map, in_halves
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, cuts_of_rule
 from deeper_layers.rules.similarity import distance_matrix
@@ -70,7 +70,7 @@ def ranks_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     for model, table in tables.items():
         ranked = table.dropna(subset="rank").set_index("rule")
         columns[model] = {
-            rule: f"{row['rank']:.0f} ({row['ranks']}), {row['mean']:+.3f}" for rule, row in ranked.iterrows()
+            rule: f"{in_halves(row['rank'])} ({row['ranks']}), {row['mean']:+.3f}" for rule, row in ranked.iterrows()
         }
         shares[model] = ranked["rank"] / len(ranked)
     order = pd.DataFrame(shares).mean(axis=1).sort_values(kind="stable").index

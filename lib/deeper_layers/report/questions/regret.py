@@ -134,6 +134,11 @@ def ranks(regrets: Mapping[str, Judged]) -> pd.DataFrame:
     return table.sort_values("rank", kind="stable").reset_index(drop=True)
 
 
+def in_halves(rank: int | float) -> str:
+    """A rank in words: those that tie share the mean of theirs, which may be a half."""
+    return f"{round(2 * rank) / 2:g}"
+
+
 def _halves(sequences: int, resamples: int | None) -> list[Float[np.ndarray, "R S"]]:
     """Weights of sequences, for each half: as they are, or resampled within it; each row sums to 1."""
     draw = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.questions.regret import Judged, Map, mean_regret, place, ranks, regret
+from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
 from deeper_layers.report.statistics import curves, evidence, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
@@ -68,7 +68,7 @@ def regret_table(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes:
             mean, own = means[rule], ranked.loc[rule]
             row |= {"mean": mean.value, "low": mean.low, "high": mean.high, "verdict": mean.verdict}
             row["interval"] = f"{mean.low:+.3f} to {mean.high:+.3f}"
-            row |= {"rank": own["rank"], "ranks": f"{own['low']:.0f} to {own['high']:.0f}"}
+            row |= {"rank": own["rank"], "ranks": f"{in_halves(own['low'])} to {in_halves(own['high'])}"}
         row |= {f"n = {size}": of_rule[size].value if size in of_rule else np.nan for size in sizes}
         places = [
             place(every, one.cut) for size, one in choices[rule].items()
@@ -204,7 +204,13 @@ def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> 
         low, high = draws[rule].quantile([0.025, 0.975])
         first, last = places[rule].quantile([0.025, 0.975])
         row: dict = {"rule": rule, "mean": values[rule], "low": low, "high": high, "rank": placed[rule]}
-        row |= {"ranks": f"{first:.0f} to {last:.0f}", "change": np.nan, "interval": None, "p": np.nan, "seen": None}
+        row |= {
+            "ranks": f"{in_halves(first)} to {in_halves(last)}",
+            "change": np.nan,
+            "interval": None,
+            "p": np.nan,
+            "seen": None,
+        }
         if rule != beside and beside in means:
             differences = mean - means[beside]
             change, low, high = significance.paired_interval(differences, shares=True)
