@@ -23,7 +23,7 @@ from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import all_units, unit_path
+from deeper_layers.results.units import all_units, write_unit
 from tests.plain import logits
 from tests.tiny import FAMILIES, tiny_model
 
@@ -255,9 +255,7 @@ def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_fo
     assert not hashed
     unit = all_units(results_folder(), "similarity")[0]
     key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
-    path = unit_path("similarity", unit.name, key, tmp_path / "results")
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(json.loads(unit.path.read_text()) | {"key": key}))
+    write_unit("similarity", unit.name, key, unit.provenance, unit.rows, unit.details, tmp_path / "results")
     main(["prune", str(tiny_folder), str(tmp_path / "two"), *words], standalone_mode=False)
     assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
 
