@@ -1,8 +1,12 @@
 """How many items there are of a topic: what this project asks of itself against its own data."""
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import pytest
 
 from deeper_layers.data import embedded
+from deeper_layers.report import standards
 from deeper_layers.report.statistics import topics
 
 
@@ -14,9 +18,21 @@ def test_there_are_as_many_items_as_the_data_hold():
     assert topics.there_are("loss on text") == float("inf")
 
 
+def test_the_data_cards_say_the_same_numbers():
+    said = {card.name: str(card) for card in standards.CARDS}
+    for topic, card in {"MMLU": "MMLU", "BoolQ": "BoolQ", "GSM8K": "GSM8K", "PIQA": "PIQA, packaged"}.items():
+        assert f"{topics.ITEMS[topic]:,} items" in said[card]
+
+
 def test_more_than_there_are_is_said():
     assert topics.that_decide(370, "Sums, one digit") == "370 (there are 81)"
     assert topics.that_decide(1_100, "BoolQ") == "1,100" and topics.that_decide(2e6, "loss on text") == "2,000,000"
+
+
+def test_a_tasks_own_number_of_shots_is_what_lm_eval_has():
+    for task, number in topics.SHOTS.items():
+        (file,) = Path(find_spec("lm_eval").origin).parent.glob(f"tasks/*/{task}.yaml")
+        assert f"\nnum_fewshot: {number}\n" in file.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("task", "asked", "shots"), [("gsm8k", None, 5), ("gsm8k", 3, 3), ("mmlu", None, None)])

@@ -4,6 +4,7 @@ The criteria, set before any of it was measured:
 
 - What dropping a block costs is the rise of the loss on text, in nats a token, and the fall of the accuracy on a task,
   beside the whole model. All blocks count that were measured, those with the last layer too.
+  Left out are tasks on which the whole model is not surely above guessing: that was added when the first were in.
 - Larger blocks cost more whatever they hold, so sizes are compared with themselves only: of each size that has at least
   SIZE blocks, a measure and a cost become ranks among its blocks, over their number plus 1. The correlation given n is
   that of these ranks, each size about its own mean (Spearman's, pooled over sizes: every block counts the same).
@@ -187,8 +188,7 @@ def _paid(unit: Unit, rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFra
 
 def _known(unit: Unit, task: str, whole: pd.Series) -> bool:
     """Whether the whole model is surely above guessing: else dropping a block has nothing to cost."""
-    guessing = max(curves.levels_of(unit).get(task, {}).values(), default=0.0)
-    return curves.wilson_interval(float(whole["value"]), int(whole["items"]))[0] > guessing
+    return curves.surely_above(float(whole["value"]), int(whole["items"]), curves.levels_of(unit).get(task, {}))
 
 
 @dataclass(frozen=True)

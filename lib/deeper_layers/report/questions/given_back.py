@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.questions.two_ways import LOSS
-from deeper_layers.report.statistics.curves import levels_of, wilson_interval
+from deeper_layers.report.statistics.curves import levels_of, surely_above
 from deeper_layers.report.statistics.evidence import right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
@@ -125,8 +125,8 @@ def before_and_after(unhealed: Unit, swept: Sequence[Unit], cut: Cut, healed: Un
                 np.concatenate([of_task[:some] for of_task, some in zip(of_model, items, strict=True)]).astype(float)
                 for of_model in right
             ]
-            guessing = max(levels.get(names[0] if len(names) == 1 else unit.name, {}).values(), default=0.0)
-            known = wilson_interval(float(values[0].mean()), sum(items))[0] > guessing
+            level = levels.get(names[0] if len(names) == 1 else unit.name, {})
+            known = surely_above(float(values[0].mean()), sum(items), level)
             found[topic] = BeforeAndAfter(*values, known=known)
     return found
 

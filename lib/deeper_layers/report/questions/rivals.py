@@ -113,10 +113,10 @@ def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[
 def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -> pd.DataFrame:
     """How much less accuracy rules' blocks leave than the best block of their size: where every block was scored.
 
-    `units` are of one model, those that score blocks among them. Columns task (in words), items, n, guessing (what that
-    gives at most), unpruned (its accuracy), knows (it is surely above guessing), rule, block and accuracy (its own),
-    best and highest (the block that leaves most, and that accuracy), regret (of accuracy, the best found on one half of
-    the items and judged on the other), low and high (95%, by resampled items), interval.
+    `units` are of one model, those that score blocks among them. Columns task (in words), items, n, unpruned (its
+    accuracy), knows (it is surely above guessing), rule, block and accuracy (its own), best and highest (the block that
+    leaves most, and that accuracy), regret (of accuracy, the best found on one half of the items and judged on the
+    other), low and high (95%, by resampled items), interval.
     """
     rows = []
     for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
@@ -126,15 +126,14 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
         except InputError:  # not every block of any size
             continue
         best, whole = every.best.set_index("size"), float(right[Cut(0, 0)].mean())
-        guessing = max(curves.levels_of(unit).get(unit.name, {}).values(), default=0.0)
-        knows = curves.wilson_interval(whole, len(every.whole))[0] > guessing
+        knows = curves.surely_above(whole, len(every.whole), curves.levels_of(unit).get(unit.name, {}))
         for size in every.sizes:
             of_size = ((rule, by_size[size]) for rule, by_size in cuts.items() if size in by_size)
             for rule, cut in ((rule, cut) for rule, cut in of_size if _has_place(every, cut, size)):
                 found, first = regret(every, size, every.of_cut(cut)), int(best.loc[size, "start"])
                 rows.append({
                     "task": curves.asked([unit.name], unit.key["num_fewshot"]), "items": len(every.whole), "n": size,
-                    "guessing": guessing, "unpruned": whole, "knows": knows, "rule": rule, "block": cut.start,
+                    "unpruned": whole, "knows": knows, "rule": rule, "block": cut.start,
                     "accuracy": 1 - every.of_cut(cut).mean(), "best": first, "highest": 1 - best.loc[size, "value"],
                     "regret": found.value, "low": found.low, "high": found.high,
                     "interval": f"{found.low:+.3f} to {found.high:+.3f}",
@@ -204,13 +203,8 @@ def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> 
         low, high = draws[rule].quantile([0.025, 0.975])
         first, last = places[rule].quantile([0.025, 0.975])
         row: dict = {"rule": rule, "mean": values[rule], "low": low, "high": high, "rank": placed[rule]}
-        row |= {
-            "ranks": f"{in_halves(first)} to {in_halves(last)}",
-            "change": np.nan,
-            "interval": None,
-            "p": np.nan,
-            "seen": None,
-        }
+        row |= {"ranks": f"{in_halves(first)} to {in_halves(last)}", "change": np.nan}
+        row |= {"interval": None, "p": np.nan, "seen": None}
         if rule != beside and beside in means:
             differences = mean - means[beside]
             change, low, high = significance.paired_interval(differences, shares=True)

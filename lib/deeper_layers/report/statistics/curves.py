@@ -126,6 +126,11 @@ def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) 
     return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
 
 
+def surely_above(share: float, items: int, levels: dict[str, float]) -> bool:
+    """Whether a share of right answers is surely (95%, Wilson) above every level of guessing of its task."""
+    return wilson_interval(share, items)[0] > max(levels.values(), default=0.0)
+
+
 def beside_whole(accuracy: pd.DataFrame) -> pd.DataFrame:
     """For each task, how many pruned models are worth their bytes beside whole models that are no larger.
 
