@@ -14,7 +14,7 @@ from deeper_layers.checkpoints.lineage import read_lineage
 from deeper_layers.checkpoints.rewriting import Changed
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command.preview import as_json, typed_lists
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments.choosing import changed_choice
@@ -22,7 +22,9 @@ from deeper_layers.experiments.parameters import cut_of_lists
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
-from deeper_layers.models.sublayers import ends_sublayer, writers
+from deeper_layers.models.sizes import sizes_of
+from deeper_layers.models.sources import find_model
+from deeper_layers.models.sublayers import ends_sublayer, sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 from tests.test_command import said, typed
@@ -90,6 +92,16 @@ def test_a_sublayer_is_refused_with_the_reason_and_silenced_where_asked(tiny_fol
     # and once more, of what is there by now
     typed("prune", tmp_path / "out", tmp_path / "again", "--drop", 1, "--rule", "simple")
     assert [step.cut for step in read_lineage(tmp_path / "again").steps] == [CUT, Cut(2, 1)]
+
+
+def test_what_a_cut_drops_is_counted(tiny_folder):
+    source = find_model(str(tiny_folder))
+    layers, sizes = decoder_layers(load_model(str(tiny_folder))[0]), sizes_of(source)
+    gone = [layers[1], sublayer(layers[2], ATTENTION), sublayer(layers[3], MLP)]
+    counted = sum(parameter.numel() for module in gone for parameter in module.parameters())
+    assert sizes.dropped(Cut.of(layers=[1], attention=[2], mlp=[3])) == counted > 0
+    with pytest.raises(InputError, match="the cut is of layer 9"):
+        sizes.dropped(Cut.of(mlp=[9]))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "bloom", "gemma2", "mixtral", "gpt_oss"])

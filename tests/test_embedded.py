@@ -9,7 +9,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from deeper_layers import package_index
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data import embedded as embedded_data
 from deeper_layers.errors import InputError
@@ -19,6 +19,8 @@ from deeper_layers.family import planning
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models import decoder, opening, packaged, sources
 from deeper_layers.models.half_precision import Widened
+from deeper_layers.models.sizes import sizes_of
+from deeper_layers.models.sublayers import sublayer
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
 
@@ -38,6 +40,19 @@ def test_is_the_real_model(embedded):
     prompt = tokenizer("The capital of France is", return_tensors="pt")
     answer = model.generate(**prompt, max_new_tokens=1, do_sample=False)
     assert tokenizer.decode(answer[0]).endswith(" Paris")
+
+
+def test_parameters_of_its_parts_are_those_of_the_model_and_of_its_file(embedded):
+    def counted(module):
+        return sum(parameter.numel() for parameter in module.parameters())
+
+    layers = decoder.decoder_layers(embedded[0])
+    found = sizes_of(sources.find_model("embedded"))
+    assert found.layers == tuple(map(counted, layers)) and found.rest == counted(embedded[0]) - counted(layers)
+    for part, of_layers in ((ATTENTION, found.attention), (MLP, found.mlp)):
+        assert of_layers == tuple(counted(sublayer(layer, part)) for layer in layers)
+    of_file = sizes_of(sources.find_model(str(packaged.EMBEDDED.file())))
+    assert (of_file.layers, of_file.attention, of_file.mlp) == (found.layers, found.attention, found.mlp)
 
 
 def test_knows_capitals_until_layers_go(embedded):

@@ -15,6 +15,7 @@ from deeper_layers.markup import as_markdown as as_markdown
 from deeper_layers.markup import visible as visible
 
 LONGEST = 64  # characters of a name in a picture
+SHORT = 28  # characters of a cell that stays on one line where the screen is wide
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
 
 
@@ -44,7 +45,8 @@ def as_csv(rows: pd.DataFrame) -> str:
 def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = None) -> Styler:
     """Rows as a table of a page; `form` is a format, or one for each column; `missing` stands for what is not there.
 
-    Numbers stay numbers for their formats; names in cells and heads, and the caption, are text.
+    Numbers stay numbers for their formats; names in cells and heads, and the caption, are text. Short cells are of the
+    class "short".
     """
 
     def cell(value):
@@ -53,7 +55,9 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     names = {name: cell(name) for name in rows.columns}
     if isinstance(form, dict):
         form = {names[name]: how for name, how in form.items()}
-    shown = rows.rename(columns=names).map(cell).style.hide(axis="index").format(form, na_rep=missing)
+    cells = rows.rename(columns=names).reset_index(drop=True).map(cell)
+    short = cells.map(lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else "")
+    shown = cells.style.hide(axis="index").format(form, na_rep=missing).set_td_classes(short)
     return shown.set_caption(cell(caption))
 
 

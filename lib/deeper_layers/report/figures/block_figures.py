@@ -12,6 +12,7 @@ from deeper_layers.report.figures.paper_figures import FIRST
 from deeper_layers.report.figures.tables import course, require
 from deeper_layers.report.names import as_html
 
+LAYER_HEIGHT = 9  # pixels of a row
 TITLES = {"distance": "Angular distance", "loss": "Loss on text"}
 
 
@@ -44,6 +45,7 @@ def block_maps(
         distances, on=["start", "size"], how="outer", suffixes=("_loss", "_distance")
     )
     picture = Picture(FIRST, "Layers in the block, n", titles=list(TITLES.values()), columns=2, inches=(9.2, 4.9))
+    picture.height = LAYER_HEIGHT * num_layers
     edges = np.arange(num_layers + 1) - 0.5
     for panel, what in enumerate(TITLES):
         ranks = ranks_in_rows(data.dropna(subset=what), what, num_layers)

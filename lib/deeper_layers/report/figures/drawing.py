@@ -284,7 +284,7 @@ class Picture:
         """Changes to plotly's layout that put the panels into so many columns; lengths in pixels."""
         panels = len(self.titles)
         # height of a panel, of what lies between two
-        panel, space = (max(340, self.height), 0) if panels == 1 else (180, 65)
+        panel, space = (max(340, self.height), 0) if panels == 1 else (max(180, self.height), 65)
         rows, gap = math.ceil(panels / columns), 0.08  # gap: between columns, as a fraction of the width
         plot = rows * (panel + space) - space
         top, bottom, right = (25, 55, 10) if narrow else (45, 55, 40)

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.models.sizes import Sizes
 from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
 from deeper_layers.report.statistics import curves, evidence, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
@@ -79,14 +80,20 @@ def regret_table(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes:
     return pd.DataFrame(rows).sort_values("mean", kind="stable", na_position="last").reset_index(drop=True)
 
 
-def dropped_table(choices: Mapping[str, Choice], units: Mapping[str, Unit], num_layers: int) -> pd.DataFrame:
-    """What each rule drops at one size, what it needed to know, its price in passes, and the seconds that it took."""
+def dropped_table(
+    choices: Mapping[str, Choice], units: Mapping[str, Unit], num_layers: int, sizes: Sizes | None = None
+) -> pd.DataFrame:
+    """What each rule drops at one size, what it needed to know, its price in passes, and the seconds that it took.
+
+    The column "of the weights" is the share of the model's parameters that go, where `sizes` tells.
+    """
     rows = []
     for rule, choice in choices.items():
         details = units[rule].details if rule in units else {}
         rows.append({
             "rule": rule,
             "drops": choice.cut.describe(num_layers).partition(", keeps")[0].removeprefix("drops "),
+            "of the weights": _share_dropped(sizes, choice.cut),
             "needs": REGISTERED[rule].needs or "nothing",
             "changes": REGISTERED[rule].changes or "nothing",
             "passes": details.get("passes", np.nan),
@@ -95,6 +102,11 @@ def dropped_table(choices: Mapping[str, Choice], units: Mapping[str, Unit], num_
             "source": REGISTERED[rule].source,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _share_dropped(sizes: Sizes | None, cut: Cut) -> float:
+    dropped = sizes and sizes.dropped(cut)
+    return np.nan if dropped is None else dropped / sizes.parameters(Cut(0, 0))
 
 
 def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int], rule: str = "similarity") -> str:
