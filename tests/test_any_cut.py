@@ -79,6 +79,13 @@ def test_scattered_layers_are_left_out_of_a_checkpoint(tiny_folder, tmp_path):
 def test_a_sublayer_is_refused_with_the_reason_and_silenced_where_asked(tiny_folder, tmp_path):
     line = said("prune", tiny_folder, tmp_path / "out", *LISTS)
     assert "no configuration states a layer without one of its sublayers; --silence writes zeros" in line
+    # and before a rule looks at text, or searches for hours
+    for rule in ("llm-drop-attention", "block-pruner"):
+        words = ("--drop", 1, "--rule", rule)
+        line, *before = reversed(typed("prune", tiny_folder, tmp_path / "out", *words, code=1).stderr.splitlines())
+        assert f"the rule {rule} drops attention or MLP apart: no configuration" in line
+        assert "passes" not in " ".join(before), "the price of a look at the text"
+        assert "is not one of" in typed("heal", tiny_folder, *words, code=2).stderr
     answer = typed("prune", tiny_folder, tmp_path / "out", *LISTS, "--silence").stdout
     assert "the attention of layer 3 and the MLP of layer 0" in answer
     model, _ = load_model(str(tiny_folder))

@@ -12,11 +12,13 @@ from deeper_layers.command.preview import as_json
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.package_index import cache_folder
-from deeper_layers.rules.choosing import RULES
+from deeper_layers.rules.choosing import DROPPING, REGISTERED
+
+OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
 @click.command
-@cut_options(required=True)
+@cut_options(required=True, rules=OF_LAYERS)
 @asking(HealingParameters, but=("sizes", "rules"))
 @answering
 def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
@@ -41,11 +43,6 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
     cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))
-    if not cut.is_of_layers:
-        raise InputError(
-            f"--rule is {rule}, and its cut {cut.describe(source.num_layers)}: what heals lacks whole layers, give a "
-            f"rule that drops them, like {' or '.join(RULES)}, or --start"
-        )
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
         raise InputError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")

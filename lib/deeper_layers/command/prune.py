@@ -106,6 +106,9 @@ def prune(
             check_fits(drop, start, depth)
         if given_cut is not None:
             _check_shape(given_cut, depth, silence, heal, adapter, to_gguf)
+        elif drop and start is None and REGISTERED[rule].drops_sublayers:
+            what = f"the rule {rule} drops attention or MLP apart"
+            _check_sublayers(what, silence, heal, adapter, to_gguf)
     if not dry_run:
         _check_places(out, heal is not None, repository, public)
     # from here on slow
@@ -179,20 +182,24 @@ def _check_change(rule: str, beside: dict[str, object], out: Path) -> None:
 def _check_shape(cut: Cut, layers: int, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
     """Raise InputError for a cut that does not fit, or of a shape that can't be written or healed."""
     check_given(cut, layers)
-    if cut.is_of_layers:
-        return
+    if not cut.is_of_layers:
+        _check_sublayers(f"this cut {cut.describe(layers)}", silence, heal, adapter, to_gguf)
+
+
+def _check_sublayers(what: str, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
+    """Raise InputError where what drops sublayers can't be written or healed."""
     if heal or adapter:
         way = "--heal" if heal else "--adapter"
-        raise InputError(f"{way} is of whole layers, and this cut {cut.describe(layers)}: leave {way} out")
+        raise InputError(f"{way} is of whole layers, and {what}: leave {way} out")
     if to_gguf:
         raise InputError(
-            f"this cut {cut.describe(layers)}, which no GGUF file states: give a folder as OUT with --silence, and "
-            "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
+            f"{what}, which no GGUF file states: give a folder as OUT with --silence, and make a GGUF file of that "
+            "with convert_hf_to_gguf.py, which comes with llama.cpp"
         )
     if not silence:
         raise InputError(
-            f"this cut {cut.describe(layers)}: no configuration states a layer without one of its sublayers; --silence "
-            "writes zeros where they end instead, which any tool reads to the same numbers, and which saves no memory"
+            f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where they "
+            "end instead, which any tool reads to the same numbers, and which saves no memory"
         )
 
 

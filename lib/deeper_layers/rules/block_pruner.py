@@ -50,4 +50,5 @@ RULE = Rule(
     cuts=_cuts,
     passes=candidate_passes,
     heads=lambda size, layers: sum(2 * layers - step for step in range(2 * size)),
+    drops_sublayers=True,
 )

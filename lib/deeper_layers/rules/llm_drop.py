@@ -40,6 +40,7 @@ def _rule(name: str, words: str, rows: tuple[int, ...]) -> Rule:
         source="He et al., arXiv 2406.15786, section 3",
         cuts=cuts,
         passes=lambda size, layers: 1.0,
+        drops_sublayers=True,
     )
 
 
