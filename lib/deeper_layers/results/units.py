@@ -49,6 +49,10 @@ class Unit:
     details: dict = field(default_factory=dict)
     path: Path | None = None
 
+    def settings(self, *without: str) -> dict:
+        """Its key without some entries: that of units alike in all else is the same."""
+        return {name: value for name, value in self.key.items() if name not in without}
+
 
 def key_hash(key: dict) -> str:
     """First 12 hexadecimal digits of the SHA-256 of the key in canonical JSON."""

@@ -106,7 +106,7 @@ def _by_kind(units: Iterable[Unit]) -> dict[str, list[Unit]]:
 
 
 def _way(unit: Unit) -> dict:
-    return {name: value for name, value in unit.key.items() if name not in OWN}
+    return unit.settings(*OWN)
 
 
 def _same_model(one: Unit, other: Unit) -> bool:

@@ -137,6 +137,6 @@ def _outcomes(leaves: list[Unit], cut: str) -> dict:
 
 def _settings(unit: Unit) -> dict:
     # which documents are read, and how many steps the warm-up takes, follow from the budget
-    key = {name: value for name, value in unit.key.items() if name not in ("cut", "data")}
+    key = unit.settings("cut", "data")
     budget = ("steps", "warmup_steps")
     return key | {"healing": {name: value for name, value in key["healing"].items() if name not in budget}}

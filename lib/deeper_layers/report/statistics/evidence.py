@@ -131,7 +131,7 @@ class Evidence:
         for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
             if "outcomes" in unit.details and topic_of(unit.name) == topic:
                 family = "mmlu_*" if unit.name.startswith("mmlu_") else unit.name
-                how = {k: v for k, v in unit.key.items() if k not in ("task", "data", "version", "model")}
+                how = unit.settings("task", "data", "version", "model")
                 together.setdefault(json.dumps([family, how], sort_keys=True), {})[unit.name] = unit
         found = [list(units.values()) for units in together.values()]
         return sorted(found, key=lambda units: (
@@ -176,7 +176,7 @@ class Evidence:
         together: dict[str, dict[int, Unit]] = {}
         for unit in self.of_kind("shots"):
             if topic_of(unit.key["task"]) == topic:
-                how = {k: v for k, v in unit.key.items() if k not in (setting, "data", "model")}
+                how = unit.settings(setting, "data", "model")
                 together.setdefault(json.dumps(how, sort_keys=True), {})[unit.key[setting]] = unit
         best, found = max(together.values(), key=len, default={}), {}
         for value, unit in sorted(best.items()):
@@ -229,7 +229,7 @@ class Evidence:
         """Healings alike in all but the cut: their settings as JSON, then unit by cut. The first is the widest."""
         found: dict[str, dict[Cut, Unit]] = {}
         for unit in self.of_kind("healing"):
-            how = {k: v for k, v in unit.key.items() if k not in ("cut", "data", "model")}
+            how = unit.settings("cut", "data", "model")
             found.setdefault(json.dumps(how, sort_keys=True), {})[Cut.of_key(unit.key["cut"])] = unit
         usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
         return {key: found[key] for key in sorted(usual, key=lambda key: -len(found[key]))}
