@@ -57,7 +57,7 @@ SMALL = {
     },
     "05-ablations": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "2", "dtype": "float32",
-        "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32, "ranks": "2, 8", "seeds": "0, 1",
+        "text": "wikipedia", "steps": 2, "loss_sequences": 4, "loss_length": 32, "ranks": "2, 8", "seeds": "0, 1, 2",
     },
     "03-healing": {
         "samples": 8, "sequence_length": 32, "limit": 6, "tasks": "capitals", "sizes": "0, 2", "dtype": "float32",
@@ -125,6 +125,9 @@ def test_runs_on_a_folder(name, tiny_folder, tmp_path, caches, monkeypatch):
     assert (record.notebook, record.parameters["model"]) == (name, Path(tiny_folder).name)
     assert record.parameters["samples"] == 8 and str(tmp_path) not in record.path.read_text()
     assert len(states(results)) == len(units) + 1
+    if name == "05-ablations":
+        assert "Not measured: two ranks or more, each with three seeds" in page
+        assert 'id="ranks-by-seed-2"' in notebook.run(name, **given, rank=2), "each seed of another rank"
     if name == "13-which-layers":
         assert "the similarity rule costs" in page and "attention of" in page, "sublayers are among the choices"
         assert "taylor\\-plus\\: size is 1; expected 0 to 0" in page, "what can not be had of so few layers is named"
