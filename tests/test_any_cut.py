@@ -1,6 +1,7 @@
 """Cuts of any shape as they are typed: lists of layers and sublayers, rules that search, checkpoints, what is kept."""
 
 import copy
+import dataclasses
 import functools
 import json
 
@@ -106,9 +107,12 @@ def test_what_a_cut_drops_is_counted(tiny_folder):
     layers, sizes = decoder_layers(load_model(str(tiny_folder))[0]), sizes_of(source)
     gone = [layers[1], sublayer(layers[2], ATTENTION), sublayer(layers[3], MLP)]
     counted = sum(parameter.numel() for module in gone for parameter in module.parameters())
-    assert sizes.dropped(Cut.of(layers=[1], attention=[2], mlp=[3])) == counted > 0
+    cut, every = Cut.of(layers=[1], attention=[2], mlp=[3]), sizes.rest + sum(sizes.layers)
+    assert sizes.share_dropped(cut) == counted / every > 0
+    unknown = dataclasses.replace(sizes, attention=(), mlp=())
+    assert unknown.share_dropped(cut) is None and unknown.share_dropped(Cut(0, 2)) == sizes.share_dropped(Cut(0, 2))
     with pytest.raises(InputError, match="the cut is of layer 9"):
-        sizes.dropped(Cut.of(mlp=[9]))
+        sizes.share_dropped(Cut.of(mlp=[9]))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "bloom", "gemma2", "mixtral", "gpt_oss"])

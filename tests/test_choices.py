@@ -13,7 +13,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
-from deeper_layers.models.sizes import Sizes
 from deeper_layers.report.figures.block_figures import block_maps, ranks_in_rows
 from deeper_layers.report.figures.row_figures import in_rows
 from deeper_layers.report.questions import rivals
@@ -205,18 +204,14 @@ def test_rules_in_rows_best_first():
 
 def test_what_each_drops_in_words(unit):
     choices = {"llm-drop": rivals.choices_of(unit)[2], "simple": rivals.Choice(Cut(3, 2), np.ones(1))}
-    table = rivals.dropped_table(choices, {"llm-drop": unit}, LAYERS)
+    table = rivals.dropped_table(choices, {"llm-drop": unit}, LAYERS, {"simple": 0.2, "llm-drop": None})
     assert table["drops"].tolist() == [
         "layer 1 (0-based, 1 of 6) and the attention of layer 3 and the MLP of layer 4",
         "layers 3..4 (0-based, 2 of 6)",
     ]
     assert table["seconds"][0] == 1.5 and np.isnan(table["seconds"][1])
-    assert "arXiv" in table["source"][0] and table["of the weights"].isna().all(), "of a model of no known size"
-    sizes = Sizes((100,) * LAYERS, 400, attention=(30,) * LAYERS, mlp=(60,) * LAYERS)
-    known = rivals.dropped_table(choices, {}, LAYERS, sizes)
-    assert known["of the weights"].tolist() == [0.19, 0.2], "a layer, an attention and an MLP of 1,000; two layers"
-    unknown = rivals.dropped_table(choices, {}, LAYERS, Sizes((100,) * LAYERS, 400))["of the weights"]
-    assert np.isnan(unknown[0]) and unknown[1] == 0.2, "sublayers of no known names"
+    assert "arXiv" in table["source"][0]
+    assert np.isnan(table["of the weights"][0]) and table["of the weights"][1] == 0.2
 
 
 def test_ranks_in_rows_are_shares_of_the_others():

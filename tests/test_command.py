@@ -297,7 +297,7 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
 def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
     """The second begins while the first one measures, and waits for it: both say the same, and leave one unit."""
     words = ["distances", str(tiny_folder), *map(str, SMALL[:4]), "--results", str(tmp_path), "--json"]
-    measure, started = similarity.measure_distances, []
+    measure, started = similarity.distances_by_batch, []
 
     def meanwhile(*arguments, **options):
         second = subprocess.Popen(
@@ -307,7 +307,7 @@ def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch
         assert "waiting for process" in second.stderr.readline()
         return measure(*arguments, **options)
 
-    monkeypatch.setattr(similarity, "measure_distances", meanwhile)
+    monkeypatch.setattr(similarity, "distances_by_batch", meanwhile)
     first = json.loads(typed(*words).stdout)
     assert json.loads(started[0].communicate(timeout=100)[0]) == first and len(started) == 1
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [Path(first["unit"])]

@@ -212,7 +212,7 @@ def test_a_model_without_its_tokenizer_measures_nothing(tiny_folder, tmp_path, m
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    monkeypatch.setattr("deeper_layers.similarity.measure_distances", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr("deeper_layers.similarity.distances_by_batch", lambda *_, **__: pytest.fail("measured"))
     parameters = Parameters(model=str(folder), samples=4, results=str(tmp_path / "results"))
     with pytest.raises(InputError, match="tokenizer"):
         distances_unit(parameters, parameters.source(), lambda: parameters.open(parameters.source()))

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from deeper_layers import similarity
 from deeper_layers.cuts import Cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
@@ -178,6 +179,35 @@ def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened,
     best = [similarity_cut(distance_matrix(unit.rows), size).start for size in range(1, 5)]
     assert table["start"].tolist() == best and table["share"].between(0, 1).all()
     assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
+
+
+def test_interrupted_distances_go_on_to_the_same_numbers(tiny_folder, opened, tmp_path, monkeypatch, capsys):
+    """Batches that have run are not run again; what is kept of a batch with other tokens is not taken for it."""
+
+    def measured(results, **how):
+        parameters = Parameters(
+            model=str(tiny_folder), results=str(tmp_path / results), dtype="float32", samples=40, sequence_length=300
+        )
+        return distances_unit(parameters, parameters.source(), lambda: opened, **how)
+
+    plain, ran = measured("plain"), []
+    every = similarity.distances_by_batch
+
+    def counted(model, batches, stop=None):
+        for found in every(model, batches):
+            if len(ran) == stop:
+                raise KeyboardInterrupt
+            ran.append(len(found))
+            yield found
+
+    monkeypatch.setattr(similarity, "distances_by_batch", functools.partial(counted, stop=1))
+    with pytest.raises(KeyboardInterrupt):
+        measured("later")
+    (first,) = (tmp_path / "later").rglob("*.partial/000000.npz")
+    monkeypatch.setattr(similarity, "distances_by_batch", counted)
+    assert len(ran) == 1 and measured("later").rows.equals(plain.rows)
+    assert sum(ran) == 40 and len(ran) > 2, "the first batch ran once"
+    assert not first.exists() and "distances: 100%" in capsys.readouterr().err
 
 
 def test_one_sequence_that_decides_is_drawn_with_the_others():

@@ -9,7 +9,7 @@ read at the layers themselves; and the arccos of a cosine near 1 vanishes in hal
 computed in float64 from residuals as the model made them.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -82,12 +82,45 @@ def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Ten
     return torch.arccos((unit @ unit.mT).clamp(-1.0, 1.0)) / torch.pi
 
 
+def distances_by_batch(
+    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]
+) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
+    """Of each batch the distances of every two residuals of each sequence, [B, L+1, L+1] in units of pi.
+
+    `batches` and what is raised for them: see `measure_distances`. Entry [l, m] is of what enters layers l and m, the
+    last one of what leaves the model's last layer.
+    """
+    residuals_of = _from_disk if is_streamed(model) else _in_memory
+    of_batches = residuals_of(model, map(_checked, batches))
+    while True:
+        with torch.inference_mode():  # not around the yield: whoever takes the distances may want gradients
+            if (residuals := next(of_batches, None)) is None:
+                return
+            distances = batch_distances(residuals).numpy()
+        yield distances
+
+
+def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard error of d(l, n) over sequences, and their number: see `measure_distances`.
+
+    Memory does not grow with the number of sequences. Raises InputError where there is none.
+    """
+    total = squares = torch.zeros((), dtype=torch.float64)
+    samples = 0
+    for distances in map(torch.from_numpy, by_batch):
+        total = total + distances.sum(dim=0)
+        squares = squares + distances.square().sum(dim=0)
+        samples += len(distances)
+    if samples == 0:
+        raise InputError("there is no sequence to measure distances on: give at least one batch")
+    mean = total / samples
+    variance = (squares / samples - mean.square()).clamp(min=0) * samples / max(samples - 1, 1)
+    error = torch.sqrt(variance / samples) if samples > 1 else torch.full_like(mean, torch.nan)
+    return by_size(mean.numpy()), by_size(error.numpy()), samples
+
+
 def measure_distances(
-    model: torch.nn.Module,
-    batches: Iterable[dict[str, torch.Tensor]],
-    *,
-    progress: Callable | None = None,
-    each: Callable[[np.ndarray], None] | None = None,
+    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and standard error of d(l, n) over sequences, and their number, from one pass over `batches`.
 
@@ -95,8 +128,6 @@ def measure_distances(
         model: a decoder-only transformers model of L layers.
         batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
             only for models with rotary positions, since positions are counted from the first column.
-        progress: wraps the batches, as tqdm does.
-        each: is handed the distances of every sequence, an array [n, l] like the mean, one after another.
 
     Returns:
         Two arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
@@ -105,26 +136,7 @@ def measure_distances(
     Raises:
         InputError: there is no sequence, or one that is all padding; a batch that is no such one.
     """
-    layers = len(decoder_layers(model))
-    total = torch.zeros(layers + 1, layers + 1, dtype=torch.float64)
-    squares, samples = torch.zeros_like(total), 0
-    checked = map(_checked, progress(batches) if progress else batches)
-    residuals_of = _from_disk if is_streamed(model) else _in_memory
-    with torch.inference_mode():
-        for residuals in residuals_of(model, checked):
-            distances = batch_distances(residuals)
-            total += distances.sum(dim=0)
-            squares += distances.square().sum(dim=0)
-            samples += residuals.shape[1]
-            if each is not None:
-                for of_sequence in distances.numpy():
-                    each(_by_size(of_sequence))
-    if samples == 0:
-        raise InputError("there is no sequence to measure distances on: give at least one batch")
-    mean = total / samples
-    variance = (squares / samples - mean.square()).clamp(min=0) * samples / max(samples - 1, 1)
-    error = torch.sqrt(variance / samples) if samples > 1 else torch.full_like(mean, torch.nan)
-    return _by_size(mean.numpy()), _by_size(error.numpy()), samples
+    return mean_distances(distances_by_batch(model, batches))
 
 
 def _in_memory(model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
@@ -206,7 +218,7 @@ def _checked(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
     return whole[0], whole[1]
 
 
-def _by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
+def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     """From [l, m], a value for every two residuals, to [n, l] with n = m - l."""
     layers = len(pairs) - 1
     matrix = np.full((layers, layers), np.nan)

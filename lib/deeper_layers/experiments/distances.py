@@ -2,17 +2,15 @@
 
 import contextlib
 import dataclasses
-import functools
 import sys
 from collections.abc import Callable
 
 import numpy as np
-from tqdm import tqdm
 
 from deeper_layers import data
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
-from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.units import Unit
@@ -56,24 +54,26 @@ def drawn_batches(parameters: Parameters, opened: Callable, samples: int | None 
 def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Unit:
     """The distances of a model: read from results, else measured on the model that `opened()` returns.
 
-    `by_sequence`: those of every sequence are kept beside their means, in a unit of another kind.
+    Each batch that has run is kept, and an interrupted measurement goes on after it. `by_sequence`: the distances of
+    every sequence are kept beside their means, in a unit of another kind.
     Raises InputError where nothing is to be measured and results hold no such unit.
     """
 
-    def measure(_):
-        from deeper_layers.similarity import measure_distances  # torch, where there is something to measure
+    def measure(shards):
+        from deeper_layers import similarity  # torch, where there is something to measure
 
         batches = drawn_batches(parameters, opened)
         model, _ = opened()
-        # a progress bar with the time left, readable in a terminal and in a log
-        bar = functools.partial(tqdm, desc="distances", unit="batch", mininterval=5, file=sys.stderr)
-        kept: list[np.ndarray] = []
-        each = kept.append if by_sequence else None
-        table = distance_table(*measure_distances(model, batches, progress=bar, each=each))
+        states = source.num_layers + 1
+        run = lambda some: ({"distances": found} for found in similarity.distances_by_batch(model, some))  # noqa: E731
+        like = {"distances": (np.float64, (None, states, states))}
+        found = [of["distances"] for of in in_batches(shards, 0, batches, run, like, "distances")]
+        table = distance_table(*similarity.mean_distances(found))
         details = {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
         if by_sequence:
+            every = [similarity.by_size(of_sequence) for of_batch in found for of_sequence in of_batch]
             places = table["size"] - 1, table["start"]
-            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in kept]))
+            details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in every]))
         return table, details
 
     unit = Measurement(

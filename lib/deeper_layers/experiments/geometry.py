@@ -2,7 +2,7 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,8 @@ from tqdm import tqdm
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters
 from deeper_layers.experiments.distances import drawn_batches
-from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import Source
-from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
 
 VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.geometry changes numbers
@@ -35,10 +34,10 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
         tokens = [int(sum(batch["attention_mask"].sum() for batch in some)) for some in (batches, again)]
         layers, kept = source.num_layers, {"tokens": parameters.tokens}
         print(price(layers, *tokens), file=sys.stderr, flush=True)
-        passes = list(_batches(
+        passes = list(in_batches(
             shards, 0, batches, functools.partial(geometry.recorded, model, **kept), _of_pass(layers), "one pass"
         ))  # fmt: skip
-        skips = list(_batches(
+        skips = list(in_batches(
             shards, len(batches), again, functools.partial(geometry.skipped, model, **kept), _of_skips(layers),
             "without each layer",
         ))  # fmt: skip
@@ -70,24 +69,6 @@ def price(layers: int, tokens: int, again: int) -> str:
         f"geometry: {tokens:,} tokens through {layers} layers, {again:,} of them again without each layer in turn: at "
         f"most {steps / 1e6:,.1f} million layer-steps, as many as {steps / layers / tokens:.0f} passes"
     )
-
-
-def _batches(
-    shards: Shards, first: int, batches: list, run: Callable, like: dict[str, tuple], what: str
-) -> Iterator[dict[str, np.ndarray]]:
-    """What `run` gives for each batch, in their order: from its shard, or now."""
-    known = [
-        shards.get(first + number, {"ids": batch["input_ids"].numpy()}, like) for number, batch in enumerate(batches)
-    ]
-    bar = tqdm(desc=what, unit="batch", total=len(batches), mininterval=5, file=sys.stderr)
-    running = run(batch for batch, found in zip(batches, known) if found is None)
-    for number, (batch, found) in enumerate(zip(batches, known)):
-        if found is None:
-            found = next(running)
-            shards.put(first + number, found | {"ids": batch["input_ids"].numpy()})
-        bar.update()
-        yield found
-    bar.close()
 
 
 def _of_pass(layers: int) -> dict[str, tuple]:

@@ -1,20 +1,23 @@
 """One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
 
 import os
+import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from deeper_layers import data, evaluation, files, models, results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.claims import Taken, claimed, clear
-from deeper_layers.results.shards import Shards
+from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import Unit
 
 
@@ -148,3 +151,26 @@ def each(asked: Iterable[Callable[[bool], Unit | None]]) -> list[Unit | None]:
             taken[number] = ask
     found |= {number: ask(True) for number, ask in taken.items()}
     return [found[number] for number in sorted(found)]
+
+
+def in_batches(
+    shards: Shards, first: int, batches: list[dict], run: Callable, like: dict[str, tuple], what: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """What `run` gives for each batch, in their order: from its shard, or now, and then kept there.
+
+    `run` is handed the batches that no shard is of, and gives for each its arrays, one batch after another. `like` has
+    their types and shapes (see `Shards.get`), `what` says what runs, beside the time left; shards count from `first`.
+    """
+    known = [
+        shards.get(first + number, {"ids": batch["input_ids"].numpy()}, like) for number, batch in enumerate(batches)
+    ]
+    bar = tqdm(desc=what, unit="batch", total=len(batches), mininterval=5, file=sys.stderr)
+    skip(bar, sum(found is not None for found in known))
+    running = run(batch for batch, found in zip(batches, known) if found is None)
+    for number, (batch, found) in enumerate(zip(batches, known)):
+        if found is None:
+            found = next(running)
+            shards.put(first + number, found | {"ids": batch["input_ids"].numpy()})
+            bar.update()
+        yield found
+    bar.close()

@@ -35,8 +35,8 @@ class Sizes:
         """Of the model without the layers of a cut. Raises InputError where it does not fit."""
         return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
 
-    def dropped(self, cut: Cut) -> int | None:
-        """Parameters of the layers and sublayers that a cut drops; None where those of sublayers are not known.
+    def share_dropped(self, cut: Cut) -> float | None:
+        """Of all parameters those of what a cut drops, layers and sublayers; None where a sublayer's are not known.
 
         Raises InputError where the cut does not fit.
         """
@@ -44,7 +44,7 @@ class Sizes:
         of_parts = ((self.layers, cut.dropped), (self.attention, cut.attention), (self.mlp, cut.mlp))
         if any(indices and not sizes for sizes, indices in of_parts):
             return None
-        return sum(sizes[index] for sizes, indices in of_parts for index in indices)
+        return sum(sizes[index] for sizes, indices in of_parts for index in indices) / self.parameters(Cut(0, 0))
 
     def file_bytes(self, cut: Cut) -> int | None:
         """Of the tensors that a GGUF file keeps after a cut; None for a model that is none, or whose file is not read.

@@ -12,7 +12,6 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.sizes import Sizes
 from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
 from deeper_layers.report.statistics import curves, evidence, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
@@ -81,11 +80,11 @@ def regret_table(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes:
 
 
 def dropped_table(
-    choices: Mapping[str, Choice], units: Mapping[str, Unit], num_layers: int, sizes: Sizes | None = None
+    choices: Mapping[str, Choice], units: Mapping[str, Unit], num_layers: int, weights: Mapping[str, float | None]
 ) -> pd.DataFrame:
     """What each rule drops at one size, what it needed to know, its price in passes, and the seconds that it took.
 
-    The column "of the weights" is the share of the model's parameters that go, where `sizes` tells.
+    `weights` has the share of the model's parameters that go, by rule, where it is known.
     """
     rows = []
     for rule, choice in choices.items():
@@ -93,7 +92,7 @@ def dropped_table(
         rows.append({
             "rule": rule,
             "drops": choice.cut.describe(num_layers).partition(", keeps")[0].removeprefix("drops "),
-            "of the weights": _share_dropped(sizes, choice.cut),
+            "of the weights": weights.get(rule, np.nan),
             "needs": REGISTERED[rule].needs or "nothing",
             "changes": REGISTERED[rule].changes or "nothing",
             "passes": details.get("passes", np.nan),
@@ -102,11 +101,6 @@ def dropped_table(
             "source": REGISTERED[rule].source,
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def _share_dropped(sizes: Sizes | None, cut: Cut) -> float:
-    dropped = sizes and sizes.dropped(cut)
-    return np.nan if dropped is None else dropped / sizes.parameters(Cut(0, 0))
 
 
 def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int], rule: str = "similarity") -> str:
