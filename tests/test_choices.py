@@ -202,6 +202,21 @@ def test_rules_in_rows_best_first():
     assert tall.interactive.layout.height > figure.interactive.layout.height, "each name has a line of its own"
 
 
+def test_side_by_side_what_was_not_measured_is_said():
+    regrets = pd.DataFrame({"rule": ["llm-drop", "similarity", "laco"], "mean": [-0.1, 0.25, np.nan]})
+    scores = pd.DataFrame({
+        "rule": ["greedy", "similarity", "llm-drop"], "mean": [0.9, 0.5, 0.4], "seen": ["better", None, "no difference"]
+    })  # fmt: skip
+    table = rivals.side_by_side(regrets, {"Capitals": scores, "MMLU, 5-shot": pd.DataFrame()}, {"Capitals": 0.95})
+    assert table.set_index("rule").to_dict("index") == {
+        "none: unpruned": {"regret, nats": "", "Capitals": "0.950", "MMLU, 5-shot": ""},
+        "llm-drop": {"regret, nats": "-0.100", "Capitals": "0.400", "MMLU, 5-shot": "not measured"},
+        "similarity": {"regret, nats": "+0.250", "Capitals": "0.500", "MMLU, 5-shot": "not measured"},
+        "greedy": {"regret, nats": "not measured", "Capitals": "0.900 better", "MMLU, 5-shot": "not measured"},
+    }
+    assert rivals.side_by_side(None, {}, {}).empty
+
+
 def test_what_each_drops_in_words(unit):
     choices = {"llm-drop": rivals.choices_of(unit)[2], "simple": rivals.Choice(Cut(3, 2), np.ones(1))}
     table = rivals.dropped_table(choices, {"llm-drop": unit}, LAYERS, {"simple": 0.2, "llm-drop": None})

@@ -226,6 +226,31 @@ def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> 
     return table.reset_index().sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
 
 
+def side_by_side(
+    regrets: pd.DataFrame | None, scores: Mapping[str, pd.DataFrame], whole: Mapping[str, float]
+) -> pd.DataFrame:
+    """Rules by all that was measured of them, in words: the mean regret of the loss, and mean accuracies.
+
+    `regrets` is a `regret_table`, `scores` has by title of the task a `score_table`, empty where nothing was measured.
+    `whole` has accuracies of the unpruned model, which make the first row. Behind an accuracy stands whether it is
+    surely better or worse than that of the paper's rule. In the order of the regrets, then of the first task that has
+    a rule.
+    """
+    columns: dict[str, dict[str, str]] = {}
+    if regrets is not None:
+        known = regrets.dropna(subset="mean")
+        columns["regret, nats"] = {row["rule"]: f"{row['mean']:+.3f}" for row in known.to_dict("records")}
+    for title, table in scores.items():
+        columns[title] = {
+            row["rule"]: f"{row['mean']:.3f}" + (f" {row['seen']}" if row["seen"] in ("better", "worse") else "")
+            for row in table.to_dict("records")
+        }
+    rules = dict.fromkeys(rule for of_rules in columns.values() for rule in of_rules)
+    rows = [{"rule": rule} | {title: of.get(rule, "not measured") for title, of in columns.items()} for rule in rules]
+    unpruned = dict.fromkeys(columns, "") | {title: f"{accuracy:.3f}" for title, accuracy in whole.items()}
+    return pd.DataFrame([{"rule": "none: unpruned"} | unpruned, *rows] if rows else [])
+
+
 # ---- healed ------------------------------------------------------------------------------------------------------
 
 
