@@ -16,9 +16,8 @@ CUT = Cut(1, 2)
 LOSSES = np.random.default_rng(0).normal(3, 0.3, 40)
 
 
-def before(taken: float) -> Unit:
-    by_cut = {"0,0": LOSSES.tolist(), CUT.name: (LOSSES + taken).tolist()}
-    return Unit("loss", "c4", {}, STATE, pd.DataFrame(), {"by_sequence": by_cut})
+def before(taken: float) -> dict[str, list[float]]:
+    return {"0,0": LOSSES.tolist(), CUT.name: (LOSSES + taken).tolist()}
 
 
 def test_the_share_given_back_is_that_of_plain_sums():
@@ -76,6 +75,18 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     elsewhere = scores_unit("capitals", {"0,0": right["0,0"]})
     assert given_back.table(before(0.0), [fewer, elsewhere], budgets)["what"].tolist() == ["loss on text"] * 2
     assert given_back.table(before(0.0), [fewer], budgets)["value"].isna().all()
+
+
+def test_losses_before_are_of_all_units_alike_but_for_the_cuts():
+    def unit(cuts: dict, **key) -> Unit:
+        named = {"cuts": sorted(cuts), "text": "c4", "sequences": 40} | key
+        return Unit("loss", "c4", named, STATE, pd.DataFrame(), {"by_sequence": cuts})
+
+    like = unit({"0,0": [1.0], "1,2": [2.0]})
+    others = [unit({"0,0": [1.1], "3,2": [3.0]}), unit({"4,1": [4.0]}, sequences=41), like, unit({"1,3": [5.0]})]
+    elsewhere = dataclasses.replace(others[0], kind="blocks", details={"by_sequence": {"9,9": [1.0]}})
+    found = given_back.losses_before([*others, elsewhere], like)
+    assert found == {"0,0": [1.0], "1,2": [2.0], "3,2": [3.0], "1,3": [5.0]}
 
 
 def test_only_sweeps_that_asked_as_much_in_the_same_way_stand_beside():

@@ -36,6 +36,18 @@ def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
     return dict(sorted(found.items()))
 
 
+def losses_before(units: Iterable[Unit], like: Unit) -> dict[str, list[float]]:
+    """Losses by sequence before healing, by the name of the cut: of `like`, and of units that lack other layers.
+
+    Those are of the same sequences, and of weights opened alike.
+    """
+    alike = (unit for unit in units if unit.kind == like.kind and unit.settings("cuts") == like.settings("cuts"))
+    found: dict[str, list[float]] = {}
+    for unit in (*alike, like):
+        found |= unit.details["by_sequence"]
+    return found
+
+
 def swept_alike(units: Iterable[Unit], healed: Unit) -> list[Unit]:
     """Sweeps that asked of the same weights, opened alike, what a healed model was asked, and as many items or more.
 
@@ -54,18 +66,20 @@ def swept_alike(units: Iterable[Unit], healed: Unit) -> list[Unit]:
     return sorted(filter(alike, sweeps), key=lambda unit: len(unit.key["cuts"]))
 
 
-def table(unhealed: Unit, swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]) -> pd.DataFrame:
+def table(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> pd.DataFrame:
     """A row for the loss and for each task that the whole model knows, cut and number of tokens: those of COLUMNS.
 
-    `unhealed` has the losses of the pruned models, `swept` their scores. The columns whole, pruned and healed are nats
-    a token, or accuracies; value, low and high the share given back with its 95% interval, by resampled sequences or
-    items, and missing where the cut did not surely take anything. In the order of cuts.
+    `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns whole,
+    pruned and healed are nats a token, or accuracies; value, low and high the share given back with its 95% interval,
+    by resampled sequences or items, and missing where the cut did not surely take anything. In the order of cuts.
     """
     rows = []
     for tokens, of_cuts in healed.items():
         for cut, unit in of_cuts.items():
             asked = {topic_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
-            for what, found in before_and_after(unhealed, swept, cut, unit).items():
+            for what, found in before_and_after(losses, swept, cut, unit).items():
                 if found.known:
                     values = found[:3]
                     means, share = (float(one.mean()) for one in values), back(values, shares=what != LOSS)
@@ -101,13 +115,14 @@ class BeforeAndAfter(NamedTuple):
     known: bool
 
 
-def before_and_after(unhealed: Unit, swept: Sequence[Unit], cut: Cut, healed: Unit) -> dict[str, BeforeAndAfter]:
+def before_and_after(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], cut: Cut, healed: Unit
+) -> dict[str, BeforeAndAfter]:
     """Of the loss and of each task that was asked before healing too: of the same items, the first ones of a sweep."""
-    by_cut = unhealed.details["by_sequence"]
     found = {}
-    if cut.name in by_cut and len(by_cut[cut.name]) == len(healed.details["by_sequence"]):
-        losses = (by_cut["0,0"], by_cut[cut.name], healed.details["by_sequence"])
-        found[LOSS] = BeforeAndAfter(*map(np.array, losses), known=True)
+    if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
+        values = (losses[WHOLE], losses[cut.name], healed.details["by_sequence"])
+        found[LOSS] = BeforeAndAfter(*map(np.array, values), known=True)
     for unit in swept:
         leaves = leaves_of(unit)
         whole, pruned = (_outcomes(leaves, name) for name in (WHOLE, cut.name))
