@@ -76,10 +76,11 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     model = empty_model(source, trust_remote_code=trust_remote_code)
     layers = decoder_layers(model)
     of_layers = tuple(map(_parameters, layers))
-    parts = {}
+    attention, mlp = (), ()
     with contextlib.suppress(InputError):  # parts of unknown names
-        parts = {part: tuple(_parameters(sublayer(layer, part)) for layer in layers) for part in (ATTENTION, MLP)}
-    return Sizes(of_layers, _parameters(model) - sum(of_layers), **parts)
+        parts = [[_parameters(sublayer(layer, part)) for layer in layers] for part in (ATTENTION, MLP)]
+        attention, mlp = map(tuple, parts)
+    return Sizes(of_layers, _parameters(model) - sum(of_layers), attention=attention, mlp=mlp)
 
 
 def empty_model(source: Source, *, trust_remote_code: bool = False):
