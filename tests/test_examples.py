@@ -155,3 +155,10 @@ def test_readme_says_what_results_hold():
     (at, low, high), (later, least, most) = (ruling.statistics[form] for form in ("letters", "words"))
     assert f"{at:.0%} ({low:.0%} to {high:.0%}) of the layers, half of the words at {later:.0%}" in told
     assert math.isinf(most) and f"({least:.0%} or more)" in told
+    mmlu = next(ruling for ruling in dissociation.rulings(units) if ruling.what == "MMLU")
+    value, low, high = mmlu.statistics[dissociation.MIDDLE]
+    assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less by letter than by words ({mmlu.items:,} questions)" in told
+    # "late layers take both": neither form is known to lose more there, and words lose more than in the middle
+    _, low, high = mmlu.statistics[dissociation.LATE]
+    words = next(ruling for ruling in dissociation.words_half(units) if ruling.model == model.name)
+    assert low < 0 < high and words.statistics["mmlu_continuation"][1] > 0
