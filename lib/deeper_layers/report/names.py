@@ -15,7 +15,7 @@ from deeper_layers.markup import as_markdown as as_markdown
 from deeper_layers.markup import visible as visible
 
 LONGEST = 64  # characters of a name in a picture
-SHORT = 28  # characters of a cell that stays on one line where the screen is wide
+SHORT = 20  # characters of a cell that stays on one line where the screen is wide
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
 
 
