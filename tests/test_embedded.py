@@ -42,6 +42,14 @@ def test_is_the_real_model(embedded):
     assert tokenizer.decode(answer[0]).endswith(" Paris")
 
 
+@pytest.mark.parametrize("model", [packaged.GEMMA, packaged.QWEN], ids=lambda model: model.name)
+def test_parameters_of_parts_are_those_of_the_file_where_it_is_on_this_machine(model):
+    if not model.path.exists():
+        pytest.skip(f"{model.name} was not fetched: the file has to be in the cache")
+    stated, of_file = (sizes_of(sources.find_model(name)) for name in (model.name, str(model.path)))
+    assert stated.layers == of_file.layers and (stated.attention, stated.mlp) == (of_file.attention, of_file.mlp)
+
+
 def test_parameters_of_its_parts_are_those_of_the_model_and_of_its_file(embedded):
     def counted(module):
         return sum(parameter.numel() for parameter in module.parameters())

@@ -65,9 +65,13 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
         batches = drawn_batches(parameters, opened)
         model, _ = opened()
         states = source.num_layers + 1
-        run = lambda some: ({"distances": found} for found in similarity.distances_by_batch(model, some))  # noqa: E731
         like = {"distances": (np.float64, (None, states, states))}
-        found = [of["distances"] for of in in_batches(shards, 0, batches, run, like, "distances")]
+
+        def run(some):
+            return ({"distances": found} for found in similarity.distances_by_batch(model, some))
+
+        found = (of["distances"] for of in in_batches(shards, 0, batches, run, like, "distances"))
+        found = list(found) if by_sequence else found  # else memory does not grow with the sequences
         table = distance_table(*similarity.mean_distances(found))
         details = {"tokens": int(sum(batch["attention_mask"].sum() for batch in batches))}
         if by_sequence:

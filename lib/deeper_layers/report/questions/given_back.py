@@ -16,13 +16,14 @@ from jaxtyping import Float
 from deeper_layers.cuts import Cut
 from deeper_layers.report.questions.two_ways import LOSS
 from deeper_layers.report.statistics.curves import levels_of, surely_above
-from deeper_layers.report.statistics.evidence import right_items
+from deeper_layers.report.statistics.evidence import healed_how, right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import shots, topic_of
 from deeper_layers.results.units import Unit
 
 WHOLE = Cut(0, 0).name
+BUDGET = ("steps", "warmup_steps")  # of a healing
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
 COLUMNS = ["what", "size", "start", "tokens", "items", "whole", "pruned", "healed", "value", "low", "high"]
 
@@ -31,7 +32,7 @@ def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
     """Healings that differ from `like` in nothing but the cut and the number of updates, by the tokens of training."""
     found: dict[int, dict[Cut, Unit]] = {}
     for unit in units:
-        if unit.kind == "healing" and _settings(unit) == _settings(like):
+        if unit.kind == "healing" and healed_how(unit, *BUDGET) == healed_how(like, *BUDGET):
             found.setdefault(unit.details["healing"]["tokens"], {})[Cut.of_key(unit.key["cut"])] = unit
     return dict(sorted(found.items()))
 
@@ -148,10 +149,3 @@ def before_and_after(
 
 def _outcomes(leaves: list[Unit], cut: str) -> dict:
     return {task: of_task for leaf in leaves for task, of_task in leaf.details["outcomes"].get(cut, {}).items()}
-
-
-def _settings(unit: Unit) -> dict:
-    # which documents are read, and how many steps the warm-up takes, follow from the budget
-    key = unit.settings("cut", "data")
-    budget = ("steps", "warmup_steps")
-    return key | {"healing": {name: value for name, value in key["healing"].items() if name not in budget}}

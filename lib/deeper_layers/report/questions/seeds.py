@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
+from deeper_layers.report.statistics.evidence import healed_how
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.results.units import Unit
 
@@ -22,7 +23,9 @@ def grid(units: Iterable[Unit], like: Unit, cut: Cut, setting: str = "rank") -> 
     """
     found: Grid = {}
     for unit in units:
-        if unit.kind == "healing" and Cut.of_key(unit.key["cut"]) == cut and _way(unit, setting) == _way(like, setting):
+        if unit.kind != "healing" or Cut.of_key(unit.key["cut"]) != cut:
+            continue
+        if healed_how(unit, setting, "seed") == healed_how(like, setting, "seed"):
             how = unit.key["healing"]
             found.setdefault(how[setting], {})[how["seed"]] = unit
     found = {value: of_seeds for value, of_seeds in sorted(found.items()) if len(of_seeds) >= FEWEST}
@@ -53,9 +56,3 @@ def table(found: Mapping[int | float, Mapping[int, Unit]], beside: int | float) 
             row |= {"change": change, "low": low, "high": high, "seen": seen}
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _way(unit: Unit, setting: str) -> dict:
-    # which documents are read follows from the seed
-    how = {name: value for name, value in unit.key["healing"].items() if name not in (setting, "seed")}
-    return unit.settings("cut", "data") | {"healing": how}

@@ -351,6 +351,15 @@ def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[st
     return [unit for unit in units if unit.key["model"]["name"] in names[:most]], sorted(names[most:])
 
 
+def healed_how(unit: Unit, *without: str) -> dict:
+    """The settings of a healing but its cut and some of its own: those alike in all else have the same.
+
+    Which documents are read follows from the budget and the seed, and is left out too.
+    """
+    how = {name: value for name, value in unit.key["healing"].items() if name not in without}
+    return unit.settings("cut", "data") | {"healing": how}
+
+
 def opened_as(unit: Unit) -> tuple[str, str | None]:
     """The number format of a unit's model, and what its weights were quantized to."""
     return unit.key["dtype"], unit.key["quantization"]
