@@ -292,6 +292,15 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     assert f"adapters: {content['adapters']}" in again
     done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
+    # a list that says the same is the same cut, healed once; any other one heals too
+    listed = ["--layers", "2-3", *asked[4:]]
+    assert json.loads(typed("heal", tiny_folder, *SMALL, *listed, "--json").stdout)["unit"] == content["unit"]
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("deeper_layers.data.texts", functools.partial(documents))
+    listed[1] = "0, 3"
+    content = json.loads(typed("heal", tiny_folder, *SMALL, *listed, "--json").stdout)
+    assert content["cut"]["layers"] == [0, 3] and len(content["healing"]["losses"]) == 2
 
 
 def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
@@ -350,6 +359,8 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["heal", "embedded", "--drop", "30"], "--drop is 30; expected 0 to 29"),
         (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "--preset is 'tiny'"),
         (["heal", "embedded", "--drop", "2", "--start", "29"], "--start is 29 with --drop 2"),
+        (["heal", "embedded", "--layers", "3, 30"], "--layers is a list up to 30; expected layers 0 to 29"),
+        (["heal", "embedded", "--layers", "3, five"], "--layers is '3, five', expected layers, counted from 0"),
         (["report", "embedded", "--notebooks", "99"], "--notebooks is '99', expected 'all' or some of 01-similarity"),
         (["report", "embedded", "--notebooks", "13", "--rules", "none"], "--rules is 'none', expected one of"),
     ],
@@ -380,7 +391,8 @@ def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
         (["sweep"], "Missing argument 'MODEL'"),
         (["swep", "embedded"], "No such command 'swep'"),
         (["sweep", "embedded", "--limit", "many"], "'many' is not a valid integer"),
-        (["heal", "embedded"], "Missing option '--drop'"),
+        (["heal", "embedded"], "--drop says how many layers go, --layers which: give one of them"),
+        (["heal", "embedded", "--drop", "2", "--layers", "3, 5"], "give one of them"),
         (["prune", "embedded", "out", "--drop", "2", "--start", "1", "--rule", "simple"], "give one of them"),
         (["prune", "embedded", "out", "--drop", "2", "--adapter", "a", "--heal", "small"], "give one of them"),
     ],

@@ -15,7 +15,7 @@ from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_ru
 Safe = Callable[[list[Cut]], list[Cut]]  # of some cuts those that are read rightly
 
 
-def cut_options(required: bool, more: str = "", rules: Iterable[str] = DROPPING) -> Callable:
+def cut_options(more: str = "", rules: Iterable[str] = DROPPING) -> Callable:
     """Options --drop, --start and --rule, one of `rules`; `more` is said of --drop."""
     rules = list(rules)
 
@@ -28,17 +28,21 @@ def cut_options(required: bool, more: str = "", rules: Iterable[str] = DROPPING)
         function = click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule")(
             function
         )
-        return click.option("--drop", type=int, required=required, help=f"number of layers to drop{more}")(function)
+        return click.option("--drop", type=int, help=f"number of layers to drop{more}")(function)
 
     return decorate
 
 
-def list_options(function: Callable) -> Callable:
-    """Options --layers, --attention and --mlp: a cut of any shape."""
-    for name in ("mlp", "attention", "layers"):
-        words = (SweepParameters.model_fields[name].description or "").replace("rules and sizes", "--drop")
-        function = click.option(f"--{name}", metavar="LIST", help=words)(function)
-    return function
+def list_options(*names: str) -> Callable:
+    """Options of these names, of layers, attention and mlp: a cut by lists."""
+
+    def decorate(function: Callable) -> Callable:
+        for name in reversed(names):
+            words = (SweepParameters.model_fields[name].description or "").replace("rules and sizes", "--drop")
+            function = click.option(f"--{name}", metavar="LIST", help=words)(function)
+        return function
+
+    return decorate
 
 
 def chosen_cut(
@@ -106,8 +110,7 @@ def check_typed(drop: int | None, start: int | None, given: Cut | None = None) -
         raise click.UsageError("--start names the place, and --rule chooses it: give one of them")
     if given is not None and (drop is not None or start is not None or ruled):
         raise click.UsageError(
-            "--layers, --attention and --mlp name what is dropped, and --drop, --start and --rule choose it: give one "
-            "of them"
+            "lists like --layers name what is dropped, and --drop, --start and --rule choose it: give one of them"
         )
 
 

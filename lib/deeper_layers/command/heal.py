@@ -6,11 +6,12 @@ import click
 
 from deeper_layers import files, models
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options
+from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
 from deeper_layers.command.options import asking
 from deeper_layers.command.preview import as_json
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.experiments.parameters import HealingParameters, check_given, cut_of_lists
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
@@ -18,10 +19,11 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
 
 
 @click.command
-@cut_options(required=True, rules=OF_LAYERS)
+@cut_options(rules=OF_LAYERS)
+@list_options("layers")
 @asking(HealingParameters, but=("sizes", "rules"))
 @answering
-def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
+def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
     """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
 
     The adapters are kept, and where they are is printed: `deeper-layers prune MODEL OUT --adapter FOLDER` adds them to
@@ -31,18 +33,23 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
     deeper-layers heal embedded --drop 3 --text wikipedia --tasks capitals
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     deeper-layers heal embedded --drop 3 --objective distill
+    deeper-layers heal embedded --layers "5, 12-14"
     """
-    check_typed(drop, start)
+    given_cut = cut_of_lists(layers, None, None)
+    check_typed(drop, start, given_cut)
+    if drop is None and given_cut is None:
+        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
     parameters = HealingParameters(**given)
     if parameters.measure:
-        if (layers := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
-            check_fits(drop, start, layers)
+        if (depth := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
+            _check_fits(drop, start, given_cut, depth)
         files.check_writable(cache_folder())  # where the adapters are kept
     from deeper_layers.experiments.healings import adapter_folder, healing_unit  # slow: what is above may refuse
 
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
-    cut = chosen_cut(drop, start, rule, source.num_layers, lambda: (parameters, source, opened))
+    _check_fits(drop, start, given_cut, source.num_layers)
+    cut = given_cut or chosen_cut(drop or 0, start, rule, source.num_layers, lambda: (parameters, source, opened))
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
         raise InputError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
@@ -68,3 +75,11 @@ def heal(given: dict, drop: int, start: int | None, rule: str) -> Answer:
         "rows": records(unit.rows),
     }  # fmt: skip
     return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}\n{end}", content)
+
+
+def _check_fits(drop: int | None, start: int | None, given: Cut | None, layers: int) -> None:
+    """Refuse a cut that does not fit a model, in the words of the options."""
+    if given is not None:
+        check_given(given, layers)
+    else:
+        check_fits(drop or 0, start, layers)

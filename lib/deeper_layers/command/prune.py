@@ -36,8 +36,8 @@ TYPES = ("f32", "f16", "q8_0")
 
 
 @click.command
-@cut_options(required=False, more="; with --adapter by default its own", rules=REGISTERED)
-@list_options
+@cut_options(more="; with --adapter by default its own", rules=REGISTERED)
+@list_options("layers", "attention", "mlp")
 @click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
               "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
 @click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
