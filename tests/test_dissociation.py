@@ -137,6 +137,17 @@ def test_what_cannot_be_shown_says_why(units, why):
     assert dissociation.of_models([found]) == {}
 
 
+@pytest.mark.parametrize(("chance", "known"), [(0.26, False), (0.6, True)])
+def test_a_sweep_may_say_that_a_scan_would_show_nothing(chance, known):
+    letters, words = pair((chance, 0.3, 0.5), (0.6, 0.5, 0.3))
+    sweep = dataclasses.replace(letters, kind="sweep", details=letters.details | {"levels": {"mmlu": {"chance": 0.25}}})
+    (found,) = dissociation.rulings([sweep, words])[1:]
+    assert found.verdict == "" and found.why.startswith("not measured: mmlu")
+    assert ("a sweep of 600 items says that the whole model is not surely" in found.why) is not known
+    other = dataclasses.replace(sweep, key=sweep.key | {"model": {"name": "another", "weights": "x"}})
+    assert dissociation.rulings([other, words])[1].why == "not measured: mmlu"
+
+
 def test_an_open_verdict_says_how_many_questions_would_decide():
     def needed(middle, late):
         return dissociation.items_needed(dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100))

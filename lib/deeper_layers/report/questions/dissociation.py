@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
-from deeper_layers.report.statistics.curves import wilson_interval
+from deeper_layers.report.statistics.curves import levels_of, wilson_interval
 from deeper_layers.report.statistics.outcomes import crossing, outcomes_of, resampled_means
 from deeper_layers.report.statistics.outcomes import interval as first_and_interval
 from deeper_layers.results.units import Unit, whole_units
@@ -207,12 +207,14 @@ def pairs(units: Iterable[Unit], *, without_bias: bool = False) -> tuple[dict, l
 
     `without_bias`: of letters after calibration.
     """
-    able, unable = {}, []
+    able, unable, units = {}, [], list(units)
     for model, of_model in scans(units).items():
         for questions, forms in QUESTIONS.items():
             pair = pair_of(of_model, forms)
             if isinstance(pair, str):
-                unable.append(Ruling(model, questions, "", why=pair))
+                lacking = [form for form in forms if form.task not in of_model]
+                why = "; ".join([pair, *unknown_in_sweeps(units, model, lacking)])
+                unable.append(Ruling(model, questions, "", why=why))
                 continue
             letters, words = pair
             unit = of_model[forms[0].task]
@@ -238,6 +240,29 @@ def pair_of(of_model: dict[str, Unit], forms: Sequence[Form]) -> tuple[Kept, Kep
     if unknown := [form.task for form, one in zip(forms, pair, strict=True) if not one.known]:
         return f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}"
     return pair[0], pair[1]
+
+
+def unknown_in_sweeps(units: Iterable[Unit], model: str, forms: Iterable[Form]) -> list[str]:
+    """Of forms that were not asked block by block: those of which a sweep says that the whole model can't show it."""
+    found = []
+    for form in forms:
+        of_form = [
+            unit for unit in units
+            if (unit.kind, unit.name, unit.key["model"]["name"]) == ("sweep", form.task, model)
+            and not unit.key["quantization"] and unit.details["levels"]
+        ]  # fmt: skip
+        if not of_form:
+            continue
+        unit = max(of_form, key=_extent)
+        rows = unit.rows[(unit.rows["task"] == form.task) & (unit.rows["metric"] == form.metric)]
+        whole = rows[rows["size"] == 0].iloc[0]
+        guessing = max(levels_of(unit)[form.task].values(), default=0.0)
+        if wilson_interval(float(whole["value"]), int(whole["items"]))[0] < guessing + ROOM:
+            found.append(
+                f"a sweep of {int(whole['items']):,} items says that the whole model is not surely {ROOM:.2f} above "
+                f"guessing on {form.task}, and can't show it"
+            )
+    return found
 
 
 def of_models(found: Iterable[Ruling]) -> dict[str, str]:
@@ -282,10 +307,12 @@ def cliffs(units: Iterable[Unit]) -> list[Ruling]:
 
     Beside C stands where half of the letters and half of the words is gone, as `half_gone` has it.
     """
-    found, forms = [], QUESTIONS["MMLU"]
+    found, forms, units = [], QUESTIONS["MMLU"], list(units)
     for model, of_model in of_both_rules(units).items():
-        if missing := [form.task for form in forms if form.task not in of_model]:
-            found.append(Ruling(model, "MMLU", "", why=f"not measured: {', '.join(missing)}"))
+        if missing := [form for form in forms if form.task not in of_model]:
+            why = f"not measured: {', '.join(form.task for form in missing)}"
+            why = "; ".join([why, *unknown_in_sweeps(units, model, missing)])
+            found.append(Ruling(model, "MMLU", "", why=why))
             continue
         unit = of_model[forms[0].task]
         letters, words = letters_and_words(of_model)
