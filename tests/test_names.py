@@ -120,6 +120,12 @@ def in_markdown(model, task, device, metric) -> str:
     return COMMONMARK.render("\n".join([*lines, "", f"{names.as_markdown(metric)} and {names.as_code(model)}"]))
 
 
+@pytest.mark.parametrize(("columns", "wide"), [(7, False), (8, True)])
+def test_a_table_of_many_columns_may_be_wider_than_the_text(columns, wide):
+    table = names.as_table(pd.DataFrame([range(columns)]), "so many")
+    assert ('class="full-width"' in table.to_html()) is wide
+
+
 def test_no_name_is_markup():
     for given in combinations(300):
         same_page(in_html, given)

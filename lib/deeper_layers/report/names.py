@@ -16,6 +16,7 @@ from deeper_layers.markup import visible as visible
 
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line where the screen is wide
+MANY = 7  # columns: a table of more is too wide for the text's own column
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
 
 
@@ -46,7 +47,7 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     """Rows as a table of a page; `form` is a format, or one for each column; `missing` stands for what is not there.
 
     Numbers stay numbers for their formats; names in cells and heads, and the caption, are text. Short cells are of the
-    class "short".
+    class "short", a table of many columns is of the class "full-width", before which the site's theme steps aside.
     """
 
     def cell(value):
@@ -58,6 +59,8 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     cells = rows.rename(columns=names).reset_index(drop=True).map(cell)
     short = cells.map(lambda value: "short" if isinstance(value, str) and len(value) <= SHORT else "")
     shown = cells.style.hide(axis="index").format(form, na_rep=missing).set_td_classes(short)
+    if len(cells.columns) > MANY:
+        shown = shown.set_table_attributes('class="full-width"')
     return shown.set_caption(cell(caption))
 
 
