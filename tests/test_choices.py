@@ -157,15 +157,17 @@ def test_scores_of_rules_item_by_item():
 
 def test_healed_beside_the_papers_rule():
     losses = np.random.default_rng(0).normal(3, 1, 40)
-    cuts = {"similarity": {2: Cut(1, 2)}, "greedy": {2: Cut.of([1, 4])}, "llm-drop": {2: Cut.of([1], mlp=[2])}}
-    assert rivals.healed_table([], cuts) is None
+    cuts = {"similarity": Cut(1, 2), "greedy": Cut.of([1, 4]), "llm-drop": Cut.of([1], mlp=[2])}
+    choices = {rule: {2: rivals.Choice(cut, losses[:8] + 1)} for rule, cut in cuts.items()}
+    assert rivals.healed_table([], choices) is None
     units = [healed_unit(Cut(1, 2), losses), healed_unit(Cut.of([1, 4]), losses - 0.5, acc=[1, 1, 0, 1])]
     units.append(healed_unit(Cut(1, 2), losses + 9, seed=1))  # in another way
     for unit in units:
         check_unit(content(unit))
-    table, used = rivals.healed_table(units, cuts)
+    table, used = rivals.healed_table(units, choices)
     assert table["rule"].tolist() == ["greedy", "similarity"] and used == units[:2]
     assert table["change"].tolist() == pytest.approx([-0.5, np.nan], nan_ok=True)
+    assert table["unhealed"].tolist() == pytest.approx([losses[:8].mean() + 1] * 2)
     assert table["Capitals"].tolist() == [0.75, 0.25] and table["interval"][0].startswith("-0.5")
 
 

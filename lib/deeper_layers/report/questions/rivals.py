@@ -254,23 +254,29 @@ def side_by_side(
 # ---- healed ------------------------------------------------------------------------------------------------------
 
 
-def healed_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]], beside: str = "similarity") -> Healed:
+def healed_table(
+    units: Iterable[Unit], choices: Mapping[str, Mapping[int, Choice]], beside: str = "similarity"
+) -> Healed:
     """What rules leave after healing, all healed in one way: that of which there are most; None where there is none.
 
-    A row for each rule and size, by size and loss: rule, n, loss (nats a token), change and interval (of the loss, to
-    that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each row.
+    A row for each rule and size, by size and loss: rule, n, unhealed and loss (nats a token), change and interval (of
+    the loss, to that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each
+    row. The unhealed loss is that of the choice, of other sequences of the same text.
     """
-    cuts = {rule: {cut.size: cut for cut in by_size.values() if cut.size} for rule, by_size in cuts.items()}
-    chosen = [(rule, cut) for rule, by_size in cuts.items() for cut in by_size.values() if cut.is_of_layers]
+    by_size = {rule: {one.cut.size: one for one in of.values() if one.cut.size} for rule, of in choices.items()}
+    chosen = [(rule, one) for rule, of in by_size.items() for one in of.values() if one.cut.is_of_layers]
     ways = evidence.Evidence(list(units)).ways.values()
-    way = max(ways, key=lambda way: sum(cut in way for _, cut in chosen), default={})
+    way = max(ways, key=lambda way: sum(one.cut in way for _, one in chosen), default={})
     rows, used = [], []
-    for rule, cut in chosen:
+    for rule, one in chosen:
+        cut = one.cut
         if (unit := way.get(cut)) is None:
             continue
         losses = np.array(unit.details["by_sequence"])
-        row: dict = {"rule": rule, "n": cut.size, "loss": losses.mean(), "change": np.nan, "interval": None}
-        other = way.get(cuts.get(beside, {}).get(cut.size))
+        row: dict = {"rule": rule, "n": cut.size, "unhealed": one.losses.mean(), "loss": losses.mean()}
+        row |= {"change": np.nan, "interval": None}
+        same_size = by_size.get(beside, {}).get(cut.size)
+        other = None if same_size is None else way.get(same_size.cut)
         if rule != beside and other is not None:
             differences = losses - np.array(other.details["by_sequence"])
             change, low, high = significance.paired_interval(differences, shares=False)
