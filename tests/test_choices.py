@@ -227,6 +227,7 @@ def test_what_each_drops_in_words(unit):
         "layers 3..4 (0-based, 2 of 6)",
     ]
     assert table["seconds"][0] == 1.5 and np.isnan(table["seconds"][1])
+    assert table["passes x tokens"].tolist() == ["2.0 x 64", "0"]
     assert "arXiv" in table["source"][0]
     assert np.isnan(table["of the weights"][0]) and table["of the weights"][1] == 0.2
 

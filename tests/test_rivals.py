@@ -9,7 +9,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation.searching import losses_on
 from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.models.sublayers import writers
+from deeper_layers.models.sublayers import is_parallel, writers
 from deeper_layers.residuals import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.block_influence import block_influence
 from deeper_layers.rules.block_pruner import candidate_passes, sublayer_order
@@ -136,9 +136,47 @@ def test_cosines_of_sublayers_are_those_of_what_each_adds(model, sequences):
                 hidden = after
     expected /= sum(map(len, sequences))
     np.testing.assert_allclose(sublayer_cosines(model, sequences), expected, atol=1e-6)
+    assert not is_parallel(
+        decoder_layers(model)[0], lambda layer, hidden: layer(hidden, position_embeddings=rotary), hidden
+    )
     attentions = [int(layer) for layer in np.argsort(1 - expected[0])]
     assert search(model, "llm-drop-attention", [2], sequences) == [Cut.of(attention=attentions[:2])]
     assert search(model, "llm-drop-mlp", [1], sequences) == [Cut.of(mlp=[int(np.argmax(expected[1]))])]
+
+
+def test_where_both_sublayers_read_one_residual_the_mlp_is_compared_with_that(sequences):
+    model = tiny_model("phi", layers=LAYERS)
+    expected = np.zeros((2, LAYERS))
+    for sequence in sequences:
+        states = plain_residuals(model, sequence)
+        for number, layer in enumerate(decoder_layers(model)):
+            with torch.no_grad():
+                entering = states[number].float()
+                of_mlp = layer.mlp(layer.input_layernorm(entering))
+            parts = (states[number + 1] - states[number] - of_mlp, of_mlp)
+            for row, added in enumerate(parts):
+                expected[row, number] += (
+                    torch.cosine_similarity(entering.double(), entering + added, dim=-1).sum().item()
+                )
+    expected /= sum(map(len, sequences))
+    np.testing.assert_allclose(sublayer_cosines(model, sequences), expected, atol=1e-5)
+
+
+def test_biases_have_no_salience(sequences):
+    model = tiny_model("qwen2", layers=LAYERS)
+    before = saliences(model, sequences)
+    with torch.no_grad():
+        for layer in decoder_layers(model):
+            assert layer.self_attn.v_proj.bias is not None
+    counted = [name for name, _ in decoder_layers(model)[0].named_parameters() if not name.endswith("bias")]
+    model.zero_grad()
+    losses = [model(input_ids=ids[None], labels=ids[None]).loss * (len(ids) - 1) for ids in sequences]
+    (sum(losses) / sum(len(ids) - 1 for ids in sequences)).backward()
+    plain = [
+        sum((p * p.grad).abs().sum().item() for name, p in layer.named_parameters() if name in counted)
+        for layer in decoder_layers(model)
+    ]
+    np.testing.assert_allclose(before, plain, rtol=1e-4)
 
 
 def test_saliences_are_sums_of_weights_times_gradients(model, sequences):
@@ -238,6 +276,13 @@ def test_what_is_not_a_number_is_refused(model):
         sublayer_order(1, LAYERS, nan)
     with pytest.raises(InputError, match="score of layer 0 is not a number"):
         REGISTERED["perplexity"].choose([1], Known(LAYERS, losses=nan))
+    cosines = np.full((LAYERS + 1, LAYERS + 1), 0.5)
+    cosines[3, 5] = np.nan
+    for rule, size in (("window-cosine", 2), ("replaceme", 2), ("streamline", 1)):
+        with pytest.raises(InputError, match="layer 3 and layer 5 is not a number"):
+            REGISTERED[rule].choose([size], Known(LAYERS, cosines=cosines))
+    with pytest.raises(InputError, match="merged layers is not a number"):
+        REGISTERED["laco"].choose([1], Known(LAYERS, likeness=lambda layers: float("nan")))
     for measured in (token_cosines, sublayer_cosines, saliences):
         with pytest.raises(InputError, match="no sequence to calibrate on"):
             measured(model, [])

@@ -52,7 +52,7 @@ def test_greedy_search_is_a_loop_over_candidates(model, sequences):
     np.testing.assert_allclose(losses_on(model, sequences)([Cut.of(order)]), one_by_one([Cut.of(order)]), rtol=1e-5)
 
 
-def test_greedy_search_finds_a_harmless_layer_first(sequences):
+def test_greedy_search_takes_the_least_loss_and_a_harmless_layer_costs_none(sequences):
     model = tiny_model("llama", layers=LAYERS)
     with torch.no_grad():
         harmless = decoder_layers(model)[3]

@@ -16,7 +16,7 @@ from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Network, NotApart
-from deeper_layers.models.sublayers import only
+from deeper_layers.models.sublayers import is_parallel, only
 from deeper_layers.similarity import Residuals
 
 
@@ -49,10 +49,11 @@ def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarr
     """Mean over all tokens of the cosine of what enters and what leaves the attention (row 0) and the MLP (row 1).
 
     Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
-    What leaves the attention is found by running each layer without its MLP: two passes over sequences, each [T].
+    What leaves the attention is found by running each layer without its MLP: two passes over sequences, each [T]. Where
+    both parts of a layer read the same residual, that is what enters the MLP too.
     Raises InputError where there is no sequence, or layers can't be run one by one or hold no such parts.
     """
-    network, tokens = Network(model), 0
+    network, tokens, parallel = Network(model), 0, {}
     total = torch.zeros(2, len(network.layers), dtype=torch.float64)
     for sequence in sequences:
         with torch.inference_mode():
@@ -65,11 +66,14 @@ def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarr
             entering = handed.residual
             for number in network.in_turn(list(range(len(network.layers)))):
                 layer, call = network.layers[number], handed.calls[number]
+                if number not in parallel:
+                    parallel[number] = is_parallel(layer, call, entering)
                 with only(layer, ATTENTION):
                     between = call(layer, entering)
                 leaving = call(layer, entering)
                 total[0, number] += _summed_cosine(entering, between)
-                total[1, number] += _summed_cosine(between, leaving)
+                of_mlp = (entering, entering + (leaving - between)) if parallel[number] else (between, leaving)
+                total[1, number] += _summed_cosine(*of_mlp)
                 entering = leaving
         tokens += len(sequence)
     _check_text(tokens)
@@ -79,8 +83,9 @@ def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarr
 def saliences(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L"]:
     """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
 
-    Source: Kim et al., arXiv 2402.02834, equation 1. A forward and a backward pass; memory for the gradients of all
-    layers, in the model's data type. Raises InputError where there is no text, or weights have no gradient.
+    Source: Kim et al., arXiv 2402.02834, equation 1; like the authors' code without biases. A forward and a backward
+    pass; memory for the gradients of all layers, in the model's data type. Raises InputError where there is no text, or
+    weights have no gradient.
     """
     layers, sequences = decoder_layers(model), list(sequences)
     _check_text(targets := sum(len(sequence) - 1 for sequence in sequences))
@@ -99,13 +104,19 @@ def saliences(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
         with torch.no_grad():
-            scores = [sum((p.double() * p.grad.double()).abs().sum() for p in layer.parameters() if p.grad is not None)
-                      for layer in layers]  # fmt: skip
-            return np.array([float(score) for score in scores])
+            return np.array([sum(map(_salience, _weights(layer))) for layer in layers])
     finally:
         for parameter, wanted, gradient in before:
             parameter.requires_grad_(wanted)
             parameter.grad = gradient
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
+
+
+def _salience(weight: nn.Parameter) -> float:
+    return 0.0 if weight.grad is None else float((weight.double() * weight.grad.double()).abs().sum())
 
 
 def _summed_cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

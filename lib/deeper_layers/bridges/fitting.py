@@ -2,9 +2,10 @@
 
 Two linear maps of what its MLP adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1
 is y + m, with m what the MLP adds; the map A is that for which y + m A comes nearest to the residual that entered layer
-l+n, by least squares (a closed form) or by cosine (a descent that starts there). The MLP ends in a matrix: A is folded
-into it, exactly, wherever nothing stands between the two. And a layer that is trained on the same target, all its
-weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135).
+l+n, by least squares (a closed form) or by cosine (a short descent that starts there; the authors' starts at the
+identity). The MLP ends in a matrix: A is folded into it, exactly, wherever nothing stands between the two. And a layer
+that is trained on the same target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv
+2403.19135).
 Letters in shapes: T tokens, D width.
 """
 
@@ -161,7 +162,8 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
         for number in torch.randperm(len(sequences), generator=draw).tolist():
             sequence = sequences[number]
             with torch.no_grad():
-                entering, wanted = (residuals_of(model, sequence)[place].float().clone() for place in (below, above))
+                found = residuals_of(model, sequence)
+                entering, wanted = (found[place].float().clone() for place in (below, above))
                 call = _called(model, sequence, below, torch.float32)
             with torch.enable_grad():
                 loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)

@@ -49,7 +49,9 @@ def choice_unit(
             unit = distances_unit(parameters, source, opened)
             known, tokens = {"distances": distance_matrix(unit.rows)}, unit.details["tokens"]
         passes, price = (of(max(sizes), source.num_layers) for of in (chosen.passes, chosen.price))
-        print(f"{rule}: {price}, over {tokens:,} tokens", file=sys.stderr)
+        fitted = parameters.bridge_sequences * parameters.loss_length
+        fits = f"; for each size {chosen.fits:,.1f} more over {fitted:,}" if chosen.fits else ""
+        print(f"{rule}: {price}, over {tokens:,} tokens{fits}", file=sys.stderr)
         begin = time.monotonic()
         found = evaluation.known_of(model, rule, text, **known)
         cuts = chosen.choose(sizes, found)

@@ -92,7 +92,8 @@ def _sequences(parameters: Parameters, opened: Callable) -> list:
 def price(rule: str, size: int, parameters: Parameters, layers: int) -> dict:
     """What a rule costs at most that looks at text: passes of all layers and of the head over it, and its tokens."""
     tokens, chosen = parameters.samples * parameters.sequence_length, REGISTERED[rule]
-    passes, heads = round(chosen.passes(size, layers), 1), chosen.heads(size, layers)
+    # a bridge is fitted on some of the same sequences
+    passes, heads = round(chosen.passes(size, layers) + chosen.fits, 1), chosen.heads(size, layers)
     return {"passes": passes, "heads": heads, "tokens_at_most": tokens}
 
 

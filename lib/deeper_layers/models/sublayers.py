@@ -6,7 +6,7 @@ that follows it and gives something else for zeros is found out by comparison (t
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -75,6 +75,26 @@ def only(layer: nn.Module, part: str) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
+    """Whether a layer hands its MLP the same with and without its attention, as where both read the residual alone.
+
+    `call(layer, residual)` runs the layer.
+    """
+    given: list[torch.Tensor] = []
+
+    def keep(module, arguments, named):
+        given.append(next(iter([*arguments, *named.values()])))
+
+    handle = sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        call(layer, residual)
+        with only(layer, MLP):
+            call(layer, residual)
+    finally:
+        handle.remove()
+    return torch.equal(*given)
 
 
 def _nothing_added(module, arguments, named, output):

@@ -2,12 +2,15 @@
 
 Source: Yang et al., arXiv 2402.11187, algorithm 1; the order of the trials is that of the authors' notebook for
 Llama-2-13B, which merges 7 of 40 layers at a time and then goes one layer down. The same share is merged here. Their
-threshold sets how many layers go; here the number is given, and the highest threshold that reaches it is taken.
+threshold sets how many layers go; here the number is given, the highest threshold that reaches it is taken, and the
+last trials merge no more than is left to drop, from the same place on: of a size below that share the top layers stay.
 """
 
+import math
 from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut, check_size
+from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Known, Likeness, Merged, Rule, first_of
 
 SHARE = 7 / 40  # of the layers that become one at a time
@@ -33,12 +36,18 @@ def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float
     while at >= 0 and (left := len(found) - wanted):
         end = min(at + together, at + 1 + left, len(found))
         tried = [*found[:at], tuple(found[at:end]), *found[end:]]
-        if end > at + 1 and likeness(tried) > threshold:
+        if end > at + 1 and _checked(likeness(tried)) > threshold:
             found = tried
         at -= 1
         if at >= len(found):
             at = max(0, len(found) - 1 - together)
     return found
+
+
+def _checked(likeness: float) -> float:
+    if math.isnan(likeness):
+        raise InputError("the likeness of a model with merged layers is not a number: use another data type")
+    return likeness
 
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:

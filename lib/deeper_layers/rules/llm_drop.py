@@ -39,7 +39,7 @@ def _rule(name: str, words: str, rows: tuple[int, ...]) -> Rule:
         needs="sublayers",
         source="He et al., arXiv 2406.15786, section 3",
         cuts=cuts,
-        passes=lambda size, layers: 1.0,
+        passes=lambda size, layers: 2.0,  # each layer once without its MLP
         drops_sublayers=True,
     )
 

@@ -1,6 +1,6 @@
 """One shot by loss: those layers go together whose absence alone leaves the lowest loss (Shortened LLaMA).
 
-Source: Kim et al., arXiv 2402.02834, section 3.2, with "PPL". Their "+" variants never drop the first four and the last
+Source: Kim et al., arXiv 2402.02834, section 3, with "PPL". Their "+" variants never drop the first four and the last
 two layers. Ranks by perplexity are ranks by loss.
 """
 
@@ -37,7 +37,7 @@ def _rule(plus: bool) -> Rule:
         name="perplexity-plus" if plus else "perplexity",
         words=f"the layers whose absence alone costs the least loss{said}",
         needs="losses",
-        source="Kim et al., arXiv 2402.02834, section 3.2",
+        source="Kim et al., arXiv 2402.02834, section 3",
         cuts=lambda sizes, known: _cuts(sizes, known, plus),
         passes=alone_nodes,
         heads=lambda size, layers: layers,

@@ -1,7 +1,8 @@
 """The block that is most alike, and a linear map in its place, folded into the layer below it (ReplaceMe).
 
-Source: Shopkhoev et al., arXiv 2505.02819, sections 2.1 and 2.2: the block by cosines over all tokens, then a map of
-what the MLP below it adds, by least squares or by cosine. A block from layer 0 has no layer below
+Source: Shopkhoev et al., arXiv 2505.02819, sections 2.1 and 2.2: a block by distance, then a map of what the MLP below
+it adds, by least squares or by cosine. Here the block is that most alike over all tokens, as for the other bridge,
+streamline.py; the authors' code can take the angle at the last token instead. A block from layer 0 has no layer below
 it, and is none to choose.
 """
 
@@ -25,7 +26,8 @@ def _rule(name: str, words: str, changes: str) -> Rule:
         needs="cosines",
         source="Shopkhoev et al., arXiv 2505.02819",
         cuts=_cuts,
-        passes=lambda size, layers: 2.0,  # one to choose, one to fit, for each size
+        passes=lambda size, layers: 1.0,
+        fits=1.0,
         changes=changes,
     )
 

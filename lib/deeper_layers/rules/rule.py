@@ -61,6 +61,7 @@ class Rule:
         cuts: for each size the cut, from what is known.
         passes: its price in passes of all layers over the calibration text, for the largest size and L layers.
         heads: and in passes of the head, which runs for each pruned model whose loss is measured.
+        fits: and for each size in passes over the text that a bridge is fitted on.
         drops_sublayers: whether a layer may lose its attention or its MLP alone.
         changes: what becomes of the weights that stay, of those above; "" where they stay as they are.
     """
@@ -73,6 +74,7 @@ class Rule:
     passes: Callable[[int, int], float]
     changes: str = ""
     heads: Callable[[int, int], int] = lambda size, layers: 0
+    fits: float = 0.0
     drops_sublayers: bool = False
 
     def price(self, size: int, layers: int) -> str:

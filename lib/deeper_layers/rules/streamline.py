@@ -24,6 +24,7 @@ RULE = Rule(
     needs="cosines",
     source="Chen et al., arXiv 2403.19135, section 3",
     cuts=_cuts,
-    passes=lambda size, layers: 1.0 + 4,  # one to choose; four rounds of training on as much text
+    passes=lambda size, layers: 1.0,
+    fits=4.0,  # rounds of training, the trained layer's own work not counted
     changes=TRAINED,
 )

@@ -1,8 +1,8 @@
 """The block whose input and output are most alike, over all tokens (LLM-Streamline).
 
 Source: Chen et al., arXiv 2403.19135, section 3.1. It differs from the paper's rule in two things: the mean runs over
-all tokens instead of the last one of a sequence, and is of cosines, not of angles. The candidates are the same blocks:
-those that keep the last layer.
+all tokens instead of the last one of a sequence, and is of cosines, not of angles. The candidates are here the same
+blocks, those that keep the last layer; the authors' code tries those that drop it too.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,24 @@ import numpy as np
 from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import Known, Rule
 
 
 def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -> Cut:
-    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first."""
-    starts = range(least, len(cosines) - 1 - size)
-    return Cut(max(starts, key=lambda start: cosines[start, start + size]), size) if size else Cut(0, 0)
+    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first.
+
+    Raises InputError where one of them is not a number.
+    """
+    if not size:
+        return Cut(0, 0)
+    found = np.diagonal(cosines, size)[least:-1]
+    if np.isnan(found).any():
+        start = least + int(np.isnan(found).argmax())
+        raise InputError(
+            f"the cosine of what enters layer {start} and layer {start + size} is not a number: use another data type"
+        )
+    return Cut(least + int(found.argmax()), size)
 
 
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:

@@ -17,6 +17,7 @@ from deeper_layers.report.statistics import curves, evidence, significance, topi
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.rule import Rule
 
 PARTS = ("layers", "attention", "mlp")
 Healed = tuple[pd.DataFrame, list[Unit]] | None
@@ -84,23 +85,37 @@ def dropped_table(
 ) -> pd.DataFrame:
     """What each rule drops at one size, what it needed to know, its price in passes, and the seconds that it took.
 
-    `weights` has the share of the model's parameters that go, by rule, where it is known.
+    `weights` has the share of the model's parameters that go, by rule, where it is known. The price is that of the rule
+    as it is now, over the tokens that the unit names; with a bridge for this size.
     """
     rows = []
     for rule, choice in choices.items():
-        details = units[rule].details if rule in units else {}
+        unit, own = units.get(rule), REGISTERED[rule]
+        details = {} if unit is None else unit.details
         rows.append({
             "rule": rule,
             "drops": choice.cut.describe(num_layers).partition(", keeps")[0].removeprefix("drops "),
             "of the weights": weights.get(rule, np.nan),
-            "needs": REGISTERED[rule].needs or "nothing",
-            "changes": REGISTERED[rule].changes or "nothing",
-            "passes": details.get("passes", np.nan),
-            "tokens": details.get("tokens", np.nan),
+            "needs": own.needs or "nothing",
+            "changes": own.changes or "nothing",
+            "passes x tokens": _price(own, choice.cut.size, num_layers, unit),
             "seconds": details.get("seconds", np.nan),
-            "source": REGISTERED[rule].source,
+            "source": own.source,
         })  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def _price(rule: Rule, size: int, layers: int, unit: Unit | None) -> str | None:
+    """Passes of the whole model and over how many tokens, to choose and to fit a bridge; None where that is unknown."""
+    if not rule.needs:
+        return "0"
+    if unit is None:
+        return None
+    said = f"{rule.passes(size, layers):,.1f} x {unit.details['tokens']:,}"
+    if rule.fits:
+        fitted = unit.key["calibration"]["bridge_sequences"] * unit.key["sequence_length"]
+        said += f" + {rule.fits:,.1f} x {fitted:,}"
+    return said
 
 
 def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int], rule: str = "similarity") -> str:
