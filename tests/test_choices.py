@@ -146,7 +146,10 @@ def test_scores_of_rules_item_by_item():
     assert set(found) == {"similarity", "laco", "reverse"}, "one lacks a size"
     table = rivals.score_table(found, [1, 2]).set_index("rule")
     assert table.index[-1] == "laco" and table["rank"].tolist() == [1.5, 1.5, 3]
-    assert table["seen"].fillna("").to_dict() == {"similarity": "", "reverse": "no difference", "laco": "worse"}
+    assert table["seen"].fillna("").to_dict() == {"similarity": "", "reverse": "no difference seen", "laco": "worse"}
+    above = rivals.score_table(found, [1, 2], guessing=0.9).set_index("rule")
+    assert above["seen"].fillna("").to_dict() == {"similarity": "", "reverse": "guessing", "laco": "guessing"}
+    assert above["p"].equals(table["p"]), "the test is the same"
     assert table.loc["laco", "change"] == pytest.approx(found["laco"].mean() - found["similarity"].mean())
     assert table.loc["laco", "low"] < table.loc["laco", "mean"] < table.loc["laco", "high"]
     assert table.loc["laco", "p"] < 1e-6 and table.loc["reverse", "p"] == 1 and np.isnan(table.loc["similarity", "p"])

@@ -13,6 +13,7 @@ from deeper_layers.results.units import Unit
 from tests.test_choices import STATE, healed_unit, scores_unit
 
 CUT = Cut(1, 2)
+MANY = 10**6  # tokens that guessing chooses among
 LOSSES = np.random.default_rng(0).normal(3, 0.3, 40)
 
 
@@ -57,7 +58,7 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     other = dataclasses.replace(short, key=short.key | {"healing": settings | {"rank": 9}})
     budgets = given_back.by_tokens([long, short, other, swept[0]], short)
     assert {tokens: list(of_cuts) for tokens, of_cuts in budgets.items()} == {1: [CUT], 10: [CUT]}
-    table = given_back.table(before(1.0), swept, budgets)
+    table = given_back.table(before(1.0), swept, budgets, MANY)
     assert table["what"].tolist() == ["Capitals"] * 2 + ["loss on text"] * 2 and list(table) == given_back.COLUMNS
     assert table["value"].tolist() == pytest.approx([4 / 7, 1, 0.5, 0.9])
     assert table["items"].tolist() == [8, 8, 40, 40] and table["tokens"].tolist() == [1, 10] * 2
@@ -65,16 +66,28 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     # more items before healing than after: the first of them
     more = {cut: {"capitals": np.concatenate([one["capitals"], np.zeros(4)])} for cut, one in right.items()}
     more = scores_unit("capitals", more)
-    assert given_back.table(before(1.0), [more], budgets).equals(table)
+    assert given_back.table(before(1.0), [more], budgets, MANY).equals(table)
     # what the whole model does not know no healing gives back
     level = dataclasses.replace(swept[0], details=swept[0].details | {"levels": {"capitals": {"chance": 0.9}}})
     assert not given_back.before_and_after(before(1.0), [level], CUT, short)["Capitals"].known
-    assert given_back.table(before(1.0), [level], budgets)["what"].tolist() == ["loss on text"] * 2
+    assert given_back.table(before(1.0), [level], budgets, MANY)["what"].tolist() == ["loss on text"] * 2
     # other items, or a cut that was not scored: no row, and no number
     fewer = scores_unit("capitals", {cut: {"capitals": one["capitals"][:5]} for cut, one in right.items()})
     elsewhere = scores_unit("capitals", {"0,0": right["0,0"]})
-    assert given_back.table(before(0.0), [fewer, elsewhere], budgets)["what"].tolist() == ["loss on text"] * 2
-    assert given_back.table(before(0.0), [fewer], budgets)["value"].isna().all()
+    assert given_back.table(before(0.0), [fewer, elsewhere], budgets, MANY)["what"].tolist() == ["loss on text"] * 2
+    assert given_back.table(before(0.0), [fewer], budgets, MANY)["value"].isna().all()
+
+
+def test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing():
+    whole, healed = healed_unit(Cut(0, 0), LOSSES - 0.5), healed_unit(CUT, LOSSES - 0.25)
+    (alone,) = given_back.table(before(1.0), [], {1: {CUT: healed}}, MANY).to_dict("records")
+    assert (alone["whole is"], alone["value"]) == (given_back.UNPRUNED, pytest.approx(1.25))
+    (row,) = given_back.table(before(1.0), [], {1: {Cut(0, 0): whole, CUT: healed}}, MANY).to_dict("records")
+    assert (row["whole is"], row["value"]) == (given_back.ADAPTED, pytest.approx(1.25 / 1.5))
+    assert row["whole"] == pytest.approx(LOSSES.mean() - 0.5)
+    # a rule that ruins more does not get back more: beyond ln V nothing is told, as of 18 nats where guessing has 10.8
+    (row,) = given_back.table(before(15.0), [], {1: {Cut(0, 0): whole, CUT: healed}}, 49_152).to_dict("records")
+    assert np.isnan(row["value"]) and row["pruned"] > np.log(49_152)
 
 
 def test_losses_before_are_of_all_units_alike_but_for_the_cuts():

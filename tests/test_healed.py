@@ -19,7 +19,7 @@ from deeper_layers.experiments import healings, losses
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics import curves, significance
 from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.results.units import all_units
 
@@ -62,7 +62,8 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     # what was not healed differs, and is compared on the same sequences
     before = losses.loss_unit(CUTS, parameters, source, opened)
     pairs = before.details["by_sequence"]["1,2"], unit.details["by_sequence"]
-    change, low, high = outcomes.paired_change(*pairs)
+    differences = np.subtract(*map(np.array, pairs))
+    change, low, high = significance.paired_interval(differences, shares=False)
     assert low < change < high and change != 0
 
     def never(*_, **__):

@@ -48,6 +48,8 @@ def test_a_measure_is_compared_with_blocks_of_its_own_size():
     said = geometry.in_words(list(found.values()))
     assert said.startswith(f"**loss**, {len(PLACES)} blocks, 3 measures: predicted by output without a layer (+")
     assert "surely better than the angular distance: output without a layer (+" in said
+    untold = sum(one.verdict == geometry.UNTOLD for one in found.values())
+    assert f"; of {untold} it can't be told; " in said
 
 
 def test_the_measure_that_goes_most_with_costs_is_drawn_first():
@@ -112,6 +114,16 @@ def test_the_interval_covers_what_neighbours_share():
         found = of_each(geometry.predictions(table(distance=means[0]), table(cost=means[1]), "loss", resamples=100))
         inside += found["distance"].low <= 0 <= found["distance"].high
     assert inside >= 22  # of unrelated ones
+
+
+def test_power_rises_with_the_correlation_and_with_blocks():
+    """And nothing of what is not there is seen in more than a few trials."""
+    weak, strong, few, nothing = (
+        geometry.power(16, sizes, correlation, trials=40, resamples=60)
+        for sizes, correlation in ((range(1, 15), 0.6), (range(1, 15), 0.99), ([4], 0.99), (range(1, 15), 0.0))
+    )
+    assert strong > few > weak >= nothing and strong > 0.8 and nothing <= 0.05
+    assert geometry.power(5, [4], 1.0, trials=2) == 0  # too few blocks
 
 
 def a_unit() -> Unit:

@@ -3,9 +3,14 @@
 The share given back is (healed - pruned) / (whole - pruned): 0 where healing changes nothing, 1 where the healed model
 is as good as the whole one. It is told where the cut surely took something, of the same sequences and items.
 
+Of the loss the whole model is the one that was healed alike, where there is one: it got used to the text too, and what
+comes back beyond that repairs nothing. And no share is told where the pruned model is worse than guessing, ln V: such a
+loss has no upper end, so that a rule which ruins more would seem to be healed better.
+
 Letters in shapes: I items or sequences.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,8 +29,10 @@ from deeper_layers.results.units import Unit
 
 WHOLE = Cut(0, 0).name
 BUDGET = ("steps", "warmup_steps")  # of a healing
+UNTOLD = (np.nan,) * 3
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
-COLUMNS = ["what", "size", "start", "tokens", "items", "whole", "pruned", "healed", "value", "low", "high"]
+UNPRUNED, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
+COLUMNS = ["what", "size", "start", "tokens", "items", "whole is", "whole", "pruned", "healed", "value", "low", "high"]
 
 
 def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
@@ -68,25 +75,34 @@ def swept_alike(units: Iterable[Unit], healed: Unit) -> list[Unit]:
 
 
 def table(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]], vocabulary: int
 ) -> pd.DataFrame:
     """A row for the loss and for each task that the whole model knows, cut and number of tokens: those of COLUMNS.
 
     `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns whole,
     pruned and healed are nats a token, or accuracies; value, low and high the share given back with its 95% interval,
-    by resampled sequences or items, and missing where the cut did not surely take anything. In the order of cuts.
+    by resampled sequences or items, and missing where the cut did not surely take anything, or left less than guessing
+    over a vocabulary of that size. In the order of cuts.
     """
     rows = []
     for tokens, of_cuts in healed.items():
+        adapted = next((unit for cut, unit in of_cuts.items() if not cut.size), None)
         for cut, unit in of_cuts.items():
+            if not cut.size:
+                continue
             asked = {topic_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
             for what, found in before_and_after(losses, swept, cut, unit).items():
-                if found.known:
-                    values = found[:3]
-                    means, share = (float(one.mean()) for one in values), back(values, shares=what != LOSS)
-                    rows.append(
-                        (what + asked.get(what, ""), cut.size, cut.start, tokens, len(values[0]), *means, *share)
-                    )
+                if not found.known:
+                    continue
+                whole, pruned, after, _ = found
+                if healed_too := what == LOSS and adapted is not None:
+                    whole = np.array(adapted.details["by_sequence"])
+                exploded = what == LOSS and pruned.mean() > math.log(vocabulary)
+                values = (whole, pruned, after)
+                share = UNTOLD if exploded else back(values, shares=what != LOSS)
+                means, known_as = (float(one.mean()) for one in values), ADAPTED if healed_too else UNPRUNED
+                name = what + asked.get(what, "")
+                rows.append((name, cut.size, cut.start, tokens, len(after), known_as, *means, *share))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
@@ -101,7 +117,7 @@ def back(values: Sequence[Float[np.ndarray, " I"]], *, shares: bool) -> tuple[fl
     whole, pruned, healed = resampled_means(better).T
     told = whole > pruned  # items drawn anew may show no loss, and a share of nothing is no number
     if surely_lost <= 0 or told.mean() < TOLD:
-        return (np.nan,) * 3
+        return UNTOLD
     share = (healed - pruned)[told] / (whole - pruned)[told]
     low, high = np.quantile(share[1:], [0.025, 0.975])
     return float(share[0]), float(low), float(high)

@@ -11,9 +11,10 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_markdown
-from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.curves import of_cut
 from deeper_layers.report.statistics.evidence import Answers, Evidence, of_topic, opened_as, right_items
+from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import described_as, topic_of
 from deeper_layers.results.units import Unit
 
@@ -66,11 +67,11 @@ def surely_ruined(before: Bool[np.ndarray, " I"], after: Bool[np.ndarray, " I"],
 
     The statistic is the mean of `after - LEFT * before` over items, which belongs to pairs: accuracy lies below
     `guessing + LEFT * (whole - guessing)` just where it lies below `(1 - LEFT) * guessing`. Surely is: its 95% interval
-    (normal, over pairs) ends below that. From fewer than ITEMS items nothing is sure.
+    (t, over pairs) ends below that. From fewer than ITEMS items nothing is sure.
     """
     if len(before) < ITEMS:
         return False
-    _, _, high = outcomes.paired_change(LEFT * before.astype(float), after.astype(float))
+    _, _, high = paired_interval(after - LEFT * before, shares=False)
     return high < (1 - LEFT) * guessing
 
 

@@ -30,6 +30,7 @@ from deeper_layers.results.units import Unit
 
 MARGIN = 0.05  # nats
 RESAMPLES = 2000
+TIED = 1e-12  # blocks whose answers cost the same to the last item
 TAIL = 2.5  # percent on either side of an interval
 
 
@@ -46,6 +47,11 @@ class Judged:
     def of(cls, value: float, draws: np.ndarray) -> "Judged":
         low, high = np.percentile(draws, [TAIL, 100 - TAIL])
         return cls(float(value), float(low), float(high), draws)
+
+    @property
+    def of_a_block(self) -> "Judged":
+        """The same of a block of the map: as the best is among them, what seems better than it is chance."""
+        return Judged.of(max(0.0, self.value), np.maximum(0.0, self.draws))
 
     @property
     def verdict(self) -> str:
@@ -157,11 +163,11 @@ def _halves(sequences: int, resamples: int | None) -> list[Float[np.ndarray, "R 
 def _crossed(
     blocks: Float[np.ndarray, "B S"], losses: Float[np.ndarray, " S"], halves: list[Float[np.ndarray, "R S"]]
 ) -> Float[np.ndarray, " R"]:
-    """Regrets where the best block of one half is judged on the other, mean of both ways."""
+    """Regrets where the best block of one half is judged on the other, mean of both ways, and of blocks that tie."""
     of_blocks = [weights @ blocks.T for weights in halves]  # [R, B]
     of_rule = [weights @ losses for weights in halves]
     ways = []
     for chosen_on, judged_on in ((0, 1), (1, 0)):
-        best = of_blocks[chosen_on].argmin(axis=1)
-        ways.append(of_rule[judged_on] - of_blocks[judged_on][np.arange(len(best)), best])
+        best = of_blocks[chosen_on] <= of_blocks[chosen_on].min(axis=1, keepdims=True) + TIED
+        ways.append(of_rule[judged_on] - (of_blocks[judged_on] * best).sum(axis=1) / best.sum(axis=1))
     return np.mean(ways, axis=0)

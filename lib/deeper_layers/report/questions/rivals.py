@@ -137,7 +137,7 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
     `units` are of one model, those that score blocks among them. Columns task (in words), items, n, unpruned (its
     accuracy), knows (it is surely above guessing), rule, block and accuracy (its own), best and highest (the block that
     leaves most, and that accuracy), regret (of accuracy, the best found on one half of the items and judged on the
-    other), low and high (95%, by resampled items), interval.
+    other; not below 0, since the block is one of them), low and high (95%, by resampled items), interval.
     """
     rows = []
     for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
@@ -151,7 +151,7 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
         for size in every.sizes:
             of_size = ((rule, by_size[size]) for rule, by_size in cuts.items() if size in by_size)
             for rule, cut in ((rule, cut) for rule, cut in of_size if _has_place(every, cut, size)):
-                found, first = regret(every, size, every.of_cut(cut)), int(best.loc[size, "start"])
+                found, first = regret(every, size, every.of_cut(cut)).of_a_block, int(best.loc[size, "start"])
                 rows.append({
                     "task": curves.asked([unit.name], unit.key["num_fewshot"]), "items": len(every.whole), "n": size,
                     "unpruned": whole, "knows": knows, "rule": rule, "block": cut.start,
@@ -206,12 +206,14 @@ def scored(units: Mapping[str, Unit], cuts: Mapping[str, Mapping[int, Cut]], siz
     return found
 
 
-def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> pd.DataFrame:
+def score_table(found: Scored, sizes: list[int], guessing: float = 0.0, beside: str = "similarity") -> pd.DataFrame:
     """Rules by their mean accuracy over sizes, best first, each beside the paper's rule, item by item.
 
     Columns rule, mean, low and high (95%, by resampled items), rank and ranks (1 is best, with its 95% interval),
     change (of the mean, to that of `beside`), interval (95%, t, pairs), p (Holm's correction for all rules), seen
-    ("better", "worse", "no difference"; none for the rule itself), and the accuracy of each size.
+    (none for the rule itself), and the accuracy of each size. Seen is "better" or "worse" where that is sure and the
+    better one of both is surely above `guessing`; "guessing" where it is not, since to be less wrong than a guess is no
+    knowledge; else "no difference seen".
     """
     means = {rule: right.mean(axis=0) for rule, right in found.items()}  # of each item, over sizes
     if not means:
@@ -236,7 +238,9 @@ def score_table(found: Scored, sizes: list[int], beside: str = "similarity") -> 
     table = pd.DataFrame(rows).set_index("rule")
     for rule, corrected in zip(p, significance.holm(list(p.values())), strict=True):
         sure = corrected < significance.ALPHA
-        seen = "no difference" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
+        knows = max(table.loc[[rule, beside], "low"]) > guessing
+        seen = "no difference seen" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
+        seen = seen if knows else "guessing"
         table.loc[rule, ["p", "seen"]] = [corrected, seen]
     return table.reset_index().sort_values("mean", ascending=False, kind="stable").reset_index(drop=True)
 

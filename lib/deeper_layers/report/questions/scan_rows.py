@@ -22,7 +22,7 @@ from deeper_layers.report.questions.dissociation import (
     scans,
 )
 from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics.outcomes import paired_change
+from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -63,10 +63,10 @@ def rises_by_start(units: Iterable[Unit]) -> pd.DataFrame:
         for text, unit in of_model.items():
             if unit.kind != "blocks":
                 continue
-            by_cut = unit.details["by_sequence"]
+            by_cut = {name: np.array(losses) for name, losses in unit.details["by_sequence"].items()}
             for start, size in unit.key["cuts"]:
                 if size == SIZE:
-                    rise = paired_change(by_cut["0,0"], by_cut[f"{start},{size}"])
+                    rise = paired_interval(by_cut[f"{start},{size}"] - by_cut["0,0"], shares=False)
                     at = start / unit.details["num_layers"]
                     rows.append((text, model, size, start, at, *rise, len(by_cut["0,0"]), "rise"))
     return pd.DataFrame(rows, columns=COLUMNS)

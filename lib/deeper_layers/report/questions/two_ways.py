@@ -2,10 +2,11 @@
 
 from collections.abc import Collection
 
+import numpy as np
 import pandas as pd
 
 from deeper_layers.report.statistics.evidence import of_topic
-from deeper_layers.report.statistics.outcomes import paired_change
+from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import topic_of
 from deeper_layers.results.units import Unit
 
@@ -18,8 +19,8 @@ def compared(first: Unit, second: Unit, unknown: Collection[str] = ()) -> pd.Dat
 
     Columns what, items, first and second (nats a token, or accuracies), change, low, high (of the second beside the
     first, with the 95% interval over pairs) and seen: "better" or "worse" where the interval is on one side of 0, for a
-    loss beyond `MARGIN` of it; "no difference" else, and "not known" for topics that are in `unknown`, since what the
-    whole model does not know no healing gives back.
+    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are in `unknown`, since what
+    the whole model does not know no healing gives back.
     """
     tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
     topics = {topic: [task for task in tasks if topic_of(task) == topic] for topic in map(topic_of, tasks)}
@@ -28,10 +29,10 @@ def compared(first: Unit, second: Unit, unknown: Collection[str] = ()) -> pd.Dat
     }
     rows = []
     for what, (before, after) in pairs.items():
-        change, low, high = paired_change(before, after)
         is_loss = what == LOSS
+        change, low, high = paired_interval(np.asarray(after, float) - np.asarray(before, float), shares=not is_loss)
         gain, margin = ((-high, -low), MARGIN) if is_loss else ((low, high), 0.0)
-        seen = "better" if gain[0] > margin else "worse" if gain[1] < -margin else "no difference"
+        seen = "better" if gain[0] > margin else "worse" if gain[1] < -margin else "no difference seen"
         seen = "not known" if what in unknown else seen
         means = [sum(map(float, values)) / len(values) for values in (before, after)]
         rows.append((what, len(before), *means, change, low, high, seen))

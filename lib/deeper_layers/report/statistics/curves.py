@@ -10,10 +10,10 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report import paper
 from deeper_layers.report.statistics import outcomes
-from deeper_layers.report.statistics.outcomes import Z
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
+Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 TITLES = {
     "capitals": "Capitals",
     "sums": "Sums",
@@ -195,17 +195,26 @@ def own_tasks(unit: Unit) -> list[str]:
 
 
 def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
-    """The levels of guessing for each task in a unit's rows.
+    """The levels of guessing for each task in a unit's rows, of a group those of all its items."""
+    levels = unit.details["levels"]
+    tasks = unit.rows["task"].unique()
+    return {task: levels[task] if task in levels else levels_of_all(unit) for task in tasks}
+
+
+def levels_of_all(unit: Unit) -> dict[str, float]:
+    """The levels of guessing on all items of a unit.
 
     A group has none of its own: where every task in it has one chance, that is the group's too, and always naming one
     choice on all of its items is the other.
     """
     levels = unit.details["levels"]
+    if unit.name in levels:
+        return levels[unit.name]
     chances = {level["chance"] for level in levels.values()}
     shared = {"chance": chances.pop()} if len(chances) == 1 else {}
     if shared and (best := _best_constant(unit)):
         shared["majority"] = best
-    return {task: levels.get(task, shared) for task in unit.rows["task"].unique()}
+    return shared
 
 
 def _best_constant(group: Unit) -> float:

@@ -21,7 +21,6 @@ from deeper_layers.report.thresholds import KEPT
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit, read_unit
 
-Z = 1.959964  # a normal variable lies within so many standard deviations with 95%
 RESAMPLES = 2000
 PART = 250  # resamples that are multiplied with a table at once
 UNKNOWN = 255  # an answer that no model named
@@ -71,7 +70,7 @@ def outcomes_of(
 def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None) -> pd.DataFrame:
     """Every pruned model against the whole one, item by item.
 
-    Columns size, start, items, change (of accuracy), low, high (its 95% interval, normal, over pairs), lost and
+    Columns size, start, items, change (of accuracy), low, high (its 95% interval, t, over pairs), lost and
     gained (shares of items that were right and are wrong, or the other way), flipped (share whose answer is
     another one, right or wrong; missing where a task has no choices), p (exact McNemar test).
     """
@@ -84,7 +83,7 @@ def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | N
     rows = []
     for number, cut in enumerate(cuts, 1):
         before, after = right[0], right[number]
-        change, low, high = paired_change(before.tolist(), after.tolist())
+        change, low, high = significance.paired_interval(after.astype(float) - before, shares=True)
         lost, gained = int((before & ~after).sum()), int((~before & after).sum())
         rows.append({
             "size": cut.size, "start": cut.start, "items": len(before), "change": change, "low": low, "high": high,
@@ -93,15 +92,6 @@ def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | N
             "p": mcnemar(lost, gained),
         })  # fmt: skip
     return pd.DataFrame(rows)
-
-
-def paired_change(
-    before: Sequence[int | float] | np.ndarray, after: Sequence[int | float] | np.ndarray
-) -> tuple[float, float, float]:
-    """Mean of the differences, pair by pair, with its 95% interval (normal): what one and the same item gained."""
-    differences = np.asarray(after, dtype=float) - np.asarray(before, dtype=float)
-    half = Z * differences.std(ddof=1) / math.sqrt(len(differences)) if len(differences) > 1 else math.nan
-    return float(differences.mean()), float(differences.mean() - half), float(differences.mean() + half)
 
 
 def mcnemar(lost: int, gained: int) -> float:
