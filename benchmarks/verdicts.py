@@ -150,7 +150,10 @@ def distances(statistic: Callable) -> Callable:
 
 
 def normal(before, after):
-    return outcomes.paired_change(before, after)
+    """What pages had before 29 November 2026, to show what the adjustment is for."""
+    differences = after - before
+    half = curves.Z * differences.std(ddof=1) / np.sqrt(len(differences))
+    return differences.mean(), differences.mean() - half, differences.mean() + half
 
 
 def adjusted(before, after):
