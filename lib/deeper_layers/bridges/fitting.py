@@ -149,12 +149,19 @@ def _nearest_by_cosine(
 
 
 def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torch.Tensor]) -> None:
-    """Train a layer to turn what enters it into what enters the layer above the cut."""
+    """Train a layer to turn what enters it into what enters the layer above the cut.
+
+    Both are kept for all sequences: one pass of the whole model over them, and 8 T D bytes in memory.
+    """
     if not all(parameter.is_floating_point() for parameter in layer.parameters()):
         raise InputError(f"layer {below} has quantized weights, which can't be trained: open the model without that")
     if not sequences:
         raise InputError("there is no sequence to train a layer on: give at least one")
-    dtype = next(layer.parameters()).dtype
+    dtype, device = (getattr(next(layer.parameters()), name) for name in ("dtype", "device"))
+    pairs = []
+    for sequence in sequences:
+        found = residuals_of(model, sequence)
+        pairs.append(tuple(found[place].float().cpu() for place in (below, above)))
     layer.float().requires_grad_(True)
     steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
     draw = torch.Generator().manual_seed(0)
@@ -162,8 +169,7 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
         for number in torch.randperm(len(sequences), generator=draw).tolist():
             sequence = sequences[number]
             with torch.no_grad():
-                found = residuals_of(model, sequence)
-                entering, wanted = (found[place].float().clone() for place in (below, above))
+                entering, wanted = (residual.clone().to(device) for residual in pairs[number])
                 call = _called(model, sequence, below, torch.float32)
             with torch.enable_grad():
                 loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)

@@ -25,6 +25,6 @@ RULE = Rule(
     source="Chen et al., arXiv 2403.19135, section 3",
     cuts=_cuts,
     passes=lambda size, layers: 1.0,
-    fits=4.0,  # rounds of training, the trained layer's own work not counted
+    fits=1.0,  # what the trained layer's own work costs is not counted
     changes=TRAINED,
 )
