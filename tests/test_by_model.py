@@ -9,7 +9,13 @@ import pytest
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.losses import blocks
 from deeper_layers.report.questions import rivals
-from deeper_layers.report.questions.by_model import points_by_model, ranks_table, regrets_by_model, regrets_drawn
+from deeper_layers.report.questions.by_model import (
+    agreement,
+    points_by_model,
+    ranks_table,
+    regrets_by_model,
+    regrets_drawn,
+)  # fmt: skip
 from deeper_layers.results.units import Unit
 from tests.test_choices import scores_unit, unit_of_choice
 from tests.test_regret import LAYERS, SEQUENCES, unit_of
@@ -64,6 +70,24 @@ def test_a_rule_may_be_best_for_one_model_and_last_for_another():
         rows["row"].tolist() == [rule for rule in shown.index for _ in "ab"] and rows["line"].tolist() == ["a", "b"] * 3
     )
     assert rows["value"][1] == pytest.approx(0.3) and (rows["low"] <= rows["value"]).all()
+
+
+@pytest.mark.parametrize(("other", "told"), [
+    (range(8), "goes the same way: Spearman's correlation +1.00"),
+    (range(8, 0, -1), "turns round: Spearman's correlation -1.00"),
+    ([3, 7, 1, 6, 2, 8, 4, 5], "may go either way: Spearman's correlation +0."),
+])  # fmt: skip
+def test_whether_rules_stand_in_the_same_order(other, told):
+    def table(means):
+        rules = [f"rule {number}" for number in range(8)]
+        rows = pd.DataFrame({"rule": rules, "mean": list(means), "rank": 1.0})
+        more = pd.DataFrame({"rule": ["random-0", "rule 0 again"], "mean": [0.0, list(means)[0]], "rank": 1.0})
+        return pd.concat([rows, more], ignore_index=True)
+
+    (said,) = agreement({"a": table(range(8)), "b": table(other)})
+    assert said.startswith(f"From a to b the order of 8 rules {told}")
+    (few,) = agreement({"a": table(range(8)).head(5), "b": table(other)})
+    assert few == "a and b have 5 rules in common, too few to compare their order."
 
 
 def test_only_what_was_measured_in_the_same_way_is_compared():

@@ -4,6 +4,8 @@ Compared is what was measured in one way: units whose settings are those of a pa
 from the number of its layers.
 """
 
+import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 import pandas as pd
@@ -12,10 +14,12 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions import rivals
 from deeper_layers.report.questions.regret import Map, in_halves
+from deeper_layers.report.statistics.curves import Z
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES, cuts_of_rule
 from deeper_layers.rules.similarity import distance_matrix
 
+FEWEST, LARGEST = 6, 1 - 1e-9  # rules to compare; of correlations, as artanh of 1 is no number
 OWN = ("model", "cuts", "sizes", "rule")  # of a model and how many layers it has, or of one rule
 
 
@@ -75,6 +79,32 @@ def ranks_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         shares[model] = ranked["rank"] / len(ranked)
     order = pd.DataFrame(shares).mean(axis=1).sort_values(kind="stable").index
     return pd.DataFrame([{"rule": rule} | {m: of.get(rule) for m, of in columns.items()} for rule in order])
+
+
+def agreement(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """Of each two models whether rules stand in the same order, in a sentence with Spearman's correlation.
+
+    Of the mean regrets of the rules that both have: random draws, which are no rule, left out, and one of those that
+    regret the same in both. The 95% interval is over rules, on Fisher's scale (its error that of Bonett and Wright
+    2000), as if they were drawn from many.
+    """
+    means = {model: table.dropna(subset="rank").set_index("rule")["mean"] for model, table in tables.items()}
+    said = []
+    for one, other in itertools.combinations(means, 2):
+        both = pd.concat([means[one], means[other]], axis=1, join="inner").drop_duplicates()
+        both = both[[not rule.startswith("random-") for rule in both.index]]
+        if len(both) < FEWEST:
+            said.append(f"{one} and {other} have {len(both)} rules in common, too few to compare their order.")
+            continue
+        found = float(both.rank().corr().iloc[0, 1])
+        half = Z * math.sqrt((1 + found**2 / 2) / (len(both) - 3))
+        low, high = (math.tanh(math.atanh(min(max(found, -LARGEST), LARGEST)) + side) for side in (-half, half))
+        told = "goes the same way" if low > 0 else "turns round" if high < 0 else "may go either way"
+        said.append(
+            f"From {one} to {other} the order of {len(both)} rules {told}: Spearman's correlation {found:+.2f} "
+            f"({low:+.2f} to {high:+.2f})."
+        )
+    return said
 
 
 def points_by_model(units: Iterable[Unit], distances: Unit) -> pd.DataFrame:
