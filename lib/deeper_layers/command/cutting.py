@@ -8,7 +8,7 @@ import click
 from deeper_layers.checks import LAYERS, whole_number
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import Parameters, SweepParameters
+from deeper_layers.experiments.parameters import Parameters, SweepParameters, check_given
 from deeper_layers.models.sources import Source
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_rule
 
@@ -85,8 +85,10 @@ def chosen_cut(
     return min(passing, key=lambda cut: row[cut.start])
 
 
-def check_fits(drop: int, start: int | None, layers: int) -> None:
-    """Refuse a cut that does not fit a model, in the words of the options."""
+def check_fits(drop: int, start: int | None, layers: int, given: Cut | None = None) -> None:
+    """Refuse a cut that does not fit a model, or one that is `given` by lists, in the words of the options."""
+    if given is not None:
+        return check_given(given, layers)
     if not 0 <= drop < layers:
         raise InputError(
             f"--drop is {drop}; expected 0 to {layers - 1} for a model of {layers} layers, as one has to stay: choose "

@@ -9,9 +9,8 @@ from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
 from deeper_layers.command.options import asking
 from deeper_layers.command.preview import as_json
-from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import HealingParameters, check_given, cut_of_lists
+from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
@@ -42,13 +41,13 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     parameters = HealingParameters(**given)
     if parameters.measure:
         if (depth := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
-            _check_fits(drop, start, given_cut, depth)
+            check_fits(drop or 0, start, depth, given_cut)
         files.check_writable(cache_folder())  # where the adapters are kept
     from deeper_layers.experiments.healings import adapter_folder, healing_unit  # slow: what is above may refuse
 
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
-    _check_fits(drop, start, given_cut, source.num_layers)
+    check_fits(drop or 0, start, source.num_layers, given_cut)
     cut = given_cut or chosen_cut(drop or 0, start, rule, source.num_layers, lambda: (parameters, source, opened))
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
@@ -75,11 +74,3 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         "rows": records(unit.rows),
     }  # fmt: skip
     return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}\n{end}", content)
-
-
-def _check_fits(drop: int | None, start: int | None, given: Cut | None, layers: int) -> None:
-    """Refuse a cut that does not fit a model, in the words of the options."""
-    if given is not None:
-        check_given(given, layers)
-    else:
-        check_fits(drop or 0, start, layers)

@@ -14,7 +14,7 @@ The criteria, set before any of it was measured:
   (artanh), times Student's quantile for RUNS - 1 degrees of freedom is half of the interval. Tried on measures and
   costs that are means of random numbers of layers, each drawn apart, such intervals hold the truth in 91 to 95 of 100
   trials (18 and 30 layers, correlations 0 and 0.8); plain quantiles, or shorter runs, in 40 to 80. Where neighbouring
-  layers are alike it is less: 86 to 89 where each is 0.9 of the one before. Ranks are not taken anew.
+  layers are alike it is less: 85 to 89 where each is 0.9 of the one before. Ranks are not taken anew.
 - A measure "predicts" a cost where the whole interval lies beyond PREDICTS, on either side; it does "not" where the
   whole interval lies between; else it "can't be told". From fewer than BLOCKS blocks nothing is told.
 - It is "better" or "worse" than the angular distance where the interval of the difference between the absolute

@@ -280,7 +280,7 @@ def healed_table(
 
     A row for each rule and size, by size and loss: rule, n, unhealed and loss (nats a token), change and interval (of
     the loss, to that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each
-    row. The unhealed loss is that of the choice, of other sequences of the same text.
+    row. The unhealed loss is that of the choice, on as many sequences of the text as the map has.
     """
     by_size = {rule: {one.cut.size: one for one in of.values() if one.cut.size} for rule, of in choices.items()}
     chosen = [(rule, one) for rule, of in by_size.items() for one in of.values() if one.cut.is_of_layers]

@@ -198,7 +198,8 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
     """The levels of guessing for each task in a unit's rows, of a group those of all its items."""
     levels = unit.details["levels"]
     tasks = unit.rows["task"].unique()
-    return {task: levels[task] if task in levels else levels_of_all(unit) for task in tasks}
+    of_all = {} if set(tasks) <= set(levels) else levels_of_all(unit)  # reads the units of all tasks
+    return {task: levels.get(task, of_all) for task in tasks}
 
 
 def levels_of_all(unit: Unit) -> dict[str, float]:
