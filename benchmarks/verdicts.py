@@ -1,7 +1,8 @@
 """How often intervals hold the truth and verdicts are wrong, on data that are drawn: the truth is known there.
 
-Every kind of interval on this project's pages on so many data sets, and every decision on models that lie exactly on a
-limit of its claim: a hair to one side "agrees" would be wrong there, a hair to the other "differs". No model is run.
+Each kind of interval that claims rest on, and of other pages those that KINDS has, on so many data sets; and every
+decision on models that lie exactly on a limit of its claim: a hair to one side "agrees" would be wrong there, a hair to
+the other "differs". No model is run.
 
     python -m benchmarks.verdicts
 """
@@ -14,17 +15,26 @@ from collections.abc import Callable
 
 import numpy as np
 
+from benchmarks.intervals import (
+    KINDS,
+    LAYERS,
+    SEQUENCES,
+    SHARED,
+    by_sequence,
+    coverage,
+    luck,
+    measured_distances,
+    true_distances,
+)
 from deeper_layers.report.claims import decisions, healing_decisions
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, together
-from deeper_layers.report.statistics import curves, outcomes, significance
+from deeper_layers.report.questions import dissociation, regret
+from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, LAST, NEAR, SLOWLY, SPAN
 from tests import made_up
 
 ONE_QUARTER = [0, 0.12, 0.09, 0.14, 0.43, 0.11, 0.11]  # steps of a loss, half of whose rise lies within 1/4 of the way
-SHARED = 0.7  # of an item's luck, the same under every cut
-SEQUENCES = 64
-LAYERS = made_up.LAYERS
 
 
 def main() -> None:
@@ -35,7 +45,9 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=1000, help="for each decision at a limit; far from it a fifth")
     parser.add_argument("--resamples", type=int, default=400, help="of each, which are 2,000 on the pages")
     options = parser.parse_args()
-    outcomes.RESAMPLES, made_up.pack = options.resamples, quickly_packed
+    for module in (outcomes, dissociation, regret):
+        module.RESAMPLES = options.resamples
+    made_up.pack = quickly_packed
     intervals = [coverage(*kind, options.data_sets) for kind in KINDS]
     side_by_side.keep("verdicts", {
         "data_sets": options.data_sets, "draws": options.draws, "resamples": options.resamples, "intervals": intervals,
@@ -46,133 +58,6 @@ def main() -> None:
 def quickly_packed(values: np.ndarray) -> str:
     """As `pack`, for what is unpacked at once."""
     return base64.b64encode(zlib.compress(np.asarray(values).astype(np.uint8).tobytes(), 0)).decode()
-
-
-# ---- intervals -------------------------------------------------------------------------------------------------
-
-
-def coverage(name: str, what: str, items: int, draw: Callable, sets: int) -> dict:
-    """How many of `sets` intervals hold the truth: `draw` makes one of a seed, with the truth."""
-    held = 0
-    for seed in range(sets):
-        low, high, truth = draw(np.random.default_rng(seed), items)
-        held += low <= truth <= high
-    return {"interval": name, "of": what, "items": items, "held": held / sets}
-
-
-def luck(draw, cuts: int, items: int) -> np.ndarray:
-    """Uniform numbers, [C, I], of which those of an item go together."""
-    shared = draw.random((cuts, items)) < SHARED
-    return np.where(shared, draw.random(items), draw.random((cuts, items)))
-
-
-def wilson(share: float) -> Callable:
-    def one(draw, items):
-        return *curves.wilson_interval(float((draw.random(items) < share).mean()), items), share
-
-    return one
-
-
-def pairs(before: float, after: float, interval: Callable) -> Callable:
-    def one(draw, items):
-        first, second = (luck(draw, 2, items) < [[before], [after]]).astype(float)
-        return *interval(first, second)[1:], after - before
-
-    return one
-
-
-def losses(draw, items):
-    return *significance.paired_interval(0.1 + 0.3 * draw.gamma(2, size=items), shares=False)[1:], 0.1 + 0.3 * 2
-
-
-def cliff(shares: list[float], guessing: float) -> Callable:
-    fractions = np.arange(len(shares)) / LAYERS
-    truth = float(outcomes.crossing(np.array(shares), fractions, guessing))
-
-    def one(draw, items):
-        right = luck(draw, len(shares), items) < np.array(shares)[:, None]
-        return *outcomes.cliff(right, fractions, guessing)[1:], truth
-
-    return one
-
-
-def bend(draw, items):
-    fractions = np.linspace(0, 0.5, 7)
-    truth = 3 + 2 * (fractions / 0.5) ** 1.5
-    table = truth[:, None] + by_sequence(draw, len(truth), items)
-    found = outcomes.interval(healing_decisions.bend(outcomes.resampled_means(table), fractions))
-    return *found[1:], float(healing_decisions.bend(truth[None], fractions)[0])
-
-
-def by_sequence(draw, cuts: int, items: int) -> np.ndarray:
-    """What sequences add to a loss: mostly the same under every cut."""
-    return 0.4 * draw.standard_normal(items) + 0.15 * draw.standard_normal((cuts, items))
-
-
-def true_distances(height: float, depth: float) -> np.ndarray:
-    """Distances [n, l] with blocks with the last layer at so much of the range of their size, or above it by far.
-
-    The least distance of each size lies near such a depth.
-    """
-    found, sizes = np.full((LAYERS, LAYERS), np.nan), LAYERS - 2
-    within = (height * sizes - 1) / (sizes - 1)  # of the largest size only two blocks count, so there it is 0 or 1
-    for size in range(1, LAYERS + 1):
-        starts = np.arange(LAYERS - size + 1)
-        row = 0.1 + 0.3 * np.abs((starts + size / 2) / LAYERS - depth) + 0.01 * size
-        if size < sizes and height <= 1:
-            row[-1] = row[1:-1].min() + within * np.ptp(row[1:-1])
-        elif size <= sizes:
-            row[-1] = row.max() + 0.1
-        row[0] = 0.5
-        found[size - 1, : len(row)] = row
-    return found
-
-
-def measured_distances(draw, truth: np.ndarray, items: int):
-    """Rows of distances of so many sequences, each of which moves all of them."""
-    noise = 0.02 * (draw.standard_normal(items)[:, None, None] + draw.standard_normal((items, *truth.shape)))
-    unit = made_up.distances(lambda start, size: 0.0)
-    mean, error = noise.mean(axis=0), noise.std(axis=0, ddof=1) / np.sqrt(items)
-    places = unit.rows["size"].to_numpy() - 1, unit.rows["start"].to_numpy()
-    unit.rows["distance"], unit.rows["stderr"] = (truth + mean)[places], error[places]
-    unit.rows["samples"] = items
-    return unit
-
-
-def distances(statistic: Callable) -> Callable:
-    truth = true_distances(0.95, 0.77)
-
-    def one(draw, items):
-        found, *_ = decisions.resampled_distances(Evidence([measured_distances(draw, truth, items)]), statistic)
-        return *outcomes.interval(found)[1:], float(statistic(truth[None])[0])
-
-    return one
-
-
-def normal(before, after):
-    """What pages had before 29 November 2026, to show what the adjustment is for."""
-    differences = after - before
-    half = curves.Z * differences.std(ddof=1) / np.sqrt(len(differences))
-    return differences.mean(), differences.mean() - half, differences.mean() + half
-
-
-def adjusted(before, after):
-    return significance.paired_interval(after - before, shares=True)
-
-
-GENTLE = [0.5, 0.49, 0.46, 0.42, 0.35, 0.3, 0.27, 0.25, 0.25, 0.25]
-KINDS = [
-    *(("Wilson", f"an accuracy of {share:.0%}", items, wilson(share))
-      for items in (120, 150, 1140) for share in (0.25, 0.5, 0.9)),
-    *((name, f"a change of accuracy from {before:.0%} to {after:.0%}", items, pairs(before, after, interval))
-      for name, interval in (("paired, normal", normal), ("paired, adjusted", adjusted))
-      for items in (120, 1140) for before, after in ((0.5, 0.45), (0.95, 0.95), (0.9, 0.4))),
-    ("paired, t", "a difference of losses", SEQUENCES, losses),
-    *(("resampled items", "a cliff", items, cliff(GENTLE, 0.25)) for items in (150, 1140)),
-    ("resampled sequences", "the bend of a loss", SEQUENCES, bend),
-    ("drawn distances", "the place of the last layer", 256, distances(decisions.height)),
-    ("drawn distances", "the depth of the most similar blocks", 256, distances(decisions.depth)),
-]  # fmt: skip
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------
@@ -317,6 +202,11 @@ def healed(draw, shares, items: int, losses=None, rule="similarity", tasks=("mml
     return list(made_up.healings(rows, table, rule, **settings))
 
 
+def luck_of_seed(draw) -> float:
+    """What a run of healing adds to the loss on every sequence, nats a token: about what seeds of SmolLM2 differ by."""
+    return 0.02 * draw.standard_normal()
+
+
 def cases_of_healing():
     for truth, change in ((f"seeds are exactly {ALIKE:.0%} apart", float(ALIKE)), ("clearly as the claim has it", 0.0),
                           ("clearly otherwise", 0.3)):  # fmt: skip
@@ -333,11 +223,12 @@ def cases_of_healing():
             truth,
             120,
             lambda draw, c=change, d=loss: [
-                *healed(draw, [0.6, 0.6, 0.6], 120, [3.0, 3.5, 4.0], rank=64),
-                *healed(draw, [0.6 + c] * 3, 120, [3 + d, 3.5 + d, 4 + d], rank=2),
+                unit for seed in range(3) for rank, more, worse in ((64, 0.0, 0.0), (2, c, d))
+                for unit in healed(draw, [0.6 + more] * 3, 120, luck_of_seed(draw) + np.array([3.0, 3.5, 4.0]) + worse,
+                                   rank=rank, seed=seed)
             ],
             healing_decisions.ranks,
-        )
+        )  # fmt: skip
     for truth, change in (("healing gives both exactly the same", 0.0), ("clearly as the claim has it", 0.3),
                           ("clearly otherwise", -0.3)):  # fmt: skip
 
@@ -354,6 +245,18 @@ def cases_of_healing():
             return [*before, *mmlu]
 
         yield "boolq-healing", truth, 120, make, healing_decisions.healing_matters
+
+    def guessing(draw):
+        both, gone = ("mmlu", "boolq"), [0.6, 0.25, 0.25]
+        before = [swept(draw, task, [0.6] * 5, 1140, rule=rule, quantization="nf4") for task in both
+                  for rule in ("similarity", "simple")]  # fmt: skip
+        return [
+            *before,
+            *healed(draw, gone, 1140, tasks=both),
+            *healed(draw, gone, 1140, rule="simple", tasks=both)[1:],
+        ]
+
+    yield "simple-healed", "healed models guess exactly as well under both rules", 1140, guessing, of_accuracy
     flat = [0.6] * 5
     for truth, change, gap in ((f"the rules are exactly {ALIKE:.0%} apart in accuracy", -float(ALIKE), 0.0),
                                (f"their losses are exactly {APART:.2f} nats apart", 0.0, float(APART)),
@@ -372,6 +275,10 @@ def cases_of_healing():
             ]  # fmt: skip
 
         yield "simple-healed", truth, 120, make, healing_decisions.simple_healed
+
+
+def of_accuracy(evidence):
+    return [ruling for ruling in healing_decisions.simple_healed(evidence) if ruling.about != healing_decisions.TEXT]
 
 
 def cases_of_losses():

@@ -22,7 +22,7 @@ from deeper_layers.report.claims.verdicts import (
 )
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.evidence import Evidence, by_model
-from deeper_layers.report.statistics.significance import ALPHA, holm
+from deeper_layers.report.statistics.significance import ALPHA, holm, items_that_decide, paired
 from deeper_layers.report.thresholds import BENT, SPAN
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import AROUND
@@ -247,11 +247,26 @@ def test_8_the_first_layer_does_not_set_the_range():
     def of_block(start, size):
         return 0.5 if start == 0 else 0.1 + 0.001 * start + 0.2 * (start + size == LAYERS)
 
-    (ruling,) = decisions.last_layer(evidence(distances(of_block)))
-    assert ruling.verdict == AGREES
+    every, half = decisions.last_layer(evidence(distances(of_block)))
+    assert (every.verdict, half.verdict) == (AGREES, AGREES)
     middle = distances(lambda start, size: 0.5 if start == 0 else 0.1 + 0.02 * start - 0.15 * (start + size == LAYERS))
     assert decisions.last_layer(evidence(middle))[0].verdict == DIFFERS
-    assert "the paper's are on C4" in ruling.about and "256 sequences" in ruling.about
+    assert "the paper's are on C4" in every.about and "256 sequences" in every.about
+
+
+def test_8_the_last_layer_has_to_be_unlike_at_small_sizes_too():
+    """Of large sizes there are few blocks, and one is soon the least alike: with these alone it would agree."""
+
+    def of_block(start, size):
+        last = 0.4 if size > LAYERS // 2 else 0.3 * 0.85
+        return 0.5 if start == 0 else last if start + size == LAYERS else 0.3 * (start % 2)
+
+    every, half = decisions.last_layer(evidence(distances(of_block)))
+    assert (
+        every.verdict == half.verdict == OPEN
+        and "all sizes: agrees; sizes to half of the layers: differs" in every.reason
+    )
+    assert every.findings[0].value > 0.9 > half.findings[0].value == pytest.approx(0.85)
 
 
 # ---- 9, 10, 11, 12: parts, what is known, sizes, shots ---------------------------------------------------------
@@ -260,9 +275,46 @@ def test_8_the_first_layer_does_not_set_the_range():
 def test_9_half_a_claim_is_not_the_claim():
     losses = np.linspace(3, 5, 5)
     at_chance = {"mmlu": GUESSES}
-    units = [*healings(losses, at_chance, rank=64), *healings(losses + 0.2, at_chance, rank=2)]
-    mmlu, loss = healing_decisions.ranks(evidence(*units))
+    mmlu, loss = healing_decisions.ranks(
+        evidence(*of_seeds(losses, at_chance, 64), *of_seeds(losses + 0.2, at_chance, 2))
+    )
     assert (mmlu.verdict, loss.verdict) == (NOTHING, AGREES) and together([mmlu, loss]) == NOTHING
+
+
+def of_seeds(losses, accuracies, rank, shifts=(0.0, 0.01, -0.01)):
+    """Healings of one rank with several seeds, each of which moves the loss a little."""
+    return [
+        unit for seed, shift in enumerate(shifts) for unit in healings(losses + shift, accuracies, rank=rank, seed=seed)
+    ]
+
+
+def test_ranks_are_told_from_seeds():
+    """Sequences can't tell one healing of each rank from two seeds of one; where seeds disagree nothing is told."""
+    losses, at_chance = np.linspace(3, 5, 5), {"mmlu": GUESSES}
+    alone = [*healings(losses, at_chance, rank=64), *healings(losses + 0.2, at_chance, rank=2)]
+    assert {ruling.verdict for ruling in healing_decisions.ranks(evidence(*alone))} == {UNMEASURED}
+    apart = [*of_seeds(losses, at_chance, 64), *of_seeds(losses + 0.02, at_chance, 2, (0.3, 0.0, -0.3))]
+    _, loss = healing_decisions.ranks(evidence(*apart))
+    assert loss.verdict == OPEN and "seeds would decide" in loss.reason
+
+
+def test_what_few_items_do_not_show_to_be_known_is_open():
+    """Not seen above guessing is not seen at guessing: for nothing to lose it has to be surely near it."""
+    right = np.arange(120) < 0.35 * 120
+    few = deciding.at_guessing(right, 0.30, "it scores", "MMLU")
+    assert few.state == OPEN and "items would decide" in few.why
+    assert deciding.at_guessing(right, 0.37, "it scores", "MMLU").state == OPEN, "0.35 may still be 0.43"
+    assert deciding.at_guessing(np.tile(right, 20), 0.36, "it scores", "MMLU").state == NOTHING
+
+
+def test_healed_models_that_guess_decide_nothing_between_rules():
+    """Both rules guess at every size: that they match is no news."""
+    losses = np.linspace(3, 5, 8)
+    shares = [0.8, *[0.25] * 18]
+    before = [sweep("mmlu", shares, rule, quantization="nf4") for rule in ("similarity", "simple")]
+    units = [*before, *healings(losses, {"mmlu": shares}), *healings(losses, {"mmlu": shares}, "simple")]
+    mmlu, *_ = healing_decisions.simple_healed(evidence(*units))
+    assert mmlu.verdict == NOTHING and not mmlu.findings
 
 
 def test_10_known_is_what_is_known_of_the_items_that_decide():
@@ -271,7 +323,7 @@ def test_10_known_is_what_is_known_of_the_items_that_decide():
     lost = {"embedded_mmlu": GUESSES}
     units = [*healings(losses, lost, seed=0), *healings(losses, lost, seed=1)]
     (ruling,) = healing_decisions.seeds(evidence(knows, *units))
-    assert ruling.verdict == NOTHING and "healed, it scores 0.250" in ruling.reason
+    assert ruling.verdict == NOTHING and "the best of these models scores 0.250" in ruling.reason
 
 
 def test_10_seeds_are_alike_by_a_test_of_equivalence(monkeypatch):
@@ -390,6 +442,27 @@ def test_the_number_of_items_that_would_decide():
     assert 140 <= decided <= 180
     on_the_limit = Finding.of_pairs("x", np.array([1.0, -1.0] * 60), ceiling=0.0)
     assert "no number of items" in Ruling("a", [on_the_limit]).reason
+
+
+def test_the_number_of_items_that_would_show_that_nothing_changed():
+    """Between two limits both tests have to succeed: of so many items four of five samples show it."""
+    differences = np.array([1.0] * 13 + [-1.0] * 13 + [0.0] * 94)
+    _, error, items = paired(differences, shares=False)
+    needed = items_that_decide(items, error, [0.05, 0.05])
+    assert needed == pytest.approx(items_that_decide(items, error, [0.05]) * 1.34, rel=0.01)
+    draw, decided = np.random.default_rng(0), 0
+    for _ in range(400):
+        sample = draw.choice(differences, size=math.ceil(needed))
+        decided += Ruling("a", [Finding.of_pairs("x", sample, floor=-0.05, ceiling=0.05)]).verdict == AGREES
+    assert decided / 400 == pytest.approx(0.8, abs=0.06)
+    # far from one of two limits that one costs nothing
+    assert items_that_decide(items, error, [0.05, 5.0]) == pytest.approx(items_that_decide(items, error, [0.05]))
+
+
+def test_items_are_named_where_only_the_correction_stands_in_the_way():
+    sure = Ruling("Capitals", [Finding("x", 1.0, 0.3, 1.7, floor=0.0, p_agrees=0.005, p_differs=0.99, items=120)])
+    ruling = corrected([sure] * 9)[0]
+    assert ruling.verdict == OPEN and "about 200 items would decide" in ruling.reason, ruling.reason
 
 
 # ---- 7 on pages ------------------------------------------------------------------------------------------------

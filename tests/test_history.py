@@ -84,10 +84,12 @@ def test_intervals_that_are_none_are_named():
 @pytest.fixture
 def drawn(monkeypatch):
     from benchmarks import verdicts
+    from deeper_layers.report.questions import dissociation, regret
     from deeper_layers.report.statistics import outcomes
     from tests import made_up
 
-    monkeypatch.setattr(outcomes, "RESAMPLES", 200)
+    for module in (outcomes, dissociation, regret):
+        monkeypatch.setattr(module, "RESAMPLES", 200)
     monkeypatch.setattr(made_up, "pack", verdicts.quickly_packed)
     return verdicts
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.questions import seeds
+from deeper_layers.report.statistics import seeds
 from tests.test_choices import healed_unit
 
 CUT = Cut(1, 2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from deeper_layers.report import paper
 from deeper_layers.report.claims import decisions, healing_decisions
+from deeper_layers.report.claims.deciding import of_paper
 from deeper_layers.report.claims.half_gone import halves
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, NOTHING, OPEN, UNMEASURED, Ruling, corrected, together
 from deeper_layers.report.names import as_html
@@ -137,6 +138,12 @@ def verdict_of(rulings: list[Ruling]) -> str:
     return together(ruling for ruling in rulings if ruling.of_paper)
 
 
+def healed_on(rulings: list[Ruling]) -> int:
+    """Tokens on which the healed models were trained that decide a claim; 0 where no such models do."""
+    decided = verdict_of(rulings) in (AGREES, DIFFERS)
+    return max((ruling.tokens for ruling in rulings if ruling.of_paper), default=0) if decided else 0
+
+
 # ---- for readers ---------------------------------------------------------------------------------------------
 
 
@@ -148,7 +155,8 @@ def summary_table(rulings: Rulings) -> str:
         for found in rulings[claim.identifier].values():
             others = [ruling for ruling in found if not ruling.of_paper]
             beside = f"<br>other tasks: {_counted(others)}" if others else ""
-            cells.append(f"<td>{_badge(verdict_of(found))}{beside}</td>")
+            healed = f"<br>healed on {of_paper(tokens)}" if (tokens := healed_on(found)) else ""
+            cells.append(f"<td>{_badge(verdict_of(found))}{healed}{beside}</td>")
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return _table("The paper's claims", ["Claim", *_models(rulings)], rows)
 
@@ -176,10 +184,13 @@ def figure_table(rulings: Rulings) -> str:
             span = f' rowspan="{len(claims)}"'
             cells = [] if number else [f'<th scope="row"{span}>{as_html(figure)}</th>']
             cells += [f"<td>{as_html(claim.paper)}</td>"]
-            cells += [f"<td>{_badge(verdict_of(found))}</td>" for found in rulings[claim.identifier].values()]
+            cells += [f"<td>{_badge(verdict_of(found))}{'*' * bool(healed_on(found))}</td>"
+                      for found in rulings[claim.identifier].values()]  # fmt: skip
             cells += [] if number else [f'<td{span}><a href="{page}.html">{page}</a></td>']
             rows.append(f"<tr>{''.join(cells)}</tr>")
-    return _table("The paper's figures", ["Figure", "What the paper reads from it", *_models(rulings), "Page"], rows)
+    heads = ["Figure", "What the paper reads from it", *_models(rulings), "Page"]
+    lead = f"*: of models healed on {_little(rulings)}." if _little(rulings) else ""
+    return _table("The paper's figures", heads, rows, lead)
 
 
 def result(rulings: Rulings) -> str:
@@ -191,6 +202,12 @@ def result(rulings: Rulings) -> str:
     rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
+    for place, model in enumerate(models):
+        little = [healed_on(of_claim) for of_claim in (rulings[claim.identifier][model] for claim in CLAIMS)]
+        if any(little):
+            counts[place] += (
+                f"; {sum(map(bool, little))} of these verdicts are of models healed on {of_paper(max(little))}"
+            )
     rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
     lead = (
         "The share of its layers at which a model has first lost half of its accuracy above guessing, in the answer "
@@ -199,6 +216,15 @@ def result(rulings: Rulings) -> str:
         "guessing."
     )
     return _table("Where half is gone", ["Half is gone at", *models], rows, lead, "result")
+
+
+def _little(rulings: Rulings) -> str:
+    """On how much text the healed models were trained of which verdicts are, in words; "" where there are none."""
+    tokens = sorted({healed_on(found) for of_claim in rulings.values() for found in of_claim.values()} - {0})
+    if not tokens:
+        return ""
+    least, most = of_paper(tokens[0]), of_paper(tokens[-1])
+    return most if least == most else f"{least.partition(' ')[0]} to {most}"
 
 
 def _models(rulings: Rulings) -> list[str]:

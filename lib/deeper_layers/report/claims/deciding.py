@@ -9,12 +9,23 @@ import numpy as np
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import paper
-from deeper_layers.report.claims.verdicts import NOTHING, PERCENT, PLAIN, UNMEASURED, Finding, Obstacle, Ruling
-from deeper_layers.report.statistics.curves import wilson_interval
+from deeper_layers.report.claims.verdicts import (
+    NOTHING,
+    OPEN,
+    PERCENT,
+    PLAIN,
+    UNMEASURED,
+    Finding,
+    Obstacle,
+    Ruling,
+    so_many,
+)
+from deeper_layers.report.statistics.curves import Z, wilson_interval
 from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import at, crossing, interval
+from deeper_layers.report.statistics.significance import items_that_decide
 from deeper_layers.report.statistics.topics import TOPICS
-from deeper_layers.report.thresholds import EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
+from deeper_layers.report.thresholds import ALIKE, EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
 
 OF_PAPER = TOPICS[:2]
 HALF = "half of its accuracy above guessing is gone at this share of its layers"
@@ -32,12 +43,22 @@ def not_known(answers: Answers | None, what: str, whole: str = "whole model") ->
         return not_measured(what)
     if answers.known:
         return None
-    value, low, high = answers.whole
-    return Obstacle(
-        NOTHING,
-        f"the {whole} scores {value:.3f} ({low:.3f} to {high:.3f}) and guessing {answers.guessing:.3f} on "
-        f"{answers.described}: on these items it is not surely above guessing, and has nothing to lose",
-    )
+    return at_guessing(answers.right[0], answers.guessing, f"the {whole} scores", answers.described)
+
+
+def at_guessing(right: np.ndarray, guessing: float, said: str, about: str) -> Obstacle:
+    """Why what is not surely above guessing says nothing, of items [I]: it has nothing to lose, or they are too few.
+
+    That it is not seen to be above guessing is no proof that it is not: for that it has to be surely ALIKE.
+    """
+    value, items = float(right.mean()), len(right)
+    low, high = wilson_interval(value, items)
+    said = f"{said} {value:.3f} ({low:.3f} to {high:.3f}) and guessing {guessing:.3f} on {about}"
+    if high <= guessing + ALIKE:
+        return Obstacle(NOTHING, f"{said}: it is surely no more than {ALIKE:.2f} above guessing, nothing to lose")
+    distance = value - guessing if value > guessing else guessing + ALIKE - value
+    needed = items_that_decide(items, (high - low) / (2 * Z), [distance])
+    return Obstacle(OPEN, f"{said}: whether it is above guessing is open; {so_many(needed, items, about)}")
 
 
 def too_few(cuts: list[Cut]) -> Obstacle:
@@ -54,6 +75,20 @@ def answering(right: list[np.ndarray], guessing: float) -> np.ndarray:
     means = np.mean([of_way.mean(axis=1) for of_way in right], axis=0)
     items = right[0].shape[1]
     return np.array([wilson_interval(float(mean), items)[0] > guessing for mean in means])
+
+
+def both_alike(lines: list[Ruling]) -> list[Ruling]:
+    """Rulings on one question in several ways, each named last in `about`: all have to say the same."""
+    if len({line.verdict for line in lines}) == 1:
+        return lines
+    said = "; ".join(f"{line.about.rpartition(', ')[2]}: {line.verdict}" for line in lines)
+    return [dataclasses.replace(line, obstacle=Obstacle(OPEN, f"{said}. Both have to say the same")) for line in lines]
+
+
+def none_answers(*ways: np.ndarray, guessing: float, about: str) -> Obstacle:
+    """Why models of which none is surely above guessing say nothing, of [C, I] each way: by the best of them."""
+    means = np.mean(ways, axis=0)
+    return at_guessing(means[means.mean(axis=1).argmax()], guessing, "the best of these models scores", about)
 
 
 def apart(ways: dict[Any, np.ndarray], guessing: float, what: str, limits: dict) -> tuple[list[Finding], str]:
@@ -153,16 +188,24 @@ def on_tasks(evidence: Evidence, topics, rule: str, decide: Callable) -> list[Ru
     return rulings
 
 
-def after_healing(decide: Callable) -> Callable:
-    """A claim about healed models whose rulings say on how much text, beside the paper's, these were healed."""
+def after_healing(runs: str = ", one seed") -> Callable:
+    """A claim about healed models whose rulings say on how much text, beside the paper's, and in which runs."""
 
-    @functools.wraps(decide)
-    def decided(evidence: Evidence) -> list[Ruling]:
-        tokens = evidence.healing_tokens
-        how = f", healed on {tokens:,} tokens, {tokens / paper.HEALING_TOKENS:.2%} of the paper's, one seed"
-        return [
-            dataclasses.replace(ruling, about=ruling.about + how) if ruling.findings else ruling
-            for ruling in decide(evidence)
-        ]
+    def of_claim(decide: Callable) -> Callable:
+        @functools.wraps(decide)
+        def decided(evidence: Evidence) -> list[Ruling]:
+            tokens = evidence.healing_tokens
+            how = f", healed on {tokens:,} tokens, {of_paper(tokens)}{runs}"
+            return [
+                dataclasses.replace(ruling, about=ruling.about + how, tokens=tokens) if ruling.findings else ruling
+                for ruling in decide(evidence)
+            ]
 
-    return decided
+        return decided
+
+    return of_claim
+
+
+def of_paper(tokens: int) -> str:
+    """How much healing that is beside the paper's, in words."""
+    return f"{tokens / paper.HEALING_TOKENS:.2%} of the paper's tokens"

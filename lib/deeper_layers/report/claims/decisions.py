@@ -15,6 +15,7 @@ from deeper_layers.report.claims.deciding import (
     HALF,
     OF_PAPER,
     apart,
+    both_alike,
     cliffs,
     fall,
     half_left,
@@ -22,7 +23,7 @@ from deeper_layers.report.claims.deciding import (
     not_measured,
     on_tasks,
 )
-from deeper_layers.report.claims.verdicts import NOTHING, OPEN, PERCENT, UNMEASURED, Finding, Obstacle, Ruling
+from deeper_layers.report.claims.verdicts import FINE, NOTHING, UNMEASURED, Finding, Obstacle, Ruling
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import crossing
@@ -48,10 +49,7 @@ def plateau_boolq(evidence: Evidence) -> list[Ruling]:
             fall("BoolQ", half, None), about=f"{own.about}, beside the paper's line at {half.guessing:.0%}"
         ),
     ]
-    if lines[0].verdict == lines[1].verdict:
-        return lines
-    said = "; ".join(f"{line.about.rpartition(', ')[2]}: {line.verdict}" for line in lines)
-    return [dataclasses.replace(line, obstacle=Obstacle(OPEN, f"{said}. Both have to say the same")) for line in lines]
+    return both_alike(lines)
 
 
 def simple_collapses(evidence: Evidence) -> list[Ruling]:
@@ -142,7 +140,7 @@ def resampled_distances(evidence: Evidence, statistic: Callable) -> tuple[np.nda
     """A statistic of the distances [n, l], then of distances drawn from their standard errors; what they are of.
 
     Units hold no distances by sequence, so each is drawn by itself though all are of the same sequences: how often
-    such an interval holds the truth is among what `python -m tests.coverage` measures.
+    such an interval holds the truth is among what `python -m benchmarks.verdicts` draws.
     """
     unit = evidence.distances()
     if unit is None:
@@ -165,11 +163,19 @@ def deep_blocks(evidence: Evidence) -> list[Ruling]:
 
 
 def last_layer(evidence: Evidence) -> list[Ruling]:
-    return _of_distances(
-        evidence, height,
+    """Over all sizes, as the paper's figure has them, and over those to half of the layers: both have to say the same.
+
+    Of the largest sizes there are two or three blocks, among which one is soon near-maximal.
+    """
+    what = (
         "place of blocks with the last layer between the smallest and the largest distance of their size, without the "
-        "first layer", LAST,
-    )  # fmt: skip
+        "first layer"
+    )
+    every, half = (_of_distances(evidence, statistic, what, LAST) for statistic in (height, height_to_half))
+    return both_alike([
+        dataclasses.replace(ruling, about=f"{ruling.about}, {sizes}")
+        for rulings, sizes in ((every, "all sizes"), (half, "sizes to half of the layers")) for ruling in rulings
+    ])  # fmt: skip
 
 
 def depth(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
@@ -181,17 +187,21 @@ def depth(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
     return np.mean([(start + size / 2) / layers for start, size in zip(starts, sizes)], axis=0)
 
 
-def height(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
-    """How near-maximal blocks with the last layer are, of distances [n, l] drawn R times.
+def height(distances: Float[np.ndarray, "R N L"], largest: int | None = None) -> Float[np.ndarray, " R"]:
+    """How near-maximal blocks with the last layer are, of distances [n, l] drawn R times: a mean over sizes.
 
     Blocks that begin at layer 0 are left out: what leaves the embedding is unlike all else, and would set the range.
     """
     layers, places = distances.shape[-1], []
-    for size in range(1, layers - 1):
+    for size in range(1, (layers - 2 if largest is None else largest) + 1):
         row = distances[:, size - 1, 1 : layers - size + 1]
         low, high = row.min(axis=1), row.max(axis=1)
         places.append((row[:, -1] - low) / (high - low))
     return np.mean(places, axis=0)
+
+
+def height_to_half(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
+    return height(distances, max(distances.shape[-1] // 2, 1))
 
 
 def _of_distances(evidence: Evidence, statistic: Callable, what: str, floor: float) -> list[Ruling]:
@@ -199,4 +209,4 @@ def _of_distances(evidence: Evidence, statistic: Callable, what: str, floor: flo
     if found is None:
         return [Ruling("distances", obstacle=Obstacle(UNMEASURED, "not measured: angular distances"))]
     draws, about, samples = found
-    return [Ruling(about, [Finding.of_draws(what, draws, floor=floor, form=PERCENT, items=samples)])]
+    return [Ruling(about, [Finding.of_draws(what, draws, floor=floor, form=FINE, items=samples)])]

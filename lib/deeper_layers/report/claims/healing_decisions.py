@@ -3,20 +3,26 @@
 No ratio is taken where what it divides by may be nothing, or is worse than guessing: a loss counts up to ln V.
 """
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.claims.deciding import (
     OF_PAPER,
     after_healing,
+    answering,
     apart,
     cliffs,
     fall,
+    none_answers,
     not_known,
     not_measured,
     too_few,
 )
 from deeper_layers.report.claims.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
+from deeper_layers.report.statistics import seeds as seeds_of
 from deeper_layers.report.statistics.evidence import Evidence, Losses, of_topic
 from deeper_layers.report.statistics.outcomes import resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
@@ -32,7 +38,7 @@ GRID = 201  # places between the whole model and the last cut at which a curve o
 # ---- accuracy --------------------------------------------------------------------------------------------------
 
 
-@after_healing
+@after_healing()
 def plateau_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:
@@ -44,7 +50,7 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
     return rulings
 
 
-@after_healing
+@after_healing()
 def healing_matters(evidence: Evidence) -> list[Ruling]:
     """What healing gives back on BoolQ, less what it gives back on MMLU: means over the pruned models of both."""
     pairs, gains, items = {}, {}, []
@@ -53,13 +59,22 @@ def healing_matters(evidence: Evidence) -> list[Ruling]:
         if obstacle := not_known(pairs[topic] and pairs[topic][0], f"{topic} of healed models"):
             return [Ruling("BoolQ beside MMLU", obstacle=obstacle)]
     common = [cut for cut in pairs["BoolQ"][0].cuts if cut.size and cut in pairs["MMLU"][0].cuts]
+    every = len(common)
+    for before, after in pairs.values():
+        # models that only guess before and after gain nothing, whatever healing does
+        kept = answering([before.of(common).astype(float), after.of(common).astype(float)], before.guessing)
+        common = [cut for cut, answers in zip(common, kept, strict=True) if answers]
+        if not common:
+            gone = [before.right[1:].astype(float), after.right[1:].astype(float)]
+            why = none_answers(*gone, guessing=before.guessing, about=before.described)
+            return [Ruling("BoolQ beside MMLU", obstacle=why)]
     for topic, (before, after) in pairs.items():
         gain = after.of(common).astype(float) - before.of(common)
         gains[topic] = resampled_means(gain, seed=OF_PAPER.index(topic)).mean(axis=1)
         items.append(gain.shape[1])
     what = "gain in accuracy, BoolQ less MMLU"
     more = Finding.of_draws(what, gains["BoolQ"] - gains["MMLU"], floor=0.0, form=SIGNED, items=min(items))
-    return [Ruling("BoolQ beside MMLU", [more])]
+    return [Ruling(f"BoolQ beside MMLU, over {len(common)} of {every} pruned models that still answer", [more])]
 
 
 # ---- loss on text ----------------------------------------------------------------------------------------------
@@ -70,7 +85,7 @@ def capped(losses: Losses) -> np.ndarray:
     return np.minimum(losses.before, losses.guessing)
 
 
-@after_healing
+@after_healing()
 def healed_loss(evidence: Evidence) -> list[Ruling]:
     """Two parts: it grows slowly, and about linearly."""
     losses = evidence.losses("similarity")
@@ -164,9 +179,9 @@ def span(losses: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndar
     return widths, middles
 
 
-@after_healing
+@after_healing()
 def simple_healed(evidence: Evidence) -> list[Ruling]:
-    """At the sizes at which the two rules drop different layers."""
+    """At the sizes at which the two rules drop different layers, and of accuracy those where models still answer."""
     rulings = []
     for topic in TOPICS[:-1]:
         pairs = {rule: evidence.healed(topic, rule) for rule in ("similarity", "simple")}
@@ -180,10 +195,18 @@ def simple_healed(evidence: Evidence) -> list[Ruling]:
         if not common:
             rulings += [Ruling(topic, obstacle=ONE_CUT)] if topic in OF_PAPER else []
             continue
-        change = simple.of([b for _, b in common]).mean(axis=0) - informed.of([a for a, _ in common]).mean(axis=0)
-        what = f"accuracy, simple heuristic less similarity-informed, mean over {_sizes(common)}"
-        finding = Finding.of_pairs(what, change, floor=-ALIKE)
-        rulings.append(Ruling(informed.described, [finding], of_paper=topic in OF_PAPER))
+        own, other = (of.of([pair[place] for pair in common]).astype(float)
+                      for place, of in enumerate((informed, simple)))  # fmt: skip
+        kept = answering([own, other], informed.guessing)
+        if not kept.any():
+            why = none_answers(own, other, guessing=informed.guessing, about=informed.described)
+            rulings += [Ruling(topic, obstacle=why)] if topic in OF_PAPER else []
+            continue
+        sizes = _sizes([pair for pair, answers in zip(common, kept, strict=True) if answers])
+        what = f"accuracy, simple heuristic less similarity-informed, mean over {sizes}"
+        finding = Finding.of_pairs(what, (other - own)[kept].mean(axis=0), floor=-ALIKE)
+        about = f"{informed.described}, at {kept.sum()} of {len(common)} sizes where healed models still answer"
+        rulings.append(Ruling(about, [finding], of_paper=topic in OF_PAPER))
     return [*rulings, _losses_match(evidence)]
 
 
@@ -222,36 +245,37 @@ def _sizes(pairs: list[tuple[Cut, Cut]]) -> str:
 # ---- ways of healing -------------------------------------------------------------------------------------------
 
 
+@after_healing(runs="")
 def ranks(evidence: Evidence) -> list[Ruling]:
-    """Two parts: better MMLU, worse loss."""
-    ways = evidence.alike_but("rank")
-    if len(ways) < 2:
-        what = not_measured("healings that differ in their rank alone")
-        return [Ruling(about, obstacle=what) for about in ("MMLU", TEXT)]
-    ends = {rank: ways[rank] for rank in (max(ways), min(ways))}
-    high, low = (np.array([unit.details["by_sequence"] for unit in units.values()]) for units in ends.values())
-    what = f"nats a token, rank {min(ways)} less rank {max(ways)}{_of_seeds(evidence)}"
-    loss = Finding.of_pairs(what, low.mean(axis=0) - high.mean(axis=0), floor=0.0, shares=False)
-    return [_of_mmlu(evidence, ends, "rank", {"floor": 0.0}), Ruling(TEXT, [loss])]
+    """Two parts: better MMLU, worse loss. One healing beside one other can't tell a rank from a seed."""
+    units = [unit for of_way in evidence.ways.values() for unit in of_way.values()]
+    found = seeds_of.widest(units, "rank")
+    if not found:
+        why = not_measured("two ranks, each healed with seeds enough to tell a rank from a seed")
+        return [Ruling(about, obstacle=why) for about in ("MMLU", TEXT)]
+    low, high = min(found), max(found)
+    losses = {rank: np.array([np.mean(unit.details["by_sequence"]) for unit in found[rank].values()])
+              for rank in (low, high)}  # fmt: skip
+    count = len(losses[low])
+    what = f"nats a token, rank {low} less rank {high}, seed by seed"
+    loss = Finding.of_pairs(what, losses[low] - losses[high], floor=0.0, shares=False)
+    loss = dataclasses.replace(loss, counted="seeds")
+    ends = {rank: list(found[rank].values()) for rank in (high, low)}
+    return [_of_mmlu(evidence, ends, "rank", {"floor": 0.0}), Ruling(f"{TEXT}, {count} seeds of each rank", [loss])]
 
 
-def _of_seeds(evidence: Evidence) -> str:
-    """How far the loss moves by the seed of healing alone, in words; none where there is one seed."""
-    ways = evidence.alike_but("seed").values()
-    means = [np.mean([unit.details["by_sequence"] for unit in of_way.values()]) for of_way in ways]
-    return f" (between seeds alone {max(means) - min(means):.3f})" if len(means) > 1 else ""
-
-
+@after_healing(runs="")
 def seeds(evidence: Evidence) -> list[Ruling]:
     ways = evidence.alike_but("seed")
     if len(ways) < 2:
         return [Ruling("MMLU", obstacle=not_measured("healings that differ in their seed alone"))]
-    return [_of_mmlu(evidence, ways, "seed", {"floor": -ALIKE, "ceiling": ALIKE})]
+    ends = {f"{seed}": list(units.values()) for seed, units in ways.items()}
+    return [_of_mmlu(evidence, ends, "seed", {"floor": -ALIKE, "ceiling": ALIKE})]
 
 
-def _of_mmlu(evidence: Evidence, ways: dict[int, dict[Cut, Unit]], name: str, limits: dict) -> Ruling:
+def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits: dict) -> Ruling:
     """MMLU of ways of healing, on the items that decide, where these healed models are above guessing on them."""
-    units = [list(of_way.values()) for of_way in ways.values()]
+    units = list(ways.values())
     names = [task for task in units[0][0].details["outcomes"] if topic_of(task) == "MMLU"]
     if not names:
         return Ruling("MMLU", obstacle=not_measured("MMLU of these healings"))
@@ -262,7 +286,6 @@ def _of_mmlu(evidence: Evidence, ways: dict[int, dict[Cut, Unit]], name: str, li
     found, over = apart(right, guessing, name, limits)
     about = f"MMLU, {items:,} items"
     if not found:
-        best = max(float(of_way.mean()) for of_way in right.values())
-        what = f"healed, it scores {best:.3f} at most and guessing {guessing:.3f} on {about}: nowhere surely above it"
-        return Ruling(about, obstacle=Obstacle(NOTHING, what))
+        why = none_answers(*right.values(), guessing=guessing, about=about)
+        return Ruling(about, obstacle=why)
     return Ruling(f"{about}, {over}", found)

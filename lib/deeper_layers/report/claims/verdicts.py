@@ -44,6 +44,7 @@ class Finding:
     p_agrees: float = 1.0
     p_differs: float = 1.0
     items: int = 0
+    counted: str = "items"  # what these are
 
     @classmethod
     def of_draws(
@@ -112,11 +113,12 @@ class Finding:
 
     def items_needed(self, tests: int = 1) -> float:
         """How many items would decide (see `significance.items_that_decide`); infinity where none would."""
-        distances = [self.floor - self.value, self.value - self.ceiling]
-        nearest = max(distances) if self.outside else min(-distance for distance in distances)
+        beyond = [limit for limit in (self.floor - self.value, self.value - self.ceiling) if math.isfinite(limit)]
         if math.isinf(self.value) or not self.items:
             return math.inf
-        return significance.items_that_decide(self.items, (self.high - self.low) / (2 * Z), nearest, tests)
+        # it lies beyond one limit; to lie within, it has to be told from each
+        distances = [max(beyond)] if self.outside else [-limit for limit in beyond]
+        return significance.items_that_decide(self.items, (self.high - self.low) / (2 * Z), distances, tests)
 
     def _shown(self, value: float) -> str:
         return "beyond the last cut" if math.isinf(value) else self.form.format(value)
@@ -132,6 +134,7 @@ class Ruling:
     missing: Obstacle | None = None  # a part without a number: it may differ, but not agree
     of_paper: bool = True  # about what the paper measured; else a task of our own
     topic: str = ""  # the task's name alone
+    tokens: int = 0  # on which the models that it is about were healed
     corrected: float | None = None  # p after Holm's correction
     tests: int = 1  # how many that was corrected for
 
@@ -190,16 +193,24 @@ class Ruling:
     def would_decide(self) -> str:
         """How many items it takes: for one number that lies outside the least, else the most of all numbers."""
         outside = [finding for finding in self.findings if finding.outside]
-        asked = outside or [finding for finding in self.findings if finding.p_agrees > significance.ALPHA / 2]
+        sure = significance.ALPHA / 2 / self.tests  # after Holm's correction at its strictest
+        asked = outside or [finding for finding in self.findings if finding.p_agrees > sure]
         tests = self.tests * (len(self.findings) if outside else 1)
         needed = (min if outside else max)((finding.items_needed(tests) for finding in asked), default=math.inf)
-        if needed > MANY:
-            return "no number of items that there are would decide"
-        if needed <= max(finding.items for finding in asked):
-            return "of a few more items the outcome hangs on how they fall"
-        there = there_are(self.topic or self.about)
-        fewer = f", and there are {there:,}" if needed > there else ""
-        return f"about {_rounded(needed):,} items would decide (power {significance.POWER:.0%}){fewer}"
+        first = next(iter(asked), None)
+        return so_many(needed, max((finding.items for finding in asked), default=0), self.topic or self.about,
+                       first.counted if first else "items")  # fmt: skip
+
+
+def so_many(needed: float, have: int, about: str, counted: str = "items") -> str:
+    """How many items would decide, in words, beside those that there are of a topic."""
+    if needed > MANY:
+        return f"no number of {counted} that there are would decide"
+    if needed <= have:
+        return f"of a few more {counted} the outcome hangs on how they fall"
+    there = there_are(about) if counted == "items" else math.inf
+    fewer = f", and there are {there:,}" if needed > there else ""
+    return f"about {_rounded(needed):,} {counted} would decide (power {significance.POWER:.0%}){fewer}"
 
 
 def corrected(rulings: Iterable[Ruling]) -> list[Ruling]:

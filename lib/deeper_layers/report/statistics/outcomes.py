@@ -205,7 +205,7 @@ def kept(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None
         change, low, high = significance.paired_interval(after - right[0], shares=True)
         seen = "kept" if -KEPT < low and high < KEPT else "lost" if high < 0 else "undecided"
         _, error, items = significance.paired(after - right[0], shares=True)
-        needed = significance.items_that_decide(items, error, KEPT)
+        needed = significance.items_that_decide(items, error, [KEPT, KEPT])
         rows.append((cut.size, cut.start, right.shape[1], change, low, high, seen, needed))
     return pd.DataFrame(rows, columns=["size", "start", "items", "change", "low", "high", "seen", "needed"])
 

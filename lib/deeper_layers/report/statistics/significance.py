@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 ALPHA = 0.05  # of wrong verdicts in either direction together
 POWER = 0.80  # with which the number of items that is named would decide
@@ -56,12 +56,23 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def items_that_decide(items: int, error: float, distance: float, tests: int = 1) -> float:
+def items_that_decide(items: int, error: float, distances: Sequence[int | float], tests: int = 1) -> float:
     """How many items would decide with a power of 80% if the value is where it was found; infinity where none would.
 
-    `error` is the standard error from `items`, `distance` that of the value to the nearest limit, `tests` how many
-    tests share ALPHA.
+    `error` is the standard error from `items`, `distances` those of the value to each limit that it has to be told
+    from: between two limits both tests have to succeed at once. `tests` is how many tests share ALPHA.
     """
-    if not (math.isfinite(error) and math.isfinite(distance)) or distance <= 1e-9:
+    nearest = min(distances)
+    if not (math.isfinite(error) and math.isfinite(nearest)) or nearest <= 1e-9:
         return math.inf
-    return items * float((ndtri(POWER) - ndtri(ALPHA / 2 / tests)) * error / distance) ** 2
+    bar, far = -float(ndtri(ALPHA / 2 / tests)), len(distances) - 1
+
+    def power(precision: float) -> float:
+        return sum(float(ndtr(distance * precision - bar)) for distance in distances) - far
+
+    # of one limit the first has a power of 80%, of more all have it at the second
+    low, high = ((float(ndtri(1 - (1 - POWER) / among)) + bar) / nearest for among in (1, len(distances)))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle) < POWER else (low, middle)
+    return items * (high * error) ** 2

@@ -35,6 +35,13 @@ def grid(units: Iterable[Unit], like: Unit, cut: Cut, setting: str = "rank") -> 
     return {value: {seed: of_seeds[seed] for seed in sorted(common)} for value, of_seeds in found.items()}
 
 
+def widest(units: Iterable[Unit], setting: str = "rank") -> Grid:
+    """Of all cuts and ways of healing the grid with most healings; empty where there is none."""
+    units = list(units)
+    grids = [grid(units, unit, Cut.of_key(unit.key["cut"]), setting) for unit in units]
+    return max(grids, key=lambda found: sum(map(len, found.values())), default={})
+
+
 def table(found: Mapping[int | float, Mapping[int, Unit]], beside: int | float) -> pd.DataFrame:
     """A row for each value: its loss by seed and over seeds, and how that differs from the value `beside`.
 

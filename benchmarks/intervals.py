@@ -1,0 +1,194 @@
+"""Intervals on data that are drawn: how often they hold the truth, which is known there. `benchmarks.verdicts` runs it.
+
+Letters in shapes: N block sizes, L layers.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report.claims import decisions, healing_decisions
+from deeper_layers.report.questions import dissociation, given_back, regret
+from deeper_layers.report.statistics import curves, outcomes, significance
+from deeper_layers.report.statistics.evidence import Evidence
+from tests import made_up
+
+SHARED = 0.7  # of an item's luck, the same under every cut
+LAYERS, SEQUENCES = made_up.LAYERS, 64
+
+
+def coverage(name: str, what: str, items: int, draw: Callable, sets: int) -> dict:
+    """How many of `sets` intervals hold the truth: `draw` makes one of a seed, with the truth."""
+    held = 0
+    for seed in range(sets):
+        low, high, truth = draw(np.random.default_rng(seed), items)
+        held += bool(low <= truth <= high)
+    return {"interval": name, "of": what, "items": items, "held": held / sets}
+
+
+def luck(draw, cuts: int, items: int) -> np.ndarray:
+    """Uniform numbers, [C, I], of which those of an item go together."""
+    shared = draw.random((cuts, items)) < SHARED
+    return np.where(shared, draw.random(items), draw.random((cuts, items)))
+
+
+def wilson(share: float) -> Callable:
+    def one(draw, items):
+        return *curves.wilson_interval(float((draw.random(items) < share).mean()), items), share
+
+    return one
+
+
+def pairs(before: float, after: float, interval: Callable) -> Callable:
+    def one(draw, items):
+        first, second = (luck(draw, 2, items) < [[before], [after]]).astype(float)
+        return *interval(first, second)[1:], after - before
+
+    return one
+
+
+def losses(draw, items):
+    return *significance.paired_interval(0.1 + 0.3 * draw.gamma(2, size=items), shares=False)[1:], 0.1 + 0.3 * 2
+
+
+def cliff(shares: list[float], guessing: float) -> Callable:
+    fractions = np.arange(len(shares)) / LAYERS
+    truth = float(outcomes.crossing(np.array(shares), fractions, guessing))
+
+    def one(draw, items):
+        right = luck(draw, len(shares), items) < np.array(shares)[:, None]
+        return *outcomes.cliff(right, fractions, guessing)[1:], truth
+
+    return one
+
+
+def bend(draw, items):
+    fractions = np.linspace(0, 0.5, 7)
+    truth = 3 + 2 * (fractions / 0.5) ** 1.5
+    table = truth[:, None] + by_sequence(draw, len(truth), items)
+    found = outcomes.interval(healing_decisions.bend(outcomes.resampled_means(table), fractions))
+    return *found[1:], float(healing_decisions.bend(truth[None], fractions)[0])
+
+
+def by_sequence(draw, cuts: int, items: int) -> np.ndarray:
+    """What sequences add to a loss: mostly the same under every cut."""
+    return 0.4 * draw.standard_normal(items) + 0.15 * draw.standard_normal((cuts, items))
+
+
+def true_distances(height: float, depth: float) -> np.ndarray:
+    """Distances [n, l] with blocks with the last layer at so much of the range of their size, or above it by far.
+
+    The least distance of each size lies near such a depth.
+    """
+    found, sizes = np.full((LAYERS, LAYERS), np.nan), LAYERS - 2
+    within = (height * sizes - 1) / (sizes - 1)  # of the largest size only two blocks count, so there it is 0 or 1
+    for size in range(1, LAYERS + 1):
+        starts = np.arange(LAYERS - size + 1)
+        row = 0.1 + 0.3 * np.abs((starts + size / 2) / LAYERS - depth) + 0.01 * size
+        if size < sizes and height <= 1:
+            row[-1] = row[1:-1].min() + within * np.ptp(row[1:-1])
+        elif size <= sizes:
+            row[-1] = row.max() + 0.1
+        row[0] = 0.5
+        found[size - 1, : len(row)] = row
+    return found
+
+
+def measured_distances(draw, truth: np.ndarray, items: int):
+    """Rows of distances of so many sequences, each of which moves all of them."""
+    noise = 0.02 * (draw.standard_normal(items)[:, None, None] + draw.standard_normal((items, *truth.shape)))
+    unit = made_up.distances(lambda start, size: 0.0)
+    mean, error = noise.mean(axis=0), noise.std(axis=0, ddof=1) / np.sqrt(items)
+    places = unit.rows["size"].to_numpy() - 1, unit.rows["start"].to_numpy()
+    unit.rows["distance"], unit.rows["stderr"] = (truth + mean)[places], error[places]
+    unit.rows["samples"] = items
+    return unit
+
+
+def distances(statistic: Callable) -> Callable:
+    truth = true_distances(0.95, 0.77)
+
+    def one(draw, items):
+        found, *_ = decisions.resampled_distances(Evidence([measured_distances(draw, truth, items)]), statistic)
+        return *outcomes.interval(found)[1:], float(statistic(truth[None])[0])
+
+    return one
+
+
+def normal(before, after):
+    """What pages had before 29 November 2026, to show what the adjustment is for."""
+    differences = after - before
+    half = curves.Z * differences.std(ddof=1) / np.sqrt(len(differences))
+    return differences.mean(), differences.mean() - half, differences.mean() + half
+
+
+def adjusted(before, after):
+    return significance.paired_interval(after - before, shares=True)
+
+
+def forms(draw, items):
+    """D of the middle blocks: what is kept of letters less that of words."""
+    cuts = [dissociation.WHOLE, *(cut for place in (dissociation.MIDDLE, dissociation.LATE)
+                                  for cut in dissociation.all_blocks(LAYERS, place))]  # fmt: skip
+
+    def kept(whole, pruned):
+        right = luck(draw, len(cuts), items) < np.array([whole, *[pruned] * (len(cuts) - 1)])[:, None]
+        return dissociation.Kept(cuts, right, np.zeros(items, dtype=int), 0.25)
+
+    found = dissociation.differences(kept(0.5, 0.35), kept(0.45, 0.4), LAYERS)[dissociation.MIDDLE]
+    return *dissociation.interval(found, 1)[1:], 0.1 / 0.25 - 0.15 / 0.2
+
+
+def late_words(draw, items):
+    """W of a loss: what late blocks cost more than middle ones."""
+    table = np.array([3.5] * 5 + [3.2] * 4)[:, None] + by_sequence(draw, 9, items)
+    means = outcomes.resampled_means(table, resamples=dissociation.RESAMPLES)
+    return *dissociation.interval(means[:, :5].mean(axis=1) - means[:, 5:].mean(axis=1), 1)[1:], 0.3
+
+
+def over_seeds(draw, seeds):
+    """The difference between two ranks, each healed with the same few seeds."""
+    return *significance.paired_interval(0.1 + 0.02 * draw.standard_normal(seeds), shares=False)[1:], 0.1
+
+
+def share_back(draw, items):
+    """The share of a loss that healing gives back."""
+    means = np.array([3.0, 5.0, 3.6])
+    values = list(means[:, None] + by_sequence(draw, 3, items))
+    return *given_back.back(values, shares=False)[1:], 0.7
+
+
+def regret_of(start: int) -> Callable:
+    """The regret of the block of four layers from `start` on, among all of its size."""
+    losses = 3.5 + 0.1 * np.abs(np.arange(LAYERS - 3) - 8)
+
+    def one(draw, items):
+        costs = {Cut(place, 4): loss + row for place, (loss, row) in
+                 enumerate(zip(losses, by_sequence(draw, len(losses), items), strict=True))}  # fmt: skip
+        every = regret.Map(LAYERS, {Cut(0, 0): 3 + by_sequence(draw, 1, items)[0]} | costs)
+        found = regret.regret(every, 4, costs[Cut(start, 4)])
+        return found.low, found.high, losses[start] - losses.min()
+
+    return one
+
+
+GENTLE = [0.5, 0.49, 0.46, 0.42, 0.35, 0.3, 0.27, 0.25, 0.25, 0.25]
+KINDS = [
+    *(("Wilson", f"an accuracy of {share:.0%}", items, wilson(share))
+      for items in (120, 150, 1140) for share in (0.25, 0.5, 0.9)),
+    *((name, f"a change of accuracy from {before:.0%} to {after:.0%}", items, pairs(before, after, interval))
+      for name, interval in (("paired, normal", normal), ("paired, adjusted", adjusted))
+      for items in (120, 1140) for before, after in ((0.5, 0.45), (0.95, 0.95), (0.9, 0.4))),
+    ("paired, t", "a difference of losses", SEQUENCES, losses),
+    *(("resampled items", "a cliff", items, cliff(GENTLE, 0.25)) for items in (150, 1140)),
+    ("resampled sequences", "the bend of a loss", SEQUENCES, bend),
+    ("drawn distances", "the place of the last layer", 256, distances(decisions.height)),
+    ("drawn distances", "the depth of the most similar blocks", 256, distances(decisions.depth)),
+    ("resampled items", "D, what is kept of letters less that of words", 570, forms),
+    ("resampled sequences", "W, what late blocks cost more than middle ones", 32, late_words),
+    ("t over seeds", "a difference between ranks", 3, over_seeds),
+    ("resampled sequences", "the share of a loss given back", SEQUENCES, share_back),
+    *(("resampled halves", f"the regret of a block that costs {cost} nats too much", 32, regret_of(start))
+      for start, cost in ((9, "0.1"), (12, "0.4"))),
+]  # fmt: skip
