@@ -14,6 +14,8 @@ from deeper_layers.report.thresholds import THRESHOLDS
 from deeper_layers.results.places import AROUND
 from tests.made_up import FLAT, sweep
 
+TESTS = "".join(path.read_text(encoding="utf-8") for path in sorted((AROUND / "tests").glob("test_*.py")))
+
 
 def git(*words: str) -> str:
     return subprocess.run(["git", *words], cwd=AROUND, capture_output=True, text=True, check=False).stdout
@@ -58,6 +60,17 @@ def test_every_change_says_what_was_and_why():
     page = history.changes(ruled([sweep("mmlu", FLAT)]))
     assert page.count("<details>") == 2 and "2026-11-28" in page
     assert all(len({change.was, change.now, change.why}) == 3 for change in CHANGES)
+    assert sorted(change.point for change in CHANGES if change.point) == list(range(1, 18)), "each point once"
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.test)
+def test_a_change_is_held_by_a_test_and_was_made_by_a_commit(change):
+    """Its claims are claims, its test is one of ours, and its commit has the date that is told."""
+    assert f"def {change.test}(" in TESTS
+    date = git("log", "-1", "--format=%cI", change.set_by[0]).strip()
+    if not date:
+        pytest.skip("this checkout has no history")
+    assert date.replace("Z", "+00:00") == change.set_by[1]
 
 
 def test_intervals_that_are_none_are_named():

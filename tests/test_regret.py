@@ -104,3 +104,14 @@ def test_ranks_are_by_mean_regret_over_sizes(losses):
     tied = ranks({"a": means["early"], "b": means["early"]})
     assert tied["rank"].tolist() == [1.5, 1.5]
     assert [in_halves(rank) for rank in (2.5, 3.0, 9.98)] == ["2.5", "3", "10"]
+
+
+def test_blocks_that_tie_are_as_good_as_each_other_and_none_is_better_than_the_best():
+    """Of two blocks that tie on one half of the items the mean judges on the other, and what lies below 0 is chance."""
+    wrong = np.array([[1, 0, 0, 0, 1, 0, 0, 0], [0, 0, 1, 0, 0, 0, 0, 1]], dtype=float)  # tie on even items
+    costs = {Cut(0, 0): np.zeros(8), Cut(0, 1): wrong[0], Cut(1, 1): wrong[1], Cut(2, 1): np.ones(8)}
+    costs[Cut(0, 1)][4] = 0
+    found = regret(Map(3, costs), 1, costs[Cut(0, 1)])
+    # on even items both cost 1/4, on odd ones 0 and 1/4: chosen on even ones both, on odd ones the first
+    assert found.value == pytest.approx(((0 - 0.125) + (0.25 - 0.25)) / 2)
+    assert found.of_a_block.value == 0 and found.of_a_block.low == 0

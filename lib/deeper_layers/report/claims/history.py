@@ -21,6 +21,8 @@ WRONG = 0.05  # of verdicts of either kind, at most
 QWEN, SMOL, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
 # the verdicts before: "-" stands for "can't be tested here", the one word for three states
 ONCE, MERGED = {"+": AGREES, "/": DIFFERS, "-": "can't be tested here"}, "can't be tested here"
+SECOND = ("ad06447", "2026-11-29T07:59:17+00:00")
+THIRD = ("d0601f8", "2026-11-29T11:01:45+00:00")
 BEFORE = {
     "plateau": "/--", "plateau-healed": "/--", "boolq": "/--", "boolq-healing": "---", "healed-loss": "-+-",
     "unhealed-loss": "/--", "simple-unhealed": "+--", "simple-healed": "/++", "deep-blocks": "//-",
@@ -30,93 +32,157 @@ BEFORE = {
 
 @dataclass(frozen=True)
 class Change:
-    """A judgement that was replaced: of which claims or pages, what it was, what it is now, why, and on which day."""
+    """A judgement that was replaced: of which claims or pages, what it was, what it is now, and why.
+
+    With the commit that replaced it and its date, the test that holds it, and the number that it had in the
+    recomputation of everything published.
+    """
 
     of: str
     was: str
     now: str
     why: str
-    on: str = AUDIT[1].partition("T")[0]
+    set_by: tuple[str, str] = AUDIT
+    point: int | None = None
+    test: str = ""
 
 
 CHANGES = [
     Change("simple-healed", "the gap between the losses of the two rules after healing, over that before",
            "the gap after healing itself, in nats a token, at sizes at which the rules drop different layers and "
            "healing has a gap to close",
-           "it divided by losses that had exploded beyond guessing, and counted cuts that the two rules share"),
+           "it divided by losses that had exploded beyond guessing, and counted cuts that the two rules share", point=1,
+           test="test_1_a_gap_between_healed_rules_is_a_gap_however_their_losses_explode"),
     Change("healed-loss", "no verdict where the loss rises by less than 1 nat without healing",
            "no such guard; the rises are subtracted and not divided, and a loss counts up to ln V",
-           "the guard was set after the healings of one model were known, and spared it a verdict"),
+           "the guard was set after the healings of one model were known, and spared it a verdict", point=2,
+           test="test_2_no_guard_stands_before_a_small_rise"),
     Change("healed-loss", "a straight line explains 95% of the healed loss",
            "the parabola through it hangs little from its chord",
-           "a straight line explains more than that of a curve as bent as x^1.5"),
+           "a straight line explains more than that of a curve as bent as x^1.5", point=3,
+           test="test_3_straight_is_told_by_curvature"),
     Change("all curves", "the largest cut up to which each interval reaches the whole model's accuracy",
            "for each size two one-sided paired tests with a margin of 5 points, and how many items would decide",
-           "the blocks of two sizes are not nested, and with few items every interval reaches"),
+           "the blocks of two sizes are not nested, and with few items every interval reaches", point=4,
+           test="test_4_sizes_are_kept_one_by_one"),
     Change("simple-unhealed", "where the curve first crosses one half",
            "every larger cut, tested by itself; where half is gone for good stands beside where it first is",
-           "a curve that falls and rises again has not collapsed"),
+           "a curve that falls and rises again has not collapsed", point=5,
+           test="test_5_a_curve_that_rises_again_has_not_collapsed"),
     Change("all tasks", "“what it knows”", "accuracy above guessing in the answer format of the task",
-           "another format of the same question may give another answer"),
+           "another format of the same question may give another answer", point=6,
+           test="test_6_accuracy_above_guessing_is_not_called_knowledge"),
     Change("MMLU", "guessing is chance", "guessing is chance or always naming one letter, whichever scores more",
-           "models that name one letter passed as surely better than guessing"),
+           "models that name one letter passed as surely better than guessing", point=7,
+           test="test_7_always_one_letter_is_guessing"),
     Change("last-layer", "the place among all blocks of a size", "the place among those that do not begin at layer 0",
-           "blocks with the first layer set the range, whatever the last layer does"),
+           "blocks with the first layer set the range, whatever the last layer does", point=8,
+           test="test_8_the_first_layer_does_not_set_the_range"),
     Change("all claims of two parts", "one part that agrees was enough where the other could not be tested",
-           "all parts have to agree", "half a claim is not the claim"),
+           "all parts have to agree", "half a claim is not the claim", point=9,
+           test="test_9_half_a_claim_is_not_the_claim"),
     Change("ranks, seeds", "known was tested on other questions than those that decide",
            "healed models have to be above guessing on the items that decide",
-           "what is not known can't get better or worse"),
+           "what is not known can't get better or worse", point=10,
+           test="test_10_known_is_what_is_known_of_the_items_that_decide"),
     Change("plateau-healed", "a cliff between three sizes could differ", "from fewer than five sizes nothing is said",
-           "its place was interpolated over a gap as wide as the claim"),
+           "its place was interpolated over a gap as wide as the claim", point=11,
+           test="test_11_too_few_sizes_say_nothing_of_a_shape_whatever_is_interpolated"),
     Change("more-shots, shot-order", "pooled over all cuts", "the whole model and the cuts that still answer",
-           "beyond the cliff nothing can change"),
+           "beyond the cliff nothing can change", point=12,
+           test="test_12_shots_are_compared_where_models_still_answer"),
     Change("plateau, boolq, reasoning", "flat and sharp were told of any cliff",
-           "only of one that lies beyond the second cut", "nearer than that they are what interpolation makes them"),
+           "only of one that lies beyond the second cut", "nearer than that they are what interpolation makes them",
+           point=13, test="test_13_flat_and_sharp_mean_nothing_within_the_first_cuts"),
     Change("boolq", "guessing is the commonest answer", "that and the paper's line at one half: both have to say the "
-           "same", "the paper reads its curves beside one half"),
+           "same", "the paper reads its curves beside one half", point=14,
+           test="test_14_boolq_stands_beside_both_lines"),
     Change("depth or bits", "intervals that lie apart, of tasks not named beside the verdict",
            "the interval of the difference, of the tasks that are named; these units hold no items, so not in pairs",
-           "intervals may meet where a difference is sure, and only tasks that survive were asked"),
+           "intervals may meet where a difference is sure, and only tasks that survive were asked", point=15,
+           test="test_pruned_models_beside_whole_ones_that_are_no_larger"),
     Change("unhealed-loss", "the steepest step over the mean one", "the shortest part of the way within which half of "
-           "the rise lies", "a step is as steep as the sizes that were measured lie dense"),
+           "the rise lies", "a step is as steep as the sizes that were measured lie dense", point=16,
+           test="test_16_a_jump_does_not_hang_on_the_grid"),
     Change("written answers", "“chosen against written” as the reason why reasoning falls early",
            "the task and its number of steps as measured, chosen and written side by side",
-           "two-digit sums that are written outlast MMLU's letters"),
+           "two-digit sums that are written outlast MMLU's letters", point=17,
+           test="test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls"),
     Change("all claims", "“can't be tested here”", "not measured, nothing to lose, or inconclusive with the items "
-           "that would decide", "the three ask for different things"),
+           "that would decide", "the three ask for different things",
+           test="test_10_seeds_are_alike_by_a_test_of_equivalence"),
     Change("all claims", "no correction for how many tests there are", "Holm's, in each claim over tasks and models",
-           "of many tests some are passed by chance"),
+           "of many tests some are passed by chance",
+           test="test_holm_corrects_over_tasks_and_models"),
     Change("what healing gives back of the loss", "the share of the way back to the unpruned model, of all losses",
            "the way back to the unpruned model healed alike, and none of losses above ln V",
            "the unpruned model gets used to the text too, and the more a rule ruins the more it seemed to get back",
-           "2026-11-29"),
+           set_by=SECOND,
+           test="test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing"),
     Change("rules side by side, on tasks", "better or worse wherever the difference is sure",
            "only where the better one of both is surely above guessing",
-           "to be less wrong than a guess is no knowledge", "2026-11-29"),
+           "to be less wrong than a guess is no knowledge",
+           set_by=SECOND,
+           test="test_scores_of_rules_item_by_item"),
     Change("regret in accuracy", "beside the first of the blocks that tie, and below 0 where chance had it so",
-           "beside the mean of those that tie, and not below 0", "no block is better than the best", "2026-11-29"),
+           "beside the mean of those that tie, and not below 0", "no block is better than the best",
+           set_by=SECOND,
+           test="test_blocks_that_tie_are_as_good_as_each_other_and_none_is_better_than_the_best"),
     Change("intervals of paired outcomes on pages", "normal, of no width where all items agree",
            "t, with one item won and one lost added, as claims have had it", "few items that agree leave doubt",
-           "2026-11-29"),
+           set_by=SECOND,
+           test="test_4_few_items_leave_it_undecided_and_say_how_many_would_not"),
+    Change("all claims", "“nothing to lose” wherever a model was not seen to be above guessing",
+           "only where it is surely no more than 0.05 above it; else inconclusive, with the items that would decide",
+           "with few items nothing is seen, and that is no proof", set_by=THIRD,
+           test="test_what_few_items_do_not_show_to_be_known_is_open"),
+    Change("ranks", "one healing of each rank, over sequences", "three seeds of each rank, over seeds",
+           "two seeds of one rank differ too", set_by=THIRD, test="test_ranks_are_told_from_seeds"),
+    Change("simple-healed, boolq-healing", "over all pruned models", "over those that still answer",
+           "two models that guess match, whatever was dropped", set_by=THIRD,
+           test="test_healed_models_that_guess_decide_nothing_between_rules"),
+    Change("last-layer", "the mean over all sizes", "that, and the mean over sizes to half of the layers: both have to "
+           "say the same", "of large sizes there are few blocks, and one of few is soon the least alike", set_by=THIRD,
+           test="test_8_the_last_layer_has_to_be_unlike_at_small_sizes_too"),
+    Change("curves", "items that would show nothing lost: as many as one of the two tests needs",
+           "as many as both need at once, a third more", "the power that was named was 60%, not 80%", set_by=THIRD,
+           test="test_the_number_of_items_that_would_show_that_nothing_changed"),
+    Change("all claims", "no number of items would decide, where only Holm's correction stood in the way",
+           "the number after that correction", "there was one", set_by=THIRD,
+           test="test_items_are_named_where_only_the_correction_stands_in_the_way"),
 ]  # fmt: skip
 
 
 def changes(rulings: Rulings) -> str:
-    """HTML, folded: what changed and why, and the verdicts that became others."""
-    what = [(change.on, change.of, change.was, change.now, change.why) for change in CHANGES]
-    heads = ["on", "about", "before", "now", "why"]
+    """HTML, folded: what changed and why, with the verdicts before and now, and those that became others."""
     models = [model for model in (QWEN, SMOL, GEMMA) if model in next(iter(rulings.values()))]
-    turned = []
-    for claim in CLAIMS:
-        for model in models:
-            once = ONCE[BEFORE[claim.identifier][(QWEN, SMOL, GEMMA).index(model)]]
-            now = verdict_of(rulings[claim.identifier][model])
-            if once != now and not (once == MERGED and now not in (AGREES, DIFFERS)):
-                turned.append((claim.title, model, once, now))
-    date = AUDIT[1].partition("T")[0]
-    said = f"What changed, and on which day: on {date} after an independent recomputation of everything published"
-    return folded("What changed and why", pd.DataFrame(what, columns=heads), said) + folded(
+    verdicts = {claim.identifier: {
+        model: (ONCE[BEFORE[claim.identifier][(QWEN, SMOL, GEMMA).index(model)]],
+                verdict_of(rulings[claim.identifier][model]))
+        for model in models
+    } for claim in CLAIMS}  # fmt: skip
+    what = [
+        {
+            "point": f"{change.point or ''}",
+            "on": f"{_minute(change.set_by[1])}, commit {change.set_by[0]}",
+            "about": change.of, "before": change.was, "now": change.now, "why": change.why,
+            "verdicts": "; ".join(
+                f"{claim}, {model}: {once}, now {now}" for claim in change.of.split(", ")
+                for model, (once, now) in verdicts.get(claim, {}).items()
+            ),
+            "test": change.test,
+        }
+        for change in sorted(CHANGES, key=lambda change: (change.set_by[1], change.point or len(CHANGES)))
+    ]  # fmt: skip
+    turned = [
+        (claim.title, model, once, now) for claim in CLAIMS for model, (once, now) in verdicts[claim.identifier].items()
+        if once != now and not (once == MERGED and now not in (AGREES, DIFFERS))
+    ]  # fmt: skip
+    said = (
+        "What changed, in which commit, and the test that holds it. Points have the numbers of an independent "
+        "recomputation of everything published; verdicts stand as they were before it, and as they are now"
+    )
+    return folded("What changed and why", pd.DataFrame(what), said) + folded(
         f"Verdicts that turned: {len(turned)}",
         pd.DataFrame(turned, columns=["claim", "model", "before", "now"]),
         "Verdicts that turned with it; those that were not there and are not there now have three words instead of one",
