@@ -1,16 +1,18 @@
 """The criterion of letters and words on models of known truth; what log-probabilities say, against plain sums."""
 
 import dataclasses
+import math
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.special import ndtri
 
 from book.extension.rooms import HEAVY
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.questions import dissociation, scan_rows
+from deeper_layers.report.questions import dissociation, early_cliff, scan_rows
 from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
 from deeper_layers.report.statistics import answers
 from deeper_layers.results.packing import pack, pack_halves
@@ -31,7 +33,7 @@ RULES = sorted({Cut(0, 0), *(simple_cut(LAYERS, size) for size in (1, 2, 3)), *(
 @pytest.fixture(autouse=True)
 def fewer_resamples(monkeypatch):
     monkeypatch.setattr(dissociation, "RESAMPLES", 500)
-    monkeypatch.setattr(dissociation, "SIZES", range(1, 4))
+    monkeypatch.setattr(early_cliff, "SIZES", range(1, 4))
 
 
 def unit(task, cuts, chance_of_right, items, draw, *, metric="acc", model="tiny", keep=True, target=None) -> Unit:
@@ -150,11 +152,52 @@ def test_a_sweep_may_say_that_a_scan_would_show_nothing(chance, known):
 
 def test_an_open_verdict_says_how_many_questions_would_decide():
     def needed(middle, late):
-        return dissociation.items_needed(dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100))
+        ruling = dissociation.Ruling("tiny", "", OPEN, {MIDDLE: middle, LATE: late}, 0.95, 100)
+        items, verdict = dissociation.items_needed(ruling)
+        return round(items / 100, 1), verdict
 
-    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == (400, CONFIRMED)  # an interval half as wide leaves 0
-    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == (900, REFUTED)  # or a third as wide what was expected
-    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == (400, REFUTED)  # whichever comes first
+    # half as wide an interval leaves 0 in half of all samples; both do in 80% of them at 1 + 1.28 / 1.96 times that
+    assert needed((-0.2, -0.6, 0.2), (0.4, 0.2, 0.6)) == (round(4 * (1 + 1.2816 / 1.96) ** 2, 1), CONFIRMED)
+    once = (1 + 0.8416 / 1.96) ** 2  # one alone in 80%
+    assert needed((0.0, -0.3, 0.3), (0.4, 0.2, 0.6)) == (round(9 * once, 1), REFUTED)  # a third as wide
+    assert needed((0.0, -0.3, 0.3), (0.05, -0.05, 0.15)) == (round(4 * once, 1), REFUTED)  # whichever comes first
+
+
+def test_so_many_questions_decide_in_four_of_five_samples():
+    """D is normal here: of the middle blocks surely below 0, of the late ones 0.02 of what was to be 0.10."""
+    draw, error = np.random.default_rng(0), 0.6  # of one question
+    late, level = 0.02, 0.9875
+    z = float(ndtri((1 + level) / 2))
+
+    def seen(items, value):
+        half = z * error / math.sqrt(items)
+        return value, value - half, value + half
+
+    ruling = dissociation.Ruling("tiny", "", OPEN, {MIDDLE: seen(570, -0.5), LATE: seen(570, late)}, level, 570)
+    items, verdict = dissociation.items_needed(ruling)
+    told = [dissociation.verdict_of(seen(items, -0.5), seen(items, draw.normal(late, error / math.sqrt(items))))
+            for _ in range(2000)]  # fmt: skip
+    assert verdict == REFUTED and told.count(REFUTED) / 2000 == pytest.approx(0.8, abs=0.03)
+
+
+def test_blocks_that_a_scan_lacks_are_named():
+    draw = np.random.default_rng(0)
+    whole = unit("mmlu", BLOCKS, lambda cut: 0.5, 40, draw)
+    some = unit(
+        "capitals", [cut for cut in BLOCKS if not cut.size or cut.start in (2, 3, 9)], lambda cut: 0.5, 40, draw
+    )
+    assert scan_rows.not_scanned([whole]) == []
+    assert scan_rows.not_scanned([whole, some]) == ["tiny, blocks from 0 to 1, 4 to 8, 10 to 14 on: Capitals"]
+
+
+def test_the_early_cliff_where_words_are_guessed_better():
+    """The same answers: the better the words are guessed, the more of what was known of them is gone."""
+    draw = np.random.default_rng(0)
+    letters = unit("mmlu", RULES, lambda cut: 0.35 if cut.size else 0.6, 400, draw)
+    words = unit("mmlu_continuation", RULES, lambda cut: 0.45 if cut.size else 0.6, 400, draw, metric="acc_norm")
+    both = [letters, words]
+    found = [early_cliff.cliffs(both, guessing)[0].statistics["C"][0] for guessing in (None, 0.25, 0.35)]
+    assert found[0] == found[1] < found[2] - 0.1
 
 
 def test_a_model_follows_all_its_questions():
@@ -210,7 +253,7 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
         ]
 
     def found(*chances):
-        return {ruling.what: ruling.verdict for ruling in dissociation.cliffs(units(*chances))}
+        return {ruling.what: ruling.verdict for ruling in early_cliff.cliffs(units(*chances))}
 
     assert found(0.35, 0.55) == {"similarity": "letters", "simple": "knowledge"}
     assert found(0.35, 0.35) == found(0.55, 0.35) == {"similarity": "knowledge", "simple": "knowledge"}
@@ -220,23 +263,23 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
         cut: {task: {name: packed[name] for name in ("acc", "chosen")} for task, packed in tasks.items()}
         for cut, tasks in one[0].details["outcomes"].items()
     }})  # fmt: skip
-    assert dissociation.cliffs([letters, one[1]]) == dissociation.cliffs(one)
+    assert early_cliff.cliffs([letters, one[1]]) == early_cliff.cliffs(one)
     table = scan_rows.forms_by_size({"mmlu": one[0], "mmlu_continuation": one[1]})
     assert table["n"].tolist() == [0, 1, 2, 3] * 2 and table["start"].isna().tolist() == [True, *[False] * 3] * 2
     whole, first = table.iloc[0], table.iloc[1]
     assert (whole["letters"], whole["kept"]) == (pytest.approx(0.6, abs=0.02), "") and first["kept"].startswith("-0.5")
     for key in ({"limit": 5}, {"num_fewshot": 5}, {"dtype": "bfloat16"}):
         other = dataclasses.replace(letters, key=letters.key | key)
-        assert [ruling.why for ruling in dissociation.cliffs([other, one[1]])] == ["not measured: mmlu"]
+        assert [ruling.why for ruling in early_cliff.cliffs([other, one[1]])] == ["not measured: mmlu"]
     shuffled = units(0.35, 0.55)[1]
     for tasks in shuffled.details["outcomes"].values():
         tasks["mmlu_continuation"]["target"] = pack(np.arange(12_000)[::-1] % 4)
-    assert [ruling.why for ruling in dissociation.cliffs([letters, shuffled])] == [
+    assert [ruling.why for ruling in early_cliff.cliffs([letters, shuffled])] == [
         "the two forms were asked of different items"
     ]
     assert dissociation.rulings(one) == []  # cuts of rules are no scan of blocks
-    monkeypatch.setattr(dissociation, "SIZES", range(1, 9))
-    (short,) = dissociation.cliffs(one)
+    monkeypatch.setattr(early_cliff, "SIZES", range(1, 9))
+    (short,) = early_cliff.cliffs(one)
     assert (short.verdict, short.why) == ("", "not every n from 1 to 8 is measured")
 
 
@@ -256,7 +299,7 @@ def test_letters_of_a_swept_group_are_in_the_order_of_its_tasks(tmp_path):
     words = unit(
         "mmlu_continuation", RULES, lambda cut: 0.6, 90, draw, metric="acc_norm", target=np.concatenate(targets[::-1])
     )
-    letters, words = dissociation.letters_and_words({"mmlu": whole, "mmlu_continuation": words})
+    letters, words = early_cliff.letters_and_words({"mmlu": whole, "mmlu_continuation": words})
     assert letters.target is words.target and letters.right.shape == (len(RULES), 90)
 
 

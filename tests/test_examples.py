@@ -20,7 +20,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
 from deeper_layers.report.claims.deciding import cliffs
-from deeper_layers.report.questions import dissociation
+from deeper_layers.report.questions import dissociation, early_cliff
 from deeper_layers.report.questions.by_model import points_by_model
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
 from deeper_layers.report.questions.rivals import choices_of
@@ -147,7 +147,7 @@ def test_readme_says_what_results_hold():
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
     told = README.read_text(encoding="utf-8").partition("**Of MMLU, letters fall first:**")[2].partition("\n")[0]
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
-    rulings = {ruling.what: ruling for ruling in dissociation.cliffs(units)}
+    rulings = {ruling.what: ruling for ruling in early_cliff.cliffs(units)}
     ruling = rulings["similarity"]
     value, low, high = ruling.statistics["C"]
     assert (ruling.verdict, rulings["simple"].verdict) == ("letters", "open")
@@ -157,6 +157,16 @@ def test_readme_says_what_results_hold():
     assert math.isinf(most) and f"({least:.0%} or more)" in told
     mmlu = next(ruling for ruling in dissociation.rulings(units) if ruling.what == "MMLU")
     value, low, high = mmlu.statistics[dissociation.MIDDLE]
-    assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less by letter than by words ({mmlu.items:,} questions)" in told
+    (letters, words, layers) = dissociation.pairs(units)[0][model.name, "MMLU"]
+    (of_letters, of_words), late = (
+        [form.at(dissociation.all_blocks(layers, place))[0].mean() for form in (letters, words)]
+        for place in (dissociation.MIDDLE, dissociation.LATE)
+    )
+    assert f"{of_letters:.2f} of the letters is kept and {of_words:.2f} of the words, " in told
+    assert (
+        f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without late ones {late[0]:.2f} and {late[1]:.2f}"
+        in told
+    )
+    assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told and told.rstrip().endswith("is open.")
     _, low, high = mmlu.statistics[dissociation.LATE]
-    assert low < 0 < high and "of which form late layers take more is open" in told
+    assert low < 0 < high and "That late layers take more of the words" in told

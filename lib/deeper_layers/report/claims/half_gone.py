@@ -56,13 +56,18 @@ def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
         return ""
     told = [half for half in own if half in (own[0], own[-1]) or half.topic == "MMLU"]
     first, *others = told
-    said = [f"on {half.row} it takes {half.finding.shown}" for half in others]
+    said = [f"on {_of_items(half)} it takes {half.finding.shown}" for half in others]
     text = (
         f"Drop {first.finding.shown} of the layers of {model}, and half of what it scores above guessing on "
-        f"{first.row} is gone; {', '.join(said)}. How many it can lose depends on what it is asked, and on how it is "
-        "to answer."
+        f"{_of_items(first)} is gone; {', '.join(said)}. How many it can lose depends on what it is asked, and on how "
+        "it is to answer."
     )
-    return f'<div id="finding"><p><strong>{as_html(text)}</strong></p></div>'
+    rest = "Shares of its layers are read off the line between two cuts; nothing was healed."
+    return f'<div id="finding"><p><strong>{as_html(text)}</strong> {as_html(rest)}</p></div>'
+
+
+def _of_items(half: Half) -> str:
+    return f"{half.row} ({half.finding.items:,} items)"
 
 
 def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: str = "") -> Figure | None:

@@ -6,7 +6,6 @@ Letters in shapes: R resamples, the first of them all items; C cuts; I items.
 """
 
 import collections
-import dataclasses
 import functools
 import math
 from collections.abc import Iterable, Sequence
@@ -14,18 +13,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from scipy.special import ndtri
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
 from deeper_layers.report.statistics.curves import levels_of, wilson_interval
-from deeper_layers.report.statistics.outcomes import crossing, outcomes_of, resampled_means
-from deeper_layers.report.statistics.outcomes import interval as first_and_interval
+from deeper_layers.report.statistics.outcomes import outcomes_of, resampled_means
+from deeper_layers.report.statistics.significance import POWER
 from deeper_layers.results.units import Unit, whole_units
-from deeper_layers.rules.choosing import measured_cuts
 
 SIZE = 4  # layers in a block
 WHOLE = Cut(0, 0)
-SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 ROOM = 0.05  # by which a model that can show it is surely above guessing
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 RESAMPLES = 10_000
@@ -132,11 +130,12 @@ def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[st
         if unit.key["quantization"] or (starts[SIZE] < 3 if of_blocks else len(starts) < 2):
             continue
         of_model = found.setdefault(unit.key["model"]["name"], {})
-        of_model[unit.name] = max(filter(None, (of_model.get(unit.name), unit)), key=_extent)
+        of_model[unit.name] = max(filter(None, (of_model.get(unit.name), unit)), key=extent)
     return found
 
 
-def _extent(unit: Unit) -> tuple[int, int]:
+def extent(unit: Unit) -> tuple[int, int]:
+    """Items and cuts: of two measurements the one with more says more."""
     return int(unit.rows["items"].max()), len(unit.key["cuts"])
 
 
@@ -176,9 +175,9 @@ def verdict_of(middle: tuple[float, float, float], late: tuple[float, float, flo
 
 
 def items_needed(ruling: Ruling) -> tuple[int, str]:
-    """Of how many questions an open verdict would be which, if both D are what they seem: intervals shrink as 1/sqrt.
+    """Of how many questions an open verdict would be which, with a power of 80%, if both D are what they seem.
 
-    Raises KeyError where the ruling has no D.
+    Intervals shrink as 1/sqrt. Raises KeyError where the ruling has no D.
     """
     middle, late = ruling.statistics[MIDDLE], ruling.statistics[LATE]
     verdict = CONFIRMED if middle[0] <= -LEAST and late[0] >= LEAST else REFUTED
@@ -188,7 +187,10 @@ def items_needed(ruling: Ruling) -> tuple[int, str]:
         ways = [(middle[0] - middle[1]) / (middle[0] + LEAST)] if middle[0] > -LEAST else []
         ways += [(late[2] - late[0]) / (LEAST - late[0])] if late[0] < LEAST else []
         times = min(ways)
-    return math.ceil(ruling.items * max(times, 1) ** 2), verdict
+    # an interval that would just end at its limit does so in half of all samples; of two D both have to
+    power = 1 - (1 - POWER) / 2 if verdict == CONFIRMED else POWER
+    margin = 1 + float(ndtri(power) / ndtri((1 + ruling.level) / 2))
+    return math.ceil(ruling.items * max(times * margin, 1) ** 2), verdict
 
 
 def rulings(units: Iterable[Unit]) -> list[Ruling]:
@@ -253,7 +255,7 @@ def unknown_in_sweeps(units: Iterable[Unit], model: str, forms: Iterable[Form]) 
         ]  # fmt: skip
         if not of_form:
             continue
-        unit = max(of_form, key=_extent)
+        unit = max(of_form, key=extent)
         rows = unit.rows[(unit.rows["task"] == form.task) & (unit.rows["metric"] == form.metric)]
         whole = rows[rows["size"] == 0].iloc[0]
         guessing = max(levels_of(unit)[form.task].values(), default=0.0)
@@ -300,87 +302,3 @@ def words_half(units: Iterable[Unit]) -> list[Ruling]:
             verdict = HOLDS if min(lows) > 0 else FAILS if min(highs) < 0 else OPEN
             found.append(Ruling(model, "words", verdict, statistics, 1 - WRONG / len(costs)))
     return found
-
-
-def cliffs(units: Iterable[Unit]) -> list[Ruling]:
-    """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
-
-    Beside C stands where half of the letters and half of the words is gone, as `half_gone` has it.
-    """
-    found, forms, units = [], QUESTIONS["MMLU"], list(units)
-    for model, of_model in of_both_rules(units).items():
-        if missing := [form for form in forms if form.task not in of_model]:
-            why = f"not measured: {', '.join(form.task for form in missing)}"
-            why = "; ".join([why, *unknown_in_sweeps(units, model, missing)])
-            found.append(Ruling(model, "MMLU", "", why=why))
-            continue
-        unit = of_model[forms[0].task]
-        letters, words = letters_and_words(of_model)
-        layers = unit.details["num_layers"]
-        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, layers)
-        of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
-        if why := _untold(letters, words, of_rules):
-            found.append(Ruling(model, "MMLU", "", why=why))
-            continue
-        for rule, cuts in of_rules.items():
-            value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
-            gone = {name: half_gone(form, cuts, layers) for name, form in (("letters", letters), ("words", words))}
-            of_letters = value[2] < 0 and value[0] <= -LEAST
-            verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
-            found.append(
-                Ruling(model, rule, verdict, {"C": value, **gone}, 1 - WRONG / len(of_rules), letters.right.shape[1])
-            )
-    return found
-
-
-def half_gone(form: Kept, cuts: Iterable[Cut], layers: int) -> tuple[float, float, float]:
-    """The share of the layers at which half of what is known is first gone, with its 95% interval; it may be infinite.
-
-    Beside the verdict: both forms fall.
-    """
-    cuts = [WHOLE, *sorted(cuts, key=lambda cut: cut.size)]
-    return first_and_interval(crossing(form.at(cuts), np.array([cut.size / layers for cut in cuts]), guessing=0.0))
-
-
-def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
-    """By model and task the scan of both rules; of MMLU by letter the sweep, where only that has the same questions."""
-    units = list(units)
-    found, forms = scans(units, of_blocks=False), QUESTIONS["MMLU"]
-    same = ("model", "dtype", "quantization", "limit", "num_fewshot")
-    letters, words = (form.task for form in forms)
-    swept = [unit for unit in units if (unit.kind, unit.name) == ("sweep", letters)]
-    for of_model in found.values():
-        if words in of_model and letters not in of_model:
-            asked = [of_model[words].key[name] for name in same]
-            alike = [unit for unit in swept if [unit.key[name] for name in same] == asked]
-            of_model |= {letters: max(alike, key=_extent)} if alike else {}
-    return found
-
-
-def letters_and_words(of_model: dict[str, Unit]) -> tuple[Kept, Kept]:
-    """What is kept of both forms of MMLU. A sweep holds what was chosen, and so which answers are right of most.
-
-    Of a sweep only the cuts of the words are taken: it may have many more.
-    """
-    forms = QUESTIONS["MMLU"]
-    unit, words = of_model[forms[0].task], kept(of_model[forms[1].task], forms[1])
-    if unit.kind != "sweep":
-        return kept(unit, forms[0]), words
-    if "units" in unit.details:  # of a group: in the order of `answers_of`, by name
-        unit = dataclasses.replace(unit, details=unit.details | {"units": sorted(unit.details["units"])})
-    cuts = [cut for cut in words.cuts if [cut.start, cut.size] in unit.key["cuts"]]
-    right, named = outcomes_of(unit, cuts, forms[0].metric).astype(bool), outcomes_of(unit, cuts, "chosen")
-    alike = right.shape[1] == len(words.target) and (named == words.target)[right].all()
-    target = words.target if alike else named[0].astype(int)
-    counts = np.bincount(target, minlength=2)
-    return Kept(cuts, right, target, max(words.guessing, float(counts.max() / counts.sum()))), words
-
-
-def _untold(letters: Kept, words: Kept, of_rules: dict[str, list[Cut]]) -> str:
-    """Why nothing can be told of the early cliff; "" where it can."""
-    if not np.array_equal(letters.target, words.target):
-        return "the two forms were asked of different items"
-    if any(len(cuts) < len(SIZES) or set(cuts) - set(words.cuts) for cuts in of_rules.values()):
-        return f"not every n from {SIZES[0]} to {SIZES[-1]} is measured"
-    unknown = [form.task for form, one in zip(QUESTIONS["MMLU"], (letters, words), strict=True) if not one.known]
-    return f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}" if unknown else ""

@@ -18,10 +18,11 @@ from deeper_layers.report.questions.dissociation import (
     Kept,
     interval,
     kept,
-    letters_and_words,
     scans,
 )
+from deeper_layers.report.questions.early_cliff import letters_and_words
 from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics.outcomes import in_runs
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
@@ -44,6 +45,17 @@ def kept_by_start(units: Iterable[Unit]) -> tuple[pd.DataFrame, list[str]]:
             layers = unit.details["num_layers"]
             rows += _rows(task, model, one.cuts[1:], one.shares[:, 1:], one, lambda cut, L=layers: cut.start / L)
     return pd.DataFrame(rows, columns=COLUMNS), cannot
+
+
+def not_scanned(units: Iterable[Unit]) -> list[str]:
+    """Blocks that scans lack, in words: the criterion asks that every one be shown."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for model, of_model in scans(units).items():
+        for task, unit in of_model.items():
+            starts = {start for start, size in unit.key["cuts"] if size == SIZE}
+            if lacking := set(range(unit.details["num_layers"] - SIZE + 1)) - starts:
+                found.setdefault((model, in_runs(lacking)), []).append(curves.title(task))
+    return [f"{model}, blocks from {starts} on: {', '.join(tasks)}" for (model, starts), tasks in found.items()]
 
 
 def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> pd.DataFrame:

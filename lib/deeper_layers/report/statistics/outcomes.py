@@ -8,7 +8,7 @@ Letters in shapes: C cuts, I items.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -212,14 +212,18 @@ def kept(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None
 
 def sizes_seen(table: pd.DataFrame, seen: str) -> str:
     """The sizes of `kept` that are "kept", "lost" or "undecided", in words: "2 to 6, 9"; "none" where there is none."""
-    sizes = sorted(table.loc[table["seen"] == seen, "size"])
+    return in_runs(table.loc[table["seen"] == seen, "size"]) or "none"
+
+
+def in_runs(numbers: Iterable[int]) -> str:
+    """Whole numbers in words, those that follow each other together: "2 to 6, 9"."""
     runs: list[list[int]] = []
-    for size in sizes:
-        if runs and size == runs[-1][-1] + 1:
-            runs[-1].append(size)
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([size])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs) or "none"
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in runs)
 
 
 def right_answers(outcomes: dict[str, dict], task: str) -> UInt8[np.ndarray, " I"]:

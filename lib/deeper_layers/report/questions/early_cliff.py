@@ -1,0 +1,123 @@
+"""MMLU's early cliff: does knowledge fall, or the letters of the answers? The second half of the criterion, as code.
+
+It is stated in words, and dated, in notebooks/12-where.ipynb, as that of dissociation.py.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+
+from deeper_layers.cuts import Cut
+from deeper_layers.report.questions.dissociation import (
+    LEAST,
+    OPEN,
+    QUESTIONS,
+    ROOM,
+    WHOLE,
+    WRONG,
+    Kept,
+    Ruling,
+    extent,
+    interval,
+    kept,
+    scans,
+    unknown_in_sweeps,
+)
+from deeper_layers.report.statistics import outcomes
+from deeper_layers.results.units import Unit
+from deeper_layers.rules.choosing import measured_cuts
+
+SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
+
+
+def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]:
+    """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
+
+    Beside C stands where half of the letters and half of the words is gone, as `half_gone` has it. `guessing` is what
+    guessing scores on the words, if not chance: of them it is not known, as no constant answer can be named.
+    """
+    found, forms, units = [], QUESTIONS["MMLU"], list(units)
+    for model, of_model in of_both_rules(units).items():
+        if missing := [form for form in forms if form.task not in of_model]:
+            why = f"not measured: {', '.join(form.task for form in missing)}"
+            why = "; ".join([why, *unknown_in_sweeps(units, model, missing)])
+            found.append(Ruling(model, "MMLU", "", why=why))
+            continue
+        unit = of_model[forms[0].task]
+        letters, words = letters_and_words(of_model)
+        if guessing is not None:
+            words = dataclasses.replace(words, guessing=guessing)
+        layers = unit.details["num_layers"]
+        of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, layers)
+        of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
+        if why := _untold(letters, words, of_rules):
+            found.append(Ruling(model, "MMLU", "", why=why))
+            continue
+        for rule, cuts in of_rules.items():
+            value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
+            gone = {name: half_gone(form, cuts, layers) for name, form in (("letters", letters), ("words", words))}
+            of_letters = value[2] < 0 and value[0] <= -LEAST
+            verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
+            found.append(
+                Ruling(model, rule, verdict, {"C": value, **gone}, 1 - WRONG / len(of_rules), letters.right.shape[1])
+            )
+    return found
+
+
+def half_gone(form: Kept, cuts: Iterable[Cut], layers: int) -> tuple[float, float, float]:
+    """The share of the layers at which half of what is known is first gone, with its 95% interval; it may be infinite.
+
+    Beside the verdict: both forms fall.
+    """
+    cuts = [WHOLE, *sorted(cuts, key=lambda cut: cut.size)]
+    return outcomes.interval(
+        outcomes.crossing(form.at(cuts), np.array([cut.size / layers for cut in cuts]), guessing=0.0)
+    )
+
+
+def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
+    """By model and task the scan of both rules; of MMLU by letter the sweep, where only that has the same questions."""
+    units = list(units)
+    found, forms = scans(units, of_blocks=False), QUESTIONS["MMLU"]
+    same = ("model", "dtype", "quantization", "limit", "num_fewshot")
+    letters, words = (form.task for form in forms)
+    swept = [unit for unit in units if (unit.kind, unit.name) == ("sweep", letters)]
+    for of_model in found.values():
+        if words in of_model and letters not in of_model:
+            asked = [of_model[words].key[name] for name in same]
+            alike = [unit for unit in swept if [unit.key[name] for name in same] == asked]
+            of_model |= {letters: max(alike, key=extent)} if alike else {}
+    return found
+
+
+def letters_and_words(of_model: dict[str, Unit]) -> tuple[Kept, Kept]:
+    """What is kept of both forms of MMLU. A sweep holds what was chosen, and so which answers are right of most.
+
+    Of a sweep only the cuts of the words are taken: it may have many more.
+    """
+    forms = QUESTIONS["MMLU"]
+    unit, words = of_model[forms[0].task], kept(of_model[forms[1].task], forms[1])
+    if unit.kind != "sweep":
+        return kept(unit, forms[0]), words
+    if "units" in unit.details:  # of a group: in the order of `answers_of`, by name
+        unit = dataclasses.replace(unit, details=unit.details | {"units": sorted(unit.details["units"])})
+    cuts = [cut for cut in words.cuts if [cut.start, cut.size] in unit.key["cuts"]]
+    right, named = (
+        outcomes.outcomes_of(unit, cuts, forms[0].metric).astype(bool),
+        outcomes.outcomes_of(unit, cuts, "chosen"),
+    )
+    alike = right.shape[1] == len(words.target) and (named == words.target)[right].all()
+    target = words.target if alike else named[0].astype(int)
+    counts = np.bincount(target, minlength=2)
+    return Kept(cuts, right, target, max(words.guessing, float(counts.max() / counts.sum()))), words
+
+
+def _untold(letters: Kept, words: Kept, of_rules: dict[str, list[Cut]]) -> str:
+    """Why nothing can be told of the early cliff; "" where it can."""
+    if not np.array_equal(letters.target, words.target):
+        return "the two forms were asked of different items"
+    if any(len(cuts) < len(SIZES) or set(cuts) - set(words.cuts) for cuts in of_rules.values()):
+        return f"not every n from {SIZES[0]} to {SIZES[-1]} is measured"
+    unknown = [form.task for form, one in zip(QUESTIONS["MMLU"], (letters, words), strict=True) if not one.known]
+    return f"the whole model is not surely {ROOM:.2f} above guessing on {', '.join(unknown)}" if unknown else ""
