@@ -187,7 +187,7 @@ def test_blocks_that_a_scan_lacks_are_named():
         "capitals", [cut for cut in BLOCKS if not cut.size or cut.start in (2, 3, 9)], lambda cut: 0.5, 40, draw
     )
     assert scan_rows.not_scanned([whole]) == []
-    assert scan_rows.not_scanned([whole, some]) == ["tiny, blocks from 0 to 1, 4 to 8, 10 to 14 on: Capitals"]
+    assert scan_rows.not_scanned([whole, some]) == ["tiny, without 4 layers from 0 to 1, 4 to 8, 10 to 14: Capitals"]
 
 
 def test_the_early_cliff_where_words_are_guessed_better():

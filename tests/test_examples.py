@@ -152,6 +152,8 @@ def test_readme_says_what_results_hold():
     value, low, high = ruling.statistics["C"]
     assert (ruling.verdict, rulings["simple"].verdict) == ("letters", "open")
     assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less" in told and f"{ruling.items:,} questions" in told
+    higher = next(ruling for ruling in early_cliff.cliffs(units, 0.30) if ruling.what == "similarity")
+    assert higher.verdict == "open" and "scores 0.25 (if 0.30, it is open)" in told
     (at, low, high), (later, least, most) = (ruling.statistics[form] for form in ("letters", "words"))
     assert f"{at:.0%} ({low:.0%} to {high:.0%}) of the layers, half of the words at {later:.0%}" in told
     assert math.isinf(most) and f"({least:.0%} or more)" in told

@@ -55,7 +55,7 @@ def not_scanned(units: Iterable[Unit]) -> list[str]:
             starts = {start for start, size in unit.key["cuts"] if size == SIZE}
             if lacking := set(range(unit.details["num_layers"] - SIZE + 1)) - starts:
                 found.setdefault((model, in_runs(lacking)), []).append(curves.title(task))
-    return [f"{model}, blocks from {starts} on: {', '.join(tasks)}" for (model, starts), tasks in found.items()]
+    return [f"{model}, without {SIZE} layers from {at}: {', '.join(tasks)}" for (model, at), tasks in found.items()]
 
 
 def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> pd.DataFrame:
