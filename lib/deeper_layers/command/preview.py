@@ -210,7 +210,7 @@ def scores_in_words(found: list, cut: Cut) -> str:
         row["measured in"] = score.how
         if score.metric == "accuracy":
             row["ruined"] = (
-                "surely" if score.ruined else "not surely" if score.largest is not None else "nothing to lose"
+                "surely" if score.ruined else "not surely" if score.largest is not None else "nothing known to lose"
             )
             row["largest n that is not"] = "" if score.largest is None else f"{score.largest} ({score.rule})"
         rows.append(row)

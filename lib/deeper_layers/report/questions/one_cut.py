@@ -40,7 +40,7 @@ class Score:
         guessing: accuracy of the better way to guess.
         ruined: whether the cut ruins the task, see `surely_ruined`; of the healed model, where there is one.
         largest: the largest number of layers, under the rule whose cut this is, such that neither its cut nor any
-            smaller one that was measured ruins the task; None where the whole model has nothing to lose.
+            smaller one that was measured ruins the task; None where the whole model is not surely above guessing.
     """
 
     topic: str
