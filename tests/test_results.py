@@ -22,6 +22,7 @@ from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.files import whole
 from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
+from deeper_layers.report.statistics.outcomes import leaves_of
 from deeper_layers.results import circumstances, places, units
 from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
@@ -422,6 +423,21 @@ def test_outcomes_pack_and_unpack():
     for wrong in ([-1, 3], [256], [0.5, np.nan]):
         with pytest.raises(ValueError, match="0..255"):
             pack(np.array(wrong))
+
+
+def test_a_group_takes_of_each_task_the_cuts_that_it_is_asked_for(tiny_folder, tmp_path):
+    parameters = QuestionAnsweringParameters(
+        model=str(tiny_folder), results=str(tmp_path), tasks="sums_one_digit, sums", limit=3
+    )
+    source = parameters.source()
+    opened = functools.cache(lambda: parameters.open(source))
+    cuts = [Cut(0, 0), Cut(1, 1), Cut(1, 2)]
+    for kind, of_task in ((None, cuts), ("cuts", [*cuts, Cut.of([0, 2])])):
+        sweep_unit("sums_one_digit", {"simple": of_task}, parameters, source, opened, kind=kind)
+        group = sweep_unit("sums", {"simple": cuts[:2]}, parameters, source, opened, kind=kind)
+        first, *_ = leaves_of(group)
+        assert len(first.key["cuts"]) == len(of_task) and len(group.key["cuts"]) == 2
+        assert group.rows["size"].unique().tolist() == [0, 1]
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------

@@ -75,15 +75,24 @@ def sweep_unit(
         how: dict = {"family": pruned()} if engine is None else {"engine": engine}
         table = evaluation.sweep(*opened(), [name], cuts, shards=shards, **how, **options)
         if not blocks and "cut" not in table:  # all are blocks
-            table["cut"] = [Cut(*place).name for place in zip(table["start"], table["size"])]
+            table["cut"] = _cut_names(table)
         return table, dict(table.attrs)
 
     def of_group(name):
         loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
         leaves = tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)
         units = [found for found in each(functools.partial(unit, leaf) for leaf in leaves) if found]
-        table = evaluation.group_rows(loaded["groups"], pd.concat([unit.rows for unit in units]))
+        wanted = {cut.name for cut in cuts}  # a task may have been measured for more
+        rows = pd.concat([unit.rows[[name in wanted for name in _cut_names(unit.rows)]] for unit in units])
+        table = evaluation.group_rows(loaded["groups"], rows)
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
     return unit(task, wait)
+
+
+def _cut_names(rows: pd.DataFrame) -> list[str]:
+    """The cut of each row by its name; without one all are blocks."""
+    if "cut" in rows:
+        return rows["cut"].tolist()
+    return [Cut(*place).name for place in zip(rows["start"], rows["size"])]
