@@ -162,9 +162,9 @@ def test_two_ways_of_healing_are_compared_in_pairs_of_what_both_have():
 
     losses = (3 + np.random.default_rng(0).standard_normal(64)).round(5)
     few, none, all_right = [1, 0] * 10, [0] * 20, [1] * 20
-    subjects = {"mmlu_anatomy": few, "mmlu_law": none, "gsm8k": few}
+    subjects = {"mmlu_anatomy": few, "mmlu_virology": none, "gsm8k": few}
     first = healed(losses.tolist(), subjects, capitals=few)
-    second = healed((losses - 0.5).tolist(), subjects | {"mmlu_law": all_right, "gsm8k": none}, sums=few)
+    second = healed((losses - 0.5).tolist(), subjects | {"mmlu_virology": all_right, "gsm8k": none}, sums=few)
     table = compared(first, second).set_index("what")
     assert list(table.index) == ["loss on text", "MMLU", "GSM8K"] and list(table["items"]) == [64, 40, 20]
     assert list(table["seen"]) == ["better", "better", "worse"]

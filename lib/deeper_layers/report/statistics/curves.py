@@ -1,5 +1,6 @@
 """Rows of sweeps as curves, with intervals: what the figures of accuracy are drawn from."""
 
+import collections
 import itertools
 import math
 from collections.abc import Iterable
@@ -39,28 +40,32 @@ TITLES = {
     "c4": "C4",
     "gsm8k_solutions": "GSM8K, gold solutions",
 }
+# the tasks of the subjects of MMLU, each with what asks them all; other sets begin with "mmlu_" too
+SUBJECTS = {f"mmlu_{name}": "MMLU" for name in paper.MMLU_SUBJECTS} | {
+    f"mmlu_{name}_continuation": "MMLU as cloze" for name in paper.MMLU_SUBJECTS
+}
 COLUMNS = ["task", "rule", "size", "start", "fraction", "value", "low", "high", "items", "metric"]
 
 
 def title(task: str) -> str:
     """A task as people call it; its own name where there is no other."""
-    subject = task.removeprefix("mmlu_")
-    return TITLES.get(task) or (task if subject == task else f"MMLU, {subject.replace('_', ' ')}")
+    subject = task.removeprefix("mmlu_").removesuffix("_continuation").replace("_", " ")
+    return TITLES.get(task) or (f"{SUBJECTS[task]}, {subject}" if task in SUBJECTS else task)
 
 
 def asked(tasks: Iterable[str], shots: int | None = None) -> str:
     """Tasks and the examples in their prompts as people call them; several subjects of MMLU by their number."""
     tasks = list(tasks)
-    subjects = [task for task in tasks if task.startswith("mmlu_") and task not in TITLES]
-    titles = [title(task) for task in tasks if len(subjects) == 1 or task not in subjects]
-    if len(subjects) > 1:
-        titles.append(f"MMLU, {of_subjects(len(subjects))}")
+    subjects = collections.Counter(SUBJECTS[task] for task in tasks if task in SUBJECTS)
+    titles = [title(task) for task in tasks if subjects[SUBJECTS.get(task)] < 2]
+    titles += [f"{topic}, {of_subjects(count)}" for topic, count in subjects.items() if count > 1]
     return ", ".join([*titles, f"{shots}-shot"] if shots else titles)
 
 
 def of_subjects(count: int) -> str:
     """How many of the subjects of MMLU."""
-    return f"all {count} subjects" if count == paper.MMLU_SUBJECTS else f"{count} of {paper.MMLU_SUBJECTS} subjects"
+    every = len(paper.MMLU_SUBJECTS)
+    return f"all {count} subjects" if count == every else f"{count} of {every} subjects"
 
 
 def wilson_interval(value: float, items: int) -> tuple[float, float]:

@@ -130,7 +130,7 @@ class Evidence:
         together: dict[str, dict[str, Unit]] = {}
         for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
             if "outcomes" in unit.details and topic_of(unit.name) == topic:
-                family = "mmlu_*" if unit.name.startswith("mmlu_") else unit.name
+                family = curves.SUBJECTS.get(unit.name, unit.name)
                 how = unit.settings("task", "data", "version", "model")
                 together.setdefault(json.dumps([family, how], sort_keys=True), {})[unit.name] = unit
         found = [list(units.values()) for units in together.values()]
@@ -331,7 +331,7 @@ def right_answers(units: Iterable[Unit]) -> RightAnswers:
             continue
         of_cuts = unit.details["outcomes"]
         for name in next(iter(of_cuts.values())):
-            if name.startswith("mmlu_"):
+            if name in curves.SUBJECTS:
                 answers, place = outcomes.right_answers(of_cuts, name), task_of(unit, name)
                 known = found.setdefault(place, answers)
                 if len(known) == len(answers):

@@ -12,8 +12,9 @@ SHOTS = {"gsm8k": 5}  # the task's own number, by lm-eval
 
 
 def topic_of(task: str) -> str:
-    """What a task asks about: all subjects of MMLU are MMLU."""
-    return "MMLU" if task.startswith("mmlu_") else curves.title(task)
+    """What a task asks about: all subjects of MMLU are MMLU, and those as cloze another topic."""
+    title = curves.title(task)
+    return title.partition(", ")[0] if title.startswith("MMLU") else title
 
 
 def shots(task: str, asked: int | None) -> int | None:
@@ -23,7 +24,7 @@ def shots(task: str, asked: int | None) -> int | None:
 
 def described_as(topic: str, names: list[str], shots: int | None, items: int) -> str:
     """What some tasks of a topic ask, in words: which part of it, examples in the prompt, items."""
-    part = f", {curves.of_subjects(len(names))}" if names[0].startswith("mmlu_") else ""
+    part = f", {curves.of_subjects(len(names))}" if names[0] in curves.SUBJECTS else ""
     shown = f", {shots}-shot" if shots is not None else ""
     return f"{topic}{part}{shown}, {items:,} items"
 
