@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,7 +28,9 @@ from deeper_layers.models.sizes import sizes_of
 from deeper_layers.models.sources import find_model
 from deeper_layers.models.sublayers import ends_sublayer, sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.report.questions import one_cut
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
+from tests.test_choices import scores_unit
 from tests.test_command import said, typed
 from tests.test_quantized import quantized
 from tests.tiny import search, tiny_model
@@ -304,3 +307,16 @@ def test_names_of_tensors_are_those_of_modules():
             assert {name for name, tensor in layer.named_parameters() if id(tensor) in ends} == {
                 name for name, _ in layer.named_parameters() if ends_sublayer(name, part)
             }
+
+
+def test_a_task_that_was_swept_twice_counts_once():
+    whole, half = np.ones(8), (np.arange(8) < 4).astype(float)
+    units = [
+        dataclasses.replace(
+            scores_unit("capitals", {"0,0": {"capitals": whole}, CUT.name: {"capitals": after}} | more),
+            provenance={"measured": day},
+        )
+        for after, more, day in ((half, {}, "2026-02"), (whole, {"1,1": {"capitals": whole}}, "2026-01"))
+    ]
+    (score,) = one_cut.scores(units, CUT)
+    assert score.items == 8 and score.asked == "Capitals" and score.pruned[0] == 0.5, "the later one"

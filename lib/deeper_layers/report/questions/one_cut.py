@@ -134,13 +134,16 @@ def _score(topic: str, rule: str, answers: Answers, unit: Unit, names: list[str]
 
 def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
     """Scores of a cut that was swept by its name, beside the whole model."""
-    together: dict[tuple, list[Unit]] = {}
-    for unit in units:
-        if unit.kind == "cuts" and {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
+    together: dict[tuple, dict[str, Unit]] = {}
+    own = [unit for unit in units if unit.kind == "cuts"]
+    # a task that was swept twice counts once: with most items, then as it was measured last
+    for unit in sorted(own, key=lambda unit: (unit.rows["items"].max(), unit.provenance["measured"])):
+        if {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
             how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], opened_as(unit)
-            together.setdefault(how, []).append(unit)
+            together.setdefault(how, {})[unit.name] = unit
     found = []
-    for (topic, shots, *_), own in together.items():
+    for (topic, shots, *_), by_task in together.items():
+        own = list(by_task.values())
         right = [
             np.concatenate([right_items(unit.details["outcomes"][name], unit.name) for unit in own])
             for name in (WHOLE, cut.name)
