@@ -106,7 +106,8 @@ def test_levels_of_a_group():
     unit = Unit("sweep", "all", {}, {}, rows, {"levels": levels})
     assert curves.levels_of(unit) == {"a": levels["a"], "all": {"chance": 0.25}}
     levels["b"] = {"chance": 0.5}
-    assert curves.levels_of(unit)["all"] == {}
+    assert curves.levels_of(unit)["all"] == {"chance": 0.5}, "the highest"
+    assert not curves.surely_above(0.4, 500, curves.levels_of(unit)["all"])
 
 
 def test_what_a_task_counts():

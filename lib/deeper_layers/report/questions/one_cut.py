@@ -80,15 +80,15 @@ def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Scor
 
     Of a cut of any shape, and of what other rules than the paper's chose, that is what was swept by its name.
     """
-    if not cut.is_block:
-        return _of_its_own(units, cut)
     evidence, found = Evidence(units), []
+    if not cut.is_block:
+        return _of_its_own(evidence, cut)
     for topic in evidence.topics:
         measured = evidence.measured(topic, cut, healed)
         if measured is not None:
             found.append(_score(topic, *measured, cut, healed))
     known = {score.topic for score in found}
-    named = [] if healed else [score for score in _of_its_own(units, cut) if score.topic not in known]
+    named = [] if healed else [score for score in _of_its_own(evidence, cut) if score.topic not in known]
     return found + named + _losses(evidence, cut, healed)
 
 
@@ -132,10 +132,10 @@ def _score(topic: str, rule: str, answers: Answers, unit: Unit, names: list[str]
     )  # fmt: skip
 
 
-def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
+def _of_its_own(evidence: Evidence, cut: Cut) -> list[Score]:
     """Scores of a cut that was swept by its name, beside the whole model."""
     together: dict[tuple, dict[str, Unit]] = {}
-    own = [unit for unit in units if unit.kind == "cuts"]
+    own = evidence.of_kind("cuts")
     # a task that was swept twice counts once: with most items, then as it was measured last
     for unit in sorted(own, key=lambda unit: (unit.rows["items"].max(), unit.provenance["measured"])):
         if {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
@@ -148,11 +148,10 @@ def _of_its_own(units: list[Unit], cut: Cut) -> list[Score]:
             np.concatenate([right_items(unit.details["outcomes"][name], unit.name) for unit in own])
             for name in (WHOLE, cut.name)
         ]
-        levels = [unit.details["levels"].get(unit.name, {"chance": 0.0}) for unit in own]
-        guessing = levels[0] if len(own) == 1 else {"chance": max(level["chance"] for level in levels)}
-        described = described_as(topic, [unit.name for unit in own], shots, len(right[0]))
+        names = list(by_task)
+        described, guessing = described_as(topic, names, shots, len(right[0])), evidence.levels(own, names)
         answers = Answers(described, [Cut(0, 0), cut], np.stack(right), guessing, own[0].details["num_layers"])
-        found.append(_score(topic, ALONE, answers, own[0], [unit.name for unit in own], cut, None))
+        found.append(_score(topic, ALONE, answers, own[0], names, cut, None))
     return found
 
 

@@ -3,8 +3,9 @@
 import collections
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
@@ -208,33 +209,32 @@ def levels_of(unit: Unit) -> dict[str, dict[str, float]]:
 
 
 def levels_of_all(unit: Unit) -> dict[str, float]:
-    """The levels of guessing on all items of a unit.
-
-    A group has none of its own: where every task in it has one chance, that is the group's too, and always naming one
-    choice on all of its items is the other.
-    """
+    """The levels of guessing on all items of a unit: a group has none of its own."""
     levels = unit.details["levels"]
-    if unit.name in levels:
-        return levels[unit.name]
-    chances = {level["chance"] for level in levels.values()}
-    shared = {"chance": chances.pop()} if len(chances) == 1 else {}
-    if shared and (best := _best_constant(unit)):
-        shared["majority"] = best
-    return shared
+    return levels[unit.name] if unit.name in levels else levels_together(list(levels.values()), _answers(unit))
 
 
-def _best_constant(group: Unit) -> float:
-    """Of a group of multiple-choice tasks the accuracy of always naming one choice; 0 where that is not known."""
+def levels_together(levels: Sequence[dict[str, float]], answers: Sequence[np.ndarray]) -> dict[str, float]:
+    """The levels of guessing on the items of several tasks as one, from those of each and the right choices, if known.
+
+    The highest chance, and always naming one choice on all items: the commonest answer of each task is another one.
+    """
+    if len(levels) < 2:
+        return dict(*levels)
+    constant = {"majority": outcomes.best_constant(answers)} if answers and all(map(len, answers)) else {}
+    return {"chance": max(level.get("chance", 0.0) for level in levels)} | constant
+
+
+def _answers(group: Unit) -> list[np.ndarray]:
+    """The right choices of the multiple-choice tasks of a group; none where they are not known."""
     if "units" in group.details and group.path is None:  # never written: its tasks lie nowhere
-        return 0.0
+        return []
     try:
         leaves = outcomes.leaves_of(group)
     except InputError:  # the tasks are no longer there
-        return 0.0
+        return []
     pairs = [(leaf.details.get("outcomes", {}), name) for leaf in leaves for name in leaf.details["levels"]]
-    if len(pairs) < 2 or not all(of_cuts for of_cuts, _ in pairs):
-        return 0.0
-    return outcomes.best_constant([outcomes.right_answers(of_cuts, name) for of_cuts, name in pairs])
+    return [outcomes.right_answers(of_cuts, name) for of_cuts, name in pairs]
 
 
 def highest_levels(models: Iterable[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:

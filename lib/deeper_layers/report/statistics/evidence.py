@@ -209,18 +209,12 @@ class Evidence:
         return Answers(described, list(cuts), right.astype(bool), guessing, self.layers)
 
     def levels(self, units: list[Unit], names: list[str]) -> dict[str, float]:
-        """Accuracies of guessing on some tasks of units together.
-
-        The commonest answer of each task is another one; of all items together it is the best constant.
-        """
+        """Accuracies of guessing on some tasks of units together."""
         known = {name: level for unit in units for name, level in unit.details["levels"].items()}
         levels = [known.get(name, {"chance": 0.0}) for name in names]  # nothing that is written is right by chance
-        if len(levels) == 1:
-            return levels[0]
-        together = {"chance": max(level["chance"] for level in levels)}
-        every = {name: self._right.get(task_of(unit, name), ()) for unit in units for name in unit.details["levels"]}
-        answers = [every[name] for name in names if len(every.get(name, ()))]
-        return together | ({"majority": outcomes.best_constant(answers)} if len(answers) == len(names) else {})
+        every = {name: self._right.get(task_of(unit, name)) for unit in units for name in unit.details["levels"]}
+        answers = [answers for name in names if (answers := every.get(name)) is not None]
+        return curves.levels_together(levels, answers if len(answers) == len(names) else [])
 
     # ---- healing ---------------------------------------------------------------------------------------------
 
