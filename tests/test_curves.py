@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -14,9 +15,10 @@ from deeper_layers.report.statistics.curves import (
     of_all_models,
     wilson_interval,
 )
-from deeper_layers.report.statistics.evidence import latest_models
+from deeper_layers.report.statistics.evidence import Evidence, latest_models
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
+from tests.made_up import LAYERS, distances, unhealed
 
 
 @pytest.mark.parametrize(
@@ -193,6 +195,17 @@ def test_of_many_models_those_measured_last_are_shown():
     assert {each.key["model"]["name"] for each in shown} == {"model 1", *(f"model {day}" for day in range(5, 16))}
     assert left_out == ["model 2", "model 3", "model 4", "no sweep"]
     assert latest_models(units, 20) == (units, []) and latest_models([], 12) == ([], [])
+
+
+def test_losses_of_one_rule_are_not_taken_for_those_of_the_other():
+    simple = unhealed({"simple": np.linspace(3, 5, 8)})
+    of_simple, nothing = (Evidence([simple]).unhealed_losses(rule) for rule in ("simple", "similarity"))
+    assert of_simple.cuts == [simple_cut(LAYERS, size) for size in range(0, 16, 2)] and nothing is None
+    # of 14 layers the most similar block is that of simple
+    both = [simple, distances(lambda start, size: abs(start - 5) / LAYERS)]
+    assert Evidence(both).unhealed_losses("similarity").cuts == [Cut(0, 0), simple_cut(LAYERS, 14)]
+    own = unhealed({"similarity": [3, 4], "simple": [3, 5]})
+    assert Evidence([own]).unhealed_losses("similarity").cuts == [Cut(0, 0), Cut(1, 2)]
 
 
 def test_subjects_of_mmlu_are_told_by_their_number():

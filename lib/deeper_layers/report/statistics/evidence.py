@@ -22,7 +22,8 @@ from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.topics import TOPICS, described_as, topic_of
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
-from deeper_layers.rules.choosing import RULES, measured_cuts
+from deeper_layers.rules.choosing import RULES, cuts_of_rule, measured_cuts
+from deeper_layers.rules.similarity import distance_matrix
 
 RightAnswers = dict[tuple, np.ndarray]  # by task, data and limit: the number of each item's right choice
 
@@ -288,13 +289,26 @@ class Evidence:
         return self._before(unit, rule) if unit else None
 
     def _before(self, unit: Unit, rule: str, among: Collection[Cut] | None = None) -> Losses | None:
-        cuts = measured_cuts(RULES, [Cut(*cut) for cut in unit.key["cuts"]], self.layers)[rule]
-        cuts = [cut for cut in cuts if among is None or cut in among]
+        cuts = [cut for cut in self._cuts_of(unit, rule) if among is None or cut in among]
         if len(cuts) < 2 or cuts[0].size:
             return None
         before = [unit.details["by_sequence"][cut.name] for cut in cuts]
         guessing = float(np.log(unit.details["vocabulary"]))
         return Losses(cuts, np.array(before), None, self.layers, guessing)
+
+    def _cuts_of(self, unit: Unit, rule: str) -> list[Cut]:
+        """The cuts of a rule in a unit of losses, whose key names no rule.
+
+        One of simple is similarity's too where distances say so, or, without any, where others are similarity's.
+        """
+        found = measured_cuts(RULES, [Cut(*cut) for cut in unit.key["cuts"]], self.layers)
+        sizes = [cut.size for cut in found[rule]]
+        near = [distance_matrix(one.rows) for one in self.of_kind("similarity") if one.rows["distance"].notna().all()]
+        if near:
+            alike = {cut for matrix in near for cut in cuts_of_rule(rule, sizes, self.layers, matrix)}
+        else:
+            alike = found["simple"] if set(found["similarity"]) - set(found["simple"]) else []
+        return [cut for cut in found[rule] if rule == "simple" or cut not in found["simple"] or cut in alike]
 
     # ---- layers ----------------------------------------------------------------------------------------------
 
