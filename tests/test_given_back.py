@@ -117,3 +117,13 @@ def test_only_sweeps_that_asked_as_much_in_the_same_way_stand_beside():
     assert alike(task="gsm8k", limit=50) and alike(task="gsm8k", limit=50, num_fewshot=5), "its own number is 5"
     assert not alike(task="gsm8k", limit=20) and not alike(task="sums")
     assert not alike(model={"name": "m", "weights": "others"})
+
+
+def test_subjects_of_mmlu_that_were_swept_one_by_one_are_one_topic():
+    names = ["mmlu_anatomy", "mmlu_virology"]
+    swept = [scores_unit(name, {"0,0": {name: np.ones(8)}, CUT.name: {name: np.zeros(8)}}) for name in names]
+    healed = healed_unit(CUT, LOSSES)
+    outcomes = {name: {"acc": pack(np.full(8, right))} for name, right in zip(names, (1, 0))}
+    healed = dataclasses.replace(healed, details=healed.details | {"outcomes": outcomes})
+    found = given_back.before_and_after(before(1.0), swept, CUT, healed)["MMLU"]
+    assert [values.tolist() for values in found[:3]] == [[1] * 16, [0] * 16, [1] * 8 + [0] * 8] and found.known

@@ -20,9 +20,9 @@ from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.questions.two_ways import LOSS
-from deeper_layers.report.statistics.curves import levels_of, surely_above
+from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.evidence import healed_how, right_items
-from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
+from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means, right_answers
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import shots, topic_of
 from deeper_layers.results.units import Unit
@@ -140,28 +140,23 @@ def before_and_after(
     if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
         values = (losses[WHOLE], losses[cut.name], healed.details["by_sequence"])
         found[LOSS] = BeforeAndAfter(*map(np.array, values), known=True)
-    for unit in swept:
-        leaves = leaves_of(unit)
-        whole, pruned = (_outcomes(leaves, name) for name in (WHOLE, cut.name))
-        after = healed.details["outcomes"]
-        levels = {name: level for one in (unit, *leaves) for name, level in levels_of(one).items()}
-        for topic in dict.fromkeys(map(topic_of, pruned)):
-            names = sorted(name for name in pruned if topic_of(name) == topic)
-            if not set(names) <= set(whole) & set(after):
-                continue
-            right = [[right_items(of_model, name) for name in names] for of_model in (whole, pruned, after)]
-            items = [len(of_task) for of_task in right[2]]
-            if any(len(of_task) < some for of_task, some in zip(right[0], items, strict=True)):
-                continue
-            values = [
-                np.concatenate([of_task[:some] for of_task, some in zip(of_model, items, strict=True)]).astype(float)
-                for of_model in right
-            ]
-            level = levels.get(names[0] if len(names) == 1 else unit.name, {})
-            known = surely_above(float(values[0].mean()), sum(items), level)
-            found[topic] = BeforeAndAfter(*values, known=known)
+    after = healed.details["outcomes"]
+    together: dict[str, dict[str, Unit]] = {}  # the subjects of MMLU may be sweeps of their own
+    for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):
+        whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (WHOLE, cut.name))
+        for task in pruned.keys() & whole.keys() & after.keys():
+            if len(right_items(whole, task)) >= len(right_items(after, task)):
+                asked = curves.SUBJECTS.get(task, task)
+                together[asked] = together.pop(asked, {}) | {task: leaf}  # the last one stands for its topic
+    for of_tasks in together.values():
+        right, answers = [], []
+        for task, leaf in sorted(of_tasks.items()):
+            of_cuts = leaf.details["outcomes"]
+            of_task = [right_items(of_model, task) for of_model in (of_cuts[WHOLE], of_cuts[cut.name], after)]
+            right.append(np.stack([of_model[: len(of_task[2])] for of_model in of_task]))
+            answers.append(right_answers(of_cuts, task))
+        values = np.concatenate(right, axis=1).astype(float)
+        levels = [leaf.details["levels"].get(task, {}) for task, leaf in sorted(of_tasks.items())]
+        known = curves.surely_above(float(values[0].mean()), values.shape[1], curves.levels_together(levels, answers))
+        found[topic_of(task)] = BeforeAndAfter(*values, known=known)
     return found
-
-
-def _outcomes(leaves: list[Unit], cut: str) -> dict:
-    return {task: of_task for leaf in leaves for task, of_task in leaf.details["outcomes"].get(cut, {}).items()}
