@@ -20,7 +20,7 @@ from deeper_layers.report.questions.regret import Map
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import check_unit
-from deeper_layers.results.units import Unit
+from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.choosing import REGISTERED
 from tests import notebook
 from tests.test_notebooks import SMALL
@@ -256,6 +256,12 @@ def test_both_maps_have_the_same_axes(every):
     assert maps[1].xaxis == "x2" and "<m>" not in figure._repr_html_()
     with pytest.raises(InputError, match="best is of .*expected"):
         block_maps(distances, every.rows, LAYERS, best={}, model="m", text="c4")
+
+
+def test_what_a_bridge_is_fitted_on_is_in_the_key_where_it_is_not_as_long_as_usual():
+    usual = WhichLayersParameters().calibration
+    assert usual in [unit.key["calibration"] for unit in all_units(kind="changed")], "published units are found"
+    assert WhichLayersParameters(loss_length=512).calibration == usual | {"loss_length": 512}
 
 
 def test_parameters_name_rules_and_shares():

@@ -13,6 +13,7 @@ from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.rules.choosing import REGISTERED
 
 OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
+USUAL = 256  # tokens of a sequence on which a loss is measured
 POINTS = 4096  # tokens whose residuals are compared with each other
 
 
@@ -34,7 +35,7 @@ class WhichLayersParameters(QuestionAnsweringParameters):
     )
     text: str = Field("c4", description='on whose validation split losses are measured: "c4" or "wikipedia"')
     loss_sequences: int = Field(32, ge=2, le=checks.MANY, description="for the loss on text")
-    loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
+    loss_length: int = Field(USUAL, ge=2, le=checks.TOKENS, description="tokens in each")
     calibration_sequences: int = Field(
         8, ge=1, le=checks.MANY, description="of the training split of the corpus, so long too, that rules look at"
     )
@@ -59,7 +60,9 @@ class WhichLayersParameters(QuestionAnsweringParameters):
     @property
     def calibration(self) -> dict:
         """What determines what a rule looks at, and a bridge is fitted on."""
-        names = ("calibration_sequences", "bridge_sequences")
+        names = ["calibration_sequences", "bridge_sequences"]
+        if self.loss_length != USUAL:  # theirs too; a key without it is of the usual
+            names.append("loss_length")
         return self.drawn | {name: getattr(self, name) for name in names}
 
     def shares(self, num_layers: int) -> list[int]:
