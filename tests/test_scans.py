@@ -85,6 +85,15 @@ def test_both_forms_ask_the_same_of_the_same_items(opened):
     assert unpack(letters["target"]).tolist() == unpack(words["target"]).tolist() == answers
 
 
+def test_an_answer_longer_than_the_model_reads_is_refused(opened):
+    model, tokenizer = opened
+    window = model.config.max_position_embeddings
+    with pytest.raises(InputError, match=f"an answer of {window + 1} tokens after 1, expected 1 to {window},"):
+        answer_requests(model, tokenizer, [("a", "b" * (window + 1))])
+    with pytest.raises(InputError, match="after 0, expected"):
+        answer_requests(model, tokenizer, [(" ", "b")])
+
+
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
     """Each token of an answer, predicted by the model without the layers; what is given is not scored."""
     model, tokenizer = opened

@@ -162,10 +162,19 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
 
 
 def encode(instances: list[Instance], model, tokenizer) -> tuple[list[list[int]], list[list[int]], int]:
-    """Tokens of requests as lm-eval's HFLM makes them: contexts, continuations, and the longest that it lets in."""
+    """Tokens of requests as lm-eval's HFLM makes them: contexts, continuations, and the longest that it lets in.
+
+    Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
+    """
     with _quiet():
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
+    for instance, context, scored in zip(instances, encoder.contexts, encoder.continuations, strict=True):
+        if not context or not 1 <= len(scored) <= encoder.max_length:
+            raise InputError(
+                f"task {instance.task_name!r} has an answer of {len(scored)} tokens after {len(context)}, expected 1 "
+                f"to {encoder.max_length}, what the model reads at once, after at least 1: choose another task or model"
+            )
     return encoder.contexts, encoder.continuations, encoder.max_length
 
 
