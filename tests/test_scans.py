@@ -94,6 +94,12 @@ def test_an_answer_longer_than_the_model_reads_is_refused(opened):
         answer_requests(model, tokenizer, [(" ", "b")])
 
 
+def test_a_cut_given_twice_has_its_loss_twice(opened):
+    model, tokenizer = opened
+    rows, _ = request_loss(model, [Cut(1, 2), Cut(0, 0), Cut(1, 2)], answer_requests(model, tokenizer, SOLVED))
+    assert rows["value"].notna().all() and rows["value"][0] == rows["value"][2] != rows["value"][1]
+
+
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
     """Each token of an answer, predicted by the model without the layers; what is given is not scored."""
     model, tokenizer = opened

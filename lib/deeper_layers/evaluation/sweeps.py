@@ -178,28 +178,30 @@ def loglikelihoods(
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
     The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
-    `memory` bounds the bytes that are taken beside the weights; see `plan_requests`.
+    `memory` bounds the bytes that are taken beside the weights; see `plan_requests`. A cut given twice is run once.
     """
     if not contexts:
         return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
-    family = family or PrunedFamily(model, cuts)
+    distinct = list(dict.fromkeys(cuts))
+    family = family or PrunedFamily(model, distinct)
     plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
-    logprobs = np.full((len(cuts), len(contexts)), np.nan)
-    greedy = np.zeros((len(cuts), len(contexts)), dtype=bool)
+    logprobs = np.full((len(distinct), len(contexts)), np.nan)
+    greedy = np.zeros((len(distinct), len(contexts)), dtype=bool)
     number = itertools.count()
     # what ran out of memory is done again
     progress = lambda steps: bar.update(min(steps, bar.total - bar.n))  # noqa: E731
     with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
         for group, pieces in plan.parts:
             part = family.part(group)
-            places = [cuts.index(cut) for cut in group]
+            places = [distinct.index(cut) for cut in group]
             for piece, found in _answered(part, pieces, shards, number, bar, progress):
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
             part.forget()
         bar.update(bar.total - bar.n)  # beginnings of pieces that were found are not run again
-    return logprobs, greedy
+    places = [distinct.index(cut) for cut in cuts]
+    return logprobs[places], greedy[places]
 
 
 def plan_requests(
