@@ -274,6 +274,10 @@ def test_shards_give_back_what_was_put(tmp_path):
     assert found["b"].dtype == bool
     again.get(1)
     assert again.seconds_before >= 0.01
+    again.part("task").put(0, {"a": np.arange(2)})
+    before = again.seconds_before
+    again.part("task").get(0)
+    assert again.seconds_before > before, "what a part of it took counts too"
     shards.remove()
     shards.remove()
     assert not list(tmp_path.iterdir())

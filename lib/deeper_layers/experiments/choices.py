@@ -19,7 +19,6 @@ from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.sources import Source
-from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED, RULES
 from deeper_layers.rules.laco import merged_layers
@@ -127,7 +126,7 @@ def _changed_unit(
     def measure(shards):
         tables, outcomes = [], {}
         for size, cut in by_size.items():
-            options, parts = parameters.sweep_options(task), Shards(shards.folder / str(size))
+            options, parts = parameters.sweep_options(task), shards.part(str(size))
             table = evaluation.sweep(made(size, cut), opened()[1], [task], [Cut(0, 0)], shards=parts, **options)
             levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][Cut(0, 0).name]
             tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))

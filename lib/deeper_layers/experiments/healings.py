@@ -20,7 +20,6 @@ from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.sources import Source
 from deeper_layers.package_index import cache_folder, file_hash
 from deeper_layers.results.schema import Course
-from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import Unit, key_hash
 
 VERSION = (
@@ -57,15 +56,13 @@ def healing_unit(
         base = healed.get_base_model()
         whole_of_it = [Cut(0, 0)]
         rows, of_sequences = evaluation.text_loss(
-            base, whole_of_it, loss_sequences(parameters, tokenizer), shards=Shards(shards.folder / "loss")
+            base, whole_of_it, loss_sequences(parameters, tokenizer), shards=shards.part("loss")
         )
         rows.insert(0, "task", parameters.text)
         tables, outcomes, levels = [rows], {}, {}
         for task in parameters.task_list:
             options = parameters.sweep_options(task)
-            table = evaluation.sweep(
-                base, tokenizer, [task], whole_of_it, shards=Shards(shards.folder / task), **options
-            )
+            table = evaluation.sweep(base, tokenizer, [task], whole_of_it, shards=shards.part(task), **options)
             tables.append(table)
             outcomes |= table.attrs["outcomes"]["0,0"]
             levels |= table.attrs["levels"]

@@ -27,8 +27,18 @@ class Shards:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.seconds_before = 0.0
+        self._seconds, self._parts = 0.0, []
         self._started = time.monotonic()
+
+    def part(self, name: str) -> "Shards":
+        """Those of a part of it, in a folder of their own, whose seconds count here too."""
+        self._parts.append(Shards(self.folder / name))
+        return self._parts[-1]
+
+    @property
+    def seconds_before(self) -> float:
+        """What the shards that were found had taken."""
+        return self._seconds + sum(part.seconds_before for part in self._parts)
 
     def check(self) -> None:
         """Raise InputError where something else than a folder is in their place."""
@@ -63,7 +73,7 @@ class Shards:
         except Exception as error:  # what numpy and zipfile raise for a file that is not ours has no end
             warnings.warn(f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2)
             return None
-        self.seconds_before += seconds
+        self._seconds += seconds
         self._started = time.monotonic()
         return arrays
 
