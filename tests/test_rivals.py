@@ -276,6 +276,12 @@ def test_what_is_not_a_number_is_refused(model):
         sublayer_order(1, LAYERS, nan)
     with pytest.raises(InputError, match="score of layer 0 is not a number"):
         REGISTERED["perplexity"].choose([1], Known(LAYERS, losses=nan))
+    with pytest.raises(InputError, match="score of layer 4 is not a number"):
+        REGISTERED["perplexity-plus"].choose([1], Known(8, losses=nan))
+    sublayers = np.full((2, LAYERS), 0.5)
+    sublayers[1, 2] = np.nan
+    with pytest.raises(InputError, match="score of layer 2 is not a number"):
+        REGISTERED["llm-drop"].choose([1], Known(LAYERS, sublayers=sublayers))
     cosines = np.full((LAYERS + 1, LAYERS + 1), 0.5)
     cosines[3, 5] = np.nan
     for rule, size in (("window-cosine", 2), ("replaceme", 2), ("streamline", 1)):

@@ -17,7 +17,7 @@ def block_influence(cosines: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, " 
 
 def _cuts(sizes, known: Known):
     assert known.cosines is not None
-    return in_order(rising(block_influence(known.cosines)), sizes)
+    return in_order(rising(block_influence(known.cosines), range(known.layers)), sizes)
 
 
 RULE = Rule(

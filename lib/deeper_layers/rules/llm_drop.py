@@ -24,7 +24,7 @@ def without(sublayers: Sequence[tuple[int, int]]) -> Cut:
 def least_needed(sublayers: Float[np.ndarray, "2 L"], rows: Sequence[int]) -> list[tuple[int, int]]:
     """Sublayers of some rows, those most like their input first; of equal ones attention, then the lowest layer."""
     found = [(row, layer) for row in rows for layer in range(sublayers.shape[1])]
-    return [found[place] for place in rising(1 - sublayers[list(rows)].ravel())]
+    return rising(1 - sublayers[list(rows)].ravel(), found)
 
 
 def _rule(name: str, words: str, rows: tuple[int, ...]) -> Rule:

@@ -14,16 +14,16 @@ from deeper_layers.rules.rule import Known, Rule, in_order, rising
 FIRST, LAST = 4, 2  # layers that the "+" variants keep at either end
 
 
-def ends(layers: int) -> set[int]:
-    """Layers that the "+" variants never drop."""
-    return {*range(FIRST), *range(layers - LAST, layers)}
+def those_asked(layers: int, plus: bool) -> list[int]:
+    """Layers that may go: of the "+" variants all but those at the ends."""
+    return list(range(FIRST, layers - LAST) if plus else range(layers))
 
 
 def _cuts(sizes: Sequence[int], known: Known, plus: bool) -> list[Cut]:
     assert known.losses is not None
-    candidates = [layer for layer in range(known.layers) if not plus or layer not in ends(known.layers)]
+    candidates = those_asked(known.layers, plus)
     losses = np.asarray(known.losses([Cut(layer, 1) for layer in candidates]) if candidates else [], dtype=float)
-    return in_order([candidates[place] for place in rising(losses)], sizes)
+    return in_order(rising(losses, candidates), sizes)
 
 
 def alone_nodes(size: int, layers: int) -> float:

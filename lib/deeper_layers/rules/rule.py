@@ -1,7 +1,8 @@
 """What a rule is: which layers to drop, for every size, from what it needs to know."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from deeper_layers.errors import InputError
 Losses = Callable[[list[Cut]], Sequence[float]]  # of each of some pruned models the loss on text, nats a token
 # a layer by its number, or layers merged into the first of them, each of which may be such a merged one
 Merged = int | tuple
+Ranked = TypeVar("Ranked", int, tuple[int, int])
 Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
 
 HOW = {
@@ -112,8 +114,13 @@ def in_order(order: Sequence[int], sizes: Sequence[int]) -> list[Cut]:
     return [Cut.of(order[:size]) for size in sizes]
 
 
-def rising(scores: np.ndarray, barred: Collection[int] = ()) -> list[int]:
-    """Layers by rising score, of equal ones the lowest layer. Raises InputError for a score that is not a number."""
+def rising(scores: np.ndarray, candidates: Sequence[Ranked]) -> list[Ranked]:
+    """Layers, or sublayers (row, layer), by rising score, of equal ones the first.
+
+    Raises InputError for a score that is not a number.
+    """
     if np.isnan(scores).any():
-        raise InputError(f"the score of layer {int(np.isnan(scores).argmax())} is not a number: use another data type")
-    return [int(layer) for layer in np.argsort(scores, kind="stable") if layer not in barred]
+        found = candidates[int(np.isnan(scores).argmax())]
+        layer = found[1] if isinstance(found, tuple) else found
+        raise InputError(f"the score of layer {layer} is not a number: use another data type")
+    return [candidates[place] for place in np.argsort(scores, kind="stable")]

@@ -4,14 +4,14 @@ Source: Kim et al., arXiv 2402.02834, section 3, with "Taylor": a layer's score 
 abs(w dL/dw), L the loss on the calibration text. "Taylor+" never drops the first four and the last two layers.
 """
 
-from deeper_layers.rules.perplexity import ends
+from deeper_layers.rules.perplexity import those_asked
 from deeper_layers.rules.rule import Known, Rule, in_order, rising
 
 
 def _cuts(sizes, known: Known, plus: bool):
     assert known.saliences is not None
-    barred = ends(known.layers) if plus else ()
-    return in_order(rising(known.saliences, barred), sizes)
+    candidates = those_asked(known.layers, plus)
+    return in_order(rising(known.saliences[candidates], candidates), sizes)
 
 
 def _rule(plus: bool) -> Rule:
