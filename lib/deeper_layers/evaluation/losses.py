@@ -61,7 +61,7 @@ def request_loss(
     """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
-    (sequences); and the loss of each sequence, by cut "start,size". Twice `batch_tokens` is about what is run between
+    (sequences); and the loss of each sequence, by the cut's `name`. Twice `batch_tokens` is about what is run between
     two shards. `family` is that of the model and these cuts, where it was made before.
     Raises InputError where there is no cut, or one that does not fit the model.
     """

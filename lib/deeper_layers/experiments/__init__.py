@@ -2,6 +2,6 @@
 
 In: parameters, checked. Out: units, read from results where they hold them, else measured and written. Nothing heavy
 is imported where nothing is measured. Read first: measurement.py (one class for a measured unit), parameters.py; then
-the unit of each experiment: distances, geometry, sweeps, losses, choices, healings, shots, bits,
-take_away.
+choosing.py (the cut of a rule), and the unit of each experiment: distances, geometry, sweeps, scans, losses, choices,
+healings, shots, bits, take_away.
 """

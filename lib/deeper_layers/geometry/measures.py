@@ -1,5 +1,7 @@
 """Measures of a cloud of points, and of two clouds of the same points: plain formulas, in float64.
 
+But linear CKA is of whatever Gram matrices it is given: those of all layers are kept at once, so summary.py has them in
+float32.
 Letters in shapes: N points, D width, K neighbours, V vocabulary.
 """
 
