@@ -175,7 +175,7 @@ class Decoding:
         before = torch.arange(self.held, device=device).expand(total, self.held)
         after = lengths + torch.arange(self.most, device=device)
         places = torch.cat([before, after], dim=1)
-        real = torch.cat([before < lengths, after >= 0], dim=1)
+        real = torch.cat([before < lengths, torch.ones_like(after, dtype=torch.bool)], dim=1)
         tokens = torch.tensor([row[-1] for row in self.rows] * len(self.family.cuts), device=device)
         new: list[list[int]] = [[] for _ in range(total)]
         for position in range(self.held, self.held + self.most):
