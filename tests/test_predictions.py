@@ -163,8 +163,6 @@ def test_costs_are_of_the_unit_with_most_blocks():
     more = unit("blocks", "c4", [("c4", "loss", 0, 0, 3.0), ("c4", "loss", 1, 1, 3.25), ("c4", "loss", 2, 1, 4.0)],
                 quantization="nf4")  # fmt: skip
     task = unit("sweep", "boolq", [("boolq", "acc", 0, 0, 0.75), ("boolq", "acc", 2, 1, 0.5)])
-    task.rows["cut"] = ["0,0", "2,1"]
-    task.rows.loc[2] = ["boolq", "acc", 0, 2, 0.0, 100, "layers 0 2"]
     three = unit("sweep", "capitals", [("capitals", "acc", at, min(at, 1), 1.0) for at in range(4)])
     two_each = unit("sweep", "capitals", [("capitals", "acc", 0, 0, 1.0)] + [
         ("capitals", "acc", at, size, 1.0) for size in (1, 2, 3) for at in range(2)])  # fmt: skip

@@ -22,7 +22,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED, RULES
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Merged
+from deeper_layers.rules.rule import Merged
 from deeper_layers.rules.similarity import distance_matrix
 
 VERSION = 1  # part of every unit's key: raise it when a change here, in rules or in bridges changes numbers
@@ -62,7 +62,7 @@ def choice_unit(
         else:
             text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
             tables, by_sequence = [], {}
-            if chosen.changes in (MERGED, LAST_TAKEN) and found.likeness:
+            if found.likeness:
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
                 changed = bridges.changed_model(model, chosen, cut, merged.get(str(size), []), text)

@@ -154,10 +154,7 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
     """
     found: dict[str, list] = {}
     for unit in whole_units([unit for unit in units if unit.kind in LOSSES + SCORES]):
-        rows = unit.rows
-        if "cut" in rows:  # of some the layers are no block
-            rows = rows[rows["cut"] == rows["start"].astype(str) + "," + rows["size"].astype(str)]
-        for what, sign, own in _paid(unit, rows):
+        for what, sign, own in _paid(unit):
             whole = own.loc[own["size"] == 0, "value"]
             own = own[own["size"] > 0]
             if len(whole) and len(own):
@@ -172,8 +169,9 @@ def costs(units: list[Unit]) -> dict[str, tuple[pd.DataFrame, Unit]]:
     return {what: max(candidates, key=rank) for what, candidates in found.items()}
 
 
-def _paid(unit: Unit, rows: pd.DataFrame) -> Iterator[tuple[str, int, pd.DataFrame]]:
+def _paid(unit: Unit) -> Iterator[tuple[str, int, pd.DataFrame]]:
     """In what a unit's cuts are paid, whether more of it is a cost or a gain, and its rows."""
+    rows = unit.rows
     if unit.kind in LOSSES:
         yield f"loss on {curves.title(unit.name)}", 1, rows[rows["metric"] == "loss"]
         return
@@ -350,7 +348,7 @@ def table_of(found: list[Prediction]) -> pd.DataFrame:
         if not one.obstacle:
             told = "" if one.verdict == UNTOLD else f", {one.verdict}"
             said = f"{one.correlation:+.2f} ({one.low:+.2f} to {one.high:+.2f}){told}"
-        if one.beside in ("better", "worse"):
+        if one.beside:
             said += f", {one.beside} than the distance"
         rows.setdefault(one.measure, {"measure": WORDS[one.measure]})[one.cost] = said
     return pd.DataFrame([rows[name] for name in WORDS if name in rows])
