@@ -112,7 +112,9 @@ def test_the_subjects_of_mmlu_count_together():
     (ruling, *_) = decisions.plateau(Evidence([sweep("mmlu_anatomy", FLAT), sweep("mmlu_virology", FLAT)]))
     assert ruling.about == "MMLU, 2 of 57 subjects, 6,000 items"
     # of two measurements the one with more items
-    (ruling, *_) = decisions.plateau(Evidence([sweep("mmlu", SLOPE), sweep("mmlu_a", FLAT), sweep("mmlu_b", FLAT)]))
+    (ruling, *_) = decisions.plateau(
+        Evidence([sweep("mmlu", SLOPE), sweep("mmlu_anatomy", FLAT), sweep("mmlu_virology", FLAT)])
+    )
     assert ruling.verdict == AGREES
 
 
