@@ -356,7 +356,7 @@ def test_the_chapter_says_what_is_not_measured_and_loads_nothing_heavy(tmp_path)
     )
     done = fresh(code, tmp_path, str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Not measured") == 14 and "<figure" not in done.stdout
+    assert done.stdout.count("Not measured") == 15 and "<figure" not in done.stdout
 
 
 def test_the_chapter_draws_what_results_hold(tmp_path):
