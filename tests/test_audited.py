@@ -55,9 +55,9 @@ def text(rulings):
 # ---- 1, 2, 3, 16: losses ---------------------------------------------------------------------------------------
 
 
-def rules(informed, simple, before_informed, before_simple, **more):
-    units = [unhealed({"similarity": before_informed, "simple": before_simple})]
-    return evidence(*units, *healings(informed, {}, **more), *healings(simple, {}, "simple", **more))
+def rules(informed, simple, before_informed, before_simple, *more):
+    units = [unhealed({"similarity": before_informed, "simple": before_simple}), *more]
+    return evidence(*units, *healings(informed, {}), *healings(simple, {}, "simple"))
 
 
 def test_1_a_gap_between_healed_rules_is_a_gap_however_their_losses_explode():
@@ -80,8 +80,8 @@ def test_1_where_healing_has_no_gap_to_close_nothing_is_said(monkeypatch):
 
 def test_1_cuts_that_rules_share_say_nothing(monkeypatch):
     monkeypatch.setattr(made_up, "cut_of", lambda rule, size: simple_cut(LAYERS, size))
-    losses = np.linspace(3, 5, 8)
-    (ruling,) = text(healing_decisions.simple_healed(rules(losses, losses, losses, losses)))
+    losses, deepest = np.linspace(3, 5, 8), distances(lambda start, size: 0.3 - 0.01 * start + (start + size == LAYERS))
+    (ruling,) = text(healing_decisions.simple_healed(rules(losses, losses, losses, losses, deepest)))
     assert ruling.verdict == UNMEASURED and "different layers" in ruling.reason
     shared = healing_decisions.two_cuts([Cut(0, 0), Cut(3, 2), Cut(1, 4)], [Cut(0, 0), Cut(3, 2), Cut(5, 4), Cut(3, 6)])
     assert shared == [(Cut(1, 4), Cut(5, 4))]
