@@ -21,7 +21,6 @@ from deeper_layers.experiments import healings
 from deeper_layers.models import opening
 from deeper_layers.report.claims.deciding import cliffs
 from deeper_layers.report.questions import dissociation, early_cliff
-from deeper_layers.report.questions.by_model import points_by_model
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
 from deeper_layers.report.questions.rivals import choices_of
 from deeper_layers.report.statistics.evidence import by_model
@@ -111,29 +110,31 @@ def little():
     return dataclasses.replace(deeper_layers.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=2, at_once=1)
 
 
-def test_readme_says_how_far_the_distance_is_from_the_best_block():
+@pytest.mark.parametrize(
+    "model, verdict",
+    [("Qwen2.5-Coder-1.5B-Instruct", "as good"), ("SmolLM2-135M-Instruct", "worse"), ("Gemma-3-270m", "worse")],
+)
+def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict):
+    """Over the sizes of 10, 20, 25 and 33% of the layers, on the page's own settings."""
     told = README.read_text(encoding="utf-8").partition("**Which layers:**")[2].partition("\n")[0]
-    of_model = all_units(model="SmolLM2-135M-Instruct")
-    every = max(
-        (Map.of(unit) for unit in of_model if (unit.kind, unit.name) == ("blocks", "c4")),
-        key=lambda one: len(one.sizes),
-    )
+    of_model = all_units(model=model)
+    maps = [unit for unit in of_model if (unit.kind, unit.name) == ("blocks", "c4")]
+    every = Map.of(max(maps, key=lambda unit: len(unit.key["cuts"])))
     (distances,) = [
         unit for unit in of_model
         if unit.kind == "similarity" and (unit.key["dtype"], unit.key["quantization"]) == ("bfloat16", None)
+        and unit.key["corpus"] == "wikipedia"
     ]  # fmt: skip
-    sizes = [3, 6, 8, 10]
+    sizes = [(percent * every.layers + 50) // 100 for percent in (10, 20, 25, 33)]
     cuts = cuts_of_rule("similarity", sizes, every.layers, distance_matrix(distances.rows))
     found = mean_regret([regret(every, cut.size, every.of_cut(cut)) for cut in cuts])
-    assert f"costs {found.value:.2f} ({found.low:.2f} to {found.high:.2f}) nats" in told and found.verdict == "worse"
-    assert np.mean([place(every, cut) for cut in cuts]) == pytest.approx(0.5, abs=0.05), "half of all blocks are better"
-    (choice,) = [unit for unit in of_model if (unit.kind, unit.name) == ("choice", "perplexity")]
-    alone = mean_regret([regret(every, size, one.losses) for size, one in choices_of(choice).items()])
-    assert alone.verdict == "as good"
-    qwen = all_units(model="Qwen2.5-Coder-1.5B-Instruct")
-    table = points_by_model(qwen, next(unit for unit in qwen if unit.kind == "similarity")).set_index(["task", "rule"])
-    capitals = table.loc[("Capitals", "similarity")]
-    assert capitals["n"] == 4 and capitals["high"] <= 0.01
+    assert found.verdict == verdict
+    assert f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" in told, found
+    if model.startswith("SmolLM2"):
+        assert np.mean([place(every, cut) for cut in cuts]) == pytest.approx(0.5, abs=0.05), "half of all are better"
+        (choice,) = [unit for unit in of_model if (unit.kind, unit.name) == ("choice", "perplexity")]
+        alone = mean_regret([regret(every, size, one.losses) for size, one in choices_of(choice).items()])
+        assert alone.verdict == "as good"
 
 
 def test_readme_says_what_results_hold():
