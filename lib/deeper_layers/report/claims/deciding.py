@@ -188,22 +188,23 @@ def on_tasks(evidence: Evidence, topics, rule: str, decide: Callable) -> list[Ru
     return rulings
 
 
-def after_healing(runs: str = ", one seed") -> Callable:
-    """A claim about healed models whose rulings say on how much text, beside the paper's, and in which runs."""
+def after_healing(decide: Callable) -> Callable:
+    """A claim about the widest way of healing, each cut with one seed: its rulings say so."""
 
-    def of_claim(decide: Callable) -> Callable:
-        @functools.wraps(decide)
-        def decided(evidence: Evidence) -> list[Ruling]:
-            tokens = evidence.healing_tokens
-            how = f", healed on {tokens:,} tokens, {of_paper(tokens)}{runs}"
-            return [
-                dataclasses.replace(ruling, about=ruling.about + how, tokens=tokens) if ruling.findings else ruling
-                for ruling in decide(evidence)
-            ]
+    @functools.wraps(decide)
+    def decided(evidence: Evidence) -> list[Ruling]:
+        return healed_so(decide(evidence), evidence.healing_tokens, ", one seed")
 
-        return decided
+    return decided
 
-    return of_claim
+
+def healed_so(rulings: list[Ruling], tokens: int, runs: str = "") -> list[Ruling]:
+    """Rulings that say on how much text, beside the paper's, their models were healed, and in which runs."""
+    how = f", healed on {tokens:,} tokens, {of_paper(tokens)}{runs}"
+    return [
+        dataclasses.replace(ruling, about=ruling.about + how, tokens=tokens) if ruling.findings else ruling
+        for ruling in rulings
+    ]
 
 
 def of_paper(tokens: int) -> str:

@@ -16,6 +16,7 @@ from deeper_layers.report.claims.deciding import (
     apart,
     cliffs,
     fall,
+    healed_so,
     none_answers,
     not_known,
     not_measured,
@@ -38,7 +39,7 @@ GRID = 201  # places between the whole model and the last cut at which a curve o
 # ---- accuracy --------------------------------------------------------------------------------------------------
 
 
-@after_healing()
+@after_healing
 def plateau_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:
@@ -50,7 +51,7 @@ def plateau_healed(evidence: Evidence) -> list[Ruling]:
     return rulings
 
 
-@after_healing()
+@after_healing
 def healing_matters(evidence: Evidence) -> list[Ruling]:
     """What healing gives back on BoolQ, less what it gives back on MMLU: means over the pruned models of both."""
     pairs, gains, items = {}, {}, []
@@ -85,7 +86,7 @@ def capped(losses: Losses) -> np.ndarray:
     return np.minimum(losses.before, losses.guessing)
 
 
-@after_healing()
+@after_healing
 def healed_loss(evidence: Evidence) -> list[Ruling]:
     """Two parts: it grows slowly, and about linearly."""
     losses = evidence.losses("similarity")
@@ -179,7 +180,7 @@ def span(losses: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndar
     return widths, middles
 
 
-@after_healing()
+@after_healing
 def simple_healed(evidence: Evidence) -> list[Ruling]:
     """At the sizes at which the two rules drop different layers, and of accuracy those where models still answer."""
     rulings = []
@@ -245,7 +246,6 @@ def _sizes(pairs: list[tuple[Cut, Cut]]) -> str:
 # ---- ways of healing -------------------------------------------------------------------------------------------
 
 
-@after_healing(runs="")
 def ranks(evidence: Evidence) -> list[Ruling]:
     """Two parts: better MMLU, worse loss. One healing beside one other can't tell a rank from a seed."""
     units = [unit for of_way in evidence.ways.values() for unit in of_way.values()]
@@ -261,16 +261,21 @@ def ranks(evidence: Evidence) -> list[Ruling]:
     loss = Finding.of_pairs(what, losses[low] - losses[high], floor=0.0, shares=False)
     loss = dataclasses.replace(loss, counted="seeds")
     ends = {rank: list(found[rank].values()) for rank in (high, low)}
-    return [_of_mmlu(evidence, ends, "rank", {"floor": 0.0}), Ruling(f"{TEXT}, {count} seeds of each rank", [loss])]
+    mmlu = _of_mmlu(evidence, ends, "rank", {"floor": 0.0})
+    return healed_so([mmlu, Ruling(f"{TEXT}, {count} seeds of each rank", [loss])], _tokens(ends))
 
 
-@after_healing(runs="")
 def seeds(evidence: Evidence) -> list[Ruling]:
     ways = evidence.alike_but("seed")
     if len(ways) < 2:
         return [Ruling("MMLU", obstacle=not_measured("healings that differ in their seed alone"))]
     ends = {f"{seed}": list(units.values()) for seed, units in ways.items()}
-    return [_of_mmlu(evidence, ends, "seed", {"floor": -ALIKE, "ceiling": ALIKE})]
+    return healed_so([_of_mmlu(evidence, ends, "seed", {"floor": -ALIKE, "ceiling": ALIKE})], _tokens(ends))
+
+
+def _tokens(ways: dict[Any, list[Unit]]) -> int:
+    """On which each model was healed: ways differ in one other setting alone."""
+    return next(iter(ways.values()))[0].details["healing"]["tokens"]
 
 
 def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits: dict) -> Ruling:

@@ -185,7 +185,7 @@ def changes(rulings: Rulings) -> str:
     return folded("What changed and why", pd.DataFrame(what), said) + folded(
         f"Verdicts that turned: {len(turned)}",
         pd.DataFrame(turned, columns=["claim", "model", "before", "now"]),
-        "Verdicts that turned with it; those that were not there and are not there now have three words instead of one",
+        "Verdicts that became others; those that were not there and are not there now have three words instead of one",
     )
 
 

@@ -196,10 +196,8 @@ class Ruling:
         sure = significance.ALPHA / 2 / self.tests  # after Holm's correction at its strictest
         asked = outside or [finding for finding in self.findings if finding.p_agrees > sure]
         tests = self.tests * (len(self.findings) if outside else 1)
-        needed = (min if outside else max)((finding.items_needed(tests) for finding in asked), default=math.inf)
-        first = next(iter(asked), None)
-        return so_many(needed, max((finding.items for finding in asked), default=0), self.topic or self.about,
-                       first.counted if first else "items")  # fmt: skip
+        needed = (min if outside else max)(finding.items_needed(tests) for finding in asked)
+        return so_many(needed, max(finding.items for finding in asked), self.topic or self.about, asked[0].counted)
 
 
 def so_many(needed: float, have: int, about: str, counted: str = "items") -> str:
