@@ -190,6 +190,6 @@ KINDS = [
     ("resampled sequences", "W, what late blocks cost more than middle ones", 32, late_words),
     ("t over seeds", "a difference between ranks", 3, over_seeds),
     ("resampled sequences", "the share of a loss given back", SEQUENCES, share_back),
-    *(("resampled halves", f"the regret of a block that costs {(start - BEST) / 10} nats too much", 32, regret_of(start))
-      for start in (9, 12)),
+    *(("resampled halves", f"the regret of a block that costs {(at - BEST) / 10} nats too much", 32, regret_of(at))
+      for at in (9, 12)),
 ]  # fmt: skip
