@@ -21,6 +21,7 @@ MEASURES = {
     "slicing": ("models", "checkpoints"),
     "streaming": ("models", "similarity.py", "family", "evaluation"),
     "sweep": ("models", "pruning.py", "family", "evaluation"),
+    "unasked": ("models", "family", "evaluation"),
     "verdicts": ("report",),
     "widened": ("models", "healing", "family", "evaluation"),
 }

@@ -22,8 +22,10 @@ from benchmarks import (
     slicing,
     sweep,
     table,
+    unasked,
     widened,
 )
+from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 
 
@@ -52,6 +54,25 @@ def test_sweep(run):
         assert family["times_faster_than_hflm"] > 0 and family["times_faster_than_loop"] > 0
     assert found["families"]["simple"]["layer_steps_a_token"] == 5 + 3  # 5 layers, one above each of three cuts
     assert found["cost_against_cuts"][-1] | {"seconds": 0} == {"cuts": 4, "layer_steps_a_token": 8, "seconds": 0}
+
+
+def test_unasked(run):
+    """The examples keep their questions, the item loses its own: all items of a task are asked in the same words."""
+    found = run(unasked, "--task", "embedded_mmlu", "--metric", "acc", "--limit", "30")
+    assert found["items"] == 30 and found["chance"] == 0.25
+    low, high = found["interval"]
+    assert found["guessing"] == found["right"] / 30 and low <= found["guessing"] <= high
+
+
+def test_what_is_left_out_is_the_question():
+    (task,) = harness.load_tasks(["embedded_mmlu"])["tasks"].values()
+    first, second, *_ = documents = list(task.eval_docs)
+    asked, example = task.doc_to_text(first), task.doc_to_text(second)
+    task.fewshot_docs = lambda: [second]  # an example of the prompt is shown whole
+    unasked.unask(task)
+    assert task.doc_to_text(second) == example and second["question"] in example
+    assert first["question"] and task.doc_to_text(first) == asked.replace(first["question"], "")
+    assert all(document["question"] for document in documents), "the items themselves stay as they are"
 
 
 def test_agreement(run):

@@ -200,6 +200,22 @@ def test_the_early_cliff_where_words_are_guessed_better():
     assert found[0] == found[1] < found[2] - 0.1
 
 
+def test_verdicts_by_what_guessing_was_measured_to_score():
+    """Of a model asked without the questions: at chance, at what it scored, and at most; of others what is supposed."""
+    draw = np.random.default_rng(0)
+    letters = unit("mmlu", RULES, lambda cut: 0.35 if cut.size else 0.6, 400, draw)
+    words = unit("mmlu_continuation", RULES, lambda cut: 0.45 if cut.size else 0.6, 400, draw, metric="acc_norm")
+    found = {"chance": 0.25, "guessing": 0.3, "interval": [0.2, 0.4]}
+    supposed = early_cliff.by_guessing([letters, words], {"another": found})
+    assert {(how, value) for how, value, _ in supposed} == {("supposed", value) for value in early_cliff.SUPPOSED}
+    measured = early_cliff.by_guessing([letters, words], {"tiny": found})
+    assert [value for _, value, ruling in measured if ruling.what == "simple"] == [0.25, 0.3, 0.4]
+    assert [how for how, _, _ in measured][-1] == "at most, without the questions"
+    for _, value, ruling in [*supposed, *measured]:
+        same = {other.what: other for other in early_cliff.cliffs([letters, words], value)}
+        assert ruling == same[ruling.what] and ruling.verdict
+
+
 def test_a_model_follows_all_its_questions():
     def of(*verdicts):
         rulings = [dissociation.Ruling("tiny", str(number), verdict) for number, verdict in enumerate(verdicts)]

@@ -4,7 +4,7 @@ It is stated in words, and dated, in notebooks/12-where.ipynb, as that of dissoc
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
 SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
+SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where that was not measured
 
 
 def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]:
@@ -62,6 +63,27 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
             found.append(
                 Ruling(model, rule, verdict, {"C": value, **gone}, 1 - WRONG / len(of_rules), letters.right.shape[1])
             )
+    return found
+
+
+def by_guessing(units: Iterable[Unit], unasked: Mapping[str, dict]) -> list[tuple[str, float, Ruling]]:
+    """What `cliffs` finds by what guessing may score on the words: how that is known, its value, and what is found.
+
+    `unasked` has for a model what `python -m benchmarks.unasked` found, the words without their questions: "chance",
+    "guessing" and its "interval", whose upper end is tried too. Of a model without, SUPPOSED are tried.
+    """
+    units = list(units)
+    found = []
+    for model in of_both_rules(units):
+        tried = [("supposed", value) for value in SUPPOSED]
+        if measured := unasked.get(model):
+            tried = [
+                ("chance", measured["chance"]),
+                ("without the questions", measured["guessing"]),
+                ("at most, without the questions", measured["interval"][1]),
+            ]
+        of_model = [unit for unit in units if unit.key["model"]["name"] == model]
+        found += [(how, value, ruling) for how, value in tried for ruling in cliffs(of_model, value) if ruling.verdict]
     return found
 
 
