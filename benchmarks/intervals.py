@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.claims import decisions, healing_decisions
 from deeper_layers.report.questions import dissociation, given_back, regret
 from deeper_layers.report.statistics import curves, outcomes, significance
@@ -130,7 +130,7 @@ def adjusted(before, after):
 
 def forms(draw, items):
     """D of the middle blocks: what is kept of letters less that of words."""
-    cuts = [dissociation.WHOLE, *(cut for place in (dissociation.MIDDLE, dissociation.LATE)
+    cuts = [UNPRUNED, *(cut for place in (dissociation.MIDDLE, dissociation.LATE)
                                   for cut in dissociation.all_blocks(LAYERS, place))]  # fmt: skip
 
     def kept(whole, pruned):

@@ -81,7 +81,7 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
 def test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing():
     whole, healed = healed_unit(Cut(0, 0), LOSSES - 0.5), healed_unit(CUT, LOSSES - 0.25)
     (alone,) = given_back.table(before(1.0), [], {1: {CUT: healed}}, MANY).to_dict("records")
-    assert (alone["whole is"], alone["value"]) == (given_back.UNPRUNED, pytest.approx(1.25))
+    assert (alone["whole is"], alone["value"]) == (given_back.AS_IT_IS, pytest.approx(1.25))
     (row,) = given_back.table(before(1.0), [], {1: {Cut(0, 0): whole, CUT: healed}}, MANY).to_dict("records")
     assert (row["whole is"], row["value"]) == (given_back.ADAPTED, pytest.approx(1.25 / 1.5))
     assert row["whole"] == pytest.approx(LOSSES.mean() - 0.5)

@@ -220,6 +220,9 @@ class Cut:
         return ranges(self.kept(num_layers))
 
 
+UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
+
+
 def ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     """Rising indices as ranges with an exclusive end."""
     found: list[tuple[int, int]] = []

@@ -9,7 +9,7 @@ import click
 from deeper_layers import data, models, results
 from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import Place, asking
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.costs import ITEMSIZE
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
@@ -71,7 +71,7 @@ def planned(parameters: SweepParameters, source: Source) -> dict:
     given = parameters.given_cut
     if given is not None:
         check_given(given, layers)
-    of_sizes = [simple_cut(layers, size) for size in sizes] if given is None else [Cut(0, 0), given]
+    of_sizes = [simple_cut(layers, size) for size in sizes] if given is None else [UNPRUNED, given]
     needs = {} if given else {rule: REGISTERED[rule].needs for rule in parameters.rule_list}
     tokens = parameters.samples * parameters.sequence_length
     from deeper_layers.experiments.choosing import price  # slow: what is above may refuse
@@ -179,7 +179,7 @@ def _task(task: str, parameters: SweepParameters, source: Source) -> dict:
 def _cuts(sizes: list[int], parameters: SweepParameters, source: Source) -> dict[str, list[Cut] | None]:
     """The cuts of each rule; None for those of a rule that needs what is not measured."""
     if (given := parameters.given_cut) is not None:
-        return {GIVEN: [Cut(0, 0), given]}
+        return {GIVEN: [UNPRUNED, given]}
     from deeper_layers.experiments.choosing import chosen_cuts
 
     found: dict[str, list[Cut] | None] = {}
@@ -224,8 +224,8 @@ def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
 def _layers_of_a_token(cuts: dict[str, list[Cut] | None], sizes: list[int], layers: int) -> tuple[int, int]:
     """How many layers one token passes in a family, at least and at most: the nodes of its tree, where a rule may put
     its cuts anywhere below the last layer."""
-    known = {cut for of_rule in cuts.values() if of_rule for cut in of_rule} - {Cut(0, 0)}
-    least = Tree([Cut(0, 0), *sorted(known)], layers).nodes
+    known = {cut for of_rule in cuts.values() if of_rule for cut in of_rule} - {UNPRUNED}
+    least = Tree([UNPRUNED, *sorted(known)], layers).nodes
     if None not in cuts.values():
         return least, least
     pruned, unknown = [size for size in sizes if size], sum(of_rule is None for of_rule in cuts.values())

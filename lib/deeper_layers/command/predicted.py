@@ -2,7 +2,7 @@
 
 from deeper_layers import models
 from deeper_layers.command.answers import table
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import costs
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
@@ -53,7 +53,7 @@ def _cuts(task: dict, layers: int) -> list[Cut]:
     """The pruned models of a task; those of a rule that are not known yet as if they shared nothing."""
     sizes = [size for size in task["sizes"] if size]
     cuts = [simple_cut(layers, size) if rule == "simple" else Cut(0, size) for rule in task["rules"] for size in sizes]
-    return list(dict.fromkeys([Cut(0, 0), *cuts]))
+    return list(dict.fromkeys([UNPRUNED, *cuts]))
 
 
 def _row(what: str, cost: costs.Cost, machine: Machine, dtype: str) -> dict:

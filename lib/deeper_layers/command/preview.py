@@ -10,7 +10,7 @@ import click
 
 from deeper_layers import checkpoints, models, results
 from deeper_layers.command.answers import Answer, table
-from deeper_layers.cuts import Cut, ranges
+from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -155,7 +155,7 @@ def gguf_bytes(source: Source, cut: Cut, kind: str | None) -> int:
     if kind is None and whole is not None:
         return whole
     if kind is None:  # of a packaged model that is not here yet
-        return round(packaged.bytes * sizes.parameters(cut) / sizes.parameters(Cut(0, 0)))
+        return round(packaged.bytes * sizes.parameters(cut) / sizes.parameters(UNPRUNED))
     return round(sizes.parameters(cut) * BYTES[kind])
 
 

@@ -7,7 +7,7 @@ import time
 import torch
 
 from deeper_layers import healing, models
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.costs import Shape, distances_cost, healing_cost, shape_of
 from deeper_layers.healing.adapters import add_adapters
@@ -43,7 +43,7 @@ def this_machine(empty, dtype: str, device: str = "auto", *, training: bool = Fa
 
 def _operations(shape: Shape, dtype: str, *, training: bool) -> float:
     if training:
-        return healing_cost(shape, Cut(0, 0), BEGINNING, dtype).operations
+        return healing_cost(shape, UNPRUNED, BEGINNING, dtype).operations
     return distances_cost(shape, SEQUENCES * LENGTH, LENGTH, dtype).operations
 
 

@@ -6,7 +6,7 @@ import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.results.units import Unit
@@ -42,7 +42,7 @@ def sweep(given: dict) -> Answer:
     if cut is None:
         cuts = cuts_of_tasks(parameters, source, opened)
     else:
-        cuts = {task: {GIVEN: [Cut(0, 0), cut]} for task in parameters.task_list}
+        cuts = {task: {GIVEN: [UNPRUNED, cut]} for task in parameters.task_list}
     of_task = functools.partial(sweep_unit, engine=parameters.engine)
     units_of = (functools.partial(of_task, task, cuts[task], parameters, source, opened) for task in cuts)
     found = dict(zip(cuts, each(units_of)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from deeper_layers import checkpoints, evaluation, models
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.common_parameters import BITSANDBYTES
 from deeper_layers.experiments.measurement import Measurement, items_of
 from deeper_layers.experiments.parameters import TakeAwayParameters
@@ -67,7 +67,7 @@ def _opened(bits: str, source: Source, parameters: TakeAwayParameters) -> Iterat
         yield *models.load_model(source, device=parameters.device), lambda cut: checkpoints.tensor_bytes(source, cut)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            plain = checkpoints.slice_gguf(source, Cut(0, 0), Path(folder) / "plain.gguf", type="f32")
+            plain = checkpoints.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = checkpoints.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
             with opened_gguf(path, parameters.device) as found:
                 yield *found, lambda cut: checkpoints.tensor_bytes(models.find_model(str(path)), cut)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from deeper_layers import bridges, data, evaluation
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import loss_sequences
@@ -66,9 +66,9 @@ def choice_unit(
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
                 changed = bridges.changed_model(model, chosen, cut, merged.get(str(size), []), text)
-                table, by_whole = evaluation.text_loss(changed, [Cut(0, 0)], losses)
+                table, by_whole = evaluation.text_loss(changed, [UNPRUNED], losses)
                 tables.append(table)
-                by_sequence[str(size)] = by_whole[Cut(0, 0).name]
+                by_sequence[str(size)] = by_whole[UNPRUNED.name]
             rows = pd.concat(tables, ignore_index=True)
         rows = rows[["metric", "value", "stderr", "items"]]
         rows.insert(0, "task", parameters.text)
@@ -102,14 +102,14 @@ def score_units(
     such unit.
     """
     # of the paper's rules there may be a sweep of more sizes
-    own = {rule: [Cut(0, 0), *choices[rule].values()] for rule in RULES if rule in choices}
+    own = {rule: [UNPRUNED, *choices[rule].values()] for rule in RULES if rule in choices}
     published = sweep_unit(task, own, parameters.but(measure=False), source, opened) if own else None
     found: dict[str, Unit | None] = {} if published is None else dict.fromkeys(own, published)
     for rule, by_size in choices.items():
         if rule in found:
             continue
         if not REGISTERED[rule].changes:
-            by_size = by_size if rule not in RULES else {0: Cut(0, 0), **by_size}
+            by_size = by_size if rule not in RULES else {0: UNPRUNED, **by_size}
             found[rule] = sweep_unit(task, {rule: list(by_size.values())}, parameters, source, opened, kind="cuts")
         elif rule in units:
             models = functools.partial(made, rule)
@@ -127,8 +127,8 @@ def _changed_unit(
         tables, outcomes = [], {}
         for size, cut in by_size.items():
             options, parts = parameters.sweep_options(task), shards.part(str(size))
-            table = evaluation.sweep(made(size, cut), opened()[1], [task], [Cut(0, 0)], shards=parts, **options)
-            levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][Cut(0, 0).name]
+            table = evaluation.sweep(made(size, cut), opened()[1], [task], [UNPRUNED], shards=parts, **options)
+            levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][UNPRUNED.name]
             tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))
         return pd.concat(tables, ignore_index=True), {"outcomes": outcomes, "levels": levels}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from deeper_layers import data, evaluation, healing
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Data, Measurement, items_of, text_of
@@ -54,7 +54,7 @@ def healing_unit(
         whole, tokenizer = opened()
         healed, record = _healed(whole, tokenizer, cut, config, parameters, source)
         base = healed.get_base_model()
-        whole_of_it = [Cut(0, 0)]
+        whole_of_it = [UNPRUNED]
         rows, of_sequences = evaluation.text_loss(
             base, whole_of_it, loss_sequences(parameters, tokenizer), shards=shards.part("loss")
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from deeper_layers import data, evaluation
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import OF_BLOCKS, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Parameters
@@ -19,7 +19,7 @@ VERSION = 2  # part of every unit's key: raise it when a change here or in evalu
 def blocks(sizes: Iterable[int], num_layers: int) -> list[Cut]:
     """The whole model and every contiguous block of some sizes, that with the last layer too."""
     every = (Cut(start, size) for size in sizes if size for start in range(num_layers - size + 1))
-    return [Cut(0, 0), *every]
+    return [UNPRUNED, *every]
 
 
 def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokenizer) -> list:

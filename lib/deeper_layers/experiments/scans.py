@@ -7,7 +7,7 @@ Of tasks that are chosen they hold the log-probability of every choice.
 from collections.abc import Callable
 
 from deeper_layers import data, evaluation, family
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
@@ -28,7 +28,7 @@ def scan_cuts(parameters: ScanParameters, source: Source, opened: Callable) -> d
         cuts_of = chooser(parameters, source, opened)
         return {name: cuts_of(parameters.size_list(layers, name)) for name in parameters.asked}
     blocks = [Cut(start, parameters.blocks) for start in parameters.block_list(layers)]
-    return dict.fromkeys(parameters.asked, {f"blocks of {parameters.blocks}": [Cut(0, 0), *blocks]})
+    return dict.fromkeys(parameters.asked, {f"blocks of {parameters.blocks}": [UNPRUNED, *blocks]})
 
 
 def scan_loss_unit(

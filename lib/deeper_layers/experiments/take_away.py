@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from deeper_layers import checkpoints, evaluation, models
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.bits import opened_gguf
 from deeper_layers.experiments.healings import adapter_folder, healed_record
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
@@ -69,15 +69,15 @@ def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path
     files["rounded"] = checkpoints.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
 
     whole, tokenizer = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
-    scored = _scores(whole, tokenizer, [Cut(0, 0), cut], parameters)
+    scored = _scores(whole, tokenizer, [UNPRUNED, cut], parameters)
     tables += [scored[scored["size"] == 0].assign(variant="whole"), scored[scored["size"] > 0].assign(variant="sliced")]
     del whole
     exact = checkpoints.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
     with opened_gguf(exact, parameters.device) as (model, tokenizer):
-        tables.append(_scores(model, tokenizer, [Cut(0, 0)], parameters).assign(variant="healed"))
+        tables.append(_scores(model, tokenizer, [UNPRUNED], parameters).assign(variant="healed"))
         equal = _equal(model, tokenizer, exact)
     with opened_gguf(files["rounded"], parameters.device) as (model, tokenizer):
-        tables.append(_scores(model, tokenizer, [Cut(0, 0)], parameters).assign(variant="rounded"))
+        tables.append(_scores(model, tokenizer, [UNPRUNED], parameters).assign(variant="rounded"))
     answers |= {variant: _answers(path) for variant, path in files.items() if variant not in answers}
 
     rows = [{"variant": variant, "task": "file", "metric": "bytes", "value": path.stat().st_size, "items": 1}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.family.activations import Activations
 from deeper_layers.family.masks import MASKABLE, unknown_windows
@@ -48,7 +48,7 @@ class Abilities:
                 stack.enter_context(network.reader.reading(layer))
             trial = _Trial(network, cuts)
             if not trial.same():
-                return cls(makes=Activations.alone(network, functools.partial(alone, tried, Cut(0, 0))))
+                return cls(makes=Activations.alone(network, functools.partial(alone, tried, UNPRUNED)))
             ways = (way for way in (ScoredOnly(narrow=True), ScoredOnly(narrow=False)) if trial.same(way=way))
             way, branch = next(ways, None), trial.same(joined=True)
             return cls(
@@ -64,7 +64,7 @@ class Abilities:
 @torch.inference_mode()
 def alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
-    pruned = model if cut == Cut(0, 0) else silence_sublayers(model, cut)
+    pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
     places = batch.places[batch.rows, batch.slots]
 
     def scored(_, arguments):
@@ -144,7 +144,7 @@ def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
         with contextlib.suppress(InputError):
             shallow = drop_layers(model, Cut.of(dropped))
             depth = num_layers(shallow)
-            some = [Cut(0, 0), Cut(1, 1), *([Cut(depth - 1, 1)] if ends else [])]
+            some = [UNPRUNED, Cut(1, 1), *([Cut(depth - 1, 1)] if ends else [])]
             for cut in some:  # a configuration may state a cut of the model, and none of what is left here
                 drop_layers(shallow, cut)
             return shallow, some

@@ -28,7 +28,7 @@ from deeper_layers.checkpoints.adapter_files import (
     read_identity,
     write_identity,
 )
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.files.whole import clean, write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
@@ -187,7 +187,7 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
         )
     base = healed.get_base_model()
     dtype = dtype or base.dtype
-    merged = drop_layers(base, Cut(0, 0))  # modules of its own over the same weights
+    merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
     for name, module in list(merged.named_modules()):
         adapted = isinstance(module, LoraLayer)
         layer = module.get_base_layer() if adapted else module

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.cuts import ATTENTION, MLP, Cut
+from deeper_layers.cuts import ATTENTION, MLP, UNPRUNED, Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source
@@ -44,7 +44,7 @@ class Sizes:
         of_parts = ((self.layers, cut.dropped), (self.attention, cut.attention), (self.mlp, cut.mlp))
         if any(indices and not sizes for sizes, indices in of_parts):
             return None
-        return sum(sizes[index] for sizes, indices in of_parts for index in indices) / self.parameters(Cut(0, 0))
+        return sum(sizes[index] for sizes, indices in of_parts for index in indices) / self.parameters(UNPRUNED)
 
     def file_bytes(self, cut: Cut) -> int | None:
         """Of the tensors that a GGUF file keeps after a cut; None for a model that is none, or whose file is not read.

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from deeper_layers.checks import shown
-from deeper_layers.cuts import Cut, check_size
+from deeper_layers.cuts import UNPRUNED, Cut, check_size
 from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import Known, Rule
 
@@ -56,7 +56,7 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
     length = distances.shape[0]
     check_size(size, length)
     if size == 0:
-        return Cut(0, 0)
+        return UNPRUNED
     candidates = distances[size - 1, : length - size]
     if np.isnan(candidates).any():
         raise InputError(

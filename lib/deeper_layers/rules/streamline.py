@@ -7,7 +7,7 @@ back, the block has n + 1 layers where n are dropped.
 
 from collections.abc import Sequence
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.rules.rule import TRAINED, Known, Rule, within
 from deeper_layers.rules.window_cosine import most_alike
 
@@ -15,7 +15,7 @@ from deeper_layers.rules.window_cosine import most_alike
 def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
     assert known.cosines is not None
     within(sizes, known.layers - 2, "one layer is trained and the last one stays")
-    return [Cut(most_alike(known.cosines, size + 1).start + 1, size) if size else Cut(0, 0) for size in sizes]
+    return [Cut(most_alike(known.cosines, size + 1).start + 1, size) if size else UNPRUNED for size in sizes]
 
 
 RULE = Rule(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import Known, Rule
 
@@ -21,7 +21,7 @@ def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -
     Raises InputError where one of them is not a number.
     """
     if not size:
-        return Cut(0, 0)
+        return UNPRUNED
     found = np.diagonal(cosines, size)[least:-1]
     if np.isnan(found).any():
         start = least + int(np.isnan(found).argmax())

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.questions.dissociation import (
     LEAST,
     OPEN,
     QUESTIONS,
     ROOM,
-    WHOLE,
     WRONG,
     Kept,
     Ruling,
@@ -92,7 +91,7 @@ def half_gone(form: Kept, cuts: Iterable[Cut], layers: int) -> tuple[float, floa
 
     Beside the verdict: both forms fall.
     """
-    cuts = [WHOLE, *sorted(cuts, key=lambda cut: cut.size)]
+    cuts = [UNPRUNED, *sorted(cuts, key=lambda cut: cut.size)]
     return outcomes.interval(
         outcomes.crossing(form.at(cuts), np.array([cut.size / layers for cut in cuts]), guessing=0.0)
     )

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.questions.two_ways import LOSS
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.evidence import healed_how, right_items
@@ -27,11 +27,10 @@ from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import shots, topic_of
 from deeper_layers.results.units import Unit
 
-WHOLE = Cut(0, 0).name
 BUDGET = ("steps", "warmup_steps")  # of a healing
 UNTOLD = (np.nan,) * 3
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
-UNPRUNED, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
+AS_IT_IS, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
 COLUMNS = ["what", "size", "start", "tokens", "items", "whole is", "whole", "pruned", "healed", "value", "low", "high"]
 
 
@@ -100,7 +99,7 @@ def table(
                 exploded = what == LOSS and pruned.mean() > math.log(vocabulary)
                 values = (whole, pruned, after)
                 share = UNTOLD if exploded else back(values, shares=what != LOSS)
-                means, known_as = (float(one.mean()) for one in values), ADAPTED if healed_too else UNPRUNED
+                means, known_as = (float(one.mean()) for one in values), ADAPTED if healed_too else AS_IT_IS
                 name = what + asked.get(what, "")
                 rows.append((name, cut.size, cut.start, tokens, len(after), known_as, *means, *share))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
@@ -138,12 +137,12 @@ def before_and_after(
     """Of the loss and of each task that was asked before healing too: of the same items, the first ones of a sweep."""
     found = {}
     if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
-        values = (losses[WHOLE], losses[cut.name], healed.details["by_sequence"])
+        values = (losses[UNPRUNED.name], losses[cut.name], healed.details["by_sequence"])
         found[LOSS] = BeforeAndAfter(*map(np.array, values), known=True)
     after = healed.details["outcomes"]
     together: dict[str, dict[str, Unit]] = {}  # the subjects of MMLU may be sweeps of their own
     for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):
-        whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (WHOLE, cut.name))
+        whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (UNPRUNED.name, cut.name))
         for task in pruned.keys() & whole.keys() & after.keys():
             if len(right_items(whole, task)) >= len(right_items(after, task)):
                 asked = curves.SUBJECTS.get(task, task)
@@ -152,7 +151,7 @@ def before_and_after(
         right, answers = [], []
         for task, leaf in sorted(of_tasks.items()):
             of_cuts = leaf.details["outcomes"]
-            of_task = [right_items(of_model, task) for of_model in (of_cuts[WHOLE], of_cuts[cut.name], after)]
+            of_task = [right_items(of_model, task) for of_model in (of_cuts[UNPRUNED.name], of_cuts[cut.name], after)]
             right.append(np.stack([of_model[: len(of_task[2])] for of_model in of_task]))
             answers.append(right_answers(of_cuts, task))
         values = np.concatenate(right, axis=1).astype(float)

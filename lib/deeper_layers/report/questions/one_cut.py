@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.names import as_markdown
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.curves import of_cut
@@ -19,7 +19,6 @@ from deeper_layers.report.statistics.topics import described_as, topic_of
 from deeper_layers.results.units import Unit
 
 LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
-WHOLE = Cut(0, 0).name
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
 ITEMS = 30  # a normal interval over fewer pairs says nothing
 
@@ -138,7 +137,7 @@ def _of_its_own(evidence: Evidence, cut: Cut) -> list[Score]:
     own = evidence.of_kind("cuts")
     # a task that was swept twice counts once: with most items, then as it was measured last
     for unit in sorted(own, key=lambda unit: (unit.rows["items"].max(), unit.provenance["measured"])):
-        if {WHOLE, cut.name} <= unit.details.get("outcomes", {}).keys():
+        if {UNPRUNED.name, cut.name} <= unit.details.get("outcomes", {}).keys():
             how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], opened_as(unit)
             together.setdefault(how, {})[unit.name] = unit
     found = []
@@ -146,11 +145,11 @@ def _of_its_own(evidence: Evidence, cut: Cut) -> list[Score]:
         own = list(by_task.values())
         right = [
             np.concatenate([right_items(unit.details["outcomes"][name], unit.name) for unit in own])
-            for name in (WHOLE, cut.name)
+            for name in (UNPRUNED.name, cut.name)
         ]
         names = list(by_task)
         described, guessing = described_as(topic, names, shots, len(right[0])), evidence.levels(own, names)
-        answers = Answers(described, [Cut(0, 0), cut], np.stack(right), guessing, own[0].details["num_layers"])
+        answers = Answers(described, [UNPRUNED, cut], np.stack(right), guessing, own[0].details["num_layers"])
         found.append(_score(topic, ALONE, answers, own[0], names, cut, None))
     return found
 
@@ -164,7 +163,7 @@ def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
             mended = healed.rows[(healed.rows["metric"] == "loss") & (healed.rows["task"] == unit.name)]
             if opened_as(unit) != opened_as(healed) or mended.empty:
                 continue
-        whole, pruned = of_cut(rows, Cut(0, 0)), of_cut(rows, cut)
+        whole, pruned = of_cut(rows, UNPRUNED), of_cut(rows, cut)
         known = {(score.asked, score.how) for score in found}  # measured for other cuts too
         if len(whole) and len(pruned) and (f"loss on {unit.name}", _how(unit)) not in known:
             row = pruned.iloc[0]

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.results.units import Unit
 
@@ -68,7 +68,7 @@ class Map:
 
     def __init__(self, layers: int, costs: Mapping[Cut, Float[np.ndarray, " S"]]):
         self.layers, self._costs = layers, {cut.name: np.asarray(cost) for cut, cost in costs.items()}
-        self.whole = self._costs[Cut(0, 0).name]
+        self.whole = self._costs[UNPRUNED.name]
         starts: dict[int, set[int]] = {}
         for cut in costs:
             if cut.is_block and cut.size:

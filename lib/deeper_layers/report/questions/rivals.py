@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
 from deeper_layers.report.statistics import curves, evidence, significance, topics
@@ -141,12 +141,12 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
     """
     rows = []
     for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
-        right = {cut: right_items(unit, cut) for cut in {Cut.of_key(key) for key in unit.key["cuts"]} | {Cut(0, 0)}}
+        right = {cut: right_items(unit, cut) for cut in {Cut.of_key(key) for key in unit.key["cuts"]} | {UNPRUNED}}
         try:
             every = Map(unit.details["num_layers"], {cut: 1.0 - found for cut, found in right.items()})
         except InputError:  # not every block of any size
             continue
-        best, whole = every.best.set_index("size"), float(right[Cut(0, 0)].mean())
+        best, whole = every.best.set_index("size"), float(right[UNPRUNED].mean())
         knows = curves.surely_above(whole, len(every.whole), curves.levels_of(unit).get(unit.name, {}))
         for size in every.sizes:
             of_size = ((rule, by_size[size]) for rule, by_size in cuts.items() if size in by_size)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, UInt8
 
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.statistics import significance
 from deeper_layers.report.thresholds import KEPT
@@ -75,9 +75,9 @@ def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | N
     another one, right or wrong; missing where a task has no choices), p (exact McNemar test).
     """
     cuts = list(cuts)
-    right = outcomes_of(unit, [Cut(0, 0), *cuts], what, task=task).astype(bool)
+    right = outcomes_of(unit, [UNPRUNED, *cuts], what, task=task).astype(bool)
     try:
-        chosen = outcomes_of(unit, [Cut(0, 0), *cuts], "chosen", task=task)
+        chosen = outcomes_of(unit, [UNPRUNED, *cuts], "chosen", task=task)
     except InputError:
         chosen = None
     rows = []
@@ -199,7 +199,7 @@ def kept(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None
     "undecided"; and needed: how many items would show it kept if nothing had changed at all (power 80%).
     """
     cuts = list(cuts)
-    right = outcomes_of(unit, [Cut(0, 0), *cuts], what, task=task).astype(float)
+    right = outcomes_of(unit, [UNPRUNED, *cuts], what, task=task).astype(float)
     rows = []
     for cut, after in zip(cuts, right[1:], strict=True):
         change, low, high = significance.paired_interval(after - right[0], shares=True)
