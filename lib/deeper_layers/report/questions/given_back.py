@@ -140,14 +140,7 @@ def before_and_after(
         values = (losses[UNPRUNED.name], losses[cut.name], healed.details["by_sequence"])
         found[LOSS] = BeforeAndAfter(*map(np.array, values), known=True)
     after = healed.details["outcomes"]
-    together: dict[str, dict[str, Unit]] = {}  # the subjects of MMLU may be sweeps of their own
-    for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):
-        whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (UNPRUNED.name, cut.name))
-        for task in pruned.keys() & whole.keys() & after.keys():
-            if len(right_items(whole, task)) >= len(right_items(after, task)):
-                asked = curves.SUBJECTS.get(task, task)
-                together[asked] = together.pop(asked, {}) | {task: leaf}  # the last one stands for its topic
-    for of_tasks in together.values():
+    for of_tasks in _asked_both_times(swept, cut, after):
         right, answers = [], []
         for task, leaf in sorted(of_tasks.items()):
             of_cuts = leaf.details["outcomes"]
@@ -159,3 +152,19 @@ def before_and_after(
         known = curves.surely_above(float(values[0].mean()), values.shape[1], curves.levels_together(levels, answers))
         found[topic_of(task)] = BeforeAndAfter(*values, known=known)
     return found
+
+
+def _asked_both_times(swept: Sequence[Unit], cut: Cut, after: Mapping[str, dict]) -> Iterable[dict[str, Unit]]:
+    """The tasks that were asked of a healed model, and of it and the whole one before, of as many items or more.
+
+    Together those of one set of questions: the subjects of MMLU may be sweeps of their own. The last set of a topic
+    stands for it.
+    """
+    together: dict[str, dict[str, Unit]] = {}
+    for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):
+        whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (UNPRUNED.name, cut.name))
+        for task in pruned.keys() & whole.keys() & after.keys():
+            if len(right_items(whole, task)) >= len(right_items(after, task)):
+                asked = curves.SUBJECTS.get(task, task)
+                together[asked] = together.pop(asked, {}) | {task: leaf}
+    return together.values()
