@@ -23,7 +23,7 @@ from deeper_layers.models import opening
 from deeper_layers.report.claims.deciding import cliffs
 from deeper_layers.report.questions import dissociation, early_cliff, geometry
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
-from deeper_layers.report.questions.rivals import choices_of
+from deeper_layers.report.questions.rivals import blocks_of, choices_of, regret_table
 from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.report.statistics.outcomes import interval
 from deeper_layers.results.units import all_units
@@ -131,6 +131,14 @@ def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict)
     found = mean_regret([regret(every, cut.size, every.of_cut(cut)) for cut in cuts])
     assert found.verdict == verdict
     assert f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})" in told, found
+    choices = {
+        unit.name: choices_of(unit) for unit in of_model
+        if (unit.kind, unit.key.get("sizes"), unit.key["dtype"]) == ("choice", sizes, "bfloat16")
+    }  # fmt: skip
+    for rule in ("similarity", "simple"):
+        choices[rule] = blocks_of(every, cuts_of_rule(rule, sizes, every.layers, distance_matrix(distances.rows)))
+    ranks = regret_table(every, choices, sizes).set_index("rule")["rank"]
+    assert f"{ranks['similarity']:g} of {len(ranks)} on {model.split('-')[0].replace('2.5', '')}" in told
     if model.startswith("SmolLM2"):
         assert np.mean([place(every, cut) for cut in cuts]) == pytest.approx(0.5, abs=0.05), "half of all are better"
         (choice,) = [unit for unit in of_model if (unit.kind, unit.name) == ("choice", "perplexity")]
