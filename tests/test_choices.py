@@ -161,6 +161,7 @@ def test_scores_of_rules_item_by_item():
 def test_healed_beside_the_papers_rule():
     losses = np.random.default_rng(0).normal(3, 1, 40)
     cuts = {"similarity": Cut(1, 2), "greedy": Cut.of([1, 4]), "llm-drop": Cut.of([1], mlp=[2])}
+    cuts |= {"replaceme": Cut(1, 2), "laco": Cut.of([1, 4])}  # healed without their changes: not what they leave
     choices = {rule: {2: rivals.Choice(cut, losses[:8] + 1)} for rule, cut in cuts.items()}
     assert rivals.healed_table([], choices) is None
     units = [healed_unit(Cut(1, 2), losses), healed_unit(Cut.of([1, 4]), losses - 0.5, acc=[1, 1, 0, 1])]

@@ -280,9 +280,11 @@ def healed_table(
 
     A row for each rule and size, by size and loss: rule, n, unhealed and loss (nats a token), change and interval (of
     the loss, to that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each
-    row. The unhealed loss is that of the choice, on as many sequences of the text as the map has.
+    row. The unhealed loss is that of the choice, on as many sequences of the text as the map has. Rules that change
+    weights are left out: of the same layers, without what they change, a healing says nothing of them.
     """
-    by_size = {rule: {one.cut.size: one for one in of.values() if one.cut.size} for rule, of in choices.items()}
+    dropping = {rule: of for rule, of in choices.items() if not REGISTERED[rule].changes}
+    by_size = {rule: {one.cut.size: one for one in of.values() if one.cut.size} for rule, of in dropping.items()}
     chosen = [(rule, one) for rule, of in by_size.items() for one in of.values() if one.cut.is_of_layers]
     ways = evidence.Evidence(list(units)).ways.values()
     way = max(ways, key=lambda way: sum(one.cut in way for _, one in chosen), default={})
