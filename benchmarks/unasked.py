@@ -9,10 +9,11 @@ left empty; the whole model answers.
 
 import argparse
 
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
 from benchmarks import side_by_side
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.models.opening import load_model
@@ -39,35 +40,29 @@ def main() -> None:
         unask(task)
     asked = harness.collect_requests(loaded, model, tokenizer, limit=options.limit)
     logprobs, greedy = loglikelihoods(
-        model, asked.contexts, asked.continuations, [Cut(0, 0)], max_length=asked.max_length, what=options.task
+        model, asked.contexts, asked.continuations, [UNPRUNED], max_length=asked.max_length, what=options.task
     )
     _, outcomes = harness.score(asked, logprobs[0], greedy[0])
-    right = [int(unpack(of_task[options.metric]).sum()) for of_task in outcomes.values()]
-    items = [len(unpack(of_task[options.metric])) for of_task in outcomes.values()]
-    share = sum(right) / sum(items)
-    chance = [level["chance"] for level in harness.reference_levels(asked).values()]
+    right = {task: unpack(of_task[options.metric]) for task, of_task in outcomes.items()}
+    levels = harness.reference_levels(asked)
+    chance = np.concatenate([np.full(len(of_task), levels[task]["chance"]) for task, of_task in right.items()])
+    every = np.concatenate(list(right.values()))
+    share = float(every.mean())
     side_by_side.keep(
         options.name,
         {
             "model": options.model, "dtype": options.dtype, "task": options.task, "metric": options.metric,
-            "num_fewshot": options.num_fewshot, "limit": options.limit, "items": sum(items), "right": sum(right),
-            "guessing": share, "interval": list(wilson_interval(share, sum(items))),
-            "chance": sum(n * level for n, level in zip(items, chance, strict=True)) / sum(items),
+            "num_fewshot": options.num_fewshot, "limit": options.limit, "items": len(every),
+            "right": int(every.sum()), "guessing": share, "interval": list(wilson_interval(share, len(every))),
+            "chance": float(chance.mean()),
         },
     )  # fmt: skip
 
 
 def unask(task: ConfigurableTask) -> None:
-    """Leave the question out of what a task asks; those of the examples in its prompts stay."""
-    examples = {document["question"] for document in task.fewshot_docs() or ()}
-    whole = task.doc_to_text
-
-    def without_question(document, *given, **named):
-        if document["question"] not in examples:
-            document = {**document, "question": ""}
-        return whole(document, *given, **named)
-
-    task.doc_to_text = without_question
+    """Leave the question of each item out of what a task asks; those of the examples in its prompts stay."""
+    whole = task.fewshot_context
+    task.fewshot_context = lambda doc, *given, **named: whole({**doc, "question": ""}, *given, **named)
 
 
 if __name__ == "__main__":

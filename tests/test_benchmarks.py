@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoTokenizer
 
 from benchmarks import (
     cutters,
@@ -56,22 +57,31 @@ def test_sweep(run):
     assert found["cost_against_cuts"][-1] | {"seconds": 0} == {"cuts": 4, "layer_steps_a_token": 8, "seconds": 0}
 
 
-def test_unasked(run):
-    """The examples keep their questions, the item loses its own: all items of a task are asked in the same words."""
+def test_unasked(run, monkeypatch, tiny_folder):
+    """What is run has no question: it begins where the choices do."""
+    asked = []
+
+    def noted(model, contexts, *given, **named):
+        asked.extend(contexts)
+        return loglikelihoods(model, contexts, *given, **named)
+
+    monkeypatch.setattr(unasked, "loglikelihoods", noted)
     found = run(unasked, "--task", "embedded_mmlu", "--metric", "acc", "--limit", "30")
     assert found["items"] == 30 and found["chance"] == 0.25
     low, high = found["interval"]
     assert found["guessing"] == found["right"] / 30 and low <= found["guessing"] <= high
+    decode = AutoTokenizer.from_pretrained(tiny_folder).decode
+    assert len(asked) == 120 and all(decode(tokens, skip_special_tokens=True)[:3] == "\nA." for tokens in asked)
 
 
-def test_what_is_left_out_is_the_question():
+def test_what_is_left_out_is_the_question_of_the_item_and_of_no_example():
     (task,) = harness.load_tasks(["embedded_mmlu"])["tasks"].values()
     first, second, *_ = documents = list(task.eval_docs)
-    asked, example = task.doc_to_text(first), task.doc_to_text(second)
-    task.fewshot_docs = lambda: [second]  # an example of the prompt is shown whole
+    task.sampler.sample = lambda **_: [second]
+    shown = task.fewshot_context(first, num_fewshot=1)
     unasked.unask(task)
-    assert task.doc_to_text(second) == example and second["question"] in example
-    assert first["question"] and task.doc_to_text(first) == asked.replace(first["question"], "")
+    assert task.fewshot_context(first, num_fewshot=1) == shown.replace(first["question"].strip(), "")
+    assert first["question"].strip() in shown and second["question"].strip() in shown
     assert all(document["question"] for document in documents), "the items themselves stay as they are"
 
 

@@ -208,7 +208,14 @@ def test_verdicts_by_what_guessing_was_measured_to_score():
     found = {"chance": 0.25, "guessing": 0.3, "interval": [0.2, 0.4]}
     supposed = early_cliff.by_guessing([letters, words], {"another": found})
     assert {(how, value) for how, value, _ in supposed} == {("supposed", value) for value in early_cliff.SUPPOSED}
-    measured = early_cliff.by_guessing([letters, words], {"tiny": found})
+    one = found | {"model": "tiny", "metric": "acc_norm"} | {
+        name: words.key[name] for name in ("task", "limit", "num_fewshot", "dtype")
+    }  # fmt: skip
+    by_rule = early_cliff.of_both_rules([letters, words])
+    others = [one | {"limit": 20}, one | {"dtype": "bfloat16"}, one | {"metric": "acc"}, one | {"model": "another"}]
+    assert early_cliff.without_questions(by_rule, others) == {}
+    assert early_cliff.without_questions(by_rule, [one, *others]) == {"tiny": one}
+    measured = early_cliff.by_guessing([letters, words], {"tiny": one})
     assert [value for _, value, ruling in measured if ruling.what == "simple"] == [0.25, 0.3, 0.4]
     assert [how for how, _, _ in measured][-1] == "at most, without the questions"
     for _, value, ruling in [*supposed, *measured]:

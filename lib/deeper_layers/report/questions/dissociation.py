@@ -23,7 +23,6 @@ from deeper_layers.report.statistics.significance import POWER
 from deeper_layers.results.units import Unit, whole_units
 
 SIZE = 4  # layers in a block
-WHOLE = Cut(0, 0)
 ROOM = 0.05  # by which a model that can show it is surely above guessing
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 RESAMPLES = 10_000

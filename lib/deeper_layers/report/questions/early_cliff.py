@@ -65,11 +65,23 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
     return found
 
 
+def without_questions(by_rule: Mapping[str, dict[str, Unit]], measured: Iterable[dict]) -> dict[str, dict]:
+    """By model, of what `python -m benchmarks.unasked` measured that of the words of `of_both_rules`, asked alike."""
+    words, found = QUESTIONS["MMLU"][1], {}
+    for one in measured:
+        unit = by_rule.get(one["model"], {}).get(one["task"])
+        alike = ("task", "limit", "num_fewshot", "dtype")
+        if unit and unit.name == words.task and one["metric"] == words.metric and unit.key["quantization"] is None:
+            if all(one[name] == unit.key[name] for name in alike):
+                found[one["model"]] = one
+    return found
+
+
 def by_guessing(units: Iterable[Unit], unasked: Mapping[str, dict]) -> list[tuple[str, float, Ruling]]:
     """What `cliffs` finds by what guessing may score on the words: how that is known, its value, and what is found.
 
-    `unasked` has for a model what `python -m benchmarks.unasked` found, the words without their questions: "chance",
-    "guessing" and its "interval", whose upper end is tried too. Of a model without, SUPPOSED are tried.
+    `unasked` is of `without_questions`: "chance", "guessing" and its "interval", whose upper end is tried last. Of a
+    model without, SUPPOSED are tried.
     """
     units = list(units)
     found = []

@@ -283,8 +283,10 @@ def healed_table(
     row. The unhealed loss is that of the choice, on as many sequences of the text as the map has. Rules that change
     weights are left out: of the same layers, without what they change, a healing says nothing of them.
     """
-    dropping = {rule: of for rule, of in choices.items() if not REGISTERED[rule].changes}
-    by_size = {rule: {one.cut.size: one for one in of.values() if one.cut.size} for rule, of in dropping.items()}
+    by_size = {
+        rule: {one.cut.size: one for one in of.values() if one.cut.size}
+        for rule, of in choices.items() if not REGISTERED[rule].changes
+    }  # fmt: skip
     chosen = [(rule, one) for rule, of in by_size.items() for one in of.values() if one.cut.is_of_layers]
     ways = evidence.Evidence(list(units)).ways.values()
     way = max(ways, key=lambda way: sum(one.cut in way for _, one in chosen), default={})
