@@ -25,6 +25,8 @@ from tests import hostile, notebook
 from tests.mirror import write_boolq
 from tests.page import FIGURE, ROOT, Page
 
+ERRORS = "class InputError(Exception): pass\nclass NotMeasuredError(InputError): pass"
+
 
 @pytest.fixture
 def book(tmp_path):
@@ -34,7 +36,7 @@ def book(tmp_path):
         cells = [
             nbformat.v4.new_markdown_cell("# How many?"),
             nbformat.v4.new_code_cell("size: int = 1\nmeasure: bool = True", metadata={"tags": ["parameters"]}),
-            nbformat.v4.new_code_cell(f"class InputError(Exception): pass\n{code}"),
+            nbformat.v4.new_code_cell(f"{ERRORS}\n{code}"),
         ]
         notebook = nbformat.v4.new_notebook(cells=cells)
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -63,7 +65,7 @@ def test_a_page_of_a_record_measures_nothing_and_says_what_is_not_measured(book)
     running.run_notebook(page, "")
     shown = nbformat.read(page.executed, as_version=4).cells[-1].outputs[0].text
     assert shown == "size 7, measure False\n"
-    page = book("raise InputError('not measured: boolq')", {"size": 7})
+    page = book("raise NotMeasuredError('not measured: boolq')", {"size": 7})
     running.run_notebook(page, "")
     (cell,) = nbformat.read(page.executed, as_version=4).cells
     assert cell.source.startswith("# How many?\n") and "holds none of the measurements" in cell.source

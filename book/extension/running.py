@@ -139,7 +139,7 @@ def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
                 # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
                 raise SystemExit(said) from None
             shown = NOT_MEASURED
-            if not text.startswith("InputError: not measured"):  # one odd record is no reason to have no book
+            if not text.startswith("NotMeasuredError:"):  # one odd record is no reason to have no book
                 logger.info("NOT DRAWN: %s, of %s: %s", page.name, page.record.path, said)
                 shown = NOT_DRAWN.format(as_markdown(last))
             note = nbformat.v4.new_markdown_cell(f"# {as_markdown(page.title)}\n\n{shown}")

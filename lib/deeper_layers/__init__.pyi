@@ -2,6 +2,7 @@ from .checkpoints import slice_checkpoint as slice_checkpoint
 from .cuts import Cut as Cut
 from .cuts import simple_cut as simple_cut
 from .errors import InputError as InputError
+from .errors import NotMeasuredError as NotMeasuredError
 from .evaluation import plan as plan
 from .evaluation import sweep as sweep
 from .family import Plan as Plan

@@ -1,4 +1,4 @@
-"""The one exception for everything a user can get wrong."""
+"""The one exception for everything a user can get wrong, and its kind for what was not measured."""
 
 LONGEST = 2000  # characters of a message
 
@@ -23,6 +23,10 @@ class InputError(ValueError):
     def _render_traceback_(self) -> list[str]:
         """The lines that a notebook prints for this error: the message alone, without a traceback."""
         return [f"{type(self).__name__}: {self}"]
+
+
+class NotMeasuredError(InputError):
+    """Results do not hold what was asked for, and nothing is to be measured now (`--no-measure`)."""
 
 
 def one_line(message: str) -> str:

@@ -7,7 +7,7 @@ import click
 
 from deeper_layers.checks import LAYERS, whole_number
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.parameters import Parameters, SweepParameters, check_given
 from deeper_layers.models.sources import Source
 from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES, cuts_of_rule
@@ -79,7 +79,7 @@ def chosen_cut(
     from deeper_layers.experiments.distances import distances_to_choose  # slow
 
     parameters, source, opened = measured()
-    with _how_to_measure(parameters):
+    with _how_to_measure():
         rows = distances_to_choose(parameters, source, opened).rows
     row = rows[rows["size"] == drop].set_index("start")["distance"]
     return min(passing, key=lambda cut: row[cut.start])
@@ -120,19 +120,17 @@ def _chosen(rule: str, drop: int, parameters: Parameters, source: Source, opened
     from deeper_layers.experiments.choosing import chosen_cuts  # slow
     from deeper_layers.experiments.distances import distances_to_choose
 
-    with _how_to_measure(parameters):
+    with _how_to_measure():
         return chosen_cuts(rule, [drop], parameters, source, opened, distances_to_choose)[0]
 
 
 @contextlib.contextmanager
-def _how_to_measure(parameters: Parameters) -> Iterator[None]:
+def _how_to_measure() -> Iterator[None]:
     """What a rule needs and results do not hold, where nothing is to be measured: say what can be done."""
     try:
         yield
-    except InputError as error:
-        if parameters.measure or not str(error).startswith("not measured"):
-            raise
-        raise InputError(
+    except NotMeasuredError as error:
+        raise NotMeasuredError(
             f"{error}; `deeper-layers distances` measures distances, and `sweep --rules` what a search needs; without "
             "them give --rule simple, or --start"
         ) from error

@@ -9,7 +9,7 @@ from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
 from deeper_layers.command.options import asking
 from deeper_layers.command.preview import as_json
-from deeper_layers.errors import InputError
+from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
@@ -51,7 +51,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     cut = given_cut or chosen_cut(drop or 0, start, rule, source.num_layers, lambda: (parameters, source, opened))
     unit = healing_unit(cut, config, parameters, source, opened)
     if unit is None:
-        raise InputError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
+        raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
     record = unit.details["healing"]

@@ -10,7 +10,7 @@ from deeper_layers import data, models, results
 from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import Place, asking
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.costs import ITEMSIZE
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
@@ -186,9 +186,7 @@ def _cuts(sizes: list[int], parameters: SweepParameters, source: Source) -> dict
     for rule in parameters.rule_list:
         try:
             found[rule] = chosen_cuts(rule, sizes, parameters.but(measure=False), source, lambda: None)
-        except InputError as error:
-            if not str(error).startswith("not measured"):
-                raise
+        except NotMeasuredError:
             found[rule] = None
     return found
 

@@ -6,7 +6,7 @@ import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
-from deeper_layers.errors import InputError
+from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.results.units import Unit
 
@@ -51,7 +51,7 @@ def scan(given: dict, dry_run: bool) -> Answer:
     missing = [name for name, unit in found.items() if unit is None]
     units = {name: unit for name, unit in found.items() if unit}
     if not units:
-        raise InputError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
     parts = [source.described(parameters.quantization)]
     parts += [f"{name}\n{_lines(unit)}\n{unit.path}" for name, unit in units.items()]
     parts += [f"{name}: not measured" for name in missing]

@@ -7,7 +7,7 @@ import click
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.options import asking
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.results.units import Unit
 
@@ -49,7 +49,7 @@ def sweep(given: dict) -> Answer:
     missing = [task for task, unit in found.items() if unit is None]
     units = {task: unit for task, unit in found.items() if unit}
     if not units:
-        raise InputError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
     parts = [source.described(parameters.quantization)]
     parts += [_scores(unit, cuts[task], layers) for task, unit in units.items()]
     parts += [f"{task}: not measured" for task in missing]

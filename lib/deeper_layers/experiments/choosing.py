@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from deeper_layers import bridges, checkpoints, evaluation
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit, drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
@@ -36,8 +36,8 @@ def chosen_cuts(
 
     `distances` is what gives the unit of the distances. The price of a search by loss is printed before.
 
-    Raises InputError where nothing is to be measured and results hold not all that it takes, and for sizes that do not
-    fit the model or the rule.
+    Raises NotMeasuredError where nothing is to be measured and results hold not all that it takes, and InputError for
+    sizes that do not fit the model or the rule.
     """
     chosen, layers = REGISTERED[rule], source.num_layers
     if chosen.needs == "distances":
@@ -57,7 +57,8 @@ def changed_choice(
     """What a rule drops that changes weights too, and what becomes of the layers that stay.
 
     It looks at the sequences of the distances; a bridge is fitted on the first of them. What that costs is printed
-    before. Raises InputError where nothing is to be measured, or the rule can't be had of this model or size.
+    before. Raises NotMeasuredError where nothing is to be measured, and InputError where the rule can't be had of this
+    model or size.
     """
     chosen = REGISTERED[rule]
     known = _looked_at(rule, parameters, source, opened)
@@ -73,11 +74,11 @@ def changed_choice(
 def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:
     """What a rule needs that one look at the text gives: measured each time, since nothing of it is kept.
 
-    Raises InputError where nothing is to be measured.
+    Raises NotMeasuredError where nothing is to be measured.
     """
     needs = REGISTERED[rule].needs
     if not parameters.measure:
-        raise InputError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
+        raise NotMeasuredError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
     print(priced(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
     sequences = _sequences(parameters, opened)
     return evaluation.known_of(opened()[0], rule, sequences)
@@ -128,7 +129,7 @@ def candidates_unit(
     and what makes a family of cuts, for all steps of a search. Rows: task, metric, start, size, cut, value (nats a
     token), stderr, items.
 
-    Raises InputError where nothing is to be measured and results hold no such unit.
+    Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
 
     def measure(shards):
@@ -145,5 +146,5 @@ def candidates_unit(
         reads=[text_of(parameters.corpus, parameters.datasets)],
     ).unit(parameters)  # fmt: skip
     if unit is None:
-        raise InputError(f"not measured: the losses of {len(cuts)} candidates of {source.name} in {source.dtype}")
+        raise NotMeasuredError(f"not measured: the losses of {len(cuts)} candidates of {source.name} in {source.dtype}")
     return unit

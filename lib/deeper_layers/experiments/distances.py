@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from deeper_layers import data
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import DTYPES, Source
@@ -23,11 +23,11 @@ def distances_to_choose(parameters: Parameters, source: Source, opened: Callable
     """Distances by which a cut is chosen: of the weights in their data type, or where results hold those of another
     one, in that, which a line on stderr says; else measured.
 
-    Raises InputError where nothing is to be measured and results hold none.
+    Raises NotMeasuredError where nothing is to be measured and results hold none.
     """
     kept = parameters.but(measure=False)
     for dtype in (source.dtype, *(dtype for dtype in DTYPES if dtype != source.dtype)):
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(NotMeasuredError):
             unit = distances_unit(kept, dataclasses.replace(source, dtype=dtype), opened)
             if dtype != source.dtype:
                 said = f"the cut is chosen by distances in {dtype}, as results hold none of {source.name} in"
@@ -56,7 +56,7 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
 
     Each batch that has run is kept, and an interrupted measurement goes on after it. `by_sequence`: the distances of
     every sequence are kept beside their means, in a unit of another kind.
-    Raises InputError where nothing is to be measured and results hold no such unit.
+    Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
 
     def measure(shards):
@@ -86,5 +86,5 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
         measure=measure,
     ).unit(parameters)  # fmt: skip
     if unit is None:
-        raise InputError(f"not measured: the distances of {source.name} in {source.dtype}")
+        raise NotMeasuredError(f"not measured: the distances of {source.name} in {source.dtype}")
     return unit

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from deeper_layers.errors import InputError
+from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.block_parameters import GeometryParameters
 from deeper_layers.experiments.distances import drawn_batches
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
@@ -22,7 +22,7 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
     """The geometry of a model: read from results, else measured on the model that `opened()` returns.
 
     What it will cost is said before it runs; each batch that has run is kept, and an interrupted measurement goes on
-    after it. Raises InputError where nothing is to be measured and results hold no such unit.
+    after it. Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
 
     def measure(shards):
@@ -58,7 +58,7 @@ def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callab
         reads=[text_of(parameters.corpus, parameters.datasets)],
     ).unit(parameters)  # fmt: skip
     if unit is None:
-        raise InputError(f"not measured: the geometry of {source.name} in {source.dtype}")
+        raise NotMeasuredError(f"not measured: the geometry of {source.name} in {source.dtype}")
     return unit
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from deeper_layers import data, evaluation
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.block_parameters import OF_BLOCKS, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Data, Measurement, text_of
@@ -60,11 +60,11 @@ def loss_unit(
 ) -> Unit:  # fmt: skip
     """The loss of pruned models before healing: read from results, else measured on what `opened()` returns.
 
-    Raises InputError where nothing is to be measured and results hold no such unit.
+    Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
     unit = predicted_unit(kind, cuts, of_corpus(parameters), parameters, source, opened)
     if unit is None:
-        raise InputError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
+        raise NotMeasuredError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit
 
 
