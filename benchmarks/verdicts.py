@@ -34,7 +34,7 @@ from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, LAST, NEAR, SLOWLY, SPAN
 from tests import made_up
 
-ONE_QUARTER = [0, 0.12, 0.09, 0.14, 0.43, 0.11, 0.11]  # steps of a loss, half of whose rise lies within 1/4 of the way
+EVENLY = [0, 0.14, 0.16, 0.2, 0.2, 0.2, 0.1]  # steps of a loss to guessing, two and a half of which are half of the way
 
 
 def main() -> None:
@@ -307,11 +307,11 @@ def cases_of_losses():
         )
 
     def rising(shares):
-        return 3 + 6 * np.array(shares)
+        return 3 + (np.log(made_up.VOCABULARY) - 3) * np.array(shares)
 
-    jumps = rising([0, 0.05, 0.1, 0.2, 0.8, 0.9, 1])  # half of it from 3.1 of 6 parts of the way to 3.9
+    jumps = rising([0, 0.05, 0.1, 0.2, 0.8, 0.9, 1])  # half of it within one step of a tenth of the layers
     for truth, before, known in (
-        (f"half of the rise lies within exactly {SPAN:.0%} of the way", rising(np.cumsum(ONE_QUARTER)), [1] * 7),
+        (f"half of the rise lies within exactly {SPAN:.0%} of the layers", rising(np.cumsum(EVENLY)), [1] * 7),
         (f"the jump is exactly {NEAR:.0%} of the layers from the cliff", jumps, [1] * 9 + [0.5]),
         ("clearly as the claim has it", jumps, [1] * 8), ("clearly otherwise", jumps, [1] * 15),
     ):  # fmt: skip

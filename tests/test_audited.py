@@ -122,13 +122,30 @@ def test_16_a_jump_does_not_hang_on_the_grid():
         return 3 + 6 / (1 + np.exp(-40 * (places - 0.3)))
 
     wide = [np.linspace(0, 0.6, count) for count in (13, 25, 61)]
-    found = [healing_decisions.span(jumps(grid)[None], grid) for grid in wide]
+    found = [healing_decisions.span(jumps(grid)[None], grid, 9.0) for grid in wide]
     steepest = [np.diff(jumps(grid)).max() * (len(grid) - 1) / 6 for grid in wide]
-    assert np.ptp([width[0] for width, _ in found]) < 0.04 and max(width[0] for width, _ in found) < SPAN
+    assert np.ptp([width[0] for width, *_ in found]) < 0.03 and max(width[0] for width, *_ in found) < SPAN
     assert np.ptp(steepest) > 0.4, "what was taken before: the steepest step over the mean one"
-    assert [middle[0] for _, middle in found] == pytest.approx([0.3] * 3, abs=0.02)
-    straight = healing_decisions.span(np.linspace(3, 9, 7)[None], np.linspace(0, 0.6, 7))
-    assert straight[0][0] == pytest.approx(0.5, abs=0.01)
+    assert [middle[0] for *_, middle in found] == pytest.approx([0.3] * 3, abs=0.02)
+    straight = healing_decisions.span(np.linspace(3, 9, 7)[None], np.linspace(0, 0.6, 7), 9.0)
+    assert straight[0][0] == pytest.approx(0.3, abs=0.01)
+
+
+def test_16_a_jump_does_not_hang_on_where_measuring_stopped():
+    """Of a loss that has reached guessing at 40% of the layers, what is beyond says nothing."""
+    way = np.linspace(0, 0.95, 20)
+    every = 3 + 6 / (1 + np.exp(-20 * (way - 0.2)))
+    found = [healing_decisions.span(every[None, :end], way[:end], 9.0) for end in (9, 13, 20)]
+    for width, least, middle in found:
+        assert (width[0], least[0], middle[0]) == pytest.approx((0.12, 0.12, 0.2), abs=0.02)
+    # where it has not, it may jump right beyond the last cut, and where less than half of the way is seen it has to
+    (width,), (least,), _ = healing_decisions.span(every[None, :6], way[:6], 9.0)
+    assert width == pytest.approx(0.11, abs=0.01) and 0.04 < least < 0.06
+    (width,), (least,), _ = healing_decisions.span(every[None, :3], way[:3], 9.0)
+    assert width == np.inf and least == pytest.approx(0, abs=0.001)
+    loss = unhealed({"similarity": np.linspace(3, 8, 7)})
+    (ruling,) = healing_decisions.unhealed_loss(evidence(loss))
+    assert ruling.verdict == UNMEASURED and "half of the way to guessing" in ruling.reason
 
 
 # ---- 4, 5, 6, 13: curves of accuracy ---------------------------------------------------------------------------
@@ -355,6 +372,13 @@ def test_12_shots_are_compared_where_models_still_answer():
     assert ruling.findings[0].value == pytest.approx(0.03, abs=1e-6), "not thinned by models that guess"
     (ruling,) = decisions.shot_order(evidence(known, prompts(few, 5, 0), prompts(few, 5, 1)))
     assert "1 of all possible shuffles" in ruling.about
+    # what helps three models and harms the fourth as much is not nothing, though its mean is
+    several = [0.6, 0.64, 0.64, 0.64, 0.48, *gone]
+    for found in (
+        decisions.more_shots(evidence(known, prompts(few, 0, 0), prompts(several, 5, 0))),
+        decisions.shot_order(evidence(known, prompts(few, 5, 0), prompts(several, 5, 1))),
+    ):
+        assert found[0].verdict == DIFFERS and "without 4 layers" in found[0].findings[0].what
 
 
 # ---- 14: two lines of guessing ---------------------------------------------------------------------------------
@@ -383,6 +407,13 @@ def test_14_lines_that_disagree_decide_nothing():
     shown = decisions.plateau_boolq(boolq([0.9 if size < 8 else 0.72 for size in SIZES], majority=0.72))
     assert {ruling.verdict for ruling in shown} == {OPEN}
     assert "at 72%: agrees; " in shown[0].reason and "at 50%: differs" in shown[0].reason
+
+
+def test_14_a_model_near_one_line_is_held_against_the_other_too():
+    """Not surely above the commonest answer it has nothing to lose beside that, and falls at once beside one half."""
+    shown = decisions.plateau_boolq(boolq([0.61, *[0.45] * 18], majority=0.61))
+    assert {ruling.verdict for ruling in shown} == {OPEN}
+    assert "at 61%: nothing to lose; " in shown[0].reason and "at 50%: differs" in shown[0].reason
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ BENT = Threshold(
     ("healing",), AUDIT,
 )  # fmt: skip
 SPAN = Threshold(
-    0.25, "share of all measured sizes within which half of a loss that jumps has risen; of a straight one 0.5",
+    0.25, "share of the layers within which a loss that jumps rises half of the way to guessing; of a straight one 0.5",
     ("loss",), AUDIT,
 )  # fmt: skip
 NEAR = Threshold(0.10, "share of the layers between a jump of the loss and a cliff that are near", ("loss",), FIRST)

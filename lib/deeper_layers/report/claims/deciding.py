@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report import paper
@@ -91,17 +92,21 @@ def none_answers(*ways: np.ndarray, guessing: float, about: str) -> Obstacle:
     return at_guessing(means[means.mean(axis=1).argmax()], guessing, "the best of these models scores", about)
 
 
-def apart(ways: dict[Any, np.ndarray], guessing: float, what: str, limits: dict) -> tuple[list[Finding], str]:
-    """Differences in accuracy of each way from the first, item by item, over the cuts that still answer."""
+def apart(
+    ways: dict[Any, Float[np.ndarray, "C I"]], guessing: float, what: str
+) -> tuple[dict[str, dict[int, Float[np.ndarray, " I"]]], str]:
+    """What each way gets right more than the first, item by item, at the places of the cuts that still answer.
+
+    By the name of the difference, and without ways of which no cut answers; then, in words, how many cuts do.
+    """
     (own, first), *others = ways.items()
-    found, asked = [], []
-    for name, right in others:
-        kept = answering([first, right], guessing)
-        asked.append(int(kept.sum()))
-        if kept.any():
-            differences = right[kept].mean(axis=0) - first[kept].mean(axis=0)
-            found.append(Finding.of_pairs(f"accuracy, {what} {name} less {own}", differences, **limits))
-    return found, f"over the {min(asked)} of {len(first)} models that still answer"
+    kept = {f"{what} {name} less {own}": answering([first, right], guessing) for name, right in others}
+    found = {
+        name: {place: right[place] - first[place] for place in np.flatnonzero(kept[name]).tolist()}
+        for name, (_, right) in zip(kept, others, strict=True)
+    }
+    over = f"over the {min(of.sum() for of in kept.values())} of {len(first)} models that still answer"
+    return {name: of_cuts for name, of_cuts in found.items() if of_cuts}, over
 
 
 # ---- where a curve falls, and how ------------------------------------------------------------------------------

@@ -38,18 +38,18 @@ def plateau(evidence: Evidence) -> list[Ruling]:
 
 def plateau_boolq(evidence: Evidence) -> list[Ruling]:
     """By the paper's line of guessing, one half, and by the commonest answer: both have to say the same."""
-    (own,) = on_tasks(evidence, ("BoolQ",), "similarity", fall)
-    if not own.findings or own.obstacle:
-        return [own]
     answers = evidence.answers("BoolQ", "similarity")
+    if answers is None:
+        return on_tasks(evidence, ("BoolQ",), "similarity", fall)
     half = dataclasses.replace(answers, levels={"chance": answers.levels["chance"]})
-    lines = [
-        dataclasses.replace(own, about=f"{own.about}, beside the commonest answer at {answers.guessing:.0%}"),
+    lines = {"the commonest answer": answers, "the paper's line": half}
+    return both_alike([
         dataclasses.replace(
-            fall("BoolQ", half, None), about=f"{own.about}, beside the paper's line at {half.guessing:.0%}"
-        ),
-    ]
-    return both_alike(lines)
+            fall("BoolQ", of_line, not_known(of_line, "BoolQ")),
+            about=f"{answers.described}, beside {line} at {of_line.guessing:.0%}",
+        )
+        for line, of_line in lines.items()
+    ])  # fmt: skip
 
 
 def simple_collapses(evidence: Evidence) -> list[Ruling]:
@@ -118,16 +118,24 @@ def more_shots(evidence: Evidence) -> list[Ruling]:
 
 
 def _by_prompt(evidence, ways: dict[int, Answers], what: str, name: str, limits: dict, how: str) -> list[Ruling]:
-    """Whether prompts are alike, at the cuts that all have and that still answer."""
+    """Whether prompts are alike at each of the cuts that all have and that still answer.
+
+    Cut by cut: what helps one model and harms another is not nothing.
+    """
     obstacle = not_known(evidence.answers("MMLU", "similarity"), "MMLU")
     if obstacle or len(ways) < 2:
         return [Ruling("MMLU", obstacle=obstacle or not_measured(what))]
     common = [cut for cut in next(iter(ways.values())).cuts if all(cut in answers.cuts for answers in ways.values())]
     every = list(ways.values())
-    found, over = apart(
-        {value: answers.of(common).astype(float) for value, answers in ways.items()},
-        max(answers.guessing for answers in every), name, limits,
-    )  # fmt: skip
+    right = {value: answers.of(common).astype(float) for value, answers in ways.items()}
+    compared, over = apart(right, max(answers.guessing for answers in every), name)
+    found = [
+        Finding.of_all([
+            Finding.of_pairs(f"accuracy, {what}, without {common[place].size} layers", of_cut, **limits)
+            for place, of_cut in of_cuts.items()
+        ])
+        for what, of_cuts in compared.items()
+    ]  # fmt: skip
     about = ", ".join(part for part in (every[-1].described, over, how) if part)
     nothing = Obstacle(NOTHING, "with none of these prompts any of these models is surely better than guessing")
     return [Ruling(about, found, None if found else nothing)]

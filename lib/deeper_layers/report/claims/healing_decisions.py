@@ -7,6 +7,7 @@ import dataclasses
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.claims.deciding import (
@@ -110,8 +111,7 @@ def _before_the_jump(evidence: Evidence, healed: Losses) -> str:
     losses = evidence.unhealed_losses("similarity")
     if losses is None or len(losses.fractions) < SIZES:
         return ""
-    before = capped(losses)
-    _, (middle,) = span(before.mean(axis=1)[None], losses.fractions)
+    *_, (middle,) = span(capped(losses).mean(axis=1)[None], losses.fractions, losses.guessing)
     jumped = middle <= healed.fractions[-1]
     return "" if jumped else f", where the loss without healing has not jumped yet (it does at {middle:.0%})"
 
@@ -142,10 +142,12 @@ def unhealed_loss(evidence: Evidence) -> list[Ruling]:
     before = capped(losses)
     if paired_interval(before[-1] - before[0], shares=False)[1] <= 0:
         return [Ruling(TEXT, obstacle=Obstacle(NOTHING, "the loss does not surely rise"))]
-    widths, places = span(resampled_means(before), losses.fractions)
+    widths, least, places = span(resampled_means(before), losses.fractions, losses.guessing)
+    if np.isinf(widths[0]):
+        return [Ruling(TEXT, obstacle=not_measured("cuts so large that the loss rises half of the way to guessing"))]
     items = before.shape[1]
-    what = "share of the measured sizes within which half of its rise lies"
-    found = [Finding.of_draws(what, widths, ceiling=SPAN, items=items)]
+    what = "share of the layers within which it rises half of the way to guessing"
+    found = [Finding.of_draws(what, widths, nearest=least, ceiling=SPAN, items=items)]
     of_paper = [answers for topic in OF_PAPER if (answers := evidence.answers(topic, "similarity"))]
     known = next((answers for answers in of_paper if answers.known), None)
     if known is None:
@@ -161,23 +163,28 @@ def unhealed_loss(evidence: Evidence) -> list[Ruling]:
     return [Ruling(TEXT, found)]
 
 
-def span(losses: np.ndarray, fractions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of curves of losses, [R, C]: the shortest part of the way within which half of the rise lies, and its middle.
+def span(
+    losses: Float[np.ndarray, "R C"], fractions: Float[np.ndarray, " C"], guessing: float
+) -> tuple[Float[np.ndarray, " R"], Float[np.ndarray, " R"], Float[np.ndarray, " R"]]:
+    """The shortest stretch within which a loss rises half of the way from the whole model's to that of guessing, ln V.
 
-    The part is a share of the way from the whole model to the last cut, the middle a fraction of layers dropped.
-    Between the cuts a curve is straight, so it hardly matters how densely they lie.
+    Its width, the least that it may be, and its middle, as shares of the layers: neither how densely the cuts lie nor
+    where they end is part of them. Between the cuts a curve is straight; right beyond the last one it may reach
+    guessing, so that the width is infinite where only there it could rise so far.
     """
     places = np.linspace(0, fractions[-1], GRID)
     weights = np.array([np.interp(places, fractions, one) for one in np.eye(len(fractions))])
     curves = losses @ weights
-    half = (curves[:, -1] - curves[:, 0]) / 2
-    widths, middles = np.full(len(curves), np.inf), np.full(len(curves), np.nan)
+    half = (guessing - curves[:, :1]) / 2
+    begins = GRID - 1 - (guessing - curves >= half)[:, ::-1].argmax(axis=1)  # of what ends right beyond the last cut
+    beyond = places[-1] - places[begins]
+    widths, middles = np.full(len(curves), np.inf), places[-1] - beyond / 2
     for steps in range(1, GRID):
         rises = curves[:, steps:] - curves[:, :-steps]
         best = rises.argmax(axis=1)
-        now = np.isinf(widths) & (rises[np.arange(len(curves)), best] >= half)
-        widths[now], middles[now] = steps / (GRID - 1), (places[best] + places[best + steps])[now] / 2
-    return widths, middles
+        now = np.isinf(widths) & (rises[np.arange(len(curves)), best] >= half[:, 0])
+        widths[now], middles[now] = places[steps], (places[best] + places[best + steps])[now] / 2
+    return widths, np.minimum(widths, beyond), middles
 
 
 @after_healing
@@ -288,7 +295,11 @@ def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits:
     right = {way: np.stack([of_topic(unit, names) for unit in of_way]).astype(float)
              for way, of_way in zip(ways, units, strict=True)}  # fmt: skip
     items = right[next(iter(right))].shape[1]
-    found, over = apart(right, guessing, name, limits)
+    compared, over = apart(right, guessing, name)
+    found = [
+        Finding.of_pairs(f"accuracy, {what}", np.mean(list(of_cuts.values()), axis=0), **limits)
+        for what, of_cuts in compared.items()
+    ]
     about = f"MMLU, {items:,} items"
     if not found:
         why = none_answers(*right.values(), guessing=guessing, about=about)
