@@ -23,6 +23,7 @@ QWEN, SMOL, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gem
 ONCE, MERGED = {"+": AGREES, "/": DIFFERS, "-": "can't be tested here"}, "can't be tested here"
 SECOND = ("ad06447", "2026-11-29T07:59:17+00:00")
 THIRD = ("d0601f8", "2026-11-29T11:01:45+00:00")
+FOURTH = ("64b442e", "2026-11-29T16:56:42+00:00")
 BEFORE = {
     "plateau": "/--", "plateau-healed": "/--", "boolq": "/--", "boolq-healing": "---", "healed-loss": "-+-",
     "unhealed-loss": "/--", "simple-unhealed": "+--", "simple-healed": "/++", "deep-blocks": "//-",
@@ -150,6 +151,16 @@ CHANGES = [
     Change("all claims", "no number of items would decide, where only Holm's correction stood in the way",
            "the number after that correction", "there was one", set_by=THIRD,
            test="test_items_are_named_where_only_the_correction_stands_in_the_way"),
+    Change("unhealed-loss", "the shortest part of the way to the last cut within which half of the rise to it lies",
+           "the fewest layers within which it rises half of the way to guessing",
+           "of two jumps as wide in layers one was called wide and one narrow, by where measuring stopped",
+           set_by=FOURTH, test="test_16_a_jump_does_not_hang_on_where_measuring_stopped"),
+    Change("boolq", "a model near the commonest answer was not held against one half", "both lines, always",
+           "beside one of them it may have something to lose", set_by=FOURTH,
+           test="test_14_a_model_near_one_line_is_held_against_the_other_too"),
+    Change("more-shots, shot-order", "the mean over the models that still answer", "each of these models, corrected "
+           "for their number", "what helps one and harms another is not nothing, though its mean is", set_by=FOURTH,
+           test="test_12_shots_are_compared_where_models_still_answer"),
 ]  # fmt: skip
 
 
