@@ -419,14 +419,14 @@ def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp
     def execute(source, out, *, parameters, **options):
         assert source.exists() and options["cwd"] == tmp_path
         if source.stem == "04-reasoning":
-            raise papermill.PapermillExecutionError(0, 0, "", "InputError", "can't read the data of piqa", [])
+            raise papermill.PapermillExecutionError(0, 0, "", "NotMeasuredError", "not measured: piqa", [])
         out.write_text(json.dumps({name: str(value) for name, value in parameters.items()}))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     asked = ["report", tiny_folder, "--samples", 8, "--steps", 4, "--results", tmp_path / "results", "--notebooks"]
     done = typed(*asked, "01, 04-reasoning, 03", code=1)
-    assert "1 of 3 notebooks were not made: 04-reasoning: can't read the data of piqa; mend that" in done.stderr
+    assert "1 of 3 notebooks were not made: 04-reasoning: not measured: piqa; mend that" in done.stderr
     assert "5 layers" in done.stderr  # the plan, before anything runs
     out = tmp_path / "report" / tiny_folder.name
     given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}

@@ -183,7 +183,8 @@ def test_a_fault_in_a_notebook_is_one_line_too(report, cache, monkeypatch):
     (path,) = (cache / "deeper-layers" / "faults").iterdir()
     assert said.count("\n") == 1 and said.startswith("KeyError: 'x' (") and str(path) in said
     assert OURS[0] in path.read_text()
-    assert report("InputError", "a mistake", OURS) == "InputError: a mistake\n"
+    for ours in ("InputError", "NotMeasuredError"):
+        assert report(ours, "a mistake", OURS) == f"{ours}: a mistake\n"
     assert "Exception encountered" in report("KeyError", "'x'", ["File elsewhere.py"])  # another's notebook
     monkeypatch.setenv(faults.SHOWN, "1")
     assert OURS[0] in report("KeyError", "'x'", OURS)

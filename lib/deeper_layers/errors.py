@@ -29,6 +29,9 @@ class NotMeasuredError(InputError):
     """Results do not hold what was asked for, and nothing is to be measured now (`--no-measure`)."""
 
 
+NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
+
+
 def one_line(message: str) -> str:
     """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
     one. Messages quote names, values, and what other libraries say."""
