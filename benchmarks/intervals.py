@@ -157,7 +157,7 @@ def share_back(draw, items):
     """The share of a loss that healing gives back."""
     means = np.array([3.0, 5.0, 3.6])
     values = list(means[:, None] + by_sequence(draw, 3, items))
-    return *given_back.back(values, shares=False)[1:], 0.7
+    return *given_back.back(values, np.inf, shares=False)[1:], 0.7
 
 
 def regret_of(start: int) -> Callable:

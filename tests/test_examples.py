@@ -111,6 +111,12 @@ def little():
     return dataclasses.replace(deeper_layers.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=2, at_once=1)
 
 
+ON_ALL = {
+    "block-influence", "llm-drop", "llm-drop-attention", "llm-drop-mlp", "perplexity", "perplexity-plus", "similarity",
+    "simple", "taylor", "taylor-plus", "window-cosine",
+}  # fmt: skip  # rules that were tried on all three models
+
+
 @pytest.mark.parametrize(
     "model, verdict",
     [("Qwen2.5-Coder-1.5B-Instruct", "as good"), ("SmolLM2-135M-Instruct", "worse"), ("Gemma-3-270m", "worse")],
@@ -137,13 +143,16 @@ def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict)
     }  # fmt: skip
     for rule in ("similarity", "simple"):
         choices[rule] = blocks_of(every, cuts_of_rule(rule, sizes, every.layers, distance_matrix(distances.rows)))
-    ranks = regret_table(every, choices, sizes).set_index("rule")["rank"]
-    assert f"{ranks['similarity']:g} of {len(ranks)} on {model.split('-')[0].replace('2.5', '')}" in told
+    name = model.split("-")[0].replace("2.5", "")
+    assert set(choices) >= ON_ALL and f"Among the {len(ON_ALL)} rules that were tried on all three" in told
+    compared = regret_table(every, {rule: choices[rule] for rule in ON_ALL}, sizes).set_index("rule")
+    assert re.search(rf"(ranks|and|,) {compared['rank']['similarity']:g} on {name}\b", told)
+    alone = compared.loc["perplexity"]
+    least, most = sorted(map(abs, (alone["low"], alone["high"])))
+    assert f"{name} ({abs(alone['mean']):.2f}, {least:.2f} to {most:.2f})" in told
+    assert (alone["mean"] < 0) == (name != "Qwen")
     if model.startswith("SmolLM2"):
         assert np.mean([place(every, cut) for cut in cuts]) == pytest.approx(0.5, abs=0.05), "half of all are better"
-        (choice,) = [unit for unit in of_model if (unit.kind, unit.name) == ("choice", "perplexity")]
-        alone = mean_regret([regret(every, size, one.losses) for size, one in choices_of(choice).items()])
-        assert alone.verdict == "as good"
 
 
 @pytest.mark.parametrize("model", ["Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"])
@@ -161,7 +170,7 @@ def test_readme_says_which_geometry_foretells_the_loss(model):
     assert len(found) == 17
     foretold = {one.measure: one for one in found if one.verdict == geometry.PREDICTED}
     if not model.startswith("Qwen"):
-        assert not foretold and told.endswith("on the smaller models of none.")
+        assert not foretold and told.endswith("on the smaller models none of the 17 is shown to, nor ruled out.")
         return
     assert set(foretold) == {"skip", "cka"} and "two foretell on Qwen" in told
     (distance,) = [one for one in found if one.measure == geometry.DISTANCE]
@@ -176,9 +185,14 @@ def test_readme_says_what_results_hold():
     said = README.read_text(encoding="utf-8").partition("**Found here:**")[2].partition("\n")[0]
     model = by_model(all_units(model="Qwen2.5-Coder-1.5B-Instruct"))["Qwen2.5-Coder-1.5B-Instruct"]
     assert model.name in said
-    for topic, name in (("GSM8K", "GSM8K"), ("MMLU", "MMLU"), ("Capitals", "the capitals")):
-        value, low, high = interval(cliffs(model.answers(topic, "similarity")))
-        shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name}", said)
+    for topic, name in (
+        ("GSM8K", "GSM8K"), ("MMLU", "MMLU"), ("Capitals", "the capitals of countries"),
+        ("Sums, one digit", "sums of one digit"),
+    ):  # fmt: skip
+        answers = model.answers(topic, "similarity")
+        value, low, high = interval(cliffs(answers))
+        items = rf"\({answers.right.shape[1]:,}\b"
+        shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name} {items}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
     readme = README.read_text(encoding="utf-8")
     told = readme.partition("**Of MMLU, letters seem to fall first:**")[2].partition("\n")[0]
@@ -200,6 +214,14 @@ def test_readme_says_what_results_hold():
     assert (own.verdict, highest.verdict) == ("letters", "open") and "to score 0.25. Without the questions" in told
     assert f"finds {unasked['guessing']:.2f} of them ({least:.2f} to {most:.2f}): if" in told
     assert f"it is {-value:.2f} ({-high:.2f} to {-low:.2f}) less, and at the upper end, {most:.2f}, open." in told
+    at, low, high = own.statistics["words"]
+    assert f"if that is guessing, half of the words is gone at {at:.0%} ({low:.0%} to {high:.0%}) and" in told
+    halved = [rulings["simple"].statistics[form] for form in ("letters", "words")]
+    shown = (f"{at:.0%} ({low:.0%} to {high:.0%})" for at, low, high in halved)
+    assert "simple heuristic half of the letters is gone first too, at " + " against ".join(shown) in told
+    (simple,) = (ruling for _, value, ruling in tried if value == most and ruling.what == "simple")
+    assert simple.verdict == "knowledge" and simple.statistics["C"][1] > 0
+    assert {f"{own.level:.1%}", f"{dissociation.rulings(units)[0].level:.1%}"} == {"97.5%", "98.8%"}
     (at, low, high), (later, least, most) = (ruling.statistics[form] for form in ("letters", "words"))
     assert f"{at:.0%} ({low:.0%} to {high:.0%}) of the layers, half of the words at {later:.0%}" in told
     assert math.isinf(most) and f"({least:.0%} or more)" in told
@@ -215,6 +237,7 @@ def test_readme_says_what_results_hold():
         f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without late ones {late[0]:.2f} and {late[1]:.2f}"
         in told
     )
-    assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told and told.rstrip().endswith("is open.")
+    assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told
+    assert "as a criterion written before has it, is open." in told
     _, low, high = mmlu.statistics[dissociation.LATE]
     assert low < 0 < high and "That late layers take more of the words" in told

@@ -24,20 +24,31 @@ def before(taken: float) -> dict[str, list[float]]:
 def test_the_share_given_back_is_that_of_plain_sums():
     whole, pruned = np.ones(200), (np.arange(200) < 80).astype(float)
     healed = (np.arange(200) < 140).astype(float)
-    share, low, high = given_back.back((whole, pruned, healed), shares=True)
+    share, low, high = given_back.back((whole, pruned, healed), 0.0, shares=True)
     assert share == pytest.approx(0.5) and low < 0.5 < high and 0.4 < low and high < 0.6
-    share, low, high = given_back.back((LOSSES, LOSSES + 2, LOSSES + 0.5), shares=False)
+    share, low, high = given_back.back((LOSSES, LOSSES + 2, LOSSES + 0.5), np.log(MANY), shares=False)
     assert (share, low, high) == pytest.approx((0.75,) * 3)
     # more than was lost can come back: of a text that the whole model was not used to
-    assert given_back.back((LOSSES, LOSSES + 1, LOSSES - 0.5), shares=False)[0] == pytest.approx(1.5)
+    assert given_back.back((LOSSES, LOSSES + 1, LOSSES - 0.5), np.log(MANY), shares=False)[0] == pytest.approx(1.5)
+
+
+def test_what_lies_below_guessing_counts_as_guessing():
+    """From naming one letter to naming another is no way back."""
+    items = np.arange(400)
+    whole, pruned, healed = ((items < right).astype(float) for right in (320, 40, 100))
+    share, *_ = given_back.back((whole, pruned, healed), 0.0, shares=True)
+    assert share == pytest.approx(60 / 280)
+    assert given_back.back((whole, pruned, healed), 0.3, shares=True) == (0, 0, 0)
+    share, low, high = given_back.back((whole, pruned, (items < 220).astype(float)), 0.3, shares=True)
+    assert share == pytest.approx(0.5) and low < 0.5 < high
 
 
 def test_where_nothing_was_surely_lost_nothing_is_given_back():
     draw = np.random.default_rng(0)
     right = (draw.random(100) < 0.5).astype(float)
     for pruned in (right, np.maximum(right, np.arange(100) < 3), np.where(np.arange(100) < 1, 0, right)):
-        assert np.isnan(given_back.back((right, pruned, right), shares=True)).all()
-    assert np.isnan(given_back.back((LOSSES, LOSSES - 0.1, LOSSES), shares=False)).all()
+        assert np.isnan(given_back.back((right, pruned, right), 0.0, shares=True)).all()
+    assert np.isnan(given_back.back((LOSSES, LOSSES - 0.1, LOSSES), np.log(MANY), shares=False)).all()
 
 
 def test_rows_are_of_the_same_items_and_of_every_budget():

@@ -165,14 +165,15 @@ def test_two_ways_of_healing_are_compared_in_pairs_of_what_both_have():
     subjects = {"mmlu_anatomy": few, "mmlu_virology": none, "gsm8k": few}
     first = healed(losses.tolist(), subjects, capitals=few)
     second = healed((losses - 0.5).tolist(), subjects | {"mmlu_virology": all_right, "gsm8k": none}, sums=few)
-    table = compared(first, second).set_index("what")
+    both = ["MMLU", "GSM8K"]
+    table = compared(first, second, both).set_index("what")
     assert list(table.index) == ["loss on text", "MMLU", "GSM8K"] and list(table["items"]) == [64, 40, 20]
     assert list(table["seen"]) == ["better", "better", "worse"]
     assert table.loc["MMLU", "first"] == 0.25 and table.loc["MMLU", "change"] == 0.5
     assert table.loc["loss on text", "change"] == pytest.approx(-0.5)
-    assert compared(first, second, ["MMLU"])["seen"].tolist() == ["better", "not known", "worse"]
-    back = compared(second, first).set_index("what")
+    assert compared(first, second, ["GSM8K"])["seen"].tolist() == ["better", "not known", "worse"]
+    back = compared(second, first, both).set_index("what")
     assert list(back["seen"]) == ["worse", "worse", "better"]
     for change in (0.0, 0.9 * MARGIN, -0.9 * MARGIN):  # however sure, no more than another seed changes
-        near = compared(first, healed((losses + change).tolist(), subjects))
+        near = compared(first, healed((losses + change).tolist(), subjects), both)
         assert set(near["seen"]) == {"no difference seen"}

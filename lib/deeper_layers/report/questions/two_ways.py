@@ -14,13 +14,13 @@ LOSS = "loss on text"
 MARGIN = 0.02  # nats a token: another seed of healing moved the loss by less, on every model where that was measured
 
 
-def compared(first: Unit, second: Unit, unknown: Collection[str] = ()) -> pd.DataFrame:
+def compared(first: Unit, second: Unit, known: Collection[str]) -> pd.DataFrame:
     """A row for the loss on text and for each topic of the tasks that two units of healing have in common.
 
     Columns what, items, first and second (nats a token, or accuracies), change, low, high (of the second beside the
     first, with the 95% interval over pairs) and seen: "better" or "worse" where the interval is on one side of 0, for a
-    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are in `unknown`, since what
-    the whole model does not know no healing gives back.
+    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are not in `known`, since what
+    the whole model does not surely know no healing gives back.
     """
     tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
     topics = {topic: [task for task in tasks if topic_of(task) == topic] for topic in map(topic_of, tasks)}
@@ -33,7 +33,7 @@ def compared(first: Unit, second: Unit, unknown: Collection[str] = ()) -> pd.Dat
         change, low, high = paired_interval(np.asarray(after, float) - np.asarray(before, float), shares=not is_loss)
         gain, margin = ((-high, -low), MARGIN) if is_loss else ((low, high), 0.0)
         seen = "better" if gain[0] > margin else "worse" if gain[1] < -margin else "no difference seen"
-        seen = "not known" if what in unknown else seen
+        seen = seen if is_loss or what in known else "not known"
         means = [sum(map(float, values)) / len(values) for values in (before, after)]
         rows.append((what, len(before), *means, change, low, high, seen))
     columns = ["what", "items", "first", "second", "change", "low", "high", "seen"]
