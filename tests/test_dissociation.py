@@ -145,7 +145,7 @@ def test_a_sweep_may_say_that_a_scan_would_show_nothing(chance, known):
     sweep = dataclasses.replace(letters, kind="sweep", details=letters.details | {"levels": {"mmlu": {"chance": 0.25}}})
     (found,) = dissociation.rulings([sweep, words])[1:]
     assert found.verdict == "" and found.why.startswith("not measured: mmlu")
-    assert ("a sweep of 600 items says that the whole model is not surely" in found.why) is not known
+    assert ("by a sweep of 600 items the whole model is not surely" in found.why) is not known
     other = dataclasses.replace(sweep, key=sweep.key | {"model": {"name": "another", "weights": "x"}})
     assert dissociation.rulings([other, words])[1].why == "not measured: mmlu"
 
@@ -293,7 +293,7 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
     assert (whole["letters"], whole["kept"]) == (pytest.approx(0.6, abs=0.02), "") and first["kept"].startswith("-0.5")
     for key in ({"limit": 5}, {"num_fewshot": 5}, {"dtype": "bfloat16"}):
         other = dataclasses.replace(letters, key=letters.key | key)
-        assert [ruling.why for ruling in early_cliff.cliffs([other, one[1]])] == ["not measured: mmlu"]
+        assert [ruling.why for ruling in early_cliff.cliffs([other, one[1]])] == ["not measured under both rules: mmlu"]
     shuffled = units(0.35, 0.55)[1]
     for tasks in shuffled.details["outcomes"].values():
         tasks["mmlu_continuation"]["target"] = pack(np.arange(12_000)[::-1] % 4)

@@ -203,7 +203,7 @@ class Ruling:
 def so_many(needed: float, have: int, about: str, counted: str = "items") -> str:
     """How many items would decide, in words, beside those that there are of a topic."""
     if needed > MANY:
-        return f"no number of {counted} that there are would decide"
+        return f"no number of {counted} would decide"
     if needed <= have:
         return f"of a few more {counted} the outcome hangs on how they fall"
     there = there_are(about) if counted == "items" else math.inf

@@ -27,6 +27,7 @@ from deeper_layers.report.statistics import outcomes
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
+BOTH = "both rules"
 SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where that was not measured
 
@@ -40,9 +41,9 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
     found, forms, units = [], QUESTIONS["MMLU"], list(units)
     for model, of_model in of_both_rules(units).items():
         if missing := [form for form in forms if form.task not in of_model]:
-            why = f"not measured: {', '.join(form.task for form in missing)}"
+            why = f"not measured under both rules: {', '.join(form.task for form in missing)}"
             why = "; ".join([why, *unknown_in_sweeps(units, model, missing)])
-            found.append(Ruling(model, "MMLU", "", why=why))
+            found.append(Ruling(model, BOTH, "", why=why))
             continue
         unit = of_model[forms[0].task]
         letters, words = letters_and_words(of_model)
@@ -52,7 +53,7 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
         of_rules = measured_cuts(unit.key["rule"].split(", "), letters.cuts, layers)
         of_rules = {rule: [cut for cut in cuts if cut.size in SIZES] for rule, cuts in of_rules.items()}
         if why := _untold(letters, words, of_rules):
-            found.append(Ruling(model, "MMLU", "", why=why))
+            found.append(Ruling(model, BOTH, "", why=why))
             continue
         for rule, cuts in of_rules.items():
             value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))

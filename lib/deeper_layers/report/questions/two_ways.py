@@ -19,8 +19,8 @@ def compared(first: Unit, second: Unit, known: Collection[str]) -> pd.DataFrame:
 
     Columns what, items, first and second (nats a token, or accuracies), change, low, high (of the second beside the
     first, with the 95% interval over pairs) and seen: "better" or "worse" where the interval is on one side of 0, for a
-    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are not in `known`, since what
-    the whole model does not surely know no healing gives back.
+    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are not in `known`: what the
+    whole model does not surely know no healing gives back.
     """
     tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
     topics = {topic: [task for task in tasks if topic_of(task) == topic] for topic in map(topic_of, tasks)}
