@@ -54,7 +54,9 @@ def healings(losses, accuracies, rule="similarity", noise=0.05, **settings):
         made = {"by_sequence": sequences(loss, noise), "outcomes": outcomes, "num_layers": LAYERS}
         made |= {"levels": {task: {"chance": 0.25} for task in outcomes}, "healing": {"tokens": 163_840}}
         asked = {"quantization": "nf4", "cut": [cut.start, cut.size], "healing": HEALING | settings, "loss": loss_key}
-        yield Unit("healing", f"{cut.start}-{size}", key(**asked), {"measured": "2026"}, pd.DataFrame(), made)
+        asked |= {"tasks": dict.fromkeys(accuracies), "limit": None}
+        rows = pd.DataFrame(columns=["task", "metric"])
+        yield Unit("healing", f"{cut.start}-{size}", key(**asked), {"measured": "2026"}, rows, made)
 
 
 def sequences(loss, noise=0.05):

@@ -191,7 +191,7 @@ def healed_unit(cut: Cut, losses: np.ndarray, *, acc=(1, 0, 0, 0), seed: int = 0
                 "adapters": "all", "auxiliary": 0.0}  # fmt: skip
     key = {
         "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 2, "data": "d", "quantization": None,
-        "cut": cut.key, "healing": settings, "text": "c4", "loss": loss, "tasks": {"capitals": None},
+        "cut": cut.key, "healing": settings, "text": "c4", "loss": loss, "tasks": {"capitals": None}, "limit": 120,
     }  # fmt: skip
     return Unit("healing", "x", key, STATE, rows, details)
 

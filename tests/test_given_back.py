@@ -8,6 +8,7 @@ import pytest
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.questions import given_back
+from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.results.packing import pack
 from deeper_layers.results.units import Unit
 from tests.test_choices import STATE, healed_unit, scores_unit
@@ -89,6 +90,25 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert given_back.table(before(0.0), [fewer], budgets, MANY)["value"].isna().all()
 
 
+def test_what_a_healed_model_was_asked_in_several_units_is_of_one():
+    """Its tasks stand together, and its loss beside that of the whole model healed alike, whatever that was asked."""
+    first, whole = healed_unit(CUT, LOSSES + 0.5, acc=(1,) * 8), healed_unit(Cut(0, 0), LOSSES - 0.5)
+    more = dataclasses.replace(
+        first, key=first.key | {"tasks": {"gsm8k": 5}, "limits": {"gsm8k": 8}, "limit": 120},
+        details=first.details | {"outcomes": {"gsm8k": {"exact_match": pack(np.array([1, 0, 1, 1] * 2))}}},
+    )  # fmt: skip
+    right = {"0,0": {"gsm8k": np.ones(8)}, CUT.name: {"gsm8k": np.zeros(8)}}
+    swept = [scores_unit("gsm8k", right)]
+    for units in ([first, more, whole], [more, whole, first]):
+        budgets = given_back.by_tokens(units, first)
+        ((one, unhurt),) = ([of_cuts[CUT], of_cuts[Cut(0, 0)]] for of_cuts in budgets.values())
+        assert unhurt is whole and set(one.details["outcomes"]) == {"capitals", "gsm8k"}
+        assert one.key["limits"]["gsm8k"] == 8 and one.key["tasks"]["gsm8k"] == 5
+        table = given_back.table(before(1.0), swept, budgets, MANY).set_index("what")
+        assert table["value"].to_dict() == {"GSM8K, 5-shot": 0.75, "loss on text": pytest.approx(0.5 / 1.5)}
+        assert Evidence(units).healing_tokens and list(map(len, Evidence(units).ways.values())) == [2]
+
+
 def test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing():
     whole, healed = healed_unit(Cut(0, 0), LOSSES - 0.5), healed_unit(CUT, LOSSES - 0.25)
     (alone,) = given_back.table(before(1.0), [], {1: {CUT: healed}}, MANY).to_dict("records")
@@ -121,7 +141,7 @@ def test_only_sweeps_that_asked_as_much_in_the_same_way_stand_beside():
 
     def alike(**key) -> bool:
         other = dataclasses.replace(unit, key=unit.key | key)
-        return bool(given_back.swept_alike([other], healed))
+        return bool(given_back.swept_alike([other], [healed]))
 
     assert alike() and alike(limit=120) and alike(limit=200) and not alike(limit=100)
     assert not alike(num_fewshot=3) and not alike(quantization="nf4") and not alike(dtype="bfloat16")

@@ -28,7 +28,7 @@ from deeper_layers.report.statistics import seeds as seeds_of
 from deeper_layers.report.statistics.evidence import Evidence, Losses, of_topic
 from deeper_layers.report.statistics.outcomes import resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
-from deeper_layers.report.statistics.topics import TOPICS, topic_of
+from deeper_layers.report.statistics.topics import TOPICS, set_of, topic_of
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SIZES, SLOWLY, SPAN
 from deeper_layers.results.units import Unit
 
@@ -288,7 +288,12 @@ def _tokens(ways: dict[Any, list[Unit]]) -> int:
 def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits: dict) -> Ruling:
     """MMLU of ways of healing, on the items that decide, where these healed models are above guessing on them."""
     units = list(ways.values())
-    names = [task for task in units[0][0].details["outcomes"] if topic_of(task) == "MMLU"]
+    asked = [set(unit.details["outcomes"]) for of_way in units for unit in of_way]
+    sets: dict[str, list[str]] = {}
+    for task in units[0][0].details["outcomes"]:
+        if topic_of(task) == "MMLU" and all(task in of_unit for of_unit in asked):
+            sets.setdefault(set_of(task), []).append(task)
+    names = max(sets.values(), key=lambda names: len(of_topic(units[0][0], names)), default=[])
     if not names:
         return Ruling("MMLU", obstacle=not_measured("MMLU of these healings"))
     guessing = max(evidence.levels(units[0][:1], names).values())

@@ -13,6 +13,7 @@ from deeper_layers.report.claims.claims import CLAIMS, Rulings, verdict_of
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.names import as_html, as_table
 from deeper_layers.report.statistics.evidence import by_model
+from deeper_layers.report.statistics.healed import way_of
 from deeper_layers.report.thresholds import AUDIT, THRESHOLDS
 from deeper_layers.results.units import Unit
 
@@ -209,10 +210,10 @@ def thresholds(units: Iterable[Unit]) -> str:
     """HTML, folded: each threshold, when it was set, and when the data that it judges were measured."""
     units = list(units)
     # claims about healed models judge the way of healing that most cuts have; other seeds and ranks came later
-    judged = [id(unit) for held in by_model(units).values() for unit in next(iter(held.ways.values()), {}).values()]
+    judged = {name: next(iter(held.ways), None) for name, held in by_model(units).items()}
     measured: dict[str, list[tuple[str, str]]] = {}
     for unit in units:
-        if unit.kind == "healing" and id(unit) not in judged:
+        if unit.kind == "healing" and way_of(unit) != judged[unit.key["model"]["name"]]:
             continue
         commit = (unit.provenance["commit"] or "unknown")[:7]
         measured.setdefault(unit.kind, []).append((unit.provenance["measured"], commit))

