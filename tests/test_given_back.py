@@ -75,6 +75,12 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert table["value"].tolist() == pytest.approx([4 / 7, 1, 0.5, 0.9])
     assert table["items"].tolist() == [8, 8, 40, 40] and table["tokens"].tolist() == [1, 10] * 2
     assert table[["whole", "pruned", "healed"]].iloc[0].tolist() == [1, 1 / 8, 5 / 8]
+    drawn = given_back.courses(before(1.0), swept, budgets).set_index(["what", "size", "tokens"])
+    assert drawn.loc["Capitals", "value"].to_dict() == {(0, 0): 1, (2, 0): 1 / 8, (2, 1): 5 / 8, (2, 10): 1}
+    assert drawn.loc["loss on text", "value"].to_dict() == pytest.approx(
+        {place: LOSSES.mean() + more for place, more in {(0, 0): 0, (2, 0): 1, (2, 1): 0.5, (2, 10): 0.1}.items()}
+    )
+    assert (drawn["low"] < drawn["value"]).all() and (drawn["value"] <= drawn["high"]).all()
     # more items before healing than after: the first of them
     more = {cut: {"capitals": np.concatenate([one["capitals"], np.zeros(4)])} for cut, one in right.items()}
     more = scores_unit("capitals", more)
@@ -116,6 +122,8 @@ def test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_gue
     (row,) = given_back.table(before(1.0), [], {1: {Cut(0, 0): whole, CUT: healed}}, MANY).to_dict("records")
     assert (row["whole is"], row["value"]) == (given_back.ADAPTED, pytest.approx(1.25 / 1.5))
     assert row["whole"] == pytest.approx(LOSSES.mean() - 0.5)
+    drawn = given_back.courses(before(1.0), [], {1: {Cut(0, 0): whole, CUT: healed}})
+    assert drawn.loc[(drawn["size"] == 0) & (drawn["tokens"] == 1), "value"].item() == row["whole"]
     # a rule that ruins more does not get back more: beyond ln V nothing is told, as of 18 nats where guessing has 10.8
     (row,) = given_back.table(before(15.0), [], {1: {Cut(0, 0): whole, CUT: healed}}, 49_152).to_dict("records")
     assert np.isnan(row["value"]) and row["pruned"] > np.log(49_152)

@@ -91,26 +91,53 @@ def table(
     less than guessing over a vocabulary of that size. In the order of cuts.
     """
     rows = []
+    for tokens, cut, name, found, adapted in _found(losses, swept, healed):
+        is_loss, whole = name == LOSS, found.whole if adapted is None else adapted
+        guessing = math.log(vocabulary) if is_loss else found.guessing
+        values = (whole, found.pruned, found.healed)
+        exploded = is_loss and found.pruned.mean() > guessing
+        share = UNTOLD if exploded else back(values, guessing, shares=not is_loss)
+        means, known_as = (float(one.mean()) for one in values), AS_IT_IS if adapted is None else ADAPTED
+        rows.append((name, cut.size, cut.start, tokens, len(whole), guessing, known_as, *means, *share))
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
+
+
+def courses(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> pd.DataFrame:
+    """The same as curves: a row for each model before and after healing, what it was asked, and number of tokens.
+
+    Columns what, size, start, tokens (0 before healing), value, low, high (nats a token or accuracy, with the 95%
+    interval over sequences or items), items, metric. Size 0 is the whole model.
+    """
+    rows = {}
+    for tokens, cut, name, found, adapted in _found(losses, swept, healed):
+        shares = name != LOSS
+        models = [(0, UNPRUNED, found.whole), (0, cut, found.pruned), (tokens, cut, found.healed)]
+        models += [] if adapted is None else [(tokens, UNPRUNED, adapted)]
+        for budget, model, values in models:
+            ends = paired_interval(values, shares=shares)[1:]
+            if shares:
+                ends = curves.wilson_interval(float(values.mean()), len(values))
+            rows[name, model.size, model.start, budget] = (float(values.mean()), *ends, len(values))
+    metrics = [("loss" if key[0] == LOSS else "accuracy",) for key in rows]
+    every = [key + row + metric for (key, row), metric in zip(rows.items(), metrics, strict=True)]
+    columns = ["what", "size", "start", "tokens", "value", "low", "high", "items", "metric"]
+    return pd.DataFrame(every, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+
+def _found(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> Iterable[tuple[int, Cut, str, "BeforeAndAfter", np.ndarray | None]]:
+    """Of each pruned model and what the whole one knows: tokens, cut, name, items; of losses the whole one healed."""
     for tokens, of_cuts in healed.items():
         adapted = next((unit for cut, unit in of_cuts.items() if not cut.size), None)
-        for cut, unit in of_cuts.items():
-            if not cut.size:
-                continue
-            asked = {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
+        for cut, unit in ((cut, unit) for cut, unit in of_cuts.items() if cut.size):
+            shots_of = {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
             for what, found in before_and_after(losses, swept, cut, unit).items():
-                if not found.known:
-                    continue
-                whole, pruned, after = found.whole, found.pruned, found.healed
-                guessing = math.log(vocabulary) if what == LOSS else found.guessing
-                if healed_too := what == LOSS and adapted is not None:
-                    whole = np.array(adapted.details["by_sequence"])
-                exploded = what == LOSS and pruned.mean() > guessing
-                values = (whole, pruned, after)
-                share = UNTOLD if exploded else back(values, guessing, shares=what != LOSS)
-                means, known_as = (float(one.mean()) for one in values), ADAPTED if healed_too else AS_IT_IS
-                name = what + asked.get(what, "")
-                rows.append((name, cut.size, cut.start, tokens, len(after), guessing, known_as, *means, *share))
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
+                if found.known:
+                    beside = np.array(adapted.details["by_sequence"]) if what == LOSS and adapted else None
+                    yield tokens, cut, what + shots_of.get(what, ""), found, beside
 
 
 def back(
