@@ -450,3 +450,18 @@ def test_any_number_of_lines_is_drawn_and_each_looks_its_own_way():
     assert panel > 2, "inches: the names have left no room"
     few = paper_figures.best_start_comparison({"one": curves["model 0"]})
     assert few.interactive.layout.meta["wide"]["height"] < figure.interactive.layout.meta["wide"]["height"]
+
+
+def test_a_legend_is_no_wider_than_its_picture():
+    for names in (
+        ["a line of a name as long as those of rules, healed", "another one", "a third", "a fourth"],
+        ["a", "b"],
+    ):
+        picture = drawing.Picture("x", "y", titles=["one", "two", "three"], columns=3)
+        for label, style in zip(names, drawing.styles_of(names)):
+            picture.line([0, 1], [0, 1], **style, label=label)
+        picture.caption = picture.alt = "lines"
+        made = picture.finish("wide", "", pd.DataFrame(), x=[0, 1], y=[0, 1]).static
+        (legend,) = made.legends
+        assert legend.get_tightbbox().width <= made.get_size_inches()[0] * made.dpi
+        assert len(legend.get_texts()) == len(names)
