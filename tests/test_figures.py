@@ -453,10 +453,8 @@ def test_any_number_of_lines_is_drawn_and_each_looks_its_own_way():
 
 
 def test_a_legend_is_no_wider_than_its_picture():
-    for names in (
-        ["a line of a name as long as those of rules, healed", "another one", "a third", "a fourth"],
-        ["a", "b"],
-    ):
+    long = [f"{how} on so many tokens, layers by the rule {rule}" for how in ("healed", "not healed") for rule in "ab"]
+    for names in (long, ["a", "b"]):
         picture = drawing.Picture("x", "y", titles=["one", "two", "three"], columns=3)
         for label, style in zip(names, drawing.styles_of(names)):
             picture.line([0, 1], [0, 1], **style, label=label)
