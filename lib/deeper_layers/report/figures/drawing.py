@@ -248,12 +248,15 @@ class Picture:
             self.axes[0].set_yticks([])
             self.height = row_height * len(named_rows)  # each name has a line of its own
         if self.legend:
-            columns = min(len(self.legend), self.columns + 1)
-            rows = math.ceil(len(self.legend) / columns)
             wide, high = self.static.get_size_inches()
+            names = list(map(clipped, self.legend))
+            for columns in range(min(len(names), self.columns + 1), 0, -1):
+                legend = self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
+                if columns == 1 or legend.get_tightbbox().width <= wide * self.static.dpi:
+                    break
+                legend.remove()
+            rows = math.ceil(len(names) / columns)
             self.static.set_size_inches(wide, high + 0.22 * max(0, rows - MOST_ENTRIES // 2))
-            names = map(clipped, self.legend)
-            self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
         # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
         # is saved, the picture's bytes would change.
         self.static.draw_without_rendering()
