@@ -129,6 +129,18 @@ def test_a_loss_under_the_cuts_of_rules_is_a_unit_and_has_a_price(asked, opened)
     assert unit.kind == "blocks" and len(unit.details["by_sequence"]["2,2"]) == 2
 
 
+def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened):
+    """How many examples are in the prompts of tasks is nothing to a loss on text: unit and price are the same."""
+    steps, paths = set(), set()
+    for shots in (None, 5):
+        parameters = asked(tasks="wikipedia@2", num_fewshot=shots, loss_length=16)
+        source = parameters.source()
+        cuts = scan_cuts(parameters, source, lambda: opened)
+        steps.add(scan_prices(parameters, cuts, lambda: opened)["wikipedia"].layer_steps)
+        paths.add(scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened).path)
+    assert len(steps) == len(paths) == 1
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [

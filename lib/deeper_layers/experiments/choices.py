@@ -55,7 +55,7 @@ def choice_unit(
         found = evaluation.known_of(model, rule, text, **known)
         cuts = chosen.choose(sizes, found)
         seconds, merged = round(time.monotonic() - begin, 2), {}
-        losses = loss_sequences(parameters, tokenizer)
+        losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
         if not chosen.changes:
             rows, by_cut = evaluation.text_loss(model, cuts, losses, shards=shards)
             by_sequence = {str(size): by_cut[cut.name] for size, cut in zip(sizes, cuts, strict=True)}

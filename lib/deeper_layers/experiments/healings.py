@@ -55,9 +55,8 @@ def healing_unit(
         healed, record = _healed(whole, tokenizer, cut, config, parameters, source)
         base = healed.get_base_model()
         whole_of_it = [UNPRUNED]
-        rows, of_sequences = evaluation.text_loss(
-            base, whole_of_it, loss_sequences(parameters, tokenizer), shards=shards.part("loss")
-        )
+        losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
+        rows, of_sequences = evaluation.text_loss(base, whole_of_it, losses, shards=shards.part("loss"))
         rows.insert(0, "task", parameters.text)
         tables, outcomes, levels = [rows], {}, {}
         for task in parameters.task_list:

@@ -22,17 +22,17 @@ def blocks(sizes: Iterable[int], num_layers: int) -> list[Cut]:
     return [UNPRUNED, *every]
 
 
-def loss_sequences(parameters: HealingParameters | WhichLayersParameters, tokenizer) -> list:
-    """The fixed sequences of the validation split on which losses are measured, each [T] whole numbers.
+def loss_sequences(tokenizer, datasets: str | None, *, text: str, sequences: int, sequence_length: int) -> list:
+    """The fixed sequences of a corpus' validation split on which losses are measured, each [T] whole numbers.
 
     Raises InputError where the corpus has too few.
     """
-    wanted, length = parameters.loss_sequences, parameters.loss_length
-    documents = data.texts(parameters.text, split="validation", datasets=parameters.datasets)
-    found = data.sequences(tokenizer, documents, length=length, tokens=wanted * length)
-    if len(found) < wanted:
+    documents = data.texts(text, split="validation", datasets=datasets)
+    found = data.sequences(tokenizer, documents, length=sequence_length, tokens=sequences * sequence_length)
+    if len(found) < sequences:
         raise InputError(
-            f"loss_sequences is {wanted}, but the corpus fills {len(found)} of {length} tokens: ask for fewer"
+            f"loss_sequences is {sequences}, but the corpus fills {len(found)} of {sequence_length} tokens: ask for "
+            "fewer"
         )
     return found
 
@@ -45,12 +45,12 @@ class Predicted(NamedTuple):
     requests: Callable  # of the model and its tokenizer
 
 
-def of_corpus(parameters: HealingParameters | WhichLayersParameters) -> Predicted:
-    """The fixed sequences of a corpus, as `loss_sequences` has them."""
+def of_corpus(key: dict, datasets: str | None) -> Predicted:
+    """The fixed sequences of a corpus; `key` has its text, sequences and sequence_length, as `loss_sequences` does."""
     return Predicted(
-        parameters.loss_key,
-        text_of(parameters.text, parameters.datasets, split="validation"),
-        lambda _, tokenizer: evaluation.text_requests(loss_sequences(parameters, tokenizer)),
+        key,
+        text_of(key["text"], datasets, split="validation"),
+        lambda _, tokenizer: evaluation.text_requests(loss_sequences(tokenizer, datasets, **key)),
     )
 
 
@@ -62,7 +62,7 @@ def loss_unit(
 
     Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
-    unit = predicted_unit(kind, cuts, of_corpus(parameters), parameters, source, opened)
+    unit = predicted_unit(kind, cuts, of_corpus(parameters.loss_key, parameters.datasets), parameters, source, opened)
     if unit is None:
         raise NotMeasuredError(f"not measured: the loss of {source.name} on {parameters.text} in {source.dtype}")
     return unit

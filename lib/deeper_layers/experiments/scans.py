@@ -12,7 +12,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
-from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.experiments.sweeps import chooser
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
@@ -45,14 +44,15 @@ def _predicted(text: str, parameters: ScanParameters) -> Predicted:
     """What the loss on a text is of. Raises InputError where it is not said how many sequences."""
     if (wanted := parameters.limits[text]) is None:
         raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
+    key = {"text": text, "sequences": wanted, "sequence_length": parameters.loss_length}
     if text != data.SOLUTIONS:
-        return of_corpus(parameters.shared_with(HealingParameters, tasks="capitals", text=text, loss_sequences=wanted))
+        return of_corpus(key, parameters.datasets)
 
     def requests(model, tokenizer):
         solved = data.solved_problems(datasets=parameters.datasets, documents=wanted)
         return evaluation.answer_requests(model, tokenizer, solved)
 
-    key = {"text": text, "sequences": wanted, "sequence_length": 0}  # a solution is as long as it is
+    key["sequence_length"] = 0  # a solution is as long as it is
     return Predicted(key, text_of(text, parameters.datasets, documents=wanted), requests)
 
 
