@@ -148,6 +148,7 @@ def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened):
         ({"blocks": 9}, "size is 9; expected 0 to 4 for a model of 5 layers"),
         ({"starts": "2-9"}, "starts is '2-9', expected whole numbers from 0 to 3, like '0-8, 12' or 'all'"),
         ({"tasks": ","}, "tasks is ',', expected names"),
+        ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
     ],
 )
 def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):

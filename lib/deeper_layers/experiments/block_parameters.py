@@ -111,6 +111,8 @@ class ScanParameters(QuestionAnsweringParameters):
     def check(self) -> None:
         super().check()
         places("starts", self.starts, checks.LAYERS)
+        for text in self.text_list:
+            self.sequences(text)
 
     def sweep_options(self, task: str) -> dict:
         """As of a sweep, in smaller parts: what is done of one is kept."""
@@ -125,6 +127,12 @@ class ScanParameters(QuestionAnsweringParameters):
     def text_list(self) -> list[str]:
         """What a loss is asked of."""
         return [task for task in self.asked if task in (*data.CORPORA, data.SOLUTIONS)]
+
+    def sequences(self, text: str) -> int:
+        """How many sequences of a text, or solutions, are scored. Raises InputError where all would be."""
+        if (wanted := self.limits[text]) is None:
+            raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
+        return wanted
 
     def block_list(self, num_layers: int) -> list[int]:
         """The first layer of each block. Raises InputError for blocks that the model is too small for."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 from deeper_layers import data, evaluation, family
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
@@ -41,9 +40,8 @@ def scan_loss_unit(
 
 
 def _predicted(text: str, parameters: ScanParameters) -> Predicted:
-    """What the loss on a text is of. Raises InputError where it is not said how many sequences."""
-    if (wanted := parameters.limits[text]) is None:
-        raise InputError(f"limit is None, expected how many sequences of {text} are to be scored: write {text}@32")
+    """What the loss on a text is of."""
+    wanted = parameters.sequences(text)
     key = {"text": text, "sequences": wanted, "sequence_length": parameters.loss_length}
     if text != data.SOLUTIONS:
         return of_corpus(key, parameters.datasets)
