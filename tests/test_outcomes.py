@@ -21,7 +21,7 @@ from deeper_layers.report.statistics.outcomes import (
 )
 from deeper_layers.results.packing import pack
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.results.units import Unit, all_units, has_parts, read_unit
 
 CUTS = [Cut(3, 1), Cut(2, 2)]
 
@@ -153,6 +153,19 @@ def test_a_group_stands_on_the_units_of_its_tasks():
     unit.details["units"] = ["gone.json"]
     with pytest.raises(InputError, match=f"{unit.path.name} stands on gone.json, which is missing"):
         leaves_of(unit)
+
+
+def test_a_group_written_elsewhere_stands_on_the_published_units_of_its_tasks(tmp_path):
+    """As in a folder of one's own beside an installed library, which comes with the published ones."""
+    published = next(unit for unit in all_units(results_folder(), "sweep") if "units" in unit.details)
+    path = tmp_path / "results" / published.path.parent.name / published.path.name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(published.path.read_bytes())
+    unit = read_unit(path)
+    assert has_parts(unit)
+    assert [leaf.path.name for leaf in leaves_of(unit)] == unit.details["units"]
+    unit.details["units"].append("gone.json")
+    assert not has_parts(unit)
 
 
 def test_two_ways_of_healing_are_compared_in_pairs_of_what_both_have():

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deeper_layers.files.whole import read_json, read_plain, write_file
-from deeper_layers.results.places import readable_folders, results_folder
+from deeper_layers.results.places import PUBLISHED, readable_folders, results_folder
 
 if TYPE_CHECKING:  # slow: imported where there is a unit to read
     import pandas as pd
@@ -208,8 +208,19 @@ def whole_units(units: list[Unit]) -> list[Unit]:
 
 def has_parts(unit: Unit) -> bool:
     """Whether the units of its tasks, which that of a group stands on, can all be read."""
-    parts = [read_unit(unit.path.parent / name) for name in unit.details.get("units") or [] if unit.path]
-    return all(part is not None and "outcomes" in part.details for part in parts)
+    return all(part_of(unit, name) for name in unit.details.get("units") or [])
+
+
+def part_of(unit: Unit, name: str) -> Unit | None:
+    """The unit of a task that the unit of a group stands on, by the name of its file; None where it can't be read.
+
+    It lies beside that of the group, or among the published ones: there it was found where no folder was named.
+    """
+    if unit.path is None:
+        return None
+    own = unit.path.parent
+    found = (read_unit(folder / name) for folder in (own, PUBLISHED / own.name))
+    return next((part for part in found if part is not None and "outcomes" in part.details), None)
 
 
 def all_units(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Unit]:

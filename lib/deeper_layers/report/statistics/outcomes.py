@@ -19,7 +19,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.report.statistics import significance
 from deeper_layers.report.thresholds import KEPT
 from deeper_layers.results.packing import unpack
-from deeper_layers.results.units import Unit, read_unit
+from deeper_layers.results.units import Unit, part_of
 
 RESAMPLES = 2000
 PART = 250  # resamples that are multiplied with a table at once
@@ -33,9 +33,9 @@ def leaves_of(unit: Unit) -> list[Unit]:
     """
     if "units" not in unit.details:
         return [unit]
-    leaves = [read_unit(unit.path.parent / name) for name in unit.details["units"]]
+    leaves = [part_of(unit, name) for name in unit.details["units"]]
     for name, leaf in zip(unit.details["units"], leaves, strict=True):
-        if leaf is None or "outcomes" not in leaf.details:
+        if leaf is None:
             raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
     return leaves
 
