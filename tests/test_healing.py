@@ -296,6 +296,9 @@ def test_variants_ask_for_what_they_need(tiny):
     for config in (changed(SMALL, adapters="above"), changed(SMALL, auxiliary=1.0)):
         with pytest.raises(InputError, match="pass them"):
             heal(drop_layers(model, CUT), tokenizer, TEXTS, config)
+    auxiliary, last = changed(SMALL, auxiliary=1.0), Cut(3, 2)
+    with pytest.raises(InputError, match=r"there is none above Cut\(start=3, size=2\): leave it out"):
+        heal(drop_layers(model, last), tokenizer, TEXTS, auxiliary, cut=last, whole=model)
 
 
 # ---- interruptions and faults ----------------------------------------------------------------------------

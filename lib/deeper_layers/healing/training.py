@@ -37,7 +37,7 @@ from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
-from deeper_layers.models.decoder import text_config
+from deeper_layers.models.decoder import num_layers, text_config
 from deeper_layers.models.streaming import replaced
 from deeper_layers.pruning import drop_layers
 
@@ -134,6 +134,11 @@ def train(
         raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
     if config.auxiliary and not cut.is_block:
         raise InputError(f"the auxiliary loss compares what enters and leaves a block, the cut is {cut}: leave it out")
+    if config.auxiliary and cut.start >= num_layers(model):
+        raise InputError(
+            f"the auxiliary loss compares what enters the layer above the cut, and there is none above {cut}: leave it "
+            "out, or drop layers below the last one"
+        )
     teacher = None if config.objective != "distill" else Teacher(whole, model, config)
     healed = add_adapters(
         model,
