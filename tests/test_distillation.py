@@ -132,7 +132,8 @@ def test_no_more_logits_than_a_piece_are_there_at_once(tiny, batch, monkeypatch)
         return scored(student, teacher, temperature)
 
     monkeypatch.setattr(distillation, "divergence", counted)
-    Teacher(whole, whole, DISTILL).loss(drop_layers(whole, CUT), batch)
+    student = drop_layers(whole, CUT)
+    Teacher(whole, student, DISTILL).loss(student, batch)
     assert max(rows) == 5 and sum(rows) == 3 * 31
 
 
@@ -164,7 +165,7 @@ def test_the_pruned_model_comes_nearer_to_the_whole_one_which_stays_as_it_was(qu
 def test_the_whole_model_has_nothing_to_learn_from_itself(tiny):
     whole, tokenizer = tiny
     config = changed(DISTILL, steps=2, dropout=0.0)
-    _, record = train(drop_layers(whole, Cut(0, 0)), tokenizer, TEXTS, config, whole=whole)
+    _, record = train(drop_layers(whole, Cut(0, 0)), tokenizer, TEXTS, config, cut=Cut(0, 0), whole=whole)
     assert all(abs(loss) < 1e-5 for loss in record.losses)
 
 
@@ -291,6 +292,18 @@ def test_what_it_needs_is_asked_for(tiny, tmp_path):
     ]:
         with pytest.raises(InputError, match=said):
             heal(drop_layers(whole, CUT), tokenizer, TEXTS, config, cut=CUT, whole=teacher)
+
+
+def test_a_model_that_was_not_pruned_to_the_student_is_no_teacher(tiny):
+    whole, tokenizer = tiny
+    pruned = drop_layers(whole, CUT)
+    for teacher, cut, said in [
+        (pruned, None, "whole has 3 layers beside a pruned model of 3, expected more, or that cut= says what was"),
+        (pruned, CUT, r"whole has 3 layers beside a pruned model of 3, expected 5 for Cut\("),
+        (drop_layers(whole, Cut(3, 1)), CUT, "whole has 4 layers beside a pruned model of 3, expected 5 for"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            heal(pruned, tokenizer, TEXTS, DISTILL, cut=cut, whole=teacher)
 
 
 def test_prune_heals_so_by_its_presets_name(tiny_folder, tmp_path, monkeypatch):

@@ -27,11 +27,12 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from deeper_layers.checks import shown
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files.whole import write_file
 from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
-from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.decoder import decoder_layers, num_layers
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
 IGNORED = -100  # a label that no loss counts
@@ -46,10 +47,14 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 class Teacher:
     """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
 
-    Raises InputError for what is neither, or another model than the one that was pruned.
+    Raises InputError for what is neither, for another head than the pruned model's, as far as its first rows tell, and
+    for a model of another number of layers than was pruned; where no cut is given, for one of no more than are left.
     """
 
-    def __init__(self, whole: PreTrainedModel | Path | str | None, model: PreTrainedModel, config: HealingConfig):
+    def __init__(
+        self, whole: PreTrainedModel | Path | str | None, model: PreTrainedModel, config: HealingConfig,
+        cut: Cut | None = None,
+    ):  # fmt: skip
         self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
         if not isinstance(self.whole, PreTrainedModel | Path):
             raise InputError(
@@ -62,6 +67,8 @@ class Teacher:
                 f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
                 "pruned"
             )
+        if isinstance(self.whole, PreTrainedModel):
+            _check_depth(num_layers(self.whole), num_layers(model), cut)
         if isinstance(self.whole, Path) and config.auxiliary:
             raise InputError(
                 "the auxiliary loss needs the unpruned model itself, and whole is a folder: give the model"
@@ -87,6 +94,16 @@ class Teacher:
             for tokens, seen in zip(inputs["input_ids"], mask, strict=True)
         ]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def _check_depth(whole: int, left: int, cut: Cut | None) -> None:
+    """Raise InputError where a model of so many layers is not the one of which a cut has left others."""
+    if whole != left + cut.size if cut else whole <= left:
+        expected = f"{left + cut.size} for {cut}" if cut else "more, or that cut= says what was dropped"
+        raise InputError(
+            f"whole has {whole} layers beside a pruned model of {left}, expected {expected}: give the model that was "
+            "pruned"
+        )
 
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
@@ -202,7 +219,7 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
 def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
     """[T, D] of a sequence [T], as `keep_teacher` wrote it of a model with this head.
 
-    Raises InputError where it is not there, damaged, or of another model.
+    Raises InputError where it is not there, damaged, or of a model with another head.
     """
     path = _place(folder, tokens)
     try:

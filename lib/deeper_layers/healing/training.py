@@ -114,7 +114,8 @@ def train(
         tokenizer: that of the model.
         texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
         config: how.
-        cut: what was dropped; needed for adapters "above" it and for the auxiliary loss.
+        cut: what was dropped; needed for adapters "above" it, for the auxiliary loss, and to distill where no layer
+            was.
         whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
             folder in which `healing.keep_teacher` left its states.
         folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
@@ -125,9 +126,10 @@ def train(
     within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
 
     Raises:
-        InputError: `add_adapters` refuses the model or the rank, there is no teacher to distill from, the texts don't
-            fill one step, the folder holds another healing, the disk is too full for checkpoints, the processes can't
-            share a step, or the loss became not-a-number or infinite.
+        InputError: `add_adapters` refuses the model or the rank, what a variant needs was not given, there is no
+            teacher to distill from (see `Teacher`), the texts don't fill one step, the folder holds another healing,
+            the disk is too full for checkpoints, the processes can't share a step, or the loss became not-a-number or
+            infinite.
     """
     sequences = sequences_to_learn(tokenizer, texts, config)
     if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
@@ -139,7 +141,7 @@ def train(
             f"the auxiliary loss compares what enters the layer above the cut, and there is none above {cut}: leave it "
             "out, or drop layers below the last one"
         )
-    teacher = None if config.objective != "distill" else Teacher(whole, model, config)
+    teacher = None if config.objective != "distill" else Teacher(whole, model, config, cut)
     healed = add_adapters(
         model,
         rank=config.rank,
