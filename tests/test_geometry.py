@@ -99,6 +99,14 @@ def overlap(first, second, number):
     return measures.neighbour_overlap(measures.adjacency(nearest[0]), nearest[1])
 
 
+def test_no_more_neighbours_than_other_points():
+    """Short sequences may give fewer points than were asked for."""
+    points = torch.eye(4)
+    assert measures.neighbours(points, 3).shape == (4, 3)
+    with pytest.raises(InputError, match="neighbours is 4 of 4 points, expected fewer than there are"):
+        measures.neighbours(points, 4)
+
+
 def test_neighbours_in_common():
     points = normal(300, 4)
     assert overlap(points, 2 * points @ turned(4) + 1, 10) == 1

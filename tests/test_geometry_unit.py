@@ -78,6 +78,9 @@ def test_no_more_tokens_than_can_be_compared():
         GeometryParameters(tokens=100)
     with pytest.raises(InputError, match="skip_sequences is 32, expected at most samples, 8"):
         GeometryParameters(samples=8)
+    GeometryParameters(samples=2, tokens=4, neighbours=7, skip_sequences=2)
+    with pytest.raises(InputError, match="neighbours is 8, expected fewer than samples times tokens, 8: ask for fewer"):
+        GeometryParameters(samples=2, tokens=4, neighbours=8, skip_sequences=2)
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -87,6 +87,11 @@ class GeometryParameters(Parameters):
                 f"samples is {self.samples} and tokens {self.tokens}, {self.samples * self.tokens} tokens in all, "
                 f"expected at most {POINTS}, as each is compared with each: ask for fewer"
             )
+        if self.neighbours >= self.samples * self.tokens:
+            raise InputError(
+                f"neighbours is {self.neighbours}, expected fewer than samples times tokens, "
+                f"{self.samples * self.tokens}: ask for fewer"
+            )
         if self.skip_sequences > self.samples:
             raise InputError(
                 f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from deeper_layers.errors import InputError
+
 LEFT_OUT = 0.1  # of the ratios of TwoNN, the largest: Facco et al. 2017
 TOP = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
 
@@ -84,7 +86,15 @@ def shuffled(points: Float[torch.Tensor, "N D"], seed: int = 0) -> Float[torch.T
 
 
 def neighbours(points: Float[torch.Tensor, "N D"], number: int) -> Int[torch.Tensor, "N K"]:
-    """Of each point which are nearest; of points as near as each other, as the same token before all layers, any."""
+    """Of each point which are nearest; of points as near as each other, as the same token before all layers, any.
+
+    Raises InputError where a point has fewer others.
+    """
+    if number >= len(points):
+        raise InputError(
+            f"neighbours is {number} of {len(points)} points, expected fewer than there are: ask for fewer, or keep "
+            "more tokens of longer sequences"
+        )
     return distances(points).topk(number, largest=False).indices
 
 
