@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -39,6 +40,18 @@ def test_each_command_gets_the_options_that_it_takes():
     assert typed == "sweep a/b --limit none --quantization none --tasks sums@5 --results units --json"
     assert "--text wikipedia" in asked.command("heal", drop=3) and "--sizes" not in asked.command("heal", drop=3)
     assert jobs.flags({"no_site": True, "trust_remote_code": False}) == ["--no-site"]
+
+
+def test_what_is_not_to_be_measured_is_not_measured_by_any_job():
+    """No command knows --measure: it is on by itself, and turned off by another word."""
+    for measure, typed in ((False, "sweep a/b --no-measure --json"), (True, "sweep a/b --json")):
+        asked = jobs.asked_of({"options": {"measure": measure}}, "a/b", {})
+        assert asked.command("sweep") == typed and "measure" not in asked.command("plan")
+        words = typed.split()[1:]
+        sweep = main.get_command(click.Context(main), "sweep")
+        assert sweep.make_context("sweep", words).params["no_measure"] is not measure
+    with pytest.raises(InputError, match="measure: false, and notebooks measure what they show: set notebooks to null"):
+        jobs.asked_of({"options": {"measure": False}, "notebooks": "01"}, "a/b", {})
 
 
 def test_what_no_command_takes_is_refused():

@@ -76,6 +76,11 @@ def asked_of(config: dict, model: str, entry: dict) -> Asked:
         )
     heal = entry.get("heal", config.get("heal", []))
     asked = Asked(model, options | shared, heal, entry.get("notebooks", config.get("notebooks")))
+    if asked.options.get("measure") is False and asked.notebooks:
+        raise InputError(
+            f"options of {model} have measure: false, and notebooks measure what they show: set notebooks to null, or "
+            "leave measure out"
+        )
     for command in PARAMETERS:
         asked.parameters(command)
     return asked
@@ -97,9 +102,11 @@ def config_of(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict
 
 
 def flags(options: dict) -> list[str]:
-    """Options as they are typed."""
+    """Options as they are typed: what is on by itself has a word to turn it off alone."""
     typed = []
     for name, value in options.items():
+        if (field := HealingParameters.model_fields.get(name)) and field.default is True:
+            name, value = f"no_{name}", not value
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):
             typed += [flag] if value else []
