@@ -269,6 +269,7 @@ def test_parameters_name_rules_and_shares():
     parameters = WhichLayersParameters()
     assert parameters.rule_list == list(REGISTERED)
     assert [parameters.shares(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]
+    assert WhichLayersParameters(percent="1, 99").shares(30) == [1, 29], "never all"
     for given, said in [({"rules": "best"}, "rule is 'best'"), ({"rules": " ,"}, "expected names"),
                         ({"percent": "0"}, "percent is '0'"), ({"sizes": "x"}, "sizes is 'x'"),
                         ({"text": "x"}, "text is 'x'")]:  # fmt: skip

@@ -66,8 +66,9 @@ class WhichLayersParameters(QuestionAnsweringParameters):
         return self.drawn | {name: getattr(self, name) for name in names}
 
     def shares(self, num_layers: int) -> list[int]:
-        """How many layers each rule drops, at least one of them; halves are rounded up."""
-        return sorted({max(1, (percent * num_layers + 50) // 100) for percent in self.number_list("percent")})
+        """How many layers each rule drops, at least one of them and never all; halves are rounded up."""
+        wanted = ((percent * num_layers + 50) // 100 for percent in self.number_list("percent"))
+        return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
 
 class GeometryParameters(Parameters):
