@@ -1,6 +1,7 @@
 """What work costs on machines that are not at hand: the arithmetic, the large models, and what is typed."""
 
 import dataclasses
+import functools
 import json
 
 import pytest
@@ -125,6 +126,33 @@ def test_a_plan_for_the_machine_at_hand_tries_it(tiny_folder, tmp_path):
     assert all(row["seconds"] > 0 for row in found["predicted"]["costs"])
     assert found["predicted"]["machine"]["source"].startswith("tried on ")
     assert "predicted" not in json.loads(typed(*words, "--json").stdout)
+
+
+def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, tmp_path):
+    """Rules that have not chosen yet may agree in nothing; of a cut that is given all is known, healing too."""
+    words = ["plan", tiny_folder, "--tasks", "capitals", "--limit", "6", "--results", tmp_path, "--machine", "h100"]
+
+    def planned(*more):
+        content = json.loads(typed(*words, *more, "--json").stdout)
+        (_, most), tokens = content["tasks"][0]["layer_steps"], content["tasks"][0]["tokens"]
+        return most / tokens, [row["what"] for row in content["predicted"]["costs"]], content["predicted"]["costs"][1]
+
+    layers, what, sweep = planned("--rules", "similarity, block-influence, greedy", "--sizes", "0-3")
+    assert what == ["distances", "sweep of capitals, 10 models", "healing without 3 layers, small"]
+    assert layers == 5 + 3 * (4 + 3 + 2)
+    _, _, one = planned("--rules", "similarity", "--sizes", "0-3")
+    assert sweep["operations"] > 2 * one["operations"]
+    assert planned("--rules", "simple, reverse", "--sizes", "0-3")[1][1] == "sweep of capitals, 7 models"
+    assert planned("--layers", "3")[1][1:] == ["sweep of capitals, 2 models", "healing without 1 layers, small"]
+    assert planned("--attention", "3")[1][2:] == ["healing"]
+
+
+def test_unknown_cuts_share_nothing():
+    cost = functools.partial(costs.sweep_cost, LLAMA, tokens=1000, scored=10, length=8, dtype="bfloat16")
+    apart = [Cut(0, size) for size in (2, 3)]  # already in the first layer
+    assert cost([Cut(0, 0)], unknown=[2, 3]) == cost([Cut(0, 0), *apart])
+    twice = cost([Cut(0, 0)], unknown=[2, 2]).operations - cost([Cut(0, 0)]).operations
+    assert twice == pytest.approx(2 * (cost([Cut(0, 0)], unknown=[2]).operations - cost([Cut(0, 0)]).operations))
 
 
 def test_mistakes_of_a_plan_are_told(tiny_folder, tmp_path):

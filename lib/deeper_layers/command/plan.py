@@ -53,7 +53,11 @@ def plan(given: dict, model_config: Path | None, machine: str | None, heal: str)
     if machine is not None:
         from deeper_layers.command import predicted  # slow
 
-        content["predicted"] = predicted.predicted(content, machine, heal, parameters, source)
+        cuts = {
+            task: _cuts(parameters.size_list(source.num_layers, task), parameters, source)
+            for task in parameters.task_list
+        }
+        content["predicted"] = predicted.predicted(content, cuts, machine, heal, parameters, source)
         text += "\n\n" + predicted.in_words(content["predicted"])
     return Answer(text, content)
 

@@ -5,16 +5,17 @@ from deeper_layers.command.answers import table
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import costs
-from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import REACHED, Machine, find_machine
 from deeper_layers.models.sources import Source
 
 
 def predicted(
-    content: dict, machine: str, preset: str, parameters: QuestionAnsweringParameters, source: Source
-) -> dict:
-    """What a plan's work costs on a machine.
+    content: dict, cuts: dict[str, dict[str, list[Cut] | None]], machine: str, preset: str,
+    parameters: SweepParameters, source: Source,
+) -> dict:  # fmt: skip
+    """What a plan's work costs on a machine; `cuts` are those of each task and rule, None where they are not known.
 
     Raises InputError for an unknown machine or preset, or a model that can't be built without weights.
     """
@@ -22,7 +23,8 @@ def predicted(
         raise InputError(f"heal is {preset!r}, expected one of {', '.join(map(repr, PRESETS))}")
     empty = models.empty_model(source, trust_remote_code=parameters.trust_remote_code)
     shape = costs.shape_of(empty)
-    size = max(size for task in parameters.task_list for size in parameters.size_list(shape.layers, task))
+    largest = max(size for task in parameters.task_list for size in parameters.size_list(shape.layers, task))
+    healed = parameters.given_cut or simple_cut(shape.layers, largest)
 
     def on(training: bool) -> Machine:
         if machine != "this":
@@ -36,24 +38,22 @@ def predicted(
     rows = [("distances", costs.distances_cost(shape, tokens, parameters.sequence_length, source.dtype))]
     for task in content["tasks"]:
         if task.get("requests"):
-            cuts = _cuts(task, shape.layers)
+            of_rules = cuts[task["task"]].values()
+            known = {UNPRUNED}.union(*(of_rule for of_rule in of_rules if of_rule))
+            unknown = [size for of_rule in of_rules if of_rule is None for size in task["sizes"] if size]
             of_task = task["tokens"], task["requests"], task["length"], source.dtype
-            rows.append((f"sweep of {task['task']}, {len(cuts)} models", costs.sweep_cost(shape, cuts, *of_task)))
+            cost = costs.sweep_cost(shape, sorted(known), *of_task, unknown=unknown)
+            rows.append((f"sweep of {task['task']}, {len(known) + len(unknown)} models", cost))
     found = [_row(what, cost, there, source.dtype) for what, cost in rows]
     try:
-        cost = costs.healing_cost(shape, simple_cut(shape.layers, size), config, source.dtype)
-        found.append(_row(f"healing without {size} layers, {preset}", cost, on(True), source.dtype))
+        if healed.attention or healed.mlp:
+            raise InputError("the cut drops sublayers, and what heals lacks whole layers")
+        cost = costs.healing_cost(shape, healed, config, source.dtype)
+        found.append(_row(f"healing without {healed.size} layers, {preset}", cost, on(True), source.dtype))
     except InputError as error:
         found.append({"what": "healing", "unknown": str(error)})
     said = {"name": there.name, "devices": there.devices, "memory": there.memory, "source": there.source}
     return {"machine": said, "costs": found}
-
-
-def _cuts(task: dict, layers: int) -> list[Cut]:
-    """The pruned models of a task; those of a rule that are not known yet as if they shared nothing."""
-    sizes = [size for size in task["sizes"] if size]
-    cuts = [simple_cut(layers, size) if rule == "simple" else Cut(0, size) for rule in task["rules"] for size in sizes]
-    return list(dict.fromkeys([UNPRUNED, *cuts]))
 
 
 def _row(what: str, cost: costs.Cost, machine: Machine, dtype: str) -> dict:

@@ -8,6 +8,7 @@ asks for, and what passes between devices. Needs no torch, but to read off a mod
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deeper_layers.cuts import Cut
@@ -100,15 +101,21 @@ def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -
     return _pass(shape, tokens, tokens * shape.layers, length, dtype, alive=1)
 
 
-def sweep_cost(shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str) -> Cost:
+def sweep_cost(
+    shape: Shape, cuts: list[Cut], tokens: int, scored: int, length: int | float, dtype: str,
+    unknown: Sequence[int] = (),
+) -> Cost:  # fmt: skip
     """Of a sweep over the distinct `tokens` of its requests.
 
     `scored` positions have their logits asked for in each pruned model; a sequence has `length` tokens on average.
+    `unknown` has the sizes of further cuts, not known yet: as if they shared nothing.
     """
     tree = Tree(cuts, shape.layers)
-    lent = length * tree.nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
-    steps, scored = tokens * tree.nodes, scored * len(cuts)
-    return _pass(shape, tokens, steps, length, dtype, alive=tree.alive, scored=scored, lent=lent)
+    nodes = tree.nodes + sum(shape.layers - size for size in unknown)
+    lent = length * nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
+    steps, scored = tokens * nodes, scored * (len(cuts) + len(unknown))
+    alive = tree.alive + 2 * len(unknown)  # of each, what enters a layer and what leaves it
+    return _pass(shape, tokens, steps, length, dtype, alive=alive, scored=scored, lent=lent)
 
 
 def _pass(
