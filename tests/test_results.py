@@ -15,11 +15,13 @@ from tqdm import tqdm
 from deeper_layers import evaluation, results
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.files import whole
+from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import Source
 from deeper_layers.report.provenance import origin
 from deeper_layers.report.statistics.outcomes import leaves_of
@@ -442,6 +444,25 @@ def test_a_group_takes_of_each_task_the_cuts_that_it_is_asked_for(tiny_folder, t
         first, *_ = leaves_of(group)
         assert len(first.key["cuts"]) == len(of_task) and len(group.key["cuts"]) == 2
         assert group.rows["size"].unique().tolist() == [0, 1]
+
+
+def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeypatch):
+    """Answers to other prompts of as many tokens, as after a change of a task's examples, are no part of a sweep."""
+    model, cuts, ran = load_model(str(tiny_folder))[0], [Cut(0, 0), Cut(1, 2)], []
+    every = PrunedFamily.run_all
+    monkeypatch.setattr(PrunedFamily, "run_all", lambda family, pieces, *more: (
+        ran.append(sum(len(piece.requests) for piece in pieces)) or every(family, pieces, *more)
+    ))  # fmt: skip
+
+    def answered(contexts, folder):
+        shards = Shards(tmp_path / folder)
+        return loglikelihoods(model, contexts, [[7, 8], [9]], cuts, max_length=8, shards=shards)[0]
+
+    first = answered([[1, 2, 3], [4, 5]], "one")
+    assert np.array_equal(answered([[1, 2, 3], [4, 5]], "one"), first) and ran == [2, 0]
+    other = answered([[1, 2, 3], [4, 6]], "one")
+    assert np.array_equal(other, answered([[1, 2, 3], [4, 6]], "two")) and not np.array_equal(other, first)
+    assert ran == [2, 0, 2, 2]
 
 
 # --- kill -9 ---------------------------------------------------------------------------------------------

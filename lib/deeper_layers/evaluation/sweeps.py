@@ -280,7 +280,8 @@ def _answered(
     for number, piece in of_pieces.items():
         shape = (len(cuts), len(piece.requests))
         like = {"logprobs": (float, shape), "greedy": (bool, shape)}
-        kept = shards.get(number, {"requests": np.array(piece.requests), "cuts": cuts}, like) if shards else None
+        same = {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.asked)}
+        kept = shards.get(number, same, like) if shards else None
         if kept is not None:
             skip(bar, family.steps_of(piece))
             found[number] = kept
@@ -291,7 +292,7 @@ def _answered(
             logprobs, greedy = next(run)
             found[number] = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
             if shards:
-                shards.put(number, found[number])
+                shards.put(number, found[number] | {"asked": np.array(piece.asked)})
         yield piece, found.pop(number)
 
 

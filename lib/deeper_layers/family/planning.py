@@ -3,6 +3,7 @@
 The same requests give the same arrangement, so that an interrupted sweep finds its pieces again.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -126,6 +127,11 @@ class Piece:
     def padded(self) -> int:
         """Tokens with padding."""
         return sum(shape.tokens for shape in self.shapes)
+
+    @cached_property
+    def asked(self) -> str:
+        """SHA-256 of its sequences: by their numbers alone requests are the same in another prompt."""
+        return hashlib.sha256(repr([s for batch in self.batches for s in batch]).encode()).hexdigest()
 
     @property
     def requests(self) -> list[int]:
