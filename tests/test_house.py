@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import deeper_layers
+import deeper_layers.command
 from book.extension.rooms import HEAVY
+from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.results.places import AROUND as ROOT
 
 HOUSE = ROOT / "lib" / "deeper_layers"
@@ -123,6 +126,12 @@ def test_rooms_import_downwards(house, rooms):
         if rooms.index(room_of(other, house)) > rooms.index(room_of(path, house))
     ]
     assert upwards == []
+
+
+def test_the_house_lists_its_rooms_and_the_command_its_subcommands():
+    house, command = (" ".join(face.__doc__.split()) for face in (deeper_layers, deeper_layers.command))
+    assert f"from the ground up: {', '.join(ROOMS[:-1])}. Each" in house  # all but __main__
+    assert command.startswith(f"The command `deeper-layers`: {', '.join(SUBCOMMANDS)}. ")
 
 
 @pytest.mark.parametrize("face", FACES, ids=face_of)
