@@ -76,7 +76,7 @@ def test_above_guessing():
     assert above_guessing(curves, levels) == ["sure"]
     levels["majority"]["majority"] = 0.4
     assert above_guessing(curves, levels) == ["sure", "majority"]
-    at_the_level = pd.DataFrame({"task": ["a", "b"], "size": 0, "low": 0.25})
+    at_the_level = pd.DataFrame({"task": ["a", "b"], "size": 0, "low": 0.25, "value": 0.5, "items": 10})
     assert above_guessing(at_the_level, {"a": {"chance": 0.25}}) == ["b"]
 
 
@@ -114,14 +114,37 @@ def test_levels_of_a_group():
 
 def test_what_a_task_counts():
     rows = pd.DataFrame(
-        [("gsm8k", "exact_match,strict-match", 0, 0, 0.1, 5), ("gsm8k", "exact_match,flexible-extract", 0, 0, 0.2, 5),
-         ("boolq", "acc", 0, 0, 0.6, 5), ("boolq", "f1", 0, 0, 0.5, 5)],
+        [("gsm8k", "exact_match,strict-match", 0, 0, 0.1, 10), ("gsm8k", "exact_match,flexible-extract", 0, 0, 0.2, 10),
+         ("boolq", "acc", 0, 0, 0.6, 10), ("boolq", "f1", 0, 0, 0.5, 10)],
         columns=["task", "metric", "start", "size", "value", "items"],
     )  # fmt: skip
     curves = accuracy_by_rule(rows, {"simple": [Cut(0, 0)]}, 4).set_index("task")
     assert curves["metric"].to_dict() == {"gsm8k": "exact_match,strict-match", "boolq": "acc"}
     assert main_metric(["f1", "exact_match", "acc"]) == "acc" and main_metric(["f1", "exact_match"]) == "exact_match"
     assert main_metric(["f1", "bleu"]) == "f1"
+
+
+def scores(task, metric, values, errors, items=20):
+    """Rows of a task for the whole model and one layer less."""
+    places = [{"start": 0, "size": 0}, {"start": 7, "size": 1}]
+    return pd.DataFrame([
+        {"task": task, "metric": metric, **place, "value": value, "stderr": error, "items": items}
+        for place, value, error in zip(places, values, errors)
+    ])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"), [("mcc", (0.75, -0.03)), ("bleu", (23.4, 0.0)), ("acc", (0.4137, 0.25)), ("acc", (0.5, None))]
+)
+def test_what_is_no_share_of_items_has_the_interval_of_its_standard_error(metric, values):
+    rows = scores("some", metric, values, (0.1, None)).astype({"value": float, "stderr": float})
+    whole, pruned = accuracy_by_rule(rows, {"simple": [Cut(0, 0), Cut(7, 1)]}, 10).itertuples()
+    assert not curves.are_shares(rows) and curves.are_shares(scores("a", "acc", (0.35, 1.0), (0.1, 0.0)))
+    assert (whole.low, whole.high) == pytest.approx((values[0] - 0.1959964, values[0] + 0.1959964))
+    assert math.isnan(pruned.low) and math.isnan(pruned.high)
+    # levels of guessing are accuracies
+    table = accuracy_by_rule(rows, {"simple": [Cut(0, 0), Cut(7, 1)]}, 10)
+    assert above_guessing(table, {"some": {"chance": 0.1}}) == []
 
 
 def test_cuts_are_told_apart_by_rule():

@@ -77,19 +77,33 @@ def wilson_interval(value: float, items: int) -> tuple[float, float]:
     return max(0.0, min(value, centre - half)), min(1.0, max(value, centre + half))
 
 
+def are_shares(rows: pd.DataFrame) -> bool:
+    """Whether rows of one metric, with value and items, are shares of the items: all count a whole number of them.
+
+    Parts of an item that add up (truthfulqa_mc2), scores of all items together (mcc, BLEU) and means over tasks don't.
+    """
+    counts = rows["value"] * rows["items"]
+    return bool(rows["value"].between(0, 1).all() and ((counts - counts.round()).abs() < 1e-6).all())
+
+
 def accuracy_by_rule(rows: pd.DataFrame, cuts_of: dict[str, list[Cut]], num_layers: int) -> pd.DataFrame:
     """The rows of a sweep as curves: one row for each task, rule and size, with its 95% interval.
 
     Columns task, rule, size, start, fraction (size / L), value, low, high, items, metric. A cut that was not
-    measured has no row. The metric is a task's "acc", or what it counts instead (exact_match).
+    measured has no row. The metric is a task's "acc", or what it counts instead (exact_match). The interval is Wilson's
+    for shares of items (`are_shares`), else that of the standard error, missing where that is.
     """
     wanted = {task: main_metric(list(of_task["metric"])) for task, of_task in rows.groupby("task")}
     table = rows[rows["metric"] == rows["task"].map(wanted)]
+    shares = {task: are_shares(of_task) for task, of_task in table.groupby("task")}
     curves = []
     for rule, cuts in cuts_of.items():
         for cut in cuts:
             for row in of_cut(table, cut).itertuples():
-                low, high = wilson_interval(row.value, int(row.items))
+                if shares[row.task]:
+                    low, high = wilson_interval(row.value, int(row.items))
+                else:
+                    low, high = row.value - Z * row.stderr, row.value + Z * row.stderr
                 curves.append((
                     row.task, rule, cut.size, cut.start, cut.size / num_layers,
                     row.value, low, high, int(row.items), row.metric,
@@ -127,9 +141,13 @@ def losses_by_line(
 
 
 def above_guessing(accuracy: pd.DataFrame, levels: dict[str, dict[str, float]]) -> list[str]:
-    """Tasks on which the whole model is surely better than chance and than always naming the commonest answer."""
+    """Tasks on which the whole model is surely better than chance and than always naming the commonest answer.
+
+    Those are shares of items, and what is none is not compared with them.
+    """
     whole = accuracy[accuracy["size"] == 0].drop_duplicates("task")
-    return [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
+    sure = [row.task for row in whole.itertuples() if row.low > max(levels.get(row.task, {}).values(), default=0)]
+    return [task for task in sure if are_shares(accuracy[accuracy["task"] == task])]
 
 
 def surely_above(share: float, items: int, levels: dict[str, float]) -> bool:
