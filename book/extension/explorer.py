@@ -59,6 +59,8 @@ def _model(name: str, units: list[Unit]) -> dict | None:
         return None
     units = sorted(units, key=lambda unit: unit.key.get("quantization") is not None)  # distances of the weights as are
     evidence = Evidence(plain)
+    if not evidence.topics:
+        return None
     gained = gained_by_size(name, evidence.layers)
     rules, tasks = {}, {}
     for rule in RULES:
@@ -145,7 +147,9 @@ def _of_other_rules(
             how = f"{unit.key['text'].upper()}, not quantized, {unit.key['dtype']}"
             step["loss"] = [_short(float(choice.losses.mean())), visible(how)]
             for scored in _scored(rule, choice.cut, unit, units):
-                described, guessing, values = _accuracy(evidence, scored, choice.cut)
+                if (of_task := _accuracy(evidence, scored, choice.cut)) is None:
+                    continue
+                described, guessing, values = of_task
                 key = keys.setdefault(described, described)
                 tasks.setdefault(key, {"key": key, "title": described, "guessing": guessing})
                 step["accuracy"][key] = values
@@ -173,9 +177,11 @@ def _scored(rule: str, cut: Cut, chosen: Unit, units: list[Unit]) -> Iterator[Un
                 yield unit
 
 
-def _accuracy(evidence: Evidence, unit: Unit, cut: Cut) -> tuple[str, float | None, list]:
-    """What a unit asks, the accuracy of guessing, and of a cut the accuracy with its interval."""
+def _accuracy(evidence: Evidence, unit: Unit, cut: Cut) -> tuple[str, float | None, list] | None:
+    """What a unit asks, the accuracy of guessing, and of a cut the accuracy with its interval; None without items."""
     right = rivals.right_items(unit, cut)
+    if right is None:
+        return None
     names = sorted(unit.details["levels"]) or [unit.name]
     levels = evidence.levels([unit], names)
     described = described_as(topic_of(unit.name), names, unit.key["num_fewshot"], len(right))

@@ -64,7 +64,7 @@ def sweep(given: dict) -> Answer:
 
 
 def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
-    """The tables of a unit, one for each of its tasks: accuracy and its interval, by size and rule."""
+    """The tables of a unit, one for each of its tasks: its score with the interval, by size and rule."""
     import pandas as pd  # slow, as is the next
 
     from deeper_layers.report.statistics import curves, outcomes
@@ -77,8 +77,9 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
     accuracy = pd.concat([rows for rows in found if len(rows)])
     for task in curves.own_tasks(unit):
         own = accuracy[accuracy["task"] == task]
-        first = own.iloc[0]
-        guessing = "".join(f", {LEVELS[name]} {level:.2f}" for name, level in levels.get(task, {}).items())
+        first, of_group = own.iloc[0], None if task == unit.name else task
+        known = levels.get(task, {}) if curves.are_shares(own) else {}  # others are no accuracies
+        guessing = "".join(f", {LEVELS[name]} {level:.2f}" for name, level in known.items())
         cells: dict[tuple[int, str], dict[str, str]] = {}
         for row in own.itertuples():
             # the whole model and one that lacks only sublayers both drop no layer
@@ -88,9 +89,10 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
             line["from" + " " * list(cuts).index(row.rule)] = row.place
         kept = []
         for rule, of_rule in cuts.items() if GIVEN not in cuts else ():
-            if not (pruned := [cut for cut in of_rule if cut.size]):
+            pruned = [cut for cut in of_rule if cut.size]
+            if not pruned or not outcomes.has_outcomes(unit, first["metric"], task=of_group):
                 continue
-            table_of = outcomes.kept(unit, pruned, first["metric"], task=None if task == unit.name else task)
+            table_of = outcomes.kept(unit, pruned, first["metric"], task=of_group)
             kept.append(f"{outcomes.sizes_seen(table_of, 'kept')} ({rule})")
         points = f"{outcomes.KEPT * 100:.0f} points"
         said = f"; within {points} of the whole model, surely, at n = {', '.join(kept)}" if kept else ""

@@ -25,7 +25,8 @@ from deeper_layers.report.claims.deciding import (
 )
 from deeper_layers.report.claims.verdicts import FINE, NOTHING, SIGNED, Finding, Obstacle, Ruling
 from deeper_layers.report.statistics import seeds as seeds_of
-from deeper_layers.report.statistics.evidence import Evidence, Losses, of_topic
+from deeper_layers.report.statistics.evidence import Evidence, Losses
+from deeper_layers.report.statistics.items import item_metrics, of_topic
 from deeper_layers.report.statistics.outcomes import resampled_means
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import TOPICS, set_of, topic_of
@@ -288,9 +289,9 @@ def _tokens(ways: dict[Any, list[Unit]]) -> int:
 def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits: dict) -> Ruling:
     """MMLU of ways of healing, on the items that decide, where these healed models are above guessing on them."""
     units = list(ways.values())
-    asked = [set(unit.details["outcomes"]) for of_way in units for unit in of_way]
+    asked = [set(item_metrics(unit)) for of_way in units for unit in of_way]
     sets: dict[str, list[str]] = {}
-    for task in units[0][0].details["outcomes"]:
+    for task in item_metrics(units[0][0]):
         if topic_of(task) == "MMLU" and all(task in of_unit for of_unit in asked):
             sets.setdefault(set_of(task), []).append(task)
     names = max(sets.values(), key=lambda names: len(of_topic(units[0][0], names)), default=[])

@@ -178,10 +178,11 @@ def _paid(unit: Unit) -> Iterator[tuple[str, int, pd.DataFrame]]:
     for task in curves.own_tasks(unit):
         own = rows[rows["task"] == task]
         metric = curves.main_metric(list(own["metric"]))
-        whole = own[(own["metric"] == metric) & (own["size"] == 0)]
-        if whole.empty or not _known(unit, task, whole.iloc[0]):
+        own = own[own["metric"] == metric]
+        whole = own[own["size"] == 0]
+        if whole.empty or not curves.are_shares(own) or not _known(unit, task, whole.iloc[0]):
             continue
-        yield curves.asked([task], unit.key["num_fewshot"]), -1, own[own["metric"] == metric]
+        yield curves.asked([task], unit.key["num_fewshot"]), -1, own
 
 
 def _known(unit: Unit, task: str, whole: pd.Series) -> bool:

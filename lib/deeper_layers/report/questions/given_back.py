@@ -22,8 +22,8 @@ from jaxtyping import Float
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.questions.two_ways import LOSS
 from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics.evidence import right_items
 from deeper_layers.report.statistics.healed import by_cut, healed_how
+from deeper_layers.report.statistics.items import item_metrics, right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means, right_answers
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import set_of, shots
@@ -182,8 +182,9 @@ def before_and_after(
     for of_tasks in _asked_both_times(swept, cut, after):
         right, answers = [], []
         for task, leaf in sorted(of_tasks.items()):
-            of_cuts = leaf.details["outcomes"]
-            of_task = [right_items(of_model, task) for of_model in (of_cuts[UNPRUNED.name], of_cuts[cut.name], after)]
+            of_cuts, metric = leaf.details["outcomes"], item_metrics(leaf)[task]
+            models = (of_cuts[UNPRUNED.name], of_cuts[cut.name], after)
+            of_task = [right_items(of_model, task, metric) for of_model in models]
             right.append(np.stack([of_model[: len(of_task[2])] for of_model in of_task]))
             answers.append(right_answers(of_cuts, task))
         values = np.concatenate(right, axis=1).astype(float)
@@ -202,8 +203,10 @@ def _asked_both_times(swept: Sequence[Unit], cut: Cut, after: Mapping[str, dict]
     together: dict[str, dict[str, Unit]] = {}
     for leaf in (leaf for unit in swept for leaf in leaves_of(unit)):
         whole, pruned = (leaf.details["outcomes"].get(name, {}) for name in (UNPRUNED.name, cut.name))
-        for task in pruned.keys() & whole.keys() & after.keys():
-            if len(right_items(whole, task)) >= len(right_items(after, task)):
+        for task, metric in item_metrics(leaf).items():
+            if not (task in whole and task in pruned and metric in after.get(task, {})):
+                continue
+            if len(right_items(whole, task, metric)) >= len(right_items(after, task, metric)):
                 asked = curves.SUBJECTS.get(task, task)
                 together[asked] = together.pop(asked, {}) | {task: leaf}
     return together.values()

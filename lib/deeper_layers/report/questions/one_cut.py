@@ -13,7 +13,8 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.names import as_markdown
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.curves import of_cut
-from deeper_layers.report.statistics.evidence import Answers, Evidence, of_topic, opened_as, right_items
+from deeper_layers.report.statistics.evidence import Answers, Evidence, opened_as
+from deeper_layers.report.statistics.items import item_metrics, of_topic, right_items
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import described_as, topic_of
 from deeper_layers.results.units import Unit
@@ -137,17 +138,21 @@ def _of_its_own(evidence: Evidence, cut: Cut) -> list[Score]:
     own = evidence.of_kind("cuts")
     # a task that was swept twice counts once: with most items, then as it was measured last
     for unit in sorted(own, key=lambda unit: (unit.rows["items"].max(), unit.provenance["measured"])):
-        if {UNPRUNED.name, cut.name} <= unit.details.get("outcomes", {}).keys():
+        asked = {UNPRUNED.name, cut.name} <= unit.details.get("outcomes", {}).keys()
+        if asked and unit.name in item_metrics(unit):
             how = topic_of(unit.name), unit.key["num_fewshot"], unit.key["limit"], unit.key["engine"], opened_as(unit)
             together.setdefault(how, {})[unit.name] = unit
     found = []
     for (topic, shots, *_), by_task in together.items():
         own = list(by_task.values())
+        names, metrics = list(by_task), [item_metrics(unit)[unit.name] for unit in own]
         right = [
-            np.concatenate([right_items(unit.details["outcomes"][name], unit.name) for unit in own])
+            np.concatenate([
+                right_items(unit.details["outcomes"][name], unit.name, metric)
+                for unit, metric in zip(own, metrics, strict=True)
+            ])
             for name in (UNPRUNED.name, cut.name)
-        ]
-        names = list(by_task)
+        ]  # fmt: skip
         described, guessing = described_as(topic, names, shots, len(right[0])), evidence.levels(own, names)
         answers = Answers(described, [UNPRUNED, cut], np.stack(right), guessing, own[0].details["num_layers"])
         found.append(_score(topic, ALONE, answers, own[0], names, cut, None))

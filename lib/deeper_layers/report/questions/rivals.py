@@ -13,7 +13,7 @@ from jaxtyping import Bool
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
-from deeper_layers.report.statistics import curves, evidence, significance, topics
+from deeper_layers.report.statistics import curves, evidence, items, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import REGISTERED
@@ -142,6 +142,8 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
     rows = []
     for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
         right = {cut: right_items(unit, cut) for cut in {Cut.of_key(key) for key in unit.key["cuts"]} | {UNPRUNED}}
+        if any(found is None for found in right.values()):
+            continue
         try:
             every = Map(unit.details["num_layers"], {cut: 1.0 - found for cut, found in right.items()})
         except InputError:  # not every block of any size
@@ -183,13 +185,16 @@ def _has_place(every: Map, cut: Cut, size: int) -> bool:
 
 
 def right_items(unit: Unit, cut: Cut) -> Bool[np.ndarray, " I"] | None:
-    """Which items of a task a pruned model got right, those of a group by the names of its tasks; None if unknown."""
+    """Which items of a task a pruned model got right, those of a group by the names of its tasks; None if unknown.
+
+    A task that counts no item as right or wrong is unknown too.
+    """
     found: dict[str, np.ndarray] = {}
     for leaf in leaves_of(unit):
-        of_cut = leaf.details["outcomes"].get(cut.name)
-        if of_cut is None:
+        of_cut, metrics = leaf.details["outcomes"].get(cut.name), items.item_metrics(leaf)
+        if of_cut is None or of_cut.keys() - metrics.keys():
             return None
-        found |= {task: evidence.right_items(of_cut, task) for task in of_cut}
+        found |= {task: items.right_items(of_cut, task, metrics[task]) for task in of_cut}
     return np.concatenate([found[task] for task in sorted(found)])
 
 
@@ -304,10 +309,10 @@ def healed_table(
             differences = losses - np.array(other.details["by_sequence"])
             change, low, high = significance.paired_interval(differences, shares=False)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
-        tasks = list(unit.details["outcomes"])
+        tasks = list(items.item_metrics(unit))
         for topic in dict.fromkeys(map(topics.topic_of, tasks)):
             own = [task for task in tasks if topics.topic_of(task) == topic]
-            row[topic] = float(evidence.of_topic(unit, own).mean())
+            row[topic] = float(items.of_topic(unit, own).mean())
         rows.append(row)
         used.append(unit)
     return (pd.DataFrame(rows).sort_values(["n", "loss"], kind="stable", ignore_index=True), used) if rows else None

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.statistics.evidence import of_topic
+from deeper_layers.report.statistics.items import item_metrics, of_topic
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import set_of
 from deeper_layers.results.units import Unit
@@ -22,7 +22,7 @@ def compared(first: Unit, second: Unit, known: Collection[str]) -> pd.DataFrame:
     loss beyond `MARGIN` of it; "no difference seen" else, and "not known" for sets that are not in `known`: what the
     whole model does not surely know no healing gives back.
     """
-    tasks = [task for task in first.details["outcomes"] if task in second.details["outcomes"]]
+    tasks = [task for task in item_metrics(first) if task in item_metrics(second)]
     topics = {topic: [task for task in tasks if set_of(task) == topic] for topic in map(set_of, tasks)}
     pairs = {LOSS: [unit.details["by_sequence"] for unit in (first, second)]} | {
         topic: [of_topic(unit, names) for unit in (first, second)] for topic, names in topics.items()

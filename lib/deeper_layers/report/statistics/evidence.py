@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.healed import by_cut, way_of
+from deeper_layers.report.statistics.items import item_metrics, of_topic, right_items
 from deeper_layers.report.statistics.topics import TOPICS, described_as, topic_of
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit
@@ -121,7 +122,7 @@ class Evidence:
     @property
     def topics(self) -> list[str]:
         """What the sweeps ask about: the known topics in their order, then the others."""
-        found = dict.fromkeys(topic_of(unit.name) for unit in self.of_kind("sweep") if "outcomes" in unit.details)
+        found = dict.fromkeys(topic_of(unit.name) for unit in self.of_kind("sweep") if unit.name in item_metrics(unit))
         return [*(topic for topic in TOPICS if topic in found), *(topic for topic in found if topic not in TOPICS)]
 
     def sweeps(self, topic: str) -> list[list[Unit]]:
@@ -131,7 +132,7 @@ class Evidence:
         """
         together: dict[str, dict[str, Unit]] = {}
         for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
-            if "outcomes" in unit.details and topic_of(unit.name) == topic:
+            if topic_of(unit.name) == topic and unit.name in item_metrics(unit):
                 family = curves.SUBJECTS.get(unit.name, unit.name)
                 how = unit.settings("task", "data", "version", "model")
                 together.setdefault(json.dumps([family, how], sort_keys=True), {})[unit.name] = unit
@@ -154,7 +155,7 @@ class Evidence:
         every = self.sweeps(topic) if healed is None else self.sweeps_opened_as(healed, topic)
         for units in reversed(every):
             names = [unit.name for unit in units]
-            if healed is not None and not set(names) <= set(_outcomes(healed)):
+            if healed is not None and not set(names) <= item_metrics(healed).keys():
                 continue
             for rule in units[0].key["rule"].split(", "):
                 answers = self._together(topic, units, rule)
@@ -177,15 +178,16 @@ class Evidence:
         """What was measured under prompts that differ in one setting alone ("num_fewshot", "order"), by its value."""
         together: dict[str, dict[int, Unit]] = {}
         for unit in self.of_kind("shots"):
-            if topic_of(unit.key["task"]) == topic:
+            if topic_of(unit.key["task"]) == topic and item_metrics(unit):
                 how = unit.settings(setting, "data", "model")
                 together.setdefault(json.dumps(how, sort_keys=True), {})[unit.key[setting]] = unit
         best, found = max(together.values(), key=len, default={}), {}
         for value, unit in sorted(best.items()):
             cuts = [Cut(*cut) for cut in unit.key["cuts"]]
             of_cuts = [unit.details["outcomes"][cut.name] for cut in cuts]
-            right = np.stack([np.concatenate([right_items(of_cut, name) for name in of_cut]) for of_cut in of_cuts])
-            found[value] = self._answers(topic, [unit], list(of_cuts[0]), cuts, right, unit.key["num_fewshot"])
+            metrics = item_metrics(unit)
+            right = [np.concatenate([right_items(of_cut, *task) for task in metrics.items()]) for of_cut in of_cuts]
+            found[value] = self._answers(topic, [unit], list(metrics), cuts, np.stack(right), unit.key["num_fewshot"])
         return found
 
     def _together(self, topic: str, units: list[Unit], rule: str) -> Answers | None:
@@ -196,8 +198,12 @@ class Evidence:
         if len(cuts) < 2 or cuts[0].size:
             return None
         of_cuts = [(unit.name, [unit.details["outcomes"][cut.name] for cut in cuts]) for unit in units]
-        right = [np.stack([right_items(outcomes, name) for outcomes in of_unit]) for name, of_unit in of_cuts]
         names, shots = [unit.name for unit in units], units[0].key["num_fewshot"]
+        asked = [(unit.name, item_metrics(unit)[unit.name]) for unit in units]
+        right = [
+            np.stack([right_items(of_cut, *task) for of_cut in of_unit])
+            for task, (_, of_unit) in zip(asked, of_cuts, strict=True)
+        ]
         found = self._answers(topic, units, names, cuts, np.concatenate(right, axis=1), shots)
         if not all("chosen" in outcomes[name] for name, of_unit in of_cuts for outcomes in of_unit):
             return found
@@ -254,7 +260,7 @@ class Evidence:
         for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic)):
             before = self._together(topic, units, rule)
             names = [unit.name for unit in units]
-            asked = {cut for cut, unit in of_cut.items() if set(names) <= set(_outcomes(unit))}
+            asked = {cut for cut, unit in of_cut.items() if set(names) <= item_metrics(unit).keys()}
             cuts = [cut for cut in before.cuts if cut in asked] if before else []
             if len(cuts) < 2 or cuts[0].size:
                 continue
@@ -364,21 +370,6 @@ def latest_models(units: Iterable[Unit], most: int) -> tuple[list[Unit], list[st
 def opened_as(unit: Unit) -> tuple[str, str | None]:
     """The number format of a unit's model, and what its weights were quantized to."""
     return unit.key["dtype"], unit.key["quantization"]
-
-
-def of_topic(unit: Unit, names: list[str]) -> Bool[np.ndarray, " I"]:
-    """Which items of some tasks a healed model got right."""
-    return np.concatenate([right_items(_outcomes(unit), name) for name in names])
-
-
-def right_items(outcomes: dict, task: str) -> Bool[np.ndarray, " I"]:
-    """Which items of a task a model got right, from its outcomes by task."""
-    packed = outcomes[task]
-    return unpack(packed[curves.main_metric([name for name in packed if name != "chosen"])]).astype(bool)
-
-
-def _outcomes(healing: Unit) -> dict:
-    return healing.details["outcomes"]
 
 
 def _items(unit: Unit) -> int:

@@ -67,6 +67,12 @@ def outcomes_of(
     return np.stack(rows)
 
 
+def has_outcomes(unit: Unit, what: str, *, task: str | None = None) -> bool:
+    """Whether `outcomes_of` finds this under every cut of a unit: what is no 0 or 1 for an item is not kept."""
+    by_cut = [of_cut for leaf in leaves_of(unit) for of_cut in leaf.details["outcomes"].values()]
+    return all(what in packed for of_cut in by_cut for name, packed in of_cut.items() if task in (None, name))
+
+
 def changes(unit: Unit, cuts: Sequence[Cut], what: str = "acc", *, task: str | None = None) -> pd.DataFrame:
     """Every pruned model against the whole one, item by item.
 
