@@ -330,7 +330,8 @@ def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
     assert [row["value"] for row in stored] == [0.5, None, None, 0.25]
     assert [row["items"] for row in stored] == [3] * 4
     assert unit.rows["value"].isna().tolist() == [False, True, True, False]
-    assert unit.rows["stderr"].isna().all()
+    assert unit.rows["stderr"].isna().all() and unit.rows["stderr"].dtype == float
+    assert (unit.rows["value"] - 1.96 * unit.rows["stderr"]).isna().all()
     # one row a line, for differences that can be read
     assert sum(line.startswith('{"task"') for line in text.splitlines()) == 4
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # slow: imported where there is a unit to read
     import pandas as pd
 
 SETTLED = 2_000_000_000  # nanoseconds: a file written since may change again, and its times not tell
+NUMBERS = ("value", "stderr", "distance")  # columns of rows in which null is what was not measured
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 
 
@@ -112,11 +113,14 @@ def _read(path: Path) -> Unit:
 
     content = read_json(path)
     check_unit(content)
+    rows = pd.DataFrame(content["rows"])
+    # a column of nothing but null would be one of objects
+    rows = rows.astype({name: float for name in NUMBERS if name in rows})
     if "sha256" in content and content["sha256"] != content_hash(content):
         raise ValueError("its content is not that of its SHA-256")
     unit = Unit(
         content["kind"], content["name"], content["key"], content["provenance"],
-        pd.DataFrame(content["rows"]), content["details"], path,
+        rows, content["details"], path,
     )  # fmt: skip
     if path.name != _file_name(unit.kind, unit.name, unit.key):
         raise ValueError("its name is not that of its kind, name and key")
