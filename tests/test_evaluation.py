@@ -220,6 +220,21 @@ def test_groups_are_those_of_lm_eval(opened, tmp_path):
     assert len(each) == 2 and found.loc["acc,macro", "value"] == each.mean() != found.loc["acc", "value"]
 
 
+def test_the_standard_error_of_a_mean_over_tasks_is_unknown_where_that_of_a_task_is(tmp_path):
+    (tmp_path / "both.yaml").write_text(
+        "group: both\ntask: [capitals, sums_one_digit]\n"
+        "aggregate_metric_list: [{metric: acc, aggregation: mean, weight_by_size: true}]\n"
+    )
+    groups = TaskManager(include_path=[str(tmp_path), str(embedded.TASKS)], include_defaults=False).load(["both"])
+    places = {"metric": "acc", "start": 0, "size": 0, "items": 1}
+    rows = pd.DataFrame([{"task": name, **places, "value": 1.0} for name in ("capitals", "sums_one_digit")])
+    for errors in ([np.nan, np.nan], [0.3, np.nan]):
+        found = harness.group_rows(groups["groups"], rows.assign(stderr=errors)).set_index("metric")
+        assert np.isnan(found.loc["acc,macro", "stderr"]) and found.loc["acc,macro", "value"] == 1
+    found = harness.group_rows(groups["groups"], rows.assign(stderr=[0.3, 0.4], items=9)).set_index("metric")
+    assert found.loc["acc,macro", "stderr"] == pytest.approx(0.25)
+
+
 def test_a_group_without_a_metric_is_its_tasks(opened):
     rows = sweep(*opened, ["sums"], CUTS[:1], limit=3)
     assert harness.is_group("sums") and not harness.is_group("capitals")

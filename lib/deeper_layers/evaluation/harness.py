@@ -270,7 +270,8 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
         for row in of_cut.to_dict("records"):
             metric, _, rule = row["metric"].partition(",")
             of_task = metrics.setdefault(row["task"], {"sample_len": row["items"]})
-            of_task |= {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": row["stderr"]}
+            error = "N/A" if pd.isna(row["stderr"]) else row["stderr"]  # as lm-eval has what is unknown
+            of_task |= {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": error}
         for name, group in groups.items():
             leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
             aggregated = group.aggregate(metrics)
@@ -284,7 +285,8 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                 error = error if isinstance(error, int | float) else math.nan
                 found.append({**row, "metric": named, "value": value, "stderr": error})
                 of_metric = leaves[leaves["metric"] == named]
-                error = math.sqrt((of_metric["stderr"] ** 2).sum()) / len(of_metric)
+                # unknown where that of a task is
+                error = math.sqrt((of_metric["stderr"].astype(float) ** 2).sum(skipna=False)) / len(of_metric)
                 found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})
     return pd.DataFrame(found)[list(rows.columns)] if found else rows
 
