@@ -7,12 +7,15 @@ import pytest
 import torch
 
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.evaluation.losses import text_loss
 from deeper_layers.evaluation.sweeps import loglikelihoods, plan, plan_requests, sweep
 from deeper_layers.family import lending, pruned_family, scored_only, walk
 from deeper_layers.family.abilities import Abilities
 from deeper_layers.family.planning import Sequence, plan_pieces
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.family.scored_only import ScoredOnly
+from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
@@ -245,6 +248,35 @@ def test_a_beginning_too_large_for_all_runs_for_half_of_the_cuts(monkeypatch):
     found, _ = loglikelihoods(model, contexts, continuations, CUTS, max_length=200)
     assert max(sizes) > 3 and min(sizes) <= 3
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=0)
+
+
+def test_what_is_not_a_number_is_refused_and_not_kept(tmp_path):
+    """A layer whose output is too large for float16, and neither for a model without it nor for bfloat16."""
+    model = tiny_model("llama", layers=LAYERS, dtype=torch.float16)
+    decoder_layers(model)[3].mlp.down_proj.weight.data.fill_(6e4)
+    contexts, continuations = requests(model.config.vocab_size, few_shot=0)
+    shape, without = {"max_length": 200}, Cut(3, 1)
+    assert np.isfinite(loglikelihoods(model, contexts, continuations, [without], **shape)[0]).all()
+    said = r"float16 of the model that drops no layers \(0 of 6\), keeps \[0:6\]: measure in another data type"
+    shards = Shards(tmp_path / "unit.partial")
+    with pytest.raises(InputError, match=said):
+        loglikelihoods(model, contexts, continuations, [without, Cut(0, 0)], **shape, shards=shards)
+    assert not list(tmp_path.rglob("*.npz"))
+    with pytest.raises(InputError, match=said):
+        text_loss(model, [without, Cut(0, 0)], [torch.arange(20)])
+    found, _ = loglikelihoods(model.to(torch.bfloat16), contexts, continuations, [Cut(0, 0)], **shape)
+    assert np.isfinite(found).all()
+
+
+def test_a_token_that_a_model_rules_out_is_the_least_likely_and_has_no_loss():
+    model = tiny_model("llama", layers=LAYERS)
+    model.lm_head.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, torch.tensor([7]), -torch.inf))
+    found, _ = loglikelihoods(model, [[1, 2]] * 2, [[7, 3], [8, 3]], [Cut(1, 2)], max_length=200)
+    assert found[0, 0] == -np.inf and np.isfinite(found[0, 1])
+    with pytest.raises(InputError, match=r"a loss is not a finite number in float32 of the model that drops layers 1"):
+        text_loss(model, [Cut(1, 2)], [torch.arange(20)])
+    rows, _ = text_loss(model, [Cut(1, 2)], [torch.arange(7)])
+    assert np.isfinite(rows["value"]).all()
 
 
 def test_goes_on_from_shards(tmp_path, monkeypatch):

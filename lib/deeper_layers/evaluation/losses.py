@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.evaluation.sweeps import loglikelihoods, overflowed
 from deeper_layers.family.planning import BATCH_TOKENS
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.results.shards import Shards
@@ -49,7 +49,7 @@ def text_loss(
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
     Every token but the first of a sequence is predicted from those before it: see `request_loss`.
-    Raises InputError where there is no sequence, or one of a single token, no cut, or a cut does not fit the model.
+    Raises InputError where there is no sequence, or one of a single token, and as `request_loss` does.
     """
     return request_loss(model, cuts, text_requests(sequences), shards=shards, family=family)
 
@@ -63,7 +63,7 @@ def request_loss(
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. Twice `batch_tokens` is about what is run between
     two shards. `family` is that of the model and these cuts, where it was made before.
-    Raises InputError where there is no cut, or one that does not fit the model.
+    Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     if not cuts:
         raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
@@ -76,6 +76,8 @@ def request_loss(
     lengths = np.array([len(continuation) for continuation in continuations])
     rows, of_sequences = [], {}
     for cut, summed in zip(cuts, -logprobs, strict=True):
+        if not np.isfinite(summed).all():
+            raise overflowed("a loss", model, cut)
         losses = summed / lengths
         # a token counts once, however long its sequence
         mean = float(summed.sum() / lengths.sum())

@@ -72,7 +72,8 @@ def sweep(
 
     Raises:
         InputError: unknown tasks, or those scored in another way; no cuts, or some that don't fit the model; a limit
-            below 1; an engine that is not installed, or asked for tasks that are not generated.
+            below 1; an engine that is not installed, or asked for tasks that are not generated; a pruned model whose
+            log-probabilities are not numbers, as where float16 is too small for it.
 
     Example:
         >>> from deeper_layers import Cut, load_model, simple_cut, sweep
@@ -179,6 +180,7 @@ def loglikelihoods(
 
     The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
     `memory` bounds the bytes that are taken beside the weights; see `plan_requests`. A cut given twice is run once.
+    One of minus infinity is of a token that the model rules out. Raises InputError for what is not a number.
     """
     if not contexts:
         return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
@@ -290,10 +292,20 @@ def _answered(
     for number, piece in of_pieces.items():
         if number in missing:
             logprobs, greedy = next(run)
+            if (bad := np.isnan(logprobs).any(axis=1)).any():  # before it is kept, or counts as the first choice
+                raise overflowed("a log-probability", family.whole.model, family.cuts[bad.argmax()])
             found[number] = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
             if shards:
                 shards.put(number, found[number] | {"asked": np.array(piece.asked)})
         yield piece, found.pop(number)
+
+
+def overflowed(what: str, model, cut: Cut) -> InputError:
+    """What to raise where a pruned model gives no numbers: somewhere they were too large for its data type."""
+    return InputError(
+        f"{what} is not a finite number in {str(model.dtype).removeprefix('torch.')} of the model that "
+        f"{cut.describe(num_layers(model))}: measure in another data type (bfloat16 or float32)"
+    )
 
 
 def _rate(family: PrunedFamily, tokens: int) -> tuple[float | None, float | None]:
