@@ -101,7 +101,7 @@ def test_what_a_healed_model_was_asked_in_several_units_is_of_one():
     first, whole = healed_unit(CUT, LOSSES + 0.5, acc=(1,) * 8), healed_unit(Cut(0, 0), LOSSES - 0.5)
     more = dataclasses.replace(
         first, key=first.key | {"tasks": {"gsm8k": 5}, "limits": {"gsm8k": 8}, "limit": 120},
-        details=first.details | {"outcomes": {"gsm8k": {"exact_match": pack(np.array([1, 0, 1, 1] * 2))}}},
+        details=first.details | {"outcomes": {"gsm8k": {"acc": pack(np.array([1, 0, 1, 1] * 2))}}},
     )  # fmt: skip
     right = {"0,0": {"gsm8k": np.ones(8)}, CUT.name: {"gsm8k": np.zeros(8)}}
     swept = [scores_unit("gsm8k", right)]
