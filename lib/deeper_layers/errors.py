@@ -26,7 +26,16 @@ class InputError(ValueError):
 
 
 class NotMeasuredError(InputError):
-    """Results do not hold what was asked for, and nothing is to be measured now (`--no-measure`)."""
+    """Results do not hold what was asked for, and nothing is to be measured now (`--no-measure`).
+
+    Example:
+        >>> from deeper_layers import InputError, NotMeasuredError
+        >>> try:
+        ...     raise NotMeasuredError("not measured: capitals")
+        ... except InputError as error:
+        ...     print(error)
+        not measured: capitals
+    """
 
 
 NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
