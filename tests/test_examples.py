@@ -34,7 +34,8 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 # in this order: an example may go on from one before it
 NAMES = [
     "InputError", "NotMeasuredError", "Cut", "simple_cut", "similarity_cut", "load_model", "decoder_layers",
-    "angular_distances", "drop_layers", "silence_sublayers", "slice_checkpoint", "plan", "sweep", "heal", "merge_adapters",
+    "angular_distances", "drop_layers", "silence_sublayers", "slice_checkpoint", "plan", "sweep", "heal",
+    "merge_adapters",
 ]  # fmt: skip
 
 
