@@ -1,12 +1,17 @@
 """A setting of healing beside the seed: which healings are alike, and what differences over seeds say."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from deeper_layers.cuts import Cut
+from deeper_layers.report.questions.two_ways import MARGIN
 from deeper_layers.report.statistics import seeds
+from deeper_layers.report.statistics.healed import healed_how
+from deeper_layers.results.units import Unit, all_units
 from tests.test_choices import healed_unit
 
 CUT = Cut(1, 2)
@@ -20,6 +25,25 @@ def healed(rank: int, seed: int, loss: float, cut: Cut = CUT, **more):
 
 
 UNITS = [healed(rank, seed, 3 + 0.1 * seed + shift) for rank, shift in ((2, 0.2), (8, 0.0)) for seed in range(3)]
+
+
+def test_published_seeds_differ_by_less_than_two_ways_have_to():
+    """As notebooks/03-healing.ipynb says beside its margin: healings that differ in their seed alone, of one rank."""
+    found: dict[str, list[Unit]] = {}
+    for unit in all_units(kind="healing"):
+        how = json.dumps([unit.key["cut"], healed_how(unit, "seed")], sort_keys=True)
+        found.setdefault(how, []).append(unit)
+    spreads = {}
+    for units in found.values():
+        loss = [np.mean(unit.details["by_sequence"]) for unit in units]
+        rank = units[0].key["healing"]["rank"]
+        if len({unit.key["healing"]["seed"] for unit in units}) > 1:
+            spreads[rank] = max(spreads.get(rank, 0.0), np.ptp(loss))
+    assert max(spreads.values()) < MARGIN
+    page = (Path(__file__).parents[1] / "notebooks" / "03-healing.ipynb").read_text(encoding="utf-8")
+    widest = spreads.pop(max(spreads, key=lambda rank: spreads[rank]))
+    told = f"by up to {max(spreads.values()):.2f} (seeds of another rank, measured later, by up to {widest:.3f})"
+    assert told in page
 
 
 def test_alike_but_for_rank_and_seed():

@@ -38,7 +38,7 @@ class NotMeasuredError(InputError):
     """
 
 
-NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
+ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
 
 
 def one_line(message: str) -> str:

@@ -91,7 +91,7 @@ def planned(parameters: SweepParameters, source: Source) -> dict:
         from deeper_layers.experiments.distances import distances_unit
 
         found = None
-        with contextlib.suppress(InputError):
+        with contextlib.suppress(NotMeasuredError):
             found = distances_unit(parameters.but(measure=False), source, lambda: None)
         content["distances"] = _measured(found) or {"tokens_at_most": tokens, "layer_steps_at_most": tokens * layers}
     return content

@@ -17,7 +17,7 @@ from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned, source_of
-from deeper_layers.errors import NAMES, InputError
+from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, SweepParameters
@@ -170,7 +170,7 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
                 stderr_file=sys.stderr, config=Config({"KernelManager": ipc}),
             )  # fmt: skip
         except papermill.PapermillExecutionError as error:
-            return str(error.evalue) if error.ename in NAMES else f"{error.ename}: {error.evalue}"
+            return str(error.evalue) if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
         except DeadKernelError:
             return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
     return None

@@ -279,11 +279,14 @@ def _answered(
     cuts = np.array([repr(cut) for cut in family.cuts])
     found: dict[int, dict] = {}
     of_pieces = {next(numbers): piece for piece in pieces}
+    same = {
+        number: {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.asked)}
+        for number, piece in of_pieces.items()
+    }
     for number, piece in of_pieces.items():
         shape = (len(cuts), len(piece.requests))
         like = {"logprobs": (float, shape), "greedy": (bool, shape)}
-        same = {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.asked)}
-        kept = shards.get(number, same, like) if shards else None
+        kept = shards.get(number, same[number], like) if shards else None
         if kept is not None:
             skip(bar, family.steps_of(piece))
             found[number] = kept
@@ -294,9 +297,9 @@ def _answered(
             logprobs, greedy = next(run)
             if (bad := np.isnan(logprobs).any(axis=1)).any():  # before it is kept, or counts as the first choice
                 raise overflowed("a log-probability", family.whole.model, family.cuts[bad.argmax()])
-            found[number] = {"requests": np.array(piece.requests), "cuts": cuts, "logprobs": logprobs, "greedy": greedy}
+            found[number] = same[number] | {"logprobs": logprobs, "greedy": greedy}
             if shards:
-                shards.put(number, found[number] | {"asked": np.array(piece.asked)})
+                shards.put(number, found[number])
         yield piece, found.pop(number)
 
 

@@ -10,7 +10,7 @@ from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillExecutionError
 
 from deeper_layers import faults
-from deeper_layers.errors import NAMES, one_line
+from deeper_layers.errors import ERROR_NAMES, one_line
 
 
 class Engine(NBClientEngine):
@@ -21,7 +21,7 @@ def report(kind, error, traceback) -> None:
     """What Python shows of an error that nothing caught."""
     if not isinstance(error, PapermillExecutionError):
         sys.__excepthook__(kind, error, traceback)
-    elif error.ename in NAMES:
+    elif error.ename in ERROR_NAMES:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
     elif faults.is_shown() or "deeper_layers" not in "".join(error.traceback):
         sys.__excepthook__(kind, error, traceback)

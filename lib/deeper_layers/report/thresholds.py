@@ -54,7 +54,8 @@ BENT = Threshold(
     ("healing",), AUDIT,
 )  # fmt: skip
 SPAN = Threshold(
-    0.25, "share of the layers within which a loss that jumps rises half of the way to guessing; of a straight one 0.5",
+    0.25, "share of the layers (until 2026-11-29 of the measured sizes) within which a loss that jumps rises half of "
+    "the way to guessing; of a straight one 0.5",
     ("loss",), AUDIT,
 )  # fmt: skip
 NEAR = Threshold(0.10, "share of the layers between a jump of the loss and a cliff that are near", ("loss",), FIRST)
