@@ -185,7 +185,9 @@ def span(
         best = rises.argmax(axis=1)
         now = np.isinf(widths) & (rises[np.arange(len(curves)), best] >= half[:, 0])
         widths[now], middles[now] = places[steps], (places[best] + places[best + steps])[now] / 2
-    return widths, np.minimum(widths, beyond), middles
+    # a width is known to a step: whatever speaks for or against a limit has to do so at either end of that
+    least = np.maximum(np.minimum(widths, beyond) - places[1], 0.0)
+    return widths, least, middles
 
 
 @after_healing
