@@ -128,3 +128,10 @@ def test_at_a_limit_few_are_judged_either_way(drawn):
         if claim in ("ranks", "seeds") and items == 120 and not truth.startswith("clearly"):
             said = drawn.error_rates(claim, truth, items, make, decide, 40)
             assert max(said[AGREES], said[DIFFERS]) <= 5 / 40, (claim, truth)
+
+
+def test_what_is_published_was_drawn_of_the_cases_of_today(drawn):
+    """By their names, at least: where a limit is of something else, they are to be drawn again."""
+    published = json.loads((AROUND / "benchmarks" / "measured" / "verdicts.json").read_text(encoding="utf-8"))
+    assert [(one["claim"], one["truth"]) for one in published["decisions"]] == [case[:2] for case in drawn.cases()]
+    assert [one["interval"] for one in published["intervals"]] == [kind[0] for kind in drawn.KINDS]
