@@ -14,7 +14,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.questions import dissociation, early_cliff, scan_rows
 from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
-from deeper_layers.report.statistics import answers
+from deeper_layers.report.statistics import answers, joined
 from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook
@@ -188,6 +188,62 @@ def test_blocks_that_a_scan_lacks_are_named():
     )
     assert scan_rows.not_scanned([whole]) == []
     assert scan_rows.not_scanned([whole, some]) == ["tiny, without 4 layers from 0 to 1, 4 to 8, 10 to 14: Capitals"]
+
+
+def some_of(one: Unit, cuts) -> Unit:
+    """What a scan of fewer blocks would have measured."""
+    have = {cut.name for cut in cuts}
+    rows = one.rows[[Cut(row.start, row.size) in cuts for row in one.rows.itertuples()]]
+    outcomes = {name: found for name, found in one.details["outcomes"].items() if name in have}
+    key = one.key | {"cuts": [[cut.start, cut.size] for cut in cuts]}
+    return dataclasses.replace(one, key=key, rows=rows, details=one.details | {"outcomes": outcomes})
+
+
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_scans_of_some_blocks_each_say_what_one_of_all_says(tmp_path, in_groups):
+    """Blocks scanned on another day stand beside the first; of a cut that both have the one with more cuts counts."""
+    first, others = [cut for cut in BLOCKS if not cut.size or cut.start >= 5], [Cut(0, 0), *BLOCKS[1:8]]
+    whole = pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=60)
+    other = pair((0.5, 0.4, 0.4), (0.5, 0.4, 0.4), items=60, seed=1)  # the same cuts, answered otherwise
+    apart = [some_of(one, first) for one in whole]
+    for one, again in zip(whole, other, strict=True):
+        added = some_of(one, others)
+        for name in set(added.details["outcomes"]) & {cut.name for cut in first}:
+            added.details["outcomes"][name] = again.details["outcomes"][name]
+        apart.append(added)
+
+    def written(units):
+        """As a group of one task each, on disk."""
+        groups = []
+        for one in units:
+            task = f"{one.name}_b"
+            outcomes = {name: {task: packed} for name, of_cut in one.details["outcomes"].items()
+                        for packed in of_cut.values()}  # fmt: skip
+            rows, details = one.rows.assign(task=task), one.details | {"outcomes": outcomes}
+            leaf = write_unit("scan", task, one.key | {"task": task}, PROVENANCE, rows, details, tmp_path)
+            details = OF_THE_MODEL | {"levels": {}, "units": [leaf.path.name]}
+            groups.append(write_unit("scan", one.name, one.key, PROVENANCE, one.rows, details, tmp_path))
+        return groups
+
+    if in_groups:
+        whole, apart = written(whole), written(apart)
+    assert dissociation.rulings(apart) == dissociation.rulings(whole)
+    assert scan_rows.not_scanned(apart) == [] != scan_rows.not_scanned(apart[:2])
+    by_start = [scan_rows.kept_by_start(units)[0] for units in (apart, whole)]
+    pd.testing.assert_frame_equal(*(rows.sort_values(["panel", "start"], ignore_index=True) for rows in by_start))
+    (of_letters, of_words) = joined.together(apart)
+    assert [len(of_letters), len(of_words)] == [2, 2] and joined.together([apart[0], apart[0]]) == [[apart[0]]]
+
+
+def test_losses_of_some_blocks_stand_beside_the_others():
+    whole = loss_unit(0.8)
+    apart = []
+    for cuts in (BLOCKS[:9], [BLOCKS[0], *BLOCKS[9:]]):
+        names = [cut.name for cut in cuts]
+        details = whole.details | {"by_sequence": {name: whole.details["by_sequence"][name] for name in names}}
+        key = whole.key | {"cuts": [[cut.start, cut.size] for cut in cuts]}
+        apart.append(dataclasses.replace(whole, key=key, details=details))
+    pd.testing.assert_frame_equal(scan_rows.rises_by_start(apart), scan_rows.rises_by_start([whole]))
 
 
 def test_the_early_cliff_where_words_are_guessed_better():

@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
 from deeper_layers.report.statistics.curves import levels_of, wilson_interval
+from deeper_layers.report.statistics.joined import joined
 from deeper_layers.report.statistics.outcomes import outcomes_of, resampled_means
 from deeper_layers.report.statistics.significance import POWER
 from deeper_layers.results.units import Unit, whole_units
@@ -121,9 +122,12 @@ def all_blocks(layers: int, place: str) -> list[Cut]:
 
 
 def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[str, Unit]]:
-    """By model and task the scan of blocks of SIZE layers, or that of both rules: the one with most items and cuts."""
+    """By model and task the scan of blocks of SIZE layers, or that of both rules: the one with most items and cuts.
+
+    Scans alike in all but their cuts are one.
+    """
     found: dict[str, dict[str, Unit]] = {}
-    for unit in whole_units([unit for unit in units if unit.kind in ("scan", "blocks")]):
+    for unit in joined(whole_units([unit for unit in units if unit.kind in ("scan", "blocks")])):
         starts = collections.Counter(size for _, size in unit.key["cuts"] if size)
         # two rules have at most two blocks of a size; a map of losses has every block of others too
         if unit.key["quantization"] or (starts[SIZE] < 3 if of_blocks else len(starts) < 2):

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, UInt8
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.report.statistics import significance
+from deeper_layers.report.statistics.joined import joined
 from deeper_layers.report.thresholds import KEPT
 from deeper_layers.results.packing import unpack
 from deeper_layers.results.units import Unit, part_of
@@ -27,7 +28,7 @@ UNKNOWN = 255  # an answer that no model named
 
 
 def leaves_of(unit: Unit) -> list[Unit]:
-    """The units of the tasks of a group, or a task's own unit alone.
+    """The units of the tasks of a group, or a task's own unit alone; one for each task, with all cuts that it has.
 
     Raises InputError where one of them is no longer there.
     """
@@ -37,7 +38,7 @@ def leaves_of(unit: Unit) -> list[Unit]:
     for name, leaf in zip(unit.details["units"], leaves, strict=True):
         if leaf is None:
             raise InputError(f"{unit.path.name} stands on {name}, which is missing: measure it again")
-    return leaves
+    return joined(leaves)
 
 
 def outcomes_of(
