@@ -2,6 +2,8 @@
 
 import functools
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
+from deeper_layers.report.questions import given_back
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
 
@@ -179,6 +182,8 @@ def test_published_units_are_found_by_the_defaults_of_the_notebooks(closed):
     assert "drops layers 2..5 (" in typed("distances", "embedded").stdout
     healed = typed("heal", "embedded", "--drop", 3, "--no-measure").stdout
     assert "drops layers 9..11" in healed and "capitals" in healed
+    assert re.search(r"Capitals \(120\) +0\.733 +0\.383 +0\.583  57% \(39% to 75%\)\n", healed), "before and after"
+    assert re.search(r"loss on text \(128\) +3\.591, healed +5\.589 +3\.957  82% \(81% to 82%\)\n", healed)
 
 
 def test_a_plan_of_what_is_published(closed):
@@ -289,7 +294,14 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     }  # fmt: skip
     monkeypatch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
     again = typed("heal", tiny_folder, *SMALL, *asked).stdout
-    assert f"adapters: {content['adapters']}" in again
+    assert f"adapters: {content['adapters']}" in again and content["given_back"] == []
+    # what it names to be typed is what stands beside it then; the tiny model knows nothing, here it is said to
+    (line,) = re.findall(r"surely knows; measured by: deeper-layers (.*)\n", again)
+    typed(*shlex.split(line), *SMALL[:4], "--results", tmp_path / "results")
+    assert "surely knows" in typed("heal", tiny_folder, *SMALL, *asked).stdout
+    monkeypatch.setattr(given_back.curves, "surely_above", lambda *_: True)
+    now = typed("heal", tiny_folder, *SMALL, *asked).stdout
+    assert re.search(r"Capitals \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  ", now), now
     done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
     # a list that says the same is the same cut, healed once; any other one heals too

@@ -1,6 +1,8 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
 import functools
+import math
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,6 +16,13 @@ from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
+UNKNOWN_BEFORE = (
+    "not told what healing gives back: results hold nothing from before it, of these tasks on weights opened alike, "
+    "that the unpruned model surely knows"
+)
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -24,6 +33,9 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
 @answering
 def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
     """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
+
+    What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
+    the same --dtype and --quantization, and notebook 03 the loss.
 
     The adapters are kept, and where they are is printed: `deeper-layers prune MODEL OUT --adapter FOLDER` adds them to
     a checkpoint. An interrupted training goes on where it stopped.
@@ -43,7 +55,10 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         if (depth := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
             check_fits(drop or 0, start, depth, given_cut)
         files.check_writable(cache_folder())  # where the adapters are kept
-    from deeper_layers.experiments.healings import adapter_folder, healing_unit  # slow: what is above may refuse
+    # slow: what is above may refuse
+    from deeper_layers.experiments.healings import adapter_folder, healing_unit
+    from deeper_layers.report.questions import given_back
+    from deeper_layers.results.units import all_units
 
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
@@ -54,6 +69,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
+    back = given_back.of_healing(all_units(parameters.results and parameters.results_folder, model=source.name), unit)
     record = unit.details["healing"]
     rows = [
         {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
@@ -71,6 +87,27 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     content = {
         "model": source.name, "layers": source.num_layers, "cut": as_json(cut),
         "adapters": str(adapters) if adapters else None, "unit": str(unit.path), "healing": record,
-        "rows": records(unit.rows),
+        "rows": records(unit.rows), "given_back": records(back),
     }  # fmt: skip
-    return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}\n{end}", content)
+    before = _before(back) if len(back) else UNKNOWN_BEFORE
+    if not len(back) and drop and start is None:
+        asked = {
+            "dtype": parameters.dtype, "quantization": parameters.quantization or "none",
+            "tasks": f'"{parameters.tasks}"', "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
+        }  # fmt: skip
+        options = " ".join(f"--{name} {value}" for name, value in asked.items())
+        before += f"; measured by: deeper-layers sweep {parameters.model} {options}"
+    return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)
+
+
+def _before(back: "pd.DataFrame") -> str:
+    """Of the same sequences and items what models had before healing, and what it gives back."""
+    return table([
+        {
+            "of the same items": f"{row.what} ({row.items:,})",
+            "unpruned": f"{row.whole:.3f}{', healed' * row.known_as.endswith('healed')}",
+            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}",
+            "given back": "not told" if math.isnan(row.value) else f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})",
+        }
+        for row in back.rename(columns={"whole is": "known_as"}).itertuples()
+    ])  # fmt: skip

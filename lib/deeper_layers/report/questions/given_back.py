@@ -80,6 +80,20 @@ def swept_alike(units: Iterable[Unit], healed: Iterable[Unit]) -> list[Unit]:
     return sorted(sweeps, key=lambda unit: len(unit.key["cuts"]))
 
 
+def of_healing(units: Iterable[Unit], healed: Unit) -> pd.DataFrame:
+    """`table` of one healed model: beside it the losses and scores from before that units hold, and the whole model
+    healed alike."""
+    units, key = list(units), healed.key
+    alike = key["loss"] | {name: key[name] for name in ("model", "dtype", "quantization")}
+    losses = [unit for unit in units if unit.kind == "loss" and unit.settings("cuts", "version", "data") == alike]
+    own = Cut.of_key(key["cut"])
+    budget = by_tokens([*units, healed], healed)[healed.details["healing"]["tokens"]]
+    beside = {cut: unit for cut, unit in budget.items() if not cut.size} | {own: budget[own]}
+    vocabulary = losses[0].details["vocabulary"] if losses else 0
+    before = losses_before(losses, losses[0]) if losses else {}
+    return table(before, swept_alike(units, [budget[own]]), {healed.details["healing"]["tokens"]: beside}, vocabulary)
+
+
 def table(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]], vocabulary: int
 ) -> pd.DataFrame:
