@@ -183,6 +183,7 @@ def test_published_units_are_found_by_the_defaults_of_the_notebooks(closed):
     healed = typed("heal", "embedded", "--drop", 3, "--no-measure").stdout
     assert "drops layers 9..11" in healed and "capitals" in healed
     assert re.search(r"Capitals \(120\) +0\.733 +0\.383 +0\.583  57% \(39% to 75%\)\n", healed), "before and after"
+    assert "nothing was dropped" in typed("heal", "embedded", "--drop", 0, "--no-measure").stdout
     assert re.search(r"loss on text \(128\) +3\.591, healed +5\.589 +3\.957  82% \(81% to 82%\)\n", healed)
 
 

@@ -90,7 +90,9 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         "rows": records(unit.rows), "given_back": records(back),
     }  # fmt: skip
     before = _before(back) if len(back) else UNKNOWN_BEFORE
-    if not len(back) and drop and start is None:
+    if not cut.size:
+        before = "nothing was dropped, and nothing is to be given back"
+    elif not len(back) and drop and start is None:
         asked = {
             "dtype": parameters.dtype, "quantization": parameters.quantization or "none",
             "tasks": f'"{parameters.tasks}"', "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
