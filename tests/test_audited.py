@@ -334,6 +334,26 @@ def test_healed_models_that_guess_decide_nothing_between_rules():
     assert mmlu.verdict == NOTHING and not mmlu.findings
 
 
+def test_a_healed_curve_counts_where_a_sweep_asked_more_items():
+    """Healed models that were asked the first third of a sweep's items have a curve of their own, of these items.
+
+    Before and after are compared only of the same items: what needs both goes without.
+    """
+
+    def first(share):
+        return np.arange(ITEMS // 3) % 100 < round(100 * share)
+
+    losses = np.linspace(3, 5, len(SIZES))
+    before = [sweep(task, FLAT, shots=5, quantization="nf4") for task in ("mmlu", "boolq")]
+    healed = [*healings(losses, {task: [first(share) for share in FLAT] for task in ("mmlu", "boolq")})]
+    ruling, *_ = healing_decisions.plateau_healed(evidence(*before, *healed))
+    assert ruling.verdict == AGREES and ruling.about.startswith("MMLU, 5-shot, 1,000 items"), ruling
+    ruling, *_ = healing_decisions.plateau_healed(evidence(*before, *healed[1:]))
+    assert ruling.verdict == UNMEASURED, "without the whole model, healed too, there is no curve"
+    (ruling,) = healing_decisions.healing_matters(evidence(*before, *healed))
+    assert ruling.verdict == UNMEASURED
+
+
 def test_10_known_is_what_is_known_of_the_items_that_decide():
     losses = np.linspace(3, 5, 5)
     knows = sweep("mmlu_anatomy", [0.9] * LAYERS)  # another set of questions

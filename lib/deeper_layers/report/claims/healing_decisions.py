@@ -45,8 +45,7 @@ GRID = 201  # places between the whole model and the last cut at which a curve o
 def plateau_healed(evidence: Evidence) -> list[Ruling]:
     rulings = []
     for topic in TOPICS[:-1]:
-        pair = evidence.healed(topic, "similarity")
-        after = pair and pair[1]
+        after = evidence.healed_alone(topic, "similarity")
         obstacle = not_known(after, f"{topic} of healed models", HEALED)
         if topic in OF_PAPER or not obstacle:
             rulings.append(fall(topic, after, obstacle))

@@ -9,7 +9,7 @@ Letters in shapes: C cuts, I items, S sequences.
 import dataclasses
 import functools
 import json
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -254,22 +254,29 @@ class Evidence:
 
     def healed(self, topic: str, rule: str) -> tuple[Answers, Answers] | None:
         """Answers of a family before and after healing: the same cuts, items and number format."""
-        if not self.ways:
-            return None
-        of_cut = next(iter(self.ways.values()))
-        for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic)):
+        for before, after in self._asked_healed(topic, rule):
+            if after.right.shape[1] == before.right.shape[1]:
+                return dataclasses.replace(before, cuts=after.cuts, right=before.of(after.cuts), flipped=None), after
+        return None
+
+    def healed_alone(self, topic: str, rule: str) -> Answers | None:
+        """Answers of a family after healing, which may have been asked the first items of a sweep alone."""
+        return next((after for _, after in self._asked_healed(topic, rule)), None)
+
+    def _asked_healed(self, topic: str, rule: str) -> Iterator[tuple[Answers, Answers]]:
+        """Sweeps, the best first, of what healed models were asked too, and those models' answers."""
+        of_cut = next(iter(self.ways.values()), {})
+        for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic) if of_cut else []):
             before = self._together(topic, units, rule)
             names = [unit.name for unit in units]
             asked = {cut for cut, unit in of_cut.items() if set(names) <= item_metrics(unit).keys()}
             cuts = [cut for cut in before.cuts if cut in asked] if before else []
             if len(cuts) < 2 or cuts[0].size:
                 continue
-            right = np.stack([of_topic(of_cut[cut], names) for cut in cuts])
-            if right.shape[1] == before.right.shape[1]:
-                return dataclasses.replace(before, cuts=cuts, right=before.of(cuts), flipped=None), self._answers(
-                    topic, units, names, cuts, right
-                )
-        return None
+            right = [of_topic(of_cut[cut], names) for cut in cuts]
+            if len({len(of_model) for of_model in right}) == 1 and len(right[0]) <= before.right.shape[1]:
+                shots = units[0].key["num_fewshot"]
+                yield before, self._answers(topic, units, names, cuts, np.stack(right), shots)
 
     def sweeps_opened_as(self, healing: Unit, topic: str) -> list[list[Unit]]:
         return [units for units in self.sweeps(topic) if opened_as(units[0]) == opened_as(healing)]
