@@ -148,6 +148,17 @@ def test_16_a_jump_does_not_hang_on_where_measuring_stopped():
     assert ruling.verdict == UNMEASURED and "half of the way to guessing" in ruling.reason
 
 
+def test_16_a_width_is_known_to_a_step_of_the_grid():
+    """So a loss that rises half of the way within exactly what is allowed is not called too wide, whatever its cuts."""
+    for cuts in range(5, 40):
+        fractions = np.linspace(0, 0.9, cuts)
+        straight = np.interp(fractions, [0, 2 * SPAN], [3, 9])  # half of its rise within just SPAN
+        (width,), (least,), _ = healing_decisions.span(straight[None], fractions, 9.0)
+        assert least <= width - 0.9 / 200 + 1e-9, "a step of the grid"
+        if 2 * SPAN in fractions.round(9):
+            assert least <= SPAN <= width + 1e-9
+
+
 # ---- 4, 5, 6, 13: curves of accuracy ---------------------------------------------------------------------------
 
 

@@ -26,6 +26,8 @@ SECOND = ("ad06447", "2026-11-29T07:59:17+00:00")
 THIRD = ("d0601f8", "2026-11-29T11:01:45+00:00")
 FOURTH = ("64b442e", "2026-11-29T16:56:42+00:00")
 FIFTH = ("cdebded", "2026-11-29T17:14:34+00:00")
+SIXTH = ("cda763b", "2026-11-29T19:42:48+00:00")
+SEVENTH = ("2b36c2c", "2026-11-29T21:25:55+00:00")
 BEFORE = {
     "plateau": "/--", "plateau-healed": "/--", "boolq": "/--", "boolq-healing": "---", "healed-loss": "-+-",
     "unhealed-loss": "/--", "simple-unhealed": "+--", "simple-healed": "/++", "deep-blocks": "//-",
@@ -157,6 +159,14 @@ CHANGES = [
            "the fewest layers within which it rises half of the way to guessing",
            "of two jumps as wide in layers one was called wide and one narrow, by where measuring stopped",
            set_by=FOURTH, test="test_16_a_jump_does_not_hang_on_where_measuring_stopped"),
+    Change("unhealed-loss", "the width of the jump as it is read off a grid",
+           "either end of the step of the grid that it lies in has to say the same",
+           "drawn to lie exactly on its limit, it was called too wide in 6.4% of draws", set_by=SIXTH,
+           test="test_16_a_width_is_known_to_a_step_of_the_grid"),
+    Change("plateau-healed", "where a sweep asked exactly the questions that healed models were asked",
+           "where it asked these and others too", "MMLU with examples was asked of healed models, and did not count: "
+           "120 packaged questions did", set_by=SEVENTH,
+           test="test_a_healed_curve_counts_where_a_sweep_asked_more_items"),
     Change("boolq", "a model near the commonest answer was not held against one half", "both lines, always",
            "beside one of them it may have something to lose", set_by=FOURTH,
            test="test_14_a_model_near_one_line_is_held_against_the_other_too"),
