@@ -17,11 +17,13 @@ from click.testing import CliRunner
 import deeper_layers
 from deeper_layers.command import main
 from deeper_layers.command.group import SUBCOMMANDS
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
+from deeper_layers.report import paper
 from deeper_layers.report.claims.deciding import cliffs
-from deeper_layers.report.questions import dissociation, early_cliff, geometry
+from deeper_layers.report.questions import dissociation, early_cliff, geometry, given_back
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
 from deeper_layers.report.questions.rivals import blocks_of, choices_of, regret_table
 from deeper_layers.report.statistics.evidence import by_model
@@ -179,6 +181,43 @@ def test_readme_says_which_geometry_foretells_the_loss(model):
         assert f"({'rank correlation ' * (one.measure == 'skip')}{one.correlation:.2f}, " in told
         assert f"{one.correlation:.2f}, {one.low:.2f} to {one.high:.2f})" in told, one
     assert distance.verdict == geometry.UNTOLD
+
+
+def test_readme_says_what_healing_gives_back():
+    """Of the loss beside the whole model healed alike, and of MMLU and GSM8K, at the six sizes that it names."""
+    told = README.read_text(encoding="utf-8").partition("**With healing:**")[2].partition("\n")[0]
+    units = all_units(model="Qwen2.5-Coder-1.5B-Instruct")
+    (distances,) = [
+        unit for unit in units
+        if unit.kind == "similarity" and (unit.key["dtype"], unit.key["quantization"]) == ("bfloat16", None)
+    ]  # fmt: skip
+    sizes = [2, 4, 6, 8, 10, 12]
+    cuts = cuts_of_rule("similarity", sizes, 28, distance_matrix(distances.rows))
+    like = next(
+        unit
+        for unit in units
+        if unit.kind == "healing" and unit.key["cut"] == [15, 2] and unit.key["healing"]["steps"] == 30
+    )
+    healed = given_back.by_tokens(units, like)[61_440]
+    losses = next(unit for unit in units if unit.kind == "loss" and unit.key["dtype"] == "bfloat16")
+    found = given_back.table(
+        given_back.losses_before(units, losses), given_back.swept_alike(units, healed.values()), {61_440: healed},
+        losses.details["vocabulary"],
+    )  # fmt: skip
+    found = found[[Cut(row.start, row.size) in cuts for row in found.itertuples()]].set_index(["what", "size"])
+    assert "61,440 tokens" in told and f"{61_440 / paper.HEALING_TOKENS:.2%} of the paper's" in told
+    for size in (2, 12):
+        row = found.loc[given_back.LOSS, size]
+        assert row["whole is"] == given_back.ADAPTED
+        assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" in told, row
+    shares = found.loc[given_back.LOSS, "value"]
+    assert shares.idxmax() == 2 and set(shares.index) == set(sizes)
+    for what, items in (("MMLU, 5-shot", 570), ("GSM8K, 5-shot", 50)):
+        of_task = found.loc[what]
+        assert set(of_task.index) == set(sizes) and (of_task["items"] == items).all() and f"({items}" in told
+        assert not (of_task["low"] > 0).any(), "nothing that can be told comes back"
+    of_two = found.loc["GSM8K, 5-shot", 2]
+    assert f"of {of_two['whole']:.2f} {of_two['pruned']:.2f} is left, and {of_two['healed']:.2f} once healed" in told
 
 
 def test_readme_says_what_results_hold():
