@@ -183,28 +183,38 @@ def test_readme_says_which_geometry_foretells_the_loss(model):
     assert distance.verdict == geometry.UNTOLD
 
 
+def healed_alike(model: str, sizes: list[int], like: Cut, steps: int, quantization: str | None):
+    """What comes back at the cuts of the similarity rule, of healings on text in the precision of the pages."""
+    units = all_units(model=model)
+    opened = ("bfloat16", quantization)
+    (distances,) = [
+        unit for unit in units
+        if unit.kind == "similarity" and (unit.key["dtype"], unit.key["quantization"]) == opened
+    ]  # fmt: skip
+    layers = distances.details["num_layers"]
+    cuts = cuts_of_rule("similarity", sizes, layers, distance_matrix(distances.rows))
+    first = next(
+        unit for unit in units
+        if unit.kind == "healing" and Cut.of_key(unit.key["cut"]) == like
+        and (unit.key["healing"]["steps"], unit.key["healing"]["rank"], unit.key["healing"]["seed"]) == (steps, 8, 0)
+        and unit.key["healing"].get("objective", "text") == "text"
+    )  # fmt: skip
+    tokens = first.details["healing"]["tokens"]
+    healed = given_back.by_tokens(units, first)[tokens]
+    losses = next(unit for unit in units if unit.kind == "loss" and unit.key["dtype"] == "bfloat16")
+    found = given_back.table(
+        given_back.losses_before(units, losses), given_back.swept_alike(units, healed.values()), {tokens: healed},
+        losses.details["vocabulary"],
+    )  # fmt: skip
+    return found[[Cut(row.start, row.size) in cuts for row in found.itertuples()]].set_index(["what", "size"])
+
+
 def test_readme_says_what_healing_gives_back():
     """Of the loss beside the whole model healed alike, and of MMLU and GSM8K, at the six sizes that it names."""
     told = README.read_text(encoding="utf-8").partition("**With healing:**")[2].partition("\n")[0]
-    units = all_units(model="Qwen2.5-Coder-1.5B-Instruct")
-    (distances,) = [
-        unit for unit in units
-        if unit.kind == "similarity" and (unit.key["dtype"], unit.key["quantization"]) == ("bfloat16", None)
-    ]  # fmt: skip
     sizes = [2, 4, 6, 8, 10, 12]
-    cuts = cuts_of_rule("similarity", sizes, 28, distance_matrix(distances.rows))
-    like = next(
-        unit
-        for unit in units
-        if unit.kind == "healing" and unit.key["cut"] == [15, 2] and unit.key["healing"]["steps"] == 30
-    )
-    healed = given_back.by_tokens(units, like)[61_440]
-    losses = next(unit for unit in units if unit.kind == "loss" and unit.key["dtype"] == "bfloat16")
-    found = given_back.table(
-        given_back.losses_before(units, losses), given_back.swept_alike(units, healed.values()), {61_440: healed},
-        losses.details["vocabulary"],
-    )  # fmt: skip
-    found = found[[Cut(row.start, row.size) in cuts for row in found.itertuples()]].set_index(["what", "size"])
+    found = healed_alike("Qwen2.5-Coder-1.5B-Instruct", sizes, Cut(15, 2), 30, None)
+    assert set(found["tokens"]) == {61_440}
     assert "61,440 tokens" in told and f"{61_440 / paper.HEALING_TOKENS:.2%} of the paper's" in told
     for size in (2, 12):
         row = found.loc[given_back.LOSS, size]
@@ -218,6 +228,10 @@ def test_readme_says_what_healing_gives_back():
         assert not (of_task["low"] > 0).any(), "nothing that can be told comes back"
     of_two = found.loc["GSM8K, 5-shot", 2]
     assert f"of {of_two['whole']:.2f} {of_two['pruned']:.2f} is left, and {of_two['healed']:.2f} once healed" in told
+    smaller = healed_alike("SmolLM2-135M-Instruct", [3], Cut(9, 3), 60, "nf4")
+    row = smaller.loc["Capitals", 3]
+    assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of what it lost of the capitals" in told
+    assert f"on {row['tokens']:,} tokens: without 3 of its 30 layers" in told
 
 
 def test_readme_says_what_results_hold():

@@ -96,6 +96,25 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert given_back.table(before(0.0), [fewer], budgets, MANY)["value"].isna().all()
 
 
+def test_what_comes_back_is_said_in_words():
+    def row(what, size, tokens, value, low, high):
+        found = {"what": what, "size": size, "tokens": tokens, "items": 50, "value": value, "low": low, "high": high}
+        return dict.fromkeys(given_back.COLUMNS) | found
+
+    rows = [
+        row("GSM8K", 2, 2048, 0.1, -0.2, 0.4), row("GSM8K", 4, 2048, 0.0, 0.0, 0.0),
+        row("MMLU", 2, 2048, np.nan, np.nan, np.nan),
+        row(given_back.LOSS, 2, 2048, 0.5, 0.4, 0.6), row(given_back.LOSS, 4, 2048, 0.04, -0.02, 0.1),
+        row(given_back.LOSS, 2, 4096, 0.7, 0.6, 0.8),
+    ]  # fmt: skip
+    assert given_back.in_words(pd.DataFrame(rows)) == [
+        "loss on text (50 sequences), 2,048 tokens: 50% (40% to 60%) at n = 2, 4% (-2% to 10%) at n = 4",
+        "loss on text (50 sequences), 4,096 tokens: 70% (60% to 80%) at n = 2",
+        "GSM8K (50 items), 2,048 tokens: nothing that can be told, at n = 2, 4",
+    ]
+    assert given_back.in_words(pd.DataFrame(rows[2:3])) == []
+
+
 def test_what_a_healed_model_was_asked_in_several_units_is_of_one():
     """Its tasks stand together, and its loss beside that of the whole model healed alike, whatever that was asked."""
     first, whole = healed_unit(CUT, LOSSES + 0.5, acc=(1,) * 8), healed_unit(Cut(0, 0), LOSSES - 0.5)

@@ -104,7 +104,7 @@ def test_plotting_scripts_only_where_there_is_a_figure(pages):
 def test_the_first_page_shows_the_finding_and_the_headline_figure(pages):
     text = pages["index.html"].text
     assert len(FIGURE.findall(text)) == 2
-    told = ["finding", "half-gone", "headline", "early-cliff"]
+    told = ["finding", "half-gone", "headline", "early-cliff", "given-back"]
     places = [text.index(f'id="{identifier}"') for identifier in told]
     assert places == sorted(places)
     assert "Not measured" not in pages["index.html"].text + pages["measured.html"].text

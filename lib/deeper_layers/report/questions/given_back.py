@@ -116,6 +116,23 @@ def table(
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
+def in_words(back: pd.DataFrame) -> list[str]:
+    """For the loss, and then each task, and number of tokens what comes back at which sizes; rows are of `table`.
+
+    What no cut surely took is left out; where no share is surely above 0, it says so.
+    """
+    found = []
+    for (what, tokens), rows in back.dropna(subset="value").groupby(["what", "tokens"], sort=False):
+        asked = f"{what} ({rows['items'].max():,} {'sequences' if what == LOSS else 'items'}), {tokens:,} tokens"
+        if not (rows["low"] > 0).any():
+            sizes = ", ".join(map(str, rows["size"]))
+            found.append(f"{asked}: nothing that can be told, at n = {sizes}")
+            continue
+        shares = (f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%}) at n = {row.size}" for row in rows.itertuples())
+        found.append(f"{asked}: {', '.join(shares)}")
+    return sorted(found, key=lambda line: not line.startswith(LOSS))
+
+
 def courses(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> pd.DataFrame:
