@@ -268,9 +268,11 @@ class Evidence:
         of_cut = next(iter(self.ways.values()), {})
         for units in reversed(self.sweeps_opened_as(next(iter(of_cut.values())), topic) if of_cut else []):
             before = self._together(topic, units, rule)
+            if before is None:
+                continue
             names = [unit.name for unit in units]
             asked = {cut for cut, unit in of_cut.items() if set(names) <= item_metrics(unit).keys()}
-            cuts = [cut for cut in before.cuts if cut in asked] if before else []
+            cuts = [cut for cut in before.cuts if cut in asked]
             if len(cuts) < 2 or cuts[0].size:
                 continue
             right = [of_topic(of_cut[cut], names) for cut in cuts]
