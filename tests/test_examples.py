@@ -228,6 +228,13 @@ def test_readme_says_what_healing_gives_back():
         assert not (of_task["low"] > 0).any(), "nothing that can be told comes back"
     of_two = found.loc["GSM8K, 5-shot", 2]
     assert f"of {of_two['whole']:.2f} {of_two['pruned']:.2f} is left, and {of_two['healed']:.2f} once healed" in told
+    (healed_whole,) = [
+        unit for unit in all_units(model="Qwen2.5-Coder-1.5B-Instruct", kind="healing")
+        if unit.key["cut"] == [0, 0] and "gsm8k" in unit.key["tasks"] and unit.key["healing"]["steps"] == 30
+    ]  # fmt: skip
+    rows = healed_whole.rows.set_index(["task", "metric"])["value"]
+    after = rows["gsm8k", "exact_match,strict-match"]
+    assert f"takes the whole model from {of_two['whole']:.2f} to {after:.2f}" in told
     smaller = healed_alike("SmolLM2-135M-Instruct", [3], Cut(9, 3), 60, "nf4")
     row = smaller.loc["Capitals", 3]
     assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of what it lost of the capitals" in told

@@ -81,6 +81,18 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
         {place: LOSSES.mean() + more for place, more in {(0, 0): 0, (2, 0): 1, (2, 1): 0.5, (2, 10): 0.1}.items()}
     )
     assert (drawn["low"] < drawn["value"]).all() and (drawn["value"] <= drawn["high"]).all()
+    # the whole model, healed alike, stands beside its own answers and is a point of the curve
+    whole = healed_unit(Cut(0, 0), LOSSES - 0.2, acc=(1,) * 2 + (0,) * 6)
+    beside = {1: budgets[1] | {Cut(0, 0): whole}}
+    loss, capitals = sorted(
+        given_back.of_the_whole(before(1.0), swept, beside).to_dict("records"),
+        key=lambda row: row["what"] == "Capitals",
+    )
+    assert (capitals["whole"], capitals["healed"], capitals["change"], capitals["tokens"]) == (1, 0.25, -0.75, 1)
+    assert loss["change"] == pytest.approx(-0.2) and loss["high"] < 0 and capitals["high"] < 0
+    drawn = given_back.courses(before(1.0), swept, beside).set_index(["what", "size", "tokens"])["value"]
+    assert drawn["Capitals", 0, 1] == 0.25 and drawn["loss on text", 0, 1] == pytest.approx(LOSSES.mean() - 0.2)
+    assert given_back.of_the_whole(before(1.0), swept, budgets).empty
     # more items before healing than after: the first of them
     more = {cut: {"capitals": np.concatenate([one["capitals"], np.zeros(4)])} for cut, one in right.items()}
     more = scores_unit("capitals", more)
@@ -113,6 +125,17 @@ def test_what_comes_back_is_said_in_words():
         "GSM8K (50 items), 2,048 tokens: nothing that can be told, at n = 2, 4",
     ]
     assert given_back.in_words(pd.DataFrame(rows[2:3])) == []
+
+
+def test_what_healing_does_to_the_unpruned_model_is_said():
+    columns = ["what", "tokens", "items", "whole", "healed", "change", "low", "high"]
+    rows = [("GSM8K", 2048, 50, 0.48, 0.28, -0.2, -0.34, -0.06), ("MMLU", 2048, 50, 0.5, 0.49, -0.01, -0.04, 0.02)]
+    assert given_back.whole_in_words(pd.DataFrame(rows, columns=columns)) == [
+        "the unpruned model itself, healed alike on 2,048 tokens: GSM8K from 0.480 to 0.280 (-0.200, -0.340 to -0.060)"
+    ]
+    assert given_back.whole_in_words(pd.DataFrame(rows[1:], columns=columns)) == [
+        "the unpruned model itself, healed alike on 2,048 tokens: nothing that can be told changes"
+    ]
 
 
 def test_what_a_healed_model_was_asked_in_several_units_is_of_one():

@@ -116,6 +116,21 @@ def table(
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
+def of_the_whole(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> pd.DataFrame:
+    """What the same healing does to the unpruned model: a row for the loss and each task that it knows, and budget.
+
+    Columns what, tokens, items, whole, healed (nats a token, or accuracies), change, low, high: paired, with its 95%
+    interval. What it costs there no pruned model can be expected to get back.
+    """
+    rows = []
+    for tokens, name, found in _found_whole(losses, swept, healed):
+        change = paired_interval(found.healed - found.whole, shares=name != LOSS)
+        rows.append((name, tokens, len(found.whole), found.whole.mean(), found.healed.mean(), *change))
+    return pd.DataFrame(rows, columns=["what", "tokens", "items", "whole", "healed", "change", "low", "high"])
+
+
 def in_words(back: pd.DataFrame) -> list[str]:
     """For the loss, and then each task, and number of tokens what comes back at which sizes; rows are of `table`.
 
@@ -133,6 +148,21 @@ def in_words(back: pd.DataFrame) -> list[str]:
     return sorted(found, key=lambda line: not line.startswith(LOSS))
 
 
+def whole_in_words(rows: pd.DataFrame) -> list[str]:
+    """For each number of tokens what the same healing surely changes in the unpruned model; rows of `of_the_whole`."""
+    found = []
+    for tokens, of_budget in rows.groupby("tokens"):
+        surely = of_budget[(of_budget["low"] > 0) | (of_budget["high"] < 0)]
+        changes = [
+            f"{row.what} from {row.whole:.3f} to {row.healed:.3f} "
+            f"({row.change:+.3f}, {row.low:+.3f} to {row.high:+.3f})"
+            for row in surely.itertuples()
+        ]
+        said = "; ".join(changes) or "nothing that can be told changes"
+        found.append(f"the unpruned model itself, healed alike on {tokens:,} tokens: {said}")
+    return found
+
+
 def courses(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> pd.DataFrame:
@@ -141,20 +171,37 @@ def courses(
     Columns what, size, start, tokens (0 before healing), value, low, high (nats a token or accuracy, with the 95%
     interval over sequences or items), items, metric. Size 0 is the whole model.
     """
+    models = {}
+    for tokens, name, found in _found_whole(losses, swept, healed):
+        models[name, UNPRUNED, tokens] = found.healed
+    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+        models[name, UNPRUNED, 0], models[name, cut, 0] = found.whole, found.pruned
+        models[name, cut, tokens] = found.healed
     rows = {}
-    for tokens, cut, name, found, adapted in _found(losses, swept, healed):
-        shares = name != LOSS
-        models = [(0, UNPRUNED, found.whole), (0, cut, found.pruned), (tokens, cut, found.healed)]
-        models += [] if adapted is None else [(tokens, UNPRUNED, adapted)]
-        for budget, model, values in models:
-            ends = paired_interval(values, shares=shares)[1:]
-            if shares:
-                ends = curves.wilson_interval(float(values.mean()), len(values))
-            rows[name, model.size, model.start, budget] = (float(values.mean()), *ends, len(values))
+    for (name, model, budget), values in models.items():
+        ends = paired_interval(values, shares=False)[1:]
+        if name != LOSS:
+            ends = curves.wilson_interval(float(values.mean()), len(values))
+        rows[name, model.size, model.start, budget] = (float(values.mean()), *ends, len(values))
     metrics = [("loss" if key[0] == LOSS else "accuracy",) for key in rows]
     every = [key + row + metric for (key, row), metric in zip(rows.items(), metrics, strict=True)]
     columns = ["what", "size", "start", "tokens", "value", "low", "high", "items", "metric"]
     return pd.DataFrame(every, columns=columns).sort_values(columns[:4], ignore_index=True)
+
+
+def _found_whole(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> Iterable[tuple[int, str, "BeforeAndAfter"]]:
+    """Of the unpruned model, where it was healed alike, and what it knows: tokens, name, items."""
+    for tokens, of_cuts in healed.items():
+        for unit in (unit for cut, unit in of_cuts.items() if not cut.size):
+            for what, found in before_and_after(losses, swept, UNPRUNED, unit).items():
+                if found.known:
+                    yield tokens, what + _shots_of(unit).get(what, ""), found
+
+
+def _shots_of(unit: Unit) -> dict[str, str]:
+    return {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
 
 
 def _found(
@@ -164,11 +211,10 @@ def _found(
     for tokens, of_cuts in healed.items():
         adapted = next((unit for cut, unit in of_cuts.items() if not cut.size), None)
         for cut, unit in ((cut, unit) for cut, unit in of_cuts.items() if cut.size):
-            shots_of = {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if found.known:
                     beside = np.array(adapted.details["by_sequence"]) if what == LOSS and adapted else None
-                    yield tokens, cut, what + shots_of.get(what, ""), found, beside
+                    yield tokens, cut, what + _shots_of(unit).get(what, ""), found, beside
 
 
 def back(
