@@ -47,6 +47,9 @@ def refusal(unit: dict) -> str:
     return str(caught.value)
 
 
+EVERY_BLOCK = ("similarity", "distances")  # of each they have a row
+
+
 # rows of these say more than a place: see test_geometry_unit.py, test_choices.py
 @pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"geometry", "choice"}))
 def test_units_of_every_kind(kind):
@@ -64,9 +67,9 @@ def test_units_of_every_kind(kind):
     if kind not in ("take-away", "healing"):  # what lacks a score of one cut is not told from one not asked for
         some = f"it has {len(unit['rows']) - 1} rows, and {layers} layers"
         assert refusal(having(unit["rows"][:-1])) == (
-            some if kind == "similarity" else "its rows are not of the cuts of its key"
+            some if kind in EVERY_BLOCK else "its rows are not of the cuts of its key"
         )
-    shallow = f"it has {len(unit['rows'])} rows, and 1 layers" if kind == "similarity" else None
+    shallow = f"it has {len(unit['rows'])} rows, and 1 layers" if kind in EVERY_BLOCK else None
     assert refusal(having(num_layers=1)) == (shallow or "its cuts reach past the 1 layers of its model")
 
 
