@@ -87,11 +87,12 @@ def of_healing(units: Iterable[Unit], healed: Unit) -> pd.DataFrame:
     alike = key["loss"] | {name: key[name] for name in ("model", "dtype", "quantization")}
     losses = [unit for unit in units if unit.kind == "loss" and unit.settings("cuts", "version", "data") == alike]
     own = Cut.of_key(key["cut"])
-    budget = by_tokens([*units, healed], healed)[healed.details["healing"]["tokens"]]
+    tokens = healed.details["healing"]["tokens"]
+    budget = by_tokens(units, healed)[tokens]
     beside = {cut: unit for cut, unit in budget.items() if not cut.size} | {own: budget[own]}
     vocabulary = losses[0].details["vocabulary"] if losses else 0
     before = losses_before(losses, losses[0]) if losses else {}
-    return table(before, swept_alike(units, [budget[own]]), {healed.details["healing"]["tokens"]: beside}, vocabulary)
+    return table(before, swept_alike(units, [budget[own]]), {tokens: beside}, vocabulary)
 
 
 def table(
@@ -106,6 +107,8 @@ def table(
     """
     rows = []
     for tokens, cut, name, found, adapted in _found(losses, swept, healed):
+        if not cut.size:
+            continue
         is_loss, whole = name == LOSS, found.whole if adapted is None else adapted
         guessing = math.log(vocabulary) if is_loss else found.guessing
         values = (whole, found.pruned, found.healed)
@@ -125,7 +128,9 @@ def of_the_whole(
     interval. What it costs there no pruned model can be expected to get back.
     """
     rows = []
-    for tokens, name, found in _found_whole(losses, swept, healed):
+    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+        if cut.size:
+            continue
         change = paired_interval(found.healed - found.whole, shares=name != LOSS)
         rows.append((name, tokens, len(found.whole), found.whole.mean(), found.healed.mean(), *change))
     return pd.DataFrame(rows, columns=["what", "tokens", "items", "whole", "healed", "change", "low", "high"])
@@ -172,8 +177,6 @@ def courses(
     interval over sequences or items), items, metric. Size 0 is the whole model.
     """
     models = {}
-    for tokens, name, found in _found_whole(losses, swept, healed):
-        models[name, UNPRUNED, tokens] = found.healed
     for tokens, cut, name, found, _ in _found(losses, swept, healed):
         models[name, UNPRUNED, 0], models[name, cut, 0] = found.whole, found.pruned
         models[name, cut, tokens] = found.healed
@@ -189,17 +192,6 @@ def courses(
     return pd.DataFrame(every, columns=columns).sort_values(columns[:4], ignore_index=True)
 
 
-def _found_whole(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
-) -> Iterable[tuple[int, str, "BeforeAndAfter"]]:
-    """Of the unpruned model, where it was healed alike, and what it knows: tokens, name, items."""
-    for tokens, of_cuts in healed.items():
-        for unit in (unit for cut, unit in of_cuts.items() if not cut.size):
-            for what, found in before_and_after(losses, swept, UNPRUNED, unit).items():
-                if found.known:
-                    yield tokens, what + _shots_of(unit).get(what, ""), found
-
-
 def _shots_of(unit: Unit) -> dict[str, str]:
     return {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
 
@@ -207,10 +199,13 @@ def _shots_of(unit: Unit) -> dict[str, str]:
 def _found(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> Iterable[tuple[int, Cut, str, "BeforeAndAfter", np.ndarray | None]]:
-    """Of each pruned model and what the whole one knows: tokens, cut, name, items; of losses the whole one healed."""
+    """Of each healed model, the whole one among them, and what the whole one knows: tokens, cut, name, items.
+
+    Of losses also those of the whole one healed.
+    """
     for tokens, of_cuts in healed.items():
         adapted = next((unit for cut, unit in of_cuts.items() if not cut.size), None)
-        for cut, unit in ((cut, unit) for cut, unit in of_cuts.items() if cut.size):
+        for cut, unit in of_cuts.items():
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if found.known:
                     beside = np.array(adapted.details["by_sequence"]) if what == LOSS and adapted else None
