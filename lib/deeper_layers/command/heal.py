@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 from typing import TYPE_CHECKING
 
 import click
@@ -94,11 +95,11 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         before = "nothing was dropped, and nothing is to be given back"
     elif not len(back) and drop and start is None:
         asked = {
-            "dtype": parameters.dtype, "quantization": parameters.quantization or "none",
-            "tasks": f'"{parameters.tasks}"', "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
-        }  # fmt: skip
-        options = " ".join(f"--{name} {value}" for name, value in asked.items())
-        before += f"; measured by: deeper-layers sweep {parameters.model} {options}"
+            "dtype": parameters.dtype, "quantization": parameters.quantization or "none", "tasks": parameters.tasks,
+            "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
+        } | ({"results": parameters.results} if parameters.results else {})  # fmt: skip
+        words = [parameters.model, *(word for name, value in asked.items() for word in (f"--{name}", f"{value}"))]
+        before += f"; measured by: deeper-layers sweep {shlex.join(words)}"
     return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)
 
 
