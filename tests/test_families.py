@@ -40,7 +40,8 @@ SHAPES = [
     Cut.of([0, 2, 5]), Cut.of(attention=[2]), Cut.of(attention=[0, 5]), Cut.of(mlp=[1, 4]),
     Cut.of([3], attention=[1], mlp=[5]),
 ]  # fmt: skip
-# where what runs together rounds otherwise than what runs alone: experts, and scans
+# where what runs together rounds otherwise than what runs alone, experts and scans: by up to 1.6e-5, depending on
+# the processor, while no two of these cuts give logits that are less than 1.7 apart
 ROUNDED = ("qwen3_moe", "deepseek_v3", "llama4", "qwen3_next", "falcon_h1")
 REFUSED = {
     "gemma3n": r"changes model\.embed_tokens_per_layer\.weight",
@@ -141,7 +142,7 @@ def test_the_tree_without_savings_gives_every_pruned_model_to_the_bit(family):
         for number, alone_ in zip(together.tree.last, pruned.values(), strict=True):
             difference = together.whole.logits(walk.states[number]) - alone(alone_, Cut(0, 0), batch)
             differences.append(float(difference.abs().max()))
-    assert max(differences) <= (1e-5 if family in ROUNDED else 0)
+    assert max(differences) <= (1e-4 if family in ROUNDED else 0)
 
 
 @every_family
