@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -201,12 +202,8 @@ def healed_alike(model: str, sizes: list[int], like: Cut, steps: int, quantizati
     )  # fmt: skip
     tokens = first.details["healing"]["tokens"]
     healed = given_back.by_tokens(units, first)[tokens]
-    losses = next(unit for unit in units if unit.kind == "loss" and unit.key["dtype"] == "bfloat16")
-    found = given_back.table(
-        given_back.losses_before(units, losses), given_back.swept_alike(units, healed.values()), {tokens: healed},
-        losses.details["vocabulary"],
-    )  # fmt: skip
-    return found[[Cut(row.start, row.size) in cuts for row in found.itertuples()]].set_index(["what", "size"])
+    found = [given_back.of_healing(units, healed[cut]) for cut in cuts if cut in healed and cut.size]
+    return pd.concat(found).set_index(["what", "size"])
 
 
 def test_readme_says_what_healing_gives_back():

@@ -81,6 +81,17 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
         {place: LOSSES.mean() + more for place, more in {(0, 0): 0, (2, 0): 1, (2, 1): 0.5, (2, 10): 0.1}.items()}
     )
     assert (drawn["low"] < drawn["value"]).all() and (drawn["value"] <= drawn["high"]).all()
+    # more tokens of the same, on the same items
+    more = given_back.of_more_tokens(before(1.0), swept, budgets).set_index("what")
+    assert (more[["size", "start", "fewest", "tokens"]] == [2, 1, 1, 10]).all(axis=None)
+    assert more.loc["Capitals", ["items", "before", "after", "change"]].tolist() == [8, 5 / 8, 1, 3 / 8]
+    assert more.loc["loss on text", ["change", "low", "high"]].tolist() == pytest.approx([-0.4] * 3)
+    assert given_back.more_in_words(more.reset_index()) == [
+        f"n = 2, 10 tokens instead of 1: loss on text from {LOSSES.mean() + 0.5:.3f} to {LOSSES.mean() + 0.1:.3f} "
+        "(-0.400, -0.400 to -0.400); nothing that can be told in Capitals"
+    ]
+    assert given_back.of_more_tokens(before(1.0), swept, {1: budgets[1]}).empty
+    assert given_back.more_in_words(given_back.of_more_tokens(before(1.0), swept, {1: budgets[1]})) == []
     # the whole model, healed alike, stands beside its own answers and is a point of the curve
     whole = healed_unit(Cut(0, 0), LOSSES - 0.2, acc=(1,) * 2 + (0,) * 6)
     beside = {1: budgets[1] | {Cut(0, 0): whole}}
@@ -129,12 +140,16 @@ def test_what_comes_back_is_said_in_words():
 
 def test_what_healing_does_to_the_unpruned_model_is_said():
     columns = ["what", "tokens", "items", "whole", "healed", "change", "low", "high"]
-    rows = [("GSM8K", 2048, 50, 0.48, 0.28, -0.2, -0.34, -0.06), ("MMLU", 2048, 50, 0.5, 0.49, -0.01, -0.04, 0.02)]
+    rows = [
+        ("GSM8K", 2048, 50, 0.48, 0.28, -0.2, -0.34, -0.06), ("MMLU, 5-shot", 2048, 50, 0.5, 0.49, -0.01, -0.04, 0.02),
+        ("BoolQ", 2048, 50, 0.5, 0.5, 0.0, -0.03, 0.03),
+    ]  # fmt: skip
     assert given_back.whole_in_words(pd.DataFrame(rows, columns=columns)) == [
-        "the unpruned model itself, healed alike on 2,048 tokens: GSM8K from 0.480 to 0.280 (-0.200, -0.340 to -0.060)"
+        "the unpruned model itself, healed alike on 2,048 tokens: GSM8K from 0.480 to 0.280 (-0.200, -0.340 to "
+        "-0.060); nothing that can be told in MMLU (5-shot), BoolQ"
     ]
     assert given_back.whole_in_words(pd.DataFrame(rows[1:], columns=columns)) == [
-        "the unpruned model itself, healed alike on 2,048 tokens: nothing that can be told changes"
+        "the unpruned model itself, healed alike on 2,048 tokens: nothing that can be told in MMLU (5-shot), BoolQ"
     ]
 
 
@@ -155,6 +170,26 @@ def test_what_a_healed_model_was_asked_in_several_units_is_of_one():
         table = given_back.table(before(1.0), swept, budgets, MANY).set_index("what")
         assert table["value"].to_dict() == {"GSM8K, 5-shot": 0.75, "loss on text": pytest.approx(0.5 / 1.5)}
         assert Evidence(units).healing_tokens and list(map(len, Evidence(units).ways.values())) == [2]
+
+
+def test_answers_from_before_healing_are_those_to_prompts_with_as_many_examples():
+    """Named by a task's own number or in so many words; those to other prompts are not held against them."""
+    rule = {"kind": "sweep", "rule": "similarity", "cuts": [[0, 0], [1, 2]]}
+    right = {"0,0": {"gsm8k": np.ones(8)}, CUT.name: {"gsm8k": np.zeros(8)}}
+    healed = []
+    for cut in (Cut(0, 0), CUT):
+        one = healed_unit(cut, LOSSES)
+        outcomes = {"outcomes": {"gsm8k": {"acc": pack(np.ones(8, dtype=np.uint8))}}}
+        healed.append(dataclasses.replace(one, key=one.key | {"tasks": {"gsm8k": 5}}, details=one.details | outcomes))
+    for number in (None, 5):
+        sweep = scores_unit("gsm8k", right, **rule, num_fewshot=number)
+        pruned, back = Evidence([*healed, sweep]).healed("GSM8K", "similarity")
+        assert (pruned.right.sum(axis=1).tolist(), back.right.sum(axis=1).tolist()) == ([8, 0], [8, 8])
+        assert Evidence([*healed, sweep]).measured("GSM8K", CUT, healed[1])[0] == "similarity"
+    sweep = scores_unit("gsm8k", right, **rule, num_fewshot=3)
+    evidence = Evidence([*healed, sweep])
+    assert evidence.healed("GSM8K", "similarity") is None and evidence.measured("GSM8K", CUT, healed[1]) is None
+    assert evidence.measured("GSM8K", CUT)[0] == "similarity"
 
 
 def test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing():

@@ -252,3 +252,13 @@ def test_one_sequence_that_decides_is_drawn_with_the_others():
     assert (first.start, first.low, first.high) == (0, 0, 1)
     assert first.share == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
     assert (second.start, second.share) == (0, 1.0)  # the only block that keeps the last layer
+
+
+def test_where_two_texts_choose_the_same_block_is_said():
+    """Of the sizes that both have; a block that begins elsewhere is another one."""
+    one = pd.DataFrame({"size": [1, 2, 3, 4, 6], "start": [5, 5, 4, 3, 0]})
+    other = pd.DataFrame({"size": [4, 3, 2, 1, 5], "start": [2, 3, 6, 5, 0]})
+    assert stability.in_words([one, other]) == (
+        "both texts choose the same block at 1 of 4 sizes, another one at n = 2 to 4"
+    )
+    assert stability.in_words([one, one]) == "both texts choose the same block at 5 of 5 sizes"

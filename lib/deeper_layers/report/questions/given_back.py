@@ -12,6 +12,7 @@ Letters in shapes: I items or sequences.
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -26,7 +27,7 @@ from deeper_layers.report.statistics.healed import by_cut, healed_how
 from deeper_layers.report.statistics.items import item_metrics, right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means, right_answers
 from deeper_layers.report.statistics.significance import paired_interval
-from deeper_layers.report.statistics.topics import set_of, shots
+from deeper_layers.report.statistics.topics import set_of, shots, shots_by_set
 from deeper_layers.results.units import Unit
 
 BUDGET = ("steps", "warmup_steps")  # of a healing
@@ -136,6 +137,30 @@ def of_the_whole(
     return pd.DataFrame(rows, columns=["what", "tokens", "items", "whole", "healed", "change", "low", "high"])
 
 
+def of_more_tokens(
+    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> pd.DataFrame:
+    """What more tokens of the same healing do: a row for each cut, thing that was asked and number above the fewest.
+
+    Columns what, size, start, fewest, tokens, items, before and after (nats a token, or accuracies, of the model healed
+    on the fewest and on that many), change, low, high: paired, with its 95% interval. In the order of cuts.
+    """
+    by_budget: dict[tuple, dict[int, np.ndarray]] = {}
+    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+        by_budget.setdefault((name, cut.size, cut.start), {})[tokens] = found.healed
+    rows = []
+    for asked, of_tokens in by_budget.items():
+        fewest = min(of_tokens)
+        for tokens, values in of_tokens.items():
+            if tokens > fewest and len(values) == len(of_tokens[fewest]):
+                change = paired_interval(values - of_tokens[fewest], shares=asked[0] != LOSS)
+                means = float(of_tokens[fewest].mean()), float(values.mean())
+                rows.append((*asked, fewest, tokens, len(values), *means, *change))
+    columns = ["what", "size", "start", "fewest", "tokens", "items", "before", "after", "change", "low", "high"]
+    found = pd.DataFrame(rows, columns=columns)
+    return found.sort_values(["size", "start", "tokens"], kind="stable", ignore_index=True)
+
+
 def in_words(back: pd.DataFrame) -> list[str]:
     """For the loss, and then each task, and number of tokens what comes back at which sizes; rows are of `table`.
 
@@ -157,15 +182,30 @@ def whole_in_words(rows: pd.DataFrame) -> list[str]:
     """For each number of tokens what the same healing surely changes in the unpruned model; rows of `of_the_whole`."""
     found = []
     for tokens, of_budget in rows.groupby("tokens"):
-        surely = of_budget[(of_budget["low"] > 0) | (of_budget["high"] < 0)]
-        changes = [
-            f"{row.what} from {row.whole:.3f} to {row.healed:.3f} "
-            f"({row.change:+.3f}, {row.low:+.3f} to {row.high:+.3f})"
-            for row in surely.itertuples()
-        ]
-        said = "; ".join(changes) or "nothing that can be told changes"
+        said = _changes(of_budget.rename(columns={"whole": "before", "healed": "after"}))
         found.append(f"the unpruned model itself, healed alike on {tokens:,} tokens: {said}")
     return found
+
+
+def more_in_words(rows: pd.DataFrame) -> list[str]:
+    """For each cut and number of tokens what surely changes from the fewest on; rows are of `of_more_tokens`."""
+    found = []
+    for (size, _, fewest, tokens), of_cut in rows.groupby(["size", "start", "fewest", "tokens"]):
+        which = f"n = {size}" if size else "the unpruned model"
+        found.append(f"{which}, {tokens:,} tokens instead of {fewest:,}: {_changes(of_cut)}")
+    return found
+
+
+def _changes(rows: pd.DataFrame) -> str:
+    """What surely changes, each with its interval, and in what nothing is shown to."""
+    surely = (rows["low"] > 0) | (rows["high"] < 0)
+    changes = [
+        f"{row.what} from {row.before:.3f} to {row.after:.3f} ({row.change:+.3f}, {row.low:+.3f} to {row.high:+.3f})"
+        for row in rows[surely].itertuples()
+    ]
+    others = [re.sub(", (.*)", r" (\1)", what) for what in rows.loc[~surely, "what"]]
+    untold = f"nothing that can be told in {', '.join(others)}" if others else ""
+    return "; ".join(filter(None, [*changes, untold]))
 
 
 def courses(
@@ -192,10 +232,6 @@ def courses(
     return pd.DataFrame(every, columns=columns).sort_values(columns[:4], ignore_index=True)
 
 
-def _shots_of(unit: Unit) -> dict[str, str]:
-    return {set_of(task): f", {number}-shot" for task, number in unit.key["tasks"].items() if number}
-
-
 def _found(
     losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> Iterable[tuple[int, Cut, str, "BeforeAndAfter", np.ndarray | None]]:
@@ -208,8 +244,9 @@ def _found(
         for cut, unit in of_cuts.items():
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if found.known:
+                    number = shots_by_set(unit).get(what)
                     beside = np.array(adapted.details["by_sequence"]) if what == LOSS and adapted else None
-                    yield tokens, cut, what + _shots_of(unit).get(what, ""), found, beside
+                    yield tokens, cut, what + (f", {number}-shot" if number else ""), found, beside
 
 
 def back(

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics import curves, outcomes
-from deeper_layers.report.statistics.healed import by_cut, way_of
+from deeper_layers.report.statistics.healed import asked_alike, by_cut, way_of
 from deeper_layers.report.statistics.items import item_metrics, of_topic, right_items
 from deeper_layers.report.statistics.topics import TOPICS, described_as, topic_of
 from deeper_layers.results.packing import unpack
@@ -155,7 +155,7 @@ class Evidence:
         every = self.sweeps(topic) if healed is None else self.sweeps_opened_as(healed, topic)
         for units in reversed(every):
             names = [unit.name for unit in units]
-            if healed is not None and not set(names) <= item_metrics(healed).keys():
+            if healed is not None and not asked_alike(healed, units):
                 continue
             for rule in units[0].key["rule"].split(", "):
                 answers = self._together(topic, units, rule)
@@ -271,7 +271,7 @@ class Evidence:
             if before is None:
                 continue
             names = [unit.name for unit in units]
-            asked = {cut for cut, unit in of_cut.items() if set(names) <= item_metrics(unit).keys()}
+            asked = {cut for cut, unit in of_cut.items() if asked_alike(unit, units)}
             cuts = [cut for cut in before.cuts if cut in asked]
             if len(cuts) < 2 or cuts[0].size:
                 continue

@@ -5,11 +5,13 @@ What a healed model was asked is no part of what it is: several units may hold t
 
 import dataclasses
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
 from deeper_layers.cuts import Cut
+from deeper_layers.report.statistics.items import item_metrics
+from deeper_layers.report.statistics.topics import set_of, shots, shots_by_set
 from deeper_layers.results.units import Unit
 
 ASKED = ("tasks", "limit", "limits", "data")  # which documents heal follows from the budget and the seed
@@ -25,6 +27,13 @@ def way_of(unit: Unit) -> str:
     """The same as JSON, without the model: one key for all models healed in one way."""
     how = healed_how(unit)
     return json.dumps({name: how[name] for name in how if name != "model"}, sort_keys=True)
+
+
+def asked_alike(healed: Unit, sweeps: Sequence[Unit]) -> bool:
+    """Whether a healed model was asked the tasks of some sweeps of one set, with as many examples in their prompts."""
+    names = [unit.name for unit in sweeps]
+    number = shots(names[0], sweeps[0].key["num_fewshot"])
+    return set(names) <= item_metrics(healed).keys() and shots_by_set(healed).get(set_of(names[0])) == number
 
 
 def by_cut(units: Iterable[Unit]) -> dict[Cut, Unit]:

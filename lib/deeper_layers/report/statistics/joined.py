@@ -10,10 +10,11 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from deeper_layers.cuts import Cut
 from deeper_layers.results.units import Unit
 
 BY_CUT = ("outcomes", "by_sequence")  # of the details those that have an entry for each cut
-ROW = ("task", "text", "metric", "start", "size")  # by which a row is known
+ROW = ("task", "metric", "start", "size", "cut")  # by which a row is known
 
 
 def together(units: Iterable[Unit]) -> list[list[Unit]]:
@@ -30,8 +31,8 @@ def joined(units: Iterable[Unit]) -> list[Unit]:
     return [_as_one(of_key) for of_key in together(units)]
 
 
-def _cuts(unit: Unit) -> list:
-    return [tuple(cut) for cut in unit.key.get("cuts", [])]
+def _cuts(unit: Unit) -> list[Cut]:
+    return [Cut.of_key(key) for key in unit.key.get("cuts", [])]
 
 
 def _that_add(units: list[Unit]) -> list[Unit]:
@@ -58,4 +59,4 @@ def _as_one(units: list[Unit]) -> Unit:
     cuts = dict.fromkeys(cut for unit in units for cut in _cuts(unit))
     row = [name for name in ROW if name in first.rows]
     rows = pd.concat([unit.rows for unit in units]).drop_duplicates(row, ignore_index=True)
-    return dataclasses.replace(first, key=first.key | {"cuts": [list(cut) for cut in cuts]}, rows=rows, details=details)
+    return dataclasses.replace(first, key=first.key | {"cuts": [cut.key for cut in cuts]}, rows=rows, details=details)

@@ -4,11 +4,13 @@ All blocks share the same sequences, so their distances are drawn together and n
 Letters in shapes: S sequences, B blocks, in the order of a unit's rows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deeper_layers.report.statistics.outcomes import resampled_means
+from deeper_layers.report.statistics.outcomes import in_runs, resampled_means
 from deeper_layers.results.packing import unpack_halves
 from deeper_layers.results.units import Unit
 
@@ -35,3 +37,12 @@ def starts(unit: Unit, *, resamples: int = 1000) -> pd.DataFrame:
             "high": int(high),
         })  # fmt: skip
     return pd.DataFrame(found)
+
+
+def in_words(of_texts: Sequence[pd.DataFrame]) -> str:
+    """At how many sizes two texts choose the same block, and where another one: tables of `starts` of one model."""
+    one, other = (table.set_index("size")["start"] for table in of_texts)
+    both = one.index.intersection(other.index)
+    apart = both[one[both] != other[both]]
+    others = f", another one at n = {in_runs(apart)}" if len(apart) else ""
+    return f"both texts choose the same block at {len(both) - len(apart)} of {len(both)} sizes{others}"

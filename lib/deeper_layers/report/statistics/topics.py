@@ -3,6 +3,7 @@
 import math
 
 from deeper_layers.report.statistics import curves
+from deeper_layers.results.units import Unit
 
 TOPICS = ("MMLU", "BoolQ", "PIQA", "Capitals", "Sums, one digit", "Sums, two digits", "GSM8K")
 # items of the splits that are asked (see report/standards.py); of PIQA those that the wheel carries
@@ -25,6 +26,11 @@ def set_of(task: str) -> str:
 def shots(task: str, asked: int | None) -> int | None:
     """Examples in the prompt; None for a task's own number where that is not known here."""
     return SHOTS.get(task) if asked is None else asked
+
+
+def shots_by_set(unit: Unit) -> dict[str, int | None]:
+    """Examples in the prompts of each set of items that a healed model was asked."""
+    return {set_of(task): shots(task, number) for task, number in unit.key["tasks"].items()}
 
 
 def described_as(topic: str, names: list[str], shots: int | None, items: int) -> str:
