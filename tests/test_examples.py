@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import deeper_layers
 from deeper_layers.command import main
 from deeper_layers.command.group import SUBCOMMANDS
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
@@ -127,7 +127,7 @@ ON_ALL = {
 )
 def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict):
     """Over the sizes of 10, 20, 25 and 33% of the layers, on the page's own settings."""
-    told = README.read_text(encoding="utf-8").partition("**Which layers:**")[2].partition("\n")[0]
+    told = told_under("Which layers.")
     of_model = all_units(model=model)
     maps = [unit for unit in of_model if (unit.kind, unit.name) == ("blocks", "c4")]
     every = Map.of(max(maps, key=lambda unit: len(unit.key["cuts"])))
@@ -148,9 +148,10 @@ def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict)
     for rule in ("similarity", "simple"):
         choices[rule] = blocks_of(every, cuts_of_rule(rule, sizes, every.layers, distance_matrix(distances.rows)))
     name = model.split("-")[0].replace("2.5", "")
-    assert set(choices) >= ON_ALL and f"Among the {len(ON_ALL)} rules that were tried on all three" in told
+    assert set(choices) >= ON_ALL and f"Of the {len(ON_ALL)} rules that were tried on all three models" in told
     compared = regret_table(every, {rule: choices[rule] for rule in ON_ALL}, sizes).set_index("rule")
-    assert re.search(rf"(ranks|and|,) {compared['rank']['similarity']:g} on {name}\b", told)
+    place_of_it = {2: "2nd", 9: "9th", 7.5: "between 7th and 8th (a tie)"}[compared["rank"]["similarity"]]
+    assert re.search(rf"(comes|and|,) {re.escape(place_of_it)} on {name}\b", told)
     alone = compared.loc["perplexity"]
     least, most = sorted(map(abs, (alone["low"], alone["high"])))
     assert f"{name} ({abs(alone['mean']):.2f}, {least:.2f} to {most:.2f})" in told
@@ -162,7 +163,7 @@ def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict)
 @pytest.mark.parametrize("model", ["Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"])
 def test_readme_says_which_geometry_foretells_the_loss(model):
     """As the page of each model has it, of the distances in the same precision."""
-    told = README.read_text(encoding="utf-8").partition("Of 17 measures of geometry")[2].partition("\n")[0]
+    told = told_under("Which layers.").partition("Of 17 measures")[2]
     of_model = all_units(model=model)
     (unit,) = [unit for unit in of_model if unit.kind == "geometry"]
     (distances,) = [
@@ -174,14 +175,26 @@ def test_readme_says_which_geometry_foretells_the_loss(model):
     assert len(found) == 17
     foretold = {one.measure: one for one in found if one.verdict == geometry.PREDICTED}
     if not model.startswith("Qwen"):
-        assert not foretold and told.endswith("on the smaller models none of the 17 is shown to, nor ruled out.")
+        assert not foretold and told.endswith("On the smaller models the data can't tell of any.")
+        assert {one.verdict for one in found} == {geometry.UNTOLD}
         return
-    assert set(foretold) == {"skip", "cka"} and "two foretell on Qwen" in told
+    assert (
+        set(foretold) == {"skip", "cka"}
+        and "two correlate with" in told
+        and f"surely above {geometry.PREDICTS}, on Qwen" in told
+    )
     (distance,) = [one for one in found if one.measure == geometry.DISTANCE]
     for one in (*foretold.values(), distance):
         assert f"({'rank correlation ' * (one.measure == 'skip')}{one.correlation:.2f}, " in told
         assert f"{one.correlation:.2f}, {one.low:.2f} to {one.high:.2f})" in told, one
     assert distance.verdict == geometry.UNTOLD
+
+
+def told_under(title: str) -> str:
+    """What README says under a title in bold, up to the next one."""
+    text = README.read_text(encoding="utf-8").partition(f"**{title}**")[2]
+    assert text, f"README has no {title}"
+    return re.split(r"\n\n(?:\*\*|## )", text)[0].rstrip()
 
 
 def healed_alike(model: str, sizes: list[int], like: Cut, steps: int, quantization: str | None):
@@ -208,34 +221,49 @@ def healed_alike(model: str, sizes: list[int], like: Cut, steps: int, quantizati
 
 def test_readme_says_what_healing_gives_back():
     """Of the loss beside the whole model healed alike, and of MMLU and GSM8K, at the six sizes that it names."""
-    told = README.read_text(encoding="utf-8").partition("**With healing:**")[2].partition("\n")[0]
+    told = told_under("With healing.")
     sizes = [2, 4, 6, 8, 10, 12]
     found = healed_alike("Qwen2.5-Coder-1.5B-Instruct", sizes, Cut(15, 2), 30, None)
     assert set(found["tokens"]) == {61_440}
     assert "61,440 tokens" in told and f"{61_440 / paper.HEALING_TOKENS:.2%} of the paper's" in told
     for size in (2, 12):
         row = found.loc[given_back.LOSS, size]
-        assert row["whole is"] == given_back.ADAPTED
-        assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f})" in told, row
+        assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) at {size}" in told, row
     shares = found.loc[given_back.LOSS, "value"]
-    assert shares.idxmax() == 2 and set(shares.index) == set(sizes)
+    assert shares.idxmin() == 2 and shares.idxmax() == 12 and set(shares.index) == set(sizes)
     for what, items in (("MMLU, 5-shot", 570), ("GSM8K, 5-shot", 50)):
         of_task = found.loc[what]
         assert set(of_task.index) == set(sizes) and (of_task["items"] == items).all() and f"({items}" in told
         assert not (of_task["low"] > 0).any(), "nothing that can be told comes back"
     of_two = found.loc["GSM8K, 5-shot", 2]
-    assert f"of {of_two['whole']:.2f} {of_two['pruned']:.2f} is left, and {of_two['healed']:.2f} once healed" in told
-    (healed_whole,) = [
-        unit for unit in all_units(model="Qwen2.5-Coder-1.5B-Instruct", kind="healing")
-        if unit.key["cut"] == [0, 0] and "gsm8k" in unit.key["tasks"] and unit.key["healing"]["steps"] == 30
-    ]  # fmt: skip
-    rows = healed_whole.rows.set_index(["task", "metric"])["value"]
-    after = rows["gsm8k", "exact_match,strict-match"]
-    assert f"takes the whole model from {of_two['whole']:.2f} to {after:.2f}" in told
-    smaller = healed_alike("SmolLM2-135M-Instruct", [3], Cut(9, 3), 60, "nf4")
-    row = smaller.loc["Capitals", 3]
+    whole, pruned, healed = (f"{of_two[name]:.2f}" for name in ("whole", "pruned", "healed"))
+    assert f"dropping 2 layers takes GSM8K from {whole} to {pruned}, and healed it is {healed}" in told
+    units = all_units(model="Qwen2.5-Coder-1.5B-Instruct")
+    unpruned, late = (
+        next(
+            unit for unit in units if unit.kind == "healing" and unit.key["cut"] == cut and task in unit.key["tasks"]
+            and (unit.key["healing"]["steps"], unit.key["healing"]["rank"]) == (30, 8)
+        )
+        for cut, task in (([0, 0], "gsm8k"), ([19, 8], "capitals"))
+    )  # fmt: skip
+    of_page = next(unit for unit in units if unit.kind == "loss" and [19, 8] in unit.key["cuts"])
+    before = given_back.losses_before(units, of_page)
+    of_whole = {61_440: {UNPRUNED: unpruned}}
+    change = given_back.of_the_whole(before, given_back.swept_alike(units, [unpruned]), of_whole).set_index("what")
+    row = change.loc[given_back.LOSS]
+    assert f"falls by {-row['change']:.3f} ({-row['high']:.3f} to {-row['low']:.3f}) nats" in told
+    row = change.loc["GSM8K, 5-shot"]
+    assert f"from {row['whole']:.2f} to {row['healed']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in told
+    row = given_back.of_healing(units, late).set_index("what").loc["Capitals"]
     assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of what it lost of the capitals" in told
-    assert f"on {row['tokens']:,} tokens: without 3 of its 30 layers" in told
+    assert late.details["num_layers"] - 1 == late.key["cut"][0] + late.key["cut"][1], "the simple heuristic's"
+    smaller = healed_alike("SmolLM2-135M-Instruct", [1, 3, 6, 9, 12, 15], Cut(9, 3), 60, "nf4").loc["Capitals"]
+    assert smaller["value"].idxmax() == 3 and len(smaller) == 6 and set(smaller["tokens"]) == {122_880}
+    row = smaller.loc[3]
+    assert (
+        f"(122,880 tokens), {row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), the most of six sizes" in told
+    )
+    assert f"gains too, from {row['whole']:.2f} to {row['whole, healed']:.2f}." in told
 
 
 def test_readme_says_what_results_hold():
@@ -252,14 +280,13 @@ def test_readme_says_what_results_hold():
         items = rf"\({answers.right.shape[1]:,}\b"
         shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name} {items}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
-    readme = README.read_text(encoding="utf-8")
-    told = readme.partition("**Of MMLU, letters seem to fall first:**")[2].partition("\n")[0]
+    told = told_under("Of MMLU, letters seem to fall first.")
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
     rulings = {ruling.what: ruling for ruling in early_cliff.cliffs(units)}
     ruling = rulings["similarity"]
     value, low, high = ruling.statistics["C"]
     assert (ruling.verdict, rulings["simple"].verdict) == ("letters", "open")
-    assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less" in told and f"{ruling.items:,} questions" in told
+    assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less by" in told and f"{ruling.items:,} questions" in told
     unasked = json.loads((README.parent / "benchmarks" / "measured" / "unasked-qwen.json").read_text())
     least, most = unasked["interval"]
     asked_alike = early_cliff.without_questions(early_cliff.of_both_rules(units), [unasked])
@@ -269,11 +296,14 @@ def test_readme_says_what_results_hold():
         for level in (unasked["guessing"], most)
     )
     value, low, high = own.statistics["C"]
-    assert (own.verdict, highest.verdict) == ("letters", "open") and "to score 0.25. Without the questions" in told
-    assert f"finds {unasked['guessing']:.2f} of them ({least:.2f} to {most:.2f}): if" in told
-    assert f"it is {-value:.2f} ({-high:.2f} to {-low:.2f}) less, and at the upper end, {most:.2f}, open." in told
+    assert (own.verdict, highest.verdict) == ("letters", "open") and "to score 0.25. Without seeing" in told
+    assert f"gets {unasked['guessing']:.2f} of them right ({least:.2f} to {most:.2f}). If" in told
+    assert (
+        f"the share kept is {-value:.2f} ({-high:.2f} to {-low:.2f}) less by letter; if guessing scores {most:.2f}"
+        in told
+    )
     at, low, high = own.statistics["words"]
-    assert f"if that is guessing, half of the words is gone at {at:.0%} ({low:.0%} to {high:.0%}) and" in told
+    assert f"If that is guessing, half of the words is gone at {at:.0%} ({low:.0%} to {high:.0%}), and" in told
     halved = [rulings["simple"].statistics[form] for form in ("letters", "words")]
     shown = (f"{at:.0%} ({low:.0%} to {high:.0%})" for at, low, high in halved)
     assert "simple heuristic half of the letters is gone first too, at " + " against ".join(shown) in told
@@ -292,10 +322,10 @@ def test_readme_says_what_results_hold():
     )
     assert f"{of_letters:.2f} of the letters is kept and {of_words:.2f} of the words, " in told
     assert (
-        f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without late ones {late[0]:.2f} and {late[1]:.2f}"
-        in told
+        f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without 4 of the last third (the last layer stays) "
+        f"{late[0]:.2f} of the letters and {late[1]:.2f} of the words" in told
     )
     assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told
-    assert "as a criterion written before has it, is open." in told
+    assert "Whether late layers take more of the words is open, by a criterion written before" in told
     _, low, high = mmlu.statistics[dissociation.LATE]
-    assert low < 0 < high and "That late layers take more of the words" in told
+    assert low < 0 < high

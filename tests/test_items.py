@@ -71,7 +71,7 @@ def test_healings_are_compared_by_the_other_tasks(task):
     healed = dataclasses.replace(healed, details=details)
     assert item_metrics(healed) == {"capitals": "acc"} and of_topic(healed, ["capitals"]).tolist() == [1, 0, 0, 0]
     assert two_ways.compared(healed, healed, [])["what"].tolist() == [two_ways.LOSS, "Capitals"]
-    losses_of = {"0,0": losses.tolist(), CUT.name: (losses + 1).tolist()}
+    losses_of = {CUT.name: given_back.Losses(losses.tolist(), (losses + 1).tolist())}
     found = given_back.before_and_after(losses_of, [unit_of(task)], CUT, healed)
     assert list(found) == [two_ways.LOSS]
     table, _ = rivals.healed_table([healed], {"similarity": {1: rivals.Choice(CUT, losses)}})

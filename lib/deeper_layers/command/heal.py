@@ -24,6 +24,10 @@ UNKNOWN_BEFORE = (
     "not told what healing gives back: results hold nothing from before it, of these tasks on weights opened alike, "
     "that the unpruned model surely knows"
 )
+AT_MOST = (
+    "at most: to get used to the text repairs nothing; how much of it is that is told once the unpruned model was "
+    "healed alike, by the same command with --drop 0"
+)
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -91,6 +95,8 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         "rows": records(unit.rows), "given_back": records(back),
     }  # fmt: skip
     before = _before(back) if len(back) else UNKNOWN_BEFORE
+    if (back["value"].isna() & back["high"].notna()).any():
+        before += f"\n\n{AT_MOST}"
     if not cut.size:
         before = "nothing was dropped, and nothing is to be given back"
     elif not len(back) and drop and start is None:
@@ -105,12 +111,13 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
 
 def _before(back: "pd.DataFrame") -> str:
     """Of the same sequences and items what models had before healing, and what it gives back."""
+    from deeper_layers.report.questions.given_back import share_in_words  # slow
+
     return table([
         {
             "of the same items": f"{row.what} ({row.items:,})",
-            "unpruned": f"{row.whole:.3f}{', healed' * row.known_as.endswith('healed')}",
-            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}",
-            "given back": "not told" if math.isnan(row.value) else f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})",
+            "unpruned": f"{row.whole:.3f}", "unpruned, healed": "" if math.isnan(row.adapted) else f"{row.adapted:.3f}",
+            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}", "given back": share_in_words(row),
         }
-        for row in back.rename(columns={"whole is": "known_as"}).itertuples()
+        for row in back.rename(columns={"whole, healed": "adapted"}).itertuples()
     ])  # fmt: skip

@@ -3,10 +3,11 @@
 The share given back is (healed - pruned) / (whole - pruned): 0 where healing changes nothing, 1 where the healed model
 is as good as the whole one. It is told where the cut surely took something, of the same sequences and items.
 
-Of the loss the whole model is the one that was healed alike, where there is one: it got used to the text too, and what
-comes back beyond that repairs nothing. And no share is told where the pruned model is worse than guessing, ln V: such a
-loss has no upper end, so that a rule which ruins more would seem to be healed better. An accuracy below guessing counts
-as guessing: to be less wrong than a guess gives nothing back.
+A model that heals on a text gets used to that text too, which repairs nothing. So of a healed loss is taken back what
+the same healing gives the whole model, sequence by sequence: the share is that by which the gap between the two gets
+smaller. Where the whole model was not healed alike, only what the share is at most is told. And none is told where the
+pruned model is worse than guessing, ln V: such a loss has no upper end, so that a rule which ruins more would seem to
+be healed better. An accuracy below guessing counts as guessing: to be less wrong than a guess gives nothing back.
 
 Letters in shapes: I items or sequences.
 """
@@ -14,7 +15,7 @@ Letters in shapes: I items or sequences.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,10 +34,9 @@ from deeper_layers.results.units import Unit
 BUDGET = ("steps", "warmup_steps")  # of a healing
 UNTOLD = (np.nan,) * 3
 TOLD = 0.99  # of draws show that the cut took something, or no share of it is told
-AS_IT_IS, ADAPTED = "unpruned", "unpruned, healed"  # which model is as good as 1
 COLUMNS = [
-    "what", "size", "start", "tokens", "items", "guessing", "whole is", "whole", "pruned", "healed", "value", "low",
-    "high",
+    "what", "size", "start", "tokens", "items", "guessing", "whole", "whole, healed", "pruned", "healed", "value",
+    "low", "high",
 ]  # fmt: skip
 
 
@@ -49,15 +49,24 @@ def by_tokens(units: Iterable[Unit], like: Unit) -> dict[int, dict[Cut, Unit]]:
     return {tokens: by_cut(of_budget) for tokens, of_budget in sorted(found.items())}
 
 
-def losses_before(units: Iterable[Unit], like: Unit) -> dict[str, list[float]]:
-    """Losses by sequence before healing, by the name of the cut: of `like`, and of units that lack other layers.
+class Losses(NamedTuple):
+    """Losses by sequence of the whole and a pruned model, of one unit: another one may have run on another processor,
+    and of a small cut the last digits decide."""
+
+    whole: list[float]
+    pruned: list[float]
+
+
+def losses_before(units: Iterable[Unit], like: Unit) -> dict[str, Losses]:
+    """Losses before healing, by the name of the cut: of `like`, and of units that lack other layers.
 
     Those are of the same sequences, and of weights opened alike.
     """
     alike = (unit for unit in units if unit.kind == like.kind and unit.settings("cuts") == like.settings("cuts"))
-    found: dict[str, list[float]] = {}
+    found: dict[str, Losses] = {}
     for unit in (*alike, like):
-        found |= unit.details["by_sequence"]
+        of_unit = unit.details["by_sequence"]
+        found |= {name: Losses(of_unit[UNPRUNED.name], of_cut) for name, of_cut in of_unit.items()}
     return found
 
 
@@ -97,31 +106,37 @@ def of_healing(units: Iterable[Unit], healed: Unit) -> pd.DataFrame:
 
 
 def table(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]], vocabulary: int
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]], vocabulary: int
 ) -> pd.DataFrame:
     """A row for the loss and for each task that the whole model knows, cut and number of tokens: those of COLUMNS.
 
-    `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns
-    guessing, whole, pruned and healed are nats a token, or accuracies; value, low and high the share given back with
-    its 95% interval, by resampled sequences or items, and missing where the cut did not surely take anything, or left
-    less than guessing over a vocabulary of that size. In the order of cuts.
+    `losses` are those of the pruned models, as `losses_before` has them, `swept` has their scores. The columns from
+    guessing to healed are nats a token, or accuracies; value, low and high the share given back with its 95% interval,
+    by resampled sequences or items, and missing where the cut did not surely take anything, or left less than guessing
+    over a vocabulary of that size. Where only high is there, it is that much at most: the whole model's own loss was
+    not healed alike. In the order of cuts.
     """
-    rows = []
-    for tokens, cut, name, found, adapted in _found(losses, swept, healed):
+    rows, every = [], list(_found(losses, swept, healed))
+    healed_whole = {(tokens, name): found.healed for tokens, cut, name, found in every if not cut.size}
+    for tokens, cut, name, found in every:
         if not cut.size:
             continue
-        is_loss, whole = name == LOSS, found.whole if adapted is None else adapted
+        is_loss, adapted = name == LOSS, healed_whole.get((tokens, name))
+        if adapted is None or len(adapted) != len(found.whole):  # not healed alike, or asked other items
+            adapted = np.full(len(found.whole), np.nan)
+        is_bound = is_loss and np.isnan(adapted).any()
+        repaired = found.healed + (found.whole - adapted if is_loss and not is_bound else 0)
         guessing = math.log(vocabulary) if is_loss else found.guessing
-        values = (whole, found.pruned, found.healed)
         exploded = is_loss and found.pruned.mean() > guessing
-        share = UNTOLD if exploded else back(values, guessing, shares=not is_loss)
-        means, known_as = (float(one.mean()) for one in values), AS_IT_IS if adapted is None else ADAPTED
-        rows.append((name, cut.size, cut.start, tokens, len(whole), guessing, known_as, *means, *share))
+        share = UNTOLD if exploded else back((found.whole, found.pruned, repaired), guessing, shares=not is_loss)
+        share = (*UNTOLD[:2], share[2]) if is_bound else share
+        means = (float(one.mean()) for one in (found.whole, adapted, found.pruned, found.healed))
+        rows.append((name, cut.size, cut.start, tokens, len(found.whole), guessing, *means, *share))
     return pd.DataFrame(rows, columns=COLUMNS).sort_values(["what", "size", "start", "tokens"], ignore_index=True)
 
 
 def of_the_whole(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> pd.DataFrame:
     """What the same healing does to the unpruned model: a row for the loss and each task that it knows, and budget.
 
@@ -129,7 +144,7 @@ def of_the_whole(
     interval. What it costs there no pruned model can be expected to get back.
     """
     rows = []
-    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+    for tokens, cut, name, found in _found(losses, swept, healed):
         if cut.size:
             continue
         change = paired_interval(found.healed - found.whole, shares=name != LOSS)
@@ -138,7 +153,7 @@ def of_the_whole(
 
 
 def of_more_tokens(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> pd.DataFrame:
     """What more tokens of the same healing do: a row for each cut, thing that was asked and number above the fewest.
 
@@ -146,7 +161,7 @@ def of_more_tokens(
     on the fewest and on that many), change, low, high: paired, with its 95% interval. In the order of cuts.
     """
     by_budget: dict[tuple, dict[int, np.ndarray]] = {}
-    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+    for tokens, cut, name, found in _found(losses, swept, healed):
         by_budget.setdefault((name, cut.size, cut.start), {})[tokens] = found.healed
     rows = []
     for asked, of_tokens in by_budget.items():
@@ -167,15 +182,22 @@ def in_words(back: pd.DataFrame) -> list[str]:
     What no cut surely took is left out; where no share is surely above 0, it says so.
     """
     found = []
-    for (what, tokens), rows in back.dropna(subset="value").groupby(["what", "tokens"], sort=False):
+    for (what, tokens), rows in back.dropna(subset="high").groupby(["what", "tokens"], sort=False):
         asked = f"{what} ({rows['items'].max():,} {'sequences' if what == LOSS else 'items'}), {tokens:,} tokens"
-        if not (rows["low"] > 0).any():
+        if not (rows["low"].fillna(rows["high"]) > 0).any():
             sizes = ", ".join(map(str, rows["size"]))
             found.append(f"{asked}: nothing that can be told, at n = {sizes}")
             continue
-        shares = (f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%}) at n = {row.size}" for row in rows.itertuples())
+        shares = (f"{share_in_words(row)} at n = {row.size}" for row in rows.itertuples())
         found.append(f"{asked}: {', '.join(shares)}")
     return sorted(found, key=lambda line: not line.startswith(LOSS))
+
+
+def share_in_words(row: Any) -> str:
+    """The share that a row of `table` has."""
+    if math.isnan(row.high):
+        return "not told"
+    return f"at most {row.high:.0%}" if math.isnan(row.value) else f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})"
 
 
 def whole_in_words(rows: pd.DataFrame) -> list[str]:
@@ -209,7 +231,7 @@ def _changes(rows: pd.DataFrame) -> str:
 
 
 def courses(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
 ) -> pd.DataFrame:
     """The same as curves: a row for each model before and after healing, what it was asked, and number of tokens.
 
@@ -217,7 +239,7 @@ def courses(
     interval over sequences or items), items, metric. Size 0 is the whole model.
     """
     models = {}
-    for tokens, cut, name, found, _ in _found(losses, swept, healed):
+    for tokens, cut, name, found in _found(losses, swept, healed):
         models[name, UNPRUNED, 0], models[name, cut, 0] = found.whole, found.pruned
         models[name, cut, tokens] = found.healed
     rows = {}
@@ -233,20 +255,15 @@ def courses(
 
 
 def _found(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
-) -> Iterable[tuple[int, Cut, str, "BeforeAndAfter", np.ndarray | None]]:
-    """Of each healed model, the whole one among them, and what the whole one knows: tokens, cut, name, items.
-
-    Of losses also those of the whole one healed.
-    """
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], healed: Mapping[int, Mapping[Cut, Unit]]
+) -> Iterable[tuple[int, Cut, str, "BeforeAndAfter"]]:
+    """Of each healed model, the whole one among them, and what the whole one knows: tokens, cut, name, items."""
     for tokens, of_cuts in healed.items():
-        adapted = next((unit for cut, unit in of_cuts.items() if not cut.size), None)
         for cut, unit in of_cuts.items():
             for what, found in before_and_after(losses, swept, cut, unit).items():
                 if found.known:
                     number = shots_by_set(unit).get(what)
-                    beside = np.array(adapted.details["by_sequence"]) if what == LOSS and adapted else None
-                    yield tokens, cut, what + (f", {number}-shot" if number else ""), found, beside
+                    yield tokens, cut, what + (f", {number}-shot" if number else ""), found
 
 
 def back(
@@ -280,12 +297,12 @@ class BeforeAndAfter(NamedTuple):
 
 
 def before_and_after(
-    losses: Mapping[str, list[float]], swept: Sequence[Unit], cut: Cut, healed: Unit
+    losses: Mapping[str, "Losses"], swept: Sequence[Unit], cut: Cut, healed: Unit
 ) -> dict[str, BeforeAndAfter]:
     """Of the loss and of each set of items that was asked before healing too: the first ones of a sweep."""
     found = {}
-    if cut.name in losses and len(losses[cut.name]) == len(healed.details["by_sequence"]):
-        values = (losses[UNPRUNED.name], losses[cut.name], healed.details["by_sequence"])
+    if cut.name in losses and len(losses[cut.name].pruned) == len(healed.details["by_sequence"]):
+        values = (*losses[cut.name], healed.details["by_sequence"])
         found[LOSS] = BeforeAndAfter(*map(np.array, values))
     after = healed.details["outcomes"]
     for of_tasks in _asked_both_times(swept, cut, after):
