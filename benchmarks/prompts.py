@@ -6,21 +6,28 @@ python -m benchmarks.prompts --datasets FOLDER
 import argparse
 
 from benchmarks import side_by_side
+from deeper_layers.data import corpora
 from deeper_layers.evaluation import harness
 
-TASKS = {
-    "mmlu_abstract_algebra": 5, "mmlu_abstract_algebra_continuation": 5, "boolq": None, "gsm8k": None,
-    "capitals": None, "lettered_capitals": None, "sums_one_digit": None,
-    "sums_two_digits": None, "sums_one_digit_generated": None, "embedded_mmlu": None, "embedded_boolq": None,
-    "embedded_piqa": None,
-}  # fmt: skip
+# each with a number of examples, None for the task's own; of MMLU one subject stands for all
+TASKS = [
+    *(("mmlu_abstract_algebra", shots) for shots in (5, 0, 1, 3)), ("mmlu_abstract_algebra_continuation", 5),
+    *((task, None) for task in (
+        "boolq", "gsm8k", "capitals", "lettered_capitals", "sums_one_digit", "sums_two_digits",
+        "sums_one_digit_generated", "sums_two_digits_generated", "embedded_mmlu", "embedded_boolq", "embedded_piqa",
+    )),
+]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--datasets", help="folder of a local mirror of the hub")
     options = parser.parse_args()
-    asked = {task: first_item(task, shots, options.datasets) for task, shots in TASKS.items()}
+    asked: dict[str, dict] = {}
+    for task, shots in TASKS:  # a task that is asked in several ways has each by its name and number of examples
+        asked[f"{task}:{shots}" if task in asked else task] = first_item(task, shots, options.datasets)
+    ((problem, solution),) = corpora.solved_problems(datasets=options.datasets, documents=1)
+    asked[corpora.SOLUTIONS] = {"shots": 0, "prompt": problem, "scored": solution}
     side_by_side.keep("prompts", {"tasks": asked})
 
 

@@ -24,14 +24,14 @@ from benchmarks.intervals import (
     coverage,
     luck,
     measured_distances,
-    true_distances,
 )
+from benchmarks.limits import depths, heights, shapes
 from deeper_layers.report.claims import decisions, healing_decisions
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, together
 from deeper_layers.report.questions import dissociation, regret
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Evidence
-from deeper_layers.report.thresholds import ALIKE, APART, BENT, LAST, NEAR, SLOWLY, SPAN
+from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SLOWLY, SPAN
 from tests import made_up
 
 EVENLY = [0, 0.14, 0.16, 0.2, 0.2, 0.2, 0.1]  # steps of a loss to guessing, two and a half of which are half of the way
@@ -47,7 +47,7 @@ def main() -> None:
     options = parser.parse_args()
     for module in (outcomes, dissociation, regret):
         module.RESAMPLES = options.resamples
-    made_up.pack = quickly_packed
+    made_up.pack, made_up.pack_halves = quickly_packed, quickly_halved
     intervals = [coverage(*kind, options.data_sets) for kind in KINDS]
     side_by_side.keep("verdicts", {
         "data_sets": options.data_sets, "draws": options.draws, "resamples": options.resamples, "intervals": intervals,
@@ -58,6 +58,12 @@ def main() -> None:
 def quickly_packed(values: np.ndarray) -> str:
     """As `pack`, for what is unpacked at once."""
     return base64.b64encode(zlib.compress(np.asarray(values).astype(np.uint8).tobytes(), 0)).decode()
+
+
+def quickly_halved(values: np.ndarray) -> str:
+    """As `pack_halves`, for the same."""
+    planes = np.asarray(values).astype("<f2").reshape(-1).view(np.uint8).reshape(-1, 2).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 0)).decode()
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------
@@ -85,45 +91,51 @@ def scaled(parts, whole: float, guessing: float) -> list[float]:
     return [guessing + part * (whole - guessing) for part in parts]
 
 
-SLANT = 0.1 / 3.6914  # a slope that leaves 0.9 half way to a fall between 7 and 8 layers
-SHAPES = {
-    "a cut before 20% keeps exactly half": [1, 1, 1, 0.5],
-    "a cut from 55% on keeps exactly half": [1] * 8 + [0, 0, 0, 0.5],
-    "exactly 90% is left half way": [1 - SLANT * size for size in range(8)],
-    "the fall is exactly as long as half of the way": [1] * 5 + [1 - (size - 4) / 8 for size in range(5, 13)],
-    "clearly as the claim has it": [1] * 8,
-    "clearly otherwise": [1 - size / 8 for size in range(9)],
-}
-SETS = {
-    "MMLU": ("mmlu", 1140, 0.51, 0.25),
-    "PIQA": ("embedded_piqa", 120, 0.7, 0.5),
-    "Capitals": ("capitals", 120, 0.98, 0.25),
-}
+SETS = (
+    ("MMLU", "mmlu", 1140, 0.51, 0.25),
+    ("MMLU", "mmlu", 14_042, 0.51, 0.25),
+    ("PIQA", "embedded_piqa", 120, 0.7, 0.5),
+    ("Capitals", "capitals", 120, 0.98, 0.25),
+    ("Sums, one digit", "sums_one_digit", 81, 0.95, 0.32),
+)
+MANY = 10_000  # items: of so many it costs too much to draw what is far from every limit
+GUESSES = {"chance": 0.5, "majority": 0.62}  # of BoolQ
 
 
 def cases():
     """Claim, truth, items, how units are drawn, how they are decided."""
-    for name, (task, items, whole, guessing) in SETS.items():
-        for truth, parts in SHAPES.items():
-            shares = scaled(parts, whole, guessing)
+    for name, task, items, whole, guessing in SETS:
+        for truth, shares in shapes(whole, guessing, guessing).items():
+            if items > MANY and "clearly" in truth:
+                continue
 
             def make(draw, task=task, shares=shares, items=items, guessing=guessing):
                 return [swept(draw, task, shares, items, {"chance": guessing})]
 
-            def decide(evidence, name=name):
-                return [ruling for ruling in decisions.plateau(evidence) if ruling.topic == name and ruling.findings]
-
-            yield f"plateau, {name}", truth, items, make, decide
-    for truth, parts in SHAPES.items():
-        if "clearly" in truth or "before" in truth:
-            shares = scaled(parts, 0.74, 0.5 if "clearly" in truth else 0.62)
-            yield (
-                "boolq",
-                truth,
-                1000,
-                lambda draw, shares=shares: [swept(draw, "boolq", shares, 1000, {"chance": 0.5, "majority": 0.62})],
-                decisions.plateau_boolq,
-            )
+            yield f"plateau, {name}", truth, items, make, of_topic(decisions.plateau, name)
+    for truth, shares in shapes(0.51, 0.25, 0.25, step=2).items():
+        yield (
+            "plateau-healed",
+            truth,
+            570,
+            lambda draw, shares=shares: [
+                swept(draw, "mmlu", [0.51] * (LAYERS - 1), 1140, quantization="nf4"), *healed(draw, shares, 570)
+            ],
+            of_topic(healing_decisions.plateau_healed, "MMLU"),
+        )  # fmt: skip
+    for name, line in (("the commonest answer", 0.62), ("one half", 0.5)):
+        for truth, shares in shapes(0.74, line, 0.5).items():
+            if "clearly" in truth and line != 0.5:
+                continue
+            beside = "" if "clearly" in truth else f", beside {name}"
+            for items in (1000,) if "clearly" in truth else (1000, 3270):
+                yield (
+                    "boolq",
+                    truth + beside,
+                    items,
+                    lambda draw, shares=shares, items=items: [swept(draw, "boolq", shares, items, GUESSES)],
+                    decisions.plateau_boolq,
+                )
     for truth, parts in {"a cut of 15% keeps exactly half": [1, 0, 0, 0.5], "clearly as the claim has it": [1],
                          "clearly otherwise": [1, 0.7, 0.7, 0.7, 0.7, 0.7]}.items():  # fmt: skip
         yield (
@@ -153,24 +165,26 @@ def cases():
     yield from cases_of_prompts()
     yield from cases_of_healing()
     yield from cases_of_losses()
-    lasts = {"the last layer lies exactly at 90% of the range": float(LAST), "clearly as the claim has it": 2.0}
-    for truth, height in {**lasts, "clearly otherwise": 0.2}.items():
-        yield (
-            "last-layer",
-            truth,
-            256,
-            lambda draw, h=height: [measured_distances(draw, true_distances(h, 0.52), 256)],
-            decisions.last_layer,
-        )
-    for depth in (0.81, 0.68, 0.66, 0.42):
-        truth = f"the most similar blocks lie at {decisions.depth(true_distances(2.0, depth)[None])[0]:.1%}"
-        yield (
-            "deep-blocks",
-            truth,
-            256,
-            lambda draw, d=depth: [measured_distances(draw, true_distances(2.0, d), 256)],
-            decisions.deep_blocks,
-        )
+    yield from cases_of_distances()
+
+
+def of_topic(decide: Callable, name: str) -> Callable:
+    """A decision on one topic alone."""
+    return lambda evidence: [ruling for ruling in decide(evidence) if ruling.topic == name and ruling.findings]
+
+
+def cases_of_distances():
+    for each, how in ((False, ""), (True, ", by sequence")):
+        for claim, truths, decide in (("last-layer", heights(), decisions.last_layer),
+                                      ("deep-blocks", depths(), decisions.deep_blocks)):  # fmt: skip
+            for truth, found in truths.items():
+                yield (
+                    f"{claim}{how}",
+                    truth,
+                    256,
+                    lambda draw, found=found, each=each: measured_distances(draw, found, 256, each=each),
+                    decide,
+                )
 
 
 def cases_of_prompts():
@@ -194,11 +208,11 @@ def cases_of_prompts():
         yield "more-shots", truth, 570, lambda draw, c=change: two(draw, c, 570, (0, 5), (0, 0)), decisions.more_shots
 
 
-def healed(draw, shares, items: int, losses=None, rule="similarity", tasks=("mmlu",), **settings):
-    """Healed models of 0, 2, 4 layers less: their losses by sequence, and accuracies of so many items."""
+def healed(draw, shares, items, losses=None, rule="similarity", tasks=("mmlu",), sequences=SEQUENCES, **settings):
+    """Healed models of 0, 2, 4, ... layers less: their losses by sequence, and accuracies of so many items."""
     table = {task: list(luck(draw, 2 * len(shares), items) < np.repeat(shares, 2)[:, None]) for task in tasks}
     every = [0.0] * len(shares) if losses is None else losses
-    rows = [np.asarray(loss) + row for loss, row in zip(every, by_sequence(draw, len(every), SEQUENCES))]
+    rows = [np.asarray(loss) + row for loss, row in zip(every, by_sequence(draw, len(every), sequences))]
     return list(made_up.healings(rows, table, rule, **settings))
 
 
@@ -285,10 +299,14 @@ def cases_of_losses():
     fractions = np.arange(0, 14, 2) / LAYERS
     way = fractions / fractions[-1]
 
-    def losses(draw, before, after, known=(1,) * 8):
-        unit = made_up.unhealed({"similarity": list(before[:, None] + by_sequence(draw, len(before), SEQUENCES))})
+    def losses(draw, items, before, after, known=(1,) * 8):
+        unit = made_up.unhealed({"similarity": list(before[:, None] + by_sequence(draw, len(before), items))})
         mmlu = swept(draw, "mmlu", scaled(known, 0.51, 0.25), 1140)
-        return [unit, mmlu, *(healed(draw, [0.6] * len(after), 120, after) if after is not None else [])]
+        shares = [] if after is None else [0.6] * len(after)
+        return [unit, mmlu, *(healed(draw, shares, 120, after, sequences=items) if shares else [])]
+
+    def how_many(truth):
+        return (SEQUENCES,) if "clearly" in truth else (SEQUENCES, 2 * SEQUENCES)
 
     def curved(part):
         return 3 + 2 * (way - 4 * part * way * (1 - way))
@@ -298,13 +316,14 @@ def cases_of_losses():
         (f"it hangs exactly {BENT:.0%} from its chord", 3 + 8 * way, curved(float(BENT))),
         ("clearly as the claim has it", 3 + 12 * way, curved(0)), ("clearly otherwise", 3 + 2.2 * way, curved(0.15)),
     ):  # fmt: skip
-        yield (
-            "healed-loss",
-            truth,
-            SEQUENCES,
-            lambda draw, b=before, a=after: losses(draw, b, a),
-            healing_decisions.healed_loss,
-        )
+        for items in how_many(truth):
+            yield (
+                "healed-loss",
+                truth,
+                items,
+                lambda draw, i=items, b=before, a=after: losses(draw, i, b, a),
+                healing_decisions.healed_loss,
+            )
 
     def rising(shares):
         return 3 + (np.log(made_up.VOCABULARY) - 3) * np.array(shares)
@@ -315,13 +334,14 @@ def cases_of_losses():
         (f"the jump is exactly {NEAR:.0%} of the layers from the cliff", jumps, [1] * 9 + [0.5]),
         ("clearly as the claim has it", jumps, [1] * 8), ("clearly otherwise", jumps, [1] * 15),
     ):  # fmt: skip
-        yield (
-            "unhealed-loss",
-            truth,
-            SEQUENCES,
-            lambda draw, b=before, k=known: losses(draw, b, None, k),
-            healing_decisions.unhealed_loss,
-        )
+        for items in how_many(truth):
+            yield (
+                "unhealed-loss",
+                truth,
+                items,
+                lambda draw, i=items, b=before, k=known: losses(draw, i, b, None, k),
+                healing_decisions.unhealed_loss,
+            )
 
 
 if __name__ == "__main__":

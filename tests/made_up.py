@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.results.packing import pack
+from deeper_layers.results.packing import pack, pack_halves
 from deeper_layers.results.units import Unit
 
 LAYERS, ITEMS, VOCABULARY = 20, 3000, 10**9
@@ -91,6 +91,12 @@ def distances(of_block):
     asked = {"corpus": "wikipedia"}
     made = {"num_layers": LAYERS}
     return Unit("similarity", "wikipedia", key(**asked), {"measured": "2026"}, pd.DataFrame(rows), made)
+
+
+def of_each_sequence(unit, each):
+    """The same distances, of which those of each sequence are known: [S, B], blocks in the order of the unit's rows."""
+    kept = unit.details | {"by_sequence": pack_halves(each)}
+    return dataclasses.replace(unit, kind="distances", rows=unit.rows.assign(samples=len(each)), details=kept)
 
 
 def prompts(accuracies, shots, order):

@@ -1,5 +1,6 @@
 """Claims: made-up measurements that agree, differ or are missing get the verdict they deserve."""
 
+import dataclasses
 import html
 import re
 import shutil
@@ -32,10 +33,22 @@ from deeper_layers.report.claims.verdicts import (
 )
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Evidence, by_model
-from deeper_layers.report.thresholds import AT_ONCE, EARLIEST, LATEST
+from deeper_layers.report.thresholds import AT_ONCE, DEEP, EARLIEST, LATEST
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units
-from tests.made_up import FLAT, GUESSES, LAYERS, SIZES, SLOPE, distances, healings, prompts, sweep, unhealed
+from tests.made_up import (
+    FLAT,
+    GUESSES,
+    LAYERS,
+    SIZES,
+    SLOPE,
+    distances,
+    healings,
+    of_each_sequence,
+    prompts,
+    sweep,
+    unhealed,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -188,6 +201,61 @@ def test_distances():
     shallow = distances(lambda start, size: 0.1 + 0.01 * start - 0.09 * (start + size == LAYERS))
     assert verdict("deep-blocks", deep) == verdict("last-layer", deep) == AGREES
     assert verdict("deep-blocks", shallow) == verdict("last-layer", shallow) == DIFFERS
+
+
+def by_sequence(own, last):
+    """Distances of 64 sequences, each of which moves all of them by so much, and those of the last layer; both units.
+
+    Their standard errors are those of either, as if it moved each distance by itself.
+    """
+    unit = distances(lambda start, size: 0.25 if start + size == LAYERS else 0.3 - 0.01 * start)
+    draw, rows = np.random.default_rng(0), unit.rows
+    moves = own * draw.standard_normal((64, 1)) + 0.002 * draw.standard_normal((64, len(rows)))
+    moves += last * draw.standard_normal((64, 1)) * (rows["start"] + rows["size"] == LAYERS).to_numpy()
+    moves -= moves.mean(axis=0)
+    unit.rows["stderr"], unit.rows["samples"] = moves.std(axis=0, ddof=1) / 8, 64
+    return unit, of_each_sequence(unit, rows["distance"].to_numpy() + moves)
+
+
+def place_of_the_last_layer(*units):
+    return decisions.resampled_distances(Evidence(list(units)), decisions.height)[0]
+
+
+@pytest.mark.parametrize(("own", "last", "least", "most"), [(0.05, 0.0, 0.0, 0.3), (0.0, 0.05, 1.5, 9.0)])
+def test_distances_of_the_same_sequences_are_drawn_together(own, last, least, most):
+    """What moves all distances moves none beside the others; what moves those of all sizes is no mean over sizes."""
+    unit, each = by_sequence(own, last)
+    apart, together_ = place_of_the_last_layer(unit), place_of_the_last_layer(unit, each)
+    assert together_.shape == apart.shape == (401,) and together_[0] == apart[0], "the published means stay"
+    low, high = np.quantile(together_[1:], [0.025, 0.975])
+    assert low < together_[0] < high
+    assert least <= (high - low) / np.subtract(*np.quantile(apart[1:], [0.975, 0.025])) <= most
+
+
+def test_what_is_drawn_by_sequence_is_of_every_block():
+    unit, each = by_sequence(0.05, 0.0)
+    tables = [decisions._drawn_anew(Evidence(units), unit, decisions.distance_matrix(unit.rows))
+              for units in ([unit], [unit, each])]  # fmt: skip
+    assert tables[0].shape == tables[1].shape == (400, LAYERS, LAYERS)
+    assert (np.isnan(tables[0]) == np.isnan(tables[1])).all() and np.isnan(tables[0]).any()
+
+
+@pytest.mark.parametrize("other", [{"corpus": "c4"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"samples": 128}])
+def test_sequences_of_other_distances_are_not_drawn(other):
+    unit, each = by_sequence(0.05, 0.0)
+    alone = place_of_the_last_layer(unit)
+    each = dataclasses.replace(each, key=each.key | other)
+    assert (place_of_the_last_layer(unit, each) == alone).all()
+
+
+def test_a_depth_on_its_limit_is_not_moved_off_it_by_rounding():
+    """Every choice of blocks of 18 layers that lies at two thirds, whichever sizes lie above and which below."""
+    starts = np.stack(np.meshgrid(*[np.arange(8, 14)] * 4), axis=-1).reshape(-1, 4)
+    starts = starts[starts.sum(axis=1) + 5 == 48]
+    found = np.ones((len(starts), 18, 18))
+    for size in range(1, 5):
+        found[np.arange(len(starts)), size - 1, starts[:, size - 1]] = 0.0
+    assert len(starts) > 100 and (decisions.depth(found) == DEEP).all()
 
 
 def test_ranks_and_seeds():

@@ -66,21 +66,58 @@ def test_prompts_are_shown_as_they_are():
     page = standards.prompts({"tasks": {"t": asked, "u": {"shots": 0, "prompt": "?", "until": ["\n"], "right": "8"}}})
     assert "&lt;b&gt;Question&lt;/b&gt;\n A" in page and "t</strong>: chosen, 5 examples" in page
     assert "Ends at &#x27;\\n&#x27;. Right: 8" in page and "Not measured" in standards.prompts(None)
+    assert "u</strong>: written, no examples" in page and "Left out: of MMLU all subjects but one" in page
+    solved = {"tasks": {"t:1": asked | {"shots": 1}, "v": {"shots": 0, "prompt": "?", "scored": " 1 + 1\n= 2"}}}
+    page = standards.prompts(solved)
+    assert "<strong>t</strong>: chosen, 1 example<" in page and "v</strong>: scored as a text, no examples" in page
+    assert "of this alone the loss is taken: &#x27; 1 + 1\\n= 2&#x27;." in page
 
 
-def test_the_prompts_that_are_shown_are_of_all_kinds():
-    written = json.loads((AROUND / "benchmarks" / "measured" / "prompts.json").read_text())
-    tasks = {unit.name for unit in all_units() if unit.kind == "sweep"}
-    shown = {"mmlu" if task.startswith("mmlu_") else task for task in written["tasks"]}
-    assert {"mmlu", "boolq", "gsm8k", "capitals"} <= shown & tasks
-    assert {"mmlu_abstract_algebra_continuation", "lettered_capitals"} <= set(written["tasks"]), "scans ask these"
-    assert written["tasks"]["mmlu_abstract_algebra"]["prompt"].count("Answer:") == 6, "five examples and the question"
+def asked_by(unit):
+    """What a unit asks: name and number of examples of each of its tasks, None for the task's own number."""
+    shots = unit.key.get("tasks", {}) if "num_fewshot" not in unit.key else {}
+    for name, _ in standards._asked(unit):
+        group = next((task for task in shots if name == task or name.startswith(f"{task}_")), None)
+        yield name, unit.key.get("num_fewshot", shots.get(group))
+
+
+def test_every_task_of_results_is_shown_word_for_word_or_named_as_left_out():
+    written = json.loads((AROUND / "benchmarks" / "measured" / "prompts.json").read_text(encoding="utf-8"))
+    shown = {(name.partition(":")[0], asked["shots"]) for name, asked in written["tasks"].items()}
+    page, left_out, units = text(standards.prompts(written)), 0, all_units()
+    for name, shots in {asked for unit in units for asked in asked_by(unit)}:
+        if any(re.fullmatch(pattern, name) for pattern in standards.LEFT_OUT):
+            left_out += 1
+        elif shots is None:
+            assert any(task == name for task, _ in shown), f"{name} is asked, and its prompt is not shown"
+        else:
+            assert (name, shots) in shown, f"{name} is asked with {shots} examples, and that is not shown"
+    assert left_out and all(why in page for why in standards.LEFT_OUT.values())
+    assert any(unit.key.get("order") for unit in units) and standards.REORDERED in page
+    subjects = {(unit.name.endswith("_continuation"), unit.key["num_fewshot"]) for unit in units
+                if unit.name.startswith("mmlu_") and unit.kind in ("sweep", "scan", "shots")}  # fmt: skip
+    assert {(task.endswith("_continuation"), shots) for task, shots in shown if task.startswith("mmlu")} >= subjects
+    assert {(task, shots) for task, shots in shown if task == "mmlu_abstract_algebra"} == {
+        ("mmlu_abstract_algebra", shots) for shots in (0, 1, 3, 5)
+    }
+    for name, asked in written["tasks"].items():
+        if name.startswith("mmlu"):
+            assert asked["prompt"].count("Answer:") == asked["shots"] + 1, "the examples, and the question"
 
 
 def test_seeds_and_machines():
     page = text(standards.infrastructure([ran(unit) for seed in (0, 2) for unit in healings([3.0], {}, seed=seed)]))
     assert "Seeds of healing: 0, 2" in page and "ranks: 8" in page and "0 of 2 runs with changes" in page
+    assert "processor, 2 threads (2 runs)" in page
+    one = [ran(sweep("boolq", FLAT), device=f"processor, 1 {thread}") for thread in ("thread", "threads")]
+    assert "Devices: processor, 1 thread (2 runs)." in text(standards.infrastructure(one))
     assert "none" in text(standards.infrastructure([]))
+
+
+def test_the_checklist_has_the_threads_that_units_were_measured_with():
+    said = (AROUND / "book" / "checklist.md").read_text(encoding="utf-8")
+    assert "One or two threads of a processor, no accelerator" in said
+    assert {standards.processors(unit.provenance["device"]) for unit in standards.runs(all_units())} == {1, 2}
 
 
 @pytest.mark.parametrize("identifier", ["data-cards", "spent", "infrastructure"])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # slow
 
 UNKNOWN_BEFORE = (
     "not told what healing gives back: results hold nothing from before it, of these tasks on weights opened alike, "
-    "that the unpruned model surely knows"
+    "in which the unpruned model is surely above guessing"
 )
 AT_MOST = (
     "at most: to get used to the text repairs nothing; how much of it is that is told once the unpruned model was "

@@ -9,6 +9,7 @@ data centre takes beside. The watts are that work's defaults for a processor tha
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -19,6 +20,14 @@ from deeper_layers.results.units import Unit
 
 WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
 THREADS = re.compile(r"processor.*, (\d+) threads?")
+# tasks, as regular expressions, whose prompts are not shown, and why; orders of the examples can't be told by a name
+LEFT_OUT = {
+    r"mmlu_(?!abstract_algebra|continuation$).*":
+    "of MMLU all subjects but one, which differ in the name in the first line, the examples and the questions",
+    r"mmlu|mmlu_continuation|sums|sums_generated": "groups, which ask what their tasks ask",
+    r"c4|wikipedia": "text, which is read without a prompt",
+}  # fmt: skip
+REORDERED = "the same examples in another order"
 
 
 @dataclass(frozen=True)
@@ -91,21 +100,24 @@ def prompts(written: dict | None) -> str:
     if written is None:
         return "<p>Not measured: python -m benchmarks.prompts</p>"
     parts = []
-    for task, asked in written["tasks"].items():
-        shots = f", {asked['shots']} examples" if asked["shots"] else ""
-        kind = "written" if "until" in asked else "chosen"
-        after = (
-            f"Ends at {', '.join(map(repr, asked['until']))}." if "until" in asked
-            else f"Choices: {', '.join(map(repr, asked['choices']))}."
-        )  # fmt: skip
+    for name, asked in written["tasks"].items():
+        task = name.partition(":")[0]  # after it the number of examples, where a task stands here with several
+        shots = {0: "no examples", 1: "1 example"}.get(asked["shots"], f"{asked['shots']} examples")
+        if "scored" in asked:
+            kind, after = "scored as a text", f"Then, and of this alone the loss is taken: {asked['scored']!r}."
+        elif "until" in asked:
+            right = " ".join(str(asked["right"]).split())
+            kind, after = "written", f"Ends at {', '.join(map(repr, asked['until']))}. Right: {right}"
+        else:
+            choices = ", ".join(map(repr, asked["choices"]))
+            kind, after = "chosen", f"Choices: {choices}. Right: number {asked['right']}, counted from 0"
         prompt = "\n".join(map(as_html, asked["prompt"].split("\n")))  # line by line: their ends are to stay
-        right = asked["right"] if "until" in asked else f"number {asked['right']}, counted from 0"
         parts.append(
-            f"<details><summary><strong>{as_html(task)}</strong>: {kind}{shots}</summary>"
-            f'<pre tabindex="0">{prompt}</pre><p>{as_html(after)} Right: {as_html(" ".join(str(right).split()))}</p>'
-            "</details>"
+            f"<details><summary><strong>{as_html(task)}</strong>: {kind}, {shots}</summary>"
+            f'<pre tabindex="0">{prompt}</pre><p>{as_html(after)}</p></details>'
         )
-    return f'<div class="claims" id="prompts">{"".join(parts)}</div>'
+    left_out = as_html(f"Left out: {'; '.join(LEFT_OUT.values())}; {REORDERED}.")
+    return f'<div class="claims" id="prompts">{"".join(parts)}<p>{left_out}</p></div>'
 
 
 def runs(units: Iterable[Unit]) -> list[Unit]:
@@ -149,12 +161,13 @@ def watt_hours(seconds: int | float, device: str, memory: int | float) -> float 
 def infrastructure(units: Iterable[Unit]) -> str:
     """HTML: the machines, versions and commits behind all runs; seeds and settings of the healings."""
     units = runs(units)
-    devices = sorted({unit.provenance["device"] for unit in units})
+    # one thread was once written "1 threads"
+    devices = Counter(unit.provenance["device"].replace(" 1 threads", " 1 thread") for unit in units)
     pythons = sorted({unit.provenance["python"] for unit in units})
     dirty = sum(bool(unit.provenance["dirty"]) for unit in units)
     healings = [unit.key["healing"] for unit in units if unit.kind == "healing"]
     lines = [
-        f"Devices: {'; '.join(devices) or 'none'}.",
+        f"Devices: {'; '.join(f'{name} ({of:,} runs)' for name, of in sorted(devices.items())) or 'none'}.",
         f"Python {', '.join(pythons) or 'none'}; versions of packages stand in each unit.",
         f"{len({unit.provenance['commit'] for unit in units})} commits; {dirty} of {len(units)} runs with changes that "
         "were not committed.",

@@ -46,7 +46,11 @@ SIZES = Threshold(
 )  # fmt: skip
 AT_ONCE = Threshold(0.10, "share of the layers from which on a model that collapses at once is down", ("sweep",), FIRST)
 LEFT = Threshold(0.50, "of what lies above guessing, that a model which is down keeps at most", ("sweep",), AUDIT)
-ALIKE = Threshold(0.05, "accuracies no further apart are alike", ("sweep", "healing", "shots"), FIRST)
+ALIKE = Threshold(
+    0.05, "accuracies no further apart are alike; since 2026-11-29 (commit d0601f8, after the data) a model that is "
+    "surely no more than that above guessing has nothing to lose, too",
+    ("sweep", "healing", "shots"), FIRST,
+)  # fmt: skip
 KEPT = Threshold(0.05, "a change of accuracy within it counts as nothing lost", ("sweep",), AUDIT)
 SLOWLY = Threshold(0.50, "rise of the healed loss over that of the other, at most", ("healing", "loss"), FIRST)
 BENT = Threshold(
@@ -62,9 +66,10 @@ NEAR = Threshold(0.10, "share of the layers between a jump of the loss and a cli
 APART = Threshold(
     0.10, "nats a token that the losses of two rules are apart, at most, to nearly match", ("healing",), AUDIT,
 )  # fmt: skip
-DEEP = Threshold(2 / 3, "of the depth, from which on a block is deep", ("similarity",), FIRST)
+DEEP = Threshold(2 / 3, "of the depth, from which on a block is deep", ("similarity", "distances"), FIRST)
 LAST = Threshold(
-    0.90, "of the range of distances of one block size, from which on one is near-maximal", ("similarity",), FIRST,
+    0.90, "of the range of distances of one block size, from which on one is near-maximal",
+    ("similarity", "distances"), FIRST,
 )  # fmt: skip
 
 THRESHOLDS = {name: value for name, value in list(globals().items()) if isinstance(value, Threshold)}

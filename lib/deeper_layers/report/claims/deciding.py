@@ -152,8 +152,8 @@ def falls(answers: Answers) -> Falls:
     fractions, guessing, means, items = answers.fractions, answers.guessing, answers.means, answers.right.shape[1]
     last, first_cut, gone = float(fractions[-1]), float(fractions[1]), cliffs(answers)
     found = [_gone(answers, HALF, final=False), _gone(answers, FOR_GOOD, final=True)]
-    if gone[0] < 2 * first_cut:
-        what = "cuts between the whole model and its cliff, without which neither flat nor sharp means anything"
+    if gone[0] < 2 * first_cut:  # half way lies before the first cut: what is left there is interpolated
+        what = "a cut in the first half of the way to the cliff, without which neither flat nor sharp means anything"
         return found, not_measured(what)
     place = np.minimum(gone, last)
     above = means[:, 0] - guessing

@@ -24,11 +24,12 @@ from deeper_layers.report.claims.deciding import (
     on_tasks,
 )
 from deeper_layers.report.claims.verdicts import FINE, NOTHING, UNMEASURED, Finding, Obstacle, Ruling
-from deeper_layers.report.statistics import outcomes
+from deeper_layers.report.statistics import outcomes, stability
 from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import crossing
 from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST
+from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_matrix
 
 
@@ -76,7 +77,7 @@ def reasoning(evidence: Evidence) -> list[Ruling]:
     others = [answers for topic in TOPICS[:-1] if (answers := evidence.answers(topic, "similarity"))]
     known = next((answers for answers in others if answers.known), None)
     if known is None:
-        what = "the model knows no task of knowledge to compare with"
+        what = "on no task of knowledge is the model surely above guessing, to compare with"
         return [Ruling(steps.described, obstacle=Obstacle(NOTHING, what))]
     gone, last, items = cliffs(steps), float(steps.fractions[-1]), steps.right.shape[1]
     # a cliff of knowledge beyond the last cut counts as there: reasoning that falls before it falls earlier
@@ -145,22 +146,40 @@ def _by_prompt(evidence, ways: dict[int, Answers], what: str, name: str, limits:
 
 
 def resampled_distances(evidence: Evidence, statistic: Callable) -> tuple[np.ndarray, str, int] | None:
-    """A statistic of the distances [n, l], then of distances drawn from their standard errors; what they are of.
+    """A statistic of the distances [n, l], then of distances drawn anew; what they are of, and of how many sequences.
 
-    Units hold no distances by sequence, so each is drawn by itself though all are of the same sequences: how often
-    such an interval holds the truth is among what `python -m benchmarks.verdicts` draws.
+    How often such intervals hold the truth is among what `python -m benchmarks.verdicts` draws.
     """
     unit = evidence.distances()
     if unit is None:
         return None
     distances = distance_matrix(unit.rows)
-    errors = distance_matrix(unit.rows.assign(distance=unit.rows["stderr"]))
-    draws = np.random.default_rng(0).standard_normal((outcomes.RESAMPLES, *distances.shape))
-    found = np.concatenate([statistic(distances[None]), statistic(distances + errors * draws)])
+    drawn, how = _drawn_anew(evidence, unit, distances)
+    found = np.concatenate([statistic(distances[None]), statistic(drawn)])
     corpus = unit.key["corpus"]
     beside = "" if corpus == "c4" else "; the paper's are on C4"
-    about = f"distances on {corpus.title()}, {unit.rows['samples'].max():,} sequences{beside}"
+    about = f"distances on {corpus.title()}, {unit.rows['samples'].max():,} sequences, {how}{beside}"
     return found, about, int(unit.rows["samples"].max())
+
+
+def _drawn_anew(
+    evidence: Evidence, unit: Unit, distances: Float[np.ndarray, "N L"]
+) -> tuple[Float[np.ndarray, "R N L"], str]:
+    """The same distances of sequences drawn anew, where those of each sequence were measured alike; about their means.
+
+    Else of standard errors, each block by itself, though all are of the same sequences. And which of the two, in words.
+    """
+    every = next((one for one in evidence.of_kind("distances") if one.key == unit.key), None)
+    if every is None:
+        errors = distance_matrix(unit.rows.assign(distance=unit.rows["stderr"]))
+        draws = np.random.default_rng(0).standard_normal((outcomes.RESAMPLES, *distances.shape))
+        return distances + errors * draws, "each block drawn by itself"
+    means = outcomes.resampled_means(stability.of_sequences(every).T)
+    drawn = np.full((len(means) - 1, *distances.shape), np.nan)
+    # kept in 16 bits, and measured again: what is drawn lies about the means that are published
+    drawn[:, every.rows["size"] - 1, every.rows["start"]] = means[1:] - means[0]
+    drawn += distances
+    return drawn, "all blocks drawn together"
 
 
 def deep_blocks(evidence: Evidence) -> list[Ruling]:
@@ -192,7 +211,8 @@ def depth(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, " R"]:
     sizes = range(1, max(layers // 4, 1) + 1)
     # the last block of a row holds the last layer and is no candidate
     starts = [distances[:, size - 1, : layers - size].argmin(axis=1) for size in sizes]
-    return np.mean([(start + size / 2) / layers for start, size in zip(starts, sizes)], axis=0)
+    # divided once, at the end: what lies exactly on a limit must not leave it by rounding
+    return np.sum([start + size / 2 for start, size in zip(starts, sizes)], axis=0) / (layers * len(sizes))
 
 
 def height(distances: Float[np.ndarray, "R N L"], largest: int | None = None) -> Float[np.ndarray, " R"]:

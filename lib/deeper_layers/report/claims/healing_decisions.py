@@ -151,7 +151,7 @@ def unhealed_loss(evidence: Evidence) -> list[Ruling]:
     of_paper = [answers for topic in OF_PAPER if (answers := evidence.answers(topic, "similarity"))]
     known = next((answers for answers in of_paper if answers.known), None)
     if known is None:
-        nothing = Obstacle(NOTHING, "the model knows neither MMLU nor BoolQ: there is no cliff to be near")
+        nothing = Obstacle(NOTHING, "surely above guessing on neither MMLU nor BoolQ: there is no cliff to be near")
         return [Ruling(TEXT, found, missing=nothing)]
     gone = cliffs(known)
     nearest = np.abs(places - np.minimum(gone, known.fractions[-1]))

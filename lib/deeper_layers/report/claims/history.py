@@ -1,33 +1,37 @@
 """What changed in how claims are judged, and why; when each threshold was set; how sure verdicts are: for readers.
 
-Words and dates of what was stand here; every number is read from units, from thresholds.py or from what
-`python -m benchmarks.verdicts` drew.
+Words and dates of what was stand here, and what pages said in said_before.py; every number of now is read from units,
+from thresholds.py or from what `python -m benchmarks.verdicts` drew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from deeper_layers.report.claims.claims import CLAIMS, Rulings, verdict_of
+from deeper_layers.report.claims.said_before import HALF_GONE, MODEL, SIZES_KEPT, WORTH_THEIR_BYTES, WRITTEN, Said
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.names import as_html, as_table
 from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.report.statistics.healed import way_of
 from deeper_layers.report.thresholds import AUDIT, THRESHOLDS
-from deeper_layers.results.units import Unit
+from deeper_layers.results.units import Unit, all_units
 
 LOWEST, HIGHEST = 0.935, 0.965  # of 95% intervals that hold the truth, to be called that
 WRONG = 0.05  # of verdicts of either kind, at most
-QWEN, SMOL, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"
+QWEN, SMOL, GEMMA = MODEL, "SmolLM2-135M-Instruct", "Gemma-3-270m"
 # the verdicts before: "-" stands for "can't be tested here", the one word for three states
 ONCE, MERGED = {"+": AGREES, "/": DIFFERS, "-": "can't be tested here"}, "can't be tested here"
+RECOMPUTED = "161d92b"  # the commit of which everything published was recomputed
+PAGES = ("0f31517", "2026-11-28T04:16:48+00:00")
 SECOND = ("ad06447", "2026-11-29T07:59:17+00:00")
 THIRD = ("d0601f8", "2026-11-29T11:01:45+00:00")
 FOURTH = ("64b442e", "2026-11-29T16:56:42+00:00")
 FIFTH = ("cdebded", "2026-11-29T17:14:34+00:00")
 SIXTH = ("cda763b", "2026-11-29T19:42:48+00:00")
 SEVENTH = ("2b36c2c", "2026-11-29T21:25:55+00:00")
+EIGHTH = ("5fd0fca", "2026-11-30T00:06:02+00:00")
 BEFORE = {
     "plateau": "/--", "plateau-healed": "/--", "boolq": "/--", "boolq-healing": "---", "healed-loss": "-+-",
     "unhealed-loss": "/--", "simple-unhealed": "+--", "simple-healed": "/++", "deep-blocks": "//-",
@@ -40,7 +44,8 @@ class Change:
     """A judgement that was replaced: of which claims or pages, what it was, what it is now, and why.
 
     With the commit that replaced it and its date, the test that holds it, and the number that it had in the
-    recomputation of everything published.
+    recomputation of everything published. `claims` are those whose verdicts it touches, where `of` does not name them,
+    `said` what it touches on a page that has no verdict.
     """
 
     of: str
@@ -50,6 +55,8 @@ class Change:
     set_by: tuple[str, str] = AUDIT
     point: int | None = None
     test: str = ""
+    claims: tuple[str, ...] = ()
+    said: Said | None = None
 
 
 CHANGES = [
@@ -69,23 +76,27 @@ CHANGES = [
     Change("all curves", "the largest cut up to which each interval reaches the whole model's accuracy",
            "for each size two one-sided paired tests with a margin of 5 points, and how many items would decide",
            "the blocks of two sizes are not nested, and with few items every interval reaches", point=4,
-           test="test_4_sizes_are_kept_one_by_one"),
+           test="test_4_sizes_are_kept_one_by_one", said=SIZES_KEPT),
     Change("simple-unhealed", "where the curve first crosses one half",
            "every larger cut, tested by itself; where half is gone for good stands beside where it first is",
            "a curve that falls and rises again has not collapsed", point=5,
            test="test_5_a_curve_that_rises_again_has_not_collapsed"),
     Change("all tasks", "“what it knows”", "accuracy above guessing in the answer format of the task",
            "another format of the same question may give another answer", point=6,
-           test="test_6_accuracy_above_guessing_is_not_called_knowledge"),
+           test="test_6_accuracy_above_guessing_is_not_called_knowledge",
+           claims=("plateau", "plateau-healed", "boolq", "simple-unhealed", "reasoning"),
+           said=HALF_GONE),
     Change("MMLU", "guessing is chance", "guessing is chance or always naming one letter, whichever scores more",
            "models that name one letter passed as surely better than guessing", point=7,
-           test="test_7_always_one_letter_is_guessing"),
+           test="test_7_always_one_letter_is_guessing",
+           claims=("plateau", "plateau-healed", "boolq-healing", "unhealed-loss", "simple-unhealed", "simple-healed",
+                   "shot-order", "more-shots", "seeds", "ranks", "reasoning")),
     Change("last-layer", "the place among all blocks of a size", "the place among those that do not begin at layer 0",
            "blocks with the first layer set the range, whatever the last layer does", point=8,
            test="test_8_the_first_layer_does_not_set_the_range"),
     Change("all claims of two parts", "one part that agrees was enough where the other could not be tested",
            "all parts have to agree", "half a claim is not the claim", point=9,
-           test="test_9_half_a_claim_is_not_the_claim"),
+           test="test_9_half_a_claim_is_not_the_claim", claims=("simple-healed", "ranks")),
     Change("ranks, seeds", "known was tested on other questions than those that decide",
            "healed models have to be above guessing on the items that decide",
            "what is not known can't get better or worse", point=10,
@@ -97,7 +108,8 @@ CHANGES = [
            "beyond the cliff nothing can change", point=12,
            test="test_12_shots_are_compared_where_models_still_answer"),
     Change("plateau, boolq, reasoning", "flat and sharp were told of any cliff",
-           "only of one that lies beyond the second cut", "nearer than that they are what interpolation makes them",
+           "only of one that lies at twice the first cut or beyond",
+           "before half of the way to a nearer one no cut lies, and they are what interpolation makes them",
            point=13, test="test_13_flat_and_sharp_mean_nothing_within_the_first_cuts"),
     Change("boolq", "guessing is the commonest answer", "that and the paper's line at one half: both have to say the "
            "same", "the paper reads its curves beside one half", point=14,
@@ -105,14 +117,16 @@ CHANGES = [
     Change("depth or bits", "intervals that lie apart, of tasks not named beside the verdict",
            "the interval of the difference, of the tasks that are named; these units hold no items, so not in pairs",
            "intervals may meet where a difference is sure, and only tasks that survive were asked", point=15,
-           test="test_pruned_models_beside_whole_ones_that_are_no_larger"),
+           test="test_pruned_models_beside_whole_ones_that_are_no_larger", set_by=PAGES,
+           said=WORTH_THEIR_BYTES),
     Change("unhealed-loss", "the steepest step over the mean one", "the shortest part of the way within which half of "
            "the rise lies", "a step is as steep as the sizes that were measured lie dense", point=16,
            test="test_16_a_jump_does_not_hang_on_the_grid"),
     Change("written answers", "“chosen against written” as the reason why reasoning falls early",
            "the task and its number of steps as measured, chosen and written side by side",
            "two-digit sums that are written outlast MMLU's letters", point=17,
-           test="test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls"),
+           test="test_17_that_it_is_written_is_not_said_to_be_why_reasoning_falls", set_by=PAGES,
+           claims=("reasoning",), said=WRITTEN),
     Change("all claims", "“can't be tested here”", "not measured, nothing to lose, or inconclusive with the items "
            "that would decide", "the three ask for different things",
            test="test_10_seeds_are_alike_by_a_test_of_equivalence"),
@@ -123,7 +137,7 @@ CHANGES = [
            "the way back to the unpruned model healed alike, and none of losses above ln V",
            "the unpruned model gets used to the text too, and the more a rule ruins the more it seemed to get back",
            set_by=SECOND,
-           test="test_a_loss_is_held_against_the_whole_model_healed_alike_and_none_beyond_guessing"),
+           test="test_what_the_whole_model_gets_by_the_same_healing_is_no_repair_and_none_is_told_beyond_guessing"),
     Change("rules side by side, on tasks", "better or worse wherever the difference is sure",
            "only where the better one of both is surely above guessing",
            "to be less wrong than a guess is no knowledge",
@@ -167,6 +181,10 @@ CHANGES = [
            "where it asked these and others too", "MMLU with examples was asked of healed models, and did not count: "
            "120 packaged questions did", set_by=SEVENTH,
            test="test_a_healed_curve_counts_where_a_sweep_asked_more_items"),
+    Change("what healing gives back of the loss", "the way back to the unpruned model healed alike",
+           "how much smaller the gap to the unpruned model is where both were healed alike; where that one was not, no "
+           "more than what the share is at most", "to get used to the text repairs nothing", set_by=EIGHTH,
+           test="test_what_the_whole_model_gets_by_the_same_healing_is_no_repair_and_none_is_told_beyond_guessing"),
     Change("boolq", "a model near the commonest answer was not held against one half", "both lines, always",
            "beside one of them it may have something to lose", set_by=FOURTH,
            test="test_14_a_model_near_one_line_is_held_against_the_other_too"),
@@ -180,8 +198,14 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def changes(rulings: Rulings) -> str:
-    """HTML, folded: what changed and why, with the verdicts before and now, and those that became others."""
+def changes(rulings: Rulings, units: Iterable[Unit] | None = None) -> str:
+    """HTML, folded: what changed and why, with the verdicts before and now, and those that became others.
+
+    What pages without a verdict say now is read from `units`; None: those that are published.
+    """
+    if units is None:
+        units = [unit for kind in ("sweep", "bits") for unit in all_units(kind=kind, model=MODEL)]
+    units = list(units)
     models = [model for model in (QWEN, SMOL, GEMMA) if model in next(iter(rulings.values()))]
     verdicts = {claim.identifier: {
         model: (ONCE[BEFORE[claim.identifier][(QWEN, SMOL, GEMMA).index(model)]],
@@ -193,9 +217,8 @@ def changes(rulings: Rulings) -> str:
             "point": f"{change.point or ''}",
             "on": f"{_minute(change.set_by[1])}, commit {change.set_by[0]}",
             "about": change.of, "before": change.was, "now": change.now, "why": change.why,
-            "verdicts": "; ".join(
-                f"{claim}, {model}: {once}, now {now}" for claim in change.of.split(", ")
-                for model, (once, now) in verdicts.get(claim, {}).items()
+            "verdicts, before and now": "; ".join(
+                f"{about}: {once}, now {now}" for about, once, now in before_and_now(change, verdicts, units)
             ),
             "test": change.test,
         }
@@ -207,13 +230,33 @@ def changes(rulings: Rulings) -> str:
     ]  # fmt: skip
     said = (
         "What changed, in which commit, and the test that holds it. Points have the numbers of an independent "
-        "recomputation of everything published; verdicts stand as they were before it, and as they are now"
+        f"recomputation of everything published, at commit {RECOMPUTED}; verdicts stand as they were then, and as they "
+        "are now"
     )
     return folded("What changed and why", pd.DataFrame(what), said) + folded(
         f"Verdicts that turned: {len(turned)}",
         pd.DataFrame(turned, columns=["claim", "model", "before", "now"]),
         "Verdicts that became others; those that were not there and are not there now have three words instead of one",
     )
+
+
+def before_and_now(
+    change: Change, verdicts: Mapping[str, Mapping[str, tuple[str, str]]], units: list[Unit]
+) -> list[tuple[str, str, str]]:
+    """What a change touches, with what was said of it and what is said now: a page, then claims, model by model.
+
+    `verdicts` before and now are by claim, then by model.
+    """
+    found = []
+    if change.said:
+        now = change.said.now(units)
+        found.append((change.said.where, change.said.once, now or "not measured"))
+    for claim in change.claims or change.of.split(", "):
+        alike: dict[tuple[str, str], list[str]] = {}
+        for model, both in verdicts.get(claim, {}).items():
+            alike.setdefault(both, []).append(model)
+        found += [(f"{claim}, {' and '.join(models)}", *both) for both, models in alike.items()]
+    return found
 
 
 def thresholds(units: Iterable[Unit]) -> str:
@@ -255,20 +298,22 @@ def reliability(drawn: dict | None) -> str:
     within = intervals["held"].between(LOWEST, HIGHEST)
     at_limits = decided[decided["truth"].str.contains("exactly")]
     worst = at_limits[[AGREES, DIFFERS]].max(axis=1)
+    titles = {claim.identifier: claim.title for claim in CLAIMS}
+    drawn_at = {claim.partition(",")[0] for claim in at_limits["claim"]}
+    lacking = "; ".join(f"“{title}”" for claim, title in titles.items() if claim not in drawn_at)
     lead = (
         f"On {drawn['data_sets']:,} drawn data sets of each kind, {within.sum()} of {len(intervals)} kinds of 95% "
         f"interval hold the truth in {LOWEST:.1%} to {HIGHEST:.1%} of them; the others are named below with what they "
         f"do. Of {len(at_limits)} models drawn to lie exactly on a limit of a claim, {drawn['draws']:,} times each, "
         f"{(worst <= WRONG).sum()} get “{AGREES}” in at most {WRONG:.0%} of draws, and “{DIFFERS}” in at most as many; "
         f"the most of either is {worst.max():.1%}. "
+        f"{f'No model was drawn to lie exactly on a limit of {lacking}. ' if lacking else ''}"
         "Holm's correction, which makes verdicts rarer still, is not counted in. "
         f"Resampled were {drawn['resamples']:,} times, on the pages 2,000."
     )
     intervals["held"] = [f"{held:.1%}{'' if fine else ' (not 95%)'}" for held, fine in zip(intervals["held"], within)]
-    titles = {claim.identifier: claim.title for claim in CLAIMS}
-    decided["claim"] = [
-        titles[claim.partition(",")[0]] + "".join(claim.partition(",")[1:]) for claim in decided["claim"]
-    ]
+    parts = [claim.partition(",") for claim in decided["claim"]]
+    decided["claim"] = [titles.get(claim, claim) + "".join(rest) for claim, *rest in parts]
     form = {AGREES: "{:.1%}", DIFFERS: "{:.1%}", "items": "{:,}", "draws": "{:,}"}
     command = f"{drawn['command']}, commit {drawn['provenance']['commit'][:7]}"
     return (
