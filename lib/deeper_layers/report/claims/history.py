@@ -31,7 +31,9 @@ FOURTH = ("64b442e", "2026-11-29T16:56:42+00:00")
 FIFTH = ("cdebded", "2026-11-29T17:14:34+00:00")
 SIXTH = ("cda763b", "2026-11-29T19:42:48+00:00")
 SEVENTH = ("2b36c2c", "2026-11-29T21:25:55+00:00")
+ASKED = ("5e37402", "2026-11-29T23:45:20+00:00")
 EIGHTH = ("5fd0fca", "2026-11-30T00:06:02+00:00")
+NINTH = ("347d242", "2026-11-30T00:16:18+00:00")
 BEFORE = {
     "plateau": "/--", "plateau-healed": "/--", "boolq": "/--", "boolq-healing": "---", "healed-loss": "-+-",
     "unhealed-loss": "/--", "simple-unhealed": "+--", "simple-healed": "/++", "deep-blocks": "//-",
@@ -185,6 +187,14 @@ CHANGES = [
            "how much smaller the gap to the unpruned model is where both were healed alike; where that one was not, no "
            "more than what the share is at most", "to get used to the text repairs nothing", set_by=EIGHTH,
            test="test_what_the_whole_model_gets_by_the_same_healing_is_no_repair_and_none_is_told_beyond_guessing"),
+    Change("healed models beside their sweeps", "the same items", "the same items, asked with as many examples",
+           "a prompt with other examples asks something else; no verdict turned", set_by=ASKED,
+           test="test_answers_from_before_healing_are_those_to_prompts_with_as_many_examples"),
+    Change("deep-blocks, last-layer", "each distance drawn by itself, from its standard error",
+           "all distances of the same sequences together, where they were measured by sequence",
+           "what moves the distances of a sequence moves all of them: drawn apart, a block that is surely the most "
+           "alike seems less sure than it is", set_by=NINTH,
+           test="test_distances_of_the_same_sequences_are_drawn_together"),
     Change("boolq", "a model near the commonest answer was not held against one half", "both lines, always",
            "beside one of them it may have something to lose", set_by=FOURTH,
            test="test_14_a_model_near_one_line_is_held_against_the_other_too"),
