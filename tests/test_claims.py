@@ -234,8 +234,10 @@ def test_distances_of_the_same_sequences_are_drawn_together(own, last, least, mo
 
 def test_what_is_drawn_by_sequence_is_of_every_block():
     unit, each = by_sequence(0.05, 0.0)
-    tables = [decisions._drawn_anew(Evidence(units), unit, decisions.distance_matrix(unit.rows))
-              for units in ([unit], [unit, each])]  # fmt: skip
+    drawn = [decisions._drawn_anew(Evidence(units), unit, decisions.distance_matrix(unit.rows))
+             for units in ([unit], [unit, each])]  # fmt: skip
+    tables, how = zip(*drawn, strict=True)
+    assert how == ("each block drawn by itself", "all blocks drawn together")
     assert tables[0].shape == tables[1].shape == (400, LAYERS, LAYERS)
     assert (np.isnan(tables[0]) == np.isnan(tables[1])).all() and np.isnan(tables[0]).any()
 
