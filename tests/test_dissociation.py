@@ -235,6 +235,17 @@ def test_scans_of_some_blocks_each_say_what_one_of_all_says(tmp_path, in_groups)
     assert [len(of_letters), len(of_words)] == [2, 2] and joined.together([apart[0], apart[0]]) == [[apart[0]]]
 
 
+def test_a_part_of_a_scan_that_is_not_complete_stands_nowhere():
+    """Subjects that were asked so far, beside all of them without other blocks; without these it is a scan."""
+    whole = pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=60)
+    part = [dataclasses.replace(some_of(one, BLOCKS[:8]), name=one.name.replace("mmlu", "mmlu_anatomy"))
+            for one in whole]  # fmt: skip
+    assert [one.name for one in part] == ["mmlu_anatomy", "mmlu_anatomy_continuation"]
+    assert dissociation.scans([*part, *whole]) == dissociation.scans(whole)
+    (of_model,) = dissociation.scans(part).values()
+    assert list(of_model) == ["mmlu_anatomy", "mmlu_anatomy_continuation"]
+
+
 def test_losses_of_some_blocks_stand_beside_the_others():
     whole = loss_unit(0.8)
     apart = []

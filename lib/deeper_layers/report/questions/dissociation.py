@@ -17,7 +17,7 @@ from scipy.special import ndtri
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.statistics.answers import answers_of, calibrated, chosen
-from deeper_layers.report.statistics.curves import levels_of, wilson_interval
+from deeper_layers.report.statistics.curves import SUBJECTS, levels_of, title, wilson_interval
 from deeper_layers.report.statistics.joined import joined
 from deeper_layers.report.statistics.outcomes import outcomes_of, resampled_means
 from deeper_layers.report.statistics.significance import POWER
@@ -124,7 +124,8 @@ def all_blocks(layers: int, place: str) -> list[Cut]:
 def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[str, Unit]]:
     """By model and task the scan of blocks of SIZE layers, or that of both rules: the one with most items and cuts.
 
-    Scans alike in all but their cuts are one.
+    Scans alike in all but their cuts are one. A subject of MMLU that stands alone beside a scan of all is a part of
+    another one, which is not complete, and left out.
     """
     found: dict[str, dict[str, Unit]] = {}
     for unit in joined(whole_units([unit for unit in units if unit.kind in ("scan", "blocks")])):
@@ -134,6 +135,9 @@ def scans(units: Iterable[Unit], *, of_blocks: bool = True) -> dict[str, dict[st
             continue
         of_model = found.setdefault(unit.key["model"]["name"], {})
         of_model[unit.name] = max(filter(None, (of_model.get(unit.name), unit)), key=extent)
+    for model, of_model in found.items():
+        every = set(map(title, of_model))
+        found[model] = {name: unit for name, unit in of_model.items() if SUBJECTS.get(name) not in every}
     return found
 
 
