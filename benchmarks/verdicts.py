@@ -8,9 +8,7 @@ the other "differs". No model is run.
 """
 
 import argparse
-import base64
 import warnings
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -32,6 +30,7 @@ from deeper_layers.report.questions import dissociation, regret
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.report.thresholds import ALIKE, APART, BENT, NEAR, SLOWLY, SPAN
+from deeper_layers.results import packing
 from tests import made_up
 
 EVENLY = [0, 0.14, 0.16, 0.2, 0.2, 0.2, 0.1]  # steps of a loss to guessing, two and a half of which are half of the way
@@ -47,23 +46,12 @@ def main() -> None:
     options = parser.parse_args()
     for module in (outcomes, dissociation, regret):
         module.RESAMPLES = options.resamples
-    made_up.pack, made_up.pack_halves = quickly_packed, quickly_halved
+    packing.LEVEL = 0  # what is drawn is unpacked at once
     intervals = [coverage(*kind, options.data_sets) for kind in KINDS]
     side_by_side.keep("verdicts", {
         "data_sets": options.data_sets, "draws": options.draws, "resamples": options.resamples, "intervals": intervals,
         "decisions": [error_rates(*case, options.draws) for case in cases()],
     })  # fmt: skip
-
-
-def quickly_packed(values: np.ndarray) -> str:
-    """As `pack`, for what is unpacked at once."""
-    return base64.b64encode(zlib.compress(np.asarray(values).astype(np.uint8).tobytes(), 0)).decode()
-
-
-def quickly_halved(values: np.ndarray) -> str:
-    """As `pack_halves`, for the same."""
-    planes = np.asarray(values).astype("<f2").reshape(-1).view(np.uint8).reshape(-1, 2).T
-    return base64.b64encode(zlib.compress(planes.tobytes(), 0)).decode()
 
 
 # ---- decisions -------------------------------------------------------------------------------------------------

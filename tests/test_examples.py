@@ -253,7 +253,7 @@ def test_readme_says_what_healing_gives_back():
     row = change.loc[given_back.LOSS]
     assert f"falls by {-row['change']:.3f} ({-row['high']:.3f} to {-row['low']:.3f}) nats" in told
     row = change.loc["GSM8K, 5-shot"]
-    assert f"from {row['whole']:.2f} to {row['healed']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in told
+    assert f"from {row['before']:.2f} to {row['after']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in told
     dropped = next(
         unit for unit in units
         if unit.kind == "healing" and unit.key["cut"] == [7, 12] and unit.key["healing"]["steps"] == 245

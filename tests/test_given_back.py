@@ -101,7 +101,7 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
         given_back.of_the_whole(before(1.0), swept, beside).to_dict("records"),
         key=lambda row: row["what"] == "Capitals",
     )
-    assert (capitals["whole"], capitals["healed"], capitals["change"], capitals["tokens"]) == (1, 0.25, -0.75, 1)
+    assert (capitals["before"], capitals["after"], capitals["change"], capitals["tokens"]) == (1, 0.25, -0.75, 1)
     assert loss["change"] == pytest.approx(-0.2) and loss["high"] < 0 and capitals["high"] < 0
     drawn = given_back.courses(before(1.0), swept, beside).set_index(["what", "size", "tokens"])["value"]
     assert drawn["Capitals", 0, 1] == 0.25 and drawn["loss on text", 0, 1] == pytest.approx(LOSSES.mean() - 0.2)
@@ -141,7 +141,7 @@ def test_what_comes_back_is_said_in_words():
 
 
 def test_what_healing_does_to_the_unpruned_model_is_said():
-    columns = ["what", "tokens", "items", "whole", "healed", "change", "low", "high"]
+    columns = ["what", "tokens", "items", "before", "after", "change", "low", "high"]
     rows = [
         ("GSM8K", 2048, 50, 0.48, 0.28, -0.2, -0.34, -0.06), ("MMLU, 5-shot", 2048, 50, 0.5, 0.49, -0.01, -0.04, 0.02),
         ("BoolQ", 2048, 50, 0.5, 0.5, 0.0, -0.03, 0.03),

@@ -13,6 +13,7 @@ from deeper_layers.report.claims.history import BEFORE, CHANGES, LOWEST, came_fi
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.questions import geometry
 from deeper_layers.report.thresholds import THRESHOLDS
+from deeper_layers.results import packing
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import all_units
 from tests import made_up
@@ -83,7 +84,7 @@ def test_which_came_first_is_told_by_dates():
 
 def test_every_change_says_what_was_and_why():
     assert set(BEFORE) == {claim.identifier for claim in CLAIMS} and len(CHANGES) >= 17
-    page = history.changes(ruled([sweep("mmlu", made_up.FLAT)]))
+    page = history.changes(ruled([sweep("mmlu", made_up.FLAT)]), [])
     assert page.count("<details>") == 2 and "2026-11-28" in page
     assert all(len({change.was, change.now, change.why}) == 3 for change in CHANGES)
     assert sorted(change.point for change in CHANGES if change.point) == list(range(1, 18)), "each point once"
@@ -103,7 +104,8 @@ def test_no_point_of_the_recomputation_is_without_what_was_said_before_and_what_
     """Whatever it is about: claims have their verdicts, pages their words and numbers."""
     made = sweep("mmlu", made_up.FLAT)
     made.key["model"] = made.key["model"] | {"name": history.QWEN}
-    page = history.changes(ruled([made]))
+    of_pages = [unit for kind in ("sweep", "bits") for unit in all_units(kind=kind, model=history.QWEN)]
+    page = history.changes(ruled([made]), of_pages)
     rows = {cells[0]: cells for row in page.split("<tr>") if len(cells := re.findall("<td[^>]*>(.*?)</td>", row)) == 8}
     for point in range(1, 18):
         parts = re.split(r"; (?=[a-z-]+, )", rows[str(point)][6])  # what a page said, and claim by claim
@@ -174,8 +176,7 @@ def drawn(monkeypatch):
 
     for module in (outcomes, dissociation, regret):
         monkeypatch.setattr(module, "RESAMPLES", 200)
-    monkeypatch.setattr(made_up, "pack", verdicts.quickly_packed)
-    monkeypatch.setattr(made_up, "pack_halves", verdicts.quickly_halved)
+    monkeypatch.setattr(packing, "LEVEL", 0)
     return verdicts
 
 

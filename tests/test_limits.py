@@ -4,11 +4,9 @@ import numpy as np
 import pytest
 
 from benchmarks.limits import depths, heights, shapes
-from benchmarks.verdicts import quickly_halved
 from deeper_layers.report.claims import decisions
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.thresholds import DEEP, EARLIEST, FLAT, LAST, LATEST, LEFT, SHARP
-from deeper_layers.results import packing
 from tests.made_up import LAYERS
 
 
@@ -55,9 +53,3 @@ def test_the_most_similar_blocks_are_drawn_on_either_side_of_their_limit():
     for place, table in zip((11, 12), nudged, strict=True):
         table[0, 3, place] -= 1e-9
     assert [decisions.depth(table)[0] for table in nudged] == [first, last]
-
-
-def test_what_is_quickly_packed_is_unpacked_the_same():
-    values = np.random.default_rng(0).random((3, 5))
-    quick, slow = (packing.unpack_halves(pack(values), 3) for pack in (quickly_halved, packing.pack_halves))
-    assert (quick == slow).all()

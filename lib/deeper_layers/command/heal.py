@@ -25,8 +25,9 @@ UNKNOWN_BEFORE = (
     "in which the unpruned model is surely above guessing"
 )
 AT_MOST = (
-    "at most: to get used to the text repairs nothing; how much of it is that is told once the unpruned model was "
-    "healed alike, by the same command with --drop 0"
+    "at most, if this healing does not make the unpruned model worse on the text: to get used to a text repairs "
+    "nothing; how much of it is that is told once the unpruned model was healed alike, by the same command with "
+    "--drop 0"
 )
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 

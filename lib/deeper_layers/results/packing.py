@@ -5,6 +5,7 @@ import zlib
 
 import numpy as np
 
+LEVEL = 9  # of zlib: files of results are to be small
 LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
 
 
@@ -13,7 +14,7 @@ def pack(values: np.ndarray) -> str:
     values = np.asarray(values)
     if values.size and not (values.min() >= 0 and values.max() <= 255):
         raise ValueError(f"outcomes must lie in 0..255, got {values.min()}..{values.max()}")
-    return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), 9)).decode()
+    return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), LEVEL)).decode()
 
 
 def unpack(text: str) -> np.ndarray:
@@ -28,7 +29,8 @@ def pack_halves(values: np.ndarray) -> str:
     """
     halves = np.clip(np.asarray(values, dtype=float), np.finfo("<f2").min, None).astype("<f2")
     # the high bytes of neighbours are alike: together they take less room
-    return base64.b64encode(zlib.compress(halves.reshape(-1).view(np.uint8).reshape(-1, 2).T.tobytes(), 9)).decode()
+    planes = halves.reshape(-1).view(np.uint8).reshape(-1, 2).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), LEVEL)).decode()
 
 
 def unpack_halves(text: str, items: int) -> np.ndarray:

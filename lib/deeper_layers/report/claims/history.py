@@ -16,7 +16,7 @@ from deeper_layers.report.names import as_html, as_table
 from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.report.statistics.healed import way_of
 from deeper_layers.report.thresholds import AUDIT, THRESHOLDS
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.results.units import Unit
 
 LOWEST, HIGHEST = 0.935, 0.965  # of 95% intervals that hold the truth, to be called that
 WRONG = 0.05  # of verdicts of either kind, at most
@@ -208,13 +208,11 @@ CHANGES = [
 ]  # fmt: skip
 
 
-def changes(rulings: Rulings, units: Iterable[Unit] | None = None) -> str:
+def changes(rulings: Rulings, units: Iterable[Unit]) -> str:
     """HTML, folded: what changed and why, with the verdicts before and now, and those that became others.
 
-    What pages without a verdict say now is read from `units`; None: those that are published.
+    What pages without a verdict say now is read from `units`.
     """
-    if units is None:
-        units = [unit for kind in ("sweep", "bits") for unit in all_units(kind=kind, model=MODEL)]
     units = list(units)
     models = [model for model in (QWEN, SMOL, GEMMA) if model in next(iter(rulings.values()))]
     verdicts = {claim.identifier: {

@@ -7,9 +7,6 @@ stands there now is read from units, as the pages themselves do it.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pandas as pd
-
-from deeper_layers.cuts import Cut
 from deeper_layers.report.claims.deciding import HALF
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.evidence import Evidence
@@ -45,14 +42,10 @@ def sizes_kept(units: list[Unit]) -> str:
 
 def worth_their_bytes(units: list[Unit]) -> str:
     """How many pruned models are worse or better than whole ones that are no larger, task by task."""
-    tables = []
-    for unit in units:
-        if unit.kind == "bits" and unit.key["model"]["name"] == MODEL:
-            cuts = {unit.name: [Cut(*cut) for cut in unit.key["cuts"]]}
-            of_kind = curves.accuracy_by_rule(unit.rows, cuts, unit.details["num_layers"])
-            sizes = unit.rows.drop_duplicates("size").set_index("size")["bytes"]
-            tables.append(of_kind.assign(bytes=of_kind["size"].map(sizes)))
-    counts = curves.beside_whole(pd.concat(tables)) if tables else pd.DataFrame()
+    kinds = [unit for unit in units if unit.kind == "bits" and unit.key["model"]["name"] == MODEL]
+    if not kinds:
+        return ""
+    counts = curves.beside_whole(curves.by_bytes(kinds))
     return "; ".join(
         f"{curves.title(row.task)} {row.worse} worse, {row.better} better, {row.close} too close to tell"
         for row in counts.itertuples()

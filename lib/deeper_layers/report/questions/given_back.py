@@ -5,9 +5,10 @@ is as good as the whole one. It is told where the cut surely took something, of 
 
 A model that heals on a text gets used to that text too, which repairs nothing. So of a healed loss is taken back what
 the same healing gives the whole model, sequence by sequence: the share is that by which the gap between the two gets
-smaller. Where the whole model was not healed alike, only what the share is at most is told. And none is told where the
-pruned model is worse than guessing, ln V: such a loss has no upper end, so that a rule which ruins more would seem to
-be healed better. An accuracy below guessing counts as guessing: to be less wrong than a guess gives nothing back.
+smaller. Where the whole model was not healed alike, only what the share is at most is told, which takes it that this
+healing would not make the whole model worse on the text. And none is told where the pruned model is worse than
+guessing, ln V: such a loss has no upper end, so that a rule which ruins more would seem to be healed better. An
+accuracy below guessing counts as guessing: to be less wrong than a guess gives nothing back.
 
 Letters in shapes: I items or sequences.
 """
@@ -140,7 +141,7 @@ def of_the_whole(
 ) -> pd.DataFrame:
     """What the same healing does to the unpruned model: a row for the loss and each task that it knows, and budget.
 
-    Columns what, tokens, items, whole, healed (nats a token, or accuracies), change, low, high: paired, with its 95%
+    Columns what, tokens, items, before, after (nats a token, or accuracies), change, low, high: paired, with its 95%
     interval. What it costs there no pruned model can be expected to get back.
     """
     rows = []
@@ -149,7 +150,7 @@ def of_the_whole(
             continue
         change = paired_interval(found.healed - found.whole, shares=name != LOSS)
         rows.append((name, tokens, len(found.whole), found.whole.mean(), found.healed.mean(), *change))
-    return pd.DataFrame(rows, columns=["what", "tokens", "items", "whole", "healed", "change", "low", "high"])
+    return pd.DataFrame(rows, columns=["what", "tokens", "items", "before", "after", "change", "low", "high"])
 
 
 def of_more_tokens(
@@ -204,8 +205,7 @@ def whole_in_words(rows: pd.DataFrame) -> list[str]:
     """For each number of tokens what the same healing surely changes in the unpruned model; rows of `of_the_whole`."""
     found = []
     for tokens, of_budget in rows.groupby("tokens"):
-        said = _changes(of_budget.rename(columns={"whole": "before", "healed": "after"}))
-        found.append(f"the unpruned model itself, healed alike on {tokens:,} tokens: {said}")
+        found.append(f"the unpruned model itself, healed alike on {tokens:,} tokens: {_changes(of_budget)}")
     return found
 
 

@@ -212,6 +212,17 @@ def of_all_models(units: list[Unit], rule: str) -> pd.DataFrame:
     return together
 
 
+def by_bytes(kinds: Iterable[Unit]) -> pd.DataFrame:
+    """A model in several kinds of weights: the columns of `accuracy_by_rule`, the rule being the kind, and bytes."""
+    tables = []
+    for unit in kinds:
+        cuts = {unit.name: [Cut(*cut) for cut in unit.key["cuts"]]}
+        table = accuracy_by_rule(unit.rows, cuts, unit.details["num_layers"])
+        sizes = unit.rows.drop_duplicates("size").set_index("size")["bytes"]
+        tables.append(table.assign(bytes=table["size"].map(sizes)))
+    return pd.concat(tables)
+
+
 def own_tasks(unit: Unit) -> list[str]:
     """A unit's task, or its group where lm-eval aggregates one; else the tasks of the group."""
     tasks = list(unit.rows["task"].unique())
