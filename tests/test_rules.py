@@ -82,3 +82,5 @@ def test_cuts_of_one_measurement_by_rule():
     assert measured_cuts(RULES, cuts, 4) == {"similarity": similar, "simple": simple}
     assert list(measured_cuts(["simple"], cuts, 4)) == ["simple"]
     assert measured_cuts(["similarity"], [], 4) == {"similarity": []}
+    scattered = Cut.of([0, 2])
+    assert measured_cuts(RULES, [*cuts, scattered], 4) == {"similarity": similar, "simple": simple}

@@ -55,10 +55,10 @@ def cuts_of_rule(
 def measured_cuts(rules: Sequence[str], cuts: Sequence[Cut], num_layers: int) -> dict[str, list[Cut]]:
     """Which of the cuts of one measurement belong to which of the paper's rules, by size.
 
-    Those of "simple" are known by their place; a size that has another cut too has it from the other rule, and a
-    size that has not is one on which the rules agree.
+    Those of "simple" are known by their place; a size that has another block too has it from the other rule, and a
+    size that has not is one on which the rules agree. What is no block is of neither.
     """
-    cuts = sorted(set(cuts), key=lambda cut: (cut.size, cut.start))
+    cuts = sorted({cut for cut in cuts if cut.is_block}, key=lambda cut: (cut.size, cut.start))
     simple_ones = [cut for cut in cuts if cut == simple_cut(num_layers, cut.size)]
     others = {cut.size: cut for cut in cuts if cut not in simple_ones}
     found = {}

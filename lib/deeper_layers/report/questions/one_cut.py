@@ -14,14 +14,14 @@ from deeper_layers.report.names import as_markdown
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.curves import of_cut
 from deeper_layers.report.statistics.evidence import Answers, Evidence, opened_as
+from deeper_layers.report.statistics.healed import by_cut, way_of
 from deeper_layers.report.statistics.items import item_metrics, of_topic, right_items
 from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.report.statistics.topics import described_as, topic_of
+from deeper_layers.report.thresholds import LEFT
 from deeper_layers.results.units import Unit
 
-LEFT = 0.5  # of what the whole model scores above guessing: a cut that surely leaves less of it ruins the task
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
-ITEMS = 30  # a normal interval over fewer pairs says nothing
 
 Shares = tuple[float, float, float]  # an accuracy and its interval
 
@@ -67,12 +67,10 @@ def surely_ruined(before: Bool[np.ndarray, " I"], after: Bool[np.ndarray, " I"],
 
     The statistic is the mean of `after - LEFT * before` over items, which belongs to pairs: accuracy lies below
     `guessing + LEFT * (whole - guessing)` just where it lies below `(1 - LEFT) * guessing`. Surely is: its 95% interval
-    (t, over pairs) ends below that. From fewer than ITEMS items nothing is sure.
+    (t, over pairs, see `significance.paired`) ends below that, as in the claim that a rule collapses.
     """
-    if len(before) < ITEMS:
-        return False
-    _, _, high = paired_interval(after - LEFT * before, shares=False)
-    return high < (1 - LEFT) * guessing
+    _, _, high = paired_interval(after - LEFT * before - (1 - LEFT) * guessing, shares=True)
+    return high < 0
 
 
 def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Score]:
@@ -93,10 +91,16 @@ def scores(units: list[Unit], cut: Cut, healed: Unit | None = None) -> list[Scor
 
 
 def healing_of(units: list[Unit], cut: Cut, config: dict, text: str) -> Unit | None:
-    """The unit of a model healed after a cut, with these settings, on this text."""
-    wanted = {"cut": cut.key, "healing": config, "text": text}
-    own = (unit for unit in units if unit.kind == "healing")
-    return next((unit for unit in own if all(unit.key[name] == value for name, value in wanted.items())), None)
+    """A model healed after a cut, with these settings, on this text, as one unit of all that it was asked.
+
+    Of several number formats that in which it was asked most.
+    """
+    wanted, alike = {"cut": cut.key, "healing": config, "text": text}, {}
+    for unit in (unit for unit in units if unit.kind == "healing"):
+        if all(unit.key[name] == value for name, value in wanted.items()):
+            alike.setdefault(way_of(unit), []).append(unit)
+    found = [by_cut(of_way)[cut] for of_way in alike.values()]
+    return max(found, key=lambda unit: len(unit.key["tasks"]), default=None)
 
 
 def card_text(units: list[Unit], cut: Cut, healed: Unit | None = None) -> str:
@@ -166,7 +170,8 @@ def _losses(evidence: Evidence, cut: Cut, healed: Unit | None) -> list[Score]:
         rows = unit.rows[unit.rows["metric"] == "loss"]
         if healed is not None:
             mended = healed.rows[(healed.rows["metric"] == "loss") & (healed.rows["task"] == unit.name)]
-            if opened_as(unit) != opened_as(healed) or mended.empty:
+            loss = {name: unit.key[name] for name in healed.key["loss"]}
+            if opened_as(unit) != opened_as(healed) or loss != healed.key["loss"] or mended.empty:
                 continue
         whole, pruned = of_cut(rows, UNPRUNED), of_cut(rows, cut)
         known = {(score.asked, score.how) for score in found}  # measured for other cuts too

@@ -129,9 +129,7 @@ def losses_by_line(
     curves, unit = [], math.log(vocabulary)
     for (name, rows), (rule, cuts) in itertools.product(rows_of.items(), cuts_of.items()):
         for cut in cuts:
-            for row in rows[
-                (rows["metric"] == "loss") & (rows["start"] == cut.start) & (rows["size"] == cut.size)
-            ].itertuples():
+            for row in of_cut(rows[rows["metric"] == "loss"], cut).itertuples():
                 half = Z * row.stderr
                 curves.append((
                     f"{rule}, {name}", rule, cut.size, cut.start, cut.size / num_layers, row.value / unit,
