@@ -145,6 +145,19 @@ def test_points_need_every_block(scan):
     assert rivals.points_table([quantized], {"similarity": {2: Cut(0, 2)}}).empty
 
 
+def test_tasks_without_some_blocks_are_named(scan):
+    one = dataclasses.replace(scan, key=scan.key | {"cuts": scan.key["cuts"][:-1]})
+    quantized = dataclasses.replace(one, key=one.key | {"quantization": "nf4"})
+    assert rivals.partly_scored([one]) == ["Capitals"] and rivals.partly_scored([one, scan]) == []
+    assert rivals.partly_scored([quantized]) == rivals.partly_scored([]) == []
+
+
+def test_one_item_has_no_half_to_be_judged_on(scan):
+    outcomes = {cut: {"capitals": np.ones(1)} for cut in scan.details["outcomes"]}
+    one = scores_unit("capitals", outcomes, kind="scan", cuts=scan.key["cuts"])
+    assert rivals.points_table([one], {"similarity": {2: Cut(0, 2)}}).empty
+
+
 def test_each_model_has_the_blocks_of_its_own_distances(scan):
     units = [distances_of("a", 1), of_model(scan, "a"), distances_of("b", 2), of_model(scan, "b")]
     table = points_by_model(units, units[0])

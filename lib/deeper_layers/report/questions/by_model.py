@@ -36,9 +36,11 @@ def regrets_by_model(
     for near in (unit for unit in of_kind.get(distances.kind, []) if _way(unit) == _way(distances)):
         own = [unit for unit in of_kind.get(blocks.kind, []) if _same_model(unit, near) and _way(unit) == _way(blocks)]
         sizes = shares(layers := near.details["num_layers"])
+        if not own:
+            continue
         try:
             every = Map.of(max(own, key=lambda unit: len(unit.key["cuts"])))
-        except (ValueError, InputError):  # no such unit, or not every block
+        except InputError:  # not every block
             continue
         if not set(sizes) <= set(every.sizes):
             continue

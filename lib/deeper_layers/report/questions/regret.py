@@ -63,12 +63,14 @@ class Map:
     """What dropping every block of some sizes costs: nats a token by sequence, or answers that are wrong by item.
 
     `costs` are by cut, the whole model's among them; a size that lacks a block is no part of the map.
-    Raises InputError where no size has every block.
+    Raises InputError where no size has every block, or where there are not two items: one half judges the other.
     """
 
     def __init__(self, layers: int, costs: Mapping[Cut, Float[np.ndarray, " S"]]):
         self.layers, self._costs = layers, {cut.name: np.asarray(cost) for cut, cost in costs.items()}
         self.whole = self._costs[UNPRUNED.name]
+        if len(self.whole) < 2:
+            raise InputError(f"{len(self.whole)} items were measured, expected 2 or more: one half judges the other")
         starts: dict[int, set[int]] = {}
         for cut in costs:
             if cut.is_block and cut.size:

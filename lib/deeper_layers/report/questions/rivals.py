@@ -164,6 +164,23 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
     return pd.DataFrame(rows)
 
 
+def partly_scored(units: Iterable[Unit]) -> list[str]:
+    """Tasks that were scored without some blocks, but without every block of no size: `points_table` has none of them.
+
+    `units` are of one model.
+    """
+    scored: dict[str, bool] = {}
+    for unit in (unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]):
+        starts: dict[int, set[int]] = {}
+        for cut in map(Cut.of_key, unit.key["cuts"]):
+            if cut.is_block and cut.size:
+                starts.setdefault(cut.size, set()).add(cut.start)
+        layers, title = unit.details["num_layers"], curves.SUBJECTS.get(unit.name, curves.title(unit.name))
+        every = any(found == set(range(layers - size + 1)) for size, found in starts.items())
+        scored[title] = scored.get(title, False) or every
+    return sorted(title for title, every in scored.items() if not every)
+
+
 def in_points(points: pd.DataFrame, rule: str = "similarity") -> str:
     """How far a rule's blocks are from the best ones in accuracy, in a sentence, of rows of one `points_table`."""
     rows = points[points["knows"] & (points["rule"] == rule)] if len(points) else points
@@ -310,9 +327,9 @@ def healed_table(
             change, low, high = significance.paired_interval(differences, shares=False)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
         tasks = list(items.item_metrics(unit))
-        for topic in dict.fromkeys(map(topics.topic_of, tasks)):
-            own = [task for task in tasks if topics.topic_of(task) == topic]
-            row[topic] = float(items.of_topic(unit, own).mean())
+        for asked in dict.fromkeys(map(topics.set_of, tasks)):
+            own = [task for task in tasks if topics.set_of(task) == asked]
+            row[asked] = float(items.of_topic(unit, own).mean())
         rows.append(row)
         used.append(unit)
     return (pd.DataFrame(rows).sort_values(["n", "loss"], kind="stable", ignore_index=True), used) if rows else None
