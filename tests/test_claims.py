@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from deeper_layers.report.claims import claims, decisions, healing_decisions
@@ -86,6 +87,36 @@ def test_an_interval_decides_only_where_it_lies_on_one_side():
     assert Ruling("a", [no], missing=nothing).verdict == DIFFERS
     # what the paper did not ask decides nothing
     assert verdict_of([Ruling("a", [yes]), Ruling("b", [no], of_paper=False)]) == AGREES
+
+
+def test_what_is_no_number_speaks_for_neither():
+    for limits in ({"floor": 0.0}, {"ceiling": 0.0}, {"floor": -1.0, "ceiling": 1.0}):
+        found = Finding.of_draws("x", np.full(401, np.nan), items=9, **limits)
+        assert found.p_agrees == found.p_differs == 1.0 and np.isinf(found.items_needed())
+        assert Ruling("a", [found]).verdict == OPEN and "no number (no number to no number)" in str(found)
+
+
+def test_distances_of_few_layers_say_nothing_of_depth():
+    for layers in (1, 2, 3):
+        rows = [(start, size) for size in range(1, layers + 1) for start in range(layers - size + 1)]
+        unit = distances(lambda start, size: 0.1)
+        rows = pd.DataFrame(rows, columns=["start", "size"]).assign(distance=0.1, stderr=0.0, samples=4)
+        unit = dataclasses.replace(unit, rows=rows, details=unit.details | {"num_layers": layers})
+        assert verdict("deep-blocks", unit) == verdict("last-layer", unit) == UNMEASURED
+
+
+def test_shots_are_compared_on_the_same_tasks_in_one_order():
+    subjects = ["mmlu_virology", "mmlu_anatomy"]
+    five, none = ([sweep(name, FLAT, shots=shots) for name in names]
+                  for shots, names in ((5, subjects), (0, subjects[::-1])))  # fmt: skip
+    found = Evidence([*five, *none]).by_shots("MMLU", "similarity")
+    assert (
+        list(found) == [0, 5]
+        and len({answers.described.replace("0-shot", "5-shot") for answers in found.values()}) == 1
+    )
+    assert (found[0].right == found[5].right).all()
+    alone = Evidence([five[0], none[0]]).by_shots("MMLU", "similarity")
+    assert len(alone) == 1, "another subject is no other prompt"
 
 
 def test_a_claim_of_two_parts_needs_both():
@@ -193,7 +224,7 @@ def test_healing_matters_more_for_boolq():
     assert verdict("plateau-healed", *before, *healings(losses, {"mmlu": SLOPE, "boolq": SLOPE})) == DIFFERS
     decided = healing_decisions.plateau_healed, healing_decisions.healing_matters
     for ruling in [ruling for decide in decided for ruling in decide(Evidence(helped))]:
-        assert ruling.about.endswith(", healed on 163,840 tokens, 0.10% of the paper's tokens, one seed")
+        assert ruling.about.endswith(", healed in nf4 on 163,840 tokens, 0.10% of the paper's tokens, one seed")
 
 
 def test_distances():
@@ -234,20 +265,34 @@ def test_distances_of_the_same_sequences_are_drawn_together(own, last, least, mo
 
 def test_what_is_drawn_by_sequence_is_of_every_block():
     unit, each = by_sequence(0.05, 0.0)
-    drawn = [decisions._drawn_anew(Evidence(units), unit, decisions.distance_matrix(unit.rows))
-             for units in ([unit], [unit, each])]  # fmt: skip
-    tables, how = zip(*drawn, strict=True)
+    matrix = decisions.distance_matrix(unit.rows)
+    tables, how = zip(*(decisions._drawn_anew(one, matrix) for one in (unit, each)), strict=True)
     assert how == ("each block drawn by itself", "all blocks drawn together")
     assert tables[0].shape == tables[1].shape == (400, LAYERS, LAYERS)
     assert (np.isnan(tables[0]) == np.isnan(tables[1])).all() and np.isnan(tables[0]).any()
 
 
-@pytest.mark.parametrize("other", [{"corpus": "c4"}, {"dtype": "float32"}, {"quantization": "nf4"}, {"samples": 128}])
-def test_sequences_of_other_distances_are_not_drawn(other):
+def test_distances_on_the_papers_corpus_come_first_then_those_by_sequence_then_those_not_quantized():
     unit, each = by_sequence(0.05, 0.0)
-    alone = place_of_the_last_layer(unit)
-    each = dataclasses.replace(each, key=each.key | other)
-    assert (place_of_the_last_layer(unit, each) == alone).all()
+    on_c4, quantized = (
+        dataclasses.replace(one, key=one.key | other)
+        for one, other in ((unit, {"corpus": "c4"}), (each, {"quantization": "nf4"}))
+    )
+    assert Evidence([unit]).distances() is unit and Evidence([]).distances() is None
+    assert Evidence([quantized, unit]).distances() is quantized
+    assert Evidence([each, quantized, unit]).distances() is each
+    assert Evidence([on_c4, each, quantized, unit]).distances() is on_c4
+
+
+def test_what_lies_exactly_on_a_limit_speaks_for_neither():
+    exactly = np.full(401, float(DEEP))
+    for limits in ({"floor": DEEP}, {"ceiling": DEEP}):
+        found = Finding.of_draws("x", exactly, items=256, **limits)
+        ruling = Ruling("a", [found])
+        assert found.p_agrees == found.p_differs == 1.0 and ruling.verdict == OPEN
+        assert ruling.reason.endswith("no number of items would decide: a number lies exactly on its limit")
+    beside = np.where(np.arange(401) % 100, float(DEEP) + 0.01, float(DEEP))
+    assert Ruling("a", [Finding.of_draws("x", beside, floor=DEEP)]).verdict == AGREES
 
 
 def test_a_depth_on_its_limit_is_not_moved_off_it_by_rounding():
@@ -322,10 +367,14 @@ def test_without_units_nothing_is_said():
 
 
 @pytest.mark.parametrize(
-    "kind, gone",
-    [("similarity", ["deep-blocks", "last-layer"]), ("loss", ["healed-loss", "unhealed-loss"]), ("sweep", ["boolq"])],
+    "kinds, gone",
+    [
+        (("similarity", "distances"), ["deep-blocks", "last-layer"]),
+        (("loss",), ["healed-loss", "unhealed-loss"]),
+        (("sweep",), ["boolq"]),
+    ],
 )
-def test_a_deleted_unit_is_not_measured(kind, gone, tmp_path):
+def test_a_deleted_unit_is_not_measured(kinds, gone, tmp_path):
     shutil.copytree(results_folder(), tmp_path, dirs_exist_ok=True)
 
     def reasons():
@@ -339,7 +388,7 @@ def test_a_deleted_unit_is_not_measured(kind, gone, tmp_path):
     # not every model has every kind of unit
     measured = [of for of, said in reasons().items() if not any("not measured" in reason for reason in said)]
     assert {claim for _, claim in measured} == set(gone)
-    for path in tmp_path.glob(f"*/{kind}-*.json"):
+    for path in (path for kind in kinds for path in tmp_path.glob(f"*/{kind}-*.json")):
         path.unlink()
     left = reasons()
     assert all(reason.startswith("not measured: ") for of in measured for reason in left[of])

@@ -135,7 +135,7 @@ def drawn(unit: Unit) -> None:
     if "outcomes" in unit.details and unit.kind != "healing":
         paired.outcomes_of(unit, [Cut(*cut) for cut in unit.key["cuts"]])
     for evidence in by_model([unit]).values():
-        evidence.best("loss"), evidence.healing_tokens, evidence.distances()
+        evidence.best("loss"), evidence.ways, evidence.distances()
         for rule in RULES:
             evidence.losses(rule), evidence.unhealed_losses(rule)
             for topic in evidence.topics:

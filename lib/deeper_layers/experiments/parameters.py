@@ -172,7 +172,7 @@ class HealingParameters(QuestionAnsweringParameters):
     temperature: float | None = Field(
         None, ge=TEMPERATURES[0], le=TEMPERATURES[1], description='of the logits, where the objective is "distill"'
     )
-    loss_sequences: int = Field(128, ge=1, le=checks.MANY, description="for the loss on text")
+    loss_sequences: int = Field(128, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
     def check(self) -> None:

@@ -26,6 +26,9 @@ HUB_NAMES = {
     "mistralai/Mistral-7B-v0.1": "Mistral-7B-v0.1",
 }
 
+# Text of the distances (section 3.3 of the paper), by the name that units have for it.
+CORPUS = "c4"
+
 # Tokens of healing for the models of 7 billion parameters (appendix A.1): 5000 steps of 16 sequences of 2048.
 HEALING_TOKENS = 163_840_000
 

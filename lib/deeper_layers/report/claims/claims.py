@@ -198,7 +198,7 @@ def result(rulings: Rulings) -> str:
     models = _models(rulings)
     cliffs: dict[tuple[str, str], list[str]] = {}
     for half in halves(rulings):
-        cliffs.setdefault((half.topic, half.model), []).append(f"{half.finding.shown} {half.beside}".strip())
+        cliffs.setdefault((half.topic, half.model), []).append(half.shown)
     rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
@@ -211,9 +211,9 @@ def result(rulings: Rulings) -> str:
     rows.append(_row(f"the paper's {len(CLAIMS)} claims", counts))
     lead = (
         "The share of its layers at which a model has first lost half of its accuracy above guessing, in the answer "
-        "format of each task (95% intervals), without healing. "
-        f"The paper's models hold out until {CLIFFS}. –: not measured, or the whole model is not surely better than "
-        "guessing."
+        "format of each task (95% intervals), without healing; where its accuracy rises again, where half is gone for "
+        f"good, too. The paper's models keep theirs until {CLIFFS}. –: not measured, or the whole model is not surely "
+        "better than guessing."
     )
     return _table("Where half is gone", ["Half is gone at", *models], rows, lead, "result")
 

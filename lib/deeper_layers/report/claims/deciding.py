@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from deeper_layers.report.statistics.outcomes import at, crossing, interval
 from deeper_layers.report.statistics.significance import items_that_decide
 from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.report.thresholds import ALIKE, EARLIEST, FLAT, LATEST, LEFT, SHARP, SIZES
+from deeper_layers.results.units import Unit
 
 OF_PAPER = TOPICS[:2]
 HALF = "half of its accuracy above guessing is gone at this share of its layers"
@@ -198,14 +199,19 @@ def after_healing(decide: Callable) -> Callable:
 
     @functools.wraps(decide)
     def decided(evidence: Evidence) -> list[Ruling]:
-        return healed_so(decide(evidence), evidence.healing_tokens, ", one seed")
+        return healed_so(decide(evidence), next(iter(evidence.ways.values()), {}).values(), ", one seed")
 
     return decided
 
 
-def healed_so(rulings: list[Ruling], tokens: int, runs: str = "") -> list[Ruling]:
-    """Rulings that say on how much text, beside the paper's, their models were healed, and in which runs."""
-    how = f", healed on {tokens:,} tokens, {of_paper(tokens)}{runs}"
+def healed_so(rulings: list[Ruling], healed: Iterable[Unit], runs: str = "") -> list[Ruling]:
+    """Rulings that say of which weights and on how much text, beside the paper's, their models were healed, and in
+    which runs. `healed` are alike in both."""
+    of = {(unit.details["healing"]["tokens"], unit.key["quantization"]) for unit in healed}
+    if not of:
+        return rulings
+    tokens, quantization = max(of, key=lambda one: one[0])
+    how = f", healed {f'in {quantization} ' if quantization else ''}on {tokens:,} tokens, {of_paper(tokens)}{runs}"
     return [
         dataclasses.replace(ruling, about=ruling.about + how, tokens=tokens) if ruling.findings else ruling
         for ruling in rulings

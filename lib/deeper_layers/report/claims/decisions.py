@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float
 
+from deeper_layers.report import paper
 from deeper_layers.report.claims.deciding import (
     HALF,
     OF_PAPER,
@@ -23,7 +24,7 @@ from deeper_layers.report.claims.deciding import (
     not_measured,
     on_tasks,
 )
-from deeper_layers.report.claims.verdicts import FINE, NOTHING, UNMEASURED, Finding, Obstacle, Ruling
+from deeper_layers.report.claims.verdicts import FINE, NOTHING, Finding, Obstacle, Ruling
 from deeper_layers.report.statistics import outcomes, stability
 from deeper_layers.report.statistics.evidence import Answers, Evidence
 from deeper_layers.report.statistics.outcomes import crossing
@@ -31,6 +32,8 @@ from deeper_layers.report.statistics.topics import TOPICS
 from deeper_layers.report.thresholds import ALIKE, AT_ONCE, DEEP, EARLIEST, LAST
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.similarity import distance_matrix
+
+FEWEST = 4  # layers of which blocks of several sizes have a place among others
 
 
 def plateau(evidence: Evidence) -> list[Ruling]:
@@ -66,7 +69,8 @@ def _down(topic: str, answers: Answers | None, obstacle: Obstacle | None) -> Rul
     if not larger:
         return Ruling(answers.described, [], not_measured(f"cuts of more than {AT_ONCE:.0%}"), of_paper=of_paper)
     worst = Finding.of_all(half_left(answers, larger, more=False))
-    worst = dataclasses.replace(worst, what=f"{worst.what}, the most of {len(larger)} larger cuts")
+    what = f"{worst.what}, of {len(larger)} cuts of more than {AT_ONCE:.0%} the one that speaks most against the claim"
+    worst = dataclasses.replace(worst, what=what)
     return Ruling(answers.described, [worst], of_paper=of_paper, topic=topic)
 
 
@@ -154,30 +158,27 @@ def resampled_distances(evidence: Evidence, statistic: Callable) -> tuple[np.nda
     if unit is None:
         return None
     distances = distance_matrix(unit.rows)
-    drawn, how = _drawn_anew(evidence, unit, distances)
+    drawn, how = _drawn_anew(unit, distances)
     found = np.concatenate([statistic(distances[None]), statistic(drawn)])
     corpus = unit.key["corpus"]
-    beside = "" if corpus == "c4" else "; the paper's are on C4"
+    beside = "" if corpus == paper.CORPUS else "; the paper's are on C4"
     about = f"distances on {corpus.title()}, {unit.rows['samples'].max():,} sequences, {how}{beside}"
     return found, about, int(unit.rows["samples"].max())
 
 
-def _drawn_anew(
-    evidence: Evidence, unit: Unit, distances: Float[np.ndarray, "N L"]
-) -> tuple[Float[np.ndarray, "R N L"], str]:
-    """The same distances of sequences drawn anew, where those of each sequence were measured alike; about their means.
+def _drawn_anew(unit: Unit, distances: Float[np.ndarray, "N L"]) -> tuple[Float[np.ndarray, "R N L"], str]:
+    """The same distances of sequences drawn anew, where those of each sequence are kept; about their means.
 
     Else of standard errors, each block by itself, though all are of the same sequences. And which of the two, in words.
     """
-    every = next((one for one in evidence.of_kind("distances") if one.key == unit.key), None)
-    if every is None:
+    if unit.kind != "distances":
         errors = distance_matrix(unit.rows.assign(distance=unit.rows["stderr"]))
         draws = np.random.default_rng(0).standard_normal((outcomes.RESAMPLES, *distances.shape))
         return distances + errors * draws, "each block drawn by itself"
-    means = outcomes.resampled_means(stability.of_sequences(every).T)
+    means = outcomes.resampled_means(stability.of_sequences(unit).T)
     drawn = np.full((len(means) - 1, *distances.shape), np.nan)
-    # kept in 16 bits, and measured again: what is drawn lies about the means that are published
-    drawn[:, every.rows["size"] - 1, every.rows["start"]] = means[1:] - means[0]
+    # those of sequences are kept in 16 bits: what is drawn lies about the means that are published
+    drawn[:, unit.rows["size"] - 1, unit.rows["start"]] = means[1:] - means[0]
     drawn += distances
     return drawn, "all blocks drawn together"
 
@@ -233,8 +234,9 @@ def height_to_half(distances: Float[np.ndarray, "R N L"]) -> Float[np.ndarray, "
 
 
 def _of_distances(evidence: Evidence, statistic: Callable, what: str, floor: float) -> list[Ruling]:
-    found = resampled_distances(evidence, statistic)
+    found = resampled_distances(evidence, statistic) if evidence.layers >= FEWEST else None
     if found is None:
-        return [Ruling("distances", obstacle=Obstacle(UNMEASURED, "not measured: angular distances"))]
+        few = f" of {FEWEST} layers or more" if evidence.distances() else ""
+        return [Ruling("distances", obstacle=not_measured(f"angular distances{few}"))]
     draws, about, samples = found
     return [Ruling(about, [Finding.of_draws(what, draws, floor=floor, form=FINE, items=samples)])]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from deeper_layers.report import paper
+from deeper_layers.report.claims.deciding import FOR_GOOD
 from deeper_layers.report.claims.verdicts import Finding, Ruling
 from deeper_layers.report.figures.drawing import GREY, Figure, Picture, details_of, styles_of
 from deeper_layers.report.names import as_html, as_plotly
@@ -27,6 +28,19 @@ class Half:
     beside: str  # the line of guessing, where there is more than one
     model: str
     finding: Finding
+    for_good: Finding | None = None  # where a curve that rises again has lost it for good, if that was looked for
+
+    @property
+    def rises(self) -> bool:
+        """Whether the curve rises again after half is first gone."""
+        return self.for_good is not None and self.for_good.value != self.finding.value
+
+    @property
+    def shown(self) -> str:
+        """Where half is first gone and, of a curve that rises again, where it is for good; of how many items."""
+        later = f"; for good at {self.for_good.shown}" if self.rises else ""
+        beside = f" {self.beside}" if self.beside else ""
+        return f"{self.finding.shown}{beside}{later}, {self.finding.items:,} items"
 
     @property
     def row(self) -> str:
@@ -42,7 +56,9 @@ def halves(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> list[Half]:
                 for ruling in found:
                     if ruling.findings:
                         _, beside, line = ruling.about.rpartition(", beside ")
-                        yield Half(ruling.topic, f"beside {line}" if beside else "", model, ruling.findings[0])
+                        for_good = next((one for one in ruling.findings if one.what == FOR_GOOD), None)
+                        about = f"beside {line}" if beside else ""
+                        yield Half(ruling.topic, about, model, ruling.findings[0], for_good)
 
     return sorted(known(), key=lambda half: TOPICS.index(half.topic))
 
@@ -50,7 +66,7 @@ def halves(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> list[Half]:
 def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
     """HTML: the earliest, MMLU and what surely lasts longest, of the model of which most can be said.
 
-    "" where there are not two.
+    "" where there are not two, or where the earliest lies beyond the last cut.
     """
     found = halves(rulings)
     model = next(iter(rulings[CLAIMS[0]]))
@@ -60,6 +76,8 @@ def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
     longest = max(own, key=lambda half: half.finding.low)
     told = [half for half in own if half in (own[0], longest) or half.topic == "MMLU"]
     first, *others = told
+    if not others or math.isinf(first.finding.value):
+        return ""
     said = [f"on {_of_items(half)} it takes {half.finding.shown}" for half in others]
     text = (
         f"Drop {first.finding.shown} of the layers of {model}, and half of what it scores above guessing on "
@@ -115,8 +133,9 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
         picture.line([low, high], [place + 0.2, place + 0.2], colour=GREY, width=3, marker="circle", hover=hover)
     picture.caption = (
         "Share of its layers at which a model has first lost half of its accuracy above guessing, in the answer format "
-        "of each task, with 95% intervals: similarity-informed pruning, not healed. Grey: the paper's models, of 2.7 "
-        "to 70 billion parameters, healed."
+        "of each task, with 95% intervals: similarity-informed pruning, not healed. A curve may rise again: the table "
+        "says where half is gone for good. Grey: up to where the paper's models, of 2.7 to 70 billion parameters, "
+        "healed, keep their accuracy, which is not where half of it is gone."
     )
     words = "; ".join(f"{half.model}, {half.row}: {half.finding.shown}" for half in found)
     picture.alt = f"Where half of the accuracy above guessing is gone, as a share of the layers. {words}."

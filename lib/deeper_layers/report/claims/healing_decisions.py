@@ -4,6 +4,7 @@ No ratio is taken where what it divides by may be nothing, or is worse than gues
 """
 
 import dataclasses
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -271,7 +272,7 @@ def ranks(evidence: Evidence) -> list[Ruling]:
     loss = dataclasses.replace(loss, counted="seeds")
     ends = {rank: list(found[rank].values()) for rank in (high, low)}
     mmlu = _of_mmlu(evidence, ends, "rank", {"floor": 0.0})
-    return healed_so([mmlu, Ruling(f"{TEXT}, {count} seeds of each rank", [loss])], _tokens(ends))
+    return healed_so([mmlu, Ruling(f"{TEXT}, {count} seeds of each rank", [loss])], chain.from_iterable(ends.values()))
 
 
 def seeds(evidence: Evidence) -> list[Ruling]:
@@ -279,21 +280,18 @@ def seeds(evidence: Evidence) -> list[Ruling]:
     if len(ways) < 2:
         return [Ruling("MMLU", obstacle=not_measured("healings that differ in their seed alone"))]
     ends = {f"{seed}": list(units.values()) for seed, units in ways.items()}
-    return healed_so([_of_mmlu(evidence, ends, "seed", {"floor": -ALIKE, "ceiling": ALIKE})], _tokens(ends))
-
-
-def _tokens(ways: dict[Any, list[Unit]]) -> int:
-    """On which each model was healed: ways differ in one other setting alone."""
-    return next(iter(ways.values()))[0].details["healing"]["tokens"]
+    ruling = _of_mmlu(evidence, ends, "seed", {"floor": -ALIKE, "ceiling": ALIKE})
+    return healed_so([ruling], chain.from_iterable(ends.values()))
 
 
 def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits: dict) -> Ruling:
     """MMLU of ways of healing, on the items that decide, where these healed models are above guessing on them."""
     units = list(ways.values())
-    asked = [set(item_metrics(unit)) for of_way in units for unit in of_way]
+    every = [unit for of_way in units for unit in of_way]
     sets: dict[str, list[str]] = {}
     for task in item_metrics(units[0][0]):
-        if topic_of(task) == "MMLU" and all(task in of_unit for of_unit in asked):
+        items = {len(of_topic(unit, [task])) if task in item_metrics(unit) else 0 for unit in every}
+        if topic_of(task) == "MMLU" and len(items) == 1:  # all were asked the same ones
             sets.setdefault(set_of(task), []).append(task)
     names = max(sets.values(), key=lambda names: len(of_topic(units[0][0], names)), default=[])
     if not names:

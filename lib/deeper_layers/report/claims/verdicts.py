@@ -54,7 +54,8 @@ class Finding:
         """From resampled values, the first of all items (see `outcomes.resampled_means`).
 
         `nearest` are the same values, but for those that are infinite because no cut was so large: of them the least
-        that they may be. They speak for or against a range only where all that they may be does.
+        that they may be. They speak for or against a range only where all that they may be does. What lies exactly on
+        a limit speaks for neither.
         """
         least = (draws if nearest is None else nearest)[1:]
         low = float(np.quantile(least, 0.025, method="nearest"))
@@ -63,8 +64,10 @@ class Finding:
         def share(odd):
             return (float(odd.sum()) + 1) / (len(least) + 1)
 
-        outside = [share(least < floor)] * (floor > -math.inf) + [share(draws[1:] > ceiling)] * (ceiling < math.inf)
-        inside = [share(draws[1:] >= floor)] * (floor > -math.inf) + [share(least <= ceiling)] * (ceiling < math.inf)
+        # what is no number speaks for neither either
+        most = draws[1:]
+        outside = [share(~(least > floor))] * (floor > -math.inf) + [share(~(most < ceiling))] * (ceiling < math.inf)
+        inside = [share(~(most < floor))] * (floor > -math.inf) + [share(~(least > ceiling))] * (ceiling < math.inf)
         return cls(what, float(draws[0]), low, high, floor, ceiling, form, max(outside), min(inside), items)
 
     @classmethod
@@ -114,13 +117,15 @@ class Finding:
     def items_needed(self, tests: int = 1) -> float:
         """How many items would decide (see `significance.items_that_decide`); infinity where none would."""
         beyond = [limit for limit in (self.floor - self.value, self.value - self.ceiling) if math.isfinite(limit)]
-        if math.isinf(self.value) or not self.items:
+        if not math.isfinite(self.value) or not self.items:
             return math.inf
         # it lies beyond one limit; to lie within, it has to be told from each
         distances = [max(beyond)] if self.outside else [-limit for limit in beyond]
         return significance.items_that_decide(self.items, (self.high - self.low) / (2 * Z), distances, tests)
 
     def _shown(self, value: float) -> str:
+        if math.isnan(value):
+            return "no number"
         return "beyond the last cut" if math.isinf(value) else self.form.format(value)
 
 
@@ -195,6 +200,8 @@ class Ruling:
         outside = [finding for finding in self.findings if finding.outside]
         sure = significance.ALPHA / 2 / self.tests  # after Holm's correction at its strictest
         asked = outside or [finding for finding in self.findings if finding.p_agrees > sure]
+        if any(finding.value in (finding.floor, finding.ceiling) for finding in asked):
+            return f"no number of {asked[0].counted} would decide: a number lies exactly on its limit"
         tests = self.tests * (len(self.findings) if outside else 1)
         needed = (min if outside else max)(finding.items_needed(tests) for finding in asked)
         return so_many(needed, max(finding.items for finding in asked), self.topic or self.about, asked[0].counted)

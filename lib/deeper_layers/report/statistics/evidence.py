@@ -18,6 +18,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import Cut
+from deeper_layers.report import paper
 from deeper_layers.report.statistics import curves, outcomes
 from deeper_layers.report.statistics.healed import asked_alike, by_cut, way_of
 from deeper_layers.report.statistics.items import item_metrics, of_topic, right_items
@@ -112,10 +113,12 @@ class Evidence:
         return [unit for unit in self.units if unit.kind == kind]
 
     def best(self, kind: str) -> Unit | None:
-        """Of several units of a kind one: not quantized before quantized, then that with most cuts, the latest."""
+        """Of several units of a kind one: on the paper's text before others, not quantized before quantized, then that
+        with most cuts, the latest."""
 
         def rank(unit: Unit) -> tuple:
-            return unit.key["quantization"] is None, len(unit.key.get("cuts", [])), unit.provenance["measured"]
+            of_paper, plain = unit.name == paper.CORPUS, unit.key["quantization"] is None
+            return of_paper, plain, len(unit.key.get("cuts", [])), unit.provenance["measured"]
 
         return max(self.of_kind(kind), key=rank, default=None)
 
@@ -134,9 +137,9 @@ class Evidence:
         for unit in sorted(self.of_kind("sweep"), key=lambda unit: unit.provenance["measured"]):
             if topic_of(unit.name) == topic and unit.name in item_metrics(unit):
                 family = curves.SUBJECTS.get(unit.name, unit.name)
-                how = unit.settings("task", "data", "version", "model")
+                how = unit.settings("task", "data", "version")
                 together.setdefault(json.dumps([family, how], sort_keys=True), {})[unit.name] = unit
-        found = [list(units.values()) for units in together.values()]
+        found = [[units[name] for name in sorted(units)] for units in together.values()]  # items in one order
         return sorted(found, key=lambda units: (
             units[0].key["quantization"] is None, sum(_items(unit) for unit in units), len(units[0].key["cuts"]),
             max(unit.provenance["measured"] for unit in units),
@@ -165,14 +168,18 @@ class Evidence:
         return None
 
     def by_shots(self, topic: str, rule: str) -> dict[int, Answers]:
-        """The same by the number of examples in the prompt, where it was asked for; of the same items only."""
-        found = {}
+        """The same by the number of examples in the prompt, where it was asked for; of the same items only.
+
+        Of weights opened alike; of several such sets the widest, then that of most items.
+        """
+        together: dict[tuple, dict[int, Answers]] = {}
         for units in self.sweeps(topic):
             answers, shots = self._together(topic, units, rule), units[0].key["num_fewshot"]
             if answers and shots is not None:
-                found[shots] = answers
-        most = max((answers.right.shape[1] for answers in found.values()), default=0)
-        return {shots: found[shots] for shots in sorted(found) if found[shots].right.shape[1] == most}
+                alike = tuple(unit.name for unit in units), opened_as(units[0]), answers.right.shape[1]
+                together.setdefault(alike, {})[shots] = answers
+        alike = max(together, key=lambda alike: (len(together[alike]), alike[-1]), default=None)
+        return dict(sorted(together[alike].items())) if alike else {}
 
     def by_prompt(self, topic: str, setting: str) -> dict[int, Answers]:
         """What was measured under prompts that differ in one setting alone ("num_fewshot", "order"), by its value."""
@@ -235,12 +242,6 @@ class Evidence:
         found = {key: by_cut(units) for key, units in together.items() if _is_usual(json.loads(key)["healing"])}
         return dict(sorted(found.items(), key=lambda pair: -len(pair[1])))
 
-    @property
-    def healing_tokens(self) -> int:
-        """Tokens on which each of the healed models was trained, in the way that most cuts have; 0 without one."""
-        units = next(iter(self.ways.values()), {})
-        return max((unit.details["healing"]["tokens"] for unit in units.values()), default=0)
-
     def alike_but(self, setting: str) -> dict[int, dict[Cut, Unit]]:
         """Ways that differ from another one in a single setting of healing, by its value; all for the same cuts."""
         together: dict[str, dict[int, dict[Cut, Unit]]] = {}
@@ -301,7 +302,7 @@ class Evidence:
         return dataclasses.replace(before, after=np.array(after))
 
     def unhealed_losses(self, rule: str) -> Losses | None:
-        """Losses on text before healing, for all cuts of a rule that have one."""
+        """Losses on text before healing, for all cuts of a rule that have one: on the paper's text, where it is one."""
         unit = self.best("loss")
         return self._before(unit, rule) if unit else None
 
@@ -330,8 +331,16 @@ class Evidence:
     # ---- layers ----------------------------------------------------------------------------------------------
 
     def distances(self) -> Unit | None:
-        """The unit of angular distances."""
-        return self.best("similarity")
+        """The angular distances that claims are judged by: on the paper's corpus, and those kept by sequence, if any.
+
+        Then not quantized before quantized, and the latest.
+        """
+
+        def rank(unit: Unit) -> tuple:
+            of_paper, by_sequence = unit.key["corpus"] == paper.CORPUS, unit.kind == "distances"
+            return of_paper, by_sequence, unit.key["quantization"] is None, unit.provenance["measured"]
+
+        return max(self.of_kind("similarity") + self.of_kind("distances"), key=rank, default=None)
 
 
 def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
