@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from deeper_layers.cuts import Cut
-from deeper_layers.report.questions import given_back
+from deeper_layers.report.questions import given_back, one_cut
 from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.results.packing import pack
 from deeper_layers.results.units import Unit
@@ -45,6 +45,30 @@ def test_what_lies_below_guessing_counts_as_guessing():
     assert share == pytest.approx(0.5) and low < 0.5 < high
 
 
+def test_what_opening_in_fewer_bits_took_is_no_loss_of_a_cut():
+    right = {"0,0": {"capitals": np.ones(40)}, CUT.name: {"capitals": np.zeros(40)}}
+    rounded = {"0,0": {"capitals": (np.arange(40) < 25).astype(float)}, CUT.name: {"capitals": np.zeros(40)}}
+    how = {"kind": "sweep", "rule": "similarity", "cuts": [[0, 0], [1, 2]]}
+    plain, opened = scores_unit("capitals", right, **how), scores_unit("capitals", rounded, **how, quantization="nf4")
+    healed = healed_unit(CUT, LOSSES)
+    in_nf4 = dataclasses.replace(healed, key=healed.key | {"quantization": "nf4"})
+    assert given_back.rounded_away([plain, opened], in_nf4) == (
+        "Opened in nf4 the whole model had lost before it was healed: Capitals from 1.00 to 0.62 (40 items)"
+    )
+    assert given_back.rounded_away([plain, opened], healed) == given_back.rounded_away([opened], in_nf4) == ""
+    other = dataclasses.replace(plain, key=plain.key | {"num_fewshot": 2})
+    assert given_back.rounded_away([other, opened], in_nf4) == "", "not asked alike"
+
+
+def test_that_nothing_came_back_of_few_items_is_not_sure():
+    """None of 50 written answers is right before and after: another of them may be."""
+    whole, none = (np.arange(50) < 24).astype(float), np.zeros(50)
+    share, low, high = given_back.back((whole, none, none), 0.0, shares=True)
+    assert share == 0 == low and 0.03 < high < 0.25
+    more = [np.tile(one, 100) for one in (whole, none, none)]
+    assert given_back.back(more, 0.0, shares=True)[2] < high / 20
+
+
 def test_where_nothing_was_surely_lost_nothing_is_given_back():
     draw = np.random.default_rng(0)
     right = (draw.random(100) < 0.5).astype(float)
@@ -56,8 +80,8 @@ def test_where_nothing_was_surely_lost_nothing_is_given_back():
 def test_rows_are_of_the_same_items_and_of_every_budget():
     """Loss and tasks of one cut healed twice, with as many updates and with ten times as many."""
     right = {"0,0": {"capitals": np.ones(8)}, CUT.name: {"capitals": (np.arange(8) < 1).astype(float)}}
-    unasked = scores_unit("sums", {cut: {"sums": one["capitals"]} for cut, one in right.items()})
-    swept = [scores_unit("capitals", right), unasked]
+    unasked = scores_unit("sums", {cut: {"sums": one["capitals"]} for cut, one in right.items()}, "sweep")
+    swept = [scores_unit("capitals", right, "sweep"), unasked]
     short = healed_unit(CUT, LOSSES + 0.5, acc=(1,) * 5 + (0,) * 3)
     settings = short.key["healing"]
     long = dataclasses.replace(
@@ -90,7 +114,7 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert more.loc["loss on text", ["change", "low", "high"]].tolist() == pytest.approx([-0.4] * 3)
     assert given_back.more_in_words(more.reset_index()) == [
         f"n = 2, 10 tokens instead of 1: loss on text from {LOSSES.mean() + 0.5:.3f} to {LOSSES.mean() + 0.1:.3f} "
-        "(-0.400, -0.400 to -0.400); nothing that can be told in Capitals"
+        "(-0.400, -0.400 to -0.400); no change is shown in Capitals"
     ]
     assert given_back.of_more_tokens(before(1.0), swept, {1: budgets[1]}).empty
     assert given_back.more_in_words(given_back.of_more_tokens(before(1.0), swept, {1: budgets[1]})) == []
@@ -108,15 +132,15 @@ def test_rows_are_of_the_same_items_and_of_every_budget():
     assert given_back.of_the_whole(before(1.0), swept, budgets).empty
     # more items before healing than after: the first of them
     more = {cut: {"capitals": np.concatenate([one["capitals"], np.zeros(4)])} for cut, one in right.items()}
-    more = scores_unit("capitals", more)
+    more = scores_unit("capitals", more, "sweep")
     assert given_back.table(before(1.0), [more], budgets, MANY).equals(table)
     # what the whole model does not know no healing gives back
     level = dataclasses.replace(swept[0], details=swept[0].details | {"levels": {"capitals": {"chance": 0.9}}})
     assert not given_back.before_and_after(before(1.0), [level], CUT, short)["Capitals"].known
     assert given_back.table(before(1.0), [level], budgets, MANY)["what"].tolist() == ["loss on text"] * 2
     # other items, or a cut that was not scored: no row, and no number
-    fewer = scores_unit("capitals", {cut: {"capitals": one["capitals"][:5]} for cut, one in right.items()})
-    elsewhere = scores_unit("capitals", {"0,0": right["0,0"]})
+    fewer = scores_unit("capitals", {cut: {"capitals": one["capitals"][:5]} for cut, one in right.items()}, "sweep")
+    elsewhere = scores_unit("capitals", {"0,0": right["0,0"]}, "sweep")
     assert given_back.table(before(0.0), [fewer, elsewhere], budgets, MANY)["what"].tolist() == ["loss on text"] * 2
     assert given_back.table(before(0.0), [fewer], budgets, MANY)["value"].isna().all()
 
@@ -135,7 +159,7 @@ def test_what_comes_back_is_said_in_words():
     assert given_back.in_words(pd.DataFrame(rows)) == [
         "loss on text (50 sequences), 2,048 tokens: 50% (40% to 60%) at n = 2, 4% (-2% to 10%) at n = 4",
         "loss on text (50 sequences), 4,096 tokens: 70% (60% to 80%) at n = 2",
-        "GSM8K (50 items), 2,048 tokens: nothing that can be told, at n = 2, 4",
+        "GSM8K (50 items), 2,048 tokens: no gain is shown, at n = 2, 4",
     ]
     assert given_back.in_words(pd.DataFrame(rows[2:3])) == []
 
@@ -148,10 +172,10 @@ def test_what_healing_does_to_the_unpruned_model_is_said():
     ]  # fmt: skip
     assert given_back.whole_in_words(pd.DataFrame(rows, columns=columns)) == [
         "the unpruned model itself, healed alike on 2,048 tokens: GSM8K from 0.480 to 0.280 (-0.200, -0.340 to "
-        "-0.060); nothing that can be told in MMLU (5-shot), BoolQ"
+        "-0.060); no change is shown in MMLU (5-shot), BoolQ"
     ]
     assert given_back.whole_in_words(pd.DataFrame(rows[1:], columns=columns)) == [
-        "the unpruned model itself, healed alike on 2,048 tokens: nothing that can be told in MMLU (5-shot), BoolQ"
+        "the unpruned model itself, healed alike on 2,048 tokens: no change is shown in MMLU (5-shot), BoolQ"
     ]
 
 
@@ -163,15 +187,17 @@ def test_what_a_healed_model_was_asked_in_several_units_is_of_one():
         details=first.details | {"outcomes": {"gsm8k": {"acc": pack(np.array([1, 0, 1, 1] * 2))}}},
     )  # fmt: skip
     right = {"0,0": {"gsm8k": np.ones(8)}, CUT.name: {"gsm8k": np.zeros(8)}}
-    swept = [scores_unit("gsm8k", right)]
+    swept = [scores_unit("gsm8k", right, "sweep")]
     for units in ([first, more, whole], [more, whole, first]):
         budgets = given_back.by_tokens(units, first)
         ((one, unhurt),) = ([of_cuts[CUT], of_cuts[Cut(0, 0)]] for of_cuts in budgets.values())
         assert unhurt is whole and set(one.details["outcomes"]) == {"capitals", "gsm8k"}
         assert one.key["limits"]["gsm8k"] == 8 and one.key["tasks"]["gsm8k"] == 5
+        of_card = one_cut.healing_of(units, CUT, first.key["healing"], "c4")
+        assert set(of_card.details["outcomes"]) == {"capitals", "gsm8k"}
         table = given_back.table(before(1.0), swept, budgets, MANY).set_index("what")
         assert table["value"].to_dict() == {"GSM8K, 5-shot": 0.75, "loss on text": pytest.approx(0)}
-        assert Evidence(units).healing_tokens and list(map(len, Evidence(units).ways.values())) == [2]
+        assert list(map(len, Evidence(units).ways.values())) == [2]
 
 
 def test_answers_from_before_healing_are_those_to_prompts_with_as_many_examples():
@@ -248,9 +274,10 @@ def test_only_sweeps_that_asked_as_much_in_the_same_way_stand_beside():
 
 def test_subjects_of_mmlu_that_were_swept_one_by_one_are_one_topic():
     names = ["mmlu_anatomy", "mmlu_virology"]
-    swept = [scores_unit(name, {"0,0": {name: np.ones(8)}, CUT.name: {name: np.zeros(8)}}) for name in names]
+    swept = [scores_unit(name, {"0,0": {name: np.ones(8)}, CUT.name: {name: np.zeros(8)}}, "sweep") for name in names]
     healed = healed_unit(CUT, LOSSES)
     outcomes = {name: {"acc": pack(np.full(8, right))} for name, right in zip(names, (1, 0))}
-    healed = dataclasses.replace(healed, details=healed.details | {"outcomes": outcomes})
+    key = healed.key | {"tasks": dict.fromkeys(names)}
+    healed = dataclasses.replace(healed, key=key, details=healed.details | {"outcomes": outcomes})
     found = given_back.before_and_after(before(1.0), swept, CUT, healed)["MMLU"]
     assert [values.tolist() for values in found[:3]] == [[1] * 16, [0] * 16, [1] * 8 + [0] * 8] and found.known

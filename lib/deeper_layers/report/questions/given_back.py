@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.questions.two_ways import LOSS
 from deeper_layers.report.statistics import curves
+from deeper_layers.report.statistics.evidence import Evidence
 from deeper_layers.report.statistics.healed import by_cut, healed_how
 from deeper_layers.report.statistics.items import item_metrics, right_items
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means, right_answers
@@ -103,7 +104,7 @@ def of_healing(units: Iterable[Unit], healed: Unit) -> pd.DataFrame:
     beside = {cut: unit for cut, unit in budget.items() if not cut.size} | {own: budget[own]}
     vocabulary = losses[0].details["vocabulary"] if losses else 0
     before = losses_before(losses, losses[0]) if losses else {}
-    return table(before, swept_alike(units, [budget[own]]), {tokens: beside}, vocabulary)
+    return table(before, units, {tokens: beside}, vocabulary)
 
 
 def table(
@@ -177,6 +178,32 @@ def of_more_tokens(
     return found.sort_values(["size", "start", "tokens"], kind="stable", ignore_index=True)
 
 
+def rounded_away(units: Iterable[Unit], healed: Unit) -> str:
+    """What the whole model surely lost where it was opened in fewer bits to be healed, in words; "" where it was not.
+
+    Of the same items, in pairs. Healing may mend that too, in the whole model and in a pruned one.
+    """
+    evidence, opened, found = Evidence(list(units)), healed.key["quantization"], []
+    for topic in evidence.topics if opened else ():
+        plain = {_asked(own): own for own in evidence.sweeps(topic) if own[0].key["quantization"] is None}
+        own = next((own for own in reversed(evidence.sweeps_opened_as(healed, topic)) if _asked(own) in plain), None)
+        if own is None:
+            continue
+        before, after = (_right_whole(of_way).astype(float) for of_way in (plain[_asked(own)], own))
+        if paired_interval(after - before, shares=True)[2] < 0:
+            found.append(f"{topic} from {before.mean():.2f} to {after.mean():.2f} ({len(before):,} items)")
+    return f"Opened in {opened} the whole model had lost before it was healed: {', '.join(found)}" if found else ""
+
+
+def _asked(sweeps: Sequence[Unit]) -> tuple:
+    return tuple((unit.name, unit.key["num_fewshot"], unit.key["limit"]) for unit in sweeps)
+
+
+def _right_whole(sweeps: Sequence[Unit]) -> Bool[np.ndarray, " I"]:
+    of_tasks = ((unit.details["outcomes"][UNPRUNED.name], unit.name, item_metrics(unit)[unit.name]) for unit in sweeps)
+    return np.concatenate([right_items(*of_task) for of_task in of_tasks]).astype(bool)
+
+
 def in_words(back: pd.DataFrame) -> list[str]:
     """For the loss, and then each task, and number of tokens what comes back at which sizes; rows are of `table`.
 
@@ -187,7 +214,7 @@ def in_words(back: pd.DataFrame) -> list[str]:
         asked = f"{what} ({rows['items'].max():,} {'sequences' if what == LOSS else 'items'}), {tokens:,} tokens"
         if not (rows["low"].fillna(rows["high"]) > 0).any():
             sizes = ", ".join(map(str, rows["size"]))
-            found.append(f"{asked}: nothing that can be told, at n = {sizes}")
+            found.append(f"{asked}: no gain is shown, at n = {sizes}")
             continue
         shares = (f"{share_in_words(row)} at n = {row.size}" for row in rows.itertuples())
         found.append(f"{asked}: {', '.join(shares)}")
@@ -226,7 +253,7 @@ def _changes(rows: pd.DataFrame) -> str:
         for row in rows[surely].itertuples()
     ]
     others = [re.sub(", (.*)", r" (\1)", what) for what in rows.loc[~surely, "what"]]
-    untold = f"nothing that can be told in {', '.join(others)}" if others else ""
+    untold = f"no change is shown in {', '.join(others)}" if others else ""
     return "; ".join(filter(None, [*changes, untold]))
 
 
@@ -272,11 +299,17 @@ def back(
     """The share given back with its interval, of what whole, pruned and healed model have.
 
     `shares`: of outcomes from 0 to 1, of which more is better, and a mean below `guessing` counts as that; else of
-    losses. Not a number where nothing was surely lost: by a paired test, and in all but 1% of the draws.
+    losses. To items that are drawn anew one that healing won and one that it lost are added, as in
+    `significance.paired`. Not a number where nothing was surely lost: by a paired test, and in all but 1% of the draws.
     """
     better = np.stack(values) if shares else -np.stack(values)  # more of it is better
     _, surely_lost, _ = paired_interval(better[0] - better[1], shares=shares)
-    whole, pruned, healed = np.maximum(resampled_means(better), guessing if shares else -np.inf).T
+    means, drawn = better.mean(axis=1)[None], better
+    if shares:
+        added = [[means[0, 0]] * 2, [means[0, 1]] * 2, means[0, 1] + [1.0, -1.0]]
+        drawn = np.concatenate([better, added], axis=1)
+    every = np.concatenate([means, resampled_means(drawn)[1:]])
+    whole, pruned, healed = np.maximum(every, guessing if shares else -np.inf).T
     told = whole > pruned  # items drawn anew may show no loss, and a share of nothing is no number
     if surely_lost <= 0 or told.mean() < TOLD:
         return UNTOLD
@@ -299,13 +332,14 @@ class BeforeAndAfter(NamedTuple):
 def before_and_after(
     losses: Mapping[str, "Losses"], swept: Sequence[Unit], cut: Cut, healed: Unit
 ) -> dict[str, BeforeAndAfter]:
-    """Of the loss and of each set of items that was asked before healing too: the first ones of a sweep."""
+    """Of the loss and of each set of items that was asked before healing too: the first ones of a sweep, with as many
+    examples in the prompt."""
     found = {}
     if cut.name in losses and len(losses[cut.name].pruned) == len(healed.details["by_sequence"]):
         values = (*losses[cut.name], healed.details["by_sequence"])
         found[LOSS] = BeforeAndAfter(*map(np.array, values))
     after = healed.details["outcomes"]
-    for of_tasks in _asked_both_times(swept, cut, after):
+    for of_tasks in _asked_both_times(swept_alike(swept, [healed]), cut, after):
         right, answers = [], []
         for task, leaf in sorted(of_tasks.items()):
             of_cuts, metric = leaf.details["outcomes"], item_metrics(leaf)[task]
