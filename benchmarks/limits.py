@@ -57,7 +57,7 @@ def heights() -> dict[str, np.ndarray]:
 
 
 def depths() -> dict[str, np.ndarray]:
-    """Distances [n, l] by where the most similar blocks lie: a mean of few whole numbers, none of them at DEEP."""
+    """Distances [n, l] by where the most similar blocks lie: of so many layers no mean of places is exactly DEEP."""
     near = true_distances(2.0, 0.66)
     tied, deeper = near.copy(), near.copy()
     tied[3, 12] = near[3, 11]  # of 4 layers two blocks are the most similar

@@ -362,6 +362,8 @@ def test_provenance_says_what_was_true(tmp_path, measure):
 def test_which_tasks_are_measured_and_which_units_stand_for_others(tmp_path, measure):
     of_task = measure_or_load("sweep", "mine", KEY, measure, tmp_path)
     assert units.is_measured("mine", tmp_path) and not units.is_measured("min", tmp_path)
+    of_task.path.with_name(of_task.path.name.replace("sweep-mine", "choice-greedy")).write_text("{}")
+    assert not units.is_measured("greedy", tmp_path), "the name of a rule is none of a task"
     of_group = units.Unit("sweep", "all", {}, {}, pd.DataFrame(), {"units": [of_task.path.name]})
     assert units.whole_units([of_group, of_task]) == [of_group]
     assert units.whole_units([of_task]) == [of_task]

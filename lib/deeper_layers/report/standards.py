@@ -135,7 +135,7 @@ def spent(units: Iterable[Unit]) -> str:
                                                                       "GiB at most": 0.0})  # fmt: skip
         row["runs"] += 1
         row["hours"] += hours
-        row["processor hours"] += hours * (processors(ran["device"]) or 1)
+        row["processor hours"] += hours * (processors(ran["device"]) or 0)
         row["GiB at most"] = max(row["GiB at most"], (ran.get("peak_memory_bytes") or 0) / 2**30)
     table = pd.DataFrame([{"model": model, "kind": kind, **row} for (model, kind), row in sorted(rows.items())])
     if table.empty:
@@ -163,7 +163,7 @@ def infrastructure(units: Iterable[Unit]) -> str:
     units = runs(units)
     # one thread was once written "1 threads"
     devices = Counter(unit.provenance["device"].replace(" 1 threads", " 1 thread") for unit in units)
-    pythons = sorted({unit.provenance["python"] for unit in units})
+    pythons = sorted({python for unit in units if (python := unit.provenance.get("python"))})
     dirty = sum(bool(unit.provenance["dirty"]) for unit in units)
     healings = [unit.key["healing"] for unit in units if unit.kind == "healing"]
     lines = [

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # slow: imported where there is a unit to read
 
 SETTLED = 2_000_000_000  # nanoseconds: a file written since may change again, and its times not tell
 NUMBERS = ("value", "stderr", "distance")  # columns of rows in which null is what was not measured
+OF_TASKS = ("sweep", "scan", "cuts", "shots", "loss", "similarity", "distances", "geometry", "blocks")
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 
 
@@ -169,9 +170,9 @@ def _order(unit: Unit) -> tuple[int, str]:
 
 
 def is_measured(task: str, folder: Path | None = None) -> bool:
-    """Whether results hold a unit of a task or corpus by this name, of any model."""
-    pattern = f"*/*-{glob.escape(slug(task))}-*.json"
-    return any(any(place.glob(pattern)) for place in readable_folders(folder))
+    """Whether results hold a unit of a task or corpus by this name, of any model: of a kind that is named by one."""
+    name = glob.escape(slug(task))
+    return any(any(place.glob(f"*/{kind}-{name}-*.json")) for place in readable_folders(folder) for kind in OF_TASKS)
 
 
 def write_unit(

@@ -32,8 +32,9 @@ def panels(
     for panel, key in enumerate(panels):
         for mark in marks:
             picture.line([mark, mark], [bottom, top], colour=GREY, line="dot", width=0.8, panel=panel)
-        for label, height in (levels or {}).items():
-            picture.line([left, right], [height, height], colour=GREY, line="dash", width=1.2, panel=panel, label=label)
+        for place, (label, height) in enumerate((levels or {}).items()):
+            how = {"colour": GREY, "line": ("dash", "dashdot")[place % 2], "width": 1.2}
+            picture.line([left, right], [height, height], **how, panel=panel, label=label)
         for (line, label), style in zip(lines.items(), styles_of(lines)):
             own = drawn[(drawn["panel"] == key) & (drawn["line"] == line)].sort_values("at")
             if len(own):

@@ -240,6 +240,9 @@ def pair_of(of_model: dict[str, Unit], forms: Sequence[Form]) -> tuple[Kept, Kep
     pair = [kept(of_model[form.task], form) for form in forms]
     if not np.array_equal(pair[0].target, pair[1].target):
         return "the two forms were asked of different items"
+    how = ("dtype", "num_fewshot")  # of what is quantized no scan is taken
+    if len({tuple(of_model[form.task].key[name] for name in how) for form in forms}) > 1:
+        return "the two forms were asked with other numbers of examples, or of other number formats"
     layers = of_model[forms[0].task].details["num_layers"]
     places = [all_blocks(layers, place) for place in (MIDDLE, LATE)]
     if not all(places):

@@ -28,6 +28,7 @@ from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
 BOTH = "both rules"
+ABOVE = "C, none below guessing"
 SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where that was not measured
 
@@ -35,7 +36,8 @@ SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where t
 def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]:
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
 
-    Beside C stands where half of the letters and half of the words is gone, as `half_gone` has it. `guessing` is what
+    Beside C stands the same with accuracies below guessing counted as guessing (ABOVE), and where half of the letters
+    and half of the words is gone, as `half_gone` has it; they decide nothing. `guessing` is what
     guessing scores on the words, if not chance: of them it is not known, as no constant answer can be named.
     """
     found, forms, units = [], QUESTIONS["MMLU"], list(units)
@@ -56,12 +58,21 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
             found.append(Ruling(model, BOTH, "", why=why))
             continue
         for rule, cuts in of_rules.items():
-            value = interval((letters.at(cuts) - words.at(cuts)).mean(axis=1), len(of_rules))
+            both = letters.at(cuts), words.at(cuts)
+            value = interval((both[0] - both[1]).mean(axis=1), len(of_rules))
+            above = interval((np.maximum(both[0], 0) - np.maximum(both[1], 0)).mean(axis=1), len(of_rules))
             gone = {name: half_gone(form, cuts, layers) for name, form in (("letters", letters), ("words", words))}
             of_letters = value[2] < 0 and value[0] <= -LEAST
             verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
             found.append(
-                Ruling(model, rule, verdict, {"C": value, **gone}, 1 - WRONG / len(of_rules), letters.right.shape[1])
+                Ruling(
+                    model,
+                    rule,
+                    verdict,
+                    {"C": value, ABOVE: above, **gone},
+                    1 - WRONG / len(of_rules),
+                    letters.right.shape[1],
+                )
             )
     return found
 
