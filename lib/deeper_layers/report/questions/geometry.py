@@ -249,12 +249,12 @@ def _draws(table: pd.DataFrame, name: str, resamples: int) -> tuple[int, Float[n
     return len(table), np.arctanh(found.clip(-LARGEST, LARGEST))
 
 
-def resampled_starts(starts: Int[np.ndarray, " B"], resamples: int, seed: int = 0) -> Float[np.ndarray, "R B"]:
+def resampled_starts(starts: Int[np.ndarray, " B"], resamples: int) -> Float[np.ndarray, "R B"]:
     """How often each block counts: once, then as often as its first layer is in runs of first layers drawn anew."""
     known, place = np.unique(starts, return_inverse=True)
     number = len(known)
     length = math.ceil(number / RUNS)
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     begins = draw.integers(0, number, (resamples, math.ceil(number / length)))
     drawn = ((begins[:, :, None] + np.arange(length)) % number).reshape(resamples, -1)
     times = np.stack([np.bincount(row, minlength=number) for row in drawn]) if resamples else np.zeros((0, number))

@@ -21,6 +21,7 @@ from deeper_layers.rules.rule import Rule
 
 PARTS = ("layers", "attention", "mlp")
 Healed = tuple[pd.DataFrame, list[Unit]] | None
+OF_PAPER = "similarity"  # the rule beside which others stand
 Scored = dict[str, np.ndarray]  # by rule, which items were right, sizes by items
 
 
@@ -228,14 +229,14 @@ def scored(units: Mapping[str, Unit], cuts: Mapping[str, Mapping[int, Cut]], siz
     return found
 
 
-def score_table(found: Scored, sizes: list[int], guessing: float = 0.0, beside: str = "similarity") -> pd.DataFrame:
+def score_table(found: Scored, sizes: list[int], guessing: float = 0.0) -> pd.DataFrame:
     """Rules by their mean accuracy over sizes, best first, each beside the paper's rule, item by item.
 
     Columns rule, mean, low and high (95%, by resampled items), rank and ranks (1 is best, with its 95% interval),
-    change (of the mean, to that of `beside`), interval (95%, t, pairs), p (Holm's correction for all rules), seen
-    (none for the rule itself), and the accuracy of each size. Seen is "better" or "worse" where that is sure and the
-    better one of both is surely above `guessing`; "guessing" where it is not, since to be less wrong than a guess is no
-    knowledge; else "no difference seen".
+    change (of the mean, to that of the paper's rule), interval (95%, t, pairs), p (Holm's correction for all rules),
+    seen (none for the rule itself), and the accuracy of each size. Seen is "better" or "worse" where that is sure and
+    the better one of both is surely above `guessing`; "guessing" where it is not, since to be less wrong than a guess
+    is no knowledge; else "no difference seen".
     """
     means = {rule: right.mean(axis=0) for rule, right in found.items()}  # of each item, over sizes
     if not means:
@@ -250,8 +251,8 @@ def score_table(found: Scored, sizes: list[int], guessing: float = 0.0, beside: 
         row: dict = {"rule": rule, "mean": values[rule], "low": low, "high": high, "rank": placed[rule]}
         row |= {"ranks": f"{in_halves(first)} to {in_halves(last)}", "change": np.nan}
         row |= {"interval": None, "p": np.nan, "seen": None}
-        if rule != beside and beside in means:
-            differences = mean - means[beside]
+        if rule != OF_PAPER and OF_PAPER in means:
+            differences = mean - means[OF_PAPER]
             change, low, high = significance.paired_interval(differences, shares=True)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
             p[rule] = min(1.0, 2 * min(significance.tails(differences, 0.0, shares=True)))
@@ -260,7 +261,7 @@ def score_table(found: Scored, sizes: list[int], guessing: float = 0.0, beside: 
     table = pd.DataFrame(rows).set_index("rule")
     for rule, corrected in zip(p, significance.holm(list(p.values())), strict=True):
         sure = corrected < significance.ALPHA
-        knows = max(table.loc[[rule, beside], "low"]) > guessing
+        knows = max(table.loc[[rule, OF_PAPER], "low"]) > guessing
         seen = "no difference seen" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
         seen = seen if knows else "guessing"
         table.loc[rule, ["p", "seen"]] = [corrected, seen]
@@ -295,15 +296,13 @@ def side_by_side(
 # ---- healed ------------------------------------------------------------------------------------------------------
 
 
-def healed_table(
-    units: Iterable[Unit], choices: Mapping[str, Mapping[int, Choice]], beside: str = "similarity"
-) -> Healed:
+def healed_table(units: Iterable[Unit], choices: Mapping[str, Mapping[int, Choice]]) -> Healed:
     """What rules leave after healing, all healed in one way: that of which there are most; None where there is none.
 
     A row for each rule and size, by size and loss: rule, n, unhealed and loss (nats a token), change and interval (of
-    the loss, to that of `beside`, sequence by sequence, 95%, t), and the accuracy of each topic; and the unit of each
-    row. The unhealed loss is that of the choice, on as many sequences of the text as the map has. Rules that change
-    weights are left out: of the same layers, without what they change, a healing says nothing of them.
+    the loss, to that of the paper's rule, sequence by sequence, 95%, t), and the accuracy of each set of items; and the
+    unit of each row. The unhealed loss is that of the choice, on as many sequences of the text as the map has. Rules
+    that change weights are left out: of the same layers, without what they change, a healing says nothing of them.
     """
     by_size = {
         rule: {one.cut.size: one for one in of.values() if one.cut.size}
@@ -320,9 +319,9 @@ def healed_table(
         losses = np.array(unit.details["by_sequence"])
         row: dict = {"rule": rule, "n": cut.size, "unhealed": one.losses.mean(), "loss": losses.mean()}
         row |= {"change": np.nan, "interval": None}
-        same_size = by_size.get(beside, {}).get(cut.size)
+        same_size = by_size.get(OF_PAPER, {}).get(cut.size)
         other = None if same_size is None else way.get(same_size.cut)
-        if rule != beside and other is not None:
+        if rule != OF_PAPER and other is not None:
             differences = losses - np.array(other.details["by_sequence"])
             change, low, high = significance.paired_interval(differences, shares=False)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
