@@ -34,7 +34,7 @@ def main() -> None:
 def first_item(task: str, shots: int | None, datasets: str | None = None) -> dict:
     """The prompt of a task's first item, what follows it (choices, or where an answer ends) and what is right."""
     (loaded,) = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)["tasks"].values()
-    with harness._quiet():
+    with harness.quiet():
         loaded.build_all_requests(limit=1, rank=0, world_size=1)
     first = loaded.instances[0]
     found = {"shots": loaded.get_config("num_fewshot"), "prompt": first.args[0]}

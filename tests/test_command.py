@@ -280,7 +280,7 @@ def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypa
 
     monkeypatch.setattr(sweeps.evaluation, "sweep", interrupted)
     done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
-    said = "interrupted: what is finished is kept, and the same command goes on from there\n"
+    said = "interrupted: what was measured in full is kept, and the same command goes on from there\n"
     assert done.stdout == "" and done.stderr.endswith(said)
     measured.append("interrupted")
     typed("sweep", *asked, "--rules", "simple")
@@ -396,7 +396,7 @@ def test_mistakes_of_places(tiny_folder, tmp_path, monkeypatch):
         assert f"{tmp_path / 'file'} is no folder: name another place" in message
     assert "exists: give" in said("prune", tiny_folder, tmp_path, "--drop", 1)
     assert "is no folder" in said("prune", tiny_folder, tmp_path / "file" / "out", "--drop", 1, "--rule", "simple")
-    assert "--drop is missing" in said("prune", tiny_folder, tmp_path / "out")
+    assert "--drop says how many layers go" in typed("prune", tiny_folder, tmp_path / "out", code=2).stderr
     assert "which is no folder" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tmp_path / "none")
     assert "lacks adapter_config.json" in said("prune", tiny_folder, tmp_path / "out", "--adapter", tiny_folder)
 

@@ -107,7 +107,7 @@ def test_adapters_of_peft_alone_are_taken_at_the_word_of_who_gives_the_cut(llama
     one, two = tensors(with_record), tensors(without)
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert "not recorded" in (without / "README.md").read_text()
-    with pytest.raises(click.ClickException, match="--drop is missing"):
+    with pytest.raises(click.ClickException, match="--drop says how many"):
         prune(llama / "whole", llama / "three", "--adapter", llama / "adapter")
 
 

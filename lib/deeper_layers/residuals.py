@@ -5,12 +5,14 @@ layers themselves; and a cosine near 1 says nothing in half precision, so all ar
 Letters in shapes: T tokens, D width.
 """
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import nn
+from tqdm import tqdm
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
@@ -28,7 +30,12 @@ def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]
         return torch.stack([residual[0].double() for residual in recorder.residuals])
 
 
-def token_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
+def watched(things: Sequence, what: str, unit: str = "sequence") -> Iterable:
+    """The same things one after another, with a bar on stderr where that takes longer than some seconds."""
+    return tqdm(things, desc=what, unit=unit, delay=2, mininterval=2, file=sys.stderr)
+
+
+def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
     """Mean over all tokens of the cosine of the residuals that enter layers l and m; the last leaves the last layer.
 
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
@@ -37,7 +44,7 @@ def token_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray,
     """
     length = num_layers(model) + 1
     total, tokens = torch.zeros(length, length, dtype=torch.float64), 0
-    for sequence in sequences:
+    for sequence in watched(sequences, "cosines of residuals"):
         unit = nn.functional.normalize(residuals_of(model, sequence), dim=-1)
         total += torch.einsum("ltd,mtd->lm", unit, unit).cpu()
         tokens += len(sequence)
@@ -45,7 +52,7 @@ def token_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray,
     return (total / tokens).numpy()
 
 
-def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
+def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
     """Mean over all tokens of the cosine of what enters and what leaves the attention (row 0) and the MLP (row 1).
 
     Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
@@ -55,7 +62,7 @@ def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarr
     """
     network, tokens, parallel = Network(model), 0, {}
     total = torch.zeros(2, len(network.layers), dtype=torch.float64)
-    for sequence in sequences:
+    for sequence in watched(sequences, "cosines of sublayers"):
         with torch.inference_mode():
             try:
                 handed = network.handed(sequence[None].to(network.device))
@@ -80,14 +87,14 @@ def sublayer_cosines(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarr
     return (total / tokens).numpy()
 
 
-def saliences(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L"]:
+def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
     """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
 
     Source: Kim et al., arXiv 2402.02834, equation 1; like the authors' code without biases. A forward and a backward
     pass; memory for the gradients of all layers, in the model's data type. Raises InputError where there is no text, or
     weights have no gradient.
     """
-    layers, sequences = decoder_layers(model), list(sequences)
+    layers = decoder_layers(model)
     _check_text(targets := sum(len(sequence) - 1 for sequence in sequences))
     if not all(parameter.is_floating_point() and not parameter.is_meta for parameter in layers.parameters()):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
@@ -99,7 +106,7 @@ def saliences(model, sequences: Iterable[torch.Tensor]) -> Float[np.ndarray, " L
     try:
         device = model.get_input_embeddings().weight.device
         with torch.enable_grad():
-            for sequence in sequences:
+            for sequence in watched(sequences, "saliences"):
                 ids = sequence[None].to(device, torch.long)
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()

@@ -22,7 +22,7 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Call, Network, NotApart
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.residuals import residuals_of
+from deeper_layers.residuals import residuals_of, watched
 from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, TRAINED
 
 HOW = (LEAST_SQUARES, COSINE, TRAINED)
@@ -108,11 +108,11 @@ def _sides(
     if (tokens := sum(map(len, sequences))) < writer.out_features:
         raise InputError(
             f"there are {tokens} tokens to fit a map of {writer.out_features} by {writer.out_features} on: give more "
-            "sequences"
+            "sequences (samples)"
         )
     added, residuals = [], []
     with _watching(writer, added):
-        for sequence in sequences:
+        for sequence in watched(sequences, "bridge, residuals"):
             found = residuals_of(model, sequence)
             residuals.append((found[cut.start], found[cut.stop]))
     below, above = (torch.cat(side) for side in zip(*residuals, strict=True))
@@ -138,7 +138,7 @@ def _nearest_by_cosine(
         found = nn.Parameter(start.float().clone())
         steps = torch.optim.Adam([found], lr=COSINE_RATE)
         draw = torch.Generator().manual_seed(0)
-        for _ in range(EPOCHS):
+        for _ in watched(range(EPOCHS), "bridge", "epoch"):
             for some in torch.randperm(len(added), generator=draw).split(AT_ONCE):
                 m, y, z = (side[some.to(side.device)].clone() for side in (added, rest, wanted))
                 loss = 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
@@ -159,23 +159,22 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
         raise InputError("there is no sequence to train a layer on: give at least one")
     dtype, device = (getattr(next(layer.parameters()), name) for name in ("dtype", "device"))
     pairs = []
-    for sequence in sequences:
+    for sequence in watched(sequences, "bridge, residuals"):
         found = residuals_of(model, sequence)
         pairs.append(tuple(found[place].float().cpu() for place in (below, above)))
     layer.float().requires_grad_(True)
     steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
     draw = torch.Generator().manual_seed(0)
-    for _ in range(ROUNDS):
-        for number in torch.randperm(len(sequences), generator=draw).tolist():
-            sequence = sequences[number]
-            with torch.no_grad():
-                entering, wanted = (residual.clone().to(device) for residual in pairs[number])
-                call = _called(model, sequence, below, torch.float32)
-            with torch.enable_grad():
-                loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
-                steps.zero_grad()
-                loss.backward()
-                steps.step()
+    order = [number for _ in range(ROUNDS) for number in torch.randperm(len(sequences), generator=draw).tolist()]
+    for number in watched(order, "bridge"):
+        with torch.no_grad():
+            entering, wanted = (residual.clone().to(device) for residual in pairs[number])
+            call = _called(model, sequences[number], below, torch.float32)
+        with torch.enable_grad():
+            loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
     layer.to(dtype).requires_grad_(False)
 
 

@@ -6,14 +6,17 @@ matrices of the last of these layers. Gains of norms and biases stay those of th
 """
 
 import functools
+import sys
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.residuals import watched
 from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, first_of
 
 HOW = (MERGED, LAST_TAKEN)
@@ -53,10 +56,12 @@ def likeness_on(model, sequences: list[torch.Tensor], how: str = MERGED) -> Like
     Source: the authors' notebooks: states after the final norm, of a whole sequence as one vector; mean over sequences.
     What was asked before is remembered.
     """
-    states = [_final_states(model, sequence) for sequence in sequences]
+    states = [_final_states(model, sequence) for sequence in watched(sequences, "final states")]
+    bar = tqdm(desc="models of merged layers compared", unit="model", delay=2, mininterval=2, file=sys.stderr)
 
     @functools.cache
     def found(layers: tuple[Merged, ...]) -> float:
+        bar.update()
         other = merged_model(model, list(layers), how)
         pairs = zip(states, (_final_states(other, sequence) for sequence in sequences), strict=True)
         return sum(float(nn.functional.cosine_similarity(*pair, dim=0)) for pair in pairs) / len(states)

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import re
 import warnings
 
 import click
@@ -11,7 +12,7 @@ from deeper_layers.errors import InputError, first_line, one_line
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_MEMORY = "can't allocate memory"
+NO_MEMORY = re.compile("can(?:'|no)t allocate memory", re.IGNORECASE)
 # each is the function of its name in the file of its name; imported to run it, but not to list it
 SUBCOMMANDS = {
     "plan": "What a run will cost; nothing is loaded.",
@@ -63,7 +64,8 @@ class Subcommands(click.Group):
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
-                click.echo("\ninterrupted: what is finished is kept, and the same command goes on from there", err=True)
+                said = "interrupted: what was measured in full is kept, and the same command goes on from there"
+                click.echo(f"\n{said}", err=True)
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
                 error.message = one_line(error.message)  # it quotes what was typed
@@ -78,7 +80,7 @@ class Subcommands(click.Group):
 
 def _told(error: Exception) -> "Mistake":
     """One line for whatever went wrong."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError) and not NO_MEMORY.search(str(error)):
         return Mistake(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
@@ -87,7 +89,7 @@ def _told(error: Exception) -> "Mistake":
     if isinstance(error, OSError) and error.errno in FULL:
         return Mistake(f"can't write any more ({error.strerror}): make room, the same command goes on where it stopped")
     # torch has its own on an accelerator, and none on a processor
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY in str(error):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(str(error)):
         return Mistake(
             f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
             "--quantization nf4; the same command goes on where it stopped"

@@ -29,6 +29,8 @@ AT_MOST = (
     "nothing; how much of it is that is told once the unpruned model was healed alike, by the same command with "
     "--drop 0"
 )
+# typed options that a sweep has too, beside those that are always named
+OF_SWEEP = ("results", "datasets", "corpus", "samples", "sequence_length", "seed", "num_fewshot")
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -102,9 +104,13 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         before = "nothing was dropped, and nothing is to be given back"
     elif not len(back) and drop and start is None:
         asked = {
-            "dtype": parameters.dtype, "quantization": parameters.quantization or "none", "tasks": parameters.tasks,
-            "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
-        } | ({"results": parameters.results} if parameters.results else {})  # fmt: skip
+            "dtype": parameters.dtype,
+            "quantization": parameters.quantization or "none",
+            "tasks": parameters.tasks,
+            "limit": parameters.limit or "none",
+            "rules": rule,
+            "sizes": drop,
+        } | {name.replace("_", "-"): given[name] for name in OF_SWEEP if given.get(name) is not None}
         words = [parameters.model, *(word for name, value in asked.items() for word in (f"--{name}", f"{value}"))]
         before += f"; measured by: deeper-layers sweep {shlex.join(words)}"
     return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)

@@ -76,13 +76,15 @@ def planned(parameters: SweepParameters, source: Source) -> dict:
     if given is not None:
         check_given(given, layers)
     of_sizes = [simple_cut(layers, size) for size in sizes] if given is None else [UNPRUNED, given]
-    needs = {} if given else {rule: REGISTERED[rule].needs for rule in parameters.rule_list}
+    chosen = parameters.rule_list if given is None and any(sizes) else []
+    needs = {rule: REGISTERED[rule].needs for rule in chosen}
     tokens = parameters.samples * parameters.sequence_length
     from deeper_layers.experiments.choosing import price  # slow: what is above may refuse
 
     content = {
         "model": source.name, "layers": layers, "dtype": source.dtype, "weights": source.quantized,
         **_sizes(source, of_sizes, parameters.trust_remote_code),
+        "tokenizer": models.find_model(hashed=False).name if source.weights == CONFIGURED else None,
         "distances": None,
         "searches": {rule: price(rule, max(sizes), parameters, layers) for rule in needs if needs[rule] == "losses"},
         "tasks": [_task(task, parameters, source) for task in parameters.task_list],
@@ -126,6 +128,8 @@ def in_words(content: dict) -> str:
         said = (priced(rule, price) for rule, price in content["searches"].items())
         parts += [f"{price}, and less where results hold some" for price in said]
     parts.append("\n".join(f"{task['task']}: {_task_in_words(task)}" for task in content["tasks"]))
+    if content["tokenizer"] is not None:
+        parts.append(f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known.")
     if any("unit" not in task for task in content["tasks"]):
         parts.append(
             "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it "

@@ -72,9 +72,11 @@ class Known:
         }  # fmt: skip
 
 
-def preview(known: Known, out: Path, source: Source, dtype: str, kind: str | None, mtp: bool) -> Answer:
-    """What --dry-run answers."""
-    lines = [f"{known.name}: {known.cut.describe(known.layers)}"]
+def preview(
+    known: Known, out: Path, source: Source, dtype: str, kind: str | None, mtp: bool, healing: str, folder: str | None
+) -> Answer:
+    """What --dry-run answers; `healing` says how the model would be healed, `folder` is that of results as typed."""
+    lines = [f"{known.name}: {known.cut.describe(known.layers)}", *([healing] if healing else [])]
     if out.suffix == ".gguf":
         bytes, written = gguf_bytes(source, known.cut, kind), kind or source.quantized
     else:
@@ -90,7 +92,9 @@ def preview(known: Known, out: Path, source: Source, dtype: str, kind: str | Non
             known.ruin() or "results do not say that it surely ruins any of these: where items are few, they can not",
         ]
     else:
-        asked = shlex.join(["deeper-layers", "sweep", str(source.gguf or source.folder), *typed_lists(known.cut)])
+        where = ["--results", folder] if folder else []
+        words = ["deeper-layers", "sweep", str(source.gguf or source.folder), *typed_lists(known.cut), *where]
+        asked = shlex.join(words)
         of = "this cut" if known.units else "this model"
         lines.append(f"of its quality: results hold nothing of {of}; `{asked} --tasks TASKS` measures it")
     content = known.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}

@@ -134,7 +134,8 @@ def prune(
         raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
     if dry_run:
         source = found() if is_gguf(model) else models.find_model(model, revision=revision, hashed=False)
-        return preview(known, out, source, dtype, kind, not without_mtp)
+        said = _healing_in_words(parameters, heal) if heal else ""
+        return preview(known, out, source, dtype, kind, not without_mtp, said, given.get("results"))
     known.warn()
     if heal:
         from deeper_layers.experiments.healings import adapter_folder
@@ -163,6 +164,15 @@ def prune(
         "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
     return Answer("\n".join(lines), content)
+
+
+def _healing_in_words(parameters: HealingParameters, preset: str) -> str:
+    config = parameters.config()
+    tokens = config.steps * config.batch_sequences * config.sequence_length
+    return (
+        f"would be healed first ({preset}): {config.steps:,} steps, {tokens:,} tokens of {parameters.text}; what "
+        "stands here of its quality is from before that"
+    )
 
 
 def _check_change(rule: str, beside: dict[str, object], out: Path) -> None:
@@ -281,9 +291,9 @@ def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite:
 def _cut_of(adapter: "Adapter | None", start: int | None) -> Cut:
     """The cut that adapters were trained for."""
     if adapter is None or adapter.cut is None:
-        raise InputError(
-            "--drop is missing: give the number of layers to drop; it may be left out only with --adapter and a "
-            "folder that records its cut"
+        raise click.UsageError(
+            "--drop says how many layers go, --layers which: give one of them, or --adapter and a folder that records "
+            "its cut"
         )
     if start is not None:
         raise InputError(f"--start is {start} without --drop: give both, or none with --adapter")

@@ -161,6 +161,8 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
 
     # a virtual environment's own kernel before one that the user once installed for another interpreter
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
+    # bars are lines of text there, and nothing has to be installed for that
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
     with tempfile.TemporaryDirectory() as folder:
         # sockets in a folder of our own: no two kernels can race for a port
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}

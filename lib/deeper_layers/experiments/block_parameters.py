@@ -5,7 +5,6 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from deeper_layers import checks, data
-from deeper_layers.cuts import check_size
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import ListText, Parameters, check_one_of, numbers_from
 from deeper_layers.experiments.parameter_texts import places, split
@@ -143,5 +142,6 @@ class ScanParameters(QuestionAnsweringParameters):
     def block_list(self, num_layers: int) -> list[int]:
         """The first layer of each block. Raises InputError for blocks that the model is too small for."""
         size = self.blocks or 0
-        check_size(size, num_layers)
+        if size >= num_layers:
+            raise InputError(f"blocks is {size}, expected less than the model's {num_layers} layers: one has to stay")
         return places("starts", self.starts, num_layers - size)

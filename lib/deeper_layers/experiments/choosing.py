@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from deeper_layers import bridges, checkpoints, evaluation
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit, drawn_batches
@@ -40,6 +40,8 @@ def chosen_cuts(
     sizes that do not fit the model or the rule.
     """
     chosen, layers = REGISTERED[rule], source.num_layers
+    if not any(sizes):  # the whole model, which no rule has to choose
+        return [UNPRUNED] * len(sizes)
     if chosen.needs == "distances":
         known = Known(layers, distances=distance_matrix(distances(parameters, source, opened).rows))
     elif chosen.needs == "losses":
@@ -79,7 +81,8 @@ def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callab
     needs = REGISTERED[rule].needs
     if not parameters.measure:
         raise NotMeasuredError(f"not measured: the {needs} of {source.name}, which the rule {rule!r} needs")
-    print(priced(rule, price(rule, 0, parameters, source.num_layers)), file=sys.stderr, flush=True)
+    said = priced(rule, price(rule, 0, parameters, source.num_layers))
+    print(f"{said}; what it looks at is not kept: interrupted, it begins anew", file=sys.stderr, flush=True)
     sequences = _sequences(parameters, opened)
     return evaluation.known_of(opened()[0], rule, sequences)
 
@@ -109,7 +112,7 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
     @functools.cache
     def text() -> tuple[list, Callable]:
         said = priced(rule, price(rule, size, parameters, source.num_layers))
-        print(f"{said} (samples times sequence_length); each step is kept in results", file=sys.stderr, flush=True)
+        print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
         return _sequences(parameters, opened), evaluation.families_of(opened()[0])
 
     def losses(cuts: list[Cut]) -> list[float]:

@@ -373,4 +373,6 @@ def check_given(cut: Cut, layers: int) -> None:
             raise InputError(
                 f"{name} is a list up to {indices[-1]}; expected layers 0 to {layers - 1}: the model has {layers}"
             )
+    if cut.size == layers:
+        raise InputError(f"layers is a list of all {layers} of the model: one has to stay")
     cut.check(layers)

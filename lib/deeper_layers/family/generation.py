@@ -6,10 +6,14 @@ pruned models together (decoding.py).
 Letters in shapes: B rows of a batch, T tokens.
 """
 
+import contextlib
 import hashlib
+import io
 import itertools
 import json
+import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +102,8 @@ class _HFLM(HFLM):
     """HFLM, which keeps what it asks of the model, and takes answers that are there."""
 
     def __init__(self, model, tokenizer, rows: int):
-        super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows)
+        with quiet():  # one a pruned model, and each would say that its model is open already
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows)
         self.calls: list[Call] = []
         self.answers: list[list[list[int]]] | None = None
         self.generates = False
@@ -192,3 +197,21 @@ def _is_greedy(model) -> bool:
     """Whether the generation configuration asks for nothing that plain greedy decoding would not do."""
     asked = {name for name, value in model.generation_config.to_diff_dict().items() if value not in (None, False)}
     return asked <= FOLLOWED
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
+
+    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
+    """
+    names = ("lm_eval", "lm-eval", "datasets")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
