@@ -144,8 +144,8 @@ def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened):
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"blocks": 5}, "size is 5; expected 0 to 4 for a model of 5 layers"),
-        ({"blocks": 9}, "size is 9; expected 0 to 4 for a model of 5 layers"),
+        ({"blocks": 5}, "blocks is 5, expected less than the model's 5 layers"),
+        ({"blocks": 9}, "blocks is 9, expected less than the model's 5 layers"),
         ({"starts": "2-9"}, "starts is '2-9', expected whole numbers from 0 to 3, like '0-8, 12' or 'all'"),
         ({"tasks": ","}, "tasks is ',', expected names"),
         ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),

@@ -36,7 +36,7 @@ def chooser(
 
 def sweep_unit(
     task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
-    *, engine: str | None = None, kind: str | None = None,
+    wait: bool = True, *, engine: str | None = None, kind: str | None = None,
 ) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
 
@@ -45,13 +45,15 @@ def sweep_unit(
     what generates answers, see `deeper_layers.sweep`. Cuts of other rules than the paper's may have any shape, and what
     another engine writes may differ by a rounding: both are units of kind "cuts", and scans of a kind of
     their own (`kind`). None where nothing is to be measured and results hold no such unit.
+
+    Raises Taken where another process measures it and `wait` is False.
     """
     cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
     # blocks, by place: those of the paper's rules, or all of a scan
     blocks = engine is None and kind != "cuts" and (kind is not None or set(cuts_of) <= set(RULES))
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
-    def unit(name: str, wait: bool = True) -> Unit | None:
+    def unit(name: str, wait: bool) -> Unit | None:
         which = (
             {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
             if blocks else {"engine": engine, "cuts": [cut.name for cut in cuts]}
@@ -86,7 +88,7 @@ def sweep_unit(
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
-    return unit(task)
+    return unit(task, wait)
 
 
 def _cut_names(rows: pd.DataFrame) -> list[str]:
