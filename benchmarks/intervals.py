@@ -266,7 +266,8 @@ KINDS = [
     *(("resampled items", f"the share of an accuracy given back, of what falls from {whole:.0%} to {pruned:.0%}", items,
        accuracy_back(whole, pruned, healed, guessing))
       for items, whole, pruned, healed, guessing in (
-          (50, 0.48, 0.12, 0.12, 0.0), (50, 0.48, 0.02, 0.02, 0.0), (120, 0.95, 0.5, 0.75, 0.25), (570, 0.5, 0.35, 0.44, 0.25))),
+          (50, 0.48, 0.12, 0.12, 0.0), (50, 0.48, 0.02, 0.02, 0.0), (120, 0.95, 0.5, 0.75, 0.25),
+          (570, 0.5, 0.35, 0.44, 0.25))),
     *(("resampled halves", f"the regret of a block that costs {(at - BEST) / 10} nats too much", 32, regret_of(at))
       for at in (9, 12)),
     *(("resampled halves", f"the mean regret over four sizes, of blocks that cost {after / 10:g} nats too much", 32,
