@@ -116,7 +116,7 @@ def half_gone(rulings: Mapping[str, Mapping[str, list[Ruling]]], *, provenance: 
     picture = Picture("Layers dropped when half of it is gone, n / L", None, percent=True, inches=(6.6, 5.0))
     for number, (model, style) in enumerate(zip(models, styles_of(models))):
         own = data[data["model"] == model]
-        aside = 0.13 * number + 0.1  # below the name of the row
+        aside = 0.1 * number + 0.06  # below the name of its row, and clear of the next one
         y = own["row"].map(names.index) + aside
         hover = (
             f"{as_plotly(model)}, %{{customdata[0]}}<br>%{{customdata[1]}}, "
