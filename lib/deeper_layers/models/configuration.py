@@ -137,9 +137,15 @@ def text_part(config: dict) -> dict:
 
 
 def stated_layers(config: dict) -> int | None:
-    """Number of layers that a configuration states in plain words; None where only its code knows."""
+    """Number of layers that a configuration states in plain words; None where only its code knows.
+
+    Raises InputError for a number below 0.
+    """
     text = text_part(config)
-    return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
+    depth = next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
+    if depth is not None and depth < 0:
+        raise InputError(f"the configuration states {depth} layers, expected 1 or more: repair its config.json")
+    return depth
 
 
 def layers_of(config: "PretrainedConfig", model: str) -> int:
@@ -147,7 +153,7 @@ def layers_of(config: "PretrainedConfig", model: str) -> int:
     if getattr(config, "is_encoder_decoder", False):
         raise InputError(f"{model!r} is an encoder-decoder model ({config.model_type}): give a decoder-only one")
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(layers, int):
+    if not isinstance(layers, int) or layers < 1:
         raise InputError(f"{model!r} ({config.model_type}) states no number of layers: give a decoder-only one")
     return layers
 
