@@ -27,8 +27,10 @@ from deeper_layers.report.claims.deciding import cliffs
 from deeper_layers.report.questions import dissociation, early_cliff, geometry, given_back
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
 from deeper_layers.report.questions.rivals import blocks_of, choices_of, regret_table
+from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.report.statistics.outcomes import interval
+from deeper_layers.report.statistics.significance import paired_interval
 from deeper_layers.results.units import all_units
 from deeper_layers.rules.choosing import cuts_of_rule
 from deeper_layers.rules.similarity import distance_matrix
@@ -283,7 +285,7 @@ def test_readme_says_what_healing_gives_back():
     )
     assert f"gains too, from {row['whole']:.2f} to {row['whole, healed']:.2f}: it was healed" in told
     (published,) = {
-        f"{of_cut(unit.rows, UNPRUNED)['value'].item():.2f}"
+        f"{curves.of_cut(unit.rows, UNPRUNED)['value'].item():.2f}"
         for unit in all_units(kind="sweep", model="SmolLM2-135M-Instruct")
         if unit.name == "capitals" and not unit.key["quantization"]
     }
@@ -304,6 +306,16 @@ def test_readme_says_what_results_hold():
         items = rf"\({answers.right.shape[1]:,}\b"
         shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name} {items}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
+    simple, similar = (
+        answers.right[[cut.size for cut in answers.cuts].index(4)].astype(float)
+        for answers in (model.answers("MMLU", "simple"), model.answers("MMLU", "similarity"))
+    )
+    value, low, high = paired_interval(simple - similar, shares=True)
+    assert (
+        f"letters ({len(simple):,} questions) it is not even on Qwen: of two blocks of 4 layers that of the simple "
+        f"heuristic leaves {simple.mean():.3f} right, the most similar one {similar.mean():.3f}, {value:.2f} "
+        f"({low:.2f} to {high:.2f}) less."
+    ) in told_under("Which layers.")
     told = told_under("Of MMLU, letters seem to fall first.")
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
     rulings = {ruling.what: ruling for ruling in early_cliff.cliffs(units)}
