@@ -256,19 +256,26 @@ def test_readme_says_what_healing_gives_back():
     assert f"falls by {-row['change']:.3f} ({-row['high']:.3f} to {-row['low']:.3f}) nats" in told
     row = change.loc["GSM8K, 5-shot"]
     assert f"from {row['before']:.2f} to {row['after']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in told
-    dropped = next(
-        unit for unit in units
-        if unit.kind == "healing" and unit.key["cut"] == [7, 12] and unit.key["healing"]["steps"] == 245
-    )  # fmt: skip
-    budgets = given_back.by_tokens(units, dropped)
-    swept = given_back.swept_alike(units, [dropped])
-    of_cut = {tokens: {Cut(7, 12): of_cuts[Cut(7, 12)]} for tokens, of_cuts in budgets.items()}
-    more = given_back.of_more_tokens(before, swept, of_cut).set_index("what")
-    row = more.loc[given_back.LOSS]
-    assert (row["fewest"], row["tokens"]) == (61_440, 501_760) and "Eight times as many tokens (501,760)" in told
-    assert f"from {row['before']:.3f} to {row['after']:.3f} (by {-row['high']:.3f} to {-row['low']:.3f})" in told
-    assert {"MMLU, 5-shot", "GSM8K, 5-shot"} < set(more.index) and f"{501_760 / paper.HEALING_TOKENS:.2%} of" in told
-    assert not (given_back.of_healing(units, dropped).set_index("what").drop(given_back.LOSS)["low"] > 0).any()
+    for size in (10, 12):
+        dropped = next(
+            unit for unit in units
+            if unit.kind == "healing" and unit.key["cut"] == [7, size] and unit.key["healing"]["steps"] == 245
+        )  # fmt: skip
+        budgets = given_back.by_tokens(units, dropped)
+        of_cut = {tokens: {Cut(7, size): of_cuts[Cut(7, size)]} for tokens, of_cuts in budgets.items()}
+        more = given_back.of_more_tokens(before, units, of_cut).set_index("what")
+        row = more.loc[given_back.LOSS]
+        assert (row["fewest"], row["tokens"]) == (61_440, 501_760) and "Eight times as many tokens (501,760)" in told
+        way, ends = (
+            ("falls", (-row["high"], -row["low"])) if row["change"] < 0 else ("rises", (row["low"], row["high"]))
+        )
+        shown = f"{way} from {row['before']:.3f} to {row['after']:.3f} (by {ends[0]:.3f} to {ends[1]:.3f})"
+        assert re.search(rf"where {size}\b[^(]* {re.escape(shown)}", told) and ends[0] > 0
+        assert unpruned.key["healing"]["learning_rate"] == dropped.key["healing"]["learning_rate"] == 0.005
+        assert {"MMLU, 5-shot", "GSM8K, 5-shot"} < set(
+            more.index
+        ) and f"{501_760 / paper.HEALING_TOKENS:.2%} of" in told
+        assert not (given_back.of_healing(units, dropped).set_index("what").drop(given_back.LOSS)["low"] > 0).any()
     row = given_back.of_healing(units, late).set_index("what").loc["Capitals"]
     assert f"{row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}) of what it lost of the capitals" in told
     for cut, size in (([23, 4], 4), ([19, 8], 8)):
