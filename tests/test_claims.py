@@ -275,7 +275,7 @@ def test_what_is_drawn_by_sequence_is_of_every_block():
 def test_distances_on_the_papers_corpus_come_first_then_those_by_sequence_then_those_not_quantized():
     unit, each = by_sequence(0.05, 0.0)
     on_c4, quantized = (
-        dataclasses.replace(one, key=one.key | other)
+        dataclasses.replace(one, name=other.get("corpus", one.name), key=one.key | other)
         for one, other in ((unit, {"corpus": "c4"}), (each, {"quantization": "nf4"}))
     )
     assert Evidence([unit]).distances() is unit and Evidence([]).distances() is None

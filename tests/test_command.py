@@ -455,10 +455,10 @@ def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp
 
 
 def test_dropping_nothing_needs_no_distances(tiny_folder, tmp_path):
-    small = ["--results", tmp_path / "results", "--no-measure"]
-    done = typed("prune", tiny_folder, tmp_path / "out", "--drop", 0, "--dry-run", "--results", tmp_path / "results")
+    place = ["--results", tmp_path / "results"]
+    done = typed("prune", tiny_folder, tmp_path / "out", "--drop", 0, "--dry-run", *place)
     assert "drops no layers" in done.stdout and "distances" not in done.stderr
-    plan = json.loads(typed("plan", tiny_folder, "--tasks", "capitals@2", "--sizes", 0, "--json", *small[:2]).stdout)
+    plan = json.loads(typed("plan", tiny_folder, "--tasks", "capitals@2", "--sizes", 0, "--json", *place).stdout)
     assert plan["distances"] is None
 
 

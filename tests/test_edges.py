@@ -98,6 +98,7 @@ def test_whoever_works_on_this_sees_it_whole(ends_with, cache, monkeypatch):
         (FileNotFoundError(errno.ENOENT, "No such file"), "error: the folder that you stand in is gone"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: can't write any more (No space left on device)"),
         (MemoryError(), "error: out of memory (MemoryError)"),
+        (OSError(12, "Cannot allocate memory"), "error: out of memory ("),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory (Default"),
     ],
 )  # fmt: skip

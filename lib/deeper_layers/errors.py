@@ -41,6 +41,11 @@ class NotMeasuredError(InputError):
 ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is known of the class of a notebook's error
 
 
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: torch has its own on an accelerator, and none on a processor."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)
+
+
 def one_line(message: str) -> str:
     """A message as a terminal shows it: on one line, no character that moves its cursor, the middle left out of a long
     one. Messages quote names, values, and what other libraries say."""

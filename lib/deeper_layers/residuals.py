@@ -6,7 +6,7 @@ Letters in shapes: T tokens, D width.
 """
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -30,8 +30,11 @@ def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]
         return torch.stack([residual[0].double() for residual in recorder.residuals])
 
 
-def watched(things: Sequence, what: str, unit: str = "sequence") -> Iterable:
-    """The same things one after another, with a bar on stderr where that takes longer than some seconds."""
+def watched(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
+    """The same things one after another, with a bar on stderr where that takes longer than some seconds.
+
+    Without any, a bar that counts as it is told to.
+    """
     return tqdm(things, desc=what, unit=unit, delay=2, mininterval=2, file=sys.stderr)
 
 

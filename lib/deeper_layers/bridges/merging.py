@@ -6,11 +6,9 @@ matrices of the last of these layers. Gains of norms and biases stay those of th
 """
 
 import functools
-import sys
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -57,7 +55,7 @@ def likeness_on(model, sequences: list[torch.Tensor], how: str = MERGED) -> Like
     What was asked before is remembered.
     """
     states = [_final_states(model, sequence) for sequence in watched(sequences, "final states")]
-    bar = tqdm(desc="models of merged layers compared", unit="model", delay=2, mininterval=2, file=sys.stderr)
+    bar = watched(None, "models of merged layers compared", "model")
 
     @functools.cache
     def found(layers: tuple[Merged, ...]) -> float:

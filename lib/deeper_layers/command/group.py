@@ -2,17 +2,15 @@
 
 import errno
 import importlib
-import re
 import warnings
 
 import click
 
 from deeper_layers import faults
-from deeper_layers.errors import InputError, first_line, one_line
+from deeper_layers.errors import InputError, first_line, one_line, ran_out
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_MEMORY = re.compile("can(?:'|no)t allocate memory", re.IGNORECASE)
 # each is the function of its name in the file of its name; imported to run it, but not to list it
 SUBCOMMANDS = {
     "plan": "What a run will cost; nothing is loaded.",
@@ -80,7 +78,7 @@ class Subcommands(click.Group):
 
 def _told(error: Exception) -> "Mistake":
     """One line for whatever went wrong."""
-    if isinstance(error, InputError) and not NO_MEMORY.search(str(error)):
+    if isinstance(error, InputError):
         return Mistake(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
@@ -88,8 +86,7 @@ def _told(error: Exception) -> "Mistake":
         return Mistake("the folder that you stand in is gone: go to one that is there")
     if isinstance(error, OSError) and error.errno in FULL:
         return Mistake(f"can't write any more ({error.strerror}): make room, the same command goes on where it stopped")
-    # torch has its own on an accelerator, and none on a processor
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(str(error)):
+    if ran_out(error):
         return Mistake(
             f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
             "--quantization nf4; the same command goes on where it stopped"

@@ -104,13 +104,10 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         before = "nothing was dropped, and nothing is to be given back"
     elif not len(back) and drop and start is None:
         asked = {
-            "dtype": parameters.dtype,
-            "quantization": parameters.quantization or "none",
-            "tasks": parameters.tasks,
-            "limit": parameters.limit or "none",
-            "rules": rule,
-            "sizes": drop,
-        } | {name.replace("_", "-"): given[name] for name in OF_SWEEP if given.get(name) is not None}
+            "dtype": parameters.dtype, "quantization": parameters.quantization or "none", "tasks": parameters.tasks,
+            "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
+        }  # fmt: skip
+        asked |= {name.replace("_", "-"): given[name] for name in OF_SWEEP if given.get(name) is not None}
         words = [parameters.model, *(word for name, value in asked.items() for word in (f"--{name}", f"{value}"))]
         before += f"; measured by: deeper-layers sweep {shlex.join(words)}"
     return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)

@@ -168,10 +168,9 @@ def prune(
 
 def _healing_in_words(parameters: HealingParameters, preset: str) -> str:
     config = parameters.config()
-    tokens = config.steps * config.batch_sequences * config.sequence_length
     return (
-        f"would be healed first ({preset}): {config.steps:,} steps, {tokens:,} tokens of {parameters.text}; what "
-        "stands here of its quality is from before that"
+        f"would be healed first ({preset}): {config.steps:,} steps, {config.tokens:,} tokens of {parameters.text}; "
+        "what stands here of its quality is from before that"
     )
 
 

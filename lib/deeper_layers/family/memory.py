@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import torch
 
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, ran_out
 from deeper_layers.family.abilities import Abilities
 from deeper_layers.family.lending import QUERIES
 from deeper_layers.family.masks import sees_all
@@ -127,11 +127,6 @@ class Memory:
 
 
 ROOM = (torch.OutOfMemoryError, MemoryError, RuntimeError)
-
-
-def ran_out(error: BaseException) -> bool:
-    """Whether an error says that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "alloc" in str(error)
 
 
 @contextlib.contextmanager

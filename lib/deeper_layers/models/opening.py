@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.checks import shown
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, first_line, ran_out
 from deeper_layers.files.staging import staging_folder
 from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, check_hub_id, check_whole, read_config
@@ -113,6 +113,8 @@ def load_model(
     except InputError:
         raise
     except UNUSABLE as error:
+        if ran_out(error):  # the model may be whole
+            raise MemoryError(first_line(error)) from error
         raise InputError(
             f"can't open the model {source.name!r} ({first_line(error)}): mend that, or give a whole model with its "
             "tokenizer, as save_pretrained writes them"

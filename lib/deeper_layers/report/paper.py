@@ -26,7 +26,7 @@ HUB_NAMES = {
     "mistralai/Mistral-7B-v0.1": "Mistral-7B-v0.1",
 }
 
-# Text of the distances (section 3.3 of the paper), by the name that units have for it.
+# Text whose validation split distances and losses are of, by the name that units have for it.
 CORPUS = "c4"
 
 # Tokens of healing for the models of 7 billion parameters (appendix A.1): 5000 steps of 16 sequences of 2048.

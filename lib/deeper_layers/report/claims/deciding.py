@@ -206,7 +206,7 @@ def after_healing(decide: Callable) -> Callable:
 
 def healed_so(rulings: list[Ruling], healed: Iterable[Unit], runs: str = "") -> list[Ruling]:
     """Rulings that say of which weights and on how much text, beside the paper's, their models were healed, and in
-    which runs. `healed` are alike in both."""
+    which runs. `healed` are alike in that; of several numbers of tokens the most are named."""
     of = {(unit.details["healing"]["tokens"], unit.key["quantization"]) for unit in healed}
     if not of:
         return rulings

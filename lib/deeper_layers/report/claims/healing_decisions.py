@@ -289,9 +289,9 @@ def _of_mmlu(evidence: Evidence, ways: dict[Any, list[Unit]], name: str, limits:
     units = list(ways.values())
     every = [unit for of_way in units for unit in of_way]
     sets: dict[str, list[str]] = {}
-    for task in item_metrics(units[0][0]):
-        items = {len(of_topic(unit, [task])) if task in item_metrics(unit) else 0 for unit in every}
-        if topic_of(task) == "MMLU" and len(items) == 1:  # all were asked the same ones
+    for task in (task for task in item_metrics(units[0][0]) if topic_of(task) == "MMLU"):
+        asked = {len(of_topic(unit, [task])) if task in item_metrics(unit) else 0 for unit in every}
+        if len(asked) == 1:  # all were asked the same ones
             sets.setdefault(set_of(task), []).append(task)
     names = max(sets.values(), key=lambda names: len(of_topic(units[0][0], names)), default=[])
     if not names:

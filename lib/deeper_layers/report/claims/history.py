@@ -106,7 +106,7 @@ CHANGES = [
            "what is not known can't get better or worse", point=10,
            test="test_10_known_is_what_is_known_of_the_items_that_decide"),
     Change("plateau-healed", "a cliff between three sizes could differ", "from fewer than five sizes nothing is said; "
-           "the verdict on Qwen2.5-Coder-1.5B-Instruct now is of seven sizes that were healed later",
+           "the verdict on Qwen2.5-Coder-1.5B-Instruct now is of more sizes, which were healed later",
            "its place was interpolated over a gap as wide as the claim", point=11,
            test="test_11_too_few_sizes_say_nothing_of_a_shape_whatever_is_interpolated"),
     Change("more-shots, shot-order", "pooled over all cuts", "the whole model and the cuts that still answer",
@@ -206,6 +206,10 @@ CHANGES = [
            "of Gemma-3-270m every draw of the depth lies on two thirds, the limit, with two of four blocks in the "
            "middle: that is no agreement", set_by=TENTH, claims=("deep-blocks",),
            test="test_what_lies_exactly_on_a_limit_speaks_for_neither"),
+    Change("which tasks a cut ruins", "t, over 30 items or more",
+           "the same with one item won and one lost added, as in the claim that a rule collapses",
+           "one question had two tests; seven cuts of two models no longer surely ruin PIQA",
+           set_by=("62adac7", "2026-11-30T03:52:21+00:00"), test="test_criterion_of_ruin_is_that_of_its_words"),
     Change("what healing gives back of an accuracy", "its interval by items drawn anew",
            "the same, with one item that healing won and one that it lost added",
            "where none of 50 answers was right before and after, the interval had no width", set_by=ELEVENTH,

@@ -17,7 +17,7 @@ The criteria, set before any map was measured:
 Letters in shapes: B blocks, S sequences, R resamples.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,15 @@ class Judged:
         return "as good" if self.high < MARGIN else "worse" if self.low > MARGIN else "can't be told"
 
 
+def scanned_sizes(cuts: Iterable[Cut], layers: int) -> list[int]:
+    """The sizes of which every block is among some cuts, from the first layer to the last."""
+    starts: dict[int, set[int]] = {}
+    for cut in cuts:
+        if cut.is_block and cut.size:
+            starts.setdefault(cut.size, set()).add(cut.start)
+    return sorted(size for size, found in starts.items() if found == set(range(layers - size + 1)))
+
+
 class Map:
     """What dropping every block of some sizes costs: nats a token by sequence, or answers that are wrong by item.
 
@@ -71,16 +80,13 @@ class Map:
         self.whole = self._costs[UNPRUNED.name]
         if len(self.whole) < 2:
             raise InputError(f"{len(self.whole)} items were measured, expected 2 or more: one half judges the other")
-        starts: dict[int, set[int]] = {}
-        for cut in costs:
-            if cut.is_block and cut.size:
-                starts.setdefault(cut.size, set()).add(cut.start)
-        self.sizes = sorted(size for size, found in starts.items() if found == set(range(layers - size + 1)))
+        self.sizes = scanned_sizes(costs, layers)
         if not self.sizes:
             raise InputError("every block was measured of no size: measure them for the map")
         rows = [
             {"start": start, "size": size, "value": cost.mean(), "stderr": cost.std(ddof=1) / len(cost) ** 0.5}
-            for size in self.sizes for start in sorted(starts[size]) for cost in [self._costs[Cut(start, size).name]]
+            for size in self.sizes for start in range(layers - size + 1)
+            for cost in [self._costs[Cut(start, size).name]]
         ]  # fmt: skip
         self.rows = pd.DataFrame(rows)
 

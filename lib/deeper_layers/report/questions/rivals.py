@@ -12,7 +12,16 @@ from jaxtyping import Bool
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.questions.regret import Judged, Map, in_halves, mean_regret, place, ranks, regret
+from deeper_layers.report.questions.regret import (
+    Judged,
+    Map,
+    in_halves,
+    mean_regret,
+    place,
+    ranks,
+    regret,
+    scanned_sizes,
+)
 from deeper_layers.report.statistics import curves, evidence, items, significance, topics
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
@@ -21,7 +30,7 @@ from deeper_layers.rules.rule import Rule
 
 PARTS = ("layers", "attention", "mlp")
 Healed = tuple[pd.DataFrame, list[Unit]] | None
-OF_PAPER = "similarity"  # the rule beside which others stand
+INFORMED = "similarity"  # the rule beside which others stand
 Scored = dict[str, np.ndarray]  # by rule, which items were right, sizes by items
 
 
@@ -119,7 +128,7 @@ def _price(rule: Rule, size: int, layers: int, unit: Unit | None) -> str | None:
     return said
 
 
-def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int], rule: str = "similarity") -> str:
+def answer(every: Map, choices: Mapping[str, Mapping[int, Choice]], sizes: list[int], rule: str = INFORMED) -> str:
     """How far a rule is from the best block, in a sentence with its numbers."""
     found = regrets(every, choices.get(rule, {}))
     if not set(sizes) <= set(found):
@@ -172,17 +181,13 @@ def partly_scored(units: Iterable[Unit]) -> list[str]:
     """
     scored: dict[str, bool] = {}
     for unit in (unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]):
-        starts: dict[int, set[int]] = {}
-        for cut in map(Cut.of_key, unit.key["cuts"]):
-            if cut.is_block and cut.size:
-                starts.setdefault(cut.size, set()).add(cut.start)
-        layers, title = unit.details["num_layers"], curves.SUBJECTS.get(unit.name, curves.title(unit.name))
-        every = any(found == set(range(layers - size + 1)) for size, found in starts.items())
-        scored[title] = scored.get(title, False) or every
+        title = curves.SUBJECTS.get(unit.name, curves.title(unit.name))
+        sizes = scanned_sizes(map(Cut.of_key, unit.key["cuts"]), unit.details["num_layers"])
+        scored[title] = scored.get(title, False) or bool(sizes)
     return sorted(title for title, every in scored.items() if not every)
 
 
-def in_points(points: pd.DataFrame, rule: str = "similarity") -> str:
+def in_points(points: pd.DataFrame, rule: str = INFORMED) -> str:
     """How far a rule's blocks are from the best ones in accuracy, in a sentence, of rows of one `points_table`."""
     rows = points[points["knows"] & (points["rule"] == rule)] if len(points) else points
     if rows.empty:
@@ -251,8 +256,8 @@ def score_table(found: Scored, sizes: list[int], guessing: float = 0.0) -> pd.Da
         row: dict = {"rule": rule, "mean": values[rule], "low": low, "high": high, "rank": placed[rule]}
         row |= {"ranks": f"{in_halves(first)} to {in_halves(last)}", "change": np.nan}
         row |= {"interval": None, "p": np.nan, "seen": None}
-        if rule != OF_PAPER and OF_PAPER in means:
-            differences = mean - means[OF_PAPER]
+        if rule != INFORMED and INFORMED in means:
+            differences = mean - means[INFORMED]
             change, low, high = significance.paired_interval(differences, shares=True)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}
             p[rule] = min(1.0, 2 * min(significance.tails(differences, 0.0, shares=True)))
@@ -261,7 +266,7 @@ def score_table(found: Scored, sizes: list[int], guessing: float = 0.0) -> pd.Da
     table = pd.DataFrame(rows).set_index("rule")
     for rule, corrected in zip(p, significance.holm(list(p.values())), strict=True):
         sure = corrected < significance.ALPHA
-        knows = max(table.loc[[rule, OF_PAPER], "low"]) > guessing
+        knows = max(table.loc[[rule, INFORMED], "low"]) > guessing
         seen = "no difference seen" if not sure else "better" if table.loc[rule, "change"] > 0 else "worse"
         seen = seen if knows else "guessing"
         table.loc[rule, ["p", "seen"]] = [corrected, seen]
@@ -319,9 +324,9 @@ def healed_table(units: Iterable[Unit], choices: Mapping[str, Mapping[int, Choic
         losses = np.array(unit.details["by_sequence"])
         row: dict = {"rule": rule, "n": cut.size, "unhealed": one.losses.mean(), "loss": losses.mean()}
         row |= {"change": np.nan, "interval": None}
-        same_size = by_size.get(OF_PAPER, {}).get(cut.size)
+        same_size = by_size.get(INFORMED, {}).get(cut.size)
         other = None if same_size is None else way.get(same_size.cut)
-        if rule != OF_PAPER and other is not None:
+        if rule != INFORMED and other is not None:
             differences = losses - np.array(other.details["by_sequence"])
             change, low, high = significance.paired_interval(differences, shares=False)
             row |= {"change": change, "interval": f"{low:+.3f} to {high:+.3f}"}

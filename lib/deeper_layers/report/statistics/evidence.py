@@ -112,15 +112,18 @@ class Evidence:
         """The units of one kind."""
         return [unit for unit in self.units if unit.kind == kind]
 
-    def best(self, kind: str) -> Unit | None:
-        """Of several units of a kind one: on the paper's text before others, not quantized before quantized, then that
-        with most cuts, the latest."""
+    def best(self, *kinds: str) -> Unit | None:
+        """Of the units of some kinds one: on the paper's text before others, distances by sequence before their means.
+
+        Then not quantized before quantized, that with most cuts, the latest.
+        """
 
         def rank(unit: Unit) -> tuple:
             of_paper, plain = unit.name == paper.CORPUS, unit.key["quantization"] is None
-            return of_paper, plain, len(unit.key.get("cuts", [])), unit.provenance["measured"]
+            cuts = len(unit.key.get("cuts", []))
+            return of_paper, unit.kind == "distances", plain, cuts, unit.provenance["measured"]
 
-        return max(self.of_kind(kind), key=rank, default=None)
+        return max((unit for kind in kinds for unit in self.of_kind(kind)), key=rank, default=None)
 
     @property
     def topics(self) -> list[str]:
@@ -331,16 +334,8 @@ class Evidence:
     # ---- layers ----------------------------------------------------------------------------------------------
 
     def distances(self) -> Unit | None:
-        """The angular distances that claims are judged by: on the paper's corpus, and those kept by sequence, if any.
-
-        Then not quantized before quantized, and the latest.
-        """
-
-        def rank(unit: Unit) -> tuple:
-            of_paper, by_sequence = unit.key["corpus"] == paper.CORPUS, unit.kind == "distances"
-            return of_paper, by_sequence, unit.key["quantization"] is None, unit.provenance["measured"]
-
-        return max(self.of_kind("similarity") + self.of_kind("distances"), key=rank, default=None)
+        """The angular distances that claims are judged by."""
+        return self.best("similarity", "distances")
 
 
 def by_model(units: Iterable[Unit]) -> dict[str, Evidence]:
