@@ -198,7 +198,7 @@ def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_pa
     [
         (["--layers", "3,5"], "--layers is a list up to 5; expected layers 0 to 4: the model has 5"),
         (["--mlp", "7", "--silence"], "--mlp is a list up to 7"),
-        (["--layers", "0-4"], "one layer has to stay"),
+        (["--layers", "0-4"], "--layers is a list of all 5 of the model: one has to stay"),
         (["--layers", "x"], "--layers is 'x', expected layers"),
         (["--mlp", "1", "--heal", "small"], "--heal is of whole layers, and this cut drops the MLP of layer 1"),
         (["--drop", "1", "--rule", "greedy", "--for", "vllm"], "--rule is greedy with --for, which chooses among"),
