@@ -190,6 +190,16 @@ def test_blocks_that_a_scan_lacks_are_named():
     assert scan_rows.not_scanned([whole, some]) == ["tiny, without 4 layers from 0 to 1, 4 to 8, 10 to 14: Capitals"]
 
 
+def test_what_stands_beside_the_verdicts_and_was_not_asked_is_named():
+    draw = np.random.default_rng(0)
+    scanned = unit("mmlu", BLOCKS, lambda cut: 0.5, 40, draw)
+    assert scan_rows.not_asked([scanned]) == (["BoolQ (tiny)", "Facts, written (tiny)"], [])
+    boolq = unit("boolq", BLOCKS, lambda cut: 0.5, 40, draw)
+    swept = dataclasses.replace(boolq, kind="sweep", details=boolq.details | {"levels": {"boolq": {"commonest": 0.6}}})
+    assert scan_rows.not_asked([scanned, swept]) == (["Facts, written (tiny)"], ["BoolQ (tiny)"])
+    assert scan_rows.not_asked([scanned, boolq, swept]) == (["Facts, written (tiny)"], [])
+
+
 def some_of(one: Unit, cuts) -> Unit:
     """What a scan of fewer blocks would have measured."""
     have = {cut.name for cut in cuts}

@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from deeper_layers.cuts import Cut
 from deeper_layers.report.questions.dissociation import (
+    BESIDE,
     FORMS,
     QUESTIONS,
     SIZE,
@@ -19,6 +20,7 @@ from deeper_layers.report.questions.dissociation import (
     interval,
     kept,
     scans,
+    unknown_in_sweeps,
 )
 from deeper_layers.report.questions.early_cliff import letters_and_words
 from deeper_layers.report.statistics import curves
@@ -56,6 +58,18 @@ def not_scanned(units: Iterable[Unit]) -> list[str]:
             if lacking := set(range(unit.details["num_layers"] - SIZE + 1)) - starts:
                 found.setdefault((model, in_runs(lacking)), []).append(curves.title(task))
     return [f"{model}, without {SIZE} layers from {at}: {', '.join(tasks)}" for (model, at), tasks in found.items()]
+
+
+def not_asked(units: Iterable[Unit]) -> tuple[list[str], list[str]]:
+    """Of what the criterion puts beside its verdicts: what no scan has asked, and what a sweep says can't be shown."""
+    lacking, cannot, units = [], [], list(units)
+    for model, of_model in scans(units).items():
+        for task, form in BESIDE.items():
+            if task not in of_model:
+                (cannot if unknown_in_sweeps(units, model, [form]) else lacking).append(
+                    f"{curves.title(task)} ({model})"
+                )
+    return lacking, cannot
 
 
 def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> pd.DataFrame:
