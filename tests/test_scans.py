@@ -68,10 +68,32 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     assert all_units(parameters.results_folder, "sweep") == []
 
 
+def test_a_price_is_of_what_results_lack(asked, opened):
+    """Of a scan that was interrupted in the middle of a group, of its other tasks; of one that is complete, nothing."""
+
+    def priced(tasks):
+        parameters = asked(tasks=tasks)
+        cuts, source = scan_cuts(parameters, parameters.source(), lambda: opened), parameters.source()
+        found = scan_prices(parameters, cuts, source, lambda: opened)
+        return parameters, cuts, source, {name: (left, plan.layer_steps) for name, (left, plan) in found.items()}
+
+    both = f"sums@{LIMIT}, wikipedia@2"
+    *_, whole = priced(both)
+    assert whole["sums"][0] == ["sums_one_digit", "sums_two_digits"] and whole["wikipedia"][0] == ["wikipedia"]
+    parameters, cuts, source, one = priced(f"sums_two_digits@{LIMIT}")
+    sweep_unit("sums_two_digits", cuts["sums_two_digits"], parameters, source, lambda: opened, kind="scan")
+    *_, rest = priced(both)
+    assert rest["sums"] == (["sums_one_digit"], whole["sums"][1] - one["sums_two_digits"][1])
+    parameters, cuts, source, _ = priced(both)
+    sweep_unit("sums", cuts["sums"], parameters, source, lambda: opened, kind="scan")
+    scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
+    assert priced(both)[-1] == {}
+
+
 def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked, opened):
     parameters = asked(tasks="capitals@181")
     cuts = scan_cuts(parameters, parameters.source(), lambda: opened)
-    (plan,) = scan_prices(parameters, cuts, lambda: opened).values()
+    ((_, plan),) = scan_prices(parameters, cuts, parameters.source(), lambda: opened).values()
     pieces = [piece for _, run in plan.parts for piece in run]
     assert len(pieces) >= 4 and max(piece.tokens for piece in pieces) <= plan.tokens / 3
 
@@ -123,20 +145,23 @@ def test_a_loss_under_the_cuts_of_rules_is_a_unit_and_has_a_price(asked, opened)
     source = parameters.source()
     cuts = scan_cuts(parameters, source, lambda: opened)
     assert cuts == {"wikipedia": {"simple": [Cut(0, 0), Cut(3, 1), Cut(2, 2)]}}
-    (plan,) = scan_prices(parameters, cuts, lambda: opened).values()
+    ((_, plan),) = scan_prices(parameters, cuts, source, lambda: opened).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     unit = scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
     assert unit.kind == "blocks" and len(unit.details["by_sequence"]["2,2"]) == 2
 
 
-def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened):
+def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened, tmp_path):
     """How many examples are in the prompts of tasks is nothing to a loss on text: unit and price are the same."""
     steps, paths = set(), set()
     for shots in (None, 5):
         parameters = asked(tasks="wikipedia@2", num_fewshot=shots, loss_length=16)
         source = parameters.source()
         cuts = scan_cuts(parameters, source, lambda: opened)
-        steps.add(scan_prices(parameters, cuts, lambda: opened)["wikipedia"].layer_steps)
+        # the unit is found again, whatever is said of examples: its price is that of other results
+        elsewhere = parameters.model_copy(update={"results": str(tmp_path)})
+        _, plan = scan_prices(elsewhere, cuts, source, lambda: opened)["wikipedia"]
+        steps.add(plan.layer_steps)
         paths.add(scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened).path)
     assert len(steps) == len(paths) == 1
 

@@ -12,8 +12,8 @@ from deeper_layers.results.units import Unit
 
 
 @click.command
-@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine; the model is opened, and run "
-              "on one small batch")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine, less what results hold; the "
+              "model is opened, and run on one small batch")  # fmt: skip
 @asking(ScanParameters)
 @answering
 def scan(given: dict, dry_run: bool) -> Answer:
@@ -42,7 +42,7 @@ def scan(given: dict, dry_run: bool) -> Answer:
     opened = functools.cache(lambda: parameters.open(source))
     cuts = scan_cuts(parameters, source, opened)
     if dry_run:
-        return _priced(scan_prices(parameters, cuts, opened))
+        return _priced(list(cuts), scan_prices(parameters, cuts, source, opened))
     scan_unit = functools.partial(sweep_unit, kind="scan")
     found = {
         name: (scan_loss_unit if name in parameters.text_list else scan_unit)(name, of_name, parameters, source, opened)
@@ -74,10 +74,18 @@ def _lines(unit: Unit) -> str:
     return table(list(lines.values()))
 
 
-def _priced(plans: dict) -> Answer:
-    """What each unit would run, and for how long on this machine."""
-    units = [
-        {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
-        for name, plan in plans.items()
-    ]
-    return Answer("\n".join(f"{name}: {plan}" for name, plan in plans.items()), {"units": units})
+def _priced(asked: list[str], plans: dict) -> Answer:
+    """What each unit would run that results lack, and for how long on this machine."""
+    lines, units = [], []
+    for name in asked:
+        if name not in plans:
+            lines.append(f"{name}: in results already")
+            continue
+        left, plan = plans[name]
+        whole = left == [name]
+        lines.append(f"{name}{'' if whole else f', {len(left)} of its tasks that results lack'}: {plan}")
+        units.append({
+            "name": name, "tasks": left, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
+            "to_generate": plan.generated,
+        })  # fmt: skip
+    return Answer("\n".join(lines), {"units": units})

@@ -50,7 +50,8 @@ class Measurement:
 
     `settings` is, with the model, its data type, the data and the version, all that determines the numbers: literals
     alone, no path and no device. `measure` returns the rows and the details; it may keep finished parts of its work
-    in the shards that it is given. `version` is raised where a change of the code changes numbers.
+    in the shards that it is given; it is None where results are only asked what they hold. `version` is raised where a
+    change of the code changes numbers.
     """
 
     kind: str
@@ -59,7 +60,7 @@ class Measurement:
     source: Source
     settings: dict
     reads: list[Data]
-    measure: Callable[[Shards], tuple[pd.DataFrame, dict]] = field(repr=False)
+    measure: Callable[[Shards], tuple[pd.DataFrame, dict]] | None = field(repr=False)
     dtype: str | None = None  # where it is not the source's
     # whether it is made of units of their own: each of them is claimed, so that several processes share them
     in_parts: Callable[[], bool] = field(default=lambda: False, repr=False)
@@ -127,6 +128,7 @@ class Measurement:
 
     def _measured(self, key: dict, folder: Path, path: Path) -> Unit:
         """Measured, and written: the parts that an interrupted run left are taken up."""
+        assert self.measure is not None
         shards = Shards(path.with_suffix(".partial"))
         shards.check()
         state = results.provenance(models.device_name())  # before measuring: the code that runs is the code of now

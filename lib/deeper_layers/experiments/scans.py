@@ -11,7 +11,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
-from deeper_layers.experiments.sweeps import chooser
+from deeper_layers.experiments.sweeps import chooser, distinct_cuts, unmeasured
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -36,7 +36,7 @@ def scan_loss_unit(
 
     It is of the kind of the map of every block, which answers for it where it has these blocks.
     """
-    return predicted_unit("blocks", _distinct(cuts_of), _predicted(text, parameters), parameters, source, opened)
+    return predicted_unit("blocks", distinct_cuts(cuts_of), _predicted(text, parameters), parameters, source, opened)
 
 
 def _predicted(text: str, parameters: ScanParameters) -> Predicted:
@@ -54,20 +54,23 @@ def _predicted(text: str, parameters: ScanParameters) -> Predicted:
     return Predicted(key, text_of(text, parameters.datasets, documents=wanted), requests)
 
 
-def _distinct(cuts_of: dict[str, list[Cut]]) -> list[Cut]:
-    return sorted({cut for cuts in cuts_of.values() for cut in cuts})
+def scan_prices(
+    parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]], source: Source, opened: Callable
+) -> dict[str, tuple[list[str], "family.Plan"]]:
+    """Of each task and text that results lack: what is left of it, and what that would run and how long: a `Plan`.
 
-
-def scan_prices(parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]], opened: Callable) -> dict:
-    """For each task and text what its unit would run and how long that takes: a `Plan`. Only a small batch is run."""
-    model, tokenizer = opened()
+    Of a group of tasks only those are left that results hold no unit of. Only a small batch is run.
+    """
+    held = parameters.model_copy(update={"measure": False})
     plans = {}
     for name, cuts_of in cuts.items():
-        distinct = _distinct(cuts_of)
+        distinct = distinct_cuts(cuts_of)
         if name in parameters.text_list:
-            pruned = family.PrunedFamily(model, distinct)
-            requests = _predicted(name, parameters).requests(model, tokenizer)
-            plans[name] = evaluation.plan_requests(pruned, *requests)
-        else:
-            plans[name] = evaluation.plan(model, tokenizer, [name], distinct, **parameters.sweep_options(name))
+            if scan_loss_unit(name, cuts_of, held, source, opened) is None:
+                model, tokenizer = opened()
+                pruned = family.PrunedFamily(model, distinct)
+                requests = _predicted(name, parameters).requests(model, tokenizer)
+                plans[name] = [name], evaluation.plan_requests(pruned, *requests)
+        elif left := unmeasured(name, cuts_of, parameters, source, kind="scan"):
+            plans[name] = left, evaluation.plan(*opened(), left, distinct, **parameters.sweep_options(name))
     return plans

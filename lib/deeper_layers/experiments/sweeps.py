@@ -48,25 +48,13 @@ def sweep_unit(
 
     Raises Taken where another process measures it and `wait` is False.
     """
-    cuts = sorted({cut for cuts in cuts_of.values() for cut in cuts})
-    # blocks, by place: those of the paper's rules, or all of a scan
-    blocks = engine is None and kind != "cuts" and (kind is not None or set(cuts_of) <= set(RULES))
+    cuts = distinct_cuts(cuts_of)
+    blocks = _of_blocks(cuts_of, engine, kind)
     pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
 
     def unit(name: str, wait: bool) -> Unit | None:
-        which = (
-            {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
-            if blocks else {"engine": engine, "cuts": [cut.name for cut in cuts]}
-        )  # fmt: skip
-        return Measurement(
-            kind=(kind or "sweep") if blocks else "cuts", name=name, version=VERSION, source=source,
-            settings={
-                **parameters.key, "task": name, **which, "limit": parameters.limits[task],
-                "num_fewshot": parameters.shots[task],
-            },
-            reads=items_of([name], parameters.datasets), measure=functools.partial(measure, name),
-            in_parts=lambda: evaluation.is_group(name),
-        ).unit(parameters, wait)  # fmt: skip
+        run = functools.partial(measure, name)
+        return _measurement(name, task, cuts_of, parameters, source, engine, kind, run).unit(parameters, wait)
 
     def measure(name, shards):
         if evaluation.is_group(name):
@@ -89,6 +77,53 @@ def sweep_unit(
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
     return unit(task, wait)
+
+
+def unmeasured(
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, *,
+    kind: str | None = None,
+) -> list[str]:  # fmt: skip
+    """What `sweep_unit` would have to measure: the task itself or, of a group, its tasks that results lack."""
+
+    def held(name: str) -> bool:
+        wanted = _measurement(name, task, cuts_of, parameters, source, None, kind, None)
+        return wanted.unit(parameters.model_copy(update={"measure": False})) is not None
+
+    if held(task):
+        return []
+    group = evaluation.is_group(task)
+    tasks = evaluation.load_tasks([task], datasets=parameters.datasets)["tasks"] if group else [task]
+    return [name for name in tasks if not held(name)]
+
+
+def _measurement(
+    name: str, task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source,
+    engine: str | None, kind: str | None, measure: Callable | None,
+) -> Measurement:  # fmt: skip
+    """Of a task, or of one task of a group, under some cuts; nothing measures it where `measure` is None."""
+    cuts, blocks = distinct_cuts(cuts_of), _of_blocks(cuts_of, engine, kind)
+    which = (
+        {"rule": ", ".join(cuts_of), "cuts": [[cut.start, cut.size] for cut in cuts]}
+        if blocks else {"engine": engine, "cuts": [cut.name for cut in cuts]}
+    )  # fmt: skip
+    return Measurement(
+        kind=(kind or "sweep") if blocks else "cuts", name=name, version=VERSION, source=source,
+        settings={
+            **parameters.key, "task": name, **which, "limit": parameters.limits[task],
+            "num_fewshot": parameters.shots[task],
+        },
+        reads=items_of([name], parameters.datasets), measure=measure, in_parts=lambda: evaluation.is_group(name),
+    )  # fmt: skip
+
+
+def distinct_cuts(cuts_of: dict[str, list[Cut]]) -> list[Cut]:
+    """The cuts of some rules, each once, in order."""
+    return sorted({cut for cuts in cuts_of.values() for cut in cuts})
+
+
+def _of_blocks(cuts_of: dict[str, list[Cut]], engine: str | None, kind: str | None) -> bool:
+    """Whether a unit names blocks by their place: those of the paper's rules, or all of a scan."""
+    return engine is None and kind != "cuts" and (kind is not None or set(cuts_of) <= set(RULES))
 
 
 def _cut_names(rows: pd.DataFrame) -> list[str]:
