@@ -152,6 +152,20 @@ def test_tasks_without_some_blocks_are_named(scan):
     assert rivals.partly_scored([quantized]) == rivals.partly_scored([]) == []
 
 
+def test_blocks_scanned_on_two_days_are_all_of_them(scan):
+    """Each day the whole model and some blocks, that of start 2 on both."""
+
+    def day(starts):
+        names = ["0,0", *(f"{start},2" for start in starts)]
+        outcomes = {name: scan.details["outcomes"][name] for name in names}
+        key = scan.key | {"cuts": [list(Cut.named(name).key) for name in names]}
+        return dataclasses.replace(scan, key=key, details=scan.details | {"outcomes": outcomes})
+
+    days, cuts = [day(range(2, LAYERS - 1)), day(range(3))], {"similarity": {2: Cut(0, 2)}, "simple": {2: Cut(3, 2)}}
+    pd.testing.assert_frame_equal(rivals.points_table(days, cuts), rivals.points_table([scan], cuts))
+    assert rivals.partly_scored(days) == [] and rivals.partly_scored(days[:1]) == ["Capitals"]
+
+
 def test_one_item_has_no_half_to_be_judged_on(scan):
     outcomes = {cut: {"capitals": np.ones(1)} for cut in scan.details["outcomes"]}
     one = scores_unit("capitals", outcomes, kind="scan", cuts=scan.key["cuts"])

@@ -23,6 +23,7 @@ from deeper_layers.report.questions.regret import (
     scanned_sizes,
 )
 from deeper_layers.report.statistics import curves, evidence, items, significance, topics
+from deeper_layers.report.statistics.joined import joined
 from deeper_layers.report.statistics.outcomes import leaves_of, resampled_means
 from deeper_layers.results.units import Unit, whole_units
 from deeper_layers.rules.choosing import REGISTERED
@@ -150,7 +151,7 @@ def points_table(units: Iterable[Unit], cuts: Mapping[str, Mapping[int, Cut]]) -
     other; not below 0, since the block is one of them), low and high (95%, by resampled items), interval.
     """
     rows = []
-    for unit in whole_units([unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]):
+    for unit in joined(whole_units(_scans(units))):
         right = {cut: right_items(unit, cut) for cut in {Cut.of_key(key) for key in unit.key["cuts"]} | {UNPRUNED}}
         if any(found is None for found in right.values()):
             continue
@@ -180,11 +181,15 @@ def partly_scored(units: Iterable[Unit]) -> list[str]:
     `units` are of one model.
     """
     scored: dict[str, bool] = {}
-    for unit in (unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]):
+    for unit in joined(whole_units(_scans(units))):
         title = curves.SUBJECTS.get(unit.name, curves.title(unit.name))
         sizes = scanned_sizes(map(Cut.of_key, unit.key["cuts"]), unit.details["num_layers"])
         scored[title] = scored.get(title, False) or bool(sizes)
     return sorted(title for title, every in scored.items() if not every)
+
+
+def _scans(units: Iterable[Unit]) -> list[Unit]:
+    return [unit for unit in units if unit.kind == "scan" and not unit.key["quantization"]]
 
 
 def in_points(points: pd.DataFrame, rule: str = INFORMED) -> str:
