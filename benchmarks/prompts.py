@@ -14,7 +14,8 @@ TASKS = [
     *(("mmlu_abstract_algebra", shots) for shots in (5, 0, 1, 3)), ("mmlu_abstract_algebra_continuation", 5),
     *((task, None) for task in (
         "boolq", "gsm8k", "capitals", "lettered_capitals", "sums_one_digit", "sums_two_digits",
-        "sums_one_digit_generated", "sums_two_digits_generated", "embedded_mmlu", "embedded_boolq", "embedded_piqa",
+        "sums_one_digit_generated", "sums_two_digits_generated", "written_facts", "embedded_mmlu", "embedded_boolq",
+        "embedded_piqa",
     )),
 ]  # fmt: skip
 
