@@ -26,7 +26,7 @@ from deeper_layers.report import paper
 from deeper_layers.report.claims.deciding import cliffs
 from deeper_layers.report.questions import dissociation, early_cliff, geometry, given_back
 from deeper_layers.report.questions.regret import Map, mean_regret, place, regret
-from deeper_layers.report.questions.rivals import blocks_of, choices_of, regret_table
+from deeper_layers.report.questions.rivals import blocks_of, choices_of, points_table, regret_table
 from deeper_layers.report.statistics import curves
 from deeper_layers.report.statistics.evidence import by_model
 from deeper_layers.report.statistics.outcomes import interval
@@ -316,16 +316,29 @@ def test_readme_says_what_results_hold():
         items = rf"\({answers.right.shape[1]:,}\b"
         shown = re.search(rf"{value:.0%} \({low:.0%} to {high:.0%}\)[^,]* on {name} {items}", said)
         assert shown, f"README is wrong about {topic}: {value:.0%} ({low:.0%} to {high:.0%})"
+    of_rules = {rule: model.answers("MMLU", rule) for rule in ("simple", "similarity")}
+    blocks = {rule: {4: next(cut for cut in answers.cuts if cut.size == 4)} for rule, answers in of_rules.items()}
     simple, similar = (
-        answers.right[[cut.size for cut in answers.cuts].index(4)].astype(float)
-        for answers in (model.answers("MMLU", "simple"), model.answers("MMLU", "similarity"))
+        answers.right[answers.cuts.index(blocks[rule][4])].astype(float) for rule, answers in of_rules.items()
     )
     value, low, high = paired_interval(simple - similar, shares=True)
+    told = told_under("Which layers.")
+    asked_again = f"of {len(simple):,} questions {simple.mean():.3f} and {similar.mean():.3f}, {value:.2f}"
+    assert f"{asked_again} ({low:.2f} to {high:.2f}) less." in told
+    points = points_table(all_units(kind="scan", model=model.name), blocks).set_index(["task", "rule"])
+    by_letter, by_words = (points.xs(task) for task in ("MMLU, 5-shot", "MMLU as cloze, 5-shot"))
+    best, row = by_letter.loc["simple"], by_letter.loc["similarity"]
+    assert best["block"] == best["best"]
     assert (
-        f"letters ({len(simple):,} questions) it is not even on Qwen: of two blocks of 4 layers that of the simple "
-        f"heuristic leaves {simple.mean():.3f} right, the most similar one {similar.mean():.3f}, {value:.2f} "
-        f"({low:.2f} to {high:.2f}) less."
-    ) in told_under("Which layers.")
+        f"that of the simple heuristic leaves most right ({best['accuracy']:.3f} of {row['items']} questions), the "
+        f"most similar one {row['accuracy']:.3f}, {row['regret']:.3f} ({row['low']:.3f} to {row['high']:.3f}) less; "
+    ) in told
+    row = by_words.loc["similarity"]
+    assert row["high"] < 0.05 and row["items"] == best["items"]
+    assert (
+        f"as good as the best: {row['accuracy']:.3f} of {row['unpruned']:.3f} right, {row['regret']:.3f} "
+        f"({row['low']:.3f} to {row['high']:.3f}) less."
+    ) in told
     told = told_under("Of MMLU, letters seem to fall first.")
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
     rulings = {ruling.what: ruling for ruling in early_cliff.cliffs(units)}
@@ -371,6 +384,15 @@ def test_readme_says_what_results_hold():
         f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without 4 of the last third (the last layer stays) "
         f"{late[0]:.2f} of the letters and {late[1]:.2f} of the words" in told
     )
+    last, kept_last = Cut(layers - dissociation.SIZE, dissociation.SIZE), []
+    for form in (letters, words):
+        value, low, high = dissociation.interval(form.at([last])[:, 0], 1)
+        kept_last.append(f"{value:.2f}, {low:.2f} to {high:.2f}")
+    of_letters, of_words = kept_last
+    assert (
+        f"all of the letters is kept ({of_letters}) and {of_words.replace(', ', ' (', 1)}) of the words; that" in told
+    )
+    assert dissociation.place_of(last.start, layers) == ""
     assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told
     assert "Whether late layers take more of the words is open, by a criterion written before" in told
     _, low, high = mmlu.statistics[dissociation.LATE]
