@@ -200,6 +200,18 @@ def test_what_stands_beside_the_verdicts_and_was_not_asked_is_named():
     assert scan_rows.not_asked([scanned, boolq, swept]) == (["Facts, written (tiny)"], [])
 
 
+def test_what_the_last_block_leaves_is_said():
+    """It is shown and not counted: a scan that lacks it says nothing."""
+    able, _ = dissociation.pairs(pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=60))
+    ((letters, words, layers),) = able.values()
+    (said,) = scan_rows.without_the_last(able)
+    last = [f"{form.at([Cut(layers - 4, 4)])[0, 0]:.2f} (" for form in (letters, words)]
+    assert said.startswith(f"MMLU (tiny), {last[0]}") and f"of the letters and {last[1]}" in said
+    fewer = [cut for cut in BLOCKS if cut.start != layers - 4]
+    few, _ = dissociation.pairs([some_of(one, fewer) for one in pair((0.6, 0.3, 0.5), (0.6, 0.5, 0.3), items=60)])
+    assert few and scan_rows.without_the_last(few) == []
+
+
 def some_of(one: Unit, cuts) -> Unit:
     """What a scan of fewer blocks would have measured."""
     have = {cut.name for cut in cuts}

@@ -82,6 +82,18 @@ def differences_by_start(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) ->
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def without_the_last(able: dict[tuple[str, str], tuple[Kept, Kept, int]]) -> list[str]:
+    """What is kept of both forms without the last SIZE layers, in words with 95% intervals: no D counts that block."""
+    said = []
+    for (model, questions), (letters, words, layers) in able.items():
+        last = Cut(layers - SIZE, SIZE)
+        if last in letters.cuts and last in words.cuts:
+            both = (interval(form.at([last])[:, 0], 1) for form in (letters, words))
+            of_letters, of_words = (f"{value:.2f} ({low:.2f} to {high:.2f})" for value, low, high in both)
+            said.append(f"{questions} ({model}), {of_letters} of the letters and {of_words} of the words")
+    return said
+
+
 def rises_by_start(units: Iterable[Unit]) -> pd.DataFrame:
     """By how much the loss of every block rises, nats a token, a panel a text, a line a model."""
     rows = []
