@@ -133,7 +133,7 @@ def drawn(unit: Unit) -> None:
     if unit.kind == "similarity":
         distance_matrix(unit.rows)
     if "outcomes" in unit.details and unit.kind != "healing":
-        paired.outcomes_of(unit, [Cut(*cut) for cut in unit.key["cuts"]])
+        paired.outcomes_of(unit, [Cut.of_key(cut) for cut in unit.key["cuts"]])
     for evidence in by_model([unit]).values():
         evidence.best("loss"), evidence.ways, evidence.distances()
         for rule in RULES:
