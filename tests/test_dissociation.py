@@ -195,7 +195,7 @@ def test_what_stands_beside_the_verdicts_and_was_not_asked_is_named():
     scanned = unit("mmlu", BLOCKS, lambda cut: 0.5, 40, draw)
     assert scan_rows.not_asked([scanned]) == (["BoolQ (tiny)", "Facts, written (tiny)"], [])
     boolq = unit("boolq", BLOCKS, lambda cut: 0.5, 40, draw)
-    swept = dataclasses.replace(boolq, kind="sweep", details=boolq.details | {"levels": {"boolq": {"commonest": 0.6}}})
+    swept = dataclasses.replace(boolq, kind="sweep", details=boolq.details | {"levels": {"boolq": {"majority": 0.6}}})
     assert scan_rows.not_asked([scanned, swept]) == (["Facts, written (tiny)"], ["BoolQ (tiny)"])
     assert scan_rows.not_asked([scanned, boolq, swept]) == (["Facts, written (tiny)"], [])
 

@@ -100,11 +100,16 @@ def test_whoever_works_on_this_sees_it_whole(ends_with, cache, monkeypatch):
         (MemoryError(), "error: out of memory (MemoryError)"),
         (OSError(12, "Cannot allocate memory"), "error: out of memory ("),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory (Default"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "error: out of memory (CUBLAS"),
     ],
 )  # fmt: skip
 def test_what_a_user_can_mend_says_how(error, message, ends_with, cache):
     assert line(ends_with(error), 1).startswith(message)
     assert not cache.exists()
+
+
+def test_a_name_that_speaks_of_allocating_is_no_lack_of_memory(ends_with, cache):
+    assert "out of memory" not in line(ends_with(RuntimeError("no weights in /models/allocated")), 70)
 
 
 def test_interrupted_and_left_are_no_faults(ends_with, cache):

@@ -336,7 +336,7 @@ def test_readme_says_what_results_hold():
     row = by_words.loc["similarity"]
     assert row["high"] < 0.05 and row["items"] == best["items"]
     assert (
-        f"as good as the best: {row['accuracy']:.3f} of {row['unpruned']:.3f} right, {row['regret']:.3f} "
+        f"as good as the best: {row['accuracy']:.3f} (the whole model {row['unpruned']:.3f}), {row['regret']:.3f} "
         f"({row['low']:.3f} to {row['high']:.3f}) less."
     ) in told
     told = told_under("Of MMLU, letters seem to fall first.")

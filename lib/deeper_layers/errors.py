@@ -1,6 +1,10 @@
 """The one exception for everything a user can get wrong, and its kind for what was not measured."""
 
+import re
+
 LONGEST = 2000  # characters of a message
+# how torch, its libraries and the system say that memory ran out, where the class of the error does not
+NO_MEMORY = re.compile("allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed", re.IGNORECASE)
 
 
 class InputError(ValueError):
@@ -43,7 +47,8 @@ ERROR_NAMES = (InputError.__name__, NotMeasuredError.__name__)  # all that is kn
 
 def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch has its own on an accelerator, and none on a processor."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "alloc" in str(error)
+    of_class = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return of_class or NO_MEMORY.search(str(error)) is not None
 
 
 def one_line(message: str) -> str:

@@ -80,8 +80,7 @@ def sweep_unit(
 
 
 def unmeasured(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, *,
-    kind: str | None = None,
+    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, *, kind: str
 ) -> list[str]:  # fmt: skip
     """What `sweep_unit` would have to measure: the task itself or, of a group, its tasks that results lack."""
 
