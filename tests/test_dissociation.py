@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.report.questions import dissociation, early_cliff, scan_rows
 from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
 from deeper_layers.report.statistics import answers, joined
-from deeper_layers.results.packing import pack, pack_halves
+from deeper_layers.results.packing import pack, pack_halves, unpack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook
 from tests.test_house import fresh
@@ -376,6 +376,9 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
         for cut, tasks in one[0].details["outcomes"].items()
     }})  # fmt: skip
     assert early_cliff.cliffs([letters, one[1]]) == early_cliff.cliffs(one)
+    assert [ruling.why for ruling in early_cliff.cliffs([letters, one[1]], without_bias=True)] == [
+        "the log-probabilities of its letters were not kept"
+    ]
     table = scan_rows.forms_by_size({"mmlu": one[0], "mmlu_continuation": one[1]})
     assert table["n"].tolist() == [0, 1, 2, 3] * 2 and table["start"].isna().tolist() == [True, *[False] * 3] * 2
     whole, first = table.iloc[0], table.iloc[1]
@@ -393,6 +396,27 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
     monkeypatch.setattr(early_cliff, "SIZES", range(1, 9))
     (short,) = early_cliff.cliffs(one)
     assert (short.verdict, short.why) == ("", "not every n from 1 to 8 is measured")
+
+
+def test_an_early_cliff_that_is_a_favourite_letter_goes_with_calibration():
+    """Pruned, the model still knows the answers but says D: by letter they are gone, and calibrated they are back."""
+    draw = np.random.default_rng(0)
+    letters, words = (
+        unit(task, RULES, lambda cut: 0.6, 2_000, draw, metric=metric)
+        for task, metric in (("mmlu", "acc"), ("mmlu_continuation", "acc_norm"))
+    )
+    target = np.arange(2_000) % 4
+    for name, tasks in letters.details["outcomes"].items():
+        if name != Cut(0, 0).name:
+            packed = tasks["mmlu"]
+            logprobs = unpack_halves(packed["logprobs"], 2_000) + np.array([0, 0, 0, 9.0])
+            right = logprobs.argmax(axis=1) == target
+            packed |= {"logprobs": pack_halves(logprobs), "acc": pack(right), "chosen": pack(logprobs.argmax(axis=1))}
+    as_said = early_cliff.cliffs([letters, words])
+    calibrated = early_cliff.cliffs([letters, words], without_bias=True)
+    assert {ruling.verdict for ruling in as_said} == {"letters"}
+    assert {ruling.verdict for ruling in calibrated} == {"knowledge"}
+    assert all(ruling.statistics["C"][1] < 0 < ruling.statistics["C"][2] for ruling in calibrated)
 
 
 def test_letters_of_a_swept_group_are_in_the_order_of_its_tasks(tmp_path):

@@ -33,12 +33,13 @@ SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where that was not measured
 
 
-def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]:
+def cliffs(units: Iterable[Unit], guessing: float | None = None, *, without_bias: bool = False) -> list[Ruling]:
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
 
     Beside C stands the same with accuracies below guessing counted as guessing (ABOVE), and where half of the letters
     and half of the words is gone, as `half_gone` has it; they decide nothing. `guessing` is what
     guessing scores on the words, if not chance: of them it is not known, as no constant answer can be named.
+    `without_bias`: of the letters after calibration.
     """
     found, forms, units = [], QUESTIONS["MMLU"], list(units)
     for model, of_model in of_both_rules(units).items():
@@ -48,7 +49,12 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None) -> list[Ruling]
             found.append(Ruling(model, BOTH, "", why=why))
             continue
         unit = of_model[forms[0].task]
+        if without_bias and unit.kind == "sweep":
+            found.append(Ruling(model, BOTH, "", why="the log-probabilities of its letters were not kept"))
+            continue
         letters, words = letters_and_words(of_model)
+        if without_bias:
+            letters = kept(unit, forms[0], without_bias=True)
         if guessing is not None:
             words = dataclasses.replace(words, guessing=guessing)
         layers = unit.details["num_layers"]
