@@ -32,6 +32,8 @@ from deeper_layers.report.claims.verdicts import (
     Ruling,
     together,
 )
+from deeper_layers.report.figures.drawing import GREY, styles_of
+from deeper_layers.report.paper import CLIFFS
 from deeper_layers.report.statistics import outcomes
 from deeper_layers.report.statistics.evidence import Evidence, by_model
 from deeper_layers.report.thresholds import AT_ONCE, DEEP, EARLIEST, LATEST
@@ -411,3 +413,33 @@ def test_every_figure_of_the_paper_has_its_page_and_its_claims():
     (half,) = halves(rulings)
     assert figure.data[["row", "value"]].values.tolist() == [["MMLU", half.finding.value]] and "MMLU: " in figure.alt
     assert in_words(rulings) == ""  # one task is nothing to compare
+
+
+def test_markers_stand_below_the_name_of_their_row_and_apart_from_those_of_the_paper():
+    def known(model, value):
+        return (
+            Ruling("", [finding(value - 0.01, value, value + 0.01, floor=0.0)], topic="MMLU") if value else Ruling("")
+        )
+
+    values = {"c": 0.3, "a": 0.1, "b": None}
+    rulings = {claim: {} for claim in ("plateau", "boolq", "reasoning")}
+    rulings["plateau"] = {model: [known(model, value)] for model, value in values.items()}
+    figure = half_gone(rulings)
+    layout, names = figure.interactive.layout, {}
+    for note in layout.annotations:
+        names[note.text] = note.y
+    markers = {trace.name: trace for trace in figure.interactive.data if trace.mode == "markers"}
+    first, *paper = (shape for shape in layout.shapes)
+    # heights are counted downwards
+    assert layout.yaxis.range[0] > layout.yaxis.range[1]
+    assert first.y0 < names["MMLU"] < markers["c"].y[0] < markers["a"].y[0] < first.y1
+    heading = names["<b>The paper, healed: accuracy kept up to here</b>"]
+    (divider,) = (trace.y[0] for trace in figure.interactive.data if trace.meta == "ink")
+    assert first.y1 <= divider < heading < min(band.y0 for band in paper)
+    grey = [trace.y[0] for trace in figure.interactive.data if trace.line.color == GREY]
+    assert len(grey) == len(CLIFFS) and min(grey) > heading
+    assert [figure.static.axes[0].get_ylim()] == [layout.yaxis.range]
+    # a colour goes by the place among all models, those of which nothing is known too
+    looks = [style["colour"] for style in styles_of("abc")]
+    assert [markers[model].marker.color for model in "ac"] == [looks[0], looks[2]]
+    assert "MMLU, Llama-2 45% to 55%" in figure.alt

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.figures import cost_figures, drawing, paper_figures
+from deeper_layers.report.figures import cost_figures, drawing, paper_figures, scan_figures
 
 L = 6
 MODEL = "Model <b>&</b>"
@@ -463,3 +463,45 @@ def test_a_legend_is_no_wider_than_its_picture():
         (legend,) = made.legends
         assert legend.get_tightbbox().width <= made.get_size_inches()[0] * made.dpi
         assert len(legend.get_texts()) == len(names)
+
+
+def scanned(heights: dict[str, list[float]], **more) -> drawing.Figure:
+    """A panel, a line for each model, of points one after another."""
+    columns = ["panel", "line", "size", "start", "at", "value", "low", "high", "items", "metric"]
+    rows = [
+        ("text", model, 4, start, start / L, value, 0.9 * value, 1.1 * value, 32, "rise")
+        for model, values in heights.items()
+        for start, value in enumerate(values)
+    ]
+    rows, look = pd.DataFrame(rows, columns=columns), {"x": scan_figures.START, "y": "Rise", "name": "scanned"}
+    lines = {"lines": {model: model for model in ("first", "second")}, "levels": {"whole model": 0.0}}
+    return scan_figures.panels(rows, panels={"text": "Text"}, caption="Rises.", **look | lines | more)
+
+
+def test_a_model_has_one_colour_whichever_others_have_rows():
+    both, alone = scanned({"first": [1, 2], "second": [3, 4]}), scanned({"second": [3, 4]})
+    assert trace_named(alone, "second").line == trace_named(both, "second").line
+    assert trace_named(alone, "second").line.color != trace_named(both, "first").line.color
+    assert "first" not in {trace.name for trace in alone.interactive.data}, "no entry of what is not drawn"
+
+
+def test_heights_far_apart_stand_on_a_logarithmic_axis():
+    figure = scanned({"first": [0.13, 8.1], "second": [1.4, 17.2]}, log=True)
+    axis, (ax,) = figure.interactive.layout.yaxis, figure.static.axes
+    assert axis.type == ax.get_yscale() == "log"
+    assert list(axis.ticktext) == ["0.1", "0.2", "0.5", "1", "2", "5", "10", "20"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == list(axis.ticktext)
+    assert [10**end for end in axis.range] == pytest.approx(ax.get_ylim())
+    assert 10 ** axis.range[0] < 0.9 * 0.13 and 10 ** axis.range[1] > 1.1 * 17.2
+    assert "logarithmic" in figure.caption and "logarithmic" in figure.alt
+    assert "whole model" not in {trace.name for trace in figure.interactive.data}, "0 has no place there"
+    # what is 0 would be left out: then the axis stays as it is
+    figure = scanned({"first": [0.0, 8.1]}, log=True)
+    assert figure.interactive.layout.yaxis.type is None and figure.static.axes[0].get_yscale() == "linear"
+    assert "logarithmic" not in figure.caption + figure.alt
+
+
+def test_round_numbers_of_a_logarithmic_axis():
+    assert drawing.ticks_of(0.11, 21.0) == pytest.approx([0.2, 0.5, 1, 2, 5, 10, 20])
+    assert drawing.ticks_of(0.001, 10.0) == pytest.approx([0.001, 0.01, 0.1, 1, 10])
+    assert drawing.ticks_of(3.0, 4.0) == [3.0, 4.0]

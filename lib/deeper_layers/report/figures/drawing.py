@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import pandas as pd
 import plotly.graph_objects as go
 import seaborn
 from matplotlib.colors import ListedColormap, to_hex, to_rgb
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import NullLocator, PercentFormatter
 
 from deeper_layers.errors import InputError
 from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped, visible
@@ -119,12 +119,15 @@ class Picture:
     """A picture under way: every element is drawn twice, for print and for the site."""
 
     @matplotlib.rc_context(PRINT)
-    def __init__(self, x, y, *, titles=("",), columns=1, inches=None, percent=False, room=0):
-        """Axis titles x and y, a panel per title; `room` is space right of the panels, in pixels."""
+    def __init__(self, x, y, *, titles=("",), columns=1, inches=None, percent=False, log=False, room=0):
+        """Axis titles x and y, a panel per title; `room` is space right of the panels, in pixels.
+
+        `log`: heights on a logarithmic axis.
+        """
         self.x_title, self.y_title, self.titles, self.columns = x, y, titles, columns
-        self.percent, self.room, self.named, self.height = percent, room, False, 0
+        self.percent, self.log, self.room, self.named, self.height = percent, log, room, False, 0
         self.numbers = ["", *map(str, range(2, len(titles) + 1))]  # plotly's names: xaxis, xaxis2, xaxis3
-        self.traces, self.notes, self.legend, self.ends, self.scale = [], [], {}, {}, None
+        self.traces, self.notes, self.bands, self.legend, self.ends, self.scale = [], [], [], {}, {}, None
         rows = math.ceil(len(titles) / columns)
         inches = inches or ((6.6, 4.4) if len(titles) == 1 else (2.4 * columns + 0.8, 2.1 * rows + 0.9))
         self.static = matplotlib.figure.Figure(inches, layout="constrained")
@@ -223,6 +226,22 @@ class Picture:
         self.legend, self.named = {}, True
 
     @matplotlib.rc_context(PRINT)
+    def words(self, text, x, y, bold=False):
+        """Words within the first panel, right of x and above y."""
+        weight = "bold" if bold else "normal"
+        place = {"textcoords": "offset points", "va": "bottom", "weight": weight}
+        self.axes[0].annotate(clipped(text), (x, y), (3, 4), **place)
+        text = f"<b>{as_plotly(text)}</b>" if bold else as_plotly(text)
+        place = {"x": x, "xref": "x", "xanchor": "left", "y": y, "yref": "y", "yanchor": "bottom"}
+        self.notes.append({"text": text, **place})
+
+    def band(self, low, high):
+        """A light ground from one height to another, all across the first panel."""
+        self.axes[0].axhspan(low, high, color=GREY, alpha=0.15, linewidth=0, zorder=0)
+        look = {"type": "rect", "fillcolor": GREY, "opacity": 0.15, "line": {"width": 0}, "layer": "below"}
+        self.bands.append({**look, "xref": "x domain", "x0": 0, "x1": 1, "yref": "y", "y0": low, "y1": high})
+
+    @matplotlib.rc_context(PRINT)
     def colour_bar(self, mappable, title):
         self.static.colorbar(mappable, ax=self.axes.tolist(), label=title)
         low, high = mappable.get_clim()
@@ -234,19 +253,24 @@ class Picture:
         self._trace(0, None, x=[None], y=[None], mode="markers", marker=marker, showlegend=False)
 
     @matplotlib.rc_context(PRINT)
-    def finish(self, name, provenance, data, *, x, y, named_rows=(), row_height=24) -> Figure:
-        """The figure, with axes that reach over the ranges x and y; `named_rows`: names above y = 0, 1, 2 ...
+    def finish(
+        self, name, provenance, data, *, x, y, named_rows: Mapping[str, float] | None = None, row_height=24
+    ) -> Figure:
+        """The figure, with axes that reach over the ranges x and y; `named_rows`: names, each above its height.
 
-        `row_height` is that of each such row, in pixels.
+        `row_height` is that of a row, from y = 0 to 1, in pixels.
         """
         self.axes[0].set(xlim=x, ylim=y)
-        for place, row in enumerate(named_rows):  # within the panel: a narrow screen has no room beside it
-            self.axes[0].annotate(clipped(row), (x[0], place), (3, 4), textcoords="offset points", va="bottom")
-            where = {"x": x[0], "xref": "x", "xanchor": "left", "y": place, "yref": "y", "yanchor": "bottom"}
-            self.notes.append({"text": as_plotly(row), **where})
+        for row, place in (named_rows or {}).items():  # within the panel: a narrow screen has no room beside it
+            self.words(row, x[0], place)
         if named_rows:  # in place of numbers
             self.axes[0].set_yticks([])
-            self.height = row_height * len(named_rows)  # each name has a line of its own
+            self.height = round(row_height * abs(y[1] - y[0]))
+        ticks = ticks_of(*y) if self.log else []
+        for ax in self.axes[: len(self.titles) if self.log else 0]:
+            ax.set_yscale("log")
+            ax.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
+            ax.yaxis.set_minor_locator(NullLocator())
         if self.legend:
             wide, high = self.static.get_size_inches()
             names = list(map(clipped, self.legend))
@@ -266,9 +290,13 @@ class Picture:
         layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
         axis = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY}
         percent = {"tickformat": ".0%"} if self.percent else {}
+        heights = {"range": y}
+        if self.log:  # plotly has the ends of such an axis as powers of ten
+            heights = {"type": "log", "range": [math.log10(end) for end in y]}
+            heights |= {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
         for number, title in zip(self.numbers, self.titles):
             layout[f"xaxis{number}"] = {**axis, "range": x, "anchor": f"y{number}", "nticks": 6, **percent}
-            layout[f"yaxis{number}"] = {**axis, "range": y, "anchor": f"x{number}"}
+            layout[f"yaxis{number}"] = {**axis, **heights, "anchor": f"x{number}"}
             if named_rows:
                 layout[f"yaxis{number}"] |= {"showgrid": False, "showticklabels": False}
             place = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
@@ -278,7 +306,7 @@ class Picture:
         if self.named:
             wide |= {"annotations": notes, "showlegend": False}
             narrow |= {"annotations": [], "showlegend": True}
-        layout |= {"annotations": notes, "meta": {"wide": wide, "narrow": narrow}}
+        layout |= {"annotations": notes, "shapes": self.bands, "meta": {"wide": wide, "narrow": narrow}}
         plot = go.Figure(self.traces, layout)
         plot.update_layout({key.replace(".", "_"): value for key, value in wide.items()})
         return Figure(name, self.static, plot, self.caption, provenance, self.alt, data)
@@ -331,6 +359,14 @@ def styles_of(names: Collection[str]) -> list[dict]:
         other = {"marker": STYLES[(place + again) % len(STYLES)]["marker"], "line": ("dash", "dot")[again % 2]}
         looks.append(STYLES[place] | (other if again else {}))
     return looks
+
+
+def ticks_of(bottom: float, top: float) -> list[float]:
+    """Round numbers between the ends of a logarithmic axis, 1, 2 and 5 times or, of many, just a power of ten."""
+    steps = (1, 2, 5) if top < 1000 * bottom else (1,)
+    powers = range(math.floor(math.log10(bottom)), math.ceil(math.log10(top)) + 1)
+    found = [tick for power in powers for step in steps if bottom <= (tick := step * 10.0**power) <= top]
+    return found or [bottom, top]
 
 
 def short(value) -> float | int | None:

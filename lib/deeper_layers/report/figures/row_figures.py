@@ -47,6 +47,7 @@ def in_rows(
     beside = 0.35 if len(lines) == 1 else 0.6
     ends = [min(shown) - beside * (max(shown) - min(shown) or 1), max(shown) + room]
     height = HEIGHT * max(1.0, len(lines) / 3)
+    places = {row: place for place, row in enumerate(names)}
     return picture.finish(
-        name, provenance, rows, x=ends, y=[len(names) - 0.7, -0.9], named_rows=names, row_height=height
+        name, provenance, rows, x=ends, y=[len(names) - 0.7, -0.9], named_rows=places, row_height=height
     )
