@@ -65,8 +65,7 @@ def at_guessing(right: np.ndarray, guessing: float, said: str, about: str) -> Ob
 
 def too_few(cuts: list[Cut]) -> Obstacle:
     """Why a curve through these cuts has no shape to speak of."""
-    what = f"more sizes than {len(cuts)}, the whole model among them: too few to tell a shape"
-    return not_measured(what)
+    return not_measured(f"enough sizes to tell the shape of a curve: {len(cuts)}, the whole model among them")
 
 
 def answering(right: list[np.ndarray], guessing: float) -> np.ndarray:

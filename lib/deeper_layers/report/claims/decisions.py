@@ -136,7 +136,11 @@ def _by_prompt(evidence, ways: dict[int, Answers], what: str, name: str, limits:
     compared, over = apart(right, max(answers.guessing for answers in every), name)
     found = [
         Finding.of_all([
-            Finding.of_pairs(f"accuracy, {what}, without {common[place].size} layers", of_cut, **limits)
+            Finding.of_pairs(
+                f"accuracy, {what}, without {common[place].size} layers"
+                + (f" (of {len(of_cuts)} models the one most against the claim)" if len(of_cuts) > 1 else ""),
+                of_cut, **limits,
+            )
             for place, of_cut in of_cuts.items()
         ])
         for what, of_cuts in compared.items()

@@ -239,13 +239,16 @@ def changes(rulings: Rulings, units: Iterable[Unit]) -> str:
                 verdict_of(rulings[claim.identifier][model]))
         for model in models
     } for claim in CLAIMS}  # fmt: skip
+    titles = {claim.identifier: claim.title for claim in CLAIMS}
     what = [
         {
             "point": f"{change.point or ''}",
             "on": f"{_minute(change.set_by[1])}, commit {change.set_by[0]}",
-            "about": change.of, "before": change.was, "now": change.now, "why": change.why,
+            "about": "; ".join(titles.get(part, part) for part in change.of.split(", ")),
+            "before": change.was, "now": change.now, "why": change.why,
             "verdicts, before and now": "; ".join(
-                f"{about}: {once}, now {now}" for about, once, now in before_and_now(change, verdicts, units)
+                f"{titles.get(claim, claim)}{models}: {once}, {'still' if once == now else 'now'} {now}"
+                for claim, models, once, now in before_and_now(change, verdicts, units)
             ),
             "test": change.test,
         }
@@ -256,9 +259,9 @@ def changes(rulings: Rulings, units: Iterable[Unit]) -> str:
         if once != now and not (once == MERGED and now not in (AGREES, DIFFERS))
     ]  # fmt: skip
     said = (
-        "What changed, in which commit, and the test that holds it. Points have the numbers of an independent "
-        f"recomputation of everything published, at commit {RECOMPUTED}; verdicts stand as they were then, and as they "
-        "are now"
+        "What changed, in which commit, and the test that holds it. Points are numbered as by a check of all that was "
+        f"published at commit {RECOMPUTED}, which computed everything anew without this code; changes without a number "
+        "came later. Verdicts stand as they were then, and as they are now; those that turned come first"
     )
     return folded("What changed and why", pd.DataFrame(what), said) + folded(
         f"Verdicts that turned: {len(turned)}",
@@ -269,21 +272,23 @@ def changes(rulings: Rulings, units: Iterable[Unit]) -> str:
 
 def before_and_now(
     change: Change, verdicts: Mapping[str, Mapping[str, tuple[str, str]]], units: list[Unit]
-) -> list[tuple[str, str, str]]:
+) -> list[tuple[str, str, str, str]]:
     """What a change touches, with what was said of it and what is said now: a page, then claims, model by model.
 
-    `verdicts` before and now are by claim, then by model.
+    The page or claim, the models of a claim in words, and both. What a page said comes first, then verdicts that
+    turned. `verdicts` before and now are by claim, then by model.
     """
     found = []
     if change.said:
         now = change.said.now(units)
-        found.append((change.said.where, change.said.once, now or "not measured"))
+        found.append((change.said.where, "", change.said.once, now or "not measured"))
+    of_claims = []
     for claim in change.claims or change.of.split(", "):
         alike: dict[tuple[str, str], list[str]] = {}
         for model, both in verdicts.get(claim, {}).items():
             alike.setdefault(both, []).append(model)
-        found += [(f"{claim}, {' and '.join(models)}", *both) for both, models in alike.items()]
-    return found
+        of_claims += [(claim, f", {' and '.join(models)}", *both) for both, models in alike.items()]
+    return found + sorted(of_claims, key=lambda row: row[2] == row[3])
 
 
 def thresholds(units: Iterable[Unit]) -> str:
