@@ -145,7 +145,7 @@ def test_a_sweep_may_say_that_a_scan_would_show_nothing(chance, known):
     sweep = dataclasses.replace(letters, kind="sweep", details=letters.details | {"levels": {"mmlu": {"chance": 0.25}}})
     (found,) = dissociation.rulings([sweep, words])[1:]
     assert found.verdict == "" and found.why.startswith("not measured: mmlu")
-    assert ("by a sweep of 600 items the whole model is not surely" in found.why) is not known
+    assert ("asked 600 items of mmlu, the whole model is not surely" in found.why) is not known
     other = dataclasses.replace(sweep, key=sweep.key | {"model": {"name": "another", "weights": "x"}})
     assert dissociation.rulings([other, words])[1].why == "not measured: mmlu"
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 import deeper_layers
 from deeper_layers.command import main
 from deeper_layers.command.group import SUBCOMMANDS
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
@@ -150,17 +150,24 @@ def test_readme_says_how_far_the_distance_is_from_the_best_block(model, verdict)
     for rule in ("similarity", "simple"):
         choices[rule] = blocks_of(every, cuts_of_rule(rule, sizes, every.layers, distance_matrix(distances.rows)))
     name = model.split("-")[0].replace("2.5", "")
-    tried = f"Of the {len(ON_ALL)} rules that were tried on all three models (some drop the same layers)"
+    as_much = ON_ALL - {"llm-drop-attention", "llm-drop-mlp"}
+    tried = f"Of the {len(as_much)} rules that were tried on all three models and drop as much (some the same layers)"
     assert set(choices) >= ON_ALL and tried in told
     dropped = {rule: [choices[rule][size].cut for size in sizes] for rule in ("perplexity", "perplexity-plus")}
     assert dropped["perplexity"] == dropped["perplexity-plus"]
-    compared = regret_table(every, {rule: choices[rule] for rule in ON_ALL}, sizes).set_index("rule")
-    place_of_it = {2: "2nd", 9: "9th", 7.5: "between 7th and 8th (a tie)"}[compared["rank"]["similarity"]]
+    for rule in ON_ALL:
+        of_rule = [choices[rule][size].cut for size in sizes]
+        sublayers = [2 * cut.size + len(cut.attention) + len(cut.mlp) for cut in of_rule]
+        assert (sublayers == [2 * size for size in sizes]) == (rule in as_much), rule
+    compared = regret_table(every, {rule: choices[rule] for rule in as_much}, sizes).set_index("rule")
+    place_of_it = {1: "1st", 8: "8th", 5.5: "between 5th and 6th (a tie)"}[compared["rank"]["similarity"]]
     assert re.search(rf"(comes|and|,) {re.escape(place_of_it)} on {name}\b", told)
     alone = compared.loc["perplexity"]
     least, most = sorted(map(abs, (alone["low"], alone["high"])))
     assert f"{name} ({abs(alone['mean']):.2f}, {least:.2f} to {most:.2f})" in told
     assert (alone["mean"] < 0) == (name != "Qwen")
+    less = regret_table(every, {rule: choices[rule] for rule in ("similarity", "llm-drop-attention")}, sizes)
+    assert less["rule"].tolist() == ["llm-drop-attention", "similarity"] and "which is less, costs less on each" in told
     if model.startswith("SmolLM2"):
         assert np.mean([place(every, cut) for cut in cuts]) == pytest.approx(0.5, abs=0.05), "half of all are better"
 
@@ -180,13 +187,15 @@ def test_readme_says_which_geometry_foretells_the_loss(model):
     assert len(found) == 17
     foretold = {one.measure: one for one in found if one.verdict == geometry.PREDICTED}
     if not model.startswith("Qwen"):
-        assert not foretold and told.endswith("On the smaller models the data can't tell of any.")
+        assert not foretold and told.endswith(", and the data can't tell of any.")
         assert {one.verdict for one in found} == {geometry.UNTOLD}
+        skip, cka = (next(one.correlation for one in found if one.measure == name) for name in ("skip", "cka"))
+        assert f"{skip:.2f} and {cka:.2f} on {model.split('-')[0]}" in told and max(skip, cka) < 0.9
         return
     assert (
         set(foretold) == {"skip", "cka"}
         and "two correlate with" in told
-        and f"surely above {geometry.PREDICTS}, on Qwen" in told
+        and f"with the whole interval above {geometry.PREDICTS}, on Qwen" in told
     )
     (distance,) = [one for one in found if one.measure == geometry.DISTANCE]
     for one in (*foretold.values(), distance):
@@ -258,7 +267,7 @@ def test_readme_says_what_healing_gives_back():
     row = change.loc[given_back.LOSS]
     assert f"falls by {-row['change']:.3f} ({-row['high']:.3f} to {-row['low']:.3f}) nats" in told
     row = change.loc["GSM8K, 5-shot"]
-    assert f"from {row['before']:.2f} to {row['after']:.2f} ({row['low']:.2f} to {row['high']:.2f})." in told
+    assert f"from {row['before']:.2f} to {row['after']:.2f} (by {-row['high']:.2f} to {-row['low']:.2f})." in told
     for size in (10, 12):
         dropped = next(
             unit for unit in units
@@ -293,7 +302,7 @@ def test_readme_says_what_healing_gives_back():
         f"(122,880 tokens), {row['value']:.2f} ({row['low']:.2f} to {row['high']:.2f}), the largest of six sizes"
         in told
     )
-    assert f"gains too, from {row['whole']:.2f} to {row['whole, healed']:.2f}: it was healed" in told
+    assert f"gains too, from {row['whole']:.2f} to {row['whole, healed']:.2f}. It was healed" in told
     (published,) = {
         f"{curves.of_cut(unit.rows, UNPRUNED)['value'].item():.2f}"
         for unit in all_units(kind="sweep", model="SmolLM2-135M-Instruct")
@@ -321,23 +330,34 @@ def test_readme_says_what_results_hold():
     simple, similar = (
         answers.right[answers.cuts.index(blocks[rule][4])].astype(float) for rule, answers in of_rules.items()
     )
+    # of every subject the second 10 questions: the first were asked block by block
+    simple, similar = (right.reshape(57, 20)[:, 10:].ravel() for right in (simple, similar))
     value, low, high = paired_interval(simple - similar, shares=True)
     told = told_under("Which layers.")
-    asked_again = f"of {len(simple):,} questions {simple.mean():.3f} and {similar.mean():.3f}, {value:.2f}"
-    assert f"{asked_again} ({low:.2f} to {high:.2f}) less." in told
+    asked_again = f"Of {len(simple):,} other questions these two leave {simple.mean():.3f} and {similar.mean():.3f}"
+    assert f"{asked_again}, {value:.2f} ({low:.2f} to {high:.2f}) less, which shows nothing." in told and low < 0 < high
     points = points_table(all_units(kind="scan", model=model.name), blocks).set_index(["task", "rule"])
-    by_letter, by_words = (points.xs(task) for task in ("MMLU, 5-shot", "MMLU as cloze, 5-shot"))
+    by_letter = points.xs("MMLU, 5-shot")
     best, row = by_letter.loc["simple"], by_letter.loc["similarity"]
     assert best["block"] == best["best"]
     assert (
-        f"that of the simple heuristic leaves most right ({best['accuracy']:.3f} of {row['items']} questions), the "
-        f"most similar one {row['accuracy']:.3f}, {row['regret']:.3f} ({row['low']:.3f} to {row['high']:.3f}) less; "
+        f"block of the simple heuristic leaves most right ({best['accuracy']:.3f} of {row['items']} questions), the "
+        f"most similar one {row['accuracy']:.3f}, {row['regret']:.3f} ({row['low']:.3f} to {row['high']:.3f}) less. "
     ) in told
-    row = by_words.loc["similarity"]
-    assert row["high"] < 0.05 and row["items"] == best["items"]
+    of_tasks = points.xs("similarity", level="rule").drop("MMLU, 5-shot")
+    boolq, as_good = of_tasks.loc["BoolQ"], of_tasks.drop("BoolQ")
+    assert as_good["high"].max() <= 0.02 and "as good as the best, at most 0.02 less, on capitals" in told
+    for task, words in (
+        ("Capitals", "capitals ({}; by letter too)"), ("Capitals, by letter", "capitals ({}; by letter too)"),
+        ("Sums, two digits", "sums of two digits ({})"), ("Facts, written", "facts to be written ({})"),
+        ("MMLU as cloze, 5-shot", "the words of MMLU ({}; here right"),
+    ):  # fmt: skip
+        assert words.format(as_good.loc[task, "items"]) in told
+    assert len(as_good) == 5 and boolq["low"] > 0
     assert (
-        f"as good as the best: {row['accuracy']:.3f} (the whole model {row['unpruned']:.3f}), {row['regret']:.3f} "
-        f"({row['low']:.3f} to {row['high']:.3f}) less."
+        f"On BoolQ ({boolq['items']}) it leaves {boolq['accuracy']:.3f} where the best leaves {boolq['highest']:.3f}: "
+        f"{boolq['regret']:.3f} ({boolq['low']:.3f} to {boolq['high']:.3f}) less, of the whole model's "
+        f"{boolq['unpruned']:.3f}."
     ) in told
     told = told_under("Of MMLU, letters seem to fall first.")
     units = [unit for kind in ("scan", "sweep") for unit in all_units(kind=kind, model=model.name)]
@@ -363,9 +383,20 @@ def test_readme_says_what_results_hold():
     )
     at, low, high = own.statistics["words"]
     assert f"If that is guessing, half of the words is gone at {at:.0%} ({low:.0%} to {high:.0%}), and" in told
-    halved = [rulings["simple"].statistics[form] for form in ("letters", "words")]
-    shown = (f"{at:.0%} ({low:.0%} to {high:.0%})" for at, low, high in halved)
-    assert "simple heuristic half of the letters is gone first too, at " + " against ".join(shown) in told
+    of_simple = rulings["simple"].statistics
+    first, last, gone = (
+        "{:.0%} ({:.0%} to {:.0%})".format(*of_simple[name])
+        for name in ("letters", early_cliff.FOR_GOOD.format("letters"), "words")
+    )
+    assert of_simple["words"][0] == of_simple[early_cliff.FOR_GOOD.format("words")][0]
+    back, kept_words = (
+        "{:.2f} ({:.2f} to {:.2f})".format(*dissociation.interval(form.at([simple_cut(28, 4)])[:, 0], 1))
+        for form in early_cliff.letters_and_words(early_cliff.of_both_rules(units)[model.name])
+    )
+    assert (
+        f"half of the letters is first gone at {first}, but with 4 layers dropped {back} of them is back, and half is "
+        f"gone for good at {last}; of the words half is gone at {gone}, and {kept_words} is kept with 4 layers dropped."
+    ) in told
     (simple,) = (ruling for _, value, ruling in tried if value == most and ruling.what == "simple")
     assert simple.verdict == "knowledge" and simple.statistics["C"][1] > 0
     assert {f"{own.level:.1%}", f"{dissociation.rulings(units)[0].level:.1%}"} == {"97.5%", "98.8%"}
@@ -374,26 +405,39 @@ def test_readme_says_what_results_hold():
     assert math.isinf(most) and f"({least:.0%} or more)" in told
     mmlu = next(ruling for ruling in dissociation.rulings(units) if ruling.what == "MMLU")
     value, low, high = mmlu.statistics[dissociation.MIDDLE]
+    value_of_middle = value
     (letters, words, layers) = dissociation.pairs(units)[0][model.name, "MMLU"]
     (of_letters, of_words), late = (
         [form.at(dissociation.all_blocks(layers, place))[0].mean() for form in (letters, words)]
         for place in (dissociation.MIDDLE, dissociation.LATE)
     )
-    assert f"{of_letters:.2f} of the letters is kept and {of_words:.2f} of the words, " in told
-    assert (
-        f"words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; without 4 of the last third (the last layer stays) "
-        f"{late[0]:.2f} of the letters and {late[1]:.2f} of the words" in told
+    middle_blocks, late_blocks = (
+        len(dissociation.all_blocks(layers, place)) for place in (dissociation.MIDDLE, dissociation.LATE)
     )
+    assert (
+        f"over the {middle_blocks} in the middle third {of_letters:.2f} of the letters is kept and {of_words:.2f} of "
+        f"the words, {-value:.2f} ({-high:.2f} to {-low:.2f}) less; over the {late_blocks} in the last third that keep "
+        f"the last layer {late[0]:.2f} and {late[1]:.2f}."
+    ) in told
     last, kept_last = Cut(layers - dissociation.SIZE, dissociation.SIZE), []
     for form in (letters, words):
         value, low, high = dissociation.interval(form.at([last])[:, 0], 1)
         kept_last.append(f"{value:.2f}, {low:.2f} to {high:.2f}")
     of_letters, of_words = kept_last
-    assert (
-        f"all of the letters is kept ({of_letters}) and {of_words.replace(', ', ' (', 1)}) of the words; that" in told
-    )
+    assert f"all of the letters is kept ({of_letters}) and {of_words.replace(', ', ' (', 1)}) of the words." in told
+    for level in (unasked["guessing"], unasked["interval"][1]):
+        other = dataclasses.replace(words, guessing=level)
+        less = dissociation.interval(dissociation.differences(letters, other, layers)[dissociation.MIDDLE], 4)
+        left = dissociation.interval(other.at([last])[:, 0], 1)
+        if level == unasked["guessing"]:
+            assert (
+                f"scores {level:.2f}, the {-value_of_middle:.2f} is {-less[0]:.2f} ({-less[2]:.2f} to {-less[1]:.2f}), "
+                f"and of the words without the last 4 layers {left[0]:.2f} ({left[1]:.2f} to {left[2]:.2f}) is kept"
+            ) in told
+        else:
+            assert f"if it scores {level:.2f}, both are open." in told and less[1] < 0 < less[2] and left[1] < 0
     assert dissociation.place_of(last.start, layers) == ""
-    assert mmlu.verdict == "open" and f"({mmlu.items:,} questions)" in told
-    assert "Whether late layers take more of the words is open, by a criterion written before" in told
+    assert mmlu.verdict == "open" and f"({mmlu.items:,} of the questions)" in told
+    assert "By a criterion written before the measurement, whether late layers take more of the words is open." in told
     _, low, high = mmlu.statistics[dissociation.LATE]
     assert low < 0 < high

@@ -25,7 +25,7 @@ def test_the_data_cards_say_the_same_numbers():
 
 
 def test_more_than_there_are_is_said():
-    assert topics.that_decide(370, "Sums, one digit") == "370 (there are 81)"
+    assert topics.that_decide(370, "Sums, one digit") == "370, more than the 81 there are"
     assert topics.that_decide(1_100, "BoolQ") == "1,100" and topics.that_decide(2e6, "loss on text") == "2,000,000"
 
 

@@ -271,8 +271,8 @@ def unknown_in_sweeps(units: Iterable[Unit], model: str, forms: Iterable[Form]) 
         guessing = max(levels_of(unit)[form.task].values(), default=0.0)
         if wilson_interval(float(whole["value"]), int(whole["items"]))[0] < guessing + ROOM:
             found.append(
-                f"it could show nothing, since by a sweep of {int(whole['items']):,} items the whole model is not "
-                f"surely {ROOM:.2f} above guessing on {form.task}"
+                f"it could show nothing: asked {int(whole['items']):,} items of {form.task}, the whole model is not "
+                f"surely {ROOM:.2f} above guessing"
             )
     return found
 

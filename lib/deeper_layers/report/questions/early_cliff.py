@@ -29,6 +29,7 @@ from deeper_layers.rules.choosing import measured_cuts
 
 BOTH = "both rules"
 ABOVE = "C, none below guessing"
+FOR_GOOD = "{}, for good"  # of letters or words: half is gone at this share of the layers, and no later cut has more
 SIZES = range(1, 9)  # layers dropped where MMLU's early cliff is looked for
 SUPPOSED = (0.25, 0.28, 0.30)  # what guessing might score on the words, where that was not measured
 
@@ -37,7 +38,7 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None, *, without_bias
     """MMLU's early cliff on every model, rule by rule: letters, knowledge, or open; or why that can't be told.
 
     Beside C stands the same with accuracies below guessing counted as guessing (ABOVE), and where half of the letters
-    and half of the words is gone, as `half_gone` has it; they decide nothing. `guessing` is what
+    and half of the words is gone, first and for good, as `half_gone` has it; they decide nothing. `guessing` is what
     guessing scores on the words, if not chance: of them it is not known, as no constant answer can be named.
     `without_bias`: of the letters after calibration.
     """
@@ -67,7 +68,10 @@ def cliffs(units: Iterable[Unit], guessing: float | None = None, *, without_bias
             both = letters.at(cuts), words.at(cuts)
             value = interval((both[0] - both[1]).mean(axis=1), len(of_rules))
             above = interval((np.maximum(both[0], 0) - np.maximum(both[1], 0)).mean(axis=1), len(of_rules))
-            gone = {name: half_gone(form, cuts, layers) for name, form in (("letters", letters), ("words", words))}
+            gone = {}
+            for name, form in (("letters", letters), ("words", words)):
+                gone[name] = half_gone(form, cuts, layers)
+                gone[FOR_GOOD.format(name)] = half_gone(form, cuts, layers, final=True)
             of_letters = value[2] < 0 and value[0] <= -LEAST
             verdict = "letters" if of_letters else "knowledge" if value[1] > -LEAST else OPEN
             found.append(
@@ -116,15 +120,14 @@ def by_guessing(units: Iterable[Unit], unasked: Mapping[str, dict]) -> list[tupl
     return found
 
 
-def half_gone(form: Kept, cuts: Iterable[Cut], layers: int) -> tuple[float, float, float]:
+def half_gone(form: Kept, cuts: Iterable[Cut], layers: int, *, final: bool = False) -> tuple[float, float, float]:
     """The share of the layers at which half of what is known is first gone, with its 95% interval; it may be infinite.
 
-    Beside the verdict: both forms fall.
+    Beside the verdict: both forms fall. With `final`, from which share on none of the cuts has more than half.
     """
     cuts = [UNPRUNED, *sorted(cuts, key=lambda cut: cut.size)]
-    return outcomes.interval(
-        outcomes.crossing(form.at(cuts), np.array([cut.size / layers for cut in cuts]), guessing=0.0)
-    )
+    fractions = np.array([cut.size / layers for cut in cuts])
+    return outcomes.interval(outcomes.crossing(form.at(cuts), fractions, guessing=0.0, final=final))
 
 
 def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:

@@ -207,12 +207,15 @@ def _right_whole(sweeps: Sequence[Unit]) -> Bool[np.ndarray, " I"]:
 def in_words(back: pd.DataFrame) -> list[str]:
     """For the loss, and then each task, and number of tokens what comes back at which sizes; rows are of `table`.
 
-    What no cut surely took is left out; where no share is surely above 0, it says so.
+    What no cut surely took is left out; where no share is surely above 0, or none is known, it says so.
     """
     found = []
     for (what, tokens), rows in back.dropna(subset="high").groupby(["what", "tokens"], sort=False):
         asked = f"{what} ({rows['items'].max():,} {'sequences' if what == LOSS else 'items'}), {tokens:,} tokens"
-        if not (rows["low"].fillna(rows["high"]) > 0).any():
+        if rows["value"].isna().all():  # a bound beside shares of another number of tokens would seem to be more
+            found.append(f"{asked}: no share is told, as the unpruned model was not healed on so many")
+            continue
+        if not (rows["low"] > 0).any():
             sizes = ", ".join(map(str, rows["size"]))
             found.append(f"{asked}: no gain is shown, at n = {sizes}")
             continue
@@ -225,7 +228,12 @@ def share_in_words(row: Any) -> str:
     """The share that a row of `table` has."""
     if math.isnan(row.high):
         return "not told"
-    return f"at most {row.high:.0%}" if math.isnan(row.value) else f"{row.value:.0%} ({row.low:.0%} to {row.high:.0%})"
+    if math.isnan(row.value):
+        return f"at most {row.high:.0%}"
+    if row.what != LOSS and max(row.pruned, row.healed) <= row.guessing:
+        return "0%, no better than guessing before and after"
+    value, low, high = (f"{share:.0%}".replace("-0%", "0%") for share in (row.value, row.low, row.high))
+    return f"{value} ({low} to {high})"
 
 
 def whole_in_words(rows: pd.DataFrame) -> list[str]:

@@ -49,6 +49,6 @@ def there_are(about: str) -> int | float:
 
 
 def that_decide(needed: int | float, about: str) -> str:
-    """In words how many items would decide, and how many there are, where these are fewer."""
+    """In words how many items would decide, and that these are more than there are, where so."""
     there = there_are(about)
-    return f"{needed:,.0f}" if needed <= there else f"{needed:,.0f} (there are {there:,})"
+    return f"{needed:,.0f}" if needed <= there else f"{needed:,.0f}, more than the {there:,} there are"
