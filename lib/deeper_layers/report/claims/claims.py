@@ -4,9 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from deeper_layers.report import paper
-from deeper_layers.report.claims import decisions, healing_decisions
+from deeper_layers.report.claims import decisions, half_gone, healing_decisions
 from deeper_layers.report.claims.deciding import of_paper
-from deeper_layers.report.claims.half_gone import halves
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS, NOTHING, OPEN, UNMEASURED, Ruling, corrected, together
 from deeper_layers.report.names import as_html
 from deeper_layers.report.statistics.evidence import Evidence, by_model
@@ -197,9 +196,12 @@ def result(rulings: Rulings) -> str:
     """HTML: where half of each model's accuracy above guessing is gone, and how many claims hold of it."""
     models = _models(rulings)
     cliffs: dict[tuple[str, str], list[str]] = {}
-    for half in halves(rulings):
+    for half in half_gone.halves(rulings):
         cliffs.setdefault((half.topic, half.model), []).append(half.shown)
-    rows = [_row(topic, ["; ".join(cliffs.get((topic, model), ["–"])) for model in models]) for topic in TOPICS]
+    rows = [
+        _row(topic, ["; ".join(cliffs.get((topic, model)) or [_no_half(rulings, topic, model)]) for model in models])
+        for topic in TOPICS
+    ]
     found = [[verdict_of(rulings[claim.identifier][model]) for claim in CLAIMS] for model in models]
     counts = [", ".join(_count(verdicts, verdict) for verdict in COUNTED) for verdicts in found]
     for place, model in enumerate(models):
@@ -212,10 +214,17 @@ def result(rulings: Rulings) -> str:
     lead = (
         "The share of its layers at which a model has first lost half of its accuracy above guessing, in the answer "
         "format of each task (95% intervals), without healing; where its accuracy rises again, where half is gone for "
-        f"good, too. The paper's models keep theirs until {CLIFFS}. –: not measured, or the whole model is not surely "
-        "better than guessing."
+        f"good, too. The paper's models keep theirs until {CLIFFS}. –: not measured, or, of a task that the paper did "
+        "not ask, the whole model is not surely better than guessing."
     )
     return _table("Where half is gone", ["Half is gone at", *models], rows, lead, "result")
+
+
+def _no_half(rulings: Rulings, topic: str, model: str) -> str:
+    """Why it is not told where half is gone: the whole model may have nothing to lose, or too few items say whether."""
+    of_topic = (found for claim in half_gone.CLAIMS for found in rulings[claim][model] if found.topic == topic)
+    verdict = next((found.verdict for found in of_topic if found.obstacle), UNMEASURED)
+    return "–" if verdict == UNMEASURED else f"{MARKS[verdict][1]} {verdict}"
 
 
 def _little(rulings: Rulings) -> str:
