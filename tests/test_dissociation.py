@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.report.questions import dissociation, early_cliff, scan_rows
 from deeper_layers.report.questions.dissociation import CONFIRMED, LATE, MIDDLE, OPEN, REFUTED
 from deeper_layers.report.statistics import answers, joined
-from deeper_layers.results.packing import pack, pack_halves, unpack_halves
+from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.units import Unit, write_unit
 from tests import notebook
 from tests.test_house import fresh
@@ -396,6 +396,30 @@ def test_an_early_cliff_is_of_letters_or_of_knowledge(monkeypatch):
     monkeypatch.setattr(early_cliff, "SIZES", range(1, 9))
     (short,) = early_cliff.cliffs(one)
     assert (short.verdict, short.why) == ("", "not every n from 1 to 8 is measured")
+
+
+def test_letters_that_were_asked_twice_say_what_rounding_changes():
+    draw = np.random.default_rng(0)
+    letters, words = (unit(task, RULES, lambda cut: 0.6, 50, draw) for task in ("mmlu", "mmlu_continuation"))
+    words.details["outcomes"] = {
+        cut: {task: packed | {"acc_norm": packed["acc"]} for task, packed in tasks.items()}
+        for cut, tasks in words.details["outcomes"].items()
+    }
+    assert early_cliff.asked_twice([letters, words]) == {}
+    outcomes = {cut: {"mmlu": dict(tasks["mmlu"])} for cut, tasks in letters.details["outcomes"].items()}
+    right = unpack(outcomes[Cut(6, 2).name]["mmlu"]["acc"]).astype(bool)
+    target = unpack(letters.details["outcomes"][Cut(6, 2).name]["mmlu"]["target"])
+    turned = np.where(np.arange(50) < 3, ~right, right)
+    outcomes[Cut(6, 2).name]["mmlu"] |= {
+        "acc": pack(turned),
+        "chosen": pack(np.where(turned, target, (target + 1) % 4)),
+    }
+    again = dataclasses.replace(letters, kind="sweep", details=letters.details | {"outcomes": outcomes})
+    found = early_cliff.asked_twice([letters, words, again])["tiny"]
+    apart = abs(turned.mean() - right.mean())
+    assert (found.fewest, found.most, found.items) == (0, 3, 50) and found.apart == pytest.approx(apart)
+    assert 1.5 < found.near < 2.5  # of the answers that changed: all lie about two nats from a tie here
+    assert early_cliff.asked_twice([again, words]) == {}, "asked once"
 
 
 def test_an_early_cliff_that_is_a_favourite_letter_goes_with_calibration():

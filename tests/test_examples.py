@@ -366,6 +366,12 @@ def test_readme_says_what_results_hold():
     value, low, high = ruling.statistics["C"]
     assert (ruling.verdict, rulings["simple"].verdict) == ("letters", "open")
     assert f"{-value:.2f} ({-high:.2f} to {-low:.2f}) less by" in told and f"{ruling.items:,} questions" in told
+    (calibrated,) = (one for one in early_cliff.cliffs(units, without_bias=True) if one.what == "similarity")
+    value, low, high = calibrated.statistics["C"]
+    assert calibrated.verdict == "letters" and f"(calibrated) {-value:.2f} ({-high:.2f} to {-low:.2f})." in told
+    again = early_cliff.asked_twice(units)[model.name]
+    assert f"by rounding alone {again.fewest} to {again.most} of the {again.items:,} answers under each cut" in told
+    assert f"hence {ruling.statistics['letters'][0]:.0%} here, and 11% above." in told and "at 11% (7%" in said
     unasked = json.loads((README.parent / "benchmarks" / "measured" / "unasked-qwen.json").read_text())
     least, most = unasked["interval"]
     asked_alike = early_cliff.without_questions(early_cliff.of_both_rules(units), [unasked])

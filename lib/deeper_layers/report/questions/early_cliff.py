@@ -5,6 +5,7 @@ It is stated in words, and dated, in notebooks/12-where.ipynb, as that of dissoc
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from deeper_layers.report.questions.dissociation import (
     scans,
     unknown_in_sweeps,
 )
-from deeper_layers.report.statistics import outcomes
+from deeper_layers.report.statistics import answers, outcomes
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import measured_cuts
 
@@ -133,15 +134,51 @@ def half_gone(form: Kept, cuts: Iterable[Cut], layers: int, *, final: bool = Fal
 def of_both_rules(units: Iterable[Unit]) -> dict[str, dict[str, Unit]]:
     """By model and task the scan of both rules; of MMLU by letter the sweep, where only that has the same questions."""
     units = list(units)
-    found, forms = scans(units, of_blocks=False), QUESTIONS["MMLU"]
-    same = ("model", "dtype", "quantization", "limit", "num_fewshot")
-    letters, words = (form.task for form in forms)
-    swept = [unit for unit in units if (unit.kind, unit.name) == ("sweep", letters)]
+    found = scans(units, of_blocks=False)
+    letters, words = (form.task for form in QUESTIONS["MMLU"])
     for of_model in found.values():
-        if words in of_model and letters not in of_model:
-            asked = [of_model[words].key[name] for name in same]
-            alike = [unit for unit in swept if [unit.key[name] for name in same] == asked]
-            of_model |= {letters: max(alike, key=extent)} if alike else {}
+        if words in of_model and letters not in of_model and (swept := _swept(units, of_model[words])):
+            of_model[letters] = swept
+    return found
+
+
+def _swept(units: Iterable[Unit], words: Unit) -> Unit | None:
+    """The sweep of the letters of the same questions as those of a scan, asked alike."""
+    same, letters = ("model", "dtype", "quantization", "limit", "num_fewshot"), QUESTIONS["MMLU"][0].task
+    asked = [words.key[name] for name in same]
+    swept = (unit for unit in units if (unit.kind, unit.name) == ("sweep", letters))
+    return max((unit for unit in swept if [unit.key[name] for name in same] == asked), key=extent, default=None)
+
+
+class AskedTwice(NamedTuple):
+    """What changed where the same letters were asked of the same models twice: by rounding, in other batches."""
+
+    fewest: int  # answers of one model that are right once only
+    most: int
+    apart: float  # accuracies of one model, at most
+    near: float  # in nats: 9 of 10 of these answers lie within this of a tie of the right letter and the best other
+    items: int
+
+
+def asked_twice(units: Iterable[Unit]) -> dict[str, AskedTwice]:
+    """By model, where a scan of both rules and a sweep asked the letters of the same questions alike."""
+    units, found = list(units), {}
+    letters, words = (form.task for form in QUESTIONS["MMLU"])
+    for model, of_model in of_both_rules(units).items():
+        if not {letters, words} <= set(of_model) or of_model[letters].kind == "sweep":
+            continue
+        if (swept := _swept(units, of_model[words])) is None:
+            continue
+        scanned, again = (letters_and_words(of_model | {letters: unit})[0] for unit in (of_model[letters], swept))
+        shared = [cut for cut in scanned.cuts if cut in again.cuts]
+        right = [one.right[[one.cuts.index(cut) for cut in shared]] for one in (scanned, again)]
+        changed = right[0] != right[1]
+        flips = changed.sum(axis=1)
+        apart = np.abs(right[0].mean(axis=1) - right[1].mean(axis=1)).max()
+        own = answers.answers_of(of_model[letters])
+        margins = answers.margins(own.logprobs[[own.cuts.index(cut) for cut in shared]], own.target)
+        near = np.quantile(np.abs(margins[changed]), 0.9) if changed.any() else 0.0
+        found[model] = AskedTwice(int(flips.min()), int(flips.max()), float(apart), float(near), right[0].shape[1])
     return found
 
 
