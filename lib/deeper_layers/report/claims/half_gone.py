@@ -97,7 +97,10 @@ def in_words(rulings: Mapping[str, Mapping[str, list[Ruling]]]) -> str:
         f"{_of_items(first)} is gone; {', '.join(said)}. How many it can lose depends on what it is asked, and on how "
         "it is to answer."
     )
-    rest = "Shares of its layers are read off the line between two cuts; nothing was healed."
+    rest = (
+        "Dropped are the blocks that the paper's rule chooses (similarity-informed). Shares of the layers are read off "
+        "the line between two cuts; nothing was healed."
+    )
     return f'<div id="finding"><p><strong>{as_html(text)}</strong> {as_html(rest)}</p></div>'
 
 
