@@ -12,7 +12,7 @@ from deeper_layers.report.claims.claims import CLAIMS, ruled
 from deeper_layers.report.claims.history import BEFORE, CHANGES, LOWEST, came_first
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
 from deeper_layers.report.names import as_html
-from deeper_layers.report.questions import geometry
+from deeper_layers.report.questions import dissociation, early_cliff, geometry
 from deeper_layers.report.thresholds import THRESHOLDS
 from deeper_layers.results import packing
 from deeper_layers.results.places import AROUND
@@ -48,6 +48,18 @@ def test_the_criterion_of_letters_and_words_is_word_by_word_the_one_that_was_com
     texts = [["".join(cell["source"]) for cell in json.loads(notebook)["cells"]] for notebook in (before, now)]
     (criterion,), later = ([text for text in of if text.startswith("## What would decide it")] for of in texts)
     assert later == [criterion]
+
+
+def test_what_the_criterion_of_letters_and_words_judges_is_younger():
+    """Of every unit that its page names; the page says so."""
+    said = (AROUND / "notebooks" / "12-where.ipynb").read_text(encoding="utf-8")
+    assert "committed as `66b431ac3ddc` on 28 November 2026" in said and "all of them later ones" in said
+    units = [unit for kind in ("scan", "blocks", "sweep") for unit in all_units(kind=kind)]
+    judged = [*dissociation.scans(units).values(), *early_cliff.of_both_rules(units).values()]
+    measured = [unit.provenance["measured"] for of_model in judged for unit in of_model.values()]
+    assert measured and min(measured) > "2026-11-28T03:40:18"
+    if date := git("log", "-1", "--format=%cI", "66b431ac3ddc").strip():
+        assert date[:19] == "2026-11-28T03:40:18"
 
 
 @pytest.mark.parametrize("page, kind", [("13-which-layers", "blocks"), ("14-geometry", "geometry")])
