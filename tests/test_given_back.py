@@ -165,7 +165,7 @@ def test_what_comes_back_is_said_in_words():
     guesses = row("Sums", 4, 2048, 0.0, 0.0, 0.0) | {"guessing": 0.25, "pruned": 0.2, "healed": 0.25}
     better = guesses | {"value": 0.001, "low": -0.001, "healed": 0.26}
     said = list(map(given_back.share_in_words, pd.DataFrame([guesses, better]).itertuples()))
-    assert said == ["0%, no better than guessing before and after", "0% (0% to 0%)"]
+    assert said == ["0%, both guess", "0% (0% to 0%)"]
 
 
 def test_what_healing_does_to_the_unpruned_model_is_said():

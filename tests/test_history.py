@@ -11,7 +11,6 @@ from deeper_layers.report.claims import history, said_before
 from deeper_layers.report.claims.claims import CLAIMS, ruled
 from deeper_layers.report.claims.history import BEFORE, CHANGES, LOWEST, came_first
 from deeper_layers.report.claims.verdicts import AGREES, DIFFERS
-from deeper_layers.report.names import as_html
 from deeper_layers.report.questions import dissociation, early_cliff, geometry
 from deeper_layers.report.thresholds import THRESHOLDS
 from deeper_layers.results import packing
@@ -119,11 +118,12 @@ def test_no_point_of_the_recomputation_is_without_what_was_said_before_and_what_
     made.key["model"] = made.key["model"] | {"name": history.QWEN}
     of_pages = [unit for kind in ("sweep", "bits") for unit in all_units(kind=kind, model=history.QWEN)]
     page = history.changes(ruled([made]), of_pages)
-    rows = {cells[0]: cells for row in page.split("<tr>") if len(cells := re.findall("<td[^>]*>(.*?)</td>", row)) == 8}
+    blocks = {found[1]: one for one in page.split('<div class="change">') if (found := re.search(r"Point (\d+):", one))}
     for point in range(1, 18):
-        titles = "|".join(re.escape(str(as_html(claim.title))) for claim in CLAIMS)
-        parts = re.split(f"; (?=(?:{titles}), )", rows[str(point)][6])  # what a page said, and claim by claim
+        parts = re.findall("<li>(.*?)</li>", blocks[str(point)])  # what a page said, and claim by claim
+        assert parts, f"point {point} touches nothing"
         assert all(re.fullmatch(".+: .+, (now|still) .+", part) for part in parts), f"{point} lacks a side: {parts}"
+        assert re.findall("<dt>(.*?)</dt>", blocks[str(point)]) == ["before", "now", "why", "verdicts", "since"]
     named = {claim for change in CHANGES for claim in change.claims}
     assert named <= set(BEFORE), "these are claims"
 

@@ -239,35 +239,42 @@ def changes(rulings: Rulings, units: Iterable[Unit]) -> str:
                 verdict_of(rulings[claim.identifier][model]))
         for model in models
     } for claim in CLAIMS}  # fmt: skip
-    titles = {claim.identifier: claim.title for claim in CLAIMS}
-    what = [
-        {
-            "point": f"{change.point or ''}",
-            "on": f"{_minute(change.set_by[1])}, commit {change.set_by[0]}",
-            "about": "; ".join(titles.get(part, part) for part in change.of.split(", ")),
-            "before": change.was, "now": change.now, "why": change.why,
-            "verdicts, before and now": "; ".join(
-                f"{titles.get(claim, claim)}{models}: {once}, {'still' if once == now else 'now'} {now}"
-                for claim, models, once, now in before_and_now(change, verdicts, units)
-            ),
-            "test": change.test,
-        }
-        for change in sorted(CHANGES, key=lambda change: (change.set_by[1], change.point or len(CHANGES)))
-    ]  # fmt: skip
+    every = sorted(CHANGES, key=lambda change: (change.set_by[1], change.point or len(CHANGES)))
+    what = "".join(_change(change, before_and_now(change, verdicts, units)) for change in every)
     turned = [
         (claim.title, model, once, now) for claim in CLAIMS for model, (once, now) in verdicts[claim.identifier].items()
         if once != now and not (once == MERGED and now not in (AGREES, DIFFERS))
     ]  # fmt: skip
     said = (
-        "What changed, in which commit, and the test that holds it. Points are numbered as by a check of all that was "
-        f"published at commit {RECOMPUTED}, which computed everything anew without this code; changes without a number "
-        "came later. Verdicts stand as they were then, and as they are now; those that turned come first"
+        "Points are numbered as by a check of all that was published at "
+        f"commit {RECOMPUTED}, which computed everything anew without this code; changes without a number came later. "
+        "Verdicts stand as they were then, and as they are now; those that turned come first."
     )
-    return folded("What changed and why", pd.DataFrame(what), said) + folded(
+    return _opens("What changed and why", f"<p>{as_html(said)}</p>{what}") + folded(
         f"Verdicts that turned: {len(turned)}",
         pd.DataFrame(turned, columns=["claim", "model", "before", "now"]),
         "Verdicts that became others. Where there was none and is none now, one word became one of three: left out",
     )
+
+
+def _change(change: Change, touched: list[tuple[str, str, str, str]]) -> str:
+    """One change: what it is about, before, now and why, the verdicts that it touches, and the test that holds it."""
+    titles = {claim.identifier: claim.title for claim in CLAIMS}
+    about = "; ".join(titles.get(part, part) for part in change.of.split(", "))
+    several = len({claim for claim, *_ in touched}) > 1
+    verdicts = ""
+    for claim, models, once, now in touched:
+        where = ", ".join(filter(None, [titles.get(claim, claim) if several or not models else "", models]))
+        since = "still" if once == now else "now"
+        verdicts += f"<li>{as_html(f'{where}: {once}, {since} {now}')}</li>"
+    rows = {
+        "before": as_html(change.was), "now": as_html(change.now), "why": as_html(change.why),
+        **({"verdicts": f"<ul>{verdicts}</ul>"} if verdicts else {}),
+        "since": f"{_minute(change.set_by[1])}, commit {change.set_by[0]}; test <code>{as_html(change.test)}</code>",
+    }  # fmt: skip
+    head = as_html(f"Point {change.point}: {about}" if change.point else about)
+    body = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows.items())
+    return f'<div class="change"><p><strong>{head}</strong></p><dl>{body}</dl></div>'
 
 
 def before_and_now(
@@ -287,7 +294,7 @@ def before_and_now(
         alike: dict[tuple[str, str], list[str]] = {}
         for model, both in verdicts.get(claim, {}).items():
             alike.setdefault(both, []).append(model)
-        of_claims += [(claim, f", {' and '.join(models)}", *both) for both, models in alike.items()]
+        of_claims += [(claim, " and ".join(models), *both) for both, models in alike.items()]
     return found + sorted(of_claims, key=lambda row: row[2] == row[3])
 
 
@@ -357,9 +364,13 @@ def reliability(drawn: dict | None) -> str:
 
 def folded(summary: str, rows: pd.DataFrame, caption: str, form=None) -> str:
     """A table that opens when its title is clicked."""
-    table = as_table(rows, caption, form).to_html() if len(rows) else "<p>None.</p>"
+    return _opens(summary, as_table(rows, caption, form).to_html() if len(rows) else "<p>None.</p>")
+
+
+def _opens(summary: str, html: str) -> str:
+    """What is seen when its title is clicked."""
     return (
-        f'<div class="claims scrolls"><details><summary><strong>{as_html(summary)}</strong></summary>{table}'
+        f'<div class="claims scrolls"><details><summary><strong>{as_html(summary)}</strong></summary>{html}'
         "</details></div>"
     )
 

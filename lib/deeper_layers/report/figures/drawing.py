@@ -254,7 +254,7 @@ class Picture:
 
     @matplotlib.rc_context(PRINT)
     def finish(
-        self, name, provenance, data, *, x, y, named_rows: Mapping[str, float] | None = None, row_height=24
+        self, name, provenance, data, *, x, y, named_rows: Mapping[str, int | float] | None = None, row_height=24
     ) -> Figure:
         """The figure, with axes that reach over the ranges x and y; `named_rows`: names, each above its height.
 

@@ -231,7 +231,7 @@ def share_in_words(row: Any) -> str:
     if math.isnan(row.value):
         return f"at most {row.high:.0%}"
     if row.what != LOSS and max(row.pruned, row.healed) <= row.guessing:
-        return "0%, no better than guessing before and after"
+        return "0%, both guess"
     value, low, high = (f"{share:.0%}".replace("-0%", "0%") for share in (row.value, row.low, row.high))
     return f"{value} ({low} to {high})"
 
