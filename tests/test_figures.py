@@ -501,6 +501,15 @@ def test_heights_far_apart_stand_on_a_logarithmic_axis():
     assert "logarithmic" not in figure.caption + figure.alt
 
 
+def test_what_lies_far_below_is_cut_off_and_said_to_be():
+    figure = scanned({"first": [-2.0, 0.9], "second": [0.1, 1.1]}, least=-0.5)
+    bottom, top = figure.static.axes[0].get_ylim()
+    assert -0.6 < bottom < -0.5 and top > 1.1 and list(figure.interactive.layout.yaxis.range) == [bottom, top]
+    assert "below -0.5 is cut off" in figure.caption and figure.data["value"].min() == -2.0
+    figure = scanned({"first": [-0.2, 0.9]}, least=-0.5)  # nothing to cut off
+    assert -0.3 < figure.static.axes[0].get_ylim()[0] < -0.2 and "cut off" not in figure.caption
+
+
 def test_round_numbers_of_a_logarithmic_axis():
     assert drawing.ticks_of(0.11, 21.0) == pytest.approx([0.2, 0.5, 1, 2, 5, 10, 20])
     assert drawing.ticks_of(0.001, 10.0) == pytest.approx([0.001, 0.01, 0.1, 1, 10])

@@ -13,17 +13,21 @@ SIZE = "Layers dropped, n"
 
 def panels(
     rows: pd.DataFrame, *, panels: Mapping[str, str], lines: Mapping[str, str], x: str, y: str, caption: str, name: str,
-    levels: Mapping[str, float] | None = None, marks: Sequence[float] = (), log: bool = False, provenance: str = "",
+    levels: Mapping[str, float] | None = None, marks: Sequence[float] = (), least: float | None = None,
+    log: bool = False, provenance: str = "",
 ) -> Figure:  # fmt: skip
     """Rows of `deeper_layers.report.questions.scan_rows`, those of `panels` and `lines` in their order.
 
     A line's look goes by its place in `lines`: figures that are given the same ones, those without rows too, draw each
-    alike. `levels` are named heights, drawn grey; `marks` places along the axis, where a panel is divided. `log`: on a
-    logarithmic axis, without levels that have no place there, unless some height has none. `caption` is HTML.
+    alike. `levels` are named heights, drawn grey; `marks` places along the axis, where a panel is divided. What lies
+    lower than `least` is cut off, and the caption says so. `log`: on a logarithmic axis, without levels that have no
+    place there, unless some height has none. `caption` is HTML.
     """
     rows = require(rows, "rows", "panel", "line", "size", "start", "at", "value", "low", "high", "items", "metric")
     drawn = rows[rows["panel"].isin(panels) & rows["line"].isin(lines)]
     low, high = drawn[["low", "value"]].min(axis=None), drawn[["high", "value"]].max(axis=None)
+    cut = least is not None and bool(low < least)
+    low = least if cut else low
     log, levels = log and bool(low > 0), levels or {}
     if log:
         levels = {level: height for level, height in levels.items() if height > 0}
@@ -50,6 +54,7 @@ def panels(
                 picture.accuracy(own, style, label, panel, across="at")
                 courses.append(f"{panels[key]}, {label}, {course(own.rename(columns={'at': said}), said, 'value')}")
     picture.caption = caption + " The vertical axis is logarithmic." * log
+    picture.caption += f" What lies below {least:g} is cut off; the data have it." if cut else ""
     picture.alt = f"Line charts: {y}{', on a logarithmic axis,' * log} against {x}. {'; '.join(courses)}."
     span = 0.02 * (right - left or 1)
     return picture.finish(name, provenance, drawn, x=[left - span, right + span], y=[bottom, top])
