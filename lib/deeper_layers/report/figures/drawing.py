@@ -227,10 +227,9 @@ class Picture:
 
     @matplotlib.rc_context(PRINT)
     def words(self, text, x, y, bold=False):
-        """Words within the first panel, right of x and above y."""
-        weight = "bold" if bold else "normal"
-        place = {"textcoords": "offset points", "va": "bottom", "weight": weight}
-        self.axes[0].annotate(clipped(text), (x, y), (3, 4), **place)
+        """Words within the first panel, right of x and above y; bold on the site alone: in print each letter of another
+        weight is an outline of its own, and a page has to stay light."""
+        self.axes[0].annotate(clipped(text), (x, y), (3, 4), textcoords="offset points", va="bottom")
         text = f"<b>{as_plotly(text)}</b>" if bold else as_plotly(text)
         place = {"x": x, "xref": "x", "xanchor": "left", "y": y, "yref": "y", "yanchor": "bottom"}
         self.notes.append({"text": text, **place})
