@@ -151,7 +151,7 @@ def _swept(units: Iterable[Unit], words: Unit) -> Unit | None:
 
 
 class AskedTwice(NamedTuple):
-    """What changed where the same letters were asked of the same models twice: by rounding, in other batches."""
+    """What changed where the same letters were asked of the same models twice, in batches that round differently."""
 
     fewest: int  # answers of one model that are right once only
     most: int
