@@ -15,7 +15,7 @@ from pathlib import Path
 from deeper_layers import models
 from deeper_layers.cuts import simple_cut
 from deeper_layers.experiments import costs
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import find_machine
 
@@ -42,7 +42,7 @@ def main() -> None:
     shapes = {name: dataclasses.asdict(shape_of(name)) for name in MODELS}
     content = {"command": "python -m benchmarks.large --datasets FOLDER", "asked": asked, "shapes": shapes}
     content["costs"] = [row for name in MODELS for row in rows(name, costs.Shape(**shapes[name]), asked)]
-    write_whole(COSTS, (json.dumps(content, indent=1) + "\n").encode())
+    write_file(COSTS, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def counted(datasets: str) -> dict:

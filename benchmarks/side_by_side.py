@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.outdated import PATHS
 from benchmarks.table import MEASURED
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.models import device_name
 from deeper_layers.results.circumstances import provenance
 
@@ -52,7 +52,7 @@ def keep(name: str, content: dict) -> None:
     content = {"command": " ".join(["python -m", *_command()]), **content, "provenance": provenance(device_name())}
     text = json.dumps(content, indent=1)
     print(text)
-    write_whole(MEASURED / f"{name}.json", f"{text}\n".encode())
+    write_file(MEASURED / f"{name}.json", f"{text}\n".encode())
 
 
 def _command() -> list[str]:

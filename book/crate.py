@@ -17,7 +17,7 @@ from rocrate.rocrate import ROCrate
 
 from book.extension.measured import describe, taken
 from deeper_layers.errors import InputError
-from deeper_layers.files.staging import new_file
+from deeper_layers.files import atomic_file
 from deeper_layers.report.standards import watt_hours
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.records import all_records
@@ -127,10 +127,10 @@ def main(words: list[str]) -> None:
     if len(words) != 1 or not words[0].endswith(".zip"):
         sys.exit("expected the name of a file to write, like crate.zip: python -m book.crate crate.zip")
     try:
-        with new_file(Path(words[0])) as path:
+        with atomic_file(Path(words[0])) as path:
             crate = crate_of()
             crate.write_zip(path)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     print(json.dumps({"crate": words[0], "files": len(crate.data_entities)}))
 

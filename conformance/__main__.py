@@ -27,7 +27,7 @@ from conformance.measured import MEASURED, read_measured
 from deeper_layers.checkpoints.engines import TABLE
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.models import device_name
 from deeper_layers.package_index import cache_folder
 from deeper_layers.results.circumstances import provenance
@@ -173,7 +173,7 @@ def keep(name: str, tried: dict) -> None:
     content["engines"] = {key: value for key in ENGINES
                           if (value := {**content.get("engines", {}), name: tried}.get(key))}  # fmt: skip
     content = {"command": "python -m conformance", **content, "provenance": provenance(device_name())}
-    write_whole(MEASURED, f"{json.dumps(content, indent=1)}\n".encode())
+    write_file(MEASURED, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

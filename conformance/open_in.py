@@ -22,7 +22,7 @@ from conformance.environments import ENGINES, LIBRARY, python_of, versions_of
 from conformance.measured import OPEN_IN, read_measured
 from deeper_layers import Cut, drop_layers, load_model
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.models import device_name
 from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.package_index import cache_folder
@@ -264,7 +264,7 @@ def keep(model: str, made: list[str], expected: str, name: str, found: dict) -> 
     }
     models = content.get("models", {}) | {model: of_model}
     content = {"command": "python -m conformance.open_in", "models": models, "provenance": provenance(device_name())}
-    write_whole(OPEN_IN, f"{json.dumps(content, indent=1)}\n".encode())
+    write_file(OPEN_IN, f"{json.dumps(content, indent=1)}\n".encode())
 
 
 if __name__ == "__main__":

@@ -123,10 +123,13 @@ def in_child(step: Callable[[], object]) -> tuple[int, str]:
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """All that lies in a folder, hidden files too, by relative path: what is in each file; None for a folder."""
-    return {
-        path.relative_to(folder).as_posix(): None if path.is_dir() else path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-    }
+
+    def content(path: Path) -> bytes | None:
+        if path.is_symlink():
+            return b"-> " + os.readlink(path).encode()
+        return None if path.is_dir() else path.read_bytes()
+
+    return {path.relative_to(folder).as_posix(): content(path) for path in sorted(folder.rglob("*"))}
 
 
 @contextlib.contextmanager

@@ -108,5 +108,5 @@ def test_on_a_slurm_that_loses_jobs_and_a_node_and_the_driver_rows_are_those_of_
         with driver() as second:
             assert second.wait(timeout=600) == 0, (tmp_path / "driver.log").read_text()[-3000:]
     assert rows(tmp_path / "results") == straight(model, tmp_path / "plain")
-    left = [path.name for path in tmp_path.rglob("*") if ".claim" in path.name or ".partial" in path.name]
+    left = [path.name for path in tmp_path.rglob("*") if ".lock" in path.name or ".partial" in path.name]
     assert left == [] and all(json.loads(Path(target).read_text())["units"] for target in targets)

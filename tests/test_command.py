@@ -329,7 +329,7 @@ def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch
             [sys.executable, "-m", "deeper_layers", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         started.append(second)
-        assert "waiting for process" in second.stderr.readline()
+        assert "waiting for another process" in second.stderr.readline()
         return measure(*arguments, **options)
 
     monkeypatch.setattr(similarity, "distances_by_batch", meanwhile)

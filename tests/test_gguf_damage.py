@@ -1,22 +1,14 @@
 """GGUF files that are damaged or hostile: one line, and nothing written; and outputs that are in the way: kept."""
 
-import errno
 import os
 import resource
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-import gguf
 import pytest
 
 from deeper_layers.checkpoints import gguf_files
 from deeper_layers.checkpoints.gguf_files import slice_gguf
 from deeper_layers.errors import InputError
-from deeper_layers.files import staging
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import find_model
 from tests.fuzz.gguf_cases import CUT, Parts, array, number, outcomes, text
@@ -176,7 +168,7 @@ def test_an_output_that_is_in_the_way_stays(whole, tmp_path):
     (tmp_path / "nowhere.gguf").symlink_to(tmp_path / "none.gguf")
     names = {path.name for path in tmp_path.iterdir()}
     for name in sorted(names):
-        with pytest.raises(InputError, match=f"{name} exists: give a file that does not"):
+        with pytest.raises(InputError, match=f"{name} exists: give a name that does not"):
             slice_gguf(whole, CUT, tmp_path / name)
     assert whole.read_bytes() == before and {path.name for path in tmp_path.iterdir()} == names
 
@@ -210,22 +202,6 @@ def test_an_output_that_came_to_be_meanwhile_stays(whole, tmp_path, monkeypatch)
     assert out.read_bytes() == theirs and {path.name for path in tmp_path.iterdir()} == {"out.gguf", "whole.gguf"}
 
 
-@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_file_gets_its_name_where_there_are_no_links_too(links, tmp_path, monkeypatch):
-    def link(*_):
-        raise OSError(errno.EPERM, "no links here")
-
-    if not links:
-        monkeypatch.setattr(os, "link", link)
-    with staging.new_file(tmp_path / "a") as partial:
-        partial.write_text("whole")
-    with pytest.raises(InputError, match="b exists|File exists"), staging.new_file(tmp_path / "b") as partial:
-        partial.write_text("other")
-        (tmp_path / "b").write_text("theirs")
-    assert (tmp_path / "b").read_text() == "theirs"
-    assert (tmp_path / "a").read_text() == "whole" and {path.name for path in tmp_path.iterdir()} == {"a", "b"}
-
-
 def test_a_source_that_changes_meanwhile_gives_no_output(whole, tmp_path):
     source = find_model(str(whole))
     content = bytearray(whole.read_bytes())
@@ -234,41 +210,3 @@ def test_a_source_that_changes_meanwhile_gives_no_output(whole, tmp_path):
     with pytest.raises(InputError, match="was changed after it was read"):
         slice_gguf(source, CUT, tmp_path / "out.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
-
-
-SLOW = """
-import sys, time
-from deeper_layers.files.staging import new_file
-from pathlib import Path
-with new_file(Path(sys.argv[1])) as partial:
-    partial.write_bytes(b"theirs")
-    print("begun", flush=True)
-    sys.stdin.readline()
-"""
-
-
-def writing(out: Path) -> subprocess.Popen:
-    """Another process that has begun to write a file, and ends when it is told to."""
-    child = subprocess.Popen(
-        [sys.executable, "-c", SLOW, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert child.stdout.readline() == "begun\n"
-    return child
-
-
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(whole, tmp_path):
-    out, names = tmp_path / "out.gguf", [path.name for path in tmp_path.iterdir()]
-    with writing(out) as killed, writing(out) as living:
-        killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        assert len(list(tmp_path.glob(".*"))) == 2
-        (tmp_path / f"{staging.PREFIX}theirs").mkdir()  # without our lock
-        (tmp_path / f"{staging.PREFIX}theirs" / "file").touch()
-        slice_gguf(whole, CUT, out)
-        assert len(list(tmp_path.glob(".*"))) == 2
-        content = out.read_bytes()
-        living.communicate("\n")
-        assert living.returncode == 1 and out.read_bytes() == content  # it found that it was late
-    shutil.rmtree(tmp_path / f"{staging.PREFIX}theirs")
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "out.gguf"])
-    assert len(gguf.GGUFReader(out).tensors) == 2 * 3 + 2

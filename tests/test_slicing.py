@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.checkpoints import slicing, tensor_files
-from deeper_layers.checkpoints.partial_folder import FORMAT, STATE
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
@@ -24,6 +23,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, write_unit
+from tests.faults import killed_at
 from tests.plain import logits
 from tests.tiny import FAMILIES, tiny_model
 
@@ -90,7 +90,7 @@ def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     own = config | {"model_type": "someones_own", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
     (tmp_path / "whole" / "config.json").write_text(json.dumps(own))
     (tmp_path / "whole" / "modeling.py").write_text("raise SystemExit('this code was run')")
-    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced")
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced", trust_remote_code=True)
     found = json.loads((out / "config.json").read_text())
     kept = [config["layer_types"][i] for i in (0, 1, 4, 5)]
     assert found["layer_types"] == kept and found["num_hidden_layers"] == 4 and found["auto_map"] == own["auto_map"]
@@ -149,7 +149,7 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_what_was_written_stays(t
     monkeypatch.setattr(slicing, "copy_tensors", full)
     with pytest.raises(InputError, match="No space left on device.*run this again"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and len(list((tmp_path / "out.partial").glob("*.safetensors"))) == 1
+    assert not (tmp_path / "out").exists() and len(list(tmp_path.glob("out.*.partial/made/*.safetensors"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -194,41 +194,16 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
         slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
 
 
-def test_a_folder_under_way_to_something_else_of_ours_is_begun_anew(tmp_path):
-    model = saved("llama", tmp_path / "whole")
-    partial = tmp_path / "out.partial"
-    partial.mkdir()
-    (partial / "model.safetensors").write_bytes(b"old")
-    (partial / ".config.json.7.deeper-layers.partial").write_bytes(b"torn")
-    other = {"format": FORMAT, "source": "another", "cut": [0, 1], "writes": ["model.safetensors", "config.json"]}
-    (partial / STATE).write_text(json.dumps(other))
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    expected = drop_layers(model, CUT).state_dict()
-    found = tensors(tmp_path / "out")
-    assert found and all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
-
-
 def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
     saved("llama", tmp_path / "whole")
-    (tmp_path / "out.partial").mkdir()
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "first")
-    # what a killed run of another day leaves behind
-    shutil.copytree(tmp_path / "first", tmp_path / "out.partial", dirs_exist_ok=True)
-    file = (tmp_path / "whole" / "model.safetensors").stat()
-    state = {
-        "format": FORMAT,
-        "source": str((tmp_path / "whole").resolve()),
-        "files": {"model.safetensors": [file.st_size, file.st_mtime_ns]},
-        "cut": [CUT.start, CUT.size],
-        "adapter": None,
-        "writes": [path.name for path in (tmp_path / "first").iterdir()],
-    }
-    (tmp_path / "out.partial" / STATE).write_text(json.dumps(state))
+    assert killed_at(14, lambda: slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out"))
+    assert list(tmp_path.glob("out.*.partial"))
     model = tiny_model("llama", seed=1)
     model.save_pretrained(tmp_path / "whole")
     slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
     expected = drop_layers(model, CUT).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
 def command(*arguments) -> subprocess.CompletedProcess:

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from deeper_layers.checkpoints import replacing
 from deeper_layers.command import preview
 from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
@@ -120,43 +119,15 @@ def test_what_an_earlier_run_wrote_is_replaced(tiny_folder, written, tmp_path):
     assert files_of(written) == before
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda out: (out / "mine.txt").write_text(""), "mine.txt in it is not ours"),
-        (lambda out: (out / "mine").mkdir(), "mine in it is not ours"),
-        (lambda out: (out / "config.json").write_text("{}"), "config.json in it was changed since"),
-        (lambda out: (out / "pruning.json").unlink(), "it has no pruning.json of ours"),
-        (lambda out: (out / "pruning.json").write_text("[]"), "it has no pruning.json of ours"),
-        (lambda out: out.rename(out.with_name("real")) and None or out.symlink_to("real"), "it is no folder"),
-    ],
-)
-def test_nothing_else_is_replaced(spoil, message, tiny_folder, written):
-    spoil(written)
-    before = sorted(path.name for path in written.iterdir())
-    assert message in said("prune", tiny_folder, written, *SIMPLE, "--overwrite")
-    assert sorted(path.name for path in written.iterdir()) == before
-
-
 def test_nothing_is_replaced_by_what_is_not_complete(tiny_folder, written, tmp_path, monkeypatch):
     before = files_of(written)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.checkpoints.slicing.write_lineage", lambda *_: 1 / 0)
+        patch.setattr("deeper_layers.checkpoints.slicing.lineage_text", lambda *_: 1 / 0)
         typed("prune", tiny_folder, written, "--start", 0, "--drop", 1, "--overwrite", code=70)
     assert files_of(written) == before
     # the source is not replaced by its own cut
     assert "overlap" in said("prune", written, written, "--start", 0, "--drop", 1, "--overwrite")
     assert files_of(written) == before
-
-
-def test_a_run_that_was_killed_between_two_renames_loses_nothing(tiny_folder, written, tmp_path):
-    before = files_of(written)
-    written.rename(tmp_path / "out.old")
-    typed("prune", tiny_folder, tmp_path / "out.new", "--start", 0, "--drop", 1)
-    with replacing.in_the_place_of(written) as place:
-        assert place == tmp_path / "out.new" and files_of(written) == before and not place.exists()
-        shutil.copytree(written, place)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and files_of(written) == before
 
 
 def test_a_gguf_file_of_ours_is_replaced_and_no_other(tiny_folder, tmp_path):
@@ -169,7 +140,7 @@ def test_a_gguf_file_of_ours_is_replaced_and_no_other(tiny_folder, tmp_path):
     typed("prune", path, tmp_path / "out.gguf", "--start", 0, "--drop", 1, "--overwrite")
     assert (tmp_path / "out.gguf").read_bytes() != before
     shutil.copy(path, tmp_path / "another.gguf")
-    assert "it is no GGUF file without some" in said("prune", path, tmp_path / "another.gguf", *SIMPLE, "--overwrite")
+    assert "with a pruning.sha256 of ours" in said("prune", path, tmp_path / "another.gguf", *SIMPLE, "--overwrite")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another.gguf", "out.gguf", "whole.gguf"]
 
 

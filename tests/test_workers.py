@@ -1,14 +1,8 @@
 """Many workers on one folder of results: a unit is measured by one of them, whoever dies meanwhile."""
 
-import contextlib
 import functools
 import multiprocessing
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 import traceback
 import warnings
 from pathlib import Path
@@ -20,9 +14,8 @@ from deeper_layers import results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.measurement import Data, Measurement, each
 from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.files import Timeout, locked
 from deeper_layers.models.sources import Source
-from deeper_layers.results import claims
-from deeper_layers.results.claims import Holder, Taken, claimed
 from deeper_layers.results.units import all_units
 from deeper_layers.rules.similarity import distance_table
 
@@ -37,7 +30,6 @@ def quick(monkeypatch):
     """To ask git takes longer than all the rest."""
     state = results.provenance("a processor")
     monkeypatch.setattr(results, "provenance", lambda _: state)
-    monkeypatch.setattr(claims, "WAITS", (0.01, 0.05))
 
 
 def distances_of(number: int, folder: Path) -> functools.partial:
@@ -108,14 +100,14 @@ def test_a_worker_takes_another_unit_and_waits_for_the_taken_one_at_the_end(tmp_
     holding, over = threading.Event(), threading.Event()
 
     def hold():
-        with claimed(path):
+        with locked(path):
             holding.set()
             over.wait(20)
 
     other = threading.Thread(target=hold)
     other.start()
     holding.wait(20)
-    with pytest.raises(Taken):
+    with pytest.raises(Timeout):
         distances_of(0, tmp_path)(False)
     order = []
 
@@ -148,113 +140,9 @@ def test_workers_share_the_parts_of_a_large_unit(tmp_path):
 # ---- the dead --------------------------------------------------------------------------------------------
 
 
-def names(path: Path) -> list[str]:
-    return os.listdir(path.with_suffix(".claim"))
-
-
-def left_by(path: Path, holder: Holder, age: float = 0) -> Path:
-    """The claim that a dead process left."""
-    file = path.with_suffix(".claim") / str(holder)
-    file.parent.mkdir(parents=True)
-    file.touch()
-    os.utime(file, (time.time() - age,) * 2)
-    return file
-
-
-def test_a_claim_of_a_killed_process_is_taken_over_at_once(tmp_path):
-    path = tmp_path / "unit.json"
-    code = f"""
-import pathlib, time
-from deeper_layers.results.claims import claimed
-with claimed(pathlib.Path({str(path)!r})):
-    print("holds", flush=True)
-    time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout.readline() == "holds\n"
-        assert Holder.of(names(path)[0]).process == process.pid
-        with pytest.raises(Taken), claimed(path, wait=False):
-            pass
-        process.send_signal(signal.SIGKILL)
-        with claimed(path):  # also while nobody has waited for it
-            assert Holder.of(names(path)[0]).process == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_claim_of_another_machine_is_taken_over_when_it_was_not_touched_for_long(tmp_path, monkeypatch):
-    path, other = tmp_path / "unit.json", Holder("another", 1, 1)
-    file = left_by(path, other, age=claims.STALE - 20)
-    with pytest.raises(Taken), claimed(path, wait=False):
-        pass
-    os.utime(file, (time.time() - claims.STALE - 20,) * 2)
-    with claimed(path, wait=False):
-        assert Holder.of(names(path)[0]).process == os.getpid()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_process_of_the_same_number_that_began_at_another_time_is_another(tmp_path):
-    path, this = tmp_path / "unit.json", Holder.this()
-    left_by(path, this._replace(process=os.getppid(), began=this.began - 10**6))
-    with claimed(path, wait=False):
-        pass
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_one_of_many_takes_over(tmp_path):
-    """Eight see the same abandoned claim: one has it, and the others find that it lives."""
-    for number in range(10):
-        path = tmp_path / f"{number}.json"
-        left_by(path, Holder("another", 1, 1), age=claims.STALE + 20)
-
-    def work(_):
-        got = 0
-        with contextlib.ExitStack() as stack:
-            for number in range(10):
-                with contextlib.suppress(Taken):
-                    stack.enter_context(claimed(tmp_path / f"{number}.json", wait=False))
-                    got += 1
-            time.sleep(1)
-        return got
-
-    said = at_once(WORKERS, work)
-    assert sum(said) == 10, said
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_who_measures_says_that_it_lives(tmp_path, monkeypatch):
-    monkeypatch.setattr(claims, "BEAT", 0.02)
-    path = tmp_path / "unit.json"
-    with claimed(path):
-        file = path.with_suffix(".claim") / names(path)[0]
-        os.utime(file, (0, 0))
-        until = time.monotonic() + 10
-        while os.stat(file).st_mtime == 0 and time.monotonic() < until:
-            time.sleep(0.02)
-        assert os.stat(file).st_mtime > 0
-
-
-def test_what_another_took_over_is_not_given_back(tmp_path):
-    path = tmp_path / "unit.json"
-    with claimed(path):
-        file = path.with_suffix(".claim") / names(path)[0]
-        file.rename(file.with_name(str(Holder("another", 1, 1))))
-    assert [Holder.of(name).machine for name in names(path)] == ["another"]
-
-
-def test_what_is_no_claim_is_said_and_stays(tmp_path):
-    for number, make in enumerate(
-        (lambda place: place.write_text("mine"), lambda place: (place / "mine").mkdir(parents=True))
-    ):
-        path = tmp_path / f"{number}.json"
-        make(path.with_suffix(".claim"))
-        with pytest.raises(InputError, match="move it away, it is not ours"), claimed(path):
-            pass
-        assert path.with_suffix(".claim").exists()
-
-
-def test_a_claim_left_beside_a_unit_that_is_there_goes(tmp_path):
+def test_what_was_left_beside_a_unit_that_is_there_goes(tmp_path):
     path = distances_of(0, tmp_path)(True).path
-    left_by(path, Holder("another", 1, 1), age=claims.STALE + 20)
+    path.with_suffix(".lock").touch()
     distances_of(0, tmp_path)(True)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 

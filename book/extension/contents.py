@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.outdated import made_of
 from book.extension.pages import FOLDER, ROOT, Page, of_models, records_of, story
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.report.names import as_markdown, visible
 from deeper_layers.results.units import all_units
 
@@ -75,7 +75,7 @@ def add_models(app: Sphinx, config: Config) -> None:
 def _write(path: Path, text: str) -> None:
     """A file that is there already with this text stays as old as it is."""
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        write_whole(path, text.encode())
+        write_file(path, text.encode())
 
 
 class ModelPages(SphinxDirective):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from book.extension.outdated import content, files
 from book.extension.pages import FOLDER, Page
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 
 DRAWING = ("matplotlib", "numpy", "pandas", "plotly")
 
@@ -39,7 +39,7 @@ class Inputs:
     def keep(self, page: Page, state: str, code: list[str]) -> None:
         """Note of what a page was made: its state before it ran, without code, and the code that it then loaded."""
         self.known[page.name] = {"inputs": self.with_code(state, code), "code": code}
-        write_whole(self.path, json.dumps(self.known, indent=1, sort_keys=True).encode())
+        write_file(self.path, json.dumps(self.known, indent=1, sort_keys=True).encode())
 
     def state(self, page: Page, code: Iterable[str]) -> str:
         """A hash of all that decides what a page shows, given the files of code that it loads."""

@@ -22,7 +22,7 @@ from book.extension.kernels import Nursery
 from book.extension.outdated import files
 from book.extension.pages import ROOT, Page, code_of
 from book.extension.rooms import HEAVY
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import write_file
 from deeper_layers.report.names import as_markdown, visible
 
 NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
@@ -95,7 +95,7 @@ def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tupl
         state = ""
     inside = (Path(line) for line in said.splitlines())
     code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
-    write_whole(page.executed, nbformat.writes(notebook).encode())
+    write_file(page.executed, nbformat.writes(notebook).encode())
     return state, code, time.monotonic() - start
 
 

@@ -8,15 +8,17 @@ import functools
 import hashlib
 import io
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files import atomic_file, replace_any
 
 CHUNK = 1 << 20
 MOST_READ = 256 << 20  # bytes of one file of a wheel that is read into memory
@@ -35,15 +37,12 @@ class Wheel:
 
         Raises InputError when it can't be fetched, or when its hash is not the one expected.
         """
-        folder = cache_folder() / "wheels"
-        target = folder / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
+        target = cache_folder() / "wheels" / f"{self.name}-{self.version}-{self.sha256[:12]}.whl"
         try:
             if target.is_file() and hash_once(target) == self.sha256:
                 return target
-            target.unlink(missing_ok=True)  # damaged: not to be taken for it once more
-            folder.mkdir(parents=True, exist_ok=True)
-            with staging_folder(folder) as temporary:
-                os.replace(self._downloaded(temporary), target)
+            with atomic_file(target, replace_any) as made, tempfile.TemporaryDirectory() as folder:
+                shutil.move(self._downloaded(Path(folder)), made)
         except OSError as error:
             raise InputError(
                 f"can't keep the wheel {self} at {target} ({error.strerror or error}): mend that, or let "

@@ -12,7 +12,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from deeper_layers.checkpoints.gguf_files import KEPT, ORIGIN, slice_gguf
+from deeper_layers.checkpoints.gguf_files import KEPT, MARK, ORIGIN, slice_gguf
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.gguf_conversion import inspect_gguf
@@ -175,7 +175,7 @@ def is_slice(before: gguf.GGUFReader, after: gguf.GGUFReader) -> bool:
     values["llama.block_count"] = len(kept)
     tensors = {tensor.name: tensor for tensor in after.tensors}
     return (
-        {key: value for key, value in found.items() if key not in (KEPT, ORIGIN)} == values
+        {key: value for key, value in found.items() if key not in (KEPT, MARK, ORIGIN)} == values
         and found[KEPT] == kept
         and tensors.keys() == expected.keys()
         and all(

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import read_json, write_file
+from deeper_layers.files import read_json, write_file
 from deeper_layers.models.checkpoint_files import NUMBERED, read_header
 from deeper_layers.package_index import file_hash
 from deeper_layers.results.schema import Checked, Course, CutName, ModelKey, Open, Settings, in_words

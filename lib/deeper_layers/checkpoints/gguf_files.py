@@ -6,9 +6,15 @@ model is not opened, and one tensor is in memory at a time. The file appears whe
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import mmap
+import os
 import shutil
+import struct
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -16,9 +22,10 @@ from tqdm import tqdm
 
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
 from deeper_layers.checkpoints.engines import nth, of_another_kind, periods
+from deeper_layers.checkpoints.tensor_files import Hashing
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.files.staging import check_absent, new_file
+from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor
 from deeper_layers.models.packaged import PACKAGED
@@ -34,6 +41,10 @@ FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file m
 # the largest number that such a type can hold
 LARGEST = {TYPES["f16"]: 65504, TYPES["q8_0"]: 127 * 65504}
 KEPT, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"
+MARK = "pruning.sha256"  # our mark: of the whole file as it was written, with zeros in the place of this
+ZEROS = "0" * 64
+# as MARK stands in a file before its value: the name, the type, the length
+BEFORE_MARK = MARK.encode() + struct.pack("<IQ", gguf.GGUFValueType.STRING, len(ZEROS))
 
 
 def gguf_file(source: Source) -> Path:
@@ -53,13 +64,14 @@ def slice_gguf(
     *,
     adapter: str | Path | None = None,
     type: str | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a GGUF file without the layers of a cut.
 
     Args:
         source: a `.gguf` file, or the name of a packaged model ("embedded").
         cut: the layers to drop.
-        out: the file to write, which must not exist.
+        out: the file to write, which must not exist; with `overwrite` it may be one that was written here, unchanged.
         adapter: a folder of adapters on feed-forward modules, trained after this cut; they are added to the weights.
         type: of the matrices: "f32", "f16" or "q8_0"; None leaves them as they are, and makes those that an adapter
             is added to "f16", since rounding the sum as before would undo part of it.
@@ -69,7 +81,9 @@ def slice_gguf(
             adapters do not fit, `out` exists or can't be written, or the disk is too full.
     """
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
-    check_absent(out)
+    check = check_our_gguf if overwrite else check_absent
+    clear(out)
+    check(out)
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
     path, kept = gguf_file(source), cut.kept(source.num_layers)
@@ -100,22 +114,85 @@ def slice_gguf(
             raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
         writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes, kind(name, tensor))
         total += bytes
-    with new_file(out) as partial, contextlib.closing(writer):
-        if total > (free := shutil.disk_usage(partial.parent).free):
+
+    def write(made: Path) -> None:
+        if total > (free := shutil.disk_usage(made.parent).free):
             raise InputError(f"{out} needs {total / 1e9:.2f} GB, where {free / 1e9:.2f} GB are free: free some space")
-        writer.write_header_to_file(partial)
+        writer.write_header_to_file(made)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
+        with bar, open(made, "rb") as written, Hashing() as hashing:
+            hashed = 0
             for name, tensor in tensors:
                 data = tensor.data(path)
                 if name in updates or kind(name, tensor) != tensor.kind:
                     data = _changed(data, tensor, updates.get(name), kind(name, tensor))
                 writer.write_tensor_data(data)
+                writer.flush()
+                size = os.fstat(written.fileno()).st_size - hashed
+                hashing.add(os.pread, written.fileno(), size, hashed)
+                hashed += size
                 bar.update(data.nbytes)
+            sha256 = hashing.hexdigest()
+        _write_mark(made, sha256)
         if f"sha256:{hash_once(path)}" != source.weights:
             raise InputError(f"{path} was changed after it was read for its hash: begin again")
+
+    try:
+        with atomic_file(out, check) as made, contextlib.closing(writer):
+            write(made)
+    except OSError as error:
+        raise InputError(f"can't write {out} ({error.strerror or error}): mend that, or name another place") from error
     return out
+
+
+def check_our_gguf(out: Path) -> None:
+    """Raise InputError where OUT is there, and is not a GGUF file that we wrote and nobody changed since."""
+    if os.path.lexists(out) and (strange := _strange(out)):
+        raise InputError(
+            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
+            "away, or name another place"
+        )
+
+
+def _strange(out: Path) -> str | None:
+    try:
+        if out.is_symlink() or (said := read_gguf(out).get(MARK)) is None:
+            return f"it is no GGUF file with a {MARK} of ours"
+        found = out.stat()
+        stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+        return None if _hash_but_mark(out, stamp) == said else "it was changed since"
+    except (InputError, OSError, ValueError):
+        return "it is no whole GGUF file"
+
+
+def _place_of_mark(file: BinaryIO) -> int:
+    """Where the value of MARK begins. Raises ValueError where there is none."""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        found = content.find(BEFORE_MARK)
+    if found < 0:
+        raise ValueError(f"it has no {MARK}")
+    return found + len(BEFORE_MARK)
+
+
+def _write_mark(path: Path, sha256: str) -> None:
+    with open(path, "r+b") as file:
+        place = _place_of_mark(file)
+        file.seek(place)
+        file.write(sha256.encode())
+
+
+@functools.lru_cache
+def _hash_but_mark(path: Path, stamp: tuple[int, ...]) -> str:
+    """SHA-256 of a file with zeros in the place of MARK's value; read once, as long as its size and times stay."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        digest.update(file.read(_place_of_mark(file)) + ZEROS.encode())
+        file.seek(len(ZEROS), os.SEEK_CUR)
+        while block := file.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def tensor_bytes(source: Source, cut: Cut) -> int:
@@ -154,10 +231,11 @@ def _renamed(name: str, new: dict[int, int]) -> str | None:
 
 def _metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, Entry]:
     """What the file says of itself: entries with one value a layer are cut, and what was done is added."""
-    layers, arch, entries = source.num_layers, architecture(header), {}
+    layers, arch = source.num_layers, architecture(header)
+    entries = {MARK: Entry(ZEROS, gguf.GGUFValueType.STRING)}
     for key, entry in header.entries.items():
         # the writer makes the first of these itself, and no empty lists; the size in words is no longer true
-        if key in ("general.architecture", "general.size_label") or entry.value == []:
+        if key in (MARK, "general.architecture", "general.size_label") or entry.value == []:
             continue
         if key == f"{arch}.block_count":
             entry = dataclasses.replace(entry, value=len(kept))

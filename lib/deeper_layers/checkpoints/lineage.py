@@ -1,10 +1,11 @@
 """pruning.json of a sliced checkpoint: what was done to it, step by step, and what was written, for programs.
 
-It says of every layer which one of the first model it was. A folder that holds what this file lists and nothing else
-is ours, and may be replaced where that is asked for.
+It says of every layer which one of the first model it was. It is our mark, too: a folder that holds the files that it
+lists, each with the SHA-256 with which it was written, and nothing else, may be replaced where that is asked for.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,14 @@ from pydantic import Field, ValidationError
 
 from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import read_json, write_whole
+from deeper_layers.files import read_json
+from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Checked, Count, Name
+from deeper_layers.results.units import content_hash
 
 LINEAGE = "pruning.json"
 FORMAT = "deeper-layers pruning 1"
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Hash = Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)]
 
 
@@ -46,7 +50,8 @@ class Lineage(Checked):
     base_model: str | None  # hub id of the first model, where it is known
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # of each layer its number in the first model
-    files: dict[Name, Count] = {}  # bytes of each file but this one
+    files: dict[Name, Count | Sha256] = {}  # SHA-256 of each file but this one; in earlier versions its bytes
+    sha256: Sha256 | None = None  # of all this, as of a result
 
     @property
     def layers(self) -> int:
@@ -79,25 +84,43 @@ def read_lineage(folder: Path) -> Lineage | None:
         return None
 
 
-def write_lineage(folder: Path, lineage: Lineage) -> None:
-    """Beside what is complete."""
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
-    content = lineage.model_copy(update={"files": {name: size for name, size in sizes.items() if name != LINEAGE}})
-    write_whole(folder / LINEAGE, (json.dumps(content.model_dump(), indent=1) + "\n").encode())
+def lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
+    """What pruning.json says, beside files of these hashes."""
+    content = lineage.model_dump() | {"files": files}
+    return json.dumps(content | {"sha256": content_hash(content)}, indent=1) + "\n"
 
 
-def strange_in(folder: Path) -> str | None:
-    """What of a folder keeps it from being one that we wrote and nobody changed since; None where nothing does."""
-    if folder.is_symlink() or not folder.is_dir():
-        return "it is no folder"
-    lineage = read_lineage(folder)
-    if lineage is None:
-        return f"it has no {LINEAGE} of ours"
-    for entry in sorted(folder.iterdir()):
-        if entry.name == LINEAGE:
-            continue
-        if entry.name not in lineage.files or entry.is_symlink() or not entry.is_file():
-            return f"{entry.name} in it is not ours"
-        if entry.stat().st_size != lineage.files[entry.name]:
-            return f"{entry.name} in it was changed since"
+def check_our_folder(out: Path) -> None:
+    """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
+    if os.path.lexists(out) and (strange := _strange(out)):
+        raise InputError(
+            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
+            "away, or name another place"
+        )
+
+
+def check_apart(out: Path, *sources: Path) -> None:
+    """Raise InputError where OUT is, holds or lies in what is read."""
+    target = Path(os.path.realpath(out))
+    for source in map(Path, map(os.path.realpath, sources)):
+        if target.is_relative_to(source) or source.is_relative_to(target):
+            raise InputError(
+                f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere, so that nothing "
+                "is lost"
+            )
+
+
+def _strange(out: Path) -> str | None:
+    """What keeps a folder from being ours; None where nothing does."""
+    lineage = None if out.is_symlink() or not out.is_dir() else read_lineage(out)
+    if lineage is None or lineage.sha256 != content_hash(lineage.model_dump()):
+        return f"it is no folder with a {LINEAGE} as we write it"
+    there = {entry.name: entry for entry in out.iterdir() if entry.name != LINEAGE}
+    for name in sorted(there.keys() | lineage.files.keys()):
+        if name not in there:
+            return f"{name} is missing"
+        if name not in lineage.files or there[name].is_symlink() or not there[name].is_file():
+            return f"{name} in it is not ours"
+        if hash_once(there[name]) != lineage.files[name]:
+            return f"{name} in it was changed since"
     return None

@@ -5,8 +5,8 @@ An extra, not a dependency: `pip install 'deeper-layers[llama-cpp]'`. Nothing el
 
 from pathlib import Path
 
+from deeper_layers import files
 from deeper_layers.errors import InputError
-from deeper_layers.files.staging import check_absent, new_file
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = {
@@ -84,11 +84,12 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
     from deeper_layers.models.gguf_checks import read_gguf  # slow
 
-    check_absent(out)
+    files.clear(out)
+    files.check_absent(out)
     read_gguf(Path(source))
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
-    with new_file(out) as partial:
+    with files.atomic_file(out) as partial:
         try:
             library.model_quantize(str(source), str(partial), options)
         except RuntimeError as error:

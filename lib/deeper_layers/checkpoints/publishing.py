@@ -1,8 +1,10 @@
 """A complete checkpoint uploaded to the hub, into a repository that is private unless asked otherwise."""
 
+import glob
 import re
 from pathlib import Path
 
+from deeper_layers.checkpoints.lineage import LINEAGE, read_lineage
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
 
@@ -58,7 +60,12 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
         if path.is_dir():
-            api.upload_folder(repo_id=repository, folder_path=path, commit_message=message)
+            wrote = read_lineage(path)
+            names = [] if wrote is None else [LINEAGE, *wrote.files]  # and nothing that came into the folder since
+            api.upload_folder(
+                repo_id=repository, folder_path=path, commit_message=message,
+                allow_patterns=[glob.escape(name) for name in names],
+            )  # fmt: skip
         else:
             api.upload_file(
                 repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message

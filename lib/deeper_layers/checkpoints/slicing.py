@@ -9,6 +9,7 @@ complete.
 import dataclasses
 import json
 import os
+import re
 import shutil
 import sys
 import warnings
@@ -27,20 +28,26 @@ from deeper_layers.checkpoints.casting import (
     written_bytes,
 )
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
-from deeper_layers.checkpoints.lineage import LINEAGE, Step, begun, read_lineage, write_lineage
+from deeper_layers.checkpoints.lineage import (
+    LINEAGE,
+    Step,
+    begun,
+    check_apart,
+    check_our_folder,
+    lineage_text,
+    read_lineage,
+)
 from deeper_layers.checkpoints.model_card import Made, model_card
 from deeper_layers.checkpoints.older_words import tokenizer_words
-from deeper_layers.checkpoints.partial_folder import STATE, check_apart, check_new, is_complete, partial_folder
 from deeper_layers.checkpoints.rewriting import Changed, rewritten
 from deeper_layers.checkpoints.silencing import silenced
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import write_whole
+from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
     INDEX,
-    PICKLED,
     SINGLE,
     Shard,
     folder_files,
@@ -52,9 +59,18 @@ from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import model_key, model_name
+from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
-OTHER_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLED)
+# of a checkpoint beside config.json and weights: how it generates, tokenizer, processors, template, scales, licence
+NEEDED = re.compile(
+    r"generation_config\.json|(tokenizer|vocab|merges|added_tokens|special_tokens_map|tekken)[\w.-]*\.(json|txt|bpe)|"
+    r"[\w.-]*\.(model|tiktoken|jinja|spm)|chat_template[\w.-]*|((pre|video_pre)?processor|image_processor)_config\.json|"
+    r"(hf_)?quant(ize)?_config\.json|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*",
+    re.IGNORECASE,
+)
+# entries of a configuration in which tools put a path
+PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
@@ -72,14 +88,15 @@ def slice_checkpoint(
     mtp: bool = True,
     silence: bool = False,
     changed: Changed | None = None,
+    overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Path:
     """Write a checkpoint without the layers of a cut: the same tensors as `drop_layers` and `save_pretrained` give.
 
     Args:
         source: a folder with config.json and safetensors, a hub id, a `.gguf` file, or "embedded".
         cut: the layers to drop.
-        out: the folder to write, which must not exist. An interrupted run leaves OUT.partial, which the next one
-            completes.
+        out: the folder to write, which must not exist. What an interrupted run of the same copied is not copied again.
         revision: of a hub id.
         card: what the model card says besides source and cut.
         adapter: a folder of adapters trained on the pruned model, as `save_adapters` or peft writes it: they are added
@@ -92,13 +109,15 @@ def slice_checkpoint(
         silence: of layers that lose their attention or MLP, write zeros where that ends: as `silence_sublayers`, it
             gives the same numbers and saves no memory. Else such a cut is refused.
         changed: what a rule made of the layers that stay; see `deeper_layers.bridges`.
+        overwrite: `out` may be a folder that was written here, and that nobody changed since.
+        trust_remote_code: code that comes with the checkpoint is copied too; it is not run here.
 
     Raises:
         InputError: the source is no such checkpoint (a shard is missing or damaged, its weights are pickled, are not
             those that its configuration asks for, or a file leads out of its folder), the cut does not fit it, some of
             its tensors belong to layers in a way that is not understood, the adapters are of another model or cut,
-            `out` exists or overlaps with what is read, OUT.partial is not ours or another process writes it, a data
-            type is to be changed of quantized weights or is too small for a number, or the disk is full.
+            `out` exists or overlaps with what is read, another process writes it, a data type is to be changed of
+            quantized weights or is too small for a number, or the disk is full.
 
     Returns:
         The folder `out`, complete: it opens in plain transformers, with a model card that says what was dropped.
@@ -111,11 +130,14 @@ def slice_checkpoint(
         ...     sorted(path.name for path in out.glob("*.json"))[:2]
         ['config.json', 'generation_config.json']
     """
-    out = Path(out)
-    check_new(out)
+    out, check = Path(out), check_our_folder if overwrite else check_absent
+    if out.name in ("", "..") or "\0" in str(out):
+        raise InputError(f"out is {str(out)!r}, expected the path of a folder that does not exist")
+    clear(out)
+    check(out)
     folder = checkpoint_folder(str(source), revision)
     check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
-    shards, others = read_shards(folder), _other_files(folder)
+    shards, others = read_shards(folder), _files_beside(folder, trust_remote_code)
     tokenizer = _older_tokenizer(folder)
     layout = layout_after(Cut.of(cut.dropped) if silence else cut, folder, shards, mtp=mtp)
     for said in layout.warnings:
@@ -137,7 +159,7 @@ def slice_checkpoint(
     wanted, config = _dtype(dtype, folder, shards, bool(quantized)), layout.config
     if wanted is not None:
         kept, config = [cast_shard(shard, wanted) for shard in kept], stated_dtype(config, wanted)
-    weights = _weights(str(source), folder, shards)
+    config, weights = _without_paths(config), _weights(str(source), folder, shards)
     step = Step(
         model=model_name(str(source)), weights=weights, layers=layout.layers, dropped=list(cut.dropped),
         attention=list(cut.attention), mlp=list(cut.mlp), changed=None if changed is None else changed.words,
@@ -156,7 +178,7 @@ def slice_checkpoint(
     }
     others = [path for path in others if path.name not in texts]
     files = _shard_names(len(kept))
-    state = {
+    of = {
         "source": str(folder.resolve()),
         "files": _stamps(shards),
         "dropped": list(cut.dropped),
@@ -165,19 +187,18 @@ def slice_checkpoint(
         "mtp": layout.mtp,
         "silent": [list(cut.attention), list(cut.mlp)],
         "changed": None if changed is None else changed.fingerprint,
-        "writes": [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)],
     }
+    writes = [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)]
     try:
-        if is_complete(out, state):
-            return out
-        with partial_folder(out, state) as partial:
-            _write_tensors(dict(zip(files, kept)), partial)
+        with atomic_dir(out, check, of, writes) as made:
+            hashes = _write_tensors(dict(zip(files, kept)), made, out)
             for path in others:
-                _copy_file(path, partial / path.name)
+                shutil.copyfile(path, made / path.name)
             for name, text in texts.items():
-                write_whole(partial / name, text.encode())
-            write_lineage(partial, lineage)
-            if _stamps(shards) != state["files"]:
+                (made / name).write_text(text, encoding="utf-8", newline="")
+            hashes |= {name: file_hash(made / name) for name in (*texts, *(path.name for path in others))}
+            (made / LINEAGE).write_text(lineage_text(lineage, hashes), encoding="utf-8")
+            if _stamps(shards) != of["files"]:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
         raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error
@@ -201,13 +222,22 @@ def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool, mtp: b
     return sum(map(written_bytes, found)), "+".join(known.get(name, name) for name in types)
 
 
-def _other_files(folder: Path) -> list[Path]:
-    """What is copied as it is: tokenizer, code, licence and the like."""
-    ours = {"config.json", "README.md", LINEAGE, STATE}
-    return [
-        path for path in folder_files(folder)
-        if path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
-    ]  # fmt: skip
+def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
+    """What a checkpoint needs beside its configuration and weights, which is copied as it is.
+
+    Whatever else lies in the folder is named in a warning, and stays where it is: it may be anybody's.
+    """
+    others = [path for path in folder_files(folder) if not path.name.endswith((".safetensors", ".index.json"))]
+    code = [path for path in others if path.suffix == ".py"]
+    needed = [path for path in others if NEEDED.fullmatch(path.name)] + (code if trust_remote_code else [])
+    ours = {"config.json", "README.md", LINEAGE, ".gitattributes", *(path.name for path in needed)}
+    left = [path.name for path in others if path.name not in ours] + [
+        f"{one.name}/" for one in folder.iterdir() if one.is_dir()
+    ]
+    if left:
+        how = "; --trust-remote-code takes code along" if code and not trust_remote_code else ""
+        warnings.warn(f"left in {folder}, as no part of a checkpoint: {', '.join(left)}{how}", stacklevel=3)
+    return needed
 
 
 def _dtype(asked: str, folder: Path, shards: list[Shard], dequantized: bool) -> str | None:
@@ -240,21 +270,24 @@ def _older_tokenizer(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     words = read_json(path)
-    older = tokenizer_words(words)
+    older = _without_paths(tokenizer_words(words))
     return {} if older == words else {TOKENIZER: json.dumps(older, indent=2) + "\n"}
+
+
+def _without_paths(words: dict) -> dict:
+    """A configuration that says nothing of where files lay on a machine: nobody else has that."""
+    found = {name: _without_paths(value) if isinstance(value, dict) else value for name, value in words.items()}
+    return {name: value for name, value in found.items() if not (name in PLACES and _is_path(value))}
+
+
+def _is_path(value) -> bool:
+    return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
 
 def _stamps(shards: list[Shard]) -> dict[str, list[int]]:
     """What changes when a shard does."""
     stats = {shard.path.name: shard.path.stat() for shard in shards}
     return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
-
-
-def _copy_file(path: Path, target: Path) -> None:
-    with open(path, "rb") as source, open(target, "wb") as file:
-        shutil.copyfileobj(source, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _with_updates(shards: list[Shard], layout: Layout, adapter: Adapter) -> list[Shard]:
@@ -274,23 +307,30 @@ def _shard_names(number: int) -> list[str]:
     return [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
 
 
-def _write_tensors(shards: dict[str, Shard], partial: Path) -> None:
-    """Write the safetensors that are not there yet, by name, and their index. InputError where they don't fit."""
+def _write_tensors(shards: dict[str, Shard], made: Path, out: Path) -> dict[str, str]:
+    """Write the safetensors that are not there yet, by name, and their index; the SHA-256 of each.
+
+    Raises InputError where they don't fit.
+    """
     total = sum(written_bytes(tensor) for shard in shards.values() for tensor in shard.tensors)
-    done = sum(path.stat().st_size for path in partial.glob("*.safetensors"))
-    free = shutil.disk_usage(partial).free
+    done = sum(path.stat().st_size for path in made.glob("*.safetensors"))
+    hashes: dict[str, str] = {}
+    free = shutil.disk_usage(made).free
     if total - done > free:
         raise InputError(
-            f"{partial.with_suffix('')} needs {(total - done) / 1e9:.2f} GB more, where {free / 1e9:.2f} GB are free: "
+            f"{out} needs {(total - done) / 1e9:.2f} GB more, where {free / 1e9:.2f} GB are free: "
             "free some space, or give a folder on another disk"
         )
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
         for file, shard in shards.items():
-            if (partial / file).exists():
+            if (made / file).exists():  # by an interrupted run of the same
+                hashes[file] = file_hash(made / file)
                 bar.update(sum(written_bytes(tensor) for tensor in shard.tensors))
             else:
-                copy_tensors(shard, partial / file, bar)
+                hashes[file] = copy_tensors(shard, made / file, bar)
     if len(shards) > 1:
         weight_map = {tensor.name: file for file, shard in shards.items() for tensor in shard.tensors}
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_whole(partial / INDEX, json.dumps(index, indent=2).encode())
+        (made / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        hashes[INDEX] = file_hash(made / INDEX)
+    return hashes

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import read_plain
+from deeper_layers.files import read_plain
 from deeper_layers.models.checkpoint_files import local_path, read_json
 from deeper_layers.models.configuration import HUB_ID
 from deeper_layers.models.packaged import PACKAGED

@@ -1,13 +1,16 @@
 """Some tensors of a safetensors file as a file of their own, under other names: copied as bytes."""
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from deeper_layers.checkpoints.casting import written_bytes
 from deeper_layers.errors import InputError
+from deeper_layers.files import partial_name
 from deeper_layers.models.checkpoint_files import Shard, Tensor
 
 CHUNK = 2**24  # bytes copied at a time
@@ -16,8 +19,32 @@ WINDOW = 2**28  # bytes after which the system need not hold them any longer
 NOT_IN_KERNEL = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSOCK)
 
 
-def copy_tensors(shard: Shard, out: Path, bar) -> None:
-    """Write the tensors of a shard, in the order in which they lie, as a file that is absent or complete."""
+class Hashing:
+    """SHA-256 of what is written, taken in a second thread while the next bytes are copied."""
+
+    def __init__(self):
+        self.digest = hashlib.sha256()
+        self.thread = ThreadPoolExecutor(1)
+        self.last = self.thread.submit(int)
+
+    def add(self, read, *arguments) -> None:
+        """What `read(*arguments)` gives comes next. One such piece is waited for, so that few are in memory."""
+        self.last.result()
+        self.last = self.thread.submit(lambda: self.digest.update(read(*arguments)))
+
+    def hexdigest(self) -> str:
+        self.last.result()
+        return self.digest.hexdigest()
+
+    def __enter__(self) -> "Hashing":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.thread.shutdown()
+
+
+def copy_tensors(shard: Shard, out: Path, bar) -> str:
+    """Write the tensors of a shard, in the order in which they lie, as a file that is absent or whole; its SHA-256."""
     tensors = sorted(shard.tensors, key=lambda tensor: tensor.entry["data_offsets"])
     header, place = {} if shard.metadata is None else {"__metadata__": shard.metadata}, 0
     for tensor in tensors:
@@ -26,21 +53,25 @@ def copy_tensors(shard: Shard, out: Path, bar) -> None:
         place += size
     head = json.dumps(header, separators=(",", ":")).encode()
     head += b" " * (-len(head) % 8)  # the format aligns data to 8 bytes
-    temporary = out.with_name(f".{out.name}.partial")
-    with open(shard.path, "rb") as source, open(temporary, "wb") as target:
-        target.write(len(head).to_bytes(8, "little") + head)
+    head = len(head).to_bytes(8, "little") + head
+    temporary = out.with_name(partial_name(out.name))
+    with open(shard.path, "rb") as source, open(temporary, "wb") as target, Hashing() as hashing:
+        target.write(head)
+        hashing.add(bytes, head)
         for start, stop, update in _runs(tensors):
             if update is None:
-                _copy(source, target, shard.start + start, stop - start, bar)
+                _copy(source, target, shard.start + start, stop - start, hashing, bar)
                 continue
             source.seek(shard.start + start)
             for block in update(source.read):
                 target.write(block)
+                hashing.add(bytes, block)
                 bar.update(len(block))
         target.flush()
-        os.fsync(target.fileno())
+        sha256 = hashing.hexdigest()
         _release(source, target)
     os.replace(temporary, out)
+    return sha256
 
 
 def _runs(tensors: list[Tensor]) -> Iterator[tuple]:
@@ -58,7 +89,7 @@ def _runs(tensors: list[Tensor]) -> Iterator[tuple]:
         yield run
 
 
-def _copy(source, target, start: int, length: int, bar) -> None:
+def _copy(source, target, start: int, length: int, hashing: Hashing, bar) -> None:
     """Bytes of one file to the end of another, inside the kernel where it can: half the time of read and write."""
     target.flush()
     while length:
@@ -71,6 +102,7 @@ def _copy(source, target, start: int, length: int, bar) -> None:
             target.flush()
         if copied == 0:
             raise InputError(f"{source.name} ended while it was copied: fetch it again")
+        hashing.add(os.pread, source.fileno(), copied, start)
         if start // WINDOW != (start + copied) // WINDOW:
             _release(source, target)
         start, length = start + copied, length - copied

@@ -12,7 +12,7 @@ from deeper_layers.checks import LAYERS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import TASK, block_sizes, split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
-from deeper_layers.files.whole import read_json
+from deeper_layers.files import read_json
 
 PARAMETERS = {
     "plan": QuestionAnsweringParameters,

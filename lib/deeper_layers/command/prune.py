@@ -142,16 +142,17 @@ def prune(
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
     read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
-    with checkpoints.in_the_place_of(out, *read) as place:
-        if to_gguf:
-            checkpoints.slice_gguf(found(), cut, place, adapter=adapter, type=kind)
-        else:
-            checkpoints.slice_checkpoint(
-                model, cut, place, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp,
-                silence=silence, card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
-                command=_command(known, out, adapter, dtype, without_mtp, silence, rule if changes else ""),
-                name=repository or out.name, changed=changed,
-            )  # fmt: skip
+    checkpoints.check_apart(out, *read)
+    if to_gguf:
+        checkpoints.slice_gguf(found(), cut, out, adapter=adapter, type=kind, overwrite=overwrite)
+    else:
+        checkpoints.slice_checkpoint(
+            model, cut, out, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp, silence=silence,
+            card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
+            command=_command(known, out, adapter, dtype, without_mtp, silence, rule if changes else ""),
+            name=repository or out.name, changed=changed, overwrite=overwrite,
+            trust_remote_code=given.get("trust_remote_code", False),
+        )  # fmt: skip
     said = f"{known.name} without {cut.size} of its {depth} layers"
     address = checkpoints.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
@@ -280,10 +281,13 @@ def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite:
         raise InputError(f"--dtype is {checks.shown(dtype)}, expected auto, {', '.join(NAMES)}: choose one")
     out = checks.place("OUT", out)
     checks.new_folder("the folder of OUT", out.parent, writable=True)
-    if overwrite:
-        checkpoints.check_replaceable(out)
+    files.clear(out)
+    if not overwrite:
+        files.check_absent(out)
+    elif to_gguf:
+        checkpoints.check_our_gguf(out)
     else:
-        checkpoints.check_new(out)
+        checkpoints.check_our_folder(out)
     return out
 
 

@@ -1,5 +1,6 @@
 """`deeper-layers report`: every notebook on one model, then the site."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -21,8 +22,10 @@ from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, SweepParameters
+from deeper_layers.package_index import file_hash
 
 IF_NAMED = (WhichLayersParameters, GeometryParameters)  # which ask of every block of layers: hours, not minutes
+MARK = "report.json"  # of a folder of reports
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
 
@@ -66,6 +69,9 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
+    kept = Kept(root, out)
+    for notebook in asked:
+        kept.check(out / f"{notebook}.ipynb")
     swept = SweepParameters(**_of(SweepParameters, given))
     print(in_words(planned(swept, source_of(swept))), flush=True)
     files.check_writable(out)
@@ -74,7 +80,11 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
         start = time.monotonic()
         print(f"[{number}/{len(asked)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
-        mistake = _run(root / "notebooks" / f"{notebook}.ipynb", path, parameters)
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / path.name
+            mistake = _run(root / "notebooks" / path.name, run, parameters)
+            if run.exists():  # with what went wrong in it, where something did
+                kept.write(path, run.read_bytes())
         if mistake is None:
             made[notebook] = str(path)
         else:
@@ -88,6 +98,44 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
         raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": str(site) if site else None})
+
+
+class Kept:
+    """The notebooks in a folder of reports that nobody changed since they were written: only these are replaced.
+
+    The folder's mark says the hashes of each, that of the next one before it takes its place.
+
+    Raises InputError for a folder that holds anything and no mark, and for `notebooks/`.
+    """
+
+    def __init__(self, root: Path, out: Path):
+        self.mark, self.hashes = out / MARK, {}
+        if out.resolve() == (root / "notebooks").resolve():
+            raise InputError(f"out is {str(out)!r}, where the notebooks are that are run: name another folder")
+        files.clear_all(out)
+        if out.is_dir() and any(out.iterdir()):
+            try:
+                self.hashes = {
+                    str(name): list(known) for name, known in files.read_json(self.mark)["notebooks"].items()
+                }
+            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                raise InputError(
+                    f"out is {str(out)!r}, which holds files and no {MARK} of an earlier report: name a folder that is "
+                    "new or empty"
+                ) from error
+
+    def check(self, path: Path) -> None:
+        """Raise InputError where something has the name that is not as it was written here."""
+        if os.path.lexists(path) and (path.is_symlink() or file_hash(path) not in self.hashes.get(path.name, [])):
+            raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
+
+    def write(self, path: Path, content: bytes) -> None:
+        self.check(path)
+        before = [file_hash(path)] if path.exists() else []
+        self.hashes[path.name] = [*before, hashlib.sha256(content).hexdigest()]
+        files.write_file(self.mark, json.dumps({"notebooks": self.hashes}, indent=1).encode())
+        with files.atomic_file(path, self.check) as made:
+            made.write_bytes(content)
 
 
 def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, no_site: bool) -> Answer:

@@ -21,7 +21,7 @@ import numpy as np
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files import passing_dir
 from deeper_layers.package_index import cache_folder
 
 if TYPE_CHECKING:  # slow: the command asks which engines there are
@@ -74,7 +74,7 @@ def written_by(
         kept = shards.get(number, same, {"texts": (np.uint8, (None,))}) if shards else None
         if kept is None:
             print(f"{engine}: {number + 1} of {len(cuts)} pruned models", file=sys.stderr, flush=True)
-            with staging_folder(cache_folder()) as folder:
+            with passing_dir(cache_folder() / "pruned") as folder:
                 save_pruned(model, tokenizer, cut, folder)
                 texts = _generated(folder, str(model.dtype).removeprefix("torch."), instances)
             texts = [without_special_tokens(tokenizer, text) for text in texts]

@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Data, Measurement, items_of, text_of
 from deeper_layers.experiments.parameters import HealingParameters
-from deeper_layers.files.whole import clean, read_json, write_file
+from deeper_layers.files import read_json, write_file
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.sources import Source
 from deeper_layers.package_index import cache_folder, file_hash
@@ -153,7 +153,6 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     course = dataclasses.asdict(record)
     of_it = {"config": config.settings, "text": parameters.text} | course
     healing.save_adapters(healed, folder / ADAPTER, source.key, cut, of_it)
-    clean(folder)
     hashes = {name: file_hash(folder / ADAPTER / name) for name in FILES}
     write_file(folder / RECORD, json.dumps(course | {"sha256": hashes}).encode())
     healing.remove_checkpoints(folder / "checkpoints")

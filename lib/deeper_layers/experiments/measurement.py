@@ -1,5 +1,6 @@
 """One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
 
+import contextlib
 import os
 import sys
 import warnings
@@ -15,8 +16,8 @@ from tqdm import tqdm
 from deeper_layers import data, evaluation, files, models, results
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.files import Timeout
 from deeper_layers.models.sources import Source
-from deeper_layers.results.claims import Taken, claimed, clear
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import Unit
 
@@ -62,7 +63,7 @@ class Measurement:
     reads: list[Data]
     measure: Callable[[Shards], tuple[pd.DataFrame, dict]] | None = field(repr=False)
     dtype: str | None = None  # where it is not the source's
-    # whether it is made of units of their own: each of them is claimed, so that several processes share them
+    # whether it is made of units of their own: each of them is locked, so that several processes share them
     in_parts: Callable[[], bool] = field(default=lambda: False, repr=False)
 
     @property
@@ -79,7 +80,7 @@ class Measurement:
     def unit(self, parameters: Parameters, wait: bool = True) -> Unit | None:
         """The unit: read where results hold it, or one of more cuts; else measured and written.
 
-        Of many processes one measures it, on whatever machine. The others wait; where `wait` is False, Taken is raised.
+        Of many processes one measures it, and the others wait; where `wait` is False, Timeout is raised.
 
         Data that are not at hand but on a hub are only read where no unit agrees in everything else: so a page is
         drawn from its units on a machine without a hub. Where `parameters.measure` is False, None for what results do
@@ -93,19 +94,18 @@ class Measurement:
         if unit is None and parameters.measure:
             if not at_hand:
                 key["data"] = self.fingerprint
-            unit = self._claimed(key, folder, wait)
+            unit = self._locked(key, folder, wait)
         if unit is not None:  # a page needs something to show
             parameters.record(self.source)
-            if parameters.measure and unit.path:  # another process that measured it too was killed
-                Shards(unit.path.with_suffix(".partial")).remove()
-                clear(unit.path)
+            if parameters.measure and unit.path:
+                _tidy(unit.path)
         return unit
 
     def _found(self, key: dict, folder: Path) -> Unit | None:
         unit = results.find_unit(self.kind, self.name, key, folder)
         return unit if unit is not None and results.has_parts(unit) else None
 
-    def _claimed(self, key: dict, folder: Path, wait: bool) -> Unit:
+    def _locked(self, key: dict, folder: Path, wait: bool) -> Unit:
         """Measured now, unless another process was faster.
 
         Raises InputError in one of several processes that torchrun or accelerate started: all would wait for the first.
@@ -118,10 +118,9 @@ class Measurement:
         path = results.unit_path(self.kind, self.name, key, folder)
         files.check_writable(path.parent)
         files.check_room(path.parent)
-        files.clean(path.parent)
         if self.in_parts():
             return self._measured(key, folder, path)
-        with claimed(path, wait):
+        with files.locked(path, f"waiting for another process, which measures {path.stem}" if wait else None):
             with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
                 unit = self._found(key, folder)
             return unit or self._measured(key, folder, path)
@@ -139,6 +138,15 @@ class Measurement:
         return results.write_unit(self.kind, self.name, key, state, rows, details, folder)
 
 
+def _tidy(path: Path) -> None:
+    """Remove what processes left that were killed when the unit was there already."""
+    Shards(path.with_suffix(".partial")).remove()
+    files.clear_all(path.parent)
+    if path.with_suffix(".lock").exists():
+        with contextlib.suppress(Timeout), files.locked(path):
+            pass
+
+
 def each(asked: Iterable[Callable[[bool], Unit | None]]) -> list[Unit | None]:
     """Some units in order; each is asked for by a function of `wait`, as `Measurement.unit` has it.
 
@@ -149,7 +157,7 @@ def each(asked: Iterable[Callable[[bool], Unit | None]]) -> list[Unit | None]:
     for number, ask in enumerate(asked):
         try:
             found[number] = ask(False)
-        except Taken:
+        except Timeout:
             taken[number] = ask
     found |= {number: ask(True) for number, ask in taken.items()}
     return [found[number] for number in sorted(found)]

@@ -30,7 +30,7 @@ from deeper_layers.checkpoints.adapter_files import (
 )
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import clean, write_file
+from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 
@@ -112,7 +112,6 @@ def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing
     Each file is absent or complete. Raises InputError where they can't be written.
     """
     folder, config = Path(folder), healed.peft_config["default"]
-    clean(folder)
     tensors = get_peft_model_state_dict(healed, save_embedding_layers=False)
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     settings = config.to_dict() | {"inference_mode": True}

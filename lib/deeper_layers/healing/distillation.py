@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.whole import write_file
+from deeper_layers.files import write_file
 from deeper_layers.healing.learning_text import sequences_to_learn
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.decoder import decoder_layers, num_layers

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.whole import clean, remove_file, write_file
+from deeper_layers.files import clear_all, write_file
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.results.schema import Checked, Count, Number
 
@@ -71,7 +71,7 @@ class Checkpoints:
         metadata = {"progress": said, "sha256": self._hash(said, tensors)}
         write_file(self.place / f"checkpoint-{progress.step}-{self.healing}.safetensors", save(tensors, metadata))
         for path in self._found()[KEPT:]:
-            remove_file(path)
+            _remove(path)
 
     def last(self, like: dict[str, torch.Tensor] | None = None) -> tuple[Progress, dict[str, torch.Tensor]] | None:
         """The latest that is whole and of this healing; a warning names any later one that is not.
@@ -82,7 +82,7 @@ class Checkpoints:
             try:
                 whole = self._read(path, like)
                 for old in found[found.index(path) + KEPT :]:  # where a process was killed before it removed them
-                    remove_file(old)
+                    _remove(old)
                 return whole
             except FileNotFoundError:  # removed by another process
                 continue
@@ -177,18 +177,23 @@ def checkpoints_in(folder: Path | None, identity: str) -> Iterator[Checkpoints]:
             f"{folder} holds checkpoints of another healing (other settings, text, cut or model): give another folder, "
             "or delete this one"
         )
-    clean(Path(folder))
+    clear_all(Path(folder))
     yield Checkpoints(Path(folder), identity)
 
 
 def remove_checkpoints(folder: Path) -> None:
     """Remove all checkpoints in a folder of ours, and the folder where nothing else is in it."""
     with contextlib.suppress(OSError):
-        clean(folder)
+        clear_all(folder)
         for path in folder.iterdir():
             if NAME.fullmatch(path.name) or path.name == SETTINGS:
-                remove_file(path)
+                _remove(path)
         folder.rmdir()
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # it is in nobody's way
+        path.unlink()
 
 
 def check_disk(place: Path, healed: PeftModel) -> None:

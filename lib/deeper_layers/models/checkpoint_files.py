@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.whole import read_plain
+from deeper_layers.files import read_plain
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files import atomic_dir, locked, replace_any
 from deeper_layers.models.gguf_checks import layers_of, read_gguf
 from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
 
@@ -52,23 +52,16 @@ def converted_gguf(path: Path, sha256: str, *, hashed: bool = False) -> str:
     if whole := conversion_of(sha256, hashed=hashed):
         return str(whole)
     read_gguf(path)
-    print(f"converting {path.name} to safetensors, once", file=sys.stderr)
     target = _place(sha256)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with staging_folder(target.parent) as folder:
-            made = folder / "new"
-            made.mkdir()
-            _convert(path, made / CHECKPOINT)
-            check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
-            (made / HASHES).write_text(json.dumps(_stamps(made / CHECKPOINT)), encoding="utf-8")
-            if os.path.lexists(target) and not conversion_of(sha256, hashed=hashed):
-                os.rename(target, folder / "old")
-            try:
-                os.rename(made, target)
-            except OSError:
-                if not conversion_of(sha256, hashed=hashed):  # another process may have been quicker
-                    raise
+        with locked(target, f"waiting for another process, which converts {path.name}"):
+            if whole := conversion_of(sha256, hashed=hashed):
+                return str(whole)
+            print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
+            with atomic_dir(target, replace_any) as made:
+                _convert(path, made / CHECKPOINT)
+                check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+                (made / HASHES).write_text(json.dumps(_stamps(made / CHECKPOINT)), encoding="utf-8")
     except OSError as error:
         raise InputError(
             f"can't keep the conversion of {path} at {target} ({error.strerror or error}): mend that, or let "

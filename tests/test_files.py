@@ -1,0 +1,529 @@
+"""No file of anybody else's is lost: one table of what lies about, and every kill and fault while something is made."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from filelock import Timeout
+
+from deeper_layers import files
+from deeper_layers.checkpoints import slicing
+from deeper_layers.checkpoints.lineage import LINEAGE
+from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers.command.report import Kept
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
+from tests.test_command import said, typed
+from tests.tiny import tiny_model, write_folder, write_gguf
+
+CUT = Cut(1, 1)
+ONE = ["--start", 1, "--drop", 1]
+SECRET = "AWS_SECRET=1"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A folder of two shards with files beside them, a GGUF file, and what is written of both, to be copied."""
+    from deeper_layers.models.opening import load_model
+
+    place = tmp_path_factory.mktemp("models")
+    write_folder("llama", place / "tiny")
+    model, tokenizer = load_model(str(place / "tiny"))
+    write_gguf(model, tokenizer, place / "whole.gguf")
+    tiny_model("llama", layers=3).save_pretrained(place / "whole", max_shard_size="130KB")
+    (place / "whole" / "tokenizer.json").write_text("{}")
+    slice_checkpoint(place / "whole", CUT, place / "out")
+    typed("prune", place / "whole.gguf", place / "out.gguf", *ONE)
+    return place
+
+
+# ---- what lies about -------------------------------------------------------------------------------------------
+
+
+def file(name: str, text: str = "years of work"):
+    def make(here: Path) -> None:
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(text)
+
+    return make
+
+
+def copied(name: str, to: str):
+    return lambda here: (shutil.copytree if (here / name).is_dir() else shutil.copy)(here / name, here / to)
+
+
+def renamed(name: str, to: str):
+    return lambda here: os.rename(here / name, here / to)
+
+
+def link(name: str, to: str):
+    return lambda here: (here / name).symlink_to(to)
+
+
+def second_name(name: str, to: str):
+    return lambda here: os.link(here / name, here / to)
+
+
+def gone(name: str):
+    return lambda here: (here / name).unlink()
+
+
+def both(*makes):
+    return lambda here: [make(here) for make in makes]
+
+
+def same_size(name: str):
+    """Another content of as many bytes, at the same time."""
+
+    def make(here: Path) -> None:
+        found, content = (here / name).stat(), bytearray((here / name).read_bytes())
+        content[-3] ^= 1
+        (here / name).write_bytes(content)
+        os.utime(here / name, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+    return make
+
+
+def grown(here: Path) -> None:
+    (here / "out.gguf").write_bytes((here / "out.gguf").read_bytes() + b"mine")
+
+
+def edited(**more):
+    """The mark of OUT with other entries."""
+
+    def make(here: Path) -> None:
+        content = json.loads((here / "out" / LINEAGE).read_text())
+        (here / "out" / LINEAGE).write_text(json.dumps(content | more))
+
+    return make
+
+
+def marked(of: str = "new", **more):
+    """A folder that says what ours say, with somebody's file in it."""
+    said = json.dumps({"of": None, "writes": None, "for": of} | more)[1:]
+    return both(file(f"{OURS}/made/thesis.tex"), file(f"{OURS}/mark.json", f"{files.HEAD}, {said}"))
+
+
+OURS = "new.abcd1234.partial"
+NEW, OVER = ["whole", "new", *ONE], ["whole", "out", "--start", 0, "--drop", 1, "--overwrite"]
+NEW_FILE, OVER_FILE = ["whole.gguf", "new.gguf", *ONE], ["whole.gguf", "out.gguf", *ONE, "--overwrite"]
+# what lies there; what is typed; what the one line says, or nothing where all goes well. Nothing that lay there changes
+# but an OUT that was replaced, and that is ours and unchanged
+CASES = {
+    # ---- by looks it was taken for ours
+    "OUT.old is somebody's": (file("out.old/thesis.tex"), OVER, ""),
+    "OUT.new is somebody's": (file("out.new/thesis.tex"), OVER, ""),
+    "OUT.old is a checkpoint of ours that is kept": (copied("out", "out.old"), OVER, ""),
+    "OUT.new is a checkpoint of ours that is kept": (copied("out", "out.new"), OVER, ""),
+    "OUT was set aside as OUT.old": (renamed("out", "out.old"), ["whole", "out", *ONE], ""),
+    "OUT was set aside as OUT.old, and is made anew": (renamed("out", "out.old"), OVER, ""),
+    "the source is OUT.old": (copied("whole", "out.old"), ["out.old", *OVER[1:]], ""),
+    "the source is OUT.new": (copied("whole", "out.new"), ["out.new", *OVER[1:]], ""),
+    "OUT.gguf.old is ours and kept": (copied("out.gguf", "out.gguf.old"), OVER_FILE, ""),
+    "OUT.gguf.new is ours and kept": (copied("out.gguf", "out.gguf.new"), OVER_FILE, ""),
+    "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it was changed"),
+    "the card of OUT has as many other bytes": (same_size("out/README.md"), OVER, "README.md in it was changed since"),
+    "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "it was changed since"),
+    "OUT.partial is somebody's": (file("new.partial/thesis.tex"), NEW, ""),
+    "OUT.partial is a file": (file("new.partial"), NEW, ""),
+    "the source is OUT.partial": (renamed("whole", "new.partial"), ["new.partial", *NEW[1:]], ""),
+    # ---- OUT is there
+    "OUT is a folder": (file("new/thesis.tex"), NEW, "new exists"),
+    "OUT is an empty folder": (lambda here: (here / "new").mkdir(), NEW, "new exists"),
+    "OUT is a file": (file("new"), NEW, "new exists"),
+    "OUT is a link to nothing": (link("new", "nowhere"), NEW, "new exists"),
+    "OUT is ours and nobody says to overwrite": (None, ["whole", "out", *ONE], "out exists"),
+    "OUT.gguf is a folder": (file("new.gguf/thesis.tex"), NEW_FILE, "new.gguf exists"),
+    "OUT.gguf is a link to nothing": (link("new.gguf", "nowhere"), NEW_FILE, "new.gguf exists"),
+    # ---- what is not ours is not replaced
+    "a file came into OUT": (file("out/notes.txt"), OVER, "notes.txt in it is not ours"),
+    "a hidden file came into OUT": (file("out/.env"), OVER, ".env in it is not ours"),
+    "a folder came into OUT": (file("out/runs/1"), OVER, "runs in it is not ours"),
+    "a file of OUT is gone": (gone("out/tokenizer.json"), OVER, "tokenizer.json is missing"),
+    "a file of OUT leads elsewhere": (
+        both(renamed("out/config.json", "mine"), link("out/config.json", "../mine")), OVER, "in it is not ours"),
+    "OUT is a link to ours": (both(renamed("out", "real"), link("out", "real")), OVER, "it is no folder with"),
+    "OUT has no mark": (gone(f"out/{LINEAGE}"), OVER, "it is no folder with a pruning.json"),
+    "the mark of OUT was edited": (edited(kept=[0, 1]), OVER, "it is no folder with a pruning.json as we write it"),
+    "OUT is of an earlier version": (edited(files={"config.json": 9}, sha256=None), OVER, "as we write it"),
+    "OUT is another checkpoint": (copied("whole", "new"), [*NEW, "--overwrite"], "it is no folder with"),
+    "OUT is a file, and to be replaced": (file("new"), [*NEW, "--overwrite"], "it is no folder"),
+    "OUT.gguf is another": (copied("whole.gguf", "new.gguf"), [*NEW_FILE, "--overwrite"], "with a pruning.sha256"),
+    "OUT.gguf is no GGUF file": (file("new.gguf"), [*NEW_FILE, "--overwrite"], "it is no whole GGUF file"),
+    "OUT.gguf grew": (grown, OVER_FILE, "it is no whole GGUF file"),
+    "OUT.gguf is a link to ours": (
+        both(renamed("out.gguf", "real"), link("out.gguf", "real")), OVER_FILE, "it is no GGUF file"),
+    "OUT has a second name": (second_name("out/config.json", "kept.json"), OVER, ""),
+    "OUT.gguf has a second name": (second_name("out.gguf", "kept"), OVER_FILE, ""),
+    # ---- what is read is not written to
+    "OUT is the source": (None, ["out", "out", *ONE, "--overwrite"], "overlap"),
+    "OUT is the source, by a link": (link("new", "whole"), NEW, "new exists"),
+    "OUT lies in the source": (None, ["whole", "whole/new", *ONE], "overlap"),
+    "OUT lies in the source, by a link": (link("by", "whole"), ["whole", "by/new", *ONE], "overlap"),
+    "OUT.gguf is the source": (None, ["out.gguf", "out.gguf", *ONE, "--overwrite"], "overlap"),
+    # ---- folders that look as ours do while something is made
+    "one that is named as ours": (file(f"{OURS}/thesis.tex"), NEW, ""),
+    "one with our mark of another OUT": (marked("newer"), NEW, ""),
+    "one with our mark, and a file beside it": (both(marked(), file(f"{OURS}/mine")), NEW, ""),
+    "one with our mark, and a file that it does not name": (marked(writes=["config.json"]), NEW, ""),
+    "one with a mark that is not ours": (file(f"{OURS}/mark.json", "{}"), NEW, ""),
+    "a link that is named as ours": (both(file("else/mark.json", files.HEAD), link(OURS, "else")), NEW, ""),
+    "a file that is named as ours": (file(OURS), NEW, ""),
+    "OUT.lock is somebody's": (file("new.lock"), NEW, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_of_anybody_else_is_lost(case, models, tmp_path, monkeypatch):
+    make, words, message = CASES[case]
+    monkeypatch.chdir(shutil.copytree(models, tmp_path / "here", symlinks=True))
+    if make:
+        make(Path.cwd())
+    replaced = words[1] if "--overwrite" in words and not message else None
+    before = {name: content for name, content in snapshot(Path.cwd()).items() if name.split("/")[0] != replaced}
+    if message:
+        assert message in said("prune", *words)
+        assert snapshot(Path.cwd()) == before
+    else:
+        typed("prune", *words)
+        after = snapshot(Path.cwd())
+        assert before.items() <= after.items()
+        assert {name.split("/")[0] for name in after.keys() - before.keys()} == {words[1]}
+
+
+@pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_meanwhile_in_the_place_of_out_stays(kind, overwrite, models, tmp_path, monkeypatch):
+    out, copy = tmp_path / "out", slicing.copy_tensors
+
+    def meanwhile(*arguments):
+        if not os.path.lexists(out):
+            make = {"folder": file("out/thesis.tex"), "empty folder": lambda here: out.mkdir(), "file": file("out")}
+            make.get(kind, link("out", "nowhere"))(tmp_path)
+        return copy(*arguments)
+
+    monkeypatch.setattr(slicing, "copy_tensors", meanwhile)
+    with pytest.raises(InputError, match="out exists"):
+        slice_checkpoint(models / "whole", CUT, out, overwrite=overwrite)
+    assert out.is_symlink() == (kind == "link") and out.is_file() == (kind == "file")
+    shutil.rmtree(out) if out.is_dir() else out.unlink()
+    assert slice_checkpoint(models / "whole", CUT, out) == out  # and what was copied is not copied again
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_what_a_checkpoint_needs_goes_along_and_nothing_else(models, tmp_path):
+    source = Path(shutil.copytree(models / "tiny", tmp_path / "source"))
+    needed = ["generation_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
+              "chat_template.jinja", "preprocessor_config.json", "processor_config.json", "LICENSE.txt", "NOTICE",
+              "hf_quant_config.json", "qwen.tiktoken"]  # fmt: skip
+    strange = [".env", "id_rsa", "training_data.jsonl", "wandb.log", "optimizer.pt", "notes.md", "credentials.json"]
+    for name in [*needed, *strange, "modeling_own.py"]:
+        (source / name).write_text("{}" if name.endswith(".json") else SECRET)
+    (source / "checkpoint-500").mkdir()
+    home = {"_name_or_path": str(source), "vocab_file": "/home/me/vocab.json"}
+    for name in ("config.json", "tokenizer_config.json"):
+        (source / name).write_text(json.dumps(json.loads((source / name).read_text()) | home))
+    with warnings.catch_warnings(action="default"):
+        done = typed("prune", source, tmp_path / "out", *ONE)
+    found = {path.name for path in (tmp_path / "out").iterdir()}
+    assert found >= set(needed) and not found & {*strange, "modeling_own.py", "checkpoint-500"}
+    (line,) = [line for line in done.stderr.splitlines() if "no part of a checkpoint" in line]
+    assert all(name in line for name in [*strange, "modeling_own.py", "checkpoint-500/"]) and SECRET not in line
+    assert not any(str(tmp_path) in path.read_text() for path in (tmp_path / "out").glob("*.json"))
+    with warnings.catch_warnings(action="ignore"):
+        typed("prune", source, tmp_path / "with code", *ONE, "--trust-remote-code")
+    assert (tmp_path / "with code" / "modeling_own.py").exists()
+
+
+# ---- kills and faults ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """What a cut makes of a checkpoint is worked out once, and nothing waits for a disk, which outlives a kill."""
+    import functools
+
+    plain = slicing.layout_after
+    of_cut = functools.cache(lambda cut, folder: plain(cut, folder, slicing.read_shards(folder)))
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+    monkeypatch.setattr(slicing, "layout_after", lambda cut, folder, shards, **_: of_cut(cut, folder))
+
+
+def sliced(models: Path, out: Path, overwrite: bool = False) -> None:
+    slice_checkpoint(models / "whole", CUT, out, name="out", overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_killed_at_any_call_the_same_again_ends_as_undisturbed(overwrite, models, quick, tmp_path):
+    def begun(number: object) -> Path:
+        out = tmp_path / str(number) / "out"
+        out.parent.mkdir()
+        if overwrite:
+            slice_checkpoint(models / "whole", Cut(0, 1), out, name="out")
+        return out
+
+    first = begun("undisturbed")
+    calls = calls_of(lambda: sliced(models, first, overwrite))
+    expected, tried = snapshot(first), 0
+    for number, name in enumerate(calls):
+        for share in (0.0, 0.5) if name in ("write", "sendfile") else (0.0,):
+            out = begun(f"{number}-{share}")
+            before = snapshot(out)
+            assert killed_at(number, lambda out=out: sliced(models, out, overwrite), share)
+            assert snapshot(out) in (before, expected) or overwrite and not out.exists()
+            try:
+                sliced(models, out, overwrite)
+            except InputError as error:
+                assert "exists" in str(error) and not overwrite  # it was killed when all was there
+            assert snapshot(out) == expected and os.listdir(out.parent) == ["out"], (number, name)
+            tried += 1
+    assert tried > 40
+
+
+def test_killed_again_and_again_it_ends(models, quick, tmp_path):
+    out, kills = tmp_path / "out", 0
+    while not out.exists():
+        killed_at(8 + 3 * kills, lambda: sliced(models, out), 0.5)
+        kills += 1
+    files.clear(out)
+    assert kills > 5 and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("code", FAULTS)
+@pytest.mark.parametrize("times", [1, 10**6], ids=["once", "from then on"])
+def test_a_fault_at_any_call_is_one_line_and_the_next_run_is_the_same(code, times, models, quick, tmp_path):
+    calls = calls_of(lambda: sliced(models, tmp_path / "first" / "out"))
+    expected = snapshot(tmp_path / "first" / "out")
+    for number in range(len(calls)):
+        out, failed = tmp_path / str(number) / "out", False
+        with failing_at(number, code, times):
+            try:
+                sliced(models, out)
+            except InputError as error:
+                failed = True
+                assert os.strerror(code) in str(error) and "\n" not in str(error)
+        out.parent.mkdir(exist_ok=True)
+        if failed or not out.exists():
+            sliced(models, out)
+        assert snapshot(out) == expected
+        files.clear(out)
+        assert os.listdir(out.parent) == ["out"], (number, calls[number])
+
+
+@pytest.mark.parametrize("moment", [1, 2])
+def test_a_fault_between_the_two_renames_leaves_what_was(moment, models, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    slice_checkpoint(models / "whole", Cut(0, 1), out)
+    before, rename, seen = snapshot(out), os.rename, []
+
+    def failing(one, other):
+        if Path(one) == out or Path(other) == out:
+            seen.append(one)
+            if len(seen) == moment:
+                raise OSError(errno.EIO, "as a disk says")
+        return rename(one, other)
+
+    monkeypatch.setattr(os, "rename", failing)
+    with pytest.raises(InputError, match="as a disk says"):
+        sliced(models, out, overwrite=True)
+    assert snapshot(out) == before
+
+
+# ---- two at once -----------------------------------------------------------------------------------------------
+
+SLOW = """
+import sys
+from pathlib import Path
+from deeper_layers import files
+with files.{what} as made:
+    print("begun", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def in_another_process(what: str) -> subprocess.Popen:
+    child = subprocess.Popen(
+        [sys.executable, "-c", SLOW.format(what=what)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert child.stdout.readline() == "begun\n"
+    return child
+
+
+def test_a_second_run_to_the_same_place_is_refused_at_once(models, tmp_path):
+    out = tmp_path / "out"
+    with in_another_process(f"atomic_dir(Path({str(out)!r}))") as living:
+        started = time.monotonic()
+        with pytest.raises(InputError, match="another process writes .*out: wait until it ends"):
+            sliced(models, out)
+        assert time.monotonic() - started < 2
+        living.send_signal(signal.SIGKILL)
+        living.wait()
+        sliced(models, out)
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_lock_is_of_one_process_until_it_ends_or_is_killed(tmp_path, capsys):
+    path = tmp_path / "unit.json"
+    with in_another_process(f"locked(Path({str(path)!r}))") as living:
+        with pytest.raises(Timeout), files.locked(path):
+            pass
+        living.send_signal(signal.SIGKILL)
+        living.wait()
+        with files.locked(path), pytest.raises(Timeout), files.locked(path):
+            pass
+    with in_another_process(f"locked(Path({str(path)!r}))") as living:
+        living.stdin.close()  # in a moment it ends
+        with files.locked(path, "waiting for it"):
+            pass
+    assert capsys.readouterr().err in ("", "waiting for it\n") and os.listdir(tmp_path) == []
+
+
+def test_many_at_once_give_one_whole_result(models, quick, tmp_path):
+    """Whoever comes first ends; none gives a mixture of two cuts."""
+    cuts = {cut: snapshot(slice_checkpoint(models / "whole", cut, tmp_path / f"{cut.start}", name="out"))
+            for cut in (CUT, Cut(0, 1))}  # fmt: skip
+
+    def contend(cut):
+        for _ in range(20):
+            try:
+                slice_checkpoint(models / "whole", cut, tmp_path / "out")
+            except InputError:
+                pass
+
+    children = []
+    for cut in cuts:
+        if not (child := os.fork()):
+            try:
+                contend(cut)
+            finally:
+                os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    files.clear(tmp_path / "out")
+    assert snapshot(tmp_path / "out") in cuts.values()
+    assert {name for name in os.listdir(tmp_path) if not name.endswith(".partial")} == {"0", "1", "out"}
+
+
+def test_a_source_that_changes_while_it_is_copied(models, tmp_path, monkeypatch):
+    source, copy = Path(shutil.copytree(models / "whole", tmp_path / "source")), slicing.copy_tensors
+
+    def meanwhile(shard, *arguments):
+        os.utime(shard.path, (1, 1))
+        return copy(shard, *arguments)
+
+    monkeypatch.setattr(slicing, "copy_tensors", meanwhile)
+    with pytest.raises(InputError, match="changed while it was copied"):
+        slice_checkpoint(source, CUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- places ----------------------------------------------------------------------------------------------------
+
+
+def test_places_that_can_not_be_written(models, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for out in ("", ".", "..", "/", tmp_path / "..", "a\0b", tmp_path / "file", tmp_path / "file" / "out",
+                tmp_path / ("n" * 300), tmp_path / ("n" * 300) / "out", "/proc/none/out", "/dev/null/out"):  # fmt: skip
+        with pytest.raises(InputError) as caught:
+            slice_checkpoint(models / "whole", CUT, out)
+        assert "\n" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
+    slice_checkpoint(models / "whole", CUT, tmp_path / ("é" * 127))  # 254 bytes: the longest name that a folder has
+
+
+@pytest.mark.parametrize("call", ["link", "flock"])
+def test_where_a_file_system_has_no_links_or_locks(call, models, tmp_path, monkeypatch):
+    import fcntl
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK if call == "flock" else errno.EPERM, "as some file systems say")
+
+    monkeypatch.setattr(*((os, "link") if call == "link" else (fcntl, "flock")), refuse)
+    with files.atomic_file(tmp_path / "a") as made:
+        made.write_text("whole")
+    with pytest.raises(InputError, match="b exists"), files.atomic_file(tmp_path / "b") as made:
+        made.write_text("other")
+        (tmp_path / "b").write_text("theirs")
+    with files.locked(tmp_path / "c.json"):
+        files.write_file(tmp_path / "c.json", b"1")
+    sliced(models, tmp_path / "out")
+    assert (tmp_path / "b").read_text() == "theirs" and (tmp_path / "a").read_text() == "whole"
+    assert {name for name in os.listdir(tmp_path) if name != "c.lock"} == {"a", "b", "c.json", "out"}
+
+
+def test_a_result_is_replaced_whole_at_any_kill(tmp_path):
+    path = tmp_path / "[unit].json"
+    for number in range(len(calls_of(lambda: files.write_file(path, b"old")))):
+        killed_at(number, lambda: files.write_file(path, b"new content"), 0.5)
+        assert path.read_bytes() in (b"old", b"new content")
+    files.write_file(path, b"whole")
+    assert snapshot(tmp_path) == {path.name: b"whole"}
+
+
+# ---- report ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "out", "message"),
+    [
+        (None, "new", ""),
+        (lambda here: (here / "new").mkdir(), "new", ""),
+        (file("new/thesis.tex"), "new", "holds files and no report.json"),
+        (file("new/01-similarity.ipynb", "{}"), "new", "holds files and no report.json"),
+        (file("new/report.json", "[]"), "new", "holds files and no report.json"),
+        (file("out/thesis.tex"), "out", ""),
+        (file("out/01-similarity.ipynb", "mine"), "out", "was changed since report wrote it"),
+        (gone("out/01-similarity.ipynb"), "out", ""),
+        (second_name("out/01-similarity.ipynb", "kept"), "out", ""),
+        (both(renamed("out/01-similarity.ipynb", "a"), link("out/01-similarity.ipynb", "../a")), "out",
+         "was changed since report wrote it"),
+        (file("new"), "new", "can't write"),
+        (file("notebooks/01-similarity.ipynb"), "notebooks", "where the notebooks are"),
+    ],
+)  # fmt: skip
+def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path):
+    kept = Kept(tmp_path, tmp_path / "out")
+    kept.write(tmp_path / "out" / "01-similarity.ipynb", b"of ours")
+    if make:
+        make(tmp_path)
+    before, path = snapshot(tmp_path), tmp_path / out / "01-similarity.ipynb"
+
+    def report():
+        kept = Kept(tmp_path, path.parent)
+        kept.check(path)
+        kept.write(path, b"the next")
+
+    if message:
+        with pytest.raises(InputError, match=message):
+            report()
+        assert snapshot(tmp_path) == before
+    else:
+        report()
+        mine = {f"{out}/01-similarity.ipynb", f"{out}/report.json"}
+        assert path.read_bytes() == b"the next"
+        assert {name: text for name, text in before.items() if name not in mine}.items() <= snapshot(tmp_path).items()
+
+
+def test_a_report_that_is_killed_goes_on(tmp_path):
+    path = tmp_path / "out" / "01.ipynb"
+
+    def step(text: bytes):
+        kept = Kept(tmp_path, path.parent)
+        kept.check(path)
+        kept.write(path, text)
+
+    for number in range(len(calls_of(lambda: step(b"first")))):
+        killed_at(number, lambda number=number: step(f"{number}".encode()), 0.5)
+    step(b"last")
+    assert sorted(os.listdir(path.parent)) == ["01.ipynb", "report.json"] and path.read_bytes() == b"last"
