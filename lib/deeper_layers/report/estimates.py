@@ -52,7 +52,7 @@ class Estimate:
     def none(cls, untold: str) -> "Estimate":
         return cls(math.nan, math.nan, math.nan, np.full(DRAWS, math.nan), untold)
 
-    def against(self, floor: float = -math.inf, ceiling: float = math.inf) -> str:
+    def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
 
         Supported where all of the interval does, contradicted where nothing of it does, else inconclusive.
@@ -117,7 +117,7 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> list[Estima
     return [Estimate.of(value, draws) for value, draws in zip(shares[0], shares[1].T, strict=True)]
 
 
-def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int], guessing: float) -> Estimate:
+def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
     """How many layers are dropped when at most half of the accuracy above guessing is first kept.
 
     It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
@@ -140,16 +140,19 @@ def recovery(
     pruned: Float[np.ndarray, " I"],
     healed: Float[np.ndarray, " I"],
     whole_healed: Float[np.ndarray, " I"] | None = None,
+    *,
+    guessing: float = math.inf,
 ) -> Estimate:
     """The share of the gap between pruned and whole model that healing closes: 1 - gap after / gap before.
 
     After healing the gap is that to the whole model healed alike, as whoever heals gets used to the text too; without
-    one to the whole model as it was. Losses or scores, all of the same items. NOT_TESTED where the cut did not surely
-    open a gap.
+    one to the whole model as it was, which is at least as large where healing helps. Losses or scores, all of the same
+    items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
+    end, and what ruins more would seem to be healed better.
     """
     value, draws = means(np.stack(_alike(whole, pruned, healed, whole if whole_healed is None else whole_healed)))
     gap = Estimate.of(value[1] - value[0], draws[:, 1] - draws[:, 0])
-    if gap.low <= 0 <= gap.high:
+    if gap.low <= 0 <= gap.high or value[1] > guessing:
         return Estimate.none(NOT_TESTED)
     return Estimate.of(1 - (value[2] - value[3]) / gap.value, 1 - (draws[:, 2] - draws[:, 3]) / gap.draws)
 
@@ -202,7 +205,7 @@ def holm(p: Sequence[float]) -> Float[np.ndarray, " N"]:
 
 def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
     """Whether an accuracy is not surely more than ROOM above guessing."""
-    return accuracy(right).low <= guessing + ROOM
+    return bool(accuracy(right).low <= guessing + ROOM)
 
 
 def _shares(accuracies: np.ndarray, guessing: float, items: int) -> np.ndarray:
@@ -269,27 +272,27 @@ def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
 
 
 def guessing(rows: pd.DataFrame) -> float:
-    """What the better way to guess scores on the items of some rows: at random, or always naming the same choice.
+    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
 
-    Of a group the choice is one for all of its items; the right ones are known as far as any model here chose them.
-    What is written is never right by chance.
+    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
+    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
+    is written is never right by chance.
     """
-    chance = max(0.0, rows["chance"].max(skipna=True) if rows["chance"].notna().any() else 0.0)
+    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
+    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
     if rows["subject"].isna().all():
-        return max(chance, rows["commonest"].max()) if rows["commonest"].notna().any() else chance
-    answers = [_right_choices(found) for _, found in rows.groupby("subject")]
-    known = np.concatenate(answers)
-    counts = np.bincount(known[known >= 0], minlength=1)
-    return max(chance, float(counts.max() / len(known)))
+        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
+    right = np.concatenate([_right_choices(found) for found in asked])
+    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
 
 
 def _right_choices(rows: pd.DataFrame) -> np.ndarray:
     """The number of the right choice of each item of one task, -1 where no row tells it."""
     if (targets := rows["target"].dropna()).size:
         return targets.iloc[0].astype(int)
-    found = np.full(int(rows["items"].max()), -1)
+    found = np.full(int(rows["items"].iloc[0]), -1)
     for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
-        found[: len(row.chosen)][row.outcome == 1] = row.chosen[row.outcome == 1]
+        found[row.outcome == 1] = row.chosen[row.outcome == 1]
     return found
 
 

@@ -1,6 +1,6 @@
 """Numbers of the paper that figures and tests compare with. Nothing in this file was measured here."""
 
-from deeper_layers.results.frames import MMLU_SUBJECTS as MMLU_SUBJECTS
+from deeper_layers.results.rows import MMLU_SUBJECTS as MMLU_SUBJECTS
 
 # First dropped layer l*(n), counted from 0, for n = 1, 2, 3, ...: read in public evaluation scripts that
 # are very likely the authors' own (they cover exactly the paper's range of n). L is the number of layers.

@@ -11,22 +11,19 @@ Whatever the book says is a query of these; `COLUMNS` and `OF_DISTANCES` say wha
 - Of two measurements of one thing both have rows. `repeat == 0` is the one that counts: that of the file with more
   cuts, then the later one.
 
-How each kind of file of today is read stands in `SCORES`, one small function a kind.
+`scores["size"]` and `scores["items"]`: as attributes these names are pandas' own, as is `row.dtype` of a single row.
+
+How each kind of file of today is read stands in rows.py.
 """
 
-import functools
-import json
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from deeper_layers.cuts import UNPRUNED, Cut, measured_cuts
-from deeper_layers.results.packing import LOGPROBS, unpack, unpack_halves
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.cuts import UNPRUNED
+from deeper_layers.results.packing import unpack_halves
+from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of
+from deeper_layers.results.units import all_units
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -52,8 +49,8 @@ COLUMNS = {
     "engine": "what else than this library's own forward pass answered; else missing",
     "metric": 'what was counted: "acc", "exact_match", ..., or "loss" (nats a token)',
     "items": "how many items or sequences were counted, I",
-    "value": "the score: a share of the items, or for losses the mean over sequences, nats a token",
-    "outcome": "the score of each item, [I]: 0 or 1, or nats a token; missing where none was kept",
+    "value": "the score: a share of the items, or the loss over all tokens, nats a token",
+    "outcome": "the score of each item, [I]: 0 or 1, or of each sequence, nats a token; missing where none was kept",
     "chosen": "number of the choice that each item was answered with, [I]; missing where none was kept",
     "target": "number of the right choice of each item, [I]; missing where none was kept",
     "logprobs": "log-probability of each choice, nats, [I, K], nan where an item has fewer; else missing",
@@ -95,28 +92,6 @@ QUESTION = (
     "metric",
 )
 CUT = ("cut", "rule", "changed")
-OWN_SHOTS = {"gsm8k": 5}  # by lm-eval, where nobody asked for another number
-PAPER = ("similarity", "simple")  # the paper's two rules
-# rules that change weights too; their cut alone is not their model
-CHANGED = dict.fromkeys(("laco", "laco-code"), "merged") | dict.fromkeys(
-    ("replaceme", "replaceme-cosine", "streamline"), "bridged"
-)
-# as lm-eval names them; others than these begin with "mmlu_" too
-MMLU_SUBJECTS = """
-    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
-    college_computer_science college_mathematics college_medicine college_physics computer_security
-    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
-    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
-    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
-    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
-    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
-    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
-    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine
-    professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions
-""".split()
-MMLU_FIELDS = [f"mmlu_{name}" for name in ("stem", "humanities", "social_sciences", "other")]  # of several subjects
-
-_named = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
 def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -137,7 +112,7 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
     for kind, read in SCORES.items():
         for unit in all_units(folder, kind, model):
             if "units" not in unit.details:  # of a group: its tasks have files of their own
-                rows += _rows(unit, read)
+                rows += rows_of(unit, read)
     rows = _count_repeats(_put_whole_under_rules(_give_rules(rows)))
     return _frame(rows, COLUMNS)
 
@@ -151,226 +126,10 @@ def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataF
         vectors = [None] * len(table)
         if "by_sequence" in unit.details:
             vectors = list(unpack_halves(unit.details["by_sequence"], int(table["samples"].iloc[0])).T)
-        for row, vector in zip(_records(table), vectors, strict=True):
-            rows.append(_measured(unit) | asked | row | {"by_sequence": vector})
+        for row, vector in zip(records(table), vectors, strict=True):
+            rows.append(measured(unit) | asked | row | {"by_sequence": vector})
             rows[-1]["share"] = row["size"] / unit.details["num_layers"]
     return _frame(rows, OF_DISTANCES)
-
-
-# ---- one function for each kind of file of today: what differs from row to row ------------------------------------
-
-
-def _of_task(unit: Unit) -> Iterator[dict]:
-    """Scores of pruned models on one task, by cut."""
-    outcomes = unit.details.get("outcomes", {})
-    for row in _records(unit.rows):
-        cut = _cut_of(row)
-        yield {"cut": cut, **_score(row), **_vectors(outcomes.get(cut, {}).get(row["task"], {}), row["metric"])}
-
-
-def _of_prompt(unit: Unit) -> Iterator[dict]:
-    """The same under one of several prompts: of a group the rows are those of all its tasks, the outcomes by task."""
-    for cut, of_cut in unit.details["outcomes"].items():
-        for task, packed in of_cut.items():
-            for metric in (name for name in packed if name not in ("chosen", "target", LOGPROBS)):
-                vectors = _vectors(packed, metric)
-                right = vectors["outcome"]
-                found = {"cut": cut, "task": task, "metric": metric, "value": float(right.mean()), "items": len(right)}
-                yield found | vectors
-
-
-def _of_text(unit: Unit) -> Iterator[dict]:
-    """Losses on text of pruned models, by cut; of a map of blocks each under the rule that all of its size are."""
-    for row in _records(unit.rows):
-        found = {"cut": _cut_of(row)} | _score(row) | _loss(unit)
-        found["outcome"] = _array(unit.details.get("by_sequence", {}).get(found["cut"]))
-        yield found | ({"rule": (f"blocks of {row['size']}",)} if unit.kind == "blocks" and row["size"] else {})
-
-
-def _of_choice(unit: Unit) -> Iterator[dict]:
-    """The loss of what a rule leaves, by size."""
-    for row in _records(unit.rows):
-        losses = _array(unit.details["by_sequence"][str(row["size"])])
-        cut = Cut.of(row["layers"], row["attention"], row["mlp"]).name
-        found = {"cut": cut, "size": row["size"], "rule": (unit.key["rule"],), "outcome": losses}
-        yield found | _score(row) | _loss(unit)
-
-
-def _of_healed(unit: Unit) -> Iterator[dict]:
-    """The loss and the scores of one healed model."""
-    name, loss = Cut.of_key(unit.key["cut"]).name, unit.key["loss"]
-    for row in _records(unit.rows):
-        found = {"cut": name, "healing": _healing(unit), **_score(row)}
-        if row["metric"] == "loss":
-            of_loss = {"limit": loss["sequences"], "length": loss["sequence_length"], "shots": None}
-            yield found | _loss(unit) | of_loss | {"outcome": _array(unit.details["by_sequence"])}
-        else:
-            yield found | _vectors(unit.details["outcomes"].get(row["task"], {}), row["metric"])
-
-
-def _of_bits(unit: Unit) -> Iterator[dict]:
-    """Scores of pruned models of which the weights are counted too, in bytes."""
-    for row in _records(unit.rows):
-        yield {"cut": _cut_of(row), "bytes": row["bytes"], "bits": unit.key["bits"], **_score(row)}
-
-
-def _of_files(unit: Unit) -> Iterator[dict]:
-    """Scores of the checkpoints of one cut: the whole model, sliced, healed, and rounded to a type of llama.cpp's."""
-    rows = _records(unit.rows)
-    size = {row["variant"]: int(row["value"]) for row in rows if row["metric"] == "bytes"}
-    of_variant = {"healed": {"healing": _healing(unit)}}
-    of_variant["rounded"] = of_variant["healed"] | {"bits": unit.key["type"]}
-    for row in (row for row in rows if row["metric"] != "bytes"):
-        how = {"bytes": size[row["variant"]]} | of_variant.get(row["variant"], {})
-        engine = {"engine": row["task"]} if row["task"] == "llama.cpp" else {}
-        yield {"cut": _cut_of(row), **_score(row), **how, **engine}
-
-
-SCORES: dict[str, Callable[[Unit], Iterator[dict]]] = {
-    "sweep": _of_task,
-    "scan": _of_task,
-    "cuts": _of_task,
-    "changed": _of_task,
-    "shots": _of_prompt,
-    "loss": _of_text,
-    "blocks": _of_text,
-    "candidates": _of_text,
-    "choice": _of_choice,
-    "healing": _of_healed,
-    "bits": _of_bits,
-    "take-away": _of_files,
-}
-
-
-# ---- what they share ----------------------------------------------------------------------------------------------
-
-
-def _measured(unit: Unit) -> dict:
-    """What holds of all rows of a file."""
-    path = f"{unit.path.parent.name}/{unit.path.name}" if unit.path else None
-    return {
-        "model": unit.key["model"]["name"],
-        "layers": unit.details["num_layers"],
-        "dtype": unit.key["dtype"],
-        "bits": unit.key.get("quantization"),
-        "measured": unit.provenance["measured"],
-        "path": path,
-    }
-
-
-def _rows(unit: Unit, read: Callable[[Unit], Iterator[dict]]) -> list[dict]:
-    """The rows of a file with all that is said of them, without those of groups; `rule` has all that are known."""
-    key, levels = unit.key, unit.details.get("levels", {})
-    stated = _stated_rules(key, unit.details["num_layers"])
-    shared = _measured(unit) | {"engine": key.get("engine"), "order": key.get("order")}
-    shared |= {"changed": CHANGED.get(key.get("rule", "")), "number of cuts": len(key.get("cuts", []))}
-    rows = list(read(unit))
-    asked = {task: _task_and_subject(task) for task in dict.fromkeys(row["task"] for row in rows)}
-    groups = {task for task in asked if task not in levels and _is_group(task, asked)}
-    found = []
-    for row in (row for row in rows if row["task"] not in groups):
-        task, subject = asked[row["task"]]
-        level = levels.get(row["task"], {})
-        found.append(
-            {
-                **shared,
-                "task": task,
-                "subject": subject,
-                "chance": level.get("chance"),
-                "commonest": level.get("majority") or None,
-                "rule": stated.get(row["cut"]),
-                **_limits(key, row["task"], task),
-                **{name: row[name] for name in row if name != "task"},
-            }
-        )
-    return found
-
-
-def _limits(key: dict, name: str, group: str) -> dict:
-    """How many examples and items were asked for of a task, by its own name or that of its group."""
-    of_all = key.get("tasks", {})
-    asked = next((one for one in (name, group, *of_all) if one in of_all and name.startswith(one)), None)
-    shots = key["num_fewshot"] if "num_fewshot" in key else of_all.get(asked)
-    limit = key.get("limits", {}).get(asked, key.get("limit"))
-    return {"shots": OWN_SHOTS.get(name) if shots is None else shots, "limit": limit}
-
-
-def _records(table: "pd.DataFrame") -> list[dict]:
-    """Rows as dictionaries, in a quarter of the time of `to_dict`."""
-    names, columns = list(table), [table[name].tolist() for name in table]
-    return [dict(zip(names, values)) for values in zip(*columns, strict=True)]
-
-
-def _score(row: dict) -> dict:
-    return {name: row[name] for name in ("task", "metric", "value", "items")}
-
-
-def _loss(unit: Unit) -> dict:
-    """Of which sequences losses are, and the loss of guessing, where it is known."""
-    key, vocabulary = unit.key, unit.details.get("vocabulary")
-    chance = math.log(vocabulary) if vocabulary else None
-    return {"limit": key.get("sequences", key.get("samples")), "length": key.get("sequence_length"), "chance": chance}
-
-
-def _vectors(packed: dict[str, str], metric: str) -> dict:
-    """What came out of each item, unpacked."""
-    names = {"outcome": metric, "chosen": "chosen", "target": "target"}
-    vectors = {name: _unpacked(packed[kept]) for name, kept in names.items() if kept in packed}
-    if "outcome" in vectors:
-        vectors["outcome"] = vectors["outcome"].astype(float)  # whoever subtracts bytes from each other gets 255 for -1
-    if LOGPROBS in packed and vectors:
-        vectors["logprobs"] = unpack_halves(packed[LOGPROBS], len(next(iter(vectors.values()))))
-    return vectors
-
-
-@functools.lru_cache(maxsize=4096)
-def _unpacked(text: str) -> np.ndarray:
-    """The right choices are the same under every cut."""
-    return unpack(text)
-
-
-def _array(values: list | None) -> np.ndarray | None:
-    return None if values is None else np.array(values, dtype=float)
-
-
-def _cut_of(row: dict) -> str:
-    return row["cut"] if "cut" in row else f"{row['start']},{row['size']}"
-
-
-def _healing(unit: Unit) -> str:
-    how = unit.key["healing"] | {"text": unit.key["text"], "tokens": unit.details["healing"]["tokens"]}
-    return json.dumps(how, sort_keys=True)
-
-
-@functools.cache
-def _task_and_subject(name: str) -> tuple[str, str | None]:
-    subject = name.removeprefix("mmlu_").removesuffix("_continuation")
-    if name == subject or subject not in MMLU_SUBJECTS:
-        return name, None
-    return name.replace(f"_{subject}", "", 1), subject
-
-
-def _is_group(task: str, asked: dict[str, tuple]) -> bool:
-    """Whether a task is what lm-eval makes of others that were asked."""
-    if task.removesuffix("_continuation") in MMLU_FIELDS:
-        return True
-    return any(other != task and (of == task or other.startswith(f"{task}_")) for other, (of, _) in asked.items())
-
-
-def _stated_rules(key: dict, layers: int) -> dict[str, tuple[str, ...]]:
-    """The rules that a file states for the cuts of its key, by cut; empty where it states none."""
-    if not {"rule", "cuts"} <= key.keys():
-        return {}
-    names = tuple(cut if isinstance(cut, str) else f"{cut[0]},{cut[1]}" for cut in key["cuts"])
-    return _rules_by_cut(tuple(key["rule"].split(", ")), names, layers)
-
-
-@functools.cache
-def _rules_by_cut(rules: tuple[str, ...], names: tuple[str, ...], layers: int) -> dict[str, tuple[str, ...]]:
-    if not set(rules) <= set(PAPER):
-        return dict.fromkeys(names, rules)
-    of_rule = measured_cuts(rules, list(map(_named, names)), layers)
-    return {name: tuple(rule for rule in rules if _named(name) in of_rule[rule]) for name in names}
 
 
 def _give_rules(rows: list[dict]) -> list[dict]:
@@ -385,12 +144,12 @@ def _give_rules(rows: list[dict]) -> list[dict]:
         in_file[row["path"]].add(row["cut"])
         for rule in () if row["changed"] else row["rule"] or ():
             if not rule.startswith("blocks of"):
-                chose[row["model"], row["cut"]].setdefault(rule, row.get("size", _named(row["cut"]).size))
+                chose[row["model"], row["cut"]].setdefault(rule, row.get("size", named(row["cut"]).size))
                 if "size" in row:  # of a choice
                     of_rule[row["model"], rule].add(row["cut"])
     found = []
     for row in rows:
-        cut, known = _named(row["cut"]), chose[row["model"], row["cut"]]
+        cut, known = named(row["cut"]), chose[row["model"], row["cut"]]
         rules = row["rule"]
         if rules is None:
             own = in_file[row["path"]] - {UNPRUNED.name}
