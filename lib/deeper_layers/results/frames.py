@@ -168,14 +168,14 @@ def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
     rules: dict[tuple, dict] = defaultdict(dict)
     for row in rows:
         if row["rule"] is not None:
-            rules[_of(row, QUESTION)][row["rule"], row["changed"]] = None
+            rules[_of(row, QUESTION)][row["rule"]] = None
     found = []
     for row in rows:
         if row["cut"] != UNPRUNED.name:
             found.append(row)
             continue
-        for rule, changed in rules[_of(row, QUESTION)] or {(None, None): None}:
-            found.append(row | {"rule": rule, "changed": changed})
+        for rule in rules[_of(row, QUESTION)] or (None,):
+            found.append(row | {"rule": rule})
     return found
 
 

@@ -153,23 +153,16 @@ def rows_of(unit: Unit, read: Callable[[Unit], Iterator[dict]]) -> list[dict]:
     shared |= {"changed": CHANGED.get(key.get("rule", "")), "number of cuts": len(key.get("cuts", []))}
     rows = list(read(unit))
     asked = {task: _task_and_subject(task) for task in dict.fromkeys(row["task"] for row in rows)}
-    groups = {task for task in asked if task not in levels and _is_group(task, asked)}
+    of_task = {}
+    for name, (task, subject) in asked.items():
+        if name in levels or not _is_group(name, asked):
+            level = levels.get(name, {})
+            guessed = {"chance": level.get("chance"), "commonest": level.get("majority") or None}
+            of_task[name] = shared | {"task": task, "subject": subject} | guessed | _limits(key, name, task)
     found = []
-    for row in (row for row in rows if row["task"] not in groups):
-        task, subject = asked[row["task"]]
-        level = levels.get(row["task"], {})
-        found.append(
-            {
-                **shared,
-                "task": task,
-                "subject": subject,
-                "chance": level.get("chance"),
-                "commonest": level.get("majority") or None,
-                "rule": stated.get(row["cut"]),
-                **_limits(key, row["task"], task),
-                **{name: row[name] for name in row if name != "task"},
-            }
-        )
+    for row in rows:
+        if (known := of_task.get(row.pop("task"))) is not None:
+            found.append(known | {"rule": stated.get(row["cut"])} | row)
     return found
 
 
