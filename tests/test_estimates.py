@@ -46,8 +46,6 @@ def test_draws_are_of_items_and_the_same_for_whoever_shares_them():
     assert np.cov(draws.T)[0, 1] == pytest.approx(np.cov(one)[0, 1] / 200, rel=0.05)
     losses = np.random.default_rng(1).normal(3, 1, (3, 50))
     assert estimates.means(losses)[1].std(axis=0) == pytest.approx(losses.std(axis=1) / math.sqrt(50), rel=0.03)
-    with pytest.raises(InputError, match="no items"):
-        estimates.means(np.empty((2, 0)))
 
 
 def test_95_of_100_intervals_hold_the_truth(monkeypatch):
@@ -71,7 +69,7 @@ def test_shares_and_half_gone_are_those_of_every_draw():
     gone = estimates.half_gone(right, sizes, guessing)
     for number, accuracies in enumerate([value, *draws[:500]]):
         shares = [(accuracy - guessing) / (accuracies[0] - guessing) for accuracy in accuracies]
-        first = next((size for size, share in zip(sizes[1:], shares[1:]) if share <= 0.5), math.inf)
+        first = next((size for size, share in zip(sizes[1:], shares[1:]) if share <= 0.5 + 1e-12), math.inf)
         assert [one.draws[number - 1] if number else one.value for one in kept] == pytest.approx(shares)
         assert (gone.draws[number - 1] if number else gone.value) == first
     assert kept[0].low == kept[0].high == 1 and gone.value in (2, 4, 8) and set(gone.draws) <= {1, 2, 4, 8, math.inf}
@@ -139,7 +137,7 @@ def test_published_numbers_from_the_table_alone(measured):
     guessing = estimates.guessing(best.query("task == 'mmlu' and limit == 20"))
     assert right.shape == (27, 1140) and cuts["cut"][0] == "0,0" and guessing == pytest.approx(291 / 1140)
     gone = estimates.half_gone(right, cuts["size"].tolist(), guessing)
-    assert (gone.value, gone.low, gone.high) == (3, 2, 4)
+    assert (gone.value, gone.low, gone.high) == (3, 2, 4) and (gone / 28).value == 3 / 28
     last = best.query("rule == 'blocks of 4' and cut in ['0,0', '24,4'] and task in ['mmlu', 'written_facts']")
     means = {task: estimates.paired(own)[1].mean(axis=1) for task, own in last.groupby("task")}
     assert means["mmlu"] == pytest.approx([0.5193, 0.5351], abs=1e-4)

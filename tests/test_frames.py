@@ -125,7 +125,7 @@ def test_a_curve_of_each_rule_begins_with_the_whole_model(scores):
     rows = scores.query("model == 'Gemma-3-270m' and task == 'capitals' and limit == 120 and repeat == 0")
     rules = rows[rows["bits"].isna() & rows["healing"].isna()].groupby("rule")
     assert {"similarity", "simple", "window-cosine", "llm-drop-attention"} <= set(rules.groups)
-    assert all((own["size"].is_unique and own["size"].min() == 0) for _, own in rules)
+    assert all(own["size"].is_unique and own["size"].min() == 0 for _, own in rules)
     dropped = rules.get_group("llm-drop-attention").set_index("size").loc[4]
     assert dropped["cut"].startswith("attention ") and pd.isna(dropped["start"]) and dropped["share"] == 4 / 18
 

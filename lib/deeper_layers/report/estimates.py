@@ -52,6 +52,10 @@ class Estimate:
     def none(cls, untold: str) -> "Estimate":
         return cls(math.nan, math.nan, math.nan, np.full(DRAWS, math.nan), untold)
 
+    def __truediv__(self, unit: int | float) -> "Estimate":
+        """The same in other units: layers as a share of all of them."""
+        return Estimate(self.value / unit, self.low / unit, self.high / unit, self.draws / unit, self.untold)
+
     def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
 
@@ -74,7 +78,8 @@ def means(table: Float[np.ndarray, "C I"], seed: int = 0) -> tuple[Float[np.ndar
     if not items:
         raise InputError("there are no items, expected one or more to draw from")
     # sums of whole numbers are exact in 32 bits up to 16 million, and take half the time
-    kind = np.float32 if (table == np.rint(table)).all() and np.abs(table).sum(axis=1).max() < 2**20 else np.float64
+    is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
+    kind = np.float32 if is_exact else np.float64
     columns = table.T.astype(kind)
     drawn = [times.astype(kind) @ columns for times in _times_drawn(items, seed)]
     return table.mean(axis=1), np.concatenate(drawn).astype(float) / items
@@ -130,7 +135,7 @@ def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series,
         return Estimate.none(AT_FLOOR)
     found = []
     for mean in means(right):
-        gone = _shares(mean, guessing, right.shape[1])[..., 1:] <= 0.5
+        gone = _shares(mean, guessing, right.shape[1])[..., 1:] <= 0.5 + TIED
         found.append(np.where(gone.any(axis=-1), sizes[1:][gone.argmax(axis=-1)], math.inf))
     return Estimate.of(float(found[0]), found[1])
 
