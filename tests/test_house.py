@@ -23,7 +23,10 @@ ROOMS = [
     "experiments", "report", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report")
-IN_REPORT = ["names", "paper", "thresholds", "provenance", "standards", "statistics", "figures", "claims", "questions"]
+IN_REPORT = [
+    "names", "paper", "thresholds", "provenance", "standards", "estimates", "statistics", "figures", "claims",
+    "questions",
+]  # fmt: skip
 # tasks/items.py is read by lm-eval from a task's definition, by its path
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path.name != "__init__.py")
 FACES = sorted(path for path in HOUSE.rglob("__init__.py") if path.parent != HOUSE)

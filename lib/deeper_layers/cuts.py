@@ -5,7 +5,7 @@ Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from deeper_layers.checks import LAYERS, shown, whole_number
@@ -276,6 +276,23 @@ def simple_cut(num_layers: int, size: int) -> Cut:
     """
     check_size(size, num_layers)
     return Cut(num_layers - 1 - size, size)
+
+
+def measured_cuts(rules: Sequence[str], cuts: Sequence[Cut], num_layers: int) -> dict[str, list[Cut]]:
+    """Which of the cuts of one measurement belong to which of the paper's rules, by size.
+
+    Those of "simple" are known by their place; a size that has another block too has it from the other rule, and a
+    size that has not is one on which the rules agree. What is no block is of neither.
+    """
+    cuts = sorted({cut for cut in cuts if cut.is_block}, key=lambda cut: (cut.size, cut.start))
+    simple_ones = [cut for cut in cuts if cut == simple_cut(num_layers, cut.size)]
+    others = {cut.size: cut for cut in cuts if cut not in simple_ones}
+    found = {}
+    for rule in rules:
+        alike = [cut for cut in simple_ones if cut.size not in others]
+        found[rule] = simple_ones if rule == "simple" else [*others.values(), *alike]
+        found[rule] = sorted(found[rule], key=lambda cut: cut.size)
+    return found
 
 
 def check_num_layers(num_layers: int) -> None:

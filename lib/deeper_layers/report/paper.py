@@ -1,5 +1,7 @@
 """Numbers of the paper that figures and tests compare with. Nothing in this file was measured here."""
 
+from deeper_layers.results.rows import MMLU_SUBJECTS as MMLU_SUBJECTS
+
 # First dropped layer l*(n), counted from 0, for n = 1, 2, 3, ...: read in public evaluation scripts that
 # are very likely the authors' own (they cover exactly the paper's range of n). L is the number of layers.
 AUTHORS_STARTS = {
@@ -34,17 +36,3 @@ HEALING_TOKENS = 163_840_000
 
 # The fraction of layers dropped at which accuracy on questions falls, from and to, as its text has them.
 CLIFFS = {"Llama-2": (0.45, 0.55), "Mistral 7B": (0.35, 0.35), "Phi-2": (0.25, 0.25), "Qwen": (0.20, 0.20)}
-
-# as lm-eval names them
-MMLU_SUBJECTS = """
-    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
-    college_computer_science college_mathematics college_medicine college_physics computer_security
-    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
-    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
-    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
-    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
-    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
-    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
-    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine
-    professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions
-""".split()

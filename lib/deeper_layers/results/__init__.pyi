@@ -1,5 +1,7 @@
 from .circumstances import clock as clock
 from .circumstances import provenance as provenance
+from .frames import distances as distances
+from .frames import scores as scores
 from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder

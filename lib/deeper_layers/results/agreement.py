@@ -1,6 +1,7 @@
 """Whether key, rows and details of a unit, each of the right types (schema.py), are of one measurement."""
 
 import collections
+import functools
 from collections.abc import Iterator
 
 from deeper_layers.cuts import Cut
@@ -10,6 +11,7 @@ MOST_ITEMS = 2**24  # of a task
 MOST_BYTES = 2**27  # of numbers of 16 bits, packed
 ACCURACIES = ("acc", "acc_norm", "exact_match")  # what shares of items are called
 PARTS = ("layers", "attention", "mlp")  # of what a rule drops
+_named = functools.lru_cache(maxsize=8192)(Cut.named)  # many rows of many units are of one cut
 
 
 def disagreements(name: str, key: dict, rows: list[dict], details: dict) -> Iterator[str]:
@@ -91,13 +93,13 @@ def _of_row(row: dict) -> str:
     place = f"{row['start']},{row['size']}"
     if "cut" not in row:
         return place
-    cut = Cut.named(row["cut"])
+    cut = _named(row["cut"])
     return row["cut"] if (cut.start, cut.size) == (row["start"], row["size"]) else place
 
 
 def _reach(name: str) -> int:
     """The layer after the last one that a cut is of."""
-    cut = Cut.named(name)
+    cut = _named(name)
     return max(cut.stop, *(index + 1 for index in (*cut.attention, *cut.mlp)), 0)
 
 

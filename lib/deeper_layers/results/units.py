@@ -115,8 +115,9 @@ def _read(path: Path) -> Unit:
     content = read_json(path)
     check_unit(content)
     rows = pd.DataFrame(content["rows"])
-    # a column of nothing but null would be one of objects
-    rows = rows.astype({name: float for name in NUMBERS if name in rows})
+    for name in NUMBERS:  # a column of nothing but null would be one of objects
+        if name in rows and rows[name].dtype != float:
+            rows[name] = rows[name].astype(float)
     if "sha256" in content and content["sha256"] != content_hash(content):
         raise ValueError("its content is not that of its SHA-256")
     unit = Unit(

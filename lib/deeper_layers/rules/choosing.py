@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeper_layers.checks import shown
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import Cut
+from deeper_layers.cuts import measured_cuts as measured_cuts
 from deeper_layers.errors import InputError
 from deeper_layers.rules import (
     block_influence,
@@ -50,20 +51,3 @@ def cuts_of_rule(
     if rule not in REGISTERED:
         raise InputError(f"rule is {shown(rule)}, expected one of {', '.join(map(repr, REGISTERED))}")
     return REGISTERED[rule].choose(sizes, Known(num_layers, distances, losses))
-
-
-def measured_cuts(rules: Sequence[str], cuts: Sequence[Cut], num_layers: int) -> dict[str, list[Cut]]:
-    """Which of the cuts of one measurement belong to which of the paper's rules, by size.
-
-    Those of "simple" are known by their place; a size that has another block too has it from the other rule, and a
-    size that has not is one on which the rules agree. What is no block is of neither.
-    """
-    cuts = sorted({cut for cut in cuts if cut.is_block}, key=lambda cut: (cut.size, cut.start))
-    simple_ones = [cut for cut in cuts if cut == simple_cut(num_layers, cut.size)]
-    others = {cut.size: cut for cut in cuts if cut not in simple_ones}
-    found = {}
-    for rule in rules:
-        alike = [cut for cut in simple_ones if cut.size not in others]
-        found[rule] = simple_ones if rule == "simple" else [*others.values(), *alike]
-        found[rule] = sorted(found[rule], key=lambda cut: cut.size)
-    return found

@@ -1,0 +1,204 @@
+"""All results as one table: `scores`, a row for each pruned model and task, and `distances`, a row for each block.
+
+Whatever the book says is a query of these; `COLUMNS` and `OF_DISTANCES` say what each column holds, and in what unit.
+
+- A task of MMLU is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no row: it is the
+  mean over their items. Other groups, such as "sums", have no score of their own; their tasks stand by their own names.
+- A cut that several rules choose has one row for each of them, and the whole model one under every rule of what was
+  asked alike. So `query("rule == 'similarity'")` is a whole curve; whoever counts models drops duplicates of `cut`.
+- A file that names no rule, of losses or healed models, has those of files in which rules chose its cuts, the paper's
+  before others.
+- Of two measurements of one thing both have rows. `repeat == 0` is the one that counts: that of the file with more
+  cuts, then the later one.
+
+`scores["size"]` and `scores["items"]`: as attributes these names are pandas' own, as is `row.dtype` of a single row.
+
+How each kind of file of today is read stands in rows.py.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deeper_layers.cuts import UNPRUNED
+from deeper_layers.results.packing import unpack_halves
+from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of
+from deeper_layers.results.units import all_units
+
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
+COLUMNS = {
+    "model": "name of the network, as results know it",
+    "layers": "how many layers the whole network has, L",
+    "dtype": "number format in which it computes",
+    "bits": "type to which its weights were rounded (nf4, Q2_K); missing where they are as published",
+    "cut": 'what was dropped, as `Cut.name` has it: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none',
+    "start": "first dropped layer, from 0; missing where the cut is no block",
+    "size": "how many layers were dropped, n; of sublayers as the rule counts them, missing where no rule is known",
+    "share": "size / layers",
+    "rule": 'whose choice the cut was; "blocks of 4" where every block of 4 was tried; missing where nobody chose it',
+    "changed": "what the rule did to the weights of the layers that stay: merged, or bridged; missing for nothing",
+    "healing": "settings, text and tokens of the healing, as JSON; missing where the model was not healed",
+    "task": "task of lm-eval, or group of which this is one task; of losses the text",
+    "subject": "of the tasks of MMLU the subject; else missing",
+    "shots": "examples in the prompt; missing for the task's own number",
+    "order": "seed of the order of these examples; missing for the usual one",
+    "limit": "at most so many items, the first ones, were asked of each task, or sequences of a text; missing for all",
+    "length": "of losses: tokens in a sequence; 0 where each is as long as it is",
+    "engine": "what else than this library's own forward pass answered; else missing",
+    "metric": 'what was counted: "acc", "exact_match", ..., or "loss" (nats a token)',
+    "items": "how many items or sequences were counted, I",
+    "value": "the score: a share of the items, or the loss over all tokens, nats a token",
+    "outcome": "the score of each item, [I]: 0 or 1, or of each sequence, nats a token; missing where none was kept",
+    "chosen": "number of the choice that each item was answered with, [I]; missing where none was kept",
+    "target": "number of the right choice of each item, [I]; missing where none was kept",
+    "logprobs": "log-probability of each choice, nats, [I, K], nan where an item has fewer; else missing",
+    "chance": "what guessing at random scores; for losses ln V, that of guessing among all V tokens, nats a token",
+    "commonest": "what always naming the commonest answer of the task scores; missing where it is not known",
+    "bytes": "of weights, where they were counted",
+    "repeat": "0 for the measurement that counts; 1, 2, ... for others of the same thing",
+    "measured": "when, in UTC, ISO 8601",
+    "path": "file below the folder of results",
+}
+OF_DISTANCES = {name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits", "start", "size", "share")} | {
+    "corpus": "text on which the residuals were compared",
+    "samples": "sequences of it, S",
+    "length": "tokens in a sequence, at most",
+    "seed": "with which they were drawn",
+    "distance": "angular distance of what enters a block and what leaves it, units of pi, mean over sequences",
+    "stderr": "its standard error over sequences",
+    "by_sequence": "distance of each sequence, [S], within 0.05%; missing where none was kept",
+    "measured": COLUMNS["measured"],
+    "path": COLUMNS["path"],
+}
+WHOLE_NUMBERS = ("start", "size", "shots", "order", "limit", "length", "bytes")  # that may be missing
+COUNTS = ("layers", "items", "repeat", "samples", "seed")
+NUMBERS = ("share", "value", "chance", "commonest", "distance", "stderr")
+VECTORS = ("outcome", "chosen", "target", "logprobs", "by_sequence")
+# rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
+QUESTION = (
+    "model",
+    "dtype",
+    "bits",
+    "healing",
+    "task",
+    "subject",
+    "shots",
+    "order",
+    "limit",
+    "length",
+    "engine",
+    "metric",
+)
+CUT = ("cut", "rule", "changed")
+
+
+def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """Every score and every loss, a row for each pruned model, rule and task: the columns are those of `COLUMNS`.
+
+    Args:
+        folder: of results; the default one and the published ones where none is named.
+        model: the one network by this name; all where none is named.
+
+    A file that is damaged is named in a warning and left out. Raises InputError where `folder` is no folder.
+
+    Example:
+        >>> from deeper_layers import results
+        >>> asked = results.scores().query("task == 'boolq' and rule == 'similarity' and healing.isna()")
+        >>> curve = asked.groupby(["model", "share"])["value"].first()
+    """
+    rows = []
+    for kind, read in SCORES.items():
+        for unit in all_units(folder, kind, model):
+            if "units" not in unit.details:  # of a group: its tasks have files of their own
+                rows += rows_of(unit, read)
+    rows = _count_repeats(_put_whole_under_rules(_give_rules(rows)))
+    return _frame(rows, COLUMNS)
+
+
+def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """Every angular distance, a row for each block: the columns are those of `OF_DISTANCES`; see `scores`."""
+    rows = []
+    for unit in (unit for kind in ("similarity", "distances") for unit in all_units(folder, kind, model)):
+        asked = {name: unit.key[name] for name in ("corpus", "seed")} | {"length": unit.key["sequence_length"]}
+        table = unit.rows
+        vectors = [None] * len(table)
+        if "by_sequence" in unit.details:
+            vectors = list(unpack_halves(unit.details["by_sequence"], int(table["samples"].iloc[0])).T)
+        for row, vector in zip(records(table), vectors, strict=True):
+            rows.append(measured(unit) | asked | row | {"by_sequence": vector})
+            rows[-1]["share"] = row["size"] / unit.details["num_layers"]
+    return _frame(rows, OF_DISTANCES)
+
+
+def _give_rules(rows: list[dict]) -> list[dict]:
+    """One row for each rule that chose a cut: as its file states, else as other files have it; start, size and share.
+
+    A file without a rule that holds all that some rule chose, and nothing else, is of that one; else a cut is the
+    paper's where its rules chose it, and of all others that did where they did not.
+    """
+    chose: dict[tuple, dict[str, int]] = defaultdict(dict)  # of a model and cut: rules, and the size of their choice
+    of_rule, in_file = defaultdict(set), defaultdict(set)
+    for row in rows:
+        in_file[row["path"]].add(row["cut"])
+        for rule in () if row["changed"] else row["rule"] or ():
+            if not rule.startswith("blocks of"):
+                chose[row["model"], row["cut"]].setdefault(rule, row.get("size", named(row["cut"]).size))
+                if "size" in row:  # of a choice
+                    of_rule[row["model"], rule].add(row["cut"])
+    found = []
+    for row in rows:
+        cut, known = named(row["cut"]), chose[row["model"], row["cut"]]
+        rules = row["rule"]
+        if rules is None:
+            own = in_file[row["path"]] - {UNPRUNED.name}
+            rules = [rule for rule in known if of_rule[row["model"], rule] == own]
+            rules = rules or [rule for rule in known if rule in PAPER] or list(known)
+        plain = None if cut.attention or cut.mlp else cut.size
+        for rule in rules if rules and cut != UNPRUNED else (None,):
+            size = row.get("size", known.get(rule, plain))
+            place = {"start": cut.start if cut.is_block else None, "size": size, "rule": rule}
+            found.append(row | place | {"share": None if size is None else size / row["layers"]})
+    return found
+
+
+def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
+    """The whole model once under each rule of what was asked alike; under none where there is none."""
+    rules: dict[tuple, dict] = defaultdict(dict)
+    for row in rows:
+        if row["rule"] is not None:
+            rules[_of(row, QUESTION)][row["rule"]] = None
+    found = []
+    for row in rows:
+        if row["cut"] != UNPRUNED.name:
+            found.append(row)
+            continue
+        for rule in rules[_of(row, QUESTION)] or (None,):
+            found.append(row | {"rule": rule})
+    return found
+
+
+def _count_repeats(rows: list[dict]) -> list[dict]:
+    count: dict[tuple, int] = defaultdict(int)
+    by_time = sorted(rows, key=lambda row: row["measured"], reverse=True)
+    for row in sorted(by_time, key=lambda row: -row["number of cuts"]):
+        own = _of(row, (*QUESTION, *CUT))
+        row["repeat"] = count[own]
+        count[own] += 1
+    return rows
+
+
+def _of(row: dict, names: tuple[str, ...]) -> tuple:
+    return tuple(map(row.get, names))
+
+
+def _frame(rows: list[dict], columns: dict[str, str]) -> "pd.DataFrame":
+    """A table with these columns, each of one type even where it has no row or nothing in it."""
+    import pandas as pd  # slow
+
+    kinds = dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(COUNTS, "int64")
+    kinds |= dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(VECTORS, "object")
+    return pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in rows], dtype=kinds.get(name, "str")) for name in columns}
+    )
