@@ -70,3 +70,18 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def topic(task: str) -> str:
+    """A task in words: "MMLU, letter chosen", "Capitals, words chosen", "Facts, written"; its own name if unknown."""
+    raise NotImplementedError
+
+
+def rule_title(rule: str | None) -> str:
+    """A rule in words: "similarity-informed", "simple heuristic", "block influence", "every block of 4"."""
+    raise NotImplementedError
+
+
+def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
+    """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)"; of an Estimate or a row of a frame too."""
+    raise NotImplementedError

@@ -1,7 +1,16 @@
-"""Each claim of the paper, decided by what was measured.
+"""The paper's claims: a record each, one number that decides it, one table of all."""
 
-In: what is held of each model, and the thresholds. Out: rulings: a verdict, what it rests on, how surely.
-Read first: claims.py (the list of claims), decisions.py and healing_decisions.py (how each is decided), verdicts.py
-(what a verdict is). deciding.py has what decisions share, history.py what changed and why, said_before.py what pages
-said that have no verdict, half_gone.py what leads the book.
-"""
+import pandas as pd
+
+
+def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """All claims of all models: claim, title, sentence, paper (its number, with its model), figure, page, model, number
+    (what was counted), value with low and high, floor, ceiling, verdict, reason, beside (numbers that decide nothing),
+    differs (what differs here), power, scale ("as stated", "at a smaller scale", "not tested")."""
+    raise NotImplementedError
+
+
+def shown(found: pd.DataFrame):
+    """The one table of the page: claim | the paper's number | ours, a model a column, and verdict | what differs |
+    figure. It shows itself in a notebook."""
+    raise NotImplementedError
