@@ -11,13 +11,18 @@ from deeper_layers import results
 from deeper_layers.checks import LAYERS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import TASK, block_sizes, split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters, QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import (
+    ComparedHealingsParameters,
+    HealingParameters,
+    Parameters,
+    TaskParameters,
+)
 from deeper_layers.files import read_json
 
 PARAMETERS = {
-    "plan": QuestionAnsweringParameters,
+    "plan": TaskParameters,
     "distances": Parameters,
-    "sweep": QuestionAnsweringParameters,
+    "sweep": TaskParameters,
     "heal": HealingParameters,
     "report": HealingParameters,
 }
@@ -93,7 +98,7 @@ def config_of(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict
     }
     model, folder = options.pop("model"), options.pop("results", None)
     sizes = HealingParameters(**given).sizes
-    heals = sizes != "all" and (notebooks == "all" or {"03", HealingParameters.notebook} & set(split(notebooks)))
+    heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
     return {
         "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
         "options": options, "heal": block_sizes(sizes, LAYERS) if heals else [], "notebooks": notebooks,

@@ -16,6 +16,8 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import PACKAGED
 
+# what notebooks have too is "published", which a command can't measure
+MODEL = '"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
 # what help says besides the description of a field, which is of notebooks too
 MORE = {"preset": f": {', '.join(PRESETS)}"}
 # what messages call what an option or an argument is for
@@ -68,7 +70,7 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
 
         packaged = ", ".join(sorted({model.name for model in PACKAGED.values()}))
         asked.__doc__ = (
-            f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {kind.model_fields['model'].description}. Packaged, and "
+            f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {MODEL}. Packaged, and "
             f'fetched by name: {packaged}; "embedded" is {PACKAGED["embedded"].name}.'
         )
         for name in reversed(names):

@@ -19,12 +19,13 @@ from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import Place, asking
 from deeper_layers.command.plan import in_words, planned, source_of
 from deeper_layers.errors import ERROR_NAMES, InputError
-from deeper_layers.experiments.block_parameters import GeometryParameters, WhichLayersParameters
+from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
+from deeper_layers.experiments.common_parameters import Shown
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters, SweepParameters
+from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, SweepParameters
 from deeper_layers.package_index import file_hash
 
-IF_NAMED = (WhichLayersParameters, GeometryParameters)  # which ask of every block of layers: hours, not minutes
+IF_NAMED = (ComparedHealingsParameters, WhichLayersParameters, ScanParameters)  # hours, not minutes
 MARK = "report.json"  # of a folder of reports
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
@@ -35,7 +36,7 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
     "--notebooks",
     default="all",
     show_default=True,
-    help='which: like "01, 02"; 13 and 14 measure every block of layers, and are made only where they are named',
+    help='which: like "01, 02"; 04 heals, 05 and 06 measure every block of layers: made only where they are named',
 )
 @click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
@@ -176,7 +177,7 @@ def _check_installed() -> None:
         raise InputError(f"report needs {', '.join(missing)}: install them with pip install 'deeper-layers[book]'")
 
 
-def _kinds(kind: type[Parameters] = Parameters) -> Iterator[type[Parameters]]:
+def _kinds(kind: type[Shown] = Shown) -> Iterator[type[Shown]]:
     """Every class of parameters that is a notebook's."""
     if kind.notebook:
         yield kind
@@ -184,7 +185,7 @@ def _kinds(kind: type[Parameters] = Parameters) -> Iterator[type[Parameters]]:
         yield from _kinds(more)
 
 
-def _chosen(notebooks: str) -> dict[str, type[Parameters]]:
+def _chosen(notebooks: str) -> dict[str, type[Shown]]:
     """The notebooks that were asked for, in order, with the classes of their parameters."""
     kinds = {kind.notebook: kind for kind in sorted(_kinds(), key=lambda kind: kind.notebook)}
     if notebooks == "all":
@@ -196,7 +197,7 @@ def _chosen(notebooks: str) -> dict[str, type[Parameters]]:
     return found
 
 
-def _of(kind: type[Parameters], given: dict) -> dict:
+def _of(kind: type[Shown], given: dict) -> dict:
     """Of what was typed, the parameters of a notebook."""
     return {name: value for name, value in given.items() if name in kind.model_fields}
 

@@ -1,7 +1,8 @@
-"""What a notebook asks for: its parameters, and the measured units that it is made of.
+"""What a notebook asks for: its parameters, and the frames that it is made of.
 
-In: parameters, checked. Out: units, read from results where they hold them, else measured and written. Nothing heavy
-is imported where nothing is measured. Read first: measurement.py (one class for a measured unit), parameters.py; then
-choosing.py (the cut of a rule), and the unit of each experiment: distances, geometry, sweeps, scans, losses, choices,
-healings, shots, bits, take_away.
+In: parameters, checked. Out: `.scores()` and `.distances()`, frames of results; what results lack of the one model that
+is asked for is measured and written before. Nothing heavy is imported where nothing is measured. Read first:
+common_parameters.py (what all notebooks take), parameters.py and block_parameters.py (a class a notebook), asked.py
+(what each measures); then measurement.py (one class for a measured unit), and the unit of each experiment: distances,
+geometry, sweeps, scans, losses, choices, healings, shots, bits, take_away.
 """

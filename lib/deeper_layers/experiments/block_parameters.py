@@ -1,4 +1,4 @@
-"""The parameters of what asks of every layer, or every block of layers: notebooks 13 and 14, and scans."""
+"""The parameters of what asks of every layer, or every block of layers: notebooks 05 and 06, and scans."""
 
 from typing import Annotated, ClassVar
 
@@ -6,9 +6,9 @@ from pydantic import Field
 
 from deeper_layers import checks, data
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.common_parameters import ListText, Parameters, check_one_of, numbers_from
+from deeper_layers.experiments.common_parameters import ListText, check_one_of, numbers_from
 from deeper_layers.experiments.parameter_texts import places, split
-from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import TaskParameters
 from deeper_layers.rules.choosing import REGISTERED
 
 OF_BLOCKS = 512  # tokens of a batch where many blocks run together: a part of the work is done in minutes
@@ -16,10 +16,10 @@ USUAL = 256  # tokens of a sequence on which a loss is measured
 POINTS = 4096  # tokens whose residuals are compared with each other
 
 
-class WhichLayersParameters(QuestionAnsweringParameters):
-    """Parameters of notebooks/13-which-layers.ipynb."""
+class WhichLayersParameters(TaskParameters):
+    """Parameters of notebooks/05-which-layers.ipynb."""
 
-    notebook: ClassVar[str] = "13-which-layers"
+    notebook: ClassVar[str] = "05-which-layers"
     choosable: ClassVar[tuple[str, ...]] = tuple(REGISTERED)
     dtype: str = Field(
         "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
@@ -41,11 +41,32 @@ class WhichLayersParameters(QuestionAnsweringParameters):
     bridge_sequences: int = Field(
         64, ge=1, le=checks.MANY, description="of them too, on which a bridge over dropped layers is fitted"
     )
+    tokens: int = Field(
+        8, ge=1, le=POINTS, description="for the geometry, kept of each sequence, evenly spaced up to the last"
+    )
+    neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
+    skip_sequences: int = Field(
+        32, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
+    )
 
     def check(self) -> None:
         super().check()
         self.check_one_list_of_sizes()
         check_one_of("text", self.text, data.CORPORA)
+        if self.samples * self.tokens > POINTS:
+            raise InputError(
+                f"samples is {self.samples} and tokens {self.tokens}, {self.samples * self.tokens} tokens in all, "
+                f"expected at most {POINTS}, as each is compared with each: ask for fewer"
+            )
+        if self.neighbours >= self.samples * self.tokens:
+            raise InputError(
+                f"neighbours is {self.neighbours}, expected fewer than samples times tokens, "
+                f"{self.samples * self.tokens}: ask for fewer"
+            )
+        if self.skip_sequences > self.samples:
+            raise InputError(
+                f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"
+            )
 
     @property
     def loss_key(self) -> dict:
@@ -70,38 +91,10 @@ class WhichLayersParameters(QuestionAnsweringParameters):
         return sorted({max(1, min(size, num_layers - 1)) for size in wanted})
 
 
-class GeometryParameters(Parameters):
-    """Parameters of notebooks/14-geometry.ipynb."""
+class ScanParameters(TaskParameters):
+    """Parameters of notebooks/06-letters-or-words.ipynb and of `deeper-layers scan`."""
 
-    notebook: ClassVar[str] = "14-geometry"
-    tokens: int = Field(8, ge=1, le=POINTS, description="kept of each sequence, evenly spaced up to the last")
-    neighbours: int = Field(10, ge=1, le=POINTS, description="of each token, which two layers may have in common")
-    skip_sequences: int = Field(
-        32, ge=1, le=data.DOCUMENTS, description="of the sequences, those run again without each layer in turn"
-    )
-
-    def check(self) -> None:
-        super().check()
-        if self.samples * self.tokens > POINTS:
-            raise InputError(
-                f"samples is {self.samples} and tokens {self.tokens}, {self.samples * self.tokens} tokens in all, "
-                f"expected at most {POINTS}, as each is compared with each: ask for fewer"
-            )
-        if self.neighbours >= self.samples * self.tokens:
-            raise InputError(
-                f"neighbours is {self.neighbours}, expected fewer than samples times tokens, "
-                f"{self.samples * self.tokens}: ask for fewer"
-            )
-        if self.skip_sequences > self.samples:
-            raise InputError(
-                f"skip_sequences is {self.skip_sequences}, expected at most samples, {self.samples}: ask for fewer"
-            )
-
-
-class ScanParameters(QuestionAnsweringParameters):
-    """Parameters of `deeper-layers scan`."""
-
-    notebook: ClassVar[str] = ""
+    notebook: ClassVar[str] = "06-letters-or-words"
     tasks: str = Field(
         "capitals, lettered_capitals, sums_two_digits",
         description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32" or "wikipedia@32", 32 sequences, and '

@@ -8,7 +8,7 @@ import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -27,14 +27,17 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameter_texts import whole_numbers
 from deeper_layers.models.sources import DTYPES, Source
 
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
 BITSANDBYTES = ("nf4", "int8")
+PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
+FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # on every page, in this order
 # how pydantic names the ends of a range, and what it says of a number outside
 LIMITS, RANGES = ("ge", "le"), ("greater_than_equal", "less_than_equal", "finite_number")
 NUMBERS = {"int": "a whole number", "float": "a number"}
-# where and how a notebook ran: nothing of what it shows depends on these
-CIRCUMSTANCES = {"device", "results", "datasets", "memory", "measure", "trust_remote_code", "revision"}
 
-Kind = TypeVar("Kind", bound="Parameters")
+Kind = TypeVar("Kind", bound="Shown")
 DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?")
 # papermill makes a number of what was meant as a list with one number in it
 ListText = Annotated[
@@ -58,34 +61,24 @@ def check_one_of(name: str, value: object, known: Iterable[object]) -> None:
         raise InputError(f"{name} is {value!r}, expected one of {', '.join(map(repr, known))}")
 
 
-class Parameters(BaseModel):
-    """What every notebook takes: which model, opened how, and where results lie.
+class Shown(BaseModel):
+    """What every notebook shows: which model, or all, and where results lie.
 
     Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
     notebook: ClassVar[str] = ""  # whose parameters these are
-    _asked_by_notebook: bool = PrivateAttr(False)
+    _is_measured: bool = PrivateAttr(False)
 
     model: str = Field(
-        "embedded", description='"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
-    )
-    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
-    dtype: str = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
-    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
-    quantization: str | None = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
-    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
-    datasets: str | None = Field(
-        None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
+        PUBLISHED,
+        description='"published" (all that results hold), "embedded", a hub id, a folder saved by save_pretrained, or '
+        "a .gguf file",
     )
     results: str | None = Field(
         None, description="folder of measured units; None: results/ of the repository, else of this folder"
     )
-    corpus: str = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
-    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
-    sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
-    seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")
     measure: bool = Field(True, description="False: measure nothing, show what results hold")
 
     def __init__(self, **given):
@@ -96,10 +89,8 @@ class Parameters(BaseModel):
 
     @classmethod
     def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
-        """The parameters among a notebook's global names: what they ask for is recorded, and has a page."""
-        asked = cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
-        asked._asked_by_notebook = True
-        return asked
+        """The parameters among a notebook's global names."""
+        return cls(**{name: value for name, value in names.items() if _is_parameter(name, value)})
 
     @field_validator("*", mode="before")
     @classmethod
@@ -136,18 +127,9 @@ class Parameters(BaseModel):
 
     def check(self) -> None:
         """Raise InputError for a value that no model could make right."""
-        check_one_of("corpus", self.corpus, data.CORPORA)
-        check_one_of("dtype", self.dtype, ("auto", *DTYPES))
-        if not DEVICE.fullmatch(self.device):
-            raise InputError(
-                f"device is {self.device!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps': choose one"
-            )
-        if self.quantization not in (None, *BITSANDBYTES):
-            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
         checks.place("model", self.model)
         if self.results is not None:
             checks.new_folder("results", self.results)
-        data.mirror(self.datasets)
 
     def but(self: Kind, **others) -> Kind:
         """The same parameters, with some set otherwise."""
@@ -157,6 +139,83 @@ class Parameters(BaseModel):
         """The parameters of another notebook: as here what both have, but for `others`."""
         both = {name: value for name, value in self if name in kind.model_fields}
         return kind(**(both | others))
+
+    @property
+    def results_folder(self) -> Path:
+        """Where units lie."""
+        return results.results_folder(self.results)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where results are read: None is the default folder and what is published."""
+        return self.results_folder if self.results else None
+
+    def scores(self) -> "pd.DataFrame":
+        """Every score and loss, a row for each pruned model, rule and task: the columns are `results.COLUMNS`.
+
+        What results lack of the one model that is asked for is measured before, and it comes first; then those of
+        FIRST, then all others by name.
+        """
+        self.measured()
+        return self._in_order(results.scores(self.folder))
+
+    def distances(self) -> "pd.DataFrame":
+        """Every angular distance, a row for each block, in the same way."""
+        self.measured()
+        return self._in_order(results.distances(self.folder))
+
+    def measured(self) -> None:
+        """Nothing is: there is nothing to measure here."""
+
+    def _in_order(self, rows: "pd.DataFrame") -> "pd.DataFrame":
+        first = (models.model_name(self.model), *FIRST)
+        names = sorted(rows["model"].unique(), key=lambda name: (_place(name, first), name))
+        places = {name: place for place, name in enumerate(names)}
+        return rows.sort_values("model", key=lambda names: names.map(places), kind="stable").reset_index(drop=True)
+
+
+class Parameters(Shown):
+    """What a notebook that can measure takes besides: how the model is opened, on which text layers are compared."""
+
+    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
+    dtype: str = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
+    quantization: str | None = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    datasets: str | None = Field(
+        None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
+    )
+    corpus: str = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
+    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
+    sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
+    seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")
+
+    def check(self) -> None:
+        super().check()
+        check_one_of("corpus", self.corpus, data.CORPORA)
+        check_one_of("dtype", self.dtype, ("auto", *DTYPES))
+        if not DEVICE.fullmatch(self.device):
+            raise InputError(
+                f"device is {self.device!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps': choose one"
+            )
+        if self.quantization not in (None, *BITSANDBYTES):
+            raise InputError(f"quantization is {self.quantization!r}, expected None, 'nf4' or 'int8'")
+        data.mirror(self.datasets)
+
+    def measured(self) -> None:
+        """Measure what results lack of the one model that is asked for, once."""
+        if self.measure and self.model != PUBLISHED and not self._is_measured:
+            from deeper_layers.experiments import asked  # it imports what measures
+
+            asked.measure(self)
+            self._is_measured = True
+
+    def distances(self) -> "pd.DataFrame":
+        """Every angular distance; of the one model that is asked for those of the sequences that are asked for."""
+        rows, name = super().distances(), models.model_name(self.model)
+        drawn = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
+        alike = (rows[list(drawn)] == list(drawn.values())).all(axis=1)
+        return rows[alike | (rows["model"] != name)].reset_index(drop=True)
 
     def source(self) -> Source:
         """The model, identified but not opened: by the name that results have for its weights, if they know them.
@@ -183,28 +242,10 @@ class Parameters(BaseModel):
         data.check_tokenizer(tokenizer)
         return model, tokenizer
 
-    def record(self, source: Source) -> None:
-        """Note beside the units what a notebook was asked for, and nothing else: the site makes a page of it."""
-        if self.measure and self.notebook and self._asked_by_notebook:
-            given = {name: value for name, value in self if name not in CIRCUMSTANCES}
-            fields = type(self).model_fields
-            if self.model != fields["model"].default:  # a path or an id: as results know it, wherever they are
-                given |= {"model": source.name, **self.of_source(source)}
-            decisive = {name: value for name, value in given.items() if value != fields[name].default}
-            results.write_record(self.notebook, source.name, decisive, self.results_folder)
-
-    def of_source(self, source: Source) -> dict[str, str]:
-        """The parameters for which "auto" stands for what only the model itself says."""
-        return {"dtype": source.dtype}
-
-    @property
-    def results_folder(self) -> Path:
-        """Where units lie."""
-        return results.results_folder(self.results)
-
-    def number_list(self, name: str) -> list[int]:
-        """The whole numbers of a parameter like `seeds`."""
-        return whole_numbers(name, getattr(self, name))
+    def number_list(self, name: str, least: int = 0, most: int = checks.MANY) -> list[int]:
+        """The whole numbers of a parameter like `seeds`; none where it is empty."""
+        text = getattr(self, name)
+        return whole_numbers(name, text, least, most) if text else []
 
     @property
     def key(self) -> dict:
@@ -215,6 +256,11 @@ class Parameters(BaseModel):
     def drawn(self) -> dict:
         """What determines the sequences of the distances, besides the tokenizer."""
         return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
+
+
+def _place(name: str, first: tuple[str, ...]) -> int:
+    """Where a name stands among these; after all of them where it does not."""
+    return first.index(name) if name in first else len(first)
 
 
 def _is_parameter(name: str, value: object) -> bool:

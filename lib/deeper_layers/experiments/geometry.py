@@ -9,7 +9,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.block_parameters import GeometryParameters
+from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import drawn_batches
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import Source
@@ -18,7 +18,7 @@ from deeper_layers.results.units import Unit
 VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.geometry changes numbers
 
 
-def geometry_unit(parameters: GeometryParameters, source: Source, opened: Callable) -> Unit:
+def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
     """The geometry of a model: read from results, else measured on the model that `opened()` returns.
 
     What it will cost is said before it runs; each batch that has run is kept, and an interrupted measurement goes on

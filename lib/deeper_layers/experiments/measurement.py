@@ -95,10 +95,8 @@ class Measurement:
             if not at_hand:
                 key["data"] = self.fingerprint
             unit = self._locked(key, folder, wait)
-        if unit is not None:  # a page needs something to show
-            parameters.record(self.source)
-            if parameters.measure and unit.path:
-                _tidy(unit.path)
+        if unit is not None and parameters.measure and unit.path:
+            _tidy(unit.path)
         return unit
 
     def _found(self, key: dict, folder: Path) -> Unit | None:

@@ -6,7 +6,7 @@ they mean. A test holds the cell of parameters of every notebook against its cla
 """
 
 import dataclasses
-from typing import Annotated, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -19,13 +19,16 @@ from deeper_layers.experiments.common_parameters import (
     BITSANDBYTES,
     ListText,
     Parameters,
+    Shown,
     check_one_of,
-    numbers_from,
 )
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, layer_list, split, tasks_asked
 from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import DROPPING, RULES
+
+if TYPE_CHECKING:  # slow
+    import pandas as pd
 
 # parameters that, where given, replace a setting of the preset
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
@@ -40,10 +43,9 @@ class SimilarityParameters(Parameters):
     notebook: ClassVar[str] = "01-similarity"
 
 
-class QuestionAnsweringParameters(Parameters):
-    """Parameters of notebooks/02-question-answering.ipynb."""
+class TaskParameters(Parameters):
+    """What is asked of models that lack layers: by sweeps, healings and scans alike."""
 
-    notebook: ClassVar[str] = "02-question-answering"
     choosable: ClassVar[tuple[str, ...]] = RULES
     tasks: str = Field(
         "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", description='"mmlu:5@20": 5-shot, 20 items'
@@ -134,17 +136,39 @@ class QuestionAnsweringParameters(Parameters):
             )
 
 
-class ReasoningParameters(QuestionAnsweringParameters):
-    """Parameters of notebooks/04-reasoning.ipynb."""
+class QuestionAnsweringParameters(TaskParameters):
+    """Parameters of notebooks/02-question-answering.ipynb."""
 
-    notebook: ClassVar[str] = "04-reasoning"
+    notebook: ClassVar[str] = "02-question-answering"
+    numbers: ListText = Field(
+        "", description='other numbers of examples in the prompt to compare, like "0, 1, 3"; none where it is empty'
+    )
+    # from 1: the task's own order is there anyway
+    orders: ListText = Field(
+        "", description='seeds of shuffles of the examples to compare, like "1, 2"; none where it is empty'
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.number_list("numbers", 0, checks.SHOTS)
+        self.number_list("orders", 1, checks.SEED)
+        if (self.numbers or self.orders) and None in self.shots.values():
+            raise InputError(
+                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected the number of examples which "
+                'other numbers and orders are compared with: write "mmlu:5"'
+            )
+
+
+class ReasoningParameters(TaskParameters):
+    """Parameters of notebooks/03-reasoning.ipynb."""
+
+    notebook: ClassVar[str] = "03-reasoning"
     tasks: str = Field("capitals, sums, sums_generated", description='"mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8')
 
 
-class HealingParameters(QuestionAnsweringParameters):
-    """Parameters of notebooks/03-healing.ipynb."""
+class HealingParameters(TaskParameters):
+    """Parameters of `deeper-layers heal` and `deeper-layers report`."""
 
-    notebook: ClassVar[str] = "03-healing"
     dtype: str = Field(
         "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
     )
@@ -200,55 +224,26 @@ class HealingParameters(QuestionAnsweringParameters):
         return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
 
 
-class AblationParameters(HealingParameters):
-    """Parameters of notebooks/05-ablations.ipynb."""
+class ComparedHealingsParameters(HealingParameters):
+    """Parameters of notebooks/04-healing.ipynb: a healing, and others to compare it with."""
 
-    notebook: ClassVar[str] = "05-ablations"
-    rules: str = Field("similarity", description="how the dropped block is chosen")
-    sizes: ListText = Field("3, 9, 15", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    ranks: Annotated[ListText, numbers_from(1, RANK)] = Field(
-        "2, 8, 64", description="ranks of the adapters to compare"
-    )
-    seeds: Annotated[ListText, numbers_from(0, checks.SEED)] = Field(
-        "0, 1, 2", description="seeds of healing to compare"
-    )
-    auxiliary_weight: float = Field(
-        1.0, ge=0, le=WEIGHT, description="of the auxiliary loss, where healing with it is compared"
-    )
-
-
-class ShotParameters(QuestionAnsweringParameters):
-    """Parameters of notebooks/11-shots.ipynb."""
-
-    notebook: ClassVar[str] = "11-shots"
-    tasks: str = Field("mmlu", description='"mmlu@20": 20 items of it')
-    rules: str = Field("similarity", description="how the dropped block is chosen")
-    sizes: ListText = Field("0-6", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    limit: int | None = Field(10, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
-    num_fewshot: int | None = Field(
-        5, ge=0, le=checks.SHOTS, description="examples in the prompt beside which others are compared"
-    )
-    numbers: Annotated[ListText, numbers_from(0, checks.SHOTS)] = Field(
-        "0, 1, 3", description="other numbers of examples to compare"
-    )
-    # from 1: the task's own order is there anyway
-    orders: Annotated[ListText, numbers_from(1, checks.SEED)] = Field(
-        "1, 2", description="seeds of shuffles of the num_fewshot examples to compare"
-    )
+    notebook: ClassVar[str] = "04-healing"
+    ranks: ListText = Field("", description='of the adapters to compare, like "2, 8, 64"; none where it is empty')
+    seeds: ListText = Field("", description='of healing to compare, like "0, 1, 2"; none where it is empty')
 
     def check(self) -> None:
         super().check()
-        self.check_one_list_of_sizes()
-        if len(self.rule_list) != 1:
-            raise InputError(f"rules is {self.rules!r}, expected one of {', '.join(map(repr, RULES))}")
-        if self.num_fewshot is None or set(self.shots.values()) != {self.num_fewshot}:
-            raise InputError(
-                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected one number of examples, "
-                "which other numbers and orders are compared with: give it in num_fewshot alone"
-            )
+        self.number_list("ranks", 1, RANK)
+        self.number_list("seeds", 0, checks.SEED)
+
+    def configs(self) -> list[HealingConfig]:
+        """Of every healing that is asked for, this one first."""
+        others = [self.config(rank=rank) for rank in self.number_list("ranks", 1, RANK)]
+        others += [self.config(seed=seed) for seed in self.number_list("seeds", 0, checks.SEED)]
+        return list(dict.fromkeys([self.config(), *others]))
 
 
-class TakeAwayParameters(QuestionAnsweringParameters):
+class TakeAwayParameters(TaskParameters):
     """Parameters of notebooks/08-take-away.ipynb."""
 
     notebook: ClassVar[str] = "08-take-away"
@@ -292,47 +287,52 @@ class TakeAwayParameters(QuestionAnsweringParameters):
             raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
         return asked
 
-    def of_source(self, source: Source) -> dict[str, str]:
-        return super().of_source(source) | {"bits": ", ".join(self.bits_list(source))}
-
     def healing(self) -> HealingParameters:
         """How the file heals: on weights as they are in it, in bfloat16."""
         return self.shared_with(HealingParameters, dtype="bfloat16", quantization=None)
 
 
-class ReproductionParameters(QuestionAnsweringParameters):
-    """Parameters of notebooks/10-reproduction.ipynb, which measures again what results hold and keeps nothing."""
+class ClaimsParameters(Shown):
+    """Parameters of notebooks/07-claims.ipynb, which measures nothing."""
 
-    notebook: ClassVar[str] = ""
-    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the published distances")
-    measure: bool = Field(True, description="False: measure nothing")
-    tasks: str = Field("capitals, sums_one_digit", description='"mmlu:5@20": 5-shot, 20 items')
-    rules: str = Field("similarity, simple", description="under which the published numbers were measured")
-    sizes: ListText = Field(
-        "all", description='block sizes of the published numbers: "all" (0 to L-2), or like "0-8, 12"'
-    )
-    again: ListText = Field(
-        "2, 8", description="block sizes to measure again, similarity-informed, besides the whole model"
-    )
-    sequences_again: int = Field(8, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
+    notebook: ClassVar[str] = "07-claims"
+
+
+class CostParameters(Shown):
+    """Parameters of notebooks/09-cost.ipynb, which shows benchmarks."""
+
+    notebook: ClassVar[str] = "09-cost"
+    benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
+
+
+class ReproductionParameters(TaskParameters):
+    """Parameters of notebooks/10-measured.ipynb, which measures again what results hold and keeps nothing."""
+
+    notebook: ClassVar[str] = "10-measured"
+    tasks: str = Field("capitals, sums_one_digit", description='measured again; "mmlu:5@20": 5-shot, 20 items')
+    rules: str = Field("similarity", description="under which")
+    sizes: ListText = Field("0, 2, 8", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
 
     def check(self) -> None:
         super().check()
         self.check_one_list_of_sizes()
-        self.afresh("again").check()
 
-    def afresh(self, folder: str) -> QuestionAnsweringParameters:
-        """What is measured again, with its results in a folder of its own."""
-        return self.shared_with(
-            QuestionAnsweringParameters, results=folder, sizes=f"0, {self.again}", rules="similarity",
-            samples=self.sequences_again, measure=True,
-        )  # fmt: skip
+    def measured(self) -> None:
+        """Nothing before it is asked for: `again` measures."""
+
+    def again(self) -> "pd.DataFrame":
+        """Scores measured now, of the model that is asked for or else the embedded one, into a folder that goes.
+
+        Empty where nothing is to be measured. Raises InputError where the model can't be had.
+        """
+        from deeper_layers.experiments import asked  # it imports what measures
+
+        return asked.again(self)
 
 
-class SweepParameters(QuestionAnsweringParameters):
+class SweepParameters(TaskParameters):
     """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
 
-    notebook: ClassVar[str] = ""
     choosable: ClassVar[tuple[str, ...]] = DROPPING
     rules: str = Field("similarity, simple", description=f"who chooses what is dropped: {', '.join(DROPPING)}")
     layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from deeper_layers import evaluation
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.measurement import Measurement, items_of
-from deeper_layers.experiments.parameters import ShotParameters
+from deeper_layers.experiments.parameters import QuestionAnsweringParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -13,8 +13,9 @@ VERSION = 2  # part of every unit's key: raise it when a change here or in evalu
 
 
 def shots_unit(
-    task: str, shots: int, order: int, cuts: list[Cut], parameters: ShotParameters, source: Source, opened: Callable
-) -> Unit | None:
+    task: str, shots: int, order: int, cuts: list[Cut], parameters: QuestionAnsweringParameters, source: Source,
+    opened: Callable,
+) -> Unit | None:  # fmt: skip
     """The pruned models, not healed, on a task: read from results, else measured.
 
     `shots` examples stand in each prompt, in the task's own order for `order` 0, else shuffled with that as the

@@ -11,7 +11,7 @@ from deeper_layers import evaluation, family
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.choosing import chosen_cuts
 from deeper_layers.experiments.measurement import Measurement, each, items_of
-from deeper_layers.experiments.parameters import QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import TaskParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES
@@ -19,23 +19,21 @@ from deeper_layers.rules.choosing import RULES
 VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation changes numbers
 
 
-def cuts_of_tasks(
-    parameters: QuestionAnsweringParameters, source: Source, opened: Callable
-) -> dict[str, dict[str, list[Cut]]]:
+def cuts_of_tasks(parameters: TaskParameters, source: Source, opened: Callable) -> dict[str, dict[str, list[Cut]]]:
     """For each task the cuts of each rule, of the sizes that are asked for, from what is known or is measured now."""
     cuts_of = chooser(parameters, source, opened)
     return {task: cuts_of(parameters.size_list(source.num_layers, task)) for task in parameters.task_list}
 
 
 def chooser(
-    parameters: QuestionAnsweringParameters, source: Source, opened: Callable
+    parameters: TaskParameters, source: Source, opened: Callable
 ) -> Callable[[list[int]], dict[str, list[Cut]]]:
     """What gives the cuts of each rule for some sizes, from what is known or is measured now."""
     return lambda sizes: {rule: chosen_cuts(rule, sizes, parameters, source, opened) for rule in parameters.rule_list}
 
 
 def sweep_unit(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, opened: Callable,
+    task: str, cuts_of: dict[str, list[Cut]], parameters: TaskParameters, source: Source, opened: Callable,
     wait: bool = True, *, engine: str | None = None, kind: str | None = None,
 ) -> Unit | None:  # fmt: skip
     """One task under the cuts of some rules: read from results, else measured on the model that `opened()` returns.
@@ -80,7 +78,7 @@ def sweep_unit(
 
 
 def unmeasured(
-    task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source, *, kind: str
+    task: str, cuts_of: dict[str, list[Cut]], parameters: TaskParameters, source: Source, *, kind: str
 ) -> list[str]:  # fmt: skip
     """What `sweep_unit` would have to measure: the task itself or, of a group, its tasks that results lack."""
 
@@ -96,7 +94,7 @@ def unmeasured(
 
 
 def _measurement(
-    name: str, task: str, cuts_of: dict[str, list[Cut]], parameters: QuestionAnsweringParameters, source: Source,
+    name: str, task: str, cuts_of: dict[str, list[Cut]], parameters: TaskParameters, source: Source,
     engine: str | None, kind: str | None, measure: Callable | None,
 ) -> Measurement:  # fmt: skip
     """Of a task, or of one task of a group, under some cuts; nothing measures it where `measure` is None."""
