@@ -1,3 +1,311 @@
-"""Moves to deeper_layers.report.statistics: kept until nothing names it."""
+"""How sure a number is: one bootstrap of pairs, Wilson's interval for a single accuracy, one vocabulary of verdicts.
 
-from deeper_layers.report.statistics import *  # noqa: F403
+Items, or sequences of a text, are drawn anew with repetition, DRAWS times, and models that share them share each draw:
+whatever is computed of several models is computed of the same items. The draw hangs on the number of items and a seed
+alone, so numbers of different calls are paired too. All intervals hold 95%. A census, such as the losses of every
+block, has no interval over blocks.
+
+Letters in shapes: I items or sequences, C cuts (the whole model first, then by size), B blocks of one size from the
+first layer on, T calibration sequences, D draws.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from deeper_layers.errors import InputError
+
+DRAWS, PART = 10_000, 250  # draws in all, and at once: of 14,042 items these take 14 MB
+TAILS = 0.025, 0.975
+ROOM = 0.05  # accuracy that a model must surely have above guessing for anything to be seen
+TIED = 1e-12  # means of answers that are the same in another order
+SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
+AT_FLOOR, NOT_TESTED = "at floor", "not tested"
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A number with its 95% interval, and what was drawn for it.
+
+    Attributes:
+        draws: the number of each draw, [D], in the order of all other estimates; empty where none were drawn.
+        untold: AT_FLOOR or NOT_TESTED where there is no number; all of them are nan then.
+    """
+
+    value: float
+    low: float
+    high: float
+    draws: Float[np.ndarray, " D"] = field(default_factory=lambda: np.empty(0), repr=False)
+    untold: str = ""
+
+    @classmethod
+    def of(cls, value: float, draws: Float[np.ndarray, " D"]) -> "Estimate":
+        """From the number of all items and those of items drawn anew; infinity is a place like any other."""
+        low, high = np.quantile(draws[~np.isnan(draws)], TAILS, method="inverted_cdf")
+        return cls(float(value), float(low), float(high), draws)
+
+    @classmethod
+    def none(cls, untold: str) -> "Estimate":
+        return cls(math.nan, math.nan, math.nan, np.full(DRAWS, math.nan), untold)
+
+    def __truediv__(self, unit: int | float) -> "Estimate":
+        """The same in other units: layers as a share of all of them."""
+        return Estimate(self.value / unit, self.low / unit, self.high / unit, self.draws / unit, self.untold)
+
+    def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
+        """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
+
+        Supported where all of the interval does, contradicted where nothing of it does, else inconclusive.
+        """
+        if self.untold or math.isnan(self.value):
+            return self.untold or NOT_TESTED
+        if self.high < floor or self.low > ceiling:
+            return CONTRADICTED
+        return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
+
+
+# ---- draws --------------------------------------------------------------------------------------------------------
+
+
+def means(table: Float[np.ndarray, "C I"], seed: int = 0) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "D C"]]:
+    """The mean of each row, of all items and of each draw of them."""
+    table = np.asarray(table, dtype=float)
+    items = table.shape[1]
+    if not items:
+        raise InputError("there are no items, expected one or more to draw from")
+    # sums of whole numbers are exact in 32 bits up to 16 million, and take half the time
+    is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
+    kind = np.float32 if is_exact else np.float64
+    columns = table.T.astype(kind)
+    drawn = [times.astype(kind) @ columns for times in _times_drawn(items, seed)]
+    return table.mean(axis=1), np.concatenate(drawn).astype(float) / items
+
+
+def _times_drawn(items: int, seed: int) -> Iterator[Float[np.ndarray, "PART I"]]:
+    """How often each item is in a draw, PART draws at a time."""
+    draw = np.random.default_rng(seed)
+    rows = np.arange(PART)[:, None] * items
+    for _ in range(DRAWS // PART):
+        places = draw.integers(0, items, (PART, items), dtype=np.int32) + rows
+        yield np.bincount(places.ravel(), minlength=PART * items).reshape(PART, items)
+
+
+# ---- numbers ------------------------------------------------------------------------------------------------------
+
+
+def accuracy(right: Float[np.ndarray, " I"]) -> Estimate:
+    """The share of items that are right, with Wilson's interval (1927)."""
+    from scipy.stats import binomtest  # slow
+
+    found = binomtest(int(np.sum(right)), len(right)).proportion_ci(method="wilson")
+    return Estimate(float(np.mean(right)), float(found.low), float(found.high))
+
+
+def difference(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> Estimate:
+    """Mean of `one` less mean of `other`, of the same items. Raises InputError where there are not as many."""
+    value, draws = means((_alike(one, other)[0] - np.asarray(other))[None])
+    return Estimate.of(value[0], draws[:, 0])
+
+
+def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> list[Estimate]:
+    """Accuracy above guessing over that of the whole model, for each cut; AT_FLOOR where the whole has none to lose.
+
+    It has where its accuracy is surely (Wilson) more than ROOM above guessing.
+    """
+    if is_at_floor(right[0], guessing):
+        return [Estimate.none(AT_FLOOR)] * len(right)
+    shares = [_shares(mean, guessing, right.shape[1]) for mean in means(right)]
+    return [Estimate.of(value, draws) for value, draws in zip(shares[0], shares[1].T, strict=True)]
+
+
+def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
+    """How many layers are dropped when at most half of the accuracy above guessing is first kept.
+
+    It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
+    is read off between two cuts, so it is at most as fine as they are. AT_FLOOR as in `shares_kept`.
+    """
+    sizes = np.asarray(sizes, dtype=float)
+    if len(sizes) != len(right) or len(sizes) < 2 or sizes[0] or (np.diff(sizes) <= 0).any():
+        raise InputError(f"sizes are {sizes.tolist()}, expected one a cut, rising from 0 (the whole model)")
+    if is_at_floor(right[0], guessing):
+        return Estimate.none(AT_FLOOR)
+    found = []
+    for mean in means(right):
+        gone = _shares(mean, guessing, right.shape[1])[..., 1:] <= 0.5 + TIED
+        found.append(np.where(gone.any(axis=-1), sizes[1:][gone.argmax(axis=-1)], math.inf))
+    return Estimate.of(float(found[0]), found[1])
+
+
+def recovery(
+    whole: Float[np.ndarray, " I"],
+    pruned: Float[np.ndarray, " I"],
+    healed: Float[np.ndarray, " I"],
+    whole_healed: Float[np.ndarray, " I"] | None = None,
+    *,
+    guessing: float = math.inf,
+) -> Estimate:
+    """The share of the gap between pruned and whole model that healing closes: 1 - gap after / gap before.
+
+    After healing the gap is that to the whole model healed alike, as whoever heals gets used to the text too; without
+    one to the whole model as it was, which is at least as large where healing helps. Losses or scores, all of the same
+    items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
+    end, and what ruins more would seem to be healed better.
+    """
+    value, draws = means(np.stack(_alike(whole, pruned, healed, whole if whole_healed is None else whole_healed)))
+    gap = Estimate.of(value[1] - value[0], draws[:, 1] - draws[:, 0])
+    if gap.low <= 0 <= gap.high or value[1] > guessing:
+        return Estimate.none(NOT_TESTED)
+    gaps = np.where(gap.draws == 0, np.nan, gap.draws)  # in a draw or two of ten thousand nothing is lost
+    return Estimate.of(1 - (value[2] - value[3]) / gap.value, 1 - (draws[:, 2] - draws[:, 3]) / gaps)
+
+
+def regret(blocks: Float[np.ndarray, "B I"], own: Float[np.ndarray, " I"]) -> Estimate:
+    """How much more a cut costs than the best block of its size, in units of `blocks`, the costs of each.
+
+    The best block is found on one half of the items and judged on the other, both ways round: else it would be
+    flattered by the items that chose it.
+    """
+    return _regret(blocks, np.concatenate([blocks, [own]]), len(blocks), np.full(DRAWS, len(blocks)))
+
+
+def regret_of_nearest(blocks: Float[np.ndarray, "B I"], distances: Float[np.ndarray, "B T"]) -> Estimate:
+    """The same of the block with the least mean distance, whose choice is drawn anew with the calibration sequences.
+
+    `distances` are those of the blocks of `blocks` on each calibration sequence.
+    """
+    if len(blocks) != len(distances):
+        raise InputError(f"there are distances of {len(distances)} blocks, expected {len(blocks)}, as of their costs")
+    near, drawn = means(distances, seed=2)  # other sequences than those of the costs, so another draw
+    return _regret(blocks, blocks, int(near.argmin()), drawn.argmin(axis=1))
+
+
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The mean of some numbers of the same items, draw by draw."""
+    untold = next((one.untold for one in estimates if one.untold), "")
+    if untold or not estimates:
+        return Estimate.none(untold or NOT_TESTED)
+    return Estimate.of(np.mean([one.value for one in estimates]), np.mean([one.draws for one in estimates], axis=0))
+
+
+def mcnemar(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> float:
+    """The exact p-value, two-sided, of two models being right equally often on the same items."""
+    from scipy.stats import binomtest  # slow
+
+    before, after = (right.astype(bool) for right in _alike(one, other))
+    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
+
+
+def holm(p: Sequence[float]) -> Float[np.ndarray, " N"]:
+    """p-values corrected for being that many, in their order (Holm 1979)."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
+    """Whether an accuracy is not surely more than ROOM above guessing."""
+    return bool(accuracy(right).low <= guessing + ROOM)
+
+
+def _shares(accuracies: np.ndarray, guessing: float, items: int) -> np.ndarray:
+    above = accuracies - guessing
+    return above / np.maximum(above[..., :1], 1 / items)  # a draw may leave the whole model at guessing
+
+
+def _regret(blocks: np.ndarray, costs: np.ndarray, pick: int, picks: np.ndarray) -> Estimate:
+    if blocks.shape[1] < 2:
+        raise InputError(f"there are {blocks.shape[1]} items, expected 2 or more: one half judges the other")
+    halves = [means(costs[:, half::2], seed=half) for half in (0, 1)]
+    number, ways = len(blocks), []
+    for chosen_on, judged_on in ((0, 1), (1, 0)):
+        way = []
+        for which, own in ((0, np.array([pick])), (1, picks)):
+            found, judged = (np.atleast_2d(halves[half][which]) for half in (chosen_on, judged_on))
+            best = found[:, :number] <= found[:, :number].min(axis=1, keepdims=True) + TIED
+            least = (judged[:, :number] * best).sum(axis=1) / best.sum(axis=1)
+            way.append(judged[np.arange(len(judged)), own] - least)
+        ways.append(way)
+    value, draws = (np.mean(one, axis=0) for one in zip(*ways, strict=True))
+    return Estimate.of(value[0], draws)
+
+
+def _alike(*vectors: np.ndarray) -> list[np.ndarray]:
+    found = [np.asarray(vector, dtype=float) for vector in vectors]
+    if len({len(vector) for vector in found}) > 1:
+        raise InputError(f"there are {', '.join(str(len(one)) for one in found)} items, expected the same ones of all")
+    return found
+
+
+# ---- from the table of all results --------------------------------------------------------------------------------
+
+
+def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of `results.scores` that a curve is drawn of: of each model, task and rule one measurement.
+
+    Neither healed nor rounded, by the metric that the task is scored by (acc, or what it counts instead), and the one
+    with most items, then most cuts. Each value of the columns `also` has one of its own: with "healing" or "bits" among
+    them also what is healed or rounded.
+    """
+    rows = scores[scores["repeat"] == 0]
+    for name in {"healing", "bits"} - set(also):
+        rows = rows[rows[name].isna()]
+    metrics = {task: _main(list(dict.fromkeys(found))) for task, found in rows.groupby("task")["metric"]}
+    rows = rows[rows["metric"] == rows["task"].map(metrics)]
+    place = ["model", "task", "rule", *also]
+    how = [name for name in ("dtype", "shots", "order", "limit", "length", "engine") if name not in also]
+    extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
+    extent["items"] /= extent["cuts"]
+    best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
+    return rows.merge(best[[*place, *how]], on=[*place, *how])
+
+
+def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
+    """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
+
+    The subjects of a group follow each other by name. Raises InputError where rows are of other items, or hold one cut
+    twice: filter them first.
+    """
+    rows = rows.sort_values("subject", na_position="first", kind="stable")
+    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
+    vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
+    subjects = {cut: tuple(found.fillna("")) for cut, found in rows.groupby("cut")["subject"]}
+    if len(set(subjects.values())) > 1 or len({len(vector) for vector in vectors.values()}) > 1:
+        raise InputError("the cuts were not asked the same items, or one of them twice: filter the rows first")
+    return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
+
+
+def guessing(rows: pd.DataFrame) -> float:
+    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
+
+    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
+    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
+    is written is never right by chance.
+    """
+    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
+    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
+    if rows["subject"].isna().all():
+        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
+    right = np.concatenate([_right_choices(found) for found in asked])
+    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
+
+
+def _right_choices(rows: pd.DataFrame) -> np.ndarray:
+    """The number of the right choice of each item of one task, -1 where no row tells it."""
+    if (targets := rows["target"].dropna()).size:
+        return targets.iloc[0].astype(int)
+    found = np.full(int(rows["items"].iloc[0]), -1)
+    for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
+        found[row.outcome == 1] = row.chosen[row.outcome == 1]
+    return found
+
+
+def _main(metrics: list[str]) -> str:
+    exact = [metric for metric in metrics if metric.startswith("exact_match")]
+    return "acc" if "acc" in metrics else (exact or metrics)[0]

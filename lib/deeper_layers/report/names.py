@@ -5,6 +5,7 @@ through that.
 """
 
 import html
+import math
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -72,16 +73,70 @@ def _is_number(text: str) -> bool:
     return True
 
 
+TOPICS = {
+    "mmlu": "MMLU, letter chosen",
+    "mmlu_continuation": "MMLU, words chosen",
+    "lettered_capitals": "Capitals, letter chosen",
+    "capitals": "Capitals, words chosen",
+    "written_facts": "Facts, written",
+    "boolq": "BoolQ, yes or no",
+    "gsm8k": "GSM8K, written",
+    "sums_one_digit": "Sums of one digit, chosen",
+    "sums_two_digits": "Sums of two digits, chosen",
+    "sums_one_digit_generated": "Sums of one digit, written",
+    "sums_two_digits_generated": "Sums of two digits, written",
+    "embedded_mmlu": "MMLU, packaged items",
+    "embedded_boolq": "BoolQ, packaged items",
+    "embedded_piqa": "PIQA, packaged items",
+    "c4": "C4, loss",
+    "wikipedia": "Wikipedia, loss",
+    "gsm8k_solutions": "GSM8K's solutions, loss",
+}
+RULES = {
+    "similarity": "similarity-informed",
+    "simple": "simple heuristic",
+    "reverse": "last layers first",
+    "block-influence": "block influence (ShortGPT)",
+    "window-cosine": "window cosine (LLM-Streamline)",
+    "perplexity": "perplexity (Shortened LLaMA)",
+    "perplexity-plus": "perplexity+ (Shortened LLaMA)",
+    "taylor": "Taylor (Shortened LLaMA)",
+    "taylor-plus": "Taylor+ (Shortened LLaMA)",
+    "greedy": "greedy (SLEB)",
+    "llm-drop": "LLM-Drop, layers",
+    "llm-drop-attention": "LLM-Drop, attention",
+    "llm-drop-mlp": "LLM-Drop, MLP",
+    "streamline": "LLM-Streamline, bridged",
+    "replaceme": "ReplaceMe",
+    "replaceme-cosine": "ReplaceMe, cosine",
+}
+
+
 def topic(task: str) -> str:
     """A task in words: "MMLU, letter chosen", "Capitals, words chosen", "Facts, written"; its own name if unknown."""
-    raise NotImplementedError
+    return TOPICS.get(task, task)
 
 
 def rule_title(rule: str | None) -> str:
-    """A rule in words: "similarity-informed", "simple heuristic", "block influence", "every block of 4"."""
-    raise NotImplementedError
+    """A rule in words: "similarity-informed", "simple heuristic", "random, draw 2"; its own name if unknown."""
+    if rule is None or rule != rule:
+        return "chosen by hand"
+    return RULES.get(rule, rule.replace("random-", "random, draw "))
 
 
 def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)"; of an Estimate or a row of a frame too."""
-    raise NotImplementedError
+    if not isinstance(value, (int, float)):
+        is_row = isinstance(value, (dict, pd.Series))
+        untold = value.get("untold", "") if is_row else value.untold
+        if untold:
+            return untold
+        value, low, high = (value[name] if is_row else getattr(value, name) for name in ("value", "low", "high"))
+    form = (lambda one: f"{100 * one:.{max(digits - 2, 0)}f}") if as_share else (lambda one: f"{one:.{digits}f}")
+    mark = "%" if as_share else ""
+    if pd.isna(value):
+        return "not measured"
+    said = [("never" if math.isinf(one) else form(one)) for one in (value, low, high) if one is not None]
+    if len(said) < 3 or pd.isna(low):
+        return f"{said[0]}{mark}"
+    return f"{said[0]}{mark} ({said[1]} to {said[2]}{mark})"

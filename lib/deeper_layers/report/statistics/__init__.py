@@ -1,313 +1,59 @@
-"""How sure a number is: one bootstrap of pairs, Wilson's interval for a single accuracy, one vocabulary of verdicts.
+"""From the table of all results to tidy tables: what figures draw, pages show and claims are judged by.
 
-Items, or sequences of a text, are drawn anew with repetition, DRAWS times, and models that share them share each draw:
-whatever is computed of several models is computed of the same items. The draw hangs on the number of items and a seed
-alone, so numbers of different calls are paired too. All intervals hold 95%. A census, such as the losses of every
-block, has no interval over blocks.
-
-Letters in shapes: I items or sequences, C cuts (the whole model first, then by size), B blocks of one size from the
-first layer on, T calibration sequences, D draws.
+Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `untold`: why there is none, or
+"". Each function takes frames of `results.scores` or `results.distances`, filtered as one likes, and picks of each
+model, task and rule the one measurement that counts (`best_measured`).
 """
 
-import math
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 
-from deeper_layers.errors import InputError
+from deeper_layers.report.estimates import AT_FLOOR as AT_FLOOR
+from deeper_layers.report.estimates import CONTRADICTED as CONTRADICTED
+from deeper_layers.report.estimates import INCONCLUSIVE as INCONCLUSIVE
+from deeper_layers.report.estimates import NOT_TESTED as NOT_TESTED
+from deeper_layers.report.estimates import SUPPORTED as SUPPORTED
+from deeper_layers.report.estimates import Estimate as Estimate
+from deeper_layers.report.estimates import (
+    accuracy,
+    best_measured,
+    guessing,
+    half_gone,
+    holm,
+    is_at_floor,
+    mcnemar,
+    mean_of,
+    means,
+    paired,
+    recovery,
+    regret_of_nearest,
+    shares_kept,
+)
+from deeper_layers.report.estimates import regret as regret
+from deeper_layers.report.names import rule_title, topic
 
-DRAWS, PART = 10_000, 250  # draws in all, and at once: of 14,042 items these take 14 MB
-TAILS = 0.025, 0.975
-ROOM = 0.05  # accuracy that a model must surely have above guessing for anything to be seen
-TIED = 1e-12  # means of answers that are the same in another order
-SUPPORTED, CONTRADICTED, INCONCLUSIVE = "supported", "contradicted", "inconclusive"
-AT_FLOOR, NOT_TESTED = "at floor", "not tested"
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
-
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """A number with its 95% interval, and what was drawn for it.
-
-    Attributes:
-        draws: the number of each draw, [D], in the order of all other estimates; empty where none were drawn.
-        untold: AT_FLOOR or NOT_TESTED where there is no number; all of them are nan then.
-    """
-
-    value: float
-    low: float
-    high: float
-    draws: Float[np.ndarray, " D"] = field(default_factory=lambda: np.empty(0), repr=False)
-    untold: str = ""
-
-    @classmethod
-    def of(cls, value: float, draws: Float[np.ndarray, " D"]) -> "Estimate":
-        """From the number of all items and those of items drawn anew; infinity is a place like any other."""
-        low, high = np.quantile(draws, TAILS, method="inverted_cdf")
-        return cls(float(value), float(low), float(high), draws)
-
-    @classmethod
-    def none(cls, untold: str) -> "Estimate":
-        return cls(math.nan, math.nan, math.nan, np.full(DRAWS, math.nan), untold)
-
-    def __truediv__(self, unit: int | float) -> "Estimate":
-        """The same in other units: layers as a share of all of them."""
-        return Estimate(self.value / unit, self.low / unit, self.high / unit, self.draws / unit, self.untold)
-
-    def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
-        """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
-
-        Supported where all of the interval does, contradicted where nothing of it does, else inconclusive.
-        """
-        if self.untold or math.isnan(self.value):
-            return self.untold or NOT_TESTED
-        if self.high < floor or self.low > ceiling:
-            return CONTRADICTED
-        return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
-
-
-# ---- draws --------------------------------------------------------------------------------------------------------
-
-
-def means(table: Float[np.ndarray, "C I"], seed: int = 0) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "D C"]]:
-    """The mean of each row, of all items and of each draw of them."""
-    table = np.asarray(table, dtype=float)
-    items = table.shape[1]
-    if not items:
-        raise InputError("there are no items, expected one or more to draw from")
-    # sums of whole numbers are exact in 32 bits up to 16 million, and take half the time
-    is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
-    kind = np.float32 if is_exact else np.float64
-    columns = table.T.astype(kind)
-    drawn = [times.astype(kind) @ columns for times in _times_drawn(items, seed)]
-    return table.mean(axis=1), np.concatenate(drawn).astype(float) / items
-
-
-def _times_drawn(items: int, seed: int) -> Iterator[Float[np.ndarray, "PART I"]]:
-    """How often each item is in a draw, PART draws at a time."""
-    draw = np.random.default_rng(seed)
-    rows = np.arange(PART)[:, None] * items
-    for _ in range(DRAWS // PART):
-        places = draw.integers(0, items, (PART, items), dtype=np.int32) + rows
-        yield np.bincount(places.ravel(), minlength=PART * items).reshape(PART, items)
-
-
-# ---- numbers ------------------------------------------------------------------------------------------------------
-
-
-def accuracy(right: Float[np.ndarray, " I"]) -> Estimate:
-    """The share of items that are right, with Wilson's interval (1927)."""
-    from scipy.stats import binomtest  # slow
-
-    found = binomtest(int(np.sum(right)), len(right)).proportion_ci(method="wilson")
-    return Estimate(float(np.mean(right)), float(found.low), float(found.high))
-
-
-def difference(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> Estimate:
-    """Mean of `one` less mean of `other`, of the same items. Raises InputError where there are not as many."""
-    value, draws = means((_alike(one, other)[0] - np.asarray(other))[None])
-    return Estimate.of(value[0], draws[:, 0])
-
-
-def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> list[Estimate]:
-    """Accuracy above guessing over that of the whole model, for each cut; AT_FLOOR where the whole has none to lose.
-
-    It has where its accuracy is surely (Wilson) more than ROOM above guessing.
-    """
-    if is_at_floor(right[0], guessing):
-        return [Estimate.none(AT_FLOOR)] * len(right)
-    shares = [_shares(mean, guessing, right.shape[1]) for mean in means(right)]
-    return [Estimate.of(value, draws) for value, draws in zip(shares[0], shares[1].T, strict=True)]
-
-
-def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
-    """How many layers are dropped when at most half of the accuracy above guessing is first kept.
-
-    It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
-    is read off between two cuts, so it is at most as fine as they are. AT_FLOOR as in `shares_kept`.
-    """
-    sizes = np.asarray(sizes, dtype=float)
-    if len(sizes) != len(right) or len(sizes) < 2 or sizes[0] or (np.diff(sizes) <= 0).any():
-        raise InputError(f"sizes are {sizes.tolist()}, expected one a cut, rising from 0 (the whole model)")
-    if is_at_floor(right[0], guessing):
-        return Estimate.none(AT_FLOOR)
-    found = []
-    for mean in means(right):
-        gone = _shares(mean, guessing, right.shape[1])[..., 1:] <= 0.5 + TIED
-        found.append(np.where(gone.any(axis=-1), sizes[1:][gone.argmax(axis=-1)], math.inf))
-    return Estimate.of(float(found[0]), found[1])
-
-
-def recovery(
-    whole: Float[np.ndarray, " I"],
-    pruned: Float[np.ndarray, " I"],
-    healed: Float[np.ndarray, " I"],
-    whole_healed: Float[np.ndarray, " I"] | None = None,
-    *,
-    guessing: float = math.inf,
-) -> Estimate:
-    """The share of the gap between pruned and whole model that healing closes: 1 - gap after / gap before.
-
-    After healing the gap is that to the whole model healed alike, as whoever heals gets used to the text too; without
-    one to the whole model as it was, which is at least as large where healing helps. Losses or scores, all of the same
-    items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
-    end, and what ruins more would seem to be healed better.
-    """
-    value, draws = means(np.stack(_alike(whole, pruned, healed, whole if whole_healed is None else whole_healed)))
-    gap = Estimate.of(value[1] - value[0], draws[:, 1] - draws[:, 0])
-    if gap.low <= 0 <= gap.high or value[1] > guessing:
-        return Estimate.none(NOT_TESTED)
-    return Estimate.of(1 - (value[2] - value[3]) / gap.value, 1 - (draws[:, 2] - draws[:, 3]) / gap.draws)
-
-
-def regret(blocks: Float[np.ndarray, "B I"], own: Float[np.ndarray, " I"]) -> Estimate:
-    """How much more a cut costs than the best block of its size, in units of `blocks`, the costs of each.
-
-    The best block is found on one half of the items and judged on the other, both ways round: else it would be
-    flattered by the items that chose it.
-    """
-    return _regret(blocks, np.concatenate([blocks, [own]]), len(blocks), np.full(DRAWS, len(blocks)))
-
-
-def regret_of_nearest(blocks: Float[np.ndarray, "B I"], distances: Float[np.ndarray, "B T"]) -> Estimate:
-    """The same of the block with the least mean distance, whose choice is drawn anew with the calibration sequences.
-
-    `distances` are those of the blocks of `blocks` on each calibration sequence.
-    """
-    if len(blocks) != len(distances):
-        raise InputError(f"there are distances of {len(distances)} blocks, expected {len(blocks)}, as of their costs")
-    near, drawn = means(distances, seed=2)  # other sequences than those of the costs, so another draw
-    return _regret(blocks, blocks, int(near.argmin()), drawn.argmin(axis=1))
-
-
-def mean_of(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of some numbers of the same items, draw by draw."""
-    untold = next((one.untold for one in estimates if one.untold), "")
-    if untold or not estimates:
-        return Estimate.none(untold or NOT_TESTED)
-    return Estimate.of(np.mean([one.value for one in estimates]), np.mean([one.draws for one in estimates], axis=0))
-
-
-def mcnemar(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> float:
-    """The exact p-value, two-sided, of two models being right equally often on the same items."""
-    from scipy.stats import binomtest  # slow
-
-    before, after = (right.astype(bool) for right in _alike(one, other))
-    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
-    return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
-
-
-def holm(p: Sequence[float]) -> Float[np.ndarray, " N"]:
-    """p-values corrected for being that many, in their order (Holm 1979)."""
-    p = np.asarray(p, dtype=float)
-    order = np.argsort(p, kind="stable")
-    corrected = np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
-    return corrected
-
-
-def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
-    """Whether an accuracy is not surely more than ROOM above guessing."""
-    return bool(accuracy(right).low <= guessing + ROOM)
-
-
-def _shares(accuracies: np.ndarray, guessing: float, items: int) -> np.ndarray:
-    above = accuracies - guessing
-    return above / np.maximum(above[..., :1], 1 / items)  # a draw may leave the whole model at guessing
-
-
-def _regret(blocks: np.ndarray, costs: np.ndarray, pick: int, picks: np.ndarray) -> Estimate:
-    if blocks.shape[1] < 2:
-        raise InputError(f"there are {blocks.shape[1]} items, expected 2 or more: one half judges the other")
-    halves = [means(costs[:, half::2], seed=half) for half in (0, 1)]
-    number, ways = len(blocks), []
-    for chosen_on, judged_on in ((0, 1), (1, 0)):
-        way = []
-        for which, own in ((0, np.array([pick])), (1, picks)):
-            found, judged = (np.atleast_2d(halves[half][which]) for half in (chosen_on, judged_on))
-            best = found[:, :number] <= found[:, :number].min(axis=1, keepdims=True) + TIED
-            least = (judged[:, :number] * best).sum(axis=1) / best.sum(axis=1)
-            way.append(judged[np.arange(len(judged)), own] - least)
-        ways.append(way)
-    value, draws = (np.mean(one, axis=0) for one in zip(*ways, strict=True))
-    return Estimate.of(value[0], draws)
-
-
-def _alike(*vectors: np.ndarray) -> list[np.ndarray]:
-    found = [np.asarray(vector, dtype=float) for vector in vectors]
-    if len({len(vector) for vector in found}) > 1:
-        raise InputError(f"there are {', '.join(str(len(one)) for one in found)} items, expected the same ones of all")
-    return found
-
-
-# ---- from the table of all results --------------------------------------------------------------------------------
-
-
-def best_measured(scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `results.scores` that a curve is drawn of: of each model, task and rule one measurement.
-
-    Neither healed nor rounded, by the metric that the task is scored by (acc, or what it counts instead), and the one
-    with most items, then most cuts.
-    """
-    rows = scores[(scores["repeat"] == 0) & scores["healing"].isna() & scores["bits"].isna()]
-    metrics = {task: _main(list(dict.fromkeys(found))) for task, found in rows.groupby("task")["metric"]}
-    rows = rows[rows["metric"] == rows["task"].map(metrics)]
-    place, how = ["model", "task", "rule"], ["dtype", "shots", "order", "limit", "length", "engine"]
-    extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
-    extent["items"] /= extent["cuts"]
-    best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
-    return rows.merge(best[[*place, *how]], on=[*place, *how])
-
-
-def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
-    """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
-
-    The subjects of a group follow each other by name. Raises InputError where rows are of other items, or hold one cut
-    twice: filter them first.
-    """
-    rows = rows.sort_values("subject", na_position="first", kind="stable")
-    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
-    vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
-    subjects = {cut: tuple(found.fillna("")) for cut, found in rows.groupby("cut")["subject"]}
-    if len(set(subjects.values())) > 1 or len({len(vector) for vector in vectors.values()}) > 1:
-        raise InputError("the cuts were not asked the same items, or one of them twice: filter the rows first")
-    return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
-
-
-def guessing(rows: pd.DataFrame) -> float:
-    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
-
-    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
-    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
-    is written is never right by chance.
-    """
-    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
-    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
-    if rows["subject"].isna().all():
-        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
-    right = np.concatenate([_right_choices(found) for found in asked])
-    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
-
-
-def _right_choices(rows: pd.DataFrame) -> np.ndarray:
-    """The number of the right choice of each item of one task, -1 where no row tells it."""
-    if (targets := rows["target"].dropna()).size:
-        return targets.iloc[0].astype(int)
-    found = np.full(int(rows["items"].iloc[0]), -1)
-    for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
-        found[row.outcome == 1] = row.chosen[row.outcome == 1]
-    return found
-
-
-def _main(metrics: list[str]) -> str:
-    exact = [metric for metric in metrics if metric.startswith("exact_match")]
-    return "acc" if "acc" in metrics else (exact or metrics)[0]
-
-# ---- tables that figures draw and pages show ----------------------------------------------------------------------
+PLACE = ["model", "task", "rule"]
+WHOLE = "0,0"
+RULES = ("similarity", "simple")  # the paper's
+AT_MOST = "at most"  # the whole model was not healed alike: only `high` is told
+RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
+PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
+
+
+def interval(estimate: Estimate, name: str = "") -> dict[str, float]:
+    """Value, low and high of an estimate as columns; `name` stands for the value, and before the others."""
+    low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
+    return {name or "value": estimate.value, low: estimate.low, high: estimate.high}
+
+
+def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
+    return scores[scores["rule"].notna() & ~scores["rule"].str.startswith("blocks of", na=False)]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -319,13 +65,43 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     with kept_low and kept_high (share of what the whole model scores above guessing; missing at floor and of losses),
     untold ("at floor" where nothing can be seen, else "").
     """
-    raise NotImplementedError
+    rows = []
+    for place, found in _measurements(one_rule(scores), also):
+        first, is_loss = found.iloc[0], found["metric"].iloc[0] == "loss"
+        level = float(first["chance"]) if is_loss else _guessing(scores, first["task"], found)
+        cuts, right = paired(found)
+        if cuts["size"].isna().any():
+            continue
+        at_floor = not is_loss and cuts["size"].iloc[0] == 0 and is_at_floor(right[0], level)
+        has_whole = not is_loss and cuts["size"].iloc[0] == 0
+        kept = shares_kept(right, level) if has_whole else [Estimate.none(NOT_TESTED)] * len(cuts)
+        drawn = _each_mean(right) if is_loss else map(accuracy, right)
+        shared = place | {"layers": first["layers"], "metric": first["metric"], "items": right.shape[1]}
+        shared |= {"topic": topic(first["task"]), "guessing": level, "untold": AT_FLOOR if at_floor else ""}
+        shared["whole"] = right[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
+        for cut, value, share in zip(records(cuts), drawn, kept, strict=True):
+            rows.append(shared | cut | interval(value) | interval(share, "kept"))
+    names = [*PLACE, "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items", "value", "low"]
+    names += ["high", "guessing", "whole", "kept", "kept_low", "kept_high", "untold"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, value with low and high (layers
     dropped; infinite where half is never gone), share with share_low and share_high, untold."""
-    raise NotImplementedError
+    rows = []
+    for place, found in _measurements(one_rule(scores[scores["metric"] != "loss"])):
+        cuts, right = paired(found)
+        if cuts["size"].isna().any() or cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
+            continue
+        first, level = found.iloc[0], _guessing(scores, place["task"], found)
+        half = half_gone(right, cuts["size"], level)
+        shared = place | {"topic": topic(place["task"]), "layers": first["layers"], "items": right.shape[1]}
+        shared |= {"guessing": level, "whole": right[0].mean(), "largest": int(cuts["size"].max())}
+        shared |= {"untold": half.untold}
+        rows.append(shared | interval(half) | interval(half / first["layers"], "share"))
+    names = [*PLACE, "topic", "layers", "items", "guessing", "whole", "largest", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=[*names, "share", "share_low", "share_high", "untold"])
 
 
 def kept_by_place(scores: pd.DataFrame, size: int = 4, tasks: Sequence[str] = HEADLINE) -> pd.DataFrame:
@@ -334,55 +110,316 @@ def kept_by_place(scores: pd.DataFrame, size: int = 4, tasks: Sequence[str] = HE
     Columns: model, task, topic (its form too, as "MMLU, letter chosen"), layers, start, middle (of the block, in
     layers), depth (middle / layers), value with low and high, items, untold.
     """
-    raise NotImplementedError
+    rows = []
+    for place, cuts, right, level in blocks_scored(scores, size, tasks):
+        shared = place | {"topic": topic(place["task"]), "items": right.shape[1]}
+        for cut, share in zip(records(cuts), shares_kept(right, level), strict=True):
+            if cut["size"]:
+                middle = cut["start"] + (size - 1) / 2
+                at = {"start": cut["start"], "middle": middle, "depth": (middle + 0.5) / place["layers"]}
+                rows.append(shared | at | interval(share) | {"untold": share.untold})
+    names = ["model", "task", "topic", "layers", "start", "middle", "depth", "value", "low", "high", "items", "untold"]
+    return _in_order(pd.DataFrame(rows, columns=names), tasks)
+
+
+def blocks_scored(
+    scores: pd.DataFrame, size: int, tasks: Sequence[str]
+) -> Iterator[tuple[dict, pd.DataFrame, np.ndarray, float]]:
+    """Of each model and task of which every block of a size was tried: model, task and layers, the cuts (the whole
+    model first), their outcomes [C, I], and what guessing scores."""
+    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(tasks) & (scores["metric"] != "loss")]
+    for place, found in _measurements(own):
+        cuts, right = paired(found)
+        layers = int(found["layers"].iloc[0])
+        if len(cuts) == layers - size + 2:
+            yield place | {"layers": layers}, cuts, right, _guessing(scores, place["task"], found)
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: model, task, rule, healed ("not healed", or the healing in
     words), layers, size, start, share, items, value with low and high (nats a token), guessing (ln V), relative."""
-    raise NotImplementedError
+    own = scores[scores["metric"] == "loss"].copy()
+    own["healed"] = healed_in_words(own["healing"], own["bits"])
+    known = own.dropna(subset="chance").groupby("model")["chance"].first()
+    own["chance"] = own["chance"].fillna(own["model"].map(known))
+    found = curves(own, also=["healing", "bits", "healed"])
+    return found.drop(columns=["kept", "kept_low", "kept_high", "untold"]).assign(
+        relative=found["value"] / found["guessing"]
+    )
 
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), rank, seed,
-    learning_rate, tokens, distillation, task, topic, metric, items, whole, pruned, healed, whole_healed (missing where
-    the whole model was not healed alike), value with low and high (share of the gap closed), untold."""
-    raise NotImplementedError
+    learning_rate, tokens, distilled, text, task, topic, metric, items, whole, pruned, healed, whole_healed (of losses;
+    missing where the whole model was not healed alike), value with low and high (share of the gap closed), untold.
+    Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most": compare such healings
+    by `healed`, which has an interval of its own, healed_low to healed_high.
+
+    Of scores the gap after healing is to the whole model as it was: only of text a model gets used to by healing.
+    """
+    kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
+    known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
+    before, rows = _by_run(scores[scores["healing"].isna()]), []
+    every = kept[kept["healing"].notna()].drop_duplicates([*RUN, "healing", "cut", "subject"])
+    for (healing, *run), found in every.groupby(["healing", *RUN], dropna=False, sort=False):
+        metric, task = found["metric"].iloc[0], found["task"].iloc[0]
+        if metric not in ("loss", "acc") and not metric.startswith("exact_match"):
+            continue
+        is_loss, unhealed = metric == "loss", before.get(_key(run), {})
+        of_cut = {cut: dict(zip(own["subject"].fillna(""), own["outcome"])) for cut, own in found.groupby("cut")}
+        for cut, own in of_cut.items():
+            pair = _same_items(unhealed, own, (WHOLE, cut))
+            if cut == WHOLE or pair is None:
+                continue
+            healed = _joined(own, own)
+            adapted = _joined(of_cut.get(WHOLE, {}), own) if is_loss else None
+            first = found[found["cut"] == cut].iloc[0]
+            guessing = known[first["model"]] if is_loss else np.inf
+            estimate = recovery(*pair, healed, adapted, guessing=guessing)
+            at_most = is_loss and adapted is None and not estimate.untold
+            if at_most:
+                estimate = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
+            row = {name: first[name] for name in ("model", "rule", "layers", "cut", "size", "start", "share", "bits")}
+            row |= settings_of(healing, first["bits"]) | {"task": task, "topic": topic(task)}
+            row |= {"metric": metric, "items": len(healed), "whole": pair[0].mean(), "pruned": pair[1].mean()}
+            row |= interval(_each_mean(healed[None])[0] if is_loss else accuracy(healed), "healed")
+            row |= {"whole_healed": np.nan if adapted is None else adapted.mean()}
+            rows.append(row | interval(estimate) | {"untold": estimate.untold})
+    return pd.DataFrame(rows)
 
 
 def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """How much more the most similar block costs than the best block of its size, nats a token, by calibration text.
 
     Columns: model, corpus (of the distances), task (the text of the losses), size, start (the pick), best, blocks,
-    place (of the pick among them by loss, from 1), value with low and high.
+    place (of the pick among them by loss, from 1), value with low and high. Of size 0 is the mean over PERCENT of
+    the layers, where the map has all of these sizes.
     """
-    raise NotImplementedError
+    rows = []
+    near = kept_distances(distances)
+    for (model, task), every in maps(scores).items():
+        for corpus, of_text in near[near["model"] == model].groupby("corpus"):
+            if of_text["by_sequence"].isna().any():
+                continue
+            vectors, found = of_text.set_index(["start", "size"])["by_sequence"], {}
+            of_shares = sizes_of_shares(int(of_text["layers"].iloc[0]))
+            for size, (starts, costs) in every.items():
+                by_sequence = np.stack([vectors[start, size] for start in starts])
+                estimate, average = regret_of_nearest(costs, by_sequence), costs.mean(axis=1)
+                pick = int(by_sequence.mean(axis=1).argmin())
+                row = {"model": model, "corpus": corpus, "task": task, "size": size, "start": starts[pick]}
+                row |= {"best": starts[int(average.argmin())], "blocks": len(starts)}
+                row |= {"place": 1 + int((average < average[pick]).sum())}
+                rows.append(row | interval(estimate))
+                found[size] = estimate
+            if set(of_shares) <= set(found):
+                row = {"model": model, "corpus": corpus, "task": task, "size": 0}
+                rows.append(row | interval(mean_of([found[size] for size in of_shares])))
+    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
+    found = pd.DataFrame(rows, columns=names)
+    return found.astype({"start": "Int64", "best": "Int64", "blocks": "Int64", "place": "Int64"})
+
+
+def sizes_of_shares(layers: int) -> list[int]:
+    return list(dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT))  # halves are rounded up
+
+
+def maps(scores: pd.DataFrame) -> dict[tuple[str, str], dict[int, tuple[list[int], np.ndarray]]]:
+    """By model and text, then size, of each size of which every block was tried: first layers, and losses [B, I].
+
+    Blocks that hold the last layer are left out, as no rule drops it; so are sizes with fewer than 3 blocks.
+    """
+    found: dict = {}
+    own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
+    for place, rows in _measurements(own):
+        cuts, costs = paired(rows)
+        layers, size = int(rows["layers"].iloc[0]), int(place["rule"].removeprefix("blocks of "))
+        inner = ((cuts["size"] == size) & (cuts["start"] + size < layers)).to_numpy(dtype=bool)
+        if inner.sum() == layers - size > 2:
+            starts = [int(start) for start in cuts["start"][inner]]
+            found.setdefault((place["model"], place["task"]), {})[size] = starts, costs[inner]
+    return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
 
 
 def flips(scores: pd.DataFrame) -> pd.DataFrame:
     """Answers that change: model, task, topic, rule, size, share, items, value with low and high (accuracy less that of
     the whole model), lost, gained (items), changed (share of items with another choice, missing where none was kept),
     p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
-    raise NotImplementedError
+    rows = []
+    for place, found in _measurements(one_rule(scores[scores["metric"] != "loss"])):
+        cuts, right = paired(found)
+        if cuts["size"].isna().any() or cuts["size"].iloc[0] != 0 or len(cuts) < 2:
+            continue
+        has_choices = found["chosen"].notna().all()
+        choices = paired(found.assign(outcome=found["chosen"]))[1] if has_choices else None
+        p = [mcnemar(right[0], one) for one in right[1:]]
+        changes = zip(records(cuts)[1:], p, holm(p), _each_mean(right[1:] - right[0]), strict=True)
+        for number, (cut, own, corrected, change) in enumerate(changes, start=1):
+            row = place | {"topic": topic(place["task"])} | cut | {"items": right.shape[1], "p": own}
+            row |= {"lost": int((right[0] > right[number]).sum()), "gained": int((right[0] < right[number]).sum())}
+            row["changed"] = np.nan if choices is None else float((choices[0] != choices[number]).mean())
+            rows.append(row | interval(change) | {"p_holm": corrected})
+    return pd.DataFrame(rows)
 
 
 def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
-    """Similarity-informed less simple heuristic: model, task, topic, size, share, items, value with low and high."""
-    raise NotImplementedError
+    """Similarity-informed less simple heuristic, at sizes at which they drop other layers: model, task, topic, size,
+    share, items, value with low and high."""
+    rows = []
+    found = {tuple(place.values()): paired(own) for place, own in _measurements(scores[scores["rule"].isin(RULES)])}
+    for model, task in dict.fromkeys(place[:2] for place in found):
+        if (model, task, RULES[0]) not in found or (model, task, RULES[1]) not in found:
+            continue
+        (cuts, one), (others, other) = (found[model, task, rule] for rule in RULES)
+        if one.shape[1] != other.shape[1]:
+            continue
+        place_of = {size: place for place, size in enumerate(others["size"])}
+        both = [(place, place_of[size]) for place, size in enumerate(cuts["size"]) if size in place_of]
+        apart = [(a, b) for a, b in both if cuts["cut"][a] != others["cut"][b]]
+        changes = _each_mean(np.stack([one[a] - other[b] for a, b in apart])) if apart else []
+        for (a, b), change in zip(apart, changes, strict=True):
+            row = {"model": model, "task": task, "topic": topic(task), "size": cuts["size"][a]}
+            row |= {"share": cuts["share"][a], "items": one.shape[1], "similarity": one[a].mean()}
+            rows.append(row | {"simple": other[b].mean()} | interval(change))
+    return pd.DataFrame(rows)
+
+
+# ---- distances and healings -----------------------------------------------------------------------------------------
+
+
+def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
+    """One measurement of each model, text and block: not rounded, with the distances of sequences, the latest."""
+    own = distances[distances["bits"].isna()].assign(kept=distances["by_sequence"].notna())
+    own = own.sort_values(["kept", "samples", "measured"], kind="stable")
+    return own.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
 
 
 def nearest(distances: pd.DataFrame) -> pd.DataFrame:
     """The most similar block of each size, l*(n), among those that keep the last layer: model, corpus, layers, size,
-    start, share, distance, stderr, samples."""
-    raise NotImplementedError
+    start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew)."""
+    own = kept_distances(distances)
+    own = own[own["start"] + own["size"] < own["layers"]]
+    best = own.loc[own.groupby(["model", "corpus", "size"])["distance"].idxmin()]
+    ends = {place: _drawn_starts(found) for place, found in own.groupby(["model", "corpus", "size"])}
+    keys = list(zip(best["model"], best["corpus"], best["size"], strict=True))
+    names = ["model", "corpus", "layers", "size", "start", "share", "distance", "stderr", "samples"]
+    found = best[names].assign(low=[ends[key][0] for key in keys], high=[ends[key][1] for key in keys])
+    return found.assign(agrees=[ends[key][2] for key in keys]).reset_index(drop=True)
+
+
+def _drawn_starts(blocks: pd.DataFrame) -> tuple[float, float, float]:
+    """Ends of 95% of the starts of the most similar block, and how often it is the one of all sequences."""
+    if blocks["by_sequence"].isna().any():
+        return np.nan, np.nan, np.nan
+    value, draws = means(np.stack(list(blocks["by_sequence"])))
+    starts = blocks["start"].to_numpy(dtype=int)
+    drawn = starts[draws.argmin(axis=1)]
+    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
+    return float(low), float(high), float((drawn == starts[value.argmin()]).mean())
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
-    """Loss while healing, by step: model, healing, size, start, step, tokens, loss, learning_rate."""
-    raise NotImplementedError
+    """Loss while healing, by step: model, healing (in words), size, start, step, tokens, loss."""
+    from deeper_layers.cuts import Cut
+    from deeper_layers.results.units import all_units
+
+    rows = []
+    for unit in all_units(folder, "healing"):
+        cut, course, how = Cut.of_key(unit.key["cut"]), unit.details["healing"], unit.key["healing"]
+        said = settings_of(json.dumps(how | {"text": unit.key["text"], "tokens": course["tokens"]}), None)
+        place = {"model": unit.key["model"]["name"], "healing": said["healing"], "size": cut.size, "start": cut.start}
+        a_step = course["tokens"] / len(course["losses"])
+        for step, loss in enumerate(course["losses"], start=1):
+            rows.append(place | {"cut": cut.name, "step": step, "tokens": step * a_step, "loss": loss})
+    return pd.DataFrame(rows).drop_duplicates(["model", "healing", "cut", "step"])
+
+
+def settings_of(healing: str, bits: str | None) -> dict:
+    """The settings of a healing as columns, and all of them in words."""
+    how = json.loads(healing)
+    distilled = how.get("objective") == "distill"
+    said = [f"rank {how['rank']}", f"{how['tokens']:,} tokens", f"rate {how['learning_rate']:g}", f"seed {how['seed']}"]
+    said += ["distilled"] * distilled + [f"auxiliary loss {how['auxiliary']:g}"] * bool(how["auxiliary"])
+    said += [f"adapters {how['adapters']}"] * (how["adapters"] != "all") + [f"on {how['text']}"] * (how["text"] != "c4")
+    said += [f"in {how['quantization']}"] * bool(how["quantization"])
+    settings = {name: how[name] for name in ("rank", "seed", "learning_rate", "tokens", "text", "adapters")}
+    return {"healing": ", ".join(said), **settings, "distilled": distilled, "auxiliary": how["auxiliary"]}
+
+
+def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:
+    said = {how: settings_of(how, None)["healing"] for how in healing.dropna().unique()}
+    return [said.get(how, f"not healed{'' if pd.isna(form) else f', in {form}'}") for how, form in zip(healing, bits)]
 
 
 def answer_lengths(scores: pd.DataFrame) -> pd.DataFrame:
-    """How long written answers are, where results keep it; empty where none does: model, task, rule, size, share,
-    items, value (characters, mean) with low and high."""
-    raise NotImplementedError
+    """How long written answers are, where results keep it: none of today does, so the table is empty."""
+    return pd.DataFrame(columns=["model", "task", "topic", "rule", "size", "share", "items", "value", "low", "high"])
+
+
+# ---- what they share ------------------------------------------------------------------------------------------------
+
+
+def records(table: pd.DataFrame) -> list[dict]:
+    return table.to_dict("records")
+
+
+def _measurements(scores: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[dict, pd.DataFrame]]:
+    """The rows of the one measurement that counts of each model, task, rule and of whatever tells curves apart."""
+    best = best_measured(scores, also) if len(scores) else scores
+    best = best[best["outcome"].notna()]
+    for place, found in best.groupby([*PLACE, *also], dropna=False, sort=False):
+        yield dict(zip([*PLACE, *also], place, strict=True)), found
+
+
+def _guessing(scores: pd.DataFrame, task: str, own: pd.DataFrame) -> float:
+    """What guessing scores on the items of a measurement, of which other rows may tell which choices are right."""
+    own_limit = own["limit"].iloc[0]
+    alike = scores[(scores["task"] == task) & (scores["metric"] == own["metric"].iloc[0])]
+    same = alike[alike["limit"].eq(own_limit).fillna(False)] if not pd.isna(own_limit) else alike
+    return guessing(same if len(same) else own)
+
+
+def _each_mean(table: np.ndarray) -> list[Estimate]:
+    values, draws = means(table)
+    return [Estimate.of(value, drawn) for value, drawn in zip(values, draws.T, strict=True)]
+
+
+Run = dict[str, dict[str, dict[str, np.ndarray]]]  # outcomes of one kind of run by file, cut and subject
+
+
+def _key(values: Sequence) -> tuple:
+    return tuple(None if pd.isna(value) else value for value in values)
+
+
+def _by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
+    found: dict[tuple, Run] = {}
+    rows = rows[rows["outcome"].notna()].drop_duplicates([*RUN, "path", "cut", "subject"])
+    columns = [rows[name] for name in (*RUN, "path", "cut", "subject", "outcome")]
+    for *run, path, cut, subject, outcome in zip(*columns, strict=True):
+        of_file = found.setdefault(_key(run), {}).setdefault(path, {})
+        of_file.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
+    return found
+
+
+def _joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
+    parts = [of_cut[subject][: len(own[subject])] for subject in sorted(own) if subject in of_cut]
+    lengths = [len(own[subject]) for subject in sorted(own)]
+    return np.concatenate(parts) if [len(part) for part in parts] == lengths else None
+
+
+def _same_items(run: Run, own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
+    """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one file.
+
+    Of several files it is the one with most cuts; None where none holds all of them.
+    """
+    for of_file in sorted(run.values(), key=len, reverse=True):
+        found = [_joined(of_file.get(cut, {}), own) for cut in cuts]
+        if all(vector is not None for vector in found):
+            return found
+    return None
+
+
+def _in_order(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    order = {task: number for number, task in enumerate(tasks)}
+    return rows.assign(order=rows["task"].map(order)).sort_values(["model", "order", "start"]).drop(columns="order")
