@@ -97,8 +97,7 @@ class ScanParameters(TaskParameters):
     notebook: ClassVar[str] = "06-letters-or-words"
     tasks: str = Field(
         "capitals, lettered_capitals, sums_two_digits",
-        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32" or "wikipedia@32", 32 sequences, and '
-        '"gsm8k_solutions@32", the gold solutions of GSM8K',
+        description='"mmlu:5@20": 5-shot, 20 items; losses too: "c4@32"',
     )
     blocks: int | None = Field(
         4, ge=1, le=checks.LAYERS, description="layers in a block; None: the cuts of rules and sizes"

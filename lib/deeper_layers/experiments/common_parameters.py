@@ -73,8 +73,7 @@ class Shown(BaseModel):
 
     model: str = Field(
         PUBLISHED,
-        description='"published" (all that results hold), "embedded", a hub id, a folder saved by save_pretrained, or '
-        "a .gguf file",
+        description='"published": all results; "embedded", a hub id, a folder of save_pretrained, or a .gguf file',
     )
     results: str | None = Field(
         None, description="folder of measured units; None: results/ of the repository, else of this folder"
