@@ -1,11 +1,8 @@
-// The page where a slider removes layers. The data stand in the page (book/explorer.py); no network.
+// Sliders that take layers away. The data stand in the page (book/extension/explorer.py); no network.
 (() => {
   "use strict";
-  const root = document.getElementById("explorer");
-  if (!root) return;
-  const models = JSON.parse(root.querySelector("script.explorer-data").textContent);
-  const [model, rule, size] = ["model", "rule", "size"].map((name) => document.getElementById(`explorer-${name}`));
-  const part = (name) => root.querySelector(`.explorer-${name}`);
+  const END = 1.25; // right end of the scales: a model can keep more than the whole of what it had
+  const percent = (value) => `${Math.round(100 * value)}%`;
 
   function element(name, attributes = {}, text = "") {
     const made = document.createElement(name);
@@ -14,111 +11,94 @@
     return made;
   }
 
-  const number = (value) => value.toLocaleString("en");
-  const percent = (value) => `${(100 * value).toFixed(1)}%`;
-  const chosen = () => models[model.selectedIndex];
-  // a task may have any name, that of a property of every object too
-  const of = (step, about) => (Object.hasOwn(step.accuracy, about.key) ? step.accuracy[about.key] : undefined);
-  const steps = () => chosen().rules[rule.value];
+  function start(root) {
+    const models = JSON.parse(root.querySelector("script").textContent);
+    const [choice, size, first] = ["select", ".size input", ".start input"].map((name) => root.querySelector(name));
+    const by = root.querySelector(".rule");
+    let rule = "", wanted = 0;
+    const model = () => models[choice.selectedIndex];
+    const sizes = () => [...new Set(Object.keys(model().cuts).map((cut) => Number(cut.split(",")[1])))].sort((a, b) => a - b);
+    const starts = () => Object.keys(model().cuts).map((cut) => cut.split(",").map(Number))
+      .filter(([, layers]) => layers === sizes()[size.value]).map(([layer]) => layer).sort((a, b) => a - b);
 
-  function refill() {
-    const before = rule.value;
-    rule.replaceChildren(...Object.keys(chosen().rules).map((name) => element("option", {}, name)));
-    if (before in chosen().rules) rule.value = before;
-    limits();
-  }
-
-  // Another rule may have been asked for other sizes: the nearest to what was wanted last.
-  let wanted = 0;
-  function limits() {
-    part("about").textContent = `Drops ${chosen().about[rule.value]}.`;
-    size.max = steps().length - 1;
-    const off = (step) => Math.abs(step.size - wanted);
-    size.value = steps().reduce((best, step, index, all) => (off(step) < off(all[best]) ? index : best), 0);
-    show();
-  }
-
-  // One bar a layer, from the first at the left: dropped ones are hollow, those without attention or MLP half so.
-  function stack(step, layers) {
-    const block = Array.from({ length: step.size }, (_, index) => step.start + index);
-    const [dropped, halves] = [new Set(step.layers || block), new Set(step.halves || [])];
-    const bars = [];
-    for (let layer = 0; layer < layers; layer += 1) {
-      const kind = dropped.has(layer) ? "dropped" : halves.has(layer) ? "half" : "kept";
-      bars.push(element("span", { class: kind, title: `layer ${layer}` }));
+    // The first layer that the rule chose at this size, else the one nearest to what was wanted last.
+    function place() {
+      const own = (model().rules[rule] || []).find((cut) => cut.endsWith(`,${sizes()[size.value]}`));
+      if (own) wanted = Number(own.split(",")[0]);
+      const off = (layer) => Math.abs(layer - wanted), all = starts();
+      first.max = all.length - 1;
+      first.value = all.reduce((best, layer, index) => (off(layer) < off(all[best]) ? index : best), 0);
+      show();
     }
-    part("stack").replaceChildren(...bars);
-    part("stack").setAttribute("aria-label", step.kept);
-  }
 
-  function task(about, step, whole) {
-    const row = element("div", { class: "task" });
-    const found = of(step, about);
-    row.append(element("span", { class: "title" }, about.title));
-    const scale = element("span", { class: "scale" });
-    if (found) {
-      const [value, low, high, flipped, start] = found;
-      const place = (from, to) => `left:${100 * from}%;width:${Math.max(100 * (to - from), 0.4)}%`;
-      scale.append(element("span", { class: "interval", style: place(low, high) }));
-      scale.append(element("span", { class: "value", style: `left:${100 * value}%` }));
-      if (about.guessing !== null) {
-        scale.append(element("span", { class: "guessing", style: `left:${100 * about.guessing}%`, title: "guessing" }));
+    function refill() {
+      const before = sizes()[size.value];
+      size.max = sizes().length - 1;
+      if (before === undefined) size.value = 0;
+      const rules = ["", ...Object.keys(model().rules)];
+      by.replaceChildren(by.firstElementChild, ...rules.map((name) => {
+        const label = element("label"), button = element("input", { type: "radio", name: "rule" });
+        button.checked = name === rule;
+        button.addEventListener("change", () => { rule = name; place(); });
+        label.append(button, name || "hand");
+        return label;
+      }));
+      place();
+    }
+
+    function task(name, told) {
+      const row = element("div", { class: "task" }), scale = element("span", { class: "scale" });
+      const [about, kept, low, high, score] = told ? [model().asked[told[0]], ...told.slice(1)] : [];
+      const title = (about || model().asked.find((asked) => asked.task === name)).title;
+      row.append(element("span", { class: "title" }, title), scale);
+      const at = (value) => 100 * Math.min(Math.max(value / END, 0), 1);
+      const unit = (value) => (about.loss ? `${value.toFixed(2)} nats` : percent(value));
+      let words = "not measured";
+      if (about && about.floor) words = "the whole model only guesses";
+      else if (about) {
+        scale.append(element("span", { class: "kept", style: `width:${at(kept)}%` }));
+        scale.append(element("span", { class: "band", style: `left:${at(low)}%;width:${at(high) - at(low)}%` }));
+        words = `keeps ${percent(kept)} (${percent(low)} to ${percent(high)})`;
       }
-      if (whole) scale.append(element("span", { class: "whole", style: `left:${100 * whole[0]}%`, title: "unpruned" }));
-      const other = start === undefined ? "" : `, block from layer ${start}`;
-      const flips = flipped === null || !step.size ? "" : `; ${percent(flipped)} of answers flip`;
-      row.append(scale, element("span", { class: "number" },
-        `${percent(value)} (${percent(low)} to ${percent(high)})${flips}${other}`));
-    } else {
-      row.append(scale, element("span", { class: "number" }, "not measured"));
+      scale.append(element("span", { class: "whole", style: `left:${at(1)}%` }));
+      const number = element("span", { class: "number" }, words);
+      if (about) number.append(element("small", {}, ` ${unit(score)}, whole model ${unit(about.whole)}, ${about.items} items`));
+      row.append(number);
+      row.classList.toggle("faint", !about || about.floor);
+      return row;
     }
-    return row;
+
+    function show() {
+      const { name, layers, cuts, tasks } = model(), dropped = sizes()[size.value], layer = starts()[first.value];
+      const last = layer + dropped - 1, those = dropped > 1 ? `layers ${layer} to ${last}` : `layer ${layer}`;
+      root.querySelector(".size output").textContent = `${dropped} of ${layers}`;
+      root.querySelector(".start output").textContent = `${layer} (0 is the lowest)`;
+      first.setAttribute("aria-valuetext", those);
+      size.setAttribute("aria-valuetext", `${dropped} of ${layers} layers`);
+      root.querySelector(".cut").textContent = `${name} without ${those}${last === layers - 1 ? ", the last ones" : ""}`;
+      const bars = Array.from({ length: layers }, (_, index) =>
+        element("span", index >= layer && index <= last ? { class: "dropped" } : {}));
+      root.querySelector(".stack").replaceChildren(...bars);
+      root.querySelector(".stack").setAttribute("aria-label", `${layers} layers, without ${those}`);
+      root.querySelector(".tasks").replaceChildren(...tasks.map((one) => task(one, cuts[`${layer},${dropped}`][one])));
+    }
+
+    choice.replaceChildren(...models.map((one) => element("option", {}, one.name)));
+    choice.addEventListener("change", refill);
+    size.addEventListener("input", place);
+    first.addEventListener("input", () => {
+      [rule, wanted] = ["", starts()[first.value]];
+      const hand = by.querySelector("input");
+      if (hand) hand.checked = true;
+      show();
+    });
+    root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
+    size.max = sizes().length - 1;
+    size.value = Math.max(sizes().indexOf(4), 0);
+    wanted = model().layers; // what a reader would think of first: the deepest
+    refill();
+    root.dataset.ready = "true";
   }
 
-  function show() {
-    const { layers, tasks, weights } = chosen();
-    const step = steps()[Number(size.value)];
-    const whole = steps()[0];
-    size.setAttribute("aria-valuetext", `${step.size} of ${layers} layers`);
-    part("cut").textContent = `${chosen().name} (${weights} weights) ${step.kept}.`;
-    stack(step, layers);
-    part("tasks").replaceChildren(...tasks.map((about) => task(about, step, of(whole, about))));
-    const distance = step.distance === undefined ? "not measured" : step.distance.toFixed(4);
-    function time(way) {
-      if (!whole.time) return "not measured";
-      const [share, least, most, tokens] = (step.time || {})[way] || [];
-      if (share === undefined) return "not measured at this size";
-      const range = step.size ? ` (${percent(least)} to ${percent(most)})` : "";
-      return `${percent(share)} of the whole model's time${range}, ${tokens} tokens`;
-    }
-    const loss = (found) => (found === undefined ? "not measured" : `${found[0].toFixed(3)} (${found[1]})`);
-    const facts = [
-      ["Layers dropped", step.halves && step.halves.length ?
-        `${step.layers.length} of ${layers} as a whole, and of ${step.halves.length} more their attention or MLP` :
-        `${step.size} of ${layers}, ${percent(step.size / layers)}`],
-      ["Parameters", step.weights === undefined ? "not measured" : number(step.weights[0])],
-      ["Memory of the weights", step.weights === undefined ? "not measured" :
-        `${number(Math.round(step.weights[1] / 2 ** 20))} MiB in ${step.weights[2]}`],
-      ["Reading a prompt takes", time("prefill")],
-      ["Writing takes", time("decode")],
-      ["Angular distance of the block", !step.size ? "nothing is dropped" : step.layers ? "no block" : distance],
-      ["Loss on text, nats a token", loss(step.loss)],
-      ["The same after healing", loss(step.healed)],
-      ["Healed on", step.healing === undefined ? "not measured" :
-        `${number(step.healing[0])} tokens, ${number(step.healing[1])} parameters trained, ${number(step.healing[2])} s`],
-    ];
-    part("facts").replaceChildren(
-      ...facts.flatMap(([name, value]) => [element("dt", {}, name), element("dd", {}, value)]),
-    );
-  }
-
-  model.addEventListener("change", refill);
-  rule.addEventListener("change", limits);
-  size.addEventListener("input", () => {
-    wanted = steps()[Number(size.value)].size;
-    show();
-  });
-  root.querySelector("form").addEventListener("submit", (event) => event.preventDefault());
-  refill();
-  root.dataset.ready = "true";
+  document.querySelectorAll(".explorer").forEach(start);
 })();

@@ -1,37 +1,22 @@
-"""What this book needs beyond Jupyter Book: one Sphinx extension, one idea a file.
+"""What this book needs beyond Jupyter Book: notebooks run when their page is out of date, figures on several pages, the
+explorer, and formulas without scripts. Read first: running.py."""
 
-One build runs at a time (`alone`). Before anything is read, `contents` makes the pages of every measured model from
-the records in results/ and puts them into the table of contents; `running` runs the notebooks whose page is out of
-date, several at once. While pages are read, `article` turns a notebook into an article, and the directives put in
-what is measured or generated: `figures`, `measured`, `explorer`, `families`, `engines`, `speed`, `machines`,
-`house`. When pages are written, `captions`, `mathml`, `titles` and `weight` finish them. `outdated` knows which page to
-read again.
-"""
+import hashlib
+from pathlib import Path
 
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
-PARTS = (
-    "alone",
-    "contents",
-    "running",
-    "article",
-    "figures",
-    "measured",
-    "explorer",
-    "families",
-    "engines",
-    "speed",
-    "machines",
-    "house",
-    "captions",
-    "mathml",
-    "titles",
-    "weight",
-    "outdated",
-)
+
+def note_own_code(app: Sphinx, config: Config) -> None:
+    """A change of this extension is a reason to read all pages again."""
+    code = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    config.book_extension = hashlib.sha256(code).hexdigest()
 
 
 def setup(app: Sphinx) -> dict:
-    for part in PARTS:
+    app.add_config_value("book_extension", "", "env", str)
+    app.connect("config-inited", note_own_code)
+    for part in ("running", "figures", "explorer", "mathml"):
         app.setup_extension(f"{__name__}.{part}")
     return {"parallel_read_safe": True, "parallel_write_safe": True}

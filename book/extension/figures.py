@@ -1,6 +1,11 @@
-"""Measured figures on pages: the scripts that bring them to life, and figures borrowed from other pages."""
+"""Measured figures on pages: the scripts that bring them to life, and figures and numbers of notebooks on other pages.
 
+    python -m book.extension.figures NOTEBOOK#NAME FILE.svg     writes the picture of one, for the README
+"""
+
+import base64
 import re
+import sys
 from pathlib import Path
 
 import nbformat
@@ -8,13 +13,48 @@ import plotly
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
-from book.extension.measured import not_measured
-from book.extension.pages import executed
+from book.extension.running import EXECUTED
 
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-FIGURE = re.compile(r'<figure\b[^>]*\bclass="[^"]*\bmeasured\b')
+LIVE = re.compile(r'<figure\b[^>]*\bclass="measured')
+
+
+def find(name: str) -> str | None:
+    """The HTML of the first element with an id, `NOTEBOOK#ID`, among the outputs of an executed notebook."""
+    notebook, _, identifier = name.partition("#")
+    pattern = re.compile(rf'<(figure|div|table|span)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
+    path = EXECUTED / f"{notebook}.ipynb"
+    for cell in nbformat.read(path, as_version=4).cells if path.exists() else []:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            for kind in ("text/html", "text/markdown"):
+                if found := pattern.search(data.get(kind, "")):
+                    return found[0]
+    return None
+
+
+class MeasuredFigure(SphinxDirective):
+    """A figure or table of an executed notebook on another page: `NOTEBOOK#NAME`."""
+
+    required_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(EXECUTED / f"{self.arguments[0].partition('#')[0]}.ipynb"))
+        if (found := find(self.arguments[0])) is None:
+            return [self.state.document.reporter.warning(f"no figure {self.arguments[0]}", line=self.lineno)]
+        return [nodes.raw("", found, format="html")]
+
+
+class MeasuredNumber(SphinxRole):
+    """The words of an element of an executed notebook within a sentence: {measured-number}`NOTEBOOK#ID`."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        self.env.note_dependency(str(EXECUTED / f"{self.text.partition('#')[0]}.ipynb"))
+        if (found := find(self.text)) is None:
+            return [], [self.inliner.reporter.warning(f"no number {self.text}", line=self.lineno)]
+        return [nodes.Text(re.sub(r"<[^>]*>", "", found))], []
 
 
 def ship_plotly(app: Sphinx, config: Config) -> None:
@@ -22,41 +62,22 @@ def ship_plotly(app: Sphinx, config: Config) -> None:
 
 
 def load_plotly(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
-    """Load the scripts on the pages that have a figure, and on no other: they weigh megabytes."""
-    if FIGURE.search(context.get("body", "")):
-        app.add_css_file("plots.css")
+    """The scripts on pages that have a figure, and on no other: they weigh megabytes."""
+    if LIVE.search(context.get("body", "")):
         app.add_js_file(PLOTLY.name, loading_method="defer")
         app.add_js_file("plots.js", loading_method="defer")
-
-
-class MeasuredFigure(SphinxDirective):
-    """A figure of an executed notebook, or its result in words, on another page: `NOTEBOOK#ID`."""
-
-    required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        name, identifier = self.arguments[0].split("#")
-        self.env.note_dependency(str(executed(name)))
-        figure = find_figure(executed(name), identifier)
-        if figure is None:
-            return [not_measured(f"The page executed/{name} has no figure named {identifier}.")]
-        return [nodes.raw("", figure, format="html")]
-
-
-def find_figure(path: Path, identifier: str) -> str | None:
-    """The HTML of the figure, or of the text, with this id among a notebook's outputs."""
-    if not path.exists():
-        return None
-    pattern = re.compile(rf'<(figure|div)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
-    for cell in nbformat.read(path, as_version=4).cells:
-        for output in cell.get("outputs", []):
-            if found := pattern.search(output.get("data", {}).get("text/html", "")):
-                return found[0]
-    return None
 
 
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", ship_plotly)
     app.connect("html-page-context", load_plotly)
     app.add_directive("measured-figure", MeasuredFigure)
+    app.add_role("measured-number", MeasuredNumber())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    picture = re.search(r"data:image/svg\+xml;base64,([^\"]+)", find(sys.argv[1]) or "")
+    if not picture:
+        sys.exit(f"no figure {sys.argv[1]} in book/executed: run make book first")
+    Path(sys.argv[2]).write_bytes(base64.b64decode(picture[1]))

@@ -1,12 +1,18 @@
-"""Runs the notebooks whose page is out of date before any page is read, several at once."""
+"""Runs the notebooks whose page is out of date before any page is read, several at once, and draws the explorer.
 
-import contextlib
+A page is out of date when its notebook, a result, a benchmark, or a file of the library that it loaded has changed:
+a hash of them all, kept beside the executed notebooks, tells. Here notebooks only show what was measured: whatever
+measures can't be imported, so that a build is done in a minute, and needs no package that only measuring needs.
+"""
+
+import hashlib
+import json
 import os
+import re
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
@@ -16,144 +22,129 @@ from sphinx.application import Sphinx
 from sphinx.util import logging
 from traitlets.config import Config as JupyterConfig
 
-from book.extension.contents import all_pages
-from book.extension.inputs import Inputs
-from book.extension.kernels import Nursery
-from book.extension.outdated import files
-from book.extension.pages import ROOT, Page, code_of
-from book.extension.rooms import HEAVY
 from deeper_layers.files import write_file
-from deeper_layers.report.names import as_markdown, visible
 
-NOT_MEASURED = "```{note}\nNot measured: results/ holds none of the measurements of this page.\n```"
-NOT_DRAWN = "```{{note}}\nNot drawn: {}\n```"
-
-logger = logging.getLogger(__name__)
-
-
-# The first cell of a run that measures nothing, which no page shows either: what would measure can't be imported, so a
-# page can't keep a build busy for hours, or need packages that only measuring needs.
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
+EXECUTED = ROOT / "book" / "executed"
+EXPLORER = EXECUTED / "explorer.json"
+STAMPS = EXECUTED / "stamps.json"
+MEASURED = ("results", "benchmarks/measured", "conformance")
+HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
+# the first and the last cell of a run: what measures can't be imported; what was loaded is told
 WITHOUT = f"""import sys
 class Without:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {sorted(HEAVY)}:
             raise ImportError(f"{{name}} is asked for, by a page that measures nothing")
 sys.meta_path.insert(0, Without())"""
-# The last cell of every run, which no page shows: the files of the library that the notebook has loaded.
 LOADED = """import sys
-print("\\n".join(sorted({file for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")
-                        for file in [getattr(module, "__file__", None)] if file})))"""
+print(*sorted({file for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")
+               for file in [getattr(module, "__file__", None)] if file}), sep="\\n")"""
+
+logger = logging.getLogger(__name__)
 
 
-def run_notebooks(app: Sphinx) -> None:
-    """Run every notebook of the contents whose executed page is out of date; a failing one ends the build."""
-    told, models = all_pages()
-    inputs = Inputs(ROOT)
-    stale = [page for page in [*told, *sum(models.values(), [])] if not inputs.is_current(page)]
-    run(stale, inputs, os.cpu_count() or 1)
+def draw(app: Sphinx) -> None:
+    """Draw what is out of date. Ends the build with one line for the first notebook that fails."""
+    from book.extension.explorer import draw_explorer
 
-
-def run(pages: Sequence[Page], inputs: Inputs, at_once: int) -> None:
-    """Run the notebooks of some pages, so many at once. Raises SystemExit with one line for the first that fails."""
-    if not pages:
+    contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
+    work = {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
+    work[EXPLORER] = draw_explorer
+    stamps = json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
+    measured = stamp(path for folder in MEASURED for path in (ROOT / folder).rglob("*.json"))
+    stale = [path for path in work if not (path.exists() and is_current(path, stamps.get(path.name, {}), measured))]
+    if not stale:
         return
-    # those of no record may measure something, and take longest: they are not to be the last
-    pages = sorted(pages, key=lambda page: page.record is not None)
-    start = time.monotonic()
-    logger.info("running %d notebooks, %d at once", len(pages), at_once)
     # A kernel is a process of its own; a thread only waits for it.
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        # elsewhere the system's own libraries do not bear to be copied in the middle of a process
-        nursery = stack.enter_context(Nursery(folder)) if sys.platform == "linux" else None
-        pool = stack.enter_context(ThreadPoolExecutor(at_once))
-        waiting: dict[Future, Page] = {}
-        for page in pages:
-            waiting[pool.submit(run_notebook, page, inputs.without_code(page), nursery)] = page
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = {pool.submit(work[path], path): path for path in stale}
         try:
-            for done, finished in enumerate(as_completed(waiting), 1):
-                page, (state, code, seconds) = waiting[finished], finished.result()
-                inputs.keep(page, state, code)
-                half = min(at_once, len(pages) - done) / 2  # others are under way
-                left = (time.monotonic() - start) / (done + half) * (len(pages) - done - half)
-                logger.info("[%d/%d] %s in %.0f s, about %.0f s left", done, len(pages), page.name, seconds, left)
+            for count, done in enumerate(as_completed(waiting), 1):
+                path, code = waiting[done], done.result()
+                stamps[path.name] = {"code": code, "hash": stamp(made_of(path, code), measured)}
+                write_file(STAMPS, json.dumps(stamps, indent=1, sort_keys=True).encode())
+                logger.info("drawn: %s (%d of %d)", path.stem, count, len(stale))
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def run_notebook(page: Page, state: str, nursery: Nursery | None = None) -> tuple[str, list[str], float]:
-    """Run the notebook of a page and keep what it shows.
+def is_current(path: Path, known: dict, measured: str) -> bool:
+    return "hash" in known and known["hash"] == stamp(made_of(path, known["code"]), measured)
 
-    Returns `state`, that of the inputs before the run, or none where nothing was drawn; the files of code that it
-    loaded, and its seconds.
+
+def made_of(path: Path, code: Iterable[str]) -> list[Path]:
+    """The files, results apart, of which a drawn one is made: its notebook, and the code that it loaded."""
+    return [ROOT / "notebooks" / path.name, Path(__file__).with_name("explorer.py"), *(ROOT / name for name in code)]
+
+
+def stamp(paths: Iterable[Path], *more: str) -> str:
+    """What changes when a file among these comes, goes or has another content."""
+    found = hashlib.sha256("".join(more).encode())
+    for path in sorted(paths):
+        content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
+        found.update(f"{path.relative_to(ROOT)} {content}\n".encode())
+    return found.hexdigest()
+
+
+def inside(files: Iterable[str]) -> list[str]:
+    """The files below the repository, by their place in it."""
+    return [Path(file).relative_to(ROOT).as_posix() for file in files if Path(file).is_relative_to(ROOT)]
+
+
+def run_notebook(target: Path) -> list[str]:
+    """Run the notebook of a page with its defaults, measuring nothing, and keep it with its outputs.
+
+    Returns the files of the library that it loaded. Raises SystemExit with one line where it fails.
     """
-    start = time.monotonic()
-    notebook = executed(page, nursery)
-    said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
-    notebook.cells = [cell for cell in notebook.cells if cell.source != WITHOUT]
-    if notebook.metadata.get("not_drawn"):  # the next build tries again, and says so again
-        state = ""
-    inside = (Path(line) for line in said.splitlines())
-    code = [path.relative_to(page.root).as_posix() for path in inside if path.is_relative_to(page.root)]
-    write_file(page.executed, nbformat.writes(notebook).encode())
-    return state, code, time.monotonic() - start
-
-
-def may_measure(page: Page) -> bool:
-    """Whether a page has no record, and its notebook measures where it is not told otherwise."""
-    return page.record is None and "measure: bool = True" in code_of(page.source)
-
-
-def executed(page: Page, nursery: Nursery | None) -> nbformat.NotebookNode:
-    """The notebook of a page with its outputs, and with LOADED as its last cell, WITHOUT as its first where it is."""
-    # A virtual environment's own kernel before one that the user once installed for another interpreter.
+    source = ROOT / "notebooks" / target.name
+    if not source.exists():
+        raise SystemExit(f"book/_toc.yml names executed/{target.stem}, but there is no notebooks/{target.name}")
+    # a virtual environment's own kernel before one that the user once installed for another interpreter
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    # Threads of PyTorch that wait for each other sleep meanwhile, and leave their cores to other notebooks.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    notebook = nbformat.read(page.source, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(LOADED))
-    if not may_measure(page):
-        notebook.cells.insert(0, nbformat.v4.new_code_cell(WITHOUT))
+    notebook = nbformat.read(source, as_version=4)
+    cells = [nbformat.v4.new_code_cell(text) for text in (WITHOUT, LOADED)]
+    notebook.cells = [cells[0], *notebook.cells, cells[1]]
     with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / page.source.name
-        nbformat.write(notebook, source)
-        # Sockets in a folder of our own: no two kernels can race for a port, and the path is short enough.
+        nbformat.write(notebook, f"{folder}/{target.name}")
+        # sockets in a folder of our own: no two kernels can race for a port
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             notebook = papermill.execute_notebook(
-                source,
+                f"{folder}/{target.name}",
                 None,
-                parameters=page.parameters,
+                parameters={"measure": False},
                 kernel_name="python3",
-                cwd=page.root,
+                cwd=ROOT,
                 progress_bar=False,
-                stderr_file=None if page.record else sys.stderr,  # progress of what is measured
+                stderr_file=sys.stderr,
                 config=JupyterConfig({"KernelManager": ipc}),
-                **({"kernel_manager_class": nursery.manager()} if nursery else {}),
             )
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
-            last = visible(text.strip().splitlines()[-1])
-            said = f"notebooks/{page.notebook}.ipynb failed: {last} (to see where: {visible(page.command)})"
-            if page.record is None:
-                # Not a Sphinx error: Jupyter Book would wrap it in a traceback of its own.
-                raise SystemExit(said) from None
-            shown = NOT_MEASURED
-            if not text.startswith("NotMeasuredError:"):  # one odd record is no reason to have no book
-                logger.info("NOT DRAWN: %s, of %s: %s", page.name, page.record.path, said)
-                shown = NOT_DRAWN.format(as_markdown(last))
-            note = nbformat.v4.new_markdown_cell(f"# {as_markdown(page.title)}\n\n{shown}")
-            # what it would have loaded is not known: all code
-            loaded = nbformat.v4.new_output("stream", text="\n".join(map(str, files([page.root / "lib"]))))
-            cells = [note, nbformat.v4.new_code_cell(outputs=[loaded])]
-            return nbformat.v4.new_notebook(cells=cells, metadata={"not_drawn": shown != NOT_MEASURED})
+            # not a Sphinx error: Jupyter Book would wrap it in a traceback of its own
+            raise SystemExit(f"notebooks/{target.name} failed: {text.strip().splitlines()[-1]}") from None
         finally:
             ensure_event_loop().close()  # of this thread, which nobody else would close
-    # Where papermill read and wrote is of no use to a reader of the page.
-    notebook.metadata.papermill.update(input_path=f"notebooks/{page.notebook}.ipynb", output_path=None)
-    return notebook
+    said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
+    notebook.cells = [cell for cell in notebook.cells if cell.source != WITHOUT]
+    notebook.metadata.pop("papermill", None)  # where and when it ran is of no use to a reader
+    write_file(target, nbformat.writes(notebook).encode())
+    return inside(said.splitlines())
+
+
+def fold_code(app: Sphinx, docname: str, content: list[str]) -> None:
+    """On the page of a notebook code is folded, and what papermill put in is left out."""
+    if docname.startswith("executed/"):
+        notebook = json.loads(content[0])
+        for cell in notebook["cells"]:
+            tags = cell["metadata"].setdefault("tags", [])
+            if cell["cell_type"] == "code":
+                tags.append("remove-cell" if "injected-parameters" in tags else "hide-input")
+        content[0] = json.dumps(notebook)
 
 
 def setup(app: Sphinx) -> dict:
-    app.connect("builder-inited", run_notebooks)
+    app.connect("builder-inited", draw)
+    app.connect("source-read", fold_code)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
