@@ -124,6 +124,15 @@ def rule_title(rule: str | None) -> str:
     return RULES.get(rule, rule.replace("random-", "random, draw "))
 
 
+FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # that can show most
+
+
+def in_order(names, first: tuple[str, ...] = FIRST) -> list[str]:
+    """Some names, those of `first` before the others, which keep their order by name."""
+    names = list(names)
+    return [name for name in first if name in names] + sorted(name for name in names if name not in first)
+
+
 def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)"; of an Estimate or a row of a frame too."""
     if not isinstance(value, (int, float)):

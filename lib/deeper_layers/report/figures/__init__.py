@@ -1,72 +1,462 @@
 """Tidy frames in, figures out: each facets by model, and shows itself in a notebook with its data and its picture.
 
-A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens. Each function takes one, and a
-`caption`, and has its own where none is given.
+A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens. A frame without rows gives a sentence
+instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_hex
+
+from deeper_layers.report import paper
+from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Figure, Picture
+from deeper_layers.report.names import as_html, as_table, in_order, rule_title, say, topic
+
+BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
+# letters are warm, words and what is written cool
+COLOURS = {
+    "similarity": BLUE,
+    "simple": RED,
+    topic("mmlu"): RED,
+    topic("lettered_capitals"): YELLOW,
+    topic("capitals"): BLUE,
+    topic("written_facts"): GREEN,
+    topic("mmlu_continuation"): SKY,
+    topic("gsm8k"): PINK,
+}
+AXES = {
+    "share": "Layers dropped, n / L",
+    "size": "Layers dropped, n",
+    "middle": "Middle of the dropped block, layers",
+    "depth": "Depth, share of the layers",
+    "kept": "Share kept above guessing",
+    "value": "Score",
+    "relative": "Loss over that of guessing, ln V",
+    "MB": "Weights, MB",
+    "cuts": "Pruned models in one sweep",
+}
+PERCENT = ("share", "depth")
+MODELS = ("solid", "dash", "dot", "dashdot")  # strokes of what is told apart within a colour
+SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
+
+
+class Nothing:
+    """What stands in a figure's place where nothing was measured."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def saying(self, more: str) -> "Nothing":
+        return self
+
+    def _repr_html_(self) -> str:
+        return f'<p class="said" id="{as_html(self.name)}">Not measured.</p>'
 
 
 def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str = "rule", col: str = "model",
            row: str | None = "topic", marks: bool = False, name: str = "curves", caption: str = ""):  # fmt: skip
-    """Lines over bands of their intervals (`y`_low, or low and high), a panel for each `col` and `row`, with lines for
-    guessing and for the whole model; `y` is "value" or "kept". `marks`: where the paper's models fall (figures 1d, 2).
-    """
-    raise NotImplementedError
+    """Lines over bands of their intervals, a panel for each `col` and `row`, with lines for guessing and for the whole
+    model; `y` is "value", "kept" or any number. `marks`: where the paper's models fall (its figures 1d and 2)."""
+    rows = rows[rows[y].notna() & np.isfinite(rows[y].astype(float)) & rows[x].notna()]
+    if rows.empty:
+        return Nothing(name)
+    panels = list(_panels(rows, col, row))
+    picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], columns=_columns(rows, col, panels),
+                      percent="x" * (x in PERCENT))  # fmt: skip
+    low, high = (f"{y}_low", f"{y}_high") if y != "value" else ("low", "high")
+    looks = _looks(rows[hue].astype(str).unique())
+    for panel, (_, own) in enumerate(panels):
+        ends = [own[name].astype(float) for name in (low, high) if name in own] + [own[y].astype(float)]
+        levels = _levels(own, y)
+        picture.reach(panel, _span([own[x]], zero=x in AXES), _span([*ends, pd.Series(list(levels.values()))]))
+        for label, height in levels.items():
+            picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
+        for value, line in own.groupby(own[hue].astype(str), sort=False):
+            line, look, label = line.sort_values(x), looks[value], _title(value)
+            if low in line:
+                picture.band(line[x], line[low], line[high], colour=look["colour"], panel=panel, label=label)
+            hover = [_hover(label, of, x, y, low, high) for of in line.to_dict("records")]
+            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover, size=3)
+        if marks:
+            _mark_cliffs(picture, panel)
+    said = " Bands are 95% intervals." if low in rows else ""
+    caption = caption or f"{AXES.get(y, y)} against {_lower(AXES.get(x, x))}.{said}"
+    return picture.finish(name, _plain(rows), caption, _alt(panels, hue, x, y))
 
 
 def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: str = ""):
     """The headline: share kept above guessing against the place of the dropped block, a line a form, bands."""
-    raise NotImplementedError
+    rows = rows[rows["value"].notna()]
+    if rows.empty:
+        return Nothing(name)
+    panels, size = list(_panels(rows, "model", None)), int(2 * (rows["middle"] - rows["start"]).iloc[0] + 1)
+    tall = [360, *[200] * (len(panels) - 1)]
+    picture = Picture(f"Middle of the dropped block of {size} layers", "Share kept above guessing",
+                      [f"{title}, {int(own['layers'].iloc[0])} layers" for title, own in panels], tall=tall, percent="y")  # fmt: skip
+    looks = _looks(rows["topic"].unique())
+    for panel, (_, own) in enumerate(panels):
+        last = float(own["layers"].iloc[0]) - 1
+        picture.reach(panel, [0, last], [-0.3, 1.3])
+        picture.level(1, "as the whole model", panel=panel)
+        picture.level(0, "guessing", panel=panel, line="dot")
+        for form, line in own.groupby("topic", sort=False):
+            line = line.sort_values("middle")
+            low, high = line["low"].clip(-0.3, 1.3), line["high"].clip(-0.3, 1.3)
+            look = looks[form]
+            picture.band(line["middle"], low, high, colour=look["colour"], panel=panel, label=form)
+            hover = [
+                f"{form}<br>layers {of['start']} to {of['start'] + size - 1} dropped<br>"
+                f"keeps {say(of, as_share=True)}, {of['items']} items"
+                for of in line.to_dict("records")
+            ]
+            picture.line(line["middle"], line["value"], **look, panel=panel, label=form, hover=hover, width=2, size=4)
+    caption = caption or (
+        f"What each block of {size} layers takes of what the whole model scores above guessing. Bands are 95% intervals; "
+        "tasks on which the whole model only guesses are left out."
+    )
+    return picture.finish(name, _plain(rows), caption, _alt(panels, "topic", "middle", "value"))
 
 
 def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
-    """Angular distance against first layer, a line a block size, l*(n) in ink (paper, figure 1c)."""
-    raise NotImplementedError
+    """Angular distance against first layer, a line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
+    from deeper_layers.report.statistics import kept_distances, nearest
+
+    if distances.empty:
+        return Nothing(name)
+    rows, best = kept_distances(distances), nearest(distances)
+    panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
+    picture = Picture("First layer of the block, l", "Angular distance, units of π", [title for title, _ in panels])
+    layers = int(rows["layers"].max())
+    scale = ScalarMappable(Normalize(1, layers), SIZES)
+    for panel, (_, own) in enumerate(panels):
+        model, corpus, of_model = own["model"].iloc[0], own["corpus"].iloc[0], int(own["layers"].iloc[0])
+        picture.reach(panel, [-0.5, of_model - 0.5], [0, 1.05 * own["distance"].max()])
+        for size, line in own.groupby("size"):
+            line, colour = line.sort_values("start"), to_hex(scale.to_rgba(size))
+            hover = [f"n = {size}, l = {of.start}: d = {of.distance:.3f}" for of in line.itertuples()]
+            picture.line(line["start"][:-1], line["distance"][:-1], colour=colour, panel=panel, width=1, hover=hover[:-1])
+            look = {"colour": colour, "line": None, "marker": "circle", "size": 2, "filled": False, "panel": panel}
+            picture.line(line["start"][-1:], line["distance"][-1:], **look, hover=[f"{hover[-1]}, never dropped"])
+        line = best[(best["model"] == model) & (best["corpus"] == corpus)]
+        hover = [f"n = {of.size}: l* = {of.start}, d = {of.distance:.3f}" for of in line.rename(columns=str).itertuples()]
+        hover = [f"n = {n}: l* = {l}, d = {d:.3f}" for n, l, d in zip(line["size"], line["start"], line["distance"])]  # noqa: E741
+        look = {"colour": INK, "width": 2, "marker": "circle", "size": 3, "panel": panel, "hover": hover}
+        picture.line(line["start"], line["distance"], **look, label="l*(n), the most similar block")
+    picture.colour_bar(scale, "Layers in the block, n")
+    caption = caption or (
+        "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block of "
+        "each size, <i>l</i>*(<i>n</i>), among those that keep the last layer; open marks are blocks that hold it."
+    )
+    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
 
 
 def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
     """Distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (paper, figure 4)."""
-    raise NotImplementedError
+    from deeper_layers.report.statistics import kept_distances, nearest
+
+    if distances.empty:
+        return Nothing(name)
+    rows, best = kept_distances(distances), nearest(distances)
+    panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
+    columns = 2 if len(panels) > 1 else 1
+    tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
+    picture = Picture("First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall)
+    for panel, (_, own) in enumerate(panels):
+        model, corpus, layers = own["model"].iloc[0], own["corpus"].iloc[0], int(own["layers"].iloc[0])
+        table = own.pivot(index="size", columns="start", values="distance").reindex(columns=range(layers))
+        spread = table.max(axis=1) - table.min(axis=1)
+        scaled = table.sub(table.min(axis=1), axis=0).div(spread.where(spread > 0), axis=0)
+        hover = [
+            [f"layers {start} to {start + size - 1} (n = {size}): d = {of[start]:.3f}" for start in range(layers)]
+            for size, of in table.iterrows()
+        ]
+        title = "Distance, rescaled in each row"
+        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
+        picture.heat(scaled.to_numpy(), hover=hover, title=title, panel=panel, y0=int(table.index[0]))
+        line = best[(best["model"] == model) & (best["corpus"] == corpus)]
+        look = {"line": None, "panel": panel, "size": 3}
+        picture.line(line["start"], line["size"], colour=RED, marker="circle", label="l*(n), the most similar", **look)
+        _, authors = paper.AUTHORS_STARTS.get(paper.HUB_NAMES.get(model, model), (0, []))
+        if authors:
+            look |= {"filled": False, "size": 5, "label": "the authors' l*(n)"}
+            picture.line(authors, range(1, len(authors) + 1), colour=YELLOW, marker="diamond", **look)
+    caption = caption or (
+        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds the "
+        "last layer and is never dropped."
+    )
+    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
 
 
 def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts", caption: str = ""):
     """Start of the most similar block against its size, as shares of all layers, the authors' starts beside."""
-    raise NotImplementedError
+    if nearest.empty:
+        return Nothing(name)
+    picture = Picture(AXES["share"], "Start of the most similar block, l*(n) / L", percent="xy")
+    picture.reach(0, [0, 1], [0, 1.03])
+    picture.line([0, 1], [1, 0], colour=GREY, line="dash", label="the block ends at the last layer", width=1)
+    several = nearest["corpus"].nunique() > 1
+    looks = _looks(in_order(nearest["model"].unique()))
+    for (model, corpus), line in nearest.groupby(["model", "corpus"], sort=False):
+        stroke = MODELS[list(nearest["corpus"].unique()).index(corpus) % len(MODELS)]
+        label = f"{model}, {corpus}" if several else model
+        hover = [f"{label}: n = {n}, l* = {l}" for n, l in zip(line["size"], line["start"], strict=True)]  # noqa: E741
+        look = looks[model] | {"line": stroke, "width": 2, "size": 3, "label": label, "hover": hover}
+        picture.line(line["share"], line["start"] / line["layers"], **look)
+    for number, (model, (layers, starts)) in enumerate(paper.AUTHORS_STARTS.items() if authors else ()):
+        sizes = np.arange(1, len(starts) + 1)
+        hover = [f"{model}, the authors: n = {n}, l* = {l}" for n, l in zip(sizes, starts, strict=True)]  # noqa: E741
+        look = {"colour": GREY, "line": MODELS[number % len(MODELS)], "marker": MARKERS[number], "filled": False}
+        look |= {"width": 1, "size": 3, "hover": hover, "label": f"{model}, the authors'"}
+        picture.line(sizes / layers, np.array(starts) / layers, **look)
+    caption = caption or "First layer of the most similar block against its size, as shares of all layers."
+    return picture.finish(name, _plain(nearest), caption, _alt([("", nearest)], "model", "size", "start"))
 
 
 def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", caption: str = ""):
-    """Loss against the share dropped, a line a healing and rule; `y` may be "relative", over ln V (paper, figure 3)."""
-    raise NotImplementedError
+    """Loss against the share dropped, a line a healing and rule; `y` may be "relative", over ln V (paper, figure 3).
+
+    What lies above guessing is cut off, and a healing of one or two cuts has marks and no line.
+    """
+    rows = rows[rows["size"].notna() & rows["rule"].isin(["similarity", "simple"])]
+    if rows.empty:
+        return Nothing(name)
+    several = rows["task"].nunique() > 1
+    panels = list(_panels(rows, "model", "topic" if several else None))
+    title = AXES["relative"] if y == "relative" else "Loss, nats a token"
+    picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
+    unit = rows["guessing"] if y == "relative" else 1.0
+    rows = rows.assign(low=rows["low"] / unit, high=rows["high"] / unit, number=rows[y])
+    for panel, (_, own) in enumerate(panels):
+        own = rows.loc[own.index]
+        top = 1.0 if y == "relative" else float(own["guessing"].max())
+        drawn = own[own["number"] <= 1.15 * top]
+        picture.reach(panel, _span([drawn["share"]], zero=True), _span([drawn["number"], pd.Series([top])]))
+        picture.level(top, "guessing", panel=panel, line="dot")
+        looks = _looks(in_order(list(own["healed"].unique()), ("not healed", "not healed, in nf4")))
+        for (healed, rule), line in drawn.groupby(["healed", "rule"], sort=False):
+            line, label = line.sort_values("share"), f"{rule_title(rule)}, {healed}"
+            look = looks[healed] | {"line": None if len(line) < 3 else "solid" if rule == "similarity" else "dash"}
+            picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
+            hover = [_hover(label, of, "share", "number", "low", "high") for of in line.to_dict("records")]
+            picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
+    caption = caption or "Loss on text against the layers dropped, healed and not. What lies far above guessing is cut off."
+    return picture.finish(name, _plain(rows.drop(columns="number")), caption, _alt(panels, "healed", "share", y))
 
 
 def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
-    """Loss by step of healing, a line a cut."""
-    raise NotImplementedError
+    """Loss by tokens of healing, a line a run, coloured by how many layers were dropped."""
+    if rows.empty:
+        return Nothing(name)
+    panels = list(_panels(rows, "model", None))
+    picture = Picture("Tokens of healing", "Training loss, nats a token", [title for title, _ in panels])
+    scale = ScalarMappable(Normalize(0, rows["size"].max()), SIZES)
+    for panel, (_, own) in enumerate(panels):
+        picture.reach(panel, _span([own["tokens"]], zero=True), _span([own["loss"]]))
+        for (healing, cut, size), line in own.groupby(["healing", "cut", "size"], sort=False):
+            line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())
+            hover = [f"{size} layers dropped ({cut}), {healing}<br>{of.tokens:,.0f} tokens: {of.loss:.2f}" for of in line.itertuples()]
+            picture.line(line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1)
+    picture.colour_bar(scale, "Layers dropped, n")
+    caption = caption or "Training loss while healing, mean of 5 steps, a line a run."
+    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "tokens", "loss", few=True))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = None, col: str = "model",
             title: str = "", name: str = "in-rows", caption: str = ""):  # fmt: skip
-    """A dot with its interval for each name of column `y`: recovery, regret, differences, retentions."""
-    raise NotImplementedError
+    """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
 
-
-def block_map(rows: pd.DataFrame, *, name: str = "block-map", caption: str = ""):
-    """What each block costs, over first layer and size, best and most similar ones marked (studies.which_layers.blocks)."""
-    raise NotImplementedError
-
-
-def bars(rows: pd.DataFrame, *, x: str, y: str = "value", hue: str | None = None, col: str = "model", title: str = "",
-         log: bool = False, name: str = "bars", caption: str = ""):  # fmt: skip
-    """Points of some names side by side with their intervals: seconds, bytes, answers."""
-    raise NotImplementedError
-
-
-def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, one_row: str = ""):
-    """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)".
-
-    `columns`: which, in which order; `one_row`: a column whose names become columns, such as "model".
+    What is infinite stands at the right end, open.
     """
-    raise NotImplementedError
+    low, high = ("low", "high") if x == "value" else (f"{x}_low", f"{x}_high")
+    rows = rows[rows[x].notna()].copy()
+    if rows.empty:
+        return Nothing(name)
+    for column in (low, high):
+        rows[column] = rows[column].astype(float) if column in rows else np.nan
+    panels = list(_panels(rows, col, None))
+    names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
+    hues = list(dict.fromkeys(rows[hue].astype(str))) if hue else [""]
+    tall = [max(60, (24 + 12 * (len(hues) - 1)) * len(of_panel) + 20) for of_panel in names]
+    picture = Picture(title or AXES.get(x, x), "", [t for t, _ in panels], tall=tall, percent="x" if x == "share" else "")
+    looks = _looks(hues)
+    for panel, ((_, own), of_panel) in enumerate(zip(panels, names, strict=True)):
+        finite = [own[column][np.isfinite(own[column].astype(float))].astype(float) for column in (low, x, high)]
+        left, right = _span([*finite, pd.Series([0.0])])
+        picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[_title(one) for one in of_panel])
+        picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
+        for number, value in enumerate(hues):
+            line = own[own[hue].astype(str) == value] if hue else own
+            if line.empty:
+                continue
+            places = [of_panel.index(one) + 0.16 * number for one in line[y].astype(str)]
+            dots = line[x].astype(float).clip(left, right)
+            ends = line[low].astype(float).clip(left, right), line[high].astype(float).clip(left, right)
+            look = {**looks[value], "line": None, "panel": panel, "label": _title(value) if hue else None}
+            picture.bars(dots, places, *ends, colour=look["colour"], panel=panel, label=look["label"])
+            hover = [_hover(_title(str(of[y])), of, hue or "", x, low, high) for of in line.to_dict("records")]
+            picture.line(dots, places, **look, hover=hover)
+    caption = caption or f"{title or AXES.get(x, x)}. Bars are 95% intervals."
+    return picture.finish(name, _plain(rows), caption, _alt(panels, hue or y, y, x, few=True))
+
+
+def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: str = "block-map", caption: str = ""):
+    """What each block costs, over first layer and size: 0 is the whole model, 1 guessing. The best block of each size
+    is marked; of `nearest` (statistics.nearest) the most similar one too."""
+    rows = rows[rows["size"] > 0]
+    if rows.empty:
+        return Nothing(name)
+    panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
+    columns = 2 if len(panels) > 1 else 1
+    tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
+    picture = Picture("First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall)
+    for panel, (_, own) in enumerate(panels):
+        layers = int(own["layers"].iloc[0])
+        whole = (own["value"] - own["cost"]).iloc[0]
+        share = own.assign(share=(own["cost"] / (own["guessing"] - whole)).clip(0, 1))
+        table = share.pivot(index="size", columns="start", values="share").reindex(range(1, layers + 1), columns=range(layers))
+        loss = own.pivot(index="size", columns="start", values="cost").reindex_like(table)
+        hover = [[f"layers {l} to {l + n - 1} (n = {n}): {of[l]:+.2f} nats" for l in range(layers)] for n, of in loss.iterrows()]  # noqa: E741
+        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
+        title = "Loss added, as a share of the way to guessing"
+        picture.heat(table.to_numpy(), hover=hover, title=title, panel=panel, y0=1)
+        best = own[own["place"] == 1]
+        look = {"line": None, "panel": panel, "size": 3}
+        picture.line(best["start"], best["size"], colour="#ffffff", marker="circle", label="best of its size", **look)
+        if nearest is not None:
+            line = nearest[(nearest["model"] == own["model"].iloc[0]) & nearest["size"].isin(own["size"])]
+            look |= {"filled": False, "size": 5, "label": "most similar"}
+            picture.line(line["start"], line["size"], colour=RED, marker="square", **look)
+    caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
+    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "cost", few=True))
+
+
+def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None):
+    """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)"."""
+    shown = pd.DataFrame(index=rows.index)
+    for column in columns if columns is not None else list(rows.columns):
+        low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+        if columns is None and column.endswith(("low", "high")):
+            continue
+        if low in rows and high in rows:
+            cells = [say(*ends, digits=_digits(rows[column])) for ends in zip(rows[column], rows[low], rows[high], strict=True)]
+        else:
+            cells = [_cell(value) for value in rows[column].tolist()]
+        shown[column.replace("_", " ")] = cells
+    return as_table(shown, caption)
+
+
+# ---- what they share ------------------------------------------------------------------------------------------------
+
+
+def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and rows for each panel: rows of panels are of one `row`, their columns of one `col`; none is empty."""
+    cols = in_order(rows[col].astype(str).unique())
+    heads = list(dict.fromkeys(rows[row].astype(str))) if row else [None]
+    for head in heads:
+        own = rows if head is None else rows[rows[row].astype(str) == head]
+        for one in cols:
+            if not (found := own[own[col].astype(str) == one]).empty:
+                yield (one if head is None else f"{_title(head)}: {one}"), found
+
+
+def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
+    return min(2, len(panels)) if len(panels) != 3 else 3 if rows[col].nunique() == 3 else 1
+
+
+def _looks(names: Sequence[str]) -> dict[str, dict]:
+    """A colour and a marker for each name: its own where it has one, else one that none here has."""
+    names = list(names)
+    free = [colour for colour in PALETTE if colour not in {COLOURS.get(name) for name in names}] or PALETTE
+    others = [name for name in names if name not in COLOURS]
+    looks = {}
+    for number, name in enumerate(names):
+        colour = COLOURS.get(name) or free[others.index(name) % len(free)]
+        looks[name] = {"colour": colour, "marker": MARKERS[number % len(MARKERS)]}
+    return looks
+
+
+def _levels(own: pd.DataFrame, y: str) -> dict[str, float]:
+    """Heights to compare with: of guessing and of the whole model, where all lines of a panel have the same."""
+    if y == "kept":
+        return {"the whole model": 1.0, "guessing": 0.0}
+    if y != "value":
+        return {}
+    names = {"guessing": "guessing", "whole": "the whole model"}
+    found = {label: own[name].dropna().round(4) for name, label in names.items() if name in own}
+    return {label: float(values.iloc[0]) for label, values in found.items() if values.nunique() == 1}
+
+
+def _mark_cliffs(picture: Picture, panel: int):
+    """Where MMLU of the paper's models falls to guessing."""
+    bottom, top = picture.ranges[panel]["y"]
+    for (family, ends), stroke in zip(paper.CLIFFS.items(), ("solid", "dash", "dashdot", "dot"), strict=True):
+        places = dict.fromkeys(ends)
+        label = f"the paper's {family}, " + " to ".join(f"{end:.0%}" for end in places)
+        x = [value for place in places for value in (place, place, np.nan)]
+        look = {"colour": GREY, "line": stroke, "width": 1, "panel": panel, "label": label, "hover": [label] * len(x)}
+        picture.line(x, [bottom, top, np.nan] * len(places), **look)
+
+
+def _span(values: Sequence[pd.Series], *, zero: bool = False) -> list[float]:
+    """A range that holds all values, with some room; from 0 on where `zero`, and up to 1 for shares near it."""
+    every = np.concatenate([np.asarray(one, dtype=float) for one in values])
+    every = every[np.isfinite(every)]
+    low, high = (0.0, 1.0) if not len(every) else (float(every.min()), float(every.max()))
+    room = 0.04 * ((high - low) or abs(high) or 1.0)
+    return [0.0 if zero and low >= 0 else low - room, high + room]
+
+
+def _hover(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
+    said = [label] + ([f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else "")] if "size" in of else [])
+    if x and x not in ("size", "share"):
+        said.append(f"{x} {_cell(of[x])}")
+    said.append(say(of[y], of.get(low), of.get(high), digits=3))
+    return "<br>".join(said + ([f"{of['items']} items"] if "items" in of else []))
+
+
+def _title(value: str) -> str:
+    return rule_title(value)
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def _digits(values: pd.Series) -> int:
+    largest = values.replace([np.inf, -np.inf], np.nan).abs().max()
+    return 2 if pd.notna(largest) and largest >= 10 else 3
+
+
+def _cell(value) -> str:
+    if isinstance(value, str):
+        return rule_title(value) if value in ("similarity", "simple") else value
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, (int, np.integer)):
+        return f"{value:,}"
+    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+
+
+def _plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without vectors: what is downloaded."""
+    return rows.drop(columns=[name for name in ("by_sequence", "outcome", "chosen", "target", "logprobs") if name in rows])
+
+
+def _alt(panels: list, hue: str, x: str, y: str, *, few: bool = False) -> str:
+    """The first and the last point of each line in words."""
+    said = []
+    for title, own in panels:
+        lines = [("", own)] if few else own.groupby(own[hue].astype(str), sort=False)
+        for label, line in lines:
+            ends = line.sort_values(x)[[x, y]].astype(float).iloc[[0, -1]] if not few else None
+            course = f"{line[y].astype(float).min():.2g} to {line[y].astype(float).max():.2g}"
+            if ends is not None:
+                (a, b), (c, d) = ends.to_numpy()
+                course = f"{b:.2g} at {a:.2g}, {d:.2g} at {c:.2g}"
+            said.append(", ".join(filter(None, [title, _title(label), course])))
+    return "; ".join(said) + "."
