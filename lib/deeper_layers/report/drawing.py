@@ -37,7 +37,7 @@ HEAT = matplotlib.colormaps["viridis"]
 PRINT = {
     **seaborn.axes_style("whitegrid"),
     **seaborn.plotting_context("paper"),
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
+    "font.family": "DejaVu Sans",  # the widest of what stands in for it: letters stay letters, so that a page is light
     "text.parse_math": False,  # names of models and tasks are shown as they are, dollar signs too
 }
 NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment: the name of the notebook that runs, for the command below a figure
@@ -70,7 +70,7 @@ class Figure:
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""
         buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "path"}):
+        with matplotlib.rc_context({"svg.hashsalt": self.name, "svg.fonttype": "none"}):
             nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
             self.static.savefig(buffer, format="svg", dpi=200, metadata=nothing)
         return buffer.getvalue()
@@ -128,7 +128,7 @@ class Picture:
         for spare in self.axes[len(self.titles) :]:
             spare.remove()
         for panel, (ax, title) in enumerate(zip(self.axes, self.titles, strict=False)):
-            ax.set_title(clipped(title), loc="left")
+            ax.set_title("\n".join(map(clipped, title.split("\n"))), loc="left")
             ax.set_ylabel(y if panel % columns == 0 else None)
             if panel + columns >= len(self.titles):  # nothing below
                 ax.set_xlabel(x)
@@ -250,7 +250,8 @@ class Picture:
             layout |= {f"xaxis{number}": across, f"yaxis{number}": up}
             corner = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
             if title:
-                notes.append({"text": f"<b>{as_plotly(title)}</b>", **corner, "xanchor": "left", "yanchor": "bottom"})
+                said = "<br>".join(map(as_plotly, title.split("\n")))
+                notes.append({"text": f"<b>{said}</b>", **corner, "xanchor": "left", "yanchor": "bottom"})
         if self.legend:
             self._put_legend()
         # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
@@ -277,9 +278,10 @@ class Picture:
     def _arrange(self, columns: int, narrow=False) -> dict:
         """Changes to plotly's layout that put the panels into so many columns; lengths in pixels."""
         tall = [self.tall[panel // self.columns] for panel in range(len(self.titles))][:: columns if columns > 1 else 1]
-        space, gap = 65 if any(self.titles[1:]) else 40, 0.1  # gap: between columns, as a share of the width
+        deep = 18 * any("\n" in title for title in self.titles)
+        space, gap = (65 if any(self.titles[1:]) else 40) + deep, 0.1  # gap: between columns, as a share of the width
         plot = sum(tall) + space * (len(tall) - 1)
-        top, bottom = (25 if narrow else 45) + 20 * any(self.titles), 55
+        top, bottom = (25 if narrow else 45) + 20 * any(self.titles) + deep, 55
         changes, below = {}, 0
         if self.scale:
             changes = {"coloraxis.colorbar.y": short(-60 / plot), "coloraxis.colorbar.yanchor": "top"}
@@ -289,7 +291,7 @@ class Picture:
             legend = {"y": short(-(bottom + below + 8) / plot), "yanchor": "top"}
             bottom += 24 * lines
         else:
-            legend = {"y": short(1 + (25 * any(self.titles) + 4) / plot), "yanchor": "bottom"}
+            legend = {"y": short(1 + (25 * any(self.titles) + deep + 4) / plot), "yanchor": "bottom"}
             top += 20 * max(0, lines - 1)
         changes["legend"] = {"orientation": "h", **legend}
         changes["margin"] = {"l": 48 if narrow else 60, "r": 10 if narrow else 30, "t": top, "b": bottom + below}

@@ -133,6 +133,11 @@ def in_order(names, first: tuple[str, ...] = FIRST) -> list[str]:
     return [name for name in first if name in names] + sorted(name for name in names if name not in first)
 
 
+def model_title(model: str) -> str:
+    """A model's name as figures have room for it."""
+    return model.rpartition("/")[2].removesuffix("-Instruct")
+
+
 def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)"; of an Estimate or a row of a frame too."""
     if not isinstance(value, (int, float)):

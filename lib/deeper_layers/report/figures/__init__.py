@@ -13,7 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Figure, Picture
-from deeper_layers.report.names import as_html, as_table, in_order, rule_title, say, topic
+from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic
 
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
@@ -71,14 +71,17 @@ def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str =
     for panel, (_, own) in enumerate(panels):
         ends = [own[name].astype(float) for name in (low, high) if name in own] + [own[y].astype(float)]
         levels = _levels(own, y)
-        picture.reach(panel, _span([own[x]], zero=x in AXES), _span([*ends, pd.Series(list(levels.values()))]))
+        heights = _span([*ends, pd.Series(list(levels.values()))])
+        heights = [-0.5, 1.3] if y == "kept" else [0, 1.03] if levels and heights[1] < 1.1 and x in PERCENT else heights
+        picture.reach(panel, _span([own[x]], zero=x in AXES), heights)
         for label, height in levels.items():
             picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
         for value, line in own.groupby(own[hue].astype(str), sort=False):
             line, look, label = line.sort_values(x), looks[value], _title(value)
             if low in line:
-                picture.band(line[x], line[low], line[high], colour=look["colour"], panel=panel, label=label)
-            hover = [_hover(label, of, x, y, low, high) for of in line.to_dict("records")]
+                ends = (line[name].astype(float).clip(*picture.ranges[panel]["y"]) for name in (low, high))
+                picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=label)
+            hover = [_hover(label, of, x, y, low, high) for of in records(line)]
             picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover, size=3)
         if marks:
             _mark_cliffs(picture, panel)
@@ -110,7 +113,7 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
             hover = [
                 f"{form}<br>layers {of['start']} to {of['start'] + size - 1} dropped<br>"
                 f"keeps {say(of, as_share=True)}, {of['items']} items"
-                for of in line.to_dict("records")
+                for of in records(line)
             ]
             picture.line(line["middle"], line["value"], **look, panel=panel, label=form, hover=hover, width=2, size=4)
     caption = caption or (
@@ -218,7 +221,7 @@ def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "bes
 def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", caption: str = ""):
     """Loss against the share dropped, a line a healing and rule; `y` may be "relative", over ln V (paper, figure 3).
 
-    What lies above guessing is cut off, and a healing of one or two cuts has marks and no line.
+    What lies above guessing is cut off, and a healing of one or two cuts is left out.
     """
     rows = rows[rows["size"].notna() & rows["rule"].isin(["similarity", "simple"])]
     if rows.empty:
@@ -229,21 +232,27 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
     picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
     unit = rows["guessing"] if y == "relative" else 1.0
     rows = rows.assign(low=rows["low"] / unit, high=rows["high"] / unit, number=rows[y])
+    healed = "healed, rank " + rows["rank"].astype("str") + rows["tokens"].map(", {:,.0f} tokens".format)
+    rows["line"] = healed.where(rows["rank"].notna(), "not healed")
+    looks = _looks(in_order(rows["line"].unique(), ("not healed",)))
     for panel, (_, own) in enumerate(panels):
         own = rows.loc[own.index]
         top = 1.0 if y == "relative" else float(own["guessing"].max())
         drawn = own[own["number"] <= 1.15 * top]
         picture.reach(panel, _span([drawn["share"]], zero=True), _span([drawn["number"], pd.Series([top])]))
         picture.level(top, "guessing", panel=panel, line="dot")
-        looks = _looks(in_order(list(own["healed"].unique()), ("not healed", "not healed, in nf4")))
-        for (healed, rule), line in drawn.groupby(["healed", "rule"], sort=False):
-            line, label = line.sort_values("share"), f"{rule_title(rule)}, {healed}"
-            look = looks[healed] | {"line": None if len(line) < 3 else "solid" if rule == "similarity" else "dash"}
+        for (healed, rule, label), line in drawn.groupby(["healed", "rule", "line"], sort=False):
+            if len(line) < 3:
+                continue
+            line, look = line.sort_values("share"), looks[label] | {"line": "solid" if rule == "similarity" else "dash"}
             picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
-            hover = [_hover(label, of, "share", "number", "low", "high") for of in line.to_dict("records")]
+            hover = [_hover(f"{rule_title(rule)}<br>{healed}", of, "share", "number", "low", "high") for of in records(line)]
             picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
-    caption = caption or "Loss on text against the layers dropped, healed and not. What lies far above guessing is cut off."
-    return picture.finish(name, _plain(rows.drop(columns="number")), caption, _alt(panels, "healed", "share", y))
+    caption = caption or (
+        "Loss on text against the layers dropped, healed and not; dashed under the simple heuristic. What lies far above "
+        "guessing is cut off."
+    )
+    return picture.finish(name, _plain(rows.drop(columns=["number", "line"])), caption, _alt(panels, "healed", "share", y, few=True))
 
 
 def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
@@ -256,7 +265,7 @@ def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
     for panel, (_, own) in enumerate(panels):
         picture.reach(panel, _span([own["tokens"]], zero=True), _span([own["loss"]]))
         for (healing, cut, size), line in own.groupby(["healing", "cut", "size"], sort=False):
-            line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())
+            line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())[:: max(1, len(line) // 20)]
             hover = [f"{size} layers dropped ({cut}), {healing}<br>{of.tokens:,.0f} tokens: {of.loss:.2f}" for of in line.itertuples()]
             picture.line(line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1)
     picture.colour_bar(scale, "Layers dropped, n")
@@ -296,8 +305,12 @@ def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = N
             ends = line[low].astype(float).clip(left, right), line[high].astype(float).clip(left, right)
             look = {**looks[value], "line": None, "panel": panel, "label": _title(value) if hue else None}
             picture.bars(dots, places, *ends, colour=look["colour"], panel=panel, label=look["label"])
-            hover = [_hover(_title(str(of[y])), of, hue or "", x, low, high) for of in line.to_dict("records")]
-            picture.line(dots, places, **look, hover=hover)
+            hover = [_hover(_title(str(of[y])), of, hue or "", x, low, high) for of in records(line)]
+            finite = np.isfinite(line[x].astype(float)).to_numpy()
+            for these, filled in ((finite, True), (~finite, False)):
+                if these.any():
+                    said = [text for text, shown in zip(hover, these, strict=True) if shown]
+                    picture.line(dots[these], np.array(places)[these], **look, hover=said, filled=filled)
     caption = caption or f"{title or AXES.get(x, x)}. Bars are 95% intervals."
     return picture.finish(name, _plain(rows), caption, _alt(panels, hue or y, y, x, few=True))
 
@@ -359,11 +372,14 @@ def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str
         own = rows if head is None else rows[rows[row].astype(str) == head]
         for one in cols:
             if not (found := own[own[col].astype(str) == one]).empty:
-                yield (one if head is None else f"{_title(head)}: {one}"), found
+                floor = " (only guesses)" if (found.get("untold", pd.Series([""])) == "at floor").all() else ""
+                one = model_title(one) if col == "model" else one
+                yield (one if head is None else f"{_title(head)}{floor}\n{one}"), found
 
 
 def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
-    return min(2, len(panels)) if len(panels) != 3 else 3 if rows[col].nunique() == 3 else 1
+    of_row = rows[col].nunique()
+    return of_row if of_row in (2, 3) and len(panels) % of_row == 0 else min(2, len(panels))
 
 
 def _looks(names: Sequence[str]) -> dict[str, dict]:
@@ -417,6 +433,10 @@ def _hover(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
     return "<br>".join(said + ([f"{of['items']} items"] if "items" in of else []))
 
 
+def records(rows: pd.DataFrame) -> list[dict]:
+    return rows.to_dict("records")
+
+
 def _title(value: str) -> str:
     return rule_title(value)
 
@@ -458,5 +478,5 @@ def _alt(panels: list, hue: str, x: str, y: str, *, few: bool = False) -> str:
             if ends is not None:
                 (a, b), (c, d) = ends.to_numpy()
                 course = f"{b:.2g} at {a:.2g}, {d:.2g} at {c:.2g}"
-            said.append(", ".join(filter(None, [title, _title(label), course])))
+            said.append(", ".join(filter(None, [title.replace("\n", ", "), _title(label), course])))
     return "; ".join(said) + "."

@@ -137,20 +137,23 @@ def blocks_scored(
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: model, task, rule, healed ("not healed", or the healing in
-    words), layers, size, start, share, items, value with low and high (nats a token), guessing (ln V), relative."""
+    words) with rank, seed, learning_rate, tokens and distillation, layers, size, start, share, items, value with low and
+    high (nats a token), guessing (ln V), relative (value over guessing)."""
     own = scores[scores["metric"] == "loss"].copy()
     own["healed"] = healed_in_words(own["healing"], own["bits"])
     known = own.dropna(subset="chance").groupby("model")["chance"].first()
     own["chance"] = own["chance"].fillna(own["model"].map(known))
     found = curves(own, also=["healing", "bits", "healed"])
-    return found.drop(columns=["kept", "kept_low", "kept_high", "untold"]).assign(
-        relative=found["value"] / found["guessing"]
-    )
+    found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
+    settings = {how: settings_of(how, None) for how in found["healing"].dropna().unique()}
+    for name in ("rank", "seed", "learning_rate", "tokens", "distillation"):
+        found[name] = [settings.get(how, {}).get(name) for how in found["healing"]]
+    return found.assign(relative=found["value"] / found["guessing"])
 
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), rank, seed,
-    learning_rate, tokens, distilled, text, task, topic, metric, items, whole, pruned, healed, whole_healed (of losses;
+    learning_rate, tokens, distillation, text, task, topic, metric, items, whole, pruned, healed, whole_healed (of losses;
     missing where the whole model was not healed alike), value with low and high (share of the gap closed), untold.
     Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most": compare such healings
     by `healed`, which has an interval of its own, healed_low to healed_high.
@@ -343,7 +346,7 @@ def settings_of(healing: str, bits: str | None) -> dict:
     said += [f"adapters {how['adapters']}"] * (how["adapters"] != "all") + [f"on {how['text']}"] * (how["text"] != "c4")
     said += [f"in {how['quantization']}"] * bool(how["quantization"])
     settings = {name: how[name] for name in ("rank", "seed", "learning_rate", "tokens", "text", "adapters")}
-    return {"healing": ", ".join(said), **settings, "distilled": distilled, "auxiliary": how["auxiliary"]}
+    return {"healing": ", ".join(said), **settings, "distillation": distilled, "auxiliary": how["auxiliary"]}
 
 
 def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:
