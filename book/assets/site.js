@@ -1,7 +1,7 @@
 // What scrolls sideways can be reached and scrolled by keyboard; what fits is no stop on the way.
 (() => {
   "use strict";
-  const WIDE = ".wide-table, .scrolls, .cell_output table, div.math, div.highlight pre";
+  const WIDE = ".cell_output .output, .pst-scrollable-table-container, .table-wrapper, div.math, div.highlight pre";
 
   function mark() {
     for (const box of document.querySelectorAll(WIDE)) {
@@ -10,22 +10,7 @@
     }
   }
 
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", mark);
-  else mark();
-  window.addEventListener("load", mark);
-  window.addEventListener("resize", mark);
+  for (const event of ["load", "resize"]) window.addEventListener(event, mark);
   document.addEventListener("toggle", mark, true); // what is unfolded has a width from then on
-
-  // on paper nothing can be opened
-  window.addEventListener("beforeprint", () => {
-    for (const folded of document.querySelectorAll(".claims details")) folded.open = true;
-  });
+  document.addEventListener("click", () => setTimeout(mark));
 })();
-
-// The theme folds the pages of a model behind an arrow without a name: a screen reader is told whose they are.
-document.addEventListener("DOMContentLoaded", () => {
-  for (const arrow of document.querySelectorAll("li.has-children > details > summary")) {
-    const link = arrow.closest("li").querySelector("a");
-    arrow.setAttribute("aria-label", `Pages of ${link.textContent.trim()}`);
-  }
-});

@@ -1,4 +1,4 @@
-"""The page where sliders take layers away: what each task keeps without any block that results hold, for explorer.js."""
+"""Sliders that take layers away: what each task keeps without any block that results hold, for explorer.js."""
 
 import json
 import sys
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -19,6 +18,7 @@ from deeper_layers.report import names, statistics
 HOW = ["dtype", "shots", "order", "limit", "length", "metric"]  # one measurement of a task
 RULES = {"similarity": "most alike", "simple": "simple heuristic"}
 FIRST = "Qwen2.5-Coder-1.5B-Instruct"  # the model that can show most
+SIZE = 4  # layers of a block that every scan drops
 
 
 def explored(scores: pd.DataFrame) -> list[dict]:
@@ -36,6 +36,8 @@ def explored(scores: pd.DataFrame) -> list[dict]:
         model["rules"] = {RULES[rule]: dict.fromkeys(some["cut"].unique().tolist()) for rule, some in chosen}
         model["rules"] = {rule: [cut for cut in cuts if cut != "0,0"] for rule, cuts in model["rules"].items()}
         cuts: dict[str, dict] = {}
+        of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
+        of_model = of_model[~of_model["task"].isin(of_part)]
         for (task, *_), asked in of_model.groupby(["task", *HOW], dropna=False):
             asked = asked.drop_duplicates(["cut", "subject"])
             if not (asked["cut"] == "0,0").any():
@@ -85,31 +87,36 @@ def draw_explorer(target: Path) -> list[str]:
 
 
 class Explorer(SphinxDirective):
-    """Controls, and a place for what they show. With `model` and `size` a small one: one slider, the headline's tasks."""
+    """Controls, and a place for what they show."""
 
-    option_spec = {"model": directives.unchanged, "size": directives.nonnegative_int}
+    small = False
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(EXPLORER))
         models = json.loads(EXPLORER.read_text(encoding="utf-8"))
-        size = self.options.get("size")
-        if size is not None:
-            models = [model for model in models if model["name"] == self.options.get("model", FIRST)]
+        if self.small:
+            models = models[:1]
             for model in models:
-                model["cuts"] = {cut: told for cut, told in model["cuts"].items() if cut.endswith(f",{size}")}
+                model["cuts"] = {cut: told for cut, told in model["cuts"].items() if cut.endswith(f",{SIZE}")}
                 model["tasks"] = [task for task in model["tasks"] if task in statistics.HEADLINE]
         if not any(model["cuts"] for model in models):
             return [nodes.note("", nodes.paragraph("", "Not measured: results/ holds no pruned model."))]
         data = json.dumps(models, separators=(",", ":")).replace("<", "\\u003c")
-        page = f"""<div class="explorer{"" if size is None else " small"}"><form>
+        page = f"""<div class="explorer{" small" if self.small else ""}"><form>
 <label class="model">Model <select></select></label>
-<label class="size">Layers dropped <output></output><input type="range" min="0" value="0"></label>
-<label class="start">First of them <output></output><input type="range" min="0" value="0"></label>
-<fieldset class="rule"><legend>Block chosen by</legend></fieldset></form>
+<label class="size">Layers dropped: <output></output><input type="range" min="0" value="0"></label>
+<label class="start">First of them: <output></output><input type="range" min="0" value="0"></label>
+<fieldset class="rule"><legend>Which block</legend></fieldset></form>
 <noscript><p>Sliders need scripts. The same numbers stand on the pages of figures.</p></noscript>
 <p class="cut" aria-live="polite"></p><div class="stack" role="img"></div><div class="tasks"></div>
 <script type="application/json">{data}</script></div>"""
         return [nodes.raw("", page, format="html")]
+
+
+class SmallExplorer(Explorer):
+    """One slider: the place of a block of SIZE layers of the first model, and the headline's tasks."""
+
+    small = True
 
 
 def load_script(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
@@ -119,5 +126,6 @@ def load_script(app: Sphinx, pagename: str, templatename: str, context: dict, do
 
 def setup(app: Sphinx) -> dict:
     app.add_directive("explorer", Explorer)
+    app.add_directive("explorer-small", SmallExplorer)
     app.connect("html-page-context", load_script)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,6 +1,6 @@
-"""Measured figures on pages: the scripts that bring them to life, and figures and numbers of notebooks on other pages.
+"""Measured figures on pages: the scripts that bring them to life, and what notebooks show on other pages.
 
-    python -m book.extension.figures NOTEBOOK#NAME FILE.svg     writes the picture of one, for the README
+`python -m book.extension.figures NOTEBOOK#NAME FILE.svg` writes the picture of one, for the README.
 """
 
 import base64
@@ -13,7 +13,7 @@ import plotly
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import EXECUTED
 
@@ -24,7 +24,7 @@ LIVE = re.compile(r'<figure\b[^>]*\bclass="measured')
 def find(name: str) -> str | None:
     """The HTML of the first element with an id, `NOTEBOOK#ID`, among the outputs of an executed notebook."""
     notebook, _, identifier = name.partition("#")
-    pattern = re.compile(rf'<(figure|div|table|span)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
+    pattern = re.compile(rf'<(figure|div|table|p|span)\b[^>]*\bid="{re.escape(identifier)}".*?</\1>', re.DOTALL)
     path = EXECUTED / f"{notebook}.ipynb"
     for cell in nbformat.read(path, as_version=4).cells if path.exists() else []:
         for output in cell.get("outputs", []):
@@ -47,16 +47,6 @@ class MeasuredFigure(SphinxDirective):
         return [nodes.raw("", found, format="html")]
 
 
-class MeasuredNumber(SphinxRole):
-    """The words of an element of an executed notebook within a sentence: {measured-number}`NOTEBOOK#ID`."""
-
-    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        self.env.note_dependency(str(EXECUTED / f"{self.text.partition('#')[0]}.ipynb"))
-        if (found := find(self.text)) is None:
-            return [], [self.inliner.reporter.warning(f"no number {self.text}", line=self.lineno)]
-        return [nodes.Text(re.sub(r"<[^>]*>", "", found))], []
-
-
 def ship_plotly(app: Sphinx, config: Config) -> None:
     config.html_static_path.append(str(PLOTLY))
 
@@ -72,7 +62,6 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", ship_plotly)
     app.connect("html-page-context", load_plotly)
     app.add_directive("measured-figure", MeasuredFigure)
-    app.add_role("measured-number", MeasuredNumber())
     return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 

@@ -31,7 +31,8 @@ STAMPS = EXECUTED / "stamps.json"
 MEASURED = ("results", "benchmarks/measured", "conformance")
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
-WITHOUT = f"""import sys
+WITHOUT = f"""import os, sys
+os.environ["DEEPER_LAYERS_NOTEBOOK"] = "NOTEBOOK"
 class Without:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {sorted(HEAVY)}:
@@ -103,8 +104,8 @@ def run_notebook(target: Path) -> list[str]:
     # a virtual environment's own kernel before one that the user once installed for another interpreter
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     notebook = nbformat.read(source, as_version=4)
-    cells = [nbformat.v4.new_code_cell(text) for text in (WITHOUT, LOADED)]
-    notebook.cells = [cells[0], *notebook.cells, cells[1]]
+    first, last = map(nbformat.v4.new_code_cell, (WITHOUT.replace('NOTEBOOK"', f'{source.stem}"'), LOADED))
+    notebook.cells = [first, *notebook.cells, last]
     with tempfile.TemporaryDirectory() as folder:
         nbformat.write(notebook, f"{folder}/{target.name}")
         # sockets in a folder of our own: no two kernels can race for a port
@@ -127,7 +128,7 @@ def run_notebook(target: Path) -> list[str]:
         finally:
             ensure_event_loop().close()  # of this thread, which nobody else would close
     said = "".join(output.get("text", "") for output in notebook.cells.pop().get("outputs", []))
-    notebook.cells = [cell for cell in notebook.cells if cell.source != WITHOUT]
+    del notebook.cells[0]
     notebook.metadata.pop("papermill", None)  # where and when it ran is of no use to a reader
     write_file(target, nbformat.writes(notebook).encode())
     return inside(said.splitlines())
