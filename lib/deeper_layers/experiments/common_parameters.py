@@ -242,9 +242,9 @@ class Parameters(Shown):
         return model, tokenizer
 
     def number_list(self, name: str, least: int = 0, most: int = checks.MANY) -> list[int]:
-        """The whole numbers of a parameter like `seeds`; none where it is empty."""
+        """The whole numbers of a parameter like `seeds`; none where it says "none"."""
         text = getattr(self, name)
-        return whole_numbers(name, text, least, most) if text else []
+        return [] if text == "none" else whole_numbers(name, text, least, most)
 
     @property
     def key(self) -> dict:

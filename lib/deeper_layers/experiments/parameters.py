@@ -141,18 +141,18 @@ class QuestionAnsweringParameters(TaskParameters):
 
     notebook: ClassVar[str] = "02-question-answering"
     numbers: ListText = Field(
-        "", description='other numbers of examples in the prompt to compare, like "0, 1, 3"; none where it is empty'
+        "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
     )
     # from 1: the task's own order is there anyway
     orders: ListText = Field(
-        "", description='seeds of shuffles of the examples to compare, like "1, 2"; none where it is empty'
+        "none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"'
     )
 
     def check(self) -> None:
         super().check()
         self.number_list("numbers", 0, checks.SHOTS)
         self.number_list("orders", 1, checks.SEED)
-        if (self.numbers or self.orders) and None in self.shots.values():
+        if (self.numbers, self.orders) != ("none", "none") and None in self.shots.values():
             raise InputError(
                 f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected the number of examples which "
                 'other numbers and orders are compared with: write "mmlu:5"'
@@ -228,8 +228,8 @@ class ComparedHealingsParameters(HealingParameters):
     """Parameters of notebooks/04-healing.ipynb: a healing, and others to compare it with."""
 
     notebook: ClassVar[str] = "04-healing"
-    ranks: ListText = Field("", description='of the adapters to compare, like "2, 8, 64"; none where it is empty')
-    seeds: ListText = Field("", description='of healing to compare, like "0, 1, 2"; none where it is empty')
+    ranks: ListText = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
+    seeds: ListText = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
 
     def check(self) -> None:
         super().check()
