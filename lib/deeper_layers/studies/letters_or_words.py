@@ -61,7 +61,7 @@ def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
                 estimate = _less(kept[model, letters][place][0], kept[model, words][place][0])
                 row = {"model": model, "number": "D, letters less words", "about": about, "place": place}
                 rows.append(row | interval(estimate) | {"limit": limit, "verdict": _verdict(estimate, limit)})
-        told = [(topic(task), kept[model, task]) for task in FORMS if FORMS[task] != "letters" and (model, task) in kept]
+        told = [(topic(task), kept[model, task]) for task in FORMS if FORMS[task] == "words" and (model, task) in kept]
         late = {about: _less(of[MIDDLE][0], of[LATE][0]) for about, of in told} | _losses(scores, model, size)
         for about, estimate in late.items():
             row = {"model": model, "number": "W, middle less late", "about": about, "place": f"{MIDDLE}, {LATE}"}
