@@ -2,7 +2,7 @@
 (() => {
   "use strict";
   const END = 1.25; // right end of the scales: a model can keep more than the whole of what it had
-  const percent = (value) => `${Math.round(100 * value)}%`;
+  const percent = (value) => `${Math.round(100 * value)}`.replace("-", "\u2212");
 
   function element(name, attributes = {}, text = "") {
     const made = document.createElement(name);
@@ -40,39 +40,45 @@
         const label = element("label"), button = element("input", { type: "radio", name: "rule" });
         button.checked = name === rule;
         button.addEventListener("change", () => { rule = name; place(); });
-        label.append(button, name || "hand");
+        label.append(button, name || "by hand");
         return label;
       }));
       place();
     }
 
-    function task(name, told) {
+    function task([number, kept, low, high, score]) {
+      const about = model().asked[number];
       const row = element("div", { class: "task" }), scale = element("span", { class: "scale" });
-      const [about, kept, low, high, score] = told ? [model().asked[told[0]], ...told.slice(1)] : [];
-      const title = (about || model().asked.find((asked) => asked.task === name)).title;
-      row.append(element("span", { class: "title" }, title), scale);
       const at = (value) => 100 * Math.min(Math.max(value / END, 0), 1);
-      const unit = (value) => (about.loss ? `${value.toFixed(2)} nats` : percent(value));
-      let words = "not measured";
-      if (about && about.floor) words = "the whole model only guesses";
-      else if (about) {
-        scale.append(element("span", { class: "kept", style: `width:${at(kept)}%` }));
-        scale.append(element("span", { class: "band", style: `left:${at(low)}%;width:${at(high) - at(low)}%` }));
-        words = `keeps ${percent(kept)} (${percent(low)} to ${percent(high)})`;
-      }
+      const unit = (value) => (about.loss ? `${value.toFixed(2)} nats` : `${percent(value)}%`);
+      scale.append(element("span", { class: "kept", style: `width:${at(kept)}%` }));
+      scale.append(element("span", { class: "band", style: `left:${at(low)}%;width:${at(high) - at(low)}%` }));
       scale.append(element("span", { class: "whole", style: `left:${at(1)}%` }));
-      const number = element("span", { class: "number" }, words);
-      if (about) number.append(element("small", {}, ` ${unit(score)}, whole model ${unit(about.whole)}, ${about.items} items`));
-      row.append(number);
-      row.classList.toggle("faint", !about || about.floor);
+      const words = element("span", {}, `keeps ${percent(kept)}% (${percent(low)} to ${percent(high)}%)`);
+      words.append(element("small", {}, `${unit(score)}, whole model ${unit(about.whole)}, ${about.items} items`));
+      row.append(element("span", { class: "title" }, about.title), scale, words);
       return row;
     }
 
+    // Every task is told of: what it keeps, that nothing can be seen, or that it was not measured.
+    function tell(told) {
+      const title = (name) => model().asked.find((asked) => asked.task === name).title;
+      const seen = [], others = { "The whole model only guesses": [], "Not measured without these layers": [] };
+      for (const name of model().tasks) {
+        if (!told[name]) others["Not measured without these layers"].push(title(name));
+        else if (told[name][1] === null) others["The whole model only guesses"].push(title(name));
+        else seen.push(task(told[name]));
+      }
+      root.querySelector(".tasks").replaceChildren(...seen);
+      root.querySelector(".others").textContent = Object.entries(others).filter(([, names]) => names.length)
+        .map(([what, names]) => `${what}: ${names.join("; ")}.`).join(" ");
+    }
+
     function show() {
-      const { name, layers, cuts, tasks } = model(), dropped = sizes()[size.value], layer = starts()[first.value];
+      const { name, layers, cuts } = model(), dropped = sizes()[size.value], layer = starts()[first.value];
       const last = layer + dropped - 1, those = dropped > 1 ? `layers ${layer} to ${last}` : `layer ${layer}`;
       root.querySelector(".size output").textContent = `${dropped} of ${layers}`;
-      root.querySelector(".start output").textContent = `${layer} (0 is the lowest)`;
+      root.querySelector(".start output").textContent = `${layer}`;
       first.setAttribute("aria-valuetext", those);
       size.setAttribute("aria-valuetext", `${dropped} of ${layers} layers`);
       root.querySelector(".cut").textContent = `${name} without ${those}${last === layers - 1 ? ", the last ones" : ""}`;
@@ -80,7 +86,7 @@
         element("span", index >= layer && index <= last ? { class: "dropped" } : {}));
       root.querySelector(".stack").replaceChildren(...bars);
       root.querySelector(".stack").setAttribute("aria-label", `${layers} layers, without ${those}`);
-      root.querySelector(".tasks").replaceChildren(...tasks.map((one) => task(one, cuts[`${layer},${dropped}`][one])));
+      tell(cuts[`${layer},${dropped}`]);
     }
 
     choice.replaceChildren(...models.map((one) => element("option", {}, one.name)));

@@ -16,7 +16,7 @@ from deeper_layers.files import write_file
 from deeper_layers.report import names, statistics
 
 HOW = ["dtype", "shots", "order", "limit", "length", "metric"]  # one measurement of a task
-RULES = {"similarity": "most alike", "simple": "simple heuristic"}
+RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
 FIRST = "Qwen2.5-Coder-1.5B-Instruct"  # the model that can show most
 SIZE = 4  # layers of a block that every scan drops
 
@@ -105,10 +105,11 @@ class Explorer(SphinxDirective):
         page = f"""<div class="explorer{" small" if self.small else ""}"><form>
 <label class="model">Model <select></select></label>
 <label class="size">Layers dropped: <output></output><input type="range" min="0" value="0"></label>
-<label class="start">First of them: <output></output><input type="range" min="0" value="0"></label>
+<label class="start">First dropped layer: <output></output><input type="range" min="0" value="0"></label>
 <fieldset class="rule"><legend>Which block</legend></fieldset></form>
 <noscript><p>Sliders need scripts. The same numbers stand on the pages of figures.</p></noscript>
 <p class="cut" aria-live="polite"></p><div class="stack" role="img"></div><div class="tasks"></div>
+<p class="others"></p>
 <script type="application/json">{data}</script></div>"""
         return [nodes.raw("", page, format="html")]
 

@@ -41,6 +41,13 @@ sys.meta_path.insert(0, Without())"""
 LOADED = """import sys
 print(*sorted({file for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")
                for file in [getattr(module, "__file__", None)] if file}), sep="\\n")"""
+FOLDED = """````{{dropdown}} Code of this page
+`papermill notebooks/{name}.ipynb out.ipynb -p model ORGANISATION/NAME` measures and draws all of it for another model.
+
+```{{code-block}} python
+{code}
+```
+````"""
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +57,8 @@ def draw(app: Sphinx) -> None:
     from book.extension.explorer import draw_explorer
 
     contents = (ROOT / "book" / "_toc.yml").read_text(encoding="utf-8")
-    work = {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
-    work[EXPLORER] = draw_explorer
+    work = {EXPLORER: draw_explorer}  # takes longest, so it comes first
+    work |= {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
     stamps = json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
     measured = stamp(path for folder in MEASURED for path in (ROOT / folder).rglob("*.json"))
     stale = [path for path in work if not (path.exists() and is_current(path, stamps.get(path.name, {}), measured))]
@@ -135,13 +142,15 @@ def run_notebook(target: Path) -> list[str]:
 
 
 def fold_code(app: Sphinx, docname: str, content: list[str]) -> None:
-    """On the page of a notebook code is folded, and what papermill put in is left out."""
+    """The page of a notebook is an article: its code lies folded at its end."""
     if docname.startswith("executed/"):
         notebook = json.loads(content[0])
-        for cell in notebook["cells"]:
-            tags = cell["metadata"].setdefault("tags", [])
-            if cell["cell_type"] == "code":
-                tags.append("remove-cell" if "injected-parameters" in tags else "hide-input")
+        cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+        for cell in cells:
+            cell["metadata"].setdefault("tags", []).append("remove-input")
+        own = ("".join(cell["source"]) for cell in cells if "injected-parameters" not in cell["metadata"]["tags"])
+        code = FOLDED.format(name=docname.removeprefix("executed/"), code="\n\n".join(own))
+        notebook["cells"].append({"cell_type": "markdown", "id": "code", "metadata": {}, "source": code})
         content[0] = json.dumps(notebook)
 
 

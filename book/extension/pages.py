@@ -1,0 +1,48 @@
+"""Two pages drawn from the source: the rooms of the library, and the columns of the table of all results."""
+
+import ast
+import re
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from book.extension.running import ROOT
+from deeper_layers.report.names import as_html
+from deeper_layers.results.frames import COLUMNS
+
+HOUSE = ROOT / "lib" / "deeper_layers"
+WINGS = {
+    "Reading": ("results", "report", "studies"),  # a page whose results exist loads these and the ground alone
+    "Both stand on": ("errors", "checks", "markup", "files", "cuts", "package_index", "faults"),
+}
+
+
+class House(SphinxDirective):
+    """The rooms of the library in wings: what each is for, from the docstring of its module."""
+
+    def run(self) -> list[nodes.Node]:
+        wings: dict[str, list[str]] = {"Measuring": [], **{wing: [] for wing in WINGS}}
+        for path in sorted([*HOUSE.glob("*/__init__.py"), *HOUSE.glob("[a-z]*.py")]):
+            room = path.parent.name if path.name == "__init__.py" else path.stem
+            self.env.note_dependency(str(path))
+            said = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n\n")[0]
+            wing = next((wing for wing, rooms in WINGS.items() if room in rooms), "Measuring")
+            said = re.sub(r"`+(.*?)`+", r"<code>\1</code>", as_html(" ".join(said.split())))
+            wings[wing].append(f"<dt><code>{as_html(room)}</code></dt><dd>{said}</dd>")
+        boxes = [f"<section><h3>{wing}</h3><dl>{''.join(rooms)}</dl></section>" for wing, rooms in wings.items()]
+        return [nodes.raw("", f'<div class="house">{"".join(boxes)}</div>', format="html")]
+
+
+class Columns(SphinxDirective):
+    """The columns of `results.scores()`, each with what it holds."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = "".join(f"<dt><code>{name}</code></dt><dd>{as_html(said)}</dd>" for name, said in COLUMNS.items())
+        return [nodes.raw("", f'<dl class="columns">{rows}</dl>', format="html")]
+
+
+def setup(app: Sphinx) -> dict:
+    app.add_directive("house", House)
+    app.add_directive("columns", Columns)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
