@@ -146,11 +146,14 @@ def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) 
         if untold:
             return untold
         value, low, high = (value[name] if is_row else getattr(value, name) for name in ("value", "low", "high"))
-    form = (lambda one: f"{100 * one:.{max(digits - 2, 0)}f}") if as_share else (lambda one: f"{one:.{digits}f}")
-    mark = "%" if as_share else ""
     if pd.isna(value):
         return "not measured"
-    said = [("never" if math.isinf(one) else form(one)) for one in (value, low, high) if one is not None]
-    if len(said) < 3 or pd.isna(low):
-        return f"{said[0]}{mark}"
-    return f"{said[0]}{mark} ({said[1]} to {said[2]}{mark})"
+
+    def form(one: float, mark: str) -> str:
+        if math.isinf(one):
+            return "never"
+        return f"{100 * one:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{one:.{digits}f}"
+
+    if low is None or pd.isna(low):
+        return form(value, "%")
+    return f"{form(value, '%')} ({form(low, '')} to {form(high, '%')})"

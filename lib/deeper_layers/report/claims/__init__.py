@@ -1,16 +1,348 @@
-"""The paper's claims: a record each, one number that decides it, one table of all."""
+"""The paper's claims: a record each, one number that decides it, one table of all.
 
+The number of a claim is a query of the table of all results; the limits say what we take the paper's words to mean, and
+all were set before the data but for those of `ranks` and `unhealed-loss`. Where the whole model is within 0.05 of
+guessing nothing could be seen (at floor). Claims about healed models are *not tested* where they were healed at another
+rate than the paper's: their numbers stand beside and decide nothing.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
 import pandas as pd
+
+from deeper_layers.report import paper
+from deeper_layers.report.estimates import (
+    AT_FLOOR,
+    INCONCLUSIVE,
+    NOT_TESTED,
+    Estimate,
+    difference,
+    guessing,
+    half_gone,
+    is_at_floor,
+    means,
+    paired,
+    shares_kept,
+)
+from deeper_layers.report.names import as_table, in_order, model_title, say, topic
+from deeper_layers.report.statistics import (
+    Measured,
+    half_gone_table,
+    interval,
+    kept_distances,
+    measurements,
+    one_rule,
+    recovery_table,
+)
+
+ALIKE = 0.05  # accuracies no further apart are alike
+LEFT, AT_ONCE = 0.5, 0.1  # what a model that collapses keeps at most, from this share of the layers on
+NEAR = 0.1  # of the layers between two places that are near
+DEEP, LAST = 2 / 3, 0.9  # of the depth, from which on a block is deep; of the range of distances, near-maximal
+EARLIEST = min(low for low, _ in paper.CLIFFS.values())
+PAPERS_RATE = 3e-4
+AS_STATED, SMALLER = "tested as stated, on smaller models", "tested in part"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The number of one claim on one model, why there is none, and what stands beside it and decides nothing."""
+
+    estimate: Estimate
+    reason: str = ""
+    beside: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, in our words, and the one number that decides it.
+
+    Attributes:
+        paper: the paper's own number, with its model.
+        figure: of the paper; the GSM8K one is in an appendix of the later version.
+        number: what is counted here; `floor` and `ceiling` are what the claim says of it.
+        query: the number of one model, of all that results hold of it.
+        differs: from the paper, besides the models.
+        form: how the number is said: "share", "layers" or a plain one.
+    """
+
+    identifier: str
+    title: str
+    sentence: str
+    paper: str
+    figure: str
+    page: str
+    number: str
+    query: Callable[["Model"], Found]
+    floor: float = -math.inf
+    ceiling: float = math.inf
+    differs: str = "not healed"
+    as_share: bool = False
+    scale: str = AS_STATED
+
+
+@dataclass
+class Model:
+    """All that results hold of one model."""
+
+    name: str
+    scores: pd.DataFrame = field(repr=False)
+    distances: pd.DataFrame = field(repr=False)
+
+    def __post_init__(self):
+        self.layers = int(pd.concat([self.scores["layers"], self.distances["layers"]]).max())
+        self.recovery = recovery_table(self.scores)
+
+    def curve(self, task: str, rule: str = "similarity", also: tuple[str, ...] = (), **fixed) -> Measured | None:
+        """The one measurement of a task under a rule; None where there is none of the whole model and pruned ones."""
+        own = one_rule(self.scores[(self.scores["task"] == task) & (self.scores["rule"] == rule)])
+        for name, value in fixed.items():
+            own = own[own[name] == value]
+        found = [one for one in measurements(own, also, of=self.scores) if one.cuts["size"].iloc[0] == 0]
+        return max(found, key=lambda one: len(one.cuts), default=None)
+
+
+NONE = Estimate.none(NOT_TESTED)
+
+
+def _half_gone(task: str) -> Callable[[Model], Found]:
+    def query(model: Model) -> Found:
+        found = model.curve(task)
+        if found is None or len(found.cuts) < 3:
+            return Found(NONE, f"{topic(task)} was not asked")
+        return Found(half_gone(found.outcomes, found.cuts["size"], found.guessing) / model.layers)
+
+    return query
+
+
+def _plateau(model: Model) -> Found:
+    found = _half_gone("mmlu")(model)
+    others = half_gone_table(model.scores)
+    others = others[(others["rule"] == "similarity") & (others["untold"] == "") & (others["task"] != "mmlu")]
+    said = [f"{row['topic']} {_say_share(row)}" for row in others.to_dict("records")]
+    return Found(found.estimate, found.reason, f"half gone of {'; '.join(said)}" if said else "")
+
+
+def _say_share(row: dict) -> str:
+    return say(row["share"], row["share_low"], row["share_high"], as_share=True)
+
+
+def _collapses(model: Model) -> Found:
+    found = model.curve("mmlu", "simple")
+    if found is None:
+        return Found(NONE, "MMLU was not asked under the simple heuristic")
+    shares = shares_kept(found.outcomes, found.guessing)
+    from_there = [(size, share) for size, of, share in zip(found.cuts["size"], found.cuts["share"], shares) if of >= AT_ONCE]
+    if not from_there or from_there[0][1].untold:
+        return Found(from_there[0][1] if from_there else NONE)
+    most = Estimate.of(max(share.value for _, share in from_there), np.max([share.draws for _, share in from_there], axis=0))
+    return Found(most, beside="; ".join(f"n = {size}: {say(share, as_share=True)}" for size, share in from_there[:3]))
+
+
+def _jump(model: Model) -> Found:
+    losses, answers = model.curve("c4"), model.curve("mmlu")
+    if answers is not None and is_at_floor(answers.outcomes[0], answers.guessing):
+        return Found(Estimate.none(AT_FLOOR), "no cliff of MMLU to be near to")
+    if losses is None or answers is None:
+        return Found(NONE, "losses or MMLU were not measured")
+    value, draws = means(losses.outcomes)
+    sizes = losses.cuts["size"].to_numpy(dtype=float)
+    every = np.vstack([value, draws])
+    reached = every >= (every[:, :1] + losses.guessing) / 2
+    jump = np.where(reached.any(axis=1), sizes[reached.argmax(axis=1)], math.inf)
+    gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
+    return Found(Estimate.of((jump[0] - gone.value) / model.layers, (jump[1:] - gone.draws) / model.layers))
+
+
+def _depth(model: Model) -> Found:
+    """Depth of the middle of the most similar block, mean over sizes up to a quarter of the layers."""
+    sizes = range(1, max(model.layers // 4, 1) + 1)
+    return _of_distances(model, [(size, False) for size in sizes], lambda drawn, size: drawn.argmin(axis=1) + size / 2)
+
+
+def _height(model: Model) -> Found:
+    """Place of the block with the last layer in the range of distances of its size, without those from layer 0 on."""
+    sizes = range(1, model.layers // 2 + 1)
+
+    def place(drawn: np.ndarray, size: int) -> np.ndarray:
+        low, high = drawn[:, 1:].min(axis=1), drawn[:, 1:].max(axis=1)
+        return model.layers * (drawn[:, -1] - low) / (high - low)
+
+    return _of_distances(model, [(size, True) for size in sizes], place)
+
+
+def _of_distances(model: Model, sizes: list[tuple[int, bool]], of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
+    """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
+    own = kept_distances(model.distances)
+    own = own[own["by_sequence"].notna()]
+    corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
+    own, found = own[own["corpus"] == corpus], []
+    if own.empty:
+        return Found(NONE, "distances were not kept by sequence")
+    for size, with_last in sizes:
+        rows = own[own["size"] == size].sort_values("start")
+        rows = rows if with_last else rows[rows["start"] + size < model.layers]
+        value, draws = means(np.stack(list(rows["by_sequence"])))
+        found.append(of(np.vstack([value, draws]), size))
+    total = np.sum(found, axis=0) / (model.layers * len(sizes))
+    return Found(Estimate.of(total[0], total[1:]), beside=f"on {corpus}")
+
+
+def _prompts(column: str, one: int, other: int) -> Callable[[Model], Found]:
+    """Accuracy of the whole model on MMLU, by one number or order of examples less by another."""
+
+    def query(model: Model) -> Found:
+        own = model.scores[(model.scores["task"] == "mmlu") & model.scores["order"].notna() & model.scores["healing"].isna()]
+        own = own[(own["metric"] == "acc") & (own["repeat"] == 0) & (own["rule"] == "similarity")]
+        own = own[(own["order"] == 0) if column == "shots" else (own["shots"] == 5)]
+        vectors = []
+        for value in (one, other):
+            found = own[own[column] == value]
+            if found.empty:
+                return Found(NONE, "prompts were not varied")
+            vectors.append(paired(found)[1][0])
+        if is_at_floor(vectors[0], guessing(own)):
+            return Found(Estimate.none(AT_FLOOR), "the whole model only guesses")
+        return Found(difference(*vectors), beside=f"whole model, {len(vectors[0])} items")
+
+    return query
+
+
+def _ranks(model: Model) -> Found:
+    """Loss on C4 after healing, lowest rank less highest, where several seeds of each were healed."""
+    own = model.scores[model.scores["healing"].notna() & (model.scores["metric"] == "loss") & (model.scores["repeat"] == 0)]
+    own = own.drop_duplicates(["cut", "healing"])
+    settings = [json.loads(how) for how in own["healing"]]
+    own = own.assign(rank=[how["rank"] for how in settings], seed=[how["seed"] for how in settings])
+    plain = [how.get("objective") != "distill" and how["adapters"] == "all" and not how["auxiliary"] for how in settings]
+    own = own[plain]
+    for cut, found in own.groupby("cut"):
+        seeds = found.groupby("rank")["seed"].nunique()
+        if (seeds > 1).sum() > 1:
+            low, high = seeds[seeds > 1].index.min(), seeds[seeds > 1].index.max()
+            vectors = [np.mean(list(found[found["rank"] == rank]["outcome"]), axis=0) for rank in (low, high)]
+            said = f"rank {low} less rank {high}, mean of {seeds.min()} seeds, {cut.split(',')[1]} layers dropped"
+            return Found(difference(*vectors), beside=f"{said}; MMLU of these models is at floor")
+    return Found(NONE, "no two ranks were healed with several seeds")
+
+
+def _seeds(model: Model) -> Found:
+    own = model.recovery
+    own = own[(own["task"].isin(["mmlu", "embedded_mmlu"])) & (own["untold"] == "")] if len(own) else own
+    if own.empty:
+        return Found(Estimate.none(AT_FLOOR), "MMLU of healed models with several seeds: the whole model only guesses")
+    return Found(NONE, "MMLU was asked of one seed")
+
+
+def _healed(task: str) -> Callable[[Model], Found]:
+    """What healings recovered, beside: none was the paper's."""
+
+    def query(model: Model) -> Found:
+        every = model.recovery
+        if every.empty:
+            return Found(NONE, "no model was healed")
+        own = every[(every["task"] == task) & (every["untold"] == "")].sort_values("size")
+        share = every["tokens"].max() / paper.HEALING_TOKENS
+        times = every["learning_rate"].min() / PAPERS_RATE
+        reason = f"healed at {times:.0f} times the paper's rate, on at most {share:.2%} of its tokens"
+        said = [f"n = {row['size']} ({row['rule']}) {say(row)}" for row in own.to_dict("records")]
+        return Found(NONE, reason, f"recovered of {topic(task)}: {'; '.join(said)}" if said else "")
+
+    return query
+
+
+CLIFFS = ", ".join(f"{f} {lo:.0%}" + (f" to {hi:.0%}" if hi > lo else "") for f, (lo, hi) in paper.CLIFFS.items())
+PLATEAU = "share of the layers at which half of what lies above guessing is gone"
+CLAIMS = [
+    Claim("plateau", "Accuracy stays, then falls at once", "MMLU stays flat until a cliff, then falls to chance.", CLIFFS,
+          "1d, 2", "02-question-answering", PLATEAU, _plateau, floor=EARLIEST, as_share=True),
+    Claim("boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.", CLIFFS, "1d, 6",
+          "02-question-answering", PLATEAU, _half_gone("boolq"), floor=EARLIEST, as_share=True),
+    Claim("simple-unhealed", "The simple heuristic alone collapses",
+          "Without healing, dropping the layers before the last one costs everything at once.",
+          "Llama-2-70B: near chance from the first cuts on", "5", "02-question-answering",
+          "most that any cut from a tenth of the layers on keeps of MMLU above guessing", _collapses, ceiling=LEFT, as_share=True),
+    Claim("unhealed-loss", "Unhealed loss jumps near the cliff", "Without healing, the loss jumps near MMLU's cliff.",
+          "Llama-2-70B: at 40 to 50%", "1d, 3", "04-healing",
+          "share of the layers from MMLU's half to where the loss is half way to guessing", _jump, -NEAR, NEAR, as_share=True),
+    Claim("deep-blocks", "Deep blocks are the most alike", "The deepest blocks without the last layer are the most similar.",
+          "Llama-2-7B and Mistral-7B: centred at depth 0.78 at a quarter dropped", "1c, 4", "01-similarity",
+          "depth of the middle of the most similar block, mean over sizes to a quarter", _depth, floor=DEEP,
+          differs="256 sequences of C4, not 10,000"),
+    Claim("last-layer", "The last layer is unlike the others", "Blocks with the last layer are near-maximally dissimilar.",
+          "all models: the outer edge of each curve", "1c, 4", "01-similarity",
+          "place in the range of distances of a size, mean over sizes to half of the layers", _height, floor=LAST,
+          differs="256 sequences of C4, not 10,000; blocks from layer 0 on left out"),
+    Claim("shot-order", "The order of examples does not matter", "Another order of the examples: no effect on MMLU.",
+          "Llama-2-13B: curves lie on each other", "7", "02-question-answering",
+          "accuracy of the whole model on MMLU, one order less another", _prompts("order", 1, 0), -ALIKE, ALIKE),
+    Claim("more-shots", "More examples help a little", "More examples in the prompt: MMLU marginally better.",
+          "Llama-2-13B: curves of 0 to 5 examples nearly alike", "7", "02-question-answering",
+          "accuracy of the whole model on MMLU, 5 examples less 0", _prompts("shots", 5, 0), 0.0, ALIKE),
+    Claim("reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.", f"before MMLU's cliffs, {CLIFFS}",
+          "GSM8K (appendix of 2025)", "03-reasoning", PLATEAU, _half_gone("gsm8k"), ceiling=EARLIEST, as_share=True),
+    Claim("ranks", "Lower ranks: worse loss", "A lower rank of the adapters gives better MMLU and worse loss on C4.",
+          "Mistral-7B: loss rises as the rank falls from 64 to 2", "9", "04-healing",
+          "loss on C4, lowest rank less highest, nats a token", _ranks, floor=0.0,
+          differs="healed at 17 times the rate, on 0.07% of the tokens", scale=SMALLER),
+    Claim("seeds", "The seed of healing does not matter", "Another seed of healing: no effect on MMLU.",
+          "Llama-2-13B: curves lie on each other", "8", "04-healing", "accuracy on MMLU, one seed less another", _seeds,
+          -ALIKE, ALIKE, differs="healed at 17 times the rate", scale=SMALLER),
+    Claim("plateau-healed", "So it does after healing", "The healed curves have the same flat part and the same fall.",
+          CLIFFS, "1d, 2, 6", "04-healing", PLATEAU, _healed("mmlu"), floor=EARLIEST, scale=NOT_TESTED),
+    Claim("boolq-healing", "Healing matters more for BoolQ", "Healing gives back more on BoolQ than on MMLU.",
+          "all models", "6", "04-healing", "recovery of BoolQ less that of MMLU", _healed("boolq"), floor=0.0,
+          scale=NOT_TESTED),
+    Claim("healed-loss", "Healed loss grows slowly and straight",
+          "After healing, the loss on C4 grows slowly and about linearly, straight through the cliff.",
+          "Llama-2-70B, to 50%", "1d, 3", "04-healing", "rise of the healed loss over that of the other", _healed("c4"),
+          ceiling=0.5, scale=NOT_TESTED),
+    Claim("simple-healed", "The simple heuristic, healed, nearly matches",
+          "After healing, the simple heuristic does nearly as well as similarity-informed pruning.", "Llama-2-70B", "5",
+          "04-healing", "accuracy on MMLU, simple heuristic less similarity-informed", _healed("mmlu"), floor=-ALIKE,
+          scale=NOT_TESTED),
+]  # fmt: skip
 
 
 def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """All claims of all models: claim, title, sentence, paper (its number, with its model), figure, page, model, number
-    (what was counted), value with low and high, floor, ceiling, verdict, reason, beside (numbers that decide nothing),
-    differs (what differs here), power, scale ("as stated", "at a smaller scale", "not tested")."""
-    raise NotImplementedError
+    (what was counted), value with low and high, as_share, floor, ceiling, verdict, reason, beside (numbers that decide
+    nothing), differs (what differs here), power (half of the interval), scale (as stated, in part, not tested)."""
+    rows = []
+    names = in_order({*scores["model"], *distances["model"]})
+    models = [Model(name, *(table[table["model"] == name] for table in (scores, distances))) for name in names]
+    for claim in CLAIMS:
+        for model in models:
+            found = claim.query(model)
+            verdict = NOT_TESTED if claim.scale == NOT_TESTED else found.estimate.against(claim.floor, claim.ceiling)
+            ends = found.estimate.low, found.estimate.high
+            reason = found.reason
+            if verdict != NOT_TESTED and any(np.allclose(ends, limit) for limit in (claim.floor, claim.ceiling)):
+                verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
+            row = {name: getattr(claim, name) for name in ("title", "sentence", "paper", "figure", "page", "number")}
+            row |= {"claim": claim.identifier, "model": model.name} | interval(found.estimate)
+            row |= {"floor": claim.floor, "ceiling": claim.ceiling, "verdict": verdict, "reason": reason}
+            half = (found.estimate.high - found.estimate.low) / 2
+            row |= {"power": half if math.isfinite(half) else np.nan, "as_share": claim.as_share}
+            rows.append(row | {"beside": found.beside, "differs": claim.differs, "scale": claim.scale})
+    return pd.DataFrame(rows)
 
 
 def shown(found: pd.DataFrame):
-    """The one table of the page: claim | the paper's number | ours, a model a column, and verdict | what differs |
+    """The one table of the page: claim | the paper's number | ours, a model a column, with its verdict | what differs |
     figure. It shows itself in a notebook."""
-    raise NotImplementedError
+    rows = []
+    for _, own in found.groupby("claim", sort=False):
+        first = own.iloc[0]
+        row = {"claim": f"{first['title']}. {first['sentence']}", "the paper": first["paper"]}
+        for of in own.to_dict("records"):
+            number = "" if pd.isna(of["value"]) else f": {say(of['value'], of['low'], of['high'], as_share=of['as_share'])}"
+            row[model_title(of["model"])] = f"{of['verdict']}{number}" + (f" ({of['reason']})" if of["reason"] else "")
+        differs = first["differs"] if first["scale"] != NOT_TESTED else "how it was healed"
+        row |= {"we count": first["number"], "what differs": differs, "figure": first["figure"], "notebook": first["page"]}
+        rows.append(row)
+    return as_table(pd.DataFrame(rows), "The paper's claims: its number, ours with 95% intervals, and the verdict.")

@@ -8,6 +8,7 @@ model, task and rule the one measurement that counts (`best_measured`).
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,12 +67,8 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     untold ("at floor" where nothing can be seen, else "").
     """
     rows = []
-    for place, found in _measurements(one_rule(scores), also):
+    for place, cuts, right, level, found in measurements(one_rule(scores), also, scores):
         first, is_loss = found.iloc[0], found["metric"].iloc[0] == "loss"
-        level = float(first["chance"]) if is_loss else _guessing(scores, first["task"], found)
-        cuts, right = paired(found)
-        if cuts["size"].isna().any():
-            continue
         at_floor = not is_loss and cuts["size"].iloc[0] == 0 and is_at_floor(right[0], level)
         has_whole = not is_loss and cuts["size"].iloc[0] == 0
         kept = shares_kept(right, level) if has_whole else [Estimate.none(NOT_TESTED)] * len(cuts)
@@ -90,11 +87,10 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, value with low and high (layers
     dropped; infinite where half is never gone), share with share_low and share_high, untold."""
     rows = []
-    for place, found in _measurements(one_rule(scores[scores["metric"] != "loss"])):
-        cuts, right = paired(found)
-        if cuts["size"].isna().any() or cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
+    for place, cuts, right, level, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
+        if cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
             continue
-        first, level = found.iloc[0], _guessing(scores, place["task"], found)
+        first = found.iloc[0]
         half = half_gone(right, cuts["size"], level)
         shared = place | {"topic": topic(place["task"]), "layers": first["layers"], "items": right.shape[1]}
         shared |= {"guessing": level, "whole": right[0].mean(), "largest": int(cuts["size"].max())}
@@ -128,11 +124,10 @@ def blocks_scored(
     """Of each model and task of which every block of a size was tried: model, task and layers, the cuts (the whole
     model first), their outcomes [C, I], and what guessing scores."""
     own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(tasks) & (scores["metric"] != "loss")]
-    for place, found in _measurements(own):
-        cuts, right = paired(found)
+    for place, cuts, right, level, found in measurements(own, (), scores):
         layers = int(found["layers"].iloc[0])
         if len(cuts) == layers - size + 2:
-            yield place | {"layers": layers}, cuts, right, _guessing(scores, place["task"], found)
+            yield place | {"layers": layers}, cuts, right, level
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -249,9 +244,8 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
     the whole model), lost, gained (items), changed (share of items with another choice, missing where none was kept),
     p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
     rows = []
-    for place, found in _measurements(one_rule(scores[scores["metric"] != "loss"])):
-        cuts, right = paired(found)
-        if cuts["size"].isna().any() or cuts["size"].iloc[0] != 0 or len(cuts) < 2:
+    for place, cuts, right, _, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
+        if cuts["size"].iloc[0] != 0 or len(cuts) < 2:
             continue
         has_choices = found["chosen"].notna().all()
         choices = paired(found.assign(outcome=found["chosen"]))[1] if has_choices else None
@@ -360,6 +354,40 @@ def answer_lengths(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------
+
+
+class Measured(NamedTuple):
+    """One measurement of one model, task and rule.
+
+    `place` has its model, task, rule and what else tells it apart; `cuts` are by size and start; `outcomes` [C, I] is
+    what came out of each; `guessing` what guessing scores, or the loss of it; `rows` are those of the table.
+    """
+
+    place: dict
+    cuts: pd.DataFrame
+    outcomes: np.ndarray
+    guessing: float
+    rows: pd.DataFrame
+
+    @property
+    def layers(self) -> int:
+        return int(self.rows["layers"].iloc[0])
+
+
+def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
+    """Of each model, task, rule and whatever else tells curves apart the one measurement that counts.
+
+    What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
+    right.
+    """
+    for place, found in _measurements(scores, also):
+        cuts, outcomes = paired(found)
+        if cuts["size"].isna().any():
+            continue
+        is_loss = found["metric"].iloc[0] == "loss"
+        every = scores if of is None else of
+        level = float(found["chance"].max()) if is_loss else _guessing(every, place["task"], found)
+        yield Measured(place, cuts, outcomes, level, found)
 
 
 def records(table: pd.DataFrame) -> list[dict]:
