@@ -178,6 +178,7 @@ CASES = {
     "one with a mark that is not ours": (file(f"{OURS}/mark.json", "{}"), NEW, ""),
     "a link that is named as ours": (both(file("else/mark.json", files.HEAD), link(OURS, "else")), NEW, ""),
     "a file that is named as ours": (file(OURS), NEW, ""),
+    "one that is named as ours, with a file named as our lock": (file(f"{OURS}/lock"), NEW, ""),
     "OUT.lock is somebody's": (file("new.lock"), NEW, ""),
 }  # fmt: skip
 
