@@ -43,7 +43,7 @@ KEY = {
 def measured(cuts, task: str = "a") -> tuple[pd.DataFrame, dict]:
     """Rows and details of a sweep."""
     rows = [
-        {"task": task, "metric": "acc", "start": start, "size": size, "value": 1 / (3 + size),
+        {"task": task, "metric": "acc", "start": start, "size": size, "value": 2 / 3,
          "stderr": 0.25 if size == 0 else np.nan, "items": 3}
         for start, size in cuts
     ]  # fmt: skip
@@ -320,14 +320,14 @@ def test_where_results_lie(tmp_path, monkeypatch):
 
 def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
     rows = pd.concat([ROWS, ROWS.assign(metric="f1")], ignore_index=True)
-    rows["value"] = [0.5, np.nan, np.inf, np.float32(0.25)]
+    rows["value"] = [2 / 3, np.nan, np.inf, np.float32(0.25)]
     rows["stderr"] = np.nan
     rows["items"] = np.array([3] * 4, dtype=np.int64)
     unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, DETAILS), tmp_path)
     text = unit.path.read_text()
     assert "NaN" not in text and "Infinity" not in text
     stored = json.loads(text)["rows"]
-    assert [row["value"] for row in stored] == [0.5, None, None, 0.25]
+    assert [row["value"] for row in stored] == [2 / 3, None, None, 0.25]
     assert [row["items"] for row in stored] == [3] * 4
     assert unit.rows["value"].isna().tolist() == [False, True, True, False]
     assert unit.rows["stderr"].isna().all() and unit.rows["stderr"].dtype == float
