@@ -17,7 +17,7 @@ from tqdm import tqdm
 from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
 from deeper_layers.checkpoints.engines import nth, of_another_kind, periods
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files.staging import check_absent, new_file
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor
@@ -102,7 +102,7 @@ def slice_gguf(
         total += bytes
     with new_file(out) as partial, contextlib.closing(writer):
         if total > (free := shutil.disk_usage(partial.parent).free):
-            raise InputError(f"{out} needs {total / 1e9:.2f} GB, where {free / 1e9:.2f} GB are free: free some space")
+            raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
         writer.write_header_to_file(partial)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

@@ -8,6 +8,7 @@ from pathlib import Path
 from deeper_layers.checkpoints.lineage import LINEAGE, read_lineage, strange_in
 from deeper_layers.checkpoints.partial_folder import check_apart
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import is_gguf
 
 
 def check_replaceable(out: Path) -> None:
@@ -51,7 +52,7 @@ def in_the_place_of(out: Path, *sources: Path) -> Iterator[Path]:
 
 
 def _strange(out: Path) -> str | None:
-    if out.suffix == ".gguf" or out.name.endswith((".gguf.new", ".gguf.old")):
+    if is_gguf(out.name.removesuffix(".new").removesuffix(".old")):
         from deeper_layers.checkpoints.gguf_files import KEPT  # slow
         from deeper_layers.models.gguf_checks import read_gguf
 

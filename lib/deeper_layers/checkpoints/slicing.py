@@ -15,6 +15,7 @@ import warnings
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
 from deeper_layers.checkpoints.casting import (
@@ -36,7 +37,7 @@ from deeper_layers.checkpoints.silencing import silenced
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, first_line, in_bytes
 from deeper_layers.files.whole import write_whole
 from deeper_layers.models.checkpoint_files import (
     INDEX,
@@ -44,10 +45,12 @@ from deeper_layers.models.checkpoint_files import (
     SINGLE,
     Shard,
     folder_files,
+    is_gguf,
     local_path,
     read_json,
     read_shards,
 )
+from deeper_layers.models.configuration import UNUSABLE
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.packaged import PACKAGED
@@ -120,6 +123,7 @@ def slice_checkpoint(
     layout = layout_after(Cut.of(cut.dropped) if silence else cut, folder, shards, mtp=mtp)
     for said in layout.warnings:
         warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
+    _warn_of_tokenizer(folder)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
     if silence:
@@ -206,7 +210,7 @@ def _other_files(folder: Path) -> list[Path]:
     ours = {"config.json", "README.md", LINEAGE, STATE}
     return [
         path for path in folder_files(folder)
-        if path.name not in ours and not path.name.endswith((*OTHER_WEIGHTS, ".index.json"))
+        if path.name not in ours and not path.name.lower().endswith((*OTHER_WEIGHTS, ".index.json"))
     ]  # fmt: skip
 
 
@@ -225,13 +229,23 @@ def _quantized(source: str) -> str:
     if packaged := PACKAGED.get(source):
         return packaged.quantized
     path = local_path(source)
-    return inspect_gguf(path, None, hashed=False)["quantized"] if path.suffix == ".gguf" else ""
+    return inspect_gguf(path, None, hashed=False)["quantized"] if is_gguf(path) else ""
 
 
 def _weights(source: str, folder: Path, shards: list[Shard]) -> str | None:
     """The hash of a source's weights, where it is known or soon found."""
     large = sum(tensor.bytes for shard in shards for tensor in shard.tensors) > MOST_HASHED
     return None if large and local_path(source).is_dir() else model_key(source, folder)["weights"]
+
+
+def _warn_of_tokenizer(folder: Path) -> None:
+    """Say where the tokenizer does not open here. It is copied all the same: other tools, or its own code, may do."""
+    if not any(folder.glob("tokenizer*")):
+        return
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UNUSABLE as error:
+        warnings.warn(f"the tokenizer of {folder} does not open ({first_line(error)}): it is copied so", stacklevel=3)
 
 
 def _older_tokenizer(folder: Path) -> dict[str, str]:
@@ -281,7 +295,7 @@ def _write_tensors(shards: dict[str, Shard], partial: Path) -> None:
     free = shutil.disk_usage(partial).free
     if total - done > free:
         raise InputError(
-            f"{partial.with_suffix('')} needs {(total - done) / 1e9:.2f} GB more, where {free / 1e9:.2f} GB are free: "
+            f"{partial.with_suffix('')} needs {in_bytes(total - done)} more, where {in_bytes(free)} are free: "
             "free some space, or give a folder on another disk"
         )
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
