@@ -117,7 +117,7 @@ def _read(path: Path) -> Unit:
     rows = pd.DataFrame(content["rows"])
     # a column of nothing but null would be one of objects
     rows = rows.astype({name: float for name in NUMBERS if name in rows})
-    if "sha256" in content and content["sha256"] != content_hash(content):
+    if content.get("sha256") != content_hash(content):
         raise ValueError("its content is not that of its SHA-256")
     unit = Unit(
         content["kind"], content["name"], content["key"], content["provenance"],
