@@ -17,7 +17,7 @@ SLOW = {
     "test_generation", "test_gguf_conversion", "test_gguf_damage", "test_healed", "test_healing", "test_kept_safe",
     "test_kills", "test_machines", "test_memory", "test_model_card", "test_mtp", "test_names", "test_outdated",
     "test_package_index", "test_resuming", "test_seeing", "test_streaming", "test_sweep", "test_taken_away",
-    "test_tree", "test_wheel", "test_words",
+    "test_tree", "test_unclear", "test_wheel", "test_words",
 }  # fmt: skip
 
 

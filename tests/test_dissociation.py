@@ -241,7 +241,9 @@ def test_scans_of_some_blocks_each_say_what_one_of_all_says(tmp_path, in_groups)
             task = f"{one.name}_b"
             outcomes = {name: {task: packed} for name, of_cut in one.details["outcomes"].items()
                         for packed in of_cut.values()}  # fmt: skip
-            rows, details = one.rows.assign(task=task), one.details | {"outcomes": outcomes}
+            right = [unpack(outcomes[f"{row.start},{row.size}"][task][row.metric]) for row in one.rows.itertuples()]
+            rows = one.rows.assign(task=task, value=[found.mean() for found in right])
+            details = one.details | {"outcomes": outcomes}
             leaf = write_unit("scan", task, one.key | {"task": task}, PROVENANCE, rows, details, tmp_path)
             details = OF_THE_MODEL | {"levels": {}, "units": [leaf.path.name]}
             groups.append(write_unit("scan", one.name, one.key, PROVENANCE, one.rows, details, tmp_path))

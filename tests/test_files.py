@@ -40,7 +40,7 @@ def models(tmp_path_factory):
     model, tokenizer = load_model(str(place / "tiny"))
     write_gguf(model, tokenizer, place / "whole.gguf")
     tiny_model("llama", layers=3).save_pretrained(place / "whole", max_shard_size="130KB")
-    (place / "whole" / "tokenizer.json").write_text("{}")
+    (place / "whole" / "vocab.json").write_text("{}")
     slice_checkpoint(place / "whole", CUT, place / "out")
     typed("prune", place / "whole.gguf", place / "out.gguf", *ONE)
     return place
@@ -148,7 +148,7 @@ CASES = {
     "a file came into OUT": (file("out/notes.txt"), OVER, "notes.txt in it is not ours"),
     "a hidden file came into OUT": (file("out/.env"), OVER, ".env in it is not ours"),
     "a folder came into OUT": (file("out/runs/1"), OVER, "runs in it is not ours"),
-    "a file of OUT is gone": (gone("out/tokenizer.json"), OVER, "tokenizer.json is missing"),
+    "a file of OUT is gone": (gone("out/vocab.json"), OVER, "vocab.json is missing"),
     "a file of OUT leads elsewhere": (
         both(renamed("out/config.json", "mine"), link("out/config.json", "../mine")), OVER, "in it is not ours"),
     "OUT is a link to ours": (both(renamed("out", "real"), link("out", "real")), OVER, "it is no folder with"),
@@ -178,6 +178,7 @@ CASES = {
     "one with a mark that is not ours": (file(f"{OURS}/mark.json", "{}"), NEW, ""),
     "a link that is named as ours": (both(file("else/mark.json", files.HEAD), link(OURS, "else")), NEW, ""),
     "a file that is named as ours": (file(OURS), NEW, ""),
+    "one that is named as ours, with a file named as our lock": (file(f"{OURS}/lock"), NEW, ""),
     "OUT.lock is somebody's": (file("new.lock"), NEW, ""),
 }  # fmt: skip
 

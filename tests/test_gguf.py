@@ -208,7 +208,7 @@ def test_what_a_user_gets_wrong(tiny, tiny_folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="one of several files"):
         slice_gguf(write(tmp_path / "part.gguf", split__count=2), CUT, tmp_path / "out.gguf")
     monkeypatch.setattr(gguf_files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(InputError, match="GB are free"):
+    with pytest.raises(InputError, match="MB are free"):
         slice_gguf(tiny, CUT, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*out.gguf*"))
 

@@ -29,7 +29,7 @@ from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.records import all_records
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.results.units import all_units, key_hash, read_unit, unit_path
+from deeper_layers.results.units import all_units, content_hash, key_hash, read_unit, unit_path
 from tests.faults import calls_of, killed_at
 
 CUTS_OF_KEY = [[0, 0], [0, 1]]
@@ -42,7 +42,7 @@ KEY = {
 def measured(cuts, task: str = "a") -> tuple[pd.DataFrame, dict]:
     """Rows and details of a sweep."""
     rows = [
-        {"task": task, "metric": "acc", "start": start, "size": size, "value": 1 / (3 + size),
+        {"task": task, "metric": "acc", "start": start, "size": size, "value": 2 / 3,
          "stderr": 0.25 if size == 0 else np.nan, "items": 3}
         for start, size in cuts
     ]  # fmt: skip
@@ -133,8 +133,8 @@ def test_of_several_the_one_written_last_is_current_whatever_the_clock_says(tmp_
         assert units.find_unit("sweep", "a", known, tmp_path).path == made.path
         if number == 0:  # as units of old, which have no number
             content = json.loads(made.path.read_text())
-            del content["provenance"]["order"], content["sha256"]
-            made.path.write_text(json.dumps(content))
+            del content["provenance"]["order"]
+            made.path.write_text(json.dumps(content | {"sha256": content_hash(content)}))
 
 
 def test_a_unit_is_read_once_until_its_file_changes_even_where_its_time_is_set_back(tmp_path, measure, monkeypatch):
@@ -320,14 +320,14 @@ def test_where_results_lie(tmp_path, monkeypatch):
 
 def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
     rows = pd.concat([ROWS, ROWS.assign(metric="f1")], ignore_index=True)
-    rows["value"] = [0.5, np.nan, np.inf, np.float32(0.25)]
+    rows["value"] = [2 / 3, np.nan, np.inf, np.float32(0.25)]
     rows["stderr"] = np.nan
     rows["items"] = np.array([3] * 4, dtype=np.int64)
     unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, DETAILS), tmp_path)
     text = unit.path.read_text()
     assert "NaN" not in text and "Infinity" not in text
     stored = json.loads(text)["rows"]
-    assert [row["value"] for row in stored] == [0.5, None, None, 0.25]
+    assert [row["value"] for row in stored] == [2 / 3, None, None, 0.25]
     assert [row["items"] for row in stored] == [3] * 4
     assert unit.rows["value"].isna().tolist() == [False, True, True, False]
     assert unit.rows["stderr"].isna().all() and unit.rows["stderr"].dtype == float

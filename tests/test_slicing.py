@@ -190,7 +190,7 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="no file, no folder and no hub id"):
         slice_checkpoint(str(tmp_path / "none"), CUT, tmp_path / "out")
     monkeypatch.setattr(slicing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(InputError, match="GB are free"):
+    with pytest.raises(InputError, match="MB are free"):
         slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
 
 

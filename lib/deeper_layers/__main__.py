@@ -1,6 +1,17 @@
-"""`python -m deeper_layers`: the command `deeper-layers`."""
+"""The command `deeper-layers`, also `python -m deeper_layers`: nothing is imported before Ctrl-C is heeded."""
 
-from deeper_layers.command import main
+import sys
+
+
+def main() -> None:
+    try:
+        from deeper_layers.command import main
+
+        main()
+    except KeyboardInterrupt:  # before a subcommand begins, which says more: group.py
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+
 
 if __name__ == "__main__":
-    main(prog_name="python -m deeper_layers")
+    main()

@@ -1,10 +1,15 @@
 """The one exception for everything a user can get wrong, and its kind for what was not measured."""
 
+import errno
+import os
 import re
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST = 2000  # characters of a message
 # how torch, its libraries and the system say that memory ran out, where the class of the error does not
-NO_MEMORY = re.compile("allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    "allocate memory|out of memory|not enough memory|tried to allocate|alloc_failed|map segment", re.IGNORECASE
+)
 
 
 class InputError(ValueError):
@@ -49,6 +54,21 @@ def ran_out(error: BaseException) -> bool:
     """Whether an error says that memory ran out: torch has its own on an accelerator, and none on a processor."""
     of_class = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return of_class or NO_MEMORY.search(str(error)) is not None
+
+
+def disk_is_full(error: BaseException | str) -> bool:
+    """Whether an error says that a disk, or what one may have of it, is full: libraries have classes of their own."""
+    return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
+
+
+def forbidden(path: object) -> InputError:
+    """What to say of a file that may be whole, and that the user has no right to read."""
+    return InputError(f"no permission to read {path}: ask for the right to read it, or give another")
+
+
+def in_bytes(number: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.2f} MB"
 
 
 def one_line(message: str) -> str:

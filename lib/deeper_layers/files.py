@@ -250,8 +250,8 @@ def _left(parent: Path, name: str | None, alone: bool) -> Iterator[tuple[Path, d
             lock.acquire(blocking=False)
         except Timeout:
             if alone:
-                said = f"another process writes {parent / said['for']}: wait until it ends, or give another name"
-                raise InputError(said) from None
+                path = parent / (name or "")
+                raise InputError(f"another process writes {path}: wait until it ends, or give another name") from None
             continue
         except OSError:
             continue
@@ -276,7 +276,8 @@ def _said(folder: Path) -> dict | None:
     except ValueError:  # its process was killed while it wrote this
         said = {}
     if not said:
-        return {} if HEAD.startswith(text[: len(HEAD)]) and names <= {LOCK, MARK} else None
+        begun = names <= {LOCK, MARK} and (LOCK not in names or not (folder / LOCK).stat().st_size)
+        return {} if begun and HEAD.startswith(text[: len(HEAD)]) else None
     writes = said.get("writes")
     ours = writes is None or made <= {*writes, *(partial_name(name) for name in writes)}
     return said if ours and isinstance(said.get("for"), str) else None

@@ -17,7 +17,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, disk_is_full, first_line
 from deeper_layers.files import atomic_file, replace_any
 
 CHUNK = 1 << 20
@@ -91,6 +91,8 @@ class Wheel:
             capture_output=True, text=True, errors="replace",
         )  # fmt: skip
         found = list(folder.glob("*.whl"))
+        if disk_is_full(done.stderr):
+            raise OSError("No space left on device, where pip unpacks it or here")
         if done.returncode != 0 or len(found) != 1:
             lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
             reason = next((line for line in reversed(lines) if line.startswith("ERROR:")), lines[-1])

@@ -24,7 +24,7 @@ from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapte
 from deeper_layers.checkpoints.engines import nth, of_another_kind, periods
 from deeper_layers.checkpoints.tensor_files import Hashing
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor
@@ -117,7 +117,7 @@ def slice_gguf(
 
     def write(made: Path) -> None:
         if total > (free := shutil.disk_usage(made.parent).free):
-            raise InputError(f"{out} needs {total / 1e9:.2f} GB, where {free / 1e9:.2f} GB are free: free some space")
+            raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
         writer.write_header_to_file(made)
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

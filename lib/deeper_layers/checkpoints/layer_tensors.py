@@ -6,6 +6,7 @@ themselves.
 """
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,8 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
         layout = _known(cut, folder, config, shapes, mtp)
     else:
         layout = _by_itself(cut, folder, config, list(shapes), mtp)
+    odd = [name for name in shapes if name.startswith(layout.prefix) and _number(name, layout.prefix) is None]
+    _refuse(folder, odd, f"called like those of layers ({layout.prefix}0), and of no number")
     if isinstance(config.get("quantization_config"), dict):
         prefixes = tuple(dict.fromkeys(filter(None, (layout.prefix, layout.module))))
         names = cut_quantization(
@@ -174,9 +177,13 @@ def _prefix_of_layers(
             f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
             f"({', '.join(groups) or 'none'}): expected exactly one, like {module}0"
         )
-    # as many of something else, which the model does not know, may belong to the layers, one to each
+    # something else with numbers, which the model neither knows nor leaves out, may belong to layers of these numbers
     lists = [f"{name}." for name, _ in model.named_modules()]
-    others = [p for p in fitting if p not in chosen and not any(name.endswith(p) for name in lists)]
+    ignored = [MTP, *(model._keys_to_ignore_on_load_unexpected or ())]
+    others = [
+        p for p in groups
+        if p not in chosen and not any(name.endswith(p) for name in lists) and not any(re.search(k, p) for k in ignored)
+    ]  # fmt: skip
     others = [prefix for prefix in others if not unread_without(model, shapes, prefix)]
     names = [name for name in shapes if _prefix(name) in others]
     _refuse(folder, names, "numbered like layers, of no known name")

@@ -16,6 +16,7 @@ import warnings
 from pathlib import Path
 
 from tqdm import tqdm
+from transformers import AutoTokenizer
 
 from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
 from deeper_layers.checkpoints.casting import (
@@ -44,17 +45,19 @@ from deeper_layers.checkpoints.silencing import silenced
 from deeper_layers.checkpoints.source_facts import facts_of
 from deeper_layers.checkpoints.tensor_files import copy_tensors
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, first_line, in_bytes
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
     INDEX,
     SINGLE,
     Shard,
     folder_files,
+    is_gguf,
     local_path,
     read_json,
     read_shards,
 )
+from deeper_layers.models.configuration import UNUSABLE
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.packaged import PACKAGED
@@ -142,6 +145,7 @@ def slice_checkpoint(
     layout = layout_after(Cut.of(cut.dropped) if silence else cut, folder, shards, mtp=mtp)
     for said in layout.warnings:
         warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
+    _warn_of_tokenizer(folder)
     kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
     added = None
     if silence:
@@ -168,12 +172,12 @@ def slice_checkpoint(
     facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
     lineage = begun(facts.hub, step) if before is None else before.after(step)
     predicting = "kept" if layout.mtp else "" if mtp else "left out"
-    made = Made(
+    told = Made(
         str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
     )  # fmt: skip
     texts = {
         "config.json": json.dumps(config, indent=2) + "\n",
-        "README.md": model_card(made, card),
+        "README.md": model_card(told, card),
         **tokenizer,
     }
     others = [path for path in others if path.name not in texts]
@@ -231,12 +235,11 @@ def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
     code = [path for path in others if path.suffix == ".py"]
     needed = [path for path in others if NEEDED.fullmatch(path.name)] + (code if trust_remote_code else [])
     ours = {"config.json", "README.md", LINEAGE, ".gitattributes", *(path.name for path in needed)}
-    left = [path.name for path in others if path.name not in ours] + [
-        f"{one.name}/" for one in folder.iterdir() if one.is_dir()
-    ]
+    left = [path.name for path in others if path.name not in ours]
+    left += [f"{path.name}/" for path in folder.iterdir() if path.is_dir()]
     if left:
         how = "; --trust-remote-code takes code along" if code and not trust_remote_code else ""
-        warnings.warn(f"left in {folder}, as no part of a checkpoint: {', '.join(left)}{how}", stacklevel=3)
+        warnings.warn(f"left in {folder}, as no part of a checkpoint: {', '.join(sorted(left))}{how}", stacklevel=3)
     return needed
 
 
@@ -255,13 +258,23 @@ def _quantized(source: str) -> str:
     if packaged := PACKAGED.get(source):
         return packaged.quantized
     path = local_path(source)
-    return inspect_gguf(path, None, hashed=False)["quantized"] if path.suffix == ".gguf" else ""
+    return inspect_gguf(path, None, hashed=False)["quantized"] if is_gguf(path) else ""
 
 
 def _weights(source: str, folder: Path, shards: list[Shard]) -> str | None:
     """The hash of a source's weights, where it is known or soon found."""
     large = sum(tensor.bytes for shard in shards for tensor in shard.tensors) > MOST_HASHED
     return None if large and local_path(source).is_dir() else model_key(source, folder)["weights"]
+
+
+def _warn_of_tokenizer(folder: Path) -> None:
+    """Say where the tokenizer does not open here. It is copied all the same: other tools, or its own code, may do."""
+    if not any(folder.glob("tokenizer*")):
+        return
+    try:
+        AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except UNUSABLE as error:
+        warnings.warn(f"the tokenizer of {folder} does not open ({first_line(error)}): it is copied so", stacklevel=3)
 
 
 def _older_tokenizer(folder: Path) -> dict[str, str]:
@@ -318,7 +331,7 @@ def _write_tensors(shards: dict[str, Shard], made: Path, out: Path) -> dict[str,
     free = shutil.disk_usage(made).free
     if total - done > free:
         raise InputError(
-            f"{out} needs {(total - done) / 1e9:.2f} GB more, where {free / 1e9:.2f} GB are free: "
+            f"{out} needs {in_bytes(total - done)} more, where {in_bytes(free)} are free: "
             "free some space, or give a folder on another disk"
         )
     with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deeper_layers.errors import InputError
 from deeper_layers.files import read_plain
-from deeper_layers.models.checkpoint_files import local_path, read_json
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.configuration import HUB_ID
 from deeper_layers.models.packaged import PACKAGED
 
@@ -34,7 +34,7 @@ def facts_of(source: str, weights: str | None, folder: Path) -> Facts:
     known = PACKAGED.get(source) or next((model for model in PACKAGED.values() if model.sha256 == sha256), None)
     if known:
         return Facts({"license": known.license, "pipeline_tag": "text-generation"}, known.hub)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return Facts({"pipeline_tag": "text-generation"} | _of_gguf(path))
     head, text = _read_card(folder / CARD)
     entries = {name: value for name in PASSED_ON if (value := _plain(head.get(name))) is not None}

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deeper_layers.errors import InputError
+
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
@@ -29,9 +31,18 @@ def answering(function: Callable[..., Answer]) -> Callable:
     @click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else on stdout")
     @functools.wraps(function)
     def answered(as_json: bool, **options) -> None:
+        if sys.flags.optimize > 1:
+            raise InputError("PYTHONOPTIMIZE is 2, and transformers reads its own docstrings: unset it, or set it to 1")
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
-        click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
+        try:
+            click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            out = None if answer.content.get("dry_run") else answer.content.get("out")
+            done = f"{out} is complete" if out else "all else is done"
+            raise InputError(f"can't write to stdout ({error.strerror}): {done}, ask for the answer again") from error
 
     return answered
 

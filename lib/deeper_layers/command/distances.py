@@ -5,24 +5,28 @@ import functools
 import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import MODEL, asking
 from deeper_layers.experiments.parameters import Parameters
 
 
-@click.command
-@click.option("--by-sequence", is_flag=True, help="keep the distances of every sequence too, and say how surely each "
-              "block is the most similar")  # fmt: skip
-@asking(Parameters)
-@answering
-def distances(given: dict, by_sequence: bool) -> Answer:
-    """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
+@click.command(
+    help=f"""
+    Measure the angular distance between the input and the output of every block of layers, in one pass over text.
 
     Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
 
     \b
     deeper-layers distances embedded
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
+
+    {MODEL}
     """
+)
+@click.option("--by-sequence", is_flag=True, help="keep the distances of every sequence too, and say how surely each "
+              "block is the most similar")  # fmt: skip
+@asking(Parameters)
+@answering
+def distances(given: dict, by_sequence: bool) -> Answer:
     parameters = Parameters(**given)
     source = parameters.source()
     from deeper_layers.experiments.distances import distances_unit  # slow: what is above may refuse

@@ -1,16 +1,14 @@
 """The list of subcommands, each imported when it is asked for, and what becomes of mistakes, faults and Ctrl-C."""
 
-import errno
 import importlib
 import warnings
 
 import click
 
 from deeper_layers import faults
-from deeper_layers.errors import InputError, first_line, one_line, ran_out
+from deeper_layers.errors import InputError, disk_is_full, first_line, one_line, ran_out
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # each is the function of its name in the file of its name; imported to run it, but not to list it
 SUBCOMMANDS = {
     "plan": "What a run will cost; nothing is loaded.",
@@ -84,8 +82,9 @@ def _told(error: Exception) -> "Mistake":
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
     if isinstance(error, FileNotFoundError):  # without a name: the working directory
         return Mistake("the folder that you stand in is gone: go to one that is there")
-    if isinstance(error, OSError) and error.errno in FULL:
-        return Mistake(f"can't write any more ({error.strerror}): make room, the same command goes on where it stopped")
+    if disk_is_full(error):
+        said = getattr(error, "strerror", None) or first_line(error)
+        return Mistake(f"can't write any more ({said}): make room, the same command goes on where it stopped")
     if ran_out(error):
         return Mistake(
             f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
@@ -99,10 +98,11 @@ def _warn(message, category, *_) -> None:
     click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
-@click.group(cls=Subcommands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="deeper-layers")
-def main() -> None:
-    """How many layers can a language model lose, and what is lost with them?
+@click.group(
+    cls=Subcommands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""
+    How many layers can a language model lose, and what is lost with them?
 
     \b
     deeper-layers plan embedded
@@ -119,4 +119,8 @@ def main() -> None:
     \b
     Completion of commands and options, in bash (or zsh_source, fish_source):
     eval "$(_DEEPER_LAYERS_COMPLETE=bash_source deeper-layers)"
-    """
+    """,
+)
+@click.version_option(package_name="deeper-layers")
+def main() -> None:
+    pass

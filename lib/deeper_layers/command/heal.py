@@ -10,7 +10,7 @@ import click
 from deeper_layers import files, models
 from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import MODEL, asking
 from deeper_layers.command.preview import as_json
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
@@ -34,13 +34,9 @@ OF_SWEEP = ("results", "datasets", "corpus", "samples", "sequence_length", "seed
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
-@click.command
-@cut_options(rules=OF_LAYERS)
-@list_options("layers")
-@asking(HealingParameters, but=("sizes", "rules"))
-@answering
-def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
+@click.command(
+    help=f"""
+    Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
 
     What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
     the same --dtype and --quantization, and notebook 03 the loss.
@@ -53,7 +49,15 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
+
+    {MODEL}
     """
+)
+@cut_options(rules=OF_LAYERS)
+@list_options("layers")
+@asking(HealingParameters, but=("sizes", "rules"))
+@answering
+def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
     given_cut = cut_of_lists(layers, None, None)
     check_typed(drop, start, given_cut)
     if drop is None and given_cut is None:

@@ -1,7 +1,6 @@
 """The fields of a parameter class as options: their names, types, defaults and help texts stand in the class alone."""
 
 import functools
-import inspect
 import re
 import typing
 from collections.abc import Callable, Iterable
@@ -23,6 +22,11 @@ MORE = {"preset": f": {', '.join(PRESETS)}"}
 # what messages call what an option or an argument is for
 OTHERWISE = {"rule": "--rules", "size": "--sizes", "preset": "--heal", "measure": "--no-measure"}
 MENTIONED = re.compile(r"(?P<name>[a-z_]+)(?= (?:is|has) )")
+# what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
+MODEL = (
+    f"MODEL is {Parameters.model_fields['model'].description}. Packaged, and fetched by name: "
+    f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
+)
 BASE_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -68,11 +72,6 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
             except InputError as error:
                 raise InputError(in_words_of_options(str(error), context.command)) from error
 
-        packaged = ", ".join(sorted({model.name for model in PACKAGED.values()}))
-        asked.__doc__ = (
-            f"{inspect.cleandoc(function.__doc__)}\n\nMODEL is {MODEL}. Packaged, and "
-            f'fetched by name: {packaged}; "embedded" is {PACKAGED["embedded"].name}.'
-        )
         for name in reversed(names):
             asked = _option(name, kind.model_fields[name], defaults)(asked)
         return click.argument("model", required=needed)(asked)

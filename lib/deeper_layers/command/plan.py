@@ -8,20 +8,35 @@ import click
 
 from deeper_layers import data, models, results
 from deeper_layers.command.answers import Answer, answering, table
-from deeper_layers.command.options import Place, asking
+from deeper_layers.command.options import MODEL, Place, asking
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.costs import ITEMSIZE
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
 from deeper_layers.family.tree import Tree
 from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.machines import find_machine
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 
 
-@click.command
+@click.command(
+    help=f"""
+    Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
+
+    Parameters come from the header or the configuration, what is measured already from results. For tasks that are
+    not, lm-eval is asked for its requests where their items are at hand. What is not known is said to be so.
+
+    \b
+    deeper-layers plan embedded
+    deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
+    deeper-layers plan --model-config config.json --machine h100x8
+
+    {MODEL}
+    """
+)
 @click.option(
     "--model-config", type=Place(), help="in place of MODEL: its config.json, which is all that is known of it"
 )
@@ -32,16 +47,6 @@ from deeper_layers.rules.choosing import REGISTERED
 @asking(SweepParameters, but=("measure",), needed=False)
 @answering
 def plan(given: dict, model_config: Path | None, machine: str | None, heal: str) -> Answer:
-    """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
-
-    Parameters come from the header or the configuration, what is measured already from results. For tasks that are
-    not, lm-eval is asked for its requests where their items are at hand. What is not known is said to be so.
-
-    \b
-    deeper-layers plan embedded
-    deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
-    deeper-layers plan --model-config config.json --machine h100x8
-    """
     if ("model" in given) == (model_config is not None):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     if machine not in (None, "this"):
@@ -159,7 +164,7 @@ def source_of(parameters: SweepParameters) -> Source:
     known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
     source = models.find_model(
         parameters.model, revision=parameters.revision, dtype=parameters.dtype,
-        trust_remote_code=parameters.trust_remote_code, hashed=known or parameters.model.endswith(".gguf"),
+        trust_remote_code=parameters.trust_remote_code, hashed=known or is_gguf(parameters.model),
     )  # fmt: skip
     return parameters.known(source)
 

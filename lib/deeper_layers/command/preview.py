@@ -12,6 +12,7 @@ from deeper_layers import checkpoints, models, results
 from deeper_layers.command.answers import Answer, table
 from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
+from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -77,7 +78,7 @@ def preview(
 ) -> Answer:
     """What --dry-run answers; `healing` says how the model would be healed, `folder` is that of results as typed."""
     lines = [f"{known.name}: {known.cut.describe(known.layers)}", *([healing] if healing else [])]
-    if out.suffix == ".gguf":
+    if is_gguf(out):
         bytes, written = gguf_bytes(source, known.cut, kind), kind or source.quantized
     else:
         bytes, written = bytes_of(source, known.cut, dtype, mtp)
@@ -123,15 +124,15 @@ def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
 
 def units_of(model: str, folder: Path, found: Callable[[], Source]) -> list[Unit]:
     """What results hold of a model, known by its hash; a folder is read for its only where they have its name."""
-    if not is_gguf(model) and not results.all_units(folder, model=models.model_name(model)):
+    if not of_gguf(model) and not results.all_units(folder, model=models.model_name(model)):
         return []
     key = found().key
     return [unit for unit in results.all_units(folder, model=key["name"]) if unit.key["model"] == key]
 
 
-def is_gguf(model: str) -> bool:
+def of_gguf(model: str) -> bool:
     """Whether a model is a GGUF file, given or packaged."""
-    return model in models.PACKAGED or model.endswith(".gguf")
+    return model in models.PACKAGED or is_gguf(model)
 
 
 def bytes_of(source: Source, cut: Cut, dtype: str, mtp: bool) -> tuple[int, str]:
@@ -165,7 +166,7 @@ def gguf_bytes(source: Source, cut: Cut, kind: str | None) -> int:
 
 def smaller(source: Source, cut: Cut, out: Path, written: str | None = None) -> list[str]:
     """What to say of a folder of float32 that is made of a GGUF file."""
-    if not source.is_gguf or out.suffix == ".gguf":
+    if not source.is_gguf or is_gguf(out):
         return []
     config = {} if written else models.read_json(out / "config.json")
     if (written or config.get("dtype") or config.get("torch_dtype")) != "float32":

@@ -16,14 +16,15 @@ from deeper_layers import checkpoints, checks, data, files, models
 from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
-from deeper_layers.command.options import Place, asking
-from deeper_layers.command.preview import Known, engines_in_words, is_gguf, preview, smaller, typed_lists, units_of
+from deeper_layers.command.options import MODEL, Place, asking
+from deeper_layers.command.preview import Known, engines_in_words, of_gguf, preview, smaller, typed_lists, units_of
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
 from deeper_layers.healing.presets import PRESETS
+from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
@@ -35,7 +36,28 @@ HEALING = HealingParameters.model_fields
 TYPES = ("f32", "f16", "q8_0")
 
 
-@click.command
+@click.command(
+    help=f"""
+    Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
+
+    Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
+    transformers, vLLM and others open, and must not exist; of a GGUF file it can be one too, for llama.cpp: then it
+    ends in .gguf. Before anything is written it is said which engines would misread the result, and whether results say
+    that the cut ruins the model: that surely less than half of what the whole one scores above guessing is left.
+    Options of the text matter where a rule measures something on it; what a search by loss costs is printed before.
+
+    \b
+    deeper-layers prune embedded pruned --drop 2 --dry-run
+    deeper-layers prune embedded pruned --drop 4 --rule simple
+    deeper-layers prune embedded pruned --drop 4 --rule replaceme
+    deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
+    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
+    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
+    deeper-layers prune model.gguf pruned.gguf --drop 8
+
+    {MODEL}
+    """
+)
 @cut_options(more="; with --adapter by default its own", rules=REGISTERED)
 @list_options("layers", "attention", "mlp")
 @click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
@@ -64,23 +86,6 @@ def prune(
     overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
     repository: str | None, public: bool, layers: str | None, attention: str | None, mlp: str | None, silence: bool,
 ) -> Answer:  # fmt: skip
-    """Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
-
-    Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
-    transformers, vLLM and others open, and must not exist; of a GGUF file it can be one too, for llama.cpp: then it
-    ends in .gguf. Before anything is written it is said which engines would misread the result, and whether results say
-    that the cut ruins the model: that surely less than half of what the whole one scores above guessing is left.
-    Options of the text matter where a rule measures something on it; what a search by loss costs is printed before.
-
-    \b
-    deeper-layers prune embedded pruned --drop 2 --dry-run
-    deeper-layers prune embedded pruned --drop 4 --rule simple
-    deeper-layers prune embedded pruned --drop 4 --rule replaceme
-    deeper-layers prune embedded pruned --layers "3, 7-9" --attention 12 --silence
-    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
-    deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
-    deeper-layers prune model.gguf pruned.gguf --drop 8
-    """
     given_cut = cut_of_lists(layers, attention, mlp)
     check_typed(drop, start, given_cut)
     if adapter and heal:
@@ -93,7 +98,7 @@ def prune(
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     if repository is not None:
         checkpoints.check_name(repository)
-    model, revision, to_gguf = given["model"], given.get("revision"), out.suffix == ".gguf"
+    model, revision, to_gguf = given["model"], given.get("revision"), is_gguf(out)
     parameters = _parameters(given, heal, text, to_gguf, dry_run)
     named = None if engines is None else _engines(engines)
     out = _checked_out(out, model, kind, dtype, overwrite)
@@ -133,7 +138,7 @@ def prune(
     if safe is not None and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
     if dry_run:
-        source = found() if is_gguf(model) else models.find_model(model, revision=revision, hashed=False)
+        source = found() if of_gguf(model) else models.find_model(model, revision=revision, hashed=False)
         said = _healing_in_words(parameters, heal) if heal else ""
         return preview(known, out, source, dtype, kind, not without_mtp, said, given.get("results"))
     known.warn()
@@ -158,7 +163,7 @@ def prune(
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines = [
         f"{known.name}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else []),
-        f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if is_gguf(model) else []),
+        f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if of_gguf(model) else []),
         *([address] if address else []),
     ]  # fmt: skip
     content = known.content() | {
@@ -182,7 +187,7 @@ def _check_change(rule: str, beside: dict[str, object], out: Path) -> None:
             f"--rule is {rule}, which opens the model and changes weights that stay: leave {other} out, or choose one "
             f"of {', '.join(DROPPING)}"
         )
-    if out.suffix == ".gguf":
+    if is_gguf(out):
         raise InputError(
             f"--rule is {rule}, which changes weights, and a GGUF file's stay as they are: give a folder as OUT, and "
             "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
@@ -263,8 +268,8 @@ def _engines(text: str) -> tuple[str, ...]:
 
 def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite: bool) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
-    to_gguf = out.suffix == ".gguf"
-    if to_gguf and not is_gguf(model):
+    to_gguf = is_gguf(out)
+    if to_gguf and not of_gguf(model):
         raise InputError(
             f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
             "convert_hf_to_gguf.py, which comes with llama.cpp"

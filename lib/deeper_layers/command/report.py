@@ -16,7 +16,7 @@ import click
 from deeper_layers import checks, files, models, results
 from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.options import Place, asking
+from deeper_layers.command.options import MODEL, Place, asking
 from deeper_layers.command.plan import in_words, planned, source_of
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
@@ -30,7 +30,22 @@ MARK = "report.json"  # of a folder of reports
 NEEDED = ("papermill", "ipykernel", "matplotlib")
 
 
-@click.command
+@click.command(
+    help=f"""
+    Run the notebooks on MODEL, the plan of its sweep first, and build the site with its pages.
+
+    Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
+    it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
+    named in the end.
+
+    \b
+    deeper-layers report embedded --notebooks "01, 02"
+    deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
+    deeper-layers report ORGANISATION/NAME --cluster slurm
+
+    {MODEL}
+    """
+)
 @asking(HealingParameters, but=("measure",), defaults=False)
 @click.option(
     "--notebooks",
@@ -45,17 +60,6 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
-    """Run the notebooks on MODEL, the plan of its sweep first, and build the site with its pages.
-
-    Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
-    it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
-    named in the end.
-
-    \b
-    deeper-layers report embedded --notebooks "01, 02"
-    deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
-    deeper-layers report ORGANISATION/NAME --cluster slurm
-    """
     root = _checkout()
     _check_installed()
     kinds = _chosen(notebooks)

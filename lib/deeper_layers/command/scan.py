@@ -5,19 +5,15 @@ import functools
 import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import MODEL, asking
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.results.units import Unit
 
 
-@click.command
-@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine, less what results hold; the "
-              "model is opened, and run on one small batch")  # fmt: skip
-@asking(ScanParameters)
-@answering
-def scan(given: dict, dry_run: bool) -> Answer:
-    """Score the model without every block of so many layers in turn, from the first to the last.
+@click.command(
+    help=f"""
+    Score the model without every block of so many layers in turn, from the first to the last.
 
     Of tasks that are chosen the log-probability of every choice is kept; of texts and solutions the loss is measured.
     With --blocks none the cuts are those of the rules, as `deeper-layers sweep` has them.
@@ -25,7 +21,15 @@ def scan(given: dict, dry_run: bool) -> Answer:
     \b
     deeper-layers scan embedded --tasks capitals@20 --dry-run
     deeper-layers scan ORGANISATION/NAME --tasks "mmlu:5@10, mmlu_continuation:5@10, c4@32, gsm8k_solutions@32"
+
+    {MODEL}
     """
+)
+@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine, less what results hold; the "
+              "model is opened, and run on one small batch")  # fmt: skip
+@asking(ScanParameters)
+@answering
+def scan(given: dict, dry_run: bool) -> Answer:
     parameters = ScanParameters(**given)
     if parameters.blocks is None and "starts" in given:
         raise click.UsageError("--starts says where blocks begin, and --blocks none asks for none: give one of them")

@@ -5,7 +5,7 @@ import functools
 import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.options import asking
+from deeper_layers.command.options import MODEL, asking
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
@@ -14,11 +14,9 @@ from deeper_layers.results.units import Unit
 LEVELS = {"chance": "chance", "majority": "the commonest answer"}
 
 
-@click.command
-@asking(SweepParameters)
-@answering
-def sweep(given: dict) -> Answer:
-    """Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
+@click.command(
+    help=f"""
+    Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
 
     What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing.
 
@@ -27,7 +25,13 @@ def sweep(given: dict) -> Answer:
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
+
+    {MODEL}
     """
+)
+@asking(SweepParameters)
+@answering
+def sweep(given: dict) -> Answer:
     parameters = SweepParameters(**given)
     source = parameters.source()
     layers, cut = source.num_layers, parameters.given_cut

@@ -14,13 +14,15 @@ from deeper_layers import checks
 from deeper_layers.data.embedded import embedded_tasks
 from deeper_layers.errors import InputError, first_line
 
+VARIABLE = "DATASETS_MIRROR"
+
 
 def mirror(datasets: str | None) -> Path | None:
     """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
-    named = datasets or os.environ.get("DATASETS_MIRROR")
+    name, named = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
     if not named:
         return None
-    return checks.folder("datasets", named, "give one laid out as the hub is")
+    return checks.folder(name, named, "give one laid out as the hub is")
 
 
 @contextlib.contextmanager

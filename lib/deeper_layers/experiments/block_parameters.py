@@ -110,6 +110,8 @@ class ScanParameters(TaskParameters):
         places("starts", self.starts, checks.LAYERS)
         for text in self.text_list:
             self.sequences(text)
+            if self.shots[text] not in (None, 0, self.num_fewshot):
+                raise InputError(f"tasks has {self.shots[text]} examples for {text}, which takes none: leave them out")
 
     def sweep_options(self, task: str) -> dict:
         """As of a sweep, in smaller parts: what is done of one is kept."""

@@ -5,9 +5,11 @@ InputError is the last of some thirty lines of papermill's own calls. Errors of 
 """
 
 import sys
+from traceback import walk_tb
 
 from papermill.engines import NBClientEngine
 from papermill.exceptions import PapermillExecutionError
+from yaml import YAMLError
 
 from deeper_layers import faults
 from deeper_layers.errors import ERROR_NAMES, one_line
@@ -19,7 +21,10 @@ class Engine(NBClientEngine):
 
 def report(kind, error, traceback) -> None:
     """What Python shows of an error that nothing caught."""
-    if not isinstance(error, PapermillExecutionError):
+    if not isinstance(error, PapermillExecutionError) and _of_parameters(error, traceback):
+        said = one_line(str(error))
+        print(f"error: can't read the parameters ({said}): write NAME: VALUE, each a plain value", file=sys.stderr)
+    elif not isinstance(error, PapermillExecutionError):
         sys.__excepthook__(kind, error, traceback)
     elif error.ename in ERROR_NAMES:
         print(f"{error.ename}: {error.evalue}", file=sys.stderr)
@@ -28,6 +33,13 @@ def report(kind, error, traceback) -> None:
     else:
         said = one_line(f"{error.ename}: {error.evalue}")
         print(faults.in_one_line(said, "\n".join(error.traceback)), file=sys.stderr)
+
+
+def _of_parameters(error: BaseException, traceback) -> bool:
+    """Whether papermill failed at the parameters: no YAML, no names with values, or a value that JSON does not hold."""
+    last = [frame.f_code.co_name for frame, _ in walk_tb(traceback)][-1:]
+    in_command = last == ["papermill"]  # in papermill's click command itself, which updates them
+    return isinstance(error, YAMLError) or in_command or "is not JSON serializable" in str(error)
 
 
 sys.excepthook = report

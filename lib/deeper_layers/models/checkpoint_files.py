@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, first_line, forbidden
 from deeper_layers.files import read_plain
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -60,17 +60,39 @@ def local_path(name: str | Path) -> Path:
     return Path(os.path.expanduser(name))
 
 
+def is_gguf(path: str | Path) -> bool:
+    """Whether a path is named as a GGUF file."""
+    return Path(path).suffix.lower() == ".gguf"
+
+
 def read_json(path: Path) -> dict:
     """A JSON file of a checkpoint, which holds an object. Raises InputError where it does not, or can't be read."""
     try:
-        content = json.loads(read_plain(path, LARGEST).decode("utf-8"))
+        content = json.loads(read_plain(path, LARGEST).decode("utf-8"), parse_constant=_infinity)
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}, expected an object")
     except RecursionError:
         raise InputError(f"can't read {path} (nested too deeply): give a checkpoint saved by save_pretrained") from None
+    except PermissionError as error:
+        raise forbidden(path) from error
     except (OSError, ValueError) as error:
         raise InputError(f"can't read {path} ({error}): give a checkpoint saved by save_pretrained") from error
     return content
+
+
+def read_config_json(folder: Path) -> dict:
+    """The config.json of a folder. Raises InputError where there is none, or it can't be read."""
+    path = folder / "config.json"
+    if os.access(folder, os.X_OK) and not os.path.lexists(path):
+        raise InputError(f"{folder} has no config.json: give a folder saved by save_pretrained")
+    return read_json(path)
+
+
+def _infinity(word: str) -> float:
+    """What Python's JSON has beyond the standard's: infinity, which configurations hold as a limit, and no NaN."""
+    if word == "NaN":
+        raise ValueError("it holds NaN, which is no number")
+    return float(word)
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -200,6 +222,10 @@ def read_header(path: Path) -> Shard:
         header = json.loads(text, object_pairs_hook=_once)
         if odd := [name for name, entry in header.items() if not isinstance(entry, dict | None)]:
             raise ValueError(f"its entry for {odd[0]!r} is no object")
+        if odd := [name for name in header if not name.isprintable()]:
+            raise ValueError(f"its name {odd[0]!r} has a character that can't be printed")
+    except PermissionError as error:
+        raise forbidden(path) from error
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise InputError(f"{path} is not a whole safetensors file ({first_line(error)}): fetch it again") from error
     metadata = header.pop("__metadata__", None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.checkpoint_files import local_path, read_json
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_config_json, read_json
 from deeper_layers.models.packaged import PACKAGED
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
@@ -19,6 +19,7 @@ UNUSABLE = (Exception,)
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 DEEPEST = 10_000  # layers of a part that is not the decoder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # also of the hub's oldest models, which are of no organisation
 
 
 def stated_config(model: str, revision: str | None = None) -> dict:
@@ -26,18 +27,17 @@ def stated_config(model: str, revision: str | None = None) -> dict:
 
     Raises InputError for a name that is neither a file, a folder nor a hub id, and for a file that can't be read.
     """
+    check_revision(model, revision)
     path = local_path(model)
     if packaged := PACKAGED.get(model):
         return {"model_type": packaged.model_type, "num_hidden_layers": packaged.num_layers}
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         from deeper_layers.models.gguf_checks import architecture, layers_of, read_gguf  # slow
 
         header = read_gguf(path)
         return {"model_type": architecture(header).replace("-", "_"), "num_hidden_layers": layers_of(header)}
     if os.path.isdir(path):
-        if not os.path.lexists(path / "config.json"):
-            raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
-        return read_json(path / "config.json")
+        return read_config_json(path)
     check_hub_id(model)
     from huggingface_hub import hf_hub_download  # slow
 
@@ -49,9 +49,18 @@ def stated_config(model: str, revision: str | None = None) -> dict:
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
 
 
+def check_revision(model: str, revision: str | None) -> None:
+    """Raise InputError for a revision of what has none."""
+    if revision is not None and (model in PACKAGED or os.path.isdir(local_path(model))):
+        what = "packaged, in one version" if model in PACKAGED else "a folder"
+        raise InputError(f"revision is {revision!r}, and {model!r} is {what}: leave it out, it is for hub ids")
+
+
 def check_hub_id(model: str) -> None:
     """Raise InputError for a name that can't be a hub id."""
-    if not HUB_ID.fullmatch(model):
+    if os.path.isfile(local_path(model)):
+        raise InputError(f"{model!r} is a file that is no GGUF: give a .gguf file, a folder or a hub id")
+    if not ID.fullmatch(model):
         raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
 
 

@@ -24,7 +24,7 @@ def choose_device(name: str) -> str:
     try:
         if torch.empty(0, device=text("device", name)).is_meta:
             raise RuntimeError("it holds no numbers")
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InputError(f"device is {name!r} ({first_line(error)}): use 'auto', 'cpu' or an existing one") from error
     return name
 

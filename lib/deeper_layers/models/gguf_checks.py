@@ -8,7 +8,7 @@ from pathlib import Path
 import gguf
 from gguf import GGUFValueType as Kind
 
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, first_line, forbidden
 from deeper_layers.models.gguf_header import Header, Tensor, read_header
 
 # architectures whose layers all have the same tensors in llama.cpp
@@ -37,6 +37,8 @@ def read_gguf(path: Path) -> Header:
         _check_tokens(header)
         _check_layers(header)
         _check_others(header)
+    except PermissionError as error:
+        raise forbidden(path) from error
     # ValueError: also what an unknown type, or bytes that are no text, raise
     except (ValueError, OSError) as error:
         raise InputError(

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.errors import InputError, disk_is_full, first_line
 from deeper_layers.files import atomic_dir, locked, replace_any
 from deeper_layers.models.gguf_checks import layers_of, read_gguf
 from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
@@ -123,6 +123,8 @@ def _convert(path: Path, out: Path) -> None:
     except InputError:
         raise
     except Exception as error:  # whatever transformers raises for an entry or a tensor that it did not expect
+        if disk_is_full(error):
+            raise OSError(first_line(error)) from error
         raise InputError(
             f"transformers can't convert {path} ({first_line(error)}): give a GGUF file of a model that it knows"
         ) from error

@@ -19,8 +19,15 @@ from transformers.utils import logging as hub_logging
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line, ran_out
 from deeper_layers.files import passing_dir
-from deeper_layers.models.checkpoint_files import INDEX, local_path, read_index, read_shards
-from deeper_layers.models.configuration import UNUSABLE, auto_class, check_hub_id, check_whole, read_config
+from deeper_layers.models.checkpoint_files import INDEX, is_gguf, local_path, read_index, read_shards
+from deeper_layers.models.configuration import (
+    UNUSABLE,
+    auto_class,
+    check_hub_id,
+    check_revision,
+    check_whole,
+    read_config,
+)
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device, free_memory
 from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
@@ -168,10 +175,11 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
 
     Raises InputError as `find_model` does, and where the hub does not give the files.
     """
+    check_revision(model, revision)
     if packaged := PACKAGED.get(model):
         return Path(converted_gguf(packaged.file(), packaged.sha256, hashed=True))
     path = local_path(model)
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         inspect_gguf(path, revision)
         return Path(converted_gguf(path, file_hash(path), hashed=True))
     if os.path.isdir(path):

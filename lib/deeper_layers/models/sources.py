@@ -6,12 +6,19 @@ import: they are imported below only where a folder, a hub id or a GGUF file has
 
 import hashlib
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.models.checkpoint_files import local_path, numbered_groups, read_json, read_shards
+from deeper_layers.models.checkpoint_files import (
+    is_gguf,
+    local_path,
+    numbered_groups,
+    read_config_json,
+    read_json,
+    read_shards,
+)
+from deeper_layers.models.configuration import check_configuration, check_hub_id, check_revision, layers_of, read_config
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.units import all_units
@@ -72,32 +79,26 @@ def find_model(
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     path = local_path(model)
-    if revision is not None and (model in PACKAGED or os.path.isdir(path)):
-        what = "packaged, in one version" if model in PACKAGED else "a folder"
-        raise InputError(f"revision is {revision!r}, and {model!r} is {what}: leave it out, it is for hub ids")
+    check_revision(model, revision)
     if packaged := PACKAGED.get(model):
         default, layers = "float32", packaged.num_layers
         weights = f"sha256:{packaged.sha256}"
         found = dict(name=packaged.name, weights=weights, quantized=packaged.quantized, folder=packaged.name)
-    elif path.suffix == ".gguf":
+    elif is_gguf(path):
         from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
 
         found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
         layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
     else:
-        from deeper_layers.models.configuration import check_configuration, layers_of, read_config
-
-        if not os.path.isdir(path) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
-            raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
         if os.path.isdir(path):
-            if not os.path.lexists(path / "config.json"):
-                raise InputError(f"{path} has no config.json: give a folder saved by save_pretrained")
+            content = read_config_json(path)
             names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
-            check_configuration(read_json(path / "config.json"), path, numbered_groups(names))
+            check_configuration(content, path, numbered_groups(names))
             config = read_config(str(path), None, trust_remote_code)
             name, revision = model_name(model), None
             fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
+            check_hub_id(model)
             config = read_config(model, revision, trust_remote_code)
             revision = _commit(model, revision)
             name, fingerprint = model, f"hub:{revision}"
@@ -127,8 +128,6 @@ def _commit(model: str, revision: str | None) -> str:
 
 def configured(path: Path, dtype: str = "auto") -> Source:
     """A model of which only its config.json is there: enough to plan. Raises InputError where it is no decoder's."""
-    from deeper_layers.models.configuration import check_configuration, layers_of, read_config
-
     check_configuration(content := read_json(path), path)
     config = read_config(str(path), None, trust_remote_code=False)
     default = content.get("dtype") or content.get("torch_dtype") or "float32"
@@ -144,7 +143,7 @@ def model_name(model: str) -> str:
     path = local_path(model)
     if model in PACKAGED:
         return PACKAGED[model].name
-    if path.suffix == ".gguf":
+    if is_gguf(path):
         return path.stem
     return os.path.basename(os.path.realpath(path)) if os.path.isdir(path) else model
 
@@ -154,7 +153,7 @@ def model_key(model: str, checkpoint: Path) -> dict:
     path = local_path(model)
     if model in PACKAGED:
         weights = f"sha256:{PACKAGED[model].sha256}"
-    elif path.suffix == ".gguf":
+    elif is_gguf(path):
         weights = f"sha256:{hash_once(path)}"
     else:  # the hub's cache names a folder after its commit
         weights = checkpoint_fingerprint(path) if os.path.isdir(path) else f"hub:{checkpoint.name}"

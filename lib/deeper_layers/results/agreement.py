@@ -5,7 +5,7 @@ import functools
 from collections.abc import Iterator
 
 from deeper_layers.cuts import Cut
-from deeper_layers.results.packing import LOGPROBS, packed_length
+from deeper_layers.results.packing import LOGPROBS, packed_length, unpack
 
 MOST_ITEMS = 2**24  # of a task
 MOST_BYTES = 2**27  # of numbers of 16 bits, packed
@@ -116,6 +116,7 @@ def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -
         yield "its outcomes are not of its cuts"
         return
     items = {(_of_row(row), row["task"]): row["items"] for row in rows}
+    values = {(_of_row(row), row["task"], row["metric"]): row["value"] for row in rows}
     tasks = {tuple(of_cut) for of_cut in by_cut.values()}
     lengths: dict[str, int] = {}
     for cut, of_cut in by_cut.items():
@@ -129,5 +130,8 @@ def _about_outcomes(rows: list[dict], by_cut: dict[str, dict], cuts: set[str]) -
                     right = packed_length(text, length) == length
                 if not right:
                     yield f"its outcomes of {task} are not as many as there are items"
+                elif name in ACCURACIES and (value := values.get((cut, task, name))) is not None:
+                    if abs(value - (mean := unpack(text).mean())) > 1e-9:
+                        yield f"its {name} of {task} is {value}, and that of its outcomes {mean}"
     if len(tasks) > 1:
         yield "its outcomes are of other tasks for some cuts"

@@ -118,7 +118,7 @@ def _read(path: Path) -> Unit:
     for name in NUMBERS:  # a column of nothing but null would be one of objects
         if name in rows and rows[name].dtype != float:
             rows[name] = rows[name].astype(float)
-    if "sha256" in content and content["sha256"] != content_hash(content):
+    if content.get("sha256") != content_hash(content):
         raise ValueError("its content is not that of its SHA-256")
     unit = Unit(
         content["kind"], content["name"], content["key"], content["provenance"],
