@@ -9,17 +9,19 @@ Letters in shapes: I items or sequences, C cuts (the whole model first, then by 
 first layer on, T calibration sequences, D draws.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from deeper_layers.errors import InputError
 
 DRAWS, PART = 10_000, 250  # draws in all, and at once: of 14,042 items these take 14 MB
+MOST_KEPT = 4000  # items of which all draws are kept: 40 MB
 TAILS = 0.025, 0.975
 ROOM = 0.05  # accuracy that a model must surely have above guessing for anything to be seen
 TIED = 1e-12  # means of answers that are the same in another order
@@ -81,8 +83,15 @@ def means(table: Float[np.ndarray, "C I"], seed: int = 0) -> tuple[Float[np.ndar
     is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
     kind = np.float32 if is_exact else np.float64
     columns = table.T.astype(kind)
-    drawn = [times.astype(kind) @ columns for times in _times_drawn(items, seed)]
+    times = _kept_draws(items, seed) if items <= MOST_KEPT else _times_drawn(items, seed)
+    drawn = [part.astype(kind) @ columns for part in times]
     return table.mean(axis=1), np.concatenate(drawn).astype(float) / items
+
+
+@functools.lru_cache(maxsize=8)
+def _kept_draws(items: int, seed: int) -> list[UInt8[np.ndarray, "PART I"]]:
+    """The same kept for the next question of so many items: to draw takes far longer than to add up."""
+    return [times.astype(np.uint8) for times in _times_drawn(items, seed)]
 
 
 def _times_drawn(items: int, seed: int) -> Iterator[Float[np.ndarray, "PART I"]]:
