@@ -32,7 +32,7 @@ MEASURED = ("results", "benchmarks/measured", "conformance")
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
 WITHOUT = f"""import os, sys
-os.environ["DEEPER_LAYERS_NOTEBOOK"] = "NOTEBOOK"
+os.environ.update(DEEPER_LAYERS_NOTEBOOK="NOTEBOOK", OPENBLAS_NUM_THREADS="1")  # a core for each notebook
 class Without:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {sorted(HEAVY)}:
