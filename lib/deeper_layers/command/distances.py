@@ -42,11 +42,12 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         for cut in best
     ]  # fmt: skip
     if by_sequence:
-        from deeper_layers.report.statistics.stability import starts  # slow
+        from deeper_layers.report.statistics import nearest  # slow
+        from deeper_layers.results.frames import distances_of
 
-        for row, found in zip(rows, starts(unit).itertuples(), strict=False):
-            row["resamples"] = f"{found.share:.0%}"
-            row["l* of 95%"] = f"{found.low} to {found.high}"
+        for row, found in zip(rows, nearest(distances_of([unit])).itertuples(), strict=False):
+            row["resamples"] = f"{found.agrees:.0%}"
+            row["l* of 95%"] = f"{found.low:.0f} to {found.high:.0f}"
     head = (
         f"{source.name}, {layers} layers, {source.dtype}: the most similar block of n layers begins at layer l*, "
         f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"

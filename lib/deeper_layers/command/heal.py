@@ -12,6 +12,7 @@ from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
 from deeper_layers.command.options import MODEL, asking
 from deeper_layers.command.preview import as_json
+from deeper_layers.cuts import UNPRUNED
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
 from deeper_layers.package_index import cache_folder
@@ -69,8 +70,8 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         files.check_writable(cache_folder())  # where the adapters are kept
     # slow: what is above may refuse
     from deeper_layers.experiments.healings import adapter_folder, healing_unit
-    from deeper_layers.report.questions import given_back
-    from deeper_layers.results.units import all_units
+    from deeper_layers import results
+    from deeper_layers.report.statistics import recovery_table
 
     source, config = parameters.source(), parameters.config()
     opened = functools.cache(lambda: parameters.open(source))
@@ -81,7 +82,11 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
-    back = given_back.of_healing(all_units(parameters.results and parameters.results_folder, model=source.name), unit)
+    scores = results.scores(parameters.results and parameters.results_folder, source.name)
+    own = scores["path"] == f"{unit.path.parent.name}/{unit.path.name}"
+    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
+    back = recovery_table(scores[own | alike | scores["healing"].isna()])
+    back = back[back["cut"] == cut.name] if len(back) else back
     record = unit.details["healing"]
     rows = [
         {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
@@ -102,7 +107,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         "rows": records(unit.rows), "given_back": records(back),
     }  # fmt: skip
     before = _before(back) if len(back) else UNKNOWN_BEFORE
-    if (back["value"].isna() & back["high"].notna()).any():
+    if len(back) and (back["untold"] == "at most").any():
         before += f"\n\n{AT_MOST}"
     if not cut.size:
         before = "nothing was dropped, and nothing is to be given back"
@@ -119,13 +124,18 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
 
 def _before(back: "pd.DataFrame") -> str:
     """Of the same sequences and items what models had before healing, and what it gives back."""
-    from deeper_layers.report.questions.given_back import share_in_words  # slow
+    from deeper_layers.report.names import say  # slow
 
+    def shown(row) -> str:
+        return f"at most {row.high:.0%}" if row.untold == "at most" else row.untold or say(*row.ends, as_share=True)
+
+    ends = list(zip(back["value"], back["low"], back["high"], strict=True))
     return table([
         {
-            "of the same items": f"{row.what} ({row.items:,})",
-            "unpruned": f"{row.whole:.3f}", "unpruned, healed": "" if math.isnan(row.adapted) else f"{row.adapted:.3f}",
-            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}", "given back": share_in_words(row),
+            "of the same items": f"{row.topic} ({row.items:,})",
+            "unpruned": f"{row.whole:.3f}",
+            "unpruned, healed": "" if math.isnan(row.whole_healed) else f"{row.whole_healed:.3f}",
+            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}", "recovered": shown(row),
         }
-        for row in back.rename(columns={"whole, healed": "adapted"}).itertuples()
+        for row in back.assign(ends=ends, items=back["items"]).rename(columns=str).itertuples()
     ])  # fmt: skip

@@ -14,6 +14,7 @@ from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
+from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.units import Unit
 
 if TYPE_CHECKING:  # slow
@@ -38,9 +39,9 @@ class Known:
     def of(cls, model: str, units: list, config: dict, layers: int, cut: Cut, healed: bool) -> "Known":
         scores = []
         if units:
-            from deeper_layers.report.questions import one_cut  # slow
+            from deeper_layers.report import one_cut  # slow
 
-            scores = one_cut.scores(units, cut)
+            scores = one_cut.scores_of(scores_of(units), cut)
         name = units[0].key["model"]["name"] if units else models.model_name(model)
         return cls(name, layers, cut, engines_of(config, cut), units, scores, healed)
 
@@ -58,11 +59,12 @@ class Known:
         """What results say, for the model card."""
         if not self.units:
             return ""
-        from deeper_layers.report.questions import one_cut  # slow
+        from deeper_layers.report import one_cut  # slow
 
-        course = adapter.healing if adapter else None
-        healed = one_cut.healing_of(self.units, self.cut, course["config"], course["text"]) if course else None
-        return one_cut.card_text(self.units, self.cut, healed)
+        course, scores = adapter.healing if adapter else None, scores_of(self.units)
+        healed = one_cut.healed_alike(scores, self.cut, course["config"], course["text"]) if course else None
+        healed = None if healed is None or healed.empty else healed
+        return one_cut.card_text(scores, distances_of(self.units), self.cut, healed)
 
     def content(self) -> dict:
         return {
@@ -205,7 +207,7 @@ def engines_in_words(found: list[dict]) -> list[str]:
 
 def scores_in_words(found: list, cut: Cut) -> str:
     """A table of what results hold of a cut."""
-    from deeper_layers.report.questions import one_cut
+    from deeper_layers.report import one_cut
 
     rows = []
     for score in found:

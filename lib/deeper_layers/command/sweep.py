@@ -9,9 +9,10 @@ from deeper_layers.command.options import MODEL, asking
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
-from deeper_layers.results.units import Unit
+from deeper_layers.results.units import Unit, part_of
 
-LEVELS = {"chance": "chance", "majority": "the commonest answer"}
+LEVELS = {"chance": "chance", "commonest": "the commonest answer"}
+KEPT = 0.05  # a change of accuracy within it counts as nothing lost
 
 
 @click.command(
@@ -69,40 +70,42 @@ def sweep(given: dict) -> Answer:
 
 def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
     """The tables of a unit, one for each of its tasks: its score with the interval, by size and rule."""
-    import pandas as pd  # slow, as is the next
+    from deeper_layers.report import statistics  # slow, as is the next
+    from deeper_layers.results.frames import scores_of
 
-    from deeper_layers.report.statistics import curves, outcomes
-
-    levels, parts = curves.levels_of(unit), []
-    found = [
-        curves.accuracy_by_rule(unit.rows, {rule: [cut]}, layers).assign(place=_place(cut))
-        for rule in cuts for cut in cuts[rule]
-    ]  # fmt: skip
-    accuracy = pd.concat([rows for rows in found if len(rows)])
-    for task in curves.own_tasks(unit):
-        own = accuracy[accuracy["task"] == task]
-        first, of_group = own.iloc[0], None if task == unit.name else task
-        known = levels.get(task, {}) if curves.are_shares(own) else {}  # others are no accuracies
-        guessing = "".join(f", {LEVELS[name]} {level:.2f}" for name, level in known.items())
+    parts = []
+    rows = scores_of([part for name in unit.details["units"] if (part := part_of(unit, name))] or [unit]
+                     if "units" in unit.details else [unit])  # fmt: skip
+    rows = rows[rows["outcome"].notna()].drop_duplicates(["task", "subject", "metric", "cut"])
+    for task, own in rows.groupby("task", sort=False):
+        metric = statistics.main_metric(list(dict.fromkeys(own["metric"])))
+        own = own[own["metric"] == metric]
+        all_cuts, outcomes = statistics.paired(own)
+        of_cut = dict(zip(all_cuts["cut"], outcomes, strict=True))
+        shares = statistics.are_shares(outcomes)
+        known = own[["chance", "commonest"]].iloc[0].dropna() if shares and own["subject"].isna().all() else {}
+        level = f", guessing {statistics.guessing(own):.2f}" if shares and own["subject"].notna().all() else ""
+        said = "".join(f", {LEVELS[name]} {value:.2f}" for name, value in dict(known).items()) + level
         cells: dict[tuple[int, str], dict[str, str]] = {}
-        for row in own.itertuples():
-            # the whole model and one that lacks only sublayers both drop no layer
-            key = row.size, "" if row.size else row.place
-            line = cells.setdefault(key, {"n": str(row.size), "of layers": f"{row.fraction:.0%}"})
-            line[row.rule] = f"{row.value:.3f} ({row.low:.2f} to {row.high:.2f})"
-            line["from" + " " * list(cuts).index(row.rule)] = row.place
         kept = []
-        for rule, of_rule in cuts.items() if GIVEN not in cuts else ():
-            pruned = [cut for cut in of_rule if cut.size]
-            if not pruned or not outcomes.has_outcomes(unit, first["metric"], task=of_group):
+        for rule, of_rule in cuts.items():
+            there = [cut for cut in of_rule if cut.name in of_cut]
+            if not there:
                 continue
-            table_of = outcomes.kept(unit, pruned, first["metric"], task=of_group)
-            kept.append(f"{outcomes.sizes_seen(table_of, 'kept')} ({rule})")
-        points = f"{outcomes.KEPT * 100:.0f} points"
-        said = f"; within {points} of the whole model, surely, at n = {', '.join(kept)}" if kept else ""
+            for cut, score in zip(there, statistics.each_mean([of_cut[cut.name] for cut in there]), strict=True):
+                # the whole model and one that lacks only sublayers both drop no layer
+                key = cut.size, "" if cut.size else _place(cut)
+                line = cells.setdefault(key, {"n": str(cut.size), "of layers": f"{cut.size / layers:.0%}"})
+                line[rule] = f"{score.value:.3f} ({score.low:.2f} to {score.high:.2f})"
+                line["from" + " " * list(cuts).index(rule)] = _place(cut)
+            pruned = [cut for cut in there if cut.size]
+            if shares and pruned and GIVEN not in cuts and UNPRUNED.name in of_cut:
+                changes = statistics.changes(of_cut[UNPRUNED.name], [of_cut[cut.name] for cut in pruned])
+                alike = [cut.size for cut, one in zip(pruned, changes, strict=True) if one.against(-KEPT, KEPT) == "supported"]
+                kept.append(f"{', '.join(map(str, alike)) or 'none'} ({rule})")
+        within = f"; within {KEPT * 100:.0f} points of the whole model, surely, at n = {', '.join(kept)}" if kept else ""
         parts.append(
-            f"{task}, {first['metric']}: {first['items']} items{guessing}{said}\n"
-            + table([cells[key] for key in sorted(cells)])
+            f"{task}, {metric}: {outcomes.shape[1]} items{said}{within}\n" + table([cells[key] for key in sorted(cells)])
         )
     return "\n\n".join(parts)
 

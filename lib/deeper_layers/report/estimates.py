@@ -265,7 +265,7 @@ def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFram
     rows = scores[scores["repeat"] == 0]
     for name in {"healing", "bits"} - set(also):
         rows = rows[rows[name].isna()]
-    metrics = {task: _main(list(dict.fromkeys(found))) for task, found in rows.groupby("task")["metric"]}
+    metrics = {task: main_metric(list(dict.fromkeys(found))) for task, found in rows.groupby("task")["metric"]}
     rows = rows[rows["metric"] == rows["task"].map(metrics)]
     place = ["model", "task", "rule", *also]
     how = [name for name in ("dtype", "shots", "order", "limit", "length", "engine") if name not in also]
@@ -315,6 +315,7 @@ def _right_choices(rows: pd.DataFrame) -> np.ndarray:
     return found
 
 
-def _main(metrics: list[str]) -> str:
+def main_metric(metrics: Sequence[str]) -> str:
+    """The metric that a task is scored by: acc, or what it counts instead."""
     exact = [metric for metric in metrics if metric.startswith("exact_match")]
     return "acc" if "acc" in metrics else (exact or metrics)[0]

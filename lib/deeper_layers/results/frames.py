@@ -17,13 +17,14 @@ How each kind of file of today is read stands in rows.py.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers.cuts import UNPRUNED
 from deeper_layers.results.packing import unpack_halves
 from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of
-from deeper_layers.results.units import all_units
+from deeper_layers.results.units import Unit, all_units
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -92,6 +93,7 @@ QUESTION = (
     "metric",
 )
 CUT = ("cut", "rule", "changed")
+DISTANCES = ("similarity", "distances")  # kinds of files
 
 
 def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -108,19 +110,28 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         >>> asked = results.scores().query("task == 'boolq' and rule == 'similarity' and healing.isna()")
         >>> curve = asked.groupby(["model", "share"])["value"].first()
     """
+    return scores_of(unit for kind in SCORES for unit in all_units(folder, kind, model))
+
+
+def scores_of(units: Iterable[Unit]) -> "pd.DataFrame":
+    """The same of some files alone: of a group of tasks those of its tasks are to be among them."""
     rows = []
-    for kind, read in SCORES.items():
-        for unit in all_units(folder, kind, model):
-            if "units" not in unit.details:  # of a group: its tasks have files of their own
-                rows += rows_of(unit, read)
+    for unit in units:
+        if unit.kind in SCORES and "units" not in unit.details:
+            rows += rows_of(unit, SCORES[unit.kind])
     rows = _count_repeats(_put_whole_under_rules(_give_rules(rows)))
     return _frame(rows, COLUMNS)
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Every angular distance, a row for each block: the columns are those of `OF_DISTANCES`; see `scores`."""
+    return distances_of(unit for kind in DISTANCES for unit in all_units(folder, kind, model))
+
+
+def distances_of(units: Iterable[Unit]) -> "pd.DataFrame":
+    """The same of some files alone."""
     rows = []
-    for unit in (unit for kind in ("similarity", "distances") for unit in all_units(folder, kind, model)):
+    for unit in (unit for unit in units if unit.kind in DISTANCES):
         asked = {name: unit.key[name] for name in ("corpus", "seed")} | {"length": unit.key["sequence_length"]}
         table = unit.rows
         vectors = [None] * len(table)

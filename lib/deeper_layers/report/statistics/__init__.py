@@ -34,6 +34,7 @@ from deeper_layers.report.estimates import (
     regret_of_nearest,
     shares_kept,
 )
+from deeper_layers.report.estimates import main_metric as main_metric
 from deeper_layers.report.estimates import regret as regret
 from deeper_layers.report.names import rule_title, topic
 
@@ -68,11 +69,11 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     """
     rows = []
     for place, cuts, right, level, found in measurements(one_rule(scores), also, scores):
-        first, is_loss = found.iloc[0], found["metric"].iloc[0] == "loss"
+        first, is_loss = found.iloc[0], not are_shares(right)
         at_floor = not is_loss and cuts["size"].iloc[0] == 0 and is_at_floor(right[0], level)
         has_whole = not is_loss and cuts["size"].iloc[0] == 0
         kept = shares_kept(right, level) if has_whole else [Estimate.none(NOT_TESTED)] * len(cuts)
-        drawn = _each_mean(right) if is_loss else map(accuracy, right)
+        drawn = each_mean(right)
         shared = place | {"layers": first["layers"], "metric": first["metric"], "items": right.shape[1]}
         shared |= {"topic": topic(first["task"]), "guessing": level, "untold": AT_FLOOR if at_floor else ""}
         shared["whole"] = right[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
@@ -88,7 +89,7 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
     dropped; infinite where half is never gone), share with share_low and share_high, untold."""
     rows = []
     for place, cuts, right, level, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
-        if cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
+        if not are_shares(right) or cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
             continue
         first = found.iloc[0]
         half = half_gone(right, cuts["size"], level)
@@ -157,20 +158,20 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
-    before, rows = _by_run(scores[scores["healing"].isna()]), []
+    before, rows = by_run(scores[scores["healing"].isna()]), []
     every = kept[kept["healing"].notna()].drop_duplicates([*RUN, "healing", "cut", "subject"])
     for (healing, *run), found in every.groupby(["healing", *RUN], dropna=False, sort=False):
         metric, task = found["metric"].iloc[0], found["task"].iloc[0]
         if metric not in ("loss", "acc") and not metric.startswith("exact_match"):
             continue
-        is_loss, unhealed = metric == "loss", before.get(_key(run), {})
+        is_loss, unhealed = metric == "loss", before.get(of_key(run), {})
         of_cut = {cut: dict(zip(own["subject"].fillna(""), own["outcome"])) for cut, own in found.groupby("cut")}
         for cut, own in of_cut.items():
-            pair = _same_items(unhealed, own, (WHOLE, cut))
+            pair = same_items(unhealed, own, (WHOLE, cut))
             if cut == WHOLE or pair is None:
                 continue
-            healed = _joined(own, own)
-            adapted = _joined(of_cut.get(WHOLE, {}), own) if is_loss else None
+            healed = joined(own, own)
+            adapted = joined(of_cut.get(WHOLE, {}), own) if is_loss else None
             first = found[found["cut"] == cut].iloc[0]
             guessing = known[first["model"]] if is_loss else np.inf
             estimate = recovery(*pair, healed, adapted, guessing=guessing)
@@ -245,7 +246,7 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
     p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
     rows = []
     for place, cuts, right, _, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
-        if cuts["size"].iloc[0] != 0 or len(cuts) < 2:
+        if not are_shares(right) or cuts["size"].iloc[0] != 0 or len(cuts) < 2:
             continue
         has_choices = found["chosen"].notna().all()
         choices = paired(found.assign(outcome=found["chosen"]))[1] if has_choices else None
@@ -410,42 +411,70 @@ def _guessing(scores: pd.DataFrame, task: str, own: pd.DataFrame) -> float:
     return guessing(same if len(same) else own)
 
 
+def are_shares(outcomes: np.ndarray) -> bool:
+    """Whether items are right or wrong: losses, parts of an item that add up, and other scores are not."""
+    return bool(np.isin(outcomes, (0, 1)).all())
+
+
+def each_mean(outcomes: Sequence[np.ndarray]) -> list[Estimate]:
+    """The mean of each row of outcomes, [C, I]: Wilson's interval of an accuracy, else one that is drawn."""
+    outcomes = np.asarray(outcomes, dtype=float)
+    return list(map(accuracy, outcomes)) if are_shares(outcomes) else _each_mean(outcomes)
+
+
+def changes(whole: np.ndarray, others: Sequence[np.ndarray]) -> list[Estimate]:
+    """The mean of each less that of the whole model, of the same items."""
+    return _each_mean(np.asarray(others, dtype=float) - whole)
+
+
 def _each_mean(table: np.ndarray) -> list[Estimate]:
     values, draws = means(table)
     return [Estimate.of(value, drawn) for value, drawn in zip(values, draws.T, strict=True)]
 
 
-Run = dict[str, dict[str, dict[str, np.ndarray]]]  # outcomes of one kind of run by file, cut and subject
+Run = dict[str, dict[str, dict[str, np.ndarray]]]  # outcomes of what was asked alike by run, cut and subject
 
 
-def _key(values: Sequence) -> tuple:
+def of_key(values: Sequence) -> tuple:
     return tuple(None if pd.isna(value) else value for value in values)
 
 
-def _by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
+def runs_of(rows: pd.DataFrame) -> pd.Series:
+    """Which rows are of one run: those of one file, or of the files of a group's subjects, which were asked together."""
+    cuts = rows["path"].map(rows.groupby("path")["cut"].nunique()).astype(str)
+    kind = rows["path"].str.replace(r"^.*/", "", regex=True).str.partition("-")[0]
+    together = kind + cuts
+    for name in ("limit", "order"):
+        together = together + " " + rows[name].fillna(-1).astype(str)
+    return rows["path"].where(rows["subject"].isna(), together)
+
+
+def by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
+    """The outcomes of all rows that have some, by what they were asked (RUN), then by run."""
     found: dict[tuple, Run] = {}
-    rows = rows[rows["outcome"].notna()].drop_duplicates([*RUN, "path", "cut", "subject"])
-    columns = [rows[name] for name in (*RUN, "path", "cut", "subject", "outcome")]
-    for *run, path, cut, subject, outcome in zip(*columns, strict=True):
-        of_file = found.setdefault(_key(run), {}).setdefault(path, {})
-        of_file.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
+    rows = rows[rows["outcome"].notna()]
+    rows = rows.assign(run=runs_of(rows)).drop_duplicates([*RUN, "run", "cut", "subject"])
+    columns = [rows[name] for name in (*RUN, "run", "cut", "subject", "outcome")]
+    for *asked, run, cut, subject, outcome in zip(*columns, strict=True):
+        of_run = found.setdefault(of_key(asked), {}).setdefault(run, {})
+        of_run.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
     return found
 
 
-def _joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
+def joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
     """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
     parts = [of_cut[subject][: len(own[subject])] for subject in sorted(own) if subject in of_cut]
     lengths = [len(own[subject]) for subject in sorted(own)]
     return np.concatenate(parts) if [len(part) for part in parts] == lengths else None
 
 
-def _same_items(run: Run, own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
-    """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one file.
+def same_items(run: Run, own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
+    """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one run.
 
-    Of several files it is the one with most cuts; None where none holds all of them.
+    Of several runs it is the one with most cuts; None where none holds all of them.
     """
     for of_file in sorted(run.values(), key=len, reverse=True):
-        found = [_joined(of_file.get(cut, {}), own) for cut in cuts]
+        found = [joined(of_file.get(cut, {}), own) for cut in cuts]
         if all(vector is not None for vector in found):
             return found
     return None

@@ -1,0 +1,167 @@
+"""What results hold of one cut of a model: its scores beside the whole model's, and which tasks it ruins."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.report.estimates import difference, guessing, is_at_floor
+from deeper_layers.report.names import as_markdown, topic
+from deeper_layers.report.statistics import RULES, are_shares, by_run, each_mean, joined, kept_distances, of_key, one_rule, runs_of, same_items
+
+LEFT = 0.5  # of what lies above guessing: less of it is left where a task is ruined
+Number = tuple[float, float, float]  # with its interval
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task, or one text, under a cut.
+
+    Attributes:
+        topic: as people call it.
+        asked: the same with the number of examples in the prompt, and of tasks of a group.
+        metric: "accuracy", or "loss" in nats a token.
+        items: how many were asked.
+        how: the number format in which it was measured.
+        whole, pruned, healed: of the whole model, without the layers of the cut, and healed after it.
+        guessing: accuracy of the better way to guess.
+        ruined: whether surely less than LEFT of what lies above guessing is left; of the healed model, where there is.
+        largest: the largest number of layers, under the rule whose cut this is, such that neither its cut nor any
+            smaller one that was measured ruins the task; None where the whole model is not surely above guessing.
+    """
+
+    topic: str
+    asked: str
+    metric: str
+    items: int
+    how: str
+    whole: Number
+    pruned: Number
+    healed: Number | None = None
+    guessing: float | None = None
+    ruined: bool = False
+    largest: int | None = None
+    rule: str | None = None
+
+    @property
+    def left(self) -> Number:
+        """Of the checkpoint itself."""
+        return self.healed or self.pruned
+
+
+def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
+    """Whether of what a model scores above `level` surely less than LEFT stays, from which items are right, [I] each."""
+    return difference(after - LEFT * before, np.full(len(before), (1 - LEFT) * level)).high < 0
+
+
+def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
+    """The rows of a model healed after a cut, with these settings, on this text: those of most tasks in one format."""
+    own = scores[(scores["cut"] == cut.name) & scores["healing"].notna() & (scores["repeat"] == 0)]
+
+    def is_alike(healing: str) -> bool:
+        how = json.loads(healing)
+        return how.pop("text") == text and how.pop("tokens") > 0 and how == config
+
+    own = own[own["healing"].map(is_alike).astype(bool)]
+    if own.empty:
+        return own
+    tasks = own.groupby(["dtype", "bits"], dropna=False)["task"].nunique()
+    dtype, bits = tasks.idxmax()
+    return own[(own["dtype"] == dtype) & (own["bits"].isna() if pd.isna(bits) else own["bits"] == bits)]
+
+
+def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
+    """What the table of one model says of a cut, by task; of a healed one too, where its rows are given."""
+    unhealed, found = scores[scores["healing"].isna() & scores["outcome"].notna()], {}
+    unhealed = unhealed.assign(run=runs_of(unhealed))
+    for key, run in by_run(unhealed).items():
+        _, dtype, bits, task, shots, _, metric = key
+        if bits is not None and healed is None or metric != _metric(unhealed, task):
+            continue
+        repaired = None if healed is None else _of_healed(healed, key)
+        if healed is not None and repaired is None:
+            continue
+        for name, of_run in run.items():
+            own = repaired or of_run.get(cut.name)
+            pair = own and same_items({name: of_run}, own, (UNPRUNED.name, cut.name))
+            if not pair:
+                continue
+            rows = unhealed[(unhealed["task"] == task) & (unhealed["run"] == name) & (unhealed["metric"] == metric)]
+            shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
+            shown += "" if shots is None or metric == "loss" else f", {shots}-shot"
+            how = dtype if bits is None else f"{dtype}, weights in {bits}"
+            ends = [(one.value, one.low, one.high) for one in each_mean(np.stack(pair))]
+            mended = None if repaired is None else joined(repaired, repaired)
+            after = None if mended is None else each_mean(mended[None])[0]
+            one = Score(topic(task), shown, "loss" if metric == "loss" else "accuracy", len(pair[0]), how, *ends,
+                        None if after is None else (after.value, after.low, after.high))  # fmt: skip
+            if are_shares(np.stack(pair)):
+                one = _judged(one, unhealed, rows, of_run, cut, pair, mended)
+            kept = found.get(task)
+            extent = (one.rule in RULES, one.items, len(of_run))
+            if kept is None or extent > kept[0]:
+                found[task] = extent, one
+    return [one for _, one in sorted(found.values(), key=lambda pair: pair[1].metric)]
+
+
+def _judged(one: Score, scores: pd.DataFrame, rows: pd.DataFrame, of_run: dict, cut: Cut, pair: list, mended) -> Score:
+    """With what guessing scores, whether the task is ruined, and by which cuts of the rule it is not."""
+    level = guessing(rows)
+    known = not is_at_floor(pair[0], level)
+    ruined = known and surely_ruined(pair[0], pair[1] if mended is None else mended, level)
+    rule, largest = None, None
+    of_cut = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
+    if of_cut:
+        rule = next((name for name in RULES if name in of_cut), of_cut[0])
+    if known:
+        every = rows[rows["rule"] == rule] if rule else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
+        cuts, largest = every.drop_duplicates("cut").sort_values("size"), 0
+        own = {subject: vector for subject, vector in of_run[cut.name].items()}
+        for name, size in zip(cuts["cut"], cuts["size"], strict=True):
+            vector = joined(of_run[name], own)
+            if vector is None or (name != UNPRUNED.name and surely_ruined(joined(of_run[UNPRUNED.name], own), vector, level)):
+                break
+            largest = int(size) if pd.notna(size) else cut.size
+    return Score(**{**vars(one), "guessing": level, "ruined": bool(ruined), "largest": largest, "rule": rule})
+
+
+def _metric(scores: pd.DataFrame, task: str) -> str:
+    metrics = list(dict.fromkeys(scores.loc[scores["task"] == task, "metric"]))
+    return "acc" if "acc" in metrics else metrics[0]
+
+
+def _of_healed(healed: pd.DataFrame, key: tuple) -> dict[str, np.ndarray] | None:
+    """The outcomes of a healed model on a task, by subject, where they are of one kind of run with others."""
+    found = by_run(healed[healed["outcome"].notna()]).get(of_key(key))
+    return None if found is None else next(iter(next(iter(found.values())).values()))
+
+
+def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> str:
+    """What results hold about a cut, in Markdown, for a model card: its distance, its scores, what it ruins."""
+    own = kept_distances(distances if cut.is_block else distances[:0])
+    own = own[(own["start"] == cut.start) & (own["size"] == cut.size)]
+    lines = [
+        f"Angular distance of the dropped block: {row.distance:.4f} (units of pi; {as_markdown(row.corpus)}, {dtype})."
+        for row, dtype in zip(own.itertuples(), own["dtype"], strict=True)
+    ]
+    if found := scores_of(scores, cut, healed):
+        heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
+        heads += ["guessing", "items", "measured in"]
+        lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+        for one in found:
+            numbers = [one.whole, one.pruned, *([] if healed is None else [one.healed])]
+            cells = [as_markdown(one.asked), *(in_words(number) for number in numbers if number)]
+            cells += ["" if one.guessing is None else f"{one.guessing:.2f}", f"{one.items:,}", one.how]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
+        if ruined := [as_markdown(one.topic) for one in found if one.ruined]:
+            said = "Surely less than half of what the whole model has above guessing is left on these:"
+            lines += ["", f"{said} {'; '.join(ruined)}."]
+    return "\n".join(lines)
+
+
+def in_words(value: Number) -> str:
+    """A number with its interval."""
+    return f"{value[0]:.3f} ({value[1]:.2f} to {value[2]:.2f})"
