@@ -18,7 +18,7 @@ from rocrate.rocrate import ROCrate
 from book.extension.measured import describe, taken
 from deeper_layers.errors import InputError
 from deeper_layers.files import atomic_file
-from deeper_layers.report.standards import watt_hours
+from deeper_layers.report.measured import watt_hours
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.records import all_records
 from deeper_layers.results.units import Unit, all_units

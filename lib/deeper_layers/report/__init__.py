@@ -1,7 +1,7 @@
-"""From results to statistics, figures and verdicts. No torch.
+"""From the table of all results to estimates, figures, claims and pages. No torch.
 
-In: measured units. Out: tables, figures, each claim of the paper with a verdict. Four rooms, from the ground up:
-statistics/ (rows as curves and items, with intervals), figures/ (what is drawn), claims/ (what the paper says, and how
-it is judged), questions/ (what else units answer). Read first: paper.py (the paper's numbers), thresholds.py (ours),
-names.py (what others named, as text). standards.py and provenance.py say where numbers come from.
+In: frames of `results.scores()` and `results.distances()`. Out: tidy frames with intervals (statistics.py, of estimates in
+estimates.py), figures that show themselves (figures.py, each drawn twice by drawing.py), the paper's claims with their
+verdicts (claims.py, the paper's own numbers in paper.py). Read first: estimates.py, statistics.py. measured.py tells what
+was run, one_cut.py what results hold of one cut, names.py and prose.py write names and numbers.
 """

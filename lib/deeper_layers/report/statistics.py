@@ -149,8 +149,8 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), rank, seed,
-    learning_rate, tokens, distillation, text, task, topic, metric, items, whole, pruned, healed, whole_healed (of losses;
-    missing where the whole model was not healed alike), value with low and high (share of the gap closed), untold.
+    learning_rate, tokens, distillation, text, task, topic, metric, items, whole, pruned, healed, whole_healed
+    (missing where the whole model was not healed alike), value with low and high (share of the gap closed), untold.
     Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most": compare such healings
     by `healed`, which has an interval of its own, healed_low to healed_high.
 
@@ -159,10 +159,11 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
     before, rows = by_run(scores[scores["healing"].isna()]), []
+    main = {task: main_metric(list(dict.fromkeys(own))) for task, own in kept.groupby("task")["metric"]}
     every = kept[kept["healing"].notna()].drop_duplicates([*RUN, "healing", "cut", "subject"])
     for (healing, *run), found in every.groupby(["healing", *RUN], dropna=False, sort=False):
         metric, task = found["metric"].iloc[0], found["task"].iloc[0]
-        if metric not in ("loss", "acc") and not metric.startswith("exact_match"):
+        if metric != main[task]:
             continue
         is_loss, unhealed = metric == "loss", before.get(of_key(run), {})
         of_cut = {cut: dict(zip(own["subject"].fillna(""), own["outcome"])) for cut, own in found.groupby("cut")}
@@ -171,10 +172,10 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
             if cut == WHOLE or pair is None:
                 continue
             healed = joined(own, own)
-            adapted = joined(of_cut.get(WHOLE, {}), own) if is_loss else None
+            adapted = joined(of_cut.get(WHOLE, {}), own)
             first = found[found["cut"] == cut].iloc[0]
             guessing = known[first["model"]] if is_loss else np.inf
-            estimate = recovery(*pair, healed, adapted, guessing=guessing)
+            estimate = recovery(*pair, healed, adapted if is_loss else None, guessing=guessing)
             at_most = is_loss and adapted is None and not estimate.untold
             if at_most:
                 estimate = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
@@ -317,7 +318,7 @@ def _drawn_starts(blocks: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
-    """Loss while healing, by step: model, healing (in words), size, start, step, tokens, loss."""
+    """Loss while healing, by step: model, healing (in words), size, start, cut, path (of the run), step, tokens, loss."""
     from deeper_layers.cuts import Cut
     from deeper_layers.results.units import all_units
 
@@ -326,10 +327,11 @@ def training(folder: Path | None = None) -> pd.DataFrame:
         cut, course, how = Cut.of_key(unit.key["cut"]), unit.details["healing"], unit.key["healing"]
         said = settings_of(json.dumps(how | {"text": unit.key["text"], "tokens": course["tokens"]}), None)
         place = {"model": unit.key["model"]["name"], "healing": said["healing"], "size": cut.size, "start": cut.start}
+        place |= {"cut": cut.name, "path": unit.path.name if unit.path else ""}
         a_step = course["tokens"] / len(course["losses"])
         for step, loss in enumerate(course["losses"], start=1):
-            rows.append(place | {"cut": cut.name, "step": step, "tokens": step * a_step, "loss": loss})
-    return pd.DataFrame(rows).drop_duplicates(["model", "healing", "cut", "step"])
+            rows.append(place | {"step": step, "tokens": step * a_step, "loss": loss})
+    return pd.DataFrame(rows, columns=["model", "healing", "size", "start", "cut", "path", "step", "tokens", "loss"])
 
 
 def settings_of(healing: str, bits: str | None) -> dict:

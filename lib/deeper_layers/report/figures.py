@@ -264,7 +264,7 @@ def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
     scale = ScalarMappable(Normalize(0, rows["size"].max()), SIZES)
     for panel, (_, own) in enumerate(panels):
         picture.reach(panel, _span([own["tokens"]], zero=True), _span([own["loss"]]))
-        for (healing, cut, size), line in own.groupby(["healing", "cut", "size"], sort=False):
+        for (healing, cut, size, _), line in own.groupby(["healing", "cut", "size", "path"], sort=False):
             line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())[:: max(1, len(line) // 20)]
             hover = [f"{size} layers dropped ({cut}), {healing}<br>{of.tokens:,.0f} tokens: {of.loss:.2f}" for of in line.itertuples()]
             picture.line(line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1)
