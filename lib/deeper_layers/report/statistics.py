@@ -36,7 +36,7 @@ from deeper_layers.report.estimates import (
 )
 from deeper_layers.report.estimates import main_metric as main_metric
 from deeper_layers.report.estimates import regret as regret
-from deeper_layers.report.names import rule_title, topic
+from deeper_layers.report.names import topic
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 PLACE = ["model", "task", "rule"]
@@ -383,13 +383,16 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
     What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
     right.
     """
+    levels: dict[tuple[str, str, str], float] = {}
     for place, found in _measurements(scores, also):
         cuts, outcomes = paired(found)
         if cuts["size"].isna().any():
             continue
         is_loss = found["metric"].iloc[0] == "loss"
-        every = scores if of is None else of
-        level = float(found["chance"].max()) if is_loss else _guessing(every, place["task"], found)
+        asked = (place["task"], found["metric"].iloc[0], str(found["limit"].iloc[0]))
+        if not is_loss and asked not in levels:  # it is the same for every model and rule
+            levels[asked] = _guessing(scores if of is None else of, place["task"], found)
+        level = float(found["chance"].max()) if is_loss else levels[asked]
         yield Measured(place, cuts, outcomes, level, found)
 
 
