@@ -2,103 +2,87 @@
 
 import re
 
+import pytest
 
-def test_figures_can_be_taken_away(browser, site):
-    page = browser.new_page()
-    page.goto((site / "index.html").as_uri())
-    for link, start in (
-        ("#headline .downloads .picture", b"<?xml"),
-        ("#headline .downloads a[download$=csv]", b"task,rule,size"),
-    ):
+
+@pytest.fixture
+def opened(browser, site):
+    """A page of the site in the browser, of a screen of some width."""
+    pages = []
+
+    def at(name: str, width: int = 1280, **options):
+        page = browser.new_page(viewport={"width": width, "height": 844}, **options)
+        pages.append(page)
+        page.goto((site / f"{name}.html").as_uri())
+        return page
+
+    yield at
+    for page in pages:
+        page.close()
+
+
+def test_figures_can_be_taken_away(opened):
+    page = opened("executed/02-question-answering")
+    for link, start in ((".picture", b"<?xml"), ("a[download$=csv]", b"model,")):
         with page.expect_download() as download:
-            page.locator(link).click()
+            page.locator(f"figure.measured .downloads {link}").first.click()
         assert download.value.path().read_bytes().startswith(start)
-    page.close()
 
 
-def test_a_printed_page_shows_its_pictures_and_no_navigation(browser, site):
-    page = browser.new_page(viewport={"width": 1280, "height": 844}, color_scheme="dark")
-    page.goto((site / "index.html").as_uri())
-    page.locator('#headline[data-drawn="true"]').wait_for(state="attached")
+def test_a_printed_page_shows_its_pictures_and_no_navigation(opened):
+    page = opened("index", color_scheme="dark")
+    page.locator("figure.measured[data-drawn=true]").first.wait_for(state="attached")
     page.emulate_media(media="print")
-    assert page.locator("#headline .plot > img").is_visible()
-    for hidden in (
-        "figure.measured .live",
-        ".bd-sidebar-primary",
-        ".bd-header-article",
-        ".downloads",
-        ".prev-next-area",
-    ):
+    assert page.locator("figure.measured .plot > img").first.is_visible()
+    for hidden in ("figure.measured .live", ".bd-sidebar-primary", ".bd-header-article", ".downloads"):
         assert not page.locator(hidden).first.is_visible(), hidden
     # dark letters, whatever the theme: paper is white
     colour = page.locator("article p").first.evaluate("e => getComputedStyle(e).color")
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
-    page.close()
 
 
-def test_search_finds_pages_in_a_folder(browser, site):
-    page = browser.new_page()
-    page.goto((site / "executed" / "09-claims.html").as_uri())
+def test_search_finds_pages_in_a_folder(opened):
+    page = opened("executed/07-claims")
     page.keyboard.press("Control+k")
     page.keyboard.type("residual\n")
     page.locator("#search-results li a").first.wait_for(timeout=20_000)
-    page.close()
 
 
-def test_figures_without_scripts_are_pictures(browser, site):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto((site / "index.html").as_uri())
-    box = page.locator("figure.measured img").first.bounding_box()
+def test_figures_without_scripts_are_pictures(opened):
+    box = (
+        opened("executed/01-similarity", java_script_enabled=False).locator("figure.measured img").first.bounding_box()
+    )
     assert box["width"] > 200 and box["height"] > 100
-    context.close()
 
 
-def test_the_slider_removes_layers(browser, site):
-    """By keyboard: from the whole model to one of half its layers, each task with its interval or "not measured"."""
-    page = browser.new_page(viewport={"width": 390, "height": 900})
-    page.goto((site / "explorer.html").as_uri())
-    page.wait_for_selector("#explorer[data-ready=true]")
-    assert page.locator(".explorer-stack .dropped").count() == 0
-    layers = page.locator(".explorer-stack span").count()
-    before = page.locator(".explorer-tasks").inner_text()
-    page.focus("#explorer-size")
-    for _ in range(5):
-        page.keyboard.press("ArrowRight")
-    assert page.locator(".explorer-stack .dropped").count() == 5
-    assert f"5 of {layers}" in page.locator(".explorer-cut").inner_text()
-    after = page.locator(".explorer-tasks").inner_text()
-    assert after != before and "of answers flip" in after and " items" in after
-    page.select_option("#explorer-rule", label="simple heuristic")
-    assert page.locator(".explorer-stack .dropped").count() == 5
-    assert page.locator(".explorer-stack span").nth(layers - 2).get_attribute("class") == "dropped"
-    facts = dict(zip(page.locator(".explorer dt").all_inner_texts(), page.locator(".explorer dd").all_inner_texts()))
-    assert {"Parameters", "Memory of the weights", "Reading a prompt takes", "Writing takes"} <= set(facts)
-    titles = page.locator(".explorer .task .title").all_inner_texts()
-    assert len(titles) == len(set(titles)) > 1
-    page.close()
+@pytest.mark.parametrize("width", [390, 1280])
+def test_sliders_take_layers_away(opened, width):
+    """By keyboard: another block, another size, the block of a rule, another model."""
+    page = opened("explorer", width)
+    page.wait_for_selector(".explorer[data-ready=true]")
+    layers, dropped = page.locator(".explorer .stack span"), page.locator(".explorer .stack .dropped")
+    assert dropped.count() == 4 and layers.last.get_attribute("class") == "dropped"
+    before = page.locator(".explorer .tasks").inner_text()
+    page.focus(".explorer .start input")
+    page.keyboard.press("ArrowLeft")
+    assert dropped.count() == 4 and not layers.last.get_attribute("class")
+    after = page.locator(".explorer .tasks").inner_text()
+    assert after != before and "keeps" in after and "items" in after
+    page.get_by_label("simple heuristic").check()
+    page.focus(".explorer .size input")
+    page.keyboard.press("ArrowRight")
+    assert dropped.count() == 5 and layers.nth(layers.count() - 2).get_attribute("class") == "dropped"
+    page.select_option(".explorer select", label="Gemma-3-270m")
+    assert layers.count() == 18 and "Gemma-3-270m without layers" in page.locator(".explorer .cut").inner_text()
+    assert "The whole model only guesses: " in page.locator(".explorer .others").inner_text()
 
 
-def test_the_code_of_a_page_is_folded_and_its_command_can_be_copied(browser, site):
-    context = browser.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
-    page.goto((site / "executed" / "02-question-answering.html").as_uri())
-    code = page.locator("details.code-of-page")
-    assert not code.locator("pre").first.is_visible()
-    code.locator("summary").click()
-    assert code.locator("pre").first.inner_text().startswith("papermill notebooks/02-question-answering.ipynb")
-    assert code.locator("button.copybtn").count() == 2
-    context.close()
-
-
-def test_the_house_is_drawn_in_light_and_in_dark(browser, site):
-    page = browser.new_page(viewport={"width": 1280, "height": 844}, color_scheme="light")
-    page.goto((site / "house.html").as_uri())
-    colours = []
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        page.locator(f'html[data-theme="{scheme}"]').wait_for(state="attached")
-        text, box = (page.locator(f"figure.house .room {part}").first for part in ("text", "rect"))
-        colours.append([element.evaluate("e => getComputedStyle(e).fill") for element in (text, box)])
-    assert colours[0][0] == colours[1][1] or len({*colours[0], *colours[1]}) == 4
-    page.close()
+def test_the_first_screen_has_a_slider(opened):
+    page = opened("index", 390)
+    page.wait_for_selector(".explorer[data-ready=true]")
+    slider = page.locator(".explorer .start input")
+    assert slider.bounding_box()["y"] < 700 and not page.locator(".explorer select").is_visible()
+    assert page.locator(".explorer .task").count() == 4
+    page.focus(".explorer .start input")
+    page.keyboard.press("Home")
+    assert page.locator(".explorer .stack span").first.get_attribute("class") == "dropped"
