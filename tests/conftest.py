@@ -15,7 +15,7 @@ SLOW = {
     "test_conformance", "test_damage", "test_damaged_checkpoints", "test_dialects", "test_distillation",
     "test_distributed", "test_embedded", "test_evaluation", "test_examples", "test_families", "test_faulty_results",
     "test_generation", "test_gguf_conversion", "test_gguf_damage", "test_healed", "test_healing", "test_kept_safe",
-    "test_kills", "test_machines", "test_memory", "test_model_card", "test_mtp", "test_names", "test_outdated",
+    "test_kills", "test_machines", "test_memory", "test_model_card", "test_mtp", "test_names",
     "test_package_index", "test_resuming", "test_seeing", "test_streaming", "test_sweep", "test_taken_away",
     "test_tree", "test_unclear", "test_wheel", "test_words",
 }  # fmt: skip

@@ -6,12 +6,11 @@ import sys
 
 import pytest
 
-from book.extension import engines as page
 from conformance import __main__ as command
 from conformance import checkpoints, verdicts
 from conformance.checkpoints import CUTS, WHOLE, name_of
 from conformance.environments import ENGINES, NEWEST, SCRIPTS
-from conformance.measured import MEASURED, OPEN_IN, read_measured
+from conformance.measured import MEASURED, read_measured
 from deeper_layers.checkpoints.engines import TABLE
 from tests.tiny import ALL_FAMILIES
 
@@ -112,24 +111,7 @@ def test_what_was_warned_of_is_in_the_table():
             assert not warned or (ENGINES[name].counts_as, family) in lines
 
 
-def test_the_pages_show_what_was_measured():
-    content, opened = read_measured(), read_measured(OPEN_IN)
-    rows = page.rows(content)
-    assert rows and all(len(row) == 1 + len(content["engines"]) for row in rows)
-    refused = {family for row in page.messages(content) for family in row["Families"].split(", ")}
-    assert {row["Family"] for row in rows if any(cell.startswith(SAID) for cell in row.values())} <= refused
-    assert opened is not None, f"{OPEN_IN} is missing: python -m conformance.open_in"
-    for model in opened["models"].values():
-        for engine in model["engines"].values():
-            assert "not_tried" in engine or engine["equal"] == (page.verdict(engine) == "The same.")
-
-
-def test_a_cell_says_of_how_many_cuts():
-    equal, refused = {"result": "equal", "ties": 1}, {"result": "not read", "said": "no"}
-    assert page.in_short({"result": "equal", "cuts": {"2-1": equal, "1-2": equal}}) == "equal (2 tied)"
-    found = {"result": "not read", "cuts": {"2-1": equal, "1-2": refused}}
-    assert page.in_short(found) == "not read (1 of 2 cuts, 1 tied)"
-    assert page.in_short(None) == "not tried"
+def test_every_engine_has_its_script():
     assert name_of("llama", WHOLE) == "llama-0-0" and all(
         (SCRIPTS / engine.script).exists() for engine in ENGINES.values()
     )

@@ -5,7 +5,7 @@ A family that can't be cut is refused, and the reason is tested.
 
 import contextlib
 import functools
-from types import SimpleNamespace
+import json
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from book.extension import families
 from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
@@ -27,6 +26,7 @@ from deeper_layers.family.walk import Batch, Walk
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.per_layer import cut_entry
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances
 from tests.plain import NEW_TOKENS, batch, generate, logits, one_by_one, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
@@ -273,43 +273,8 @@ def check_sweep(model, cuts):
         assert (likeliest[some] == expected_greedy).all()
 
 
-# the page
-
-
-def test_a_cell_says_how_far_off_and_of_how_many_cuts():
-    wrong = {"result": "silently wrong", "largest_difference": 0.1234, "random_weights": 0, "cuts": 3}
-    assert families.in_short(wrong, 3) == "silently wrong (by 0.12)"
-    assert families.in_short(wrong | {"random_weights": 9, "cuts": 1}, 3) == (
-        "silently wrong (by 0.12, random weights, 1 of 3 cuts)"
-    )
-    assert families.in_short(wrong | {"largest_difference": 1e-6}, 3) == "silently wrong (text)"
-    assert families.in_short({"result": "right", "cuts": 3}, 3) == "right"
-
-
-def test_the_page_has_every_family_and_ours_is_right_in_every_row():
-    content = families.measured(families.MEASURED)
-    assert content is not None, f"{families.MEASURED} is missing: python -m benchmarks.families"
-    rows = families.rows(content)
-    assert [row["Family"] for row in rows] == ALL_FAMILIES
-    assert all(row["ours"].split(" (")[0] in ("right", "refused") for row in rows)
-    assert {row["Family"] for row in rows if row["ours"] == "refused"} == set(REFUSED)
-    # a message says why wherever a row says that something failed or was refused
-    said = {family for message in families.messages(content) for family in message["Families"].split(", ")}
-    assert said == {
-        row["Family"] for row in rows if any(cell.startswith(("fails", "refused")) for cell in row.values())
-    }
-
-
-@pytest.mark.parametrize("content", [None, "{"], ids=["missing", "half"])
-@pytest.mark.parametrize("kind", [families.Families, families.Damaged])
-def test_a_page_without_measurements_says_so(kind, content, tmp_path, monkeypatch):
-    file = tmp_path / "measured.json"
-    if content:
-        file.write_text(content)
-    monkeypatch.setattr(kind, "file", file)
-    monkeypatch.setattr(families, "ROOT", tmp_path)
-    env = SimpleNamespace(note_dependency=lambda _: None)
-    directive = object.__new__(kind)
-    directive.state = SimpleNamespace(document=SimpleNamespace(settings=SimpleNamespace(env=env)))
-    (note,) = directive.run()
-    assert note.astext().startswith("Not measured")
+def test_ours_is_right_or_refused_for_every_family():
+    content = json.loads((ROOT / "benchmarks" / "measured" / "families.json").read_text())["families"]
+    assert list(content) == ALL_FAMILIES
+    assert {family for family, ways in content.items() if ways["ours"]["result"] == "refused"} == set(REFUSED)
+    assert {ways["ours"]["result"] for ways in content.values()} == {"right", "refused"}

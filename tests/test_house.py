@@ -11,7 +11,7 @@ import pytest
 
 import deeper_layers
 import deeper_layers.command
-from book.extension.rooms import HEAVY
+from book.extension.running import HEAVY
 from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.results.places import AROUND as ROOT
 
