@@ -79,11 +79,11 @@ def _short(value: float) -> float | None:
 
 
 def draw_explorer(target: Path) -> list[str]:
-    """Write the data of the explorer; returns the files of the library that are loaded."""
+    """Write the data of the explorer; returns the files that it is made by."""
     text = json.dumps(explored(results.scores()), separators=(",", ":"), allow_nan=False)
     write_file(target, text.encode())
-    loaded = [getattr(module, "__file__", None) for name, module in sys.modules.items() if "deeper_layers" in name]
-    return sorted(inside(filter(None, loaded)))
+    ours = [module for name, module in list(sys.modules.items()) if name.startswith("deeper_layers")]
+    return sorted(inside([__file__, *filter(None, (getattr(module, "__file__", None) for module in ours))]))
 
 
 class Explorer(SphinxDirective):

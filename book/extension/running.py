@@ -83,7 +83,7 @@ def is_current(path: Path, known: dict, measured: str) -> bool:
 
 def made_of(path: Path, code: Iterable[str]) -> list[Path]:
     """The files, results apart, of which a drawn one is made: its notebook, and the code that it loaded."""
-    return [ROOT / "notebooks" / path.name, Path(__file__).with_name("explorer.py"), *(ROOT / name for name in code)]
+    return [ROOT / "notebooks" / path.name, *(ROOT / name for name in code)]
 
 
 def stamp(paths: Iterable[Path], *more: str) -> str:
