@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from deeper_layers.report.statistics import curves
+from deeper_layers.report.names import topic
 
 MEASURED = Path(__file__).with_name("measured")
 HEAD = (
@@ -119,7 +119,7 @@ def _lines(kind: str, content: dict) -> list[str]:
         ]
     if kind == "generation":
         what = (
-            f"{curves.title(content['tasks'])} generated, {content['items']} items, {dtype}, "
+            f"{topic(content['tasks'])} generated, {content['items']} items, {dtype}, "
             f"{len(content['cuts'])} pruned models"
         )
         texts = f"of {content['texts']} texts"
@@ -216,7 +216,9 @@ def _beside_offload(content: dict) -> str:
 
 
 def _asked(content: dict) -> str:
-    return curves.asked(content["tasks"].split(","), content["num_fewshot"])
+    shots = content["num_fewshot"]
+    tasks = ", ".join(map(topic, content["tasks"].split(",")))
+    return tasks if shots is None else f"{tasks}, {shots}-shot"
 
 
 def _yes(value: bool) -> str:

@@ -17,7 +17,7 @@ from deeper_layers.cuts import UNPRUNED
 from deeper_layers.evaluation import harness
 from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.models.opening import load_model
-from deeper_layers.report.statistics.curves import wilson_interval
+from deeper_layers.report.estimates import accuracy
 from deeper_layers.results.packing import unpack
 
 
@@ -53,7 +53,7 @@ def main() -> None:
         {
             "model": options.model, "dtype": options.dtype, "task": options.task, "metric": options.metric,
             "num_fewshot": options.num_fewshot, "limit": options.limit, "items": len(every),
-            "right": int(every.sum()), "guessing": share, "interval": list(wilson_interval(share, len(every))),
+            "right": int(every.sum()), "guessing": share, "interval": [accuracy(every).low, accuracy(every).high],
             "chance": float(chance.mean()),
         },
     )  # fmt: skip

@@ -28,7 +28,8 @@ from deeper_layers.models.sizes import sizes_of
 from deeper_layers.models.sources import find_model
 from deeper_layers.models.sublayers import ends_sublayer, sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
-from deeper_layers.report.questions import one_cut
+from deeper_layers.report import one_cut
+from deeper_layers.results.frames import scores_of
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 from tests.test_choices import scores_unit
 from tests.test_command import said, typed
@@ -318,5 +319,5 @@ def test_a_task_that_was_swept_twice_counts_once():
         )
         for after, more, day in ((half, {}, "2026-02"), (whole, {"1,1": {"capitals": whole}}, "2026-01"))
     ]
-    (score,) = one_cut.scores(units, CUT)
-    assert score.items == 8 and score.asked == "Capitals" and score.pruned[0] == 0.5, "the later one"
+    (score,) = one_cut.scores_of(scores_of(units), CUT)
+    assert score.items == 8 and score.asked == "Capitals, words chosen" and score.pruned[0] == 0.5, "the later one"

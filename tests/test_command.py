@@ -26,7 +26,7 @@ from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
-from deeper_layers.report.questions import given_back
+from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
 
@@ -303,9 +303,9 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     (line,) = re.findall(r"surely above guessing; measured by: deeper-layers (.*)\n", again)
     typed(*shlex.split(line), *SMALL[:4])
     assert "surely above guessing" in typed("heal", tiny_folder, *SMALL, *asked).stdout
-    monkeypatch.setattr(given_back.curves, "surely_above", lambda *_: True)
+    monkeypatch.setattr("deeper_layers.report.statistics.recovery", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
     now = typed("heal", tiny_folder, *SMALL, *asked).stdout
-    assert re.search(r"Capitals \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  ", now), now
+    assert re.search(r"Capitals, words chosen \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  ", now), now
     done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
     # a list that says the same is the same cut, healed once; any other one heals too
@@ -434,20 +434,20 @@ def test_a_report_without_what_it_needs(monkeypatch):
 def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp_path, monkeypatch):
     def execute(source, out, *, parameters, **options):
         assert source.exists() and options["cwd"] == tmp_path
-        if source.stem == "04-reasoning":
+        if source.stem == "03-reasoning":
             raise papermill.PapermillExecutionError(0, 0, "", "NotMeasuredError", "not measured: piqa", [])
         out.write_text(json.dumps({name: str(value) for name, value in parameters.items()}))
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     asked = ["report", tiny_folder, "--samples", 8, "--steps", 4, "--results", tmp_path / "results", "--notebooks"]
-    done = typed(*asked, "01, 04-reasoning, 03", code=1)
-    assert "1 of 3 notebooks were not made: 04-reasoning: not measured: piqa; mend that" in done.stderr
+    done = typed(*asked, "01, 03-reasoning, 04", code=1)
+    assert "1 of 3 notebooks were not made: 03-reasoning: not measured: piqa; mend that" in done.stderr
     assert "5 layers" in done.stderr  # the plan, before anything runs
     out = tmp_path / "report" / tiny_folder.name
     given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}
     assert json.loads((out / "01-similarity.ipynb").read_text()) == given
-    assert json.loads((out / "03-healing.ipynb").read_text()) == given | {"steps": "4"}
+    assert json.loads((out / "04-healing.ipynb").read_text()) == given | {"steps": "4"}
     done = json.loads(typed(*asked, "01", "--json").stdout)
     # the site shows the results of the repository, and these are elsewhere
     made = {"01-similarity": f"report/{tiny_folder.name}/01-similarity.ipynb"}

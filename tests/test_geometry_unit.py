@@ -9,17 +9,17 @@ import pytest
 
 from deeper_layers import geometry
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import GeometryParameters
+from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.geometry import geometry_unit
-from deeper_layers.report.questions.geometry import MEASURES, of_blocks
 from deeper_layers.results.schema import check_unit
+from deeper_layers.studies import which_layers
 
 SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "skip_sequences": 9}
 LAYERS = 5
 
 
 def measured(folder, results, **others):
-    parameters = GeometryParameters(model=str(folder), results=str(results), **SMALL | others)
+    parameters = WhichLayersParameters(model=str(folder), results=str(results), **SMALL | others)
     source = parameters.source()
     return geometry_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
 
@@ -37,10 +37,11 @@ def test_what_a_unit_holds(unit, tiny_folder):
     assert not unit.path.with_suffix(".partial").exists()
     of_last = unit.rows[unit.rows["start"] == LAYERS].set_index("metric")["value"]
     assert of_last["lens_divergence"] == 0 and of_last["lens_overlap"] == 1
-    blocks = of_blocks(unit)
-    assert len(blocks) == LAYERS * (LAYERS + 1) // 2
-    missing = blocks[[measure.name for measure in MEASURES]].isna().sum()
-    assert missing[missing > 0].to_dict() == {"skip_later": LAYERS}  # nothing comes after these blocks
+    blocks = which_layers.geometry(unit.path.parents[1], blocks=True).query("model == @unit.key['model']['name']")
+    blocks = blocks.pivot(index=["layer", "size"], columns="measure", values="value")
+    assert len(blocks) == LAYERS * (LAYERS + 1) // 2 and set(blocks) == set(which_layers.MEASURES)
+    missing = blocks.isna().sum()
+    assert missing[missing > 0].to_dict() == {"later layers without a layer": LAYERS}  # nothing comes after these
     assert measured(tiny_folder, unit.path.parents[1], measure=False).path == unit.path
     with pytest.raises(InputError, match="not measured: the geometry of"):
         measured(tiny_folder, unit.path.parents[1], measure=False, tokens=1)
@@ -75,12 +76,12 @@ def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeyp
 
 def test_no_more_tokens_than_can_be_compared():
     with pytest.raises(InputError, match="samples is 256 and tokens 100, 25600 tokens in all, expected at most 4096"):
-        GeometryParameters(tokens=100)
+        WhichLayersParameters(tokens=100)
     with pytest.raises(InputError, match="skip_sequences is 32, expected at most samples, 8"):
-        GeometryParameters(samples=8)
-    GeometryParameters(samples=2, tokens=4, neighbours=7, skip_sequences=2)
+        WhichLayersParameters(samples=8)
+    WhichLayersParameters(samples=2, tokens=4, neighbours=7, skip_sequences=2)
     with pytest.raises(InputError, match="neighbours is 8, expected fewer than samples times tokens, 8: ask for fewer"):
-        GeometryParameters(samples=2, tokens=4, neighbours=8, skip_sequences=2)
+        WhichLayersParameters(samples=2, tokens=4, neighbours=8, skip_sequences=2)
 
 
 @pytest.mark.parametrize(("change", "said"), [

@@ -1,7 +1,6 @@
 """Loss on text, and healed models scored: what is measured, kept and found again."""
 
 import functools
-import math
 
 import numpy as np
 import pytest
@@ -19,8 +18,8 @@ from deeper_layers.experiments import healings, losses
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report.statistics import curves, significance
-from deeper_layers.report.statistics.evidence import Evidence
+from deeper_layers.report.statistics import recovery_table
+from deeper_layers.results.frames import scores_of
 from deeper_layers.results.units import all_units
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
@@ -61,10 +60,9 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     assert unit.details["healing"]["tokens"] == 3 * 4 * 32 and len(unit.details["healing"]["losses"]) == 3
     # what was not healed differs, and is compared on the same sequences
     before = losses.loss_unit(CUTS, parameters, source, opened)
-    pairs = before.details["by_sequence"]["1,2"], unit.details["by_sequence"]
-    differences = np.subtract(*map(np.array, pairs))
-    change, low, high = significance.paired_interval(differences, shares=False)
-    assert low < change < high and change != 0
+    (row,) = recovery_table(scores_of([before, unit])).query("metric == 'loss'").itertuples()
+    assert row.healed == pytest.approx(np.mean(unit.details["by_sequence"])) and row.pruned != row.healed
+    assert row.pruned == pytest.approx(np.mean(before.details["by_sequence"]["1,2"])) and not row.whole_healed > 0
 
     def never(*_, **__):
         pytest.fail("healed or measured again")
@@ -88,7 +86,7 @@ def test_layers_that_are_no_block_heal_too(parameters, tiny_folder, tmp_path):
     unit = healings.healing_unit(cut, config, parameters, source, opened)
     assert unit.name == "layers-1-3" and set(unit.rows["cut"]) == {"layers 1 3"}
     assert healings.healing_unit(cut, config, parameters.but(measure=False), source, opened).path == unit.path
-    assert list(Evidence([unit]).ways.values()) == [{cut: unit}]
+    assert set(scores_of([unit])["cut"]) == {cut.name}
     adapters = healings.adapter_folder(cut, config, parameters, source, opened)
     pruned = drop_layers(opened()[0], cut)
     merged = healing.merge_adapters(healing.load_adapters(pruned, adapters, source.key, cut))
@@ -107,16 +105,6 @@ def test_text_that_heals_and_text_of_the_loss_are_apart():
     assert len(train) + len(validation) == len(corpora.texts("wikipedia"))
     with pytest.raises(InputError, match="1 documents are among those that heal"):
         healings.check_apart(train, [*validation, train[5]])
-
-
-def test_losses_as_curves_are_in_units_of_ln_v(tiny_folder):
-    model, tokenizer = load_model(str(tiny_folder))
-    sequences = sequences_of(tokenizer, ["Some text that goes on for a while. " * 8] * 3, length=40)
-    rows, _ = text_loss(model, CUTS, sequences)
-    table = curves.losses_by_line({"not healed": rows}, {"simple": CUTS[:2]}, 5, vocabulary=300)
-    assert list(table["fraction"]) == [0, 0.4] and set(table["line"]) == {"simple, not healed"}
-    assert table["value"].iloc[1] == pytest.approx(rows["value"].iloc[1] / math.log(300))
-    assert (table["low"] < table["value"]).all() and (table["value"] < table["high"]).all()
 
 
 def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():

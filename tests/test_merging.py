@@ -247,25 +247,27 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
-    from deeper_layers.report.questions import one_cut
+    from deeper_layers.report import one_cut
+    from deeper_layers.results import distances, scores
     from deeper_layers.results.places import results_folder
     from deeper_layers.results.units import all_units
 
     unit = next(unit for unit in all_units(results_folder(), "healing") if unit.key["cut"] == [25, 1])
-    units = [other for other in all_units(results_folder()) if other.key["model"] == unit.key["model"]]
-    config, text = unit.key["healing"], unit.key["text"]
-    assert one_cut.healing_of(units, Cut(25, 1), config, text).path == unit.path
-    found = {score.topic: score for score in one_cut.scores(units, Cut(25, 1), unit)}
-    loss = found["loss on c4"]
+    config, text, name = unit.key["healing"], unit.key["text"], unit.key["model"]["name"]
+    table, blocks = (read(results_folder(), name) for read in (scores, distances))
+    rows = one_cut.healed_alike(table, Cut(25, 1), config, text)
+    assert set(rows["path"]) == {f"{unit.path.parent.name}/{unit.path.name}"}
+    found = {score.topic: score for score in one_cut.scores_of(table, Cut(25, 1), rows)}
+    loss = found["C4, loss"]
     expected = unit.rows.query("task == 'c4' and metric == 'loss'")["value"].iloc[0]
-    assert loss.healed[0] == expected and loss.pruned[0] > loss.whole[0] > 0
+    assert loss.healed[0] == pytest.approx(expected, abs=1e-4) and loss.pruned[0] > loss.whole[0] > 0
     healed = unit.rows.query("task == 'capitals' and metric == 'acc'")["value"].iloc[0]
-    capitals = found["Capitals"]
+    capitals = found["Capitals, words chosen"]
     assert capitals.healed[0] == pytest.approx(healed) and capitals.how == "bfloat16, weights in nf4"
-    card = one_cut.card_text(units, Cut(25, 1), unit)
+    card = one_cut.card_text(table, blocks, Cut(25, 1), rows)
     assert f"| {one_cut.in_words(capitals.healed)} | 0.28 | 120 |" in card and "| pruned | healed, this one |" in card
     # other settings: another healing, whose scores these are not
-    assert one_cut.healing_of(units, Cut(25, 1), config | {"rank": 64}, text) is None
+    assert one_cut.healed_alike(table, Cut(25, 1), config | {"rank": 64}, text).empty
     course = {"config": config, "text": text} | unit.details["healing"]
     healed_adapters(tiny_model("llama"), tmp_path, unit.key["model"], healing=course)
     adapter = adapter_files.read_adapter(tmp_path)

@@ -22,14 +22,12 @@ from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import Source
-from deeper_layers.report.provenance import origin
-from deeper_layers.report.statistics.outcomes import leaves_of
 from deeper_layers.results import circumstances, places, units
 from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.records import all_records
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.results.units import all_units, content_hash, key_hash, read_unit, unit_path
+from deeper_layers.results.units import all_units, content_hash, key_hash, part_of, read_unit, unit_path
 from tests.faults import calls_of, killed_at
 
 CUTS_OF_KEY = [[0, 0], [0, 1]]
@@ -403,14 +401,6 @@ def test_the_commit_of_a_checkout_and_whether_code_differs_from_it(tmp_path, mon
     assert found() == (None, None)  # a repository that is none of ours
 
 
-def test_a_figure_is_traced_to_file_and_commit(tmp_path, measure):
-    line = origin(measure_or_load("sweep", "a", KEY, measure, tmp_path))
-    path = unit_path("sweep", "a", KEY, tmp_path)
-    for part in ("org/some model", "sha256:0", "float32", "made up", path.name):
-        assert part in line
-    assert "\n" not in line and str(tmp_path) not in line
-
-
 def test_log_probabilities_are_kept_in_16_bits():
     """Within 0.05% of each; choices that an item lacks stay missing; what is too small for 16 bits is the smallest."""
     exact = -np.random.default_rng(0).lognormal(1, 1.5, (1000, 4))
@@ -444,7 +434,7 @@ def test_a_group_takes_of_each_task_the_cuts_that_it_is_asked_for(tiny_folder, t
     for kind, of_task in ((None, cuts), ("cuts", [*cuts, Cut.of([0, 2])])):
         sweep_unit("sums_one_digit", {"simple": of_task}, parameters, source, opened, kind=kind)
         group = sweep_unit("sums", {"simple": cuts[:2]}, parameters, source, opened, kind=kind)
-        first, *_ = leaves_of(group)
+        first = part_of(group, group.details["units"][0])
         assert len(first.key["cuts"]) == len(of_task) and len(group.key["cuts"]) == 2
         assert group.rows["size"].unique().tolist() == [0, 1]
 

@@ -22,7 +22,8 @@ from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_pric
 from deeper_layers.experiments.sweeps import sweep_unit
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-from deeper_layers.report.statistics import stability
+from deeper_layers.report.statistics import nearest
+from deeper_layers.results.frames import distances_of
 from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.similarity import distance_matrix, similarity_cut
@@ -225,12 +226,12 @@ def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened,
     plain = distances_unit(parameters, source, lambda: opened)
     unit = distances_unit(parameters, source, lambda: opened, by_sequence=True)
     assert (plain.kind, unit.kind) == ("similarity", "distances") and plain.rows.equals(unit.rows)
-    each = stability.of_sequences(unit)
+    each = np.stack(list(distances_of([unit])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
     assert each.mean(axis=0) == pytest.approx(unit.rows["distance"].to_numpy(), abs=5e-4)
-    table = stability.starts(unit, resamples=200)
+    table = nearest(distances_of([unit]))
     best = [similarity_cut(distance_matrix(unit.rows), size).start for size in range(1, 5)]
-    assert table["start"].tolist() == best and table["share"].between(0, 1).all()
+    assert table["start"].tolist() == best and table["agrees"].between(0, 1).all()
     assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
 
 
@@ -271,19 +272,10 @@ def test_one_sequence_that_decides_is_drawn_with_the_others():
     each = np.full((10, 6), 0.25)
     each[0, 1] = 0.75  # without this sequence, in a third of all draws, both are alike, and the first is taken
     each[:, 0] += 0.01
-    key = {"model": {"name": "tiny", "weights": "x"}}
-    unit = Unit("distances", "wikipedia", key, {}, rows, {"num_layers": 3, "by_sequence": pack_halves(each)})
-    (first, second) = stability.starts(unit, resamples=1000).itertuples()
+    key = {"model": {"name": "tiny", "weights": "x"}, "dtype": "float32", "corpus": "wikipedia", "seed": 0}
+    details = {"num_layers": 3, "by_sequence": pack_halves(each)}
+    unit = Unit("distances", "wikipedia", key | {"sequence_length": 9}, {"measured": "2026"}, rows, details)
+    (first, second) = nearest(distances_of([unit])).itertuples()
     assert (first.start, first.low, first.high) == (0, 0, 1)
-    assert first.share == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
-    assert (second.start, second.share) == (0, 1.0)  # the only block that keeps the last layer
-
-
-def test_where_two_texts_choose_the_same_block_is_said():
-    """Of the sizes that both have; a block that begins elsewhere is another one."""
-    one = pd.DataFrame({"size": [1, 2, 3, 4, 6], "start": [5, 5, 4, 3, 0]})
-    other = pd.DataFrame({"size": [4, 3, 2, 1, 5], "start": [2, 3, 6, 5, 0]})
-    assert stability.in_words([one, other]) == (
-        "both texts choose the same block at 1 of 4 sizes, another one at n = 2 to 4"
-    )
-    assert stability.in_words([one, one]) == "both texts choose the same block at 5 of 5 sizes"
+    assert first.agrees == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
+    assert (second.start, second.agrees) == (0, 1.0)  # the only block that keeps the last layer

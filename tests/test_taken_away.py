@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from deeper_layers.command import preview
 from deeper_layers.cuts import Cut
 from deeper_layers.models.packaged import EMBEDDED, QWEN
-from deeper_layers.report.questions import one_cut
+from deeper_layers.report import one_cut
+from deeper_layers.results import scores
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, name_of, unit_path
 from tests.hub import serving
@@ -47,14 +48,18 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
 def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
     """By the published results of the embedded model, whose file need not be here."""
     content = json.loads(typed("prune", "embedded", tmp_path / "o.gguf", "--drop", 4, "--dry-run", "--json").stdout)
-    assert content["cut"]["start"] == 2 and "Capitals" in content["ruins"] and "MMLU" not in content["ruins"]
-    capitals = next(score for score in content["scores"] if score["topic"] == "Capitals")
+    assert (
+        content["cut"]["start"] == 2
+        and "Capitals, words chosen" in content["ruins"]
+        and not any("MMLU" in topic for topic in content["ruins"])
+    )
+    capitals = next(score for score in content["scores"] if score["topic"] == "Capitals, words chosen")
     units = [unit for unit in all_units(results_folder(), "sweep", EMBEDDED.name) if unit.name == "capitals"]
     rows = next(unit for unit in units if [2, 4] in unit.key["cuts"] and unit.key["dtype"] == capitals["how"]).rows
     rows = rows[(rows["metric"] == "acc") & (rows["size"] == 4) & (rows["start"] == 2)]
     assert capitals["pruned"][0] == pytest.approx(rows["value"].iloc[0]) and capitals["largest"] == 2
     assert capitals["guessing"] > 0.25 and capitals["items"] == 120
-    found = one_cut.scores(all_units(results_folder(), model=EMBEDDED.name), Cut(2, 4))
+    found = one_cut.scores_of(scores(results_folder(), EMBEDDED.name), Cut(2, 4))
     assert [score.topic for score in found if score.ruined] == content["ruins"]
     text = preview.ruin_in_words(found)
     assert f"ruins {len(content['ruins'])} of " in text and "largest n that does not" in text
@@ -193,13 +198,11 @@ def test_criterion_of_ruin_is_that_of_its_words():
     """Against a plain count of what is left above guessing, with and without doubt."""
     import numpy as np
 
-    from deeper_layers.report.questions.one_cut import surely_ruined
-
-    before = np.array([True] * 90 + [False] * 10)
+    before = np.array([1.0] * 90 + [0.0] * 10)
     for right, ruined in ((90, False), (60, False), (50, False), (40, True), (25, True), (0, True)):
-        after = np.array([True] * right + [False] * (100 - right))
-        assert surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
-    assert not surely_ruined(before[80:83], ~before[80:83] & False, 0.25)  # of 3 items nothing is sure
+        after = np.array([1.0] * right + [0.0] * (100 - right))
+        assert one_cut.surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
+    assert not one_cut.surely_ruined(before[80:83], 0 * before[80:83], 0.25)  # of 3 items nothing is sure
 
 
 def test_layers_for_multi_token_prediction_stay_or_are_left_out(tmp_path):

@@ -13,15 +13,11 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.report.provenance import origin
-from deeper_layers.report.statistics import curves
-from deeper_layers.report.statistics import outcomes as paired
-from deeper_layers.report.statistics.evidence import by_model
+from deeper_layers.report import statistics
+from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.units import Unit, content_hash, read_unit, slug, unit_path
-from deeper_layers.rules.choosing import RULES
 from deeper_layers.rules.similarity import distance_matrix
 from tests.fuzz import trying
 
@@ -127,21 +123,12 @@ def torn(text: bytes, draw: random.Random) -> bytes:
 
 def drawn(unit: Unit) -> None:
     """What pages ask of units, but for the drawing itself."""
-    origin(unit)
-    if {"rule", "num_fewshot"} <= unit.key.keys() and unit.kind == "sweep":
-        curves.of_all_models([unit], RULES[0])
     if unit.kind == "similarity":
         distance_matrix(unit.rows)
-    if "outcomes" in unit.details and unit.kind != "healing":
-        paired.outcomes_of(unit, [Cut.of_key(cut) for cut in unit.key["cuts"]])
-    for evidence in by_model([unit]).values():
-        evidence.best("loss"), evidence.ways, evidence.distances()
-        for rule in RULES:
-            evidence.losses(rule), evidence.unhealed_losses(rule)
-            for topic in evidence.topics:
-                evidence.answers(topic, rule), evidence.by_shots(topic, rule)
-        for topic in ("MMLU", "BoolQ", "Capitals"):
-            evidence.by_prompt(topic, "num_fewshot")
+    scores = scores_of([unit])
+    statistics.nearest(distances_of([unit]))
+    statistics.curves(scores), statistics.half_gone_table(scores), statistics.losses(scores)
+    statistics.recovery_table(scores), statistics.maps(scores), statistics.kept_by_place(scores)
 
 
 def outcome(number: int, folder: Path) -> str:

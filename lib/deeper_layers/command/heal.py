@@ -69,8 +69,8 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
             check_fits(drop or 0, start, depth, given_cut)
         files.check_writable(cache_folder())  # where the adapters are kept
     # slow: what is above may refuse
-    from deeper_layers.experiments.healings import adapter_folder, healing_unit
     from deeper_layers import results
+    from deeper_layers.experiments.healings import adapter_folder, healing_unit
     from deeper_layers.report.statistics import recovery_table
 
     source, config = parameters.source(), parameters.config()

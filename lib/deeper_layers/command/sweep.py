@@ -101,11 +101,18 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
             pruned = [cut for cut in there if cut.size]
             if shares and pruned and GIVEN not in cuts and UNPRUNED.name in of_cut:
                 changes = statistics.changes(of_cut[UNPRUNED.name], [of_cut[cut.name] for cut in pruned])
-                alike = [cut.size for cut, one in zip(pruned, changes, strict=True) if one.against(-KEPT, KEPT) == "supported"]
+                alike = [
+                    cut.size
+                    for cut, one in zip(pruned, changes, strict=True)
+                    if one.against(-KEPT, KEPT) == "supported"
+                ]
                 kept.append(f"{', '.join(map(str, alike)) or 'none'} ({rule})")
-        within = f"; within {KEPT * 100:.0f} points of the whole model, surely, at n = {', '.join(kept)}" if kept else ""
+        within = (
+            f"; within {KEPT * 100:.0f} points of the whole model, surely, at n = {', '.join(kept)}" if kept else ""
+        )
         parts.append(
-            f"{task}, {metric}: {outcomes.shape[1]} items{said}{within}\n" + table([cells[key] for key in sorted(cells)])
+            f"{task}, {metric}: {outcomes.shape[1]} items{said}{within}\n"
+            + table([cells[key] for key in sorted(cells)])
         )
     return "\n\n".join(parts)
 

@@ -136,10 +136,14 @@ def _collapses(model: Model) -> Found:
     if found is None:
         return Found(NONE, "MMLU was not asked under the simple heuristic")
     shares = shares_kept(found.outcomes, found.guessing)
-    from_there = [(size, share) for size, of, share in zip(found.cuts["size"], found.cuts["share"], shares) if of >= AT_ONCE]
+    from_there = [
+        (size, share) for size, of, share in zip(found.cuts["size"], found.cuts["share"], shares) if of >= AT_ONCE
+    ]
     if not from_there or from_there[0][1].untold:
         return Found(from_there[0][1] if from_there else NONE)
-    most = Estimate.of(max(share.value for _, share in from_there), np.max([share.draws for _, share in from_there], axis=0))
+    most = Estimate.of(
+        max(share.value for _, share in from_there), np.max([share.draws for _, share in from_there], axis=0)
+    )
     return Found(most, beside="; ".join(f"n = {size}: {say(share, as_share=True)}" for size, share in from_there[:3]))
 
 
@@ -196,7 +200,9 @@ def _prompts(column: str, one: int, other: int) -> Callable[[Model], Found]:
     """Accuracy of the whole model on MMLU, by one number or order of examples less by another."""
 
     def query(model: Model) -> Found:
-        own = model.scores[(model.scores["task"] == "mmlu") & model.scores["order"].notna() & model.scores["healing"].isna()]
+        own = model.scores[
+            (model.scores["task"] == "mmlu") & model.scores["order"].notna() & model.scores["healing"].isna()
+        ]
         own = own[(own["metric"] == "acc") & (own["repeat"] == 0) & (own["rule"] == "similarity")]
         own = own[(own["order"] == 0) if column == "shots" else (own["shots"] == 5)]
         vectors = []
@@ -214,11 +220,15 @@ def _prompts(column: str, one: int, other: int) -> Callable[[Model], Found]:
 
 def _ranks(model: Model) -> Found:
     """Loss on C4 after healing, lowest rank less highest, where several seeds of each were healed."""
-    own = model.scores[model.scores["healing"].notna() & (model.scores["metric"] == "loss") & (model.scores["repeat"] == 0)]
+    own = model.scores[
+        model.scores["healing"].notna() & (model.scores["metric"] == "loss") & (model.scores["repeat"] == 0)
+    ]
     own = own.drop_duplicates(["cut", "healing"])
     settings = [json.loads(how) for how in own["healing"]]
     own = own.assign(rank=[how["rank"] for how in settings], seed=[how["seed"] for how in settings])
-    plain = [how.get("objective") != "distill" and how["adapters"] == "all" and not how["auxiliary"] for how in settings]
+    plain = [
+        how.get("objective") != "distill" and how["adapters"] == "all" and not how["auxiliary"] for how in settings
+    ]
     own = own[plain]
     for cut, found in own.groupby("cut"):
         seeds = found.groupby("rank")["seed"].nunique()
@@ -340,9 +350,16 @@ def shown(found: pd.DataFrame):
         first = own.iloc[0]
         row = {"claim": f"{first['title']}. {first['sentence']}", "the paper": first["paper"]}
         for of in own.to_dict("records"):
-            number = "" if pd.isna(of["value"]) else f": {say(of['value'], of['low'], of['high'], as_share=of['as_share'])}"
+            number = (
+                "" if pd.isna(of["value"]) else f": {say(of['value'], of['low'], of['high'], as_share=of['as_share'])}"
+            )
             row[model_title(of["model"])] = f"{of['verdict']}{number}" + (f" ({of['reason']})" if of["reason"] else "")
         differs = first["differs"] if first["scale"] != NOT_TESTED else "how it was healed"
-        row |= {"we count": first["number"], "what differs": differs, "figure": first["figure"], "notebook": first["page"]}
+        row |= {
+            "we count": first["number"],
+            "what differs": differs,
+            "figure": first["figure"],
+            "notebook": first["page"],
+        }
         rows.append(row)
     return as_table(pd.DataFrame(rows), "The paper's claims: its number, ours with 95% intervals, and the verdict.")

@@ -112,7 +112,9 @@ class Picture:
     """
 
     @matplotlib.rc_context(PRINT)
-    def __init__(self, x, y, titles: Sequence[str] = ("",), *, columns=1, tall: Sequence[int] = (), percent="", log=False):
+    def __init__(
+        self, x, y, titles: Sequence[str] = ("",), *, columns=1, tall: Sequence[int] = (), percent="", log=False
+    ):
         self.x_title, self.y_title, self.titles, self.columns = x, y, list(titles), columns
         self.percent, self.log, self.scale = percent, log, {}
         self.rows = math.ceil(len(self.titles) / columns)
@@ -148,8 +150,8 @@ class Picture:
             trace["marker"] = {"color": colour, "size": size + 3, "symbol": marker + "-open" * (not filled)}
         if colour == INK:
             trace["meta"] = "ink"  # plots.js gives it the colour of the page's text
-        hidden = {"hoverinfo": "skip"}
-        trace |= {"text": [as_plotly(text) for text in hover], "hovertemplate": "%{text}<extra></extra>"} if hover else hidden
+        told = {"text": list(map(in_lines, hover or ())), "hovertemplate": "%{text}<extra></extra>"}
+        trace |= told if hover else {"hoverinfo": "skip"}
         self._trace(panel, label, x=values_of(x), y=values_of(y), showlegend=first, **trace)
 
     def band(self, x, low, high, *, colour, panel=0, label=None):
@@ -185,7 +187,7 @@ class Picture:
         look = {"cmap": HEAT, "vmin": 0, "vmax": top, "rasterized": True, "zorder": 2}
         mesh = self.axes[panel].pcolormesh(*edges, np.ma.masked_invalid(z), **look)
         self.colour_bar(mesh, title)
-        look = {"x0": x0, "y0": y0, "coloraxis": "coloraxis", "hoverongaps": False, "text": hover}
+        look = {"x0": x0, "y0": y0, "coloraxis": "coloraxis", "hoverongaps": False, "text": hover}  # numbers alone
         look |= {"hovertemplate": "%{text}<extra></extra>", **self._place(panel)}
         self.traces.append(go.Heatmap(z=[values_of(row) for row in z], **look))
 
@@ -203,7 +205,7 @@ class Picture:
         marker = {"color": [low], "coloraxis": "coloraxis"}
         self._trace(0, None, x=[None], y=[None], mode="markers", marker=marker, showlegend=False)
 
-    def reach(self, panel: int, x: Sequence[float], y: Sequence[float], rows: Sequence[str] = ()):
+    def reach(self, panel: int, x: Sequence[int | float], y: Sequence[int | float], rows: Sequence[str] = ()):
         """Ranges of the axes of a panel; `rows` are names of the heights 0, 1, 2, ..., from the top."""
         self.ranges[panel] = {"x": list(map(float, x)), "y": list(map(float, y))}
         self.named_rows[panel] = list(rows)
@@ -220,7 +222,9 @@ class Picture:
     @matplotlib.rc_context(PRINT)
     def finish(self, name: str, data: pd.DataFrame, caption: str, alt: str) -> Figure:
         for _, panel, height, label, line, colour in self.notes:
-            self.line(self.ranges[panel]["x"], [height] * 2, colour=colour, panel=panel, label=label, line=line, width=1)
+            self.line(
+                self.ranges[panel]["x"], [height] * 2, colour=colour, panel=panel, label=label, line=line, width=1
+            )
         layout = {"template": {}, "coloraxis": self.scale, "hovermode": "closest", "font": {"color": INK}}
         layout |= {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)"}
         axis, notes = {"zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "linecolor": GREY}, []
@@ -244,14 +248,15 @@ class Picture:
                 ax.set_yticks([])
                 up |= {"showgrid": False, "showticklabels": False}
                 for place, row in enumerate(rows):
-                    ax.annotate(clipped(row), (reach["x"][0], place), (3, 3), textcoords="offset points", va="bottom", size=8)
+                    ax.annotate(
+                        clipped(row), (reach["x"][0], place), (3, 3), textcoords="offset points", va="bottom", size=8
+                    )
                     spot = {"x": reach["x"][0], "xref": f"x{number}", "y": place, "yref": f"y{number}"}
                     notes.append({"text": as_plotly(row), **spot, "xanchor": "left", "yanchor": "bottom"})
             layout |= {f"xaxis{number}": across, f"yaxis{number}": up}
             corner = {"xref": f"x{number} domain", "yref": f"y{number} domain", "x": 0, "y": 1}
             if title:
-                said = "<br>".join(map(as_plotly, title.split("\n")))
-                notes.append({"text": f"<b>{said}</b>", **corner, "xanchor": "left", "yanchor": "bottom"})
+                notes.append({"text": f"<b>{in_lines(title)}</b>", **corner, "xanchor": "left", "yanchor": "bottom"})
         if self.legend:
             self._put_legend()
         # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
@@ -260,7 +265,10 @@ class Picture:
         self.static.draw_without_rendering()
         self.static.set_layout_engine("none")
         wide, narrow = self._arrange(self.columns), self._arrange(1, narrow=True)
-        layout |= {"annotations": [{**note, "showarrow": False} for note in notes], "meta": {"wide": wide, "narrow": narrow}}
+        layout |= {
+            "annotations": [{**note, "showarrow": False} for note in notes],
+            "meta": {"wide": wide, "narrow": narrow},
+        }
         plot = go.Figure(self.traces, layout)
         plot.update_layout({key.replace(".", "_"): value for key, value in wide.items()})
         return Figure(name, self.static, plot, caption, alt, data)
@@ -306,6 +314,11 @@ class Picture:
             changes[f"xaxis{number}.title.text"] = self.x_title if panel + columns >= panels else ""
             changes[f"yaxis{number}.title.text"] = self.y_title if column == 0 else ""
         return changes
+
+
+def in_lines(text: str) -> str:
+    """Text of several lines in a live plot; each may hold names of others."""
+    return "<br>".join(map(as_plotly, text.split("\n")))
 
 
 def shade(colour: str) -> str:

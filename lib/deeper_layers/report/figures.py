@@ -4,7 +4,7 @@ A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens.
 instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,8 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Figure, Picture
-from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic
+from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Picture
+from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic, visible
 
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
@@ -111,7 +111,7 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
             look = looks[form]
             picture.band(line["middle"], low, high, colour=look["colour"], panel=panel, label=form)
             hover = [
-                f"{form}<br>layers {of['start']} to {of['start'] + size - 1} dropped<br>"
+                f"{form}\nlayers {of['start']} to {of['start'] + size - 1} dropped\n"
                 f"keeps {say(of, as_share=True)}, {of['items']} items"
                 for of in records(line)
             ]
@@ -140,11 +140,12 @@ def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", c
         for size, line in own.groupby("size"):
             line, colour = line.sort_values("start"), to_hex(scale.to_rgba(size))
             hover = [f"n = {size}, l = {of.start}: d = {of.distance:.3f}" for of in line.itertuples()]
-            picture.line(line["start"][:-1], line["distance"][:-1], colour=colour, panel=panel, width=1, hover=hover[:-1])
+            picture.line(
+                line["start"][:-1], line["distance"][:-1], colour=colour, panel=panel, width=1, hover=hover[:-1]
+            )
             look = {"colour": colour, "line": None, "marker": "circle", "size": 2, "filled": False, "panel": panel}
             picture.line(line["start"][-1:], line["distance"][-1:], **look, hover=[f"{hover[-1]}, never dropped"])
         line = best[(best["model"] == model) & (best["corpus"] == corpus)]
-        hover = [f"n = {of.size}: l* = {of.start}, d = {of.distance:.3f}" for of in line.rename(columns=str).itertuples()]
         hover = [f"n = {n}: l* = {l}, d = {d:.3f}" for n, l, d in zip(line["size"], line["start"], line["distance"])]  # noqa: E741
         look = {"colour": INK, "width": 2, "marker": "circle", "size": 3, "panel": panel, "hover": hover}
         picture.line(line["start"], line["distance"], **look, label="l*(n), the most similar block")
@@ -166,7 +167,9 @@ def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str 
     panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
     columns = 2 if len(panels) > 1 else 1
     tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
-    picture = Picture("First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall)
+    picture = Picture(
+        "First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall
+    )
     for panel, (_, own) in enumerate(panels):
         model, corpus, layers = own["model"].iloc[0], own["corpus"].iloc[0], int(own["layers"].iloc[0])
         table = own.pivot(index="size", columns="start", values="distance").reindex(columns=range(layers))
@@ -246,13 +249,17 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
                 continue
             line, look = line.sort_values("share"), looks[label] | {"line": "solid" if rule == "similarity" else "dash"}
             picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
-            hover = [_hover(f"{rule_title(rule)}<br>{healed}", of, "share", "number", "low", "high") for of in records(line)]
+            hover = [
+                _hover(f"{rule_title(rule)}\n{healed}", of, "share", "number", "low", "high") for of in records(line)
+            ]
             picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
     caption = caption or (
         "Loss on text against the layers dropped, healed and not; dashed under the simple heuristic. What lies far above "
         "guessing is cut off."
     )
-    return picture.finish(name, _plain(rows.drop(columns=["number", "line"])), caption, _alt(panels, "healed", "share", y, few=True))
+    return picture.finish(
+        name, _plain(rows.drop(columns=["number", "line"])), caption, _alt(panels, "healed", "share", y, few=True)
+    )
 
 
 def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
@@ -266,8 +273,13 @@ def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
         picture.reach(panel, _span([own["tokens"]], zero=True), _span([own["loss"]]))
         for (healing, cut, size, _), line in own.groupby(["healing", "cut", "size", "path"], sort=False):
             line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())[:: max(1, len(line) // 20)]
-            hover = [f"{size} layers dropped ({cut}), {healing}<br>{of.tokens:,.0f} tokens: {of.loss:.2f}" for of in line.itertuples()]
-            picture.line(line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1)
+            hover = [
+                f"{size} layers dropped ({cut}), {healing}\n{of.tokens:,.0f} tokens: {of.loss:.2f}"
+                for of in line.itertuples()
+            ]
+            picture.line(
+                line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1
+            )
     picture.colour_bar(scale, "Layers dropped, n")
     caption = caption or "Training loss while healing, mean of 5 steps, a line a run."
     return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "tokens", "loss", few=True))
@@ -289,7 +301,9 @@ def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = N
     names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
     hues = list(dict.fromkeys(rows[hue].astype(str))) if hue else [""]
     tall = [max(60, (24 + 12 * (len(hues) - 1)) * len(of_panel) + 20) for of_panel in names]
-    picture = Picture(title or AXES.get(x, x), "", [t for t, _ in panels], tall=tall, percent="x" if x == "share" else "")
+    picture = Picture(
+        title or AXES.get(x, x), "", [t for t, _ in panels], tall=tall, percent="x" if x == "share" else ""
+    )
     looks = _looks(hues)
     for panel, ((_, own), of_panel) in enumerate(zip(panels, names, strict=True)):
         finite = [own[column][np.isfinite(own[column].astype(float))].astype(float) for column in (low, x, high)]
@@ -324,14 +338,21 @@ def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: 
     panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
     columns = 2 if len(panels) > 1 else 1
     tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
-    picture = Picture("First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall)
+    picture = Picture(
+        "First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall
+    )
     for panel, (_, own) in enumerate(panels):
         layers = int(own["layers"].iloc[0])
         whole = (own["value"] - own["cost"]).iloc[0]
         share = own.assign(share=(own["cost"] / (own["guessing"] - whole)).clip(0, 1))
-        table = share.pivot(index="size", columns="start", values="share").reindex(range(1, layers + 1), columns=range(layers))
+        table = share.pivot(index="size", columns="start", values="share").reindex(
+            range(1, layers + 1), columns=range(layers)
+        )
         loss = own.pivot(index="size", columns="start", values="cost").reindex_like(table)
-        hover = [[f"layers {l} to {l + n - 1} (n = {n}): {of[l]:+.2f} nats" for l in range(layers)] for n, of in loss.iterrows()]  # noqa: E741
+        hover = [
+            [f"layers {l} to {l + n - 1} (n = {n}): {of[l]:+.2f} nats" for l in range(layers)]
+            for n, of in loss.iterrows()
+        ]  # noqa: E741
         picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
         title = "Loss added, as a share of the way to guessing"
         picture.heat(table.to_numpy(), hover=hover, title=title, panel=panel, y0=1)
@@ -354,7 +375,10 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
         if columns is None and column.endswith(("low", "high")):
             continue
         if low in rows and high in rows:
-            cells = [say(*ends, digits=_digits(rows[column])) for ends in zip(rows[column], rows[low], rows[high], strict=True)]
+            cells = [
+                say(*ends, digits=_digits(rows[column]))
+                for ends in zip(rows[column], rows[low], rows[high], strict=True)
+            ]
         else:
             cells = [_cell(value) for value in rows[column].tolist()]
         shown[column.replace("_", " ")] = cells
@@ -367,14 +391,15 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
     """A title and rows for each panel: rows of panels are of one `row`, their columns of one `col`; none is empty."""
     cols = in_order(rows[col].astype(str).unique())
+    floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
     heads = list(dict.fromkeys(rows[row].astype(str))) if row else [None]
     for head in heads:
         own = rows if head is None else rows[rows[row].astype(str) == head]
         for one in cols:
             if not (found := own[own[col].astype(str) == one]).empty:
-                floor = " (only guesses)" if (found.get("untold", pd.Series([""])) == "at floor").all() else ""
-                one = model_title(one) if col == "model" else one
-                yield (one if head is None else f"{_title(head)}{floor}\n{one}"), found
+                floor = " (only guesses)" if floors[found.index].all() else ""
+                one = visible(model_title(one) if col == "model" else one)
+                yield (one if head is None else f"{visible(_title(head))}{floor}\n{one}"), found
 
 
 def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
@@ -382,7 +407,7 @@ def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
     return of_row if of_row in (2, 3) and len(panels) % of_row == 0 else min(2, len(panels))
 
 
-def _looks(names: Sequence[str]) -> dict[str, dict]:
+def _looks(names: Iterable[str]) -> dict[str, dict]:
     """A colour and a marker for each name: its own where it has one, else one that none here has."""
     names = list(names)
     free = [colour for colour in PALETTE if colour not in {COLOURS.get(name) for name in names}] or PALETTE
@@ -426,11 +451,13 @@ def _span(values: Sequence[pd.Series], *, zero: bool = False) -> list[float]:
 
 
 def _hover(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
-    said = [label] + ([f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else "")] if "size" in of else [])
+    said = [label] + (
+        [f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else "")] if "size" in of else []
+    )
     if x and x not in ("size", "share"):
         said.append(f"{x} {_cell(of[x])}")
     said.append(say(of[y], of.get(low), of.get(high), digits=3))
-    return "<br>".join(said + ([f"{of['items']} items"] if "items" in of else []))
+    return "\n".join(said + ([f"{of['items']} items"] if "items" in of else []))
 
 
 def records(rows: pd.DataFrame) -> list[dict]:
@@ -459,12 +486,20 @@ def _cell(value) -> str:
         return "yes" if value else "no"
     if isinstance(value, (int, np.integer)):
         return f"{value:,}"
-    return f"{value:.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3g}"
+        if isinstance(value, float) and abs(value) < 1000
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _plain(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows without vectors: what is downloaded."""
-    return rows.drop(columns=[name for name in ("by_sequence", "outcome", "chosen", "target", "logprobs") if name in rows])
+    return rows.drop(
+        columns=[name for name in ("by_sequence", "outcome", "chosen", "target", "logprobs") if name in rows]
+    )
 
 
 def _alt(panels: list, hue: str, x: str, y: str, *, few: bool = False) -> str:

@@ -185,7 +185,7 @@ def processors(device: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def watt_hours(seconds: float, device: str, memory: float) -> float | None:
+def watt_hours(seconds: int | float, device: str, memory: int | float) -> float | None:
     """The estimate, for bytes of memory; None where the device is an accelerator, of which no watts are known here."""
     if (number := processors(device)) is None:
         return None

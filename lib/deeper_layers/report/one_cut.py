@@ -9,7 +9,18 @@ import pandas as pd
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.estimates import difference, guessing, is_at_floor
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.statistics import RULES, are_shares, by_run, each_mean, joined, kept_distances, of_key, one_rule, runs_of, same_items
+from deeper_layers.report.statistics import (
+    RULES,
+    are_shares,
+    by_run,
+    each_mean,
+    joined,
+    kept_distances,
+    of_key,
+    one_rule,
+    runs_of,
+    same_items,
+)
 
 LEFT = 0.5  # of what lies above guessing: less of it is left where a task is ruined
 Number = tuple[float, float, float]  # with its interval
@@ -121,7 +132,9 @@ def _judged(one: Score, scores: pd.DataFrame, rows: pd.DataFrame, of_run: dict, 
         own = {subject: vector for subject, vector in of_run[cut.name].items()}
         for name, size in zip(cuts["cut"], cuts["size"], strict=True):
             vector = joined(of_run[name], own)
-            if vector is None or (name != UNPRUNED.name and surely_ruined(joined(of_run[UNPRUNED.name], own), vector, level)):
+            if vector is None or (
+                name != UNPRUNED.name and surely_ruined(joined(of_run[UNPRUNED.name], own), vector, level)
+            ):
                 break
             largest = int(size) if pd.notna(size) else cut.size
     return Score(**{**vars(one), "guessing": level, "ruined": bool(ruined), "largest": largest, "rule": rule})

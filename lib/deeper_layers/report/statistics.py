@@ -96,7 +96,7 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
         shared = place | {"topic": topic(place["task"]), "layers": first["layers"], "items": right.shape[1]}
         shared |= {"guessing": level, "whole": right[0].mean(), "largest": int(cuts["size"].max())}
         shared |= {"untold": half.untold}
-        rows.append(shared | interval(half) | interval(half / first["layers"], "share"))
+        rows.append(shared | interval(half) | interval(half / int(first["layers"]), "share"))
     names = [*PLACE, "topic", "layers", "items", "guessing", "whole", "largest", "value", "low", "high"]
     return pd.DataFrame(rows, columns=[*names, "share", "share_low", "share_high", "untold"])
 
@@ -141,7 +141,7 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     own["chance"] = own["chance"].fillna(own["model"].map(known))
     found = curves(own, also=["healing", "bits", "healed"])
     found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
-    settings = {how: settings_of(how, None) for how in found["healing"].dropna().unique()}
+    settings = {how: settings_of(how) for how in found["healing"].dropna().unique()}
     for name in ("rank", "seed", "learning_rate", "tokens", "distillation"):
         found[name] = [settings.get(how, {}).get(name) for how in found["healing"]]
     return found.assign(relative=found["value"] / found["guessing"])
@@ -180,7 +180,7 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
             if at_most:
                 estimate = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
             row = {name: first[name] for name in ("model", "rule", "layers", "cut", "size", "start", "share", "bits")}
-            row |= settings_of(healing, first["bits"]) | {"task": task, "topic": topic(task)}
+            row |= settings_of(healing) | {"task": task, "topic": topic(task)}
             row |= {"metric": metric, "items": len(healed), "whole": pair[0].mean(), "pruned": pair[1].mean()}
             row |= interval(_each_mean(healed[None])[0] if is_loss else accuracy(healed), "healed")
             row |= {"whole_healed": np.nan if adapted is None else adapted.mean()}
@@ -325,7 +325,7 @@ def training(folder: Path | None = None) -> pd.DataFrame:
     rows = []
     for unit in all_units(folder, "healing"):
         cut, course, how = Cut.of_key(unit.key["cut"]), unit.details["healing"], unit.key["healing"]
-        said = settings_of(json.dumps(how | {"text": unit.key["text"], "tokens": course["tokens"]}), None)
+        said = settings_of(json.dumps(how | {"text": unit.key["text"], "tokens": course["tokens"]}))
         place = {"model": unit.key["model"]["name"], "healing": said["healing"], "size": cut.size, "start": cut.start}
         place |= {"cut": cut.name, "path": unit.path.name if unit.path else ""}
         a_step = course["tokens"] / len(course["losses"])
@@ -334,7 +334,7 @@ def training(folder: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "healing", "size", "start", "cut", "path", "step", "tokens", "loss"])
 
 
-def settings_of(healing: str, bits: str | None) -> dict:
+def settings_of(healing: str) -> dict:
     """The settings of a healing as columns, and all of them in words."""
     how = json.loads(healing)
     distilled = how.get("objective") == "distill"
@@ -347,7 +347,7 @@ def settings_of(healing: str, bits: str | None) -> dict:
 
 
 def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:
-    said = {how: settings_of(how, None)["healing"] for how in healing.dropna().unique()}
+    said = {how: settings_of(how)["healing"] for how in healing.dropna().unique()}
     return [said.get(how, f"not healed{'' if pd.isna(form) else f', in {form}'}") for how, form in zip(healing, bits)]
 
 
@@ -421,13 +421,13 @@ def are_shares(outcomes: np.ndarray) -> bool:
     return bool(np.isin(outcomes, (0, 1)).all())
 
 
-def each_mean(outcomes: Sequence[np.ndarray]) -> list[Estimate]:
+def each_mean(outcomes: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
     """The mean of each row of outcomes, [C, I]: Wilson's interval of an accuracy, else one that is drawn."""
     outcomes = np.asarray(outcomes, dtype=float)
     return list(map(accuracy, outcomes)) if are_shares(outcomes) else _each_mean(outcomes)
 
 
-def changes(whole: np.ndarray, others: Sequence[np.ndarray]) -> list[Estimate]:
+def changes(whole: np.ndarray, others: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
     """The mean of each less that of the whole model, of the same items."""
     return _each_mean(np.asarray(others, dtype=float) - whole)
 

@@ -73,7 +73,9 @@ def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """2605.07271's two phases by block: model, task, topic, layers, start, middle, commonest (share of the choice that
     is given most often), margin (nats, right choice less the best other, mean), items."""
     own = _by_words(scores)
-    own = own[(own["rule"] == f"blocks of {size}") & own["logprobs"].notna() & own["target"].notna() & (own["size"] > 0)]
+    own = own[
+        (own["rule"] == f"blocks of {size}") & own["logprobs"].notna() & own["target"].notna() & (own["size"] > 0)
+    ]
     own = statistics.best_measured(own) if len(own) else own
     rows = []
     for (model, task, start), found in own.groupby(["model", "task", "start"], sort=False):
@@ -101,7 +103,9 @@ def _kept(scores: pd.DataFrame, size: int) -> dict[tuple[str, str], dict[str, tu
     found = {}
     for place, cuts, right, guessing in statistics.blocks_scored(_by_words(scores), size, list(FORMS)):
         shares = shares_kept(right, guessing)
-        places = [place_of(int(start), place["layers"], size) if n else "" for start, n in zip(cuts["start"], cuts["size"])]
+        places = [
+            place_of(int(start), place["layers"], size) if n else "" for start, n in zip(cuts["start"], cuts["size"])
+        ]
         of = {name: [share for share, own in zip(shares, places) if own == name] for name in (MIDDLE, LATE)}
         if all(of.values()):
             found[place["model"], place["task"]] = {

@@ -197,13 +197,17 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame,
     for (model, text), found in statistics.maps(scores).items():
         own = every[every["model"] == model]
         layers = int(scores.loc[scores["model"] == model, "layers"].iloc[0])
-        for (measure, size), of_size in own[own["layer"] + own["size"] < layers].groupby(["measure", "size"], sort=False):
+        for (measure, size), of_size in own[own["layer"] + own["size"] < layers].groupby(
+            ["measure", "size"], sort=False
+        ):
             if text != task or size not in found or size not in sizes_of_shares(layers):
                 continue
             starts, costs = found[size]
             pick = int(of_size.sort_values("value")["layer"].iloc[0])
             row = {"model": model, "measure": measure, "size": size, "start": pick}
-            rows.append(row | {"best": starts[int(costs.mean(axis=1).argmin())], "value": _regret(costs, starts.index(pick))})
+            rows.append(
+                row | {"best": starts[int(costs.mean(axis=1).argmin())], "value": _regret(costs, starts.index(pick))}
+            )
     return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "best", "value"])
 
 
