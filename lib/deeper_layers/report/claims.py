@@ -170,13 +170,17 @@ def _depth(model: Model) -> Found:
 
 def _height(model: Model) -> Found:
     """Place of the block with the last layer in the range of distances of its size, without those from layer 0 on."""
-    sizes = range(1, model.layers // 2 + 1)
 
     def place(drawn: np.ndarray, size: int) -> np.ndarray:
         low, high = drawn[:, 1:].min(axis=1), drawn[:, 1:].max(axis=1)
         return model.layers * (drawn[:, -1] - low) / (high - low)
 
-    return _of_distances(model, [(size, True) for size in sizes], place)
+    every, half = (
+        _of_distances(model, [(size, True) for size in range(1, largest + 1)], place)
+        for largest in (max(model.layers - 2, 1), max(model.layers // 2, 1))
+    )
+    said = "" if every.reason else f"{every.beside}; over sizes to half of the layers {say(half.estimate)}"
+    return Found(every.estimate, every.reason, said)
 
 
 def _of_distances(model: Model, sizes: list[tuple[int, bool]], of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
@@ -268,24 +272,28 @@ def _healed(task: str) -> Callable[[Model], Found]:
 CLIFFS = ", ".join(f"{f} {lo:.0%}" + (f" to {hi:.0%}" if hi > lo else "") for f, (lo, hi) in paper.CLIFFS.items())
 PLATEAU = "share of the layers at which half of what lies above guessing is gone"
 CLAIMS = [
-    Claim("plateau", "Accuracy stays, then falls at once", "MMLU stays flat until a cliff, then falls to chance.", CLIFFS,
-          "1d, 2", "02-question-answering", PLATEAU, _plateau, floor=EARLIEST, as_share=True),
+    Claim("plateau", "Accuracy stays, then falls at once", "MMLU stays flat until a cliff, then falls to chance.",
+          CLIFFS, "1d, 2", "02-question-answering", PLATEAU, _plateau, floor=EARLIEST, as_share=True),
     Claim("boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.", CLIFFS, "1d, 6",
           "02-question-answering", PLATEAU, _half_gone("boolq"), floor=EARLIEST, as_share=True),
     Claim("simple-unhealed", "The simple heuristic alone collapses",
           "Without healing, dropping the layers before the last one costs everything at once.",
           "Llama-2-70B: near chance from the first cuts on", "5", "02-question-answering",
-          "most that any cut from a tenth of the layers on keeps of MMLU above guessing", _collapses, ceiling=LEFT, as_share=True),
+          "most that any cut from a tenth of the layers on keeps of MMLU above guessing", _collapses, ceiling=LEFT,
+          as_share=True),
     Claim("unhealed-loss", "Unhealed loss jumps near the cliff", "Without healing, the loss jumps near MMLU's cliff.",
           "Llama-2-70B: at 40 to 50%", "1d, 3", "04-healing",
-          "share of the layers from MMLU's half to where the loss is half way to guessing", _jump, -NEAR, NEAR, as_share=True),
-    Claim("deep-blocks", "Deep blocks are the most alike", "The deepest blocks without the last layer are the most similar.",
+          "share of the layers from MMLU's half to where the loss is half way to guessing", _jump, -NEAR, NEAR,
+          as_share=True),
+    Claim("deep-blocks", "Deep blocks are the most alike",
+          "The deepest blocks without the last layer are the most similar.",
           "Llama-2-7B and Mistral-7B: centred at depth 0.78 at a quarter dropped", "1c, 4", "01-similarity",
           "depth of the middle of the most similar block, mean over sizes to a quarter", _depth, floor=DEEP,
           differs="256 sequences of C4, not 10,000"),
-    Claim("last-layer", "The last layer is unlike the others", "Blocks with the last layer are near-maximally dissimilar.",
+    Claim("last-layer", "The last layer is unlike the others",
+          "Blocks with the last layer are near-maximally dissimilar.",
           "all models: the outer edge of each curve", "1c, 4", "01-similarity",
-          "place in the range of distances of a size, mean over sizes to half of the layers", _height, floor=LAST,
+          "place in the range of distances of a size, mean over all sizes", _height, floor=LAST,
           differs="256 sequences of C4, not 10,000; blocks from layer 0 on left out"),
     Claim("shot-order", "The order of examples does not matter", "Another order of the examples: no effect on MMLU.",
           "Llama-2-13B: curves lie on each other", "7", "02-question-answering",
@@ -293,7 +301,8 @@ CLAIMS = [
     Claim("more-shots", "More examples help a little", "More examples in the prompt: MMLU marginally better.",
           "Llama-2-13B: curves of 0 to 5 examples nearly alike", "7", "02-question-answering",
           "accuracy of the whole model on MMLU, 5 examples less 0", _prompts("shots", 5, 0), 0.0, ALIKE),
-    Claim("reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.", f"before MMLU's cliffs, {CLIFFS}",
+    Claim("reasoning", "Reasoning falls early", "GSM8K has no plateau: it falls early.",
+          f"before MMLU's cliffs, {CLIFFS}",
           "GSM8K (appendix of 2025)", "03-reasoning", PLATEAU, _half_gone("gsm8k"), ceiling=EARLIEST, as_share=True),
     Claim("ranks", "Lower ranks: worse loss", "A lower rank of the adapters gives better MMLU and worse loss on C4.",
           "Mistral-7B: loss rises as the rank falls from 64 to 2", "9", "04-healing",

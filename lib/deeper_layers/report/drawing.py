@@ -182,7 +182,7 @@ class Picture:
 
     @matplotlib.rc_context(PRINT)
     def heat(self, z: np.ndarray, *, hover, title: str, panel=0, x0=0, y0=0, top=1.0):
-        """A map of values from 0 to `top`, [rows from `y0` on, columns from `x0` on]; `hover` are texts of its shape."""
+        """A map of values from 0 to `top`, [rows from `y0`, columns from `x0` on]; `hover` are texts of its shape."""
         edges = np.arange(z.shape[1] + 1) + x0 - 0.5, np.arange(z.shape[0] + 1) + y0 - 0.5
         look = {"cmap": HEAT, "vmin": 0, "vmax": top, "rasterized": True, "zorder": 2}
         mesh = self.axes[panel].pcolormesh(*edges, np.ma.masked_invalid(z), **look)

@@ -14,6 +14,8 @@ from matplotlib.colors import ListedColormap, Normalize, to_hex
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Picture
 from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic, visible
+from deeper_layers.report.statistics import kept_distances, records
+from deeper_layers.report.statistics import nearest as nearest_of
 
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
@@ -39,6 +41,7 @@ AXES = {
     "cuts": "Pruned models in one sweep",
 }
 PERCENT = ("share", "depth")
+FIRST, NEAREST = "First layer of the block, l", "l*(n), the most similar block"
 MODELS = ("solid", "dash", "dot", "dashdot")  # strokes of what is told apart within a colour
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 
@@ -64,8 +67,8 @@ def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str =
     if rows.empty:
         return Nothing(name)
     panels = list(_panels(rows, col, row))
-    picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], columns=_columns(rows, col, panels),
-                      percent="x" * (x in PERCENT))  # fmt: skip
+    look = {"columns": _columns(rows, col, panels), "percent": "x" * (x in PERCENT)}
+    picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], **look)
     low, high = (f"{y}_low", f"{y}_high") if y != "value" else ("low", "high")
     looks = _looks(rows[hue].astype(str).unique())
     for panel, (_, own) in enumerate(panels):
@@ -97,8 +100,9 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
         return Nothing(name)
     panels, size = list(_panels(rows, "model", None)), int(2 * (rows["middle"] - rows["start"]).iloc[0] + 1)
     tall = [360, *[200] * (len(panels) - 1)]
-    picture = Picture(f"Middle of the dropped block of {size} layers", "Share kept above guessing",
-                      [f"{title}, {int(own['layers'].iloc[0])} layers" for title, own in panels], tall=tall, percent="y")  # fmt: skip
+    titles = [f"{title}, {int(own['layers'].iloc[0])} layers" for title, own in panels]
+    across = f"Middle of the dropped block of {size} layers"
+    picture = Picture(across, AXES["kept"], titles, tall=tall, percent="y")
     looks = _looks(rows["topic"].unique())
     for panel, (_, own) in enumerate(panels):
         last = float(own["layers"].iloc[0]) - 1
@@ -117,81 +121,63 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
             ]
             picture.line(line["middle"], line["value"], **look, panel=panel, label=form, hover=hover, width=2, size=4)
     caption = caption or (
-        f"What each block of {size} layers takes of what the whole model scores above guessing. Bands are 95% intervals; "
-        "tasks on which the whole model only guesses are left out."
+        f"What each block of {size} layers leaves of what the whole model scores above guessing. Bands are 95% "
+        "intervals; tasks on which the whole model only guesses are left out."
     )
     return picture.finish(name, _plain(rows), caption, _alt(panels, "topic", "middle", "value"))
 
 
 def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
     """Angular distance against first layer, a line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
-    from deeper_layers.report.statistics import kept_distances, nearest
-
     if distances.empty:
         return Nothing(name)
-    rows, best = kept_distances(distances), nearest(distances)
+    rows, best = kept_distances(distances), nearest_of(distances)
     panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
-    picture = Picture("First layer of the block, l", "Angular distance, units of π", [title for title, _ in panels])
-    layers = int(rows["layers"].max())
-    scale = ScalarMappable(Normalize(1, layers), SIZES)
+    picture = Picture(FIRST, "Angular distance, units of π", [title for title, _ in panels])
+    scale = ScalarMappable(Normalize(1, int(rows["layers"].max())), SIZES)
     for panel, (_, own) in enumerate(panels):
-        model, corpus, of_model = own["model"].iloc[0], own["corpus"].iloc[0], int(own["layers"].iloc[0])
-        picture.reach(panel, [-0.5, of_model - 0.5], [0, 1.05 * own["distance"].max()])
+        picture.reach(panel, [-0.5, int(own["layers"].iloc[0]) - 0.5], [0, 1.05 * own["distance"].max()])
         for size, line in own.groupby("size"):
             line, colour = line.sort_values("start"), to_hex(scale.to_rgba(size))
             hover = [f"n = {size}, l = {of.start}: d = {of.distance:.3f}" for of in line.itertuples()]
-            picture.line(
-                line["start"][:-1], line["distance"][:-1], colour=colour, panel=panel, width=1, hover=hover[:-1]
-            )
-            look = {"colour": colour, "line": None, "marker": "circle", "size": 2, "filled": False, "panel": panel}
+            look = {"colour": colour, "panel": panel}
+            picture.line(line["start"][:-1], line["distance"][:-1], **look, width=1, hover=hover[:-1])
+            look |= {"line": None, "marker": "circle", "size": 2, "filled": False}
             picture.line(line["start"][-1:], line["distance"][-1:], **look, hover=[f"{hover[-1]}, never dropped"])
-        line = best[(best["model"] == model) & (best["corpus"] == corpus)]
-        hover = [f"n = {n}: l* = {l}, d = {d:.3f}" for n, l, d in zip(line["size"], line["start"], line["distance"])]  # noqa: E741
+        line = _of_panel(best, own)
+        hover = [f"n = {of['size']}: l* = {of['start']}, d = {of['distance']:.3f}" for of in records(line)]
         look = {"colour": INK, "width": 2, "marker": "circle", "size": 3, "panel": panel, "hover": hover}
-        picture.line(line["start"], line["distance"], **look, label="l*(n), the most similar block")
+        picture.line(line["start"], line["distance"], **look, label=NEAREST)
     picture.colour_bar(scale, "Layers in the block, n")
     caption = caption or (
-        "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block of "
-        "each size, <i>l</i>*(<i>n</i>), among those that keep the last layer; open marks are blocks that hold it."
+        "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block "
+        "of each size among those that keep the last layer; open marks are blocks that hold it."
     )
     return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
 
 
 def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
     """Distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (paper, figure 4)."""
-    from deeper_layers.report.statistics import kept_distances, nearest
-
     if distances.empty:
         return Nothing(name)
-    rows, best = kept_distances(distances), nearest(distances)
+    rows, best = kept_distances(distances), nearest_of(distances)
     panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
-    columns = 2 if len(panels) > 1 else 1
-    tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
-    picture = Picture(
-        "First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall
-    )
+    picture = _squares(panels)
     for panel, (_, own) in enumerate(panels):
-        model, corpus, layers = own["model"].iloc[0], own["corpus"].iloc[0], int(own["layers"].iloc[0])
-        table = own.pivot(index="size", columns="start", values="distance").reindex(columns=range(layers))
-        spread = table.max(axis=1) - table.min(axis=1)
-        scaled = table.sub(table.min(axis=1), axis=0).div(spread.where(spread > 0), axis=0)
-        hover = [
-            [f"layers {start} to {start + size - 1} (n = {size}): d = {of[start]:.3f}" for start in range(layers)]
-            for size, of in table.iterrows()
-        ]
-        title = "Distance, rescaled in each row"
-        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
-        picture.heat(scaled.to_numpy(), hover=hover, title=title, panel=panel, y0=int(table.index[0]))
-        line = best[(best["model"] == model) & (best["corpus"] == corpus)]
-        look = {"line": None, "panel": panel, "size": 3}
-        picture.line(line["start"], line["size"], colour=RED, marker="circle", label="l*(n), the most similar", **look)
+        of_size = own.groupby("size")["distance"]
+        least, most = of_size.transform("min"), of_size.transform("max")
+        scaled = own.assign(shade=(own["distance"] - least) / (most - least).replace(0, np.nan))
+        _map(picture, panel, scaled, "Distance, rescaled in each row", "d = {:.3f}", "distance")
+        line, look = _of_panel(best, own), {"line": None, "panel": panel, "size": 3}
+        picture.line(line["start"], line["size"], colour=RED, marker="circle", label=NEAREST, **look)
+        model = own["model"].iloc[0]
         _, authors = paper.AUTHORS_STARTS.get(paper.HUB_NAMES.get(model, model), (0, []))
         if authors:
             look |= {"filled": False, "size": 5, "label": "the authors' l*(n)"}
             picture.line(authors, range(1, len(authors) + 1), colour=YELLOW, marker="diamond", **look)
     caption = caption or (
-        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds the "
-        "last layer and is never dropped."
+        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
+        "the last layer and is never dropped."
     )
     return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
 
@@ -254,8 +240,8 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
             ]
             picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
     caption = caption or (
-        "Loss on text against the layers dropped, healed and not; dashed under the simple heuristic. What lies far above "
-        "guessing is cut off."
+        "Loss on text against the layers dropped, healed and not; dashed under the simple heuristic. What lies far "
+        "above guessing is cut off."
     )
     return picture.finish(
         name, _plain(rows.drop(columns=["number", "line"])), caption, _alt(panels, "healed", "share", y, few=True)
@@ -336,32 +322,16 @@ def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: 
     if rows.empty:
         return Nothing(name)
     panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
-    columns = 2 if len(panels) > 1 else 1
-    tall = [300] * -(-len(panels) // columns) if columns > 1 else [420]
-    picture = Picture(
-        "First layer of the block, l", "Layers in the block, n", [t for t, _ in panels], columns=columns, tall=tall
-    )
+    picture = _squares(panels)
     for panel, (_, own) in enumerate(panels):
-        layers = int(own["layers"].iloc[0])
-        whole = (own["value"] - own["cost"]).iloc[0]
-        share = own.assign(share=(own["cost"] / (own["guessing"] - whole)).clip(0, 1))
-        table = share.pivot(index="size", columns="start", values="share").reindex(
-            range(1, layers + 1), columns=range(layers)
-        )
-        loss = own.pivot(index="size", columns="start", values="cost").reindex_like(table)
-        hover = [
-            [f"layers {l} to {l + n - 1} (n = {n}): {of[l]:+.2f} nats" for l in range(layers)]
-            for n, of in loss.iterrows()
-        ]  # noqa: E741
-        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
-        title = "Loss added, as a share of the way to guessing"
-        picture.heat(table.to_numpy(), hover=hover, title=title, panel=panel, y0=1)
-        best = own[own["place"] == 1]
-        look = {"line": None, "panel": panel, "size": 3}
+        way = own["guessing"] - (own["value"] - own["cost"])
+        shares = own.assign(shade=(own["cost"] / way).clip(0, 1))
+        _map(picture, panel, shares, "Loss added, as a share of the way to guessing", "{:+.2f} nats a token", "cost")
+        best, look = own[own["place"] == 1], {"line": None, "panel": panel, "size": 3}
         picture.line(best["start"], best["size"], colour="#ffffff", marker="circle", label="best of its size", **look)
         if nearest is not None:
-            line = nearest[(nearest["model"] == own["model"].iloc[0]) & nearest["size"].isin(own["size"])]
-            look |= {"filled": False, "size": 5, "label": "most similar"}
+            line = _of_panel(nearest, own)
+            look |= {"filled": False, "size": 5, "label": NEAREST}
             picture.line(line["start"], line["size"], colour=RED, marker="square", **look)
     caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
     return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "cost", few=True))
@@ -386,6 +356,31 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------
+
+
+def _squares(panels: list) -> Picture:
+    columns = min(2, len(panels))
+    tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
+    return Picture(FIRST, "Layers in the block, n", [title for title, _ in panels], columns=columns, tall=tall)
+
+
+def _map(picture: Picture, panel: int, own: pd.DataFrame, title: str, form: str, told: str):
+    """A map of the column `shade`, from 0 to 1, over first layer and size, whose hover says the column `told`."""
+    layers = int(own["layers"].iloc[0])
+    blocks = {"index": range(1, layers + 1), "columns": range(layers)}
+    shade, raw = (own.pivot(index="size", columns="start", values=name).reindex(**blocks) for name in ("shade", told))
+    hover = [
+        [f"layers {start} to {start + size - 1} (n = {size}): {form.format(value)}" for start, value in of.items()]
+        for size, of in raw.iterrows()
+    ]
+    picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
+    picture.heat(shade.to_numpy(dtype=float), hover=hover, title=title, panel=panel, y0=1)
+
+
+def _of_panel(best: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """The most similar blocks of a panel's model, on its text where it has one, of its sizes."""
+    found = best[(best["model"] == own["model"].iloc[0]) & best["size"].isin(own["size"])]
+    return found[found["corpus"] == own["corpus"].iloc[0]] if "corpus" in own else found
 
 
 def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -458,10 +453,6 @@ def _hover(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
         said.append(f"{x} {_cell(of[x])}")
     said.append(say(of[y], of.get(low), of.get(high), digits=3))
     return "\n".join(said + ([f"{of['items']} items"] if "items" in of else []))
-
-
-def records(rows: pd.DataFrame) -> list[dict]:
-    return rows.to_dict("records")
 
 
 def _title(value: str) -> str:

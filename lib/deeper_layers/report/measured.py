@@ -169,7 +169,7 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def answers(folder: Path | None = None) -> pd.DataFrame:
-    """What checkpoints say in llama.cpp: model, size, variant ("whole", "sliced", "healed", "rounded"), prompt, answer."""
+    """What checkpoints say in llama.cpp: model, size, variant (whole, sliced, healed, rounded), prompt, answer."""
     rows = []
     for unit in all_units(folder, "take-away"):
         shared = {"model": unit.key["model"]["name"], "size": int(unit.rows["size"].max())}

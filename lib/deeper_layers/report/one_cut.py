@@ -63,7 +63,7 @@ class Score:
 
 
 def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
-    """Whether of what a model scores above `level` surely less than LEFT stays, from which items are right, [I] each."""
+    """Whether of what a model scores above `level` surely less than LEFT stays, by which items are right, [I]."""
     return difference(after - LEFT * before, np.full(len(before), (1 - LEFT) * level)).high < 0
 
 

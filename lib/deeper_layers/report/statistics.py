@@ -133,8 +133,8 @@ def blocks_scored(
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: model, task, rule, healed ("not healed", or the healing in
-    words) with rank, seed, learning_rate, tokens and distillation, layers, size, start, share, items, value with low and
-    high (nats a token), guessing (ln V), relative (value over guessing)."""
+    words) with rank, seed, learning_rate, tokens, distillation, layers, size, start, share, items, value with low, high
+    (nats a token), guessing (ln V), relative (value over guessing)."""
     own = scores[scores["metric"] == "loss"].copy()
     own["healed"] = healed_in_words(own["healing"], own["bits"])
     known = own.dropna(subset="chance").groupby("model")["chance"].first()
@@ -318,7 +318,7 @@ def _drawn_starts(blocks: pd.DataFrame) -> tuple[float, float, float]:
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
-    """Loss while healing, by step: model, healing (in words), size, start, cut, path (of the run), step, tokens, loss."""
+    """Loss while healing, by step: model, healing (in words), size, start, cut, path of the run, step, tokens, loss."""
     from deeper_layers.cuts import Cut
     from deeper_layers.results.units import all_units
 
@@ -445,7 +445,7 @@ def of_key(values: Sequence) -> tuple:
 
 
 def runs_of(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of one run: those of one file, or of the files of a group's subjects, which were asked together."""
+    """Which rows are of one run: those of one file, or of the files of a group's subjects asked together."""
     cuts = rows["path"].map(rows.groupby("path")["cut"].nunique()).astype(str)
     kind = rows["path"].str.replace(r"^.*/", "", regex=True).str.partition("-")[0]
     together = kind + cuts

@@ -133,8 +133,8 @@ def _less(one: Estimate, other: Estimate) -> Estimate:
 
 
 def _verdict(estimate: Estimate, limit: float) -> str:
-    """Supported where the number lies beyond the limit and its interval beyond 0, contradicted where all of the interval
-    falls short of the limit."""
+    """Supported where the number lies beyond the limit and its interval beyond 0, contradicted where all of that falls
+    short of the limit."""
     if estimate.untold:
         return estimate.untold
     sign = np.sign(limit)

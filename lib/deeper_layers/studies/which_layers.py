@@ -169,7 +169,7 @@ MEASURES: dict[str, Of] = {
 
 
 def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFrame:
-    """Measures of every layer, or of every block: model, corpus, layers, layer (the first), size, depth (of its middle),
+    """Measures of every layer, or of every block: model, corpus, layers, layer (the first), size, depth (its middle),
     measure (in words), value."""
     rows = []
     for unit in all_units(folder, "geometry"):
