@@ -55,7 +55,7 @@ def test_what_is_not_to_be_measured_is_not_measured_by_any_job():
 
 
 def test_what_no_command_takes_is_refused():
-    with pytest.raises(InputError, match="options of a/b have 'limits', expected some of model, revision"):
+    with pytest.raises(InputError, match="options of a/b have 'limits', expected some of model, results"):
         jobs.asked_of({"options": {"limits": 1}}, "a/b", {})
     with pytest.raises(InputError, match="sizes is 'many'"):
         jobs.asked_of(CONFIG, "a/b", {"options": {"sizes": "many"}})
@@ -90,7 +90,7 @@ def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
     given = {"model": "a/b", "datasets": "mirror", "sizes": "0, 2-3"}
-    config = jobs.config_of(given, "all", tmp_path, True)
+    config = jobs.config_of(given, "02, 04", tmp_path, True)
     assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
     assert jobs.config_of(given, "01, 02", tmp_path, False) == config | {
         "heal": [], "notebooks": "01, 02", "site": True
