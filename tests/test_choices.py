@@ -10,6 +10,7 @@ from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.choices import parts_of
 from deeper_layers.experiments.losses import blocks
 from deeper_layers.results.frames import scores_of
+from deeper_layers.results.packing import pack
 from deeper_layers.results.schema import check_unit
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.choosing import REGISTERED
@@ -40,6 +41,25 @@ def unit_of_choice(cuts: list[Cut], losses: list[np.ndarray], rule: str = "llm-d
 def unit():
     whole = np.random.default_rng(0).normal(3, 1, SEQUENCES)
     return unit_of_choice(CUTS, [whole + 0.1, whole - 0.4])
+
+
+def scores_unit(name: str, right: dict[str, dict[str, np.ndarray]], kind: str = "cuts", **key) -> Unit:
+    """A unit of scores: by cut and task which items were right."""
+    rows = [
+        {"task": task, "metric": "acc", "start": Cut.named(cut).start, "size": Cut.named(cut).size,
+         "value": float(np.mean(items)), "stderr": 0.1, "items": len(items), "cut": cut}
+        for cut, of_tasks in right.items() for task, items in of_tasks.items()
+    ]  # fmt: skip
+    outcomes = {
+        cut: {task: {"acc": pack(items.astype(np.uint8))} for task, items in of_tasks.items()}
+        for cut, of_tasks in right.items()
+    }
+    details = {"num_layers": LAYERS, "weights": "none", "levels": {}, "outcomes": outcomes}
+    key = {
+        "model": {"name": "m", "weights": "w"}, "dtype": "float32", "version": 1, "data": "d", "quantization": None,
+        "task": name, "cuts": list(right), "limit": None, "num_fewshot": None, "engine": None, **key,
+    }  # fmt: skip
+    return Unit(kind, name, key, STATE, pd.DataFrame(rows), details)
 
 
 def content(unit: Unit) -> dict:

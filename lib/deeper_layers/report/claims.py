@@ -194,6 +194,8 @@ def _of_distances(model: Model, sizes: list[tuple[int, bool]], of: Callable[[np.
     for size, with_last in sizes:
         rows = own[own["size"] == size].sort_values("start")
         rows = rows if with_last else rows[rows["start"] + size < model.layers]
+        if len(rows) != model.layers - size + with_last:
+            return Found(NONE, "distances of some blocks were not measured")
         value, draws = means(np.stack(list(rows["by_sequence"])))
         found.append(of(np.vstack([value, draws]), size))
     total = np.sum(found, axis=0) / (model.layers * len(sizes))
@@ -228,6 +230,8 @@ def _ranks(model: Model) -> Found:
         model.scores["healing"].notna() & (model.scores["metric"] == "loss") & (model.scores["repeat"] == 0)
     ]
     own = own.drop_duplicates(["cut", "healing"])
+    if own.empty:
+        return Found(NONE, "no model was healed")
     settings = [json.loads(how) for how in own["healing"]]
     own = own.assign(rank=[how["rank"] for how in settings], seed=[how["seed"] for how in settings])
     plain = [

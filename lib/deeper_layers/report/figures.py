@@ -70,12 +70,12 @@ def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str =
     look = {"columns": _columns(rows, col, panels), "percent": "x" * (x in PERCENT)}
     picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], **look)
     low, high = (f"{y}_low", f"{y}_high") if y != "value" else ("low", "high")
-    looks = _looks(rows[hue].astype(str).unique())
+    looks, top = _looks(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
     for panel, (_, own) in enumerate(panels):
         ends = [own[name].astype(float) for name in (low, high) if name in own] + [own[y].astype(float)]
         levels = _levels(own, y)
         heights = _span([*ends, pd.Series(list(levels.values()))])
-        heights = [-0.5, 1.3] if y == "kept" else [0, 1.03] if levels and heights[1] < 1.1 and x in PERCENT else heights
+        heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
         picture.reach(panel, _span([own[x]], zero=x in AXES), heights)
         for label, height in levels.items():
             picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
@@ -213,26 +213,25 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
     What lies above guessing is cut off, and a healing of one or two cuts is left out.
     """
     rows = rows[rows["size"].notna() & rows["rule"].isin(["similarity", "simple"])]
+    rows = rows[rows.groupby(["model", "task", "healed", "rule"])["cut"].transform("size") > 2]
     if rows.empty:
         return Nothing(name)
-    several = rows["task"].nunique() > 1
-    panels = list(_panels(rows, "model", "topic" if several else None))
-    title = AXES["relative"] if y == "relative" else "Loss, nats a token"
-    picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
     unit = rows["guessing"] if y == "relative" else 1.0
     rows = rows.assign(low=rows["low"] / unit, high=rows["high"] / unit, number=rows[y])
-    healed = "healed, rank " + rows["rank"].astype("str") + rows["tokens"].map(", {:,.0f} tokens".format)
-    rows["line"] = healed.where(rows["rank"].notna(), "not healed")
+    rows["line"] = [
+        "not healed" if pd.isna(rank) else f"healed, rank {rank:.0f}, {tokens:,.0f} tokens"
+        for rank, tokens in zip(rows["rank"], rows["tokens"], strict=True)
+    ]
+    panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
+    title = AXES["relative"] if y == "relative" else "Loss, nats a token"
+    picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
     looks = _looks(in_order(rows["line"].unique(), ("not healed",)))
     for panel, (_, own) in enumerate(panels):
-        own = rows.loc[own.index]
         top = 1.0 if y == "relative" else float(own["guessing"].max())
         drawn = own[own["number"] <= 1.15 * top]
         picture.reach(panel, _span([drawn["share"]], zero=True), _span([drawn["number"], pd.Series([top])]))
         picture.level(top, "guessing", panel=panel, line="dot")
         for (healed, rule, label), line in drawn.groupby(["healed", "rule", "line"], sort=False):
-            if len(line) < 3:
-                continue
             line, look = line.sort_values("share"), looks[label] | {"line": "solid" if rule == "similarity" else "dash"}
             picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
             hover = [
@@ -392,9 +391,9 @@ def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str
         own = rows if head is None else rows[rows[row].astype(str) == head]
         for one in cols:
             if not (found := own[own[col].astype(str) == one]).empty:
-                floor = " (only guesses)" if floors[found.index].all() else ""
-                one = visible(model_title(one) if col == "model" else one)
-                yield (one if head is None else f"{visible(_title(head))}{floor}\n{one}"), found
+                title = visible(model_title(one) if col == "model" else one)
+                title += ", only guesses" if floors[found.index].all() else ""
+                yield (title if head is None else f"{visible(_title(head))}\n{title}"), found
 
 
 def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
