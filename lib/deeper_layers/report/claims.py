@@ -250,7 +250,9 @@ def _ranks(model: Model) -> Found:
 
 def _seeds(model: Model) -> Found:
     own = model.recovery
-    own = own[(own["task"].isin(["mmlu", "embedded_mmlu"])) & (own["untold"] == "")] if len(own) else own
+    if own.empty:
+        return Found(NONE, "no model was healed")
+    own = own[(own["task"].isin(["mmlu", "embedded_mmlu"])) & (own["untold"] == "")]
     if own.empty:
         return Found(Estimate.none(AT_FLOOR), "MMLU of healed models with several seeds: the whole model only guesses")
     return Found(NONE, "MMLU was asked of one seed")
