@@ -6,6 +6,7 @@ import sys
 
 import nbformat
 import pytest
+from docutils import nodes
 
 from book.extension import figures, mathml, running
 from tests.page import ROOT
@@ -52,8 +53,8 @@ def test_a_failing_notebook_ends_the_build_with_one_line_and_leaves_no_page(book
     book("01-bad", "raise ValueError('size 31 is too large\\nor so')")
     with pytest.raises(SystemExit) as ended:
         running.draw(None)
-    assert str(ended.value) == "notebooks/01-bad.ipynb failed: or so" or "ValueError" in str(ended.value)
-    assert "\n" not in str(ended.value) and not (running.EXECUTED / "01-bad.ipynb").exists()
+    assert str(ended.value) == "notebooks/01-bad.ipynb failed: or so"
+    assert not (running.EXECUTED / "01-bad.ipynb").exists()
     (book.folder / "notebooks" / "01-bad.ipynb").unlink()
     with pytest.raises(SystemExit, match="names executed/01-bad, but there is no notebooks/01-bad.ipynb"):
         running.draw(None)
@@ -122,11 +123,8 @@ def test_what_a_notebook_shows_is_found_by_its_name(book, monkeypatch):
     assert figures.find("06-some#other") is None and figures.find("07-none#some") is None
 
 
-def test_formulas_become_mathml_and_what_can_not_stays_its_source():
-    from docutils import nodes
-
+def test_formulas_become_mathml():
     assert "<mfrac>" in mathml.to_mathml(nodes.math("", r"\frac{a}{b}"), "inline")
-    assert mathml.to_mathml(nodes.math("", r"\left( <"), "inline").startswith("<")
 
 
 def test_a_picture_that_is_not_there_is_told(tmp_path):

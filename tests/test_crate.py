@@ -42,8 +42,7 @@ def test_a_crate_says_of_each_result_what_made_it(tmp_path):
 def test_both_ways_of_citing_say_the_same():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     zenodo = json.loads((ROOT / ".zenodo.json").read_text())
-    for name in ("title", "version", "license", "keywords"):
-        assert zenodo[name] == cited[name], name
+    assert all(zenodo[name] == cited[name] for name in ("title", "version", "license", "keywords"))
     assert zenodo["description"] == cited["abstract"] and zenodo["creators"] == cited["authors"]
     (paper,) = zenodo["related_identifiers"]
     assert paper["identifier"] == cited["preferred-citation"]["identifiers"][0]["value"]
