@@ -47,13 +47,13 @@ def main() -> None:
     levels = harness.reference_levels(asked)
     chance = np.concatenate([np.full(len(of_task), levels[task]["chance"]) for task, of_task in right.items()])
     every = np.concatenate(list(right.values()))
-    share = float(every.mean())
+    share, sure = float(every.mean()), accuracy(every.astype(float))
     side_by_side.keep(
         options.name,
         {
             "model": options.model, "dtype": options.dtype, "task": options.task, "metric": options.metric,
             "num_fewshot": options.num_fewshot, "limit": options.limit, "items": len(every),
-            "right": int(every.sum()), "guessing": share, "interval": [accuracy(every).low, accuracy(every).high],
+            "right": int(every.sum()), "guessing": share, "interval": [sure.low, sure.high],
             "chance": float(chance.mean()),
         },
     )  # fmt: skip

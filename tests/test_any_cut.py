@@ -239,7 +239,7 @@ def test_a_sweep_of_one_cut_is_kept_and_planned(tiny_folder, tmp_path, closed):
     # and known of its checkpoint
     pruned = ["prune", tiny_folder, tmp_path / "out", *LISTS, "--silence", "--results", tmp_path]
     known = json.loads(typed(*pruned, "--dry-run", "--json").stdout)["scores"]
-    assert {score["topic"]: score["pruned"][0] for score in known}["Capitals"] == found[CUT.name, "acc"]
+    assert {score["topic"]: score["pruned"][0] for score in known}["Capitals, words chosen"] == found[CUT.name, "acc"]
     assert {score["rule"] for score in known} == {"this cut alone"}
     assert "Capitals" in typed(*pruned, "--dry-run").stdout
 

@@ -143,7 +143,7 @@ def test_widened(run, monkeypatch):
     assert abs(found["losses"]["plain"] - found["losses"]["widened"]) < 0.02 and found["cosine_of_gradients"] > 0.99
     assert found["log_likelihoods_median_difference"] < 0.1
     (line,) = table._lines("widened", found)
-    assert "a step of healing on 48 tokens; a sweep, Capitals, 4 items" in line
+    assert "a step of healing on 48 tokens; a sweep, Capitals, words chosen, 4 items" in line
 
 
 def test_families(tmp_path):

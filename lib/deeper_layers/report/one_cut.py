@@ -22,6 +22,8 @@ from deeper_layers.report.statistics import (
     same_items,
 )
 
+ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
+FEW = 10  # items: of fewer nothing is sure
 LEFT = 0.5  # of what lies above guessing: less of it is left where a task is ruined
 Number = tuple[float, float, float]  # with its interval
 
@@ -64,7 +66,7 @@ class Score:
 
 def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
     """Whether of what a model scores above `level` surely less than LEFT stays, by which items are right, [I]."""
-    return difference(after - LEFT * before, np.full(len(before), (1 - LEFT) * level)).high < 0
+    return len(before) >= FEW and difference(after - LEFT * before, np.full(len(before), (1 - LEFT) * level)).high < 0
 
 
 def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
@@ -114,7 +116,7 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
             extent = (one.rule in RULES, one.items, len(of_run))
             if kept is None or extent > kept[0]:
                 found[task] = extent, one
-    return [one for _, one in sorted(found.values(), key=lambda pair: pair[1].metric)]
+    return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
 def _judged(one: Score, scores: pd.DataFrame, rows: pd.DataFrame, of_run: dict, cut: Cut, pair: list, mended) -> Score:
@@ -122,12 +124,12 @@ def _judged(one: Score, scores: pd.DataFrame, rows: pd.DataFrame, of_run: dict, 
     level = guessing(rows)
     known = not is_at_floor(pair[0], level)
     ruined = known and surely_ruined(pair[0], pair[1] if mended is None else mended, level)
-    rule, largest = None, None
+    rule, largest = ALONE, None
     of_cut = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
     if of_cut:
         rule = next((name for name in RULES if name in of_cut), of_cut[0])
     if known:
-        every = rows[rows["rule"] == rule] if rule else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
+        every = rows[rows["rule"] == rule] if of_cut else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
         cuts, largest = every.drop_duplicates("cut").sort_values("size"), 0
         own = {subject: vector for subject, vector in of_run[cut.name].items()}
         for name, size in zip(cuts["cut"], cuts["size"], strict=True):

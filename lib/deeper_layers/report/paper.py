@@ -33,6 +33,7 @@ CORPUS = "c4"
 
 # Tokens of healing for the models of 7 billion parameters (appendix A.1): 5000 steps of 16 sequences of 2048.
 HEALING_TOKENS = 163_840_000
+LEARNING_RATE = 3e-4  # the highest, of most of its models
 
 # The fraction of layers dropped at which accuracy on questions falls, from and to, as its text has them.
 CLIFFS = {"Llama-2": (0.45, 0.55), "Mistral 7B": (0.35, 0.35), "Phi-2": (0.25, 0.25), "Qwen": (0.20, 0.20)}

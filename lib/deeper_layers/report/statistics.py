@@ -42,7 +42,8 @@ HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 PLACE = ["model", "task", "rule"]
 WHOLE = "0,0"
 RULES = ("similarity", "simple")  # the paper's
-AT_MOST = "at most"  # the whole model was not healed alike: only `high` is told
+AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
+NO_WHOLE = "whole model not healed alike"
 RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
 
@@ -154,7 +155,7 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most": compare such healings
     by `healed`, which has an interval of its own, healed_low to healed_high.
 
-    Of scores the gap after healing is to the whole model as it was: only of text a model gets used to by healing.
+    The gap after healing is that to the whole model healed alike. Without one a score has no recovery.
     """
     kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
@@ -175,10 +176,10 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
             adapted = joined(of_cut.get(WHOLE, {}), own)
             first = found[found["cut"] == cut].iloc[0]
             guessing = known[first["model"]] if is_loss else np.inf
-            estimate = recovery(*pair, healed, adapted if is_loss else None, guessing=guessing)
-            at_most = is_loss and adapted is None and not estimate.untold
-            if at_most:
-                estimate = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
+            estimate = recovery(*pair, healed, adapted, guessing=guessing)
+            if adapted is None and not estimate.untold:
+                most = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
+                estimate = most if is_loss else Estimate.none(NO_WHOLE)
             row = {name: first[name] for name in ("model", "rule", "layers", "cut", "size", "start", "share", "bits")}
             row |= settings_of(healing) | {"task": task, "topic": topic(task)}
             row |= {"metric": metric, "items": len(healed), "whole": pair[0].mean(), "pruned": pair[1].mean()}
@@ -446,12 +447,13 @@ def of_key(values: Sequence) -> tuple:
 
 def runs_of(rows: pd.DataFrame) -> pd.Series:
     """Which rows are of one run: those of one file, or of the files of a group's subjects asked together."""
-    cuts = rows["path"].map(rows.groupby("path")["cut"].nunique()).astype(str)
-    kind = rows["path"].str.replace(r"^.*/", "", regex=True).str.partition("-")[0]
+    path = rows["path"].fillna("")
+    cuts = path.map(rows["cut"].groupby(path).nunique()).astype(str)
+    kind = pd.Series([one.rpartition("/")[2].partition("-")[0] for one in path], rows.index, dtype="str")
     together = kind + cuts
     for name in ("limit", "order"):
         together = together + " " + rows[name].fillna(-1).astype(str)
-    return rows["path"].where(rows["subject"].isna(), together)
+    return path.where(rows["subject"].isna(), together)
 
 
 def by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
