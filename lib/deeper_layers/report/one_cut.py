@@ -98,8 +98,8 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
             continue
         for name, of_run in run.items():
             own = repaired or of_run.get(cut.name)
-            pair = own and same_items({name: of_run}, own, (UNPRUNED.name, cut.name))
-            if not pair:
+            pair = same_items({name: of_run}, own, (UNPRUNED.name, cut.name)) if own else None
+            if pair is None:
                 continue
             rows = unhealed[(unhealed["task"] == task) & (unhealed["run"] == name) & (unhealed["metric"] == metric)]
             shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)

@@ -78,7 +78,8 @@ def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     ]
     own = statistics.best_measured(own) if len(own) else own
     rows = []
-    for (model, task, start), found in own.groupby(["model", "task", "start"], sort=False):
+    for _, found in own.groupby(["model", "task", "start"], sort=False):
+        model, task, start = (found[name].iloc[0] for name in ("model", "task", "start"))
         chosen, target = (np.concatenate(list(found[name])).astype(int) for name in ("chosen", "target"))
         width = max(one.shape[1] for one in found["logprobs"])
         table = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=np.nan) for one in found["logprobs"]]

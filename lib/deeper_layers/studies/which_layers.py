@@ -71,9 +71,10 @@ def _choices(own: pd.DataFrame, every: dict, sizes: list[int]) -> dict[str, dict
     """Losses of what rules left, by rule and size, of the map's sequences, where every size was measured."""
     items = len(every[sizes[0]][1][0])
     found: dict[str, dict[int, np.ndarray]] = {}
-    for row in own[own["rule"].notna() & own["size"].isin(sizes) & (own["items"] == items)].itertuples():
-        if row.rule not in statistics.RULES and not row.rule.startswith("blocks of"):
-            found.setdefault(row.rule, {})[int(row[own.columns.get_loc("size") + 1])] = row.outcome
+    own = own[own["rule"].notna() & own["size"].isin(sizes) & (own["items"] == items)]
+    for rule, size, outcome in zip(own["rule"], own["size"], own["outcome"], strict=True):
+        if rule not in statistics.RULES and not rule.startswith("blocks of"):
+            found.setdefault(rule, {})[int(size)] = outcome
     return {rule: losses for rule, losses in found.items() if set(losses) >= set(sizes)}
 
 
@@ -88,7 +89,7 @@ def _similar(nearest: pd.DataFrame, every: dict, sizes: list[int]) -> dict[str, 
     for corpus, own in nearest.groupby("corpus"):
         start = own.set_index("size")["start"]
         if set(sizes) <= set(start.index):
-            title = f"{rule_title('similarity')}, on {'C4' if corpus == 'c4' else corpus.title()}"
+            title = f"{rule_title('similarity')}, on {'C4' if corpus == 'c4' else str(corpus).title()}"
             found[title] = {size: every[size][1][every[size][0].index(start[size])] for size in sizes}
     return found
 
@@ -113,10 +114,14 @@ class Geometry:
     [L + 1, L + 1] or [L, L], not-a-number on and below the diagonal."""
 
     def __init__(self, unit: Unit):
-        by_place = unit.rows.sort_values("start").groupby(["size", "metric"])["value"]
-        values = {place: of_place.to_numpy(dtype=float) for place, of_place in by_place}
-        self.states = {name: found for (size, name), found in values.items() if size == 0}
-        self.layers = {name: found for (size, name), found in values.items() if size == 1}
+        rows = unit.rows.sort_values("start")
+        self.states, self.layers = (
+            {
+                str(name): own.to_numpy(dtype=float)
+                for name, own in rows[rows["size"] == size].groupby("metric")["value"]
+            }
+            for size in (0, 1)
+        )
         self.pairs = {}
         for name, triangle in unit.details["pairs"].items():
             self.pairs[name] = np.full((len(triangle) + 1,) * 2, np.nan)
