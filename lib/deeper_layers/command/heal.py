@@ -86,7 +86,8 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     own = scores["path"] == f"{unit.path.parent.name}/{unit.path.name}"
     alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
     back = recovery_table(scores[own | alike | scores["healing"].isna()])
-    back = back[back["cut"] == cut.name] if len(back) else back
+    if len(back):  # losses last: below them stands what "at most" means
+        back = back[back["cut"] == cut.name].sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
     record = unit.details["healing"]
     rows = [
         {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
