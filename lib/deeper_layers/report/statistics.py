@@ -186,7 +186,12 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
             row |= interval(_each_mean(healed[None])[0] if is_loss else accuracy(healed), "healed")
             row |= {"whole_healed": np.nan if adapted is None else adapted.mean()}
             rows.append(row | interval(estimate) | {"untold": estimate.untold})
-    return pd.DataFrame(rows)
+    names = "model rule layers cut size start share bits healing rank seed learning_rate tokens distillation text"
+    names += (
+        " adapters auxiliary task topic metric items whole pruned healed healed_low healed_high whole_healed value low"
+    )
+    names += " high untold"
+    return pd.DataFrame(rows, columns=None if rows else names.split())
 
 
 def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -259,7 +264,8 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
             row |= {"lost": int((right[0] > right[number]).sum()), "gained": int((right[0] < right[number]).sum())}
             row["changed"] = np.nan if choices is None else float((choices[0] != choices[number]).mean())
             rows.append(row | interval(change) | {"p_holm": corrected})
-    return pd.DataFrame(rows)
+    names = "model task rule topic size share items value low high lost gained changed p p_holm"
+    return pd.DataFrame(rows, columns=None if rows else names.split())
 
 
 def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
@@ -281,7 +287,8 @@ def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
             row = {"model": model, "task": task, "topic": topic(task), "size": cuts["size"][a]}
             row |= {"share": cuts["share"][a], "items": one.shape[1], "similarity": one[a].mean()}
             rows.append(row | {"simple": other[b].mean()} | interval(change))
-    return pd.DataFrame(rows)
+    names = "model task topic size share items similarity simple value low high"
+    return pd.DataFrame(rows, columns=None if rows else names.split())
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
