@@ -84,6 +84,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
     scores = results.scores(parameters.results and parameters.results_folder, source.name)
     own = scores["path"] == f"{unit.path.parent.name}/{unit.path.name}"
+    scores.loc[own, "repeat"] = 0  # whatever else was measured of the same
     alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
     back = recovery_table(scores[own | alike | scores["healing"].isna()])
     if len(back):  # losses last: below them stands what "at most" means
