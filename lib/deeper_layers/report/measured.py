@@ -162,7 +162,9 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
     own = own[own["repeat"] == 0].drop_duplicates(["model", "bits", "cut", "task", "subject"])
     own = own.assign(bits=own["bits"].fillna("as published"), topic=own["task"].map(topic), MB=own["bytes"] / 1e6)
     right = (own["value"] * own["items"]).round()
-    ends = [accuracy(np.arange(items) < number) for items, number in zip(own["items"], right, strict=True)]
+    ends = [
+        accuracy((np.arange(items) < number).astype(float)) for items, number in zip(own["items"], right, strict=True)
+    ]
     own = own.assign(low=[end.low for end in ends], high=[end.high for end in ends])
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
     return own[names].sort_values(["model", "bits", "size", "task"], ignore_index=True)
