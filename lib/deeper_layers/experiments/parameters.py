@@ -144,9 +144,7 @@ class QuestionAnsweringParameters(TaskParameters):
         "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
     )
     # from 1: the task's own order is there anyway
-    orders: ListText = Field(
-        "none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"'
-    )
+    orders: ListText = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
 
     def check(self) -> None:
         super().check()
