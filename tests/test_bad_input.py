@@ -406,7 +406,9 @@ def test_data_out_of_reach_while_offline(tmp_path, monkeypatch):
     assert "piqa" in message and "DATASETS_MIRROR" in message
     assert "DATASETS_MIRROR" in refusal(corpora.texts, "c4")
     # before the model is opened
-    asked = QuestionAnsweringParameters(model="embedded", tasks="capitals, piqa", datasets=str(tmp_path), results=str(tmp_path))
+    asked = QuestionAnsweringParameters(
+        model="embedded", tasks="capitals, piqa", datasets=str(tmp_path), results=str(tmp_path)
+    )
     monkeypatch.setattr("deeper_layers.models.load_model", lambda *_, **__: pytest.fail("opened"))
     assert "piqa" in refusal(asked.open, asked.source())
 
