@@ -106,11 +106,12 @@ def locked(path: Path, wait: str | None = None) -> Iterator[None]:
     lock = FileLock(place)
     try:
         lock.acquire(blocking=False)
-    except Timeout:
+    except (Timeout, FileExistsError) as error:  # the second where it was made just now
         if wait is None:
-            raise
+            raise Timeout(str(place)) from error
         print(wait, file=sys.stderr, flush=True)
-        lock.acquire()
+        with contextlib.suppress(FileExistsError):
+            lock.acquire()
     except OSError:  # a file system without locks: two processes would do the same work, and write the same
         pass
     try:
@@ -222,12 +223,14 @@ def _begun(path: Path, said: dict) -> tuple[Path, FileLock]:
         lock = FileLock(folder / LOCK)
         try:
             lock.acquire(blocking=False)
-        except (FileNotFoundError, Timeout):  # before it was locked another process took it for a dead one's
+        except (FileNotFoundError, FileExistsError, Timeout):  # another process took it for a dead one's just before
             continue
         except OSError:  # a file system without locks: nothing is taken for dead there
             pass
+        said = json.dumps(said | {"for": path.name})
         try:
-            (folder / MARK).write_text(f"{HEAD}, {json.dumps(said | {'for': path.name})[1:]}", encoding="utf-8")
+            with open(folder / MARK, "wb", buffering=0) as mark:  # by one call: torn, it is a beginning of this
+                mark.write(f"{HEAD}, {said[1:]}".encode())
         except BaseException:
             _remove(folder)
             lock.release()
@@ -267,6 +270,7 @@ def _said(folder: Path) -> dict | None:
         names = set(os.listdir(folder))
         text = (folder / MARK).read_text(encoding="utf-8") if MARK in names else ""
         made = set(os.listdir(folder / MADE)) if (folder / MADE).is_dir() else set()
+        begun = names <= {LOCK, MARK} and (LOCK not in names or not (folder / LOCK).stat().st_size)
     except (OSError, ValueError):
         return None
     if folder.is_symlink() or not names <= {LOCK, MARK, MADE, BEFORE}:
@@ -276,7 +280,6 @@ def _said(folder: Path) -> dict | None:
     except ValueError:  # its process was killed while it wrote this
         said = {}
     if not said:
-        begun = names <= {LOCK, MARK} and (LOCK not in names or not (folder / LOCK).stat().st_size)
         return {} if begun and HEAD.startswith(text[: len(HEAD)]) else None
     writes = said.get("writes")
     ours = writes is None or made <= {*writes, *(partial_name(name) for name in writes)}

@@ -13,6 +13,7 @@ import re
 import shutil
 import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from deeper_layers.checkpoints.casting import (
 from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
 from deeper_layers.checkpoints.lineage import (
     LINEAGE,
+    Lineage,
     Step,
     begun,
     check_apart,
@@ -163,23 +165,26 @@ def slice_checkpoint(
     wanted, config = _dtype(dtype, folder, shards, bool(quantized)), layout.config
     if wanted is not None:
         kept, config = [cast_shard(shard, wanted) for shard in kept], stated_dtype(config, wanted)
-    config, weights = _without_paths(config), _weights(str(source), folder, shards)
+    config = _without_paths(config)
     step = Step(
-        model=model_name(str(source)), weights=weights, layers=layout.layers, dropped=list(cut.dropped),
+        model=model_name(str(source)), weights=None, layers=layout.layers, dropped=list(cut.dropped),
         attention=list(cut.attention), mlp=list(cut.mlp), changed=None if changed is None else changed.words,
         adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
     )  # fmt: skip
-    facts, before = facts_of(str(source), weights, folder), read_lineage(folder)
-    lineage = begun(facts.hub, step) if before is None else before.after(step)
+    before = read_lineage(folder)
+    if before is not None:
+        before.after(step)  # a lineage of another model is found before anything is written
     predicting = "kept" if layout.mtp else "" if mtp else "left out"
-    told = Made(
-        str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
-    )  # fmt: skip
-    texts = {
-        "config.json": json.dumps(config, indent=2) + "\n",
-        "README.md": model_card(told, card),
-        **tokenizer,
-    }
+
+    def lineage_and_card(weights: str | None) -> tuple[Lineage, str]:
+        facts, last = facts_of(str(source), weights, folder), step.model_copy(update={"weights": weights})
+        lineage = begun(facts.hub, last) if before is None else before.after(last)
+        told = Made(
+            str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
+        )  # fmt: skip
+        return lineage, model_card(told, card)
+
+    texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **tokenizer}
     others = [path for path in others if path.name not in texts]
     files = _shard_names(len(kept))
     of = {
@@ -194,10 +199,12 @@ def slice_checkpoint(
     }
     writes = [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)]
     try:
-        with atomic_dir(out, check, of, writes) as made:
+        with atomic_dir(out, check, of, writes) as made, ThreadPoolExecutor(1) as beside:
+            weights = beside.submit(_weights, str(source), folder, shards)  # takes as long as it is to copy them
             hashes = _write_tensors(dict(zip(files, kept)), made, out)
             for path in others:
                 shutil.copyfile(path, made / path.name)
+            lineage, texts["README.md"] = lineage_and_card(weights.result())
             for name, text in texts.items():
                 (made / name).write_text(text, encoding="utf-8", newline="")
             hashes |= {name: file_hash(made / name) for name in (*texts, *(path.name for path in others))}

@@ -28,12 +28,14 @@ class Hashing:
         self.last = self.thread.submit(int)
 
     def add(self, read, *arguments) -> None:
-        """What `read(*arguments)` gives comes next. One such piece is waited for, so that few are in memory."""
-        self.last.result()
+        """What `read(*arguments)` gives comes next; it is read when its turn comes."""
         self.last = self.thread.submit(lambda: self.digest.update(read(*arguments)))
 
-    def hexdigest(self) -> str:
+    def wait(self) -> None:
         self.last.result()
+
+    def hexdigest(self) -> str:
+        self.wait()
         return self.digest.hexdigest()
 
     def __enter__(self) -> "Hashing":
@@ -65,11 +67,12 @@ def copy_tensors(shard: Shard, out: Path, bar) -> str:
             source.seek(shard.start + start)
             for block in update(source.read):
                 target.write(block)
+                hashing.wait()  # so that few blocks are in memory
                 hashing.add(bytes, block)
                 bar.update(len(block))
         target.flush()
+        _release(source, target, hashing)
         sha256 = hashing.hexdigest()
-        _release(source, target)
     os.replace(temporary, out)
     return sha256
 
@@ -104,14 +107,15 @@ def _copy(source, target, start: int, length: int, hashing: Hashing, bar) -> Non
             raise InputError(f"{source.name} ended while it was copied: fetch it again")
         hashing.add(os.pread, source.fileno(), copied, start)
         if start // WINDOW != (start + copied) // WINDOW:
-            _release(source, target)
+            _release(source, target, hashing)
         start, length = start + copied, length - copied
         bar.update(copied)
 
 
-def _release(source, target) -> None:
+def _release(source, target, hashing: Hashing) -> None:
     """What was copied leaves the system's cache: to find memory for ever more of it takes longer than the copy."""
     if hasattr(os, "posix_fadvise"):  # Linux
         os.fdatasync(target.fileno())
+        hashing.wait()
         for file in (source, target):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
