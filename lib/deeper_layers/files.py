@@ -227,10 +227,10 @@ def _begun(path: Path, said: dict) -> tuple[Path, FileLock]:
             continue
         except OSError:  # a file system without locks: nothing is taken for dead there
             pass
-        said = json.dumps(said | {"for": path.name})
+        text = json.dumps(said | {"for": path.name})
         try:
             with open(folder / MARK, "wb", buffering=0) as mark:  # by one call: torn, it is a beginning of this
-                mark.write(f"{HEAD}, {said[1:]}".encode())
+                mark.write(f"{HEAD}, {text[1:]}".encode())
         except BaseException:
             _remove(folder)
             lock.release()
