@@ -175,7 +175,7 @@ rule heal:
 
 
 rule notebooks:
-    """What is left to measure for a notebook is measured now; it leaves a record, of which the site makes a page."""
+    """What is left to measure for a notebook is measured now; the site shows it."""
     input:
         lambda wildcards: answers(wildcards.model),
         plan=ANSWERS / "{model}" / "plan.json",

@@ -30,7 +30,7 @@ PARTS = {
     "rules": (["rules/*.py"], ["test_rules.py"], ""),
     "results": (
         ["results/*.py"],
-        ["test_schema.py", "test_results.py", "test_records.py", "test_damage.py", "test_faulty_results.py"],
+        ["test_schema.py", "test_results.py", "test_damage.py", "test_faulty_results.py"],
         "not (killed_before or killed_twice or any_call or vanishes or never_mind or adapters or damaged or published)",
     ),
     "statistics": (

@@ -1,4 +1,4 @@
-"""Units, records, adapters and checkpoints that are damaged or hostile: one line names them, and nothing comes of them.
+"""Units, adapters and checkpoints that are damaged or hostile: one line names them, and nothing comes of them.
 
 The cases by number are those of tests/fuzz, which tries more of them by a command.
 """
@@ -18,7 +18,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.healing.adapters import load_adapters, merge_adapters
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import pack
-from deeper_layers.results.records import all_records, write_record
 from deeper_layers.results.schema import KINDS
 from deeper_layers.results.units import all_units, content_hash, read_unit
 from tests.fuzz import adapter_cases, unit_cases
@@ -138,41 +137,6 @@ def test_a_group_is_missing_where_the_unit_of_a_task_is(tmp_path):
         with warnings.catch_warnings(action="ignore"):
             assert measure_or_load("sweep", "b", KEY | {"task": "b"}, group, tmp_path).name == "b"
     assert measure.count == len(of_group) == 3
-
-
-# ---- records ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "entries",
-    [
-        {"notebook": "../../x"}, {"notebook": "a/b"}, {"notebook": ""}, {"notebook": "x" * 500}, {"notebook": ["a"]},
-        {"model": ""}, {"model": None}, {"model": {"name": "x"}}, {"model": "another"},
-        {"parameters": []}, {"parameters": "x"}, {"parameters": {"tasks": {"a": 1}}},
-        {"parameters": {"limit": float("nan")}},
-        {"parameters": {"limit": [[1]]}}, {"parameters": {"tasks": "\ud800"}}, {"parameters": {"limit": 7}},
-        {"recorded": 3}, {"recorded": "yesterday"}, {"recorded": None},
-        {"page": "../x"}, {"page": "<script>"}, {"page": 3}, {"title": 3}, {"title": ["x"]}, {"more": 1},
-    ],
-)  # fmt: skip
-def test_an_odd_record_is_named_and_has_no_page(entries, tmp_path):
-    good = write_record("01-similarity", "tiny", {"limit": 3}, tmp_path)
-    write_record("02-question-answering", "tiny", {"limit": 3}, tmp_path)
-    good.write_text(json.dumps(json.loads(good.read_text()) | entries))
-    with pytest.warns(UserWarning, match=rf"{good.name} is not a readable record \(") as caught:
-        assert [record.notebook for record in all_records(tmp_path)] == ["02-question-answering"]
-    assert len(caught) == 1 and "\n" not in str(caught[0].message) and len(str(caught[0].message)) < 600
-
-
-def test_a_record_that_goes_on_for_ever_is_not_followed(tmp_path):
-    path = write_record("01-similarity", "tiny", {}, tmp_path)
-    path.write_text("[" * 60_000)
-    with pytest.warns(UserWarning, match="nested too deep"):
-        assert all_records(tmp_path) == []
-    path.unlink()
-    os.mkfifo(path)
-    with pytest.warns(UserWarning, match="no plain file"):
-        assert all_records(tmp_path) == []
 
 
 # ---- adapters --------------------------------------------------------------------------------------------

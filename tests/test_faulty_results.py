@@ -1,4 +1,4 @@
-"""Units, shards and records where a process is killed, a call of the system fails, or another process is at work."""
+"""Units and shards where a process is killed, a call of the system fails, or another process is at work."""
 
 import functools
 import json
@@ -15,7 +15,6 @@ import pytest
 from deeper_layers import files, results
 from deeper_layers.errors import InputError
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.records import all_records, record_path, write_record
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.units import all_units, read_unit, unit_path
 from tests import faults
@@ -32,7 +31,7 @@ def same_circumstances(monkeypatch):
 
 
 def measured_by_parts(folder):
-    """A unit of three shards, two of them in a folder of their own, and its record."""
+    """A unit of three shards, two of them in a folder of their own."""
 
     def measure(shards):
         for number, part in enumerate([shards, Shards(shards.folder / "task"), Shards(shards.folder / "task")]):
@@ -40,7 +39,6 @@ def measured_by_parts(folder):
                 part.put(number, {"values": np.full(4, number)})
         return ROWS, DETAILS
 
-    write_record("02-question-answering", KEY["model"]["name"], {"limit": 3}, folder)
     return measure_or_load("sweep", "a", KEY, measure, folder)
 
 
@@ -50,7 +48,6 @@ def what_is_there(folder):
     for name, content in found.items():
         if name.endswith(".json"):
             found[name] = json.loads(content)
-            found[name].pop("recorded", None)
             found[name] |= {"provenance": None, "sha256": None}
     return found
 
@@ -59,13 +56,13 @@ def what_is_there(folder):
 def test_killed_before_any_call_a_plain_run_finishes_and_leaves_nothing_over(tmp_path):
     calls = faults.calls_of(lambda: measured_by_parts(tmp_path / "straight"))
     expected, killed = what_is_there(tmp_path / "straight"), 0
-    assert len(calls) > 40 and len([name for name in expected if name.endswith(".json")]) == 2
+    assert len(calls) > 40 and len([name for name in expected if name.endswith(".json")]) == 1
     for number, name in enumerate(calls):
         folder = tmp_path / str(number)
         step = functools.partial(measured_by_parts, folder)
         killed += faults.killed_at(number, step, share=0.5 if name == "write" else 0)
         with warnings.catch_warnings(action="error"):  # nothing half-written is ever read
-            all_units(folder), all_records(folder)
+            all_units(folder)
             step()
         assert what_is_there(folder) == expected, f"killed before call {number}, {name}"
     assert killed == len(calls)
@@ -112,8 +109,8 @@ def test_processes_on_one_unit_never_mind_each_other(tmp_path):
     for worker in workers:
         worker.join()
     measured_by_parts(tmp_path)
-    (unit,), (record,) = all_units(tmp_path), all_records(tmp_path)
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([unit.path, record.path])
+    (unit,) = all_units(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [unit.path]
 
 
 def test_what_is_left_beside_a_unit_goes_and_what_is_somebody_elses_does_not(tmp_path):
@@ -205,8 +202,6 @@ def test_names_stay_below_the_folder_of_results(tmp_path):
         path.parent.mkdir()
         path.write_text("")
         path.unlink()
-        record = record_path("01-similarity", name, {}, tmp_path)
-        assert record.parent.parent == path.parent
 
 
 # ---- shards ----------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ def measured(folder: Path) -> dict:
 
 
 def left_over(folder: Path) -> list[str]:
-    """What is neither a unit nor a record."""
+    """What is no unit."""
     return [str(path) for path in folder.rglob("*") if path.is_file() and path.suffix != ".json"]
 
 

@@ -1,4 +1,4 @@
-"""Damaged units and records, each the same for its number, and what comes of reading and drawing them.
+"""Damaged units, each the same for its number, and what comes of reading and drawing them.
 
 `python -m tests.fuzz.unit_cases` tries many, see trying.py.
 """
@@ -56,7 +56,7 @@ def places(content, path: tuple) -> list[tuple]:
 
 
 def damaged(number: int, folder: Path) -> Path:
-    """A unit with something odd in it, or a record of a file that is none: the path of it, in a folder of results."""
+    """A unit with something odd in it: the path of it, in a folder of results."""
     draw = random.Random(number)
     path, content = draw.choice(published())
     content = copy.deepcopy(content)
@@ -160,7 +160,7 @@ def outcome(number: int, folder: Path) -> str:
 def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, str]]:
     """For each number what was damaged, and what came of it."""
     for number in numbers:
-        yield number, "unit or record", outcome(number, folder)
+        yield number, "unit", outcome(number, folder)
 
 
 if __name__ == "__main__":

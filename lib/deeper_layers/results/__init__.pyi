@@ -5,7 +5,6 @@ from .frames import scores as scores
 from .places import readable_folders as readable_folders
 from .places import repository as repository
 from .places import results_folder as results_folder
-from .records import write_record as write_record
 from .units import Unit as Unit
 from .units import all_units as all_units
 from .units import find_unit as find_unit
