@@ -10,7 +10,7 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.report import figures, measured, names, statistics
+from deeper_layers.report import figures, measured, names, pairing, statistics
 from deeper_layers.report.drawing import Picture, save, ticks_of
 from deeper_layers.results.frames import COLUMNS, OF_DISTANCES
 from deeper_layers.results.frames import _frame as frame
@@ -137,7 +137,7 @@ def test_a_task_of_subjects_in_files_of_their_own_is_one_run():
         row | {"subject": subject, "path": f"m/sweep-{subject}.json"}
         for subject in ("anatomy", "virology") for row in curve([0.75, 0.5])
     ]  # fmt: skip
-    (of_run,) = statistics.by_run(made(rows)).values()
+    (of_run,) = pairing.by_run(made(rows)).values()
     assert [set(of_cut) for run in of_run.values() for of_cut in run.values()] == [{"anatomy", "virology"}] * 2
 
 

@@ -1,8 +1,8 @@
 """What a notebook asks for: its parameters, and the frames that it is made of.
 
 In: parameters, checked. Out: `.scores()` and `.distances()`, frames of results; what results lack of the one model that
-is asked for is measured and written before. Nothing heavy is imported where nothing is measured. Read first:
-common_parameters.py (what all notebooks take), parameters.py and block_parameters.py (a class a notebook), asked.py
-(what each measures); then measurement.py (one class for a measured unit), and the unit of each experiment: distances,
-geometry, sweeps, scans, losses, choices, healings, shots, bits, take_away.
+is asked for is measured and written before. Nothing heavy is imported where nothing is measured.
+Read first: common_parameters.py (what all notebooks take), then parameters.py and block_parameters.py (a class a
+notebook), asked.py (what each measures), measurement.py (one class for a measured unit), and the unit of each
+experiment: distances, geometry, sweeps, scans, losses, choices, healings, shots, bits, take_away.
 """

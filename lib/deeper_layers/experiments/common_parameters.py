@@ -4,6 +4,7 @@ The fields are the parameters, with their types, defaults and what they mean.
 """
 
 import dataclasses
+import importlib
 import re
 import typing
 from collections.abc import Iterable
@@ -31,6 +32,7 @@ if TYPE_CHECKING:  # slow
     import pandas as pd
 
 BITSANDBYTES = ("nf4", "int8")
+MEASURES = "deeper_layers.experiments.asked"  # by name, and only where something is measured: it imports these classes
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # on every page, in this order
 # how pydantic names the ends of a range, and what it says of a number outside
@@ -204,9 +206,7 @@ class Parameters(Shown):
     def measured(self) -> None:
         """Measure what results lack of the one model that is asked for, once."""
         if self.measure and self.model != PUBLISHED and not self._is_measured:
-            from deeper_layers.experiments import asked  # it imports what measures
-
-            asked.measure(self)
+            importlib.import_module(MEASURES).measure(self)
             self._is_measured = True
 
     def distances(self) -> "pd.DataFrame":

@@ -6,6 +6,7 @@ they mean. A test holds the cell of parameters of every notebook against its cla
 """
 
 import dataclasses
+import importlib
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -17,6 +18,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.evaluation.engines import ENGINES, check_installed
 from deeper_layers.experiments.common_parameters import (
     BITSANDBYTES,
+    MEASURES,
     ListText,
     Parameters,
     Shown,
@@ -323,9 +325,7 @@ class ReproductionParameters(TaskParameters):
 
         Empty where nothing is to be measured. Raises InputError where the model can't be had.
         """
-        from deeper_layers.experiments import asked  # it imports what measures
-
-        return asked.again(self)
+        return importlib.import_module(MEASURES).again(self)
 
 
 class SweepParameters(TaskParameters):

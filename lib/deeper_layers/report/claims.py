@@ -29,15 +29,8 @@ from deeper_layers.report.estimates import (
     shares_kept,
 )
 from deeper_layers.report.names import as_table, in_order, model_title, say, topic
-from deeper_layers.report.statistics import (
-    Measured,
-    half_gone_table,
-    interval,
-    kept_distances,
-    measurements,
-    one_rule,
-    recovery_table,
-)
+from deeper_layers.report.pairing import Measured, measurements
+from deeper_layers.report.statistics import half_gone_table, interval, kept_distances, one_rule, recovery_table
 
 ALIKE = 0.05  # accuracies no further apart are alike
 LEFT, AT_ONCE = 0.5, 0.1  # what a model that collapses keeps at most, from this share of the layers on

@@ -4,7 +4,7 @@ A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens.
 instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,23 +12,28 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, PALETTE, Picture
-from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic, visible
-from deeper_layers.report.statistics import kept_distances, records
+from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, Picture
+from deeper_layers.report.names import as_html, as_table, in_order, rule_title, say
+from deeper_layers.report.pairing import records
+from deeper_layers.report.panels import (
+    RED,
+    YELLOW,
+    alt_text,
+    cell_text,
+    columns_of,
+    digits_of,
+    hover_text,
+    levels_of,
+    looks_of,
+    lower_first,
+    mark_cliffs,
+    panels_of,
+    plain_table,
+    span,
+)
+from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
-BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
-# letters are warm, words and what is written cool
-COLOURS = {
-    "similarity": BLUE,
-    "simple": RED,
-    topic("mmlu"): RED,
-    topic("lettered_capitals"): YELLOW,
-    topic("capitals"): BLUE,
-    topic("written_facts"): GREEN,
-    topic("mmlu_continuation"): SKY,
-    topic("gsm8k"): PINK,
-}
 AXES = {
     "share": "Layers dropped, n / L",
     "size": "Layers dropped, n",
@@ -66,31 +71,31 @@ def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str =
     rows = rows[rows[y].notna() & np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return Nothing(name)
-    panels = list(_panels(rows, col, row))
-    look = {"columns": _columns(rows, col, panels), "percent": "x" * (x in PERCENT)}
+    panels = list(panels_of(rows, col, row))
+    look = {"columns": columns_of(rows, col, panels), "percent": "x" * (x in PERCENT)}
     picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], **look)
     low, high = (f"{y}_low", f"{y}_high") if y != "value" else ("low", "high")
-    looks, top = _looks(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
+    looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
     for panel, (_, own) in enumerate(panels):
         ends = [own[name].astype(float) for name in (low, high) if name in own] + [own[y].astype(float)]
-        levels = _levels(own, y)
-        heights = _span([*ends, pd.Series(list(levels.values()))])
+        levels = levels_of(own, y)
+        heights = span([*ends, pd.Series(list(levels.values()))])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
-        picture.reach(panel, _span([own[x]], zero=x in AXES), heights)
+        picture.reach(panel, span([own[x]], zero=x in AXES), heights)
         for label, height in levels.items():
             picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
         for value, line in own.groupby(own[hue].astype(str), sort=False):
-            line, look, label = line.sort_values(x), looks[value], _title(value)
+            line, look, label = line.sort_values(x), looks[value], rule_title(value)
             if low in line:
                 ends = (line[name].astype(float).clip(*picture.ranges[panel]["y"]) for name in (low, high))
                 picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=label)
-            hover = [_hover(label, of, x, y, low, high) for of in records(line)]
+            hover = [hover_text(label, of, x, y, low, high) for of in records(line)]
             picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover, size=3)
         if marks:
-            _mark_cliffs(picture, panel)
+            mark_cliffs(picture, panel)
     said = " Bands are 95% intervals." if low in rows else ""
-    caption = caption or f"{AXES.get(y, y)} against {_lower(AXES.get(x, x))}.{said}"
-    return picture.finish(name, _plain(rows), caption, _alt(panels, hue, x, y))
+    caption = caption or f"{AXES.get(y, y)} against {lower_first(AXES.get(x, x))}.{said}"
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, hue, x, y))
 
 
 def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: str = ""):
@@ -98,12 +103,12 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
     rows = rows[rows["value"].notna()]
     if rows.empty:
         return Nothing(name)
-    panels, size = list(_panels(rows, "model", None)), int(2 * (rows["middle"] - rows["start"]).iloc[0] + 1)
+    panels, size = list(panels_of(rows, "model", None)), int(2 * (rows["middle"] - rows["start"]).iloc[0] + 1)
     tall = [360, *[200] * (len(panels) - 1)]
     titles = [f"{title}, {int(own['layers'].iloc[0])} layers" for title, own in panels]
     across = f"Middle of the dropped block of {size} layers"
     picture = Picture(across, AXES["kept"], titles, tall=tall, percent="y")
-    looks = _looks(rows["topic"].unique())
+    looks = looks_of(rows["topic"].unique())
     for panel, (_, own) in enumerate(panels):
         last = float(own["layers"].iloc[0]) - 1
         picture.reach(panel, [0, last], [-0.3, 1.3])
@@ -124,7 +129,7 @@ def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: s
         f"What each block of {size} layers leaves of what the whole model scores above guessing. Bands are 95% "
         "intervals; tasks on which the whole model only guesses are left out."
     )
-    return picture.finish(name, _plain(rows), caption, _alt(panels, "topic", "middle", "value"))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "topic", "middle", "value"))
 
 
 def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
@@ -132,7 +137,7 @@ def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", c
     if distances.empty:
         return Nothing(name)
     rows, best = kept_distances(distances), nearest_of(distances)
-    panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
+    panels = list(panels_of(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
     picture = Picture(FIRST, "Angular distance, units of π", [title for title, _ in panels])
     scale = ScalarMappable(Normalize(1, int(rows["layers"].max())), SIZES)
     for panel, (_, own) in enumerate(panels):
@@ -153,7 +158,7 @@ def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", c
         "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block "
         "of each size among those that keep the last layer; open marks are blocks that hold it."
     )
-    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "distance", few=True))
 
 
 def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
@@ -161,7 +166,7 @@ def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str 
     if distances.empty:
         return Nothing(name)
     rows, best = kept_distances(distances), nearest_of(distances)
-    panels = list(_panels(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
+    panels = list(panels_of(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
     picture = _squares(panels)
     for panel, (_, own) in enumerate(panels):
         of_size = own.groupby("size")["distance"]
@@ -179,7 +184,7 @@ def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str 
         "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
-    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "distance", few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "distance", few=True))
 
 
 def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts", caption: str = ""):
@@ -190,7 +195,7 @@ def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "bes
     picture.reach(0, [0, 1], [0, 1.03])
     picture.line([0, 1], [1, 0], colour=GREY, line="dash", label="the block ends at the last layer", width=1)
     several = nearest["corpus"].nunique() > 1
-    looks = _looks(in_order(nearest["model"].unique()))
+    looks = looks_of(in_order(nearest["model"].unique()))
     for (model, corpus), line in nearest.groupby(["model", "corpus"], sort=False):
         stroke = MODELS[list(nearest["corpus"].unique()).index(corpus) % len(MODELS)]
         label = f"{model}, {corpus}" if several else model
@@ -204,7 +209,7 @@ def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "bes
         look |= {"width": 1, "size": 3, "hover": hover, "label": f"{model}, the authors'"}
         picture.line(sizes / layers, np.array(starts) / layers, **look)
     caption = caption or "First layer of the most similar block against its size, as shares of all layers."
-    return picture.finish(name, _plain(nearest), caption, _alt([("", nearest)], "model", "size", "start"))
+    return picture.finish(name, plain_table(nearest), caption, alt_text([("", nearest)], "model", "size", "start"))
 
 
 def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", caption: str = ""):
@@ -222,20 +227,21 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
         "not healed" if pd.isna(rank) else f"healed, rank {rank:.0f}, {tokens:,.0f} tokens"
         for rank, tokens in zip(rows["rank"], rows["tokens"], strict=True)
     ]
-    panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
+    panels = list(panels_of(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
     title = AXES["relative"] if y == "relative" else "Loss, nats a token"
     picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
-    looks = _looks(in_order(rows["line"].unique(), ("not healed",)))
+    looks = looks_of(in_order(rows["line"].unique(), ("not healed",)))
     for panel, (_, own) in enumerate(panels):
         top = 1.0 if y == "relative" else float(own["guessing"].max())
         drawn = own[own["number"] <= 1.15 * top]
-        picture.reach(panel, _span([drawn["share"]], zero=True), _span([drawn["number"], pd.Series([top])]))
+        picture.reach(panel, span([drawn["share"]], zero=True), span([drawn["number"], pd.Series([top])]))
         picture.level(top, "guessing", panel=panel, line="dot")
         for (healed, rule, label), line in drawn.groupby(["healed", "rule", "line"], sort=False):
             line, look = line.sort_values("share"), looks[label] | {"line": "solid" if rule == "similarity" else "dash"}
             picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
             hover = [
-                _hover(f"{rule_title(rule)}\n{healed}", of, "share", "number", "low", "high") for of in records(line)
+                hover_text(f"{rule_title(rule)}\n{healed}", of, "share", "number", "low", "high")
+                for of in records(line)
             ]
             picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
     caption = caption or (
@@ -243,7 +249,10 @@ def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", captio
         "above guessing is cut off."
     )
     return picture.finish(
-        name, _plain(rows.drop(columns=["number", "line"])), caption, _alt(panels, "healed", "share", y, few=True)
+        name,
+        plain_table(rows.drop(columns=["number", "line"])),
+        caption,
+        alt_text(panels, "healed", "share", y, few=True),
     )
 
 
@@ -251,11 +260,11 @@ def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
     """Loss by tokens of healing, a line a run, coloured by how many layers were dropped."""
     if rows.empty:
         return Nothing(name)
-    panels = list(_panels(rows, "model", None))
+    panels = list(panels_of(rows, "model", None))
     picture = Picture("Tokens of healing", "Training loss, nats a token", [title for title, _ in panels])
     scale = ScalarMappable(Normalize(0, rows["size"].max()), SIZES)
     for panel, (_, own) in enumerate(panels):
-        picture.reach(panel, _span([own["tokens"]], zero=True), _span([own["loss"]]))
+        picture.reach(panel, span([own["tokens"]], zero=True), span([own["loss"]]))
         for (healing, cut, size, _), line in own.groupby(["healing", "cut", "size", "path"], sort=False):
             line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())[:: max(1, len(line) // 20)]
             hover = [
@@ -267,7 +276,7 @@ def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
             )
     picture.colour_bar(scale, "Layers dropped, n")
     caption = caption or "Training loss while healing, mean of 5 steps, a line a run."
-    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "tokens", "loss", few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "tokens", "loss", few=True))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = None, col: str = "model",
@@ -282,18 +291,18 @@ def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = N
         return Nothing(name)
     for column in (low, high):
         rows[column] = rows[column].astype(float) if column in rows else np.nan
-    panels = list(_panels(rows, col, None))
+    panels = list(panels_of(rows, col, None))
     names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
     hues = list(dict.fromkeys(rows[hue].astype(str))) if hue else [""]
     tall = [max(60, (24 + 12 * (len(hues) - 1)) * len(of_panel) + 20) for of_panel in names]
     picture = Picture(
         title or AXES.get(x, x), "", [t for t, _ in panels], tall=tall, percent="x" if x == "share" else ""
     )
-    looks = _looks(hues)
+    looks = looks_of(hues)
     for panel, ((_, own), of_panel) in enumerate(zip(panels, names, strict=True)):
         finite = [own[column][np.isfinite(own[column].astype(float))].astype(float) for column in (low, x, high)]
-        left, right = _span([*finite, pd.Series([0.0])])
-        picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[_title(one) for one in of_panel])
+        left, right = span([*finite, pd.Series([0.0])])
+        picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
         picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
         for number, value in enumerate(hues):
             line = own[own[hue].astype(str) == value] if hue else own
@@ -302,16 +311,16 @@ def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = N
             places = [of_panel.index(one) + 0.16 * number for one in line[y].astype(str)]
             dots = line[x].astype(float).clip(left, right)
             ends = line[low].astype(float).clip(left, right), line[high].astype(float).clip(left, right)
-            look = {**looks[value], "line": None, "panel": panel, "label": _title(value) if hue else None}
+            look = {**looks[value], "line": None, "panel": panel, "label": rule_title(value) if hue else None}
             picture.bars(dots, places, *ends, colour=look["colour"], panel=panel, label=look["label"])
-            hover = [_hover(_title(str(of[y])), of, hue or "", x, low, high) for of in records(line)]
+            hover = [hover_text(rule_title(str(of[y])), of, hue or "", x, low, high) for of in records(line)]
             finite = np.isfinite(line[x].astype(float)).to_numpy()
             for these, filled in ((finite, True), (~finite, False)):
                 if these.any():
                     said = [text for text, shown in zip(hover, these, strict=True) if shown]
                     picture.line(dots[these], np.array(places)[these], **look, hover=said, filled=filled)
     caption = caption or f"{title or AXES.get(x, x)}. Bars are 95% intervals."
-    return picture.finish(name, _plain(rows), caption, _alt(panels, hue or y, y, x, few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, hue or y, y, x, few=True))
 
 
 def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: str = "block-map", caption: str = ""):
@@ -320,7 +329,7 @@ def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: 
     rows = rows[rows["size"] > 0]
     if rows.empty:
         return Nothing(name)
-    panels = list(_panels(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
+    panels = list(panels_of(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
     picture = _squares(panels)
     for panel, (_, own) in enumerate(panels):
         way = own["guessing"] - (own["value"] - own["cost"])
@@ -333,7 +342,7 @@ def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: 
             look |= {"filled": False, "size": 5, "label": NEAREST}
             picture.line(line["start"], line["size"], colour=RED, marker="square", **look)
     caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
-    return picture.finish(name, _plain(rows), caption, _alt(panels, "size", "start", "cost", few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "cost", few=True))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None):
@@ -345,11 +354,11 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
             continue
         if low in rows and high in rows:
             cells = [
-                say(*ends, digits=_digits(rows[column]))
+                say(*ends, digits=digits_of(rows[column]))
                 for ends in zip(rows[column], rows[low], rows[high], strict=True)
             ]
         else:
-            cells = [_cell(value) for value in rows[column].tolist()]
+            cells = [cell_text(value) for value in rows[column].tolist()]
         shown[column.replace("_", " ")] = cells
     return as_table(shown, caption)
 
@@ -380,128 +389,3 @@ def _of_panel(best: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """The most similar blocks of a panel's model, on its text where it has one, of its sizes."""
     found = best[(best["model"] == own["model"].iloc[0]) & best["size"].isin(own["size"])]
     return found[found["corpus"] == own["corpus"].iloc[0]] if "corpus" in own else found
-
-
-def _panels(rows: pd.DataFrame, col: str, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and rows for each panel: rows of panels are of one `row`, their columns of one `col`; none is empty."""
-    cols = in_order(rows[col].astype(str).unique())
-    floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
-    heads = list(dict.fromkeys(rows[row].astype(str))) if row else [None]
-    for head in heads:
-        own = rows if head is None else rows[rows[row].astype(str) == head]
-        for one in cols:
-            if not (found := own[own[col].astype(str) == one]).empty:
-                title = visible(model_title(one) if col == "model" else one)
-                title += ", only guesses" if floors[found.index].all() else ""
-                yield (title if head is None else f"{visible(_title(head))}\n{title}"), found
-
-
-def _columns(rows: pd.DataFrame, col: str, panels: list) -> int:
-    of_row = rows[col].nunique()
-    return of_row if of_row in (2, 3) and len(panels) % of_row == 0 else min(2, len(panels))
-
-
-def _looks(names: Iterable[str]) -> dict[str, dict]:
-    """A colour and a marker for each name: its own where it has one, else one that none here has."""
-    names = list(names)
-    free = [colour for colour in PALETTE if colour not in {COLOURS.get(name) for name in names}] or PALETTE
-    others = [name for name in names if name not in COLOURS]
-    looks = {}
-    for number, name in enumerate(names):
-        colour = COLOURS.get(name) or free[others.index(name) % len(free)]
-        looks[name] = {"colour": colour, "marker": MARKERS[number % len(MARKERS)]}
-    return looks
-
-
-def _levels(own: pd.DataFrame, y: str) -> dict[str, float]:
-    """Heights to compare with: of guessing and of the whole model, where all lines of a panel have the same."""
-    if y == "kept":
-        return {"the whole model": 1.0, "guessing": 0.0}
-    if y != "value":
-        return {}
-    names = {"guessing": "guessing", "whole": "the whole model"}
-    found = {label: own[name].dropna().round(4) for name, label in names.items() if name in own}
-    return {label: float(values.iloc[0]) for label, values in found.items() if values.nunique() == 1}
-
-
-def _mark_cliffs(picture: Picture, panel: int):
-    """Where MMLU of the paper's models falls to guessing."""
-    bottom, top = picture.ranges[panel]["y"]
-    for (family, ends), stroke in zip(paper.CLIFFS.items(), ("solid", "dash", "dashdot", "dot"), strict=True):
-        places = dict.fromkeys(ends)
-        label = f"the paper's {family}, " + " to ".join(f"{end:.0%}" for end in places)
-        x = [value for place in places for value in (place, place, np.nan)]
-        look = {"colour": GREY, "line": stroke, "width": 1, "panel": panel, "label": label, "hover": [label] * len(x)}
-        picture.line(x, [bottom, top, np.nan] * len(places), **look)
-
-
-def _span(values: Sequence[pd.Series], *, zero: bool = False) -> list[float]:
-    """A range that holds all values, with some room; from 0 on where `zero`, and up to 1 for shares near it."""
-    every = np.concatenate([np.asarray(one, dtype=float) for one in values])
-    every = every[np.isfinite(every)]
-    low, high = (0.0, 1.0) if not len(every) else (float(every.min()), float(every.max()))
-    room = 0.04 * ((high - low) or abs(high) or 1.0)
-    return [0.0 if zero and low >= 0 else low - room, high + room]
-
-
-def _hover(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
-    said = [label] + (
-        [f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else "")] if "size" in of else []
-    )
-    if x and x not in ("size", "share"):
-        said.append(f"{x} {_cell(of[x])}")
-    said.append(say(of[y], of.get(low), of.get(high), digits=3))
-    return "\n".join(said + ([f"{of['items']} items"] if "items" in of else []))
-
-
-def _title(value: str) -> str:
-    return rule_title(value)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
-
-
-def _digits(values: pd.Series) -> int:
-    largest = values.replace([np.inf, -np.inf], np.nan).abs().max()
-    return 2 if pd.notna(largest) and largest >= 10 else 3
-
-
-def _cell(value) -> str:
-    if isinstance(value, str):
-        return rule_title(value) if value in ("similarity", "simple") else value
-    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, (bool, np.bool_)):
-        return "yes" if value else "no"
-    if isinstance(value, (int, np.integer)):
-        return f"{value:,}"
-    return (
-        f"{value:.3g}"
-        if isinstance(value, float) and abs(value) < 1000
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else str(value)
-    )
-
-
-def _plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows without vectors: what is downloaded."""
-    return rows.drop(
-        columns=[name for name in ("by_sequence", "outcome", "chosen", "target", "logprobs") if name in rows]
-    )
-
-
-def _alt(panels: list, hue: str, x: str, y: str, *, few: bool = False) -> str:
-    """The first and the last point of each line in words."""
-    said = []
-    for title, own in panels:
-        lines = [("", own)] if few else own.groupby(own[hue].astype(str), sort=False)
-        for label, line in lines:
-            ends = line.sort_values(x)[[x, y]].astype(float).iloc[[0, -1]] if not few else None
-            course = f"{line[y].astype(float).min():.2g} to {line[y].astype(float).max():.2g}"
-            if ends is not None:
-                (a, b), (c, d) = ends.to_numpy()
-                course = f"{b:.2g} at {a:.2g}, {d:.2g} at {c:.2g}"
-            said.append(", ".join(filter(None, [title.replace("\n", ", "), _title(label), course])))
-    return "; ".join(said) + "."

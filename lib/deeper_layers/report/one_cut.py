@@ -9,18 +9,8 @@ import pandas as pd
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.estimates import difference, guessing, is_at_floor
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.statistics import (
-    RULES,
-    are_shares,
-    by_run,
-    each_mean,
-    joined,
-    kept_distances,
-    of_key,
-    one_rule,
-    runs_of,
-    same_items,
-)
+from deeper_layers.report.pairing import are_shares, by_run, each_mean, joined, of_key, runs_of, same_items
+from deeper_layers.report.statistics import RULES, kept_distances, one_rule
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
 FEW = 10  # items: of fewer nothing is sure

@@ -8,7 +8,6 @@ model, task and rule the one measurement that counts (`best_measured`).
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,8 +20,6 @@ from deeper_layers.report.estimates import SUPPORTED as SUPPORTED
 from deeper_layers.report.estimates import Estimate as Estimate
 from deeper_layers.report.estimates import (
     accuracy,
-    best_measured,
-    guessing,
     half_gone,
     holm,
     is_at_floor,
@@ -37,14 +34,29 @@ from deeper_layers.report.estimates import (
 from deeper_layers.report.estimates import main_metric as main_metric
 from deeper_layers.report.estimates import regret as regret
 from deeper_layers.report.names import topic
+from deeper_layers.report.pairing import (
+    PLACE,
+    RUN,
+    are_shares,
+    by_run,
+    drawn_means,
+    each_mean,
+    joined,
+    measurements,
+    of_key,
+    records,
+    rows_measured,
+    same_items,
+)
+from deeper_layers.report.pairing import (
+    Measured as Measured,
+)
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
-PLACE = ["model", "task", "rule"]
 WHOLE = "0,0"
 RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
-RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
 
 
@@ -183,7 +195,7 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
             row = {name: first[name] for name in ("model", "rule", "layers", "cut", "size", "start", "share", "bits")}
             row |= settings_of(healing) | {"task": task, "topic": topic(task)}
             row |= {"metric": metric, "items": len(healed), "whole": pair[0].mean(), "pruned": pair[1].mean()}
-            row |= interval(_each_mean(healed[None])[0] if is_loss else accuracy(healed), "healed")
+            row |= interval(drawn_means(healed[None])[0] if is_loss else accuracy(healed), "healed")
             row |= {"whole_healed": np.nan if adapted is None else adapted.mean()}
             rows.append(row | interval(estimate) | {"untold": estimate.untold})
     names = "model rule layers cut size start share bits healing rank seed learning_rate tokens distillation text"
@@ -237,7 +249,7 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], dict[int, tuple[list[int
     """
     found: dict = {}
     own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    for place, rows in _measurements(own):
+    for place, rows in rows_measured(own):
         cuts, costs = paired(rows)
         layers, size = int(rows["layers"].iloc[0]), int(place["rule"].removeprefix("blocks of "))
         inner = ((cuts["size"] == size) & (cuts["start"] + size < layers)).to_numpy(dtype=bool)
@@ -258,7 +270,7 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
         has_choices = found["chosen"].notna().all()
         choices = paired(found.assign(outcome=found["chosen"]))[1] if has_choices else None
         p = [mcnemar(right[0], one) for one in right[1:]]
-        changes = zip(records(cuts)[1:], p, holm(p), _each_mean(right[1:] - right[0]), strict=True)
+        changes = zip(records(cuts)[1:], p, holm(p), drawn_means(right[1:] - right[0]), strict=True)
         for number, (cut, own, corrected, change) in enumerate(changes, start=1):
             row = place | {"topic": topic(place["task"])} | cut | {"items": right.shape[1], "p": own}
             row |= {"lost": int((right[0] > right[number]).sum()), "gained": int((right[0] < right[number]).sum())}
@@ -272,7 +284,7 @@ def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
     """Similarity-informed less simple heuristic, at sizes at which they drop other layers: model, task, topic, size,
     share, items, value with low and high."""
     rows = []
-    found = {tuple(place.values()): paired(own) for place, own in _measurements(scores[scores["rule"].isin(RULES)])}
+    found = {tuple(place.values()): paired(own) for place, own in rows_measured(scores[scores["rule"].isin(RULES)])}
     for model, task in dict.fromkeys(place[:2] for place in found):
         if (model, task, RULES[0]) not in found or (model, task, RULES[1]) not in found:
             continue
@@ -282,7 +294,7 @@ def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
         place_of = {size: place for place, size in enumerate(others["size"])}
         both = [(place, place_of[size]) for place, size in enumerate(cuts["size"]) if size in place_of]
         apart = [(a, b) for a, b in both if cuts["cut"][a] != others["cut"][b]]
-        changes = _each_mean(np.stack([one[a] - other[b] for a, b in apart])) if apart else []
+        changes = drawn_means(np.stack([one[a] - other[b] for a, b in apart])) if apart else []
         for (a, b), change in zip(apart, changes, strict=True):
             row = {"model": model, "task": task, "topic": topic(task), "size": cuts["size"][a]}
             row |= {"share": cuts["share"][a], "items": one.shape[1], "similarity": one[a].mean()}
@@ -306,8 +318,8 @@ def nearest(distances: pd.DataFrame) -> pd.DataFrame:
     start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew)."""
     own = kept_distances(distances)
     own = own[own["start"] + own["size"] < own["layers"]]
-    best = own.loc[own.groupby(["model", "corpus", "size"])["distance"].idxmin()]
-    ends = {place: _drawn_starts(found) for place, found in own.groupby(["model", "corpus", "size"])}
+    best = own.loc[own.groupby(["model", "corpus", "size"], sort=False)["distance"].idxmin()]
+    ends = {place: _drawn_starts(found) for place, found in own.groupby(["model", "corpus", "size"], sort=False)}
     keys = list(zip(best["model"], best["corpus"], best["size"], strict=True))
     names = ["model", "corpus", "layers", "size", "start", "share", "distance", "stderr", "samples"]
     found = best[names].assign(low=[ends[key][0] for key in keys], high=[ends[key][1] for key in keys])
@@ -365,133 +377,6 @@ def answer_lengths(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------
-
-
-class Measured(NamedTuple):
-    """One measurement of one model, task and rule.
-
-    `place` has its model, task, rule and what else tells it apart; `cuts` are by size and start; `outcomes` [C, I] is
-    what came out of each; `guessing` what guessing scores, or the loss of it; `rows` are those of the table.
-    """
-
-    place: dict
-    cuts: pd.DataFrame
-    outcomes: np.ndarray
-    guessing: float
-    rows: pd.DataFrame
-
-    @property
-    def layers(self) -> int:
-        return int(self.rows["layers"].iloc[0])
-
-
-def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
-    """Of each model, task, rule and whatever else tells curves apart the one measurement that counts.
-
-    What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
-    right.
-    """
-    levels: dict[tuple[str, str, str], float] = {}
-    for place, found in _measurements(scores, also):
-        cuts, outcomes = paired(found)
-        if cuts["size"].isna().any():
-            continue
-        is_loss = found["metric"].iloc[0] == "loss"
-        asked = (place["task"], found["metric"].iloc[0], str(found["limit"].iloc[0]))
-        if not is_loss and asked not in levels:  # it is the same for every model and rule
-            levels[asked] = _guessing(scores if of is None else of, place["task"], found)
-        level = float(found["chance"].max()) if is_loss else levels[asked]
-        yield Measured(place, cuts, outcomes, level, found)
-
-
-def records(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
-
-
-def _measurements(scores: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """The rows of the one measurement that counts of each model, task, rule and of whatever tells curves apart."""
-    best = best_measured(scores, also) if len(scores) else scores
-    best = best[best["outcome"].notna()]
-    for place, found in best.groupby([*PLACE, *also], dropna=False, sort=False):
-        yield dict(zip([*PLACE, *also], place, strict=True)), found
-
-
-def _guessing(scores: pd.DataFrame, task: str, own: pd.DataFrame) -> float:
-    """What guessing scores on the items of a measurement, of which other rows may tell which choices are right."""
-    own_limit = own["limit"].iloc[0]
-    alike = scores[(scores["task"] == task) & (scores["metric"] == own["metric"].iloc[0])]
-    same = alike[alike["limit"].eq(own_limit).fillna(False)] if not pd.isna(own_limit) else alike
-    return guessing(same if len(same) else own)
-
-
-def are_shares(outcomes: np.ndarray) -> bool:
-    """Whether items are right or wrong: losses, parts of an item that add up, and other scores are not."""
-    return bool(np.isin(outcomes, (0, 1)).all())
-
-
-def each_mean(outcomes: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
-    """The mean of each row of outcomes, [C, I]: Wilson's interval of an accuracy, else one that is drawn."""
-    outcomes = np.asarray(outcomes, dtype=float)
-    return list(map(accuracy, outcomes)) if are_shares(outcomes) else _each_mean(outcomes)
-
-
-def changes(whole: np.ndarray, others: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
-    """The mean of each less that of the whole model, of the same items."""
-    return _each_mean(np.asarray(others, dtype=float) - whole)
-
-
-def _each_mean(table: np.ndarray) -> list[Estimate]:
-    values, draws = means(table)
-    return [Estimate.of(value, drawn) for value, drawn in zip(values, draws.T, strict=True)]
-
-
-Run = dict[str, dict[str, dict[str, np.ndarray]]]  # outcomes of what was asked alike by run, cut and subject
-
-
-def of_key(values: Sequence) -> tuple:
-    return tuple(None if pd.isna(value) else value for value in values)
-
-
-def runs_of(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of one run: those of one file, or of the files of a group's subjects asked together."""
-    path = rows["path"].fillna("")
-    cuts = path.map(rows["cut"].groupby(path).nunique()).astype(str)
-    kind = pd.Series([one.rpartition("/")[2].partition("-")[0] for one in path], rows.index, dtype="str")
-    together = kind + cuts
-    for name in ("limit", "order"):
-        together = together + " " + rows[name].fillna(-1).astype(str)
-    return path.where(rows["subject"].isna(), together)
-
-
-def by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
-    """The outcomes of all rows that have some, by what they were asked (RUN), then by run."""
-    found: dict[tuple, Run] = {}
-    rows = rows[rows["outcome"].notna()]
-    rows = rows.assign(run=runs_of(rows)).drop_duplicates([*RUN, "run", "cut", "subject"])
-    columns = [rows[name] for name in (*RUN, "run", "cut", "subject", "outcome")]
-    for *asked, run, cut, subject, outcome in zip(*columns, strict=True):
-        of_run = found.setdefault(of_key(asked), {}).setdefault(run, {})
-        of_run.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
-    return found
-
-
-def joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
-    parts = [of_cut[subject][: len(own[subject])] for subject in sorted(own) if subject in of_cut]
-    lengths = [len(own[subject]) for subject in sorted(own)]
-    return np.concatenate(parts) if [len(part) for part in parts] == lengths else None
-
-
-def same_items(run: Run, own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
-    """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one run.
-
-    Of several runs it is the one with most cuts; None where none holds all of them.
-    """
-    for of_file in sorted(run.values(), key=len, reverse=True):
-        found = [joined(of_file.get(cut, {}), own) for cut in cuts]
-        if all(vector is not None for vector in found):
-            return found
-    return None
 
 
 def _in_order(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:

@@ -1,1 +1,5 @@
-"""Our own questions, one file and one notebook each. In: the table of all results. Out: tidy frames. No torch."""
+"""Our own questions, one file and one notebook each. No torch.
+
+In: the table of all results. Out: tidy frames with intervals, drawn by report/figures.py.
+Read first: letters_or_words.py (what letters can't see), then which_layers.py (rules, maps of all blocks, geometry).
+"""

@@ -9,7 +9,7 @@ late blocks than by middle ones (W). Nearest to it is 2605.07271, which finds a 
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import statistics
+from deeper_layers.report import estimates, statistics
 from deeper_layers.report.estimates import Estimate, difference, mean_of, shares_kept
 from deeper_layers.report.names import topic
 from deeper_layers.report.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, interval
@@ -76,7 +76,7 @@ def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     own = own[
         (own["rule"] == f"blocks of {size}") & own["logprobs"].notna() & own["target"].notna() & (own["size"] > 0)
     ]
-    own = statistics.best_measured(own) if len(own) else own
+    own = estimates.best_measured(own) if len(own) else own
     rows = []
     for _, found in own.groupby(["model", "task", "start"], sort=False):
         model, task, start = (found[name].iloc[0] for name in ("model", "task", "start"))

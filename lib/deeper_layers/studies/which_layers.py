@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import statistics
+from deeper_layers.report import estimates, statistics
 from deeper_layers.report.estimates import TIED, mean_of, regret
 from deeper_layers.report.names import rule_title, topic
-from deeper_layers.report.statistics import interval, records, sizes_of_shares
+from deeper_layers.report.pairing import records
+from deeper_layers.report.statistics import interval, sizes_of_shares
 from deeper_layers.results.units import Unit, all_units
 
 TEXT = "c4"  # whose loss is judged
@@ -25,7 +26,7 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """The map of every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token),
     guessing, cost (over the whole model), place (among blocks of its size that keep the last layer, from 1)."""
     own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    best = statistics.best_measured(own)
+    best = estimates.best_measured(own)
     whole = best[best["size"] == 0].drop_duplicates(["model", "task"]).set_index(["model", "task"])["value"]
     best = best[best["size"] > 0].drop_duplicates(["model", "task", "cut"])
     names = {"chance": "guessing"}
