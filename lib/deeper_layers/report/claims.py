@@ -28,7 +28,7 @@ from deeper_layers.report.estimates import (
     paired,
     shares_kept,
 )
-from deeper_layers.report.names import as_table, in_order, model_title, say, topic
+from deeper_layers.report.names import as_html, as_table, in_order, model_title, say, topic
 from deeper_layers.report.pairing import Measured, measurements
 from deeper_layers.report.statistics import half_gone_table, interval, kept_distances, one_rule, recovery_table
 
@@ -261,9 +261,10 @@ def _healed(task: str) -> Callable[[Model], Found]:
         own = every[(every["task"] == task) & (every["untold"] == "")].sort_values("size")
         share = every["tokens"].max() / paper.HEALING_TOKENS
         times = every["learning_rate"].min() / PAPERS_RATE
-        reason = f"healed at {times:.0f} times the paper's rate, on at most {share:.2%} of its tokens"
+        reason = f"healed at {times:.0f} times the paper's rate"
         said = [f"n = {row['size']} ({row['rule']}) {say(row)}" for row in own.to_dict("records")]
-        return Found(NONE, reason, f"recovered of {topic(task)}: {'; '.join(said)}" if said else "")
+        recovered = f"; recovered of {topic(task)}: {'; '.join(said)}" if said else ""
+        return Found(NONE, reason, f"healed on at most {share:.2%} of the paper's tokens{recovered}")
 
     return query
 
@@ -351,23 +352,32 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(found: pd.DataFrame):
-    """The one table of the page: claim | the paper's number | ours, a model a column, with its verdict | what differs |
-    figure. It shows itself in a notebook."""
-    rows = []
+    """The one table of the page: claim (with what we count, what differs and the paper's figure) | the paper's number |
+    ours, a model a column, with its verdict. Why a claim is tested on no model is said once. It shows itself in a
+    notebook."""
+    rows, form = [], {"claim": _claim, "the paper": None}
     for _, own in found.groupby("claim", sort=False):
         first = own.iloc[0]
-        row = {"claim": f"{first['title']}. {first['sentence']}", "the paper": first["paper"]}
+        shared = first["reason"] if first["scale"] == NOT_TESTED and own["reason"].nunique() == 1 else ""
+        differs = shared or first["differs"]
+        small = f"We count: {first['number']}. Differs: {differs}. Figure: {first['figure']}."
+        row = {"claim": (first["title"], first["page"], first["sentence"], small), "the paper": first["paper"]}
         for of in own.to_dict("records"):
             number = (
                 "" if pd.isna(of["value"]) else f": {say(of['value'], of['low'], of['high'], as_share=of['as_share'])}"
             )
-            row[model_title(of["model"])] = f"{of['verdict']}{number}" + (f" ({of['reason']})" if of["reason"] else "")
-        differs = first["differs"] if first["scale"] != NOT_TESTED else "how it was healed"
-        row |= {
-            "we count": first["number"],
-            "what differs": differs,
-            "figure": first["figure"],
-            "notebook": first["page"],
-        }
+            row[model_title(of["model"])] = (f"{of['verdict']}{number}", "" if shared else of["reason"])
+            form[model_title(of["model"])] = _with_reason
         rows.append(row)
-    return as_table(pd.DataFrame(rows), "The paper's claims: its number, ours with 95% intervals, and the verdict.")
+    caption = "The paper's claims: its number, ours with 95% intervals, and the verdict. A claim leads to its page."
+    return as_table(pd.DataFrame(rows), caption, form)
+
+
+def _claim(cell: tuple[str, str, str, str]) -> str:
+    title, page, sentence, small = map(as_html, cell)
+    return f'<a href="{page}.html">{title}</a>. {sentence} <small>{small}</small>'
+
+
+def _with_reason(cell: tuple[str, str]) -> str:
+    verdict, reason = map(as_html, cell)
+    return verdict + (f" <small>{reason}</small>" if reason else "")
