@@ -33,9 +33,7 @@ PARTS = {
         ["test_schema.py", "test_results.py", "test_damage.py", "test_faulty_results.py"],
         "not (killed_before or killed_twice or any_call or vanishes or never_mind or adapters or damaged or published)",
     ),
-    "statistics": (
-        ["report/statistics/outcomes.py", "report/statistics/curves.py"], ["test_outcomes.py", "test_curves.py"], "",
-    ),
+    "statistics": (["report/estimates.py", "report/pairing.py"], ["test_estimates.py", "test_report.py"], ""),
     "family": (["family/tree.py", "family/walk.py", "family/lending.py"], ["test_tree.py", "test_sweep.py"], ""),
 }  # fmt: skip
 COPIED = ("lib", "tests", "book", "benchmarks", "notebooks", "results")  # lib by its name: what a checkout is known by
