@@ -15,7 +15,7 @@ from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.report import one_cut
 from deeper_layers.results import scores
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import all_units, name_of, unit_path
+from deeper_layers.results.units import all_units, content_hash, name_of, unit_path
 from tests.hub import serving
 from tests.test_command import said, typed
 from tests.tiny import tiny_model, write_gguf
@@ -95,8 +95,7 @@ def test_what_is_known_of_a_file_is_found_by_its_hash(tiny_folder, tmp_path):
     place = unit_path("similarity", unit.name, key, tmp_path / "results")
     place.parent.mkdir(parents=True)
     content = json.loads(unit.path.read_text()) | {"key": key}
-    content.pop("sha256", None)
-    place.write_text(json.dumps(content))
+    place.write_text(json.dumps(content | {"sha256": content_hash(content)}))
     words = ["prune", path, tmp_path / "out.gguf", *SIMPLE, "--dry-run", "--json", "--results", tmp_path / "results"]
     assert json.loads(typed(*words).stdout)["model"] == "A name"
     assert name_of(f"sha256:{QWEN.sha256}") == QWEN.name and name_of("sha256:0") is None

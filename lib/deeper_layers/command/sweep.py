@@ -78,9 +78,9 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
                      if "units" in unit.details else [unit])  # fmt: skip
     rows = rows[rows["outcome"].notna()].drop_duplicates(["task", "subject", "metric", "cut"])
     for task, own in rows.groupby("task", sort=False):
-        metric = statistics.main_metric(list(dict.fromkeys(own["metric"])))
+        metric = estimates.main_metric(list(dict.fromkeys(own["metric"])))
         own = own[own["metric"] == metric]
-        all_cuts, outcomes = statistics.paired(own)
+        all_cuts, outcomes = estimates.paired(own)
         of_cut = dict(zip(all_cuts["cut"], outcomes, strict=True))
         shares = pairing.are_shares(outcomes)
         known = own[["chance", "commonest"]].iloc[0].dropna() if shares and own["subject"].isna().all() else {}
