@@ -22,7 +22,6 @@ MEASURES = {
     "streaming": ("models", "similarity.py", "family", "evaluation"),
     "sweep": ("models", "pruning.py", "family", "evaluation"),
     "unasked": ("models", "family", "evaluation"),
-    "verdicts": ("report",),
     "widened": ("models", "healing", "family", "evaluation"),
 }
 # options that take a path, and what stands for it where the command is kept
@@ -60,8 +59,9 @@ class Measured:
 
 
 def measured(root: Path = ROOT) -> list[Measured]:
-    """Every measured file, by name."""
-    return [_read(path, root) for path in sorted((root / "benchmarks" / "measured").glob("*.json"))]
+    """Every measured file, by name; but those of programs that are at their commit alone, like verdicts.json."""
+    paths = sorted((root / "benchmarks" / "measured").glob("*.json"))
+    return [_read(path, root) for path in paths if path.stem.split("-")[0] in MEASURES]
 
 
 def _read(path: Path, root: Path) -> Measured:

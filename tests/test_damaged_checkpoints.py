@@ -301,7 +301,8 @@ def test_links_within_the_folder_and_those_of_the_hub_s_cache_work(one, tmp_path
     (one / "weights").mkdir()
     os.rename(one / SINGLE, one / "weights" / "blob")
     (one / SINGLE).symlink_to(Path("weights") / "blob")
-    slice_checkpoint(one, CUT, tmp_path / "inside")
+    with pytest.warns(UserWarning, match="no part of a checkpoint: weights/"):  # but for the file that is read of it
+        slice_checkpoint(one, CUT, tmp_path / "inside")
     cache = tmp_path / "models--one--two"
     (cache / "blobs").mkdir(parents=True)
     (cache / "snapshots" / "0123").mkdir(parents=True)

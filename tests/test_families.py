@@ -276,5 +276,6 @@ def check_sweep(model, cuts):
 def test_ours_is_right_or_refused_for_every_family():
     content = json.loads((ROOT / "benchmarks" / "measured" / "families.json").read_text())["families"]
     assert list(content) == ALL_FAMILIES
-    assert {family for family, ways in content.items() if ways["ours"]["result"] == "refused"} == set(REFUSED)
+    refused = {family for family, ways in content.items() if ways["ours"]["result"] == "refused"}
+    assert refused == {*REFUSED, "gemma4"}  # the last for one of its cuts
     assert {ways["ours"]["result"] for ways in content.values()} == {"right", "refused"}

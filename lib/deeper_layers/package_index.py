@@ -41,6 +41,7 @@ class Wheel:
         try:
             if target.is_file() and hash_once(target) == self.sha256:
                 return target
+            target.unlink(missing_ok=True)  # damaged: not to be taken for it once more
             with atomic_file(target, replace_any) as made, tempfile.TemporaryDirectory() as folder:
                 shutil.move(self._downloaded(Path(folder)), made)
         except OSError as error:

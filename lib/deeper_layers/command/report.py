@@ -64,8 +64,8 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     _check_installed()
     kinds = _chosen(notebooks)
     asked = {notebook: _of(kind, given) for notebook, kind in kinds.items()}
-    for notebook, kind in kinds.items():
-        kind(**asked[notebook])  # a mistake is found before anything runs
+    for kind in (HealingParameters, *kinds.values()):
+        kind(**_of(kind, given))  # a mistake is found before anything runs
     name = models.model_name(given["model"])
     if cluster and out:
         raise InputError(
