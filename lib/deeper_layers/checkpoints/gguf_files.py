@@ -134,6 +134,7 @@ def slice_gguf(
                 hashing.add(os.pread, written.fileno(), size, hashed)
                 hashed += size
                 bar.update(data.nbytes)
+            os.fsync(written.fileno())  # while the rest is hashed
             sha256 = hashing.hexdigest()
         _write_mark(made, sha256)
         if f"sha256:{hash_once(path)}" != source.weights:
