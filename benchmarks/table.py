@@ -61,7 +61,7 @@ def _furthest(worst: dict | None) -> str:
 
 
 def _lines(kind: str, content: dict) -> list[str]:
-    if kind in ("families", "damaged", "rebuilt", "prompts", "predicted", "unasked"):
+    if kind in ("families", "damaged", "rebuilt", "verdicts", "prompts", "predicted", "unasked"):
         # on other pages, or on none
         return []
     command, dtype = f"`{content['command']}`", content["dtype"]
