@@ -26,9 +26,9 @@ import transformers
 from transformers import AutoModelForCausalLM
 
 from benchmarks import cutters, side_by_side
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from tests.plain import generate, logits, without

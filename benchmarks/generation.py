@@ -13,13 +13,13 @@ from lm_eval.models.huggingface import HFLM
 
 from benchmarks import side_by_side
 from deeper_layers.cuts import simple_cut
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.engines import ENGINES, check_installed, written_by
-from deeper_layers.family.generation import generate
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.generation import generate
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.running import ENGINES, check_installed, written_by
 
 
 def main() -> None:

@@ -47,8 +47,8 @@ def main() -> None:
 
 def counted(datasets: str) -> dict:
     """Requests and tokens of the task."""
-    from deeper_layers.evaluation import harness
-    from deeper_layers.family.planning import plan_pieces, tokens_of
+    from deeper_layers.sweeping import harness
+    from deeper_layers.sweeping.planning import plan_pieces, tokens_of
 
     source = models.find_model(hashed=False)
     loaded = harness.load_tasks([TASK], datasets=datasets)

@@ -11,17 +11,17 @@ import argparse
 import functools
 
 from benchmarks import side_by_side
-from deeper_layers import data, evaluation, models
+from deeper_layers import data, models, sweeping
 from deeper_layers.command.probe import this_machine
 from deeper_layers.cuts import simple_cut
-from deeper_layers.evaluation import harness
 from deeper_layers.experiments import costs
-from deeper_layers.family.planning import plan_pieces, tokens_of
 from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.training import train
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import measure_distances
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.planning import plan_pieces, tokens_of
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def _sweep(shape, model, tokenizer, options):
     asked = tokens_of(pieces), len(found.contexts), sum(lengths) / len(lengths)
     how = {"limit": options.limit, "datasets": options.datasets}
     cost = costs.sweep_cost(shape, cuts, *asked, options.dtype)
-    return cost, lambda: evaluation.sweep(model, tokenizer, [options.task], cuts, **how)
+    return cost, lambda: sweeping.sweep(model, tokenizer, [options.task], cuts, **how)
 
 
 def _healing(shape, model, tokenizer, options):

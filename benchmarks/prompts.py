@@ -7,7 +7,7 @@ import argparse
 
 from benchmarks import side_by_side
 from deeper_layers.data import corpora
-from deeper_layers.evaluation import harness
+from deeper_layers.sweeping import harness
 
 # each with a number of examples, None for the task's own; of MMLU one subject stands for all
 TASKS = [

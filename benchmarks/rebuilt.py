@@ -38,8 +38,8 @@ def main() -> None:
     options = parser.parse_args()
     from benchmarks import side_by_side  # not in a worker, which may be of an earlier checkout
     from benchmarks.sweep import cuts_by_rules
-    from deeper_layers.evaluation import harness
     from deeper_layers.models.opening import load_model
+    from deeper_layers.sweeping import harness
 
     side_by_side.start()
     model, tokenizer = load_model(options.model, dtype=options.dtype)
@@ -120,8 +120,8 @@ def work(case: str, model: str, dtype: str, out: str) -> None:
     answer, sys.stdout = sys.stdout, sys.stderr
     if Path("lib/deeper_layers").is_dir():
         from deeper_layers.cuts import Cut
-        from deeper_layers.evaluation.sweeps import loglikelihoods
         from deeper_layers.models.opening import load_model
+        from deeper_layers.sweeping.sweeps import loglikelihoods
     else:  # before the rooms
         from lib.models import load_model
         from lib.pruning import Cut
@@ -136,7 +136,7 @@ def work(case: str, model: str, dtype: str, out: str) -> None:
         if what == "sweep":
             return loglikelihoods(network, contexts, continuations, cuts, max_length=asked["max_length"])[0]
         from benchmarks.sweep import bare_pass  # asked of this checkout alone
-        from deeper_layers.family.planning import plan_pieces
+        from deeper_layers.sweeping.planning import plan_pieces
 
         bare_pass(network, plan_pieces(contexts, continuations, asked["max_length"]))
 

@@ -18,15 +18,15 @@ from benchmarks import side_by_side
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences
-from deeper_layers.evaluation.searching import losses_on
-from deeper_layers.family.planning import BATCH_TOKENS
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sublayers import only
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.rule import Known
+from deeper_layers.sweeping.planning import BATCH_TOKENS
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.searching import losses_on
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import side_by_side
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import simple_cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX, read_shards
 from deeper_layers.results.places import AROUND as ROOT
 
@@ -108,7 +108,7 @@ def compare(folder: Path, options) -> dict:
             shutil.rmtree(out)
     found["opened"] = [run([sys.executable, "-c", OPENED, *where, str(cut.start), str(cut.size)], source)]
     equal["opened"] = same_tensors(out, kept)
-    found["start"] = [run([sys.executable, "-c", "from deeper_layers.checkpoints import slice_checkpoint"])]  # imports
+    found["start"] = [run([sys.executable, "-c", "from deeper_layers.export import slice_checkpoint"])]  # imports
 
     def ratio(one: str, other: str) -> float | None:
         if options.mergekit is None and "mergekit" in (one, other):

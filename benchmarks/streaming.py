@@ -31,15 +31,15 @@ from benchmarks.slicing import make_checkpoint, out_of_memory
 from deeper_layers.cuts import simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.models.opening import checkpoint_folder, load_model
 from deeper_layers.models.streaming import is_streamed, on_disk
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import angular_distances
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 
 HFLM_BATCH = 16
 GROUP = Path("/sys/fs/cgroup/memory/deeper-layers-benchmark")

@@ -24,17 +24,17 @@ from benchmarks import side_by_side
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family.abilities import Abilities
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import cuts_of_rule
 from deeper_layers.similarity import angular_distances
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.abilities import Abilities
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
+from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.walk import Batch
 
 TIE = 1e-4
 ROUNDS = 3

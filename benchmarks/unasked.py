@@ -14,11 +14,11 @@ from lm_eval.api.task import ConfigurableTask
 
 from benchmarks import side_by_side
 from deeper_layers.cuts import UNPRUNED
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.models.opening import load_model
 from deeper_layers.report.estimates import accuracy
 from deeper_layers.results.packing import unpack
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.sweeps import loglikelihoods
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ from benchmarks import side_by_side
 from deeper_layers.cuts import simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.models.half_precision import attend, multiplies_sixteen_bits
 from deeper_layers.models.opening import load_model
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.sweeps import loglikelihoods
 
 
 def main() -> None:

@@ -24,9 +24,9 @@ from conformance import checkpoints, verdicts
 from conformance.checkpoints import CUTS, LAYERS, TOKENS, WHOLE
 from conformance.environments import ENGINES, LIBRARY, SCRIPTS, SHARED, python_of, versions_of
 from conformance.measured import MEASURED, read_measured
-from deeper_layers.checkpoints.engines import TABLE
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.export.engines import TABLE
 from deeper_layers.files import write_file
 from deeper_layers.models import device_name
 from deeper_layers.package_index import cache_folder

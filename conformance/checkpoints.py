@@ -15,8 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conformance.environments import NEWEST, OLDEST, python_of
-from deeper_layers.checkpoints import slice_checkpoint, slice_gguf
 from deeper_layers.cuts import Cut
+from deeper_layers.export import slice_checkpoint, slice_gguf
 from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.pruning import drop_layers
 from tests.plain import generate

@@ -5,8 +5,8 @@ from pathlib import Path
 from conformance import checkpoints
 from conformance.checkpoints import CUTS, WHOLE
 from conformance.environments import ENGINES
-from deeper_layers.checkpoints.engines import wrong_in
 from deeper_layers.cuts import Cut
+from deeper_layers.export.engines import wrong_in
 from deeper_layers.models.checkpoint_files import read_json
 
 # of several cuts the first of these that any of them has is a family's

@@ -34,7 +34,7 @@ PARTS = {
         "not (killed_before or killed_twice or any_call or vanishes or never_mind or adapters or damaged or published)",
     ),
     "statistics": (["report/estimates.py", "report/pairing.py"], ["test_estimates.py", "test_report.py"], ""),
-    "family": (["family/tree.py", "family/walk.py", "family/lending.py"], ["test_tree.py", "test_sweep.py"], ""),
+    "family": (["sweeping/tree.py", "sweeping/walk.py", "sweeping/lending.py"], ["test_tree.py", "test_sweep.py"], ""),
 }  # fmt: skip
 COPIED = ("lib", "tests", "book", "benchmarks", "notebooks", "results")  # lib by its name: what a checkout is known by
 

@@ -137,9 +137,9 @@ def logits(name: str, model) -> torch.Tensor:
 
 
 def slice_one(folder: Path, by: str, name: str) -> None:
-    from deeper_layers.checkpoints.slicing import slice_checkpoint  # of this version only
     from deeper_layers.cuts import Cut
     from deeper_layers.errors import InputError
+    from deeper_layers.export.slicing import slice_checkpoint  # of this version only
 
     source = folder / by / name
     if (source / "failed.txt").exists():

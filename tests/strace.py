@@ -237,9 +237,9 @@ def ways_in(path: Path) -> None:
     from click.testing import CliRunner
 
     from deeper_layers import Cut, InputError, load_model, slice_checkpoint
-    from deeper_layers.checkpoints import slice_gguf
-    from deeper_layers.checkpoints.adapter_files import read_adapter
     from deeper_layers.command import main
+    from deeper_layers.export import slice_gguf
+    from deeper_layers.export.adapter_files import read_adapter
 
     done = CliRunner().invoke(main, ["plan", str(path), "--tasks", "sums_one_digit", "--results", f"{path}-results"])
     if not isinstance(done.exception, SystemExit | None):

@@ -11,17 +11,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from deeper_layers import evaluation
-from deeper_layers.checkpoints.lineage import read_lineage
-from deeper_layers.checkpoints.rewriting import Changed
-from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers import sweeping
 from deeper_layers.command.preview import as_json, typed_lists
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments.choosing import changed_choice
 from deeper_layers.experiments.parameters import cut_of_lists
-from deeper_layers.family.tree import Tree
+from deeper_layers.export.lineage import read_lineage
+from deeper_layers.export.rewriting import Changed
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sizes import sizes_of
@@ -31,6 +30,7 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.report import one_cut
 from deeper_layers.results.frames import scores_of
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
+from deeper_layers.sweeping.tree import Tree
 from tests.test_choices import scores_unit
 from tests.test_command import said, typed
 from tests.test_quantized import quantized
@@ -228,7 +228,7 @@ def test_a_sweep_of_one_cut_is_kept_and_planned(tiny_folder, tmp_path, closed):
     rows = json.loads(typed("sweep", *asked, "--json").stdout)["rows"]
     assert {(row["cut"], row["rule"]) for row in rows} == {("0,0", "given"), (CUT.name, "given")}
     model, tokenizer = load_model(str(tiny_folder))
-    plain = evaluation.sweep(model, tokenizer, ["capitals"], [Cut(0, 0), CUT], limit=6)
+    plain = sweeping.sweep(model, tokenizer, ["capitals"], [Cut(0, 0), CUT], limit=6)
     found = {(row["cut"], row["metric"]): row["value"] for row in rows if row["task"] == "capitals"}
     assert found == {(row.cut, row.metric): row.value for row in plain.itertuples()}
     closed()
@@ -252,7 +252,7 @@ def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_p
     assert plan["searches"] == {"greedy": {"passes": passes, "heads": 5, "tokens_at_most": 256}}
     least, most = plan["tasks"][0]["layer_steps"]
     measured = []
-    loss = evaluation.text_loss
+    loss = sweeping.text_loss
 
     def interrupted(model, cuts, sequences, **options):
         if len(measured) == 1:
@@ -261,7 +261,7 @@ def test_a_search_is_priced_kept_step_by_step_and_found_again(tiny_folder, tmp_p
         measured.append(cuts)
         return loss(model, cuts, sequences, **options)
 
-    monkeypatch.setattr("deeper_layers.experiments.choosing.evaluation.text_loss", interrupted)
+    monkeypatch.setattr("deeper_layers.experiments.choosing.sweeping.text_loss", interrupted)
     done = typed("sweep", *asked, *tasks, "--sizes", "0-2", code=130)
     price = f"greedy: at most {passes} passes of all layers and 5 of the head, over at most 256 tokens"
     assert done.stderr.index(price) < done.stderr.index("loss on text")

@@ -13,8 +13,6 @@ from transformers import T5Config, T5ForConditionalGeneration
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import plan, sweep
 from deeper_layers.experiments.parameters import (
     HealingParameters,
     Parameters,
@@ -28,6 +26,8 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.results.units import unit_path
 from deeper_layers.rules.choosing import cuts_of_rule
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.sweeps import plan, sweep
 
 LAYERS = 5  # of the tiny model
 

@@ -26,8 +26,8 @@ from benchmarks import (
     unasked,
     widened,
 )
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.sweeps import loglikelihoods
 
 
 @pytest.fixture

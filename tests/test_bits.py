@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from deeper_layers import models
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.bits import bits_unit, checkpoint_bytes
 from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 

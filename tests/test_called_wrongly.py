@@ -27,8 +27,8 @@ from deeper_layers import (
 from deeper_layers.data import corpora, embedded
 from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import LONGEST
-from deeper_layers.evaluation import text_loss
 from deeper_layers.experiments.parameter_texts import block_sizes, whole_numbers
+from deeper_layers.sweeping import text_loss
 
 SMALL = PRESETS["small"]
 SQUARE = np.full((4, 4), 0.5)

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from deeper_layers.checkpoints import casting
-from deeper_layers.checkpoints.slicing import bytes_after, slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export import casting
+from deeper_layers.export.slicing import bytes_after, slice_checkpoint
 from deeper_layers.models.checkpoint_files import read_shards
 from deeper_layers.pruning import drop_layers
 from tests.tiny import tiny_model

@@ -13,7 +13,7 @@ import papermill
 import pytest
 from click.testing import CliRunner
 
-from deeper_layers import evaluation, similarity
+from deeper_layers import similarity, sweeping
 from deeper_layers.command import main
 from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
 from deeper_layers.command.options import asking
@@ -237,7 +237,7 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
     capitals, generated = plan["tasks"]
     model, tokenizer = load_model(str(tiny_folder))
     cuts = [simple_cut(5, size) for size in range(3)]
-    true = evaluation.plan(model, tokenizer, ["capitals"], cuts, limit=6)
+    true = sweeping.plan(model, tokenizer, ["capitals"], cuts, limit=6)
     assert capitals["layer_steps"] == [true.layer_steps] * 2
     assert (capitals["items"], capitals["requests"], capitals["tokens"]) == (6, true.requests, true.tokens)
     assert (generated["generated"], generated["requests"]) == (6, 0)
@@ -247,7 +247,7 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
     first = typed("sweep", *asked, "--json")
     rows = json.loads(first.stdout)["rows"]
     found = {Cut(row["start"], row["size"]) for row in rows}
-    true = evaluation.plan(model, tokenizer, ["capitals"], sorted(found), limit=6)
+    true = sweeping.plan(model, tokenizer, ["capitals"], sorted(found), limit=6)
     assert least <= true.layer_steps <= most
     assert "layer-steps" in first.stderr  # the cost and the progress
     monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
@@ -269,7 +269,7 @@ def test_options_that_exclude_one_another_are_refused_before_anything_runs(tiny_
 
 def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypatch):
     asked = [tiny_folder, *SMALL, "--tasks", "sums_one_digit, capitals", "--sizes", "0-1", "--results", tmp_path]
-    measured, sweep = [], evaluation.sweep
+    measured, sweep = [], sweeping.sweep
 
     def interrupted(model, tokenizer, tasks, cuts, **options):
         if tasks == ["capitals"] and len(measured) == 1:
@@ -277,7 +277,7 @@ def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypa
         measured.extend(tasks)
         return sweep(model, tokenizer, tasks, cuts, **options)
 
-    monkeypatch.setattr(sweeps.evaluation, "sweep", interrupted)
+    monkeypatch.setattr(sweeps.sweeping, "sweep", interrupted)
     done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
     said = "interrupted: what was measured in full is kept, and the same command goes on from there\n"
     assert done.stdout == "" and done.stderr.endswith(said)

@@ -11,7 +11,7 @@ from conformance import checkpoints, verdicts
 from conformance.checkpoints import CUTS, WHOLE, name_of
 from conformance.environments import ENGINES, NEWEST, SCRIPTS
 from conformance.measured import MEASURED, read_measured
-from deeper_layers.checkpoints.engines import TABLE
+from deeper_layers.export.engines import TABLE
 from tests.tiny import ALL_FAMILIES
 
 SAID = ("refused", "refused by us", "refused, warned of", "not read")

@@ -17,12 +17,12 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora, embedded, hub
 from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.sweeps import sweep
 
 SHARED_MIRROR = ROOT.parent / "shared" / "datasets"
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deeper_layers.checkpoints.adapter_files import IDENTITY, SETTINGS, WEIGHTS
 from deeper_layers.errors import InputError
+from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS
 from deeper_layers.healing.adapters import load_adapters, merge_adapters
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import pack

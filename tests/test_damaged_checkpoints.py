@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from deeper_layers.checkpoints.layer_tensors import number_of_layers
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.layer_tensors import number_of_layers
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX, SINGLE
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model

@@ -9,14 +9,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.family.abilities import Abilities, alone
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.planning import Sequence
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.scored_only import ScoredOnly
-from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Walk, remembering
 from deeper_layers.models.network import Network
+from deeper_layers.sweeping.abilities import Abilities, alone
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.planning import Sequence
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.scored_only import ScoredOnly
+from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.walk import Batch, Walk, remembering
 from tests.tiny import model_type, settings_of, tiny_model
 
 LAYERS = 6

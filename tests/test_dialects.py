@@ -13,11 +13,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from deeper_layers.checkpoints import config_text
-from deeper_layers.checkpoints.older_words import without_tags
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export import config_text
+from deeper_layers.export.older_words import without_tags
+from deeper_layers.export.slicing import slice_checkpoint
 from tests.plain import logits, without
 from tests.tiny import tiny_model
 

@@ -13,16 +13,15 @@ from deeper_layers.cuts import ATTENTION, MLP, Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data import embedded as embedded_data
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests, sweep
-from deeper_layers.family import planning
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models import decoder, opening, packaged, sources
 from deeper_layers.models.half_precision import Widened
 from deeper_layers.models.sizes import sizes_of
 from deeper_layers.models.sublayers import sublayer
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.sweeping import harness, planning
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests, sweep
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,12 @@ from lm_eval.tasks import TaskManager
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.harness import reference_levels
-from deeper_layers.evaluation.sweeps import loglikelihoods, sweep
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.harness import reference_levels
+from deeper_layers.sweeping.sweeps import loglikelihoods, sweep
 
 LAYERS = 5
 LIMIT = 12

@@ -14,20 +14,20 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.sweeps import loglikelihoods
-from deeper_layers.family.abilities import alone
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.planning import Sequence
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.walk import Batch, Walk
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.per_layer import cut_entry
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances
+from deeper_layers.sweeping.abilities import alone
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.planning import Sequence
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods
+from deeper_layers.sweeping.walk import Batch, Walk
 from tests.plain import NEW_TOKENS, batch, generate, logits, one_by_one, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 

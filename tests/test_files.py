@@ -15,12 +15,12 @@ import pytest
 from filelock import Timeout
 
 from deeper_layers import files
-from deeper_layers.checkpoints import slicing
-from deeper_layers.checkpoints.lineage import LINEAGE
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command.report import Kept
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export import slicing
+from deeper_layers.export.lineage import LINEAGE
+from deeper_layers.export.slicing import slice_checkpoint
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.test_command import said, typed
 from tests.tiny import tiny_model, write_folder, write_gguf

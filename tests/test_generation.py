@@ -7,11 +7,11 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.family import decoding, generation
-from deeper_layers.family.generation import generate
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping import decoding, generation
+from deeper_layers.sweeping.generation import generate
+from deeper_layers.sweeping.pruned_family import PrunedFamily
 from tests.tiny import tiny_model
 
 LAYERS = 6

@@ -12,11 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import engines
-from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import silence_sublayers
+from deeper_layers.sweeping import engines
+from deeper_layers.sweeping.sweeps import sweep
 from tests.test_command import said, typed
 
 TASK = "sums_one_digit_generated"

@@ -13,15 +13,15 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from deeper_layers.checkpoints import gguf_files, llama_cpp
-from deeper_layers.checkpoints.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
-from deeper_layers.checkpoints.llama_cpp import LlamaCpp
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
 from deeper_layers.experiments.parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, take_away_unit
+from deeper_layers.export import gguf_files, llama_cpp
+from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
+from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import gguf_conversion

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from deeper_layers.checkpoints import gguf_files
-from deeper_layers.checkpoints.gguf_files import slice_gguf
 from deeper_layers.errors import InputError
+from deeper_layers.export import gguf_files
+from deeper_layers.export.gguf_files import slice_gguf
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import find_model
 from tests.fuzz.gguf_cases import CUT, Parts, array, number, outcomes, text

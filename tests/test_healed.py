@@ -7,20 +7,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deeper_layers import evaluation, healing
-from deeper_layers.checkpoints.slicing import slice_checkpoint
+from deeper_layers import healing, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.losses import text_loss
 from deeper_layers.experiments import healings, losses
 from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import recovery_table
 from deeper_layers.results.frames import scores_of
 from deeper_layers.results.units import all_units
+from deeper_layers.sweeping.losses import text_loss
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
 
@@ -71,7 +71,7 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     others = parameters.but(tasks="sums_one_digit")
     again = healings.healing_unit(CUTS[1], config, others, source, opened)
     assert again.path != unit.path and again.details["by_sequence"] == unit.details["by_sequence"]
-    monkeypatch.setattr(evaluation, "text_loss", never)
+    monkeypatch.setattr(sweeping, "text_loss", never)
     assert healings.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
     assert healings.healing_unit(CUTS[1], config, parameters.but(measure=False), source, never).path == unit.path
     assert losses.loss_unit(CUTS, parameters.but(measure=False), source, never).path == before.path

@@ -19,7 +19,7 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
     "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
-    "similarity", "residuals", "geometry", "rules", "bridges", "family", "evaluation", "checkpoints", "healing",
+    "similarity", "residuals", "geometry", "rules", "bridges", "sweeping", "export", "healing",
     "experiments", "report", "studies", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report", "studies")
@@ -108,7 +108,7 @@ def test_a_circle_is_found():
 
 
 def test_names_are_followed_through_faces():
-    assert file_of("deeper_layers", "sweep") == HOUSE / "evaluation" / "sweeps.py"
+    assert file_of("deeper_layers", "sweep") == HOUSE / "sweeping" / "sweeps.py"
     assert file_of("deeper_layers.results", "Unit") == HOUSE / "results" / "units.py"
     assert file_of("deeper_layers.report.statistics", "curves") == HOUSE / "report" / "statistics.py"
     assert HOUSE / "models" / "sources.py" in imports(HOUSE / "experiments" / "common_parameters.py")  # models.find_...

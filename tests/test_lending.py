@@ -5,8 +5,8 @@ import types
 import pytest
 import torch
 
-from deeper_layers.family import lending
-from deeper_layers.family.lending import FEW, QUERIES, Lent, attend_apart
+from deeper_layers.sweeping import lending
+from deeper_layers.sweeping.lending import FEW, QUERIES, Lent, attend_apart
 
 
 @pytest.mark.parametrize("masked", [False, True])

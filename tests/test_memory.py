@@ -8,11 +8,11 @@ import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family import generation
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.planning import Plan, common_beginning
-from deeper_layers.family.pruned_family import PrunedFamily
+from deeper_layers.sweeping import generation
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.planning import Plan, common_beginning
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from tests.plain import allocated, requests
 from tests.tiny import tiny_model
 

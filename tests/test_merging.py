@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from deeper_layers.checkpoints import adapter_files
-from deeper_layers.checkpoints.model_card import healing_in_words
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
+from deeper_layers.export import adapter_files
+from deeper_layers.export.model_card import healing_in_words
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.healing.presets import PRESETS, HealingConfig
 from deeper_layers.models.opening import checkpoint_folder
@@ -189,7 +189,7 @@ def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     whole, base = tiny_model("llama"), model_key(str(llama / "whole"), llama / "whole")
     healed_adapters(whole, llama / "other", base, alpha=50)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.checkpoints.slicing.lineage_text", lambda *_: pytest.fail("stopped here"))
+        patch.setattr("deeper_layers.export.slicing.lineage_text", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "other")
     assert list(llama.glob("out.*.partial/made/model.safetensors"))

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from deeper_layers.checkpoints import lineage, model_card
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
+from deeper_layers.export import lineage, model_card
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models import packaged
 from deeper_layers.models.packaged import EMBEDDED
 
@@ -144,7 +144,7 @@ def test_packaged_models_say_whose_they_are(model):
 
 
 def test_the_hash_of_a_gguf_file_tells_what_it_is(tmp_path):
-    from deeper_layers.checkpoints.source_facts import facts_of
+    from deeper_layers.export.source_facts import facts_of
 
     facts = facts_of(str(tmp_path / "anything.gguf"), f"sha256:{EMBEDDED.sha256}", tmp_path)
     assert facts.hub == EMBEDDED.hub and facts.entries["license"] == "apache-2.0"

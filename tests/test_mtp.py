@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from deeper_layers.checkpoints.layer_tensors import layout_after
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.layer_tensors import layout_after
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import read_shards
 from deeper_layers.pruning import drop_layers
 from tests.plain import logits

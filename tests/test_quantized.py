@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from deeper_layers.checkpoints.quantization_names import cut_quantization
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.quantization_names import cut_quantization
+from deeper_layers.export.slicing import slice_checkpoint
 from tests.plain import logits, without
 from tests.tiny import tiny_model
 

@@ -12,14 +12,12 @@ import pandas as pd
 import pytest
 from tqdm import tqdm
 
-from deeper_layers import evaluation, files, results
+from deeper_layers import files, results, sweeping
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.sweeps import loglikelihoods
 from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
 from deeper_layers.experiments.sweeps import sweep_unit
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import Source
 from deeper_layers.results import circumstances, places, units
@@ -27,6 +25,8 @@ from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import all_units, content_hash, key_hash, part_of, read_unit, unit_path
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods
 from tests.faults import calls_of, killed_at
 
 CUTS_OF_KEY = [[0, 0], [0, 1]]
@@ -469,7 +469,7 @@ def swept(model, folder):
     parameters = QuestionAnsweringParameters.from_names(names)  # as a notebook does, which is recorded
     source = parameters.source()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "sweep", functools.partial(evaluation.sweep, batch_tokens=24))
+        patch.setattr(sweeping, "sweep", functools.partial(sweeping.sweep, batch_tokens=24))
         return sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
 
 

@@ -6,8 +6,6 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.searching import losses_on
-from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.sublayers import is_parallel, writers
 from deeper_layers.residuals import residuals_of, saliences, sublayer_cosines, token_cosines
@@ -17,6 +15,8 @@ from deeper_layers.rules.chance import SEEDS
 from deeper_layers.rules.choosing import REGISTERED, cuts_of_rule
 from deeper_layers.rules.perplexity import alone_nodes
 from deeper_layers.rules.rule import Known
+from deeper_layers.sweeping.searching import losses_on
+from deeper_layers.sweeping.tree import Tree
 from tests.tiny import search, tiny_model
 
 LAYERS = 6

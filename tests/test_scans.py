@@ -13,8 +13,6 @@ from deeper_layers import similarity
 from deeper_layers.cuts import Cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.losses import answer_requests, request_loss
-from deeper_layers.evaluation.sweeps import sweep
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit
@@ -27,6 +25,8 @@ from deeper_layers.results.frames import distances_of
 from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.similarity import distance_matrix, similarity_cut
+from deeper_layers.sweeping.losses import answer_requests, request_loss
+from deeper_layers.sweeping.sweeps import sweep
 
 LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]
@@ -199,8 +199,8 @@ def test_facts_to_be_written_begin_with_their_answer():
 
 def test_cloze_mmlu_asks_the_items_of_mmlu():
     """lm-eval's two forms of MMLU, from a mirror: the same questions and right answers, subject by subject."""
-    from deeper_layers.evaluation import harness
     from deeper_layers.results.places import AROUND
+    from deeper_layers.sweeping import harness
 
     mirror = Path(AROUND).parent / "shared" / "datasets"
     if not mirror.is_dir():

@@ -6,12 +6,12 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.searching import losses_on
-from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.greedy import candidate_nodes, greedy_order
+from deeper_layers.sweeping.searching import losses_on
+from deeper_layers.sweeping.tree import Tree
 from tests.tiny import search, tiny_model
 
 LAYERS = 6

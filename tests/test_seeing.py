@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sizes import sizes_of

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from deeper_layers.checkpoints import slicing, tensor_files
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export import slicing, tensor_files
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT

@@ -6,9 +6,6 @@ import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.geometry import recorded, skipped
 from deeper_layers.models import devices, opening
 from deeper_layers.models.decoder import decoder_layers
@@ -17,6 +14,9 @@ from deeper_layers.models.sources import find_model
 from deeper_layers.models.streaming import Pinned, is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.similarity import angular_distances
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from tests.hub import COMMIT, serving
 from tests.plain import allocated, batch, requests
 from tests.tiny import tiny_model

@@ -8,17 +8,17 @@ import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.losses import text_loss
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan, plan_requests, sweep
-from deeper_layers.family import lending, pruned_family, scored_only, walk
-from deeper_layers.family.abilities import Abilities
-from deeper_layers.family.planning import Sequence, plan_pieces
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.scored_only import ScoredOnly
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping import lending, pruned_family, scored_only, walk
+from deeper_layers.sweeping.abilities import Abilities
+from deeper_layers.sweeping.losses import text_loss
+from deeper_layers.sweeping.planning import Sequence, plan_pieces
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.scored_only import ScoredOnly
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep
 from tests.plain import one_by_one, requests
 from tests.tiny import FAMILIES, tiny_model
 

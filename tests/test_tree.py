@@ -7,9 +7,9 @@ import torch
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.family.tree import Tree
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.sweeping.tree import Tree
 from tests.tiny import tiny_model
 
 LAYERS = 6

@@ -211,8 +211,8 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
     """The cut of each size under a rule, which looks at sequences of tokens, each [T], for what it needs to know."""
-    from deeper_layers.evaluation.searching import known_of  # slow
     from deeper_layers.rules.choosing import REGISTERED
+    from deeper_layers.sweeping.searching import known_of  # slow
 
     return REGISTERED[rule].choose(sizes, known_of(model, rule, sequences))
 

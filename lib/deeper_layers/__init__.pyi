@@ -1,11 +1,8 @@
-from .checkpoints import slice_checkpoint as slice_checkpoint
 from .cuts import Cut as Cut
 from .cuts import simple_cut as simple_cut
 from .errors import InputError as InputError
 from .errors import NotMeasuredError as NotMeasuredError
-from .evaluation import plan as plan
-from .evaluation import sweep as sweep
-from .family import Plan as Plan
+from .export import slice_checkpoint as slice_checkpoint
 from .healing import PRESETS as PRESETS
 from .healing import HealingConfig as HealingConfig
 from .healing import heal as heal
@@ -17,3 +14,6 @@ from .pruning import silence_sublayers as silence_sublayers
 from .rules import similarity_cut as similarity_cut
 from .similarity import angular_distances as angular_distances
 from .similarity import measure_distances as measure_distances
+from .sweeping import Plan as Plan
+from .sweeping import plan as plan
+from .sweeping import sweep as sweep

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from deeper_layers.checkpoints.adapter_files import IDENTITY, SETTINGS, WEIGHTS, read_adapter
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS, read_adapter
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.models.sources import model_key
 from deeper_layers.pruning import drop_layers

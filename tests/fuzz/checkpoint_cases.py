@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.pruning import drop_layers
 from tests.fuzz import trying
 from tests.tiny import tiny_model

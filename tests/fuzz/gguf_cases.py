@@ -12,9 +12,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from deeper_layers.checkpoints.gguf_files import KEPT, MARK, ORIGIN, slice_gguf
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.gguf_files import KEPT, MARK, ORIGIN, slice_gguf
 from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import Source
 from tests.fuzz import trying

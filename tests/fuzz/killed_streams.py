@@ -21,11 +21,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.evaluation.sweeps import loglikelihoods, plan_requests
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from tests.faults import in_child
 from tests.plain import requests
 from tests.tiny import VOCABULARY, tiny_model

@@ -16,9 +16,9 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from deeper_layers.checkpoints.gguf_files import slice_gguf
-from deeper_layers.checkpoints.slicing import slice_checkpoint
 from deeper_layers.errors import InputError
+from deeper_layers.export.gguf_files import slice_gguf
+from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.sources import find_model
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.fuzz import checkpoint_cases, gguf_cases

@@ -16,7 +16,7 @@ from unittest import mock
 import click
 from click.testing import CliRunner, Result
 
-from deeper_layers import checkpoints, checks, data, evaluation, models
+from deeper_layers import checks, data, export, models, sweeping
 from deeper_layers.command import main
 from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
@@ -86,7 +86,7 @@ def closed() -> Iterator[None]:
     of_checkpoints = {"read_adapter": reached, "check_new": lambda _: None}
     with contextlib.ExitStack() as patched:
         for room, names in (
-            (models, of_models), (checkpoints, of_checkpoints), (evaluation, {"check_names": known}),
+            (models, of_models), (export, of_checkpoints), (sweeping, {"check_names": known}),
         ):  # fmt: skip
             # names of a room are loaded when they are asked for, which is what this saves
             patched.enter_context(mock.patch.dict(vars(room), names))

@@ -13,13 +13,13 @@ from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.costs import ITEMSIZE
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
-from deeper_layers.family.tree import Tree
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.machines import find_machine
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.sweeping.tree import Tree
 
 
 @click.command(
@@ -206,8 +206,8 @@ def _cuts(sizes: list[int], parameters: SweepParameters, source: Source) -> dict
 
 def _requests(task: str, cuts: dict, sizes: list[int], parameters: SweepParameters, source: Source) -> dict:
     """What lm-eval asks, tokenized, and the layer-steps of its answers by log-likelihood."""
-    from deeper_layers.evaluation import harness
-    from deeper_layers.family.planning import plan_pieces, tokens_of
+    from deeper_layers.sweeping import harness
+    from deeper_layers.sweeping.planning import plan_pieces, tokens_of
 
     asked = parameters.asked[task]
     loaded = harness.load_tasks([task], num_fewshot=asked.shots, datasets=parameters.datasets)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, models, results
+from deeper_layers import export, models, results
 from deeper_layers.command.answers import Answer, table
 from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
@@ -18,7 +18,7 @@ from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.units import Unit
 
 if TYPE_CHECKING:  # slow
-    from deeper_layers.checkpoints.adapter_files import Adapter
+    from deeper_layers.export.adapter_files import Adapter
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
 
@@ -144,7 +144,7 @@ def bytes_of(source: Source, cut: Cut, dtype: str, mtp: bool) -> tuple[int, str]
     """
     folder = _readable(source)
     if folder is not None:
-        return checkpoints.bytes_after(cut, folder, dtype, dequantized=source.is_gguf, mtp=mtp)
+        return export.bytes_after(cut, folder, dtype, dequantized=source.is_gguf, mtp=mtp)
     if dtype == "auto":
         dtype = {"F16": "float16", "BF16": "bfloat16"}.get(
             source.quantized, "float32" if source.is_gguf else source.dtype
@@ -183,10 +183,10 @@ def smaller(source: Source, cut: Cut, out: Path, written: str | None = None) -> 
 def engines_of(config: dict, cut: Cut) -> list[dict]:
     """Which engines would read a checkpoint wrongly, why, and the nearest cut that they all read rightly."""
     try:
-        wrong = checkpoints.wrong_in(config, cut)
+        wrong = export.wrong_in(config, cut)
     except InputError:  # a depth that is not stated in plain words
         return []
-    safe = checkpoints.nearest_safe(config, cut) if wrong and cut.is_block else None
+    safe = export.nearest_safe(config, cut) if wrong and cut.is_block else None
     return [
         {"engine": one.engine, "layers": list(one.layers), "why": one.why,
          "nearest_safe": safe and {"start": safe.start, "size": safe.size}}

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checkpoints, checks, data, files, models
-from deeper_layers.checkpoints.casting import AS_IT_IS, NAMES
+from deeper_layers import checks, data, export, files, models
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
 from deeper_layers.command.options import MODEL, Place, asking
@@ -23,13 +22,14 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
+from deeper_layers.export.casting import AS_IT_IS, NAMES
 from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
 if TYPE_CHECKING:  # torch
-    from deeper_layers.checkpoints.adapter_files import Adapter
+    from deeper_layers.export.adapter_files import Adapter
 
 ADAPTER = "give one of adapters, as `deeper-layers heal` writes it"
 HEALING = HealingParameters.model_fields
@@ -63,7 +63,7 @@ TYPES = ("f32", "f16", "q8_0")
 @click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
               "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
 @click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
-              f"some of {', '.join(checkpoints.ENGINES)}")  # fmt: skip
+              f"some of {', '.join(export.ENGINES)}")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
               "hold of its quality; write nothing")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
@@ -97,12 +97,12 @@ def prune(
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     if repository is not None:
-        checkpoints.check_name(repository)
+        export.check_name(repository)
     model, revision, to_gguf = given["model"], given.get("revision"), is_gguf(out)
     parameters = _parameters(given, heal, text, to_gguf, dry_run)
     named = None if engines is None else _engines(engines)
     out = _checked_out(out, model, kind, dtype, overwrite)
-    added = None if adapter is None else checkpoints.read_adapter(checks.folder("adapter", adapter, ADAPTER))
+    added = None if adapter is None else export.read_adapter(checks.folder("adapter", adapter, ADAPTER))
     recorded = given_cut or (_cut_of(added, start) if drop is None else None)
     config = models.stated_config(model, revision)
     depth = models.stated_layers(config)
@@ -118,12 +118,12 @@ def prune(
         _check_places(out, heal is not None, repository, public)
     # from here on slow
     if depth is None:
-        depth = checkpoints.number_of_layers(models.checkpoint_folder(model, revision))
+        depth = export.number_of_layers(models.checkpoint_folder(model, revision))
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    safe = None if named is None else functools.partial(checkpoints.safe_cuts, config, engines=named)
+    safe = None if named is None else functools.partial(export.safe_cuts, config, engines=named)
     if changes:
         from deeper_layers.experiments.choosing import changed_choice
 
@@ -147,19 +147,19 @@ def prune(
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
     read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
-    checkpoints.check_apart(out, *read)
+    export.check_apart(out, *read)
     if to_gguf:
-        checkpoints.slice_gguf(found(), cut, out, adapter=adapter, type=kind, overwrite=overwrite)
+        export.slice_gguf(found(), cut, out, adapter=adapter, type=kind, overwrite=overwrite)
     else:
-        checkpoints.slice_checkpoint(
+        export.slice_checkpoint(
             model, cut, out, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp, silence=silence,
-            card=known.card(None if adapter is None else checkpoints.read_adapter(adapter)),
+            card=known.card(None if adapter is None else export.read_adapter(adapter)),
             command=_command(known, out, adapter, dtype, without_mtp, silence, rule if changes else ""),
             name=repository or out.name, changed=changed, overwrite=overwrite,
             trust_remote_code=given.get("trust_remote_code", False),
         )  # fmt: skip
     said = f"{known.name} without {cut.size} of its {depth} layers"
-    address = checkpoints.push(out, repository, public=public, message=said) if repository else None
+    address = export.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines = [
         f"{known.name}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else []),
@@ -221,7 +221,7 @@ def _check_sublayers(what: str, silence: bool, heal: str | None, adapter: Path |
 def _check_places(out: Path, heals: bool, repository: str | None, public: bool) -> None:
     """Raise InputError where nothing can be written or uploaded, before anything is measured."""
     if repository is not None:
-        checkpoints.check_repository(repository, public=public)
+        export.check_repository(repository, public=public)
     files.check_writable(out.absolute().parent)
     if heals:  # where the adapters are kept
         files.check_writable(cache_folder())
@@ -257,8 +257,8 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_r
 def _engines(text: str) -> tuple[str, ...]:
     """The engines of --for. Raises InputError for one that is not in the table."""
     named = tuple(split(text))
-    if not named or (strange := set(named) - set(checkpoints.ENGINES)):
-        known = ", ".join(checkpoints.ENGINES)
+    if not named or (strange := set(named) - set(export.ENGINES)):
+        known = ", ".join(export.ENGINES)
         shown = checks.shown(sorted(strange)[0] if named else text)
         raise InputError(
             f"--for has {shown}, expected some of {known}: the others take no layer's kind from its number"
@@ -290,9 +290,9 @@ def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite:
     if not overwrite:
         files.check_absent(out)
     elif to_gguf:
-        checkpoints.check_our_gguf(out)
+        export.check_our_gguf(out)
     else:
-        checkpoints.check_our_folder(out)
+        export.check_our_folder(out)
     return out
 
 

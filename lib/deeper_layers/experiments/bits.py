@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deeper_layers import checkpoints, evaluation, models
+from deeper_layers import export, models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.common_parameters import BITSANDBYTES
 from deeper_layers.experiments.measurement import Measurement, items_of
@@ -36,7 +36,7 @@ def bits_unit(bits: str, cuts: list[Cut], parameters: TakeAwayParameters, source
         tables = []
         with _opened(bits, dataclasses.replace(source, dtype=plain), parameters) as (model, tokenizer, bytes_of):
             for task in parameters.task_list:
-                tables.append(evaluation.sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)))
+                tables.append(sweeping.sweep(model, tokenizer, [task], cuts, **parameters.sweep_options(task)))
             bytes = {cut: bytes_of(cut) for cut in cuts}
         rows = pd.concat(tables, ignore_index=True)
         rows["bytes"] = [bytes[Cut(*place)] for place in zip(rows["start"], rows["size"])]
@@ -64,13 +64,13 @@ def _opened(bits: str, source: Source, parameters: TakeAwayParameters) -> Iterat
         )  # fmt: skip
         yield model, tokenizer, lambda cut: checkpoint_bytes(drop_layers(model, cut))
     elif bits == source.quantized:
-        yield *models.load_model(source, device=parameters.device), lambda cut: checkpoints.tensor_bytes(source, cut)
+        yield *models.load_model(source, device=parameters.device), lambda cut: export.tensor_bytes(source, cut)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            plain = checkpoints.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
-            path = checkpoints.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
+            plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
+            path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
             with opened_gguf(path, parameters.device) as found:
-                yield *found, lambda cut: checkpoints.tensor_bytes(models.find_model(str(path)), cut)
+                yield *found, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
 
 
 @contextlib.contextmanager

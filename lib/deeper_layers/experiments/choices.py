@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from deeper_layers import bridges, data, evaluation
+from deeper_layers import bridges, data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
@@ -52,12 +52,12 @@ def choice_unit(
         fits = f"; for each size {chosen.fits:,.1f} more over {fitted:,}" if chosen.fits else ""
         print(f"{rule}: {price}, over {tokens:,} tokens{fits}", file=sys.stderr)
         begin = time.monotonic()
-        found = evaluation.known_of(model, rule, text, **known)
+        found = sweeping.known_of(model, rule, text, **known)
         cuts = chosen.choose(sizes, found)
         seconds, merged = round(time.monotonic() - begin, 2), {}
         losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
         if not chosen.changes:
-            rows, by_cut = evaluation.text_loss(model, cuts, losses, shards=shards)
+            rows, by_cut = sweeping.text_loss(model, cuts, losses, shards=shards)
             by_sequence = {str(size): by_cut[cut.name] for size, cut in zip(sizes, cuts, strict=True)}
         else:
             text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
@@ -66,7 +66,7 @@ def choice_unit(
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
                 changed = bridges.changed_model(model, chosen, cut, merged.get(str(size), []), text)
-                table, by_whole = evaluation.text_loss(changed, [UNPRUNED], losses)
+                table, by_whole = sweeping.text_loss(changed, [UNPRUNED], losses)
                 tables.append(table)
                 by_sequence[str(size)] = by_whole[UNPRUNED.name]
             rows = pd.concat(tables, ignore_index=True)
@@ -127,7 +127,7 @@ def _changed_unit(
         tables, outcomes = [], {}
         for size, cut in by_size.items():
             options, parts = parameters.sweep_options(task), shards.part(str(size))
-            table = evaluation.sweep(made(size, cut), opened()[1], [task], [UNPRUNED], shards=parts, **options)
+            table = sweeping.sweep(made(size, cut), opened()[1], [task], [UNPRUNED], shards=parts, **options)
             levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][UNPRUNED.name]
             tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))
         return pd.concat(tables, ignore_index=True), {"outcomes": outcomes, "levels": levels}

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from deeper_layers import bridges, checkpoints, evaluation
+from deeper_layers import bridges, export, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
@@ -23,10 +23,10 @@ from deeper_layers.rules.rule import Known, Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
-    from deeper_layers.checkpoints.rewriting import Changed
+    from deeper_layers.export.rewriting import Changed
 
 FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
-VERSION = 1  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
+VERSION = 1  # part of every unit's key: raise it when a change here or in sweeping.losses changes numbers
 
 
 def chosen_cuts(
@@ -70,7 +70,7 @@ def changed_choice(
     changed = bridges.changed_model(model, chosen, cut, merged, sequences)
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {chosen.words} ({chosen.source}); it looked at {looked}"
-    return cut, checkpoints.Changed(bridges.changed_tensors(model, changed, cut), words)
+    return cut, export.Changed(bridges.changed_tensors(model, changed, cut), words)
 
 
 def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:
@@ -84,7 +84,7 @@ def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callab
     said = priced(rule, price(rule, 0, parameters, source.num_layers))
     print(f"{said}; what it looks at is not kept: interrupted, it begins anew", file=sys.stderr, flush=True)
     sequences = _sequences(parameters, opened)
-    return evaluation.known_of(opened()[0], rule, sequences)
+    return sweeping.known_of(opened()[0], rule, sequences)
 
 
 def _sequences(parameters: Parameters, opened: Callable) -> list:
@@ -113,7 +113,7 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
     def text() -> tuple[list, Callable]:
         said = priced(rule, price(rule, size, parameters, source.num_layers))
         print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
-        return _sequences(parameters, opened), evaluation.families_of(opened()[0])
+        return _sequences(parameters, opened), sweeping.families_of(opened()[0])
 
     def losses(cuts: list[Cut]) -> list[float]:
         unit = candidates_unit(cuts, parameters, source, opened, text)
@@ -137,7 +137,7 @@ def candidates_unit(
 
     def measure(shards):
         sequences, family = text()
-        rows, _ = evaluation.text_loss(opened()[0], cuts, sequences, shards=shards, family=family(cuts))
+        rows, _ = sweeping.text_loss(opened()[0], cuts, sequences, shards=shards, family=family(cuts))
         rows.insert(0, "task", parameters.corpus)
         rows["cut"] = [cut.name for cut in cuts]
         return rows, {"tokens": sum(map(len, sequences))}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deeper_layers import data, evaluation, healing
+from deeper_layers import data, healing, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.losses import loss_sequences
@@ -56,12 +56,12 @@ def healing_unit(
         base = healed.get_base_model()
         whole_of_it = [UNPRUNED]
         losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
-        rows, of_sequences = evaluation.text_loss(base, whole_of_it, losses, shards=shards.part("loss"))
+        rows, of_sequences = sweeping.text_loss(base, whole_of_it, losses, shards=shards.part("loss"))
         rows.insert(0, "task", parameters.text)
         tables, outcomes, levels = [rows], {}, {}
         for task in parameters.task_list:
             options = parameters.sweep_options(task)
-            table = evaluation.sweep(base, tokenizer, [task], whole_of_it, shards=shards.part(task), **options)
+            table = sweeping.sweep(base, tokenizer, [task], whole_of_it, shards=shards.part(task), **options)
             tables.append(table)
             outcomes |= table.attrs["outcomes"]["0,0"]
             levels |= table.attrs["levels"]

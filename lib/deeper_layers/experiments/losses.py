@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from deeper_layers import data, evaluation
+from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.block_parameters import OF_BLOCKS, WhichLayersParameters
@@ -13,7 +13,7 @@ from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
-VERSION = 2  # part of every unit's key: raise it when a change here or in evaluation.losses changes numbers
+VERSION = 2  # part of every unit's key: raise it when a change here or in sweeping.losses changes numbers
 
 
 def blocks(sizes: Iterable[int], num_layers: int) -> list[Cut]:
@@ -50,7 +50,7 @@ def of_corpus(key: dict, datasets: str | None) -> Predicted:
     return Predicted(
         key,
         text_of(key["text"], datasets, split="validation"),
-        lambda _, tokenizer: evaluation.text_requests(loss_sequences(tokenizer, datasets, **key)),
+        lambda _, tokenizer: sweeping.text_requests(loss_sequences(tokenizer, datasets, **key)),
     )
 
 
@@ -86,7 +86,7 @@ def predicted_unit(
     def measure(shards):
         model, tokenizer = opened()
         requests = predicted.requests(model, tokenizer)
-        rows, of_sequences = evaluation.request_loss(model, cuts, requests, shards=shards, batch_tokens=batch_tokens)
+        rows, of_sequences = sweeping.request_loss(model, cuts, requests, shards=shards, batch_tokens=batch_tokens)
         rows.insert(0, "task", predicted.key["text"])
         return rows, {"by_sequence": of_sequences, "vocabulary": model.get_output_embeddings().weight.shape[0]}
 

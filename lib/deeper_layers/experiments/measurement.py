@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from deeper_layers import data, evaluation, files, models, results
+from deeper_layers import data, files, models, results, sweeping
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.files import Timeout
@@ -35,7 +35,7 @@ def items_of(tasks: Iterable[str], datasets: str | None) -> list[Data]:
     def fingerprint(task: str) -> str:
         # lm-eval is slow to import: ours are known without it
         embedded = task in data.embedded_tasks()
-        return data.embedded_fingerprint(task) if embedded else evaluation.data_fingerprint(task, datasets)
+        return data.embedded_fingerprint(task) if embedded else sweeping.data_fingerprint(task, datasets)
 
     return [Data(task, lambda task=task: fingerprint(task)) for task in sorted(tasks)]
 

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from deeper_layers import checks, data, evaluation, results
-from deeper_layers.checkpoints.llama_cpp import FILE_TYPES
+from deeper_layers import checks, data, results, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation.engines import ENGINES, check_installed
 from deeper_layers.experiments.common_parameters import (
     BITSANDBYTES,
     MEASURES,
@@ -25,9 +23,11 @@ from deeper_layers.experiments.common_parameters import (
     check_one_of,
 )
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, layer_list, split, tasks_asked
+from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.rules.choosing import DROPPING, RULES
+from deeper_layers.sweeping.running import ENGINES, check_installed
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
@@ -73,7 +73,7 @@ class TaskParameters(Parameters):
         # lm-eval is slow to import: asked only of names that neither we nor results know
         ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
         if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
-            evaluation.check_names(others)
+            sweeping.check_names(others)
         if self.measure:
             for task, shots in self.shots.items():
                 if shots and task in ours:
@@ -85,7 +85,7 @@ class TaskParameters(Parameters):
         """The model and its tokenizer, once it is known that the items of tasks never measured here can be read."""
         for task in self.task_list:
             if task not in data.embedded_tasks() and not results.is_measured(task, self.results_folder):
-                evaluation.load_tasks([task], datasets=self.datasets)
+                sweeping.load_tasks([task], datasets=self.datasets)
         return super().open(source)
 
     @property

@@ -6,7 +6,7 @@ Of tasks that are chosen they hold the log-probability of every choice.
 
 from collections.abc import Callable
 
-from deeper_layers import data, evaluation, family
+from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
@@ -48,7 +48,7 @@ def _predicted(text: str, parameters: ScanParameters) -> Predicted:
 
     def requests(model, tokenizer):
         solved = data.solved_problems(datasets=parameters.datasets, documents=wanted)
-        return evaluation.answer_requests(model, tokenizer, solved)
+        return sweeping.answer_requests(model, tokenizer, solved)
 
     key["sequence_length"] = 0  # a solution is as long as it is
     return Predicted(key, text_of(text, parameters.datasets, documents=wanted), requests)
@@ -56,7 +56,7 @@ def _predicted(text: str, parameters: ScanParameters) -> Predicted:
 
 def scan_prices(
     parameters: ScanParameters, cuts: dict[str, dict[str, list[Cut]]], source: Source, opened: Callable
-) -> dict[str, tuple[list[str], "family.Plan"]]:
+) -> dict[str, tuple[list[str], "sweeping.Plan"]]:
     """Of each task and text that results lack: what is left of it, and what that would run and how long: a `Plan`.
 
     Of a group of tasks only those are left that results hold no unit of. Only a small batch is run.
@@ -68,9 +68,9 @@ def scan_prices(
         if name in parameters.text_list:
             if scan_loss_unit(name, cuts_of, held, source, opened) is None:
                 model, tokenizer = opened()
-                pruned = family.PrunedFamily(model, distinct)
+                pruned = sweeping.PrunedFamily(model, distinct)
                 requests = _predicted(name, parameters).requests(model, tokenizer)
-                plans[name] = [name], evaluation.plan_requests(pruned, *requests)
+                plans[name] = [name], sweeping.plan_requests(pruned, *requests)
         elif left := unmeasured(name, cuts_of, parameters, source, kind="scan"):
-            plans[name] = left, evaluation.plan(*opened(), left, distinct, **parameters.sweep_options(name))
+            plans[name] = left, sweeping.plan(*opened(), left, distinct, **parameters.sweep_options(name))
     return plans

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from deeper_layers import evaluation
+from deeper_layers import sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.measurement import Measurement, items_of
 from deeper_layers.experiments.parameters import QuestionAnsweringParameters
@@ -25,7 +25,7 @@ def shots_unit(
 
     def measure(shards):
         options: dict = parameters.sweep_options(task) | {"num_fewshot": shots}
-        table = evaluation.sweep(*opened(), [task], cuts, **options, fewshot_order=order, shards=shards)
+        table = sweeping.sweep(*opened(), [task], cuts, **options, fewshot_order=order, shards=shards)
         own = table[table["task"] == task]
         return (table if own.empty else own).reset_index(drop=True), dict(table.attrs)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from tqdm import tqdm
 
-from deeper_layers import evaluation, family
+from deeper_layers import sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.choosing import chosen_cuts
 from deeper_layers.experiments.measurement import Measurement, each, items_of
@@ -48,29 +48,29 @@ def sweep_unit(
     """
     cuts = distinct_cuts(cuts_of)
     blocks = _of_blocks(cuts_of, engine, kind)
-    pruned = functools.cache(lambda: family.PrunedFamily(opened()[0], cuts))
+    pruned = functools.cache(lambda: sweeping.PrunedFamily(opened()[0], cuts))
 
     def unit(name: str, wait: bool) -> Unit | None:
         run = functools.partial(measure, name)
         return _measurement(name, task, cuts_of, parameters, source, engine, kind, run).unit(parameters, wait)
 
     def measure(name, shards):
-        if evaluation.is_group(name):
+        if sweeping.is_group(name):
             return of_group(name)
         options = parameters.sweep_options(task)
         how: dict = {"family": pruned()} if engine is None else {"engine": engine}
-        table = evaluation.sweep(*opened(), [name], cuts, shards=shards, **how, **options)
+        table = sweeping.sweep(*opened(), [name], cuts, shards=shards, **how, **options)
         if not blocks and "cut" not in table:  # all are blocks
             table["cut"] = _cut_names(table)
         return table, dict(table.attrs)
 
     def of_group(name):
-        loaded = evaluation.load_tasks([name], datasets=parameters.datasets)
+        loaded = sweeping.load_tasks([name], datasets=parameters.datasets)
         leaves = tqdm(loaded["tasks"], desc=name, unit="task", file=sys.stderr)
         units = [found for found in each(functools.partial(unit, leaf) for leaf in leaves) if found]
         wanted = {cut.name for cut in cuts}  # a task may have been measured for more
         rows = pd.concat([unit.rows[[name in wanted for name in _cut_names(unit.rows)]] for unit in units])
-        table = evaluation.group_rows(loaded["groups"], rows)
+        table = sweeping.group_rows(loaded["groups"], rows)
         levels = {leaf: level for unit in units for leaf, level in unit.details["levels"].items()}
         return table, {"levels": levels, "units": [unit.path.name for unit in units if unit.path]}
 
@@ -88,8 +88,8 @@ def unmeasured(
 
     if held(task):
         return []
-    group = evaluation.is_group(task)
-    tasks = evaluation.load_tasks([task], datasets=parameters.datasets)["tasks"] if group else [task]
+    group = sweeping.is_group(task)
+    tasks = sweeping.load_tasks([task], datasets=parameters.datasets)["tasks"] if group else [task]
     return [name for name in tasks if not held(name)]
 
 
@@ -109,7 +109,7 @@ def _measurement(
             **parameters.key, "task": name, **which, "limit": parameters.limits[task],
             "num_fewshot": parameters.shots[task],
         },
-        reads=items_of([name], parameters.datasets), measure=measure, in_parts=lambda: evaluation.is_group(name),
+        reads=items_of([name], parameters.datasets), measure=measure, in_parts=lambda: sweeping.is_group(name),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from deeper_layers import checkpoints, evaluation, models
+from deeper_layers import export, models, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.bits import opened_gguf
 from deeper_layers.experiments.healings import adapter_folder, healed_record
@@ -57,22 +57,22 @@ def take_away_unit(cut: Cut, parameters: TakeAwayParameters, source: Source) -> 
 def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path) -> tuple[pd.DataFrame, dict]:
     """Rows and details; the files lie in a folder that goes."""
     files = {
-        "whole": checkpoints.gguf_file(source),
-        "sliced": checkpoints.slice_gguf(source, cut, folder / "sliced.gguf"),
+        "whole": export.gguf_file(source),
+        "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf"),
     }
     answers, tables = {"whole": _answers(files["whole"])}, []  # first, as it says whether llama.cpp is there
     healing = parameters.healing()
     half = dataclasses.replace(source, dtype=healing.dtype)
     adapters = adapter_folder(cut, healing.config(), healing, half, lambda: healing.open(half))
     record = healed_record(adapters.parent)
-    files["healed"] = checkpoints.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
-    files["rounded"] = checkpoints.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
+    files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
+    files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
 
     whole, tokenizer = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
     scored = _scores(whole, tokenizer, [UNPRUNED, cut], parameters)
     tables += [scored[scored["size"] == 0].assign(variant="whole"), scored[scored["size"] > 0].assign(variant="sliced")]
     del whole
-    exact = checkpoints.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
+    exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
     with opened_gguf(exact, parameters.device) as (model, tokenizer):
         tables.append(_scores(model, tokenizer, [UNPRUNED], parameters).assign(variant="healed"))
         equal = _equal(model, tokenizer, exact)
@@ -92,12 +92,12 @@ def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path
 
 def _scores(model, tokenizer, cuts: list[Cut], parameters: TakeAwayParameters) -> pd.DataFrame:
     options = {task: parameters.sweep_options(task) for task in parameters.task_list}
-    return pd.concat([evaluation.sweep(model, tokenizer, [task], cuts, **own) for task, own in options.items()])
+    return pd.concat([sweeping.sweep(model, tokenizer, [task], cuts, **own) for task, own in options.items()])
 
 
 def _answers(path: Path) -> list[str]:
     """What llama.cpp says after each prompt."""
-    with contextlib.closing(checkpoints.LlamaCpp(path)) as opened:
+    with contextlib.closing(export.LlamaCpp(path)) as opened:
         return [opened.text(opened.greedy(opened.tokens(prompt), TOKENS)) for prompt in PROMPTS]
 
 
@@ -105,7 +105,7 @@ def _equal(model, tokenizer, path: Path) -> int:
     """How many tokens of llama.cpp's answers are those of transformers, each answer counted up to the first other."""
     equal = 0
     model.generation_config.eos_token_id = None  # both go on to the last token
-    with contextlib.closing(checkpoints.LlamaCpp(path)) as opened:
+    with contextlib.closing(export.LlamaCpp(path)) as opened:
         for text in PROMPTS:
             prompt = tokenizer(text, return_tensors="pt").to(model.device)
             ours = model.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)

@@ -19,7 +19,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from deeper_layers.checkpoints.adapter_files import (
+from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.errors import InputError
+from deeper_layers.export.adapter_files import (
     SETTINGS,
     WEIGHTS,
     LoraSettings,
@@ -28,8 +30,6 @@ from deeper_layers.checkpoints.adapter_files import (
     read_identity,
     write_identity,
 )
-from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
 from deeper_layers.files import write_file
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from deeper_layers.cuts import Cut
-from deeper_layers.family.planning import Sequence
-from deeper_layers.family.scored_only import ScoredOnly
-from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Walk
 from deeper_layers.models.decoder import kinds_of_layers
 from deeper_layers.models.network import Network
+from deeper_layers.sweeping.planning import Sequence
+from deeper_layers.sweeping.scored_only import ScoredOnly
+from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.walk import Batch, Walk
 
 LENGTHS = (17, 34, 68)  # tokens of the tries: of no length at which layers that take so many at once would be full
 ROWS = 16  # of logits

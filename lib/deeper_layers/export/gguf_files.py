@@ -20,11 +20,11 @@ import gguf
 import numpy as np
 from tqdm import tqdm
 
-from deeper_layers.checkpoints.adapter_files import BEFORE, WEIGHTS, read_adapter
-from deeper_layers.checkpoints.engines import nth, of_another_kind, periods
-from deeper_layers.checkpoints.tensor_files import Hashing
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, in_bytes
+from deeper_layers.export.adapter_files import BEFORE, WEIGHTS, read_adapter
+from deeper_layers.export.engines import nth, of_another_kind, periods
+from deeper_layers.export.tensor_files import Hashing
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor

@@ -4,9 +4,9 @@ import glob
 import re
 from pathlib import Path
 
-from deeper_layers.checkpoints.lineage import LINEAGE, read_lineage
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.export.lineage import LINEAGE, read_lineage
 
 LONGEST = 96  # characters of a name, by the hub's rule for the part after the slash
 

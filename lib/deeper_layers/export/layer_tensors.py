@@ -13,10 +13,10 @@ from pathlib import Path
 
 from transformers import CONFIG_MAPPING, DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from deeper_layers.checkpoints.config_text import cut_text, in_its_words
-from deeper_layers.checkpoints.quantization_names import cut_quantization
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.config_text import cut_text, in_its_words
+from deeper_layers.export.quantization_names import cut_quantization
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
 from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, stated_layers, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config

@@ -23,13 +23,13 @@ from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
-from deeper_layers.family.decoding import Decoding
-from deeper_layers.family.memory import in_halves, naming_what_ran_out
-from deeper_layers.family.planning import MEMORY, common_beginning
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.streaming import groups_within
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards, skip
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.memory import in_halves, naming_what_ran_out
+from deeper_layers.sweeping.planning import MEMORY, common_beginning
+from deeper_layers.sweeping.pruned_family import PrunedFamily
 
 ROWS = (32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # of a batch, the first that fit into memory
 LEAST_ROWS = 8  # of a batch, rather than which fewer models are run together

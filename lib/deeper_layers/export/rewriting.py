@@ -5,9 +5,9 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from deeper_layers.checkpoints.adapter_files import DTYPES
-from deeper_layers.checkpoints.layer_tensors import Layout
 from deeper_layers.errors import InputError
+from deeper_layers.export.adapter_files import DTYPES
+from deeper_layers.export.layer_tensors import Layout
 from deeper_layers.models.checkpoint_files import Shard, Tensor
 
 if TYPE_CHECKING:

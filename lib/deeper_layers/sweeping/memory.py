@@ -11,10 +11,12 @@ from typing import TypeVar
 import torch
 
 from deeper_layers.errors import InputError, ran_out
-from deeper_layers.family.abilities import Abilities
-from deeper_layers.family.lending import QUERIES
-from deeper_layers.family.masks import sees_all
-from deeper_layers.family.planning import (
+from deeper_layers.models.decoder import text_config
+from deeper_layers.models.network import Network
+from deeper_layers.sweeping.abilities import Abilities
+from deeper_layers.sweeping.lending import QUERIES
+from deeper_layers.sweeping.masks import sees_all
+from deeper_layers.sweeping.planning import (
     BATCH_TOKENS,
     HEAD_ROWS,
     SHARED_TOKENS,
@@ -23,9 +25,7 @@ from deeper_layers.family.planning import (
     Shape,
     logits_at_once,
 )
-from deeper_layers.family.tree import Tree
-from deeper_layers.models.decoder import text_config
-from deeper_layers.models.network import Network
+from deeper_layers.sweeping.tree import Tree
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from deeper_layers.checkpoints.casting import written_bytes
 from deeper_layers.errors import InputError
+from deeper_layers.export.casting import written_bytes
 from deeper_layers.files import partial_name
 from deeper_layers.models.checkpoint_files import Shard, Tensor
 

@@ -10,10 +10,10 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
-from deeper_layers.checkpoints.adapter_files import Adapter
-from deeper_layers.checkpoints.lineage import Lineage, Step
-from deeper_layers.checkpoints.source_facts import Facts
 from deeper_layers.cuts import Cut, mergekit_yaml
+from deeper_layers.export.adapter_files import Adapter
+from deeper_layers.export.lineage import Lineage, Step
+from deeper_layers.export.source_facts import Facts
 from deeper_layers.markup import as_code, as_markdown, visible
 from deeper_layers.models.sources import model_name
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from deeper_layers.cuts import WHOLE
-from deeper_layers.family.lending import Lent, Pair
-from deeper_layers.family.masks import attention_masks, sees_all
-from deeper_layers.family.planning import STACK_TOKENS, Sequence
-from deeper_layers.family.scored_only import ScoredOnly
-from deeper_layers.family.tree import Node, Tree
 from deeper_layers.models.network import Call, Handed, Network
 from deeper_layers.models.sublayers import only
+from deeper_layers.sweeping.lending import Lent, Pair
+from deeper_layers.sweeping.masks import attention_masks, sees_all
+from deeper_layers.sweeping.planning import STACK_TOKENS, Sequence
+from deeper_layers.sweeping.scored_only import ScoredOnly
+from deeper_layers.sweeping.tree import Node, Tree
 
 
 @dataclass

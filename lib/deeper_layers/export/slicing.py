@@ -19,8 +19,10 @@ from pathlib import Path
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from deeper_layers.checkpoints.adapter_files import Adapter, read_adapter
-from deeper_layers.checkpoints.casting import (
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError, first_line, in_bytes
+from deeper_layers.export.adapter_files import Adapter, read_adapter
+from deeper_layers.export.casting import (
     AS_IT_IS,
     NAMES,
     cast_shard,
@@ -29,8 +31,8 @@ from deeper_layers.checkpoints.casting import (
     stated_dtype,
     written_bytes,
 )
-from deeper_layers.checkpoints.layer_tensors import Layout, layout_after
-from deeper_layers.checkpoints.lineage import (
+from deeper_layers.export.layer_tensors import Layout, layout_after
+from deeper_layers.export.lineage import (
     LINEAGE,
     Lineage,
     Step,
@@ -40,14 +42,12 @@ from deeper_layers.checkpoints.lineage import (
     lineage_text,
     read_lineage,
 )
-from deeper_layers.checkpoints.model_card import Made, model_card
-from deeper_layers.checkpoints.older_words import tokenizer_words
-from deeper_layers.checkpoints.rewriting import Changed, rewritten
-from deeper_layers.checkpoints.silencing import silenced
-from deeper_layers.checkpoints.source_facts import facts_of
-from deeper_layers.checkpoints.tensor_files import copy_tensors
-from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, first_line, in_bytes
+from deeper_layers.export.model_card import Made, model_card
+from deeper_layers.export.older_words import tokenizer_words
+from deeper_layers.export.rewriting import Changed, rewritten
+from deeper_layers.export.silencing import silenced
+from deeper_layers.export.source_facts import facts_of
+from deeper_layers.export.tensor_files import copy_tensors
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
     INDEX,

@@ -2,7 +2,7 @@
 
 lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. This module
 collects its requests once, and hands it one set of answers after another to score. How the answers come
-about is not its business: see `deeper_layers.evaluation.sweeps`.
+about is not its business: see `deeper_layers.sweeping.sweeps`.
 """
 
 import difflib
@@ -25,8 +25,8 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.family.generation import quiet
 from deeper_layers.results.packing import LOGPROBS, pack, pack_halves
+from deeper_layers.sweeping.generation import quiet
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
@@ -302,7 +302,7 @@ class _Encoder(HFLM):
         # the choices of a question have one context, one after another
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
-    def _loglikelihood_tokens(self, requests, **_):  # ty: ignore[incompatible-method-override]
+    def _loglikelihood_tokens(self, requests, **_):
         self.contexts = [list(context) for _, context, _ in requests]
         self.continuations = [list(continuation) for _, _, continuation in requests]
         return [(0.0, False)] * len(requests)

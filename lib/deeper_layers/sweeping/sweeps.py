@@ -20,13 +20,13 @@ from tqdm import tqdm
 from deeper_layers.checks import whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
-from deeper_layers.evaluation import engines, harness
-from deeper_layers.family.generation import generate
-from deeper_layers.family.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
-from deeper_layers.family.pruned_family import PrunedFamily
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within, is_streamed
 from deeper_layers.results.shards import Shards, skip
+from deeper_layers.sweeping import harness, running
+from deeper_layers.sweeping.generation import generate
+from deeper_layers.sweeping.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
+from deeper_layers.sweeping.pruned_family import PrunedFamily
 
 
 def sweep(
@@ -83,14 +83,14 @@ def sweep(
         {'task': 'capitals', 'metric': 'acc', 'start': 0, 'size': 0, 'items': 4}
     """
     if engine is not None:
-        engines.check_installed(engine)
+        running.check_installed(engine)
     of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
     if engine is not None:
-        engines.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        texts = engines.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
+        running.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
+        texts = running.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
         logprobs, greedy = np.zeros((len(distinct), 0)), np.zeros((len(distinct), 0), dtype=bool)
     else:
         family = family or PrunedFamily(model, distinct)

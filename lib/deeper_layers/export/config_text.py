@@ -10,8 +10,8 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from deeper_layers.checkpoints.older_words import without_tags, words_of_older
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.export.older_words import without_tags, words_of_older
 from deeper_layers.models.configuration import DEPTHS, UNUSABLE, text_part
 from deeper_layers.models.per_layer import cut_entry
 

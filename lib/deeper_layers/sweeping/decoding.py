@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 import torch
 
 from deeper_layers.cuts import WHOLE
-from deeper_layers.family.lending import Lent, Pair, Sharing
-from deeper_layers.family.masks import attention_masks, sees_all
-from deeper_layers.family.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning, logits_at_once
-from deeper_layers.family.pruned_family import PrunedFamily
-from deeper_layers.family.walk import remembering
 from deeper_layers.models.decoder import text_config
 from deeper_layers.models.sublayers import only
+from deeper_layers.sweeping.lending import Lent, Pair, Sharing
+from deeper_layers.sweeping.masks import attention_masks, sees_all
+from deeper_layers.sweeping.planning import BATCH_TOKENS, SHARED_TOKENS, common_beginning, logits_at_once
+from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.walk import remembering
 
 
 @dataclass

@@ -11,16 +11,16 @@ import torch
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.family.activations import Activations
-from deeper_layers.family.masks import MASKABLE, unknown_windows
-from deeper_layers.family.planning import Sequence
-from deeper_layers.family.scored_only import ScoredOnly
-from deeper_layers.family.tree import Tree
-from deeper_layers.family.walk import Batch, Walk, remembering
 from deeper_layers.models.decoder import kinds_of_layers, num_layers, text_config
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.sweeping.activations import Activations
+from deeper_layers.sweeping.masks import MASKABLE, unknown_windows
+from deeper_layers.sweeping.planning import Sequence
+from deeper_layers.sweeping.scored_only import ScoredOnly
+from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.walk import Batch, Walk, remembering
 
 
 @dataclass(frozen=True)

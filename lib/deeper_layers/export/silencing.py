@@ -4,10 +4,10 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from deeper_layers.checkpoints.casting import BLOCK, BYTES
-from deeper_layers.checkpoints.layer_tensors import Layout
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export.casting import BLOCK, BYTES
+from deeper_layers.export.layer_tensors import Layout
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, Tensor
 from deeper_layers.models.configuration import text_part
 from deeper_layers.models.sublayers import ends_sublayer
