@@ -8,10 +8,10 @@ import torch
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.geometry import measures, of_layers, of_pairs, of_states, recorded, skipped
-from deeper_layers.geometry.recording import places
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.rules import geometry as measures
+from deeper_layers.rules.geometry import of_layers, of_pairs, of_states, places, recorded, skipped
 from tests.plain import batch
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 
@@ -95,16 +95,16 @@ def test_shuffled_coordinates_fill_the_space_that_they_span():
 
 
 def overlap(first, second, number):
-    nearest = [measures.neighbours(points, number) for points in (first, second)]
+    nearest = [measures.nearest_neighbours(points, number) for points in (first, second)]
     return measures.neighbour_overlap(measures.adjacency(nearest[0]), nearest[1])
 
 
 def test_no_more_neighbours_than_other_points():
     """Short sequences may give fewer points than were asked for."""
     points = torch.eye(4)
-    assert measures.neighbours(points, 3).shape == (4, 3)
+    assert measures.nearest_neighbours(points, 3).shape == (4, 3)
     with pytest.raises(InputError, match="neighbours is 4 of 4 points, expected fewer than there are"):
-        measures.neighbours(points, 4)
+        measures.nearest_neighbours(points, 4)
 
 
 def test_neighbours_in_common():

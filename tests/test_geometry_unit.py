@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from deeper_layers import geometry
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.geometry import geometry_unit
 from deeper_layers.results.schema import check_unit
+from deeper_layers.rules import geometry
 from deeper_layers.studies import which_layers
 
 SMALL = {"samples": 40, "sequence_length": 24, "tokens": 2, "neighbours": 4, "skip_sequences": 9}
@@ -51,15 +51,16 @@ def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeyp
     """Without a change of any number: what was finished is not run again."""
     ran = []
 
+    whole, skipped = geometry.recorded, geometry.skipped
+
     def stopping(model, batches, **how):
-        for number, found in enumerate(geometry.skipping.skipped(model, batches, **how)):
+        for number, found in enumerate(skipped(model, batches, **how)):
             ran.append(len(found["output"]))
             if len(ran) == 1 and number == 0:
                 raise KeyboardInterrupt
             yield found
 
     counted = []
-    whole = geometry.recording.recorded
     monkeypatch.setattr(
         geometry, "recorded",
         lambda model, batches, **how: whole(model, (counted.append(1) or batch for batch in batches), **how),

@@ -6,13 +6,13 @@ import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.geometry import recorded, skipped
 from deeper_layers.models import devices, opening
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.models.streaming import Pinned, is_streamed
 from deeper_layers.results.shards import Shards
+from deeper_layers.rules.geometry import recorded, skipped
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.pruned_family import PrunedFamily

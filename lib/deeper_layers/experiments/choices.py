@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from deeper_layers import bridges, data, sweeping
+from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
@@ -65,7 +65,7 @@ def choice_unit(
             if found.likeness:
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
-                changed = bridges.changed_model(model, chosen, cut, merged.get(str(size), []), text)
+                changed = rules.changed_model(model, chosen, cut, merged.get(str(size), []), text)
                 table, by_whole = sweeping.text_loss(changed, [UNPRUNED], losses)
                 tables.append(table)
                 by_sequence[str(size)] = by_whole[UNPRUNED.name]
@@ -156,7 +156,7 @@ def changed_models(
         model, tokenizer = opened()
         merged = _tuples(units[rule].details.get("merged", {}).get(str(size), []))
         text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
-        return bridges.changed_model(model, REGISTERED[rule], cut, merged, text)
+        return rules.changed_model(model, REGISTERED[rule], cut, merged, text)
 
     return made
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from deeper_layers import bridges, export, sweeping
+from deeper_layers import export, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
@@ -67,10 +67,10 @@ def changed_choice(
     cut = chosen.choose([size], known)[0]
     merged = merged_layers(size, known.layers, known.likeness) if known.likeness else []
     model, sequences = opened()[0], _sequences(parameters, opened)[:FITTED]
-    changed = bridges.changed_model(model, chosen, cut, merged, sequences)
+    changed = rules.changed_model(model, chosen, cut, merged, sequences)
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
     words = f"{rule}: {chosen.words} ({chosen.source}); it looked at {looked}"
-    return cut, export.Changed(bridges.changed_tensors(model, changed, cut), words)
+    return cut, export.Changed(rules.changed_tensors(model, changed, cut), words)
 
 
 def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:

@@ -15,7 +15,7 @@ from deeper_layers.experiments.measurement import Measurement, in_batches, text_
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
-VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.geometry changes numbers
+VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.rules.geometry changes numbers
 
 
 def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
@@ -26,7 +26,7 @@ def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Cal
     """
 
     def measure(shards):
-        from deeper_layers import geometry  # torch, where there is something to measure
+        from deeper_layers.rules import geometry  # torch, where there is something to measure
 
         # of one draw the first: those run again are among the others
         batches, again = (drawn_batches(parameters, opened, some) for some in (None, parameters.skip_sequences))

@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from deeper_layers.bridges.merging import likeness_on
 from deeper_layers.cuts import Cut
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.residuals import saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.merging import likeness_on
 from deeper_layers.rules.rule import Known, Losses
 from deeper_layers.sweeping.abilities import Abilities
 from deeper_layers.sweeping.losses import text_loss

@@ -23,12 +23,45 @@ from deeper_layers.models.network import Call, Network, NotApart
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.residuals import residuals_of, watched
-from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, TRAINED
+from deeper_layers.rules.merging import merged_model
+from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, TRAINED, Merged, Rule
 
 HOW = (LEAST_SQUARES, COSINE, TRAINED)
 EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
 EPOCHS, AT_ONCE, COSINE_RATE = 10, 1024, 1e-4  # of the descent by cosine: over all tokens, so many a step
 ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
+
+
+def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], sequences: list[torch.Tensor]):
+    """What a rule leaves of a model.
+
+    Args:
+        model: which stays as it was.
+        rule: one that changes weights.
+        cut: what it drops.
+        merged: the layers that are left, merged ones among them, where it merges; see `merged_layers`.
+        sequences: tokens that a bridge is fitted on, each [T].
+
+    Raises:
+        InputError: what `merged_model` and `bridged` raise.
+    """
+    if rule.changes in (MERGED, LAST_TAKEN):
+        return merged_model(model, merged, rule.changes)
+    return bridged(model, cut, sequences, rule.changes) if cut.size else model
+
+
+def changed_tensors(model, changed, cut: Cut) -> dict[str, torch.Tensor]:
+    """Of what a rule left of a model after a cut: the parameters that are not those which the layer had before.
+
+    By "number of the layer in what is left.name in it".
+    """
+    found, layers = {}, decoder_layers(model)
+    for number, (layer, before) in enumerate(zip(decoder_layers(changed), cut.kept(len(layers)), strict=True)):
+        own = {name: parameter.data_ptr() for name, parameter in layers[before].named_parameters()}
+        for name, parameter in layer.named_parameters():
+            if parameter.data_ptr() != own.get(name):
+                found[f"{number}.{name}"] = parameter.detach()
+    return found
 
 
 def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQUARES):
