@@ -1,10 +1,10 @@
-# `make book` builds the site, `make test` runs all tests, `make check` those that take seconds; each makes its own
-# .venv first, once.
+# `make book` builds the site, `make test` runs what a change can break, `make check` what takes seconds, `make test-all`
+# everything; each makes its own .venv first, once. `make clean-clone` is for whoever is about to submit.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+INSTALL := .ci/install $(BIN)/python
 
-.PHONY: book test check style audit crate clean
+.PHONY: book test check test-all test-rest style audit crate clean-clone clean
 
 book: .venv/installed
 	$(BIN)/jupyter-book build book/ -W -n --keep-going
@@ -13,16 +13,29 @@ book: .venv/installed
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: style
-	$(PYTEST)
+	$(PYTEST) -m "not thorough"
 
-# for every save
+# for every save: at most a minute
 check: style
-	$(PYTEST) -m "not slow"
+	$(PYTEST) -m quick
+
+# shapes and types that lib/ states are checked at run time, too
+test-all: style
+	CHECK_SHAPES=1 $(PYTEST)
+
+# what `make test` leaves out
+test-rest: .venv/installed-test
+	CHECK_SHAPES=1 $(PYTEST) -m thorough
 
 style: .venv/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check
+
+# README's two commands on a machine that has nothing of ours: a new clone of what is committed, an empty home
+clean-clone:
+	folder=$$(mktemp -d) && git clone --quiet . $$folder/clone && mkdir $$folder/home && cd $$folder/clone \
+	&& export HOME=$$folder/home XDG_CACHE_HOME= && time $(MAKE) book && time $(MAKE) test && rm -rf $$folder
 
 # a software bill of materials, and what is known against any of it; asks the services of the Python package index.
 # Strict: a package that nothing is known of is not one without faults
@@ -35,7 +48,7 @@ audit:
 
 # results, and the book where it is built, as one zip file that says what made what; the validator asks w3id.org
 crate: .venv/installed
-	$(PIP) --editable '.[book,crate]'
+	$(INSTALL) --editable '.[book,crate]'
 	rm -f crate.zip
 	$(BIN)/python -m book.crate crate.zip
 	$(PYTHON) -m venv .venv/validator
@@ -45,11 +58,11 @@ crate: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; (3, 11) <= v < (3, 14) or sys.exit("python3 is %d.%d, expected 3.11 to 3.13: make PYTHON=python3.12 ..." % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(PIP) --editable '.[book]'
+	$(INSTALL) --editable '.[book]'
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(PIP) --editable '.[book,test]'
+	$(INSTALL) --editable '.[book,test]'
 	touch $@
 
 clean:

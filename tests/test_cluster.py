@@ -18,7 +18,7 @@ from tests.cluster import slurm
 from tests.tiny import write_folder
 
 pytest.importorskip("snakemake", reason="snakemake is not installed: pip install -e '.[cluster]'")
-TINY = ("--configfile", "config/tiny.yml")
+TINY = ("--configfile", "workflow/config/tiny.yml")
 
 
 def environment() -> dict:
@@ -27,7 +27,7 @@ def environment() -> dict:
 
 
 def snakemake(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), *arguments]
+    return [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "workflow" / "Snakefile"), *arguments]
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
@@ -89,7 +89,7 @@ def test_on_a_slurm_that_loses_jobs_and_a_node_and_the_driver_rows_are_those_of_
     write_folder("llama", model)
     targets = [str(answers / "random-llama" / f"sweep-{task}.json") for task in ("capitals", "sums_one_digit")]
     command = snakemake(
-        "--profile", "profiles/slurm", *TINY, "--config", f"answers={answers}", f"results={tmp_path}/results",
+        "--profile", "workflow/profiles/slurm", *TINY, "--config", f"answers={answers}", f"results={tmp_path}/results",
         "site=False", "--", *targets,
     )  # fmt: skip
     with slurm.started() as cluster, open(tmp_path / "driver.log", "ab") as log:

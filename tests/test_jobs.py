@@ -100,8 +100,8 @@ def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
 
 
 def test_the_schema_and_the_configurations_know_the_same_words():
-    schema = yaml.safe_load((ROOT / "config" / "schema.yml").read_text())
-    for path in (ROOT / "config").glob("*.yml"):
+    schema = yaml.safe_load((ROOT / "workflow" / "config" / "schema.yml").read_text())
+    for path in (ROOT / "workflow" / "config").glob("*.yml"):
         config = yaml.safe_load(path.read_text())
         if path.name != "schema.yml":
             assert config.keys() <= schema["properties"].keys()

@@ -89,8 +89,8 @@ def round_of_workers(draw: random.Random, folder: Path, most: int) -> int:
 
 
 def straight_tiny(folder: Path) -> dict:
-    """What config/tiny.yml measures, by its commands one after the other in this process."""
-    config = yaml.safe_load((results.repository() / "config" / "tiny.yml").read_text())
+    """What workflow/config/tiny.yml measures, by its commands one after the other in this process."""
+    config = yaml.safe_load((results.repository() / "workflow" / "config" / "tiny.yml").read_text())
     for entry in config["models"]:
         model = folder / "models" / f"random-{entry['random']}"
         write_folder(entry["random"], model)
@@ -103,8 +103,8 @@ def straight_tiny(folder: Path) -> dict:
 
 
 def snakemake(folder: Path, virtual: "slurm.Cluster | None") -> subprocess.Popen:
-    profile = ["--profile", "profiles/slurm"] if virtual else ["--cores", "2"]
-    command = [sys.executable, "-m", "snakemake", *profile, "--configfile", "config/tiny.yml", "--config"]
+    profile = ["--profile", "workflow/profiles/slurm"] if virtual else ["--cores", "2"]
+    command = [sys.executable, "-m", "snakemake", *profile, "--configfile", "workflow/config/tiny.yml", "--config"]
     given = [f"answers={folder}/jobs", f"results={folder}/results", "site=False", "--", "measured"]
     with open(folder / "driver.log", "ab") as log:
         return subprocess.Popen(
@@ -123,7 +123,7 @@ def jobs_of(folder: Path) -> list[psutil.Process]:
 
 
 def round_of_jobs(draw: random.Random, folder: Path, most: int, virtual: "slurm.Cluster | None") -> collections.Counter:
-    """A run of config/tiny.yml whose jobs, nodes and driver are killed; which, and how often."""
+    """A run of workflow/config/tiny.yml whose jobs, nodes and driver are killed; which, and how often."""
     killed = collections.Counter()
     driver = snakemake(folder, virtual)
     while True:

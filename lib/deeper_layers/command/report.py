@@ -56,7 +56,7 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
               "report/ and the model's name, here]")  # fmt: skip
 @click.option("--cluster", type=click.Choice(["local", "slurm"]), help="each unit a job, on this machine or of SLURM, "
-              "with the profile of this name in profiles/")  # fmt: skip
+              "with the profile of this name in workflow/profiles/")  # fmt: skip
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
@@ -152,7 +152,15 @@ def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, n
     file = answers / "config.json"
     files.check_writable(answers)
     files.write_file(file, json.dumps(config, indent=1).encode())
-    command = [sys.executable, "-m", "snakemake", "--profile", f"profiles/{profile}", "--configfile", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--profile",
+        f"workflow/profiles/{profile}",
+        "--configfile",
+        str(file),
+    ]
     if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
         raise InputError(
             f"not all jobs were done: {answers / 'logs'} says why; the same command does those that are left"
