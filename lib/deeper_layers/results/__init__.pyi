@@ -1,6 +1,10 @@
 from .circumstances import clock as clock
 from .circumstances import provenance as provenance
+from .frames import answers as answers
 from .frames import distances as distances
+from .frames import geometry as geometry
+from .frames import healing as healing
+from .frames import runs as runs
 from .frames import scores as scores
 from .places import readable_folders as readable_folders
 from .places import repository as repository

@@ -1,6 +1,6 @@
-"""All results as one table: `scores`, a row for each pruned model and task, and `distances`, a row for each block.
+"""All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these; `COLUMNS` and `OF_DISTANCES` say what each column holds, and in what unit.
+Whatever the book says is a query of these; `COLUMNS` and the others say what each column holds, and in what unit.
 
 - A task of MMLU is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no row: it is the
   mean over their items. Other groups, such as "sums", have no score of their own; their tasks stand by their own names.
@@ -21,9 +21,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeper_layers.cuts import UNPRUNED
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.results.packing import unpack_halves
-from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of
+from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of, settings_of_healing
 from deeper_layers.results.units import Unit, all_units
 
 if TYPE_CHECKING:  # slow
@@ -73,9 +73,54 @@ OF_DISTANCES = {name: COLUMNS[name] for name in ("model", "layers", "dtype", "bi
     "measured": COLUMNS["measured"],
     "path": COLUMNS["path"],
 }
-WHOLE_NUMBERS = ("start", "size", "shots", "order", "limit", "length", "bytes")  # that may be missing
-COUNTS = ("layers", "items", "repeat", "samples", "seed")
-NUMBERS = ("share", "value", "chance", "commonest", "distance", "stderr")
+OF_HEALING = {
+    name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits", "cut", "start", "size", "share", "healing")
+} | {
+    "step": "update of the adapters, from 1",
+    "tokens": "tokens seen up to it",
+    "loss": "training loss of the step, nats a token",
+    "measured": COLUMNS["measured"],
+    "path": COLUMNS["path"],
+}
+OF_GEOMETRY = {name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits")} | {
+    "corpus": "text whose residuals were looked at",
+    "measure": "what was measured of them",
+    "of": '"layer", or "state" for the residual that enters a layer, or leaves the last one',
+    "place": "which one, from 0",
+    "other": "of a measure of pairs: the second one, further up; else missing",
+    "value": "the measure",
+    "measured": COLUMNS["measured"],
+    "path": COLUMNS["path"],
+}
+OF_RUNS = {
+    "model": COLUMNS["model"],
+    "layers": COLUMNS["layers"],
+    "weights": "type of the weights as they are published: Q4_1, or a data type; missing where it is not known",
+    "hash": "of the weights, or their commit on a hub",
+    "dtype": COLUMNS["dtype"],
+    "vocabulary": "tokens; missing where the file does not say",
+    "kind": "of the file: distances, scores, healing or geometry",
+    "name": "of what was measured: tasks, text, rule or cut",
+    "cuts": "pruned models in it",
+    "measured": COLUMNS["measured"],
+    "seconds": "that it took",
+    "memory": "bytes held at most",
+    "device": "processor or accelerator, in words",
+    "commit": "of the code that measured it; missing where it is not known",
+    "path": COLUMNS["path"],
+}
+OF_ANSWERS = {
+    "model": COLUMNS["model"],
+    "cut": COLUMNS["cut"],
+    "size": COLUMNS["size"],
+    "variant": '"whole", "sliced", "healed" or "rounded"',
+    "prompt": "text that it goes on from",
+    "answer": "what llama.cpp wrote",
+    "path": COLUMNS["path"],
+}
+WHOLE_NUMBERS = ("start", "size", "shots", "order", "limit", "length", "bytes", "vocabulary", "other")  # may be missing
+COUNTS = ("layers", "items", "repeat", "samples", "seed", "step", "place", "cuts", "memory")
+NUMBERS = ("share", "value", "chance", "commonest", "distance", "stderr", "tokens", "loss", "seconds")
 VECTORS = ("outcome", "chosen", "target", "logprobs", "by_sequence")
 # rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
 QUESTION = (
@@ -141,6 +186,64 @@ def distances_of(units: Iterable[Unit]) -> "pd.DataFrame":
             rows.append(measured(unit) | asked | row | {"by_sequence": vector})
             rows[-1]["share"] = row["size"] / unit.details["num_layers"]
     return _frame(rows, OF_DISTANCES)
+
+
+def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """The loss of every healing by step: the columns are those of `OF_HEALING`; see `scores`."""
+    rows = []
+    for unit in all_units(folder, "healing", model):
+        cut, course = Cut.of_key(unit.key["cut"]), unit.details["healing"]
+        found = measured(unit) | {"cut": cut.name, "start": cut.start if cut.is_block else None, "size": cut.size}
+        found |= {"share": cut.size / unit.details["num_layers"], "healing": settings_of_healing(unit)}
+        a_step = course["tokens"] / len(course["losses"])
+        for step, loss in enumerate(course["losses"], start=1):
+            rows.append(found | {"step": step, "tokens": step * a_step, "loss": loss})
+    return _frame(rows, OF_HEALING)
+
+
+def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """Measures of every layer and residual, and of pairs of them: the columns are those of `OF_GEOMETRY`."""
+    rows = []
+    for unit in all_units(folder, "geometry", model):
+        found = measured(unit) | {"corpus": unit.key["corpus"]}
+        for row in records(unit.rows):
+            place = {"of": "layer" if row["size"] else "state", "place": row["start"]}
+            rows.append(found | place | {"measure": row["metric"], "value": row["value"]})
+        for measure, triangle in unit.details["pairs"].items():
+            of = "layer" if len(triangle) < found["layers"] else "state"
+            for place, values in enumerate(triangle):
+                for other, value in enumerate(values, start=place + 1):
+                    rows.append(found | {"of": of, "measure": measure, "place": place, "other": other, "value": value})
+    return _frame(rows, OF_GEOMETRY)
+
+
+def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """What was measured when, how long it took and on what: a row for each file, the columns are `OF_RUNS`."""
+    rows = []
+    for unit in (unit for unit in all_units(folder, model=model) if "units" not in unit.details):
+        ran, key = unit.provenance, unit.key
+        cuts = len(key["cuts"]) if "cuts" in key else 1 if "cut" in key else len(key.get("sizes", []))
+        kind = (
+            unit.kind if unit.kind in ("healing", "geometry") else "distances" if unit.kind in DISTANCES else "scores"
+        )
+        found = {"kind": kind, "name": unit.name, "cuts": cuts, "vocabulary": unit.details.get("vocabulary")}
+        found |= {"weights": unit.details.get("weights"), "hash": key["model"]["weights"]}
+        found |= {"seconds": ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0), "device": ran["device"]}
+        found |= {"memory": ran.get("peak_memory_bytes") or 0, "commit": ran["commit"]}
+        rows.append(measured(unit) | found)
+    return _frame(rows, OF_RUNS)
+
+
+def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
+    """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt, the columns are `OF_ANSWERS`."""
+    rows = []
+    for unit in all_units(folder, "take-away", model):
+        cut = Cut.of_key(unit.key["cut"])
+        for variant, said in unit.details["answers"].items():
+            for prompt, answer in zip(unit.key["prompts"], said, strict=False):  # after them the number of tokens
+                place = {"cut": cut.name, "size": cut.size, "variant": variant}
+                rows.append(measured(unit) | place | {"prompt": prompt, "answer": answer})
+    return _frame(rows, OF_ANSWERS)
 
 
 def _give_rules(rows: list[dict]) -> list[dict]:

@@ -87,7 +87,7 @@ def _of_healed(unit: Unit) -> Iterator[dict]:
     """The loss and the scores of one healed model."""
     name, loss = Cut.of_key(unit.key["cut"]).name, unit.key["loss"]
     for row in records(unit.rows):
-        found = {"cut": name, "healing": _healing(unit), **_score(row)}
+        found = {"cut": name, "healing": settings_of_healing(unit), **_score(row)}
         if row["metric"] == "loss":
             of_loss = {"limit": loss["sequences"], "length": loss["sequence_length"], "shots": None}
             yield found | _loss(unit) | of_loss | {"outcome": _array(unit.details["by_sequence"])}
@@ -105,7 +105,7 @@ def _of_files(unit: Unit) -> Iterator[dict]:
     """Scores of the checkpoints of one cut: the whole model, sliced, healed, and rounded to a type of llama.cpp's."""
     rows = records(unit.rows)
     size = {row["variant"]: int(row["value"]) for row in rows if row["metric"] == "bytes"}
-    of_variant = {"healed": {"healing": _healing(unit)}}
+    of_variant = {"healed": {"healing": settings_of_healing(unit)}}
     of_variant["rounded"] = of_variant["healed"] | {"bits": unit.key["type"]}
     for row in (row for row in rows if row["metric"] != "bytes"):
         how = {"bytes": size[row["variant"]]} | of_variant.get(row["variant"], {})
@@ -218,7 +218,8 @@ def _cut_of(row: dict) -> str:
     return row["cut"] if "cut" in row else f"{row['start']},{row['size']}"
 
 
-def _healing(unit: Unit) -> str:
+def settings_of_healing(unit: Unit) -> str:
+    """How a model was healed, as text that is the same where all of it is."""
     how = unit.key["healing"] | {"text": unit.key["text"], "tokens": unit.details["healing"]["tokens"]}
     return json.dumps(how, sort_keys=True)
 
