@@ -12,6 +12,10 @@ from .lineage import check_apart as check_apart
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
+from .pruned_checkpoint import PruningDescription as PruningDescription
+from .pruned_checkpoint import describe_pruning as describe_pruning
+from .pruned_checkpoint import estimate_bytes as estimate_bytes
+from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
 from .publishing import check_name as check_name
 from .publishing import check_repository as check_repository
 from .publishing import push as push
