@@ -5,6 +5,7 @@ A test lands in `make test` by itself. The mark `quick` puts it in `make check` 
 """
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -46,3 +47,25 @@ def tiny_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     write_folder("llama", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def opened(tiny_folder):
+    """Its model and tokenizer, opened once a process: whoever changes the model takes a copy."""
+    from deeper_layers import load_model
+
+    return load_model(str(tiny_folder), dtype="float32")
+
+
+@pytest.fixture
+def tiny_copy(tiny_folder, tmp_path):
+    """A copy of the folder, to be changed."""
+    return shutil.copytree(tiny_folder, tmp_path / "model")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(opened, tmp_path_factory):
+    """The same model as a GGUF file."""
+    from tests.tiny import write_gguf
+
+    return write_gguf(*opened, tmp_path_factory.mktemp("gguf") / "tiny.gguf")

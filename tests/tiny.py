@@ -1,6 +1,8 @@
 """Tiny random decoder models of many families: the settings that all have, and what each needs besides."""
 
+import functools
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -87,6 +89,8 @@ SETTINGS: dict[str, dict] = {
 }  # fmt: skip
 ALL_FAMILIES = list(SETTINGS)
 FAMILIES = ALL_FAMILIES[:8]
+# what `make test` takes: plain layers, windows, experts, a recurrent part beside attention
+FOUR = ["llama", "gemma3", "qwen3_moe", "falcon_h1"]
 TEXT_PART = ("gemma3", "gemma3n", "gemma4", "llama4")  # models that see images too: the part that reads
 
 
@@ -133,6 +137,12 @@ def tiny_model(
                 if parameter.ndim == 1:  # gains of norms and biases, which start as constants
                     parameter.add_(torch.randn_like(parameter), alpha=0.3)
     return model.to(dtype).eval()
+
+
+@functools.cache
+def shared_model(family: str, layers: int = 6) -> PreTrainedModel:
+    """tiny_model in float32, made once a process: whoever changes it takes a copy."""
+    return tiny_model(family, layers=layers)
 
 
 def byte_tokenizer():
@@ -207,6 +217,33 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def spoil(path: Path, how: str) -> Path:
+    """A file, or what is to be one, made bad in one of the ways of SPOILED."""
+    content = path.read_bytes() if path.is_file() else b""
+    path.unlink(missing_ok=True)
+    if how == "a folder":
+        path.mkdir()
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how != "missing":
+        path.write_bytes(SPOILED[how](content))
+    return path
+
+
+SPOILED = {
+    "missing": None,
+    "a folder": None,
+    "a pipe": None,
+    "empty": lambda content: b"",
+    "cut short": lambda content: content[: len(content) // 2],
+    "not text": lambda content: b"\xff\xfe" + content[2:],
+    "not JSON": lambda content: b"{" + content,
+    "a list": lambda content: b"[" + content + b"]",
+    "zeros": lambda content: bytes(len(content)),
+    "longer": lambda content: content + b"x",
+}
 
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
