@@ -19,7 +19,7 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
     "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
-    "similarity", "residuals", "rules", "sweeping", "report", "export", "healing",
+    "similarity", "rules", "sweeping", "report", "export", "healing",
     "experiments", "studies", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report", "studies")

@@ -8,13 +8,13 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.sublayers import is_parallel, writers
-from deeper_layers.residuals import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.rules.block_influence import block_influence
 from deeper_layers.rules.block_pruner import candidate_passes, sublayer_order
 from deeper_layers.rules.chance import SEEDS
 from deeper_layers.rules.choosing import REGISTERED, cuts_of_rule
 from deeper_layers.rules.perplexity import alone_nodes
 from deeper_layers.rules.rule import Known
+from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.searching import losses_on
 from deeper_layers.sweeping.tree import Tree
 from tests.tiny import search, tiny_model

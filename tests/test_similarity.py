@@ -8,7 +8,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
-from deeper_layers.similarity import LastTokenResiduals, angular_distances, batch_distances, measure_distances
+from deeper_layers.similarity import angular_distances, batch_distances, measure_distances
 from tests.plain import batch, plain_distances
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
@@ -72,10 +72,6 @@ def test_padding_is_never_the_last_token(sequences):
     right = batch(sequences)
     filled = right | {"input_ids": right["input_ids"] + 7 * (1 - right["attention_mask"])}
     np.testing.assert_allclose(angular_distances(model, [filled]), angular_distances(model, [right]), atol=1e-12)
-    recorder = LastTokenResiduals(model)
-    for side, expected in (("right", [n - 1 for n in LENGTHS]), ("left", [max(LENGTHS) - 1] * len(LENGTHS))):
-        recorder.start(batch(sequences, side)["attention_mask"])
-        assert recorder.positions.tolist() == expected
 
 
 def test_blocks_at_the_end_are_measured_before_the_final_norm(sequences):
@@ -163,19 +159,11 @@ def test_one_sample_has_no_standard_error(sequences):
     assert np.isnan(error).all() and not np.isnan(found[0]).any()
 
 
-def test_one_token_a_layer_is_kept_and_nothing_stays_behind(sequences):
+def test_nothing_stays_behind(sequences):
     model = tiny_model("llama", layers=LAYERS)
     given = batch(sequences)
-    with torch.no_grad(), LastTokenResiduals(model) as recorder:
-        for _ in range(2):  # the second batch replaces the first
-            recorder.start(given["attention_mask"])
-            model.base_model(**given)
-            kept = recorder.residuals
-            assert [tuple(r.shape) for r in kept] == [(len(sequences), model.config.hidden_size)] * (LAYERS + 1)
-            # copies, and no views that would hold the states of all tokens
-            assert all(r.untyped_storage().nbytes() == r.numel() * r.element_size() for r in kept)
     with pytest.raises(InputError):
-        measure_distances(model, [{**given, "attention_mask": 0 * given["attention_mask"]}])
+        measure_distances(model, [given, {**given, "attention_mask": 0 * given["attention_mask"]}])
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(model))
 
 

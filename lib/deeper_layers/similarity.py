@@ -5,74 +5,27 @@ the last token of a sequence, and x(L) the residual leaving the last layer, befo
 arccos is taken per sequence and then averaged over sequences. Layers are counted from 0.
 
 Two traps: the last entry of `hidden_states` in transformers lies after the final norm, so residuals are
-read at the layers themselves; and the arccos of a cosine near 1 vanishes in half precision, so angles are
-computed in float64 from residuals as the model made them.
+read at the layers themselves (`Network.residuals`); and the arccos of a cosine near 1 vanishes in half precision, so
+angles are computed in float64 from residuals as the model made them.
+
+Below them what other rules ask of a model: cosines at all tokens, and how much weights matter.
+Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
+from torch import nn
+from tqdm import tqdm
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, text_config
-from deeper_layers.models.network import Network
-from deeper_layers.models.streaming import groups_within, is_streamed
-
-MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
-
-
-class Residuals:
-    """While entered, keeps the residual entering every layer, and leaving the last, of a pass: [B, T, D] each."""
-
-    def __init__(self, model: torch.nn.Module):
-        self.layers = decoder_layers(model)
-        self.residuals: list[torch.Tensor] = []
-
-    def __enter__(self):
-        first = [layer.register_forward_pre_hook(self._entering, with_kwargs=True) for layer in self.layers]
-        self._handles = [*first, self.layers[-1].register_forward_hook(self._leaving)]
-        return self
-
-    def __exit__(self, *_):
-        for handle in self._handles:
-            handle.remove()
-
-    def _entering(self, _, arguments, named):
-        self.keep(arguments[0] if arguments else named["hidden_states"])
-
-    def _leaving(self, _, arguments, output):
-        self.keep(output[0] if isinstance(output, tuple) else output)
-
-    def keep(self, hidden: torch.Tensor) -> None:
-        if hidden.ndim != 3:
-            raise InputError(
-                f"{type(self.layers[0]).__name__} hands on a residual of shape {tuple(hidden.shape)}; expected three "
-                "dimensions, [sequences, tokens, width], as distances are those of one residual; choose another model"
-            )
-        self.residuals.append(self.of(hidden))
-
-    def of(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What is kept of a residual."""
-        return hidden
-
-
-class LastTokenResiduals(Residuals):
-    """The same at one token a row: memory is (L+1) x B x D, whatever the sequences' length."""
-
-    positions = torch.empty(0, dtype=torch.long)
-
-    def start(self, attention_mask: torch.Tensor) -> None:
-        """Before each batch: forget the last one, find each row's last token, on whichever side it is padded."""
-        places = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-        self.positions = (attention_mask * (places + 1)).argmax(dim=1)
-        self.residuals = []
-
-    def of(self, hidden: torch.Tensor) -> torch.Tensor:
-        rows = torch.arange(hidden.shape[0], device=hidden.device)
-        return hidden[rows, self.positions.to(hidden.device)].detach().to("cpu")
+from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.models.network import Network, Residuals
+from deeper_layers.models.sublayers import is_parallel
 
 
 def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
@@ -90,13 +43,9 @@ def distances_by_batch(
     `batches` and what is raised for them: see `measure_distances`. Entry [l, m] is of what enters layers l and m, the
     last one of what leaves the model's last layer.
     """
-    residuals_of = _from_disk if is_streamed(model) else _in_memory
-    of_batches = residuals_of(model, map(_checked, batches))
-    while True:
+    for of_layers in Network(model).residuals(map(_checked, batches), _at_last_token):
         with torch.inference_mode():  # not around the yield: whoever takes the distances may want gradients
-            if (residuals := next(of_batches, None)) is None:
-                return
-            distances = batch_distances(residuals).numpy()
+            distances = batch_distances(_stacked(of_layers)).numpy()
         yield distances
 
 
@@ -139,37 +88,19 @@ def measure_distances(
     return mean_distances(distances_by_batch(model, batches))
 
 
-def _in_memory(model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """Of each batch the residuals [L+1, B, D] at the last token, from a pass of the decoder."""
-    device = model.get_input_embeddings().weight.device
-    with LastTokenResiduals(model) as recorder:
-        for ids, mask in batches:
-            recorder.start(mask.to(device))
-            # the decoder without its head: nobody reads the logits
-            model.base_model(input_ids=ids.to(device), attention_mask=mask.to(device), use_cache=False)
-            yield torch.stack(recorder.residuals)
+def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
+    """[B, D] of what enters and what leaves a layer, at the last token of each row, on whichever side it is padded."""
+    mask = residuals.batch["attention_mask"]
+    columns = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
+    return [
+        hidden[torch.arange(len(hidden), device=hidden.device), columns.to(hidden.device)].cpu()
+        for hidden in (residuals.entering, residuals.leaving)
+    ]
 
 
-def _from_disk(model, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[torch.Tensor]:
-    """The same where the layers are on disk: all batches go through a layer while it is there."""
-    network, recorder = Network(model), LastTokenResiduals(model)
-    device, bytes_of_a_token = network.device, text_config(model.config).hidden_size * network.dtype.itemsize
-    cost = lambda group: sum(ids.numel() for ids, _ in group) * bytes_of_a_token  # noqa: E731
-    for group in groups_within(batches, cost, MEMORY):
-        handed = [network.handed(ids.to(device), attention_mask=mask.to(device)) for ids, mask in group]
-        hidden, last = [of_batch.residual for of_batch in handed], []
-        for _, mask in group:
-            recorder.start(mask.to(device))
-            last.append((recorder.positions, recorder.residuals))
-        for layer in network.in_turn(list(range(len(network.layers)))):
-            for number, of_batch in enumerate(handed):
-                recorder.positions, recorder.residuals = last[number]
-                recorder.keep(hidden[number])
-                hidden[number] = of_batch.calls[layer](network.layers[layer], hidden[number])
-        for number, (positions, residuals) in enumerate(last):
-            recorder.positions, recorder.residuals = positions, residuals
-            recorder.keep(hidden[number])
-            yield torch.stack(residuals)
+def _stacked(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
+    """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
+    return torch.stack([entering for entering, _ in of_layers] + [of_layers[-1][1]])
 
 
 def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
@@ -203,7 +134,7 @@ def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.
     return measure_distances(model, batches)[0]
 
 
-def _checked(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
+def _checked(batch: object) -> dict[str, torch.Tensor]:
     """Tokens and mask of a batch. Raises InputError for what is none."""
     names = ("input_ids", "attention_mask")
     found = [batch.get(name) for name in names] if isinstance(batch, Mapping) else []
@@ -215,7 +146,7 @@ def _checked(batch: object) -> tuple[torch.Tensor, torch.Tensor]:
         )
     if (whole[1].sum(dim=1) == 0).any():
         raise InputError("a sequence is all padding: it has no last token")
-    return whole[0], whole[1]
+    return dict(zip(names, whole, strict=True))
 
 
 def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
@@ -225,3 +156,116 @@ def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     for size in range(1, layers + 1):
         matrix[size - 1, : layers - size + 1] = np.diagonal(pairs, offset=size)
     return matrix
+
+
+def sequence_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
+    """For each sequence of tokens [T] the residuals that enter every layer, and leave the last one, in float64.
+
+    They are on the model's device.
+    """
+
+    def keep(residuals: Residuals) -> list[torch.Tensor]:
+        return [residuals.entering[0], residuals.leaving[0]]
+
+    batches = ({"input_ids": sequence[None]} for sequence in sequences)
+    for of_layers in Network(model).residuals(batches, keep):
+        yield _stacked(of_layers).double()
+
+
+def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
+    """The same of one sequence [T]."""
+    return next(sequence_residuals(model, [tokens]))
+
+
+def watched(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
+    """The same things one after another, with a bar on stderr where that takes longer than some seconds.
+
+    Without any, a bar that counts as it is told to.
+    """
+    return tqdm(things, desc=what, unit=unit, delay=2, mininterval=2, file=sys.stderr)
+
+
+def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "L1 L1"]:
+    """Mean over all tokens of the cosine of the residuals that enter layers l and m; the last leaves the last layer.
+
+    Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
+    Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
+    Raises InputError where there is no sequence.
+    """
+    total, tokens = torch.zeros((), dtype=torch.float64), sum(map(len, sequences))
+    _check_text(tokens)
+    for residuals in sequence_residuals(model, watched(sequences, "cosines of residuals")):
+        unit = nn.functional.normalize(residuals, dim=-1)
+        total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu()
+    return (total / tokens).numpy()
+
+
+def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
+    """Mean over all tokens of the cosine of what enters and what leaves the attention (row 0) and the MLP (row 1).
+
+    Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
+    What leaves the attention is found by running each layer without its MLP: two passes over sequences, each [T]. Where
+    both parts of a layer read the same residual, that is what enters the MLP too.
+    Raises InputError where there is no sequence, or layers hold no such parts.
+    """
+    parallel: dict[int, bool] = {}
+    _check_text(tokens := sum(map(len, sequences)))
+
+    def cosines(residuals: Residuals) -> torch.Tensor:
+        entering, between, leaving = residuals.entering, residuals.between, residuals.leaving
+        if residuals.number not in parallel:
+            parallel[residuals.number] = is_parallel(residuals.layer, residuals.call, entering)
+        of_mlp = (entering, entering + (leaving - between)) if parallel[residuals.number] else (between, leaving)
+        return torch.stack([_summed_cosine(entering, between), _summed_cosine(*of_mlp)])
+
+    batches = ({"input_ids": sequence[None]} for sequence in watched(sequences, "cosines of sublayers"))
+    of_sequences = [torch.stack(of_layers, dim=1) for of_layers in Network(model).residuals(batches, cosines)]
+    return (torch.stack(of_sequences).sum(dim=0) / tokens).numpy()
+
+
+def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
+    """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
+
+    Source: Kim et al., arXiv 2402.02834, equation 1; like the authors' code without biases. A forward and a backward
+    pass; memory for the gradients of all layers, in the model's data type. Raises InputError where there is no text, or
+    weights have no gradient.
+    """
+    layers = decoder_layers(model)
+    _check_text(targets := sum(len(sequence) - 1 for sequence in sequences))
+    if not all(parameter.is_floating_point() and not parameter.is_meta for parameter in layers.parameters()):
+        raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
+    for parameter, _, _ in before:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    layers.requires_grad_(True)
+    try:
+        device = model.get_input_embeddings().weight.device
+        with torch.enable_grad():
+            for sequence in watched(sequences, "saliences"):
+                ids = sequence[None].to(device, torch.long)
+                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+                (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
+        with torch.no_grad():
+            return np.array([sum(map(_salience, _weights(layer))) for layer in layers])
+    finally:
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient
+
+
+def _weights(layer: nn.Module) -> list[nn.Parameter]:
+    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
+
+
+def _salience(weight: nn.Parameter) -> float:
+    return 0.0 if weight.grad is None else float((weight.double() * weight.grad.double()).abs().sum())
+
+
+def _summed_cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).sum().cpu()
+
+
+def _check_text(tokens: int) -> None:
+    if tokens < 1:
+        raise InputError("there is no sequence to calibrate on: give at least one, from two tokens")

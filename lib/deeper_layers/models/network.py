@@ -10,19 +10,33 @@ Letters in shapes: B sequences, T tokens, N positions, D width, V vocabulary.
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from transformers import DynamicCache
 
+from deeper_layers.cuts import ATTENTION
+from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, text_config
-from deeper_layers.models.streaming import Reader, is_streamed, replaced
+from deeper_layers.models.streaming import Reader, groups_within, is_streamed, replaced
+from deeper_layers.models.sublayers import only
+
+MEMORY = 2**30  # bytes of residuals that go through the layers together, where these are on disk
+Batch = dict[str, torch.Tensor]
+Kept = TypeVar("Kept")
 
 
-class NotApart(Exception):
+class NotApart(InputError):
     """What a layer hands on is not what enters the next one: the layers can't be run one by one."""
+
+    def __init__(self, model):
+        super().__init__(
+            f"{type(model).__name__} does more between its layers than to hand on the residual: expected a model whose "
+            "layers run one by one; choose another one, or what needs whole layers alone"
+        )
 
 
 class Collected(Exception):
@@ -40,6 +54,27 @@ class Call:
         """The residual that leaves a layer which this one enters."""
         output = layer(residual, *self.arguments, **self.named | others)
         return output[0] if isinstance(output, tuple) else output
+
+
+@dataclass
+class Residuals:
+    """The residuals [B, T, D] before, inside and after one layer, of one batch."""
+
+    batch: Batch
+    number: int  # of the layer
+    layer: torch.nn.Module
+    call: Call
+    entering: torch.Tensor
+    leaving: torch.Tensor
+
+    @property
+    def between(self) -> torch.Tensor:
+        """What lies between attention and MLP: the residual that leaves the layer where its MLP adds nothing.
+
+        The layer runs once more for it. Raises InputError where it has no attention and MLP of known names.
+        """
+        with only(self.layer, ATTENTION):
+            return self.call(self.layer.forward, self.entering)
 
 
 @dataclass
@@ -102,6 +137,69 @@ class Network:
             with self.reader.reading(layer, following):
                 yield layer
 
+    def residuals(self, batches: Iterable[Batch], keep: Callable[[Residuals], Kept]) -> Iterator[list[Kept]]:
+        """Of each batch what `keep` makes of the residuals around every layer, in the layers' order: L values.
+
+        All that is measured of residuals is measured here, one layer at a time: the last entry of `hidden_states` in
+        transformers lies after the final norm. In memory a batch goes through the model's own forward, without the
+        head; where the layers are on disk, many batches go through each layer while it is there.
+
+        Args:
+            batches: each with `input_ids` [B, T] and, where there is padding, `attention_mask`. They come to `keep` on
+                the model's device, without gradients.
+            keep: is called after each layer. A view of a residual would keep all of it in memory.
+
+        Raises:
+            InputError: a residual has other dimensions than [B, T, D]; NotApart where the layers are on disk.
+
+        Example:
+            >>> keep = lambda residuals: residuals.leaving.norm(dim=-1).mean()
+            >>> norms = [torch.stack(of_layers) for of_layers in Network(model).residuals(batches, keep)]
+        """
+        streamed = is_streamed(self.model)
+        bytes_of_a_token = text_config(self.model.config).hidden_size * self.dtype.itemsize
+        cost = lambda group: sum(batch["input_ids"].numel() for batch in group) * bytes_of_a_token  # noqa: E731
+        for group in groups_within(batches, cost, MEMORY if streamed else 0):
+            group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
+            with torch.inference_mode():  # not around the yield: whoever takes them may want gradients
+                found = self._layer_by_layer(group, keep) if streamed else [self._watched(group[0], keep)]
+            yield from found
+
+    def _watched(self, batch: Batch, keep: Callable[[Residuals], Kept]) -> list[Kept]:
+        """From a forward pass of the decoder without its head."""
+        kept: list[Kept] = []
+
+        def watch(layer, arguments, named, output):
+            named = dict(named)
+            entering = arguments[0] if arguments else named.pop("hidden_states")
+            leaving = output[0] if isinstance(output, tuple) else output
+            call = Call(arguments[1:], named)
+            kept.append(keep(self._checked(Residuals(batch, len(kept), layer, call, entering, leaving))))
+
+        with contextlib.ExitStack() as stack:
+            for layer in self.layers:
+                stack.callback(layer.register_forward_hook(watch, with_kwargs=True).remove)
+            self.model.base_model(**batch, use_cache=False)
+        return kept
+
+    def _layer_by_layer(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
+        """The same of several batches, all of which go through a layer before any goes through the next."""
+        passes = [(batch, self.handed(batch["input_ids"], **_masks(batch)), []) for batch in group]
+        for number in self.in_turn(list(range(len(self.layers)))):
+            for batch, handed, kept in passes:
+                layer, call, entering = self.layers[number], handed.calls[number], handed.residual
+                handed.residual = call(layer, entering)
+                kept.append(keep(self._checked(Residuals(batch, number, layer, call, entering, handed.residual))))
+        return [kept for _, _, kept in passes]
+
+    def _checked(self, residuals: Residuals) -> Residuals:
+        if residuals.entering.ndim != 3:
+            raise InputError(
+                f"{type(residuals.layer).__name__} hands on a residual of shape {tuple(residuals.entering.shape)}; "
+                "expected three dimensions, [sequences, tokens, width]: choose another model"
+            )
+        return residuals
+
     def handed(self, ids: torch.Tensor, **options) -> Handed:
         """What the layers get for tokens [B, T] and options of the model's forward.
 
@@ -119,7 +217,7 @@ class Network:
         def write_down(*arguments, **named):
             residual = arguments[0] if arguments else named.pop("hidden_states")
             if entered and residual is not entered[0]:
-                raise NotApart
+                raise NotApart(self.model)
             entered.append(residual)
             calls.append(Call(arguments[1:], named))
             if len(calls) == len(self.layers):
@@ -129,7 +227,7 @@ class Network:
         with self._standing_in(write_down), contextlib.suppress(Collected):
             self.model(input_ids=ids, **{"use_cache": False} | options)
         if len(calls) < len(self.layers):
-            raise NotApart
+            raise NotApart(self.model)
         return Handed(entered[0], calls)
 
     def logits(self, residual: torch.Tensor) -> torch.Tensor:
@@ -149,6 +247,10 @@ class Network:
             for layer in self.layers:
                 stack.enter_context(replaced(layer, forward))
             yield
+
+
+def _masks(batch: Batch) -> Batch:
+    return {name: tensor for name, tensor in batch.items() if name != "input_ids"}
 
 
 @functools.cache

@@ -80,7 +80,7 @@ def only(layer: nn.Module, part: str) -> Iterator[None]:
 def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> bool:
     """Whether a layer hands its MLP the same with and without its attention, as where both read the residual alone.
 
-    `call(layer, residual)` runs the layer.
+    `call(forward, residual)` runs a forward of it on a residual.
     """
     given: list[torch.Tensor] = []
 
@@ -89,9 +89,9 @@ def is_parallel(layer: nn.Module, call: Callable, residual: torch.Tensor) -> boo
 
     handle = sublayer(layer, MLP).register_forward_pre_hook(keep, with_kwargs=True)
     try:
-        call(layer, residual)
+        call(layer.forward, residual)
         with only(layer, MLP):
-            call(layer, residual)
+            call(layer.forward, residual)
     finally:
         handle.remove()
     return torch.equal(*given)

@@ -14,8 +14,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.residuals import watched
 from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, first_of
+from deeper_layers.similarity import watched
 
 HOW = (MERGED, LAST_TAKEN)
 
