@@ -25,10 +25,10 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import sequences as sequences_of
 from deeper_layers.healing.adapters import add_adapters, ffn_modules
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.training import keep_freed_memory, train
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
 
 

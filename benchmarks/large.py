@@ -16,8 +16,8 @@ from deeper_layers import models
 from deeper_layers.cuts import simple_cut
 from deeper_layers.experiments import costs
 from deeper_layers.files import write_file
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import find_machine
+from deeper_layers.presets import PRESETS
 
 FOLDER = Path(__file__).with_name("large")
 COSTS = FOLDER / "costs.json"

@@ -15,9 +15,9 @@ from deeper_layers import data, models, sweeping
 from deeper_layers.command.probe import this_machine
 from deeper_layers.cuts import simple_cut
 from deeper_layers.experiments import costs
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.training import train
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
 from deeper_layers.similarity import measure_distances
 from deeper_layers.sweeping import harness

@@ -13,9 +13,9 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.training import train
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
 
 TEXTS = [f"{i} and {i + 1} are numbers, {'and so are these ' * (i % 7)}{i * i}." for i in range(60)]

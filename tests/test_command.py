@@ -23,9 +23,9 @@ from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import sweeps
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.parameters import SweepParameters
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import PRESETS
 from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder

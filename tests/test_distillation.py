@@ -17,10 +17,10 @@ from deeper_layers.healing import distillation, training
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import Teacher, check_states, divergence, final_states, keep_teacher
 from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.healing.resuming import identity_of
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.units import all_units
 from tests.test_healing import CUT, SMALL, TEXTS, changed, equal, weights

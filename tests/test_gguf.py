@@ -23,11 +23,11 @@ from deeper_layers.export import gguf_files, llama_cpp
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models import gguf_conversion
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sizes import sizes_of
 from deeper_layers.models.sources import UNREAD, find_model
+from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from tests.tiny import write_gguf
 

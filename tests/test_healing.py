@@ -17,11 +17,11 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError
 from deeper_layers.healing import adapters, resuming, training
-from deeper_layers.healing.presets import PRESETS, HealingConfig
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
+from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
 from tests import faults
 from tests.tiny import tiny_model

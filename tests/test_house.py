@@ -18,8 +18,8 @@ from deeper_layers.results.places import AROUND as ROOT
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
-    "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "results", "data", "models", "pruning",
-    "similarity", "rules", "sweeping", "report", "export", "healing",
+    "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "presets", "results", "data", "models",
+    "pruning", "similarity", "rules", "sweeping", "report", "export", "healing",
     "experiments", "studies", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report", "studies")

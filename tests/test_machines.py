@@ -10,8 +10,8 @@ from benchmarks import large, predicted, side_by_side
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import costs
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import DEVICES, REACHED, find_machine
+from deeper_layers.presets import PRESETS
 from deeper_layers.sweeping.tree import Tree
 from tests.test_command import said, typed
 

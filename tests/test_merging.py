@@ -16,9 +16,9 @@ from deeper_layers.export import adapter_files
 from deeper_layers.export.model_card import healing_in_words
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
-from deeper_layers.healing.presets import PRESETS, HealingConfig
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
+from deeper_layers.presets import PRESETS, HealingConfig
 from deeper_layers.pruning import drop_layers
 from tests.test_slicing import saved, tensors
 from tests.tiny import FAMILIES, tiny_model

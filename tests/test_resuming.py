@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.experiments.parameters import HealingParameters
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.healing.resuming import Checkpoints, Progress, checkpoints_in, remove_checkpoints
 from deeper_layers.healing.training import train
 from deeper_layers.models.opening import load_model
+from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 from tests import faults
 from tests.fuzz.adapter_cases import Ran
@@ -199,7 +199,7 @@ def test_with_its_last_checkpoint_damaged_a_healing_ends_with_the_same_adapters(
 SETTINGS = """
 import dataclasses, json
 from deeper_layers.errors import InputError
-from deeper_layers.healing.presets import PRESETS
+from deeper_layers.presets import PRESETS
 odd = {"rank": ["8", True, 2.0], "steps": [10**30, None], "seed": [-1, 2**64], "learning_rate": [float("nan"), "1e-3"],
        "auxiliary": [float("inf")], "dropout": [None], "packed": ["no", 1], "adapters": [["all"]],
        "quantization": [4, []]}

@@ -3,12 +3,12 @@ from .cuts import simple_cut as simple_cut
 from .errors import InputError as InputError
 from .errors import NotMeasuredError as NotMeasuredError
 from .export import slice_checkpoint as slice_checkpoint
-from .healing import PRESETS as PRESETS
-from .healing import HealingConfig as HealingConfig
 from .healing import heal as heal
 from .healing import merge_adapters as merge_adapters
 from .models import decoder_layers as decoder_layers
 from .models import load_model as load_model
+from .presets import PRESETS as PRESETS
+from .presets import HealingConfig as HealingConfig
 from .pruning import drop_layers as drop_layers
 from .pruning import silence_sublayers as silence_sublayers
 from .rules import similarity_cut as similarity_cut

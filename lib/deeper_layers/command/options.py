@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.packaged import PACKAGED
+from deeper_layers.presets import PRESETS
 
 # what help says besides the description of a field, which is of notebooks too
 MORE = {"preset": f": {', '.join(PRESETS)}"}

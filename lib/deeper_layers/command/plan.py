@@ -13,10 +13,10 @@ from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.costs import ITEMSIZE
 from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.machines import find_machine
 from deeper_layers.models.sources import CONFIGURED, Source
+from deeper_layers.presets import PRESETS
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree

@@ -6,9 +6,9 @@ from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import costs
 from deeper_layers.experiments.parameters import SweepParameters
-from deeper_layers.healing.presets import PRESETS
 from deeper_layers.models.machines import REACHED, Machine, find_machine
 from deeper_layers.models.sources import Source
+from deeper_layers.presets import PRESETS
 
 
 def predicted(

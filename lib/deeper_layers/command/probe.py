@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from deeper_layers import healing, models
+from deeper_layers import models
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.costs import Shape, distances_cost, healing_cost, shape_of
@@ -15,12 +15,13 @@ from deeper_layers.models.configuration import auto_class
 from deeper_layers.models.devices import choose_device, device_name, free_memory
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.machines import Machine
+from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
 
 LAYERS, SEQUENCES, LENGTH, TIMES = 2, 8, 256, 5
 WORDS = 512  # of the vocabulary: what the head costs is no part of it
 BEGINNING = dataclasses.replace(
-    healing.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=SEQUENCES, at_once=SEQUENCES,
+    PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=SEQUENCES, at_once=SEQUENCES,
     sequence_length=LENGTH, quantization=None,
 )  # fmt: skip
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.machines import Machine
+from deeper_layers.presets import HealingConfig
 from deeper_layers.sweeping.tree import Tree
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}

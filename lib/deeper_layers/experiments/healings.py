@@ -16,9 +16,9 @@ from deeper_layers.experiments.losses import loss_sequences
 from deeper_layers.experiments.measurement import Data, Measurement, items_of, text_of
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.files import read_json, write_file
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.sources import Source
 from deeper_layers.package_index import cache_folder, file_hash
+from deeper_layers.presets import HealingConfig
 from deeper_layers.results.schema import Course
 from deeper_layers.results.units import Unit, key_hash
 

@@ -7,7 +7,7 @@ they mean. A test holds the cell of parameters of every notebook against its cla
 
 import dataclasses
 import importlib
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -24,8 +24,8 @@ from deeper_layers.experiments.common_parameters import (
 )
 from deeper_layers.experiments.parameter_texts import Asked, block_sizes, layer_list, split, tasks_asked
 from deeper_layers.export.llama_cpp import FILE_TYPES
-from deeper_layers.healing.presets import LEARNING_RATE, PRESETS, RANK, STEPS, TEMPERATURES, WEIGHT, HealingConfig
 from deeper_layers.models.sources import DTYPES, Source
+from deeper_layers.presets import FIELDS, PRESETS, RANK, HealingConfig
 from deeper_layers.rules.choosing import DROPPING, RULES
 from deeper_layers.sweeping.running import ENGINES, check_installed
 
@@ -37,6 +37,11 @@ SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", 
             "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
             "temperature": "temperature"}  # fmt: skip
 GIVEN = "given"  # what the rule of a cut is called that was typed layer by layer
+
+
+def setting(name: str, more: str = "") -> Any:
+    """A parameter that replaces a setting of the preset: what it may be, `HealingConfig` says."""
+    return Field(None, description=f"{FIELDS[name].description}{more}")
 
 
 class SimilarityParameters(Parameters):
@@ -180,22 +185,14 @@ class HealingParameters(TaskParameters):
     preset: str = Field(
         "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"'
     )
-    rank: int | None = Field(
-        None, ge=1, le=RANK, description="of the adapters; None, here and in what follows: the preset's own"
-    )
-    learning_rate: float | None = Field(None, ge=0, le=LEARNING_RATE, description="the highest, after the warm-up")
-    steps: int | None = Field(None, ge=1, le=STEPS, description="updates of the adapters")
-    healing_seed: int | None = Field(
-        None, ge=0, le=checks.SEED, description="of adapters, order of the text, and dropout"
-    )
-    adapters: str | None = Field(None, description='"all" layers (the paper), or those "above" the cut')
-    auxiliary: float | None = Field(None, ge=0, le=WEIGHT, description="weight of the auxiliary loss at the cut")
-    objective: str | None = Field(
-        None, description='"text": to predict the next token, or "distill": as the unpruned model does'
-    )
-    temperature: float | None = Field(
-        None, ge=TEMPERATURES[0], le=TEMPERATURES[1], description='of the logits, where the objective is "distill"'
-    )
+    rank: int | None = setting("rank", "; None, here and in what follows: the preset's own")
+    learning_rate: float | None = setting("learning_rate")
+    steps: int | None = setting("steps")
+    healing_seed: int | None = Field(None, ge=0, le=checks.SEED, description=FIELDS["seed"].description)
+    adapters: str | None = setting("adapters")
+    auxiliary: float | None = setting("auxiliary")
+    objective: str | None = setting("objective")
+    temperature: float | None = setting("temperature")
     loss_sequences: int = Field(128, ge=2, le=checks.MANY, description="for the loss on text")
     loss_length: int = Field(256, ge=2, le=checks.TOKENS, description="tokens in each")
 
@@ -263,7 +260,7 @@ class TakeAwayParameters(TaskParameters):
     preset: str = Field(
         "small", description='how: the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
     )
-    steps: int | None = Field(None, ge=1, le=STEPS, description="updates of the adapters; None: the preset's own")
+    steps: int | None = setting("steps", "; None: the preset's own")
 
     def check(self) -> None:
         super().check()

@@ -1,7 +1,7 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), on text or taught by the whole model.
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
-transformers' Trainer do the work. Read first: presets.py (settings, the paper's among them), training.py.
+transformers' Trainer do the work; settings are ../presets.py. Read first: training.py.
 distillation.py is the teacher; joint.py runs what lies below or above a cut; adapters.py adds, keeps and merges
 adapters; resuming.py keeps checkpoints, resumed_trainer.py goes on from them.
 """

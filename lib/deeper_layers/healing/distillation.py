@@ -31,8 +31,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
 from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
 IGNORED = -100  # a label that no loss counts

@@ -5,7 +5,7 @@ import torch
 from deeper_layers.checks import shown
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError
-from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.presets import HealingConfig
 
 
 def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:

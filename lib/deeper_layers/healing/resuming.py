@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import clear_all, write_file
-from deeper_layers.healing.presets import HealingConfig
+from deeper_layers.presets import HealingConfig
 from deeper_layers.results.schema import Checked, Count, Number
 
 SETTINGS = "settings.json"

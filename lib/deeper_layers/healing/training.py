@@ -1,7 +1,7 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
 
 Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop is the Trainer of transformers,
-the adapters are peft's; `deeper_layers.healing.presets` has the settings.
+the adapters are peft's; `deeper_layers.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
 and adapters above the cut only, whose layers below it then run once for all epochs. And the way of others, distillation
@@ -34,11 +34,11 @@ from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher
 from deeper_layers.healing.joint import Joint
 from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.presets import HealingConfig
 from deeper_layers.healing.resumed_trainer import ResumedTrainer
 from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
 from deeper_layers.models.decoder import num_layers, text_config
 from deeper_layers.models.streaming import replaced
+from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
 
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time

@@ -6,8 +6,9 @@ others, and as many outcomes as a row says it has items.
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from deeper_layers.presets import HealingConfig
 from deeper_layers.results.agreement import MOST_ITEMS, disagreements
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -140,17 +141,12 @@ class GeometryKey(SimilarityKey):
     skip_sequences: Count
 
 
-class Settings(Open):
-    """Of a healing."""
+def _as_config(settings: dict) -> dict:
+    HealingConfig(**settings)
+    return settings
 
-    rank: Count
-    learning_rate: Number
-    sequence_length: Count
-    steps: Count
-    seed: int
-    quantization: str | None
-    adapters: str
-    auxiliary: Number
+
+Settings = Annotated[dict, AfterValidator(_as_config)]  # of a healing
 
 
 class LossSettings(Open):

@@ -1,0 +1,138 @@
+"""How to heal: the settings of a healing, and the paper's for each of its models. Needs no torch.
+
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. What the paper leaves open is the Trainer's:
+AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
+"""
+
+import dataclasses
+import functools
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from deeper_layers.checks import MANY, SEED, TOKENS, shown
+from deeper_layers.errors import InputError
+
+RANK, STEPS = 2**16, 10**7  # the largest that make sense by far: no adapter is wider than a layer
+
+
+Kind = TypeVar("Kind", bound=type)
+
+
+def _refuse_in_one_line(kind: Kind) -> Kind:
+    """The same class, which says of an impossible setting in one line what it is: InputError."""
+    made = kind.__init__
+
+    @functools.wraps(made)
+    def __init__(self, **settings):
+        try:
+            made(self, **settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if not first["loc"]:  # by the check of ours
+                raise first["ctx"]["error"] from None
+            given = "missing" if first["type"] == "missing" else shown(first["input"])
+            said = first["msg"].replace("Input should be", "expected")
+            raise InputError(f"{first['loc'][0]} is {given}, {said}") from None
+
+    kind.__init__ = __init__  # ty: ignore[invalid-assignment]
+    return kind
+
+
+@_refuse_in_one_line
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+class HealingConfig:
+    """How to heal. Defaults are common to the paper's models. Raises InputError for an impossible setting."""
+
+    rank: Annotated[int, Field(ge=1, le=RANK, description="of the adapters")]
+    learning_rate: Annotated[float, Field(gt=0, description="the highest, after the warm-up")]
+    sequence_length: Annotated[int, Field(ge=2, le=TOKENS, description="tokens in a sequence")] = 2048
+    steps: Annotated[int, Field(ge=1, le=STEPS, description="updates of the adapters")] = 5000
+    warmup_steps: Annotated[
+        int, Field(ge=0, description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0")
+    ] = 100
+    batch_sequences: Annotated[int, Field(ge=1, le=MANY, description="sequences in a step")] = 16
+    at_once: Annotated[
+        int, Field(ge=1, le=MANY, description="sequences that run together; changes memory and speed only")
+    ] = 1
+    dropout: Annotated[float, Field(ge=0, lt=1, description="share of an adapter's inputs dropped in training")] = 0.05
+    quantization: Annotated[
+        Literal["nf4", "int8"] | None, Field(description='of the weights below the adapters: "nf4", "int8" or None')
+    ] = "nf4"
+    seed: Annotated[int, Field(ge=0, le=SEED, description="of adapters, order of the text, and dropout")] = 0
+    packed: Annotated[
+        bool,
+        Field(
+            description="documents joined and cut into sequences of full length; False, the paper's way: one document "
+            "a sequence, cut after `sequence_length` tokens, the rest padding"
+        ),
+    ] = True
+    gradient_checkpointing: Annotated[
+        bool, Field(description="run layers again in the backward pass rather than keep what is in them")
+    ] = True
+    save_every: Annotated[int, Field(ge=1, le=STEPS, description="steps between checkpoints")] = 100
+    adapters: Annotated[
+        Literal["all", "above"], Field(description='"all" layers (the paper), or those "above" the cut')
+    ] = "all"
+    auxiliary: Annotated[float, Field(ge=0, le=1e6, description="weight of the auxiliary loss at the cut")] = 0.0
+    objective: Annotated[
+        Literal["text", "distill"],
+        Field(description='"text": to predict the next token, or "distill": as the unpruned model does'),
+    ] = "text"
+    temperature: Annotated[
+        float, Field(ge=0.01, le=100, description='of the logits, where the objective is "distill"')
+    ] = 1.0
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.warmup_steps > self.steps:
+            raise InputError(f"warmup_steps is {self.warmup_steps}, expected some of the {self.steps} steps, or none")
+        if self.batch_sequences % self.at_once:
+            raise InputError(
+                f"at_once is {self.at_once}, expected a divisor of batch_sequences, which is {self.batch_sequences}"
+            )
+        if self.temperature != 1 and self.objective != "distill":
+            raise InputError(f"temperature is {self.temperature}, which only the objective 'distill' has: leave it out")
+        if self.auxiliary and self.adapters == "above":
+            raise InputError("auxiliary needs adapters below the cut, and adapters is 'above': nothing there learns")
+        return self
+
+    @property
+    def alpha(self) -> int:
+        """The scale of the adapters, equal to their rank."""
+        return self.rank
+
+    @property
+    def settings(self) -> dict:
+        """Those that decide what a healing gives, by name; those of distillation only where there is one."""
+        unused = {"save_every"} | (set() if self.objective == "distill" else {"objective", "temperature"})
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in unused}
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in all steps, where every sequence is full."""
+        return self.steps * self.batch_sequences * self.sequence_length
+
+
+FIELDS = vars(HealingConfig)["__pydantic_fields__"]
+HealingConfig.__doc__ = "\n".join(
+    [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {of.description}" for name, of in FIELDS.items())]
+)
+SMALL = HealingConfig(
+    rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
+    gradient_checkpointing=False, save_every=10,
+)  # fmt: skip
+# the paper's models by the names of its table (appendix A.1); ours are "small", for a small model on a processor, and
+# "distill", the same but for its objective
+PRESETS = {
+    "Llama-2 7B": HealingConfig(rank=2, learning_rate=3e-4, sequence_length=2048),
+    "Llama-2 13B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
+    "Llama-2 70B": HealingConfig(rank=8, learning_rate=3e-5, sequence_length=4096),
+    "Qwen 7B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=2048),
+    "Qwen 14B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
+    "Mistral 7B": HealingConfig(rank=4, learning_rate=3e-6, sequence_length=2048),
+    "Phi-2 2.7B": HealingConfig(rank=64, learning_rate=2e-4, sequence_length=2048),
+    "small": SMALL,
+    "distill": dataclasses.replace(SMALL, objective="distill"),
+}
