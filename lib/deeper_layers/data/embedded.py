@@ -23,6 +23,16 @@ TASKS = Path(__file__).with_name("tasks")
 ITEMS_VERSION = 1
 
 
+# what is asked of the subject of each relation of facts.csv
+RELATIONS = {
+    "author": "the author of {}",
+    "opposite": 'the opposite of "{}"',
+    "past": 'the past tense of "{}"',
+    "french": 'the French word for "{}"',
+    "currency": "the name of the currency of {}",
+}
+
+
 def boolq() -> list[dict]:
     """BoolQ validation complete, 3,270 items: passage, question, label (1 is yes)."""
     rows = wheel_items("BoolQ/dev.jsonl")
@@ -70,6 +80,29 @@ def written_facts() -> list[dict]:
     for row in capitals()[:100]:
         items.append({"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]})
     random.Random(0).shuffle(items)
+    return items
+
+
+def facts() -> list[dict]:
+    """295 facts of five relations: question, asked, choices (four answers of one relation), answer (its index).
+
+    Who wrote a book, opposites, past tenses, French words, currencies: facts that nobody owns, put together here.
+    """
+    with open(TASKS / "facts.csv", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    draw = random.Random(0)
+    items = []
+    for row in rows:
+        asked = RELATIONS[row["relation"]].format(row["subject"])
+        others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
+        choices = [row["answer"], *draw.sample(others, 3)]
+        draw.shuffle(choices)
+        who = "Who" if row["relation"] == "author" else "What"
+        items.append(
+            {"question": f"{who} is {asked}", "asked": asked}
+            | {"choices": choices, "answer": choices.index(row["answer"])}
+        )
+    draw.shuffle(items)
     return items
 
 

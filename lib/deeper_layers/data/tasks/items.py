@@ -39,6 +39,11 @@ def written_facts(**_):
     return _as_test_split(embedded.written_facts())
 
 
+def facts(**_):
+    return _as_test_split(embedded.facts())
+
+
 def begins_with_the_answer(item: dict, written: list[str]) -> dict[str, float]:
     """Whether what was written begins with the answer, whatever follows it: 1.0 or 0.0."""
-    return {"exact_match": float(re.match(rf"\W*{re.escape(item['answer'])}\b", written[0], re.IGNORECASE) is not None)}
+    answer = item["choices"][item["answer"]] if "choices" in item else item["answer"]
+    return {"exact_match": float(re.match(rf"\W*{re.escape(answer)}\b", written[0], re.IGNORECASE) is not None)}
