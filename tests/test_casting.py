@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import casting
+from deeper_layers.export import tensor_edits, tensor_writer
 from deeper_layers.export.slicing import bytes_after, slice_checkpoint
+from deeper_layers.export.tensor_writer import Entry
 from deeper_layers.models.checkpoint_files import read_shards
 from deeper_layers.pruning import drop_layers
 from tests.tiny import tiny_model
@@ -27,7 +28,7 @@ def whole(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_cast_as_torch_casts(whole, tmp_path, dtype, monkeypatch):
-    monkeypatch.setattr(casting, "BLOCK", 1000)
+    monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
     out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", dtype=dtype)
     expected = drop_layers(whole, CUT).to(getattr(torch, dtype)).state_dict()
     found = {name: value for path in out.glob("*.safetensors") for name, value in load_file(path).items()}
@@ -46,12 +47,12 @@ def test_cast_as_torch_casts(whole, tmp_path, dtype, monkeypatch):
 def test_up_again_nothing_is_lost(whole, tmp_path):
     half = slice_checkpoint(tmp_path / "whole", Cut(0, 0), tmp_path / "half", dtype="bfloat16")
     again = slice_checkpoint(half, Cut(0, 0), tmp_path / "again", dtype="float32")
-    shards = read_shards(again)
-    assert {tensor.entry["dtype"] for shard in shards for tensor in shard.tensors} == {"F32"}
-    assert (
-        casting.smallest_dtype(shards) == "bfloat16"
-        and casting.smallest_dtype(read_shards(tmp_path / "whole")) == "float32"
+    entries, whole = (
+        [Entry(t.name, t.entry["dtype"], s, t) for s in read_shards(folder) for t in s.tensors]
+        for folder in (again, tmp_path / "whole")
     )
+    assert {entry.dtype for entry in entries} == {"F32"}
+    assert tensor_edits.smallest_dtype(entries) == "bfloat16" and tensor_edits.smallest_dtype(whole) == "float32"
 
 
 def test_what_does_not_fit_is_refused(whole, tmp_path):
@@ -66,12 +67,12 @@ def test_what_does_not_fit_is_refused(whole, tmp_path):
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     with pytest.raises(InputError, match="holds quantized weights, which can't be cast"):
-        casting.check_castable(tmp_path, config, [])
+        tensor_edits.check_plain([], config, tmp_path, "cast")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_data_type_is_stated_where_it_was():
-    assert casting.stated_dtype({"torch_dtype": "float32"}, "bfloat16") == {"torch_dtype": "bfloat16"}
+    assert tensor_edits.state_dtype({"torch_dtype": "float32"}, "bfloat16") == {"torch_dtype": "bfloat16"}
     nested = {"text_config": {"dtype": "float32", "a": 1}, "vision_config": {}}
-    said = casting.stated_dtype(nested, "float16")
+    said = tensor_edits.state_dtype(nested, "float16")
     assert said["text_config"] == {"dtype": "float16", "a": 1} and said["torch_dtype"] == "float16"

@@ -18,7 +18,7 @@ from deeper_layers import files
 from deeper_layers.command.report import Kept
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import slicing
+from deeper_layers.export import slicing, tensor_writer
 from deeper_layers.export.lineage import LINEAGE
 from deeper_layers.export.slicing import slice_checkpoint
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
@@ -204,7 +204,7 @@ def test_nothing_of_anybody_else_is_lost(case, models, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["folder", "empty folder", "file", "link"])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_appears_meanwhile_in_the_place_of_out_stays(kind, overwrite, models, tmp_path, monkeypatch):
-    out, copy = tmp_path / "out", slicing.copy_tensors
+    out, copy = tmp_path / "out", tensor_writer._write_file
 
     def meanwhile(*arguments):
         if not os.path.lexists(out):
@@ -212,7 +212,7 @@ def test_what_appears_meanwhile_in_the_place_of_out_stays(kind, overwrite, model
             make.get(kind, link("out", "nowhere"))(tmp_path)
         return copy(*arguments)
 
-    monkeypatch.setattr(slicing, "copy_tensors", meanwhile)
+    monkeypatch.setattr(tensor_writer, "_write_file", meanwhile)
     with pytest.raises(InputError, match="out exists"):
         slice_checkpoint(models / "whole", CUT, out, overwrite=overwrite)
     assert out.is_symlink() == (kind == "link") and out.is_file() == (kind == "file")
@@ -417,13 +417,13 @@ def test_many_at_once_give_one_whole_result(models, quick, tmp_path):
 
 
 def test_a_source_that_changes_while_it_is_copied(models, tmp_path, monkeypatch):
-    source, copy = Path(shutil.copytree(models / "whole", tmp_path / "source")), slicing.copy_tensors
+    source, copy = Path(shutil.copytree(models / "whole", tmp_path / "source")), tensor_writer._write_file
 
-    def meanwhile(shard, *arguments):
-        os.utime(shard.path, (1, 1))
-        return copy(shard, *arguments)
+    def meanwhile(entries, *arguments):
+        os.utime(entries[0].shard.path, (1, 1))
+        return copy(entries, *arguments)
 
-    monkeypatch.setattr(slicing, "copy_tensors", meanwhile)
+    monkeypatch.setattr(tensor_writer, "_write_file", meanwhile)
     with pytest.raises(InputError, match="changed while it was copied"):
         slice_checkpoint(source, CUT, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import slicing, tensor_files
+from deeper_layers.export import slicing, tensor_writer
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
@@ -124,29 +124,17 @@ def test_tensors_numbered_like_layers_that_the_model_does_not_know_are_listed(tm
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
 
 
-def test_where_the_kernel_does_not_copy_from_file_to_file(tmp_path, monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOTSOCK, "as macOS says")
-
-    saved("llama", tmp_path / "whole", max_shard_size="40KB")
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "expected")
-    monkeypatch.setattr(tensor_files.os, "sendfile", refuse)
-    monkeypatch.setattr(tensor_files, "CHUNK", 1000)
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    for path in (tmp_path / "expected").glob("*.safetensors"):
-        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
-
-
 def test_a_disk_that_fills_up_meanwhile_is_one_line_and_what_was_written_stays(tmp_path, monkeypatch):
     saved("llama", tmp_path / "whole", max_shard_size="40KB")
-    copied, copy = [], slicing.copy_tensors
+    write = tensor_writer._write_file
 
-    def full(shard, out, bar):
-        if copied:
+    def full(entries, out, *others):
+        if not out.name.startswith("model-00001"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        copied.append(copy(shard, out, bar))
+        return write(entries, out, *others)
 
-    monkeypatch.setattr(slicing, "copy_tensors", full)
+    monkeypatch.setattr(tensor_writer, "AT_ONCE", 1)
+    monkeypatch.setattr(tensor_writer, "_write_file", full)
     with pytest.raises(InputError, match="No space left on device.*run this again"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
     assert not (tmp_path / "out").exists() and len(list(tmp_path.glob("out.*.partial/made/*.safetensors"))) == 1
@@ -189,7 +177,7 @@ def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
         slice_checkpoint(tiny_folder, Cut(4, 2), tmp_path / "out")
     with pytest.raises(InputError, match="no file, no folder and no hub id"):
         slice_checkpoint(str(tmp_path / "none"), CUT, tmp_path / "out")
-    monkeypatch.setattr(slicing.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(tensor_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(InputError, match="MB are free"):
         slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
 

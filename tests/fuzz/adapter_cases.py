@@ -22,7 +22,9 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS, read_adapter
 from deeper_layers.export.slicing import slice_checkpoint
+from deeper_layers.export.tensor_writer import Entry
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
+from deeper_layers.models.checkpoint_files import read_shards
 from deeper_layers.models.sources import model_key
 from deeper_layers.pruning import drop_layers
 from tests.fuzz import trying
@@ -168,11 +170,10 @@ def on_disk(adapter: Path, base: dict, folder: Path) -> dict[str, torch.Tensor]:
     if found.base is not None:
         found.check(base, CUT)
     tensors = load_file(folder / "pruned" / "model.safetensors")
-    entries = {name: {"shape": list(tensor.shape), "dtype": "F32"} for name, tensor in tensors.items()}
-    for name, update in found.updates(entries, "model.layers.", "model.layers.").items():
-        content = b"".join(update(io.BytesIO(tensors[name].numpy().tobytes()).read))
-        tensors[name] = torch.frombuffer(bytearray(content), dtype=torch.float32).view(tensors[name].shape)
-    return tensors
+    (shard,) = read_shards(folder / "pruned")
+    entries = [Entry(tensor.name, tensor.entry["dtype"], shard, tensor) for tensor in shard.tensors]
+    edits = found.edits(entries, "model.layers.", "model.layers.")
+    return {name: edits[name](tensor, slice(None)) if name in edits else tensor for name, tensor in tensors.items()}
 
 
 def outcome(number: int, folder: Path) -> str:

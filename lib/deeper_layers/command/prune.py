@@ -22,7 +22,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
-from deeper_layers.export.casting import AS_IT_IS, NAMES
+from deeper_layers.export.tensor_edits import AS_IT_IS
+from deeper_layers.export.tensor_edits import DTYPES as NAMES
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS

@@ -23,7 +23,7 @@ from deeper_layers.rules.rule import Known, Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
-    from deeper_layers.export.rewriting import Changed
+    from deeper_layers.export.tensor_edits import Changed
 
 FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
 VERSION = 1  # part of every unit's key: raise it when a change here or in sweeping.losses changes numbers

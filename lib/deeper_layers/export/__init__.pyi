@@ -19,6 +19,6 @@ from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
 from .publishing import check_name as check_name
 from .publishing import check_repository as check_repository
 from .publishing import push as push
-from .rewriting import Changed as Changed
 from .slicing import bytes_after as bytes_after
 from .slicing import slice_checkpoint as slice_checkpoint
+from .tensor_edits import Changed as Changed

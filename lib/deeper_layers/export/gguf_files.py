@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, in_bytes
-from deeper_layers.export.adapter_files import BEFORE, WEIGHTS, read_adapter
+from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.engines import nth, of_another_kind, periods
-from deeper_layers.export.tensor_files import Hashing
+from deeper_layers.export.tensor_writer import CHUNK, HashedFile
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
 from deeper_layers.models.gguf_header import Entry, Header, Tensor
@@ -109,39 +109,41 @@ def slice_gguf(
     total = 0
     for name, tensor in tensors:
         block, size = gguf.GGML_QUANT_SIZES[kind(name, tensor)]
-        bytes, shape = tensor.elements // block * size, list(tensor.shape[::-1])
+        stored, shape = tensor.elements // block * size, list(tensor.shape[::-1])
         if name in updates and (given := [len(updates[name][0]), updates[name][1].shape[1]]) != shape:
             raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), bytes, kind(name, tensor))
-        total += bytes
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), stored, kind(name, tensor))
+        total += stored
 
     def write(made: Path) -> None:
         if total > (free := shutil.disk_usage(made.parent).free):
             raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
-        writer.write_header_to_file(made)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        with contextlib.closing(writer):
+            writer.write_header_to_file(made)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+        head = made.read_bytes()
         bar = tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
-        with bar, open(made, "rb") as written, Hashing() as hashing:
-            hashed = 0
+        with bar, HashedFile(made) as file:
+            file.write(head + bytes(-len(head) % header.alignment))
             for name, tensor in tensors:
                 data = tensor.data(path)
                 if name in updates or kind(name, tensor) != tensor.kind:
                     data = _changed(data, tensor, updates.get(name), kind(name, tensor))
-                writer.write_tensor_data(data)
-                writer.flush()
-                size = os.fstat(written.fileno()).st_size - hashed
-                hashing.add(os.pread, written.fileno(), size, hashed)
-                hashed += size
-                bar.update(data.nbytes)
-            os.fsync(written.fileno())  # while the rest is hashed
-            sha256 = hashing.hexdigest()
-        _write_mark(made, sha256)
+                data = data.reshape(-1).view(np.uint8)
+                for first in range(0, data.size, CHUNK):
+                    file.write(data[first : first + CHUNK].tobytes())
+                file.write(bytes(-data.size % header.alignment))
+                bar.update(data.size)
+            sha256 = file.finish()
+        with open(made, "r+b") as mark:
+            mark.seek(head.index(BEFORE_MARK) + len(BEFORE_MARK))
+            mark.write(sha256.encode())
         if f"sha256:{hash_once(path)}" != source.weights:
             raise InputError(f"{path} was changed after it was read for its hash: begin again")
 
     try:
-        with atomic_file(out, check) as made, contextlib.closing(writer):
+        with atomic_file(out, check) as made:
             write(made)
     except OSError as error:
         raise InputError(f"can't write {out} ({error.strerror or error}): mend that, or name another place") from error
@@ -175,13 +177,6 @@ def _place_of_mark(file: BinaryIO) -> int:
     if found < 0:
         raise ValueError(f"it has no {MARK}")
     return found + len(BEFORE_MARK)
-
-
-def _write_mark(path: Path, sha256: str) -> None:
-    with open(path, "r+b") as file:
-        place = _place_of_mark(file)
-        file.seek(place)
-        file.write(sha256.encode())
 
 
 @functools.lru_cache
@@ -256,13 +251,11 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
 
 def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
     """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added to it."""
-    from safetensors.torch import load_file  # slow, and needed for adapters alone
-
     adapter = read_adapter(folder)
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)
     architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
-    names, factors, found = gguf.get_tensor_name_map(architecture, layers), load_file(folder / WEIGHTS), {}
+    names, found = gguf.get_tensor_name_map(architecture, layers), {}
     for module in adapter.shapes:
         tensor = names.get_name(module)
         # others may lie in a file in an order of rows that is llama.cpp's own
@@ -271,10 +264,8 @@ def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> 
                 f"the adapters in {folder} are on {module}: expected feed-forward modules only, in llama.cpp's order; "
                 "merge them into safetensors and convert those"
             )
-        down, up = (factors[f"{BEFORE}{module}.lora_{which}.weight"].float().numpy() for which in "AB")
-        rank = len(down)
-        scale = adapter.settings["lora_alpha"] / (rank**0.5 if adapter.settings.get("use_rslora") else rank)
-        found[f"{tensor}.weight"] = up, down, scale
+        down, up = (factor.numpy() for factor in adapter.factors(module))
+        found[f"{tensor}.weight"] = up, down, adapter.scale(len(down))
     return found
 
 

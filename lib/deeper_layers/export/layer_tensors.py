@@ -17,6 +17,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.config_text import cut_text, in_its_words
 from deeper_layers.export.quantization_names import cut_quantization
+from deeper_layers.export.tensor_writer import Entry
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
 from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, stated_layers, text_part
 from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
@@ -57,11 +58,10 @@ class Layout:
         """The new number of everything that is numbered like a layer and stays, by its old one."""
         return {old: new for new, old in enumerate([*self.kept, *range(self.layers, self.layers + self.mtp)])}
 
-    def cut(self, shard: Shard) -> Shard:
-        """The kept tensors of a shard under their new names; entries still point into the old file."""
-        names = self.renamed([tensor.name for tensor in shard.tensors])
-        kept = [dataclasses.replace(t, name=names[t.name]) for t in shard.tensors if t.name in names]
-        return dataclasses.replace(shard, tensors=tuple(kept))
+    def entries(self, shards: list[Shard]) -> list[Entry]:
+        """The tensors that stay, under their new names."""
+        tensors = {tensor.name: (shard, tensor) for shard in shards for tensor in shard.tensors}
+        return [Entry(new, tensors[old][1].entry["dtype"], *tensors[old]) for old, new in self.renamed(tensors).items()]
 
     def renamed(self, names: Iterable[str]) -> dict[str, str]:
         """New names of the tensors that stay, by their old ones."""

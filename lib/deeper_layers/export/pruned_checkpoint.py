@@ -21,7 +21,7 @@ from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.units import Unit
 
 if TYPE_CHECKING:  # slow
-    from deeper_layers.export.rewriting import Changed
+    from deeper_layers.export.tensor_edits import Changed
     from deeper_layers.report.one_cut import Score
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly

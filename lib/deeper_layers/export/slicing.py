@@ -6,32 +6,20 @@ way, some rows of a tensor at a time. Never more than a few megabytes are held. 
 complete.
 """
 
-import dataclasses
 import json
 import os
 import re
 import shutil
-import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, first_line, in_bytes
-from deeper_layers.export.adapter_files import Adapter, read_adapter
-from deeper_layers.export.casting import (
-    AS_IT_IS,
-    NAMES,
-    cast_shard,
-    check_castable,
-    smallest_dtype,
-    stated_dtype,
-    written_bytes,
-)
-from deeper_layers.export.layer_tensors import Layout, layout_after
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.export.adapter_files import read_adapter
+from deeper_layers.export.layer_tensors import layout_after
 from deeper_layers.export.lineage import (
     LINEAGE,
     Lineage,
@@ -44,10 +32,20 @@ from deeper_layers.export.lineage import (
 )
 from deeper_layers.export.model_card import Made, model_card
 from deeper_layers.export.older_words import tokenizer_words
-from deeper_layers.export.rewriting import Changed, rewritten
-from deeper_layers.export.silencing import silenced
 from deeper_layers.export.source_facts import facts_of
-from deeper_layers.export.tensor_files import copy_tensors
+from deeper_layers.export.tensor_edits import (
+    AS_IT_IS,
+    DTYPES,
+    TORCH,
+    Changed,
+    cast_entries,
+    check_plain,
+    replace_tensors,
+    smallest_dtype,
+    state_dtype,
+    zero_sublayers,
+)
+from deeper_layers.export.tensor_writer import Edit, Entry, write_tensors
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
     INDEX,
@@ -148,23 +146,22 @@ def slice_checkpoint(
     for said in layout.warnings:
         warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
     _warn_of_tokenizer(folder)
-    kept = [found for shard in shards if (found := layout.cut(shard)).tensors]
-    added = None
+    kept, added = layout.entries(shards), None
     if silence:
-        kept = silenced(kept, layout, cut, folder)
+        kept = _with_edits(kept, zero_sublayers(kept, layout, cut, folder))
     if changed is not None:
-        kept = rewritten(kept, layout, changed)
+        kept = _with_edits(kept, replace_tensors(kept, layout, changed))
     if adapter is not None:
         added = read_adapter(adapter)
         if added.base is not None:  # else the checkpoint need not be read for its hash
             added.check(model_key(str(source), folder), cut)
-        kept = _with_updates(kept, layout, added)
+        kept = _with_edits(kept, added.edits(kept, layout.prefix, layout.module))
     if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
         revision = folder.name
     quantized = _quantized(str(source))
-    wanted, config = _dtype(dtype, folder, shards, bool(quantized)), layout.config
+    wanted, config = _dtype(dtype, folder, kept, bool(quantized)), layout.config
     if wanted is not None:
-        kept, config = [cast_shard(shard, wanted) for shard in kept], stated_dtype(config, wanted)
+        kept, config = cast_entries(kept, wanted), state_dtype(config, wanted)
     config = _without_paths(config)
     step = Step(
         model=model_name(str(source)), weights=None, layers=layout.layers, dropped=list(cut.dropped),
@@ -186,7 +183,7 @@ def slice_checkpoint(
 
     texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **tokenizer}
     others = [path for path in others if path.name not in texts]
-    files = _shard_names(len(kept))
+    files = _files(kept)
     of = {
         "source": str(folder.resolve()),
         "files": _stamps(shards),
@@ -201,7 +198,7 @@ def slice_checkpoint(
     try:
         with atomic_dir(out, check, of, writes) as made, ThreadPoolExecutor(1) as beside:
             weights = beside.submit(_weights, str(source), folder, shards)  # takes as long as it is to copy them
-            hashes = _write_tensors(dict(zip(files, kept)), made, out)
+            hashes = write_tensors(files, made, out)
             for path in others:
                 shutil.copyfile(path, made / path.name)
             lineage, texts["README.md"] = lineage_and_card(weights.result())
@@ -223,14 +220,11 @@ def bytes_after(cut: Cut, folder: Path, dtype: str, *, dequantized: bool, mtp: b
     does for its source.
     """
     shards = read_shards(folder)
-    layout = layout_after(Cut.of(cut.dropped), folder, shards, mtp=mtp)
-    wanted = _dtype(dtype, folder, shards, dequantized)
-    kept = [layout.cut(shard) for shard in shards]
-    kept = [cast_shard(shard, wanted) for shard in kept] if wanted else kept
-    found = [tensor for shard in kept for tensor in shard.tensors]
-    types = sorted({tensor.entry["dtype"] for tensor in found})
-    known = {name: dtype for dtype, name in NAMES.items()}
-    return sum(map(written_bytes, found)), "+".join(known.get(name, name) for name in types)
+    kept = layout_after(Cut.of(cut.dropped), folder, shards, mtp=mtp).entries(shards)
+    if wanted := _dtype(dtype, folder, kept, dequantized):
+        kept = cast_entries(kept, wanted)
+    types = sorted({entry.dtype for entry in kept})
+    return sum(entry.bytes for entry in kept), "+".join(TORCH.get(name, name) for name in types)
 
 
 def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
@@ -250,13 +244,13 @@ def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
     return needed
 
 
-def _dtype(asked: str, folder: Path, shards: list[Shard], dequantized: bool) -> str | None:
+def _dtype(asked: str, folder: Path, entries: list[Entry], dequantized: bool) -> str | None:
     """To which data type weights are cast; None where they stay as they are."""
-    if asked not in (AS_IT_IS, *NAMES):
-        raise InputError(f"dtype is {asked!r:.40}, expected 'auto' or one of {', '.join(map(repr, NAMES))}")
+    if asked not in (AS_IT_IS, *DTYPES):
+        raise InputError(f"dtype is {asked!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
     if asked == AS_IT_IS:
-        return smallest_dtype(shards) if dequantized else None
-    check_castable(folder, read_json(folder / "config.json"), shards)
+        return smallest_dtype(entries) if dequantized else None
+    check_plain(entries, read_json(folder / "config.json"), folder, "cast: leave dtype out, and they are copied")
     return asked
 
 
@@ -310,47 +304,15 @@ def _stamps(shards: list[Shard]) -> dict[str, list[int]]:
     return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
 
 
-def _with_updates(shards: list[Shard], layout: Layout, adapter: Adapter) -> list[Shard]:
-    """The shards, with what is added to each tensor that has adapters."""
-    entries = {tensor.name: tensor.entry for shard in shards for tensor in shard.tensors}
-    updates = adapter.updates(entries, layout.prefix, layout.module)
-    return [
-        dataclasses.replace(
-            shard,
-            tensors=tuple(dataclasses.replace(tensor, update=updates.get(tensor.name)) for tensor in shard.tensors),
-        )
-        for shard in shards
-    ]
+def _with_edits(entries: list[Entry], edits: dict[str, Edit]) -> list[Entry]:
+    return [entry.edited(edits[entry.name]) if entry.name in edits else entry for entry in entries]
 
 
-def _shard_names(number: int) -> list[str]:
-    return [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
-
-
-def _write_tensors(shards: dict[str, Shard], made: Path, out: Path) -> dict[str, str]:
-    """Write the safetensors that are not there yet, by name, and their index; the SHA-256 of each.
-
-    Raises InputError where they don't fit.
-    """
-    total = sum(written_bytes(tensor) for shard in shards.values() for tensor in shard.tensors)
-    done = sum(path.stat().st_size for path in made.glob("*.safetensors"))
-    hashes: dict[str, str] = {}
-    free = shutil.disk_usage(made).free
-    if total - done > free:
-        raise InputError(
-            f"{out} needs {in_bytes(total - done)} more, where {in_bytes(free)} are free: "
-            "free some space, or give a folder on another disk"
-        )
-    with tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar:
-        for file, shard in shards.items():
-            if (made / file).exists():  # by an interrupted run of the same
-                hashes[file] = file_hash(made / file)
-                bar.update(sum(written_bytes(tensor) for tensor in shard.tensors))
-            else:
-                hashes[file] = copy_tensors(shard, made / file, bar)
-    if len(shards) > 1:
-        weight_map = {tensor.name: file for file, shard in shards.items() for tensor in shard.tensors}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        (made / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
-        hashes[INDEX] = file_hash(made / INDEX)
-    return hashes
+def _files(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """The files to write, by name: as the tensors are divided in the source."""
+    shards: dict[Path, list[Entry]] = {}
+    for entry in entries:
+        shards.setdefault(entry.shard.path, []).append(entry)
+    number = len(shards)
+    names = [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
+    return dict(zip(names, shards.values(), strict=True))

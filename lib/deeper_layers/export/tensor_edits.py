@@ -1,0 +1,157 @@
+"""What is done to tensors on their way into a new file: zeros, values of a rule, another data type.
+
+Each function finds for the names of some tensors the edit that tensor_writer.py does to their rows.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import safe_open
+
+from deeper_layers.cuts import ATTENTION, MLP, Cut
+from deeper_layers.errors import InputError
+from deeper_layers.export.layer_tensors import Layout
+from deeper_layers.export.tensor_writer import BLOCK, REAL_BYTES, Edit, Entry
+from deeper_layers.models.checkpoint_files import NUMBERED
+from deeper_layers.models.configuration import text_part
+from deeper_layers.models.sublayers import ends_sublayer
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by their names in torch those in a file
+TORCH = {name: dtype for dtype, name in DTYPES.items()}
+AS_IT_IS = "auto"
+STATED = ("dtype", "torch_dtype")  # entries of config.json
+
+
+@dataclass(frozen=True)
+class Changed:
+    """What a rule made of the layers that stay.
+
+    Attributes:
+        tensors: by "number of the layer in what is left.name in it".
+        words: which rule, and what it did.
+    """
+
+    tensors: Mapping[str, "torch.Tensor"]
+    words: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that is written in place of the source's own."""
+        digest = hashlib.sha256()
+        for name in sorted(self.tensors):
+            digest.update(name.encode())
+            digest.update(self.tensors[name].float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def zero_sublayers(entries: list[Entry], layout: Layout, cut: Cut, folder: Path) -> dict[str, Edit]:
+    """Zeros in the tensors by which the sublayers of a cut write into the residual, which no configuration leaves out.
+
+    Raises InputError where no such tensor of a known name is found, or the weights are quantized.
+    """
+    check_plain(entries, layout.config, folder, "written as zeros: zero the sublayers of what it was made of")
+    parts = ((ATTENTION, cut.attention), (MLP, cut.mlp))
+    wanted = {(layout.numbers[layer], part) for part, layers in parts for layer in layers}
+    found = {}
+    for entry in entries:
+        place = NUMBERED.match(entry.name)
+        if place is not None and place["prefix"] == layout.prefix:
+            ended = [one for one in wanted if one[0] == int(place["number"]) and ends_sublayer(place["rest"], one[1])]
+            found |= dict.fromkeys(ended and [entry.name], ended)
+    if missing := sorted(wanted - {one for ended in found.values() for one in ended}):
+        number, part = missing[0]
+        raise InputError(
+            f"{folder} has no tensor of a known name that ends the {part} of its layer {layout.kept[number]}: drop "
+            "whole layers"
+        )
+    return dict.fromkeys(found, lambda values, rows: values.zero_())
+
+
+def replace_tensors(entries: list[Entry], layout: Layout, changed: Changed) -> dict[str, Edit]:
+    """The values of a rule in place of the source's own.
+
+    Raises InputError for a tensor that the source has not, or has of another shape or quantized; on the way, for one
+    that is not finite in the source's data type.
+    """
+    held = {entry.name: (entry.shape, entry.dtype) for entry in entries}
+    found = {}
+    for inside, tensor in changed.tensors.items():
+        shape, dtype = held.get(name := f"{layout.prefix}{inside}", (None, None))
+        if shape != list(tensor.shape) or dtype not in TORCH:
+            there = "no such tensor" if shape is None else f"one of shape {shape} in {dtype}"
+            raise InputError(
+                f"the rule changed {name} of shape {list(tensor.shape)}, and the source has {there}: save the changed "
+                "model with save_pretrained, or choose a rule that drops layers alone"
+            )
+
+        def instead(values, rows, name=name, tensor=tensor):
+            new = tensor[rows].cpu().to(values.dtype)
+            if not new.isfinite().all():
+                raise InputError(f"{name} as the rule changed it is not finite in {new.dtype}: choose another rule")
+            return new
+
+        found[name] = instead
+    return found
+
+
+def cast_entries(entries: list[Entry], dtype: str) -> list[Entry]:
+    """The tensors in another data type; whole numbers stay as they are."""
+    import torch  # slow
+
+    new = getattr(torch, dtype)
+
+    def cast(entry: Entry) -> Entry:
+        def to_new(values, rows):
+            if is_overflow(values, values.to(new)):
+                largest = f"{values.abs().max().item():g}, too large for it: give bfloat16 or float32"
+                raise InputError(f"dtype is {dtype}, and {entry.name} holds {largest}")
+            return values.to(new)
+
+        return entry.edited(to_new, dtype=DTYPES[dtype])
+
+    return [cast(entry) if entry.dtype in {*REAL_BYTES} - {DTYPES[dtype]} else entry for entry in entries]
+
+
+def is_overflow(before: "torch.Tensor", after: "torch.Tensor") -> bool:
+    """Whether finite numbers became infinite."""
+    return bool(not after.isfinite().all() and before.isfinite().all())
+
+
+def check_plain(entries: list[Entry], config: dict, folder: Path, what: str) -> None:
+    """Raise InputError for a quantized checkpoint, whose numbers mean nothing without their scales."""
+    known = any("quantization_config" in part for part in (config, text_part(config)))
+    if known or any(entry.dtype.startswith(("F8", "F6", "F4")) for entry in entries):
+        raise InputError(f"{folder} holds quantized weights, which can't be {what}")
+
+
+def smallest_dtype(entries: list[Entry]) -> str:
+    """The smallest of DTYPES that holds every real number of a checkpoint in float32 exactly.
+
+    The weights of a GGUF file become float32, and are what they were if it held 16 bits. Those that it held in fewer
+    are products of a scale of 16 bits and small whole numbers, which 16 bits seldom hold: then it is float32.
+    """
+    import torch  # slow
+
+    fitting = {"bfloat16", "float16"}
+    for entry in (entry for entry in entries if entry.dtype == "F32"):
+        with safe_open(entry.shard.path, framework="pt") as file:
+            for block in file.get_tensor(entry.tensor.name).view(-1).split(BLOCK):
+                fitting = {name for name in fitting if torch.equal(block.to(getattr(torch, name)).float(), block)}
+                if not fitting:
+                    return "float32"
+    return min(fitting)
+
+
+def state_dtype(config: dict, dtype: str) -> dict:
+    """A config.json that states a data type where it stated another, and in one place at least."""
+    config = {name: dtype if name in STATED else value for name, value in config.items()}
+    for part, value in config.items():
+        if isinstance(value, dict) and any(name in value for name in STATED):
+            config[part] = value | {name: dtype for name in STATED if name in value}
+    return config if any(name in config for name in STATED) else config | {"torch_dtype": dtype}
