@@ -149,7 +149,7 @@ def renamed(old: str, new: str):
         (lambda folder: moved(folder, "layers.3", "layers.4"), "for a model.layers.4.*no such tensor"),
         (lambda folder: moved(folder, "up_proj", "side_proj"), "side_proj .* no such tensor"),
         (lambda folder: moved(folder, "model.layers.3.mlp.up_proj", "lm_head"), "lm_head .* no such tensor"),
-        (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "for a model.layers.4"),
+        (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "no adapters of model.layers.3"),
         (lambda folder: weights(folder, renamed("lora_A.weight", "lora_A.bias")), "is no base_model.model.MODULE"),
         (lambda folder: weights(folder, renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B")), "A and B of model"),
         (
