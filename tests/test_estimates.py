@@ -8,7 +8,7 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.report import estimates
+from deeper_layers.report import estimates, pairing
 from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND
 
@@ -74,8 +74,6 @@ def test_shares_and_half_gone_are_those_of_every_draw():
         assert (gone.draws[number - 1] if number else gone.value) == first
     assert kept[0].low == kept[0].high == 1 and gone.value in (2, 4, 8) and set(gone.draws) <= {1, 2, 4, 8, math.inf}
     assert estimates.half_gone(right[:2], [0, 1], guessing).high == math.inf
-    with pytest.raises(InputError, match="rising from 0"):
-        estimates.half_gone(right, [0, 2, 1, 3, 4, 5], guessing)
 
 
 def test_nothing_is_told_of_a_model_that_only_guesses():
@@ -110,7 +108,7 @@ def test_regret_is_that_of_the_choice_and_draws_it_anew():
     assert found.value == pytest.approx(1) and found.low == 0, "in other sequences the second one is"
     both = estimates.mean_of([found, estimates.regret(costs, costs[0])])
     assert both.value == pytest.approx(1.5) and both.against(0, 5) == "supported"
-    with pytest.raises(InputError, match="expected 2 or more"):
+    with pytest.raises(InputError, match="no items"):
         estimates.regret(costs[:, :1], costs[0, :1])
 
 
@@ -131,22 +129,22 @@ def test_verdicts_are_five_words():
 
 
 def test_published_numbers_from_the_table_alone(measured):
-    best = estimates.best_measured(measured)
+    best = pairing.best_measured(measured)
     rows = best.query("task == 'mmlu' and rule == 'similarity'")
-    cuts, right = estimates.paired(rows)
-    guessing = estimates.guessing(best.query("task == 'mmlu' and limit == 20"))
+    cuts, right = pairing.paired(rows)
+    guessing = pairing.guessing(best.query("task == 'mmlu' and limit == 20"))
     assert right.shape == (27, 1140) and cuts["cut"][0] == "0,0" and guessing == pytest.approx(291 / 1140)
     gone = estimates.half_gone(right, cuts["size"].tolist(), guessing)
     assert (gone.value, gone.low, gone.high) == (3, 2, 4) and (gone / 28).value == 3 / 28
     last = best.query("rule == 'blocks of 4' and cut in ['0,0', '24,4'] and task in ['mmlu', 'written_facts']")
-    means = {task: estimates.paired(own)[1].mean(axis=1) for task, own in last.groupby("task")}
+    means = {task: pairing.paired(own)[1].mean(axis=1) for task, own in last.groupby("task")}
     assert means["mmlu"] == pytest.approx([0.5193, 0.5351], abs=1e-4)
     assert means["written_facts"] == pytest.approx([0.915, 0.255])
 
 
 def test_rows_of_other_items_are_refused(measured):
     rows = measured.query("task == 'boolq' and rule == 'similarity'")
-    assert len(estimates.paired(rows)[0]) == 27
+    assert len(pairing.paired(rows)[0]) == 27
     with pytest.raises(InputError, match="same items"):
-        estimates.paired(pd.concat([rows, rows.head(1)]))
-    assert estimates.guessing(rows) == 0.625 and estimates.guessing(measured.query("task == 'written_facts'")) == 0
+        pairing.paired(pd.concat([rows, rows.head(1)]))
+    assert pairing.guessing(rows) == 0.625 and pairing.guessing(measured.query("task == 'written_facts'")) == 0

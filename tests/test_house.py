@@ -25,8 +25,8 @@ ROOMS = [
 LIGHT_ROOMS = ("cuts", "results", "rules", "report", "studies")
 HEAVY_FILES = [HOUSE / "rules" / name for name in ("bridges.py", "geometry.py", "merging.py")]  # of these the rest
 IN_REPORT = [
-    "names", "paper", "prose", "drawing", "estimates", "pairing", "panels", "statistics", "measured",
-    "figures", "one_cut", "claims",
+    "names", "paper", "prose", "drawing", "estimates", "pairing", "statistics", "measured", "figures",
+    "one_cut", "claims",
 ]  # fmt: skip
 # tasks/items.py is read by lm-eval from a task's definition, by its path
 FILES = sorted(path for path in HOUSE.rglob("*.py") if path.name != "__init__.py")

@@ -137,10 +137,10 @@ def test_figures_show_hostile_names():
         rows = pd.DataFrame(rows)
         steps = pd.DataFrame({"model": model, "healing": device, "cut": "1,2", "size": 2, "path": "p", "step": [1, 2]})
         steps = steps.assign(tokens=[1.0, 2.0], loss=[2.0, 1.0])
-        made = [figures.curves(rows), figures.in_rows(rows, y="topic", hue="rule"), figures.training(steps)]
+        look = {"x": "tokens", "y": "loss", "hue": "healing", "apart": "path", "shade": "size", "row": None}
+        made = [figures.curves(rows), figures.in_rows(rows, y="topic", hue="rule"), figures.curves(steps, **look)]
         for figure in made:
-            plot = figure.interactive.to_plotly_json()
-            for text in texts_of(plot):
+            for text in texts_of(figure.live):
                 assert not re.search(r"<(?!br>|/?b>|/?extra>)", text), text
         return re.sub(r"base64,[^\"]*", "", "".join(figure.saying(task)._repr_html_() for figure in made))
 

@@ -10,8 +10,8 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.report import figures, measured, names, pairing, statistics
-from deeper_layers.report.drawing import Picture, save, ticks_of
+from deeper_layers.report import figures, measured, names, pairing, paper, statistics
+from deeper_layers.report.drawing import save
 from deeper_layers.results.frames import COLUMNS, OF_DISTANCES
 from deeper_layers.results.frames import _frame as frame
 from deeper_layers.results.rows import MMLU_SUBJECTS, OWN_SHOTS
@@ -161,7 +161,7 @@ def test_the_most_similar_block_keeps_the_last_layer():
 def test_headline_numbers_of_what_is_published():
     scores, distances = published()
     kept = statistics.kept_by_place(scores[scores["model"] == QWEN])
-    last = kept[kept["start"] == 24].set_index("task")["value"]
+    last = kept[kept["start"] == 24].set_index("task")["kept"]
     assert last["mmlu"] > 1 > 0.35 > last["written_facts"]
     half = statistics.half_gone_table(scores[(scores["rule"] == "similarity") & (scores["model"] == QWEN)])
     half = half.set_index("task")
@@ -226,12 +226,17 @@ def drawn() -> list:
     half = statistics.half_gone_table(made(curve([0.75, 0.7, 0.5, 0.25])))
     distances = distances_of(np.random.default_rng(0).uniform(0.1, 0.4, (4, 9)))
     return [
-        figures.curves(rows, marks=True),
+        figures.curves(rows, over=paper.cliffs()),
         figures.in_rows(half, y="topic", x="share"),
         figures.distance_curves(distances),
         figures.heat_maps(distances),
         figures.best_starts(statistics.nearest(distances)),
-        figures.losses(statistics.losses(made(curve([0.75, 0.5, 0.3], task="c4", metric="loss", chance=2.0)))),
+        figures.curves(
+            statistics.losses(made(curve([0.75, 0.5, 0.3], task="c4", metric="loss", chance=2.0))),
+            hue="line",
+            stroke="rule",
+            apart="healed",
+        ),
     ]
 
 
@@ -240,7 +245,7 @@ def test_a_figure_is_complete_and_self_contained(tmp_path):
         text = figure._repr_html_()
         assert not re.search(r'(src|href)="(?!data:)', text) and figure.alt and "nan" not in figure.caption
         plot = json.loads(re.search(r'plotly-data">(.*?)</script>', text)[1].replace("\\u003c", "<"))
-        assert plot["layout"]["meta"]["narrow"]["xaxis.domain"] == [0, 1]
+        assert plot["panels"] and all(panel["data"] and panel["layout"]["height"] for panel in plot["panels"])
         picture, rows = save(figure, tmp_path)
         assert picture.read_bytes() == figure.svg() and len(pd.read_csv(rows)) == len(figure.data)
 
@@ -259,8 +264,8 @@ def test_what_is_missing_is_a_gap_and_no_zero():
     rows = statistics.curves(made(curve([0.75, 0.7, 0.5, 0.25])))
     rows.loc[1, ["low", "high"]] = np.nan
     figure = figures.curves(rows)
-    band = next(trace for trace in figure.interactive.data if trace.fill == "toself")
-    assert None in band.y and 0 not in band.y
+    band = next(trace for trace in figure.live["panels"][0]["data"] if trace.get("fill") == "toself")
+    assert None in band["y"] and 0 not in band["y"]
     assert "Not measured" in figures.curves(rows[:0])._repr_html_()
 
 
@@ -268,8 +273,10 @@ def test_a_rule_has_one_colour_whichever_others_there_are():
     both = statistics.curves(made(curve([0.75, 0.5]) + curve([0.75, 0.4], "simple")))
 
     def colour(rows: pd.DataFrame) -> str:
-        traces = figures.curves(rows).interactive.data
-        return next(trace.line.color for trace in traces if trace.name == "simple heuristic" and trace.line.color)
+        traces = figures.curves(rows).live["panels"][0]["data"]
+        return next(
+            trace["line"]["color"] for trace in traces if trace.get("name") == "simple heuristic" and trace.get("line")
+        )
 
     assert colour(both) == colour(both[both["rule"] == "simple"])
 
@@ -287,7 +294,6 @@ def test_numbers_in_prose(given, expected):
     assert names.say(*given) == expected
 
 
-def test_names_of_figures_and_ticks():
+def test_a_figure_has_a_plain_name():
     with pytest.raises(InputError, match="expected a-z"):
         figures.curves(statistics.curves(made(curve([0.75, 0.5]))), name="No Name")
-    assert ticks_of(0.7, 30.0) == [1, 2, 5, 10, 20] and Picture("x", "y", ["a", "b"]).rows == 2

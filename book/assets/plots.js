@@ -1,69 +1,129 @@
-// Puts a live plot in the place of each measured figure's picture (lib/figures.py, `_repr_html_`).
-// Without this script, or without plotly, the picture stays. No other dependency, no network.
+// Puts live plots in the place of each measured figure's picture (lib/deeper_layers/report/drawing.py): one for each
+// panel, in a grid, with one legend and one scale of colours for all. Without this script, or without plotly, the
+// picture stays. No other dependency, no network.
 (() => {
   "use strict";
-  const NARROW = 600; // pixels; layout.meta holds the changes for narrower and for wider figures
+  const NARROW = 600; // pixels
+  const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
+  const AXIS = { zeroline: false, gridcolor: "rgba(128,128,128,0.25)", linecolor: "#8a8a8a", nticks: 6, automargin: true };
+  const SHARED = {
+    hovermode: "closest",
+    showlegend: false,
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    "modebar.orientation": "v",
+  };
 
-  function colours() {
-    const dark = document.documentElement.dataset.theme === "dark";
-    const ink = dark ? "#e8e8e8" : "#1a1a1a";
-    return { ink, paper: dark ? "#222222" : "#ffffff" };
+  function ink() {
+    return document.documentElement.dataset.theme === "dark" ? "#e8e8e8" : INK;
   }
 
   // What the page decides: its width and its theme.
-  function changes(plot, layout) {
-    const { ink, paper } = colours();
+  function changes(plot) {
+    const paper = document.documentElement.dataset.theme === "dark" ? "#222222" : "#ffffff";
     return {
-      ...layout.meta[plot.clientWidth < NARROW ? "narrow" : "wide"],
-      "font.color": ink,
+      "font.color": ink(),
       "hoverlabel.bgcolor": paper,
-      "hoverlabel.font.color": ink,
-      "modebar.orientation": "v", // beside the plot: above it is the legend
+      "hoverlabel.font.color": ink(),
       "modebar.bgcolor": "rgba(0,0,0,0)",
       "modebar.color": "#8a8a8a",
-      "modebar.activecolor": ink,
+      "modebar.activecolor": ink(),
+      dragmode: innerWidth < NARROW ? false : "zoom", // on a phone, dragging scrolls the page
     };
   }
 
-  // Some lines have the colour of the text.
-  function repaint(plot) {
-    const lines = plot.data.flatMap((trace, index) => (trace.meta === "ink" ? [index] : []));
-    const { ink } = colours();
-    if (lines.length) Plotly.restyle(plot, { "line.color": ink, "marker.color": ink }, lines);
+  function repaint(plot, lines) {
+    if (lines.length) Plotly.restyle(plot, { "line.color": ink(), "marker.color": ink() }, lines);
+  }
+
+  function element(kind, className, parent) {
+    const made = parent.appendChild(document.createElement(kind));
+    made.className = className;
+    return made;
+  }
+
+  async function draw_panel(grid, panel, label, filename) {
+    const plot = element("div", "live", grid);
+    plot.setAttribute("role", "group"); // not "img": its buttons would be out of reach
+    plot.setAttribute("aria-label", label);
+    const { xaxis, yaxis, title, height, ...rest } = panel.layout;
+    const lines = title.text ? title.text.split("<br>").length : 0;
+    const layout = {
+      ...SHARED,
+      ...rest,
+      title: { text: title.text && `<b>${title.text}</b>`, x: 0, xref: "paper", font: { size: 13 }, y: 1, yanchor: "top", pad: { t: 6 } },
+      xaxis: { ...AXIS, ...xaxis, title: { text: xaxis.title, standoff: 6 } },
+      yaxis: { ...AXIS, ...yaxis, title: { text: yaxis.title, standoff: 6 } },
+      height: height + 17 * lines - 34,
+      margin: { l: 48, r: 12, t: 8 + 20 * lines, b: 44 },
+    };
+    const inked = panel.data.flatMap((trace, index) => (trace.line?.color === INK ? [index] : []));
+    const options = {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: innerWidth < NARROW ? false : "hover",
+      modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
+      toImageButtonOptions: { format: "svg", filename },
+    };
+    await Plotly.newPlot(plot, panel.data, layout, options);
+    await Plotly.relayout(plot, changes(plot));
+    repaint(plot, inked);
+    return { plot, inked };
+  }
+
+  // One entry for each name: a click hides it in all panels.
+  function draw_legend(legend, plots) {
+    const known = new Map();
+    for (const { plot } of plots) {
+      for (const trace of plot.data) if (trace.name && trace.showlegend && !known.has(trace.name)) known.set(trace.name, trace);
+    }
+    for (const [name, trace] of known) {
+      const entry = element("button", "entry", legend);
+      entry.type = "button";
+      entry.setAttribute("aria-pressed", "true");
+      const colour = trace.line?.color ?? trace.marker?.color;
+      const swatch = element("span", trace.line ? `swatch ${trace.line.dash}` : "swatch dots", entry);
+      if (colour !== INK) swatch.style.color = colour; // else that of the text
+      element("span", "", entry).innerHTML = name; // escaped where it was written, as plotly wants it
+      entry.addEventListener("click", () => {
+        const shown = entry.getAttribute("aria-pressed") !== "true";
+        entry.setAttribute("aria-pressed", String(shown));
+        for (const { plot } of plots) {
+          const these = plot.data.flatMap((of, index) => (of.name === name ? [index] : []));
+          if (these.length) Plotly.restyle(plot, { visible: shown }, these);
+        }
+      });
+    }
+  }
+
+  function draw_scale(place, { title, stops, ends }) {
+    const scale = element("div", "scale", place);
+    const [low, bar, high] = ["span", "span", "span"].map((kind) => element(kind, "", scale));
+    [low.textContent, high.textContent] = ends;
+    bar.className = "bar";
+    bar.style.background = `linear-gradient(to right, ${stops.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
+    element("span", "", scale).textContent = title;
   }
 
   async function draw(figure) {
-    const { data, layout } = JSON.parse(figure.querySelector("script.plotly-data").textContent);
-    const image = figure.querySelector(".plot img");
-    const plot = document.createElement("div");
-    plot.className = "live";
-    plot.setAttribute("role", "group"); // not "img": its buttons would be out of reach
-    plot.setAttribute("aria-label", image.alt);
-    image.after(plot);
+    const { panels, columns, scale } = JSON.parse(figure.querySelector("script.plotly-data").textContent);
+    const place = figure.querySelector(".plot");
+    const legend = element("div", "legend", place);
+    const grid = element("div", "panels", place);
+    grid.style.setProperty("--columns", columns);
+    const plots = [];
     try {
-      await Plotly.newPlot(plot, data, layout, {
-        responsive: true,
-        displaylogo: false,
-        showEditInChartStudio: false,
-        displayModeBar: plot.clientWidth < NARROW ? false : "hover",
-        modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]],
-        toImageButtonOptions: { format: "svg", filename: figure.id },
-      });
-      await Plotly.relayout(plot, changes(plot, layout));
-      repaint(plot);
+      for (const [number, panel] of panels.entries()) {
+        plots.push(await draw_panel(grid, panel, number ? panel.layout.title.text : place.querySelector("img").alt, figure.id));
+      }
     } catch (error) {
-      plot.remove(); // the picture is still there
+      for (const made of [legend, grid]) made.remove(); // the picture is still there
       throw error;
     }
-    figure.dataset.drawn = "true"; // plots.css hides the picture from here on
-    let width = plot.clientWidth;
-    // The width also changes without the window: a sidebar opens, a tab is shown.
-    new ResizeObserver(() => {
-      if (plot.clientWidth === width || !plot.clientWidth) return;
-      width = plot.clientWidth;
-      Plotly.relayout(plot, { ...changes(plot, layout), autosize: true });
-    }).observe(plot);
-    return () => Plotly.relayout(plot, changes(plot, layout)).then(() => repaint(plot));
+    draw_legend(legend, plots);
+    if (scale) draw_scale(place, scale);
+    figure.dataset.drawn = "true"; // site.css hides the picture from here on
+    return () => plots.forEach(({ plot, inked }) => Plotly.relayout(plot, changes(plot)).then(() => repaint(plot, inked)));
   }
 
   // The picture stands on the page once; the link takes it from there.

@@ -13,7 +13,7 @@ from sphinx.util.docutils import SphinxDirective
 from book.extension.running import EXPLORER, inside
 from deeper_layers import results
 from deeper_layers.files import write_file
-from deeper_layers.report import estimates, names, statistics
+from deeper_layers.report import estimates, names, pairing, statistics
 
 HOW = ["dtype", "shots", "order", "limit", "length", "metric"]  # one measurement of a task
 RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
@@ -27,7 +27,7 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     Of a task: [measurement, share kept above guessing, low, high (95%), score]. Of a loss guessing is that among all
     tokens, ln V. What was not measured is absent.
     """
-    rows = estimates.best_measured(scores)
+    rows = pairing.best_measured(scores)
     rows = rows[rows["changed"].isna() & rows["engine"].isna() & (rows["start"].notna() | (rows["cut"] == "0,0"))]
     found = []
     for name, of_model in rows.groupby("model"):
@@ -42,9 +42,9 @@ def explored(scores: pd.DataFrame) -> list[dict]:
             asked = asked.drop_duplicates(["cut", "subject"])
             if not (asked["cut"] == "0,0").any():
                 continue
-            order, outcomes = estimates.paired(asked)
+            order, outcomes = pairing.paired(asked)
             number, title = len(model["asked"]), names.visible(names.topic(task))
-            told, kept = _kept(outcomes, estimates.guessing(asked), asked["metric"].iloc[0] == "loss")
+            told, kept = _kept(outcomes, pairing.guessing(asked), asked["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | told)
             for cut, shares, score in zip(order["cut"], kept, outcomes.mean(axis=1), strict=True):
                 before = cuts.setdefault(cut, {}).get(task)  # of two measurements that with more items
@@ -65,8 +65,7 @@ def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, l
         return told | {"floor": bool(kept[0].untold)}, [(one.value, one.low, one.high) for one in kept]
     value, draws = (guessing - mean for mean in estimates.means(outcomes))
     value, draws = value / value[0], draws / draws[:, :1]
-    kept = [estimates.Estimate.of(*one) for one in zip(value, draws.T, strict=True)]
-    return told | {"floor": False}, [(one.value, one.low, one.high) for one in kept]
+    return told | {"floor": False}, [(one.value, one.low, one.high) for one in estimates.estimates_of(value, draws)]
 
 
 def _place(task: str) -> int:

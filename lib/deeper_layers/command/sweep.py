@@ -78,13 +78,13 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
                      if "units" in unit.details else [unit])  # fmt: skip
     rows = rows[rows["outcome"].notna()].drop_duplicates(["task", "subject", "metric", "cut"])
     for task, own in rows.groupby("task", sort=False):
-        metric = estimates.main_metric(list(dict.fromkeys(own["metric"])))
+        metric = pairing.main_metrics(own)[task]
         own = own[own["metric"] == metric]
-        all_cuts, outcomes = estimates.paired(own)
+        all_cuts, outcomes = pairing.paired(own)
         of_cut = dict(zip(all_cuts["cut"], outcomes, strict=True))
-        shares = pairing.are_shares(outcomes)
+        shares = estimates.are_shares(outcomes)
         known = own[["chance", "commonest"]].iloc[0].dropna() if shares and own["subject"].isna().all() else {}
-        level = f", guessing {estimates.guessing(own):.2f}" if shares and own["subject"].notna().all() else ""
+        level = f", guessing {pairing.guessing(own):.2f}" if shares and own["subject"].notna().all() else ""
         said = "".join(f", {LEVELS[name]} {value:.2f}" for name, value in dict(known).items()) + level
         cells: dict[tuple[int, str], dict[str, str]] = {}
         kept = []
@@ -92,7 +92,7 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
             there = [cut for cut in of_rule if cut.name in of_cut]
             if not there:
                 continue
-            for cut, score in zip(there, pairing.each_mean([of_cut[cut.name] for cut in there]), strict=True):
+            for cut, score in zip(there, estimates.each_mean([of_cut[cut.name] for cut in there]), strict=True):
                 # the whole model and one that lacks only sublayers both drop no layer
                 key = cut.size, "" if cut.size else _place(cut)
                 line = cells.setdefault(key, {"n": str(cut.size), "of layers": f"{cut.size / layers:.0%}"})
@@ -100,7 +100,8 @@ def _scores(unit: Unit, cuts: dict[str, list[Cut]], layers: int) -> str:
                 line["from" + " " * list(cuts).index(rule)] = _place(cut)
             pruned = [cut for cut in there if cut.size]
             if shares and pruned and GIVEN not in cuts and UNPRUNED.name in of_cut:
-                changes = pairing.changes(of_cut[UNPRUNED.name], [of_cut[cut.name] for cut in pruned])
+                whole = of_cut[UNPRUNED.name]
+                changes = estimates.drawn_means([of_cut[cut.name] - whole for cut in pruned])
                 alike = [
                     cut.size
                     for cut, one in zip(pruned, changes, strict=True)

@@ -6,10 +6,11 @@ guessing nothing could be seen (at floor). Claims about healed models are *not t
 rate than the paper's: their numbers stand beside and decide nothing.
 """
 
-import json
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,31 +22,27 @@ from deeper_layers.report.estimates import (
     NOT_TESTED,
     Estimate,
     difference,
-    guessing,
     half_gone,
     is_at_floor,
     means,
-    paired,
     shares_kept,
 )
 from deeper_layers.report.names import as_html, as_table, in_order, model_title, say, topic
-from deeper_layers.report.pairing import Measured, measurements
-from deeper_layers.report.statistics import half_gone_table, interval, kept_distances, one_rule, recovery_table
+from deeper_layers.report.pairing import Measured, guessing, measurements, one_rule, paired
+from deeper_layers.report.statistics import half_gone_table, kept_distances, recovery_table, settings_of
 
 ALIKE = 0.05  # accuracies no further apart are alike
 LEFT, AT_ONCE = 0.5, 0.1  # what a model that collapses keeps at most, from this share of the layers on
 NEAR = 0.1  # of the layers between two places that are near
 DEEP, LAST = 2 / 3, 0.9  # of the depth, from which on a block is deep; of the range of distances, near-maximal
 EARLIEST = min(low for low, _ in paper.CLIFFS.values())
-PAPERS_RATE = 3e-4
 AS_STATED, SMALLER = "tested as stated, on smaller models", "tested in part"
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(NamedTuple):
     """The number of one claim on one model, why there is none, and what stands beside it and decides nothing."""
 
-    estimate: Estimate
+    estimate: Estimate = Estimate.none(NOT_TESTED)
     reason: str = ""
     beside: str = ""
 
@@ -60,7 +57,7 @@ class Claim:
         number: what is counted here; `floor` and `ceiling` are what the claim says of it.
         query: the number of one model, of all that results hold of it.
         differs: from the paper, besides the models.
-        form: how the number is said: "share", "layers" or a plain one.
+        as_share: whether the number is said in percent.
     """
 
     identifier: str
@@ -86,70 +83,61 @@ class Model:
     scores: pd.DataFrame = field(repr=False)
     distances: pd.DataFrame = field(repr=False)
 
-    def __post_init__(self):
-        self.layers = int(pd.concat([self.scores["layers"], self.distances["layers"]]).max())
-        self.recovery = recovery_table(self.scores)
+    @property
+    def layers(self) -> int:
+        return int(pd.concat([self.scores["layers"], self.distances["layers"]]).max())
 
-    def curve(self, task: str, rule: str = "similarity", also: tuple[str, ...] = (), **fixed) -> Measured | None:
+    @functools.cached_property
+    def recovery(self) -> pd.DataFrame:
+        return recovery_table(self.scores)
+
+    def curve(self, task: str, rule: str = "similarity") -> Measured | None:
         """The one measurement of a task under a rule; None where there is none of the whole model and pruned ones."""
         own = one_rule(self.scores[(self.scores["task"] == task) & (self.scores["rule"] == rule)])
-        for name, value in fixed.items():
-            own = own[own[name] == value]
-        found = [one for one in measurements(own, also, of=self.scores) if one.cuts["size"].iloc[0] == 0]
+        found = [one for one in measurements(own, of=self.scores) if one.cuts["size"].iloc[0] == 0]
         return max(found, key=lambda one: len(one.cuts), default=None)
 
 
-NONE = Estimate.none(NOT_TESTED)
-
-
-def _half_gone(task: str) -> Callable[[Model], Found]:
+def _half_gone(task: str, beside: bool = False) -> Callable[[Model], Found]:
     def query(model: Model) -> Found:
         found = model.curve(task)
         if found is None or len(found.cuts) < 3:
-            return Found(NONE, f"{topic(task)} was not asked")
-        return Found(half_gone(found.outcomes, found.cuts["size"], found.guessing) / model.layers)
+            return Found(reason=f"{topic(task)} was not asked")
+        share, said = half_gone(found.outcomes, found.cuts["size"], found.guessing) / model.layers, []
+        if beside:
+            others = half_gone_table(model.scores).query("rule == 'similarity' and untold == '' and task != @task")
+            said = [
+                f"{row['topic']} {say(row['share'], row['share_low'], row['share_high'], as_share=True)}"
+                for row in others.to_dict("records")
+            ]
+        return Found(share, beside=f"half gone of {'; '.join(said)}" if said else "")
 
     return query
-
-
-def _plateau(model: Model) -> Found:
-    found = _half_gone("mmlu")(model)
-    others = half_gone_table(model.scores)
-    others = others[(others["rule"] == "similarity") & (others["untold"] == "") & (others["task"] != "mmlu")]
-    said = [f"{row['topic']} {_say_share(row)}" for row in others.to_dict("records")]
-    return Found(found.estimate, found.reason, f"half gone of {'; '.join(said)}" if said else "")
-
-
-def _say_share(row: dict) -> str:
-    return say(row["share"], row["share_low"], row["share_high"], as_share=True)
 
 
 def _collapses(model: Model) -> Found:
     found = model.curve("mmlu", "simple")
     if found is None:
-        return Found(NONE, "MMLU was not asked under the simple heuristic")
+        return Found(reason="MMLU was not asked under the simple heuristic")
     shares = shares_kept(found.outcomes, found.guessing)
-    from_there = [
-        (size, share) for size, of, share in zip(found.cuts["size"], found.cuts["share"], shares) if of >= AT_ONCE
-    ]
-    if not from_there or from_there[0][1].untold:
-        return Found(from_there[0][1] if from_there else NONE)
-    most = Estimate.of(
-        max(share.value for _, share in from_there), np.max([share.draws for _, share in from_there], axis=0)
-    )
-    return Found(most, beside="; ".join(f"n = {size}: {say(share, as_share=True)}" for size, share in from_there[:3]))
+    at_once = found.cuts["share"] >= AT_ONCE
+    kept = {size: share for size, share, wanted in zip(found.cuts["size"], shares, at_once) if wanted}
+    if not kept or shares[0].untold:
+        return Found(shares[0]) if kept else Found()
+    value, draws = ([getattr(share, name) for share in kept.values()] for name in ("value", "draws"))
+    said = "; ".join(f"n = {size}: {say(share, as_share=True)}" for size, share in list(kept.items())[:3])
+    return Found(Estimate.of(max(value), np.max(draws, axis=0)), beside=said)
 
 
 def _jump(model: Model) -> Found:
     losses, answers = model.curve("c4"), model.curve("mmlu")
-    if answers is not None and is_at_floor(answers.outcomes[0], answers.guessing):
+    if answers is not None and answers.at_floor:
         return Found(Estimate.none(AT_FLOOR), "no cliff of MMLU to be near to")
     if losses is None or answers is None:
-        return Found(NONE, "losses or MMLU were not measured")
-    value, draws = means(losses.outcomes)
-    sizes = losses.cuts["size"].to_numpy(dtype=float)
-    every = np.vstack([value, draws])
+        return Found(reason="losses or MMLU were not measured")
+    every = np.vstack(means(losses.outcomes))
     reached = every >= (every[:, :1] + losses.guessing) / 2
+    sizes = losses.cuts["size"].to_numpy(dtype=float)
     jump = np.where(reached.any(axis=1), sizes[reached.argmax(axis=1)], math.inf)
     gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     return Found(Estimate.of((jump[0] - gone.value) / model.layers, (jump[1:] - gone.draws) / model.layers))
@@ -158,7 +146,7 @@ def _jump(model: Model) -> Found:
 def _depth(model: Model) -> Found:
     """Depth of the middle of the most similar block, mean over sizes up to a quarter of the layers."""
     sizes = range(1, max(model.layers // 4, 1) + 1)
-    return _of_distances(model, [(size, False) for size in sizes], lambda drawn, size: drawn.argmin(axis=1) + size / 2)
+    return _of_distances(model, sizes, False, lambda drawn, size: drawn.argmin(axis=1) + size / 2)
 
 
 def _height(model: Model) -> Found:
@@ -169,68 +157,55 @@ def _height(model: Model) -> Found:
         return model.layers * (drawn[:, -1] - low) / (high - low)
 
     every, half = (
-        _of_distances(model, [(size, True) for size in range(1, largest + 1)], place)
-        for largest in (max(model.layers - 2, 1), max(model.layers // 2, 1))
+        _of_distances(model, range(1, max(largest, 1) + 1), True, place)
+        for largest in (model.layers - 2, model.layers // 2)
     )
-    said = "" if every.reason else f"{every.beside}; over sizes to half of the layers {say(half.estimate)}"
-    return Found(every.estimate, every.reason, said)
+    beside = f"{every.beside}; over sizes to half of the layers {say(half.estimate)}"
+    return every if every.reason else every._replace(beside=beside)
 
 
-def _of_distances(model: Model, sizes: list[tuple[int, bool]], of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
+def _of_distances(model: Model, sizes: range, with_last: bool, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
     """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
     own = kept_distances(model.distances)
-    own = own[own["by_sequence"].notna()]
+    own = own[own["by_sequence"].notna() & (with_last | (own["start"] + own["size"] < model.layers))]
     corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
-    own, found = own[own["corpus"] == corpus], []
+    own, found = own[own["corpus"] == corpus].sort_values("start"), []
     if own.empty:
-        return Found(NONE, "distances were not kept by sequence")
-    for size, with_last in sizes:
-        rows = own[own["size"] == size].sort_values("start")
-        rows = rows if with_last else rows[rows["start"] + size < model.layers]
-        if len(rows) != model.layers - size + with_last:
-            return Found(NONE, "distances of some blocks were not measured")
-        value, draws = means(np.stack(list(rows["by_sequence"])))
-        found.append(of(np.vstack([value, draws]), size))
+        return Found(reason="distances were not kept by sequence")
+    for size in sizes:
+        drawn = list(own.loc[own["size"] == size, "by_sequence"])
+        if len(drawn) != model.layers - size + with_last:
+            return Found(reason="distances of some blocks were not measured")
+        found.append(of(np.vstack(means(np.stack(drawn))), size))
     total = np.sum(found, axis=0) / (model.layers * len(sizes))
     return Found(Estimate.of(total[0], total[1:]), beside=f"on {corpus}")
 
 
 def _prompts(column: str, one: int, other: int) -> Callable[[Model], Found]:
     """Accuracy of the whole model on MMLU, by one number or order of examples less by another."""
+    fixed = "order == 0" if column == "shots" else "shots == 5"
+    asked = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
 
     def query(model: Model) -> Found:
-        own = model.scores[
-            (model.scores["task"] == "mmlu") & model.scores["order"].notna() & model.scores["healing"].isna()
-        ]
-        own = own[(own["metric"] == "acc") & (own["repeat"] == 0) & (own["rule"] == "similarity")]
-        own = own[(own["order"] == 0) if column == "shots" else (own["shots"] == 5)]
-        vectors = []
-        for value in (one, other):
-            found = own[own[column] == value]
-            if found.empty:
-                return Found(NONE, "prompts were not varied")
-            vectors.append(paired(found)[1][0])
-        if is_at_floor(vectors[0], guessing(own)):
+        own = model.scores.query(asked)
+        own = own[own["order"].notna() & own["healing"].isna()]
+        if not {one, other} <= set(own[column]):
+            return Found(reason="prompts were not varied")
+        first, second = (paired(own[own[column] == value])[1][0] for value in (one, other))
+        if is_at_floor(first, guessing(own)):
             return Found(Estimate.none(AT_FLOOR), "the whole model only guesses")
-        return Found(difference(*vectors), beside=f"whole model, {len(vectors[0])} items")
+        return Found(difference(first, second), beside=f"whole model, {len(first)} items")
 
     return query
 
 
 def _ranks(model: Model) -> Found:
     """Loss on C4 after healing, lowest rank less highest, where several seeds of each were healed."""
-    own = model.scores[
-        model.scores["healing"].notna() & (model.scores["metric"] == "loss") & (model.scores["repeat"] == 0)
-    ]
-    own = own.drop_duplicates(["cut", "healing"])
+    own = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(["cut", "healing"])
     if own.empty:
-        return Found(NONE, "no model was healed")
-    settings = [json.loads(how) for how in own["healing"]]
-    own = own.assign(rank=[how["rank"] for how in settings], seed=[how["seed"] for how in settings])
-    plain = [
-        how.get("objective") != "distill" and how["adapters"] == "all" and not how["auxiliary"] for how in settings
-    ]
-    own = own[plain]
+        return Found(reason="no model was healed")
+    settings = pd.DataFrame(map(settings_of, own["healing"]), own.index).drop(columns="healing")
+    own = own.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
     for cut, found in own.groupby("cut"):
         seeds = found.groupby("rank")["seed"].nunique()
         if (seeds > 1).sum() > 1:
@@ -238,17 +213,16 @@ def _ranks(model: Model) -> Found:
             vectors = [np.mean(list(found[found["rank"] == rank]["outcome"]), axis=0) for rank in (low, high)]
             said = f"rank {low} less rank {high}, mean of {seeds.min()} seeds, {cut.split(',')[1]} layers dropped"
             return Found(difference(*vectors), beside=f"{said}; MMLU of these models is at floor")
-    return Found(NONE, "no two ranks were healed with several seeds")
+    return Found(reason="no two ranks were healed with several seeds")
 
 
 def _seeds(model: Model) -> Found:
-    own = model.recovery
-    if own.empty:
-        return Found(NONE, "no model was healed")
-    own = own[(own["task"].isin(["mmlu", "embedded_mmlu"])) & (own["untold"] == "")]
-    if own.empty:
-        return Found(Estimate.none(AT_FLOOR), "MMLU of healed models with several seeds: the whole model only guesses")
-    return Found(NONE, "MMLU was asked of one seed")
+    if model.recovery.empty:
+        return Found(reason="no model was healed")
+    if model.recovery.query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
+        reason = "MMLU of healed models with several seeds: the whole model only guesses"
+        return Found(Estimate.none(AT_FLOOR), reason)
+    return Found(reason="MMLU was asked of one seed")
 
 
 def _healed(task: str) -> Callable[[Model], Found]:
@@ -257,14 +231,13 @@ def _healed(task: str) -> Callable[[Model], Found]:
     def query(model: Model) -> Found:
         every = model.recovery
         if every.empty:
-            return Found(NONE, "no model was healed")
+            return Found(reason="no model was healed")
         own = every[(every["task"] == task) & (every["untold"] == "")].sort_values("size")
-        share = every["tokens"].max() / paper.HEALING_TOKENS
-        times = every["learning_rate"].min() / PAPERS_RATE
-        reason = f"healed at {times:.0f} times the paper's rate"
+        share, times = every["tokens"].max() / paper.HEALING_TOKENS, every["learning_rate"].min() / paper.LEARNING_RATE
         said = [f"n = {row['size']} ({row['rule']}) {say(row)}" for row in own.to_dict("records")]
         recovered = f"; recovered of {topic(task)}: {'; '.join(said)}" if said else ""
-        return Found(NONE, reason, f"healed on at most {share:.2%} of the paper's tokens{recovered}")
+        beside = f"healed on at most {share:.2%} of the paper's tokens{recovered}"
+        return Found(reason=f"healed at {times:.0f} times the paper's rate", beside=beside)
 
     return query
 
@@ -273,7 +246,8 @@ CLIFFS = ", ".join(f"{f} {lo:.0%}" + (f" to {hi:.0%}" if hi > lo else "") for f,
 PLATEAU = "share of the layers at which half of what lies above guessing is gone"
 CLAIMS = [
     Claim("plateau", "Accuracy stays, then falls at once", "MMLU stays flat until a cliff, then falls to chance.",
-          CLIFFS, "1d, 2", "02-question-answering", PLATEAU, _plateau, floor=EARLIEST, as_share=True),
+          CLIFFS, "1d, 2", "02-question-answering", PLATEAU, _half_gone("mmlu", beside=True), floor=EARLIEST,
+          as_share=True),
     Claim("boolq", "BoolQ alike", "BoolQ stays flat and falls at about the same place.", CLIFFS, "1d, 6",
           "02-question-answering", PLATEAU, _half_gone("boolq"), floor=EARLIEST, as_share=True),
     Claim("simple-unhealed", "The simple heuristic alone collapses",
@@ -336,46 +310,41 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     models = [Model(name, *(table[table["model"] == name] for table in (scores, distances))) for name in names]
     for claim in CLAIMS:
         for model in models:
-            found = claim.query(model)
-            verdict = NOT_TESTED if claim.scale == NOT_TESTED else found.estimate.against(claim.floor, claim.ceiling)
-            ends = found.estimate.low, found.estimate.high
-            reason = found.reason
+            estimate, reason, beside = claim.query(model)
+            verdict = NOT_TESTED if claim.scale == NOT_TESTED else estimate.against(claim.floor, claim.ceiling)
+            ends = estimate.low, estimate.high
             if verdict != NOT_TESTED and any(np.allclose(ends, limit) for limit in (claim.floor, claim.ceiling)):
                 verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
-            row = {name: getattr(claim, name) for name in ("title", "sentence", "paper", "figure", "page", "number")}
-            row |= {"claim": claim.identifier, "model": model.name} | interval(found.estimate)
-            row |= {"floor": claim.floor, "ceiling": claim.ceiling, "verdict": verdict, "reason": reason}
-            half = (found.estimate.high - found.estimate.low) / 2
-            row |= {"power": half if math.isfinite(half) else np.nan, "as_share": claim.as_share}
-            rows.append(row | {"beside": found.beside, "differs": claim.differs, "scale": claim.scale})
-    return pd.DataFrame(rows)
+            half = (estimate.high - estimate.low) / 2
+            row = vars(claim) | {"claim": claim.identifier, "model": model.name} | estimate.columns()
+            row |= {"verdict": verdict, "reason": reason, "power": half if math.isfinite(half) else np.nan}
+            rows.append(row | {"beside": beside})
+    return pd.DataFrame(rows).drop(columns=["identifier", "query"])
 
 
 def shown(found: pd.DataFrame):
     """The one table of the page: claim (with what we count, what differs and the paper's figure) | the paper's number |
     ours, a model a column, with its verdict. Why a claim is tested on no model is said once. It shows itself in a
     notebook."""
-    rows, form = [], {"claim": _claim, "the paper": None}
+    rows = []
     for _, own in found.groupby("claim", sort=False):
         first = own.iloc[0]
         shared = first["reason"] if first["scale"] == NOT_TESTED and own["reason"].nunique() == 1 else ""
-        differs = shared or first["differs"]
-        small = f"We count: {first['number']}. Differs: {differs}. Figure: {first['figure']}."
-        row = {"claim": (first["title"], first["page"], first["sentence"], small), "the paper": first["paper"]}
+        small = f"We count: {first['number']}. Differs: {shared or first['differs']}. Figure: {first['figure']}."
+        row = {"claim": (first["page"], first["title"], first["sentence"], small), "the paper": first["paper"]}
         for of in own.to_dict("records"):
-            number = (
-                "" if pd.isna(of["value"]) else f": {say(of['value'], of['low'], of['high'], as_share=of['as_share'])}"
-            )
+            number = "" if pd.isna(of["value"]) else f": {say(of, as_share=of['as_share'])}"
             row[model_title(of["model"])] = (f"{of['verdict']}{number}", "" if shared else of["reason"])
-            form[model_title(of["model"])] = _with_reason
         rows.append(row)
-    caption = "The paper's claims: its number, ours with 95% intervals, and the verdict. A claim leads to its page."
+    caption = "The paper's claims: its number, ours with 95% intervals, and the verdict."
+    form = dict.fromkeys(map(model_title, found["model"]), _with_reason) | {"claim": _claim, "the paper": None}
     return as_table(pd.DataFrame(rows), caption, form)
 
 
 def _claim(cell: tuple[str, str, str, str]) -> str:
-    title, page, sentence, small = map(as_html, cell)
-    return f'<a href="{page}.html">{title}</a>. {sentence} <small>{small}</small>'
+    """The book makes a link of what names a page."""
+    page, title, sentence, small = map(as_html, cell)
+    return f'<a data-page="{page}">{title}</a>. {sentence} <small>{small}</small>'
 
 
 def _with_reason(cell: tuple[str, str]) -> str:

@@ -58,6 +58,11 @@ class Estimate:
         """The same in other units: layers as a share of all of them."""
         return Estimate(self.value / unit, self.low / unit, self.high / unit, self.draws / unit, self.untold)
 
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference of two numbers of the same items, draw by draw."""
+        untold = self.untold or other.untold
+        return Estimate.none(untold) if untold else Estimate.of(self.value - other.value, self.draws - other.draws)
+
     def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
 
@@ -69,12 +74,17 @@ class Estimate:
             return CONTRADICTED
         return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
 
+    def columns(self, name: str = "") -> dict[str, float]:
+        """Columns of a frame: value, low and high, or `name`, `name`_low and `name`_high."""
+        low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
+        return {name or "value": self.value, low: self.low, high: self.high}
+
 
 # ---- draws --------------------------------------------------------------------------------------------------------
 
 
 def means(table: Float[np.ndarray, "C I"], seed: int = 0) -> tuple[Float[np.ndarray, " C"], Float[np.ndarray, "D C"]]:
-    """The mean of each row, of all items and of each draw of them."""
+    """The mean of each row, of all items and of each draw of them. Raises InputError where there are no items."""
     table = np.asarray(table, dtype=float)
     items = table.shape[1]
     if not items:
@@ -114,10 +124,29 @@ def accuracy(right: Float[np.ndarray, " I"]) -> Estimate:
     return Estimate(float(np.mean(right)), float(found.low), float(found.high))
 
 
+def drawn_means(table: Float[np.ndarray, "C I"]) -> list[Estimate]:
+    """The mean of each row with the interval of its draws."""
+    return estimates_of(*means(table))
+
+
+def each_mean(outcomes: Float[np.ndarray, "C I"]) -> list[Estimate]:
+    """The mean of each row of outcomes: Wilson's interval of an accuracy, else one that is drawn."""
+    outcomes = np.asarray(outcomes, dtype=float)
+    return list(map(accuracy, outcomes)) if are_shares(outcomes) else drawn_means(outcomes)
+
+
+def are_shares(outcomes: np.ndarray) -> bool:
+    """Whether items are right or wrong: losses, parts of an item that add up, and other scores are not."""
+    return bool(np.isin(outcomes, (0, 1)).all())
+
+
+def estimates_of(values: Float[np.ndarray, " C"], draws: Float[np.ndarray, "D C"]) -> list[Estimate]:
+    return [Estimate.of(value, drawn) for value, drawn in zip(values, draws.T, strict=True)]
+
+
 def difference(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> Estimate:
-    """Mean of `one` less mean of `other`, of the same items. Raises InputError where there are not as many."""
-    value, draws = means((_alike(one, other)[0] - np.asarray(other))[None])
-    return Estimate.of(value[0], draws[:, 0])
+    """Mean of `one` less mean of `other`, of the same items."""
+    return drawn_means(np.subtract(one, other, dtype=float)[None])[0]
 
 
 def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> list[Estimate]:
@@ -127,8 +156,7 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> list[Estima
     """
     if is_at_floor(right[0], guessing):
         return [Estimate.none(AT_FLOOR)] * len(right)
-    shares = [_shares(mean, guessing, right.shape[1]) for mean in means(right)]
-    return [Estimate.of(value, draws) for value, draws in zip(shares[0], shares[1].T, strict=True)]
+    return estimates_of(*(_shares(mean, guessing, right.shape[1]) for mean in means(right)))
 
 
 def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
@@ -137,15 +165,12 @@ def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series,
     It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
     is read off between two cuts, so it is at most as fine as they are. AT_FLOOR as in `shares_kept`.
     """
-    sizes = np.asarray(sizes, dtype=float)
-    if len(sizes) != len(right) or len(sizes) < 2 or sizes[0] or (np.diff(sizes) <= 0).any():
-        raise InputError(f"sizes are {sizes.tolist()}, expected one a cut, rising from 0 (the whole model)")
     if is_at_floor(right[0], guessing):
         return Estimate.none(AT_FLOOR)
-    found = []
+    found, pruned = [], np.asarray(sizes, dtype=float)[1:]
     for mean in means(right):
         gone = _shares(mean, guessing, right.shape[1])[..., 1:] <= 0.5 + TIED
-        found.append(np.where(gone.any(axis=-1), sizes[1:][gone.argmax(axis=-1)], math.inf))
+        found.append(np.where(gone.any(axis=-1), pruned[gone.argmax(axis=-1)], math.inf))
     return Estimate.of(float(found[0]), found[1])
 
 
@@ -164,7 +189,7 @@ def recovery(
     items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
     end, and what ruins more would seem to be healed better.
     """
-    value, draws = means(np.stack(_alike(whole, pruned, healed, whole if whole_healed is None else whole_healed)))
+    value, draws = means(np.stack([whole, pruned, healed, whole if whole_healed is None else whole_healed]))
     gap = Estimate.of(value[1] - value[0], draws[:, 1] - draws[:, 0])
     if gap.low <= 0 <= gap.high or value[1] > guessing:
         return Estimate.none(NOT_TESTED)
@@ -186,10 +211,30 @@ def regret_of_nearest(blocks: Float[np.ndarray, "B I"], distances: Float[np.ndar
 
     `distances` are those of the blocks of `blocks` on each calibration sequence.
     """
-    if len(blocks) != len(distances):
-        raise InputError(f"there are distances of {len(distances)} blocks, expected {len(blocks)}, as of their costs")
     near, drawn = means(distances, seed=2)  # other sequences than those of the costs, so another draw
     return _regret(blocks, blocks, int(near.argmin()), drawn.argmin(axis=1))
+
+
+def regret_of_block(blocks: Float[np.ndarray, "B I"], pick: int) -> float:
+    """The regret of a block, without an interval."""
+    halves = [blocks[:, half::2].mean(axis=1)[None] for half in (0, 1)]
+    return float(_over_best(halves, np.array([pick]), len(blocks))[0])
+
+
+def _regret(blocks: np.ndarray, costs: np.ndarray, pick: int, picks: np.ndarray) -> Estimate:
+    (one, drawn), (other, drawn_other) = (means(costs[:, half::2], seed=half) for half in (0, 1))
+    value = _over_best([one[None], other[None]], np.array([pick]), len(blocks))
+    return Estimate.of(value[0], _over_best([drawn, drawn_other], picks, len(blocks)))
+
+
+def _over_best(halves: Sequence[np.ndarray], pick: np.ndarray, blocks: int) -> np.ndarray:
+    """How much more picks cost, [D], than the best of the first blocks, by mean costs on each half of the items."""
+    found = []
+    for chosen, judged in (halves, halves[::-1]):
+        best = chosen[:, :blocks] <= chosen[:, :blocks].min(axis=1, keepdims=True) + TIED
+        least = (judged[:, :blocks] * best).sum(axis=1) / best.sum(axis=1)
+        found.append(judged[np.arange(len(judged)), pick] - least)
+    return np.mean(found, axis=0)
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
@@ -204,8 +249,7 @@ def mcnemar(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> flo
     """The exact p-value, two-sided, of two models being right equally often on the same items."""
     from scipy.stats import binomtest  # slow
 
-    before, after = (right.astype(bool) for right in _alike(one, other))
-    lost, gained = int((before & ~after).sum()), int((~before & after).sum())
+    lost, gained = int((one > other).sum()), int((one < other).sum())
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
@@ -226,96 +270,3 @@ def is_at_floor(right: Float[np.ndarray, " I"], guessing: float) -> bool:
 def _shares(accuracies: np.ndarray, guessing: float, items: int) -> np.ndarray:
     above = accuracies - guessing
     return above / np.maximum(above[..., :1], 1 / items)  # a draw may leave the whole model at guessing
-
-
-def _regret(blocks: np.ndarray, costs: np.ndarray, pick: int, picks: np.ndarray) -> Estimate:
-    if blocks.shape[1] < 2:
-        raise InputError(f"there are {blocks.shape[1]} items, expected 2 or more: one half judges the other")
-    halves = [means(costs[:, half::2], seed=half) for half in (0, 1)]
-    number, ways = len(blocks), []
-    for chosen_on, judged_on in ((0, 1), (1, 0)):
-        way = []
-        for which, own in ((0, np.array([pick])), (1, picks)):
-            found, judged = (np.atleast_2d(halves[half][which]) for half in (chosen_on, judged_on))
-            best = found[:, :number] <= found[:, :number].min(axis=1, keepdims=True) + TIED
-            least = (judged[:, :number] * best).sum(axis=1) / best.sum(axis=1)
-            way.append(judged[np.arange(len(judged)), own] - least)
-        ways.append(way)
-    value, draws = (np.mean(one, axis=0) for one in zip(*ways, strict=True))
-    return Estimate.of(value[0], draws)
-
-
-def _alike(*vectors: np.ndarray) -> list[np.ndarray]:
-    found = [np.asarray(vector, dtype=float) for vector in vectors]
-    if len({len(vector) for vector in found}) > 1:
-        raise InputError(f"there are {', '.join(str(len(one)) for one in found)} items, expected the same ones of all")
-    return found
-
-
-# ---- from the table of all results --------------------------------------------------------------------------------
-
-
-def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of `results.scores` that a curve is drawn of: of each model, task and rule one measurement.
-
-    Neither healed nor rounded, by the metric that the task is scored by (acc, or what it counts instead), and the one
-    with most items, then most cuts. Each value of the columns `also` has one of its own: with "healing" or "bits" among
-    them also what is healed or rounded.
-    """
-    rows = scores[scores["repeat"] == 0]
-    for name in {"healing", "bits"} - set(also):
-        rows = rows[rows[name].isna()]
-    metrics = {task: main_metric(list(dict.fromkeys(found))) for task, found in rows.groupby("task")["metric"]}
-    rows = rows[rows["metric"] == rows["task"].map(metrics)]
-    place = ["model", "task", "rule", *also]
-    how = [name for name in ("dtype", "shots", "order", "limit", "length", "engine") if name not in also]
-    extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
-    extent["items"] /= extent["cuts"]
-    best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
-    return rows.merge(best[[*place, *how]], on=[*place, *how])
-
-
-def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
-    """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
-
-    The subjects of a group follow each other by name. Raises InputError where rows are of other items, or hold one cut
-    twice: filter them first.
-    """
-    rows = rows.sort_values("subject", na_position="first", kind="stable")
-    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
-    vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
-    subjects = {cut: tuple(found.fillna("")) for cut, found in rows.groupby("cut")["subject"]}
-    if len(set(subjects.values())) > 1 or len({len(vector) for vector in vectors.values()}) > 1:
-        raise InputError("the cuts were not asked the same items, or one of them twice: filter the rows first")
-    return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
-
-
-def guessing(rows: pd.DataFrame) -> float:
-    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
-
-    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
-    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
-    is written is never right by chance.
-    """
-    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
-    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
-    if rows["subject"].isna().all():
-        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
-    right = np.concatenate([_right_choices(found) for found in asked])
-    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
-
-
-def _right_choices(rows: pd.DataFrame) -> np.ndarray:
-    """The number of the right choice of each item of one task, -1 where no row tells it."""
-    if (targets := rows["target"].dropna()).size:
-        return targets.iloc[0].astype(int)
-    found = np.full(int(rows["items"].iloc[0]), -1)
-    for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
-        found[row.outcome == 1] = row.chosen[row.outcome == 1]
-    return found
-
-
-def main_metric(metrics: Sequence[str]) -> str:
-    """The metric that a task is scored by: acc, or what it counts instead."""
-    exact = [metric for metric in metrics if metric.startswith("exact_match")]
-    return "acc" if "acc" in metrics else (exact or metrics)[0]

@@ -4,7 +4,7 @@ A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens.
 instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,25 +12,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, HEAT, INK, MARKERS, Picture
-from deeper_layers.report.names import as_html, as_table, in_order, rule_title, say
-from deeper_layers.report.pairing import records
-from deeper_layers.report.panels import (
-    RED,
-    YELLOW,
-    alt_text,
-    cell_text,
-    columns_of,
-    digits_of,
-    hover_text,
-    levels_of,
-    looks_of,
-    lower_first,
-    mark_cliffs,
-    panels_of,
-    plain_table,
-    span,
-)
+from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Picture
+from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic, visible
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
@@ -39,16 +22,26 @@ AXES = {
     "size": "Layers dropped, n",
     "middle": "Middle of the dropped block, layers",
     "depth": "Depth, share of the layers",
+    "start": "First layer of the block, l",
+    "start_share": "Start of the most similar block, l*(n) / L",
     "kept": "Share kept above guessing",
     "value": "Score",
     "relative": "Loss over that of guessing, ln V",
+    "distance": "Angular distance, units of π",
+    "tokens": "Tokens of healing",
+    "loss": "Training loss, nats a token",
     "MB": "Weights, MB",
     "cuts": "Pruned models in one sweep",
 }
-PERCENT = ("share", "depth")
-FIRST, NEAREST = "First layer of the block, l", "l*(n), the most similar block"
-MODELS = ("solid", "dash", "dot", "dashdot")  # strokes of what is told apart within a colour
+PERCENT = ("share", "depth", "start_share")
+NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
+BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
+# letters are warm, words and what is written cool
+COLOURS = {"similarity": BLUE, "simple": RED, topic("mmlu"): RED, topic("lettered_capitals"): YELLOW,
+           topic("capitals"): BLUE, topic("written_facts"): GREEN, topic("mmlu_continuation"): SKY,
+           topic("gsm8k"): PINK}  # fmt: skip
+VECTORS = ["by_sequence", "outcome", "chosen", "target", "logprobs"]
 
 
 class Nothing:
@@ -64,219 +57,138 @@ class Nothing:
         return f'<p class="said" id="{as_html(self.name)}">Not measured.</p>'
 
 
-def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str = "rule", col: str = "model",
-           row: str | None = "topic", marks: bool = False, name: str = "curves", caption: str = ""):  # fmt: skip
+def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str = "rule", stroke: str | None = None,
+           apart: str | None = None, shade: str | None = None, col: str | None = "model", row: str | None = "topic",
+           over: pd.DataFrame | None = None, title: str = "", name: str = "curves", caption: str = ""):  # fmt: skip
     """Lines over bands of their intervals, a panel for each `col` and `row`, with lines for guessing and for the whole
-    model; `y` is "value", "kept" or any number. `marks`: where the paper's models fall (its figures 1d and 2)."""
-    rows = rows[rows[y].notna() & np.isfinite(rows[y].astype(float)) & rows[x].notna()]
+    model; `y` is "value", "kept" or any number, its ends are `y`_low and `y`_high (of value low and high).
+
+    Colours are of `hue`, or of the number `shade`; strokes of `stroke`; `apart` tells lines of one look apart. `over`
+    are lines beside, of columns `x`, `y` and label: of a panel's model in ink, or, without a column model, in grey.
+    """
+    rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return Nothing(name)
-    panels = list(panels_of(rows, col, row))
-    look = {"columns": columns_of(rows, col, panels), "percent": "x" * (x in PERCENT)}
-    picture = Picture(AXES.get(x, x), AXES.get(y, y), [title for title, _ in panels], **look)
-    low, high = (f"{y}_low", f"{y}_high") if y != "value" else ("low", "high")
+    panels, (low, high) = list(panels_of(rows, col, row)), ends_of(y)
+    several = rows[col].nunique() if col else 1
+    columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
+    percent = "x" * (x in PERCENT) + "y" * (y in PERCENT)
+    titles = [of for of, _ in panels]
+    picture = Picture(AXES.get(x, x), title or AXES.get(y, y), titles, columns=columns, percent=percent)
     looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
+    strokes = list(rows[stroke].unique()) if stroke else []
+    scale = ScalarMappable(Normalize(rows[shade].min(), rows[shade].max()), SIZES) if shade else None
     for panel, (_, own) in enumerate(panels):
-        ends = [own[name].astype(float) for name in (low, high) if name in own] + [own[y].astype(float)]
-        levels = levels_of(own, y)
-        heights = span([*ends, pd.Series(list(levels.values()))])
+        levels, beside = levels_of(own, y), over_of(over, own)
+        heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside.get(y, [])])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
-        picture.reach(panel, span([own[x]], zero=x in AXES), heights)
+        picture.reach(panel, span([own[x], beside.get(x, [])], zero=x in AXES), heights)
         for label, height in levels.items():
             picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
-        for value, line in own.groupby(own[hue].astype(str), sort=False):
-            line, look, label = line.sort_values(x), looks[value], rule_title(value)
+        for _, line in own.groupby([one for one in (hue, stroke, apart) if one], sort=False, dropna=False):
+            line, value = line.sort_values(x), str(line[hue].iloc[0])
+            look, label = looks[value] | {"panel": panel, "label": rule_title(value)}, rule_title(value)
+            if stroke:
+                look["line"] = list(LINES)[strokes.index(line[stroke].iloc[0]) % len(LINES)]
+                label += f", {rule_title(str(line[stroke].iloc[0]))}"
+            if scale:
+                look = {"panel": panel, "width": 1, "colour": to_hex(scale.to_rgba(line[shade].iloc[0]))}
             if low in line:
-                ends = (line[name].astype(float).clip(*picture.ranges[panel]["y"]) for name in (low, high))
-                picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=label)
-            hover = [hover_text(label, of, x, y, low, high) for of in records(line)]
-            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover, size=3)
-        if marks:
-            mark_cliffs(picture, panel)
+                ends = (line[end].astype(float).clip(*heights) for end in (low, high))
+                picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=look.get("label"))
+            said = [label, *line[apart].unique().astype(str)] if apart else [label]
+            hover = [hover_text("\n".join(said), of, x, y, low, high) for of in line.to_dict("records")]
+            picture.line(line[x], line[y], **look, hover=hover, size=3)
+        for number, (label, line) in enumerate(beside.groupby("label", sort=False) if len(beside) else ()):
+            look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
+            if "model" not in line:
+                look = {"colour": GREY, "width": 1, "line": list(LINES)[number % len(LINES)]}
+            hover = [hover_text(label, of, x, y, low, high) for of in line.to_dict("records")]
+            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover)
+    if scale:
+        picture.colour_bar(scale, AXES.get(shade, shade))
     said = " Bands are 95% intervals." if low in rows else ""
-    caption = caption or f"{AXES.get(y, y)} against {lower_first(AXES.get(x, x))}.{said}"
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, hue, x, y))
-
-
-def kept_by_place(rows: pd.DataFrame, *, name: str = "kept-by-place", caption: str = ""):
-    """The headline: share kept above guessing against the place of the dropped block, a line a form, bands."""
-    rows = rows[rows["value"].notna()]
-    if rows.empty:
-        return Nothing(name)
-    panels, size = list(panels_of(rows, "model", None)), int(2 * (rows["middle"] - rows["start"]).iloc[0] + 1)
-    tall = [360, *[200] * (len(panels) - 1)]
-    titles = [f"{title}, {int(own['layers'].iloc[0])} layers" for title, own in panels]
-    across = f"Middle of the dropped block of {size} layers"
-    picture = Picture(across, AXES["kept"], titles, tall=tall, percent="y")
-    looks = looks_of(rows["topic"].unique())
-    for panel, (_, own) in enumerate(panels):
-        last = float(own["layers"].iloc[0]) - 1
-        picture.reach(panel, [0, last], [-0.3, 1.3])
-        picture.level(1, "as the whole model", panel=panel)
-        picture.level(0, "guessing", panel=panel, line="dot")
-        for form, line in own.groupby("topic", sort=False):
-            line = line.sort_values("middle")
-            low, high = line["low"].clip(-0.3, 1.3), line["high"].clip(-0.3, 1.3)
-            look = looks[form]
-            picture.band(line["middle"], low, high, colour=look["colour"], panel=panel, label=form)
-            hover = [
-                f"{form}\nlayers {of['start']} to {of['start'] + size - 1} dropped\n"
-                f"keeps {say(of, as_share=True)}, {of['items']} items"
-                for of in records(line)
-            ]
-            picture.line(line["middle"], line["value"], **look, panel=panel, label=form, hover=hover, width=2, size=4)
-    caption = caption or (
-        f"What each block of {size} layers leaves of what the whole model scores above guessing. Bands are 95% "
-        "intervals; tasks on which the whole model only guesses are left out."
-    )
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "topic", "middle", "value"))
+    caption = caption or f"{title or AXES.get(y, y)} against {lower_first(AXES.get(x, x))}.{said}"
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
     """Angular distance against first layer, a line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
-    if distances.empty:
-        return Nothing(name)
-    rows, best = kept_distances(distances), nearest_of(distances)
-    panels = list(panels_of(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
-    picture = Picture(FIRST, "Angular distance, units of π", [title for title, _ in panels])
-    scale = ScalarMappable(Normalize(1, int(rows["layers"].max())), SIZES)
-    for panel, (_, own) in enumerate(panels):
-        picture.reach(panel, [-0.5, int(own["layers"].iloc[0]) - 0.5], [0, 1.05 * own["distance"].max()])
-        for size, line in own.groupby("size"):
-            line, colour = line.sort_values("start"), to_hex(scale.to_rgba(size))
-            hover = [f"n = {size}, l = {of.start}: d = {of.distance:.3f}" for of in line.itertuples()]
-            look = {"colour": colour, "panel": panel}
-            picture.line(line["start"][:-1], line["distance"][:-1], **look, width=1, hover=hover[:-1])
-            look |= {"line": None, "marker": "circle", "size": 2, "filled": False}
-            picture.line(line["start"][-1:], line["distance"][-1:], **look, hover=[f"{hover[-1]}, never dropped"])
-        line = _of_panel(best, own)
-        hover = [f"n = {of['size']}: l* = {of['start']}, d = {of['distance']:.3f}" for of in records(line)]
-        look = {"colour": INK, "width": 2, "marker": "circle", "size": 3, "panel": panel, "hover": hover}
-        picture.line(line["start"], line["distance"], **look, label=NEAREST)
-    picture.colour_bar(scale, "Layers in the block, n")
     caption = caption or (
         "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block "
-        "of each size among those that keep the last layer; open marks are blocks that hold it."
+        "of each size among those that keep the last layer; the right end of each line is the block that holds it."
     )
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "distance", few=True))
-
-
-def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
-    """Distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (paper, figure 4)."""
-    if distances.empty:
-        return Nothing(name)
-    rows, best = kept_distances(distances), nearest_of(distances)
-    panels = list(panels_of(rows, "model", "corpus" if rows["corpus"].nunique() > 1 else None))
-    picture = _squares(panels)
-    for panel, (_, own) in enumerate(panels):
-        of_size = own.groupby("size")["distance"]
-        least, most = of_size.transform("min"), of_size.transform("max")
-        scaled = own.assign(shade=(own["distance"] - least) / (most - least).replace(0, np.nan))
-        _map(picture, panel, scaled, "Distance, rescaled in each row", "d = {:.3f}", "distance")
-        line, look = _of_panel(best, own), {"line": None, "panel": panel, "size": 3}
-        picture.line(line["start"], line["size"], colour=RED, marker="circle", label=NEAREST, **look)
-        model = own["model"].iloc[0]
-        _, authors = paper.AUTHORS_STARTS.get(paper.HUB_NAMES.get(model, model), (0, []))
-        if authors:
-            look |= {"filled": False, "size": 5, "label": "the authors' l*(n)"}
-            picture.line(authors, range(1, len(authors) + 1), colour=YELLOW, marker="diamond", **look)
-    caption = caption or (
-        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
-        "the last layer and is never dropped."
-    )
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "distance", few=True))
+    rows, over = kept_distances(distances), nearest_of(distances).assign(label=NEAREST)
+    of_text = "corpus" if rows["corpus"].nunique() > 1 else None
+    return curves(rows, x="start", y="distance", hue="size", shade="size", row=of_text, over=over, name=name,
+                  caption=caption)  # fmt: skip
 
 
 def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts", caption: str = ""):
     """Start of the most similar block against its size, as shares of all layers, the authors' starts beside."""
-    if nearest.empty:
-        return Nothing(name)
-    picture = Picture(AXES["share"], "Start of the most similar block, l*(n) / L", percent="xy")
-    picture.reach(0, [0, 1], [0, 1.03])
-    picture.line([0, 1], [1, 0], colour=GREY, line="dash", label="the block ends at the last layer", width=1)
-    several = nearest["corpus"].nunique() > 1
-    looks = looks_of(in_order(nearest["model"].unique()))
-    for (model, corpus), line in nearest.groupby(["model", "corpus"], sort=False):
-        stroke = MODELS[list(nearest["corpus"].unique()).index(corpus) % len(MODELS)]
-        label = f"{model}, {corpus}" if several else model
-        hover = [f"{label}: n = {n}, l* = {l}" for n, l in zip(line["size"], line["start"], strict=True)]  # noqa: E741
-        look = looks[model] | {"line": stroke, "width": 2, "size": 3, "label": label, "hover": hover}
-        picture.line(line["share"], line["start"] / line["layers"], **look)
-    for number, (model, (layers, starts)) in enumerate(paper.AUTHORS_STARTS.items() if authors else ()):
-        sizes = np.arange(1, len(starts) + 1)
-        hover = [f"{model}, the authors: n = {n}, l* = {l}" for n, l in zip(sizes, starts, strict=True)]  # noqa: E741
-        look = {"colour": GREY, "line": MODELS[number % len(MODELS)], "marker": MARKERS[number], "filled": False}
-        look |= {"width": 1, "size": 3, "hover": hover, "label": f"{model}, the authors'"}
-        picture.line(sizes / layers, np.array(starts) / layers, **look)
     caption = caption or "First layer of the most similar block against its size, as shares of all layers."
-    return picture.finish(name, plain_table(nearest), caption, alt_text([("", nearest)], "model", "size", "start"))
+    rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
+    last = pd.DataFrame({"label": "the block ends at the last layer", "share": [0, 1], "start_share": [1, 0]})
+    over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
+    several = "corpus" if rows["corpus"].nunique() > 1 else None
+    return curves(rows, x="share", y="start_share", hue="model", stroke=several, col=None, row=None, over=over,
+                  name=name, caption=caption)  # fmt: skip
 
 
-def losses(rows: pd.DataFrame, *, y: str = "value", name: str = "losses", caption: str = ""):
-    """Loss against the share dropped, a line a healing and rule; `y` may be "relative", over ln V (paper, figure 3).
-
-    What lies above guessing is cut off, and a healing of one or two cuts is left out.
-    """
-    rows = rows[rows["size"].notna() & rows["rule"].isin(["similarity", "simple"])]
-    rows = rows[rows.groupby(["model", "task", "healed", "rule"])["cut"].transform("size") > 2]
-    if rows.empty:
-        return Nothing(name)
-    unit = rows["guessing"] if y == "relative" else 1.0
-    rows = rows.assign(low=rows["low"] / unit, high=rows["high"] / unit, number=rows[y])
-    rows["line"] = [
-        "not healed" if pd.isna(rank) else f"healed, rank {rank:.0f}, {tokens:,.0f} tokens"
-        for rank, tokens in zip(rows["rank"], rows["tokens"], strict=True)
-    ]
-    panels = list(panels_of(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
-    title = AXES["relative"] if y == "relative" else "Loss, nats a token"
-    picture = Picture(AXES["share"], title, [title for title, _ in panels], percent="x")
-    looks = looks_of(in_order(rows["line"].unique(), ("not healed",)))
-    for panel, (_, own) in enumerate(panels):
-        top = 1.0 if y == "relative" else float(own["guessing"].max())
-        drawn = own[own["number"] <= 1.15 * top]
-        picture.reach(panel, span([drawn["share"]], zero=True), span([drawn["number"], pd.Series([top])]))
-        picture.level(top, "guessing", panel=panel, line="dot")
-        for (healed, rule, label), line in drawn.groupby(["healed", "rule", "line"], sort=False):
-            line, look = line.sort_values("share"), looks[label] | {"line": "solid" if rule == "similarity" else "dash"}
-            picture.band(line["share"], line["low"], line["high"], colour=look["colour"], panel=panel, label=label)
-            hover = [
-                hover_text(f"{rule_title(rule)}\n{healed}", of, "share", "number", "low", "high")
-                for of in records(line)
-            ]
-            picture.line(line["share"], line["number"], **look, panel=panel, label=label, hover=hover, size=3)
+def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
+    """Distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (paper, figure 4)."""
+    rows = kept_distances(distances)
+    of_size = rows.groupby(["model", "corpus", "size"])["distance"]
+    least, most = of_size.transform("min"), of_size.transform("max")
+    rows = rows.assign(shade=(rows["distance"] - least) / (most - least).replace(0, np.nan))
+    authors = paper.authors_starts().assign(label="the authors' l*(n)")
+    marks = pd.concat([nearest_of(distances).assign(label=NEAREST), authors])
     caption = caption or (
-        "Loss on text against the layers dropped, healed and not; dashed under the simple heuristic. What lies far "
-        "above guessing is cut off."
+        "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
+        "the last layer and is never dropped."
     )
-    return picture.finish(
-        name,
-        plain_table(rows.drop(columns=["number", "line"])),
-        caption,
-        alt_text(panels, "healed", "share", y, few=True),
-    )
+    return _maps(rows, marks, "Distance, rescaled in each row", "distance", "d = {:.3f}", name, caption)
 
 
-def training(rows: pd.DataFrame, *, name: str = "training", caption: str = ""):
-    """Loss by tokens of healing, a line a run, coloured by how many layers were dropped."""
+def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: str = "block-map", caption: str = ""):
+    """What each block costs, over first layer and size: 0 is the whole model, 1 guessing. The best block of each size
+    is marked; of `nearest` (statistics.nearest) the most similar one too."""
+    way = rows["guessing"] - (rows["value"] - rows["cost"])
+    rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
+    best = rows[rows["place"] == 1].assign(label="best of its size")
+    marks = best if nearest is None else pd.concat([best, nearest.assign(label=NEAREST)])
+    caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
+    title = "Loss added, as a share of the way to guessing"
+    return _maps(rows, marks, title, "cost", "{:+.2f} nats a token", name, caption)
+
+
+def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: str, name: str, caption: str):
+    """Maps of the column `shade`, 0 to 1, over first layer and size, whose hover says the column `told`; `marks` are
+    blocks of columns model, label, start and size, and of the text where they have one."""
     if rows.empty:
         return Nothing(name)
-    panels = list(panels_of(rows, "model", None))
-    picture = Picture("Tokens of healing", "Training loss, nats a token", [title for title, _ in panels])
-    scale = ScalarMappable(Normalize(0, rows["size"].max()), SIZES)
+    text = next(column for column in ("corpus", "task") if column in rows)
+    panels = list(panels_of(rows, "model", text if rows[text].nunique() > 1 else None))
+    columns = min(2, len(panels))
+    tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
+    picture = Picture(AXES["start"], "Layers in the block, n", [of for of, _ in panels], columns=columns, tall=tall)
+    labels = list(marks["label"].unique())
     for panel, (_, own) in enumerate(panels):
-        picture.reach(panel, span([own["tokens"]], zero=True), span([own["loss"]]))
-        for (healing, cut, size, _), line in own.groupby(["healing", "cut", "size", "path"], sort=False):
-            line = line.assign(loss=line["loss"].rolling(5, min_periods=1).mean())[:: max(1, len(line) // 20)]
-            hover = [
-                f"{size} layers dropped ({cut}), {healing}\n{of.tokens:,.0f} tokens: {of.loss:.2f}"
-                for of in line.itertuples()
-            ]
-            picture.line(
-                line["tokens"], line["loss"], colour=to_hex(scale.to_rgba(size)), panel=panel, hover=hover, width=1
-            )
-    picture.colour_bar(scale, "Layers dropped, n")
-    caption = caption or "Training loss while healing, mean of 5 steps, a line a run."
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "tokens", "loss", few=True))
+        layers = int(own["layers"].iloc[0])
+        blocks = {"index": range(1, layers + 1), "columns": range(layers)}
+        shade, raw = (own.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", told))
+        hover = [
+            [f"layers {start} to {start + size - 1} (n = {size}): {form.format(value)}" for start, value in of.items()]
+            for size, of in raw.iterrows()
+        ]
+        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
+        picture.heat(shade.to_numpy(dtype=float), hover=hover, title=title, panel=panel, y0=1)
+        for label, line in over_of(marks, own).groupby("label", sort=False):
+            number = labels.index(label)
+            look = {"colour": ("#ffffff", RED, YELLOW)[number + (told == "distance")], "filled": not number}
+            look |= {"marker": list(MARKERS)[number], "size": 3 + 2 * bool(number), "line": None, "label": label}
+            picture.line(line["start"], line["size"], panel=panel, **look)
+    return picture.finish(name, plain_table(rows.drop(columns="shade")), caption, alt_text(panels, told))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = None, col: str = "model",
@@ -285,80 +197,53 @@ def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = N
 
     What is infinite stands at the right end, open.
     """
-    low, high = ("low", "high") if x == "value" else (f"{x}_low", f"{x}_high")
-    rows = rows[rows[x].notna()].copy()
+    rows, ends = rows[rows[x].notna()].copy(), ends_of(x)
     if rows.empty:
         return Nothing(name)
-    for column in (low, high):
+    for column in (x, *ends):
         rows[column] = rows[column].astype(float) if column in rows else np.nan
     panels = list(panels_of(rows, col, None))
     names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
-    hues = list(dict.fromkeys(rows[hue].astype(str))) if hue else [""]
-    tall = [max(60, (24 + 12 * (len(hues) - 1)) * len(of_panel) + 20) for of_panel in names]
-    picture = Picture(
-        title or AXES.get(x, x), "", [t for t, _ in panels], tall=tall, percent="x" if x == "share" else ""
-    )
-    looks = looks_of(hues)
+    hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
+    looks = looks_of(hues.unique())
+    tall = [max(60, (24 + 12 * (len(looks) - 1)) * len(of_panel) + 20) for of_panel in names]
+    titles = [of for of, _ in panels]
+    picture = Picture(title or AXES.get(x, x), "", titles, tall=tall, percent="x" * (x == "share"))
     for panel, ((_, own), of_panel) in enumerate(zip(panels, names, strict=True)):
-        finite = [own[column][np.isfinite(own[column].astype(float))].astype(float) for column in (low, x, high)]
-        left, right = span([*finite, pd.Series([0.0])])
+        left, right = span([own[x], *(own[end] for end in ends), [0.0]])
         picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
         picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
-        for number, value in enumerate(hues):
-            line = own[own[hue].astype(str) == value] if hue else own
-            if line.empty:
-                continue
-            places = [of_panel.index(one) + 0.16 * number for one in line[y].astype(str)]
-            dots = line[x].astype(float).clip(left, right)
-            ends = line[low].astype(float).clip(left, right), line[high].astype(float).clip(left, right)
-            look = {**looks[value], "line": None, "panel": panel, "label": rule_title(value) if hue else None}
-            picture.bars(dots, places, *ends, colour=look["colour"], panel=panel, label=look["label"])
-            hover = [hover_text(rule_title(str(of[y])), of, hue or "", x, low, high) for of in records(line)]
-            finite = np.isfinite(line[x].astype(float)).to_numpy()
-            for these, filled in ((finite, True), (~finite, False)):
+        for number, (value, line) in enumerate(own.groupby(hues[own.index], sort=False)):
+            places = np.array([of_panel.index(one) + 0.16 * number for one in line[y].astype(str)])
+            dots, low, high = (line[column].clip(left, right) for column in (x, *ends))
+            look = {**looks[value], "panel": panel, "label": rule_title(value) if hue else None}
+            known = low.notna().to_numpy()
+            bars = np.stack([low, high, np.full(len(low), np.nan)], axis=1)[known].ravel()
+            picture.line(bars, np.repeat(places[known], 3), colour=look["colour"], panel=panel, width=1.2)
+            titles = line[y].astype(str).map(rule_title)
+            said = [hover_text(*of, hue or "", x, *ends) for of in zip(titles, line.to_dict("records"))]
+            said = np.array(said, dtype=object)
+            for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
-                    said = [text for text, shown in zip(hover, these, strict=True) if shown]
-                    picture.line(dots[these], np.array(places)[these], **look, hover=said, filled=filled)
+                    picture.line(
+                        dots[these], places[these], **look, line=None, hover=np.array(said)[these], filled=filled
+                    )
     caption = caption or f"{title or AXES.get(x, x)}. Bars are 95% intervals."
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, hue or y, y, x, few=True))
-
-
-def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: str = "block-map", caption: str = ""):
-    """What each block costs, over first layer and size: 0 is the whole model, 1 guessing. The best block of each size
-    is marked; of `nearest` (statistics.nearest) the most similar one too."""
-    rows = rows[rows["size"] > 0]
-    if rows.empty:
-        return Nothing(name)
-    panels = list(panels_of(rows, "model", "topic" if rows["task"].nunique() > 1 else None))
-    picture = _squares(panels)
-    for panel, (_, own) in enumerate(panels):
-        way = own["guessing"] - (own["value"] - own["cost"])
-        shares = own.assign(shade=(own["cost"] / way).clip(0, 1))
-        _map(picture, panel, shares, "Loss added, as a share of the way to guessing", "{:+.2f} nats a token", "cost")
-        best, look = own[own["place"] == 1], {"line": None, "panel": panel, "size": 3}
-        picture.line(best["start"], best["size"], colour="#ffffff", marker="circle", label="best of its size", **look)
-        if nearest is not None:
-            line = _of_panel(nearest, own)
-            look |= {"filled": False, "size": 5, "label": NEAREST}
-            picture.line(line["start"], line["size"], colour=RED, marker="square", **look)
-    caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, "size", "start", "cost", few=True))
+    return picture.finish(name, plain_table(rows), caption, alt_text(panels, x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None):
     """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)"."""
     shown = pd.DataFrame(index=rows.index)
     for column in columns if columns is not None else list(rows.columns):
-        low, high = ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+        low, high = ends_of(column)
         if columns is None and column.endswith(("low", "high")):
             continue
+        cells = [cell_text(value) for value in rows[column].tolist()]
         if low in rows and high in rows:
-            cells = [
-                say(*ends, digits=digits_of(rows[column]))
-                for ends in zip(rows[column], rows[low], rows[high], strict=True)
-            ]
-        else:
-            cells = [cell_text(value) for value in rows[column].tolist()]
+            largest = rows[column].replace([np.inf, -np.inf], np.nan).abs().max()
+            digits = 2 if pd.notna(largest) and largest >= 10 else 3
+            cells = [say(*ends, digits=digits) for ends in zip(rows[column], rows[low], rows[high], strict=True)]
         shown[column.replace("_", " ")] = cells
     return as_table(shown, caption)
 
@@ -366,26 +251,103 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 # ---- what they share ------------------------------------------------------------------------------------------------
 
 
-def _squares(panels: list) -> Picture:
-    columns = min(2, len(panels))
-    tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
-    return Picture(FIRST, "Layers in the block, n", [title for title, _ in panels], columns=columns, tall=tall)
+def ends_of(column: str) -> tuple[str, str]:
+    """The columns of the interval of a number."""
+    return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
 
 
-def _map(picture: Picture, panel: int, own: pd.DataFrame, title: str, form: str, told: str):
-    """A map of the column `shade`, from 0 to 1, over first layer and size, whose hover says the column `told`."""
-    layers = int(own["layers"].iloc[0])
-    blocks = {"index": range(1, layers + 1), "columns": range(layers)}
-    shade, raw = (own.pivot(index="size", columns="start", values=name).reindex(**blocks) for name in ("shade", told))
-    hover = [
-        [f"layers {start} to {start + size - 1} (n = {size}): {form.format(value)}" for start, value in of.items()]
-        for size, of in raw.iterrows()
-    ]
-    picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
-    picture.heat(shade.to_numpy(dtype=float), hover=hover, title=title, panel=panel, y0=1)
+def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A title and rows for each panel: rows of panels are of one `row`, their columns of one `col`; none is empty."""
+    floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
+    cols = rows[col].astype(str) if col else pd.Series("", rows.index)
+    heads = rows[row].astype(str) if row else pd.Series("", rows.index)
+    for head in heads.unique():
+        for one in in_order(cols.unique()):
+            found = rows[(heads == head) & (cols == one)]
+            title = visible(model_title(one) if col == "model" else one)
+            title += ", only guesses" if len(found) and floors[found.index].all() else ""
+            if len(found):
+                yield (f"{visible(rule_title(head))}\n{title}" if row else title), found
 
 
-def _of_panel(best: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
-    """The most similar blocks of a panel's model, on its text where it has one, of its sizes."""
-    found = best[(best["model"] == own["model"].iloc[0]) & best["size"].isin(own["size"])]
-    return found[found["corpus"] == own["corpus"].iloc[0]] if "corpus" in own else found
+def over_of(over: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame:
+    """Of what is drawn beside the rows of a panel, what is of its model and text and no larger than its blocks."""
+    if over is None or "model" not in over:
+        return pd.DataFrame() if over is None else over
+    found = over[over["model"] == own["model"].iloc[0]]
+    if "corpus" in own and "corpus" in found:
+        found = found[found["corpus"].isna() | (found["corpus"] == own["corpus"].iloc[0])]
+    return found[found["size"].isin(own["size"])] if "size" in own else found
+
+
+def looks_of(names: Iterable[str]) -> dict[str, dict]:
+    """A colour and a marker for each name: its own where it has one, else one that none here has."""
+    names = list(names)
+    free = [colour for colour in PALETTE if colour not in {COLOURS.get(name) for name in names}] or PALETTE
+    others = [name for name in names if name not in COLOURS]
+    colours = COLOURS | {name: free[number % len(free)] for number, name in enumerate(others)}
+    markers = list(MARKERS) * len(names)
+    return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, markers)}
+
+
+def levels_of(own: pd.DataFrame, y: str) -> dict[str, float]:
+    """Heights to compare with: of guessing and of the whole model, where all lines of a panel have the same."""
+    if y == "kept":
+        return {"the whole model": 1.0, "guessing": 0.0}
+    names = {"guessing": "guessing", "whole": "the whole model"} if y == "value" else {}
+    found = {label: own[name].dropna().round(4).unique() for name, label in names.items() if name in own}
+    return {label: float(values[0]) for label, values in found.items() if len(values) == 1}
+
+
+def span(values: Sequence[Iterable], *, zero: bool = False) -> list[float]:
+    """A range that holds all values, with some room; from 0 on where `zero`."""
+    every = np.concatenate([np.asarray(one, dtype=float) for one in values])
+    every = every[np.isfinite(every)]
+    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
+    room = 0.04 * ((high - low) or abs(high) or 1.0)
+    return [0.0 if zero and low >= 0 else low - room, high + room]
+
+
+def hover_text(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
+    said = [label]
+    if pd.notna(of.get("size")):
+        said.append(f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else ""))
+    if x and x not in ("size", "share", "start", "start_share"):
+        said.append(f"{x} {cell_text(of[x])}")
+    said.append(say(of[y], of.get(low), of.get(high), digits=3))
+    return "\n".join(said + ([f"{of['items']} items"] if "items" in of else []))
+
+
+def lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+
+
+def cell_text(value) -> str:
+    """A cell of a table: a number rounded, a rule in words, nothing where nothing is known."""
+    if isinstance(value, str):
+        return rule_title(value) if value in ("similarity", "simple") else value
+    if pd.api.types.is_scalar(value) and pd.isna(value):
+        return ""
+    if isinstance(value, (bool, np.bool_)):
+        return "yes" if value else "no"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.3g}"
+    return f"{value:,.0f}" if isinstance(value, (int, float, np.integer)) else str(value)
+
+
+def plain_table(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows without vectors: what is downloaded."""
+    return rows.drop(columns=VECTORS, errors="ignore")
+
+
+def alt_text(panels: list, y: str, hue: str | None = None, x: str = "") -> str:
+    """The panels in words: the first and the last point of each line of a colour, or the least and the most."""
+    said = []
+    for title, own in panels:
+        for label, line in own.groupby(own[hue].astype(str), sort=False) if hue else [("", own)]:
+            course = f"{line[y].min():.2g} to {line[y].max():.2g}"
+            if hue:
+                (a, b), (c, d) = line.sort_values(x)[[x, y]].astype(float).iloc[[0, -1]].to_numpy()
+                course = f"{b:.2g} at {a:.2g}, {d:.2g} at {c:.2g}"
+            said.append(", ".join(filter(None, [title.replace("\n", ", "), rule_title(label), course])))
+    return "; ".join(said) + "."

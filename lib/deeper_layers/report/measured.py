@@ -13,9 +13,9 @@ import pandas as pd
 
 from deeper_layers.report.estimates import accuracy, difference
 from deeper_layers.report.names import topic
-from deeper_layers.report.statistics import interval, one_rule
+from deeper_layers.report.pairing import one_rule
 from deeper_layers.results.frames import QUESTION
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.results.units import all_units
 
 WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
 THREADS = re.compile(r"processor.*, (\d+) threads?")
@@ -59,32 +59,30 @@ LICENCES = {
     "SmolLM2-135M-Instruct": "Apache-2.0",
     "Gemma-3-270m": "Gemma terms of use",
 }
+OF_RUNS = "model kind name cuts measured hours processors processor_hours GiB watt_hours device commit path"
 
 
 def runs(folder: Path | None = None) -> pd.DataFrame:
-    """A row for each result file: model, kind, name, cuts, measured (day), hours, processors, processor_hours, GiB,
-    watt_hours, device, commit, path. What a group of tasks took is that of its tasks."""
+    """Every file of results and what it took: model, kind, name, cuts, measured (day), hours, processors,
+    processor_hours, GiB, watt_hours, device, commit, path. What a group of tasks took is that of its tasks."""
     rows = []
     for unit in (unit for kind in KINDS for unit in all_units(folder, kind) if "units" not in unit.details):
-        ran = unit.provenance
-        seconds = ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0)
-        memory, number = ran.get("peak_memory_bytes") or 0, processors(ran["device"])
-        row = {"model": unit.key["model"]["name"], "kind": unit.kind, "name": unit.name}
-        row |= {"cuts": _cuts(unit), "measured": ran["measured"][:10], "hours": seconds / 3600, "processors": number}
-        row |= {"processor_hours": seconds / 3600 * (number or 0), "GiB": memory / 2**30}
-        row |= {"watt_hours": watt_hours(seconds, ran["device"], memory), "device": ran["device"]}
-        path = f"{unit.path.parent.name}/{unit.path.name}" if unit.path else ""
-        rows.append(row | {"commit": (ran["commit"] or "unknown")[:10], "path": path})
-    return pd.DataFrame(rows)
+        ran, key = unit.provenance, unit.key
+        seconds, device = ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0), ran["device"]
+        memory, number = ran.get("peak_memory_bytes") or 0, processors(device)
+        row = {"model": key["model"]["name"], "kind": unit.kind, "name": unit.name, "measured": ran["measured"][:10]}
+        row["cuts"] = 1 if "cut" in key else len(key.get("cuts", key.get("sizes", [])))
+        row |= {"hours": seconds / 3600, "processors": number, "processor_hours": seconds / 3600 * (number or 0)}
+        row |= {"GiB": memory / 2**30, "watt_hours": watt_hours(seconds, device, memory), "device": device}
+        row["commit"] = (ran["commit"] or "unknown")[:10]
+        rows.append(row | {"path": f"{unit.path.parent.name}/{unit.path.name}" if unit.path else ""})
+    return pd.DataFrame(rows, columns=OF_RUNS.split())
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
     """Runs added up: model, kind, what (in words), runs, hours, processor_hours, watt_hours, GiB (at most)."""
-    every = runs(folder)
-    if every.empty:
-        return pd.DataFrame(columns=["model", "kind", "what", "runs", "hours", "processor_hours", "watt_hours", "GiB"])
     added = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
-    found = every.groupby(["model", "kind"], sort=False).agg(runs=("kind", "size"), **added, GiB=("GiB", "max"))
+    found = runs(folder).groupby(["model", "kind"], sort=False).agg(runs=("kind", "size"), **added, GiB=("GiB", "max"))
     found = found.reset_index()
     found.insert(2, "what", found["kind"].map(KINDS))
     return found
@@ -103,68 +101,56 @@ def models(folder: Path | None = None) -> pd.DataFrame:
     """The models: model, layers, weights (how they are published), hash, dtype, vocabulary (tokens), licence."""
     rows: dict[str, dict] = {}
     for unit in (unit for kind in ("loss", "blocks", "sweep") for unit in all_units(folder, kind)):
-        name = unit.key["model"]["name"]
-        row = rows.setdefault(name, {"model": name, "layers": unit.details["num_layers"]})
-        row.setdefault("weights", unit.details.get("weights", ""))
-        row.setdefault("hash", unit.key["model"]["weights"][:23])
-        row.setdefault("dtype", unit.key["dtype"])
-        if "vocabulary" in unit.details:
-            row.setdefault("vocabulary", int(unit.details["vocabulary"]))
-        row["licence"] = LICENCES.get(name, "")
-    return pd.DataFrame(rows.values())
+        key, details = unit.key, unit.details
+        name = key["model"]["name"]
+        known = {"layers": details["num_layers"], "weights": details.get("weights", ""), "dtype": key["dtype"]}
+        known |= {"hash": key["model"]["weights"][:23], "licence": LICENCES.get(name, "")}
+        known |= {"vocabulary": int(details["vocabulary"])} if "vocabulary" in details else {}
+        rows[name] = {"model": name} | known | rows.get(name, {})
+    columns = ["model", "layers", "weights", "hash", "dtype", "vocabulary", "licence"]
+    return pd.DataFrame(rows.values(), columns=columns)
 
 
 def asked_twice(scores: pd.DataFrame) -> pd.DataFrame:
-    """Same models, same items, asked twice: model, task, topic, cut, size, items, answers, differ (chosen otherwise),
-    turned (right in one of them only), value (accuracy the second time less that of the first) with low and high."""
-    own = scores[scores["chosen"].notna() & scores["outcome"].notna() & (scores["metric"] == "acc")]
-    own = one_rule(own[own["repeat"] <= 1])
-    key, rows = [*QUESTION, "cut", "changed"], []
-    own = own.drop_duplicates([*key, "repeat"])
-    both = own.groupby(key, dropna=False)["repeat"].transform("nunique") == 2
-    asked = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"]
-    for place, found in own[both].groupby(asked, dropna=False, sort=False):
+    """Same models, same items, asked twice: model, task, topic, cut, size, shots, items, answers, differ (chosen
+    otherwise), turned (right in one of them only), value (accuracy the second time less the first), low, high."""
+    own = one_rule(scores[scores["chosen"].notna() & scores["outcome"].notna() & (scores["metric"] == "acc")])
+    key = [*QUESTION, "cut", "changed"]
+    own = own[own["repeat"] <= 1].drop_duplicates([*key, "repeat"])
+    own = own[own.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
+    asked, rows = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"], []
+    for place, found in own.groupby(asked, dropna=False, sort=False):
         found = found.sort_values("subject", na_position="first")
         first, second = (found[found["repeat"] == number] for number in (1, 0))
         chosen, right = ([np.concatenate(list(of[name])) for of in (first, second)] for name in ("chosen", "outcome"))
         row = dict(zip(asked, place, strict=True)) | {"topic": topic(place[1]), "items": len(right[0])}
         row |= {"answers": len(right[0]), "differ": int((chosen[0] != chosen[1]).sum())}
-        row |= {"turned": int((right[0] != right[1]).sum())}
-        rows.append(row | interval(difference(right[1], right[0])))
-    names = ["model", "task", "topic", "cut", "size", "shots", "items", "answers", "differ", "turned", "value", "low"]
-    return pd.DataFrame(rows, columns=[*names, "high"])
+        rows.append(row | {"turned": int((right[0] != right[1]).sum())} | difference(right[1], right[0]).columns())
+    names = "model task topic cut size shots items answers differ turned value low high"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Published scores beside the same measured now: model, task, topic, size, start, items, published, low, high,
-    again, within (Wilson's interval of the published one)."""
+    """Published scores beside the same measured now: model, task, topic, size, start, items, published with
+    published_low and published_high (Wilson's), again, within (that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
-    columns = [*key, "size", "start", "items", "value"]
-    old, new = (one[one["outcome"].notna() & (one["metric"] != "loss")] for one in (published, again))
-    old = old[(old["repeat"] == 0) & old["healing"].isna() & old["bits"].isna()]
-    both = new[columns].drop_duplicates(key).merge(old[[*key, "outcome"]].drop_duplicates(key), on=key, how="left")
-    rows = []
-    for row in both.to_dict("records"):
-        known = row.pop("outcome")
-        told = {"published": np.nan, "low": np.nan, "high": np.nan}
-        if isinstance(known, np.ndarray):
-            told = interval(accuracy(known), "published")
-            told = dict(zip(("published", "low", "high"), told.values(), strict=True))
-        within = told["low"] <= row["value"] <= told["high"]
-        rows.append({**row, "topic": topic(row["task"]), **told, "again": row["value"], "within": within})
-    names = ["model", "task", "topic", "size", "start", "items", "published", "low", "high", "again", "within"]
-    return pd.DataFrame(rows, columns=names)
+    old, new = (one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key) for one in
+                (published.query("repeat == 0 and healing.isna() and bits.isna()"), again))  # fmt: skip
+    both = new.merge(old[[*key, "outcome"]], on=key, suffixes=("", "_old"))
+    known = pd.DataFrame([accuracy(outcome).columns("published") for outcome in both["outcome_old"]], both.index)
+    both = both.rename(columns={"value": "again"}).assign(topic=both["task"].map(topic)).join(known)
+    within = both["again"].between(both["published_low"], both["published_high"]) if len(both) else False
+    names = "model task topic size start items published published_low published_high again within"
+    return both.assign(within=within)[names.split()] if len(both) else pd.DataFrame(columns=names.split())
 
 
 def sizes(scores: pd.DataFrame) -> pd.DataFrame:
     """Weights and answers by type: model, bits, size, share, bytes, MB, task, topic, items, value with low and high."""
-    own = scores[scores["bytes"].notna() & (scores["metric"] == "acc") & scores["healing"].isna()]
-    own = own[own["repeat"] == 0].drop_duplicates(["model", "bits", "cut", "task", "subject"])
+    own = scores.query("bytes.notna() and metric == 'acc' and healing.isna() and repeat == 0")
+    own = own.drop_duplicates(["model", "bits", "cut", "task", "subject"])
     own = own.assign(bits=own["bits"].fillna("as published"), topic=own["task"].map(topic), MB=own["bytes"] / 1e6)
-    right = (own["value"] * own["items"]).round()
-    ends = [
-        accuracy((np.arange(items) < number).astype(float)) for items, number in zip(own["items"], right, strict=True)
-    ]
+    right = zip(own["items"], (own["value"] * own["items"]).round())
+    ends = [accuracy((np.arange(items) < number).astype(float)) for items, number in right]
     own = own.assign(low=[end.low for end in ends], high=[end.high for end in ends])
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
     return own[names].sort_values(["model", "bits", "size", "task"], ignore_index=True)
@@ -172,12 +158,12 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
 
 def answers(folder: Path | None = None) -> pd.DataFrame:
     """What checkpoints say in llama.cpp: model, size, variant (whole, sliced, healed, rounded), prompt, answer."""
-    rows = []
-    for unit in all_units(folder, "take-away"):
-        shared = {"model": unit.key["model"]["name"], "size": int(unit.rows["size"].max())}
-        for variant, said in unit.details.get("answers", {}).items():
-            for prompt, answer in zip(unit.key["prompts"], said, strict=False):
-                rows.append(shared | {"variant": variant, "prompt": prompt, "answer": answer})
+    rows = [
+        {"model": unit.key["model"]["name"], "size": int(unit.rows["size"].max()), "variant": variant, "prompt": prompt,
+         "answer": answer}
+        for unit in all_units(folder, "take-away") for variant, said in unit.details.get("answers", {}).items()
+        for prompt, answer in zip(unit.key["prompts"], said, strict=False)
+    ]  # fmt: skip
     return pd.DataFrame(rows, columns=["model", "size", "variant", "prompt", "answer"])
 
 
@@ -192,9 +178,3 @@ def watt_hours(seconds: int | float, device: str, memory: int | float) -> float 
     if (number := processors(device)) is None:
         return None
     return seconds / 3600 * (number * WATTS + memory / 1e9 * WATTS_OF_GB) * BESIDE
-
-
-def _cuts(unit: Unit) -> int:
-    if "cuts" in unit.key:
-        return len(unit.key["cuts"])
-    return 1 if "cut" in unit.key else len(unit.key.get("sizes", []))

@@ -1,5 +1,6 @@
 """What results hold of one cut of a model: its scores beside the whole model's, and which tasks it ruins."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -7,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.report.estimates import difference, guessing, is_at_floor
+from deeper_layers.report.estimates import Estimate, are_shares, difference, each_mean, is_at_floor
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import are_shares, by_run, each_mean, joined, of_key, runs_of, same_items
-from deeper_layers.report.statistics import RULES, kept_distances, one_rule
+from deeper_layers.report.pairing import Run, by_run, guessing, joined, main_metrics, one_rule, runs_of, same_items
+from deeper_layers.report.statistics import RULES, kept_distances
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
 FEW = 10  # items: of fewer nothing is sure
@@ -79,68 +80,53 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
     """What the table of one model says of a cut, by task; of a healed one too, where its rows are given."""
     unhealed, found = scores[scores["healing"].isna() & scores["outcome"].notna()], {}
     unhealed = unhealed.assign(run=runs_of(unhealed))
-    for key, run in by_run(unhealed).items():
+    metrics, of_healed = main_metrics(unhealed), {} if healed is None else by_run(healed)
+    for key, runs in by_run(unhealed).items():
         _, dtype, bits, task, shots, _, metric = key
-        if bits is not None and healed is None or metric != _metric(unhealed, task):
+        # a healed model has one kind of run of what was asked
+        repaired = next((run[cut.name] for run in of_healed.get(key, {}).values()), None)
+        if metric != metrics[task] or (repaired is None if healed is not None else bits is not None):
             continue
-        repaired = None if healed is None else _of_healed(healed, key)
-        if healed is not None and repaired is None:
-            continue
-        for name, of_run in run.items():
-            own = repaired or of_run.get(cut.name)
-            pair = same_items({name: of_run}, own, (UNPRUNED.name, cut.name)) if own else None
+        for name, run in runs.items():
+            own = repaired or run.get(cut.name)
+            pair = same_items({name: run}, own, (UNPRUNED.name, cut.name)) if own else None
             if pair is None:
                 continue
-            rows = unhealed[(unhealed["task"] == task) & (unhealed["run"] == name) & (unhealed["metric"] == metric)]
+            how = dtype if bits is None else f"{dtype}, weights in {bits}"
             shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
             shown += "" if shots is None or metric == "loss" else f", {shots}-shot"
-            how = dtype if bits is None else f"{dtype}, weights in {bits}"
-            ends = [(one.value, one.low, one.high) for one in each_mean(np.stack(pair))]
-            mended = None if repaired is None else joined(repaired, repaired)
-            after = None if mended is None else each_mean(mended[None])[0]
-            one = Score(topic(task), shown, "loss" if metric == "loss" else "accuracy", len(pair[0]), how, *ends,
-                        None if after is None else (after.value, after.low, after.high))  # fmt: skip
+            mended = [] if repaired is None else [joined(repaired, repaired)]
+            numbers = [(one.value, one.low, one.high) for one in [*each_mean(np.stack(pair)), *map(_mean, mended)]]
+            kind = "loss" if metric == "loss" else "accuracy"
+            one = Score(topic(task), shown, kind, len(pair[0]), how, *numbers)
             if are_shares(np.stack(pair)):
-                one = _judged(one, unhealed, rows, of_run, cut, pair, mended)
-            kept = found.get(task)
-            extent = (one.rule in RULES, one.items, len(of_run))
-            if kept is None or extent > kept[0]:
+                of_run = (unhealed["run"] == name) & (unhealed["metric"] == metric) & (unhealed["task"] == task)
+                one = _judged(one, unhealed[of_run], run, cut, pair, [*pair, *mended][-1])
+            extent = (one.rule in RULES, one.items, len(run))
+            if task not in found or extent > found[task][0]:
                 found[task] = extent, one
     return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
-def _judged(one: Score, scores: pd.DataFrame, rows: pd.DataFrame, of_run: dict, cut: Cut, pair: list, mended) -> Score:
+def _mean(outcome: np.ndarray) -> Estimate:
+    return each_mean(outcome[None])[0]
+
+
+def _judged(one: Score, rows: pd.DataFrame, run: Run, cut: Cut, pair: list[np.ndarray], left: np.ndarray) -> Score:
     """With what guessing scores, whether the task is ruined, and by which cuts of the rule it is not."""
-    level = guessing(rows)
-    known = not is_at_floor(pair[0], level)
-    ruined = known and surely_ruined(pair[0], pair[1] if mended is None else mended, level)
-    rule, largest = ALONE, None
-    of_cut = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
-    if of_cut:
-        rule = next((name for name in RULES if name in of_cut), of_cut[0])
-    if known:
-        every = rows[rows["rule"] == rule] if of_cut else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
-        cuts, largest = every.drop_duplicates("cut").sort_values("size"), 0
-        own = {subject: vector for subject, vector in of_run[cut.name].items()}
-        for name, size in zip(cuts["cut"], cuts["size"], strict=True):
-            vector = joined(of_run[name], own)
-            if vector is None or (
-                name != UNPRUNED.name and surely_ruined(joined(of_run[UNPRUNED.name], own), vector, level)
-            ):
+    level, largest = guessing(rows), None
+    chose = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
+    rule = next((name for name in (*RULES, *chose) if name in chose), ALONE)
+    ruined = False
+    if not is_at_floor(pair[0], level):
+        ruined, largest = surely_ruined(pair[0], left, level), 0
+        every = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
+        for name, size in every.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
+            outcomes = [joined(run[of], run[cut.name]) for of in (UNPRUNED.name, name)]
+            if outcomes[1] is None or (name != UNPRUNED.name and surely_ruined(*outcomes, level)):
                 break
             largest = int(size) if pd.notna(size) else cut.size
-    return Score(**{**vars(one), "guessing": level, "ruined": bool(ruined), "largest": largest, "rule": rule})
-
-
-def _metric(scores: pd.DataFrame, task: str) -> str:
-    metrics = list(dict.fromkeys(scores.loc[scores["task"] == task, "metric"]))
-    return "acc" if "acc" in metrics else metrics[0]
-
-
-def _of_healed(healed: pd.DataFrame, key: tuple) -> dict[str, np.ndarray] | None:
-    """The outcomes of a healed model on a task, by subject, where they are of one kind of run with others."""
-    found = by_run(healed[healed["outcome"].notna()]).get(of_key(key))
-    return None if found is None else next(iter(next(iter(found.values())).values()))
+    return dataclasses.replace(one, guessing=level, ruined=ruined, largest=largest, rule=rule)
 
 
 def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> str:

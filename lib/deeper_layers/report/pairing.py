@@ -1,15 +1,22 @@
-"""Which rows of the table of all results belong together: of one measurement, and outcomes of the same items."""
+"""Which rows of the table of all results belong together: of one measurement, and outcomes of the same items.
+
+A measurement is what was asked of one model and task under the cuts of one rule. Letters in shapes as in estimates.py.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
-from deeper_layers.report.estimates import Estimate, accuracy, best_measured, guessing, means, paired
+from deeper_layers.errors import InputError
+from deeper_layers.report.estimates import are_shares, is_at_floor
 
 PLACE = ["model", "task", "rule"]
+HOW = ["dtype", "shots", "order", "limit", "length", "engine"]
 RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
+Run = dict[str, dict[str, np.ndarray]]  # outcomes by cut and subject
 
 
 class Measured(NamedTuple):
@@ -21,7 +28,7 @@ class Measured(NamedTuple):
 
     place: dict
     cuts: pd.DataFrame
-    outcomes: np.ndarray
+    outcomes: Float[np.ndarray, "C I"]
     guessing: float
     rows: pd.DataFrame
 
@@ -29,73 +36,116 @@ class Measured(NamedTuple):
     def layers(self) -> int:
         return int(self.rows["layers"].iloc[0])
 
+    @property
+    def has_whole(self) -> bool:
+        """Whether items are right or wrong, and the whole model was asked them too."""
+        return self.cuts["size"].iloc[0] == 0 and are_shares(self.outcomes)
+
+    @property
+    def at_floor(self) -> bool:
+        return self.has_whole and is_at_floor(self.outcomes[0], self.guessing)
+
+    def records(self) -> list[dict]:
+        """What is known of each cut."""
+        return self.cuts.to_dict("records")
+
 
 def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
-    """Of each model, task, rule and whatever else tells curves apart the one measurement that counts.
+    """Of each model, task and rule, and of each value of the columns `also`, the one measurement that counts.
 
     What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
     right.
     """
-    levels: dict[tuple[str, str, str], float] = {}
-    for place, found in rows_measured(scores, also):
-        cuts, outcomes = paired(found)
+    levels: dict[tuple, float] = {}
+    every = scores if of is None else of
+    best = best_measured(scores, also) if len(scores) else scores
+    for place, rows in best[best["outcome"].notna()].groupby([*PLACE, *also], dropna=False, sort=False):
+        cuts, outcomes = paired(rows)
         if cuts["size"].isna().any():
             continue
-        is_loss = found["metric"].iloc[0] == "loss"
-        asked = (place["task"], found["metric"].iloc[0], str(found["limit"].iloc[0]))
-        if not is_loss and asked not in levels:  # it is the same for every model and rule
-            levels[asked] = guessing_of(scores if of is None else of, place["task"], found)
-        level = float(found["chance"].max()) if is_loss else levels[asked]
-        yield Measured(place, cuts, outcomes, level, found)
+        first = rows.iloc[0]
+        asked = (first["task"], first["metric"], str(first["limit"]))
+        if first["metric"] == "loss":
+            level = float(rows["chance"].max())
+        elif asked not in levels:  # it is the same for every model and rule
+            alike = every[(every["task"] == first["task"]) & (every["metric"] == first["metric"])]
+            same = alike[alike["limit"].eq(first["limit"]).fillna(False)] if pd.notna(first["limit"]) else alike
+            level = levels[asked] = guessing(same if len(same) else rows)
+        else:
+            level = levels[asked]
+        yield Measured(dict(zip([*PLACE, *also], place, strict=True)), cuts, outcomes, level, rows)
 
 
-def records(table: pd.DataFrame) -> list[dict]:
-    return table.to_dict("records")
+def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of `results.scores` that a curve is drawn of: of each model, task and rule one measurement.
+
+    Neither healed nor rounded, by the metric that the task is scored by (acc, or what it counts instead), and the one
+    with most items, then most cuts. Each value of the columns `also` has one of its own: with "healing" or "bits" among
+    them also what is healed or rounded.
+    """
+    rows = scores[scores["repeat"] == 0]
+    for name in {"healing", "bits"} - set(also):
+        rows = rows[rows[name].isna()]
+    rows = rows[rows["metric"] == rows["task"].map(main_metrics(rows))]
+    place, how = [*PLACE, *also], [name for name in HOW if name not in also]
+    extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
+    extent["items"] /= extent["cuts"]
+    best = extent.sort_values(["items", "cuts"]).reset_index().drop_duplicates(place, keep="last")
+    return rows.merge(best[[*place, *how]], on=[*place, *how])
 
 
-def rows_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> Iterator[tuple[dict, pd.DataFrame]]:
-    """The rows of the one measurement that counts of each model, task, rule and of whatever tells curves apart."""
-    best = best_measured(scores, also) if len(scores) else scores
-    best = best[best["outcome"].notna()]
-    for place, found in best.groupby([*PLACE, *also], dropna=False, sort=False):
-        yield dict(zip([*PLACE, *also], place, strict=True)), found
+def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
+    """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
+
+    The subjects of a group follow each other by name. Raises InputError where rows are of other items, or hold one cut
+    twice: filter them first.
+    """
+    rows = rows.sort_values("subject", na_position="first", kind="stable")
+    cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
+    vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
+    subjects = {cut: tuple(found.fillna("")) for cut, found in rows.groupby("cut")["subject"]}
+    if len(set(subjects.values())) > 1 or len({len(vector) for vector in vectors.values()}) > 1:
+        raise InputError("the cuts were not asked the same items, or one of them twice: filter the rows first")
+    return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
 
 
-def guessing_of(scores: pd.DataFrame, task: str, own: pd.DataFrame) -> float:
-    """What guessing scores on the items of a measurement, of which other rows may tell which choices are right."""
-    own_limit = own["limit"].iloc[0]
-    alike = scores[(scores["task"] == task) & (scores["metric"] == own["metric"].iloc[0])]
-    same = alike[alike["limit"].eq(own_limit).fillna(False)] if not pd.isna(own_limit) else alike
-    return guessing(same if len(same) else own)
+def guessing(rows: pd.DataFrame) -> float:
+    """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
+
+    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
+    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
+    is written is never right by chance.
+    """
+    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
+    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
+    if rows["subject"].isna().all():
+        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
+    right = np.concatenate([_right_choices(found) for found in asked])
+    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
 
 
-def are_shares(outcomes: np.ndarray) -> bool:
-    """Whether items are right or wrong: losses, parts of an item that add up, and other scores are not."""
-    return bool(np.isin(outcomes, (0, 1)).all())
+def _right_choices(rows: pd.DataFrame) -> np.ndarray:
+    """The number of the right choice of each item of one task, -1 where no row tells it."""
+    if (targets := rows["target"].dropna()).size:
+        return targets.iloc[0].astype(int)
+    found = np.full(int(rows["items"].iloc[0]), -1)
+    for row in rows.dropna(subset=["chosen", "outcome"]).itertuples():
+        found[row.outcome == 1] = row.chosen[row.outcome == 1]
+    return found
 
 
-def each_mean(outcomes: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
-    """The mean of each row of outcomes, [C, I]: Wilson's interval of an accuracy, else one that is drawn."""
-    outcomes = np.asarray(outcomes, dtype=float)
-    return list(map(accuracy, outcomes)) if are_shares(outcomes) else drawn_means(outcomes)
+def main_metrics(scores: pd.DataFrame) -> dict[str, str]:
+    """The metric that each task is scored by: acc, or what it counts instead."""
+    found = {task: list(of.unique()) for task, of in scores.groupby("task")["metric"]}
+    return {task: min(of, key=lambda one: (one != "acc", not one.startswith("exact"))) for task, of in found.items()}
 
 
-def changes(whole: np.ndarray, others: np.ndarray | Sequence[np.ndarray]) -> list[Estimate]:
-    """The mean of each less that of the whole model, of the same items."""
-    return drawn_means(np.asarray(others, dtype=float) - whole)
+def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
+    return scores[scores["rule"].notna() & ~scores["rule"].str.startswith("blocks of", na=False)]
 
 
-def drawn_means(table: np.ndarray) -> list[Estimate]:
-    """The mean of each row, [C, I], with the interval of its draws."""
-    values, draws = means(table)
-    return [Estimate.of(value, drawn) for value, drawn in zip(values, draws.T, strict=True)]
-
-
-Run = dict[str, dict[str, dict[str, np.ndarray]]]  # outcomes of what was asked alike by run, cut and subject
-
-
-def of_key(values: Sequence) -> tuple:
-    return tuple(None if pd.isna(value) else value for value in values)
+# ---- runs -----------------------------------------------------------------------------------------------------------
 
 
 def runs_of(rows: pd.DataFrame) -> pd.Series:
@@ -109,32 +159,34 @@ def runs_of(rows: pd.DataFrame) -> pd.Series:
     return path.where(rows["subject"].isna(), together)
 
 
-def by_run(rows: pd.DataFrame) -> dict[tuple, Run]:
+def by_run(rows: pd.DataFrame) -> dict[tuple, dict[str, Run]]:
     """The outcomes of all rows that have some, by what they were asked (RUN), then by run."""
-    found: dict[tuple, Run] = {}
+    found: dict[tuple, dict[str, Run]] = {}
     rows = rows[rows["outcome"].notna()]
     rows = rows.assign(run=runs_of(rows)).drop_duplicates([*RUN, "run", "cut", "subject"])
-    columns = [rows[name] for name in (*RUN, "run", "cut", "subject", "outcome")]
-    for *asked, run, cut, subject, outcome in zip(*columns, strict=True):
-        of_run = found.setdefault(of_key(asked), {}).setdefault(run, {})
+    for *asked, run, cut, subject, outcome in zip(*(rows[name] for name in (*RUN, "run", "cut", "subject", "outcome"))):
+        of_run = found.setdefault(key_of(asked), {}).setdefault(run, {})
         of_run.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
     return found
 
 
+def key_of(values: Sequence) -> tuple:
+    return tuple(None if pd.isna(value) else value for value in values)
+
+
 def joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
     """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
-    parts = [of_cut[subject][: len(own[subject])] for subject in sorted(own) if subject in of_cut]
-    lengths = [len(own[subject]) for subject in sorted(own)]
-    return np.concatenate(parts) if [len(part) for part in parts] == lengths else None
+    parts = [of_cut.get(subject, [])[: len(own[subject])] for subject in sorted(own)]
+    return np.concatenate(parts) if list(map(len, parts)) == [len(own[subject]) for subject in sorted(own)] else None
 
 
-def same_items(run: Run, own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
+def same_items(runs: dict[str, Run], own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
     """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one run.
 
     Of several runs it is the one with most cuts; None where none holds all of them.
     """
-    for of_file in sorted(run.values(), key=len, reverse=True):
-        found = [joined(of_file.get(cut, {}), own) for cut in cuts]
+    for run in sorted(runs.values(), key=len, reverse=True):
+        found = [joined(run.get(cut, {}), own) for cut in cuts]
         if all(vector is not None for vector in found):
             return found
     return None

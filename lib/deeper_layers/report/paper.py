@@ -1,5 +1,9 @@
 """Numbers of the paper that figures and tests compare with. Nothing in this file was measured here."""
 
+import math
+
+import pandas as pd
+
 from deeper_layers.results.rows import MMLU_SUBJECTS as MMLU_SUBJECTS
 
 # First dropped layer l*(n), counted from 0, for n = 1, 2, 3, ...: read in public evaluation scripts that
@@ -37,3 +41,25 @@ LEARNING_RATE = 3e-4  # the highest, of most of its models
 
 # The fraction of layers dropped at which accuracy on questions falls, from and to, as its text has them.
 CLIFFS = {"Llama-2": (0.45, 0.55), "Mistral 7B": (0.35, 0.35), "Phi-2": (0.25, 0.25), "Qwen": (0.20, 0.20)}
+
+
+def authors_starts() -> pd.DataFrame:
+    """l*(n) of the authors' models, as shares of the layers: label, model (its hub's name), size, start, share,
+    start_share."""
+    hub = {name: of for of, name in HUB_NAMES.items()}
+    rows = [
+        {"label": f"{name}, the authors'", "model": hub[name], "size": n, "start": start, "share": n / layers,
+         "start_share": start / layers}
+        for name, (layers, starts) in AUTHORS_STARTS.items() for n, start in enumerate(starts, start=1)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def cliffs() -> pd.DataFrame:
+    """Where MMLU of the paper's models falls to guessing, as upright lines: label, share, value."""
+    rows = []
+    for family, ends in CLIFFS.items():
+        places = dict.fromkeys(ends)
+        label = f"the paper's {family}, {' to '.join(f'{end:.0%}' for end in places)}"
+        rows += [{"label": label, "share": at, "value": y} for at in places for y in (0.0, 1.0, math.nan)]
+    return pd.DataFrame(rows)

@@ -2,54 +2,45 @@
 
 Every number comes with `low` and `high`, its 95% interval (see estimates.py), and with `untold`: why there is none, or
 "". Each function takes frames of `results.scores` or `results.distances`, filtered as one likes, and picks of each
-model, task and rule the one measurement that counts (`best_measured`).
+model, task and rule the one measurement that counts (`pairing.measurements`).
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import AT_FLOOR as AT_FLOOR
-from deeper_layers.report.estimates import CONTRADICTED as CONTRADICTED
-from deeper_layers.report.estimates import INCONCLUSIVE as INCONCLUSIVE
-from deeper_layers.report.estimates import NOT_TESTED as NOT_TESTED
-from deeper_layers.report.estimates import SUPPORTED as SUPPORTED
-from deeper_layers.report.estimates import Estimate as Estimate
 from deeper_layers.report.estimates import (
+    AT_FLOOR,
+    NOT_TESTED,
+    TAILS,
+    Estimate,
     accuracy,
+    drawn_means,
+    each_mean,
     half_gone,
     holm,
-    is_at_floor,
     mcnemar,
     mean_of,
     means,
-    paired,
     recovery,
     regret_of_nearest,
     shares_kept,
 )
-from deeper_layers.report.estimates import main_metric as main_metric
-from deeper_layers.report.estimates import regret as regret
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import (
-    PLACE,
     RUN,
-    are_shares,
+    Measured,
     by_run,
-    drawn_means,
-    each_mean,
     joined,
+    key_of,
+    main_metrics,
     measurements,
-    of_key,
-    records,
-    rows_measured,
+    one_rule,
+    paired,
     same_items,
-)
-from deeper_layers.report.pairing import (
-    Measured as Measured,
 )
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
@@ -58,17 +49,8 @@ RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
-
-
-def interval(estimate: Estimate, name: str = "") -> dict[str, float]:
-    """Value, low and high of an estimate as columns; `name` stands for the value, and before the others."""
-    low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
-    return {name or "value": estimate.value, low: estimate.low, high: estimate.high}
-
-
-def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
-    return scores[scores["rule"].notna() & ~scores["rule"].str.startswith("blocks of", na=False)]
+ENDS = ["value", "low", "high"]
+OF_HEALING = ["rank", "seed", "learning_rate", "tokens", "text", "adapters"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -80,74 +62,62 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     with kept_low and kept_high (share of what the whole model scores above guessing; missing at floor and of losses),
     untold ("at floor" where nothing can be seen, else "").
     """
-    rows = []
-    for place, cuts, right, level, found in measurements(one_rule(scores), also, scores):
-        first, is_loss = found.iloc[0], not are_shares(right)
-        at_floor = not is_loss and cuts["size"].iloc[0] == 0 and is_at_floor(right[0], level)
-        has_whole = not is_loss and cuts["size"].iloc[0] == 0
-        kept = shares_kept(right, level) if has_whole else [Estimate.none(NOT_TESTED)] * len(cuts)
-        drawn = each_mean(right)
-        shared = place | {"layers": first["layers"], "metric": first["metric"], "items": right.shape[1]}
-        shared |= {"topic": topic(first["task"]), "guessing": level, "untold": AT_FLOOR if at_floor else ""}
-        shared["whole"] = right[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
-        for cut, value, share in zip(records(cuts), drawn, kept, strict=True):
-            rows.append(shared | cut | interval(value) | interval(share, "kept"))
-    names = [*PLACE, "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items", "value", "low"]
-    names += ["high", "guessing", "whole", "kept", "kept_low", "kept_high", "untold"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, value with low and high (layers
-    dropped; infinite where half is never gone), share with share_low and share_high, untold."""
-    rows = []
-    for place, cuts, right, level, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
-        if not are_shares(right) or cuts["size"].iloc[0] or len(cuts) < 2 or cuts["size"].duplicated().any():
-            continue
-        first = found.iloc[0]
-        half = half_gone(right, cuts["size"], level)
-        shared = place | {"topic": topic(place["task"]), "layers": first["layers"], "items": right.shape[1]}
-        shared |= {"guessing": level, "whole": right[0].mean(), "largest": int(cuts["size"].max())}
-        shared |= {"untold": half.untold}
-        rows.append(shared | interval(half) | interval(half / int(first["layers"]), "share"))
-    names = [*PLACE, "topic", "layers", "items", "guessing", "whole", "largest", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=[*names, "share", "share_low", "share_high", "untold"])
+    return _by_cut(measurements(one_rule(scores), also, scores), also)
 
 
 def kept_by_place(scores: pd.DataFrame, size: int = 4, tasks: Sequence[str] = HEADLINE) -> pd.DataFrame:
-    """Share kept above guessing by the place of the dropped block: the headline.
+    """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
+    in layers) and depth (middle / layers), of models and tasks of which every block of a size was tried."""
+    found = _by_cut(scans(scores, size, tasks))
+    found = found[found["size"] > 0].assign(order=found["task"].map(list(tasks).index))
+    middle = found["start"] + (size - 1) / 2
+    found = found.assign(middle=middle, depth=(middle + 0.5) / found["layers"])
+    return found.sort_values(["model", "order", "start"]).drop(columns="order")
 
-    Columns: model, task, topic (its form too, as "MMLU, letter chosen"), layers, start, middle (of the block, in
-    layers), depth (middle / layers), value with low and high, items, untold.
-    """
+
+def scans(scores: pd.DataFrame, size: int, tasks: Iterable[str]) -> Iterator[Measured]:
+    """The measurements of the whole model and every block of a size."""
+    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
+    for one in measurements(own[own["metric"] != "loss"], of=scores):
+        if len(one.cuts) == one.layers - size + 2:
+            yield one
+
+
+def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame:
     rows = []
-    for place, cuts, right, level in blocks_scored(scores, size, tasks):
-        shared = place | {"topic": topic(place["task"]), "items": right.shape[1]}
-        for cut, share in zip(records(cuts), shares_kept(right, level), strict=True):
-            if cut["size"]:
-                middle = cut["start"] + (size - 1) / 2
-                at = {"start": cut["start"], "middle": middle, "depth": (middle + 0.5) / place["layers"]}
-                rows.append(shared | at | interval(share) | {"untold": share.untold})
-    names = ["model", "task", "topic", "layers", "start", "middle", "depth", "value", "low", "high", "items", "untold"]
-    return _in_order(pd.DataFrame(rows, columns=names), tasks)
+    for one in found:
+        kept = [Estimate.none(NOT_TESTED)] * len(one.cuts)
+        if one.has_whole:
+            kept = shares_kept(one.outcomes, one.guessing)
+        shared = one.place | {"layers": one.layers, "metric": one.rows["metric"].iloc[0], "guessing": one.guessing}
+        shared |= {"items": one.outcomes.shape[1], "topic": topic(one.place["task"])}
+        shared |= {"untold": AT_FLOOR if one.at_floor else ""}
+        shared["whole"] = one.outcomes[0].mean() if one.cuts["size"].iloc[0] == 0 else np.nan
+        for cut, value, share in zip(one.records(), each_mean(one.outcomes), kept, strict=True):
+            rows.append(shared | cut | value.columns() | share.columns("kept"))
+    names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
+    return pd.DataFrame(rows, columns=[*names, *ENDS, "guessing", "whole", "kept", "kept_low", "kept_high", "untold"])
 
 
-def blocks_scored(
-    scores: pd.DataFrame, size: int, tasks: Sequence[str]
-) -> Iterator[tuple[dict, pd.DataFrame, np.ndarray, float]]:
-    """Of each model and task of which every block of a size was tried: model, task and layers, the cuts (the whole
-    model first), their outcomes [C, I], and what guessing scores."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(tasks) & (scores["metric"] != "loss")]
-    for place, cuts, right, level, found in measurements(own, (), scores):
-        layers = int(found["layers"].iloc[0])
-        if len(cuts) == layers - size + 2:
-            yield place | {"layers": layers}, cuts, right, level
+def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
+    """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, largest (size), value with low and
+    high (layers dropped; infinite where half is never gone), share with share_low and share_high, untold."""
+    rows = []
+    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
+        if not one.has_whole or len(one.cuts) < 2 or one.cuts["size"].duplicated().any():
+            continue
+        half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
+        row = one.place | {"topic": topic(one.place["task"]), "layers": one.layers, "items": one.outcomes.shape[1]}
+        row |= {"guessing": one.guessing, "whole": one.outcomes[0].mean(), "largest": int(one.cuts["size"].max())}
+        rows.append(row | half.columns() | (half / one.layers).columns("share") | {"untold": half.untold})
+    names = "model task rule topic layers items guessing whole largest value low high share share_low share_high untold"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
-    """Loss on text against layers dropped, healed and not: model, task, rule, healed ("not healed", or the healing in
-    words) with rank, seed, learning_rate, tokens, distillation, layers, size, start, share, items, value with low, high
-    (nats a token), guessing (ln V), relative (value over guessing)."""
+    """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and untold, and healed
+    ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing, with its ends) and
+    the columns OF_HEALING. Values are nats a token, guessing is ln V."""
     own = scores[scores["metric"] == "loss"].copy()
     own["healed"] = healed_in_words(own["healing"], own["bits"])
     known = own.dropna(subset="chance").groupby("model")["chance"].first()
@@ -155,55 +125,53 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     found = curves(own, also=["healing", "bits", "healed"])
     found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
     settings = {how: settings_of(how) for how in found["healing"].dropna().unique()}
-    for name in ("rank", "seed", "learning_rate", "tokens", "distillation"):
+    for name in (*OF_HEALING, "distillation"):
         found[name] = [settings.get(how, {}).get(name) for how in found["healing"]]
-    return found.assign(relative=found["value"] / found["guessing"])
+    found["line"] = [
+        "not healed" if pd.isna(rank) else f"healed, rank {rank:.0f}, {tokens:,.0f} tokens"
+        for rank, tokens in zip(found["rank"], found["tokens"], strict=True)
+    ]
+    for name, end in zip(("relative", "relative_low", "relative_high"), ENDS):
+        found[name] = found[end] / found["guessing"]
+    return found
 
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), rank, seed,
-    learning_rate, tokens, distillation, text, task, topic, metric, items, whole, pruned, healed, whole_healed
-    (missing where the whole model was not healed alike), value with low and high (share of the gap closed), untold.
-    Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most": compare such healings
-    by `healed`, which has an interval of its own, healed_low to healed_high.
+    """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), OF_HEALING,
+    distillation, auxiliary, task, topic, metric, items, whole, pruned, healed with healed_low and healed_high,
+    whole_healed (missing where the whole model was not healed alike), value with low and high (share of the gap
+    closed), untold. Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most":
+    compare such healings by `healed`.
 
     The gap after healing is that to the whole model healed alike. Without one a score has no recovery.
     """
     kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
     before, rows = by_run(scores[scores["healing"].isna()]), []
-    main = {task: main_metric(list(dict.fromkeys(own))) for task, own in kept.groupby("task")["metric"]}
-    every = kept[kept["healing"].notna()].drop_duplicates([*RUN, "healing", "cut", "subject"])
+    every = kept[kept["healing"].notna() & (kept["metric"] == kept["task"].map(main_metrics(kept)))]
+    every = every.drop_duplicates([*RUN, "healing", "cut", "subject"])
     for (healing, *run), found in every.groupby(["healing", *RUN], dropna=False, sort=False):
-        metric, task = found["metric"].iloc[0], found["task"].iloc[0]
-        if metric != main[task]:
-            continue
-        is_loss, unhealed = metric == "loss", before.get(of_key(run), {})
+        is_loss, unhealed = found["metric"].iloc[0] == "loss", before.get(key_of(run), {})
         of_cut = {cut: dict(zip(own["subject"].fillna(""), own["outcome"])) for cut, own in found.groupby("cut")}
         for cut, own in of_cut.items():
             pair = same_items(unhealed, own, (WHOLE, cut))
             if cut == WHOLE or pair is None:
                 continue
-            healed = joined(own, own)
-            adapted = joined(of_cut.get(WHOLE, {}), own)
+            healed, adapted = joined(own, own), joined(of_cut.get(WHOLE, {}), own)
             first = found[found["cut"] == cut].iloc[0]
-            guessing = known[first["model"]] if is_loss else np.inf
-            estimate = recovery(*pair, healed, adapted, guessing=guessing)
+            estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
             if adapted is None and not estimate.untold:
                 most = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
                 estimate = most if is_loss else Estimate.none(NO_WHOLE)
-            row = {name: first[name] for name in ("model", "rule", "layers", "cut", "size", "start", "share", "bits")}
-            row |= settings_of(healing) | {"task": task, "topic": topic(task)}
-            row |= {"metric": metric, "items": len(healed), "whole": pair[0].mean(), "pruned": pair[1].mean()}
-            row |= interval(drawn_means(healed[None])[0] if is_loss else accuracy(healed), "healed")
-            row |= {"whole_healed": np.nan if adapted is None else adapted.mean()}
-            rows.append(row | interval(estimate) | {"untold": estimate.untold})
-    names = "model rule layers cut size start share bits healing rank seed learning_rate tokens distillation text"
-    names += (
-        " adapters auxiliary task topic metric items whole pruned healed healed_low healed_high whole_healed value low"
-    )
-    names += " high untold"
-    return pd.DataFrame(rows, columns=None if rows else names.split())
+            row = {name: first[name] for name in (*RUN, "rule", "layers", "cut", "size", "start", "share")}
+            row |= settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
+            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()}
+            row |= (drawn_means(healed[None])[0] if is_loss else accuracy(healed)).columns("healed")
+            row["whole_healed"] = np.nan if adapted is None else adapted.mean()
+            rows.append(row | estimate.columns() | {"untold": estimate.untold})
+    names = "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole"
+    names += " pruned healed healed_low healed_high whole_healed value low high untold"
+    return pd.DataFrame(rows, columns=[*names.split(), *OF_HEALING])
 
 
 def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -220,22 +188,19 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
             if of_text["by_sequence"].isna().any():
                 continue
             vectors, found = of_text.set_index(["start", "size"])["by_sequence"], {}
-            of_shares = sizes_of_shares(int(of_text["layers"].iloc[0]))
+            shared = {"model": model, "corpus": corpus, "task": task}
             for size, (starts, costs) in every.items():
                 by_sequence = np.stack([vectors[start, size] for start in starts])
-                estimate, average = regret_of_nearest(costs, by_sequence), costs.mean(axis=1)
+                found[size], average = regret_of_nearest(costs, by_sequence), costs.mean(axis=1)
                 pick = int(by_sequence.mean(axis=1).argmin())
-                row = {"model": model, "corpus": corpus, "task": task, "size": size, "start": starts[pick]}
-                row |= {"best": starts[int(average.argmin())], "blocks": len(starts)}
-                row |= {"place": 1 + int((average < average[pick]).sum())}
-                rows.append(row | interval(estimate))
-                found[size] = estimate
+                row = {"size": size, "start": starts[pick], "best": starts[int(average.argmin())]}
+                row |= {"blocks": len(starts), "place": 1 + int((average < average[pick]).sum())}
+                rows.append(shared | row | found[size].columns())
+            of_shares = sizes_of_shares(int(of_text["layers"].iloc[0]))
             if set(of_shares) <= set(found):
-                row = {"model": model, "corpus": corpus, "task": task, "size": 0}
-                rows.append(row | interval(mean_of([found[size] for size in of_shares])))
-    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
-    found = pd.DataFrame(rows, columns=names)
-    return found.astype({"start": "Int64", "best": "Int64", "blocks": "Int64", "place": "Int64"})
+                rows.append(shared | {"size": 0} | mean_of([found[size] for size in of_shares]).columns())
+    found = pd.DataFrame(rows, columns=["model", "corpus", "task", "size", "start", "best", "blocks", "place", *ENDS])
+    return found.astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
 
 
 def sizes_of_shares(layers: int) -> list[int]:
@@ -249,13 +214,12 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], dict[int, tuple[list[int
     """
     found: dict = {}
     own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    for place, rows in rows_measured(own):
-        cuts, costs = paired(rows)
-        layers, size = int(rows["layers"].iloc[0]), int(place["rule"].removeprefix("blocks of "))
-        inner = ((cuts["size"] == size) & (cuts["start"] + size < layers)).to_numpy(dtype=bool)
-        if inner.sum() == layers - size > 2:
-            starts = [int(start) for start in cuts["start"][inner]]
-            found.setdefault((place["model"], place["task"]), {})[size] = starts, costs[inner]
+    for one in measurements(own):
+        size = int(one.place["rule"].removeprefix("blocks of "))
+        inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
+        if inner.sum() == one.layers - size > 2:
+            starts = [int(start) for start in one.cuts["start"][inner]]
+            found.setdefault((one.place["model"], one.place["task"]), {})[size] = starts, one.outcomes[inner]
     return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
 
 
@@ -264,43 +228,41 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
     the whole model), lost, gained (items), changed (share of items with another choice, missing where none was kept),
     p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
     rows = []
-    for place, cuts, right, _, found in measurements(one_rule(scores[scores["metric"] != "loss"]), (), scores):
-        if not are_shares(right) or cuts["size"].iloc[0] != 0 or len(cuts) < 2:
+    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
+        if not one.has_whole or len(one.cuts) < 2:
             continue
-        has_choices = found["chosen"].notna().all()
-        choices = paired(found.assign(outcome=found["chosen"]))[1] if has_choices else None
-        p = [mcnemar(right[0], one) for one in right[1:]]
-        changes = zip(records(cuts)[1:], p, holm(p), drawn_means(right[1:] - right[0]), strict=True)
-        for number, (cut, own, corrected, change) in enumerate(changes, start=1):
-            row = place | {"topic": topic(place["task"])} | cut | {"items": right.shape[1], "p": own}
-            row |= {"lost": int((right[0] > right[number]).sum()), "gained": int((right[0] < right[number]).sum())}
+        whole, *others = one.outcomes
+        has_choices = one.rows["chosen"].notna().all()
+        choices = paired(one.rows.assign(outcome=one.rows["chosen"]))[1] if has_choices else None
+        p = [mcnemar(whole, other) for other in others]
+        changes = zip(one.records()[1:], others, p, holm(p), drawn_means(one.outcomes[1:] - whole), strict=True)
+        for number, (cut, other, own, corrected, change) in enumerate(changes, start=1):
+            row = one.place | {"topic": topic(one.place["task"])} | cut | {"items": len(whole), "p": own}
+            row |= {"lost": int((whole > other).sum()), "gained": int((whole < other).sum())}
             row["changed"] = np.nan if choices is None else float((choices[0] != choices[number]).mean())
-            rows.append(row | interval(change) | {"p_holm": corrected})
-    names = "model task rule topic size share items value low high lost gained changed p p_holm"
-    return pd.DataFrame(rows, columns=None if rows else names.split())
+            rows.append(row | change.columns() | {"p_holm": corrected})
+    names = "model task rule topic cut size start share items value low high lost gained changed p p_holm"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
     """Similarity-informed less simple heuristic, at sizes at which they drop other layers: model, task, topic, size,
     share, items, value with low and high."""
     rows = []
-    found = {tuple(place.values()): paired(own) for place, own in rows_measured(scores[scores["rule"].isin(RULES)])}
+    found = {tuple(one.place.values()): one for one in measurements(scores[scores["rule"].isin(RULES)], of=scores)}
     for model, task in dict.fromkeys(place[:2] for place in found):
-        if (model, task, RULES[0]) not in found or (model, task, RULES[1]) not in found:
+        one, other = (found.get((model, task, rule)) for rule in RULES)
+        if one is None or other is None or one.outcomes.shape[1] != other.outcomes.shape[1]:
             continue
-        (cuts, one), (others, other) = (found[model, task, rule] for rule in RULES)
-        if one.shape[1] != other.shape[1]:
+        both = one.cuts.reset_index().merge(other.cuts.reset_index(), on="size", suffixes=("", "_simple"))
+        both = both[both["cut"] != both["cut_simple"]]
+        if both.empty:
             continue
-        place_of = {size: place for place, size in enumerate(others["size"])}
-        both = [(place, place_of[size]) for place, size in enumerate(cuts["size"]) if size in place_of]
-        apart = [(a, b) for a, b in both if cuts["cut"][a] != others["cut"][b]]
-        changes = drawn_means(np.stack([one[a] - other[b] for a, b in apart])) if apart else []
-        for (a, b), change in zip(apart, changes, strict=True):
-            row = {"model": model, "task": task, "topic": topic(task), "size": cuts["size"][a]}
-            row |= {"share": cuts["share"][a], "items": one.shape[1], "similarity": one[a].mean()}
-            rows.append(row | {"simple": other[b].mean()} | interval(change))
-    names = "model task topic size share items similarity simple value low high"
-    return pd.DataFrame(rows, columns=None if rows else names.split())
+        first, second = one.outcomes[both["index"]], other.outcomes[both["index_simple"]]
+        shared = {"model": model, "task": task, "topic": topic(task), "items": first.shape[1]}
+        for cut, change in zip(both[["size", "share"]].to_dict("records"), drawn_means(first - second), strict=True):
+            rows.append(shared | cut | change.columns())
+    return pd.DataFrame(rows, columns=["model", "task", "topic", "size", "share", "items", *ENDS])
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
@@ -315,26 +277,20 @@ def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
 
 def nearest(distances: pd.DataFrame) -> pd.DataFrame:
     """The most similar block of each size, l*(n), among those that keep the last layer: model, corpus, layers, size,
-    start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew)."""
-    own = kept_distances(distances)
-    own = own[own["start"] + own["size"] < own["layers"]]
-    best = own.loc[own.groupby(["model", "corpus", "size"], sort=False)["distance"].idxmin()]
-    ends = {place: _drawn_starts(found) for place, found in own.groupby(["model", "corpus", "size"], sort=False)}
-    keys = list(zip(best["model"], best["corpus"], best["size"], strict=True))
+    start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew), agrees
+    (share of these draws that choose the same)."""
+    own, rows = kept_distances(distances), []
     names = ["model", "corpus", "layers", "size", "start", "share", "distance", "stderr", "samples"]
-    found = best[names].assign(low=[ends[key][0] for key in keys], high=[ends[key][1] for key in keys])
-    return found.assign(agrees=[ends[key][2] for key in keys]).reset_index(drop=True)
-
-
-def _drawn_starts(blocks: pd.DataFrame) -> tuple[float, float, float]:
-    """Ends of 95% of the starts of the most similar block, and how often it is the one of all sequences."""
-    if blocks["by_sequence"].isna().any():
-        return np.nan, np.nan, np.nan
-    value, draws = means(np.stack(list(blocks["by_sequence"])))
-    starts = blocks["start"].to_numpy(dtype=int)
-    drawn = starts[draws.argmin(axis=1)]
-    low, high = np.quantile(drawn, [0.025, 0.975], method="inverted_cdf")
-    return float(low), float(high), float((drawn == starts[value.argmin()]).mean())
+    for _, of in own[own["start"] + own["size"] < own["layers"]].groupby(["model", "corpus", "size"], sort=False):
+        row = of.loc[of["distance"].idxmin(), names].to_dict()
+        if of["by_sequence"].notna().all():
+            value, draws = means(np.stack(list(of["by_sequence"])))
+            starts = of["start"].to_numpy(dtype=float)
+            drawn = starts[draws.argmin(axis=1)]
+            row["low"], row["high"] = np.quantile(drawn, TAILS, method="inverted_cdf")
+            row["agrees"] = (drawn == starts[value.argmin()]).mean()
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*names, "low", "high", "agrees"])
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
@@ -362,23 +318,10 @@ def settings_of(healing: str) -> dict:
     said += ["distilled"] * distilled + [f"auxiliary loss {how['auxiliary']:g}"] * bool(how["auxiliary"])
     said += [f"adapters {how['adapters']}"] * (how["adapters"] != "all") + [f"on {how['text']}"] * (how["text"] != "c4")
     said += [f"in {how['quantization']}"] * bool(how["quantization"])
-    settings = {name: how[name] for name in ("rank", "seed", "learning_rate", "tokens", "text", "adapters")}
+    settings = {name: how[name] for name in OF_HEALING}
     return {"healing": ", ".join(said), **settings, "distillation": distilled, "auxiliary": how["auxiliary"]}
 
 
 def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:
     said = {how: settings_of(how)["healing"] for how in healing.dropna().unique()}
     return [said.get(how, f"not healed{'' if pd.isna(form) else f', in {form}'}") for how, form in zip(healing, bits)]
-
-
-def answer_lengths(scores: pd.DataFrame) -> pd.DataFrame:
-    """How long written answers are, where results keep it: none of today does, so the table is empty."""
-    return pd.DataFrame(columns=["model", "task", "topic", "rule", "size", "share", "items", "value", "low", "high"])
-
-
-# ---- what they share ------------------------------------------------------------------------------------------------
-
-
-def _in_order(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
-    order = {task: number for number, task in enumerate(tasks)}
-    return rows.assign(order=rows["task"].map(order)).sort_values(["model", "order", "start"]).drop(columns="order")

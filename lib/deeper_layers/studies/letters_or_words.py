@@ -9,10 +9,18 @@ late blocks than by middle ones (W). Nearest to it is 2605.07271, which finds a 
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import estimates, statistics
-from deeper_layers.report.estimates import Estimate, difference, mean_of, shares_kept
+from deeper_layers.report.estimates import (
+    CONTRADICTED,
+    INCONCLUSIVE,
+    SUPPORTED,
+    Estimate,
+    difference,
+    mean_of,
+    shares_kept,
+)
 from deeper_layers.report.names import topic
-from deeper_layers.report.statistics import CONTRADICTED, INCONCLUSIVE, SUPPORTED, interval
+from deeper_layers.report.pairing import best_measured
+from deeper_layers.report.statistics import maps, scans
 
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 FORMS = {
@@ -27,6 +35,7 @@ FORMS = {
 PAIRS = {"MMLU": ("mmlu", "mmlu_continuation"), "Capitals": ("lettered_capitals", "capitals")}  # letters, words
 LOSSES = ("c4", "gsm8k_solutions")
 MIDDLE, LATE = "middle", "late"
+D, W = "D, letters less words", "W, middle less late"
 
 
 def place_of(start: int, layers: int, size: int) -> str:
@@ -40,11 +49,12 @@ def place_of(start: int, layers: int, size: int) -> str:
 def costs(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """Mean share kept by place: model, task, topic, form ("letters", "words", "written"), place ("middle", "late"),
     blocks, items, value with low and high, untold."""
-    rows = []
-    for (model, task), of_place in _kept(scores, size).items():
-        for place, (estimate, blocks, items) in of_place.items():
-            row = {"model": model, "task": task, "topic": topic(task), "form": FORMS[task], "place": place}
-            rows.append(row | {"blocks": blocks, "items": items} | interval(estimate) | {"untold": estimate.untold})
+    rows = [
+        {"model": model, "task": task, "topic": topic(task), "form": FORMS[task], "place": place, "blocks": blocks,
+         "items": items, **estimate.columns(), "untold": estimate.untold}
+        for (model, task), of_place in _kept(scores, size).items()
+        for place, (estimate, blocks, items) in of_place.items()
+    ]  # fmt: skip
     names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
     return pd.DataFrame(rows, columns=names)
 
@@ -52,46 +62,45 @@ def costs(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
 def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
     low and high, limit, verdict. Of losses W is that of late blocks less that of middle ones, nats a token."""
-    rows, kept = [], _kept(scores, size)
+    rows = []
+    kept = {key: {place: found[0] for place, found in of.items()} for key, of in _kept(scores, size).items()}
     for model in dict.fromkeys(model for model, _ in kept):
-        for about, (letters, words) in PAIRS.items():
-            for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST)):
-                if (model, letters) not in kept or (model, words) not in kept:
-                    continue
-                estimate = _less(kept[model, letters][place][0], kept[model, words][place][0])
-                row = {"model": model, "number": "D, letters less words", "about": about, "place": place}
-                rows.append(row | interval(estimate) | {"limit": limit, "verdict": _verdict(estimate, limit)})
-        told = [(topic(task), kept[model, task]) for task in FORMS if FORMS[task] == "words" and (model, task) in kept]
-        late = {about: _less(of[MIDDLE][0], of[LATE][0]) for about, of in told} | _losses(scores, model, size)
-        for about, estimate in late.items():
-            row = {"model": model, "number": "W, middle less late", "about": about, "place": f"{MIDDLE}, {LATE}"}
-            rows.append(row | interval(estimate) | {"limit": 0.0, "verdict": estimate.against(floor=0.0)})
+        found = []
+        for about, pair in PAIRS.items():
+            letters, words = (kept.get((model, task)) for task in pair)
+            if letters and words:
+                found += [(D, about, MIDDLE, letters[MIDDLE] - words[MIDDLE], -LEAST)]
+                found += [(D, about, LATE, letters[LATE] - words[LATE], LEAST)]
+        told = [(task, kept[model, task]) for task, form in FORMS.items() if form == "words" and (model, task) in kept]
+        late = {topic(task): of[MIDDLE] - of[LATE] for task, of in told} | _losses(scores, model, size)
+        found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
+        for number, about, place, estimate, limit in found:
+            verdict = _beyond(estimate, limit) if limit else estimate.against(floor=0.0)
+            row = {"model": model, "number": number, "about": about, "place": place, **estimate.columns()}
+            rows.append(row | {"limit": limit, "verdict": verdict})
     return pd.DataFrame(rows, columns=["model", "number", "about", "place", "value", "low", "high", "limit", "verdict"])
 
 
 def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """2605.07271's two phases by block: model, task, topic, layers, start, middle, commonest (share of the choice that
     is given most often), margin (nats, right choice less the best other, mean), items."""
-    own = _by_words(scores)
-    own = own[
-        (own["rule"] == f"blocks of {size}") & own["logprobs"].notna() & own["target"].notna() & (own["size"] > 0)
-    ]
-    own = estimates.best_measured(own) if len(own) else own
-    rows = []
-    for _, found in own.groupby(["model", "task", "start"], sort=False):
+    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
+    own, rows = _by_words(own), []
+    own = best_measured(own) if len(own) else own
+    for _, found in own.groupby(["model", "task", "start"]):
         model, task, start = (found[name].iloc[0] for name in ("model", "task", "start"))
         chosen, target = (np.concatenate(list(found[name])).astype(int) for name in ("chosen", "target"))
-        width = max(one.shape[1] for one in found["logprobs"])
+        width, places = max(one.shape[1] for one in found["logprobs"]), np.arange(len(target))
         table = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=np.nan) for one in found["logprobs"]]
         logprobs = np.concatenate(table).astype(float)
-        right = logprobs[np.arange(len(target)), target]
-        logprobs[np.arange(len(target)), target] = np.nan
+        right = logprobs[places, target]
+        logprobs[places, target] = np.nan
         margin = right - np.nanmax(logprobs, axis=1)
         row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
         row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(target)})
     names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
-    return pd.DataFrame(rows, columns=names).sort_values(["model", "task", "start"], ignore_index=True)
+    return pd.DataFrame(rows, columns=names)
 
 
 def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
@@ -100,46 +109,39 @@ def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def _kept(scores: pd.DataFrame, size: int) -> dict[tuple[str, str], dict[str, tuple[Estimate, int, int]]]:
-    """Of each model and task the mean share that blocks of each place keep, how many blocks they are, and items."""
+    """Of each model and task by place: the mean share kept, the number of blocks and of items."""
     found = {}
-    for place, cuts, right, guessing in statistics.blocks_scored(_by_words(scores), size, list(FORMS)):
-        shares = shares_kept(right, guessing)
-        places = [
-            place_of(int(start), place["layers"], size) if n else "" for start, n in zip(cuts["start"], cuts["size"])
-        ]
+    for one in scans(_by_words(scores), size, FORMS):
+        shares, places = shares_kept(one.outcomes, one.guessing), _places(one.cuts["start"], one.layers, size)
+        places = np.where(one.cuts["size"] > 0, places, "")
         of = {name: [share for share, own in zip(shares, places) if own == name] for name in (MIDDLE, LATE)}
         if all(of.values()):
-            found[place["model"], place["task"]] = {
-                name: (mean_of(own), len(own), right.shape[1]) for name, own in of.items()
-            }
+            items = one.outcomes.shape[1]
+            kept = {name: (mean_of(own), len(own), items) for name, own in of.items()}
+            found[one.place["model"], one.place["task"]] = kept
     return found
 
 
 def _losses(scores: pd.DataFrame, model: str, size: int) -> dict[str, Estimate]:
     found = {}
-    for (of_model, task), every in statistics.maps(scores).items():
+    for (of_model, task), every in maps(scores).items():
         if of_model == model and task in LOSSES and size in every:
             starts, losses = every[size]
-            layers = starts[-1] + size + 1
-            places = np.array([place_of(start, layers, size) for start in starts])
+            places = _places(starts, starts[-1] + size + 1, size)
             late, middle = (losses[places == name] for name in (LATE, MIDDLE))
             if len(late) and len(middle):
                 found[topic(task)] = difference(late.mean(axis=0), middle.mean(axis=0))
     return found
 
 
-def _less(one: Estimate, other: Estimate) -> Estimate:
-    untold = one.untold or other.untold
-    return Estimate.none(untold) if untold else Estimate.of(one.value - other.value, one.draws - other.draws)
+def _places(starts, layers: int, size: int) -> np.ndarray:
+    return np.array(["" if pd.isna(start) else place_of(int(start), layers, size) for start in starts])
 
 
-def _verdict(estimate: Estimate, limit: float) -> str:
+def _beyond(estimate: Estimate, limit: float) -> str:
     """Supported where the number lies beyond the limit and its interval beyond 0, contradicted where all of that falls
     short of the limit."""
-    if estimate.untold:
-        return estimate.untold
-    sign = np.sign(limit)
-    value, ends = sign * estimate.value, sorted((sign * estimate.low, sign * estimate.high))
-    if ends[1] < abs(limit):
-        return CONTRADICTED
-    return SUPPORTED if ends[0] > 0 and value >= abs(limit) else INCONCLUSIVE
+    value, *ends = (np.sign(limit) * number for number in (estimate.value, estimate.low, estimate.high))
+    if estimate.untold or max(ends) < abs(limit):
+        return estimate.untold or CONTRADICTED
+    return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import estimates, statistics
-from deeper_layers.report.estimates import TIED, mean_of, regret
+from deeper_layers.report import statistics
+from deeper_layers.report.estimates import mean_of, regret, regret_of_block
 from deeper_layers.report.names import rule_title, topic
-from deeper_layers.report.pairing import records
-from deeper_layers.report.statistics import interval, sizes_of_shares
+from deeper_layers.report.pairing import best_measured
+from deeper_layers.report.statistics import RULES, maps, nearest, sizes_of_shares
 from deeper_layers.results.units import Unit, all_units
 
 TEXT = "c4"  # whose loss is judged
@@ -26,15 +26,13 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """The map of every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token),
     guessing, cost (over the whole model), place (among blocks of its size that keep the last layer, from 1)."""
     own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    best = estimates.best_measured(own)
-    whole = best[best["size"] == 0].drop_duplicates(["model", "task"]).set_index(["model", "task"])["value"]
-    best = best[best["size"] > 0].drop_duplicates(["model", "task", "cut"])
-    names = {"chance": "guessing"}
-    found = best[["model", "task", "layers", "size", "start", "share", "value", "chance"]].rename(columns=names)
-    keys = list(zip(found["model"], found["task"], strict=True))
-    found = found.assign(cost=found["value"] - [whole[key] for key in keys], topic=found["task"].map(topic))
-    inner = found["start"] + found["size"] < found["layers"]
-    place = found[inner].groupby(["model", "task", "size"])["value"].rank(method="min")
+    found = best_measured(own).drop_duplicates(["model", "task", "cut"]).rename(columns={"chance": "guessing"})
+    found = found[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
+    whole = found[found["size"] == 0].rename(columns={"value": "whole"})[["model", "task", "whole"]]
+    found = found[found["size"] > 0].merge(whole, on=["model", "task"])
+    found = found.assign(cost=found["value"] - found["whole"], topic=found["task"].map(topic)).drop(columns="whole")
+    inner = found[found["start"] + found["size"] < found["layers"]]
+    place = inner.groupby(["model", "task", "size"])["value"].rank(method="min")
     return found.assign(place=place).sort_values(["model", "task", "size", "start"], ignore_index=True)
 
 
@@ -44,62 +42,51 @@ def rules(scores: pd.DataFrame, distances: pd.DataFrame | None = None, task: str
     The sizes are PERCENT of the layers; rules that lack one are left out. Random draws are one rule: their mean. The
     rules of others chose on Wikipedia; with `distances` the similarity-informed one stands there once for each text.
     """
-    rows, found = [], statistics.maps(scores)
+    found = []
     chosen = scores[(scores["task"] == task) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
     chosen = chosen[chosen["healing"].isna() & chosen["bits"].isna() & chosen["outcome"].notna()]
-    for (model, text), every in found.items():
-        own = chosen[chosen["model"] == model]
-        sizes = sizes_of_shares(int(own["layers"].iloc[0])) if len(own) else []
-        if text != task or not set(sizes) <= set(every):
-            continue
-        of_rules = _choices(own, every, sizes) | _blocks_of_rules(own, every, sizes)
-        if distances is not None:
-            of_rules |= _similar(statistics.nearest(distances[distances["model"] == model]), every, sizes)
-        estimates = {
-            rule: mean_of([regret(every[size][1], losses[size]) for size in sizes]) for rule, losses in of_rules.items()
-        }
-        draws = [estimates.pop(rule) for rule in list(estimates) if rule.startswith("random-")]
-        if draws:
-            estimates[f"random, mean of {len(draws)} draws"] = mean_of(draws)
+    for model, (every, sizes) in _of_text(scores, task).items():
+        own = chosen[(chosen["model"] == model) & chosen["rule"].notna() & chosen["size"].isin(sizes)]
+        own = own[~own["rule"].isin(RULES) & ~own["rule"].str.startswith("blocks of", na=False)]
+        own = own[own["items"] == every[sizes[0]][1].shape[1]]  # the map's sequences
+        of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
+        # the simple heuristic drops the last block that keeps the last layer
+        of_rules["simple"] = {size: every[size][1][-1] for size in sizes}
+        near = None if distances is None else nearest(distances[distances["model"] == model])
+        for corpus, of in () if near is None else near.groupby("corpus"):
+            starts = of.set_index("size")["start"]
+            title = f"{rule_title('similarity')}, on {_text(str(corpus))}"
+            picks = {size: every[size][0].index(starts[size]) for size in sizes if size in starts.index}
+            of_rules[title] = {size: every[size][1][pick] for size, pick in picks.items()}
+        regrets = {
+            rule: mean_of([regret(every[size][1], losses[size]) for size in sizes])
+            for rule, losses in of_rules.items() if set(losses) >= set(sizes)
+        }  # fmt: skip
+        draws = [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]
+        regrets |= {f"random, mean of {len(draws)} draws": mean_of(draws)} if draws else {}
         shared = {"model": model, "sizes": ", ".join(map(str, sizes))}
-        of_model = [{"rule": rule, "title": rule_title(rule)} | interval(own) for rule, own in estimates.items()]
-        of_model = pd.DataFrame(of_model, columns=["rule", "title", "value", "low", "high"]).sort_values("value")
-        rows += records(of_model.assign(**shared, rank=range(1, len(of_model) + 1)))
-    return pd.DataFrame(rows, columns=["model", "rule", "title", "sizes", "value", "low", "high", "rank"])
+        rows = [shared | {"rule": rule, "title": rule_title(rule)} | own.columns() for rule, own in regrets.items()]
+        found += sorted(rows, key=lambda row: row["value"])
+    found = pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
+    return found.assign(rank=found.groupby("model").cumcount() + 1)
 
 
-def _choices(own: pd.DataFrame, every: dict, sizes: list[int]) -> dict[str, dict[int, np.ndarray]]:
-    """Losses of what rules left, by rule and size, of the map's sequences, where every size was measured."""
-    items = len(every[sizes[0]][1][0])
-    found: dict[str, dict[int, np.ndarray]] = {}
-    own = own[own["rule"].notna() & own["size"].isin(sizes) & (own["items"] == items)]
-    for rule, size, outcome in zip(own["rule"], own["size"], own["outcome"], strict=True):
-        if rule not in statistics.RULES and not rule.startswith("blocks of"):
-            found.setdefault(rule, {})[int(size)] = outcome
-    return {rule: losses for rule, losses in found.items() if set(losses) >= set(sizes)}
+def _of_text(scores: pd.DataFrame, task: str) -> dict[str, tuple[dict, list[int]]]:
+    """The map of each model, of losses on one text, with the sizes that are PERCENT of its layers, where it has all."""
+    layers = scores.groupby("model")["layers"].first()
+    found = {model: every for (model, text), every in maps(scores).items() if text == task}
+    sizes = {model: sizes_of_shares(int(layers[model])) for model in found}
+    return {model: (every, sizes[model]) for model, every in found.items() if set(sizes[model]) <= set(every)}
 
 
-def _blocks_of_rules(own: pd.DataFrame, every: dict, sizes: list[int]) -> dict[str, dict[int, np.ndarray]]:
-    """The simple heuristic drops the last block that keeps the last layer."""
-    return {"simple": {size: every[size][1][-1] for size in sizes}}
-
-
-def _similar(nearest: pd.DataFrame, every: dict, sizes: list[int]) -> dict[str, dict[int, np.ndarray]]:
-    """The most similar blocks, a rule for each text on which distances were measured."""
-    found = {}
-    for corpus, own in nearest.groupby("corpus"):
-        start = own.set_index("size")["start"]
-        if set(sizes) <= set(start.index):
-            title = f"{rule_title('similarity')}, on {'C4' if corpus == 'c4' else str(corpus).title()}"
-            found[title] = {size: every[size][1][every[size][0].index(start[size])] for size in sizes}
-    return found
+def _text(corpus: str) -> str:
+    return "C4" if corpus == "c4" else corpus.title()
 
 
 def points(scores: pd.DataFrame) -> pd.DataFrame:
-    """What rules keep of tasks: model, rule, title, task, topic, size, items, value (share kept) with low and high, of
-    the sizes that are PERCENT of the layers."""
-    own = statistics.one_rule(scores)
-    found = statistics.curves(own[own["metric"] != "loss"])
+    """What rules keep of tasks: the columns of `statistics.curves` and title, value being the share kept, of the sizes
+    that are PERCENT of the layers."""
+    found = statistics.curves(scores[scores["metric"] != "loss"])
     sizes = {layers: sizes_of_shares(int(layers)) for layers in found["layers"].unique()}
     found = found[[size in sizes[layers] for size, layers in zip(found["size"], found["layers"], strict=True)]]
     found = found.drop(columns=["value", "low", "high"])
@@ -184,9 +171,10 @@ def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFram
         for size in range(1, layers + 1 if blocks else 2):
             for start in range(layers - size + 1):
                 place = {"layer": start, "size": size, "depth": (start + size / 2) / layers}
-                for measure, of_block in MEASURES.items():
-                    value = float(of_block(found, start, start + size))
-                    rows.append(shared | place | {"measure": measure, "value": value})
+                rows += [
+                    shared | place | {"measure": measure, "value": float(of_block(found, start, start + size))}
+                    for measure, of_block in MEASURES.items()
+                ]
     return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
 
 
@@ -196,29 +184,18 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame,
 
     `measures` is `geometry(blocks=True)`; the sizes are PERCENT of the layers.
     """
-    near = statistics.nearest(distances).rename(columns={"start": "layer", "distance": "value"})
-    near["measure"] = "angular distance, on " + near["corpus"].map({"c4": "C4"}).fillna(near["corpus"].str.title())
     rows = []
-    every = pd.concat([measures.dropna(subset="value"), near[["model", "measure", "size", "layer", "value"]]])
-    for (model, text), found in statistics.maps(scores).items():
-        own = every[every["model"] == model]
-        layers = int(scores.loc[scores["model"] == model, "layers"].iloc[0])
-        for (measure, size), of_size in own[own["layer"] + own["size"] < layers].groupby(
-            ["measure", "size"], sort=False
-        ):
-            if text != task or size not in found or size not in sizes_of_shares(layers):
-                continue
+    near = nearest(distances).rename(columns={"start": "layer", "distance": "value"})
+    near["measure"] = "angular distance, on " + near["corpus"].map(_text)
+    every = pd.concat([measures.dropna(subset="value"), near])
+    every["order"] = every.groupby("measure", sort=False).ngroup()
+    every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
+    for model, (found, sizes) in _of_text(scores, task).items():
+        own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
+        own = own.sort_values(["order", "size"])
+        for measure, size, start in zip(own["measure"], own["size"], own["layer"]):
             starts, costs = found[size]
-            pick = int(of_size.sort_values("value")["layer"].iloc[0])
-            row = {"model": model, "measure": measure, "size": size, "start": pick}
-            rows.append(
-                row | {"best": starts[int(costs.mean(axis=1).argmin())], "value": _regret(costs, starts.index(pick))}
-            )
+            row = {"model": model, "measure": measure, "size": size, "start": start}
+            row["best"] = starts[int(costs.mean(axis=1).argmin())]
+            rows.append(row | {"value": regret_of_block(costs, starts.index(start))})
     return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "best", "value"])
-
-
-def _regret(costs: np.ndarray, pick: int) -> float:
-    """As estimates.regret, without draws."""
-    halves = [costs[:, half::2].mean(axis=1) for half in (0, 1)]
-    best = [judged[chosen <= chosen.min() + TIED].mean() for chosen, judged in (halves, halves[::-1])]
-    return float(np.mean([halves[1][pick] - best[0], halves[0][pick] - best[1]]))
