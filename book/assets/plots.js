@@ -7,6 +7,7 @@
   const INK = "#1a1a1a"; // of the picture: here the colour of the page's text
   const AXIS = { zeroline: false, gridcolor: "rgba(128,128,128,0.25)", linecolor: "#8a8a8a", nticks: 6, automargin: true };
   const SHARED = {
+    font: { size: 12 },
     hovermode: "closest",
     showlegend: false,
     paper_bgcolor: "rgba(0,0,0,0)",
@@ -43,20 +44,26 @@
   }
 
   async function draw_panel(grid, panel, label, filename) {
-    const plot = element("div", "live", grid);
+    const place = element("div", "panel", grid);
+    element("p", "head", place).innerHTML = panel.layout.title.text; // escaped where it was written, as plotly wants it
+    const plot = element("div", "live", place);
     plot.setAttribute("role", "group"); // not "img": its buttons would be out of reach
     plot.setAttribute("aria-label", label);
-    const { xaxis, yaxis, title, height, ...rest } = panel.layout;
-    const lines = title.text ? title.text.split("<br>").length : 0;
+    const { xaxis, yaxis, height, rows } = panel.layout;
     const layout = {
       ...SHARED,
-      ...rest,
-      title: { text: title.text && `<b>${title.text}</b>`, x: 0, xref: "paper", font: { size: 13 }, y: 1, yanchor: "top", pad: { t: 6 } },
       xaxis: { ...AXIS, ...xaxis, title: { text: xaxis.title, standoff: 6 } },
       yaxis: { ...AXIS, ...yaxis, title: { text: yaxis.title, standoff: 6 } },
-      height: height + 17 * lines - 34,
-      margin: { l: 48, r: 12, t: 8 + 20 * lines, b: 44 },
+      height: height + 52,
+      margin: { l: 48, r: 12, t: 8, b: 44 },
     };
+    if (rows && innerWidth >= NARROW) Object.assign(layout.yaxis, { tickvals: rows.map((_, place) => place), ticktext: rows });
+    if (rows && innerWidth < NARROW) {
+      Object.assign(layout.yaxis, { showticklabels: false }); // no room beside the panel: each above its height
+      const corner = { xanchor: "left", yanchor: "bottom", showarrow: false, x: xaxis.range[0] };
+      layout.annotations = rows.map((text, y) => ({ ...corner, text, y }));
+      layout.margin.l = 12;
+    }
     const inked = panel.data.flatMap((trace, index) => (trace.line?.color === INK ? [index] : []));
     const options = {
       responsive: true,

@@ -122,7 +122,7 @@ class Picture:
         for panel, (ax, title) in enumerate(zip(self.axes, titles, strict=True)):
             ax.set_title("\n".join(map(clipped, title.split("\n"))), loc="left")
             ax.set(xlabel=x if panel + columns >= len(titles) else None, ylabel=None if panel % columns else y)
-            layout = {"title": {"text": in_lines(title)}, "height": tall[panel // columns] + 95}
+            layout = {"title": {"text": in_lines(title)}, "height": tall[panel // columns]}
             self.panels.append({"data": [], "layout": layout | {"xaxis": {"title": x}, "yaxis": {"title": y}}})
 
     def line(self, x, y, *, colour, panel=0, label=None, line: str | None = "solid", width=1.5, marker=None, size=4,
@@ -186,14 +186,9 @@ class Picture:
             if which in self.percent:
                 axis.set_major_formatter(PercentFormatter(1, decimals=0))
                 layout[f"{which}axis"]["tickformat"] = ".0%"
-        if rows:  # each above its height: a narrow screen has no room beside the panel
-            ax.set_yticks([])
-            layout["yaxis"] |= {"showgrid": False, "showticklabels": False}
-            corner = {"xanchor": "left", "yanchor": "bottom", "showarrow": False, "x": float(x[0])}
-            layout["annotations"] = [corner | {"text": as_plotly(row), "y": place} for place, row in enumerate(rows)]
-            look = {"textcoords": "offset points", "va": "bottom", "size": 8}
-            for place, row in enumerate(rows):
-                ax.annotate(clipped(row), (x[0], place), (3, 3), **look)
+        if rows:
+            ax.set_yticks(range(len(rows)), list(map(clipped, rows)))
+            layout["rows"] = list(map(as_plotly, rows))
 
     def _trace(self, panel, label, **trace):
         self.panels[panel]["data"].append(trace if label is None else {"name": as_plotly(label), **trace})

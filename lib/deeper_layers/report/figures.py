@@ -13,7 +13,17 @@ from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Picture
-from deeper_layers.report.names import as_html, as_table, in_order, model_title, rule_title, say, topic, visible
+from deeper_layers.report.names import (
+    TOPICS,
+    as_html,
+    as_table,
+    in_order,
+    model_title,
+    rule_title,
+    say,
+    topic,
+    visible,
+)
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
@@ -108,8 +118,10 @@ def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str =
     if scale:
         picture.colour_bar(scale, AXES.get(shade, shade))
     said = " Bands are 95% intervals." if low in rows else ""
-    caption = caption or f"{title or AXES.get(y, y)} against {lower_first(AXES.get(x, x))}.{said}"
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, y, None if scale else hue, x))
+    for value, line in zip(strokes, ("Solid", "Dashed", "Dotted", "Dashes and dots")) if len(strokes) > 1 else ():
+        said += f" {line}: {as_html(rule_title(str(value)))}."
+    caption = caption or f"{title or AXES.get(y, y)} against {lower_first(AXES.get(x, x))}."
+    return picture.finish(name, plain_table(rows), caption + said, alt_text(panels, y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
@@ -261,7 +273,7 @@ def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> Iterator[
     floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
     cols = rows[col].astype(str) if col else pd.Series("", rows.index)
     heads = rows[row].astype(str) if row else pd.Series("", rows.index)
-    for head in heads.unique():
+    for head in in_order(heads.unique(), tuple(TOPICS.values())):
         for one in in_order(cols.unique()):
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
