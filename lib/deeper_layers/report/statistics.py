@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deeper_layers import results
 from deeper_layers.report.estimates import (
     AT_FLOOR,
     NOT_TESTED,
@@ -294,20 +295,9 @@ def nearest(distances: pd.DataFrame) -> pd.DataFrame:
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
-    """Loss while healing, by step: model, healing (in words), size, start, cut, path of the run, step, tokens, loss."""
-    from deeper_layers.cuts import Cut
-    from deeper_layers.results.units import all_units
-
-    rows = []
-    for unit in all_units(folder, "healing"):
-        cut, course, how = Cut.of_key(unit.key["cut"]), unit.details["healing"], unit.key["healing"]
-        said = settings_of(json.dumps(how | {"text": unit.key["text"], "tokens": course["tokens"]}))
-        place = {"model": unit.key["model"]["name"], "healing": said["healing"], "size": cut.size, "start": cut.start}
-        place |= {"cut": cut.name, "path": unit.path.name if unit.path else ""}
-        a_step = course["tokens"] / len(course["losses"])
-        for step, loss in enumerate(course["losses"], start=1):
-            rows.append(place | {"step": step, "tokens": step * a_step, "loss": loss})
-    return pd.DataFrame(rows, columns=["model", "healing", "size", "start", "cut", "path", "step", "tokens", "loss"])
+    """Loss while healing, by step: the columns of `results.healing`, and healing is in words."""
+    found = results.healing(folder)
+    return found.assign(healing=healed_in_words(found["healing"], found["bits"]))
 
 
 def settings_of(healing: str) -> dict:

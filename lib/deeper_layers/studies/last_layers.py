@@ -28,7 +28,7 @@ What stands beside them decides nothing: words in place of writing, either half 
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report import estimates
+from deeper_layers.report import estimates, pairing
 from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, ROOM, SUPPORTED, Estimate
 
 SIZES = range(1, 9)
@@ -45,10 +45,8 @@ LEAST = {"X": 0.50, "Y": 0.10}
 def shares_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[int, Estimate]]:
     """What is kept above guessing without the question, by size, of each model, form, task and place."""
     tasks = [*(task for of_form in FORMS.values() for task in of_form), *UNASKED.values()]
-    asked = estimates.best_measured(scores[scores["task"].isin(tasks) & scores["rule"].isin(list(PLACES))])
-    found: dict[tuple, tuple[pd.DataFrame, np.ndarray]] = {}
-    for _, rows in asked.groupby(["model", "task", "rule"], sort=False):
-        found[tuple(rows[["model", "task", "rule"]].iloc[0])] = estimates.paired(rows)
+    asked = scores[scores["task"].isin(tasks) & scores["rule"].isin(list(PLACES))]
+    found = {tuple(one.place.values()): (one.cuts, one.outcomes) for one in pairing.measurements(asked)}
     kept = {}
     for (model, task, rule), (cuts, right) in found.items():
         form = next((form for form, of_form in FORMS.items() if task in of_form), "")
@@ -59,8 +57,7 @@ def shares_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[in
         if estimates.accuracy(right[0]).low <= (right[0] - told[0]).mean() + ROOM:
             shares = [Estimate.none(AT_FLOOR)] * len(told)
         else:
-            value, draws = estimates.means(told)
-            shares = [Estimate.of(value[at] / value[0], draws[:, at] / draws[:, 0]) for at in range(len(told))]
+            shares = estimates.estimates_of(*(mean / mean[..., :1] for mean in estimates.means(told)))
         kept[model, form, task, PLACES[rule]] = dict(zip(cuts["size"], shares, strict=True))
     return kept
 
@@ -74,11 +71,8 @@ def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
             for form in FORMS
             for place in PLACES.values()
         }
-        late, similar = (_less(mean["letters", place], mean["written", place]) for place in ("late", "similar"))
-        numbers = {
-            "X": _less(late, similar),
-            "Y": _less(mean["written", "similar"], mean["written", "late"]),
-        }
+        late, similar = (mean["letters", place] - mean["written", place] for place in ("late", "similar"))
+        numbers = {"X": late - similar, "Y": mean["written", "similar"] - mean["written", "late"]}
         for number, found in numbers.items():
             row = {"model": model, "number": number, "value": found.value, "low": found.low, "high": found.high}
             rows.append(row | {"limit": LEAST[number], "verdict": _judge(found, LEAST[number])})
@@ -88,11 +82,6 @@ def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
 def _mean(of_prompts: list[dict[int, Estimate]]) -> Estimate:
     shares = [by_size.get(size, Estimate.none(NOT_TESTED)) for by_size in of_prompts for size in SIZES]
     return estimates.mean_of(shares)
-
-
-def _less(one: Estimate, other: Estimate) -> Estimate:
-    untold = one.untold or other.untold
-    return Estimate.none(untold) if untold else Estimate.of(one.value - other.value, one.draws - other.draws)
 
 
 def _judge(found: Estimate, least: float) -> str:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from deeper_layers import results
 from deeper_layers.report import statistics
 from deeper_layers.report.estimates import mean_of, regret, regret_of_block
 from deeper_layers.report.names import rule_title, topic
 from deeper_layers.report.pairing import best_measured
 from deeper_layers.report.statistics import RULES, maps, nearest, sizes_of_shares
-from deeper_layers.results.units import Unit, all_units
 
 TEXT = "c4"  # whose loss is judged
 
@@ -98,23 +98,19 @@ def points(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 class Geometry:
-    """What a unit of geometry holds, by name: `layers` [L], `states` [L + 1] between them, `pairs` of states or layers,
-    [L + 1, L + 1] or [L, L], not-a-number on and below the diagonal."""
+    """What `results.geometry` holds of one model and text, by measure: `layers` [L], `states` [L + 1] between them,
+    `pairs` of states or layers, [L + 1, L + 1] or [L, L], not-a-number on and below the diagonal."""
 
-    def __init__(self, unit: Unit):
-        rows = unit.rows.sort_values("start")
-        self.states, self.layers = (
-            {
-                str(name): own.to_numpy(dtype=float)
-                for name, own in rows[rows["size"] == size].groupby("metric")["value"]
-            }
-            for size in (0, 1)
+    def __init__(self, found: pd.DataFrame):
+        single = found[found["other"].isna()].sort_values("place").groupby(["of", "measure"])["value"]
+        values = {key: own.to_numpy(dtype=float) for key, own in single}
+        self.layers, self.states = (
+            {name: own for (of, name), own in values.items() if of == kind} for kind in ("layer", "state")
         )
-        self.pairs = {}
-        for name, triangle in unit.details["pairs"].items():
-            self.pairs[name] = np.full((len(triangle) + 1,) * 2, np.nan)
-            for row, values_of in enumerate(triangle):
-                self.pairs[name][row, row + 1 :] = values_of
+        pairs = found[found["other"].notna()].groupby("measure")
+        self.pairs = {name: np.full((int(own["other"].max()) + 1,) * 2, np.nan) for name, own in pairs}
+        for name, own in pairs:
+            self.pairs[name][own["place"].astype(int), own["other"].astype(int)] = own["value"]
 
 
 Of = Callable[[Geometry, int, int], float]  # of the block from one layer up to another, without that
@@ -165,9 +161,9 @@ def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFram
     """Measures of every layer, or of every block: model, corpus, layers, layer (the first), size, depth (its middle),
     measure (in words), value."""
     rows = []
-    for unit in all_units(folder, "geometry"):
-        found, layers = Geometry(unit), int(unit.details["num_layers"])
-        shared = {"model": unit.key["model"]["name"], "corpus": unit.key["corpus"], "layers": layers}
+    for _, own in results.geometry(folder).groupby("path", sort=False):
+        shared = {name: own[name].iloc[0] for name in ("model", "corpus", "layers")}
+        found, layers = Geometry(own), int(shared["layers"])
         for size in range(1, layers + 1 if blocks else 2):
             for start in range(layers - size + 1):
                 place = {"layer": start, "size": size, "depth": (start + size / 2) / layers}
