@@ -81,7 +81,9 @@ def data(scores: pd.DataFrame) -> pd.DataFrame:
 def models(folder: Path | None = None) -> pd.DataFrame:
     """The models: model, layers, weights (how they are published), hash, dtype, vocabulary (tokens), licence."""
     names = ["layers", "weights", "hash", "dtype", "vocabulary"]
-    found = results.runs(folder).query("kind == 'scores'").groupby("model")[names].first().reset_index()
+    every = results.runs(folder).query("kind == 'scores'")
+    of_most = every.sort_values("dtype", key=lambda of: -of.map(of.value_counts()), kind="stable")  # the usual type
+    found = of_most.groupby("model")[names].first().reset_index()
     return found.assign(hash=found["hash"].str[:23], licence=found["model"].map(LICENCES).fillna(""))
 
 
