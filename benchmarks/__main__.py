@@ -1,21 +1,34 @@
-"""Every measured file: the command that made it, the commit, and what of what it measures changed since.
+"""Every measured file: the command that made it, its commit, its ratios, and what of what it measures changed since.
 
     python -m benchmarks
-    python -m benchmarks --rerun --datasets FOLDER --before CHECKOUT --mergekit PYTHON --optipfair PYTHON
+    python -m benchmarks --rerun sweep-boolq --datasets FOLDER --before CHECKOUT --mergekit PYTHON
 
 With --rerun those that are out of date are measured again, one after another, which takes an idle machine and hours; a
-command that needs a path that is not given is left out, and said so. Names choose among them.
+command that needs a path that is not given is left out, and said so.
 """
 
 import argparse
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.outdated import PATHS, ROOT, Measured, measured
+from benchmarks.harness import MEASURED, PATHS, ROOT
+
+# of each program, the rooms and files of lib/deeper_layers whose change can change what it measures
+MEASURES = {
+    "before": ("models", "pruning.py", "similarity.py", "sweeping", "healing", "export"),
+    "engines": ("pruning.py", "export"),
+    "generation": ("models", "pruning.py", "sweeping"),
+    "prompts": ("data", "sweeping"),
+    "similarity": ("models", "similarity.py"),
+    "slicing": ("models", "export"),
+    "sweep": ("models", "pruning.py", "sweeping"),
+}
 
 
-def main(root: Path = ROOT) -> int:
+def main(root: Path = ROOT, folder: Path = MEASURED) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -24,39 +37,61 @@ def main(root: Path = ROOT) -> int:
     for option, word in PATHS.items():
         parser.add_argument(option, metavar=word, help="for the commands that take it")
     options = vars(parser.parse_args())
-    found = [one for one in measured(root) if not options["names"] or one.name in options["names"]]
-    if unknown := set(options["names"]) - {one.name for one in found}:
+    contents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    if unknown := set(options["names"]) - set(contents):
         parser.error(f"benchmarks/measured has no {sorted(unknown)[0]}")
-    for one in found:
-        print(f"{one.name}\n    {state(one)}\n    {one.command}")
-    outdated = [one for one in found if one.outdated]
-    print(f"{len(outdated)} of {len(found)} are out of date")
-    if not options["rerun"]:
-        return 0
-    if subprocess.run(["git", "status", "--porcelain", "--", "lib"], cwd=root, capture_output=True).stdout:
-        parser.error("lib/ has changes that are not committed: commit first, so that what is measured names its code")
-    given = {option: path for option in PATHS if (path := options[option.removeprefix("--")]) is not None}
-    return sum(not rerun(one, given, root) for one in outdated)
+    given = {option: options[option[2:]] for option in PATHS if options[option[2:]]}
+    failed = 0
+    for name in options["names"] or contents:
+        content = contents[name]
+        program, changed = content["command"].split()[2].partition(".")[2], None
+        if program in MEASURES:
+            changed = changed_since(content["provenance"]["commit"], program, root)
+        print(f"{name}: {state(content, program, changed)}\n    {content['command']}{ratios(content)}", flush=True)
+        if options["rerun"] and changed:
+            failed += not rerun(shlex.split(content["command"]), given, root)
+    return min(failed, 1)
 
 
-def state(one: Measured) -> str:
+def changed_since(commit: str, program: str, root: Path) -> list[str]:
+    """What of the places that a program measures is not as it was at a commit; all of them where it is not there."""
+    places = [f"lib/deeper_layers/{name}" for name in MEASURES[program]]
+    done = subprocess.run(
+        ["git", "diff", "--name-only", commit, "--", *places], cwd=root, capture_output=True, text=True
+    )
+    files = done.stdout.splitlines()
+    return [place for place in places if done.returncode or any(f"{file}/".startswith(f"{place}/") for file in files)]
+
+
+def state(content: dict, program: str, changed: list[str] | None) -> str:
     """How up to date a file is, in words."""
-    if one.changed is None:
-        return f"of commit {one.commit[:7]}, which this clone lacks: taken for out of date"
-    since = f"out of date: changed since are {', '.join(one.changed)}" if one.changed else "up to date"
-    return f"of commit {one.commit[:7]}, {since}"
+    of = f"of commit {content['provenance']['commit'][:7]}"
+    if program not in MEASURES:
+        return f"{of}, measured once: its program is there"
+    return f"{of}, out of date: changed since are {', '.join(changed)}" if changed else f"{of}, up to date"
 
 
-def rerun(one: Measured, given: dict[str, str], root: Path) -> bool:
-    """Measure a file again; whether that was done."""
-    try:
-        _, *words = one.words(given)
-    except KeyError as error:
-        print(f"{one.name}: left out, it needs {error.args[0]} {PATHS[error.args[0]]}", flush=True)
-        return False
-    print(f"{one.name}: {one.command}", flush=True)
-    return subprocess.run([sys.executable, *words], cwd=root).returncode == 0
+def ratios(content: dict, at: str = "") -> str:
+    """Every "times faster" and "bare passes" of a file, wherever in it, a line each."""
+    lines = ""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            lines += ratios(value, f"{at}{key}: ")
+        elif key.startswith(("times_faster", "bare_passes", "of_", "after_to_before")) and isinstance(value, float):
+            lines += f"\n    {at}{key.replace('_', ' ')} {value:.2f}"
+    return lines
+
+
+def rerun(words: list[str], given: dict[str, str], root: Path) -> bool:
+    """Measure again by the command that was kept; whether that was done."""
+    for number, (before, word) in enumerate(zip(words, words[1:]), 1):
+        if PATHS.get(before) == word:
+            if before not in given:
+                print(f"    left out, it needs {before} {word}", flush=True)
+                return False
+            words[number] = given[before]
+    return subprocess.run([sys.executable, *words[1:]], cwd=root).returncode == 0
 
 
 if __name__ == "__main__":
-    sys.exit(min(main(), 1))
+    sys.exit(main())

@@ -5,9 +5,9 @@ python -m benchmarks.prompts --datasets FOLDER
 
 import argparse
 
-from benchmarks import side_by_side
+from benchmarks import harness
 from deeper_layers.data import corpora
-from deeper_layers.sweeping import harness
+from deeper_layers.sweeping import harness as tasks_of
 
 # each with a number of examples, None for the task's own; of MMLU one subject stands for all
 TASKS = [
@@ -29,17 +29,17 @@ def main() -> None:
         asked[f"{task}:{shots}" if task in asked else task] = first_item(task, shots, options.datasets)
     ((problem, solution),) = corpora.solved_problems(datasets=options.datasets, documents=1)
     asked[corpora.SOLUTIONS] = {"shots": 0, "prompt": problem, "scored": solution}
-    side_by_side.keep("prompts", {"tasks": asked})
+    harness.keep("prompts", {"tasks": asked})
 
 
 def first_item(task: str, shots: int | None, datasets: str | None = None) -> dict:
     """The prompt of a task's first item, what follows it (choices, or where an answer ends) and what is right."""
-    (loaded,) = harness.load_tasks([task], num_fewshot=shots, datasets=datasets)["tasks"].values()
-    with harness.quiet():
+    (loaded,) = tasks_of.load_tasks([task], num_fewshot=shots, datasets=datasets)["tasks"].values()
+    with tasks_of.quiet():
         loaded.build_all_requests(limit=1, rank=0, world_size=1)
     first = loaded.instances[0]
     found = {"shots": loaded.get_config("num_fewshot"), "prompt": first.args[0]}
-    if loaded.OUTPUT_TYPE == harness.GENERATED:
+    if loaded.OUTPUT_TYPE == tasks_of.GENERATED:
         return found | {"until": first.args[1]["until"], "right": str(loaded.doc_to_target(first.doc))}
     return found | {
         "choices": [instance.args[1] for instance in loaded.instances if instance.doc_id == first.doc_id],

@@ -1,261 +1,163 @@
 """The shared sweep beside lm-eval's own loop over pruned models, in one run on one machine.
 
-(a) HFLM on each pruned model in turn; (b) a plain loop over the pruned models in our batches, nothing shared;
-(c) the sweep; (d) one bare pass of the whole model's decoder, without its head, over the same distinct tokens.
-(a) and (c) both begin with lm-eval's requests and end with log-likelihoods. A machine's speed drifts in the hour that
-(a) takes: (c) and (d) are timed in three rounds among its cuts, and their medians stand beside its sum. Printed:
-ratios, tokens a second, peak memory, share of padding, the largest difference of any log-likelihood, and answers that
-differ.
+(a) lm-eval's HFLM on each pruned model in turn; (b) the sweep over all of them; (c) one bare pass of the whole model's
+decoder, without its head, over the same distinct tokens. (a) and (b) both begin with lm-eval's requests and end with
+log-likelihoods. (b) and (c) are timed in three turns among the cuts of (a), which takes an hour.
 
-    python -m benchmarks.sweep NAME --tasks boolq --limit 100 --rules simple --datasets FOLDER
+    python -m benchmarks.sweep NAME --tasks boolq --limit 100 --rules simple,similarity --datasets FOLDER
 """
 
-import argparse
-import collections
 import copy
-import functools
+import itertools
+import os
 
 import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 from transformers import DynamicCache
 
-from benchmarks import side_by_side
+from benchmarks import harness
+from deeper_layers import angular_distances, drop_layers, load_model
 from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora
 from deeper_layers.data.tokens import text_batches
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.models.opening import load_model
-from deeper_layers.pruning import drop_layers
+from deeper_layers.models.network import Network
 from deeper_layers.rules.choosing import cuts_of_rule
-from deeper_layers.similarity import angular_distances
-from deeper_layers.sweeping import harness
-from deeper_layers.sweeping.abilities import Abilities
-from deeper_layers.sweeping.pruned_family import PrunedFamily
-from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
+from deeper_layers.sweeping import harness as tasks
+from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.walk import Batch
 
 TIE = 1e-4
-ROUNDS = 3
+ROWS, SHARED = 4096, 48  # tokens of a batch of the bare pass; a common beginning shorter than this is not worth a cache
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the file in benchmarks/measured")
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--tasks", required=True, help="lm-eval tasks, with commas")
-    parser.add_argument("--limit", type=int, help="items a task")
-    parser.add_argument("--num-fewshot", type=int)
-    parser.add_argument("--rules", default="simple", help="simple, or simple,similarity")
-    parser.add_argument("--every", type=int, default=1, help="only each so-manieth block size")
-    parser.add_argument("--datasets", help="a local mirror of the hub")
-    parser.add_argument("--batch", type=int, default=16, help="batch size of HFLM")
-    parser.add_argument("--loop", action="store_true", help="measure (b) too")
-    parser.add_argument(
-        "--agreement", action="store_true", help="only (a) and (c), over the cuts of all rules, untimed"
-    )
-    options = parser.parse_args()
-    side_by_side.start()
-
+    options = harness.options(
+        __doc__, tasks={"required": True, "help": "lm-eval tasks, with commas"}, limit={"type": int},
+        num_fewshot={"type": int}, rules="simple", every=1, batch=16,
+        agreement={"action": "store_true", "help": "only (a) and (b), over the cuts of all rules, untimed"},
+    )  # fmt: skip
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    loaded = harness.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
-    families = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
-    asked = harness.collect_requests(loaded, model, tokenizer, limit=options.limit)
-    instances = asked.instances
-    some = list(families.values())[0][:3]
-    loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], some, max_length=asked.max_length)
+    loaded = tasks.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
+    asked = tasks.collect_requests(loaded, model, tokenizer, limit=options.limit)
+    cuts_of = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
+    if options.agreement:
+        cuts_of = dict([cuts_of.popitem()])  # the last has the cuts of all rules
+    rows = distinct_rows(asked.contexts, asked.continuations)
 
     def swept(cuts):
         # from requests as they stand, as HFLM begins: tokenization is part of it
-        contexts, continuations, max_length = harness.encode(instances, model, tokenizer)
-        return loglikelihoods(model, contexts, continuations, cuts, max_length=max_length)
+        contexts, continuations, most = tasks.encode(asked.instances, model, tokenizer)
+        return loglikelihoods(model, contexts, continuations, cuts, max_length=most)[0]
 
-    if options.agreement:
-        families = dict([families.popitem()])  # the last has the cuts of all rules
-    before = side_by_side.held()
-    plan = plan_requests(PrunedFamily(model, some), asked.contexts, asked.continuations, asked.max_length)
-    every = sorted({cut for cuts in families.values() for cut in cuts})
-    longest = families[list(families)[0]]
-    points = () if options.agreement else range(1, len(longest) + 1, max(1, len(longest) // 3))
-    runs = {name: functools.partial(swept, cuts) for name, cuts in families.items()}
-    if not options.agreement:
-        runs["bare"] = functools.partial(bare_pass, model, plan.pieces)
-        runs |= {few: functools.partial(swept, longest[:few]) for few in points}
-    rounds = 1 if options.agreement else ROUNDS
-    naive, found, seconds, peaks = {}, {}, collections.defaultdict(list), []
-    for number in range(rounds):
-        # what comes first after HFLM is slower by a tenth: each time another
-        for name in [*list(runs)[number:], *list(runs)[:number]]:
-            answers, passed, peak = side_by_side.measured(runs[name])
-            seconds[name].append(passed)
-            if name in families:
-                found[name] = answers[0]
-                peaks.append(peak)
-        print(
-            f"round {number + 1} of {rounds}: " + ", ".join(f"{k} {t[-1]:.1f} s" for k, t in seconds.items()),
-            flush=True,
-        )
-        naive |= {
-            cut: answers for cut, *answers in hflm(model, tokenizer, instances, every[number::rounds], options.batch)
-        }
-    median = {name: float(np.median(of_rounds)) for name, of_rounds in seconds.items()}
-    bare = median.get("bare")
-    line = [
-        {
-            "cuts": few,
-            "layer_steps_a_token": Tree(longest[:few], num_layers(model)).nodes,
-            "seconds": round(median[few], 2),
-        }
-        for few in points
-    ]
+    loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], [Cut(0, 0)], max_length=asked.max_length)
+    longest = next(iter(cuts_of.values()))
+    points = [] if options.agreement else list(range(1, len(longest) + 1, max(1, len(longest) // 3)))
+    ways = {name: lambda cuts=cuts: swept(cuts) for name, cuts in cuts_of.items()}
+    ways |= {str(few): lambda few=few: swept(longest[:few]) for few in points}
+    ways |= {} if options.agreement else {"bare": lambda: bare_pass(model, rows)}
+    every, turns = sorted({cut for cuts in cuts_of.values() for cut in cuts}), 1 if options.agreement else 3
+    before, theirs, found = harness.held(), {}, {name: [] for name in ways}
+    for turn in range(turns):
+        for name, runs in harness.by_turns(ways, 1).items():
+            found[name] += runs
+        for cut in every[turn::turns]:
+            lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=options.batch)
+            theirs[cut] = harness.timed(
+                lambda lm=lm: [logprob for logprob, _ in lm.loglikelihood(asked.instances, disable_tqdm=True)]
+            )
+    median = {name: float(np.median([run.seconds for run in runs])) for name, runs in found.items()}
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "num_fewshot": options.num_fewshot,
-        "requests": len(instances), "items": len({(i.task_name, i.doc_id) for i in instances}),
-        "distinct_tokens": plan.tokens, "padding": round(plan.padding, 4),
-        "seconds_bare": bare and round(bare, 2),
-        "rounds": {str(name): [round(passed, 2) for passed in of_rounds] for name, of_rounds in seconds.items()},
+        "requests": len(asked.instances), "items": len({(i.task_name, i.doc_id) for i in asked.instances}),
+        "distinct_tokens": sum(map(len, rows)), "seconds_bare": round(median.get("bare", 0), 2) or None,
+        "rounds": harness.seconds(found),
         "bytes": {
-            "weights": weights, "held_before": before, "peak_of_sweep": max(peaks),
-            "peak_of_hflm": max(peak for _, _, peak in naive.values()),
+            "weights": sum(p.numel() * p.element_size() for p in model.parameters()), "held_before": before,
+            "peak_of_sweep": max(run.peak for name in cuts_of for run in found[name]),
+            "peak_of_hflm": max(run.peak for run in theirs.values()),
         },
-        "cost_against_cuts": line,
+        "cost_against_cuts": [
+            {"cuts": few, "layer_steps_a_token": Tree(longest[:few], num_layers(model)).nodes,
+             "seconds": round(median[str(few)], 2)}
+            for few in points
+        ],
         "families": {},
     }  # fmt: skip
-    for name, cuts in families.items():
-        total = sum(naive[cut][1] for cut in cuts)
-        content["families"][name] = {
-            "cuts": len(cuts), "layer_steps_a_token": Tree(cuts, num_layers(model)).nodes,
-            **agreement(instances, np.array([naive[cut][0] for cut in cuts]), found[name]),
-        }  # fmt: skip
+    for name, cuts in cuts_of.items():
+        answers = np.array([theirs[cut].result for cut in cuts])
+        family = {"cuts": len(cuts), **agreement(asked.instances, answers, found[name][-1].result)}
         if not options.agreement:
-            content["families"][name] |= {
+            total = sum(theirs[cut].seconds for cut in cuts)
+            family |= {
                 "seconds_hflm": round(total, 1), "seconds_sweep": round(median[name], 2),
                 "times_faster_than_hflm": round(total / median[name], 1),
-                "bare_passes": round(median[name] / bare, 2),
-                "distinct_tokens_a_second": round(plan.tokens / median[name]),
+                "bare_passes": harness.ratio(found, name, "bare"),
             }  # fmt: skip
-        else:
-            double = copy.deepcopy(model).double()
-            exact = functools.partial(hflm, double, tokenizer, instances, batch=options.batch)
-            content["families"][name]["where_furthest"] = where_furthest(naive, exact, cuts, found[name])
-        if options.loop:
-            _, looped, _ = side_by_side.measured(lambda cuts=cuts: plain_loop(model, asked, cuts))
-            content["families"][name]["seconds_loop"] = round(looped, 1)
-            content["families"][name]["times_faster_than_loop"] = round(looped / median[name], 1)
-    side_by_side.keep(f"sweep-{options.name}", content)
+        content["families"][name] = family
+    harness.keep(f"sweep-{options.name}", content)
 
 
-def cuts_by_rules(model, tokenizer, rules: list[str], every: int) -> dict[str, list[Cut]]:
+def cuts_by_rules(model, tokenizer, rules: list[str], every: int = 1) -> dict[str, list[Cut]]:
     """The cuts of each rule by itself and, where there are several, of all together."""
-    layers = num_layers(model)
-    sizes = range(0, layers - 1, every)
-    distances = None
+    layers, distances = num_layers(model), None
     if "similarity" in rules:
         batches = text_batches(tokenizer, corpora.texts("wikipedia"), samples=64, length=256)
         distances = angular_distances(model, batches)
-    families = {rule: cuts_of_rule(rule, sizes, layers, distances) for rule in rules}
-    if len(families) > 1:
-        families[" and ".join(families)] = sorted({cut for cuts in families.values() for cut in cuts})
-    return families
+    cuts_of = {rule: cuts_of_rule(rule, range(0, layers - 1, every), layers, distances) for rule in rules}
+    if len(cuts_of) > 1:
+        cuts_of[" and ".join(cuts_of)] = sorted({cut for cuts in cuts_of.values() for cut in cuts})
+    return cuts_of
 
 
-def hflm(model, tokenizer, instances, cuts, batch: int):
-    """(a): for each cut the log-likelihoods [R], seconds and peak memory of HFLM on the pruned model."""
-    for number, cut in enumerate(cuts):
-        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=batch)
-        if number == 0:
-            lm.loglikelihood(instances[:16], disable_tqdm=True)
-        answers, seconds, peak = side_by_side.measured(lambda lm=lm: lm.loglikelihood(instances, disable_tqdm=True))
-        print(f"HFLM on {cut}: {seconds:.1f} s", flush=True)
-        yield cut, [logprob for logprob, _ in answers], seconds, peak
-
-
-def plain_loop(model, asked, cuts) -> None:
-    """(b): each pruned model by itself, in our batches."""
-    nothing = Abilities()
-    for cut in cuts:
-        family = PrunedFamily(drop_layers(model, cut), [Cut(0, 0)], nothing)
-        for piece in plan_requests(family, asked.contexts, asked.continuations, asked.max_length).pieces:
-            family.run(piece)
+def distinct_rows(contexts: list[list[int]], continuations: list[list[int]]) -> list[tuple[int, ...]]:
+    """Tokens that have to be run, once each: of requests that differ in the last token alone, one row."""
+    pairs = zip(contexts, continuations, strict=True)
+    return sorted({(*context, *continuation[:-1]) for context, continuation in pairs})
 
 
 @torch.inference_mode()
-def bare_pass(model, pieces) -> None:
-    """(d): the decoder without its head, over the distinct tokens in the sweep's batches."""
-    network = PrunedFamily(model, [Cut(0, 0)]).whole
-    beginning, shared = None, None
-    for piece in pieces:
-        if piece.shared != shared:
-            shared = piece.shared
-            beginning = DynamicCache() if shared else None
-            if shared:
-                how = {"use_cache": True, network.cache_argument: beginning}
-                model.base_model(input_ids=torch.tensor([shared]), **how)
-        for sequences in piece.batches:
-            ids = Batch.of(sequences, len(shared), network.device).ids
-            cache = {} if beginning is None else {network.cache_argument: Borrowed(beginning)}
-            model.base_model(input_ids=ids, use_cache=bool(cache), **cache)
+def bare_pass(model, rows: list[tuple[int, ...]]) -> None:
+    """(c): the decoder without its head, in batches of rows of nearly one length; a common beginning is run once."""
+    argument = Network(model).cache_argument
+    for _, alike in itertools.groupby(rows, lambda row: row[:SHARED]):
+        group = sorted(alike, key=len)
+        beginning = os.path.commonprefix(group)[: len(group[0]) - 1]
+        cache = None
+        if len(group) > 1 and len(beginning) >= SHARED:
+            cache = DynamicCache()
+            model.base_model(input_ids=torch.tensor([beginning]), **{argument: cache})
+        rest = [row[len(beginning) if cache is not None else 0 :] for row in group]
+        at_once = max(1, ROWS // len(rest[-1]))
+        for first in range(0, len(rest), at_once):
+            batch = rest[first : first + at_once]
+            ids = torch.tensor([[*row, *[0] * (len(batch[-1]) - len(row))] for row in batch])
+            given: dict = {"use_cache": False}
+            if cache is not None:
+                given = {argument: copy.deepcopy(cache)}
+                given[argument].batch_repeat_interleave(len(batch))
+            model.base_model(input_ids=ids, **given)
 
 
-class Borrowed(DynamicCache):
-    """Keys and values of one sequence before those of each of many, which are not kept."""
-
-    def __init__(self, cache: DynamicCache):
-        super().__init__()
-        self.layers = cache.layers
-
-    def update(self, key_states, value_states, layer_idx, *_, **__):
-        before = (self.layers[layer_idx].keys, self.layers[layer_idx].values)
-        return tuple(
-            torch.cat([one.expand(len(own), *one.shape[1:]), own], dim=-2)
-            for one, own in zip(before, (key_states, value_states), strict=True)
-        )
-
-
-def agreement(instances, naive, found) -> dict:
-    """How far the log-likelihoods [C, R] of (a) and (c) agree, and the answers chosen by them."""
+def agreement(instances, theirs: np.ndarray, ours: np.ndarray) -> dict:
+    """How far the log-likelihoods [C, R] of (a) and (b) agree, and the answers chosen by them."""
     items: dict = {}
     for number, instance in enumerate(instances):
         items.setdefault((instance.task_name, instance.doc_id), []).append(number)
-    choices = differing = ties = 0
-    for numbers in items.values():
-        if len(numbers) < 2:
-            continue
-        ours, theirs = found[:, numbers], naive[:, numbers]
-        best = np.sort(theirs, axis=1)
+    counts = np.zeros(3, dtype=int)
+    for numbers in filter(lambda numbers: len(numbers) > 1, items.values()):
+        best = np.sort(theirs[:, numbers], axis=1)
         tied = best[:, -1] - best[:, -2] <= TIE
-        differs = ours.argmax(axis=1) != theirs.argmax(axis=1)
-        choices += len(differs)
-        ties += int((tied & differs).sum())
-        differing += int((~tied & differs).sum())
-    apart = np.abs(naive - found)
+        differs = ours[:, numbers].argmax(axis=1) != theirs[:, numbers].argmax(axis=1)
+        counts += [len(differs), (~tied & differs).sum(), (tied & differs).sum()]
+    apart = np.abs(theirs - ours)
     return {
         "largest_difference": float(apart.max()), "log_likelihoods": apart.size,
         "further_apart_than_a_tie": int((apart > TIE).sum()),
         # a sum over many tokens is rounded to its own size, which is far from one nat
-        "largest_difference_relative": float((apart / np.maximum(1, np.abs(naive))).max()),
-        "choices": choices, "choices_that_differ": differing, "ties_that_differ": ties,
-    }  # fmt: skip
-
-
-def where_furthest(naive, exact, cuts, found) -> dict:
-    """For the cut with the largest difference: how far the sweep and HFLM each are from HFLM on float64 weights.
-
-    transformers computes norms in float32 at any dtype, so that even this is exact only to some 1e-5.
-    """
-    far = [np.abs(naive[cut][0] - answers).max() for cut, answers in zip(cuts, found, strict=True)]
-    worst = int(np.argmax(far))
-    cut, theirs = cuts[worst], np.array(naive[cuts[worst]][0])
-    _, closer, *_ = next(exact([cut]))
-    errors = {"sweep": np.abs(found[worst] - closer), "hflm": np.abs(theirs - closer)}
-    return {
-        "cut": [cut.start, cut.size], "log_likelihoods": len(theirs), "largest_size": float(np.abs(theirs).max()),
-        "largest_difference": float(far[worst]),
-        "largest_from_float64": {name: float(error.max()) for name, error in errors.items()},
-        "further_from_float64_than_a_tie": {name: int((error > TIE).sum()) for name, error in errors.items()},
+        "largest_difference_relative": float((apart / np.maximum(1, np.abs(theirs))).max()),
+        **dict(zip(("choices", "choices_that_differ", "ties_that_differ"), counts.tolist())),
     }  # fmt: skip
 
 

@@ -1,124 +1,146 @@
-"""Would the tests notice? One small change of the code at a time, by mutmut, and which of them no test fails for.
+"""Would the tests notice? One small change of the code at a time, drawn by a seed, and which of them no test fails for.
 
-    python -m tests.mutants cuts similarity     # some rooms, or parts of one; without a word: all of PARTS
-    python -m tests.mutants --sample 200        # so many of each, drawn, and the same ones each time
-    python -m tests.mutants --survivors cuts    # what survived, as a difference each
+    python -m tests.mutants                               # 25 of each part of PARTS, on this checkout
+    python -m tests.mutants cuts export --count 5
+    python -m tests.mutants --root CHECKOUT
 
-It needs the extra `mutants`, and works in `.mutants/`, a copy: interrupted it goes on, and what was killed and has not
-changed since is not tried again. Two or three changes a second: some minutes for `cuts`, much more for all. What
-survives and is not the same program in other words is a missing test; what may survive stands in survivors.md, by its
-changed line.
+Each runs in a copy, in a fork of a process that has imported what is slow, against the files of tests named with its
+part (those of `make test`). What survives and is not the same program in other words is a missing test.
 """
 
 import argparse
-import json
+import ast
 import os
+import queue
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-OF_TWO_FAMILIES = "not (mistral or qwen or gemma2 or phi or gpt)"  # llama and gemma3: alike layers, and several kinds
-# of the ground rooms and of what numbers go through: its files below deeper_layers, the tests that are to notice, and
-# of these (as pytest's -k says it) the ones that are quick: what survives is seen by all of them
+import lm_eval.models.huggingface  # noqa: F401  # what is slow is imported once, before the forks
+import peft  # noqa: F401
+import pytest
+
+AT_ONCE, SECONDS = 2, 900
+# of each part its files below deeper_layers and its tests; names that a checkout lacks are left out: they moved
 PARTS = {
-    "cuts": (["cuts.py"], ["test_pruning.py"], ""),
-    "pruning": (["pruning.py"], ["test_pruning.py"], OF_TWO_FAMILIES),
-    "similarity": (["similarity.py"], ["test_similarity.py"], OF_TWO_FAMILIES),
-    "rules": (["rules/*.py"], ["test_rules.py"], ""),
-    "results": (
-        ["results/*.py"],
-        ["test_schema.py", "test_results.py", "test_damage.py", "test_faulty_results.py"],
-        "not (killed_before or killed_twice or any_call or vanishes or never_mind or adapters or damaged or published)",
-    ),
-    "statistics": (["report/estimates.py", "report/pairing.py"], ["test_estimates.py", "test_report.py"], ""),
-    "family": (["sweeping/tree.py", "sweeping/walk.py", "sweeping/lending.py"], ["test_tree.py", "test_sweep.py"], ""),
+    "cuts": ("cuts.py", "pruning rules any_cut plan command"),
+    "similarity": ("similarity.py", "similarity rivals widened"),
+    "pruning": ("pruning.py", "pruning any_cut slicing bridges"),
+    "sweeping": ("family/*.py evaluation/sweeps.py evaluation/losses.py sweeping/*.py sweep/*.py",
+                 "sweep tree generation evaluation streaming families words losses search memory"),
+    "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates statistics report studies"),
+    "claims": ("report/claims.py report/paper.py", "claims report paper"),
+    "export": ("checkpoints/*.py export/*.py",
+               "slicing dialects casting merging gguf model_card engines damaged_checkpoints seeing families export"),
+    "healing": ("healing/*.py", "healing resuming distillation healed merging"),
 }  # fmt: skip
-COPIED = ("lib", "tests", "book", "benchmarks", "notebooks", "results")  # lib by its name: what a checkout is known by
+SWAPS = {
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
+    ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in", ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*",
+    ast.FloorDiv: "/", ast.Mod: "*", ast.Pow: "*", ast.And: "or", ast.Or: "and",
+}  # fmt: skip
+
+
+def changes(source: str) -> list[tuple[int, int, str]]:
+    """Every change of a file's functions: where it begins and ends, in bytes, and what stands there instead."""
+    starts = [0]
+    for line in source.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def span(node) -> tuple[int, int]:
+        return starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset
+
+    found, functions = [], [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    code = [line for function in functions for line in function.body]
+    for node in {span(node): node for line in code for node in ast.walk(line) if hasattr(node, "lineno")}.values():
+        match node:
+            case (
+                ast.Compare(left, [operator, *_], [right, *_])
+                | ast.BinOp(left, operator, right)
+                | ast.BoolOp(operator, [left, right, *_])
+            ) if type(operator) in SWAPS:
+                found.append((span(left)[1], span(right)[0], f" {SWAPS[type(operator)]} "))
+            case ast.UnaryOp(ast.Not(), operand):
+                found.append((span(node)[0], span(operand)[0], ""))
+            case ast.Constant(bool(value)):
+                found.append((*span(node), str(not value)))
+            case ast.Constant(int(value) | float(value)):
+                found.append((*span(node), str(value + 1)))
+            case ast.Return(ast.AST() as value) | ast.Assign(_, value):
+                found.append((*span(value), "None"))
+    # brackets and comments between two sides stay whole: such an operator is left out
+    return sorted(one for one in found if one[2] == "None" or not set(b"()#") & set(source.encode()[one[0] : one[1]]))
+
+
+def draw(root: Path, part: str, count: int) -> list[tuple[str, Path, bytes, str]]:
+    """Of a part first a file as it is, then mutants: the part, the file, its content, and what was changed."""
+    files = sorted({path for glob in PARTS[part][0].split() for path in (root / "lib" / "deeper_layers").glob(glob)})
+    every = [(path, *change) for path in files for change in changes(path.read_text(encoding="utf-8"))]
+    mutants = [(part, files[0].relative_to(root), files[0].read_bytes(), "nothing")]
+    for path, start, end, put in random.Random(0).sample(every, min(count, len(every))):
+        text, name = path.read_bytes(), path.relative_to(root)
+        gone = " ".join(text[start:end].decode().split())[:60]
+        said = f"{name}:{text[:start].count(10) + 1}: {gone!r} is {put!r}"
+        mutants.append((part, name, text[:start] + put.encode() + text[end:], said))
+    return mutants
+
+
+def fails(folder: Path, part: str) -> bool:
+    """Whether one of a part's files of tests fails in a folder, or hangs."""
+    tests = [f"tests/test_{name}.py" for name in PARTS[part][1].split()]
+    if not (child := os.fork()):
+        signal.alarm(SECONDS)
+        os.chdir(folder)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silent, 1), os.dup2(silent, 2)
+        sys.modules.pop("tests", None)
+        sys.path[:0] = [str(folder / "lib"), str(folder)]
+        os.environ |= {"PYTHONPATH": f"{folder}/lib{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not thorough", *filter(os.path.exists, tests)]
+        os._exit(pytest.main(words))
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+def copy(root: Path, place: Path) -> Path:
+    """What git knows of a checkout, in a folder of its own."""
+    listed = subprocess.run(["git", "ls-files"], cwd=root, capture_output=True, check=True, text=True).stdout
+    for name in listed.splitlines():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, place / name, follow_symlinks=False)
+    return place
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help=f"of {', '.join(PARTS)}; all by default")
-    parser.add_argument("--survivors", action="store_true", help="try nothing, show what survived before")
-    parser.add_argument("--sample", type=int, help="how many of each part; else all")
-    parser.add_argument("--at-once", type=int, default=os.cpu_count())
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="all by default")
+    parser.add_argument("--root", type=Path, default=Path(__file__).resolve().parent.parent)
+    parser.add_argument("--count", type=int, default=25, help="of each part")
     options = parser.parse_args()
+    mutants = [one for part in options.parts or PARTS for one in draw(options.root, part, options.count)]
+    folders: queue.Queue[Path] = queue.Queue()
+
+    def run(mutant: tuple[str, Path, bytes, str]) -> bool:
+        (part, name, content, said), folder = mutant, folders.get()
+        before = (folder / name).read_bytes()
+        (folder / name).write_bytes(content)
+        killed = fails(folder, part)
+        (folder / name).write_bytes(before)
+        folders.put(folder)
+        print("killed  " if killed else "survived", f"{part}: {said}", flush=True)
+        return killed
+
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(AT_ONCE) as pool:
+        for number in range(AT_ONCE):
+            folders.put(copy(options.root, Path(place) / str(number)))
+        fates = list(pool.map(run, mutants))
     for part in options.parts or PARTS:
-        folder = ROOT / ".mutants" / part
-        if not options.survivors:
-            prepare(folder, part)
-            if names := to_try(folder, options.sample):
-                mutmut(folder, "run", "--max-children", str(options.at_once), *names)
-        report(folder, part, options.survivors)
-
-
-def prepare(folder: Path, part: str) -> None:
-    """A copy of what the tests of a part need, with mutmut's settings: the package in src, where mutmut expects it."""
-    files, tests, quick = PARTS[part]
-    for name in COPIED:
-        copy(ROOT / name, folder / name)
-        shutil.rmtree(folder / "mutants" / name, ignore_errors=True)  # mutants may have written there
-    copy(ROOT / "lib", folder / "src")
-    settings = (ROOT / "pyproject.toml").read_text().replace('pythonpath = [".", "lib"]', 'pythonpath = [".", "src"]')
-    settings += f"""
-[tool.mutmut]
-source_paths = ["src/"]
-only_mutate = {[f"src/deeper_layers/{name}" for name in files]}
-also_copy = {list(COPIED)}
-pytest_add_cli_args_test_selection = {[f"tests/{name}" for name in tests]}
-pytest_add_cli_args = {["-k", quick] if quick else []}
-process_isolation = "forkserver"
-"""
-    (folder / "pyproject.toml").write_text(settings)
-
-
-def copy(source: Path, target: Path) -> None:
-    """A folder as it is now, with the times of its files: by these mutmut knows what has changed."""
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("_build", "executed", "__pycache__"))
-
-
-def to_try(folder: Path, count: int | None) -> list[str]:
-    """All mutants, or so many of them, but for those that were killed: what survived meets the tests of today."""
-    mutmut(folder, "run", "none", fails=True)  # makes all, and then finds that none has this name
-    made = [json.loads(path.read_text())["exit_code_by_key"] for path in sorted(folder.rglob("src/**/*.py.meta"))]
-    killed = {name: code == 1 for of_file in made for name, code in of_file.items()}
-    names = random.Random(0).sample(list(killed), min(count, len(killed))) if count else list(killed)
-    return [name for name in names if not killed[name]]
-
-
-def mutmut(folder: Path, *words: str, fails: bool = False) -> str:
-    """What mutmut prints; its progress goes to stderr."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    shown = sys.stderr if words[0] == "run" else subprocess.PIPE
-    done = subprocess.run(
-        [sys.executable, "-m", "mutmut", *words], cwd=folder, env=environment, stdout=shown, text=True
-    )
-    if done.returncode and not fails:
-        sys.exit(f"mutmut {words[0]} ended with {done.returncode} in {folder}")
-    return done.stdout or ""
-
-
-def report(folder: Path, part: str, differences: bool) -> None:
-    found = [line.strip().rpartition(": ")[::2] for line in mutmut(folder, "results", "--all", "true").splitlines()]
-    states = [state for _, state in found]
-    killed = sum(state in ("killed", "timeout") for state in states)
-    tried, listed = killed + states.count("survived"), (ROOT / "tests" / "survivors.md").read_text()
-    share, unreached = killed / max(1, tried), states.count("no tests")
-    print(f"{part}: {killed} of {tried} killed ({share:.0%}), {unreached} reached by no test, {len(states)} in all")
-    for name, state in found:
-        if state == "survived":
-            difference = mutmut(folder, "show", name)
-            known = "listed" if all(f"`{line}`" in listed for line in put_in(difference)) else "NEW"
-            print(difference if differences else f"  {known}  {name}  {' '.join(put_in(difference))}")
-
-
-def put_in(difference: str) -> list[str]:
-    """The lines that a mutant has and the code has not."""
-    return [line[1:].strip() for line in difference.splitlines() if line[:1] == "+" and line[:3] != "+++"]
+        broken, *killed = [fate for fate, (of, *_) in zip(fates, mutants, strict=True) if of == part]
+        print(f"{part}: {sum(killed)} of {len(killed)} killed{', but its tests fail without a change' * broken}")
 
 
 if __name__ == "__main__":

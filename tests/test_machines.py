@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import large, predicted, side_by_side
+from benchmarks import large
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import costs
@@ -159,15 +159,3 @@ def test_mistakes_of_a_plan_are_told(tiny_folder, tmp_path):
     assert "encoder-decoder" in said("plan", "--model-config", tmp_path / "none.json")
     assert "machine is 'h1'" in said("plan", tiny_folder, "--machine", "h1", "--tasks", "boolq").replace("--", "")
     assert "'big' is not one of" in typed("plan", tiny_folder, "--machine", "h100", "--heal", "big", code=2).stderr
-
-
-def test_predicted_beside_measured(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(side_by_side, "MEASURED", tmp_path)
-    monkeypatch.setattr(side_by_side, "THREADS", 1)
-    words = ["--task", "capitals", "--limit", "6", "--sizes", "2", "--samples", "4", "--length", "32", "--steps", "1"]
-    monkeypatch.setattr("sys.argv", [predicted.__file__, "tiny", "--models", str(tiny_folder), *words])
-    predicted.main()
-    content = json.loads((tmp_path / "predicted-tiny.json").read_text())
-    assert [row["work"] for row in content["rows"]] == ["distances", "sweep", "healing"]
-    for row in content["rows"]:
-        assert row["measured"] > 0 < row["predicted"] and row["memory"] > 0 and row["peak"] > 0 < row["pace"]

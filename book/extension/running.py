@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]  # of the repository
 EXECUTED = ROOT / "book" / "executed"
 EXPLORER = EXECUTED / "explorer.json"
 STAMPS = EXECUTED / "stamps.json"
-MEASURED = ("results", "benchmarks", "conformance")
+MEASURED = ("results", "benchmarks")
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
 WITHOUT = f"""import os, sys

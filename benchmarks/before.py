@@ -1,0 +1,198 @@
+"""This checkout beside an earlier one, turn by turn in one run on one machine: how much slower, and is it the same?
+
+Each has a process of its own a case, which makes ready and waits; a turn runs in one while the other is idle. A ratio
+above 1 is slower than before. `difference` is the largest of any log-likelihood, distance or weight; of files written
+it is 0 where they are equal bit by bit, else infinite.
+
+    python -m benchmarks.before NAME --before CHECKOUT --cases mmlu,boolq,distances,healing --datasets FOLDER
+"""
+
+import contextlib
+import hashlib
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+
+def main() -> None:
+    from benchmarks import harness  # not in a worker, which may be of an earlier checkout
+
+    cases = {"default": ",".join(CASES), "help": f"of {', '.join(CASES)}; by default all"}
+    options = harness.options(__doc__, before={"required": True, "help": "an earlier checkout"}, cases=cases)
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=options.before, capture_output=True, text=True)
+    content: dict = {"before": commit.stdout.strip(), "model": options.model, "dtype": options.dtype, "cases": {}}
+    for case in options.cases.split(","):
+        with contextlib.ExitStack() as stack:
+            workers = {
+                name: stack.enter_context(Worker(Path(checkout), case, options))
+                for name, checkout in (("before", options.before), ("now", harness.ROOT))
+            }
+            found = harness.by_turns(
+                workers, options.repeats, lambda worker: harness.Run(*(found := worker.run()), found[1])
+            )
+        values = [runs[-1].result for runs in found.values()]
+        same_length = len(values[0]) == len(values[1])
+        content["cases"][case] = {
+            "seconds": harness.seconds(found), "now_to_before": harness.ratio(found, "now", "before", 3),
+            "difference": max((_apart(*pair) for pair in zip(*values)), default=0) if same_length else float("inf"),
+        }  # fmt: skip
+        print(case, json.dumps(content["cases"][case]), flush=True)
+    harness.keep(f"before-{options.name}", content)
+
+
+def _apart(one, other) -> float:
+    return (
+        abs(one - other) if isinstance(one, float) and isinstance(other, float) else 0 if one == other else float("inf")
+    )
+
+
+class Worker:
+    """A process of one checkout that runs a case when it is told to."""
+
+    def __init__(self, checkout: Path, case: str, options):
+        environment = os.environ | {"PYTHONPATH": f"{checkout / 'lib'}{os.pathsep}{checkout}", "HF_HUB_OFFLINE": "1"}
+        words = [sys.executable, "-P", str(Path(__file__).resolve()), case, options.model, options.dtype]
+        self.process = subprocess.Popen(
+            [*words, options.datasets or ""], cwd=checkout, env=environment, stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        if self.process.stdout.readline() != "ready\n":
+            raise SystemExit(f"{case} did not start in {checkout}")
+
+    def run(self) -> tuple[list, float]:
+        """What came of it, and its seconds."""
+        self.process.stdin.write("again\n")
+        self.process.stdin.flush()
+        return tuple(json.loads(self.process.stdout.readline()))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.process.communicate()
+
+
+def work(case: str, model: str, dtype: str, datasets: str) -> None:
+    """In a worker: make ready, run once for the caches, then once for each line."""
+    import torch
+
+    torch.set_num_threads(2)
+    answer, sys.stdout = sys.stdout, sys.stderr
+    import deeper_layers
+
+    loaded = Path(deeper_layers.__file__).resolve()
+    if not loaded.is_relative_to(Path.cwd().resolve()):  # an installed copy would be compared with itself
+        raise SystemExit(f"the library is that of {loaded}, not of {Path.cwd()}")
+    with tempfile.TemporaryDirectory() as folder:
+        run = CASES[case](model, dtype, datasets or None, Path(folder))
+        run()
+        print("ready", file=answer, flush=True)
+        for _ in sys.stdin:
+            start = time.perf_counter()
+            found = run()
+            passed = time.perf_counter() - start
+            if isinstance(found, Path):
+                found = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+                         for path in sorted(found.rglob("*.safetensors"))]  # fmt: skip
+            print(json.dumps([found, passed]), file=answer, flush=True)
+
+
+def _room(*names: str):
+    """The first of some modules that a checkout has: they have moved."""
+    for name in names:
+        with contextlib.suppress(ModuleNotFoundError):
+            return importlib.import_module(f"deeper_layers.{name}")
+    raise SystemExit(f"this checkout has none of {', '.join(names)}")
+
+
+def likelihoods(task: str, limit: int, shots: int | None = None, stream: bool = False):
+    """The log-likelihoods of a task under all cuts of the simple rule."""
+
+    def ready(model, dtype, datasets, _):
+        from deeper_layers import load_model, simple_cut
+
+        tasks, sweeps = _room("sweeping.harness", "evaluation.harness"), _room("sweeping.sweeps", "evaluation.sweeps")
+        network, tokenizer = load_model(model, dtype=dtype, stream=stream)
+        loaded = tasks.load_tasks([task], num_fewshot=shots, datasets=datasets)
+        asked = tasks.collect_requests(loaded, network, tokenizer, limit=limit)
+        layers = network.config.num_hidden_layers
+        cuts = [simple_cut(layers, size) for size in range(layers - 1)]
+        given = network, asked.contexts, asked.continuations, cuts
+        return lambda: sweeps.loglikelihoods(*given, max_length=asked.max_length)[0].ravel().tolist()
+
+    return ready
+
+
+def generation(model, dtype, datasets, _):
+    from deeper_layers import load_model, simple_cut, sweep
+
+    network, tokenizer = load_model(model, dtype=dtype)
+    cuts = [simple_cut(network.config.num_hidden_layers, size) for size in (0, 2, 4, 8)]
+    how = {"limit": 10, "datasets": datasets}
+    return lambda: sweep(network, tokenizer, ["sums_two_digits_generated"], cuts, **how)["value"].tolist()
+
+
+def distances(model, dtype, *_):
+    import torch
+
+    from deeper_layers import angular_distances, load_model
+
+    network, _ = load_model(model, dtype=dtype)
+    torch.manual_seed(0)
+    ids = [torch.randint(3, network.config.vocab_size, (8, 128)) for _ in range(4)]
+    batches = [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids]
+    return lambda: [value for value in angular_distances(network, batches).ravel().tolist() if value == value]
+
+
+def healing(model, dtype, *_):
+    from deeper_layers import HealingConfig, drop_layers, heal, load_model, simple_cut
+
+    network, tokenizer = load_model(model, dtype=dtype)
+    cut = simple_cut(network.config.num_hidden_layers, 9)
+    texts = [f"The number after {n} is {n + 1}, and its square is {(n + 1) ** 2}. " * 40 for n in range(64)]
+    config = HealingConfig(
+        rank=8, learning_rate=1e-3, sequence_length=256, steps=3, warmup_steps=1, batch_sequences=8, at_once=8,
+        quantization=None, gradient_checkpointing=False,
+    )  # fmt: skip
+
+    def run():
+        healed = heal(drop_layers(network, cut), tokenizer, texts, config)
+        return [float(weight.detach().double().sum()) for weight in healed.parameters() if weight.requires_grad]
+
+    return run
+
+
+def pruned(*words: str):
+    """A checkpoint written by the command, in a process of its own."""
+
+    def ready(model, dtype, _, folder):
+        out = folder / "out"
+        command = [sys.executable, "-m", "deeper_layers", "prune", model, str(out), *words]
+
+        def run():
+            subprocess.run(["rm", "-rf", str(out)], check=True)
+            subprocess.run(command, check=True, capture_output=True)
+            return out
+
+        return run
+
+    return ready
+
+
+CASES = {
+    "mmlu": likelihoods("mmlu_anatomy", 20, shots=5), "boolq": likelihoods("boolq", 40),
+    "capitals": likelihoods("capitals", 100), "streaming": likelihoods("boolq", 10, stream=True),
+    "generation": generation, "distances": distances, "healing": healing,
+    "greedy": pruned("--rule", "greedy", "--drop", "2", "--samples", "4", "--sequence-length", "64"),
+    "slicing": pruned("--drop", "8", "--start", "12"),
+}  # fmt: skip
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:]) if sys.argv[1] in CASES else main()
