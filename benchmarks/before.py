@@ -133,7 +133,8 @@ def generation(model, dtype, datasets, _):
     from deeper_layers import load_model, simple_cut, sweep
 
     network, tokenizer = load_model(model, dtype=dtype)
-    cuts = [simple_cut(network.config.num_hidden_layers, size) for size in (0, 2, 4, 8)]
+    layers = network.config.num_hidden_layers
+    cuts = [simple_cut(layers, size) for size in {0, layers // 8, layers // 4}]
     how = {"limit": 10, "datasets": datasets}
     return lambda: sweep(network, tokenizer, ["sums_two_digits_generated"], cuts, **how)["value"].tolist()
 
@@ -154,7 +155,7 @@ def healing(model, dtype, *_):
     from deeper_layers import HealingConfig, drop_layers, heal, load_model, simple_cut
 
     network, tokenizer = load_model(model, dtype=dtype)
-    cut = simple_cut(network.config.num_hidden_layers, 9)
+    cut = simple_cut(network.config.num_hidden_layers, network.config.num_hidden_layers // 3)
     texts = [f"The number after {n} is {n + 1}, and its square is {(n + 1) ** 2}. " * 40 for n in range(64)]
     config = HealingConfig(
         rank=8, learning_rate=1e-3, sequence_length=256, steps=3, warmup_steps=1, batch_sequences=8, at_once=8,
@@ -190,7 +191,7 @@ CASES = {
     "capitals": likelihoods("capitals", 100), "streaming": likelihoods("boolq", 10, stream=True),
     "generation": generation, "distances": distances, "healing": healing,
     "greedy": pruned("--rule", "greedy", "--drop", "2", "--samples", "4", "--sequence-length", "64"),
-    "slicing": pruned("--drop", "8", "--start", "12"),
+    "slicing": pruned("--drop", "3", "--rule", "simple"),
 }  # fmt: skip
 
 
