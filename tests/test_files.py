@@ -132,7 +132,7 @@ CASES = {
     "OUT.gguf.new is ours and kept": (copied("out.gguf", "out.gguf.new"), OVER_FILE, ""),
     "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it was changed"),
     "the card of OUT has as many other bytes": (same_size("out/README.md"), OVER, "README.md in it was changed since"),
-    "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "it was changed since"),
+    "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),
     "OUT.partial is somebody's": (file("new.partial/thesis.tex"), NEW, ""),
     "OUT.partial is a file": (file("new.partial"), NEW, ""),
     "the source is OUT.partial": (renamed("whole", "new.partial"), ["new.partial", *NEW[1:]], ""),

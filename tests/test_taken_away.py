@@ -144,7 +144,9 @@ def test_a_gguf_file_of_ours_is_replaced_and_no_other(tiny_folder, tmp_path):
     typed("prune", path, tmp_path / "out.gguf", "--start", 0, "--drop", 1, "--overwrite")
     assert (tmp_path / "out.gguf").read_bytes() != before
     shutil.copy(path, tmp_path / "another.gguf")
-    assert "with a pruning.sha256 of ours" in said("prune", path, tmp_path / "another.gguf", *SIMPLE, "--overwrite")
+    assert "no GGUF file with a pruning.sha256 of ours" in said(
+        "prune", path, tmp_path / "another.gguf", *SIMPLE, "--overwrite"
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["another.gguf", "out.gguf", "whole.gguf"]
 
 

@@ -33,7 +33,8 @@ from tests.tiny import tiny_model
 
 CUT = Cut(2, 2)
 COURSE = {
-    "config": {"rank": 3, "learning_rate": 0.005, "sequence_length": 32, "steps": 4, "seed": 0, "quantization": None,
+    "config": {"rank": 3, "learning_rate": 0.005, "sequence_length": 32, "steps": 4, "warmup_steps": 1, "seed": 0,
+               "quantization": None,
                "adapters": "all", "auxiliary": 0.0},
     "text": "wikipedia", "losses": [3.0, 2.0, 2.5, 1.5], "tokens": 512, "distinct_tokens": 512,
     "trained_parameters": 10, "seconds": 1.5,

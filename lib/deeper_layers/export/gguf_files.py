@@ -14,7 +14,6 @@ import shutil
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO
 
 import gguf
 import numpy as np
@@ -86,65 +85,55 @@ def slice_gguf(
     check(out)
     if type not in (None, *TYPES):
         raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
+    if not cut.is_of_layers:
+        raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
     path, kept = gguf_file(source), cut.kept(source.num_layers)
     header = read_gguf(path)
     arch = architecture(header)
-    _check(header, source, kept)
-    new = {old: position for position, old in enumerate(kept)}
-    tensors = [(name, tensor) for tensor in header.tensors if (name := _renamed(tensor.name, new))]
-    updates = _updates(Path(adapter), source, cut, arch, len(kept)) if adapter else {}
-    if strange := sorted(set(updates) - {name for name, _ in tensors}):
-        raise InputError(f"the adapters in {adapter} are on {strange[0]}, which {source.name} does not have")
-
-    def kind(name, tensor):
-        if len(tensor.shape) < 2 or not (type or name in updates):
-            return tensor.kind
-        wanted = TYPES[type or "f16"]
-        return wanted if tensor.shape[0] % gguf.GGML_QUANT_SIZES[wanted][0] == 0 else TYPES["f16"]
-
+    _check_kinds(header, source, kept)
+    added = _factors(Path(adapter), source, cut, arch, len(kept)) if adapter else {}
     writer = gguf.GGUFWriter(None, arch)
     writer.data_alignment = header.alignment
     for key, entry in _metadata(header, source, kept, type).items():
         writer.add_key_value(key, entry.value, entry.kind, entry.inner)
-    total = 0
-    for name, tensor in tensors:
-        block, size = gguf.GGML_QUANT_SIZES[kind(name, tensor)]
-        stored, shape = tensor.elements // block * size, list(tensor.shape[::-1])
-        if name in updates and (given := [len(updates[name][0]), updates[name][1].shape[1]]) != shape:
-            raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
-        writer.add_tensor_info(name, shape, np.dtype(np.float32), stored, kind(name, tensor))
-        total += stored
-
-    def write(made: Path) -> None:
-        if total > (free := shutil.disk_usage(made.parent).free):
-            raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
-        with contextlib.closing(writer):
-            writer.write_header_to_file(made)
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        head = made.read_bytes()
-        bar = tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
-        with bar, HashedFile(made) as file:
-            file.write(head + bytes(-len(head) % header.alignment))
-            for name, tensor in tensors:
-                data = tensor.data(path)
-                if name in updates or kind(name, tensor) != tensor.kind:
-                    data = _changed(data, tensor, updates.get(name), kind(name, tensor))
-                data = data.reshape(-1).view(np.uint8)
-                for first in range(0, data.size, CHUNK):
-                    file.write(data[first : first + CHUNK].tobytes())
-                file.write(bytes(-data.size % header.alignment))
-                bar.update(data.size)
-            sha256 = file.finish()
-        with open(made, "r+b") as mark:
-            mark.seek(head.index(BEFORE_MARK) + len(BEFORE_MARK))
-            mark.write(sha256.encode())
-        if f"sha256:{hash_once(path)}" != source.weights:
-            raise InputError(f"{path} was changed after it was read for its hash: begin again")
-
+    tensors, new = {}, {old: position for position, old in enumerate(kept)}
+    for tensor in header.tensors:
+        if name := _renamed(tensor.name, new):
+            kind, shape = _kind(tensor, type or ("f16" if name in added else None)), list(tensor.shape[::-1])
+            if name in added and (given := [len(added[name][0]), added[name][1].shape[1]]) != shape:
+                raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
+            block, stored = gguf.GGML_QUANT_SIZES[kind]
+            tensors[name] = tensor, kind, tensor.elements // block * stored
+            writer.add_tensor_info(name, shape, np.dtype(np.float32), tensors[name][2], kind)
+    if strange := sorted(added.keys() - tensors):
+        raise InputError(f"the adapters in {adapter} are on {strange[0]}, which {source.name} does not have")
+    total = sum(stored for _, _, stored in tensors.values())
     try:
         with atomic_file(out, check) as made:
-            write(made)
+            if total > (free := shutil.disk_usage(made.parent).free):
+                raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
+            with contextlib.closing(writer):
+                writer.write_header_to_file(made)
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+            head = made.read_bytes()
+            bar = tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
+            with bar, HashedFile(made) as file:
+                file.write(head + bytes(-len(head) % header.alignment))
+                for name, (tensor, kind, stored) in tensors.items():
+                    data = tensor.data(path)
+                    if name in added or kind != tensor.kind:
+                        data = _changed(data, tensor, added.get(name), kind).reshape(-1).view(np.uint8)
+                    for first in range(0, stored, CHUNK):
+                        file.write(data[first : first + CHUNK].tobytes())
+                    file.write(bytes(-stored % header.alignment))
+                    bar.update(stored)
+                sha256 = file.finish()
+            with open(made, "r+b") as mark:
+                mark.seek(head.index(BEFORE_MARK) + len(BEFORE_MARK))
+                mark.write(sha256.encode())
+            if f"sha256:{hash_once(path)}" != source.weights:
+                raise InputError(f"{path} was changed after it was read for its hash: begin again")
     except OSError as error:
         raise InputError(f"can't write {out} ({error.strerror or error}): mend that, or name another place") from error
     return out
@@ -152,41 +141,30 @@ def slice_gguf(
 
 def check_our_gguf(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a GGUF file that we wrote and nobody changed since."""
-    if os.path.lexists(out) and (strange := _strange(out)):
+    if os.path.lexists(out) and not _is_ours(out):
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
-            "away, or name another place"
+            f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: --overwrite replaces nothing "
+            "else; move it away, or name another place"
         )
 
 
-def _strange(out: Path) -> str | None:
+def _is_ours(out: Path) -> bool:
     try:
-        if out.is_symlink() or (said := read_gguf(out).get(MARK)) is None:
-            return f"it is no GGUF file with a {MARK} of ours"
-        found = out.stat()
+        said, found = read_gguf(out).get(MARK), out.lstat()
         stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        return None if _hash_but_mark(out, stamp) == said else "it was changed since"
+        return said is not None and not out.is_symlink() and _hash_but_mark(out, stamp) == said
     except (InputError, OSError, ValueError):
-        return "it is no whole GGUF file"
-
-
-def _place_of_mark(file: BinaryIO) -> int:
-    """Where the value of MARK begins. Raises ValueError where there is none."""
-    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        found = content.find(BEFORE_MARK)
-    if found < 0:
-        raise ValueError(f"it has no {MARK}")
-    return found + len(BEFORE_MARK)
+        return False
 
 
 @functools.lru_cache
 def _hash_but_mark(path: Path, stamp: tuple[int, ...]) -> str:
     """SHA-256 of a file with zeros in the place of MARK's value; read once, as long as its size and times stay."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        digest.update(file.read(_place_of_mark(file)) + ZEROS.encode())
-        file.seek(len(ZEROS), os.SEEK_CUR)
-        while block := file.read(2**24):
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        place = content.find(BEFORE_MARK) + len(BEFORE_MARK)
+        digest = hashlib.sha256(file.read(place) + ZEROS.encode())
+        file.seek(place + len(ZEROS))
+        while block := file.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
 
@@ -197,7 +175,7 @@ def tensor_bytes(source: Source, cut: Cut) -> int:
     return sum(tensor.bytes for tensor in read_gguf(gguf_file(source)).tensors if _renamed(tensor.name, new))
 
 
-def _check(header: Header, source: Source, kept: list[int]) -> None:
+def _check_kinds(header: Header, source: Source, kept: list[int]) -> None:
     """Raise InputError where a sliced file would not be the model without these layers in llama.cpp."""
     arch = architecture(header)
     if arch not in PERIODS:
@@ -205,9 +183,9 @@ def _check(header: Header, source: Source, kept: list[int]) -> None:
             f"{source.name} has the architecture {arch}, whose layers may differ by their number: expected one of "
             f"{', '.join(PERIODS)}; slice its safetensors"
         )
-    period = (
-        PERIODS[arch] if PERIODS[arch] == 1 else header.get(f"{arch}.attention.sliding_window_pattern", PERIODS[arch])
-    )
+    period = PERIODS[arch]
+    if period > 1:
+        period = header.get(f"{arch}.attention.sliding_window_pattern", period)
     if type(period) is not int or period < 1:
         raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")
     if wrong := of_another_kind(kept, period):
@@ -215,6 +193,13 @@ def _check(header: Header, source: Source, kept: list[int]) -> None:
             f"layer {wrong[0]} of {source.name} would be of another kind: in llama.cpp every {nth(period)} layer of "
             f"{arch} sees all tokens, by its number; drop a multiple of {period} layers"
         )
+
+
+def _kind(tensor: Tensor, wanted: str | None) -> gguf.GGMLQuantizationType:
+    """The type of a matrix; where its rows are no multiple of that type's blocks it is F16."""
+    if wanted is None or len(tensor.shape) < 2:
+        return tensor.kind
+    return TYPES[wanted] if tensor.shape[0] % gguf.GGML_QUANT_SIZES[TYPES[wanted]][0] == 0 else TYPES["f16"]
 
 
 def _renamed(name: str, new: dict[int, int]) -> str | None:
@@ -249,8 +234,8 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
     return entries
 
 
-def _updates(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
-    """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added to it."""
+def _factors(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
+    """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added."""
     adapter = read_adapter(folder)
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)

@@ -19,8 +19,15 @@ from deeper_layers.export.config_text import cut_text, in_its_words
 from deeper_layers.export.quantization_names import cut_quantization
 from deeper_layers.export.tensor_writer import Entry
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
-from deeper_layers.models.configuration import DEPTHS, check_configuration, read_config, stated_layers, text_part
-from deeper_layers.models.decoder import decoder_layers, num_layers, text_config
+from deeper_layers.models.configuration import (
+    DEPTHS,
+    check_configuration,
+    layers_of,
+    read_config,
+    stated_layers,
+    text_part,
+)
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.weight_check import built_empty, check_tensors, unread_without
 from deeper_layers.pruning import drop_layers
 
@@ -85,12 +92,9 @@ def number_of_layers(folder: Path) -> int:
     """
     config = read_json(folder / "config.json")
     check_configuration(config, folder)
-    if not _is_known(folder, config):
-        return _depth(folder, config)
-    layers = getattr(text_config(_known_config(folder)), "num_hidden_layers", None)
-    if type(layers) is not int:
-        raise InputError(f"{folder / 'config.json'} states no number of layers: give a decoder-only model")
-    return layers
+    if _is_known(folder, config):
+        return layers_of(read_config(str(folder), None, trust_remote_code=False), str(folder))
+    return _depth(folder, config)
 
 
 def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = True) -> Layout:
@@ -104,15 +108,40 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
     """
     config = read_json(folder / "config.json")
     shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors}
-    check_configuration(config, folder, numbered_groups(shapes))
+    groups, pruned, module, warnings = numbered_groups(shapes), None, None, ()
+    check_configuration(config, folder, groups)
     if _is_known(folder, config):
-        layout = _known(cut, folder, config, shapes, mtp)
+        known = read_config(str(folder), None, trust_remote_code=False)
+        layers_of(known, str(folder))  # refuses an encoder-decoder model
+        model = built_empty(known, folder, len(shapes))
+        layers = num_layers(model)
+        cut.check(layers)
+        check_tensors(model, folder, shapes)
+        pruned = drop_layers(model, cut)
+        module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
+        prefix, kept = _prefix_in(model, folder, shapes, layers, module), cut.kept(layers)
+        written = in_its_words(config, kept, layers, model.config, pruned.config, folder)
+        warnings = _warnings(model, pruned, cut)
     else:
-        layout = _by_itself(cut, folder, config, list(shapes), mtp)
-    odd = [name for name in shapes if name.startswith(layout.prefix) and _number(name, layout.prefix) is None]
-    _refuse(folder, odd, f"called like those of layers ({layout.prefix}0), and of no number")
+        layers = _depth(folder, config)
+        kept, prefix = cut.kept(layers), _prefix_by_depth(folder, groups, list(shapes), layers, _predicting(config))
+        written = cut_text(config, kept, layers)
+    numbers = {name: _number(name, prefix) for name in shapes}
+    odd = [name for name, number in numbers.items() if number is None and name.startswith(prefix)]
+    _refuse(folder, odd, f"called like those of layers ({prefix}0), and of no number")
+    beyond = {name: number for name, number in numbers.items() if number is not None and number >= layers}
+    unknown = [name for name, number in beyond.items() if number >= layers + _predicting(config)]
+    _refuse(folder, unknown, f"of layers beyond the {layers} that its configuration states")
+    left_out = frozenset() if mtp else frozenset([*beyond, *(name for name in shapes if name.startswith(MTP))])
+    if not mtp:
+        text = {key: 0 if key in PREDICTING else value for key, value in text_part(written).items()}
+        written = _with_text(written, text)
+    held = len(set(beyond.values()) or groups.get(f"{MTP}layers.", ())) if mtp else 0
+    layout = Layout(written, layers, prefix, module, tuple(kept), held, warnings, left_out)
+    if pruned is not None:  # names that are almost those of layers may stand for others after the cut
+        check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(shapes).items()})
     if isinstance(config.get("quantization_config"), dict):
-        prefixes = tuple(dict.fromkeys(filter(None, (layout.prefix, layout.module))))
+        prefixes = tuple(dict.fromkeys(filter(None, (prefix, module))))
         names = cut_quantization(
             config["quantization_config"], layout.numbers, list(shapes), prefixes, folder / "config.json"
         )
@@ -133,36 +162,7 @@ def _is_known(folder: Path, config: dict) -> bool:
     return True
 
 
-def _known_config(folder: Path):
-    return read_config(str(folder), None, trust_remote_code=False)
-
-
-def _known(cut: Cut, folder: Path, source: dict, shapes: dict[str, tuple[int, ...]], mtp: bool) -> Layout:
-    """For a model of transformers: an empty one is cut, and says what its configuration has to be."""
-    config, names = _known_config(folder), list(shapes)
-    text_config(config)  # refuses an encoder-decoder model
-    model = built_empty(config, folder, len(names))
-    layers = num_layers(model)
-    cut.check(layers)
-    check_tensors(model, folder, shapes)
-    pruned = drop_layers(model, cut)
-    module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
-    prefix = _prefix_of_layers(model, folder, shapes, layers, module)
-    kept, predicting = cut.kept(layers), _predicting(source)
-    beyond = [name for name in names if (_number(name, prefix) or 0) >= layers]
-    unknown = [name for name in beyond if (_number(name, prefix) or 0) >= layers + predicting]
-    _refuse(folder, unknown, f"of layers beyond the {layers} that its configuration states")
-    written, held, left_out = _without_mtp(
-        in_its_words(source, kept, layers, model.config, pruned.config, folder), prefix, names, layers, mtp
-    )
-    warnings = _warnings(model, pruned, cut)
-    layout = Layout(written, layers, prefix, module, tuple(kept), held, warnings, left_out)
-    # names that are almost those of layers may stand for others after the cut
-    check_tensors(pruned, folder, {new: shapes[old] for old, new in layout.renamed(names).items()})
-    return layout
-
-
-def _prefix_of_layers(
+def _prefix_in(
     model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int, ...]], layers: int, module: str
 ) -> str:
     """What stands before the numbers of the decoder's layers in the names of tensors."""
@@ -171,7 +171,8 @@ def _prefix_of_layers(
     # checkpoints of a base model lack the name of what holds it: "h." in the file is "transformer.h." in the model
     chosen = [prefix for prefix in fitting if module.endswith(prefix)] or fitting
     if len(chosen) > 1:  # a model that sees images has layers for these too, under names of an older version
-        chosen = [prefix for prefix in chosen if _are_of(module, unread_without(model, shapes, prefix))]
+        filled = {prefix: unread_without(model, shapes, prefix) for prefix in chosen}
+        chosen = [p for p in chosen if filled[p] and all(name.startswith(module) for name in filled[p])]
     if len(chosen) != 1:
         raise InputError(
             f"{folder} has {len(chosen)} groups of tensors that can be its {layers} layers "
@@ -190,8 +191,19 @@ def _prefix_of_layers(
     return chosen[0]
 
 
-def _are_of(module: str, names: set[str]) -> bool:
-    return bool(names) and all(name.startswith(module) for name in names)
+def _prefix_by_depth(folder: Path, groups: dict[str, set[int]], names: list[str], layers: int, predicting: int) -> str:
+    """The same for a model whose code comes with it, and is not run: by what config.json says."""
+    fitting = [
+        prefix for prefix, found in groups.items() if found in (set(range(layers)), set(range(layers + predicting)))
+    ]
+    odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - {*fitting, f"{MTP}layers."})
+    if len(fitting) != 1 or odd:
+        shown = ", ".join(odd[:3]) or ", ".join(fitting) or "none"
+        raise InputError(
+            f"{folder} has {len(fitting)} groups of tensors numbered like its {layers} layers, and {len(odd)} numbered "
+            f"otherwise ({shown}): its code is not run, so which are layers is not guessed"
+        )
+    return fitting[0]
 
 
 def _warnings(model: PreTrainedModel, pruned: PreTrainedModel, cut: Cut) -> tuple[str, ...]:
@@ -225,26 +237,10 @@ def _predicting(config: dict) -> int:
     return next((text_part(config)[key] for key in PREDICTING if type(text_part(config).get(key)) is int), 0)
 
 
-def _without_mtp(
-    config: dict, prefix: str, names: list[str], layers: int, stay: bool
-) -> tuple[dict, int, frozenset[str]]:
-    """What becomes of layers for multi-token prediction: the configuration, how many stay, and names that do not."""
-    stated = _predicting(config)
-    numbered = {number for name in names if (number := _number(name, prefix)) is not None and number >= layers}
-    if stay:
-        return config, len(numbered or numbered_groups(names).get(f"{MTP}layers.", ())), frozenset()
-    found = {name for name in names if (_number(name, prefix) or 0) >= layers or name.startswith(MTP)}
-    if not stated and not found:
-        return config, 0, frozenset()
-    text = {key: 0 if key in PREDICTING else value for key, value in text_part(config).items()}
-    changed = text if text_part(config) is config else _with_part(config, text)
-    return changed, 0, frozenset(found)
-
-
-def _with_part(config: dict, text: dict) -> dict:
+def _with_text(config: dict, text: dict) -> dict:
     """A configuration with another part for the decoder."""
     old = text_part(config)
-    return {key: text if value is old else value for key, value in config.items()}
+    return text if old is config else {key: text if value is old else value for key, value in config.items()}
 
 
 def _refuse(folder: Path, names: list[str], what: str) -> None:
@@ -253,25 +249,6 @@ def _refuse(folder: Path, names: list[str], what: str) -> None:
             f"{folder} holds {len(names)} tensors {what} ({', '.join(sorted(names)[:3])}{', ...' * (len(names) > 3)}): "
             "what becomes of them after a cut is not guessed; leave them out of the checkpoint"
         )
-
-
-def _by_itself(cut: Cut, folder: Path, config: dict, names: list[str], mtp: bool) -> Layout:
-    """For a model whose code comes with it, and is not run: what config.json itself says of each layer."""
-    layers = _depth(folder, config)
-    cut.check(layers)
-    groups, predicting = numbered_groups(names), _predicting(config)
-    depths = [set(range(layers)), set(range(layers + predicting))]
-    fitting = [prefix for prefix, numbers in groups.items() if numbers in depths]
-    odd = sorted(name for name in names if (_prefix(name) or "") in set(groups) - {*fitting, f"{MTP}layers."})
-    if len(fitting) != 1 or odd:
-        shown = ", ".join(odd[:3]) or ", ".join(fitting) or "none"
-        raise InputError(
-            f"{folder} has {len(fitting)} groups of tensors numbered like its {layers} layers, and {len(odd)} numbered "
-            f"otherwise ({shown}): its code is not run, so which are layers is not guessed"
-        )
-    kept = cut.kept(layers)
-    changed, held, left_out = _without_mtp(cut_text(config, kept, layers), fitting[0], names, layers, mtp)
-    return Layout(changed, layers, fitting[0], None, tuple(kept), held, left_out=left_out)
 
 
 def _depth(folder: Path, config: dict) -> int:
