@@ -33,6 +33,7 @@ style: .venv/installed-test
 	$(BIN)/ty check
 
 # README's two commands on a machine that has nothing of ours: a new clone of what is committed, an empty home
+clean-clone: SHELL := bash
 clean-clone:
 	folder=$$(mktemp -d) && git clone --quiet . $$folder/clone && mkdir $$folder/home && cd $$folder/clone \
 	&& export HOME=$$folder/home XDG_CACHE_HOME= && time $(MAKE) book && time $(MAKE) test && rm -rf $$folder

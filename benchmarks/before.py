@@ -188,7 +188,7 @@ def pruned(*words: str):
 
 CASES = {
     "mmlu": likelihoods("mmlu_anatomy", 20, shots=5), "boolq": likelihoods("boolq", 40),
-    "capitals": likelihoods("capitals", 100), "streaming": likelihoods("boolq", 10, stream=True),
+    "capitals": likelihoods("capitals", 100), "streaming": likelihoods("capitals", 10, stream=True),
     "generation": generation, "distances": distances, "healing": healing,
     "greedy": pruned("--rule", "greedy", "--drop", "2", "--samples", "4", "--sequence-length", "64"),
     "slicing": pruned("--drop", "3", "--rule", "simple"),
