@@ -1,15 +1,11 @@
 """The code of the book, without the built site: notebooks that run in it, and what it takes from them."""
 
 import json
-import subprocess
-import sys
 
 import nbformat
 import pytest
-from docutils import nodes
 
-from book.extension import figures, mathml, running
-from tests.page import ROOT
+from book.extension import figures, running
 
 FIGURE = '<figure class="measured" id="some"><div></div></figure>'
 
@@ -102,12 +98,13 @@ def test_a_page_is_drawn_again_when_what_it_is_made_of_changes_and_at_no_other_t
 
 
 def test_the_page_of_a_notebook_is_an_article_with_its_code_at_the_end(book):
-    book("05-some", "print('shown')")
+    book("05-some", """print('<a data-page="06-other">')""")
     content = [(book.folder / "notebooks" / "05-some.ipynb").read_text()]
     running.fold_code(None, "executed/05-some", content)
     cells = json.loads(content[0])["cells"]
     assert all("remove-input" in cell["metadata"]["tags"] for cell in cells if cell["cell_type"] == "code")
-    assert "Code of this page" in cells[-1]["source"] and "print('shown')" in cells[-1]["source"]
+    assert "Code of this page" in cells[-1]["source"] and "print('<a " in cells[-1]["source"]
+    assert '<a href="06-other.html">' in cells[-1]["source"], "what names a page is a link to it"
     plain = ["# A page"]
     running.fold_code(None, "method", plain)
     assert plain == ["# A page"]
@@ -121,13 +118,3 @@ def test_what_a_notebook_shows_is_found_by_its_name(book, monkeypatch):
     running.draw(None)
     assert figures.find("06-some#some") == FIGURE and figures.find("06-some#answer") == '<p id="answer">42</p>'
     assert figures.find("06-some#other") is None and figures.find("07-none#some") is None
-
-
-def test_formulas_become_mathml():
-    assert "<mfrac>" in mathml.to_mathml(nodes.math("", r"\frac{a}{b}"), "inline")
-
-
-def test_a_picture_that_is_not_there_is_told(tmp_path):
-    command = [sys.executable, "-m", "book.extension.figures", "00-none#some", str(tmp_path / "some.svg")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("no figure 00-none#some")

@@ -13,6 +13,7 @@ from deeper_layers.results.places import AROUND as ROOT
 NAMES = ("bits-int8-7f0d14376c64.json", "loss-c4-ed5464cd9c9a.json")
 
 
+@pytest.mark.thorough
 def test_a_crate_says_of_each_result_what_made_it(tmp_path):
     pytest.importorskip("rocrate", reason="needs pip install -e '.[crate]'")
     from book.crate import PAPERS, crate_of
@@ -39,6 +40,7 @@ def test_a_crate_says_of_each_result_what_made_it(tmp_path):
         assert entities[action["object"]["@id"]]["name"] == "Gemma-3-270m" and "processor" in action["description"]
 
 
+@pytest.mark.quick
 def test_both_ways_of_citing_say_the_same():
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     zenodo = json.loads((ROOT / ".zenodo.json").read_text())

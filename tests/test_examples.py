@@ -42,11 +42,13 @@ def names():
         yield {}
 
 
+@pytest.mark.quick
 def test_every_public_name_has_an_example():
     others = {"PRESETS", "HealingConfig", "Plan", "measure_distances"}  # values, and what is documented beside these
     assert set(deeper_layers.__all__) - others == set(NAMES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_print_what_they_say(name, names):
     check_examples(getattr(deeper_layers, name), name, names)
@@ -71,6 +73,7 @@ def check_examples(of, name: str, names: dict) -> None:
     names.update(test.globs)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("page", [README, YOURS], ids=["README", "your-model"])
 def test_lines_of_python(page, names):
     """With texts; the healing for a few steps only."""
@@ -99,6 +102,7 @@ def typed(page: Path) -> list[list[str]]:
     return [words for words in lines if words[:1] == ["deeper-layers"]]
 
 
+@pytest.mark.quick
 def test_a_page_types_every_subcommand():
     assert {words[1] for words in typed(YOURS)} == set(SUBCOMMANDS)
 
@@ -107,6 +111,7 @@ ONCE = {" ".join(words): words for page in (README, YOURS) for words in typed(pa
 
 
 # report runs every notebook: minutes, and tests/test_command.py has it for one
+@pytest.mark.thorough
 @pytest.mark.parametrize("words", [words for words in ONCE.values() if words[1] != "report"], ids=" ".join)
 def test_commands(words, tiny_folder, tmp_path, monkeypatch):
     """Typed as they stand in a folder of one's own, on a tiny model, with data that need no hub."""

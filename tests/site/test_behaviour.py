@@ -21,14 +21,21 @@ def opened(browser, site):
         page.close()
 
 
-def test_figures_can_be_taken_away(opened):
+@pytest.mark.thorough
+def test_figures_can_be_taken_away_and_lines_hidden(opened):
     page = opened("executed/02-question-answering")
     for link, start in ((".picture", b"<?xml"), ("a[download$=csv]", b"model,")):
         with page.expect_download() as download:
             page.locator(f"figure.measured .downloads {link}").first.click()
         assert download.value.path().read_bytes().startswith(start)
+    entry = page.locator("figure.measured .entry").first
+    entry.click()
+    assert entry.get_attribute("aria-pressed") == "false"
+    hidden = "[...document.querySelectorAll('.live')].filter(plot => plot.data.some(of => of.visible === false)).length"
+    assert page.evaluate(hidden) > 1, "in every panel"
 
 
+@pytest.mark.thorough
 def test_a_printed_page_shows_its_pictures_and_no_navigation(opened):
     page = opened("index", color_scheme="dark")
     page.locator("figure.measured[data-drawn=true]").first.wait_for(state="attached")
@@ -41,6 +48,7 @@ def test_a_printed_page_shows_its_pictures_and_no_navigation(opened):
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
 
 
+@pytest.mark.thorough
 def test_search_finds_pages_in_a_folder(opened):
     page = opened("executed/07-claims")
     page.keyboard.press("Control+k")
@@ -48,14 +56,14 @@ def test_search_finds_pages_in_a_folder(opened):
     page.locator("#search-results li a").first.wait_for(timeout=20_000)
 
 
+@pytest.mark.thorough
 def test_figures_without_scripts_are_pictures(opened):
-    box = (
-        opened("executed/01-similarity", java_script_enabled=False).locator("figure.measured img").first.bounding_box()
-    )
+    page = opened("executed/01-similarity", java_script_enabled=False)
+    box = page.locator("figure.measured img").first.bounding_box()
     assert box["width"] > 200 and box["height"] > 100
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.thorough)])
 def test_sliders_take_layers_away(opened, width):
     """By keyboard: another block, another size, the block of a rule, another model."""
     page = opened("explorer", width)

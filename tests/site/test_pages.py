@@ -3,19 +3,20 @@
 import re
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
 
 from tests.page import ROOT
 from tests.site.conftest import build
 
 OUTSIDE = ("mathjax", "thebe", "jsdelivr", "unpkg")
-MOST_WORDS = 20_000  # of all pages, folded ones and code apart
+MOST_WORDS, OF_A_PAGE, OF_THE_FIRST = 20_000, 900, 500  # folded ones, tables and code apart
 
 
 def words_of(text: str) -> int:
     """Words of a page that a reader sees without unfolding anything, figures and code apart."""
     article = text.partition("<article")[2].partition("</article>")[0]
-    for folded in ("details", "script", "style", "pre", "svg", "math"):
+    for folded in ("details", "table", "dl", "script", "style", "pre", "svg", "math"):
         article = re.sub(rf"<{folded}\b.*?</{folded}>", " ", article, flags=re.DOTALL)
     return len(re.sub(r"<[^>]*>", " ", article).split())
 
@@ -30,6 +31,8 @@ def test_the_pages_are_those_of_the_contents(pages):
 def test_the_site_can_be_read_in_an_hour(pages):
     words = {name: words_of(page.text) for name, page in pages.items() if name != "search.html"}
     assert sum(words.values()) < MOST_WORDS, words
+    assert max(words.values()) <= OF_A_PAGE, words
+    assert words_of(pages["index.html"].text.partition("Three ways on<")[0] + "</article>") <= OF_THE_FIRST
 
 
 def test_links_images_and_scripts_exist(site, pages):
@@ -90,6 +93,7 @@ def test_a_page_of_a_notebook_has_its_code_folded_at_the_end(pages):
         assert "trust_remote_code" not in text.partition("Code of this page")[0], f"{name} shows its parameters"
 
 
+@pytest.mark.thorough
 def test_a_second_build_draws_nothing_again(site):
     drawn = sorted((site.parents[1] / "executed").iterdir())
     before = [path.stat().st_mtime_ns for path in drawn]

@@ -27,7 +27,7 @@ from deeper_layers.report.estimates import (
     means,
     shares_kept,
 )
-from deeper_layers.report.names import as_html, as_table, in_order, model_title, say, topic
+from deeper_layers.report.names import as_html, as_table, model_title, say, topic
 from deeper_layers.report.pairing import Measured, guessing, measurements, one_rule, paired
 from deeper_layers.report.statistics import half_gone_table, kept_distances, recovery_table, settings_of
 
@@ -306,7 +306,7 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     (what was counted), value with low and high, as_share, floor, ceiling, verdict, reason, beside (numbers that decide
     nothing), differs (what differs here), power (half of the interval), scale (as stated, in part, not tested)."""
     rows = []
-    names = in_order({*scores["model"], *distances["model"]})
+    names = dict.fromkeys([*scores["model"], *distances["model"]])
     models = [Model(name, *(table[table["model"] == name] for table in (scores, distances))) for name in names]
     for claim in CLAIMS:
         for model in models:

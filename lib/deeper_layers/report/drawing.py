@@ -6,15 +6,13 @@ decided in figures.py.
 """
 
 import base64
-import html
 import io
 import json
 import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import matplotlib
 import matplotlib.figure
@@ -25,7 +23,7 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.ticker import PercentFormatter
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped, visible
+from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
@@ -58,10 +56,6 @@ class Figure:
         if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
             raise InputError(f"figure name {self.name!r}; expected a-z, 0-9 and single hyphens; rename it")
 
-    def saying(self, more: str) -> "Figure":
-        """The same picture with a sentence more in its caption, plain text."""
-        return replace(self, caption=f"{self.caption} {html.escape(visible(more), quote=False)}".strip())
-
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""
         buffer = io.BytesIO()
@@ -89,15 +83,6 @@ class Figure:
             f'data (CSV)</a> <a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a>'
             f"{made}</span></figcaption></figure>"
         )
-
-
-def save(figure: Figure, folder: str | Path) -> tuple[Path, Path]:
-    """Write NAME.svg (the static picture) and NAME.csv (its rows; missing is empty), return both paths."""
-    picture, rows = (Path(folder) / f"{figure.name}.{suffix}" for suffix in ("svg", "csv"))
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(figure.svg())
-    rows.write_text(as_csv(figure.data), encoding="utf-8", errors="backslashreplace")
-    return picture, rows
 
 
 class Picture:

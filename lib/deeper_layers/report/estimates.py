@@ -74,6 +74,11 @@ class Estimate:
             return CONTRADICTED
         return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
 
+    def p_value(self) -> float:
+        """Two-sided, of the number being 0: twice the share of draws beyond it, which is at least one."""
+        beyond = min((self.draws <= 0).sum(), (self.draws >= 0).sum())
+        return math.nan if self.untold else min(1.0, 2 * (beyond + 1) / (len(self.draws) + 1))
+
     def columns(self, name: str = "") -> dict[str, float]:
         """Columns of a frame: value, low and high, or `name`, `name`_low and `name`_high."""
         low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")

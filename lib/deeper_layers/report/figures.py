@@ -60,9 +60,6 @@ class Nothing:
     def __init__(self, name: str):
         self.name = name
 
-    def saying(self, more: str) -> "Nothing":
-        return self
-
     def _repr_html_(self) -> str:
         return f'<p class="said" id="{as_html(self.name)}">Not measured.</p>'
 
@@ -274,7 +271,7 @@ def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> Iterator[
     cols = rows[col].astype(str) if col else pd.Series("", rows.index)
     heads = rows[row].astype(str) if row else pd.Series("", rows.index)
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
-        for one in in_order(cols.unique()):
+        for one in cols.unique():
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
             title += ", only guesses" if len(found) and floors[found.index].all() else ""

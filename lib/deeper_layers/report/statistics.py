@@ -70,10 +70,16 @@ def kept_by_place(scores: pd.DataFrame, size: int = 4, tasks: Sequence[str] = HE
     """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
     in layers) and depth (middle / layers), of models and tasks of which every block of a size was tried."""
     found = _by_cut(scans(scores, size, tasks))
-    found = found[found["size"] > 0].assign(order=found["task"].map(list(tasks).index))
+    found = found[found["size"] > 0]
     middle = found["start"] + (size - 1) / 2
-    found = found.assign(middle=middle, depth=(middle + 0.5) / found["layers"])
-    return found.sort_values(["model", "order", "start"]).drop(columns="order")
+    return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), tasks)
+
+
+def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
+    """Models in the order in which they come, of each the tasks in a given one, of each the blocks by their place."""
+    models, order = list(rows["model"].unique()), list(tasks)
+    places = rows.assign(model=rows["model"].map(models.index), task=rows["task"].map(order.index))
+    return rows.loc[places.sort_values(["model", "task", "size", "start"]).index].reset_index(drop=True)
 
 
 def scans(scores: pd.DataFrame, size: int, tasks: Iterable[str]) -> Iterator[Measured]:

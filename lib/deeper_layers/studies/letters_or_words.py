@@ -15,6 +15,7 @@ from deeper_layers.report.estimates import (
     SUPPORTED,
     Estimate,
     difference,
+    holm,
     mean_of,
     shares_kept,
 )
@@ -61,7 +62,8 @@ def costs(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
 
 def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
-    low and high, limit, verdict. Of losses W is that of late blocks less that of middle ones, nats a token."""
+    low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
+    model). Of losses W is that of late blocks less that of middle ones, nats a token."""
     rows = []
     kept = {key: {place: found[0] for place, found in of.items()} for key, of in _kept(scores, size).items()}
     for model in dict.fromkeys(model for model, _ in kept):
@@ -77,8 +79,11 @@ def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
         for number, about, place, estimate, limit in found:
             verdict = _beyond(estimate, limit) if limit else estimate.against(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, **estimate.columns()}
-            rows.append(row | {"limit": limit, "verdict": verdict})
-    return pd.DataFrame(rows, columns=["model", "number", "about", "place", "value", "low", "high", "limit", "verdict"])
+            rows.append(row | {"limit": limit, "verdict": verdict, "p": estimate.p_value()})
+    names = ["model", "number", "about", "place", "value", "low", "high", "limit", "verdict", "p"]
+    found = pd.DataFrame(rows, columns=names)
+    told = found[found["p"].notna()].groupby(["model", "number"])["p"]
+    return found.assign(p_holm=told.transform(holm))
 
 
 def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:

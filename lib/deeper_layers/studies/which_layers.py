@@ -13,11 +13,10 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report import statistics
 from deeper_layers.report.estimates import mean_of, regret, regret_of_block
 from deeper_layers.report.names import rule_title, topic
 from deeper_layers.report.pairing import best_measured
-from deeper_layers.report.statistics import RULES, maps, nearest, sizes_of_shares
+from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, sizes_of_shares
 
 TEXT = "c4"  # whose loss is judged
 
@@ -33,7 +32,7 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     found = found.assign(cost=found["value"] - found["whole"], topic=found["task"].map(topic)).drop(columns="whole")
     inner = found[found["start"] + found["size"] < found["layers"]]
     place = inner.groupby(["model", "task", "size"])["value"].rank(method="min")
-    return found.assign(place=place).sort_values(["model", "task", "size", "start"], ignore_index=True)
+    return in_order_of_models(found.assign(place=place), sorted(found["task"].unique()))
 
 
 def rules(scores: pd.DataFrame, distances: pd.DataFrame | None = None, task: str = TEXT) -> pd.DataFrame:
@@ -81,17 +80,6 @@ def _of_text(scores: pd.DataFrame, task: str) -> dict[str, tuple[dict, list[int]
 
 def _text(corpus: str) -> str:
     return "C4" if corpus == "c4" else corpus.title()
-
-
-def points(scores: pd.DataFrame) -> pd.DataFrame:
-    """What rules keep of tasks: the columns of `statistics.curves` and title, value being the share kept, of the sizes
-    that are PERCENT of the layers."""
-    found = statistics.curves(scores[scores["metric"] != "loss"])
-    sizes = {layers: sizes_of_shares(int(layers)) for layers in found["layers"].unique()}
-    found = found[[size in sizes[layers] for size, layers in zip(found["size"], found["layers"], strict=True)]]
-    found = found.drop(columns=["value", "low", "high"])
-    kept = {"kept": "value", "kept_low": "low", "kept_high": "high"}
-    return found.rename(columns=kept).assign(title=found["rule"].map(rule_title)).reset_index(drop=True)
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------

@@ -1,19 +1,34 @@
-"""How a page is looked at in a browser: figures drawn, inside the screen, nothing asked of others, no fault by axe."""
+"""How pages look in a browser: figures drawn, inside the screen, nothing asked of others, no fault by axe.
 
-from pathlib import Path
+On a screen 390 pixels wide, and on one of 1280 in dark, where letters are hardest to see. Three pages by default.
+"""
 
 import pytest
 
 # without fetching style sheets anew, which a page opened as a file may not do
 AXE = {"resultTypes": ["violations"], "preload": False}
-CONTRAST = AXE | {"runOnly": {"type": "rule", "values": ["color-contrast"]}}
+SCREENS = [
+    pytest.param(390, "light", AXE, id="narrow"),
+    pytest.param(1280, "dark", AXE | {"runOnly": {"type": "rule", "values": ["color-contrast"]}}, id="wide"),
+]
+FEW = ("index.html", "explorer.html", "executed/07-claims.html")
 SHORTER = "document.querySelectorAll('tbody tr:nth-child(n + 6)').forEach(row => row.remove())"  # rows are alike
 NOT_DRAWN = "[...document.querySelectorAll('figure.measured:not([data-drawn])')].map(figure => figure.id)"
 OPENED = "document.querySelectorAll('details').forEach(folded => { folded.open = true; })"
 
 
-def problems_of(browser, site: Path, names, width: int, scheme: str, options: dict = AXE) -> list[str]:
-    """What is wrong on pages on a screen of one width, in light or in dark."""
+@pytest.mark.parametrize(("width", "scheme", "options"), SCREENS)
+def test_three_pages_open_without_a_network_and_are_accessible(browser, site, width, scheme, options):
+    assert not problems_of(browser, site, FEW, width, scheme, options)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("width", "scheme", "options"), SCREENS)
+def test_every_page_does(browser, site, pages, width, scheme, options):
+    assert not problems_of(browser, site, pages, width, scheme, options)
+
+
+def problems_of(browser, site, names, width: int, scheme: str, options: dict) -> list[str]:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
     problems: list[str] = []
