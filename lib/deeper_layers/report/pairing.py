@@ -12,6 +12,7 @@ from jaxtyping import Float
 
 from deeper_layers.errors import InputError
 from deeper_layers.report.estimates import are_shares, is_at_floor
+from deeper_layers.report.names import topic
 
 PLACE = ["model", "task", "rule"]
 HOW = ["dtype", "shots", "order", "limit", "length", "engine"]
@@ -45,9 +46,15 @@ class Measured(NamedTuple):
     def at_floor(self) -> bool:
         return self.has_whole and is_at_floor(self.outcomes[0], self.guessing)
 
-    def records(self) -> list[dict]:
-        """What is known of each cut."""
-        return self.cuts.to_dict("records")
+    def known(self) -> dict:
+        """What holds of all cuts: place, topic, layers, metric, items, guessing, whole (mean of the whole model)."""
+        whole = self.outcomes[0].mean() if self.cuts["size"].iloc[0] == 0 else np.nan
+        found = {"topic": topic(self.place["task"]), "layers": self.layers, "metric": self.rows["metric"].iloc[0]}
+        return self.place | found | {"items": self.outcomes.shape[1], "guessing": self.guessing, "whole": whole}
+
+    def known_of_cuts(self) -> list[dict]:
+        """The same with what is known of each cut."""
+        return [self.known() | cut for cut in self.cuts.to_dict("records")]
 
 
 def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:

@@ -96,12 +96,9 @@ def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame
         kept = [Estimate.none(NOT_TESTED)] * len(one.cuts)
         if one.has_whole:
             kept = shares_kept(one.outcomes, one.guessing)
-        shared = one.place | {"layers": one.layers, "metric": one.rows["metric"].iloc[0], "guessing": one.guessing}
-        shared |= {"items": one.outcomes.shape[1], "topic": topic(one.place["task"])}
-        shared |= {"untold": AT_FLOOR if one.at_floor else ""}
-        shared["whole"] = one.outcomes[0].mean() if one.cuts["size"].iloc[0] == 0 else np.nan
-        for cut, value, share in zip(one.records(), each_mean(one.outcomes), kept, strict=True):
-            rows.append(shared | cut | value.columns() | share.columns("kept"))
+        untold = {"untold": AT_FLOOR if one.at_floor else ""}
+        for cut, value, share in zip(one.known_of_cuts(), each_mean(one.outcomes), kept, strict=True):
+            rows.append(cut | value.columns() | share.columns("kept") | untold)
     names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
     return pd.DataFrame(rows, columns=[*names, *ENDS, "guessing", "whole", "kept", "kept_low", "kept_high", "untold"])
 
@@ -114,9 +111,8 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
         if not one.has_whole or len(one.cuts) < 2 or one.cuts["size"].duplicated().any():
             continue
         half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
-        row = one.place | {"topic": topic(one.place["task"]), "layers": one.layers, "items": one.outcomes.shape[1]}
-        row |= {"guessing": one.guessing, "whole": one.outcomes[0].mean(), "largest": int(one.cuts["size"].max())}
-        rows.append(row | half.columns() | (half / one.layers).columns("share") | {"untold": half.untold})
+        row = one.known() | half.columns() | (half / one.layers).columns("share")
+        rows.append(row | {"largest": int(one.cuts["size"].max()), "untold": half.untold})
     names = "model task rule topic layers items guessing whole largest value low high share share_low share_high untold"
     return pd.DataFrame(rows, columns=names.split())
 
@@ -242,12 +238,12 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
         has_choices = one.rows["chosen"].notna().all()
         choices = paired(one.rows.assign(outcome=one.rows["chosen"]))[1] if has_choices else None
         p = [mcnemar(whole, other) for other in others]
-        changes = zip(one.records()[1:], others, p, holm(p), drawn_means(one.outcomes[1:] - whole), strict=True)
-        for number, (cut, other, own, corrected, change) in enumerate(changes, start=1):
-            row = one.place | {"topic": topic(one.place["task"])} | cut | {"items": len(whole), "p": own}
+        changes = drawn_means(one.outcomes[1:] - whole)
+        found = [cut | change.columns() for cut, change in zip(one.known_of_cuts()[1:], changes, strict=True)]
+        for number, (row, other, own, corrected) in enumerate(zip(found, others, p, holm(p), strict=True), start=1):
             row |= {"lost": int((whole > other).sum()), "gained": int((whole < other).sum())}
             row["changed"] = np.nan if choices is None else float((choices[0] != choices[number]).mean())
-            rows.append(row | change.columns() | {"p_holm": corrected})
+            rows.append(row | {"p": own, "p_holm": corrected})
     names = "model task rule topic cut size start share items value low high lost gained changed p p_holm"
     return pd.DataFrame(rows, columns=names.split())
 
