@@ -120,6 +120,12 @@ def test_p_values():
     assert estimates.mcnemar(one, one) == 1
 
 
+def test_p_of_a_drawn_number_is_twice_the_share_beyond_zero():
+    one = Estimate.of(1.0, np.where(np.arange(estimates.DRAWS) < 99, -1.0, 1.0))
+    assert one.p_value() == pytest.approx(0.02, abs=1e-5) and (one - one).p_value() == 1
+    assert math.isnan(Estimate.none("at floor").p_value())
+
+
 def test_verdicts_are_five_words():
     held, below = Estimate(0.5, 0.4, 0.6), Estimate(0.1, 0.0, 0.2)
     assert [one.against(0.3, 0.7) for one in (held, below)] == ["supported", "contradicted"]
@@ -128,23 +134,12 @@ def test_verdicts_are_five_words():
     assert Estimate.none("at floor").against() == "at floor" and Estimate(*[math.nan] * 3).against() == "not tested"
 
 
-def test_published_numbers_from_the_table_alone(measured):
+def test_rows_of_one_measurement_are_paired_and_what_guessing_scores_is_known(measured):
     best = pairing.best_measured(measured)
-    rows = best.query("task == 'mmlu' and rule == 'similarity'")
-    cuts, right = pairing.paired(rows)
-    guessing = pairing.guessing(best.query("task == 'mmlu' and limit == 20"))
-    assert right.shape == (27, 1140) and cuts["cut"][0] == "0,0" and guessing == pytest.approx(291 / 1140)
-    gone = estimates.half_gone(right, cuts["size"].tolist(), guessing)
-    assert (gone.value, gone.low, gone.high) == (3, 2, 4) and (gone / 28).value == 3 / 28
-    last = best.query("rule == 'blocks of 4' and cut in ['0,0', '24,4'] and task in ['mmlu', 'written_facts']")
-    means = {task: pairing.paired(own)[1].mean(axis=1) for task, own in last.groupby("task")}
-    assert means["mmlu"] == pytest.approx([0.5193, 0.5351], abs=1e-4)
-    assert means["written_facts"] == pytest.approx([0.915, 0.255])
-
-
-def test_rows_of_other_items_are_refused(measured):
+    cuts, right = pairing.paired(best.query("task == 'mmlu' and rule == 'similarity'"))
+    assert right.shape == (27, 1140) and cuts["cut"][0] == "0,0"
+    assert pairing.guessing(best.query("task == 'mmlu' and limit == 20")) == pytest.approx(291 / 1140)
     rows = measured.query("task == 'boolq' and rule == 'similarity'")
-    assert len(pairing.paired(rows)[0]) == 27
+    assert pairing.guessing(rows) == 0.625 and pairing.guessing(measured.query("task == 'written_facts'")) == 0
     with pytest.raises(InputError, match="same items"):
         pairing.paired(pd.concat([rows, rows.head(1)]))
-    assert pairing.guessing(rows) == 0.625 and pairing.guessing(measured.query("task == 'written_facts'")) == 0

@@ -43,6 +43,12 @@
     return made;
   }
 
+  // On a phone a long title is cut off at both ends.
+  function in_two_lines(title) {
+    const space = title.indexOf(" ", title.length / 2 - 3);
+    return innerWidth < NARROW && title.length > 36 && space > 0 ? `${title.slice(0, space)}<br>${title.slice(space)}` : title;
+  }
+
   async function draw_panel(grid, panel, label, filename) {
     const place = element("div", "panel", grid);
     element("p", "head", place).innerHTML = panel.layout.title.text; // escaped where it was written, as plotly wants it
@@ -52,7 +58,7 @@
     const { xaxis, yaxis, height, rows } = panel.layout;
     const layout = {
       ...SHARED,
-      xaxis: { ...AXIS, ...xaxis, title: { text: xaxis.title, standoff: 6 } },
+      xaxis: { ...AXIS, ...xaxis, title: { text: in_two_lines(xaxis.title), standoff: 6 } },
       yaxis: { ...AXIS, ...yaxis, title: { text: yaxis.title, standoff: 6 } },
       height: height + 52,
       margin: { l: 48, r: 12, t: 8, b: 44 },

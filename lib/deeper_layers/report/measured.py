@@ -13,7 +13,7 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report.estimates import accuracy, difference
-from deeper_layers.report.names import topic
+from deeper_layers.report.names import put_in_order, topic
 from deeper_layers.report.pairing import one_rule
 from deeper_layers.results.frames import QUESTION
 
@@ -129,7 +129,7 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
     ends = [accuracy((np.arange(items) < number).astype(float)) for items, number in right]
     own = own.assign(low=[end.low for end in ends], high=[end.high for end in ends])
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
-    return own[names].sort_values(["model", "bits", "size", "task"], ignore_index=True)
+    return put_in_order(own[names].sort_values(["bits", "size", "task"]))
 
 
 def processors(device: str) -> int | None:

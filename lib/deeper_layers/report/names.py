@@ -133,6 +133,12 @@ def in_order(names, first: tuple[str, ...] = FIRST) -> list[str]:
     return [name for name in first if name in names] + sorted(name for name in names if name not in first)
 
 
+def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows by model, those of FIRST before the others."""
+    places = {name: place for place, name in enumerate(in_order(rows["model"].unique()))}
+    return rows.sort_values("model", key=lambda of: of.map(places), kind="stable", ignore_index=True)
+
+
 def model_title(model: str) -> str:
     """A model's name as figures have room for it."""
     return model.rpartition("/")[2].removesuffix("-Instruct")

@@ -14,7 +14,7 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report.estimates import mean_of, regret, regret_of_block
-from deeper_layers.report.names import rule_title, topic
+from deeper_layers.report.names import put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured
 from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, sizes_of_shares
 
@@ -149,7 +149,7 @@ def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFram
     """Measures of every layer, or of every block: model, corpus, layers, layer (the first), size, depth (its middle),
     measure (in words), value."""
     rows = []
-    for _, own in results.geometry(folder).groupby("path", sort=False):
+    for _, own in put_in_order(results.geometry(folder)).groupby("path", sort=False):
         shared = {name: own[name].iloc[0] for name in ("model", "corpus", "layers")}
         found, layers = Geometry(own), int(shared["layers"])
         for size in range(1, layers + 1 if blocks else 2):
