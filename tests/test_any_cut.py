@@ -12,20 +12,19 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from deeper_layers import sweeping
-from deeper_layers.command.preview import as_json, typed_lists
-from deeper_layers.cuts import ATTENTION, MLP, Cut
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments.choosing import changed_choice
 from deeper_layers.experiments.parameters import cut_of_lists
 from deeper_layers.export.lineage import read_lineage
+from deeper_layers.export.pruned_checkpoint import cut_as_json as as_json
+from deeper_layers.export.pruned_checkpoint import typed_lists
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.export.tensor_edits import Changed
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
-from deeper_layers.models.sizes import sizes_of
-from deeper_layers.models.sources import find_model
-from deeper_layers.models.sublayers import ends_sublayer, sublayer, writers
+from deeper_layers.models.sublayers import ends_sublayer, writers
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.report import one_cut
 from deeper_layers.results.frames import scores_of
@@ -104,19 +103,6 @@ def test_a_sublayer_is_refused_with_the_reason_and_silenced_where_asked(tiny_fol
     # and once more, of what is there by now
     typed("prune", tmp_path / "out", tmp_path / "again", "--drop", 1, "--rule", "simple")
     assert [step.cut for step in read_lineage(tmp_path / "again").steps] == [CUT, Cut(2, 1)]
-
-
-def test_what_a_cut_drops_is_counted(tiny_folder):
-    source = find_model(str(tiny_folder))
-    layers, sizes = decoder_layers(load_model(str(tiny_folder))[0]), sizes_of(source)
-    gone = [layers[1], sublayer(layers[2], ATTENTION), sublayer(layers[3], MLP)]
-    counted = sum(parameter.numel() for module in gone for parameter in module.parameters())
-    cut, every = Cut.of(layers=[1], attention=[2], mlp=[3]), sizes.rest + sum(sizes.layers)
-    assert sizes.share_dropped(cut) == counted / every > 0
-    unknown = dataclasses.replace(sizes, attention=(), mlp=())
-    assert unknown.share_dropped(cut) is None and unknown.share_dropped(Cut(0, 2)) == sizes.share_dropped(Cut(0, 2))
-    with pytest.raises(InputError, match="the cut is of layer 9"):
-        sizes.share_dropped(Cut.of(mlp=[9]))
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "bloom", "gemma2", "mixtral", "gpt_oss"])
@@ -201,8 +187,11 @@ def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_pa
         (["--mlp", "7", "--silence"], "--mlp is a list up to 7"),
         (["--layers", "0-4"], "--layers is a list of all 5 of the model: one has to stay"),
         (["--layers", "x"], "--layers is 'x', expected layers"),
-        (["--mlp", "1", "--heal", "small"], "--heal is of whole layers, and this cut drops the MLP of layer 1"),
-        (["--drop", "1", "--rule", "greedy", "--for", "vllm"], "--rule is greedy with --for, which chooses among"),
+        (["--mlp", "1", "--heal", "small"], "adapters are of whole layers, and this cut drops the MLP of layer 1"),
+        (
+            ["--drop", "1", "--rule", "greedy", "--for", "vllm"],
+            "--rule is greedy, expected one that",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -373,7 +373,7 @@ def documents(corpus, *, split=None, datasets=None, documents=20_000):
         (["distances", "embedded", "--dtype", "fp8"], "--dtype is 'fp8'"),
         (["heal", "embedded", "--drop", "30"], "--drop is 30; expected 0 to 29"),
         (["heal", "embedded", "--drop", "3", "--preset", "tiny"], "--preset is 'tiny'"),
-        (["heal", "embedded", "--drop", "2", "--start", "29"], "--start is 29 with --drop 2"),
+        (["heal", "embedded", "--drop", "2", "--start", "29"], "--start is 29 with size 2"),
         (["heal", "embedded", "--layers", "3, 30"], "--layers is a list up to 30; expected layers 0 to 29"),
         (["heal", "embedded", "--layers", "3, five"], "--layers is '3, five', expected layers, counted from 0"),
         (["report", "embedded", "--notebooks", "99"], "--notebooks is '99', expected 'all' or some of 01-similarity"),

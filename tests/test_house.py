@@ -19,7 +19,7 @@ HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [
     "errors", "checks", "markup", "files", "cuts", "package_index", "faults", "presets", "results", "data", "models",
-    "pruning", "similarity", "rules", "sweeping", "report", "export", "healing",
+    "pruning", "similarity", "rules", "sweeping", "report", "export", "healing", "prices",
     "experiments", "studies", "command", "__main__",
 ]  # fmt: skip
 LIGHT_ROOMS = ("cuts", "results", "rules", "report", "studies")

@@ -3,22 +3,17 @@
 import contextlib
 import functools
 import json
-import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
-
-from deeper_layers.errors import InputError
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What goes to stdout: `text`, or with --json `content`, which JSON can hold."""
 
     text: str
@@ -31,24 +26,15 @@ def answering(function: Callable[..., Answer]) -> Callable:
     @click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else on stdout")
     @functools.wraps(function)
     def answered(as_json: bool, **options) -> None:
-        if sys.flags.optimize > 1:
-            raise InputError("PYTHONOPTIMIZE is 2, and transformers reads its own docstrings: unset it, or set it to 1")
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
-        try:
-            click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            out = None if answer.content.get("dry_run") else answer.content.get("out")
-            done = f"{out} is complete" if out else "all else is done"
-            raise InputError(f"can't write to stdout ({error.strerror}): {done}, ask for the answer again") from error
+        click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
 
     return answered
 
 
 def table(rows: Sequence[dict[str, str]]) -> str:
-    """Rows as lines with aligned columns: the first column and words to the left, numbers to the right."""
+    """Rows as lines with aligned columns: words to the left, numbers to the right."""
     columns = {name: [name, *(row.get(name, "") for row in rows)] for name in rows[0]}
     lines = ["" for _ in range(len(rows) + 1)]
     for cells in columns.values():
@@ -61,10 +47,4 @@ def table(rows: Sequence[dict[str, str]]) -> str:
 
 def records(rows: "pd.DataFrame") -> list[dict]:
     """Rows as JSON can hold them: what was not measured is null."""
-    plain = rows.astype(object).to_dict("records")
-    return [{name: _plain(value) for name, value in row.items()} for row in plain]
-
-
-def _plain(value):
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")

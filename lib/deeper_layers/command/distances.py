@@ -46,8 +46,7 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         from deeper_layers.results.frames import distances_of
 
         for row, found in zip(rows, nearest(distances_of([unit])).itertuples(), strict=False):
-            row["resamples"] = f"{found.agrees:.0%}"
-            row["l* of 95%"] = f"{found.low:.0f} to {found.high:.0f}"
+            row |= {"resamples": f"{found.agrees:.0%}", "l* of 95%": f"{found.low:.0f} to {found.high:.0f}"}
     head = (
         f"{source.name}, {layers} layers, {source.dtype}: the most similar block of n layers begins at layer l*, "
         f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"

@@ -9,12 +9,12 @@ import click
 
 from deeper_layers import files, models
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
-from deeper_layers.command.options import MODEL, asking
-from deeper_layers.command.preview import as_json
-from deeper_layers.cuts import UNPRUNED
+from deeper_layers.command.cutting import check_fits, check_typed, choose, cut_options
+from deeper_layers.command.options import MODEL, asking, flags
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.parameters import HealingParameters, cut_of_lists
+from deeper_layers.experiments.parameters import HealingParameters, SweepParameters, cut_of_lists
+from deeper_layers.export.pruned_checkpoint import cut_as_json
 from deeper_layers.package_index import cache_folder
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
@@ -30,8 +30,6 @@ AT_MOST = (
     "nothing; how much of it is that is told once the unpruned model was healed alike, by the same command with "
     "--drop 0"
 )
-# typed options that a sweep has too, beside those that are always named
-OF_SWEEP = ("results", "datasets", "corpus", "samples", "sequence_length", "seed", "num_fewshot")
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
@@ -54,41 +52,44 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
     {MODEL}
     """
 )
-@cut_options(rules=OF_LAYERS)
-@list_options("layers")
+@cut_options(OF_LAYERS, ("layers",))
 @asking(HealingParameters, but=("sizes", "rules"))
 @answering
 def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    given_cut = cut_of_lists(layers, None, None)
-    check_typed(drop, start, given_cut)
-    if drop is None and given_cut is None:
+    listed = cut_of_lists(layers, None, None)
+    check_typed(drop, start, listed)
+    if drop is None and listed is None:
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
     parameters = HealingParameters(**given)
     if parameters.measure:
         if (depth := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
-            check_fits(drop or 0, start, depth, given_cut)
+            check_fits(drop or 0, start, listed, depth)
         files.check_writable(cache_folder())  # where the adapters are kept
     # slow: what is above may refuse
     from deeper_layers import results
     from deeper_layers.experiments.healings import adapter_folder, healing_unit
-    from deeper_layers.report.statistics import recovery_table
 
     source, config = parameters.source(), parameters.config()
-    opened = functools.cache(lambda: parameters.open(source))
-    check_fits(drop or 0, start, source.num_layers, given_cut)
-    cut = given_cut or chosen_cut(drop or 0, start, rule, source.num_layers, lambda: (parameters, source, opened))
-    unit = healing_unit(cut, config, parameters, source, opened)
-    if unit is None:
-        raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
+    opened, depth = functools.cache(lambda: parameters.open(source)), source.num_layers
+    check_fits(drop or 0, start, listed, depth)
+    if listed is not None or start is not None:
+        cut = listed or Cut(start or 0, drop or 0)
+    else:
+        cut = choose(rule, drop or 0, depth, lambda: (parameters, source, opened))
+    if (unit := healing_unit(cut, config, parameters, source, opened)) is None:
+        raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(depth)}")
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
     scores = results.scores(parameters.results and parameters.results_folder, source.name)
-    own = scores["path"] == f"{unit.path.parent.name}/{unit.path.name}"
-    scores.loc[own, "repeat"] = 0  # whatever else was measured of the same
-    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
-    back = recovery_table(scores[own | alike | scores["healing"].isna()])
-    if len(back):  # losses last: below them stands what "at most" means
-        back = back[back["cut"] == cut.name].sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
+    back = _given_back(scores, f"{unit.path.parent.name}/{unit.path.name}", cut)
+    before = "nothing was dropped, and nothing is to be given back" if not cut.size else UNKNOWN_BEFORE
+    if cut.size and len(back):
+        before = _before(back) + (f"\n\n{AT_MOST}" if (back["untold"] == "at most").any() else "")
+    elif drop and start is None:
+        fields = SweepParameters.model_fields
+        asked = {name: value for name, value in parameters if name in fields and value != fields[name].default}
+        words = ["sweep", asked.pop("model"), *flags(asked | {"rules": rule, "sizes": drop})]
+        before += f"; measured by: deeper-layers {shlex.join(words)}"
     record = unit.details["healing"]
     rows = [
         {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
@@ -97,47 +98,45 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     ]  # fmt: skip
     did = "distilled" if config.objective == "distill" else "healed"
     head = (
-        f"{source.name}: {cut.describe(source.num_layers)}\n"
+        f"{source.name}: {cut.describe(depth)}\n"
         f"{did} on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
         f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
         f"{record['losses'][-1]:.3f} nats a token"
     )
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {
-        "model": source.name, "layers": source.num_layers, "cut": as_json(cut),
+        "model": source.name, "layers": depth, "cut": cut_as_json(cut),
         "adapters": str(adapters) if adapters else None, "unit": str(unit.path), "healing": record,
         "rows": records(unit.rows), "given_back": records(back),
     }  # fmt: skip
-    before = _before(back) if len(back) else UNKNOWN_BEFORE
-    if len(back) and (back["untold"] == "at most").any():
-        before += f"\n\n{AT_MOST}"
-    if not cut.size:
-        before = "nothing was dropped, and nothing is to be given back"
-    elif not len(back) and drop and start is None:
-        asked = {
-            "dtype": parameters.dtype, "quantization": parameters.quantization or "none", "tasks": parameters.tasks,
-            "limit": parameters.limit or "none", "rules": rule, "sizes": drop,
-        }  # fmt: skip
-        asked |= {name.replace("_", "-"): given[name] for name in OF_SWEEP if given.get(name) is not None}
-        words = [parameters.model, *(word for name, value in asked.items() for word in (f"--{name}", f"{value}"))]
-        before += f"; measured by: deeper-layers sweep {shlex.join(words)}"
     return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)
+
+
+def _given_back(scores: "pd.DataFrame", path: str, cut: Cut) -> "pd.DataFrame":
+    """What the healing in a file of results recovers, by task; losses last, as below them stands what "at most" means.
+
+    `scores` are of its model: beside its own those of models that were not healed, and of the whole one healed alike.
+    """
+    from deeper_layers.report.statistics import recovery_table  # slow
+
+    own = scores["path"] == path
+    scores.loc[own, "repeat"] = 0  # whatever else was measured of the same
+    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
+    back = recovery_table(scores[own | alike | scores["healing"].isna()])
+    if back.empty:
+        return back
+    return back[back["cut"] == cut.name].sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
 
 def _before(back: "pd.DataFrame") -> str:
     """Of the same sequences and items what models had before healing, and what it gives back."""
     from deeper_layers.report.names import say  # slow
 
-    def shown(row) -> str:
-        return f"at most {row.high:.0%}" if row.untold == "at most" else row.untold or say(*row.ends, as_share=True)
-
-    ends = list(zip(back["value"], back["low"], back["high"], strict=True))
-    return table([
-        {
-            "of the same items": f"{row.topic} ({row.items:,})",
-            "unpruned": f"{row.whole:.3f}",
-            "unpruned, healed": "" if math.isnan(row.whole_healed) else f"{row.whole_healed:.3f}",
-            "not healed": f"{row.pruned:.3f}", "healed": f"{row.healed:.3f}", "recovered": shown(row),
-        }
-        for row in back.assign(ends=ends, items=back["items"]).rename(columns=str).itertuples()
-    ])  # fmt: skip
+    rows = []
+    for row in back.to_dict("records"):
+        share = row["untold"] or say(row["value"], row["low"], row["high"], as_share=True)
+        rows.append({"of the same items": f"{row['topic']} ({row['items']:,})", "unpruned": f"{row['whole']:.3f}"})
+        mended = "" if math.isnan(row["whole_healed"]) else f"{row['whole_healed']:.3f}"
+        rows[-1] |= {"unpruned, healed": mended, "not healed": f"{row['pruned']:.3f}", "healed": f"{row['healed']:.3f}"}
+        rows[-1]["recovered"] = f"at most {row['high']:.0%}" if row["untold"] == "at most" else share
+    return table(rows)

@@ -18,7 +18,13 @@ from deeper_layers.presets import PRESETS
 # what help says besides the description of a field, which is of notebooks too
 MORE = {"preset": f": {', '.join(PRESETS)}"}
 # what messages call what an option or an argument is for
-OTHERWISE = {"rule": "--rules", "size": "--sizes", "preset": "--heal", "measure": "--no-measure"}
+OTHERWISE = (
+    ("rule", "--rules"),
+    ("size", "--sizes"),
+    ("size", "--drop"),
+    ("preset", "--heal"),
+    ("measure", "--no-measure"),
+)
 MENTIONED = re.compile(r"(?P<name>[a-z_]+)(?= (?:is|has) )")
 # what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
 MODEL = (
@@ -77,11 +83,21 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
     return decorate
 
 
+def flags(options: dict) -> list[str]:
+    """Options as they are typed: what is on by itself has a word to turn it off alone."""
+    typed = []
+    for name, value in options.items():
+        name, value = ("no_measure", not value) if name == "measure" else (name, value)
+        flag = f"--{name.replace('_', '-')}"
+        typed += [flag] * value if isinstance(value, bool) else [flag, "none" if value is None else str(value)]
+    return typed
+
+
 def in_words_of_options(message: str, command: click.Command) -> str:
     """A message of the library, which says "limit is 0", as who typed --limit reads it."""
     flags = {flag.lstrip("-").replace("-", "_"): flag for one in command.params for flag in one.opts if flag[0] == "-"}
     flags |= {one.name: one.name.upper() for one in command.params if isinstance(one, click.Argument) and one.name}
-    others = {name: flag for name, flag in OTHERWISE.items() if name not in flags and flag in flags.values()}
+    others = {name: flag for name, flag in OTHERWISE if name not in flags and flag in flags.values()}
     found = MENTIONED.match(message)
     flag = (flags | others).get(found["name"]) if found else None
     return message if flag is None or found is None else flag + message[found.end() :].replace("None", "none", 1)

@@ -1,8 +1,7 @@
 """`deeper-layers prune`: a checkpoint without some of its layers, healed if asked for.
 
-The cut is chosen, what is known of it is looked up and said, adapters are healed where that is asked for, and the files
-are written. Copying opens no model: what does is imported where distances are measured or adapters trained. Whatever
-can be refused soon is refused before anything slow is imported.
+The cut is chosen, what is known of it is said, adapters are trained where that is asked for, and the files are written.
+Copying opens no model. Whatever can be refused soon is refused before anything slow is imported.
 """
 
 import functools
@@ -14,27 +13,28 @@ import click
 
 from deeper_layers import checks, data, export, files, models
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_fits, check_typed, chosen_cut, cut_options, list_options
+from deeper_layers.command.cutting import check_fits, check_typed, choose, cut_options
 from deeper_layers.command.options import MODEL, Place, asking
-from deeper_layers.command.preview import Known, engines_in_words, of_gguf, preview, smaller, typed_lists, units_of
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters, check_given, cut_of_lists
+from deeper_layers.experiments.parameters import HealingParameters, Parameters, cut_of_lists
+from deeper_layers.export.pruned_checkpoint import check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.export.tensor_edits import AS_IT_IS
 from deeper_layers.export.tensor_edits import DTYPES as NAMES
 from deeper_layers.models.checkpoint_files import is_gguf
+from deeper_layers.models.sources import Source
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
 if TYPE_CHECKING:  # torch
-    from deeper_layers.export.adapter_files import Adapter
+    from deeper_layers.export import PruningDescription
 
-ADAPTER = "give one of adapters, as `deeper-layers heal` writes it"
 HEALING = HealingParameters.model_fields
 TYPES = ("f32", "f16", "q8_0")
+CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
 
 
 @click.command(
@@ -59,8 +59,7 @@ TYPES = ("f32", "f16", "q8_0")
     {MODEL}
     """
 )
-@cut_options(more="; with --adapter by default its own", rules=REGISTERED)
-@list_options("layers", "attention", "mlp")
+@cut_options(REGISTERED, ("layers", "attention", "mlp"), more="; with --adapter by default its own")
 @click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
               "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
 @click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
@@ -87,161 +86,98 @@ def prune(
     overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
     repository: str | None, public: bool, layers: str | None, attention: str | None, mlp: str | None, silence: bool,
 ) -> Answer:  # fmt: skip
-    given_cut = cut_of_lists(layers, attention, mlp)
-    check_typed(drop, start, given_cut)
+    # what can be said before anything is read
+    listed = cut_of_lists(layers, attention, mlp)
+    check_typed(drop, start, listed)
     if adapter and heal:
         raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
     if heal and not given.get("measure", True):
         raise click.UsageError("--heal trains, and with --no-measure nothing is run: give one of them")
-    if changes := REGISTERED[rule].changes:
-        _check_change(rule, {"--heal": heal, "--adapter": adapter, "--for": engines, "--dry-run": dry_run}, out)
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
+    model, revision, to_gguf, changes = given["model"], given.get("revision"), is_gguf(out), REGISTERED[rule].changes
+    if changes:
+        _check_change(rule, {"--heal": heal, "--adapter": adapter, "--for": engines, "--dry-run": dry_run}, to_gguf)
     if repository is not None:
         export.check_name(repository)
-    model, revision, to_gguf = given["model"], given.get("revision"), is_gguf(out)
     parameters = _parameters(given, heal, text, to_gguf, dry_run)
     named = None if engines is None else _engines(engines)
     out = _checked_out(out, model, kind, dtype, overwrite)
-    added = None if adapter is None else export.read_adapter(checks.folder("adapter", adapter, ADAPTER))
-    recorded = given_cut or (_cut_of(added, start) if drop is None else None)
+    if adapter is not None:
+        checks.folder("adapter", adapter, "give one of adapters, as `deeper-layers heal` writes it")
+        listed = listed or (_cut_of(adapter, start) if drop is None else None)
+    if listed is None and drop is None:
+        raise click.UsageError(
+            "--drop says how many layers go, --layers which: give one of them, or --adapter and a folder that records "
+            "its cut"
+        )
     config = models.stated_config(model, revision)
-    depth = models.stated_layers(config)
-    if depth is not None:
-        if drop is not None:
-            check_fits(drop, start, depth)
-        if given_cut is not None:
-            _check_shape(given_cut, depth, silence, heal, adapter, to_gguf)
-        elif drop and start is None and REGISTERED[rule].drops_sublayers:
-            what = f"the rule {rule} drops attention or MLP apart"
-            _check_sublayers(what, silence, heal, adapter, to_gguf)
+    if (depth := models.stated_layers(config)) is not None:
+        check_fits(drop or 0, start, listed, depth)
+    shape = {"silence": silence, "adapted": bool(heal or adapter), "to_gguf": to_gguf}
+    if REGISTERED[rule].drops_sublayers and drop and start is None:
+        check_sublayers(f"the rule {rule} drops attention or MLP apart", **shape)
+    if listed is not None and not listed.is_of_layers:
+        check_sublayers(f"this cut {listed.describe(depth or checks.LAYERS)}", **shape)
     if not dry_run:
-        _check_places(out, heal is not None, repository, public)
+        if repository is not None:
+            export.check_repository(repository, public=public)
+        files.check_writable(out.absolute().parent)
+        if heal:  # where the adapters are kept
+            files.check_writable(cache_folder())
     # from here on slow
-    if depth is None:
-        depth = export.number_of_layers(models.checkpoint_folder(model, revision))
+    depth = depth or export.number_of_layers(models.checkpoint_folder(model, revision))
+    check_fits(drop or 0, start, listed, depth)
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    safe = None if named is None else functools.partial(export.safe_cuts, config, engines=named)
+    changed = None
     if changes:
         from deeper_layers.experiments.choosing import changed_choice
 
         cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
+    elif listed is not None or start is not None:
+        cut = listed or Cut(start or 0, drop or 0)
     else:
-        cut = recorded or chosen_cut(drop or 0, start, rule, depth, lambda: (parameters, found(), opened), safe)
-        changed = None
-    _check_shape(cut, depth, silence, heal, adapter, to_gguf)
-    # what results hold of the cut is of weights as they were
-    units = [] if changes else units_of(model, parameters.results_folder, found)
-    known = Known.of(model, units, config, depth, cut, heal is not None or adapter is not None)
-    if safe is not None and not safe([cut]):
-        raise InputError(f"--for is {engines}, and {'; '.join(engines_in_words(known.engines))}")
+        safe = None if named is None else functools.partial(export.safe_cuts, config, engines=named)
+        cut = choose(rule, drop or 0, depth, lambda: (parameters, found(), opened), safe)
+    trust = given.get("trust_remote_code", False)
+    described = export.describe_pruning(
+        model, cut, revision=revision, results_folder=parameters.results_folder, healed=shape["adapted"],
+        known=not changes, trust_remote_code=trust,
+    )  # fmt: skip
+    if named is not None and not export.safe_cuts(config, [cut], engines=named):
+        raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     if dry_run:
-        source = found() if of_gguf(model) else models.find_model(model, revision=revision, hashed=False)
-        said = _healing_in_words(parameters, heal) if heal else ""
-        return preview(known, out, source, dtype, kind, not without_mtp, said, given.get("results"))
-    known.warn()
-    if heal:
+        source = found() if is_gguf_model(model) else models.find_model(model, revision=revision, hashed=False)
+        bytes, written = export.estimate_bytes(source, cut, out, dtype=dtype, type=kind, mtp=not without_mtp)
+        content = described.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
+        healing = _healing_in_words(parameters, heal) if isinstance(parameters, HealingParameters) else ""
+        return Answer(_preview(described, source, content, healing, given.get("results")), content)
+    for said in described.warnings():
+        click.echo(f"warning: {said}", err=True)
+    if isinstance(parameters, HealingParameters):
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
-    read = [path for path in (Path(model).expanduser(), adapter) if path and path.exists()]
-    export.check_apart(out, *read)
-    if to_gguf:
-        export.slice_gguf(found(), cut, out, adapter=adapter, type=kind, overwrite=overwrite)
-    else:
-        export.slice_checkpoint(
-            model, cut, out, revision=revision, adapter=adapter, dtype=dtype, mtp=not without_mtp, silence=silence,
-            card=known.card(None if adapter is None else export.read_adapter(adapter)),
-            command=_command(known, out, adapter, dtype, without_mtp, silence, rule if changes else ""),
-            name=repository or out.name, changed=changed, overwrite=overwrite,
-            trust_remote_code=given.get("trust_remote_code", False),
-        )  # fmt: skip
-    said = f"{known.name} without {cut.size} of its {depth} layers"
+    export.prune_checkpoint(
+        model, cut, out, revision=revision, adapter=adapter, dtype=dtype, type=kind, mtp=not without_mtp,
+        silence=silence, changed=changed, overwrite=overwrite, trust_remote_code=trust, name=repository or out.name,
+        described=described,
+    )  # fmt: skip
+    said = f"{described.model} without {cut.size} of its {depth} layers"
     address = export.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
-    lines = [
-        f"{known.name}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else []),
-        f"{out}: {bytes / 1e6:,.0f} MB", *(smaller(found(), cut, out) if of_gguf(model) else []),
-        *([address] if address else []),
-    ]  # fmt: skip
-    content = known.content() | {
+    lines = [f"{described.model}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else [])]
+    lines += [f"{out}: {bytes / 1e6:,.0f} MB"]
+    if is_gguf_model(model) and not to_gguf:
+        written = models.read_json(out / "config.json")
+        lines += filter(None, [say_smaller(found(), cut, written.get("dtype") or written.get("torch_dtype"))])
+    content = described.content() | {
         "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
     }  # fmt: skip
-    return Answer("\n".join(lines), content)
-
-
-def _healing_in_words(parameters: HealingParameters, preset: str) -> str:
-    config = parameters.config()
-    return (
-        f"would be healed first ({preset}): {config.steps:,} steps, {config.tokens:,} tokens of {parameters.text}; "
-        "what stands here of its quality is from before that"
-    )
-
-
-def _check_change(rule: str, beside: dict[str, object], out: Path) -> None:
-    """Raise InputError for what can't be had beside a rule that changes weights."""
-    if other := next((name for name, value in beside.items() if value), None):
-        raise InputError(
-            f"--rule is {rule}, which opens the model and changes weights that stay: leave {other} out, or choose one "
-            f"of {', '.join(DROPPING)}"
-        )
-    if is_gguf(out):
-        raise InputError(
-            f"--rule is {rule}, which changes weights, and a GGUF file's stay as they are: give a folder as OUT, and "
-            "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
-        )
-
-
-def _check_shape(cut: Cut, layers: int, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
-    """Raise InputError for a cut that does not fit, or of a shape that can't be written or healed."""
-    check_given(cut, layers)
-    if not cut.is_of_layers:
-        _check_sublayers(f"this cut {cut.describe(layers)}", silence, heal, adapter, to_gguf)
-
-
-def _check_sublayers(what: str, silence: bool, heal: str | None, adapter: Path | None, to_gguf: bool) -> None:
-    """Raise InputError where what drops sublayers can't be written or healed."""
-    if heal or adapter:
-        way = "--heal" if heal else "--adapter"
-        raise InputError(f"{way} is of whole layers, and {what}: leave {way} out")
-    if to_gguf:
-        raise InputError(
-            f"{what}, which no GGUF file states: give a folder as OUT with --silence, and make a GGUF file of that "
-            "with convert_hf_to_gguf.py, which comes with llama.cpp"
-        )
-    if not silence:
-        raise InputError(
-            f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where they "
-            "end instead, which any tool reads to the same numbers, and which saves no memory"
-        )
-
-
-def _check_places(out: Path, heals: bool, repository: str | None, public: bool) -> None:
-    """Raise InputError where nothing can be written or uploaded, before anything is measured."""
-    if repository is not None:
-        export.check_repository(repository, public=public)
-    files.check_writable(out.absolute().parent)
-    if heals:  # where the adapters are kept
-        files.check_writable(cache_folder())
-
-
-def _command(
-    known: Known, out: Path, adapter: Path | None, dtype: str, without_mtp: bool, silence: bool, rule: str
-) -> str:
-    """The command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine."""
-    drop = ["--drop", str(known.cut.size)]
-    words = ["deeper-layers", "prune", known.name, out.name]
-    if rule:
-        words += [*drop, "--rule", rule]
-    else:
-        words += ["--start", str(known.cut.start), *drop] if known.cut.is_block else typed_lists(known.cut)
-    words += ["--silence"] if silence else []
-    words += ["--adapter", adapter.name] if adapter else []
-    words += ["--dtype", dtype] if dtype != AS_IT_IS else []
-    return shlex.join([*words, *(["--without-mtp"] if without_mtp else [])])
+    return Answer("\n".join([*lines, *([address] if address else [])]), content)
 
 
 def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_run: bool) -> Parameters:
@@ -256,54 +192,74 @@ def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_r
 
 
 def _engines(text: str) -> tuple[str, ...]:
-    """The engines of --for. Raises InputError for one that is not in the table."""
     named = tuple(split(text))
-    if not named or (strange := set(named) - set(export.ENGINES)):
-        known = ", ".join(export.ENGINES)
-        shown = checks.shown(sorted(strange)[0] if named else text)
+    if strange := [name for name in named or [text] if name not in export.ENGINES]:
         raise InputError(
-            f"--for has {shown}, expected some of {known}: the others take no layer's kind from its number"
+            f"--for has {checks.shown(strange[0])}, expected some of {', '.join(export.ENGINES)}: the others take no "
+            "layer's kind from its number"
         )
     return named
+
+
+def _check_change(rule: str, beside: dict[str, object], to_gguf: bool) -> None:
+    """Raise InputError for what can't be had beside a rule that changes weights."""
+    if other := next((name for name, value in beside.items() if value), None):
+        raise InputError(
+            f"--rule is {rule}, which opens the model and changes weights that stay: leave {other} out, or choose one "
+            f"of {', '.join(DROPPING)}"
+        )
+    if to_gguf:
+        raise InputError(
+            f"--rule is {rule}, which changes weights, and a GGUF file's stay as they are: give a folder as OUT, and "
+            f"{CONVERT}"
+        )
 
 
 def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite: bool) -> Path:
     """Where to write. Raises InputError where that can't be, and for a type that is none."""
     to_gguf = is_gguf(out)
-    if to_gguf and not of_gguf(model):
-        raise InputError(
-            f"MODEL is {model}, which is no GGUF file: give a folder to write, and make a GGUF file of that with "
-            "convert_hf_to_gguf.py, which comes with llama.cpp"
-        )
-    if kind is not None and not to_gguf:
-        raise InputError(f"OUT is {str(out)!r}: --type is for an OUT that ends in .gguf")
-    if kind is not None and kind not in TYPES:
-        raise InputError(
-            f"--type is {checks.shown(kind)}, expected one of {', '.join(TYPES)}: llama-quantize makes more"
-        )
-    if dtype != AS_IT_IS and to_gguf:
-        raise InputError(f"OUT is {str(out)!r}: --dtype is for a folder, give --type for a GGUF file")
-    if dtype not in (AS_IT_IS, *NAMES):
-        raise InputError(f"--dtype is {checks.shown(dtype)}, expected auto, {', '.join(NAMES)}: choose one")
-    out = checks.place("OUT", out)
-    checks.new_folder("the folder of OUT", out.parent, writable=True)
+    if to_gguf and not is_gguf_model(model):
+        raise InputError(f"MODEL is {model}, which is no GGUF file: give a folder to write, and {CONVERT}")
+    if (kind is not None) > to_gguf or to_gguf > (dtype == AS_IT_IS):
+        raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
+    for name, value, known in (("--type", kind, (None, *TYPES)), ("--dtype", dtype, (AS_IT_IS, *NAMES))):
+        if value not in known:
+            raise InputError(f"{name} is {checks.shown(value)}, expected one of {', '.join(filter(None, known))}")
+    checks.new_folder("the folder of OUT", checks.place("OUT", out).parent, writable=True)
+    out = out.expanduser()
     files.clear(out)
-    if not overwrite:
-        files.check_absent(out)
-    elif to_gguf:
-        export.check_our_gguf(out)
-    else:
-        export.check_our_folder(out)
+    check = files.check_absent if not overwrite else export.check_our_gguf if to_gguf else export.check_our_folder
+    check(out)
     return out
 
 
-def _cut_of(adapter: "Adapter | None", start: int | None) -> Cut:
-    """The cut that adapters were trained for."""
-    if adapter is None or adapter.cut is None:
-        raise click.UsageError(
-            "--drop says how many layers go, --layers which: give one of them, or --adapter and a folder that records "
-            "its cut"
-        )
+def _cut_of(adapter: Path, start: int | None) -> Cut | None:
+    """The cut that adapters were trained for, where they record it."""
     if start is not None:
         raise InputError(f"--start is {start} without --drop: give both, or none with --adapter")
-    return adapter.cut
+    return export.read_adapter(adapter).cut
+
+
+def _healing_in_words(parameters: HealingParameters, preset: str | None) -> str:
+    config = parameters.config()
+    return (
+        f"would be healed first ({preset}): {config.steps:,} steps, {config.tokens:,} tokens of {parameters.text}; "
+        "what stands here of its quality is from before that"
+    )
+
+
+def _preview(described: "PruningDescription", source: Source, content: dict, healing: str, folder: str | None) -> str:
+    """What --dry-run answers; `folder` is that of results as typed."""
+    lines = [f"{described.model}: {described.cut.describe(described.layers)}", *filter(None, [healing])]
+    size = f"{content['bytes'] / 1e6:,.0f} MB of weights in {content['dtype']}"
+    lines.append(f"would be written: {content['out']}, {size}")
+    if not is_gguf(content["out"]):
+        lines += filter(None, [say_smaller(source, described.cut, content["dtype"])])
+    lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
+    if not described.scores:
+        words = ["sweep", str(source.gguf or source.folder), *typed_lists(described.cut)]
+        asked = f"`deeper-layers {shlex.join([*words, *(['--results', folder] if folder else [])])} --tasks TASKS`"
+        of = "this cut" if described.units else "this model"
+        return "\n".join([*lines, f"of its quality: results hold nothing of {of}; {asked} measures it"])
+    surely = "results do not say that it surely ruins any of these: where items are few, they can not"
+    return "\n".join([*lines, "", described.card(), "", described.ruin_in_words() or surely])

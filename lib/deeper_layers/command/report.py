@@ -17,17 +17,17 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import MODEL, Place, asking
-from deeper_layers.command.plan import in_words, planned, source_of
+from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Shown
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, SweepParameters
+from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.package_index import file_hash
 
 IF_NAMED = (ComparedHealingsParameters, WhichLayersParameters, ScanParameters)  # hours, not minutes
 MARK = "report.json"  # of a folder of reports
-NEEDED = ("papermill", "ipykernel", "matplotlib")
 
 
 @click.command(
@@ -60,49 +60,55 @@ NEEDED = ("papermill", "ipykernel", "matplotlib")
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
-    root = _checkout()
-    _check_installed()
+    if (root := results.repository()) is None:
+        raise InputError(
+            f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "
+            "clone the repository, and run this inside it"
+        )
+    _check_installed("book", "papermill", "ipykernel", "matplotlib")
     kinds = _chosen(notebooks)
-    asked = {notebook: _of(kind, given) for notebook, kind in kinds.items()}
     for kind in (HealingParameters, *kinds.values()):
         kind(**_of(kind, given))  # a mistake is found before anything runs
     name = models.model_name(given["model"])
+    shown = results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
     if cluster and out:
         raise InputError(
             f"out is {str(out)!r}, and with --cluster notebooks lie in jobs/ of the repository: leave it out"
         )
     if cluster:
-        return _as_jobs(root, given, name, notebooks, cluster, no_site)
+        return _as_jobs(root, given, name, notebooks, cluster, no_site or not shown)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
-    kept = Kept(root, out)
-    for notebook in asked:
-        kept.check(out / f"{notebook}.ipynb")
+    kept, places = Kept(root, out), {notebook: out / f"{notebook}.ipynb" for notebook in kinds}
+    for path in places.values():
+        kept.check(path)
     swept = SweepParameters(**_of(SweepParameters, given))
-    print(in_words(planned(swept, source_of(swept))), flush=True)
+    print(in_words(plan_sweep(swept, find_source(swept))), flush=True)
     files.check_writable(out)
     made, failed = {}, {}
-    for number, (notebook, parameters) in enumerate(asked.items(), 1):
+    for number, (notebook, path) in enumerate(places.items(), 1):
         start = time.monotonic()
-        print(f"[{number}/{len(asked)}] {notebook}", flush=True)
-        path = out / f"{notebook}.ipynb"
+        print(f"[{number}/{len(kinds)}] {notebook}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / path.name
-            mistake = _run(root / "notebooks" / path.name, run, parameters)
+            mistake = _run(root / "notebooks" / path.name, run, _of(kinds[notebook], given))
             if run.exists():  # with what went wrong in it, where something did
                 kept.write(path, run.read_bytes())
-        if mistake is None:
-            made[notebook] = str(path)
-        else:
-            failed[notebook] = mistake
-        print(f"[{number}/{len(asked)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
+        (made if mistake is None else failed)[notebook] = mistake or str(path)
+        print(f"[{number}/{len(kinds)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
     site = None
-    if made and not no_site:
-        site = _site(root, given)
+    if made and not no_site and shown:
+        _check_installed("book", "jupyter_book")
+        _run_there(
+            root, "the site could not be built", [Path(sys.executable).with_name("jupyter-book"), "build", "book/"]
+        )
+        site = str(root / "book" / "_build" / "html" / "index.html")
+    elif made and not no_site:
+        print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
     if failed:
         said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that and run this again")
+        raise InputError(f"{len(failed)} of {len(kinds)} notebooks were not made: {said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
-    return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": str(site) if site else None})
+    return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": site})
 
 
 class Kept:
@@ -145,48 +151,28 @@ class Kept:
 
 def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, no_site: bool) -> Answer:
     """The Snakefile with a configuration for one model, which is kept: what was asked for can be asked again."""
-    if importlib.util.find_spec("snakemake") is None:
-        raise InputError("--cluster needs snakemake: install it with pip install 'deeper-layers[cluster]'")
+    _check_installed("cluster", "snakemake")
     answers = root / "jobs" / results.slug(name)
-    config = jobs.config_of(given, notebooks, answers, no_site or not _shown(root, given))
     file = answers / "config.json"
     files.check_writable(answers)
-    files.write_file(file, json.dumps(config, indent=1).encode())
-    command = [
-        sys.executable,
-        "-m",
-        "snakemake",
-        "--profile",
-        f"workflow/profiles/{profile}",
-        "--configfile",
-        str(file),
-    ]
-    if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
-        raise InputError(
-            f"not all jobs were done: {answers / 'logs'} says why; the same command does those that are left"
-        )
+    files.write_file(file, json.dumps(jobs.config_of(given, notebooks, answers, no_site), indent=1).encode())
+    command = [sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", "--configfile", file]
+    _run_there(
+        root, f"not all jobs were done, and the same command does the rest: {answers / 'logs'} has more", command
+    )
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
     return Answer("\n".join([str(file), *made]), {"model": name, "config": str(file), "notebooks": made})
 
 
-def _shown(root: Path, given: dict) -> bool:
-    """Whether the site shows these results."""
-    return results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
+def _run_there(root: Path, failed: str, command: list[str | Path]) -> None:
+    words = list(map(str, command))
+    if subprocess.run(words, cwd=root, stdout=sys.stderr).returncode:
+        raise InputError(f"{failed}: {' '.join(words)} in {root} says why")
 
 
-def _checkout() -> Path:
-    root = results.repository()
-    if root is None:
-        raise InputError(
-            f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "
-            "clone the repository, and run this inside it"
-        )
-    return root
-
-
-def _check_installed() -> None:
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
-        raise InputError(f"report needs {', '.join(missing)}: install them with pip install 'deeper-layers[book]'")
+def _check_installed(extra: str, *names: str) -> None:
+    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
+        raise InputError(f"report needs {', '.join(missing)}: install it with pip install 'deeper-layers[{extra}]'")
 
 
 def _kinds(kind: type[Shown] = Shown) -> Iterator[type[Shown]]:
@@ -237,16 +223,3 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
         except DeadKernelError:
             return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
     return None
-
-
-def _site(root: Path, given: dict) -> Path | None:
-    """Build the site, where it shows what was measured; its page."""
-    if not _shown(root, given):
-        print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
-        return None
-    if importlib.util.find_spec("jupyter_book") is None:
-        raise InputError("the site needs jupyter-book: install it with pip install 'deeper-layers[book]', or --no-site")
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book/"]
-    if subprocess.run(command, cwd=root, stdout=sys.stderr).returncode:
-        raise InputError(f"the site could not be built: {' '.join(command)} in {root} says why")
-    return root / "book" / "_build" / "html" / "index.html"

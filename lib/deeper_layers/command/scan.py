@@ -4,11 +4,10 @@ import functools
 
 import click
 
-from deeper_layers.command.answers import Answer, answering, records, table
+from deeper_layers.command.answers import Answer, answering, records
 from deeper_layers.command.options import MODEL, asking
-from deeper_layers.errors import NotMeasuredError
+from deeper_layers.command.scores import answer_scores
 from deeper_layers.experiments.block_parameters import ScanParameters
-from deeper_layers.results.units import Unit
 
 
 @click.command(
@@ -33,63 +32,30 @@ def scan(given: dict, dry_run: bool) -> Answer:
     parameters = ScanParameters(**given)
     if parameters.blocks is None and "starts" in given:
         raise click.UsageError("--starts says where blocks begin, and --blocks none asks for none: give one of them")
-    for option in {"sizes", "rules"} & set(given) if parameters.blocks is not None else ():
+    if parameters.blocks is not None and (beside := sorted({"sizes", "rules"} & set(given))):
         raise click.UsageError(
-            f"--{option} is of the cuts of rules, and every block of {parameters.blocks} layers was asked for: add "
-            f"--blocks none, or leave --{option} out"
+            f"--{beside[0]} is of the cuts of rules, and every block of {parameters.blocks} layers was asked for: add "
+            f"--blocks none, or leave --{beside[0]} out"
         )
     source = parameters.source()
-    # slow: what is above may refuse
-    from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices
-    from deeper_layers.experiments.sweeps import sweep_unit
+    from deeper_layers.experiments.scans import scan_cuts, scan_prices, scanned  # slow: what is above may refuse
 
     opened = functools.cache(lambda: parameters.open(source))
     cuts = scan_cuts(parameters, source, opened)
     if dry_run:
         return _priced(list(cuts), scan_prices(parameters, cuts, source, opened))
-    scan_unit = functools.partial(sweep_unit, kind="scan")
-    found = {
-        name: (scan_loss_unit if name in parameters.text_list else scan_unit)(name, of_name, parameters, source, opened)
-        for name, of_name in cuts.items()
-    }
-    missing = [name for name, unit in found.items() if unit is None]
-    units = {name: unit for name, unit in found.items() if unit}
-    if not units:
-        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
-    parts = [source.described(parameters.quantization)]
-    parts += [f"{name}\n{_lines(unit)}\n{unit.path}" for name, unit in units.items()]
-    parts += [f"{name}: not measured" for name in missing]
-    content = {
-        "model": source.name, "layers": source.num_layers, "dtype": source.dtype,
-        "quantization": parameters.quantization, "not_measured": missing,
-        "units": [str(unit.path) for unit in units.values()],
-        "rows": [row for unit in units.values() for row in records(unit.rows)],
-    }  # fmt: skip
-    return Answer("\n\n".join(parts), content)
-
-
-def _lines(unit: Unit) -> str:
-    """A line for each cut, and in it what was counted."""
-    lines: dict[tuple[int, int], dict[str, str]] = {}
-    rows = unit.rows[unit.rows["task"].isin([unit.name])]
-    for row in (unit.rows if rows.empty else rows).sort_values(["size", "start"]).itertuples():
-        cell = lines.setdefault((row.size, row.start), {"n": str(row.size), "from": str(row.start)})
-        cell[row.metric if row.task == unit.name else f"{row.task} {row.metric}"] = f"{row.value:.3f}"
-    return table(list(lines.values()))
+    found = scanned(cuts, parameters, source, opened)
+    rows = [row for unit in found.values() if unit for row in records(unit.rows)]
+    return answer_scores(parameters, source, cuts, found, rows)
 
 
 def _priced(asked: list[str], plans: dict) -> Answer:
     """What each unit would run that results lack, and for how long on this machine."""
-    lines, units = [], []
-    for name in asked:
-        if name not in plans:
-            lines.append(f"{name}: in results already")
-            continue
-        left, plan = plans[name]
-        whole = left == [name]
-        lines.append(f"{name}{'' if whole else f', {len(left)} of its tasks that results lack'}: {plan}")
-        units.append({
-            "name": name, "tasks": left, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
-            "to_generate": plan.generated,
-        })  # fmt: skip
-    return Answer("\n".join(lines), {"units": units})
+    lines = {name: f"{name}: in results already" for name in asked}
+    units = []
+    for name, (left, plan) in plans.items():
+        some = "" if left == [name] else f", {len(left)} of its tasks that results lack"
+        lines[name] = f"{name}{some}: {plan}"
+        units.append({"name": name, "tasks": left, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
+                      "to_generate": plan.generated})  # fmt: skip
+    return Answer("\n".join(lines.values()), {"units": units})

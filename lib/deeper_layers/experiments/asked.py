@@ -27,7 +27,7 @@ from deeper_layers.experiments.parameters import (
     TakeAwayParameters,
     TaskParameters,
 )
-from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit
+from deeper_layers.experiments.scans import scan_cuts, scanned
 from deeper_layers.experiments.shots import shots_unit
 from deeper_layers.experiments.sweeps import chooser, cuts_of_tasks, distinct_cuts, sweep_unit
 from deeper_layers.experiments.take_away import take_away_unit
@@ -104,11 +104,7 @@ def _(parameters: WhichLayersParameters, source: Source, opened: Callable) -> No
 
 @_measure.register
 def _(parameters: ScanParameters, source: Source, opened: Callable) -> None:
-    for name, cuts_of in scan_cuts(parameters, source, opened).items():
-        if name in parameters.text_list:
-            scan_loss_unit(name, cuts_of, parameters, source, opened)
-        else:
-            sweep_unit(name, cuts_of, parameters, source, opened, kind="scan")
+    scanned(scan_cuts(parameters, source, opened), parameters, source, opened)
 
 
 @_measure.register

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 from deeper_layers import export, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import NotMeasuredError
+from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.common_parameters import Parameters
-from deeper_layers.experiments.distances import distances_unit, drawn_batches
+from deeper_layers.experiments.distances import distances_to_choose, distances_unit, drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
-from deeper_layers.rules.choosing import REGISTERED
+from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.laco import merged_layers
 from deeper_layers.rules.rule import Known, Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
@@ -51,6 +51,41 @@ def chosen_cuts(
     else:
         known = Known(layers)
     return chosen.choose(sizes, known)
+
+
+def choose_cut(
+    rule: str,
+    size: int,
+    layers: int,
+    measured: Callable[[], tuple[Parameters, Source, Callable]],
+    safe: Callable[[list[Cut]], list[Cut]] | None = None,
+) -> Cut:
+    """The cut of one size under a rule, of a model of so many layers.
+
+    `measured()` is asked only where more than the depth is needed: it gives parameters, source, and what opens the
+    model. Distances may be of another data type, where results hold those alone. `safe` gives of some cuts those that
+    are to be chosen among: then it is the most similar of these blocks, or that nearest to the simple heuristic's.
+
+    Raises NotMeasuredError where nothing is to be measured, and InputError where the rule has no such cut.
+    """
+    if size == 0:  # no rule has to choose
+        return UNPRUNED
+    if safe is None:
+        if not REGISTERED[rule].needs:
+            return cuts_of_rule(rule, [size], layers)[0]
+        return chosen_cuts(rule, [size], *measured(), distances_to_choose)[0]
+    if rule not in RULES:
+        raise InputError(f"rule is {rule}, expected one that chooses among blocks: give one of {', '.join(RULES)}")
+    if not (passing := safe([Cut(start, size) for start in range(layers - size)])):
+        raise InputError(
+            f"size is {size}, and no block of so many layers before the last can go without one of these engines "
+            "taking others for what they are not: choose another number, or leave out the engines"
+        )
+    if rule == "simple":
+        return passing[-1]
+    rows = distances_to_choose(*measured()).rows
+    distances = rows[rows["size"] == size].set_index("start")["distance"]
+    return min(passing, key=lambda cut: distances[cut.start])
 
 
 def changed_choice(

@@ -4,6 +4,7 @@ They are units of kinds of their own: curves and claims are of the rules alone, 
 Of tasks that are chosen they hold the log-probability of every choice.
 """
 
+import functools
 from collections.abc import Callable
 
 from deeper_layers import data, sweeping
@@ -11,7 +12,7 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.losses import Predicted, of_corpus, predicted_unit
 from deeper_layers.experiments.measurement import text_of
-from deeper_layers.experiments.sweeps import chooser, distinct_cuts, unmeasured
+from deeper_layers.experiments.sweeps import chooser, distinct_cuts, sweep_unit, unmeasured
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 
@@ -27,6 +28,17 @@ def scan_cuts(parameters: ScanParameters, source: Source, opened: Callable) -> d
         return {name: cuts_of(parameters.size_list(layers, name)) for name in parameters.asked}
     blocks = [Cut(start, parameters.blocks) for start in parameters.block_list(layers)]
     return dict.fromkeys(parameters.asked, {f"blocks of {parameters.blocks}": [UNPRUNED, *blocks]})
+
+
+def scanned(
+    cuts: dict[str, dict[str, list[Cut]]], parameters: ScanParameters, source: Source, opened: Callable
+) -> dict[str, Unit | None]:
+    """The unit of each task and text, read or measured now; None for what is not measured."""
+    scan_unit = functools.partial(sweep_unit, kind="scan")
+    return {
+        name: (scan_loss_unit if name in parameters.text_list else scan_unit)(name, of_name, parameters, source, opened)
+        for name, of_name in cuts.items()
+    }
 
 
 def scan_loss_unit(

@@ -8,10 +8,10 @@ import pandas as pd
 from tqdm import tqdm
 
 from deeper_layers import sweeping
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.choosing import chosen_cuts
 from deeper_layers.experiments.measurement import Measurement, each, items_of
-from deeper_layers.experiments.parameters import TaskParameters
+from deeper_layers.experiments.parameters import GIVEN, SweepParameters, TaskParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.units import Unit
 from deeper_layers.rules.choosing import RULES
@@ -23,6 +23,22 @@ def cuts_of_tasks(parameters: TaskParameters, source: Source, opened: Callable) 
     """For each task the cuts of each rule, of the sizes that are asked for, from what is known or is measured now."""
     cuts_of = chooser(parameters, source, opened)
     return {task: cuts_of(parameters.size_list(source.num_layers, task)) for task in parameters.task_list}
+
+
+def swept(
+    parameters: SweepParameters, source: Source
+) -> tuple[dict[str, dict[str, list[Cut]]], dict[str, Unit | None]]:
+    """Of each task of a sweep the cuts by rule, and its unit: read or measured now; None for what is not measured."""
+    # where another engine generates, the accelerator is for it
+    opens = parameters if parameters.engine is None else parameters.but(device="cpu")
+    opened = functools.cache(lambda: opens.open(source))
+    if (cut := parameters.given_cut) is None:
+        cuts = cuts_of_tasks(parameters, source, opened)
+    else:
+        cuts = {task: {GIVEN: [UNPRUNED, cut]} for task in parameters.task_list}
+    of_task = functools.partial(sweep_unit, engine=parameters.engine)
+    units = each(functools.partial(of_task, task, cuts[task], parameters, source, opened) for task in cuts)
+    return cuts, dict(zip(cuts, units, strict=True))
 
 
 def chooser(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from deeper_layers import models, results
 from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
-from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
@@ -21,6 +20,7 @@ from deeper_layers.results.frames import distances_of, scores_of
 from deeper_layers.results.units import Unit
 
 if TYPE_CHECKING:  # slow
+    from deeper_layers.export.adapter_files import Adapter
     from deeper_layers.export.tensor_edits import Changed
     from deeper_layers.report.one_cut import Score
 
@@ -86,7 +86,7 @@ class PruningDescription:
             )
         return "\n".join([*lines, *(["  (before it is healed)"] if self.healed else [])])
 
-    def card(self, adapter: Adapter | None = None) -> str:
+    def card(self, adapter: "Adapter | None" = None) -> str:
         """What results say of the cut, healed with these adapters, in Markdown, for the model card."""
         if not self.units:
             return ""
@@ -195,7 +195,7 @@ def prune_checkpoint(
     Returns:
         `out`, complete.
     """
-    from deeper_layers.export import slice_checkpoint, slice_gguf  # the first is slow
+    from deeper_layers.export import read_adapter, slice_checkpoint, slice_gguf  # slow
 
     added, out = None if adapter is None else read_adapter(adapter), Path(out)
     cut = cut or (added.cut if added else None)
@@ -290,7 +290,7 @@ def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
 
 
 def _command(
-    described: PruningDescription, out: Path, rule: str | None, adapter: Adapter | None, dtype: str, mtp: bool,
+    described: PruningDescription, out: Path, rule: str | None, adapter: "Adapter | None", dtype: str, mtp: bool,
     silence: bool,
 ) -> str:  # fmt: skip
     """The command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine."""

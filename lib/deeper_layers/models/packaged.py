@@ -23,8 +23,6 @@ class PackagedModel:
     num_layers: int
     parameters: int
     layer_parameters: int  # of these, those of each layer
-    attention_parameters: int  # of these, those of its attention
-    mlp_parameters: int  # and of its MLP; norms are the rest
     quantized: str
     model_type: str = ""
     hub: str = ""  # id of the weights before they were quantized
@@ -103,8 +101,6 @@ EMBEDDED = PackagedModel(
     num_layers=30,
     parameters=134_515_008,
     layer_parameters=3_540_096,
-    attention_parameters=884_736,
-    mlp_parameters=2_654_208,
     quantized="Q4_1",
     model_type="llama",
     hub="HuggingFaceTB/SmolLM2-135M-Instruct",
@@ -126,8 +122,6 @@ GEMMA = PackagedModel(
     num_layers=18,
     parameters=268_098_176,
     layer_parameters=5_573_632,
-    attention_parameters=1_638_912,
-    mlp_parameters=3_932_160,
     quantized="Q4_K_M",
     model_type="gemma3",
     hub="google/gemma-3-270m",
@@ -145,8 +139,6 @@ QWEN = PackagedModel(
     num_layers=28,
     parameters=1_777_088_000,
     layer_parameters=46_797_824,
-    attention_parameters=5_507_072,
-    mlp_parameters=41_287_680,
     quantized="Q4_K_M",
     model_type="qwen2",
     hub="Qwen/Qwen2.5-Coder-1.5B-Instruct",

@@ -4,50 +4,31 @@ Enough to plan: parameters of every layer, bytes of a GGUF file's tensors, what 
 """
 
 import contextlib
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.cuts import ATTENTION, MLP, UNPRUNED, Cut
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source
 
-GGUF_SUBLAYER = re.compile(r"blk\.\d+\.(attn|ffn)_(?!norm\b)")  # a tensor of one; a norm before it is the layer's
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also the bytes of its tensors.
-
-    Those of each layer's attention and MLP are among the layer's; none where these parts have no known names.
-    """
+    """Parameters of each layer and of all the rest, tied ones once; of a GGUF file also its bytes."""
 
     layers: tuple[int, ...]
     rest: int
     layer_bytes: tuple[int, ...] | None = None
     rest_bytes: int = 0
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
 
     def parameters(self, cut: Cut) -> int:
         """Of the model without the layers of a cut. Raises InputError where it does not fit."""
         return self.rest + sum(self.layers[index] for index in cut.kept(len(self.layers)))
 
-    def share_dropped(self, cut: Cut) -> float | None:
-        """Of all parameters those of what a cut drops, layers and sublayers; None where a sublayer's are not known.
-
-        Raises InputError where the cut does not fit.
-        """
-        cut.check(len(self.layers))
-        of_parts = ((self.layers, cut.dropped), (self.attention, cut.attention), (self.mlp, cut.mlp))
-        if any(indices and not sizes for sizes, indices in of_parts):
-            return None
-        return sum(sizes[index] for sizes, indices in of_parts for index in indices) / self.parameters(UNPRUNED)
-
     def file_bytes(self, cut: Cut) -> int | None:
-        """Of the tensors that a GGUF file keeps after a cut; None for a model that is none, or whose file is not read.
+        """Of a GGUF file after a cut; None for a model that is none, or whose file is not read.
 
         Raises InputError where the cut does not fit.
         """
@@ -62,25 +43,15 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     Raises InputError where transformers can't build an empty model from the configuration.
     """
     if packaged := PACKAGED.get(source.folder):
-        layers = packaged.num_layers
-        each = packaged.layer_parameters
-        return Sizes(
-            (each,) * layers, packaged.parameters - each * layers,
-            attention=(packaged.attention_parameters,) * layers, mlp=(packaged.mlp_parameters,) * layers,
-        )  # fmt: skip
+        layers = (packaged.layer_parameters,) * packaged.num_layers
+        return Sizes(layers, packaged.parameters - sum(layers))
     if source.gguf is not None:
         return _of_gguf(source.gguf, source.num_layers)
     from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
-    from deeper_layers.models.sublayers import sublayer
 
     model = empty_model(source, trust_remote_code=trust_remote_code)
-    layers = decoder_layers(model)
-    of_layers = tuple(map(_parameters, layers))
-    attention, mlp = (), ()
-    with contextlib.suppress(InputError):  # parts of unknown names
-        parts = [[_parameters(sublayer(layer, part)) for layer in layers] for part in (ATTENTION, MLP)]
-        attention, mlp = map(tuple, parts)
-    return Sizes(of_layers, _parameters(model) - sum(of_layers), attention=attention, mlp=mlp)
+    layers = tuple(map(_parameters, decoder_layers(model)))
+    return Sizes(layers, _parameters(model) - sum(layers))
 
 
 def empty_model(source: Source, *, trust_remote_code: bool = False):
@@ -151,16 +122,9 @@ def _of_gguf(path: Path, layers: int) -> Sizes:
     from deeper_layers.models.gguf_checks import layer_of, read_gguf  # slow: see the head of sources.py
 
     numbers, bytes = [0] * (layers + 1), [0] * (layers + 1)  # the rest is last
-    parts = {"attn": [0] * layers, "ffn": [0] * layers}
     for tensor in read_gguf(path).tensors:
         layer = layer_of(tensor.name)
         place = layers if layer is None else layer
         numbers[place] += tensor.elements
         bytes[place] += tensor.bytes
-        if part := GGUF_SUBLAYER.match(tensor.name):
-            parts[part[1]][place] += tensor.elements
-    attention, mlp = (tuple(of_layers) if all(of_layers) else () for of_layers in parts.values())
-    return Sizes(
-        tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), bytes[-1],
-        attention=attention, mlp=mlp,
-    )  # fmt: skip
+    return Sizes(tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), path.stat().st_size - sum(bytes[:-1]))

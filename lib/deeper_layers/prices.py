@@ -1,0 +1,250 @@
+"""What distances, a sweep and a healing cost on a machine that is not here: operations, bytes, seconds. Nothing runs.
+
+A product and its sum are two operations, so a weight costs a token two. A sweep passes as many layers a token as its
+tree has nodes. The weights of a healing don't learn: its way back costs what its way there does, and once more where
+activations are computed anew (gradient checkpointing). Attention costs a token, for each key that it sees, what its
+heads are wide. Norms, activations, adapters, the head where nothing asks for it, and transfers are left out.
+"""
+
+import math
+import re
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deeper_layers.checks import shown
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.presets import HealingConfig
+from deeper_layers.sweeping.tree import Tree
+
+ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
+BATCH = 4096  # tokens that run together, as in sweeping.planning
+LOGITS = 2**24  # in memory at once, in float32, as in sweeping.planning
+KEPT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # bytes of a weight in bitsandbytes: nf4 has a float32 scale for each 64
+OF_ADAPTER = 16  # bytes of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
+INSIDE = 8  # tensors of a layer that a way back keeps, each as wide as the widest; attention keeps no scores
+NUMBER_OF_EXPERTS = ("n_routed_experts", "num_experts", "num_local_experts")  # as configurations call it
+# of a data sheet's matrix throughput: 38 to 43% when Llama 3.1 405B was trained (arXiv 2407.21783, table 4)
+REACHED = 0.4
+OF_A_PRODUCT = 0.75  # of the speed of a bare product: what layers reached on two cores in float32
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Equal devices: of each bytes of memory, bytes read a second (0: not known), operations a second as far as they
+    are reached, by data type; where the numbers are from; how many devices."""
+
+    name: str
+    memory: int | float
+    bandwidth: float
+    throughput: dict[str, float]
+    source: str
+    devices: int = 1
+
+
+# device: GB, TB/s, TFLOPS without sparsity in 16 bits and in float32 (which PyTorch does not multiply in TF32), source
+SHEETS = {
+    "h100": (80, 3.35, 989.4, 67, "NVIDIA H100 Tensor Core GPU data sheet (SXM)"),
+    "h200": (141, 4.8, 989.4, 67, "NVIDIA H200 Tensor Core GPU data sheet (SXM)"),
+    "a100": (80, 2.039, 312, 19.5, "NVIDIA A100 Tensor Core GPU data sheet (80 GB, SXM)"),
+    "l40s": (48, 0.864, 362, 91.6, "NVIDIA L40S data sheet"),
+    "mi300x": (192, 5.3, 1307.4, 163.4, "AMD Instinct MI300X data sheet"),
+    "rtx4090": (24, 1.008, 165.2, 82.6, "NVIDIA Ada GPU architecture white paper, appendix A"),
+}
+WRITTEN = re.compile(rf"(?P<device>{'|'.join(SHEETS)})(?:x(?P<devices>[0-9]{{1,6}}))?")
+
+
+def find_machine(name: str) -> Machine:
+    """A machine by its name: a device of the table, and after an x how many. Raises InputError for any other."""
+    found = WRITTEN.fullmatch(name)
+    devices = int(found["devices"] or 1) if found else 0
+    if found is None or not devices:
+        raise InputError(
+            f"machine is {shown(name)}, expected 'this' or one of {', '.join(SHEETS)}, and how many, like h100x8"
+        )
+    gigabytes, terabytes, half, single, source = SHEETS[found["device"]]
+    teraflops = {"bfloat16": half, "float16": half, "float32": single}
+    reached = {dtype: REACHED * number * 1e12 for dtype, number in teraflops.items()}
+    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, devices)
+
+
+def this_machine(width: int, inner: int, device: str = "auto") -> Machine:
+    """The machine at hand, by the median of short products of matrices, [1024, width] and [width, inner]."""
+    import psutil
+    import torch
+
+    from deeper_layers.models.devices import choose_device, device_name, free_memory
+    from deeper_layers.models.half_precision import product
+
+    where, throughput = choose_device(device), {}
+    for dtype in ITEMSIZE:
+        states, weights = (
+            torch.rand(shape, device=where).to(getattr(torch, dtype)) for shape in ((1024, width), (width, inner))
+        )
+        seconds = []
+        for _ in range(9):
+            begin = time.perf_counter()
+            product(states, weights)[0, 0].item()  # an accelerator is waited for
+            seconds.append(time.perf_counter() - begin)
+        throughput[dtype] = OF_A_PRODUCT * 2 * 1024 * width * inner / statistics.median(seconds[1:])
+    tried = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
+    return Machine("this", free_memory(where), 0.0, throughput, tried)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The numbers of a model that its costs follow from: layers, width of the residual, tokens of the vocabulary, and
+
+    Attributes:
+        inner: the widest that a layer is inside.
+        parameters: of all, tied ones once.
+        of_layers: of these, those of layers.
+        used: of these, those that one token passes: of a mixture, the experts that it is sent to.
+        linear: of these, those of linear modules, which quantization reaches.
+        head: weights of the head.
+        attending: operations a token and key, in all layers.
+        remembered: numbers kept of a token, in all layers: keys and values.
+        adapted: both widths of all modules that adapters go on, summed; None where no adapter can be put on.
+    """
+
+    layers: int
+    width: int
+    inner: int
+    vocabulary: int
+    parameters: int
+    of_layers: int
+    used: int
+    linear: int
+    head: int
+    attending: int | float
+    remembered: int | float
+    adapted: int | None
+
+
+def shape_of(model) -> Shape:
+    """The shape of a model of transformers, which may be one without weights (`models.empty_model`)."""
+    from torch import nn
+
+    from deeper_layers.healing.adapters import ffn_modules
+    from deeper_layers.models.decoder import decoder_layers, text_config
+    from deeper_layers.models.network import Network
+
+    config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
+    sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}
+    of_layers, experts = sum(sizes.values()), sum(size for name, size in sizes.items() if "experts" in name.split("."))
+    number = next((n for n in (getattr(config, name, None) for name in NUMBER_OF_EXPERTS) if n), 1)
+    asked = min(getattr(config, "num_experts_per_tok", None) or 1, number)
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    wide = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
+    both = (getattr(config, "qk_head_dim", None) or wide) + (getattr(config, "v_head_dim", None) or wide)
+    linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
+    try:
+        adapted = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
+    except InputError:
+        adapted = None
+    return Shape(
+        layers=len(layers),
+        width=config.hidden_size,
+        inner=max([config.hidden_size, *(module.out_features for module in linear)]),
+        vocabulary=network.head.weight.shape[0],
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        of_layers=of_layers,
+        used=of_layers - experts + experts * asked // number,
+        linear=sum(module.weight.numel() for module in linear),
+        head=network.head.weight.numel(),
+        attending=2 * heads * both * len(layers),
+        remembered=network.bytes_remembered / network.dtype.itemsize * len(layers),
+        adapted=adapted,
+    )
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Operations of work in products of matrices, its tokens, bytes held at once and of them those of weights, batches
+    (each reads the weights once), and into how many parts it can be split at most."""
+
+    operations: int | float
+    tokens: int
+    memory: int | float
+    weights: int | float
+    batches: int
+    shares: int
+
+    def devices(self, machine: Machine) -> int:
+        """How many devices of a machine hold this once, layer after layer."""
+        return math.ceil(self.memory / machine.memory)
+
+    def seconds(self, machine: Machine, dtype: str) -> float | None:
+        """Predicted, with the work shared between as many copies as the machine holds; None where it holds none."""
+        copies = min(machine.devices // self.devices(machine), self.shares)
+        if not copies:
+            return None
+        reading = self.batches * self.weights / machine.bandwidth if machine.bandwidth else 0.0
+        return max(self.operations / machine.throughput[dtype], reading) / copies
+
+
+def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -> Cost:
+    """Of all distances on so many tokens, in sequences of this length: one pass, without the head."""
+    return _pass(shape, tokens, tokens * shape.layers, length, dtype, alive=1)
+
+
+def sweep_cost(
+    shape: Shape,
+    cuts: list[Cut],
+    tokens: int,
+    scored: int,
+    length: int | float,
+    dtype: str,
+    unknown: Sequence[int] = (),
+) -> Cost:
+    """Of a sweep over the distinct `tokens` of its requests, in sequences of `length` on average, `scored` positions of
+    which have logits in each pruned model. `unknown` has the sizes of further cuts, as if they shared nothing."""
+    tree = Tree(cuts, shape.layers)
+    nodes = tree.nodes + sum(shape.layers - size for size in unknown)
+    lent = length * nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
+    scored *= len(cuts) + len(unknown)
+    alive = tree.alive + 2 * len(unknown)  # of each, what enters a layer and what leaves it
+    return _pass(shape, tokens, tokens * nodes, length, dtype, alive=alive, scored=scored, lent=lent)
+
+
+def _pass(
+    shape: Shape, tokens: int, steps: int, length: int | float, dtype: str, alive: int, scored: int = 0, lent: float = 0
+) -> Cost:
+    size, batches = ITEMSIZE[dtype], math.ceil(tokens / BATCH)
+    # a token sees half of its sequence on average
+    operations = steps / shape.layers * (2 * shape.used + shape.attending * length / 2) + 2 * scored * shape.head
+    weights = shape.parameters * size
+    states = min(BATCH, tokens) * size * (alive * shape.width + 3 * shape.inner)
+    memory = weights + states + lent + 4 * min(LOGITS, scored * shape.vocabulary)
+    return Cost(operations, tokens, memory, weights, batches, shares=batches)
+
+
+def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> Cost:
+    """Of a healing, without the layers of a cut. Raises InputError where no adapter can be put on the model."""
+    if shape.adapted is None:
+        raise InputError("its layers have no linear modules outside of attention that adapters could be put on")
+    size, share = ITEMSIZE[dtype], 1 - cut.size / shape.layers
+    there = share * (2 * shape.used + shape.attending * config.sequence_length / 2)
+    ways = 3 if config.gradient_checkpointing else 2
+    operations = config.tokens * (ways * there + 2 * 2 * shape.head)
+    kept = KEPT.get(config.quantization or "", size)
+    weights = (shape.parameters - (1 - share) * shape.of_layers) * size - share * shape.linear * (size - kept)
+    at_once = config.at_once * config.sequence_length
+    inside, layers = INSIDE * at_once * shape.inner * size, share * shape.layers
+    activations = layers * at_once * shape.width * size + inside if config.gradient_checkpointing else layers * inside
+    logits = at_once * shape.vocabulary * (size + 4)
+    memory = weights + activations + logits + OF_ADAPTER * config.rank * share * shape.adapted
+    shares = config.batch_sequences // config.at_once
+    return Cost(operations, config.tokens, memory, weights, config.steps * shares, shares)
+
+
+def duration(seconds: int | float | None) -> str:
+    """Seconds in words, to two digits; None is what no number of copies could do."""
+    if seconds is None:
+        return "too large"
+    for unit, length, least in (("days", 86400, 172800), ("h", 3600, 5400), ("min", 60, 90)):
+        if seconds >= least:
+            return f"{seconds / length:,.{0 if seconds >= 10 * length else 1}f} {unit}"
+    return f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

@@ -1,0 +1,134 @@
+"""What work costs on machines that are not at hand: the arithmetic, the page's table, and what is typed."""
+
+import dataclasses
+import functools
+import json
+
+import pytest
+
+from deeper_layers import models, prices
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.presets import PRESETS
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.sweeping.tree import Tree
+from tests.test_command import typed
+
+# as their authors state them (the last without its head for two tokens at once, and the biases of its router), and
+# the settings of its healing: the paper's own, or those of its largest model
+PUBLISHED = {
+    "Llama-2-7B": (6_738_415_616, "Llama-2 7B"),
+    "Llama-2-13B": (13_015_864_320, "Llama-2 13B"),
+    "Llama-2-70B": (68_976_648_192, "Llama-2 70B"),
+    "Llama-3.1-405B": (405_853_388_800, "Llama-2 70B"),
+    "DeepSeek-V3": (671_026_404_352, "Llama-2 70B"),
+}
+BOOLQ = 493_823, 6540, 151.4, "bfloat16"  # distinct tokens, scored positions, tokens of a sequence
+
+
+@functools.cache
+def shape_of(name: str) -> prices.Shape:
+    config = ROOT / "benchmarks" / "large" / f"{name}.json"
+    return prices.shape_of(models.empty_model(models.configured(config)))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
+    shape, machine, (parameters, preset) = shape_of(name), prices.find_machine("h100x32"), PUBLISHED[name]
+    assert shape.parameters == parameters
+    works = [
+        prices.distances_cost(shape, 256 * 512, 512, "bfloat16"),
+        prices.sweep_cost(shape, [simple_cut(shape.layers, size) for size in range(shape.layers)], *BOOLQ),
+        prices.healing_cost(shape, simple_cut(shape.layers, round(0.3 * shape.layers)), PRESETS[preset], "bfloat16"),
+    ]
+    seconds = [prices.duration(work.seconds(machine, "bfloat16")) for work in works]
+    cells = [name, f"{works[0].weights / 1e9:,.0f} GB", str(works[0].devices(machine)), *seconds]
+    assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
+
+
+def test_of_a_mixture_a_token_passes_a_few_experts():
+    mixture = shape_of("DeepSeek-V3")
+    assert 36e9 < mixture.used + mixture.head < 38e9, "37B, as its authors say"
+    # keys and values compressed: 512 and 64 numbers a token and layer
+    assert mixture.remembered == 61 * (512 + 64)
+
+
+def test_operations_are_two_a_weight_and_token():
+    llama = shape_of("Llama-2-7B")
+    cost = prices.distances_cost(llama, tokens=1000, length=0, dtype="bfloat16")
+    assert cost.operations == 2 * 1000 * llama.of_layers and cost.weights == 2 * llama.parameters
+    longer = prices.distances_cost(llama, tokens=1000, length=4096, dtype="bfloat16").operations
+    # a token sees 2,048 others on average; 4 operations a key and number of the width, in each layer
+    assert longer - cost.operations == 1000 * 4 * 4096 * 32 * 2048
+
+
+def test_a_sweep_costs_what_its_tree_has_nodes():
+    llama, cuts = shape_of("Llama-2-7B"), [simple_cut(32, size) for size in range(5)]
+    one, all = (prices.sweep_cost(llama, some, 1000, 0, 0, "bfloat16") for some in ([Cut(0, 0)], cuts))
+    assert all.operations / one.operations == pytest.approx(Tree(cuts, 32).nodes / 32)
+    assert all.memory > one.memory > one.weights
+    scored = prices.sweep_cost(llama, cuts, 1000, 10, 0, "bfloat16").operations - all.operations
+    assert scored == 10 * 5 * 2 * llama.head
+    apart = prices.sweep_cost(llama, [Cut(0, 0), Cut(0, 2), Cut(0, 3)], 1000, 10, 8, "bfloat16")
+    assert prices.sweep_cost(llama, [Cut(0, 0)], 1000, 10, 8, "bfloat16", unknown=[2, 3]) == apart
+
+
+def test_a_healing_goes_there_and_back():
+    llama, config = shape_of("Llama-2-7B"), dataclasses.replace(PRESETS["Llama-2 7B"], gradient_checkpointing=False)
+    cost = prices.healing_cost(llama, Cut(0, 0), config, "bfloat16")
+    assert cost.operations == pytest.approx(4 * config.tokens * (llama.of_layers + llama.head), rel=0.06)
+    anew = prices.healing_cost(llama, Cut(0, 0), PRESETS["Llama-2 7B"], "bfloat16")
+    assert anew.memory < cost.memory and 1.4 < anew.operations / cost.operations < 1.5
+    whole = prices.healing_cost(llama, Cut(0, 0), dataclasses.replace(config, quantization=None), "bfloat16")
+    assert whole.weights == 2 * llama.parameters and cost.weights < 0.32 * whole.weights
+    with pytest.raises(InputError, match="no linear modules"):
+        prices.healing_cost(dataclasses.replace(llama, adapted=None), Cut(0, 0), config, "bfloat16")
+
+
+def test_devices_hold_one_copy_together_and_copies_share_the_work():
+    cost = prices.Cost(prices.REACHED * 989.4e12 * 60, tokens=1, memory=150e9, weights=140e9, batches=9, shares=9)
+    one, eight = prices.find_machine("h100"), prices.find_machine("h100x8")
+    assert cost.devices(eight) == 2 and cost.seconds(one, "bfloat16") is None
+    assert cost.seconds(eight, "bfloat16") == pytest.approx(60 / 4)
+    assert dataclasses.replace(cost, shares=2).seconds(eight, "bfloat16") == pytest.approx(60 / 2)
+    reads = dataclasses.replace(cost, batches=10_000)  # more than products take
+    assert reads.seconds(eight, "bfloat16") == pytest.approx(10_000 * 140e9 / 3.35e12 / 4)
+
+
+# ---- what is typed -------------------------------------------------------------------------------------------
+
+
+def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
+    config = tmp_path / "mine.json"
+    config.write_text((tiny_folder / "config.json").read_text())
+    words = ["plan", "--model-config", config, "--tasks", "boolq", "--sizes", "0-2", "--machine", "h100x8"]
+    content = json.loads(typed(*words, "--json").stdout)
+    assert (content["model"], content["layers"], content["dtype"]) == ("mine", 5, "float32")
+    assert content["tasks"][0]["unknown"].startswith("its items are on the hub")
+    distances, healing = content["predicted"]["costs"]
+    assert (distances["what"], healing["what"]) == ("distances", "healing without 2 layers, small")
+    assert 0 < distances["seconds"] < healing["seconds"] and distances["devices"] == 1
+    assert "Arithmetic, not measured: 40% of the matrix throughput of the NVIDIA H100" in typed(*words).stdout
+
+
+def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, tmp_path):
+    """Rules that have not chosen yet may agree in nothing; of a cut that is given all is known, healing too."""
+    words = ["plan", tiny_folder, "--tasks", "capitals", "--limit", "6", "--results", tmp_path]
+
+    def planned(*more, machine="h100"):
+        content = json.loads(typed(*words, "--machine", machine, *more, "--json").stdout)
+        (_, most), tokens = content["tasks"][0]["layer_steps"], content["tasks"][0]["tokens"]
+        return most / tokens, [row["what"] for row in content["predicted"]["costs"]], content["predicted"]["costs"][1]
+
+    layers, what, sweep = planned("--rules", "similarity, block-influence, greedy", "--sizes", "0-3")
+    assert what == ["distances", "sweep of capitals, 10 models", "healing without 3 layers, small"]
+    assert layers == 5 + 3 * (4 + 3 + 2)
+    _, _, one = planned("--rules", "similarity", "--sizes", "0-3")
+    assert sweep["operations"] > 2 * one["operations"]
+    assert planned("--rules", "simple, reverse", "--sizes", "0-3")[1][1] == "sweep of capitals, 7 models"
+    assert planned("--layers", "3")[1][1:] == ["sweep of capitals, 2 models", "healing without 1 layers, small"]
+    assert planned("--attention", "3")[1][2:] == ["healing"]
+    assert planned("--layers", "3", machine="this")[2]["seconds"] > 0
+    typed("distances", *words[1:2], "--samples", 8, "--sequence-length", 32, *words[-2:])
+    (task,) = json.loads(typed(*words, "--json").stdout)["tasks"]
+    assert 0 <= task["about_seconds"][0] <= task["about_seconds"][1], "at the pace of its distances"
