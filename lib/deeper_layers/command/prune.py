@@ -21,10 +21,8 @@ from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters, cut_of_lists
 from deeper_layers.export.pruned_checkpoint import check_sublayers, is_gguf_model, say_smaller, typed_lists
-from deeper_layers.export.tensor_edits import AS_IT_IS
-from deeper_layers.export.tensor_edits import DTYPES as NAMES
 from deeper_layers.models.checkpoint_files import is_gguf
-from deeper_layers.models.sources import Source
+from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
@@ -67,7 +65,7 @@ CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with
 @click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
               "hold of its quality; write nothing")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
-@click.option("--dtype", default=AS_IT_IS, show_default=True, help=f"of the weights of a folder: {', '.join(NAMES)}; "
+@click.option("--dtype", default="auto", show_default=True, help=f"of the weights of a folder: {', '.join(DTYPES)}; "
               "auto: as they are, those of a GGUF file in the smallest that holds each exactly")  # fmt: skip
 @click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES))
 @click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
@@ -220,9 +218,9 @@ def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite:
     to_gguf = is_gguf(out)
     if to_gguf and not is_gguf_model(model):
         raise InputError(f"MODEL is {model}, which is no GGUF file: give a folder to write, and {CONVERT}")
-    if (kind is not None) > to_gguf or to_gguf > (dtype == AS_IT_IS):
+    if (kind is not None) > to_gguf or to_gguf > (dtype == "auto"):
         raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
-    for name, value, known in (("--type", kind, (None, *TYPES)), ("--dtype", dtype, (AS_IT_IS, *NAMES))):
+    for name, value, known in (("--type", kind, (None, *TYPES)), ("--dtype", dtype, ("auto", *DTYPES))):
         if value not in known:
             raise InputError(f"{name} is {checks.shown(value)}, expected one of {', '.join(filter(None, known))}")
     checks.new_folder("the folder of OUT", checks.place("OUT", out).parent, writable=True)
