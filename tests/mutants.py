@@ -4,8 +4,8 @@
     python -m tests.mutants cuts export --count 5
     python -m tests.mutants --root CHECKOUT
 
-Each runs in a copy, in a fork of a process that has imported what is slow, against the files of tests named with its
-part (those of `make test`). What survives and is not the same program in other words is a missing test.
+Each runs in a copy, against the files of tests named with its part (of them what `make test` runs). What survives and
+is not the same program in other words is a missing test.
 """
 
 import argparse
@@ -14,16 +14,11 @@ import os
 import queue
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import lm_eval.models.huggingface  # noqa: F401  # what is slow is imported once, before the forks
-import peft  # noqa: F401
-import pytest
 
 AT_ONCE, SECONDS = 2, 900
 # of each part its files below deeper_layers and its tests; names that a checkout lacks are left out: they moved
@@ -93,17 +88,13 @@ def draw(root: Path, part: str, count: int) -> list[tuple[str, Path, bytes, str]
 def fails(folder: Path, part: str) -> bool:
     """Whether one of a part's files of tests fails in a folder, or hangs."""
     tests = [f"tests/test_{name}.py" for name in PARTS[part][1].split()]
-    if not (child := os.fork()):
-        signal.alarm(SECONDS)
-        os.chdir(folder)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silent, 1), os.dup2(silent, 2)
-        sys.modules.pop("tests", None)
-        sys.path[:0] = [str(folder / "lib"), str(folder)]
-        os.environ |= {"PYTHONPATH": f"{folder}/lib{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not thorough", *filter(os.path.exists, tests)]
-        os._exit(pytest.main(words))
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+    words = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not thorough", *(t for t in tests if (folder / t).exists())]
+    paths = {"PYTHONPATH": f"{folder}/lib{os.pathsep}{folder}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    how = {"cwd": folder, "env": os.environ | paths, "timeout": SECONDS}
+    try:
+        return subprocess.run([sys.executable, "-m", "pytest", *words], capture_output=True, **how).returncode != 0
+    except subprocess.TimeoutExpired:
+        return True
 
 
 def copy(root: Path, place: Path) -> Path:
