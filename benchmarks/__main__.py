@@ -1,20 +1,17 @@
 """Every measured file: the command that made it, its commit, its ratios, and what of what it measures changed since.
 
     python -m benchmarks
-    python -m benchmarks --rerun sweep-boolq --datasets FOLDER --before CHECKOUT --mergekit PYTHON
+    python -m benchmarks sweep-boolq
 
-With --rerun those that are out of date are measured again, one after another, which takes an idle machine and hours; a
-command that needs a path that is not given is left out, and said so.
+The command, typed again with paths in place of FOLDER, CHECKOUT and PYTHON on an idle machine, measures it anew.
 """
 
 import argparse
 import json
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
-from benchmarks.harness import MEASURED, PATHS, ROOT
+from benchmarks.harness import MEASURED, ROOT
 
 # of each program, the rooms and files of lib/deeper_layers whose change can change what it measures
 MEASURES = {
@@ -28,29 +25,21 @@ MEASURES = {
 }
 
 
-def main(root: Path = ROOT, folder: Path = MEASURED) -> int:
+def main(root: Path = ROOT, folder: Path = MEASURED) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", help="of files in benchmarks/measured; by default all")
-    parser.add_argument("--rerun", action="store_true", help="measure again what is out of date")
-    for option, word in PATHS.items():
-        parser.add_argument(option, metavar=word, help="for the commands that take it")
-    options = vars(parser.parse_args())
+    names = parser.parse_args().names
     contents = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
-    if unknown := set(options["names"]) - set(contents):
+    if unknown := set(names) - set(contents):
         parser.error(f"benchmarks/measured has no {sorted(unknown)[0]}")
-    given = {option: options[option[2:]] for option in PATHS if options[option[2:]]}
-    failed = 0
-    for name in options["names"] or contents:
+    for name in names or contents:
         content = contents[name]
         program, changed = content["command"].split()[2].partition(".")[2], None
         if program in MEASURES:
             changed = changed_since(content["provenance"]["commit"], program, root)
         print(f"{name}: {state(content, program, changed)}\n    {content['command']}{ratios(content)}", flush=True)
-        if options["rerun"] and changed:
-            failed += not rerun(shlex.split(content["command"]), given, root)
-    return min(failed, 1)
 
 
 def changed_since(commit: str, program: str, root: Path) -> list[str]:
@@ -82,16 +71,5 @@ def ratios(content: dict, at: str = "") -> str:
     return lines
 
 
-def rerun(words: list[str], given: dict[str, str], root: Path) -> bool:
-    """Measure again by the command that was kept; whether that was done."""
-    for number, (before, word) in enumerate(zip(words, words[1:]), 1):
-        if PATHS.get(before) == word:
-            if before not in given:
-                print(f"    left out, it needs {before} {word}", flush=True)
-                return False
-            words[number] = given[before]
-    return subprocess.run([sys.executable, *words[1:]], cwd=root).returncode == 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

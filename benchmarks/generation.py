@@ -16,7 +16,6 @@ from deeper_layers.sweeping.generation import generate
 def main() -> None:
     options = harness.options(
         __doc__, tasks="gsm8k", limit=20, num_fewshot={"type": int}, sizes="0,2,4,8", batch=20, memory=4.0,
-        show={"action": "store_true", "help": "print all texts"},
     )  # fmt: skip
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     loaded = tasks.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
@@ -31,8 +30,6 @@ def main() -> None:
         theirs.append(run)
         equal = sum(a == b for a, b in zip(texts, run.result, strict=True))
         rows.append({"start": cut.start, "size": cut.size, "equal": equal, "seconds_hflm": round(run.seconds, 1)})
-        for text in zip(texts, run.result, strict=True) if options.show else []:
-            print(*map(repr, text), sep="\n    ", flush=True)
     naive = sum(run.seconds for run in theirs)
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "items": len(instances), "cuts": rows,

@@ -33,7 +33,7 @@ def test_programs_and_the_rooms_that_they_measure_exist():
 
 def test_the_list_says_what_is_out_of_date(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmarks", "sweep-boolq", "damaged"])
-    assert listing.main() == 0
+    listing.main()
     said = capsys.readouterr().out
     assert "sweep-boolq: of commit 0af9f01, out of date: changed since are lib/deeper_layers/models" in said
     assert "damaged: of commit 6028ae0, measured once" in said and "times faster than hflm" in said
