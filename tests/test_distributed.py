@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -42,10 +43,11 @@ def both(tiny_folder, tmp_path_factory):
 
 def interrupt(folder) -> None:
     """As if it had been killed before its last checkpoint."""
-    (path,) = folder.glob("checkpoint-4-*")
-    path.unlink()
+    (path,) = folder.rglob("checkpoint-4")
+    shutil.rmtree(path)
 
 
+@pytest.mark.thorough
 def test_two_processes_give_the_losses_of_one(both):
     _, of_one, of_two = both
     for name in WAYS:
@@ -56,6 +58,7 @@ def test_two_processes_give_the_losses_of_one(both):
         assert of_two[0][name] == of_two[1][name], "both hold the same adapters"
 
 
+@pytest.mark.thorough
 def test_what_one_process_began_two_go_on_with_and_the_other_way_round(both, tiny_folder):
     together, of_one, of_two = both
     assert of_two[0]["begun"]["losses"] == pytest.approx(of_one["text"]["losses"], abs=1e-5)
@@ -66,6 +69,7 @@ def test_what_one_process_began_two_go_on_with_and_the_other_way_round(both, tin
     assert resumed["tokens"] == of_one["text"]["tokens"]
 
 
+@pytest.mark.thorough
 def test_processes_that_cannot_share_a_step_are_refused(both):
     for found in both[2]:
         assert "2 processes were started for steps of 3 batches" in found["odd"]["error"]

@@ -21,6 +21,7 @@ from deeper_layers.report.statistics import recovery_table
 from deeper_layers.results.frames import scores_of
 from deeper_layers.results.units import all_units
 from deeper_layers.sweeping.losses import text_loss
+from tests.test_healing import SMALL, changed
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
 
@@ -120,3 +121,23 @@ def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
     ]:
         with pytest.raises(InputError, match=word):
             HealingParameters.from_names(values)
+
+
+def test_a_healing_in_the_cache_that_is_damaged_is_healed_again(opened, parameters, monkeypatch):
+    source, config = parameters.source(), changed(SMALL, steps=2, save_every=1, warmup_steps=0)
+    adapter = functools.partial(healings.adapter_folder, CUTS[2], config, parameters, source, lambda: opened)
+    folder = adapter()
+    whole = {name: (folder / name).read_bytes() for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["adapter", "record.json"]  # no checkpoint is left
+    with monkeypatch.context() as patch:
+        patch.setattr(healing, "train", lambda *_, **__: pytest.fail("healed again"))
+        assert adapter() == folder
+    for path, content in [
+        (folder / "adapter_model.safetensors", b"torn"),
+        (folder.parent / "record.json", b'{"losses": 3}'),
+        (folder.parent / "record.json", b"[" * 60_000),
+    ]:
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="holds no whole healing .*: the model is healed again"):
+            adapter()
+        assert all((folder / name).read_bytes() == content for name, content in whole.items())

@@ -1,22 +1,21 @@
-"""Adapters and healing: found where they belong, trained as asked, resumed exactly, merged without a loss."""
+"""Healing: adapters where they belong, trained as asked, killed and gone on with, merged without a loss."""
 
 import dataclasses
-import errno
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from tokenizers.processors import TemplateProcessing
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError
-from deeper_layers.healing import adapters, resuming, training
+from deeper_layers.healing import adapters, training
+from deeper_layers.healing.partial_forward import residual_entering
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.opening import load_model
@@ -29,25 +28,34 @@ from tests.tiny import tiny_model
 PAPER = Path(__file__).resolve().parents[2] / "shared" / "paper.md"
 CUT = Cut(2, 2)
 TEXTS = [f"{i} and {i + 1} are numbers, {'and so are these ' * (i % 7)}{i * i}." for i in range(60)]
-FEW = {"rank": 2, "learning_rate": 1e-2, "sequence_length": 32, "batch_sequences": 4, "at_once": 2, "save_every": 2}
-SMALL = HealingConfig(**FEW, steps=6, warmup_steps=1, quantization=None, gradient_checkpointing=False)
-
-
-@pytest.fixture(scope="module")
-def tiny(tiny_folder):
-    return load_model(str(tiny_folder))
+SMALL = HealingConfig(
+    rank=2, learning_rate=1e-2, sequence_length=32, batch_sequences=4, at_once=2, save_every=2, steps=6, warmup_steps=1,
+    quantization=None, gradient_checkpointing=False,
+)  # fmt: skip
 
 
 def changed(config: HealingConfig, **values) -> HealingConfig:
     return dataclasses.replace(config, **values)
 
 
-def weights(healed) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in healed.named_parameters() if p.requires_grad}
+@pytest.fixture
+def healed(opened):
+    """What heals the tiny model, with settings other than SMALL's and options of `train`."""
+
+    def run(config=SMALL, cut=CUT, whole=None, folder=None, **values):
+        model = drop_layers(opened[0], cut)
+        return train(model, opened[1], TEXTS, changed(config, **values), cut=cut, whole=whole, folder=folder)
+
+    return run
 
 
-def equal(some: dict, others: dict) -> bool:
-    return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+def weights(model) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def close(some, others, atol: float = 0.0) -> bool:
+    some, others = weights(some), weights(others)
+    return some.keys() == others.keys() and all(torch.allclose(some[n], others[n], rtol=0, atol=atol) for n in some)
 
 
 # ---- settings --------------------------------------------------------------------------------------------
@@ -60,54 +68,50 @@ def test_presets_are_those_of_the_papers_table():
     rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "/" in line]
     table = {row[0].replace(" (first generation)", ""): row for row in rows if len(row) == 8 and row[2].isdecimal()}
     assert table.keys() == PRESETS.keys() - {"small", "distill"}
-    for name, (_, _, _, _, length, tokens, rate, rank) in table.items():
-        preset = PRESETS[name]
-        assert preset.sequence_length == int(length)
-        assert round(preset.tokens / 1e6) == int(tokens.removesuffix("M"))
-        assert preset.learning_rate == float(rate.split()[0])
-        assert preset.rank == preset.alpha == int(rank)
     common = re.search(r"Common:.*", text)[0]
-    steps, warmup = map(int, re.search(r"(\d+) steps, (\d+) warm-up", common).groups())
-    batch = int(re.search(r"global batch (\d+) sequences", common)[1])
-    dropout = float(re.search(r"dropout ([\d.]+)", common)[1])
-    seed = int(re.search(r"seed (\d+)", common)[1])
-    for name in table:
-        found = PRESETS[name]
-        assert (found.steps, found.warmup_steps, found.batch_sequences) == (steps, warmup, batch)
-        assert (found.dropout, found.seed, found.quantization, found.adapters) == (dropout, seed, "nf4", "all")
+    said = [r"(\d+) steps", r"(\d+) warm-up", r"global batch (\d+) sequences", r"dropout ([\d.]+)", r"seed (\d+)"]
+    shared = [float(re.search(words, common)[1]) for words in said]
+    for name, (_, _, _, _, length, tokens, rate, rank) in table.items():
+        one = PRESETS[name]
+        assert (one.sequence_length, one.rank, one.alpha) == (int(length), int(rank), int(rank))
+        assert (round(one.tokens / 1e6), one.learning_rate) == (int(tokens.removesuffix("M")), float(rate.split()[0]))
+        assert [one.steps, one.warmup_steps, one.batch_sequences, one.dropout, one.seed] == shared
+        assert (one.quantization, one.adapters) == ("nf4", "all")
 
 
-@pytest.mark.parametrize(
-    ("values", "word"),
-    [
-        ({"rank": 0}, "rank is 0"),
-        ({"sequence_length": 1}, "sequence_length is 1"),
-        ({"at_once": 3}, "at_once is 3"),
-        ({"warmup_steps": 7}, "warmup_steps is 7"),
-        ({"learning_rate": 0.0}, "learning_rate is 0"),
-        ({"dropout": 1.0}, "dropout is 1"),
-        ({"adapters": "below"}, "adapters is 'below'"),
-        ({"quantization": "fp4"}, "quantization is 'fp4'"),
-        ({"auxiliary": -1.0}, "auxiliary is -1"),
-        ({"auxiliary": 1.0, "adapters": "above"}, "auxiliary needs"),
-    ],
-)
-def test_an_impossible_setting_is_refused(values, word):
-    with pytest.raises(InputError, match=re.escape(word)):
-        changed(SMALL, **values)
+REFUSED = [
+    ({"rank": 0}, "rank is 0, expected greater than or equal to 1"),
+    ({"rank": "8"}, "rank is '8', expected a valid integer"),
+    ({"steps": True}, "steps is True, expected"),
+    ({"sequence_length": 1}, "sequence_length is 1, expected"),
+    ({"learning_rate": 0.0}, "learning_rate is 0.0, expected"),
+    ({"learning_rate": float("nan")}, "learning_rate is nan, expected a finite number"),
+    ({"dropout": 1.0}, "dropout is 1.0, expected"),
+    ({"packed": 1}, "packed is 1, expected a valid boolean"),
+    ({"quantization": "fp4"}, "quantization is 'fp4', expected 'nf4' or 'int8'"),
+    ({"at_once": 3}, "at_once is 3, expected a divisor of batch_sequences, which is 4"),
+    ({"warmup_steps": 7}, "warmup_steps is 7, expected some of the 6 steps"),
+    ({"auxiliary": 1.0, "adapters": "above"}, "auxiliary needs adapters below the cut"),
+    ({"temperature": 2.0}, "temperature is 2.0, which only the objective 'distill' has"),
+    ({"width": 3}, "width is 3, "),
+]
+
+
+@pytest.mark.parametrize(("values", "said"), REFUSED)
+def test_an_impossible_setting_is_refused(values, said):
+    with pytest.raises((InputError, TypeError)) as caught:
+        HealingConfig(**dataclasses.asdict(SMALL) | values)
+    assert str(caught.value).startswith(said)
 
 
 # ---- where adapters go -----------------------------------------------------------------------------------
 
 
-def names_in_a_layer(model) -> set[str]:
-    return {name.rpartition(".")[2] for name in adapters.ffn_modules(model)}
-
-
-def test_feed_forward_modules_are_the_papers():
-    assert names_in_a_layer(tiny_model("llama")) == {"gate_proj", "up_proj", "down_proj"}
-    assert names_in_a_layer(tiny_model("mistral")) == {"gate_proj", "up_proj", "down_proj"}
-    assert names_in_a_layer(tiny_model("phi")) == {"fc1", "fc2"}
+@pytest.mark.parametrize(("family", "names"), [
+    ("llama", {"gate_proj", "up_proj", "down_proj"}), ("phi", {"fc1", "fc2"}),
+])  # fmt: skip
+def test_feed_forward_modules_are_the_papers(family, names):
+    assert {name.rpartition(".")[2] for name in adapters.ffn_modules(tiny_model(family))} == names
 
 
 class FirstQwen(PreTrainedModel):
@@ -126,32 +130,15 @@ class QwenBlock(nn.Module):
         super().__init__()
         self.attn = nn.ModuleDict({"c_attn": nn.Linear(8, 24), "c_proj": nn.Linear(8, 8)})
         self.mlp = nn.ModuleDict({"w1": nn.Linear(8, 16), "w2": nn.Linear(8, 16), "c_proj": nn.Linear(16, 8)})
-        self.attention_norm = nn.LayerNorm(8)
 
 
 def test_the_attention_of_first_generation_qwen_gets_no_adapter():
-    found = adapters.ffn_modules(FirstQwen(PreTrainedConfig(num_hidden_layers=3)))
-    assert found == [f"h.{i}.mlp.{name}" for i in range(3) for name in ("w1", "w2", "c_proj")]
-
-
-def test_a_model_without_feed_forward_modules_is_refused():
     model = FirstQwen(PreTrainedConfig(num_hidden_layers=3))
+    expected = [f"h.{i}.mlp.{name}" for i in range(3) for name in ("w1", "w2", "c_proj")]
+    assert adapters.ffn_modules(model) == expected
     model.h[1].mlp = nn.Identity()
     with pytest.raises(InputError, match="layer 1 of FirstQwen has no feed-forward modules"):
         adapters.ffn_modules(model)
-
-
-def test_adapters_above_a_cut_that_ends_the_model_are_refused(tiny):
-    model, _ = tiny
-    layers = model.config.num_hidden_layers
-    with pytest.raises(InputError, match=f"adapters go on layers from {layers} on, and {layers} are left, 0 to"):
-        adapters.add_adapters(model, rank=2, alpha=2, dropout=0.0, first_layer=layers)
-
-
-def test_a_rank_above_the_width_is_refused(tiny):
-    model, _ = tiny
-    with pytest.raises(InputError, match="rank is 33, expected 1 to 32"):
-        adapters.add_adapters(drop_layers(model, CUT), rank=33, alpha=33, dropout=0.0)
 
 
 # ---- training --------------------------------------------------------------------------------------------
@@ -159,211 +146,148 @@ def test_a_rank_above_the_width_is_refused(tiny):
 
 # by the names of their feed-forward modules, their norms and windows; the others have those of one of these
 @pytest.mark.parametrize("family", ["llama", "gemma3", "phi", "gpt_neox"])
-def test_every_family_heals_and_keeps_its_weights(family, tiny):
-    model, (_, tokenizer) = tiny_model(family), tiny
+def test_every_family_heals_and_keeps_its_weights(family, opened, monkeypatch):
+    model = tiny_model(family, vocab_size=300)
     before = {name: p.clone() for name, p in model.state_dict().items()}
-    config = changed(SMALL, steps=12, learning_rate=5e-2)
-    ids = [[int(x) % 128 for x in tokenizer(text)["input_ids"]] for text in TEXTS]
-    tokens = [torch.tensor(sum(ids, [])[i * 32 : i * 32 + 32], dtype=torch.int32) for i in range(24)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "sequences_to_learn", lambda *_, **__: tokens)
-        healed, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config)
+    healed, record = train(drop_layers(model, CUT), opened[1], TEXTS, changed(SMALL, steps=12, learning_rate=5e-2))
     assert min(record.losses[-3:]) < record.losses[0]
-    assert record.tokens == 12 * 4 * 32
+    assert record.tokens == 12 * 4 * 32 and len(record.losses) == 12 and record.seconds > 0
     assert not healed.training
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_the_same_seed_gives_the_same_adapters_and_another_does_not(tiny):
-    model, tokenizer = tiny
-    first, second, third = (
-        weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, changed(SMALL, seed=seed))) for seed in (0, 0, 1)
-    )
-    assert equal(first, second)
-    assert not equal(first, third)
+def test_a_seed_draws_the_same_and_nothing_is_left_set(healed):
+    before, state = dict(os.environ), torch.get_rng_state()
+    first, second, third = (healed(seed=seed)[0] for seed in (0, 0, 1))
+    assert close(first, second) and not close(first, third)
+    assert dict(os.environ) == before and torch.equal(torch.get_rng_state(), state)
 
 
-def test_what_healing_sets_globally_is_set_back(tiny):
-    model, tokenizer = tiny
-    before, torch_state = dict(os.environ), torch.get_rng_state()
-    heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL)
-    assert dict(os.environ) == before
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    assert not torch.are_deterministic_algorithms_enabled()
+@pytest.mark.parametrize(("one", "other"), [
+    ({"at_once": 1}, {"at_once": 4}), ({"gradient_checkpointing": False}, {"gradient_checkpointing": True}),
+    ({"objective": "distill", "gradient_checkpointing": True}, {"objective": "distill"}),
+    ({"objective": "distill", "packed": False, "at_once": 1}, {"objective": "distill", "packed": False, "at_once": 4}),
+])  # fmt: skip
+def test_what_changes_memory_and_speed_alone(one, other, healed, opened):
+    some, others = (healed(**{"dropout": 0.0, "steps": 4} | values, whole=opened[0]) for values in (one, other))
+    assert some[1].losses == pytest.approx(others[1].losses, abs=1e-5) and close(some[0], others[0], atol=1e-4)
 
 
-def test_sequences_run_together_or_apart_give_one_result(tiny):
-    model, tokenizer = tiny
-    config = changed(SMALL, dropout=0.0)
-    one, two = (
-        weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, changed(config, at_once=at_once))) for at_once in (1, 4)
-    )
-    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
-
-
-def test_the_auxiliary_loss_of_a_step_is_a_mean_over_its_parts(tiny):
+def test_the_auxiliary_loss_of_a_step_is_a_mean_over_its_parts(healed, opened):
     """Each part divides by its own residuals, so the means differ a little."""
-    model, tokenizer = tiny
 
     def added(at_once: int) -> float:
-        config = changed(SMALL, dropout=0.0, steps=1, warmup_steps=0, at_once=at_once)
-        with_it, without = (
-            train(drop_layers(model, CUT), tokenizer, TEXTS, changed(config, auxiliary=weight), cut=CUT, whole=model)[1]
-            for weight in (2.0, 0.0)
-        )
-        return with_it.losses[0] - without.losses[0]
+        step = {"dropout": 0.0, "steps": 1, "warmup_steps": 0, "at_once": at_once}
+        with_it, without = (healed(auxiliary=weight, whole=opened[0], **step)[1].losses[0] for weight in (2.0, 0.0))
+        return with_it - without
 
     assert added(1) > 0.1 and added(1) == pytest.approx(added(4), rel=0.2)
 
 
-def test_truncated_documents_count_no_padding(tiny):
-    model, tokenizer = tiny
-    config = changed(SMALL, packed=False, steps=15, sequence_length=200)
-    _, record = train(drop_layers(model, CUT), tokenizer, TEXTS, config)
+def test_truncated_documents_count_no_padding(healed, opened):
+    record = healed(packed=False, steps=15, sequence_length=200)[1]
     # 15 steps of 4 are every document once
-    assert record.tokens == record.distinct_tokens == sum(len(tokenizer(text)["input_ids"]) for text in TEXTS)
-
-
-def test_packed_sequences_are_the_documents_one_after_another(tiny):
-    _, tokenizer = tiny
-    found = sequences(tokenizer, TEXTS, length=16, seed=3)
-    joined = tokenizer.decode(torch.cat(found))
-    assert all(len(tokens) == 16 for tokens in found)
-    assert sum(text in joined for text in TEXTS) >= len(TEXTS) - 1  # the last may be cut
-    assert len(sequences(tokenizer, TEXTS, length=16, seed=3, tokens=33)) == 3
-
-
-def test_every_packed_sequence_begins_as_a_text_does(tiny_folder):
-    """With Gemma's <bos>, or GLM's two tokens: and none begins with them twice, and no text is lost."""
-    for before in (["<a>"], ["<a>", "<b>"]):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-        tokenizer.add_special_tokens({"additional_special_tokens": before})
-        begin = tokenizer.convert_tokens_to_ids(before)
-        special = list(zip(before, begin, strict=True))
-        template = TemplateProcessing(single=" ".join([*before, "$A", before[0]]), special_tokens=special)
-        plain = sequences(tokenizer, TEXTS, length=16)
-        assert not any(tokens[: len(begin)].tolist() == begin for tokens in plain)
-        tokenizer.backend_tokenizer.post_processor = template
-        assert tokenizer("")["input_ids"] == [*begin, begin[0]]
-        found = sequences(tokenizer, TEXTS, length=16)
-        assert all(tokens[: len(begin)].tolist() == begin and len(tokens) == 16 for tokens in found)
-        assert all(tokens[len(begin) : 2 * len(begin)].tolist() != begin for tokens in found)
-        text, joined = [i for i in torch.cat(found).tolist() if i not in begin], torch.cat(plain).tolist()
-        same = min(map(len, (text, joined)))  # of both the end is dropped
-        assert text[:same] == joined[:same] and same > len(joined) - 16
-        assert sequences(tokenizer, TEXTS, length=2)[0].tolist()[0] == begin[0]  # it ends
-
-
-def test_gradient_checkpointing_changes_nothing(tiny):
-    model, tokenizer = tiny
-    plain, again = (
-        weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, changed(SMALL, gradient_checkpointing=on)))
-        for on in (False, True)
-    )
-    assert all(torch.allclose(plain[name], again[name], atol=1e-5) for name in plain)
+    assert record.tokens == record.distinct_tokens == sum(len(opened[1](text)["input_ids"]) for text in TEXTS)
 
 
 # ---- variants --------------------------------------------------------------------------------------------
 
 
-def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(tiny, monkeypatch):
-    model, tokenizer = tiny
-    config = changed(SMALL, adapters="above", steps=20)
-    kept = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT))
+@pytest.mark.parametrize("objective", ["text", "distill"])
+def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(objective, healed, opened, monkeypatch):
+    asked = {"adapters": "above", "objective": objective, "whole": opened[0], "packed": False}
+    kept = healed(**asked)[0]
     monkeypatch.setattr(training, "MEMORY", 0)
-    run = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT))
-    assert all(".layers.2." in name for name in kept)
-    assert all(torch.allclose(kept[name], run[name], atol=1e-5) for name in kept) and kept.keys() == run.keys()
+    assert all(".layers.2." in name for name in weights(kept)) and close(kept, healed(**asked)[0], atol=1e-5)
 
 
-def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(tiny):
-    model, tokenizer = tiny
-    batch = training._collate([{"input_ids": t} for t in sequences(tokenizer, TEXTS, length=32)[:4]])
-    target = training.Joint(model).residual(batch, CUT.stop)
+def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(healed, opened):
+    batch = {"input_ids": torch.stack(sequences(opened[1], TEXTS, length=32)[:4]).long()}
+    target = residual_entering(opened[0], CUT.stop, batch)
 
-    def distance(config):
-        healed = heal(drop_layers(model, CUT), tokenizer, TEXTS, config, cut=CUT, whole=model)
-        found = training.Joint(healed.get_base_model()).residual(batch, CUT.start)
-        return float((found - target).square().sum() / target.square().sum())
+    def distance(weight):
+        base = healed(steps=20, auxiliary=weight, whole=opened[0])[0].get_base_model()
+        return float((residual_entering(base, CUT.start, batch) - target).square().sum() / target.square().sum())
 
-    config = changed(SMALL, steps=20)
-    assert distance(changed(config, auxiliary=10.0)) < 0.9 * distance(config)
+    assert distance(10.0) < 0.9 * distance(0.0)
 
 
-def test_variants_ask_for_what_they_need(tiny):
-    model, tokenizer = tiny
-    for config in (changed(SMALL, adapters="above"), changed(SMALL, auxiliary=1.0)):
-        with pytest.raises(InputError, match="pass them"):
-            heal(drop_layers(model, CUT), tokenizer, TEXTS, config)
-    auxiliary, last = changed(SMALL, auxiliary=1.0), Cut(3, 2)
-    with pytest.raises(InputError, match=r"there is none above Cut\(start=3, size=2\): leave it out"):
-        heal(drop_layers(model, last), tokenizer, TEXTS, auxiliary, cut=last, whole=model)
+def test_what_can_not_be_healed_so_is_said(opened):
+    for config, cut, texts, said in [
+        (changed(SMALL, adapters="above"), None, TEXTS, "pass them"),
+        (changed(SMALL, auxiliary=1.0), None, TEXTS, "pass them"),
+        (changed(SMALL, auxiliary=1.0), Cut(3, 2), TEXTS, r"there is none above Cut\(start=3, size=2\): leave it out"),
+        (changed(SMALL, auxiliary=1.0), Cut.of([1, 3]), TEXTS, "what enters and leaves a block"),
+        (changed(SMALL, adapters="above"), Cut(3, 2), TEXTS, "adapters go on layers from 3 on, and 3 are left, 0 to 2"),
+        (SMALL, CUT, TEXTS[:1], r"fill \d sequences .* one step needs 4 of 32 tokens"),
+        (SMALL, CUT, "a text", "texts is 'a text', expected a list"),
+        ("small", CUT, TEXTS, "config is 'small', expected a HealingConfig"),
+        (changed(SMALL, steps=30, learning_rate=1e25, warmup_steps=25), CUT, TEXTS,
+         r"the loss is (nan|inf) at step \d+ of 30, with learning_rate 1e\+25: lower it"),
+    ]:  # fmt: skip
+        with pytest.raises(InputError, match=said):
+            heal(
+                drop_layers(opened[0], cut or CUT), opened[1], texts, config, cut=cut, whole=opened[0] if cut else None
+            )
 
 
-# ---- interruptions and faults ----------------------------------------------------------------------------
+# ---- interruptions ---------------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(tiny, tmp_path):
-    model, tokenizer = tiny
-    config = changed(SMALL, steps=30, learning_rate=1e25, warmup_steps=25, save_every=1)
-    with pytest.raises(InputError, match=r"the loss is (nan|inf) at step \d+ of 30.*last good checkpoint: step \d+"):
-        heal(drop_layers(model, CUT), tokenizer, TEXTS, config, folder=tmp_path)
-    (last, _) = sorted(tmp_path.glob("checkpoint-*"), key=lambda path: -int(path.name.split("-")[1]))
-    found = {name: tensor for name, tensor in load_file(last).items() if name.startswith("adapter.")}
-    assert found and all(torch.isfinite(tensor).all() for tensor in found.values())
+DISTILLED = pytest.param({"objective": "distill", "adapters": "above"}, marks=pytest.mark.thorough)
 
 
-def test_a_full_disk_is_said_before_and_while_it_is_written(tiny, tmp_path, monkeypatch):
-    model, tokenizer = tiny
-    with monkeypatch.context() as patch:
-        patch.setattr(resuming.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-        with pytest.raises(InputError, match="checkpoints need .* MiB are free"):
-            heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path)
-
-    calls = faults.calls_of(lambda: heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path / "counted"))
-    last = max(number for number, name in enumerate(calls) if name == "open")
-    with faults.failing_at(last + 1, errno.ENOSPC, times=9):
-        with pytest.raises(InputError, match="can't write .*checkpoint.*No space left on device"):
-            heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path / "full")
-    assert {path.name.split("-")[1] for path in (tmp_path / "full").glob("checkpoint-*")} >= {"4"}
-    resumed = weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path / "full"))
-    assert equal(resumed, weights(heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL)))
-
-
-def test_another_healings_checkpoints_are_not_gone_on_with(tiny, tmp_path):
-    model, tokenizer = tiny
-    heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL, folder=tmp_path)
-    with pytest.raises(InputError, match="checkpoints of another healing"):
-        heal(drop_layers(model, CUT), tokenizer, TEXTS, changed(SMALL, learning_rate=1e-3), folder=tmp_path)
-    with pytest.raises(InputError, match="checkpoints of another healing"):
-        heal(drop_layers(model, Cut(1, 2)), tokenizer, TEXTS, SMALL, folder=tmp_path, cut=Cut(1, 2))
+@pytest.mark.parametrize("values", [{}, DISTILLED])
+def test_killed_at_any_write_the_same_again_ends_as_undisturbed(values, healed, opened, tmp_path):
+    asked = {"steps": 4, "whole": opened[0]} | values
+    straight, record = healed(**asked)
+    calls = faults.calls_of(lambda: healed(**asked, folder=tmp_path / "counted"))
+    assert len(list((tmp_path / "counted").rglob("checkpoint-*"))) == 2
+    for number in range(0, len(calls), max(1, len(calls) // 4)):
+        folder = tmp_path / f"{number}"
+        assert faults.killed_at(number, lambda folder=folder: healed(**asked, folder=folder), share=0.5)
+        again, after = healed(**asked, folder=folder)
+        assert after.losses == record.losses and after.tokens == record.tokens, f"call {number}, {calls[number]}"
+        assert close(straight, again) and after.seconds > 0
+    again, after = healed(**asked, folder=tmp_path / "counted")  # all of it is there
+    assert after.losses == record.losses and close(straight, again)
 
 
-def test_too_little_text_for_a_step_is_refused(tiny):
-    model, tokenizer = tiny
-    with pytest.raises(InputError, match=r"fill \d sequences .* one step needs 4 of 32 tokens"):
-        heal(drop_layers(model, CUT), tokenizer, TEXTS[:1], SMALL)
+def test_what_a_folder_of_checkpoints_may_hold(healed, tmp_path):
+    (tmp_path / "checkpoint-7").mkdir()
+    (tmp_path / "checkpoint-7" / "optimizer.pt").write_text("mine")
+    first = healed(folder=tmp_path)[0]
+    other = healed(folder=tmp_path, learning_rate=1e-3)[0]  # another healing has a folder of its own
+    assert not close(first, other) and close(other, healed(learning_rate=1e-3)[0])
+    assert (tmp_path / "checkpoint-7" / "optimizer.pt").read_text() == "mine"
+    for folder in tmp_path.glob("healing-*"):
+        shutil.rmtree(folder / "checkpoint-6")
+        (folder / "checkpoint-4" / "optimizer.pt").write_bytes(b"torn")
+    with pytest.raises(InputError, match="checkpoint-4 is no whole checkpoint .*: delete it, and the one before"):
+        healed(folder=tmp_path)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="can't write .*file"):
+        healed(folder=tmp_path / "file")
 
 
 # ---- kept and merged -------------------------------------------------------------------------------------
 
 
-def test_adapters_are_opened_on_their_own_base_and_cut_only(tiny, tiny_folder, tmp_path):
-    model, tokenizer = tiny
-    base = find_model(str(tiny_folder)).key
-    healed = heal(drop_layers(model, CUT), tokenizer, TEXTS, SMALL)
-    adapters.save_adapters(healed, tmp_path, base, CUT)
-    again = adapters.load_adapters(drop_layers(model, CUT), tmp_path, base, CUT)
+def test_adapters_are_opened_on_their_own_base_and_cut_only(healed, opened, tiny_folder, tmp_path):
+    base, model = find_model(str(tiny_folder)).key, healed()[0]
+    adapters.save_adapters(model, tmp_path, base, CUT)
+    again = adapters.load_adapters(drop_layers(opened[0], CUT), tmp_path, base, CUT)
     ids = torch.arange(12)[None]
     with torch.inference_mode():
-        assert torch.equal(healed(ids).logits, again(ids).logits)
-    with pytest.raises(InputError, match="were trained on tiny-llama"):
-        adapters.load_adapters(drop_layers(model, CUT), tmp_path, base | {"weights": "sha256:0"}, CUT)
-    with pytest.raises(InputError, match=r"trained for Cut\(start=2, size=2\), not for Cut\(start=1, size=2\)"):
-        adapters.load_adapters(drop_layers(model, Cut(1, 2)), tmp_path, base, Cut(1, 2))
-    with pytest.raises(InputError, match="holds no adapters of ours"):
-        adapters.load_adapters(drop_layers(model, CUT), tmp_path / "none", base, CUT)
+        assert torch.equal(model(ids).logits, again(ids).logits)
+    for folder, of, cut, said in [
+        (tmp_path, base | {"weights": "sha256:0"}, CUT, "were trained on tiny-llama"),
+        (tmp_path, base, Cut(1, 2), r"trained for Cut\(start=2, size=2\), not for Cut\(start=1, size=2\)"),
+        (tmp_path / "none", base, CUT, "holds no adapters of ours"),
+    ]:
+        with pytest.raises(InputError, match=said):
+            adapters.load_adapters(drop_layers(opened[0], cut), folder, of, cut)
 
 
 @pytest.mark.parametrize("quantization", [None, "nf4"])
@@ -377,14 +301,12 @@ def test_merged_adapters_give_the_same_answers(quantization, tiny_folder, tmp_pa
     with torch.inference_mode():
         expected = healed(ids).logits
         assert torch.allclose(merged(ids).logits, expected, atol=1e-4)
+        assert adapters.merge_adapters(healed, torch.bfloat16)(ids).logits.dtype == torch.bfloat16
         assert torch.equal(model(ids).logits, before)
     assert not any("lora" in name for name, _ in merged.named_modules())
-    merged.save_pretrained(tmp_path / "merged")
-    tokenizer.save_pretrained(tmp_path / "merged")
-    reloaded, _ = load_model(str(tmp_path / "merged"))
+    merged.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    reloaded, _ = load_model(str(tmp_path))
     assert num_layers(reloaded) == 3
     with torch.inference_mode():
         assert torch.allclose(reloaded(ids).logits, expected, atol=1e-4)
-        half = adapters.merge_adapters(healed, torch.bfloat16)
-        assert half(ids).logits.dtype == torch.bfloat16
-        assert torch.equal(model(ids).logits, before)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -143,7 +144,7 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     check_apart(texts, data.texts(parameters.text, split="validation", datasets=parameters.datasets))
     pruned, folder = drop_layers(whole, cut), _folder(cut, config, parameters, source)
     if (found := healed_record(folder)) is not None:
-        healing.remove_checkpoints(folder / "checkpoints")  # of a process that did the same and was killed
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # of a process that did the same and was killed
         return healing.load_adapters(pruned, folder / ADAPTER, source.key, cut), healing.Record(**found)
     print(f"healing {source.name}: {cut.describe(source.num_layers)}, {config.tokens:,} tokens", file=sys.stderr)
     beside = whole if config.auxiliary or config.objective == "distill" else None
@@ -155,7 +156,7 @@ def _healed(whole, tokenizer, cut: Cut, config: HealingConfig, parameters: Heali
     healing.save_adapters(healed, folder / ADAPTER, source.key, cut, of_it)
     hashes = {name: file_hash(folder / ADAPTER / name) for name in FILES}
     write_file(folder / RECORD, json.dumps(course | {"sha256": hashes}).encode())
-    healing.remove_checkpoints(folder / "checkpoints")
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return healed, record
 
 

@@ -1,9 +1,9 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), on text or taught by the whole model.
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
-transformers' Trainer do the work; settings are ../presets.py. Read first: training.py.
-distillation.py is the teacher; joint.py runs what lies below or above a cut; adapters.py adds, keeps and merges
-adapters; resuming.py keeps checkpoints, resumed_trainer.py goes on from them.
+transformers' Trainer do the work; `deeper_layers.presets` has the settings. Read first: training.py.
+distillation.py is the teacher, adapters.py adds, keeps and merges adapters, partial_forward.py runs what lies below or
+above a cut, and learning_text.py makes sequences of texts.
 """
 
 import lazy_loader

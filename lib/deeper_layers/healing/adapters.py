@@ -1,38 +1,30 @@
-"""Low-rank adapters on the feed-forward modules of a decoder: found, added, saved, checked and merged by peft.
+"""Low-rank adapters on the feed-forward modules of a decoder: found, added, saved, opened and merged.
 
-Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward modules only, alpha = rank.
+Source: Gromov et al., arXiv 2403.17887, appendix A.1: LoRA on the feed-forward modules only, alpha = rank. The adapters
+are peft's, and so are their files.
 """
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from safetensors.torch import load_file, save
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.adapter_files import (
-    SETTINGS,
-    WEIGHTS,
-    LoraSettings,
-    check_identity,
-    read_adapter,
-    read_identity,
-    write_identity,
-)
-from deeper_layers.files import write_file
+from deeper_layers.export.adapter_files import check_identity, read_adapter, read_identity, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
+
+MISFIT = "give adapters that were trained on this model after this cut"
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
@@ -65,20 +57,28 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     return found
 
 
+def _is_something_else(layer: nn.Module, name: str) -> bool:
+    """Whether a linear module of a layer belongs to attention, or chooses among experts."""
+    parts = name.split(".")
+    path = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    words = " ".join(f"{part} {type(layer.get_submodule(part)).__name__}" for part in path).lower()
+    return "attn" in words or "attention" in words or bool(re.search(r"(^|_)(gate|router)$", parts[-1]))
+
+
 def add_adapters(
     model: PreTrainedModel, *, rank: int, alpha: int | float, dropout: int | float, first_layer: int = 0, seed: int = 0
 ) -> PeftModel:
     """The model with new LoRA adapters on its feed-forward modules, the only parameters that will train.
 
     Args:
-        rank: of the update of each weight, at most the smaller of its two widths.
+        rank: of the update of each weight.
         alpha: the update is scaled by alpha / rank.
         dropout: share of the inputs to an adapter that is dropped in training.
         first_layer: the layers below it (0-based) get none.
         seed: of the first values; another draws other ones, and the model computes the same until it is trained.
 
     Raises:
-        InputError: no layer is left that would get one, a layer has no feed-forward modules, or the rank does not fit.
+        InputError: no layer is left that would get one, or a layer has no feed-forward modules.
     """
     if first_layer >= (layers := num_layers(model)):
         raise InputError(
@@ -86,38 +86,26 @@ def add_adapters(
             "layers, or drop layers below the last ones"
         )
     names = ffn_modules(model, first_layer)
-    modules = [model.get_submodule(name) for name in names]
-    width = min(min(_widths(module)) for module in modules)
-    if not 1 <= rank <= width:
-        raise InputError(
-            f"rank is {rank}, expected 1 to {width}, the smallest width of the feed-forward modules of "
-            f"{type(model).__name__}: choose a rank in that range"
-        )
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=names,
-        fan_in_fan_out=isinstance(modules[0], Conv1D),
+        fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(), _no_warning():
+    with _quietly():
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        healed = get_peft_model(model, config)
+    # a pruned model has no name, and peft would ask the hub for it whenever adapters are saved
+    healed.peft_config["default"].base_model_name_or_path = ""
+    return healed
 
 
 def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
-    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`.
-
-    Each file is absent or complete. Raises InputError where they can't be written.
-    """
-    folder, config = Path(folder), healed.peft_config["default"]
-    tensors = get_peft_model_state_dict(healed, save_embedding_layers=False)
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    settings = config.to_dict() | {"inference_mode": True}
-    write_file(folder / WEIGHTS, save(tensors, metadata={"format": "pt"}))
-    write_file(folder / SETTINGS, json.dumps(settings, indent=2, sort_keys=True, default=sorted).encode())
-    write_identity(folder, base, cut, healing)
+    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`."""
+    healed.save_pretrained(folder)
+    write_identity(Path(folder), base, cut, healing)
 
 
 def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -> PeftModel:
@@ -129,32 +117,24 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     """
     of_base, of_cut, _ = read_identity(folder)
     check_identity(folder, of_base, of_cut, base, cut)
-    adapter = read_adapter(folder)
+    adapter = read_adapter(folder)  # peft would import what some settings name: they are refused here
     modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     adapter.check_whole(modules)
-    for name, shapes in adapter.shapes.items():
-        found = _widths(modules[name]) if name in modules else None
-        if found != (wanted := (shapes["A"][1], shapes["B"][0])):
-            raise InputError(
-                f"the adapters in {folder} are for a {name} of widths {wanted}, and the pruned model's has "
-                f"{found or 'none'}: give adapters that were trained on this model after this cut"
-            )
-    settings = LoraSettings.model_validate(adapter.settings)
-    # nothing of the file but what was checked: peft would import what some settings name
-    config = LoraConfig(
-        r=settings.r,
-        rank_pattern={name: shapes["A"][0] for name, shapes in adapter.shapes.items() if shapes["A"][0] != settings.r},
-        lora_alpha=adapter.settings["lora_alpha"],
-        use_rslora=bool(settings.use_rslora),
-        fan_in_fan_out=bool(settings.fan_in_fan_out),
-        target_modules=list(adapter.shapes),
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-    )
-    with torch.random.fork_rng(), _no_warning():
-        healed = get_peft_model(pruned, config)
-        set_peft_model_state_dict(healed, load_file(adapter.folder / WEIGHTS))
-    return healed.eval()
+    if odd := sorted(adapter.shapes.keys() - modules.keys()):
+        raise InputError(f"the adapters in {folder} are for a {odd[0]}, and the pruned model has none: {MISFIT}")
+    try:
+        with _quietly():
+            return PeftModel.from_pretrained(pruned, str(folder)).eval()
+    except RuntimeError as error:  # of other shapes
+        raise InputError(f"the adapters in {folder} do not fit the pruned model ({error}): {MISFIT}") from error
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """While it lasts, nothing is said of a name that peft asks transformers for, and no draw changes later ones."""
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
+        yield
 
 
 def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -188,22 +168,12 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     dtype = dtype or base.dtype
     merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
     for name, module in list(merged.named_modules()):
-        adapted = isinstance(module, LoraLayer)
-        layer = module.get_base_layer() if adapted else module
-        if not adapted and (
-            ".base_layer" in name or type(layer) in (nn.Linear, Conv1D) or not isinstance(layer, nn.Linear)
-        ):
+        if ".base_layer" in name:
             continue
-        weight = dequantize_module_weight(layer).detach().to(torch.float32)
-        if adapted:
-            whole = torch.isfinite(weight).all()
-            weight = weight + module.get_delta_weight(module.active_adapters[0]).to(torch.float32)
-            if whole and not torch.isfinite(weight.to(dtype)).all():
-                raise InputError(
-                    f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a "
-                    "larger range, or heal anew with a lower learning_rate"
-                )
-        merged.set_submodule(name, _plain(layer, weight.to(dtype)))
+        if isinstance(module, LoraLayer):
+            merged.set_submodule(name, _plain(module.get_base_layer(), _merged_weight(module, name, dtype)))
+        elif isinstance(module, nn.Linear) and type(module) is not nn.Linear:  # quantized
+            merged.set_submodule(name, _plain(module, dequantize_module_weight(module).detach().float().to(dtype)))
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
         for name, parameter in module._parameters.items():
@@ -219,27 +189,16 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     return merged.eval()
 
 
-@contextlib.contextmanager
-def _no_warning() -> Iterator[None]:
-    """While it lasts, nothing is said of a name that peft asks transformers for and that is going out of use."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated")
-        yield
-
-
-def _is_something_else(layer: nn.Module, name: str) -> bool:
-    """Whether a linear module of a layer belongs to attention, or chooses among experts."""
-    parts = name.split(".")
-    if re.search(r"(^|_)(gate|router)$", parts[-1]):
-        return True
-    path = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    words = " ".join(f"{part} {type(layer.get_submodule(part)).__name__}" for part in path).lower()
-    return "attn" in words or "attention" in words
-
-
-def _widths(module: nn.Module) -> tuple[int, int]:
-    """Of what goes in and what comes out."""
-    return tuple(module.weight.shape) if isinstance(module, Conv1D) else (module.in_features, module.out_features)
+def _merged_weight(module: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """The weight with its adapters added in float32, then rounded. Raises InputError where it overflows."""
+    weight = dequantize_module_weight(module.get_base_layer()).detach().float()
+    merged = (weight + module.get_delta_weight(module.active_adapters[0]).float()).to(dtype)
+    if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
+        raise InputError(
+            f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
+            "range, or heal anew with a lower learning_rate"
+        )
+    return merged
 
 
 def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:

@@ -31,7 +31,9 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
 from deeper_layers.healing.learning_text import sequences_to_learn
+from deeper_layers.healing.partial_forward import evaluating
 from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
@@ -51,59 +53,51 @@ class Teacher:
     for a model of another number of layers than was pruned; where no cut is given, for one of no more than are left.
     """
 
-    def __init__(
-        self, whole: PreTrainedModel | Path | str | None, model: PreTrainedModel, config: HealingConfig,
-        cut: Cut | None = None,
-    ):  # fmt: skip
+    def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
         self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
-        if not isinstance(self.whole, PreTrainedModel | Path):
+        self.head = head_of(model)
+        check_states(model)
+        if isinstance(self.whole, Path):
+            if config.auxiliary:
+                raise InputError("the auxiliary loss needs the unpruned model, and whole is a folder: give the model")
+            return
+        if not isinstance(self.whole, PreTrainedModel):
             raise InputError(
                 f"whole is {shown(whole)}, expected the unpruned model, or a folder of its states: to distill needs one"
             )
-        self.head = _of_head(model)
-        check_states(model)
-        if isinstance(self.whole, PreTrainedModel) and _of_head(self.whole) != self.head:
+        if head_of(self.whole) != self.head:
             raise InputError(
                 f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
                 "pruned"
             )
-        if isinstance(self.whole, PreTrainedModel):
-            _check_depth(num_layers(self.whole), num_layers(model), cut)
-        if isinstance(self.whole, Path) and config.auxiliary:
+        layers, left = num_layers(self.whole), num_layers(model)
+        if layers != left + cut.size if cut else layers <= left:
+            expected = f"{left + cut.size} for {cut}" if cut else "more, or that cut= says what was dropped"
             raise InputError(
-                "the auxiliary loss needs the unpruned model itself, and whole is a folder: give the model"
+                f"whole has {layers} layers beside a pruned model of {left}, expected {expected}: give the model that "
+                "was pruned"
             )
 
-    def loss(self, model: torch.nn.Module, inputs: dict, items: torch.Tensor | int | None = None) -> torch.Tensor:
-        """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over `items`, or else the mean."""
+    def loss(
+        self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over so many items, or else the mean."""
         student = model.get_base_model() if isinstance(model, PeftModel) else model
         found, logits = final_states(student, inputs)
         wanted = self.states(inputs).to(found)
         # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
         summed = _in_pieces(found[:, :-1][scored], wanted[:, :-1][scored], logits, self.temperature)
-        return summed / (scored.sum() if items is None else items)
+        return summed / (scored.sum() if num_items_in_batch is None else num_items_in_batch)
 
     def states(self, inputs: dict) -> torch.Tensor:
         """[B, T, D] what enters the teacher's head, which is the student's."""
         if not isinstance(self.whole, Path):
             return unpruned_states(self.whole, inputs)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
-        rows = [
-            read_states(self.whole, tokens[seen], self.head)
-            for tokens, seen in zip(inputs["input_ids"], mask, strict=True)
-        ]
+        pairs = zip(inputs["input_ids"], mask, strict=True)
+        rows = [read_states(self.whole, tokens[seen], self.head) for tokens, seen in pairs]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-
-
-def _check_depth(whole: int, left: int, cut: Cut | None) -> None:
-    """Raise InputError where a model of so many layers is not the one of which a cut has left others."""
-    if whole != left + cut.size if cut else whole <= left:
-        expected = f"{left + cut.size} for {cut}" if cut else "more, or that cut= says what was dropped"
-        raise InputError(
-            f"whole has {whole} layers beside a pruned model of {left}, expected {expected}: give the model that was "
-            "pruned"
-        )
 
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
@@ -115,31 +109,23 @@ def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Ca
 
     def logits(states: torch.Tensor) -> torch.Tensor:
         given = dataclasses.replace(output, last_hidden_state=states[None])
-        forward = vars(body).get("forward")  # its own on the module, as accelerate puts it there
-        body.forward = lambda *_, **__: given
-        try:
-            one = inputs["input_ids"].new_zeros(1, len(states))
-            return model(input_ids=one, use_cache=False).logits[0]
-        finally:
-            del body.forward
-            if forward is not None:
-                body.forward = forward
+        with replaced(body, lambda *_, **__: given):
+            return model(input_ids=inputs["input_ids"].new_zeros(1, len(states)), use_cache=False).logits[0]
 
     return output.last_hidden_state, logits
 
 
+@torch.no_grad()
 def check_states(model: PreTrainedModel) -> None:
     """Raise InputError where, tried on a few tokens, `final_states` does not give the model's own logits."""
-    ids, training = torch.arange(1, 9, device=model.device)[None], model.training
-    try:
-        with torch.no_grad():
-            plain = model.eval()(input_ids=ids, use_cache=False).logits[0].float()
+    ids = torch.arange(1, 9, device=model.device)[None]
+    with evaluating(model):
+        try:
+            plain = model(input_ids=ids, use_cache=False).logits[0].float()
             states, logits = final_states(model, {"input_ids": ids})
             same = (logits(states[0]).float() - plain).abs().max() <= 1e-3 * plain.abs().max()
-    except (AttributeError, TypeError, ValueError):  # what one family alone takes or gives
-        same = False
-    finally:
-        model.train(training)
+        except (AttributeError, TypeError, ValueError):  # what one family alone takes or gives
+            same = False
     if not same:
         raise InputError(
             f"{type(model).__name__} makes its logits in a way that is not known here, and can't be distilled: heal it "
@@ -150,11 +136,8 @@ def check_states(model: PreTrainedModel) -> None:
 @torch.no_grad()
 def unpruned_states(whole: PreTrainedModel, inputs: dict) -> torch.Tensor:
     """[B, T, D] what enters the head of a model that is not trained; dropout is off."""
-    training = whole.training
-    try:
-        return final_states(whole.eval(), inputs)[0]
-    finally:
-        whole.train(training)
+    with evaluating(whole):
+        return final_states(whole, inputs)[0]
 
 
 class _Known(torch.autograd.Function):
@@ -202,18 +185,16 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
         >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
         >>> healed = heal(pruned, tokenizer, texts, PRESETS["distill"], whole="states")
     """
-    folder, sequences = Path(folder), sequences_to_learn(tokenizer, texts, config)
-    head = _of_head(whole)
+    sequences, metadata = sequences_to_learn(tokenizer, texts, config), {"head": head_of(whole)}
     check_states(whole)
-    missing = [tokens for tokens in sequences if not _place(folder, tokens).exists()]
+    missing = [tokens for tokens in sequences if not states_path(folder, tokens).exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
         ids = torch.nn.utils.rnn.pad_sequence([tokens.long() for tokens in batch], batch_first=True)
         # on the right: no token sees what follows it
-        states = unpruned_states(whole, {"input_ids": ids.to(whole.device)})
-        for tokens, of_it in zip(batch, states.cpu(), strict=True):
-            tensor = of_it[: len(tokens)].contiguous()
-            write_file(_place(folder, tokens), save({"states": tensor}, {"sha256": _hash(tensor), "head": head}))
+        states = unpruned_states(whole, {"input_ids": ids.to(whole.device)}).cpu()
+        for tokens, of_it in zip(batch, states, strict=True):
+            write_file(states_path(folder, tokens), save({"states": of_it[: len(tokens)].contiguous()}, metadata))
 
 
 def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
@@ -221,13 +202,11 @@ def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
 
     Raises InputError where it is not there, damaged, or of a model with another head.
     """
-    path = _place(folder, tokens)
+    path = states_path(folder, tokens)
     try:
         with safe_open(path, framework="pt") as file:
             states, metadata = file.get_tensor("states"), file.metadata() or {}
-        if len(states) != len(tokens) or metadata.get("sha256") != _hash(states):
-            raise ValueError("its content is not that of its SHA-256")
-        if metadata.get("head") != head:
+        if len(states) != len(tokens) or metadata.get("head") != head:
             raise ValueError("it is of a model with another head")
     except Exception as error:  # what safetensors and torch raise for a damaged file has no end
         raise InputError(
@@ -237,17 +216,16 @@ def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
     return states
 
 
-def _place(folder: Path, tokens: torch.Tensor) -> Path:
+def states_path(folder: Path, tokens: torch.Tensor) -> Path:
     """Where the states of a sequence lie: named after its tokens, so that their order does not matter."""
-    name = hashlib.sha256(tokens.to("cpu", torch.int32).numpy().tobytes()).hexdigest()[:16]
-    return Path(folder) / f"teacher-{name}.safetensors"
+    return Path(folder) / f"teacher-{_hash(tokens.to('cpu', torch.int32))[:16]}.safetensors"
 
 
-def _hash(states: torch.Tensor) -> str:
-    return hashlib.sha256(states.view(torch.uint8).numpy().tobytes()).hexdigest()
-
-
-def _of_head(model: PreTrainedModel) -> str:
+def head_of(model: PreTrainedModel) -> str:
     """By which a head goes: the shape of its weights and the first of them."""
     weights = model.get_output_embeddings().weight
     return f"{tuple(weights.shape)} {_hash(weights[:8].detach().to('cpu', torch.float32))}"
+
+
+def _hash(tensor: torch.Tensor) -> str:
+    return hashlib.sha256(tensor.numpy().tobytes()).hexdigest()

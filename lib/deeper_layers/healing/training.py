@@ -1,7 +1,7 @@
 """Healing: a short fine-tune of low-rank adapters on a pruned model (QLoRA), at the paper's settings or others.
 
-Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop is the Trainer of transformers,
-the adapters are peft's; `deeper_layers.presets` has the settings.
+Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop, its checkpoints and how it goes on from
+them are the Trainer of transformers, the adapters are peft's; `deeper_layers.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
 and adapters above the cut only, whose layers below it then run once for all epochs. And the way of others, distillation
@@ -13,35 +13,41 @@ Letters in shapes: B sequences, T tokens, D width.
 import contextlib
 import ctypes
 import functools
+import hashlib
+import json
 import math
-import os
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
 from tqdm import tqdm
-from transformers import PreTrainedModel, PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, first_line
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher
-from deeper_layers.healing.joint import Joint
 from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.resumed_trainer import ResumedTrainer
-from deeper_layers.healing.resuming import Checkpoints, check_disk, checkpoints_in, identity_of
+from deeper_layers.healing.partial_forward import entering, recording, residual_entering
 from deeper_layers.models.decoder import num_layers, text_config
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 from deeper_layers.pruning import drop_layers
 
 MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
+STATE = "trainer_state.json"  # the last file that the Trainer writes of a checkpoint
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,8 @@ def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingCon
         The model with its adapters, ready to answer; `merge_adapters` makes a plain model of it.
 
     Raises:
-        InputError: the model has no feed-forward layers to adapt, the texts don't fill one step, the folder holds
-            another healing, the disk is too full for checkpoints, or the loss became not-a-number or infinite.
+        InputError: the model has no feed-forward layers to adapt, the texts don't fill one step, checkpoints can't be
+            written or read, or the loss became not-a-number or infinite.
 
     Example:
         >>> import dataclasses
@@ -118,183 +124,182 @@ def train(
             was.
         whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
             folder in which `healing.keep_teacher` left its states.
-        folder: where checkpoints are kept. With the same arguments a healing that was interrupted goes on from the
-            last of them and ends with the same adapters; without, an interruption loses it.
+        folder: where the Trainer's checkpoints are kept, those of each healing in a folder of its own. With the same
+            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters;
+            without, an interruption loses it.
 
     Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
     adapters. In float32, and without dropout, of which each process draws its own, the losses are those of one process
     within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
 
     Raises:
-        InputError: `add_adapters` refuses the model or the rank, what a variant needs was not given, there is no
-            teacher to distill from (see `Teacher`), the texts don't fill one step, the folder holds another healing,
-            the disk is too full for checkpoints, the processes can't share a step, or the loss became not-a-number or
-            infinite.
+        InputError: `add_adapters` refuses the model, what a variant needs was not given, there is no teacher to distill
+            from (see `Teacher`), the texts don't fill one step, checkpoints can't be written or read, the processes
+            can't share a step, or the loss became not-a-number or infinite.
     """
     sequences = sequences_to_learn(tokenizer, texts, config)
-    if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
-        raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
-    if config.auxiliary and not cut.is_block:
-        raise InputError(f"the auxiliary loss compares what enters and leaves a block, the cut is {cut}: leave it out")
-    if config.auxiliary and cut.start >= num_layers(model):
-        raise InputError(
-            f"the auxiliary loss compares what enters the layer above the cut, and there is none above {cut}: leave it "
-            "out, or drop layers below the last one"
-        )
-    teacher = None if config.objective != "distill" else Teacher(whole, model, config, cut)
+    _check_variant(model, config, cut, whole)
+    teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None
     healed = add_adapters(
         model,
         rank=config.rank,
         alpha=config.alpha,
         dropout=config.dropout,
-        first_layer=cut.start if config.adapters == "above" else 0,
+        first_layer=cut.start if cut and config.adapters == "above" else 0,
         seed=config.seed,
     )
     keep_freed_memory()
-    identity = identity_of(healed, config, cut, sequences, teacher and teacher.whole)
-    with checkpoints_in(folder, identity) as checkpoints, _deterministic():
-        watch, variant = _Watch(config, checkpoints), _Variant(healed, config, cut, whole, teacher)
-        trainer = _Healer(
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng())  # the Trainer seeds all generators
+        if folder is None:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            place = Path(folder) / _identity(healed, config, cut, sequences, whole)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"can't write {place} ({error.strerror}): give another folder") from error
+        progress, student = _Progress(config), _Student(healed, config, cut, whole, teacher)
+        trainer = Trainer(
             model=healed,
-            args=_arguments(config, checkpoints.place, model.device, checkpoints=folder is not None),
-            train_dataset=variant.examples(sequences),
+            args=_arguments(config, place, model.device, checkpoints=folder is not None),
+            train_dataset=student.examples(sequences),
             data_collator=_collate,
-            callbacks=[watch],
-            variant=variant,
-            checkpoints=checkpoints,
-            watch=watch,
+            callbacks=[progress],
         )
         trainer.remove_callback(PrinterCallback)
-        if folder is not None:
-            check_disk(checkpoints.place, healed)
-        trainer.go_on()
+        # so the loss is a forward pass of what the Trainer wraps to average gradients over processes
+        stack.enter_context(replaced(healed, student.forward))
+        state = _train_from_last_checkpoint(trainer, place, progress)
+    steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
-        losses=[entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-        tokens=int(trainer.state.num_input_tokens_seen),
+        losses=[step["loss"] for step in steps],
+        tokens=int(state.num_input_tokens_seen),
         distinct_tokens=sum(map(len, sequences)),
         trained_parameters=sum(p.numel() for p in healed.parameters() if p.requires_grad),
-        seconds=round(watch.seconds, 2),
+        seconds=round(steps[-1]["seconds"], 2),
     )
     return healed.eval(), record
 
 
-class _Healer(ResumedTrainer):
-    """The Trainer, with the variants' losses and a count of tokens that padding is not part of."""
-
-    def __init__(self, *, variant: "_Variant", **options):
-        super().__init__(**options)
-        self.variant = variant
-
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        tokens = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).sum()
-        self.state.num_input_tokens_seen += int(self.accelerator.reduce(tokens))
-        # a model that is told how many tokens a step has gives a sum over them; any other the mean of a part of it
-        share = 1 / self.args.gradient_accumulation_steps if self.model_accepts_loss_kwargs else 1.0
-        run = functools.partial(super().compute_loss, return_outputs=False, num_items_in_batch=num_items_in_batch)
-        if (teacher := self.variant.teacher) is not None:
-            # over processes gradients are averaged, and the items are those of all
-            of_all = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-            items = num_items_in_batch / self.accelerator.num_processes if of_all else None
-            run = functools.partial(teacher.loss, items=items)
-        healed = self.accelerator.unwrap_model(model)
-        return _through(model, healed, lambda: self.variant.loss(run, healed, inputs, share))
+def _train_from_last_checkpoint(trainer: Trainer, place: Path, progress: "_Progress") -> TrainerState:
+    """Train from the last whole checkpoint, or the beginning: how far it came. Of the last step nothing is trained."""
+    last, state = None, None
+    for path in sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
+        with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while it wrote it
+            last, state = path, TrainerState.load_from_json(str(path / STATE))
+    try:
+        if last and state and state.global_step >= trainer.args.max_steps:
+            trainer.model.load_adapter(str(last), "default", is_trainable=True)
+            return state
+        trainer.train(resume_from_checkpoint=last and str(last))
+    except Exception as error:
+        if last is None or progress.bar is not None:
+            raise
+        raise InputError(
+            f"{last} is no whole checkpoint ({first_line(error)}): delete it, and the one before it is used"
+        ) from error
+    return trainer.state
 
 
-def _through(wrapper: torch.nn.Module, model: torch.nn.Module, loss: Callable[[], torch.Tensor]) -> torch.Tensor:
-    """A loss of a model, computed as the forward pass of what wraps it to average gradients over processes.
-
-    Not every loss runs the model's own forward pass, by which a wrapper knows that gradients will come.
-    """
-    if wrapper is model:
-        return loss()
-    forward = model.forward
-
-    def run() -> torch.Tensor:
-        with replaced(model, forward):
-            return loss()
-
-    with replaced(model, run):
-        return wrapper()
+def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequences, whole) -> str:
+    """The name of a healing, by its settings, its text, and of the models every shape and the smallest tensors."""
+    digest = hashlib.sha256(json.dumps([config.settings, str(cut)]).encode())
+    for tokens in sequences:
+        digest.update(tokens.numpy().tobytes() + b"\0")
+    # a teacher's states on disk are checked as they are read
+    for model in (healed, whole) if isinstance(whole, PreTrainedModel) else (healed,):
+        for name, parameter in model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+            if parameter.ndim == 1:
+                digest.update(parameter.detach().float().cpu().numpy().tobytes())
+    return f"healing-{digest.hexdigest()[:12]}"
 
 
-class _Variant:
-    """What is run for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
+def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | None, whole) -> None:
+    """Raise InputError where a variant lacks what it needs."""
+    if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
+        raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
+    if config.auxiliary and cut and not cut.is_block:
+        raise InputError(f"the auxiliary loss compares what enters and leaves a block, the cut is {cut}: leave it out")
+    if config.auxiliary and cut and cut.start >= num_layers(model):
+        raise InputError(
+            f"the auxiliary loss compares what enters the layer above the cut, and there is none above {cut}: leave it "
+            "out, or drop layers below the last one"
+        )
+
+
+class _Student:
+    """What runs for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
 
     def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None):
-        self.base, self.config, self.cut = Joint(healed.get_base_model()), config, cut
-        self.whole = Joint(whole) if config.auxiliary else None
-        self.teacher = teacher
-        self.above: Joint | None = None
+        self.healed, self.run, self.config, self.cut = healed, healed.forward, config, cut
+        self.base, self.whole, self.teacher = healed.get_base_model(), whole, teacher
+        self.above: PreTrainedModel | None = None
 
     def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
-        """Each sequence [T] with its labels and, for adapters above the cut, the residual [T, D] that enters there."""
+        """Each sequence [T] and, for adapters above the cut, the residual [T, D] that enters there."""
         examples = [{"input_ids": tokens} for tokens in sequences]
-        width = text_config(self.base.model.config).hidden_size * self.base.dtype.itemsize
-        fits = sum(map(len, sequences)) * width <= MEMORY
-        if self.config.adapters == "above" and self.cut.start > 0 and fits:
-            # its modules are its own, the adapters in them are those that are trained
-            self.above = Joint(drop_layers(self.base.model, Cut(0, self.cut.start)))
-            if self.config.gradient_checkpointing:
-                self.above.model.activation_checkpointing_enable({"use_reentrant": False})
-            step = self.config.at_once
-            for first in range(0, len(examples), step):
-                batch = _collate(examples[first : first + step])
-                residuals = self.base.residual(batch, self.cut.start)
-                for example, residual in zip(examples[first : first + step], residuals):
-                    example["residual"] = residual[: len(example["input_ids"])].clone()
+        width = text_config(self.base.config).hidden_size * self.base.dtype.itemsize
+        if self.config.adapters != "above" or not self.cut.start or sum(map(len, sequences)) * width > MEMORY:
+            return examples
+        # its modules are its own, the adapters in them are those that are trained
+        self.above = drop_layers(self.base, Cut(0, self.cut.start))
+        if self.config.gradient_checkpointing:
+            self.above.activation_checkpointing_enable({"use_reentrant": False})
+        for first in range(0, len(examples), self.config.at_once):
+            batch = examples[first : first + self.config.at_once]
+            residuals = residual_entering(self.base, self.cut.start, _without_full_mask(_collate(batch)))
+            for example, residual in zip(batch, residuals):
+                example["residual"] = residual[: len(example["input_ids"])].clone()
         return examples
 
-    def loss(self, run: Callable, model, inputs: dict, share: float) -> torch.Tensor:
-        """The loss of a batch through `run(model, inputs)`; `share` is that of an auxiliary mean in a step's loss."""
-        residual = inputs.pop("residual", None)
-        if residual is not None:
-            self.above.model.train(model.training)
-            with self.above.entering(residual):
-                return run(self.above.model, inputs)
-        if self.whole is None:
-            return run(model, inputs)
-        target = self.whole.residual(inputs, self.cut.stop).float()
-        with self.base.recording(self.cut.start) as residuals:
-            loss = run(model, inputs)
+    def forward(self, residual=None, num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
+        """The loss of a batch: `input_ids`, `labels`, `attention_mask` [B, T], and `residual` [B, T, D] if any."""
+        inputs, run, model = _without_full_mask(inputs), self.run, self.healed
+        counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        with contextlib.ExitStack() as stack:
+            if residual is not None:
+                run = model = self.above.train(self.healed.training)
+                stack.enter_context(entering(model, residual))
+            residuals = stack.enter_context(recording(self.base, self.cut.start)) if self.config.auxiliary else []
+            loss = self.teacher.loss(model, inputs, **counted) if self.teacher else run(**inputs, **counted)["loss"]
+        if self.config.auxiliary:
+            # with a count the Trainer sums over the batches of a step, else it takes their mean
+            share = self.config.at_once / self.config.batch_sequences if counted else 1.0
+            loss = loss + self.config.auxiliary * share * self._auxiliary(residuals[-1], inputs)
+        return {"loss": loss}
+
+    def _auxiliary(self, residual: torch.Tensor, inputs: dict) -> torch.Tensor:
+        """|x - y|^2 / |y|^2, where x enters the cut and y is what the unpruned model has after the dropped layers."""
+        target = residual_entering(self.whole, self.cut.stop, inputs).float()
         seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
-        difference = (residuals[-1].float() - target).square() * seen
-        return loss + self.config.auxiliary * share * difference.sum() / (target.square() * seen).sum()
+        return ((residual.float() - target).square() * seen).sum() / (target.square() * seen).sum()
 
 
-class _Watch(TrainerCallback):
-    """Progress with the time left, and a stop where the loss is no number."""
+class _Progress(TrainerCallback):
+    """A bar with the time left, the seconds in training beside each loss, and a stop where a loss is no number."""
 
-    def __init__(self, config: HealingConfig, checkpoints: Checkpoints):
-        self.config, self.checkpoints = config, checkpoints
-        self.before = self._lasted = 0.0
-        self._started = time.monotonic()  # what is prepared before the first step counts too
-        self.bar = None
-
-    @property
-    def seconds(self) -> float:
-        """In training so far."""
-        return self.before + self._lasted
+    def __init__(self, config: HealingConfig):
+        self.config, self.bar = config, None
+        self.started = time.monotonic()  # what is prepared before the first step counts too
 
     def on_train_begin(self, args, state, control, **_):
+        self.started -= next((entry["seconds"] for entry in reversed(state.log_history) if "seconds" in entry), 0.0)
         options = {"total": state.max_steps, "initial": state.global_step, "unit": "step", "mininterval": 5}
         self.bar = tqdm(desc="healing", file=sys.stderr, disable=not state.is_world_process_zero, **options)
-
-    def on_step_end(self, args, state, control, **_):
-        self._lasted = time.monotonic() - self._started
-        self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args, state, control, logs=None, **_):
         if "loss" not in (logs or {}):  # the summary at the end
             return
-        loss = logs["loss"]
-        self.bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        if not math.isfinite(loss):
+        state.log_history[-1]["seconds"] = time.monotonic() - self.started
+        self.bar.set_postfix(loss=f"{logs['loss']:.3f}", refresh=False)
+        self.bar.update(state.global_step - self.bar.n)
+        if not math.isfinite(logs["loss"]):
             self.bar.close()
-            last = self.checkpoints.last()
-            kept = f"step {last[0].step} in {self.checkpoints.place}" if last else "none"
             raise InputError(
-                f"the loss is {loss} at step {state.global_step} of {state.max_steps}, with learning_rate "
-                f"{self.config.learning_rate}: lower it, or open the model in float32 (last good checkpoint: {kept})"
+                f"the loss is {logs['loss']} at step {state.global_step} of {state.max_steps}, with learning_rate "
+                f"{self.config.learning_rate}: lower it, or open the model in float32"
             )
 
     def on_train_end(self, args, state, control, **_):
@@ -320,12 +325,13 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
         activation_checkpointing=config.gradient_checkpointing,
         **reentrant,
         seed=config.seed,
-        full_determinism=True,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
         remove_unused_columns=False,
+        include_num_input_tokens_seen="non_padding",
         save_strategy="steps" if checkpoints else "no",
         save_steps=config.save_every,
+        save_total_limit=2,
         logging_steps=1,
         logging_nan_inf_filter=False,
         disable_tqdm=True,
@@ -342,18 +348,19 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
 
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch: `input_ids` and `labels` [B, T], padded on the right where lengths differ, and then their mask."""
-    lengths = [len(example["input_ids"]) for example in examples]
+    """A batch: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right, and residuals [B, T, D]."""
     padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-    batch = {
-        "input_ids": padded([example["input_ids"].long() for example in examples]),
-        "labels": padded([example["input_ids"].long() for example in examples], padding_value=IGNORED),
-    }
-    if len(set(lengths)) > 1:
-        batch["attention_mask"] = (batch["labels"] != IGNORED).long()
+    ids = [example["input_ids"].long() for example in examples]
+    batch = {"input_ids": padded(ids), "labels": padded(ids, padding_value=IGNORED)}
+    batch["attention_mask"] = (batch["labels"] != IGNORED).long()
     if "residual" in examples[0]:
         batch["residual"] = padded([example["residual"] for example in examples])
     return batch
+
+
+def _without_full_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Where nothing is padding a model is given no mask, and takes its fastest attention."""
+    return {name: one for name, one in batch.items() if name != "attention_mask" or not bool(one.all())}
 
 
 def keep_freed_memory() -> None:
@@ -366,19 +373,3 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
         mallopt(trim_threshold, 2**31 - 1)
         mallopt(mmap_threshold, 2**30)
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    """Full determinism is the Trainer's to begin and ours to end: it slows what comes after."""
-    before = torch.are_deterministic_algorithms_enabled()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    filled = torch.utils.deterministic.fill_uninitialized_memory
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads what it did not write
-    try:
-        with mock.patch.dict(os.environ), torch.random.fork_rng():
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn
-        torch.utils.deterministic.fill_uninitialized_memory = filled
