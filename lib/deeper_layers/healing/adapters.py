@@ -11,20 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
-from deeper_layers.export.adapter_files import check_identity, read_adapter, read_identity, write_identity
+from deeper_layers.errors import InputError, first_line
+from deeper_layers.export.adapter_files import WEIGHTS, check_identity, read_adapter, read_identity, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
-
-MISFIT = "give adapters that were trained on this model after this cut"
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
@@ -117,16 +116,33 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     """
     of_base, of_cut, _ = read_identity(folder)
     check_identity(folder, of_base, of_cut, base, cut)
-    adapter = read_adapter(folder)  # peft would import what some settings name: they are refused here
+    adapter = read_adapter(folder)
     modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     adapter.check_whole(modules)
-    if odd := sorted(adapter.shapes.keys() - modules.keys()):
-        raise InputError(f"the adapters in {folder} are for a {odd[0]}, and the pruned model has none: {MISFIT}")
+    ranks = {name: shapes["A"][0] for name, shapes in adapter.shapes.items()}
+    # nothing of the file but what was checked: peft would import what some settings name
+    config = LoraConfig(
+        r=max(ranks.values()),
+        rank_pattern=ranks,
+        lora_alpha=adapter.settings["lora_alpha"],
+        use_rslora=bool(adapter.settings.get("use_rslora")),
+        fan_in_fan_out=bool(adapter.settings.get("fan_in_fan_out")),
+        target_modules=list(ranks),
+        task_type="CAUSAL_LM",
+        inference_mode=True,
+    )
     try:
+        if odd := sorted(ranks.keys() - modules.keys()):
+            raise ValueError(f"it has no {odd[0]}")
         with _quietly():
-            return PeftModel.from_pretrained(pruned, str(folder)).eval()
-    except RuntimeError as error:  # of other shapes
-        raise InputError(f"the adapters in {folder} do not fit the pruned model ({error}): {MISFIT}") from error
+            healed = get_peft_model(pruned, config)
+            set_peft_model_state_dict(healed, load_file(adapter.folder / WEIGHTS))
+    except (ValueError, RuntimeError) as error:  # of other modules, or other shapes
+        raise InputError(
+            f"the adapters in {folder} do not fit the pruned model ({first_line(error)}): give adapters that were "
+            "trained on this model after this cut"
+        ) from error
+    return healed.eval()
 
 
 @contextlib.contextmanager
