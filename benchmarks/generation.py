@@ -8,7 +8,7 @@ from lm_eval.models.huggingface import HFLM
 from benchmarks import harness
 from deeper_layers import drop_layers, load_model, simple_cut
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.sweeping import PrunedFamily
+from deeper_layers.sweeping import TreeModel
 from deeper_layers.sweeping import harness as tasks
 from deeper_layers.sweeping.generation import generate
 
@@ -22,7 +22,7 @@ def main() -> None:
     instances = tasks.collect_requests(loaded, model, tokenizer, limit=options.limit).generations
     cuts = [simple_cut(num_layers(model), int(size)) for size in options.sizes.split(",")]
     memory, before = int(options.memory * 2**30), harness.held()
-    ours = harness.timed(lambda: generate(PrunedFamily(model, cuts), tokenizer, instances, memory=memory))
+    ours = harness.timed(lambda: generate(TreeModel(model, cuts), tokenizer, instances, memory=memory))
     rows, theirs = [], []
     for cut, texts in zip(cuts, ours.result, strict=True):
         lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=options.batch)

@@ -10,13 +10,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models.network import Network
-from deeper_layers.sweeping.abilities import Abilities, alone
 from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.forward import Batch, Forward, begin_prefix
 from deeper_layers.sweeping.planning import Sequence
-from deeper_layers.sweeping.pruned_family import PrunedFamily
-from deeper_layers.sweeping.scored_only import ScoredOnly
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.walk import Batch, Walk, remembering
+from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers.sweeping.trial import Abilities, run_alone
 from tests.tiny import model_type, settings_of, tiny_model
 
 LAYERS = 6
@@ -46,33 +45,33 @@ def spread_model(family: str):
         return accelerate.dispatch_model(model.eval(), places, force_hooks=True)
 
 
-WAYS = [(False, False, 0, None), (False, True, 5, ScoredOnly(narrow=True)), (True, False, 5, ScoredOnly(narrow=True))]
+WAYS = [(False, 0, False), (False, 5, True), (True, 5, True)]
 
 
-@pytest.mark.parametrize(("branches", "apart", "start", "way"), WAYS, ids=["plain", "apart", "branches"])
-def test_a_batch_on_two_devices(branches, apart, start, way):
+@pytest.mark.parametrize(("branches", "start", "scored_only"), WAYS, ids=["plain", "prefix", "branches"])
+def test_a_batch_on_two_devices(branches, start, scored_only):
     """Devices that torch plays: it refuses what mixes them, and computes places and shapes, no numbers."""
     with FakeTensorMode(), torch.inference_mode():
-        network, tree, beginning = Network(spread_model("llama")), Tree(CUTS, LAYERS), None
+        network, tree, prefix = Network(spread_model("llama")), Tree(CUTS, LAYERS), None
         assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
         if start:
             tokens = torch.tensor([TOKENS[:start]], device=network.device)
-            walk, beginning = remembering(network, tree, tokens, scored_only=way)
-            walk.through()
-            held = {network.places[n.layer]: beginning.kept[n.leaves][0].device for level in tree.levels for n in level}
+            forward, prefix = begin_prefix(network, tree, tokens, scored_only=scored_only)
+            forward.through()
+            held = {network.places[n.layer]: prefix.kept[n.leaves][0].device for level in tree.levels for n in level}
             assert held == {place: place for place in network.places}
         batch = Batch.of(sequences(start, branches), start, network.device)
-        walk = Walk(network, tree, batch, beginning, scored_only=way, apart=apart).through()
-        logits = network.logits(torch.cat([walk.states[number] for number in tree.last]))
+        forward = Forward(network, tree, batch, prefix, scored_only=scored_only).through()
+        logits = network.logits(forward.states.flatten(0, 1))
         assert logits.shape == (len(CUTS) * len(batch.rows), 128) and str(logits.device) == ONE
 
 
 def test_answers_on_two_devices():
     with FakeTensorMode(), torch.inference_mode():
-        family = PrunedFamily(spread_model("llama"), CUTS[:3], Abilities(split=True, share=True))
-        decoding = Decoding(family, [TOKENS[:60], TOKENS[:70]], 3)
-        places = torch.arange(70 + 3).expand(6, -1).to(ONE)
-        found = decoding._pass(decoding.held, torch.ones(6, dtype=torch.long, device=ONE), places, places > -1)
+        model = TreeModel(spread_model("llama"), CUTS[:3], Abilities(split=True, share=True))
+        decoding = Decoding(model, [TOKENS[:60], TOKENS[:70]], 3)
+        ones = torch.ones(6, dtype=torch.long, device=ONE)
+        found = decoding._pass(0, ones, ones[:, None])
         assert found.shape == (6, 1, 48) and str(found.device) == ONE
 
 
@@ -84,7 +83,7 @@ def test_in_sixteen_bits_the_tree_is_the_pruned_model(family, dtype):
     network, tree = Network(model), Tree(CUTS, LAYERS)
     batch = Batch.of(sequences(0, False), 0, network.device)
     with torch.inference_mode():
-        walk = Walk(network, tree, batch).through()
-        for cut, number in zip(CUTS, tree.last, strict=True):
-            found = network.logits(walk.states[number])
-            assert found.dtype == dtype and torch.equal(found, alone(model, cut, batch))
+        states = Forward(network, tree, batch).through().states
+        for number, cut in enumerate(CUTS):
+            found = network.logits(states[number])
+            assert found.dtype == dtype and torch.equal(found, run_alone(model, cut, batch))

@@ -19,8 +19,8 @@ from deeper_layers.models.sizes import sizes_of
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping import harness, planning
-from deeper_layers.sweeping.pruned_family import PrunedFamily
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests, sweep
+from deeper_layers.sweeping.tree_model import TreeModel
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_every_saving_is_used_in_sixteen_bits(embedded):
     """Rounding, which differs between processors, must not pass for a fault: MMLU would take ten times as long."""
     rounded = copy.deepcopy(embedded[0]).to(torch.bfloat16)
     for cuts in ([simple_cut(30, size) for size in range(29)], [Cut(2, 4)]):
-        can = PrunedFamily(rounded, cuts).can
-        assert can.share and can.apart and can.branch and can.split and can.score_only
+        can = TreeModel(rounded, cuts).can
+        assert can.share and can.branch and can.split and can.score_only
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -98,10 +98,10 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots, items, monkey
     loaded = harness.load_tasks(tasks, num_fewshot=shots, datasets=str(SHARED) if SHARED.is_dir() else None)
     asked = harness.collect_requests(loaded, *embedded, limit=items)
     monkeypatch.setattr(planning, "SHARED_BY", items)  # a beginning is lent though few share it
-    family = PrunedFamily(embedded[0], CUTS)
+    family = TreeModel(embedded[0], CUTS)
     plan = plan_requests(family, asked.contexts, asked.continuations, asked.max_length)
-    assert family.can.share and family.can.apart and family.can.branch and family.can.score_only
-    assert any(piece.shared for piece in plan.pieces) == bool(shots)
+    assert family.can.share and family.can.branch and family.can.score_only
+    assert any(piece.prefix for piece in plan.pieces) == bool(shots)
     found, _ = loglikelihoods(embedded[0], asked.contexts, asked.continuations, CUTS, max_length=asked.max_length)
     for cut, ours in zip(CUTS, found, strict=True):
         lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)

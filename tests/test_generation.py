@@ -11,7 +11,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import decoding, generation
 from deeper_layers.sweeping.generation import generate
-from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.tree_model import TreeModel
 from tests.tiny import tiny_model
 
 LAYERS = 6
@@ -57,7 +57,7 @@ def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch
     asked = requests(shared=shared)
     with monkeypatch.context() as patch:
         patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
-        found = generate(PrunedFamily(model, CUTS), tokenizer, asked)
+        found = generate(TreeModel(model, CUTS), tokenizer, asked)
     assert len(found) == len(CUTS)
     for cut, texts in zip(CUTS, found, strict=True):
         # one by one: padding on the left moves what a sliding window of transformers sees
@@ -70,7 +70,7 @@ def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch
 def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
     asked = requests(shared=True)
-    expected = generate(PrunedFamily(model, CUTS), tokenizer, asked)
+    expected = generate(TreeModel(model, CUTS), tokenizer, asked)
     seen = []
     init = decoding.Decoding.__init__
     monkeypatch.setattr(
@@ -79,7 +79,7 @@ def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
     )  # fmt: skip
     for memory in (2_000_000, 400_000):  # fewer pruned models at once, then fewer prompts too
         seen.clear()
-        assert generate(PrunedFamily(model, CUTS), tokenizer, asked, memory=memory) == expected
+        assert generate(TreeModel(model, CUTS), tokenizer, asked, memory=memory) == expected
         assert max(cuts for cuts, _ in seen) < len(CUTS)
     assert 1 <= max(rows for _, rows in seen) < len(asked)
 
@@ -88,16 +88,16 @@ def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
     model = opened("llama", tokenizer)
     asked = requests(shared=False)
     shards = Shards(tmp_path / "unit.partial")
-    expected = generate(PrunedFamily(model, CUTS), tokenizer, asked, shards=shards)
+    expected = generate(TreeModel(model, CUTS), tokenizer, asked, shards=shards)
     stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
     assert len(stored) == len(CUTS)
     stored[1].unlink()
     written = []
     write = decoding.Decoding.write
     monkeypatch.setattr(
-        decoding.Decoding, "write", lambda self, *how: written.append(self.family.cuts) or write(self, *how)
+        decoding.Decoding, "write", lambda self, *how: written.append(self.model.cuts) or write(self, *how)
     )
-    assert generate(PrunedFamily(model, CUTS), tokenizer, asked, shards=shards) == expected
+    assert generate(TreeModel(model, CUTS), tokenizer, asked, shards=shards) == expected
     assert written == [[CUTS[1]]]
 
 
@@ -109,7 +109,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
         instance.arguments[1].update(options)
     monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
     torch.manual_seed(0)
-    found = generate(PrunedFamily(model, CUTS[:1]), tokenizer, asked)
+    found = generate(TreeModel(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.ROWS[0])
     assert found[0] == lm.generate_until(asked, disable_tqdm=True)
@@ -117,7 +117,7 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
 
 def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
-    plain = generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False))
+    plain = generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False))
     model.generation_config.repetition_penalty = 2.0
     monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
-    assert generate(PrunedFamily(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain
+    assert generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain

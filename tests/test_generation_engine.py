@@ -15,7 +15,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import silence_sublayers
-from deeper_layers.sweeping import engines
+from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.sweeps import sweep
 from tests.test_command import said, typed
 
@@ -31,7 +31,7 @@ def opened(tiny_folder):
 @pytest.fixture
 def installed(monkeypatch):
     """As where vLLM is installed."""
-    for module in (engines, kinds):
+    for module in (vllm_engine, kinds):
         monkeypatch.setattr(module, "check_installed", lambda engine: None)
 
 
@@ -52,7 +52,7 @@ def test_what_it_does_not_do_is_refused(opened, tiny_folder, installed):
 
 
 def test_the_folder_that_it_opens_is_the_pruned_model(opened, tmp_path):
-    engines.save_pruned(*opened, CUT, tmp_path)
+    vllm_engine.save_pruned(*opened, CUT, tmp_path)
     ids = AutoTokenizer.from_pretrained(tmp_path)("The capital of", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
@@ -65,7 +65,7 @@ def test_special_tokens_are_left_out_of_its_answers_as_hflm_leaves_them_out(open
     ids = [*tokenizer(" 16.")["input_ids"], special[0], *tokenizer(" A <b> c")["input_ids"], special[-1]]
     written = tokenizer.decode(ids, skip_special_tokens=False)
     plain = tokenizer.decode(ids, skip_special_tokens=True)
-    assert engines.without_special_tokens(tokenizer, written) == plain != written
+    assert vllm_engine.without_special_tokens(tokenizer, written) == plain != written
 
 
 def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, installed, monkeypatch):
@@ -80,7 +80,7 @@ def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, i
         dtypes.append(dtype)
         return HFLM(pretrained=str(folder), batch_size=6, device="cpu").generate_until(instances, disable_tqdm=True)
 
-    monkeypatch.setattr(engines, "_generated", generated)
+    monkeypatch.setattr(vllm_engine, "_generated", generated)
     done = typed("sweep", *asked, "--engine", "vllm", code=130)
     assert "vllm: 1 of 2 pruned models" in done.stderr
     rows = json.loads(typed("sweep", *asked, "--engine", "vllm", "--json").stdout)["rows"]

@@ -25,8 +25,8 @@ from deeper_layers.results.circumstances import PACKAGES
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.units import all_units, content_hash, key_hash, part_of, read_unit, unit_path
-from deeper_layers.sweeping.pruned_family import PrunedFamily
 from deeper_layers.sweeping.sweeps import loglikelihoods
+from deeper_layers.sweeping.tree_model import TreeModel
 from tests.faults import calls_of, killed_at
 
 CUTS_OF_KEY = [[0, 0], [0, 1]]
@@ -441,8 +441,8 @@ def test_a_group_takes_of_each_task_the_cuts_that_it_is_asked_for(tiny_folder, t
 def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeypatch):
     """Answers to other prompts of as many tokens, as after a change of a task's examples, are no part of a sweep."""
     model, cuts, ran = load_model(str(tiny_folder))[0], [Cut(0, 0), Cut(1, 2)], []
-    every = PrunedFamily.run_all
-    monkeypatch.setattr(PrunedFamily, "run_all", lambda family, pieces, *more: (
+    every = TreeModel.answer
+    monkeypatch.setattr(TreeModel, "answer", lambda family, pieces, *more: (
         ran.append(sum(len(piece.requests) for piece in pieces)) or every(family, pieces, *more)
     ))  # fmt: skip
 
@@ -489,8 +489,10 @@ def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
     assert list(killed.rglob("*.npz.*.partial")), "no half-written file to step over"
 
     ran = []
-    run = PrunedFamily.run
-    monkeypatch.setattr(PrunedFamily, "run", lambda self, *rest: ran.append(1) or run(self, *rest))
+    answer = TreeModel.answer
+    monkeypatch.setattr(
+        TreeModel, "answer", lambda self, pieces, *rest: ran.extend(pieces) or answer(self, pieces, *rest)
+    )
     unit = swept(tiny_folder, killed)
     total = len(ran) + finished[-1]
     assert len(ran) > 0, "nothing was left to do: the kills came too late"

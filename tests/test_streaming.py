@@ -15,8 +15,8 @@ from deeper_layers.results.shards import Shards
 from deeper_layers.rules.geometry import recorded, skipped
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.pruned_family import PrunedFamily
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
+from deeper_layers.sweeping.tree_model import TreeModel
 from tests.hub import COMMIT, serving
 from tests.plain import allocated, batch, requests
 from tests.tiny import tiny_model
@@ -63,8 +63,8 @@ def test_a_sweep(both, few_shot, tmp_path):
     memory, disk = both
     contexts, continuations = requests(128, few_shot=few_shot, questions=20)
     shape = {"max_length": 200, "batch_tokens": 128}
-    family = PrunedFamily(disk, CUTS)
-    can = PrunedFamily(memory, CUTS).can
+    family = TreeModel(disk, CUTS)
+    can = TreeModel(memory, CUTS).can
     assert family.can == can
     expected, expected_greedy = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
     found, greedy = loglikelihoods(disk, contexts, continuations, CUTS, **shape, family=family)
@@ -72,13 +72,13 @@ def test_a_sweep(both, few_shot, tmp_path):
     assert is_streamed(disk)  # nothing was left in memory
     whole = plan_requests(family, contexts, continuations, 200, 128)
     assert len(whole.parts) == 1 and whole.reads > 0 and "GB of weights to read in 1 rounds" in str(whole)
-    before = family.whole.reader.bytes
-    family.whole.reader.bytes = 0
-    list(family.run_all(whole.pieces))
-    assert before and family.whole.reader.bytes <= 1.01 * whole.reads
+    before = family.network.reader.bytes
+    family.network.reader.bytes = 0
+    list(family.answer(whole.pieces))
+    assert before and family.network.reader.bytes <= 1.01 * whole.reads
     # with little memory in several rounds, each kept as it is finished
     with allocated() as taken:
-        list(family.run_all(whole.pieces))
+        list(family.answer(whole.pieces))
     assert whole.bytes / 2.5 < taken[0] <= whole.bytes
     little = plan_requests(family, contexts, continuations, 200, 128, memory=whole.bytes // 3)
     assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
@@ -92,7 +92,7 @@ def test_memory_that_runs_out_halves_batches_then_cuts_then_sequences(both, monk
     contexts, continuations = requests(128, few_shot=60, questions=20)
     shape = {"max_length": 200, "batch_tokens": 128}
     expected, _ = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
-    together, sizes = PrunedFamily._together, []
+    together, sizes = TreeModel._run, []
 
     def small(self, batches):
         sizes.append((len(batches), len(self.cuts), sum(len(batch.batches[0]) for batch in batches)))
@@ -100,7 +100,7 @@ def test_memory_that_runs_out_halves_batches_then_cuts_then_sequences(both, monk
             raise torch.OutOfMemoryError("out of memory")
         return together(self, batches)
 
-    monkeypatch.setattr(PrunedFamily, "_together", small)
+    monkeypatch.setattr(TreeModel, "_run", small)
     found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape)
     assert max(sizes)[0] > 1 and (1, len(CUTS), 1) in sizes
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
@@ -132,7 +132,7 @@ def test_answers(both):
     memory, disk = both
     rows = [list(range(1, 20)), list(range(5, 40))]
     never = lambda rows: [False] * len(rows)  # noqa: E731
-    written = [Decoding(PrunedFamily(model, CUTS), rows, 4).write(never) for model in (memory, disk)]
+    written = [Decoding(TreeModel(model, CUTS), rows, 4).write(never) for model in (memory, disk)]
     assert written[0] == written[1]
 
 

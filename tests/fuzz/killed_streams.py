@@ -24,8 +24,8 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
-from deeper_layers.sweeping.pruned_family import PrunedFamily
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
+from deeper_layers.sweeping.tree_model import TreeModel
 from tests.faults import in_child
 from tests.plain import requests
 from tests.tiny import VOCABULARY, tiny_model
@@ -41,14 +41,14 @@ def main(kills: int, seed: int = 0) -> None:
         tiny_model("llama").save_pretrained(Path(folder, "model"), max_shard_size="60KB")
         save_tokenizer(Path(folder, "model"))
         model, shards = load_model(str(Path(folder, "model")), stream=True)[0], Path(folder, "unit.partial")
-        family = PrunedFamily(model, CUTS)
+        family = TreeModel(model, CUTS)
         whole = plan_requests(family, contexts, continuations, 200, 128)
         how = {"max_length": 200, "batch_tokens": 128, "memory": whole.bytes // 5}
         rounds = len(plan_requests(family, contexts, continuations, 200, 128, how["memory"]).parts)
         assert is_streamed(model) and rounds > 2
 
         def sweep() -> np.ndarray:
-            fresh = PrunedFamily(model, CUTS, family.can)
+            fresh = TreeModel(model, CUTS, family.can)
             return loglikelihoods(model, contexts, continuations, CUTS, family=fresh, shards=Shards(shards), **how)[0]
 
         start = time.monotonic()

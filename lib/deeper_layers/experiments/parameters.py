@@ -27,7 +27,7 @@ from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, RANK, HealingConfig
 from deeper_layers.rules.choosing import DROPPING, RULES
-from deeper_layers.sweeping.running import ENGINES, check_installed
+from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
 if TYPE_CHECKING:  # slow
     import pandas as pd

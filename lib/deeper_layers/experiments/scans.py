@@ -80,7 +80,7 @@ def scan_prices(
         if name in parameters.text_list:
             if scan_loss_unit(name, cuts_of, held, source, opened) is None:
                 model, tokenizer = opened()
-                pruned = sweeping.PrunedFamily(model, distinct)
+                pruned = sweeping.TreeModel(model, distinct)
                 requests = _predicted(name, parameters).requests(model, tokenizer)
                 plans[name] = [name], sweeping.plan_requests(pruned, *requests)
         elif left := unmeasured(name, cuts_of, parameters, source, kind="scan"):

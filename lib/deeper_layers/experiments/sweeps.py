@@ -64,7 +64,7 @@ def sweep_unit(
     """
     cuts = distinct_cuts(cuts_of)
     blocks = _of_blocks(cuts_of, engine, kind)
-    pruned = functools.cache(lambda: sweeping.PrunedFamily(opened()[0], cuts))
+    pruned = functools.cache(lambda: sweeping.TreeModel(opened()[0], cuts))
 
     def unit(name: str, wait: bool) -> Unit | None:
         run = functools.partial(measure, name)

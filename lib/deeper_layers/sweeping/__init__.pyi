@@ -8,9 +8,9 @@ from .losses import request_loss as request_loss
 from .losses import text_loss as text_loss
 from .losses import text_requests as text_requests
 from .planning import Plan as Plan
-from .pruned_family import PrunedFamily as PrunedFamily
 from .searching import families_of as families_of
 from .searching import known_of as known_of
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
 from .sweeps import sweep as sweep
+from .tree_model import TreeModel as TreeModel

@@ -1,9 +1,7 @@
-"""Greedy answers of a whole family of pruned models to lm-eval's generate_until requests.
+"""Greedy answers of all pruned models of a tree to lm-eval's generate_until requests.
 
 lm-eval's HFLM cuts prompts, names stop strings and trims answers; only the tokens in between come from here, of all
 pruned models together (decoding.py).
-
-Letters in shapes: B rows of a batch, T tokens.
 """
 
 import contextlib
@@ -13,7 +11,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +25,9 @@ from deeper_layers.models.streaming import groups_within
 from deeper_layers.pruning import silence_sublayers
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.memory import in_halves, naming_what_ran_out
-from deeper_layers.sweeping.planning import MEMORY, common_beginning
-from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.memory import run_in_halves, run_in_room
+from deeper_layers.sweeping.planning import MEMORY
+from deeper_layers.sweeping.tree_model import TreeModel
 
 ROWS = (32, 24, 16, 12, 8, 6, 4, 3, 2, 1)  # of a batch, the first that fit into memory
 LEAST_ROWS = 8  # of a batch, rather than which fewer models are run together
@@ -42,22 +40,17 @@ FOLLOWED = {
 
 
 @dataclass
-class Call:
-    """What HFLM asks a model to generate at once."""
+class Prompt:
+    """What HFLM asks a model to go on with."""
 
-    prompts: torch.Tensor  # [B, T], padded on the left
-    mask: torch.Tensor  # [B, T], 1 where there is a prompt
+    tokens: list[int]
     most: int  # tokens to generate at most
-    stop: list[str]
+    stop: tuple[str, ...]
     greedy: bool
-
-    @property
-    def rows(self) -> list[list[int]]:
-        return [ids[mask.bool()].tolist() for ids, mask in zip(self.prompts, self.mask, strict=True)]
 
 
 def generate(
-    family: PrunedFamily,
+    model: TreeModel,
     tokenizer,
     instances: list[Instance],
     *,
@@ -65,122 +58,116 @@ def generate(
     shards: Shards | None = None,
     what: str = "generation",
 ) -> list[list[str]]:
-    """For each cut of a family the text of each answer, as lm-eval's HFLM gives it for the pruned model.
+    """For each cut the text of each answer, as lm-eval's HFLM gives it for the pruned model.
 
     `memory` bounds the bytes taken beside the weights. Where a task samples, a model's generation configuration
     asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
     """
+    whole, texts = model.network.model, []
     if not instances:
-        return [[] for _ in family.cuts]
-    model, cuts = family.whole.model, family.cuts
-    prompts = _HFLM(model, tokenizer, 1)
-    prompts.generate_until(instances, disable_tqdm=True)
-    asked, most = [row for call in prompts.calls for row in call.rows], max(call.most for call in prompts.calls)
-    longest, shared = max(map(len, asked)), common_beginning(asked)
-    needed = lambda cuts, rows: family.bytes_to_write(cuts, rows, longest, shared, most)  # noqa: E731
-    groups = list(groups_within(cuts, lambda cuts: needed(cuts, LEAST_ROWS), memory))
-    fitting = (rows for rows in ROWS if max(needed(cuts, rows) for cuts in groups) <= memory)
-    batches = -(-len(asked) // next(fitting, ROWS[-1]))
-    rows, groups = -(-len(asked) // batches), [family.part(cuts) for cuts in groups]  # batches of one size
-    prompts = _HFLM(model, tokenizer, rows)
-    prompts.generate_until(instances, disable_tqdm=True)
-    own = family.can.branch and _is_greedy(model) and all(call.greedy for call in prompts.calls)
-    texts, answers = [], []
-    with tqdm(total=len(cuts) * len(instances), desc=what, unit="answer", mininterval=5, file=sys.stderr) as bar:
-        if own:
-            answers = [_answers(groups, tokenizer, call, shards, n, bar) for n, call in enumerate(prompts.calls)]
-        for number, cut in enumerate(cuts):
-            lm = _HFLM(model if own else silence_sublayers(model, cut), tokenizer, rows)
-            lm.answers = [answer[number] for answer in answers] if own else None
-            lm.generates = not own
+        return [[] for _ in model.cuts]
+    asking = _HFLM(whole, tokenizer)
+    asking.generate_until(instances, disable_tqdm=True)
+    prompts = asking.prompts
+    ours = model.can.branch and _is_greedy(whole) and all(prompt.greedy for prompt in prompts)
+    with tqdm(total=len(model.cuts) * len(instances), desc=what, unit="answer", mininterval=5, file=sys.stderr) as bar:
+        answers = _answer(model, tokenizer, prompts, memory, shards, bar) if ours else {}
+        for cut in model.cuts:
+            if ours:
+                lm = _HFLM(whole, tokenizer, answers[cut])
+            else:
+                with quiet():
+                    lm = HFLM(pretrained=silence_sublayers(whole, cut), tokenizer=tokenizer, batch_size=ROWS[0])
             texts.append(lm.generate_until(instances, disable_tqdm=True))
-            bar.update(0 if own else len(instances))
+            bar.update(0 if ours else len(instances))
     return texts
 
 
 class _HFLM(HFLM):
-    """HFLM, which keeps what it asks of the model, and takes answers that are there."""
+    """HFLM, which keeps what it asks of the model, a prompt at a time, and takes answers that are there."""
 
-    def __init__(self, model, tokenizer, rows: int):
+    def __init__(self, model, tokenizer, answers: list[list[int]] | None = None):
         with quiet():  # one a pruned model, and each would say that its model is open already
-            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=rows)
-        self.calls: list[Call] = []
-        self.answers: list[list[list[int]]] | None = None
-        self.generates = False
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        self.prompts: list[Prompt] = []
+        self.answers = None if answers is None else iter(answers)
 
     def _model_generate(self, context, max_length, stop, **options):
-        if self.generates:
-            return super()._model_generate(context, max_length, stop, **options)
+        if self.answers is not None:
+            answer = torch.tensor([next(self.answers)], dtype=context.dtype, device=context.device)
+            return torch.cat([context, answer], dim=1)
         greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
-        call = Call(context, options["attention_mask"], max_length - context.shape[1], list(stop), greedy)
-        self.calls.append(call)
-        if self.answers is None:
-            return context
-        found = self.answers[len(self.calls) - 1]
-        width = max(map(len, found))
-        filled = [tokens + [self.tokenizer.pad_token_id] * (width - len(tokens)) for tokens in found]
-        return torch.cat([context, torch.tensor(filled, dtype=context.dtype, device=context.device)], dim=1)
+        tokens = context[0][options["attention_mask"][0].bool()].tolist()
+        self.prompts.append(Prompt(tokens, max_length - context.shape[1], tuple(stop), greedy))
+        return context
 
 
-def _answers(groups: list[PrunedFamily], tokenizer, call: Call, shards: Shards | None, number: int, bar) -> list:
-    """For each cut the new tokens of each row of a call: from shards where they are there, else generated."""
-    rows = call.rows
-    asked = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    count, place, answers = sum(len(group.cuts) for group in groups), itertools.count(), []
-    for group in groups:
-        found: dict[Cut, dict] = {}
-        shard_of = {cut: FIRST_SHARD + number * count + next(place) for cut in group.cuts}
-        for cut, shard in shard_of.items():
-            kept = _kept(shards, shard, asked, cut, len(rows))
-            if kept is not None:
-                found[cut] = kept
-                skip(bar, len(rows))
-        if missing := [cut for cut in group.cuts if cut not in found]:
-            progress = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
-            is_over = _IsOver(group.whole.model, tokenizer, call.stop)
-            written = _written(group.part(missing), rows, call.most, is_over, progress)
-            for cut, tokens in zip(missing, written, strict=True):
-                lengths = np.array([len(row) for row in tokens])
-                found[cut] = {
-                    "tokens": np.array([t for row in tokens for t in row], dtype=np.int32),
-                    "lengths": lengths,
-                }
-                if shards:
-                    shards.put(shard_of[cut], found[cut] | _of_call(asked, cut))
-        for cut in group.cuts:
-            parts = np.split(found[cut]["tokens"], np.cumsum(found[cut]["lengths"])[:-1])
-            answers.append([part.astype(int).tolist() for part in parts])
+def _answer(
+    model: TreeModel, tokenizer, prompts: list[Prompt], memory: int, shards: Shards | None, bar: tqdm
+) -> dict[Cut, list[list[int]]]:
+    """For each cut the new tokens of each prompt: from shards where they are there, else written."""
+    longest, most = max(len(prompt.tokens) for prompt in prompts), max(prompt.most for prompt in prompts)
+
+    def needed(cuts: list[Cut], rows: int) -> int:
+        return model.estimate.writing(model.tree_of(cuts), rows, longest, most)
+
+    groups = list(groups_within(model.cuts, lambda cuts: needed(cuts, LEAST_ROWS), memory))
+    rows = next((rows for rows in ROWS if max(needed(cuts, rows) for cuts in groups) <= memory), 1)
+    rows = -(-len(prompts) // -(-len(prompts) // rows))  # batches of one size
+    batches = []
+    for _, alike in itertools.groupby(prompts, key=lambda prompt: (prompt.most, prompt.stop)):
+        of_kind = list(alike)
+        batches += [of_kind[first : first + rows] for first in range(0, len(of_kind), rows)]
+    answers: dict[Cut, list[list[int]]] = {cut: [] for cut in model.cuts}
+    numbers = itertools.count(FIRST_SHARD)
+    for batch in batches:
+        asked = [prompt.tokens for prompt in batch]
+        fingerprint = np.array(hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+        for group in groups:
+            same = {cut: {"asked": fingerprint, "cut": np.array(repr(cut))} for cut in group}
+            shard_of = dict(zip(group, numbers))
+            found = {cut: _kept(shards, shard_of[cut], same[cut], len(batch)) for cut in group}
+            skip(bar, len(batch) * sum(kept is not None for kept in found.values()))
+            if missing := [cut for cut, kept in found.items() if kept is None]:
+                is_over = _IsOver(model.network.model, tokenizer, batch[0].stop)
+                finished = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
+                written = _write(model.part(missing), asked, batch[0].most, is_over, finished)
+                for cut, tokens in zip(missing, written, strict=True):
+                    flat = np.array([token for row in tokens for token in row], dtype=np.int32)
+                    found[cut] = {"tokens": flat, "lengths": np.array([len(row) for row in tokens])}
+                    if shards:
+                        shards.put(shard_of[cut], found[cut] | same[cut])
+            for cut, kept in found.items():
+                parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
+                answers[cut] += [part.astype(int).tolist() for part in parts]
     return answers
 
 
-def _written(family: PrunedFamily, rows: list[list[int]], most: int, is_over, finished) -> list[list[list[int]]]:
-    """For each cut the new tokens of each row; in halves of rows, then of cuts, where memory runs out."""
-
-    def of_cuts(cuts: list[Cut]) -> list:
-        part = family.part(cuts)
-        halves = in_halves(lambda some: Decoding(part, some, most).write(is_over, finished), rows)
-        return [list(itertools.chain(*of_cut)) for of_cut in zip(*halves, strict=True)]
-
-    with naming_what_ran_out(max(map(len, rows))):
-        return list(itertools.chain(*in_halves(of_cuts, family.cuts)))
-
-
-def _of_call(asked: str, cut: Cut) -> dict:
-    return {"asked": np.array(asked), "cut": np.array(repr(cut))}
-
-
-def _kept(shards: Shards | None, shard: int, asked: str, cut: Cut, rows: int) -> dict | None:
+def _kept(shards: Shards | None, number: int, same: dict, rows: int) -> dict | None:
     like = {"tokens": (np.int32, (None,)), "lengths": (int, (rows,))}
-    kept = shards.get(shard, _of_call(asked, cut), like) if shards else None
+    kept = shards.get(number, same, like) if shards else None
     if kept is None or kept["lengths"].min() < 0 or kept["lengths"].sum() != len(kept["tokens"]):
         return None
     return kept
 
 
+def _write(
+    model: TreeModel, prompts: list[list[int]], most: int, is_over: Callable, finished: Callable
+) -> list[list[list[int]]]:
+    """For each cut the new tokens of each prompt; in halves of prompts, then of cuts, where memory runs out."""
+
+    def of_cuts(cuts: list[Cut]) -> list:
+        part = model.part(cuts)
+        halves = run_in_halves(lambda some: Decoding(part, some, most).write(is_over, finished), prompts)
+        return [list(itertools.chain(*of_cut)) for of_cut in zip(*halves, strict=True)]
+
+    return list(itertools.chain(*run_in_room(of_cuts, model.cuts, max(map(len, prompts)))))
+
+
 class _IsOver:
     """Whether an answer is finished: an end-of-sequence token, or a stop string among the last tokens."""
 
-    def __init__(self, model, tokenizer, stop: list[str]):
+    def __init__(self, model, tokenizer, stop: tuple[str, ...]):
         ends = model.generation_config.eos_token_id
         self.ends = set(ends if isinstance(ends, list) else [ends])
         self.tokenizer, self.stop = tokenizer, [s for s in stop if s]

@@ -16,8 +16,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.planning import BATCH_TOKENS
-from deeper_layers.sweeping.pruned_family import PrunedFamily
 from deeper_layers.sweeping.sweeps import loglikelihoods, overflowed
+from deeper_layers.sweeping.tree_model import TreeModel
 
 METRIC = "loss"
 
@@ -44,7 +44,7 @@ def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Request
 
 def text_loss(
     model, cuts: list[Cut], sequences: list[torch.Tensor], *, shards: Shards | None = None,
-    family: PrunedFamily | None = None,
+    family: TreeModel | None = None,
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
@@ -56,7 +56,7 @@ def text_loss(
 
 def request_loss(
     model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None,
-    family: PrunedFamily | None = None,
+    family: TreeModel | None = None,
 ) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
     """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
 

@@ -1,4 +1,4 @@
-"""How requests become sequences, shared beginnings and batches, and what running them will cost.
+"""How requests become sequences, shared prefixes and batches, and what running them will cost.
 
 The same requests give the same arrangement, so that an interrupted sweep finds its pieces again.
 """
@@ -12,12 +12,10 @@ import torch
 BATCH_TOKENS = 4096
 LEAST_TOKENS = 64  # of a batch, where memory is short: most are of one sequence then
 PADDING = 0.05  # largest share of a batch's tokens that is padding
-SHARED_TOKENS = 48  # a beginning shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
+SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
 KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
 HEAD_ELEMENTS = 2**24  # logits in memory at once
-HEAD_ROWS = 16  # of which the logarithm is taken at once: they stay in the processor's cache
-STACK_TOKENS = 2048  # of residuals in one product; tried on two cores, where half and twice as many take longer
 MEMORY = 2**31  # bytes beside the weights
 
 
@@ -81,61 +79,35 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Shape:
-    """What of a batch says how much memory it takes."""
-
-    rows: int
-    width: int
-    past: int = 0
-    scored: int = 0
-    branched: bool = False
-
-    @property
-    def tokens(self) -> int:
-        """With padding."""
-        return self.rows * self.width
-
-
-@dataclass(frozen=True)
 class Piece:
-    """Batches that share a beginning (often none): the unit of resuming."""
+    """Batches that share a prefix (often none): the unit of resuming."""
 
-    shared: tuple[int, ...]
+    prefix: tuple[int, ...]
     batches: tuple[tuple[Sequence, ...], ...]
 
     @property
     def tokens(self) -> int:
-        """Tokens to run, without the beginning."""
-        return sum(len(s.tokens) - len(self.shared) for batch in self.batches for s in batch)
+        """Tokens to run, without the prefix."""
+        return sum(len(s.tokens) - len(self.prefix) for batch in self.batches for s in batch)
+
+    @property
+    def padded(self) -> int:
+        """Tokens with padding."""
+        return sum(len(batch) * (max(len(s.tokens) for s in batch) - len(self.prefix)) for batch in self.batches)
 
     @property
     def scored(self) -> int:
         """Positions whose logits are needed."""
         return sum(len(s.scored) for batch in self.batches for s in batch)
 
-    @cached_property
-    def shapes(self) -> tuple[Shape, ...]:
-        """Of each batch."""
-        past = len(self.shared)
-        return tuple(
-            Shape(len(batch), max(len(s.tokens) for s in batch) - past, past, sum(len(s.scored) for s in batch),
-                  any(s.branches for s in batch))
-            for batch in self.batches
-        )  # fmt: skip
-
-    @property
-    def padded(self) -> int:
-        """Tokens with padding."""
-        return sum(shape.tokens for shape in self.shapes)
-
-    @cached_property
-    def asked(self) -> str:
-        """SHA-256 of its sequences: by their numbers alone requests are the same in another prompt."""
-        return hashlib.sha256(repr([s for batch in self.batches for s in batch]).encode()).hexdigest()
-
     @property
     def requests(self) -> list[int]:
         return [number for batch in self.batches for s in batch for number, _, _ in s.requests]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of its sequences: by their numbers alone requests are the same in another prompt."""
+        return hashlib.sha256(repr([s for batch in self.batches for s in batch]).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -146,14 +118,12 @@ class Plan:
     """
 
     cuts: list
-    parts: list[tuple[list, list[Piece]]]  # cuts, and pieces of one beginning, run together: what is kept must fit
+    parts: list[tuple[list, list[Piece]]]  # cuts and pieces that run together: what is kept must fit
     layers: int  # of the whole model
     layer_steps: int
     bytes: int  # needed at most beside the weights
-    head_steps: float = 0.0  # layer-steps that the head is worth: little, unless most tokens are scored
-    rate: float | None = None  # layer-steps a second of this model on this machine, as tried
+    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing is to be run
     reads: int = 0  # bytes of weights to be read from disk, where layers stay there
-    reading: float | None = None  # bytes a second, as tried
     requests: int = 0
     generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
 
@@ -173,31 +143,19 @@ class Plan:
         padded = sum(piece.padded for piece in self.pieces)
         return 1 - sum(piece.tokens for piece in self.pieces) / padded if padded else 0.0
 
-    @property
-    def steps(self) -> float:
-        """Layer-steps with those that the head is worth."""
-        return self.layer_steps + self.head_steps
-
-    @property
-    def seconds(self) -> float | None:
-        """Predicted time; None where the rate was not tried."""
-        if not self.rate:
-            return None
-        return self.steps / self.rate + (self.reads / self.reading if self.reading else 0)
-
     def __str__(self) -> str:
-        bare = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
+        passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
         parts = [
             f"{len(self.cuts)} pruned models",
             f"{self.requests:,} requests",
             f"{self.tokens:,} distinct tokens, {self.padding:.1%} padding",
-            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({bare:.1f} passes of the whole model)",
+            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)",
             f"{self.bytes / 2**20:,.0f} MiB needed",
         ]
         if self.reads:
             parts.append(f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds")
         if self.seconds is not None:
-            parts.append(f"about {_duration(self.seconds)}")
+            parts.append(f"about {self.seconds / 60:,.1f} min")
         if self.generated:
             parts.append(f"{self.generated:,} answers to generate for each pruned model")
         return "; ".join(parts)
@@ -209,8 +167,8 @@ def logits_at_once(vocabulary: int) -> int:
 
 
 def tokens_of(pieces: list[Piece]) -> int:
-    """Distinct tokens of some pieces, each beginning counted once."""
-    return sum(piece.tokens for piece in pieces) + sum(map(len, {piece.shared for piece in pieces}))
+    """Distinct tokens of some pieces, each prefix counted once."""
+    return sum(piece.tokens for piece in pieces) + sum(map(len, {piece.prefix for piece in pieces}))
 
 
 def plan_pieces(
@@ -222,17 +180,17 @@ def plan_pieces(
     share: bool = True,
     branch: bool = True,
 ) -> list[Piece]:
-    """Arrange requests into sequences, shared beginnings and batches; the same requests give the same plan.
+    """Arrange requests into sequences, shared prefixes and batches; the same requests give the same plan.
 
-    `share` and `branch` say whether the model can have its beginnings lent, and continuations joined.
+    `share` and `branch` say whether the model can use a prefix cache, and continuations joined.
     """
-    joined: dict[tuple[int, ...], list] = {}
+    by_context: dict[tuple[int, ...], list] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         tokens = tuple((context + continuation)[-(max_length + 1) :][:-1])
         context = tokens[: len(tokens) - len(continuation) + 1]
-        joined.setdefault(context, []).append((number, tuple(continuation)))
+        by_context.setdefault(context, []).append((number, tuple(continuation)))
     sequences = []
-    for context, requests in sorted(joined.items()):
+    for context, requests in sorted(by_context.items()):
         together = Sequence.joined(context, requests)
         if branch and _is_worth_joining(together, batch_tokens):
             sequences.append(together)
@@ -244,11 +202,11 @@ def plan_pieces(
         sequences += [Sequence.joined(context, group) for group in ends.values()]
     alone: list[Sequence] = []
     pieces: list[Piece] = []
-    for shared, group in _shared_beginnings(sequences):
-        if shared == 0 or not share:
-            alone += group
+    for length, group in _by_prefix(sequences):
+        if length and share:
+            pieces += _fill(group[0].tokens[:length], group, batch_tokens)
         else:
-            pieces += _fill(group[0].tokens[:shared], group, batch_tokens)
+            alone += group
     return _fill((), alone, batch_tokens) + pieces
 
 
@@ -263,14 +221,14 @@ def _is_worth_joining(together: Sequence, batch_tokens: int) -> bool:
     return not together.branches or (length <= batch_tokens and length**2 - apart <= KEYS_OF_A_LAYER * saved)
 
 
-def _shared_beginnings(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
-    """Sorted sequences in runs that share a beginning: (its length in tokens, the run); length 0 is not shared."""
+def _by_prefix(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
+    """Sorted sequences in runs that share a prefix: (its length in tokens, the run); length 0 is not shared."""
     runs: list[tuple[int, list[Sequence]]] = []
     for s in sequences:
         usable = s.scored[0]  # a scored position has to be run, not remembered
         if runs:
             length, run = runs[-1]
-            common = min(_common(run[-1].tokens, s.tokens), usable, length)
+            common = min(common_prefix([run[-1].tokens, s.tokens]), usable, length)
             if common >= SHARED_TOKENS:
                 run.append(s)
                 runs[-1] = (common, run)
@@ -279,47 +237,34 @@ def _shared_beginnings(sequences: list[Sequence]) -> list[tuple[int, list[Sequen
     return [(length if len(run) >= SHARED_BY else 0, run) for length, run in runs]
 
 
-def common_beginning(rows: list[list[int]]) -> int:
+def common_prefix(rows: list) -> int:
     """Number of tokens that all rows begin with."""
-    return min((_common(rows[0], row) for row in rows[1:]), default=len(rows[0]))
+    alike = (len(set(column)) == 1 for column in zip(*rows, strict=False))
+    return next((place for place, same in enumerate(alike) if not same), min(map(len, rows)))
 
 
-def _common(a, b) -> int:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return i
-    return min(len(a), len(b))
-
-
-def _fill(shared, sequences: list[Sequence], batch_tokens: int) -> list[Piece]:
+def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Piece]:
     """Batches filled by tokens, longest first so that memory runs out early or never, in pieces to resume by.
 
     Those with branches, which need a mask, apart from those without.
     """
     sequences = sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens))
-    pieces, batches, piece_tokens, start = [], [], 0, 0
-    while start < len(sequences):
-        width = len(sequences[start].tokens) - len(shared)
-        batch: list[Sequence] = []
-        tokens = 0
-        for s in sequences[start : start + max(1, batch_tokens // width)]:
-            tokens += len(s.tokens) - len(shared)
-            padded = tokens < (1 - PADDING) * width * (len(batch) + 1)
-            if batch and (padded or bool(s.branches) != bool(batch[0].branches)):
-                break
-            batch.append(s)
-        batches.append(tuple(batch))
-        start += len(batch)
-        piece_tokens += width * len(batch)
-        if piece_tokens >= 2 * batch_tokens:
-            pieces.append(Piece(tuple(shared), tuple(batches)))
-            batches, piece_tokens = [], 0
-    if batches:
-        pieces.append(Piece(tuple(shared), tuple(batches)))
+    batches: list[list[Sequence]] = []
+    for s in sequences:
+        batch = batches[-1] if batches else []
+        if batch and bool(s.branches) == bool(batch[0].branches):
+            width = len(batch[0].tokens) - len(prefix)
+            room, tokens = width * (len(batch) + 1), sum(len(other.tokens) - len(prefix) for other in [*batch, s])
+            if room <= batch_tokens and tokens >= (1 - PADDING) * room:
+                batch.append(s)
+                continue
+        batches.append([s])
+    pieces: list[Piece] = []
+    waiting: list[tuple[Sequence, ...]] = []
+    for batch in batches:
+        waiting.append(tuple(batch))
+        piece = Piece(prefix, tuple(waiting))
+        if piece.padded >= 2 * batch_tokens or batch is batches[-1]:
+            pieces.append(piece)
+            waiting = []
     return pieces
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -10,25 +10,25 @@ from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.merging import likeness_on
 from deeper_layers.rules.rule import Known, Losses
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
-from deeper_layers.sweeping.abilities import Abilities
 from deeper_layers.sweeping.losses import text_loss
-from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers.sweeping.trial import Abilities
 
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
-def families_of(model) -> Callable[[list[Cut]], PrunedFamily]:
+def families_of(model) -> Callable[[list[Cut]], TreeModel]:
     """What makes families of a model, one after another, whose savings are tried once: a search has one a step.
 
-    Where a cut drops the last layer they are tried apart, as another layer then is the last.
+    Where a cut drops the first or last layer they are tried apart, as another layer then is that.
     """
-    tried: dict[bool, Abilities] = {}
-    last = num_layers(model) - 1
+    tried: dict[tuple[bool, ...], Abilities] = {}
+    ends = (0, num_layers(model) - 1)
 
-    def family(cuts: list[Cut]) -> PrunedFamily:
-        ends = any(last in cut.dropped for cut in cuts)
-        found = PrunedFamily(model, cuts, tried.get(ends))
-        tried[ends] = found.can
+    def family(cuts: list[Cut]) -> TreeModel:
+        dropped = tuple(any(end in cut.dropped for cut in cuts) for end in ends)
+        found = TreeModel(model, cuts, tried.get(dropped))
+        tried[dropped] = found.can
         return found
 
     return family

@@ -1,7 +1,7 @@
-"""A whole family of pruned models evaluated in one pass over the data.
+"""All pruned models of one network evaluated in one pass over the data.
 
-lm-eval's requests are collected once, arranged by `family.planning`, answered for every cut by
-`family.pruned_family`, and scored by lm-eval for one cut after another.
+lm-eval's requests are collected once (harness.py), arranged in batches (planning.py), answered for every cut
+(tree_model.py), and scored by lm-eval for one cut after another.
 Letters in shapes: C cuts, R requests.
 """
 
@@ -21,12 +21,12 @@ from deeper_layers.checks import whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
-from deeper_layers.models.streaming import groups_within, is_streamed
+from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.sweeping import harness, running
+from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate
 from deeper_layers.sweeping.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
-from deeper_layers.sweeping.pruned_family import PrunedFamily
+from deeper_layers.sweeping.tree_model import TreeModel
 
 
 def sweep(
@@ -41,11 +41,11 @@ def sweep(
     datasets: str | None = None,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
-    family: PrunedFamily | None = None,
+    family: TreeModel | None = None,
     shards: Shards | None = None,
     engine: str | None = None,
 ) -> pd.DataFrame:
-    """Score every pruned model of a family on tasks of lm-eval.
+    """Score every pruned model of a network on tasks of lm-eval.
 
     Args:
         model: a decoder-only transformers model of L layers, as `load_model` opens it.
@@ -83,17 +83,17 @@ def sweep(
         {'task': 'capitals', 'metric': 'acc', 'start': 0, 'size': 0, 'items': 4}
     """
     if engine is not None:
-        running.check_installed(engine)
+        vllm_engine.check_installed(engine)
     of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
     distinct = list(dict.fromkeys(cuts))
     how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
     if engine is not None:
-        running.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        texts = running.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
+        vllm_engine.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
+        texts = vllm_engine.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
         logprobs, greedy = np.zeros((len(distinct), 0)), np.zeros((len(distinct), 0), dtype=bool)
     else:
-        family = family or PrunedFamily(model, distinct)
+        family = family or TreeModel(model, distinct)
         logprobs, greedy = loglikelihoods(
             model, asked.contexts, asked.continuations, distinct,
             max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
@@ -146,7 +146,7 @@ def plan(
         (16, 30)
     """
     asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
-    family = PrunedFamily(model, list(dict.fromkeys(cuts)))
+    family = TreeModel(model, list(dict.fromkeys(cuts)))
     found = plan_requests(family, asked.contexts, asked.continuations, asked.max_length, batch_tokens, memory)
     return dataclasses.replace(found, generated=len(asked.generations))
 
@@ -172,7 +172,7 @@ def loglikelihoods(
     max_length: int,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
-    family: PrunedFamily | None = None,
+    family: TreeModel | None = None,
     shards: Shards | None = None,
     what: str = "sweep",
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
@@ -185,118 +185,103 @@ def loglikelihoods(
     if not contexts:
         return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
     distinct = list(dict.fromkeys(cuts))
-    family = family or PrunedFamily(model, distinct)
+    family = family or TreeModel(model, distinct)
     plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
     logprobs = np.full((len(distinct), len(contexts)), np.nan)
     greedy = np.zeros((len(distinct), len(contexts)), dtype=bool)
-    number = itertools.count()
-    # what ran out of memory is done again
-    progress = lambda steps: bar.update(min(steps, bar.total - bar.n))  # noqa: E731
-    with tqdm(total=plan.steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr) as bar:
+    numbers = itertools.count()
+    with tqdm(
+        total=plan.layer_steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr
+    ) as bar:
         for group, pieces in plan.parts:
             part = family.part(group)
             places = [distinct.index(cut) for cut in group]
-            for piece, found in _answered(part, pieces, shards, number, bar, progress):
+            for piece, found in _answer_pieces(part, pieces, shards, numbers, bar):
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
             part.forget()
-        bar.update(bar.total - bar.n)  # beginnings of pieces that were found are not run again
+        bar.update(bar.total - bar.n)  # prefixes of pieces that were found are not run again
     places = [distinct.index(cut) for cut in cuts]
     return logprobs[places], greedy[places]
 
 
 def plan_requests(
-    family: PrunedFamily,
+    family: TreeModel,
     contexts: list[list[int]],
     continuations: list[list[int]],
     max_length: int,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
 ) -> Plan:
-    """How these requests would be run for a family, and what that costs: the rate is tried on one small batch.
+    """How these requests would be run, and what that costs; one small batch is run for the time.
 
     Where memory is short, batches are made smaller and cuts run in groups: what fits, then what takes fewest steps.
     """
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
-    parts = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
-    while batch_tokens > LEAST_TOKENS and _is_short(family, parts, memory):
+    found = []
+    while True:
+        parts = _arrange(family, contexts, continuations, max_length, batch_tokens, memory)
+        needed = max((family.estimate_bytes(*part) for part in parts), default=0)
+        steps = sum(tokens_of(pieces) * family.layer_steps(cuts) for cuts, pieces in parts)
+        found.append((max(0, needed - memory), steps, len(parts), needed, parts))
+        if batch_tokens <= LEAST_TOKENS or (needed <= memory and all(cuts == family.cuts for cuts, _ in parts)):
+            break
         batch_tokens //= 2
-        smaller = _parts(family, contexts, continuations, max_length, batch_tokens, memory)
-        parts = min(parts, smaller, key=lambda p: (_excess(family, p, memory), _layer_steps(family, p), len(p)))
-    largest = max((shape.tokens for _, run in parts for piece in run for shape in piece.shapes), default=0)
-    (rate, reading), layers = _rate(family, largest), num_layers(family.whole.model)
+    _, steps, _, needed, parts = min(found, key=lambda one: one[:3])
+    layers = num_layers(family.network.model)
+    reads = int(len(parts) * family.network.layer_bytes * layers) if family.is_streamed else 0
+    scored = sum(piece.scored * len(cuts) for cuts, pieces in parts for piece in pieces)
     return Plan(
-        cuts=family.cuts,
-        parts=parts,
-        layers=layers,
-        layer_steps=_layer_steps(family, parts),
-        head_steps=sum(piece.scored * len(group) for group, run in parts for piece in run) * family.head_layers,
-        bytes=max((family.bytes_needed(*part) for part in parts), default=0),
-        rate=rate,
-        reads=int(len(parts) * family.whole.layer_bytes * layers) if is_streamed(family.whole.model) else 0,
-        reading=reading,
-        requests=len(contexts),
-    )
+        cuts=family.cuts, parts=parts, layers=layers, layer_steps=steps, bytes=needed, reads=reads,
+        seconds=_predict_seconds(family, steps, scored, reads) if steps else None, requests=len(contexts),
+    )  # fmt: skip
 
 
-Parts = list[tuple[list[Cut], list[Piece]]]
-
-
-def _parts(family: PrunedFamily, contexts, continuations, max_length, batch_tokens, memory) -> Parts:
-    """Cuts and pieces that run together: groups of cuts of the family that memory holds, one cut at least."""
+def _arrange(
+    family: TreeModel, contexts, continuations, max_length: int, batch_tokens: int, memory: int
+) -> list[tuple[list[Cut], list[Piece]]]:
+    """Cuts and pieces that run together: groups of cuts that memory holds, one cut at least."""
     can = family.can
     pieces = plan_pieces(contexts, continuations, max_length, batch_tokens, share=can.share, branch=can.branch)
-    if is_streamed(family.whole.model):  # as many pieces as memory holds
-        runs = groups_within(pieces, lambda run: family.bytes_needed(family.cuts, run), memory)
-    else:  # those of one beginning
-        runs = (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.shared))
+    if family.is_streamed:  # as many pieces as memory holds
+        runs = groups_within(pieces, lambda run: family.estimate_bytes(family.cuts, run), memory)
+    else:  # those of one prefix
+        runs = (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix))
     parts = []
     for run in runs:
-        whole = family.bytes_needed(family.cuts, run) <= memory
-        groups = groups_within(family.cuts, lambda cuts, run=run: family.bytes_needed(cuts, run), memory)
+        whole = family.estimate_bytes(family.cuts, run) <= memory
+        groups = groups_within(family.cuts, lambda cuts, run=run: family.estimate_bytes(cuts, run), memory)
         parts += [(group, run) for group in ([family.cuts] if whole else groups)]
     return parts
 
 
-def _is_short(family: PrunedFamily, parts: Parts, memory: int) -> bool:
-    return any(group != family.cuts for group, _ in parts) or _excess(family, parts, memory) > 0
-
-
-def _excess(family: PrunedFamily, parts: Parts, memory: int) -> int:
-    return max([0, *(family.bytes_needed(*part) - memory for part in parts)])
-
-
-def _layer_steps(family: PrunedFamily, parts: Parts) -> int:
-    return sum(tokens_of(run) * family.layer_steps_of(group) for group, run in parts)
-
-
-def _answered(
-    family: PrunedFamily, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar, progress
+def _answer_pieces(
+    family: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
 ) -> Iterator[tuple[Piece, dict]]:
     """The answers to pieces, in their order: from shards, or run and put there."""
-    cuts = np.array([repr(cut) for cut in family.cuts])
-    found: dict[int, dict] = {}
-    of_pieces = {next(numbers): piece for piece in pieces}
+    cuts, steps = np.array([repr(cut) for cut in family.cuts]), family.layer_steps(family.cuts)
+    numbered, found, missing = list(zip(pieces, numbers)), {}, []
     same = {
-        number: {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.asked)}
-        for number, piece in of_pieces.items()
+        number: {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.fingerprint)}
+        for piece, number in numbered
     }
-    for number, piece in of_pieces.items():
+    for piece, number in numbered:
         shape = (len(cuts), len(piece.requests))
         like = {"logprobs": (float, shape), "greedy": (bool, shape)}
-        kept = shards.get(number, same[number], like) if shards else None
-        if kept is not None:
-            skip(bar, family.steps_of(piece))
+        if (kept := shards.get(number, same[number], like) if shards else None) is None:
+            missing.append(piece)
+        else:
             found[number] = kept
-    missing = [number for number in of_pieces if number not in found]
-    run = family.run_all([of_pieces[number] for number in missing], progress)
-    for number, piece in of_pieces.items():
-        if number in missing:
+            skip(bar, piece.tokens * steps)
+    # what ran out of memory is done again
+    run = family.answer(missing, lambda steps: bar.update(min(steps, bar.total - bar.n)))
+    for piece, number in numbered:
+        if number not in found:
             logprobs, greedy = next(run)
             if (bad := np.isnan(logprobs).any(axis=1)).any():  # before it is kept, or counts as the first choice
-                raise overflowed("a log-probability", family.whole.model, family.cuts[bad.argmax()])
+                raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
             found[number] = same[number] | {"logprobs": logprobs, "greedy": greedy}
             if shards:
                 shards.put(number, found[number])
@@ -311,29 +296,26 @@ def overflowed(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _rate(family: PrunedFamily, tokens: int) -> tuple[float | None, float | None]:
-    """Layer-steps a second, and bytes a second read from disk; None where that is not done.
-
-    It is tried on no more than `tokens`, those of the largest batch, and 256.
-    """
-    if tokens == 0:
-        return None, None
-    network, streamed = family.whole, is_streamed(family.whole.model)
-    ids = torch.ones(4, min(64, 1 + tokens // 4), dtype=torch.long, device=network.device)
+def _predict_seconds(family: TreeModel, layer_steps: int, scored: int, reads: int) -> float:
+    """Seconds on this machine, from a batch of at most 256 tokens; the head counts by its number of parameters."""
+    network = family.network
+    steps = layer_steps + scored * family.head_layers
+    ids = torch.ones(4, min(64, 1 + layer_steps // 4), dtype=torch.long, device=network.device)
     begin = time.perf_counter()
     with torch.inference_mode(), network.reader.reading(0) as first:
-        reading = network.layer_bytes / (time.perf_counter() - begin) if streamed else None
+        read_in = time.perf_counter() - begin
 
-        def run(ids):
-            if not streamed:
-                return network.model.base_model(input_ids=ids, use_cache=False)
-            handed = network.handed(ids)
-            return handed.calls[0](first, handed.residual)
+        def run(ids: torch.Tensor) -> None:
+            if family.is_streamed:
+                handed = network.handed(ids)
+                handed.calls[0](first, handed.residual)
+            else:
+                network.model.base_model(input_ids=ids, use_cache=False)
 
         run(ids[:, :8])  # the first pass of a process is slow
         begin = time.perf_counter()
         run(ids)
         if ids.is_cuda:
             torch.cuda.synchronize()
-        layers = 1 if streamed else len(network.layers)
-        return ids.numel() * layers / (time.perf_counter() - begin), reading
+        of_step = (time.perf_counter() - begin) / ids.numel() / (1 if family.is_streamed else len(network.layers))
+    return steps * of_step + reads * read_in / network.layer_bytes
