@@ -2,7 +2,7 @@
 
 In: a model, cuts, tasks or sequences. Out: a table with one row for each task, metric and cut, the answers item by
 item. What pruned models share is run once, and each layer serves all of them together. Read first: tree.py, which
-draws it, then walk.py, which takes one batch through it, and pruned_family.py; sweeps.py hands it lm-eval's requests.
+draws it, then forward.py, which takes one batch through it, and tree_model.py; sweeps.py hands it lm-eval's requests.
 """
 
 import lazy_loader
