@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from click.testing import CliRunner
 
@@ -48,28 +49,19 @@ def test_every_public_name_has_an_example():
     assert set(deeper_layers.__all__) - others == set(NAMES)
 
 
-@pytest.mark.thorough
-@pytest.mark.parametrize("name", NAMES)
-def test_examples_print_what_they_say(name, names):
-    check_examples(getattr(deeper_layers, name), name, names)
+READING = {"results.scores": frames.scores, "said": prose.said}
 
 
-@pytest.mark.parametrize("shown", [frames.scores, prose.said], ids=["results.scores", "said"])
-def test_examples_of_what_reads_results(shown):
-    import pandas as pd
-
-    check_examples(shown, shown.__name__, {"pd": pd, "said": prose.said})
-
-
-def check_examples(of, name: str, names: dict) -> None:
-    """The examples in a docstring print what it says; what they define is in `names` afterwards."""
+@pytest.mark.parametrize("name", [*READING, *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES)])
+def test_examples_print_what_they_say(name, request):
+    """What an example defines is there for the next."""
+    names = request.getfixturevalue("names") if name in NAMES else {"pd": pd, "said": prose.said}
+    of = READING.get(name) or getattr(deeper_layers, name)
     found = doctest.DocTestFinder(recurse=False).find(of, name, globs=names)
     (test,) = [one for one in found if one.examples]
     printed = []
-    results = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(
-        test, out=printed.append, clear_globs=False
-    )
-    assert not results.failed, "".join(printed)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert not runner.run(test, out=printed.append, clear_globs=False).failed, "".join(printed)
     names.update(test.globs)
 
 

@@ -95,17 +95,19 @@ def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     for _, found in own.groupby(["model", "task", "start"]):
         model, task, start = (found[name].iloc[0] for name in ("model", "task", "start"))
         chosen, target = (np.concatenate(list(found[name])).astype(int) for name in ("chosen", "target"))
-        width, places = max(one.shape[1] for one in found["logprobs"]), np.arange(len(target))
-        table = [np.pad(one, ((0, 0), (0, width - one.shape[1])), constant_values=np.nan) for one in found["logprobs"]]
-        logprobs = np.concatenate(table).astype(float)
-        right = logprobs[places, target]
-        logprobs[places, target] = np.nan
-        margin = right - np.nanmax(logprobs, axis=1)
+        margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
         row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
         row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(target)})
     names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
     return pd.DataFrame(rows, columns=names)
+
+
+def _margin(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """By how many nats the right choice of each item leads the best other one, [I], of log-probabilities [I, K]."""
+    is_right = np.arange(logprobs.shape[1]) == target[:, None]
+    right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
+    return np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1)
 
 
 def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
