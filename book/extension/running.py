@@ -49,8 +49,6 @@ FOLDED = """````{{dropdown}} Code of this page
 ```
 ````"""
 
-LINK = re.compile(r'<a data-page=\\"([\w-]+)\\"')  # from a table to another page, which a plain notebook can't do
-
 logger = logging.getLogger(__name__)
 
 
@@ -153,7 +151,8 @@ def fold_code(app: Sphinx, docname: str, content: list[str]) -> None:
         own = ("".join(cell["source"]) for cell in cells if "injected-parameters" not in cell["metadata"]["tags"])
         code = FOLDED.format(name=docname.removeprefix("executed/"), code="\n\n".join(own))
         notebook["cells"].append({"cell_type": "markdown", "id": "code", "metadata": {}, "source": code})
-        content[0] = LINK.sub(r'<a href=\\"\1.html\\"', json.dumps(notebook))
+        # a table of a plain notebook can't lead to another page
+        content[0] = re.sub(r'<a data-page=\\"([\w-]+)\\"', r'<a href=\\"\1.html\\"', json.dumps(notebook))
 
 
 def setup(app: Sphinx) -> dict:
