@@ -195,9 +195,9 @@ def prune_checkpoint(
     Returns:
         `out`, complete.
     """
-    from deeper_layers.export import read_adapter, slice_checkpoint, slice_gguf  # slow
+    from deeper_layers import export  # slow, one of its functions more than the other
 
-    added, out = None if adapter is None else read_adapter(adapter), Path(out)
+    added, out = None if adapter is None else export.read_adapter(adapter), Path(out)
     cut = cut or (added.cut if added else None)
     if cut is None:
         raise InputError("cut is None, and no adapters record theirs: say which layers go, as Cut(8, 3)")
@@ -211,9 +211,9 @@ def prune_checkpoint(
         for said in described.warnings():
             warnings.warn(said, stacklevel=2)
     if is_gguf(out):
-        return slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
+        return export.slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
     rule = changed.words.partition(":")[0] if changed else None
-    return slice_checkpoint(
+    return export.slice_checkpoint(
         model, cut, out, revision=revision, adapter=adapter, dtype=dtype, mtp=mtp, silence=silence, changed=changed,
         card=described.card(added), command=_command(described, out, rule, added, dtype, mtp, silence),
         name=name or out.name, overwrite=overwrite, trust_remote_code=trust_remote_code,

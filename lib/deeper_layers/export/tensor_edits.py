@@ -13,14 +13,14 @@ from safetensors import safe_open
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.layer_tensors import Layout
 from deeper_layers.export.tensor_writer import BLOCK, REAL_BYTES, Edit, Entry
 from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.models.configuration import text_part
-from deeper_layers.models.sublayers import ends_sublayer
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow
     import torch
+
+    from deeper_layers.export.layer_tensors import Layout
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by their names in torch those in a file
 TORCH = {name: dtype for dtype, name in DTYPES.items()}
@@ -50,11 +50,13 @@ class Changed:
         return digest.hexdigest()
 
 
-def zero_sublayers(entries: list[Entry], layout: Layout, cut: Cut, folder: Path) -> dict[str, Edit]:
+def zero_sublayers(entries: list[Entry], layout: "Layout", cut: Cut, folder: Path) -> dict[str, Edit]:
     """Zeros in the tensors by which the sublayers of a cut write into the residual, which no configuration leaves out.
 
     Raises InputError where no such tensor of a known name is found, or the weights are quantized.
     """
+    from deeper_layers.models.sublayers import ends_sublayer  # slow
+
     check_plain(entries, layout.config, folder, "written as zeros: zero the sublayers of what it was made of")
     parts = ((ATTENTION, cut.attention), (MLP, cut.mlp))
     wanted = {(layout.numbers[layer], part) for part, layers in parts for layer in layers}
@@ -73,7 +75,7 @@ def zero_sublayers(entries: list[Entry], layout: Layout, cut: Cut, folder: Path)
     return dict.fromkeys(found, lambda values, rows: values.zero_())
 
 
-def replace_tensors(entries: list[Entry], layout: Layout, changed: Changed) -> dict[str, Edit]:
+def replace_tensors(entries: list[Entry], layout: "Layout", changed: Changed) -> dict[str, Edit]:
     """The values of a rule in place of the source's own.
 
     Raises InputError for a tensor that the source has not, or has of another shape or quantized; on the way, for one
