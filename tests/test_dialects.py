@@ -16,8 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import config_text
-from deeper_layers.export.older_words import without_tags
 from deeper_layers.export.slicing import slice_checkpoint
+from deeper_layers.export.transformers4_config import write_plainly
 from tests.plain import logits, without
 from tests.tiny import tiny_model
 
@@ -56,7 +56,7 @@ def sliced(folder: Path, out: Path) -> dict:
 
 def test_what_transformers_would_read_otherwise_is_refused(tmp_path, monkeypatch):
     tiny_model("qwen2").save_pretrained(tmp_path / "whole")
-    monkeypatch.setattr(config_text, "cut_text", lambda config, kept, layers: config | {"num_hidden_layers": 4,
+    monkeypatch.setattr(config_text, "cut_entries", lambda config, kept, layers: config | {"num_hidden_layers": 4,
                         "layer_types": ["full_attention"] * 4, "sliding_window": 9})  # fmt: skip
     with pytest.raises(InputError, match=r"can't say in its own words what the cut makes of sliding_window"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
@@ -93,4 +93,4 @@ def test_a_tokenizer_is_one_that_the_older_version_knows(tiny_folder, tmp_path):
 
 
 def test_infinity_is_a_number_that_every_version_reads():
-    assert without_tags({"time_step_limit": [0.0, {"__float__": "Infinity"}]}) == {"time_step_limit": [0.0, math.inf]}
+    assert write_plainly({"time_step_limit": [0.0, {"__float__": "Infinity"}]}) == {"time_step_limit": [0.0, math.inf]}

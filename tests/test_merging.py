@@ -189,7 +189,7 @@ def test_what_was_begun_with_other_adapters_is_begun_anew(llama, monkeypatch):
     whole, base = tiny_model("llama"), model_key(str(llama / "whole"), llama / "whole")
     healed_adapters(whole, llama / "other", base, alpha=50)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.export.slicing.lineage_text", lambda *_: pytest.fail("stopped here"))
+        patch.setattr("deeper_layers.export.slicing.write_lineage_text", lambda *_: pytest.fail("stopped here"))
         with pytest.raises(pytest.fail.Exception):
             slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "other")
     assert list(llama.glob("out.*.partial/made/model.safetensors"))

@@ -144,8 +144,8 @@ def test_packaged_models_say_whose_they_are(model):
 
 
 def test_the_hash_of_a_gguf_file_tells_what_it_is(tmp_path):
-    from deeper_layers.export.source_facts import facts_of
+    from deeper_layers.export.source_facts import read_facts
 
-    facts = facts_of(str(tmp_path / "anything.gguf"), f"sha256:{EMBEDDED.sha256}", tmp_path)
+    facts = read_facts(str(tmp_path / "anything.gguf"), f"sha256:{EMBEDDED.sha256}", tmp_path)
     assert facts.hub == EMBEDDED.hub and facts.entries["license"] == "apache-2.0"
     assert not os.listdir(tmp_path)

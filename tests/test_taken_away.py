@@ -126,7 +126,7 @@ def test_what_an_earlier_run_wrote_is_replaced(tiny_folder, written, tmp_path):
 def test_nothing_is_replaced_by_what_is_not_complete(tiny_folder, written, tmp_path, monkeypatch):
     before = files_of(written)
     with monkeypatch.context() as patch:
-        patch.setattr("deeper_layers.export.slicing.lineage_text", lambda *_: 1 / 0)
+        patch.setattr("deeper_layers.export.slicing.write_lineage_text", lambda *_: 1 / 0)
         typed("prune", tiny_folder, written, "--start", 0, "--drop", 1, "--overwrite", code=70)
     assert files_of(written) == before
     # the source is not replaced by its own cut

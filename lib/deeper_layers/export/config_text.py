@@ -1,7 +1,7 @@
-"""config.json after a cut, in the words of the source: its JSON, in its order, with what the cut changes.
+"""config.json after a cut: the source's own JSON, in its order, with what the cut changes.
 
-Whether these words say what they should is for transformers to tell: it reads them again, and what it reads has to be
-the configuration that the cut model has in memory.
+Whether it says what it should is for transformers to tell: it reads it again, and what it reads has to be the
+configuration that the cut model has in memory.
 """
 
 import copy
@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.export.older_words import without_tags, words_of_older
+from deeper_layers.export.transformers4_config import find_transformers4_entries, write_plainly
 from deeper_layers.models.configuration import DEPTHS, UNUSABLE, text_part
 from deeper_layers.models.per_layer import cut_entry
 
@@ -19,7 +19,7 @@ from deeper_layers.models.per_layer import cut_entry
 BESIDE = ("transformers_version", "_name_or_path", "architectures", "dtype", "quantization_config")
 
 
-def cut_text(config: dict, kept: list[int], layers: int) -> dict:
+def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
     """A config.json whose entries that describe layers are those of the kept ones; the others stay as they are."""
     text = text_part(config)
     changed = {}
@@ -44,7 +44,7 @@ def _cut_value(key: str, value, kept: list[int], layers: int):
     return value if key in BESIDE else cut_entry(key, value, kept, layers)
 
 
-def in_its_words(
+def write_cut_config(
     source: dict, kept: list[int], layers: int, whole: PreTrainedConfig, pruned: PreTrainedConfig, where: Path
 ) -> dict:
     """The config.json of a model without some layers, for this and older versions of transformers.
@@ -59,15 +59,15 @@ def in_its_words(
         InputError: transformers would read something else than `pruned`.
     """
     kind, before, after = type(whole), _entries(whole), _entries(pruned)
-    cut = without_tags(cut_text(source, kept, layers))
+    cut = write_plainly(cut_entries(source, kept, layers))
     for part, key in _unlike(_read(cut, kind, where), after):
         # what transformers had worked out from the depth, and the source does not state
         if _at(before, part).get(key) == _at(after, part).get(key):
             raise _other_words(where, part, key)
         held = _at(cut, part) if not part or part[0] in cut else cut  # some hold their parts at the top
         held[key] = _at(after, part)[key]
-    cut = without_tags(cut)
-    for part, words in words_of_older(cut):
+    cut = write_plainly(cut)
+    for part, words in find_transformers4_entries(cut):
         _add(cut, part, words, after, kind, where)
     if unlike := _unlike(_read(cut, kind, where), after):
         raise _other_words(where, *unlike[0])

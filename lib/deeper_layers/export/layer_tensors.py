@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, DynamicCache, PreTrainedConfig, PreTrai
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.config_text import cut_text, in_its_words
+from deeper_layers.export.config_text import cut_entries, write_cut_config
 from deeper_layers.export.quantization_names import cut_quantization
 from deeper_layers.export.tensor_writer import Entry
 from deeper_layers.models.checkpoint_files import NUMBERED, Shard, numbered_groups, read_json
@@ -120,12 +120,12 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
         pruned = drop_layers(model, cut)
         module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
         prefix, kept = _prefix_in(model, folder, shapes, layers, module), cut.kept(layers)
-        written = in_its_words(config, kept, layers, model.config, pruned.config, folder)
+        written = write_cut_config(config, kept, layers, model.config, pruned.config, folder)
         warnings = _warnings(model, pruned, cut)
     else:
         layers = _depth(folder, config)
         kept, prefix = cut.kept(layers), _prefix_by_depth(folder, groups, list(shapes), layers, _predicting(config))
-        written = cut_text(config, kept, layers)
+        written = cut_entries(config, kept, layers)
     numbers = {name: _number(name, prefix) for name in shapes}
     odd = [name for name, number in numbers.items() if number is None and name.startswith(prefix)]
     _refuse(folder, odd, f"called like those of layers ({prefix}0), and of no number")

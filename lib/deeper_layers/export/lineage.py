@@ -71,7 +71,7 @@ class Lineage(Checked):
         return Lineage(base_model=self.base_model, steps=[*self.steps, step], kept=kept)
 
 
-def begun(base_model: str | None, step: Step) -> Lineage:
+def begin_lineage(base_model: str | None, step: Step) -> Lineage:
     """The lineage of a first cut."""
     return Lineage(base_model=base_model, steps=[step], kept=step.cut.kept(step.layers))
 
@@ -84,7 +84,7 @@ def read_lineage(folder: Path) -> Lineage | None:
         return None
 
 
-def lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
+def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
     """What pruning.json says, beside files of these hashes."""
     content = lineage.model_dump() | {"files": files}
     return json.dumps(content | {"sha256": content_hash(content)}, indent=1) + "\n"

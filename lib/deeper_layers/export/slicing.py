@@ -22,17 +22,15 @@ from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.layer_tensors import layout_after
 from deeper_layers.export.lineage import (
     LINEAGE,
-    Lineage,
     Step,
-    begun,
+    begin_lineage,
     check_apart,
     check_our_folder,
-    lineage_text,
     read_lineage,
+    write_lineage_text,
 )
 from deeper_layers.export.model_card import Made, model_card
-from deeper_layers.export.older_words import tokenizer_words
-from deeper_layers.export.source_facts import facts_of
+from deeper_layers.export.source_facts import read_facts
 from deeper_layers.export.tensor_edits import (
     AS_IT_IS,
     DTYPES,
@@ -46,6 +44,7 @@ from deeper_layers.export.tensor_edits import (
     zero_sublayers,
 )
 from deeper_layers.export.tensor_writer import Edit, Entry, write_tensors
+from deeper_layers.export.transformers4_config import convert_tokenizer_config
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
     INDEX,
@@ -168,19 +167,8 @@ def slice_checkpoint(
         attention=list(cut.attention), mlp=list(cut.mlp), changed=None if changed is None else changed.words,
         adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
     )  # fmt: skip
-    before = read_lineage(folder)
-    if before is not None:
-        before.after(step)  # a lineage of another model is found before anything is written
-    predicting = "kept" if layout.mtp else "" if mtp else "left out"
-
-    def lineage_and_card(weights: str | None) -> tuple[Lineage, str]:
-        facts, last = facts_of(str(source), weights, folder), step.model_copy(update={"weights": weights})
-        lineage = begun(facts.hub, last) if before is None else before.after(last)
-        told = Made(
-            str(source), name or out.name, facts, lineage, config, quantized, revision, added, predicting
-        )  # fmt: skip
-        return lineage, model_card(told, card)
-
+    before = read_lineage(folder)  # one of another model is found before anything is written
+    lineage = begin_lineage(None, step) if before is None else before.after(step)
     texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **tokenizer}
     others = [path for path in others if path.name not in texts]
     files = _files(kept)
@@ -201,11 +189,17 @@ def slice_checkpoint(
             hashes = write_tensors(files, made, out)
             for path in others:
                 shutil.copyfile(path, made / path.name)
-            lineage, texts["README.md"] = lineage_and_card(weights.result())
+            step.weights = weights.result()
+            facts = read_facts(str(source), step.weights, folder)
+            lineage.base_model = facts.hub if before is None else before.base_model
+            predicting = "kept" if layout.mtp else "" if mtp else "left out"
+            named = str(source), name or out.name
+            made_of = Made(*named, facts, lineage, config, quantized, revision, added, predicting)
+            texts["README.md"] = model_card(made_of, card)
             for name, text in texts.items():
                 (made / name).write_text(text, encoding="utf-8", newline="")
             hashes |= {name: file_hash(made / name) for name in (*texts, *(path.name for path in others))}
-            (made / LINEAGE).write_text(lineage_text(lineage, hashes), encoding="utf-8")
+            (made / LINEAGE).write_text(write_lineage_text(lineage, hashes), encoding="utf-8")
             if _stamps(shards) != of["files"]:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
@@ -284,7 +278,7 @@ def _older_tokenizer(folder: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     words = read_json(path)
-    older = _without_paths(tokenizer_words(words))
+    older = _without_paths(convert_tokenizer_config(words))
     return {} if older == words else {TOKENIZER: json.dumps(older, indent=2) + "\n"}
 
 

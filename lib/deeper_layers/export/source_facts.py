@@ -27,7 +27,7 @@ class Facts:
     text: str = ""
 
 
-def facts_of(source: str, weights: str | None, folder: Path) -> Facts:
+def read_facts(source: str, weights: str | None, folder: Path) -> Facts:
     """What is known of a source, as the user named it; `folder` holds its checkpoint, and `weights` is its hash."""
     path = local_path(source)
     sha256 = (weights or "").removeprefix("sha256:")

@@ -1,7 +1,7 @@
-"""What older versions of transformers call things in config.json and tokenizer_config.json.
+"""The configuration of transformers 4: config.json and tokenizer_config.json as its last versions read them.
 
-Transformers 5 writes rotary tables, experts and tokenizers in words that 4.57 does not know, and mostly passes over
-in silence; other engines read the older words too. Both are written where they say the same.
+Transformers 5 writes rotary tables, experts and tokenizers under names that 4.57 does not know, and mostly passes
+over in silence; other engines read the older names too. Both are written where they say the same.
 
 Source: the configuration classes of transformers 4.57.6 beside those of 5.24 (parameters of the one that the other
 does not write).
@@ -24,8 +24,8 @@ KINDS = {
 }
 
 
-def words_of_older(config: dict, part: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
-    """For each part of a configuration that has any: where it is, and entries in older words."""
+def find_transformers4_entries(config: dict, part: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
+    """For each part of a configuration that lacks any: where it is, and the entries that transformers 4 reads."""
     words = _rope(config) if isinstance(config.get("rope_parameters"), dict) else {}
     if not part and isinstance(config.get("dtype"), str):
         words["torch_dtype"] = config["dtype"]
@@ -35,7 +35,7 @@ def words_of_older(config: dict, part: tuple[str, ...] = ()) -> Iterator[tuple[t
         yield part, words
     for key, value in config.items():
         if isinstance(value, dict) and key != "quantization_config":
-            yield from words_of_older(value, (*part, key))
+            yield from find_transformers4_entries(value, (*part, key))
 
 
 def _rope(config: dict) -> dict:
@@ -56,7 +56,7 @@ def _rope(config: dict) -> dict:
     return {names.get(name, name): value for name, value in words.items()}
 
 
-def without_tags(config: dict) -> dict:
+def write_plainly(config: dict) -> dict:
     """A configuration with what older versions can't read in any place put plainly, which newer ones read too."""
     kinds = KINDS.get(str(config.get("model_type")), {})
     return {
@@ -70,11 +70,11 @@ def without_tags(config: dict) -> dict:
 def _plain(value):
     """Infinity is an object of its own in transformers 5."""
     if isinstance(value, dict):
-        return float(value["__float__"]) if value.keys() == {"__float__"} else without_tags(value)
+        return float(value["__float__"]) if value.keys() == {"__float__"} else write_plainly(value)
     return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
-def tokenizer_words(config: dict) -> dict:
+def convert_tokenizer_config(config: dict) -> dict:
     """tokenizer_config.json of transformers 5 as older versions read it, which newer ones read too."""
     words = dict(config)
     if words.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
