@@ -5,7 +5,6 @@ which opens the sliced folders in that version too.
 """
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import config_text
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.export.transformers4_config import write_plainly
 from tests.plain import logits, without
 from tests.tiny import tiny_model
 
@@ -90,7 +88,3 @@ def test_a_tokenizer_is_one_that_the_older_version_knows(tiny_folder, tmp_path):
     # one in words that both know is copied as it is
     again = slice_checkpoint(out, Cut(0, 1), tmp_path / "again")
     assert (again / "tokenizer_config.json").read_bytes() == (out / "tokenizer_config.json").read_bytes()
-
-
-def test_infinity_is_a_number_that_every_version_reads():
-    assert write_plainly({"time_step_limit": [0.0, {"__float__": "Infinity"}]}) == {"time_step_limit": [0.0, math.inf]}

@@ -15,7 +15,6 @@ from huggingface_hub import ModelCard
 from deeper_layers.cuts import Cut
 from deeper_layers.export import lineage, model_card
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.models import packaged
 from deeper_layers.models.packaged import EMBEDDED
 
 OWN = """---
@@ -67,12 +66,6 @@ def test_what_the_hub_reads_comes_from_the_source(source, tmp_path):
     }  # fmt: skip
     assert "> # A model\n>\n> Its own words." in card.text and "deeper-layers prune source out" in card.text
     assert lineage.read_lineage(tmp_path / "out").steps[0].weights in card.text
-
-
-def test_a_source_without_a_card(source, tmp_path):
-    card = card_of(slice_checkpoint(source, Cut(1, 2), tmp_path / "out"))
-    expected = {"library_name": "transformers", "tags": ["layer-pruning"], "pipeline_tag": "text-generation"}
-    assert card.data.to_dict() == expected and model_card.KEPT_CARD not in card.text
 
 
 @pytest.mark.parametrize(
@@ -135,12 +128,6 @@ def test_a_lineage_of_another_model_is_refused(source, tmp_path):
     (first / "pruning.json").write_text("{}")  # somebody else's: left alone, and not copied
     slice_checkpoint(first, Cut(1, 2), tmp_path / "second")
     assert lineage.read_lineage(tmp_path / "second").kept == [0, 3]
-
-
-@pytest.mark.parametrize("model", list({model.name: model for model in packaged.PACKAGED.values()}.values()))
-def test_packaged_models_say_whose_they_are(model):
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", model.hub) and model.license and model.model_type
-    assert model.hub.lower().endswith(model.name.lower())
 
 
 def test_the_hash_of_a_gguf_file_tells_what_it_is(tmp_path):

@@ -2,10 +2,7 @@
 
 import errno
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +17,6 @@ from deeper_layers.export import slicing, tensor_writer
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.units import all_units, write_unit
 from tests.faults import killed_at
@@ -140,35 +136,6 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line_and_what_was_written_stays(t
     assert not (tmp_path / "out").exists() and len(list(tmp_path.glob("out.*.partial/made/*.safetensors"))) == 1
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda folder: (folder / "config.json").unlink(), "can't read .*config.json"),
-        (lambda folder: next(iter(sorted(folder.glob("*.safetensors")))).unlink(), "which is missing"),
-        (lambda folder: cut_short(sorted(folder.glob("*.safetensors"))[0], 100), "not a whole safetensors file"),
-        (lambda folder: cut_short(sorted(folder.glob("*.safetensors"))[0], 10**9), "not a whole safetensors file"),
-        (lambda folder: pickled(folder), "can run code when it is read"),
-    ],
-)
-def test_a_damaged_checkpoint_is_one_clear_line(spoil, message, tmp_path):
-    saved("llama", tmp_path / "whole", max_shard_size="40KB")
-    spoil(tmp_path / "whole")
-    with pytest.raises(InputError, match=message):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
-def cut_short(path: Path, bytes: int) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:-bytes] if bytes < len(content) else content[:4])
-
-
-def pickled(folder: Path) -> None:
-    for path in [*folder.glob("*.safetensors"), folder / INDEX]:
-        path.unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"")
-
-
 def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
     (tmp_path / "there").mkdir()
     with pytest.raises(InputError, match="exists"):
@@ -194,21 +161,6 @@ def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    words = [sys.executable, "-m", "deeper_layers", "prune", *map(str, arguments)]
-    return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-
-
-@pytest.mark.slow
-def test_the_command(tiny_folder, tmp_path):
-    done = command(tiny_folder, tmp_path / "out", "--drop", 2, "--rule", "simple")
-    assert done.returncode == 0, done.stderr
-    assert "drops layers 2..3 (0-based, 2 of 5), keeps [0:2] and [4:5]" in done.stdout
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert model.config.num_hidden_layers == 3
-
-
 def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
     hashed = []
     monkeypatch.setattr("deeper_layers.models.sources.hash_once", lambda path: hashed.append(path.name) or "0")
@@ -232,10 +184,3 @@ def test_any_layers_are_sliced_away(dropped, tmp_path):
     assert torch.equal(logits(reloaded, tokens), logits(drop_layers(model, cut), tokens))
     assert json.loads((out / "pruning.json").read_text())["steps"][0]["dropped"] == dropped
     assert cut.describe(6) in (out / "README.md").read_text()
-
-
-def test_a_sublayer_is_no_configuration(tmp_path):
-    tiny_model("llama").save_pretrained(tmp_path / "whole")
-    with pytest.raises(InputError, match="silence_sublayers"):
-        slice_checkpoint(tmp_path / "whole", Cut.of(mlp=[1]), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
