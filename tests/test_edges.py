@@ -149,12 +149,6 @@ def test_a_reader_that_read_enough_is_silent(tmp_path):
         assert process.stderr.read() == b"" and process.wait() != 0
 
 
-def test_the_help_says_how_it_ends():
-    said = " ".join(CliRunner().invoke(main, ["--help"]).stdout.split())
-    for words in ("0 done", "1 a value", "2 a command", "70 a fault", "130 interrupted", faults.SHOWN):
-        assert words in said
-
-
 # ---- papermill -------------------------------------------------------------------------------------------
 
 

@@ -148,7 +148,7 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
     def text() -> tuple[list, Callable]:
         said = priced(rule, price(rule, size, parameters, source.num_layers))
         print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
-        return _sequences(parameters, opened), sweeping.families_of(opened()[0])
+        return _sequences(parameters, opened), sweeping.tree_models_of(opened()[0])
 
     def losses(cuts: list[Cut]) -> list[float]:
         unit = candidates_unit(cuts, parameters, source, opened, text)

@@ -8,8 +8,8 @@ from .losses import request_loss as request_loss
 from .losses import text_loss as text_loss
 from .losses import text_requests as text_requests
 from .planning import Plan as Plan
-from .searching import families_of as families_of
 from .searching import known_of as known_of
+from .searching import tree_models_of as tree_models_of
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
 from .sweeps import sweep as sweep

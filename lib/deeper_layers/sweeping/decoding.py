@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.models.network import Handed
 from deeper_layers.sweeping.forward import begin_prefix, running
@@ -87,8 +88,7 @@ class Decoding:
 
     def _run(self, rows: list[list[int]], prefix: Prefix | None = None) -> Prefix:
         """Keys and values of some tokens at every node, without those of a prefix before them."""
-        width = max(map(len, rows))
-        ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], device=self.model.device)
+        ids = pad_sequence(list(map(torch.tensor, rows)), batch_first=True).to(self.model.device)
         scored_only = self.model.can.score_only
         forward, own = begin_prefix(self.network, self.model.tree, ids, prefix, scored_only=scored_only)
         forward.through()
@@ -110,27 +110,25 @@ class Decoding:
         """For each cut the new tokens of each prompt; `is_over` says of some lanes' new tokens which are finished."""
         device, count, cuts = self.model.device, len(self.prompts), len(self.model.cuts)
         new: list[list[int]] = [[] for _ in range(cuts * count)]
-        lanes, over = torch.arange(cuts * count, device=device), [False] * len(new)
         tokens = torch.tensor([prompt[-1] for prompt in self.prompts] * cuts, device=device)
         lengths = torch.tensor([[len(prompt) - 1] for prompt in self.prompts] * cuts, device=device)
+        lanes, going = torch.arange(len(new), device=device), torch.ones(len(new), dtype=torch.bool, device=device)
         for written in range(self.most):
             residuals = self._pass(written, tokens, lengths[lanes])
             some = residuals[..., 0, :].split(logits_at_once(self.network.head.weight.shape[0]), dim=-2)
             tokens = torch.cat([self.network.logits(states).argmax(dim=-1) for states in some])
-            going = [(row, lane) for row, lane in enumerate(lanes.tolist()) if not over[lane]]
-            for (_, lane), token in zip(going, tokens[[row for row, _ in going]].tolist(), strict=True):
-                new[lane].append(token)
-            ended = is_over([new[lane] for _, lane in going])
-            for (_, lane), ends in zip(going, ended, strict=True):
-                over[lane] = ends
+            answers = [new[lane] for lane in lanes[going].tolist()]
+            for answer, token in zip(answers, tokens[going].tolist(), strict=True):
+                answer.append(token)
+            ended = is_over(answers)
+            going[going.clone()] = ~torch.tensor(ended, device=device)
             finished(sum(ended))
-            if all(ended):
+            if not going.any():
                 break
-            if len(going) - sum(ended) < COMPACTED * len(lanes):
-                kept = torch.tensor([not over[lane] for lane in lanes.tolist()], device=device)
-                self._keep(kept)
-                lanes, tokens = lanes[kept], tokens[kept]
-        finished(over.count(False))
+            if going.sum() < COMPACTED * len(lanes):
+                self._keep(going)
+                lanes, tokens, going = lanes[going], tokens[going], going[going]
+        finished(int(going.sum()))
         return [new[first : first + count] for first in range(0, len(new), count)]
 
     def _pass(self, written: int, tokens: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

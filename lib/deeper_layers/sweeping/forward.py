@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.cuts import WHOLE
 from deeper_layers.models.network import Call, Handed, Network
@@ -28,32 +29,21 @@ class Batch:
     rows: torch.Tensor  # [N], the scored positions: which sequence ...
     slots: torch.Tensor  # [N], ... which of its scored positions ...
     places: torch.Tensor  # [B, S], ... and where these lie; filled up with 0
-    depths: torch.Tensor | None = None  # [B, T], distance from the beginning, where sequences have branches
+    depths: torch.Tensor | None = None  # [B, T], places in a sequence, where sequences have branches
     visible: torch.Tensor | None = None  # [B, T, T], whether a token (second) sees another (third), likewise
 
     @classmethod
     def of(cls, sequences: tuple[Sequence, ...], prefix: int, device) -> "Batch":
         """The batch of sequences, without the `prefix` tokens at their beginning."""
-        width = max(len(s.tokens) for s in sequences) - prefix
-        ids = torch.zeros(len(sequences), width, dtype=torch.long)
-        places = torch.zeros(len(sequences), max(len(s.scored) for s in sequences), dtype=torch.long)
-        rows, slots = [], []
-        for i, s in enumerate(sequences):
-            ids[i, : len(s.tokens) - prefix] = torch.tensor(s.tokens[prefix:])
-            places[i, : len(s.scored)] = torch.tensor(s.scored) - prefix
-            rows += [i] * len(s.scored)
-            slots += range(len(s.scored))
-        rows, slots = (torch.tensor(numbers, device=device) for numbers in (rows, slots))
-        tokens = sum(len(s.tokens) - prefix for s in sequences)
-        batch = cls(ids.to(device), tokens, rows, slots, places.to(device))
+        ids = _padded([s.tokens[prefix:] for s in sequences], device)
+        places = (_padded([s.scored for s in sequences], device) - prefix).clamp(min=0)
+        scored = [(row, slot) for row, s in enumerate(sequences) for slot in range(len(s.scored))]
+        rows, slots = torch.tensor(scored, device=device).unbind(dim=1)
+        batch = cls(ids, sum(len(s.tokens) - prefix for s in sequences), rows, slots, places)
         if any(s.branches for s in sequences):
-            depths = torch.zeros_like(ids)
-            visible = torch.eye(width, dtype=torch.bool).repeat(len(sequences), 1, 1)
-            for i, s in enumerate(sequences):
-                length = len(s.tokens) - prefix
-                depths[i, :length] = torch.tensor(s.depths[prefix:]) - prefix
-                visible[i, :length, :length] = s.visible[prefix:, prefix:]
-            batch.depths, batch.visible = depths.to(device), visible.to(device)
+            batch.depths, branches = _padded([s.depths[prefix:] for s in sequences], device).unbind(dim=2)
+            own, seen = branches[:, :, None], branches[:, None, :]
+            batch.visible = torch.ones_like(own == seen).tril() & ((seen == 0) | (seen == own))
         return batch
 
     @classmethod
@@ -61,6 +51,11 @@ class Batch:
         """Tokens [B, T] of which nothing is scored."""
         nothing = torch.empty(0, dtype=torch.long, device=ids.device)
         return cls(ids, ids.numel(), nothing, nothing, ids[:, :0])
+
+
+def _padded(rows: list, device) -> torch.Tensor:
+    """Numbers of each row, filled up with zeros to the longest."""
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
 
 
 class Forward:
@@ -90,7 +85,7 @@ class Forward:
         batch, network, past = self.batch, self.network, self.cache.length
         options: dict = {"use_cache": True, network.cache_argument: self.cache} if past or self.keep else {}
         if batch.visible is not None:
-            positions = batch.depths + past
+            positions = batch.depths
             before = torch.arange(past, device=positions.device).expand(len(positions), past)
             keys = torch.cat([before, positions], dim=1)
             visible = torch.nn.functional.pad(batch.visible, (past, 0), value=True)

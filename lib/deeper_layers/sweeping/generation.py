@@ -119,36 +119,29 @@ def _answer(
         of_kind = list(alike)
         batches += [of_kind[first : first + rows] for first in range(0, len(of_kind), rows)]
     answers: dict[Cut, list[list[int]]] = {cut: [] for cut in model.cuts}
-    numbers = itertools.count(FIRST_SHARD)
-    for batch in batches:
+    for number, (batch, group) in enumerate(itertools.product(batches, groups), start=FIRST_SHARD):
         asked = [prompt.tokens for prompt in batch]
-        fingerprint = np.array(hashlib.sha256(json.dumps(asked).encode()).hexdigest())
-        for group in groups:
-            same = {cut: {"asked": fingerprint, "cut": np.array(repr(cut))} for cut in group}
-            shard_of = dict(zip(group, numbers))
-            found = {cut: _kept(shards, shard_of[cut], same[cut], len(batch)) for cut in group}
-            skip(bar, len(batch) * sum(kept is not None for kept in found.values()))
-            if missing := [cut for cut, kept in found.items() if kept is None]:
-                is_over = _IsOver(model.network.model, tokenizer, batch[0].stop)
-                finished = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
-                written = _write(model.part(missing), asked, batch[0].most, is_over, finished)
-                for cut, tokens in zip(missing, written, strict=True):
-                    flat = np.array([token for row in tokens for token in row], dtype=np.int32)
-                    found[cut] = {"tokens": flat, "lengths": np.array([len(row) for row in tokens])}
-                    if shards:
-                        shards.put(shard_of[cut], found[cut] | same[cut])
-            for cut, kept in found.items():
-                parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
-                answers[cut] += [part.astype(int).tolist() for part in parts]
+        same = {
+            "asked": np.array(hashlib.sha256(json.dumps(asked).encode()).hexdigest()),
+            "cuts": np.array([repr(cut) for cut in group]),
+        }
+        like = {"tokens": (np.int32, (None,)), "lengths": (int, (len(group), len(batch)))}
+        kept = shards.get(number, same, like) if shards else None
+        if kept is not None and kept["lengths"].min() >= 0 and kept["lengths"].sum() == len(kept["tokens"]):
+            skip(bar, kept["lengths"].size)
+        else:
+            is_over = _IsOver(model.network.model, tokenizer, batch[0].stop)
+            finished = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
+            written = _write(model.part(group), asked, batch[0].most, is_over, finished)
+            flat = [token for of_cut in written for row in of_cut for token in row]
+            lengths = np.array([[len(row) for row in of_cut] for of_cut in written])
+            kept = same | {"tokens": np.array(flat, dtype=np.int32), "lengths": lengths}
+            if shards:
+                shards.put(number, kept)
+        parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
+        for place, cut in enumerate(group):
+            answers[cut] += [part.astype(int).tolist() for part in parts[place * len(batch) : (place + 1) * len(batch)]]
     return answers
-
-
-def _kept(shards: Shards | None, number: int, same: dict, rows: int) -> dict | None:
-    like = {"tokens": (np.int32, (None,)), "lengths": (int, (rows,))}
-    kept = shards.get(number, same, like) if shards else None
-    if kept is None or kept["lengths"].min() < 0 or kept["lengths"].sum() != len(kept["tokens"]):
-        return None
-    return kept
 
 
 def _write(

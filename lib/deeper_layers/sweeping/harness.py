@@ -5,13 +5,14 @@ collects its requests once, and hands it one set of answers after another to sco
 about is not its business: see `deeper_layers.sweeping.sweeps`.
 """
 
+import collections
 import difflib
 import functools
 import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -218,34 +219,34 @@ def score(
     with quiet():
         result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows = []
-    for task, metrics in result["results"].items():
-        samples = result["samples"].get(task, [])
-        items = len({s["doc_id"] for s in samples}) or metrics.get("sample_len")
-        for name, value in metrics.items():
-            metric, _, rule = str(name).partition(",")
-            if not rule or metric.endswith("_stderr") or not isinstance(value, int | float):
-                continue
-            error = metrics.get(f"{metric}_stderr,{rule}")
-            error = float(error) if isinstance(error, int | float) else math.nan
-            metric = _named(metric, rule)
-            rows.append({"task": task, "metric": metric, "value": value, "stderr": error, "items": items})
+    for task, found in result["results"].items():
+        items = len({s["doc_id"] for s in result["samples"].get(task, [])}) or found.get("sample_len")
+        rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
     outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
     return pd.DataFrame(rows), outcomes
+
+
+def _metrics(found: dict) -> Iterator[dict]:
+    """metric, value and stderr of all that lm-eval found for a task or a group."""
+    for key, value in found.items():
+        metric, _, rule = str(key).partition(",")
+        if rule and not metric.endswith("_stderr") and isinstance(value, int | float):
+            error = found.get(f"{metric}_stderr,{rule}")  # "N/A" where it is unknown
+            error = float(error) if isinstance(error, int | float) else math.nan
+            yield {"metric": _named(metric, rule), "value": value, "stderr": error}
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
     """For each multiple-choice task: accuracy of guessing at random, and of always naming the commonest answer."""
     levels = {}
     for name, task in tasks.loaded["tasks"].items():
-        if task.OUTPUT_TYPE != "multiple_choice":
-            continue
-        documents = {i.doc_id: i.doc for i in task.instances}
-        choices = [len(task.doc_to_choice(doc)) for doc in documents.values()]
-        targets = pd.Series([str(task.doc_to_target(doc)) for doc in documents.values()])
-        levels[name] = {
-            "chance": float(np.mean(1 / np.array(choices))),
-            "majority": float(targets.value_counts(normalize=True).max()),
-        }
+        if task.OUTPUT_TYPE == "multiple_choice":
+            documents = list({instance.doc_id: instance.doc for instance in task.instances}.values())
+            targets = collections.Counter(str(task.doc_to_target(document)) for document in documents)
+            levels[name] = {
+                "chance": float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents])),
+                "majority": max(targets.values()) / len(documents),
+            }
     return levels
 
 
@@ -264,28 +265,23 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
     places = [column for column in ("start", "size", "cut") if column in rows]
     for _, of_cut in rows.groupby(places, sort=False):
         place = of_cut.iloc[0][places].to_dict()
-        metrics: dict[str, dict] = {}
+        of_tasks: dict[str, dict] = {}
         for row in of_cut.to_dict("records"):
             metric, _, rule = row["metric"].partition(",")
-            of_task = metrics.setdefault(row["task"], {"sample_len": row["items"]})
             error = "N/A" if pd.isna(row["stderr"]) else row["stderr"]  # as lm-eval has what is unknown
-            of_task |= {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": error}
+            of_tasks.setdefault(row["task"], {"sample_len": row["items"]}).update(
+                {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": error}
+            )
         for name, group in groups.items():
             leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
-            aggregated = group.aggregate(metrics)
-            for key, value in aggregated.items():
-                metric, _, rule = str(key).partition(",")
-                if not rule or metric.endswith("_stderr"):
-                    continue
-                named = _named(metric, rule)
-                row = {"task": name, **place, "items": aggregated["sample_len"]}
-                error = aggregated[f"{metric}_stderr,{rule}"]  # "N/A" where a task has a single item
-                error = error if isinstance(error, int | float) else math.nan
-                found.append({**row, "metric": named, "value": value, "stderr": error})
-                of_metric = leaves[leaves["metric"] == named]
+            aggregated = group.aggregate(of_tasks)
+            for row in _metrics(aggregated):
+                row |= {"task": name, **place, "items": aggregated["sample_len"]}
+                each = leaves[leaves["metric"] == row["metric"]]
                 # unknown where that of a task is
-                error = math.sqrt((of_metric["stderr"].astype(float) ** 2).sum(skipna=False)) / len(of_metric)
-                found.append({**row, "metric": f"{named},macro", "value": of_metric["value"].mean(), "stderr": error})
+                error = math.sqrt((each["stderr"].astype(float) ** 2).sum(skipna=False)) / len(each)
+                macro = {"metric": f"{row['metric']},macro", "value": each["value"].mean(), "stderr": error}
+                found += [row, row | macro]
     return pd.DataFrame(found)[list(rows.columns)] if found else rows
 
 

@@ -1,4 +1,4 @@
-"""Loss on text of a family of pruned models: cross-entropy of the next token over fixed sequences.
+"""Loss on text of pruned models: cross-entropy of the next token over fixed sequences.
 
 Source: Gromov et al., arXiv 2403.17887, figure 3, where losses of models with different vocabularies are
 compared after division by ln V, the loss of guessing every one of V tokens alike.
@@ -62,7 +62,7 @@ def request_loss(
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. Twice `batch_tokens` is about what is run between
-    two shards. `family` is that of the model and these cuts, where it was made before.
+    two shards. `family` is the tree of the model and these cuts, where it was made before.
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     if not cuts:
@@ -79,18 +79,8 @@ def request_loss(
         if not np.isfinite(summed).all():
             raise overflowed("a loss", model, cut)
         losses = summed / lengths
-        # a token counts once, however long its sequence
-        mean = float(summed.sum() / lengths.sum())
-        error = float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else math.nan
-        rows.append(
-            {
-                "metric": METRIC,
-                "start": cut.start,
-                "size": cut.size,
-                "value": mean,
-                "stderr": error,
-                "items": len(losses),
-            }
-        )
+        error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
+        mean = summed.sum() / lengths.sum()  # a token counts once, however long its sequence
+        rows.append((METRIC, cut.start, cut.size, mean, error, len(losses)))
         of_sequences[cut.name] = [round(float(loss), 5) for loss in losses]
-    return pd.DataFrame(rows), of_sequences
+    return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), of_sequences

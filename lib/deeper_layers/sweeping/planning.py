@@ -7,8 +7,6 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
-
 BATCH_TOKENS = 4096
 LEAST_TOKENS = 64  # of a batch, where memory is short: most are of one sequence then
 PADDING = 0.05  # largest share of a batch's tokens that is padding
@@ -59,23 +57,12 @@ class Sequence:
         return len(self.tokens) - sum(self.branches)
 
     @property
-    def depths(self) -> list[int]:
-        """For each token, how many it has before it on its way from the beginning."""
-        depths = list(range(self.context))
-        for length in self.branches:
-            depths += range(self.context, self.context + length)
+    def depths(self) -> list[tuple[int, int]]:
+        """For each token, how many it has before it on its way from the beginning, and its branch; 0 is the context."""
+        depths = [(depth, 0) for depth in range(self.context)]
+        for number, length in enumerate(self.branches, start=1):
+            depths += [(depth, number) for depth in range(self.context, self.context + length)]
         return depths
-
-    @property
-    def visible(self) -> torch.Tensor:
-        """[T, T], whether a token (row) sees another (column): those before it, other branches excepted."""
-        length = len(self.tokens)
-        seen = torch.ones(length, length, dtype=torch.bool).tril()
-        start = self.context
-        for branch in self.branches:
-            seen[start : start + branch, self.context : start] = False
-            start += branch
-        return seen
 
 
 @dataclass(frozen=True)

@@ -17,29 +17,29 @@ from deeper_layers.sweeping.trial import Abilities
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
-def families_of(model) -> Callable[[list[Cut]], TreeModel]:
-    """What makes families of a model, one after another, whose savings are tried once: a search has one a step.
+def tree_models_of(model) -> Callable[[list[Cut]], TreeModel]:
+    """What makes trees of a model, one after another, whose savings are tried once: a search has one a step.
 
     Where a cut drops the first or last layer they are tried apart, as another layer then is that.
     """
     tried: dict[tuple[bool, ...], Abilities] = {}
     ends = (0, num_layers(model) - 1)
 
-    def family(cuts: list[Cut]) -> TreeModel:
+    def tree_of(cuts: list[Cut]) -> TreeModel:
         dropped = tuple(any(end in cut.dropped for cut in cuts) for end in ends)
         found = TreeModel(model, cuts, tried.get(dropped))
         tried[dropped] = found.can
         return found
 
-    return family
+    return tree_of
 
 
 def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
     """What measures pruned models of a model on sequences of tokens, each [T]: nats a token, for each of some cuts."""
-    family = families_of(model)
+    tree_of = tree_models_of(model)
 
     def losses(cuts: list[Cut]) -> list[float]:
-        rows, _ = text_loss(model, cuts, sequences, family=family(cuts))
+        rows, _ = text_loss(model, cuts, sequences, family=tree_of(cuts))
         return rows["value"].tolist()
 
     return losses

@@ -59,7 +59,7 @@ def sweep(
         datasets: a folder that is a local mirror of the hub (see `deeper_layers.data`).
         batch_tokens: tokens in one batch, padding included.
         memory: bytes to take at most beside the weights; the cuts are run in groups, and batches made smaller, to fit.
-        family: that of the model and these cuts, where it was made before.
+        family: the tree of the model and these cuts, where it was made before.
         shards: where finished parts are kept, so that an interrupted sweep goes on.
         engine: what writes the answers of generated tasks: None for our tree, "vllm" for vLLM where it is installed,
             one pruned model after another from a folder that goes.
@@ -207,7 +207,7 @@ def loglikelihoods(
 
 
 def plan_requests(
-    family: TreeModel,
+    tree_model: TreeModel,
     contexts: list[list[int]],
     continuations: list[list[int]],
     max_length: int,
@@ -222,46 +222,46 @@ def plan_requests(
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
     found = []
     while True:
-        parts = _arrange(family, contexts, continuations, max_length, batch_tokens, memory)
-        needed = max((family.estimate_bytes(*part) for part in parts), default=0)
-        steps = sum(tokens_of(pieces) * family.layer_steps(cuts) for cuts, pieces in parts)
+        parts = _arrange(tree_model, contexts, continuations, max_length, batch_tokens, memory)
+        needed = max((tree_model.estimate_bytes(*part) for part in parts), default=0)
+        steps = sum(tokens_of(pieces) * tree_model.layer_steps(cuts) for cuts, pieces in parts)
         found.append((max(0, needed - memory), steps, len(parts), needed, parts))
-        if batch_tokens <= LEAST_TOKENS or (needed <= memory and all(cuts == family.cuts for cuts, _ in parts)):
+        if batch_tokens <= LEAST_TOKENS or (needed <= memory and all(cuts == tree_model.cuts for cuts, _ in parts)):
             break
         batch_tokens //= 2
     _, steps, _, needed, parts = min(found, key=lambda one: one[:3])
-    layers = num_layers(family.network.model)
-    reads = int(len(parts) * family.network.layer_bytes * layers) if family.is_streamed else 0
+    layers = num_layers(tree_model.network.model)
+    reads = int(len(parts) * tree_model.network.layer_bytes * layers) if tree_model.is_streamed else 0
     scored = sum(piece.scored * len(cuts) for cuts, pieces in parts for piece in pieces)
     return Plan(
-        cuts=family.cuts, parts=parts, layers=layers, layer_steps=steps, bytes=needed, reads=reads,
-        seconds=_predict_seconds(family, steps, scored, reads) if steps else None, requests=len(contexts),
+        cuts=tree_model.cuts, parts=parts, layers=layers, layer_steps=steps, bytes=needed, reads=reads,
+        seconds=_predict_seconds(tree_model, steps, scored), requests=len(contexts),
     )  # fmt: skip
 
 
 def _arrange(
-    family: TreeModel, contexts, continuations, max_length: int, batch_tokens: int, memory: int
+    tree_model: TreeModel, contexts, continuations, max_length: int, batch_tokens: int, memory: int
 ) -> list[tuple[list[Cut], list[Piece]]]:
     """Cuts and pieces that run together: groups of cuts that memory holds, one cut at least."""
-    can = family.can
+    can = tree_model.can
     pieces = plan_pieces(contexts, continuations, max_length, batch_tokens, share=can.share, branch=can.branch)
-    if family.is_streamed:  # as many pieces as memory holds
-        runs = groups_within(pieces, lambda run: family.estimate_bytes(family.cuts, run), memory)
+    if tree_model.is_streamed:  # as many pieces as memory holds
+        runs = groups_within(pieces, lambda run: tree_model.estimate_bytes(tree_model.cuts, run), memory)
     else:  # those of one prefix
         runs = (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix))
     parts = []
     for run in runs:
-        whole = family.estimate_bytes(family.cuts, run) <= memory
-        groups = groups_within(family.cuts, lambda cuts, run=run: family.estimate_bytes(cuts, run), memory)
-        parts += [(group, run) for group in ([family.cuts] if whole else groups)]
+        whole = tree_model.estimate_bytes(tree_model.cuts, run) <= memory
+        groups = groups_within(tree_model.cuts, lambda cuts, run=run: tree_model.estimate_bytes(cuts, run), memory)
+        parts += [(group, run) for group in ([tree_model.cuts] if whole else groups)]
     return parts
 
 
 def _answer_pieces(
-    family: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
+    tree_model: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
 ) -> Iterator[tuple[Piece, dict]]:
     """The answers to pieces, in their order: from shards, or run and put there."""
-    cuts, steps = np.array([repr(cut) for cut in family.cuts]), family.layer_steps(family.cuts)
+    cuts, steps = np.array([repr(cut) for cut in tree_model.cuts]), tree_model.layer_steps(tree_model.cuts)
     numbered, found, missing = list(zip(pieces, numbers)), {}, []
     same = {
         number: {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.fingerprint)}
@@ -276,12 +276,12 @@ def _answer_pieces(
             found[number] = kept
             skip(bar, piece.tokens * steps)
     # what ran out of memory is done again
-    run = family.answer(missing, lambda steps: bar.update(min(steps, bar.total - bar.n)))
+    run = tree_model.answer(missing, lambda steps: bar.update(min(steps, bar.total - bar.n)))
     for piece, number in numbered:
         if number not in found:
             logprobs, greedy = next(run)
             if (bad := np.isnan(logprobs).any(axis=1)).any():  # before it is kept, or counts as the first choice
-                raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
+                raise overflowed("a log-probability", tree_model.network.model, tree_model.cuts[bad.argmax()])
             found[number] = same[number] | {"logprobs": logprobs, "greedy": greedy}
             if shards:
                 shards.put(number, found[number])
@@ -296,26 +296,20 @@ def overflowed(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(family: TreeModel, layer_steps: int, scored: int, reads: int) -> float:
-    """Seconds on this machine, from a batch of at most 256 tokens; the head counts by its number of parameters."""
-    network = family.network
-    steps = layer_steps + scored * family.head_layers
-    ids = torch.ones(4, min(64, 1 + layer_steps // 4), dtype=torch.long, device=network.device)
-    begin = time.perf_counter()
-    with torch.inference_mode(), network.reader.reading(0) as first:
-        read_in = time.perf_counter() - begin
+def _predict_seconds(tree_model: TreeModel, layer_steps: int, scored: int) -> float | None:
+    """Seconds on this machine, from a batch of at most 256 tokens; None where layers are read from disk.
 
-        def run(ids: torch.Tensor) -> None:
-            if family.is_streamed:
-                handed = network.handed(ids)
-                handed.calls[0](first, handed.residual)
-            else:
-                network.model.base_model(input_ids=ids, use_cache=False)
-
-        run(ids[:, :8])  # the first pass of a process is slow
-        begin = time.perf_counter()
-        run(ids)
-        if ids.is_cuda:
-            torch.cuda.synchronize()
-        of_step = (time.perf_counter() - begin) / ids.numel() / (1 if family.is_streamed else len(network.layers))
-    return steps * of_step + reads * read_in / network.layer_bytes
+    The head counts by its number of parameters.
+    """
+    network = tree_model.network
+    if tree_model.is_streamed or not layer_steps:
+        return None
+    ids, begin = torch.ones(4, min(64, 1 + layer_steps // 4), dtype=torch.long, device=network.device), 0.0
+    with torch.inference_mode():
+        for some in (ids[:, :8], ids):  # the first pass of a process is slow
+            begin = time.perf_counter()
+            network.model.base_model(input_ids=some, use_cache=False)
+            if ids.is_cuda:
+                torch.cuda.synchronize()
+    steps = layer_steps + scored * tree_model.head_layers
+    return steps * (time.perf_counter() - begin) / ids.numel() / len(network.layers)

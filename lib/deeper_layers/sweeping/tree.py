@@ -47,7 +47,6 @@ class Tree:
         levels: for each layer of the whole model its nodes.
         paths: for each cut its nodes, by layer.
         last: for each cut the number of the residual that goes to the head.
-        until: for each residual the last layer that needs it.
         done: for each layer the residuals that nothing needs once it has run.
     """
 
@@ -73,10 +72,10 @@ class Tree:
                 count += 1
         self.levels, self.last = levels, at
         # what goes to the head is taken from a residual as soon as it is there
-        self.until = {0: 0} | {node.leaves: node.layer for level in levels for node in level}
-        self.until |= {node.enters: node.layer for level in levels for node in level}
+        until = {0: 0} | {node.leaves: node.layer for level in levels for node in level}
+        until |= {node.enters: node.layer for level in levels for node in level}
         self.done: list[list[int]] = [[] for _ in range(layers)]
-        for number, layer in self.until.items():
+        for number, layer in until.items():
             self.done[layer].append(number)
 
     @cached_property
