@@ -68,7 +68,7 @@ def test_every_saving_is_used(family, dtype):
     assert can == Abilities(split=True, share=True, score_only=True, branch=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.thorough)])
 def test_what_gives_other_numbers_is_left_out(monkeypatch, dtype):
     model = tiny_model("llama", layers=LAYERS, dtype=dtype)
     expected, _ = loglikelihoods(model, cuts=CUTS, **asked(60))
@@ -138,15 +138,15 @@ def test_answers_take_no_more_than_is_estimated(llama):
 
 
 def test_little_memory_makes_groups_of_cuts_and_gives_the_same_numbers(llama):
-    expected, expected_greedy = loglikelihoods(llama, cuts=CUTS, **asked(60, 30))
+    expected, expected_greedy = loglikelihoods(llama, cuts=CUTS, **asked(60, 16))
     model = TreeModel(llama, CUTS)
-    whole = plan_requests(model, **asked(60, 30))
-    little = plan_requests(model, **asked(60, 30), memory=whole.bytes // 3)
+    whole = plan_requests(model, **asked(60, 16))
+    little = plan_requests(model, **asked(60, 16), memory=whole.bytes // 3)
     assert [cuts for cuts, _ in whole.parts] == [CUTS] and len(little.parts) > 1
     assert little.bytes <= whole.bytes // 3 and little.layer_steps > whole.layer_steps
     assert [cut for cuts, _ in little.parts for cut in cuts] == CUTS
     with allocated() as taken:
-        found, greedy = loglikelihoods(llama, cuts=CUTS, family=model, memory=whole.bytes // 3, **asked(60, 30))
+        found, greedy = loglikelihoods(llama, cuts=CUTS, family=model, memory=whole.bytes // 3, **asked(60, 16))
     assert taken[0] <= whole.bytes // 3
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
     assert np.array_equal(greedy, expected_greedy)
