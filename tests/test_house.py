@@ -15,6 +15,7 @@ from book.extension.running import HEAVY
 from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.results.places import AROUND as ROOT
 
+pytestmark = pytest.mark.quick
 HOUSE = ROOT / "lib" / "deeper_layers"
 # from the ground up: a room imports only from those before it
 ROOMS = [

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import zipfile
 
+import pytest
+
 from deeper_layers.results import places
 from deeper_layers.results.places import AROUND as ROOT
 
@@ -18,6 +20,7 @@ def test_published_units_are_the_repositorys():
     assert places.readable_folders() == [ROOT / "results"], "looked for once"
 
 
+@pytest.mark.thorough
 def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
     for name in ("lib", "results"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
