@@ -75,6 +75,8 @@ def changes(source: str) -> list[tuple[int, int, str]]:
 def draw(root: Path, part: str, count: int) -> list[tuple[str, Path, bytes, str]]:
     """Of a part first a file as it is, then mutants: the part, the file, its content, and what was changed."""
     files = sorted({path for glob in PARTS[part][0].split() for path in (root / "lib" / "deeper_layers").glob(glob)})
+    if not files:
+        sys.exit(f"this checkout has no file of {part}: name it in PARTS")
     every = [(path, *change) for path in files for change in changes(path.read_text(encoding="utf-8"))]
     mutants = [(part, files[0].relative_to(root), files[0].read_bytes(), "nothing")]
     for path, start, end, put in random.Random(0).sample(every, min(count, len(every))):
