@@ -377,7 +377,6 @@ def test_unknown_corpus():
     assert refusal(corpora.texts, "bible").startswith("corpus is 'bible', expected one of 'wikipedia', 'c4'")
 
 
-@pytest.mark.slow
 def test_unknown_task(names):
     message = refusal(QuestionAnsweringParameters.from_names, names | {"tasks": "capitals, capitols"})
     assert "unknown task 'capitols'" in message and "lm-eval ls tasks" in message
@@ -385,7 +384,6 @@ def test_unknown_task(names):
     assert "'capitals/two'" in refusal(QuestionAnsweringParameters, tasks="capitals/two")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "message"),
     [
@@ -400,7 +398,6 @@ def test_tasks_that_are_not_scored_are_refused_by_their_definitions(task, messag
     assert message in refusal(QuestionAnsweringParameters.from_names, names | {"tasks": f"capitals, {task}"})
 
 
-@pytest.mark.slow
 def test_data_out_of_reach_while_offline(tmp_path, monkeypatch):
     message = refusal(harness.load_tasks, ["piqa"], datasets=str(tmp_path))  # a mirror that lacks it
     assert "piqa" in message and "DATASETS_MIRROR" in message

@@ -30,6 +30,8 @@ from deeper_layers.errors import LONGEST
 from deeper_layers.experiments.parameter_texts import block_sizes, whole_numbers
 from deeper_layers.sweeping import text_loss
 
+pytestmark = pytest.mark.quick
+
 SMALL = PRESETS["small"]
 SQUARE = np.full((4, 4), 0.5)
 IDS = torch.ones(1, 4, dtype=torch.long)

@@ -16,6 +16,8 @@ from deeper_layers.models.checkpoint_files import read_shards
 from deeper_layers.pruning import drop_layers
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.quick
+
 CUT = Cut(2, 2)
 
 

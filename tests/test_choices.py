@@ -15,6 +15,8 @@ from deeper_layers.results.schema import check_unit
 from deeper_layers.results.units import Unit, all_units
 from deeper_layers.rules.choosing import REGISTERED
 
+pytestmark = pytest.mark.quick
+
 STATE = {"measured": "2026-01-01T00:00:00", "packages": {}, "commit": None, "dirty": None, "device": "",
          "seconds": 1.0, "peak_memory_bytes": 1}  # fmt: skip
 LAYERS, SEQUENCES = 6, 40

@@ -80,7 +80,7 @@ def straight(model: Path, folder: Path) -> dict:
     return rows(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_on_a_slurm_that_loses_jobs_and_a_node_and_the_driver_rows_are_those_of_a_plain_run(tmp_path):
     if why := slurm.why_not():
         pytest.skip(why)

@@ -282,7 +282,6 @@ def test_a_spoilt_mirror_is_one_line(spoil, offline, small_mirror):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
-@pytest.mark.slow
 def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
     cuts = [Cut(0, 0), Cut(2, 2)]
@@ -295,7 +294,6 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
-@pytest.mark.slow
 def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
 

@@ -149,7 +149,6 @@ def good(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
 def test_damaged_adapters_are_refused_in_one_line_or_give_one_finite_model(tmp_path):
     counts, bad = counted(adapter_cases.outcomes(range(600), tmp_path))
     assert bad == []

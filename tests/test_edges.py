@@ -18,6 +18,8 @@ from deeper_layers.command import main
 from deeper_layers.errors import InputError, one_line
 from deeper_layers.experiments import parameters as kinds
 
+pytestmark = pytest.mark.quick
+
 SECRET, TOKEN = "a secret of the environment", "hf_abcdefghijklmnopqrstuvwxyz"
 
 

@@ -8,6 +8,8 @@ from deeper_layers.export import engines, gguf_files
 from deeper_layers.export.engines import ENGINES, FULL, MIXTURE, TABLE, nearest_safe, safe_cuts, wrong_in
 from deeper_layers.models.gguf_checks import UNIFORM
 
+pytestmark = pytest.mark.quick
+
 LAYERS = 12
 # how transformers sees 12 layers of each family as released, written by hand from its configuration's default:
 # f full attention, s sliding, l linear; e experts, d dense; p rotary positions, n none

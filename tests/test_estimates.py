@@ -12,6 +12,8 @@ from deeper_layers.report import estimates, pairing
 from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND
 
+pytestmark = pytest.mark.quick
+
 QWEN = "Qwen2.5-Coder-1.5B-Instruct"
 
 

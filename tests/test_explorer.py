@@ -9,6 +9,8 @@ from book.extension import explorer
 from deeper_layers.results.frames import COLUMNS
 from deeper_layers.results.frames import _frame as frame
 
+pytestmark = pytest.mark.quick
+
 LN_V = 10.0
 
 

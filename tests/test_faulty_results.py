@@ -52,7 +52,6 @@ def what_is_there(folder):
     return found
 
 
-@pytest.mark.slow
 def test_killed_before_any_call_a_plain_run_finishes_and_leaves_nothing_over(tmp_path):
     calls = faults.calls_of(lambda: measured_by_parts(tmp_path / "straight"))
     expected, killed = what_is_there(tmp_path / "straight"), 0

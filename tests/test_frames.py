@@ -14,6 +14,8 @@ from deeper_layers.results import frames, places, rows
 from deeper_layers.results.packing import unpack_halves
 from deeper_layers.rules.choosing import REGISTERED
 
+pytestmark = pytest.mark.quick
+
 RESULTS = places.AROUND / "results"
 QWEN = "Qwen2.5-Coder-1.5B-Instruct"
 

@@ -15,6 +15,8 @@ from deeper_layers.rules.geometry import of_layers, of_pairs, of_states, places,
 from tests.plain import batch
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 
+pytestmark = pytest.mark.quick
+
 LAYERS, TOKENS = 4, 3
 LENGTHS = (9, 14, 2, 11)
 

@@ -13,6 +13,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.checkpoint_files import LARGEST, SINGLE, read_header
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.quick
+
 
 def entry(start, stop, shape=(2,), dtype="F32"):
     return {"dtype": dtype, "shape": list(shape), "data_offsets": [start, stop]}

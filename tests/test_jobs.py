@@ -14,6 +14,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.results.places import AROUND as ROOT
 
+pytestmark = pytest.mark.quick
+
 CONFIG = {"models": [], "options": {"limit": 10, "quantization": None, "text": "wikipedia"}, "results": "units"}
 PLAN = {
     "layers": 10,

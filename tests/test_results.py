@@ -29,6 +29,8 @@ from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.faults import calls_of, killed_at
 
+pytestmark = pytest.mark.quick
+
 CUTS_OF_KEY = [[0, 0], [0, 1]]
 KEY = {
     "model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3,
@@ -473,7 +475,6 @@ def swept(model, folder):
         return sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
 
 
-@pytest.mark.slow
 def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
     """In the middle of the sweep, between two shards and while one is written."""
     calls = calls_of(lambda: swept(tiny_folder, tmp_path / "uninterrupted"))

@@ -10,6 +10,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.rules.choosing import RULES, cuts_of_rule, measured_cuts
 from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
 
+pytestmark = pytest.mark.quick
+
 NAN = np.nan
 DISTANCES = np.array([
     [0.5, 0.2, 0.2, 0.1],  # that of the last layer is the smallest, and is none to drop

@@ -13,6 +13,8 @@ from deeper_layers.results.packing import pack, pack_halves, unpack
 from deeper_layers.results.places import AROUND
 from deeper_layers.results.schema import KINDS, check_unit
 
+pytestmark = pytest.mark.quick
+
 
 @functools.cache
 def of_kind(kind: str) -> dict:

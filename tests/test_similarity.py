@@ -12,6 +12,8 @@ from deeper_layers.similarity import angular_distances, batch_distances, measure
 from tests.plain import batch, plain_distances
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
+pytestmark = pytest.mark.quick
+
 LAYERS = 5
 LENGTHS = (7, 19, 3, 12, 19, 1, 10)  # some longer than the sliding window, one of a single token
 FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm")

@@ -12,6 +12,8 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.tree import Tree
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.quick
+
 LAYERS = 6
 
 

@@ -9,6 +9,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from deeper_layers.models import half_precision
 
+pytestmark = pytest.mark.quick
+
 
 def product(rows, bias, dtype=torch.bfloat16):
     generator = torch.Generator().manual_seed(0)

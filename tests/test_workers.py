@@ -78,7 +78,6 @@ def at_once(number: int, work) -> list:
     return found
 
 
-@pytest.mark.slow
 def test_eight_workers_on_forty_units_measure_each_once(tmp_path):
     def work(_):
         units = each([distances_of(number, tmp_path) for number in range(UNITS)])
