@@ -11,7 +11,14 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import geometry as measures
-from deeper_layers.rules.geometry import of_layers, of_pairs, of_states, places, recorded, skipped
+from deeper_layers.rules.geometry import (
+    kept_tokens,
+    measure_layers,
+    measure_pairs,
+    measure_states,
+    record_passes,
+    skip_each_layer,
+)
 from tests.plain import batch
 from tests.tiny import FAMILIES, VOCABULARY, tiny_model
 
@@ -130,7 +137,7 @@ def test_divergence_of_distributions():
 
 
 def test_tokens_are_evenly_spaced_up_to_the_last(sequences):
-    rows, columns = places(batch(sequences)["attention_mask"], TOKENS)
+    rows, columns = kept_tokens(batch(sequences)["attention_mask"], TOKENS)
     of_each = [columns[rows == row].tolist() for row in range(len(LENGTHS))]
     assert of_each == [[3, 5, 8], [4, 9, 13], [1], [3, 7, 10]]
 
@@ -160,7 +167,7 @@ def plain(model, tokens, kept):
 
 
 def test_one_pass_records_a_plain_reading_of_the_formulas(llama, sequences):
-    (found,) = recorded(llama, [batch(sequences)], tokens=TOKENS)
+    (found,) = record_passes(llama, [batch(sequences)], tokens=TOKENS)
     start = 0
     for number, (tokens, kept) in enumerate(zip(sequences, [[3, 5, 8], [4, 9, 13], [1], [3, 7, 10]])):
         x, a, m, output, everywhere = plain(llama, tokens, kept)
@@ -192,8 +199,8 @@ def last_logits(model, sequences):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_skipped_layer_is_a_dropped_one(family, sequences):
     model = tiny_model(family, layers=LAYERS)
-    (found,) = skipped(model, [batch(sequences)], tokens=TOKENS)
-    output, (rows, _) = last_logits(model, sequences), places(batch(sequences)["attention_mask"], TOKENS)
+    (found,) = skip_each_layer(model, [batch(sequences)], tokens=TOKENS)
+    output, (rows, _) = last_logits(model, sequences), kept_tokens(batch(sequences)["attention_mask"], TOKENS)
     ends = (torch.diff(rows, append=torch.tensor([-1])) != 0).numpy()  # the last token of each sequence
     for layer in range(LAYERS):
         expected = measures.divergence(output, last_logits(drop_layers(model, Cut(layer, 1)), sequences))[0]
@@ -203,7 +210,7 @@ def test_a_skipped_layer_is_a_dropped_one(family, sequences):
 
 
 def test_what_later_layers_add_without_an_earlier_one(llama, sequences):
-    (found,) = skipped(llama, [batch(sequences[:1])], tokens=TOKENS)
+    (found,) = skip_each_layer(llama, [batch(sequences[:1])], tokens=TOKENS)
     whole = plain(llama, sequences[0], [3, 5, 8])[0]
     without = plain(drop_layers(llama, Cut(1, 1)), sequences[0], [3, 5, 8])[0]
     added, changed = (whole[3] - whole[2]), (without[2] - without[1])  # by layer 2, after layer 1 or after layer 0
@@ -217,9 +224,9 @@ def test_a_layer_that_does_nothing_shows_in_every_measure(sequences):
         for part in (model.model.layers[2].self_attn.o_proj, model.model.layers[2].mlp.down_proj):
             part.weight.zero_()
     batches = [batch(sequences[:2]), batch(sequences[2:])]
-    passes, skips = (list(run(model, batches, tokens=TOKENS)) for run in (recorded, skipped))
-    layers, states = of_layers(passes, skips), of_states(passes)
-    pairs = of_pairs(passes, skips, neighbours=2)
+    passes, skips = (list(run(model, batches, tokens=TOKENS)) for run in (record_passes, skip_each_layer))
+    layers, states = measure_layers(passes, skips), measure_states(passes)
+    pairs = measure_pairs(passes, skips, neighbours=2)
     assert {len(values) for values in layers.values()} == {LAYERS}
     assert {len(values) for values in states.values()} == {LAYERS + 1}
     for name in ("norm_attention", "norm_mlp", "norm_layer", "skip"):
@@ -232,5 +239,5 @@ def test_a_layer_that_does_nothing_shows_in_every_measure(sequences):
 
 
 def test_layers_without_two_sublayers_are_refused(sequences):
-    with pytest.raises(InputError, match="has no attention"):
-        next(recorded(tiny_model("mamba", layers=2), [batch(sequences)], tokens=TOKENS))
+    with pytest.raises(InputError, match="has no mlp"):
+        next(record_passes(tiny_model("mamba", layers=2), [batch(sequences)], tokens=TOKENS))

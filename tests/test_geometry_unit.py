@@ -51,7 +51,7 @@ def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeyp
     """Without a change of any number: what was finished is not run again."""
     ran = []
 
-    whole, skipped = geometry.recorded, geometry.skipped
+    whole, skipped = geometry.record_passes, geometry.skip_each_layer
 
     def stopping(model, batches, **how):
         for number, found in enumerate(skipped(model, batches, **how)):
@@ -62,10 +62,10 @@ def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeyp
 
     counted = []
     monkeypatch.setattr(
-        geometry, "recorded",
+        geometry, "record_passes",
         lambda model, batches, **how: whole(model, (counted.append(1) or batch for batch in batches), **how),
     )  # fmt: skip
-    monkeypatch.setattr(geometry, "skipped", stopping)
+    monkeypatch.setattr(geometry, "skip_each_layer", stopping)
     with pytest.raises(KeyboardInterrupt):
         measured(tiny_folder, tmp_path)
     assert "million layer-steps" in capsys.readouterr().err  # before it runs

@@ -12,7 +12,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.models.streaming import Pinned, is_streamed
 from deeper_layers.results.shards import Shards
-from deeper_layers.rules.geometry import recorded, skipped
+from deeper_layers.rules.geometry import record_passes, skip_each_layer
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
@@ -52,7 +52,7 @@ def test_distances(both):
 def test_geometry(both):
     memory, disk = both
     given = batch([[5, 9, 17, 3, 2], [7, 8]])
-    for run in (recorded, skipped):
+    for run in (record_passes, skip_each_layer):
         found, expected = (next(run(model, [given], tokens=2)) for model in (disk, memory))
         assert all(np.array_equal(found[name], expected[name]) for name in expected)
     assert is_streamed(disk)

@@ -35,15 +35,15 @@ def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Cal
         layers, kept = source.num_layers, {"tokens": parameters.tokens}
         print(price(layers, *tokens), file=sys.stderr, flush=True)
         passes = list(in_batches(
-            shards, 0, batches, functools.partial(geometry.recorded, model, **kept), _of_pass(layers), "one pass"
+            shards, 0, batches, functools.partial(geometry.record_passes, model, **kept), _of_pass(layers), "one pass"
         ))  # fmt: skip
         skips = list(in_batches(
-            shards, len(batches), again, functools.partial(geometry.skipped, model, **kept), _of_skips(layers),
+            shards, len(batches), again, functools.partial(geometry.skip_each_layer, model, **kept), _of_skips(layers),
             "without each layer",
         ))  # fmt: skip
         bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
-        pairs = geometry.of_pairs(passes, skips, neighbours=parameters.neighbours)
-        rows = _rows(geometry.of_layers(passes, skips), 1) + _rows(geometry.of_states(passes, bar), 0)
+        pairs = geometry.measure_pairs(passes, skips, neighbours=parameters.neighbours)
+        rows = _rows(geometry.measure_layers(passes, skips), 1) + _rows(geometry.measure_states(passes, bar), 0)
         points = sum(batch["residuals"].shape[1] for batch in passes)
         return pd.DataFrame(rows), {
             "tokens": tokens[0], "points": points, "pairs": {name: _triangle(table) for name, table in pairs.items()}

@@ -7,7 +7,7 @@ Layers go one by one from the smallest, all in one shot, so that what goes need 
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.rules.rule import Known, Rule, in_order, rising
+from deeper_layers.rules.rule import Rule, in_order, rising
 
 
 def block_influence(cosines: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, " L"]:
@@ -15,16 +15,10 @@ def block_influence(cosines: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, " 
     return 1 - np.diagonal(cosines, offset=1)
 
 
-def _cuts(sizes, known: Known):
-    assert known.cosines is not None
-    return in_order(rising(block_influence(known.cosines), range(known.layers)), sizes)
-
-
 RULE = Rule(
     name="block-influence",
     words="the layers whose input and output are most alike over all tokens",
-    needs="cosines",
     source="Men et al., arXiv 2403.03853, section 3.2",
-    cuts=_cuts,
-    passes=lambda size, layers: 1.0,
+    needs="cosines",
+    cuts=lambda sizes, layers, cosines: in_order(rising(block_influence(cosines), range(layers)), sizes),
 )

@@ -6,12 +6,9 @@ perplexity. A size of n drops 2n sublayers, about as many weights as n layers ha
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
 from deeper_layers.rules.llm_drop import PARTS, without
-from deeper_layers.rules.rule import Known, Losses, Rule
+from deeper_layers.rules.rule import Losses, Rule, least
 
 
 def sublayer_order(most: int, layers: int, losses: Losses) -> list[tuple[int, int]]:
@@ -21,17 +18,12 @@ def sublayer_order(most: int, layers: int, losses: Losses) -> list[tuple[int, in
         left = [(row, layer) for row in range(len(PARTS)) for layer in range(layers) if (row, layer) not in order]
         # one layer stays, whichever of its sublayers are left
         cuts = {one: cut for one in left if (cut := without([*order, one])).size < layers}
-        found = np.asarray(losses(list(cuts.values())), dtype=float)
-        if np.isnan(found).any():
-            words = list(cuts.values())[int(np.isnan(found).argmax())].describe(layers)
-            raise InputError(f"the loss of a model that {words} is not a number: measure in another data type")
-        order.append(list(cuts)[int(found.argmin())])
+        order.append(list(cuts)[least(list(cuts.values()), losses, layers)])
     return order
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.losses is not None
-    order = sublayer_order(2 * max(sizes, default=0), known.layers, known.losses)
+def _cuts(sizes: Sequence[int], layers: int, losses: Losses) -> list[Cut]:
+    order = sublayer_order(2 * max(sizes, default=0), layers, losses)
     return [without(order[: 2 * size]) for size in sizes]
 
 
@@ -45,10 +37,10 @@ def candidate_passes(size: int, layers: int) -> float:
 RULE = Rule(
     name="block-pruner",
     words="one sublayer after another, each the one whose removal leaves the lowest loss",
-    needs="losses",
     source="Zhong et al., arXiv 2406.10594, algorithm 1",
+    needs="losses",
     cuts=_cuts,
-    passes=candidate_passes,
+    search=candidate_passes,
     heads=lambda size, layers: sum(2 * layers - step for step in range(2 * size)),
     drops_sublayers=True,
 )

@@ -1,17 +1,16 @@
-"""A bridge over a cut: the layer below it is changed so that it leaves what entered the layer above.
+"""What a rule makes of the layers that it keeps: a bridge over a cut, or layers that were merged (merging.py).
 
-Two linear maps of what its MLP adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1
-is y + m, with m what the MLP adds; the map A is that for which y + m A comes nearest to the residual that entered layer
-l+n, by least squares (a closed form) or by cosine (a short descent that starts there; the authors' starts at the
-identity). The MLP ends in a matrix: A is folded into it, exactly, wherever nothing stands between the two. And a layer
-that is trained on the same target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv
-2403.19135).
+Over a cut the layer below it is changed so that it leaves what entered the layer above. Two linear maps of what its MLP
+adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1 is y + m, with m what the MLP
+adds; the map A is that for which y + m A comes nearest to the residual that entered layer l+n, by least squares (a
+closed form) or by cosine (a short descent that starts there; the authors' starts at the identity). The MLP ends in a
+matrix: A is folded into it, exactly, wherever nothing stands between the two. And a layer that is trained on the same
+target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135).
+
 Letters in shapes: T tokens, D width.
 """
 
-import contextlib
 import copy
-from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -19,7 +18,7 @@ from torch import nn
 from deeper_layers.cuts import MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
-from deeper_layers.models.network import Call, Network, NotApart
+from deeper_layers.models.network import Call, Network
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.merging import merged_model
@@ -33,11 +32,9 @@ ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
 
 
 def changed_model(model, rule: Rule, cut: Cut, merged: list[Merged], sequences: list[torch.Tensor]):
-    """What a rule leaves of a model.
+    """What a rule that changes weights leaves of a model, which stays as it was.
 
     Args:
-        model: which stays as it was.
-        rule: one that changes weights.
         cut: what it drops.
         merged: the layers that are left, merged ones among them, where it merges; see `merged_layers`.
         sequences: tokens that a bridge is fitted on, each [T].
@@ -90,9 +87,7 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
         )
     pruned, below = drop_layers(model, cut), cut.start - 1
     if how == TRAINED:
-        changed = copy.deepcopy(decoder_layers(model)[below])
-        _train(model, changed, below, cut.stop, sequences)
-        decoder_layers(pruned)[below] = changed
+        decoder_layers(pruned)[below] = _trained_layer(model, below, cut.stop, sequences)
         return pruned
     writer = _writer(model, below)
     added, rest, wanted = _sides(model, writer, cut, sequences)
@@ -121,7 +116,7 @@ def _writer(model, layer: int) -> nn.Linear:
     shift = torch.linspace(-1, 1, module.out_features, dtype=torch.float64, device=module.weight.device)
     apart = copy.deepcopy(decoder_layers(model)[layer]).double()
     (_, ending), *_ = writers(apart, MLP)
-    call = _called(model, torch.arange(TRIED), layer, torch.float64)
+    call = _call_of(model, torch.arange(TRIED), layer, torch.float64)
     with torch.inference_mode():
         before = call(apart, residual)
         ending.register_forward_hook(lambda _, __, output: output + shift)
@@ -134,46 +129,35 @@ def _writer(model, layer: int) -> nn.Linear:
     return module
 
 
-def _sides(
-    model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _sides(model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """What the MLP below a cut adds, what else leaves its layer, and what enters the layer above; each [T, D]."""
     if (tokens := sum(map(len, sequences))) < writer.out_features:
         raise InputError(
             f"there are {tokens} tokens to fit a map of {writer.out_features} by {writer.out_features} on: give more "
             "sequences (samples)"
         )
-    added, residuals = [], []
-    with _watching(writer, added):
+    added, below, above = [], [], []
+    handle = writer.register_forward_hook(lambda _, __, output: added.append(output[0].double()))
+    try:
         for sequence in watched(sequences, "bridge, residuals"):
             found = residuals_of(model, sequence)
-            residuals.append((found[cut.start], found[cut.stop]))
-    below, above = (torch.cat(side) for side in zip(*residuals, strict=True))
-    of_mlp = torch.cat(added)
-    return of_mlp, below - of_mlp, above
-
-
-@contextlib.contextmanager
-def _watching(module: nn.Module, into: list[torch.Tensor]) -> Iterator[None]:
-    handle = module.register_forward_hook(lambda _, __, output: into.append(output[0].double()))
-    try:
-        yield
+            below.append(found[cut.start])
+            above.append(found[cut.stop])
     finally:
         handle.remove()
+    of_mlp = torch.cat(added)
+    return of_mlp, torch.cat(below) - of_mlp, torch.cat(above)
 
 
-def _nearest_by_cosine(
-    start: torch.Tensor, added: torch.Tensor, rest: torch.Tensor, wanted: torch.Tensor
-) -> torch.Tensor:
+def _nearest_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
     """The map that makes the mean cosine largest, from a first one, by Adam over the tokens in a fixed order."""
-    added, rest, wanted = (side.float() for side in (added, rest, wanted))
     with torch.inference_mode(False), torch.enable_grad():
         found = nn.Parameter(start.float().clone())
         steps = torch.optim.Adam([found], lr=COSINE_RATE)
         draw = torch.Generator().manual_seed(0)
         for _ in watched(range(EPOCHS), "bridge", "epoch"):
-            for some in torch.randperm(len(added), generator=draw).split(AT_ONCE):
-                m, y, z = (side[some.to(side.device)].clone() for side in (added, rest, wanted))
+            for some in torch.randperm(len(sides[0]), generator=draw).split(AT_ONCE):
+                m, y, z = (side[some.to(side.device)].float() for side in sides)
                 loss = 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
                 steps.zero_grad()
                 loss.backward()
@@ -181,11 +165,12 @@ def _nearest_by_cosine(
     return found.detach().double()
 
 
-def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torch.Tensor]) -> None:
-    """Train a layer to turn what enters it into what enters the layer above the cut.
+def _trained_layer(model, below: int, above: int, sequences: list[torch.Tensor]) -> nn.Module:
+    """A layer trained to turn what enters it into what enters the layer above the cut.
 
     Both are kept for all sequences: one pass of the whole model over them, and 8 T D bytes in memory.
     """
+    layer = copy.deepcopy(decoder_layers(model)[below])
     if not all(parameter.is_floating_point() for parameter in layer.parameters()):
         raise InputError(f"layer {below} has quantized weights, which can't be trained: open the model without that")
     if not sequences:
@@ -202,16 +187,16 @@ def _train(model, layer: nn.Module, below: int, above: int, sequences: list[torc
     for number in watched(order, "bridge"):
         with torch.no_grad():
             entering, wanted = (residual.clone().to(device) for residual in pairs[number])
-            call = _called(model, sequences[number], below, torch.float32)
+            call = _call_of(model, sequences[number], below, torch.float32)
         with torch.enable_grad():
             loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
             steps.zero_grad()
             loss.backward()
             steps.step()
-    layer.to(dtype).requires_grad_(False)
+    return layer.to(dtype).requires_grad_(False)
 
 
-def _called(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype) -> Call:
+def _call_of(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype) -> Call:
     """What a layer is handed for tokens [T] besides the residual, real numbers in a data type."""
 
     def cast(value):
@@ -220,10 +205,5 @@ def _called(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype) -> Ca
         return tuple(map(cast, value)) if isinstance(value, tuple) else value
 
     network = Network(model)
-    try:
-        call = network.handed(sequence[None].to(network.device)).calls[layer]
-    except NotApart:
-        raise InputError(
-            f"the layers of {type(model).__name__} can't be run one by one, and so not be fitted: choose another rule"
-        ) from None
+    call = network.handed(sequence[None].to(network.device)).calls[layer]
     return Call(cast(call.arguments), {name: cast(value) for name, value in call.named.items()})

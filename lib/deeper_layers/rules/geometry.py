@@ -18,11 +18,18 @@ from jaxtyping import Bool, Float, Int
 
 from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.errors import InputError
-from deeper_layers.models.network import Handed, Network, NotApart
-from deeper_layers.models.sublayers import only, sublayer
+from deeper_layers.models.network import Network, Residuals
 
 LEFT_OUT = 0.1  # of the ratios of TwoNN, the largest: Facco et al. 2017
 TOP = 5  # likeliest tokens whose overlap is counted: Csordas et al. 2025
+ROWS = 32  # whose distributions over all tokens are there at once
+PARTS = (ATTENTION, MLP, "layer")  # what adds something to the residual: the two sublayers, and both together
+
+Batch = dict[str, torch.Tensor]
+Arrays = dict[str, np.ndarray]
+
+
+# ---- formulas ------------------------------------------------------------------------------------------------
 
 
 def gram(points: Float[torch.Tensor, "N D"]) -> Float[torch.Tensor, "N N"]:
@@ -134,38 +141,11 @@ def divergence(
     return apart.clamp(min=0), common
 
 
-# ---- one pass ------------------------------------------------------------------------------------------
-
-ROWS = 32  # whose distributions over all tokens are there at once
-PARTS = (ATTENTION, MLP, "layer")  # what adds something to the residual: the two sublayers, and both together
-
-Batch = dict[str, torch.Tensor]
-Kept = tuple[torch.Tensor, torch.Tensor]  # rows and columns of tokens, both [N] of whole numbers
+# ---- one pass ------------------------------------------------------------------------------------------------
 
 
-def network_of(model: torch.nn.Module) -> Network:
-    """A model as layers that can be run one by one. Raises InputError for one whose layers have no two sublayers."""
-    network = Network(model)
-    for layer in network.layers:
-        for part in (ATTENTION, MLP):
-            sublayer(layer, part)
-    return network
-
-
-def handed(network: Network, batch: Batch) -> Handed:
-    """What the layers get for a batch. Raises InputError where they can't be run one by one."""
-    ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-    try:
-        return network.handed(ids, attention_mask=mask)
-    except NotApart:
-        raise InputError(
-            f"{type(network.model).__name__} does more between its layers than to hand on the residual: expected a "
-            "model whose layers run one by one; choose another one"
-        ) from None
-
-
-def places(mask: Int[torch.Tensor, "B T"], tokens: int) -> Kept:
-    """Rows and columns of the tokens that are kept: of each sequence as many, evenly spaced, the last among them.
+def kept_tokens(mask: Int[torch.Tensor, "B T"], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows and columns [N] of the tokens that are kept: of each sequence as many, evenly spaced, the last among them.
 
     Never the first, on which models rest attention that has nowhere to go, and whose norm is like no other's; a
     sequence of fewer tokens gives all but the first. Padded on the right.
@@ -178,18 +158,14 @@ def places(mask: Int[torch.Tensor, "B T"], tokens: int) -> Kept:
     return torch.tensor(rows), torch.tensor(columns)
 
 
-def last(mask: Int[torch.Tensor, "B T"]) -> Kept:
-    """Rows and columns of the last tokens, as `places` has them."""
-    return torch.arange(len(mask)), mask.sum(dim=1) - 1
-
-
-def recorded(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[dict[str, np.ndarray]]:
+@torch.inference_mode()
+def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch, from one pass, what the measures of all sequences are made of.
 
     Args:
         model: a decoder-only transformers model of L layers.
         batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
-        tokens: how many are kept of each sequence, see `places`.
+        tokens: how many are kept of each sequence, see `kept_tokens`.
 
     Returns:
         residuals [L+1, N, D], float32: what enters each layer, and leaves the last, before the final norm.
@@ -204,47 +180,40 @@ def recorded(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -
     Raises:
         InputError: the layers can't be run one by one, or have no attention and MLP of known names.
     """
-    network = network_of(model)
-    for batch in batches:
-        yield _recorded(network, batch, tokens)
+    network = Network(model)
+    last = len(network.layers) - 1
+
+    def state(hidden: torch.Tensor, mask: torch.Tensor) -> tuple:
+        """Of the residual between two layers: prompt entropies, the kept tokens, the last ones."""
+        lengths = mask.sum(dim=1)
+        entropy = [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, lengths.tolist())]
+        ends = hidden[torch.arange(len(mask), device=mask.device), lengths - 1]
+        return entropy, hidden[kept_tokens(mask, tokens)].float().cpu(), ends
+
+    def keep(residuals: Residuals) -> tuple:
+        entering, leaving, mask = residuals.entering, residuals.leaving, residuals.batch["attention_mask"]
+        kept = kept_tokens(mask, tokens)
+        x, between, left = (hidden[kept].double() for hidden in (entering, residuals.between, leaving))
+        pairs = ((between - x, x), (left - between, between), (left - x, x))
+        cosines = torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1)
+        norms = torch.stack([added.norm(dim=-1) / to.norm(dim=-1) for added, to in pairs], dim=-1)
+        states = [state(hidden, mask) for hidden in ([entering, leaving] if residuals.number == last else [entering])]
+        return cosines.cpu(), norms.cpu(), states
+
+    for of_layers in network.residuals(batches, keep):
+        cosines, norms, states = zip(*of_layers)
+        entropy, residuals, ends = zip(*sum(states, []))
+        yield {
+            "residuals": torch.stack(residuals).numpy(),
+            "cosines": torch.stack(cosines, dim=1).numpy(),
+            "norms": torch.stack(norms, dim=1).numpy(),
+            "entropy": np.array(entropy).T,
+            "lens": compare_outputs(network, ends[-1], ends),
+        }
 
 
-@torch.inference_mode()
-def _recorded(network: Network, batch: Batch, tokens: int) -> dict[str, np.ndarray]:
-    given, mask = handed(network, batch), batch["attention_mask"]
-    kept, ends, hidden = places(mask, tokens), last(mask), given.residual
-    states, cosines, norms = [], [], []
-    for number in network.in_turn(list(range(len(network.layers)))):
-        layer, call = network.layers[number], given.calls[number]
-        states.append(_state(hidden, mask, kept, ends))
-        with only(layer, ATTENTION):
-            between = call(layer, hidden)[kept].double()
-        entered, hidden = hidden[kept].double(), call(layer, hidden)
-        left = hidden[kept].double()
-        pairs = ((between - entered, entered), (left - between, between), (left - entered, entered))
-        cosines.append(torch.stack([torch.cosine_similarity(*pair, dim=-1) for pair in pairs], dim=-1))
-        norms.append(torch.stack([added.norm(dim=-1) / to.norm(dim=-1) for added, to in pairs], dim=-1))
-    states.append(_state(hidden, mask, kept, ends))
-    entropy, residuals, finals = zip(*states)
-    return {
-        "residuals": torch.stack(residuals).numpy(),
-        "cosines": torch.stack(cosines, dim=1).cpu().numpy(),
-        "norms": torch.stack(norms, dim=1).cpu().numpy(),
-        "entropy": np.array(entropy).T,
-        "lens": apart(network, finals[-1], finals),
-    }
-
-
-def _state(hidden: Float[torch.Tensor, "B T D"], mask: Int[torch.Tensor, "B T"], kept: Kept, ends: Kept) -> tuple:
-    """Of the residual between two layers: prompt entropy of each sequence, the kept tokens, the last ones."""
-    entropy = [spectral_entropy(row[:length].cpu()) for row, length in zip(hidden, mask.sum(dim=1).tolist())]
-    return entropy, hidden[kept].float().cpu(), hidden[ends]
-
-
-def apart(
-    network: Network, output: Float[torch.Tensor, "N D"], others: Sequence[Float[torch.Tensor, "N D"]]
-) -> Float[np.ndarray, "N M 2"]:
-    """How far what M other residuals give as output is from what the first gives, see `measures.divergence`."""
+def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[torch.Tensor]) -> np.ndarray:
+    """[N, M, 2] how far what M residuals [N, D] give as output is from what the first gives, see `divergence`."""
     found = []
     for some in torch.arange(len(output)).split(ROWS):
         logits = network.logits(output[some])
@@ -253,10 +222,11 @@ def apart(
     return torch.cat(found).numpy()
 
 
-# ---- without each layer --------------------------------------------------------------------------------
+# ---- without each layer --------------------------------------------------------------------------------------
 
 
-def skipped(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[dict[str, np.ndarray]]:
+@torch.inference_mode()
+def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch what it changes to leave out a layer, for each layer: L (L + 1) / 2 layers run, not L.
 
     Source: Csordas et al. 2025, arXiv 2505.13898; they show the largest change over tokens, here each is kept.
@@ -264,7 +234,7 @@ def skipped(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) ->
     Args:
         model: a decoder-only transformers model of L layers.
         batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
-        tokens: how many are kept of each sequence, see `recording.places`.
+        tokens: how many are kept of each sequence, see `kept_tokens`.
 
     Returns:
         later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
@@ -272,77 +242,68 @@ def skipped(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) ->
         output [N, L]: KL, in nats, from the model's output to that without layer s.
 
     Raises:
-        InputError: the layers can't be run one by one, or have no attention and MLP of known names.
+        InputError: the layers can't be run one by one.
     """
-    network = network_of(model)
-    for batch in batches:
-        yield _skipped(network, batch, tokens)
-
-
-@torch.inference_mode()
-def _skipped(network: Network, batch: Batch, tokens: int) -> dict[str, np.ndarray]:
+    network = Network(model)
     layers = len(network.layers)
-    given, mask = handed(network, batch), batch["attention_mask"]
-    kept = places(mask, tokens)
-    later = np.zeros((len(kept[0]), layers, layers))
-    whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
-    for number in network.in_turn(list(range(layers))):
-        layer, call = network.layers[number], given.calls[number]
-        before, whole = whole, call(layer, whole)
-        added = (whole[kept].double() - before[kept].double()).cpu()
-        for skip, residual in enumerate(without):
-            without[skip] = call(layer, residual)
-            changed = (without[skip][kept].double() - residual[kept].double()).cpu()
-            later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
-        without.append(before)
-    output = apart(network, whole[kept], [residual[kept] for residual in without])[..., 0]
-    return {"later": later, "output": output}
+    for batch in batches:
+        ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
+        given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
+        later = np.zeros((len(kept[0]), layers, layers))
+        whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
+        for number in network.in_turn(list(range(layers))):
+            layer, call = network.layers[number], given.calls[number]
+            before, whole = whole, call(layer, whole)
+            added = (whole[kept].double() - before[kept].double()).cpu()
+            for skip, residual in enumerate(without):
+                without[skip] = call(layer, residual)
+                changed = (without[skip][kept].double() - residual[kept].double()).cpu()
+                later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
+            without.append(before)
+        output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
+        yield {"later": later, "output": output}
 
 
-# ---- all batches together ------------------------------------------------------------------------------
-
-Arrays = dict[str, np.ndarray]
+# ---- all batches together ------------------------------------------------------------------------------------
 
 
-def of_layers(recorded: list[Arrays], skipped: list[Arrays]) -> dict[str, Float[np.ndarray, " L"]]:
-    """A value for each layer, the mean over the kept tokens.
+def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
+    """A value [L] for each layer, the mean over the kept tokens.
 
-    Of `recorded` cosine_PART and norm_PART of each of PARTS, of `skipped` skip: KL of the output without the layer.
+    Of passes cosine_PART and norm_PART of each of PARTS, of skips skip: KL of the output without the layer.
     """
     found = {}
     for name in ("cosine", "norm"):
-        means = np.concatenate([batch[f"{name}s"] for batch in recorded]).mean(axis=0)
+        means = np.concatenate([batch[f"{name}s"] for batch in passes]).mean(axis=0)
         found |= {f"{name}_{part}": means[:, number] for number, part in enumerate(PARTS)}
-    return found | {"skip": np.concatenate([batch["output"] for batch in skipped]).mean(axis=0)}
+    return found | {"skip": np.concatenate([batch["output"] for batch in skips]).mean(axis=0)}
 
 
-def of_states(recorded: list[Arrays], progress=iter) -> dict[str, Float[np.ndarray, " L1"]]:
-    """A value for each state, L + 1 of them.
+def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
+    """A value for each state, [L+1].
 
     lens_divergence, lens_overlap, prompt_entropy: means over sequences. effective_rank, two_nn, and two_nn_shuffled as
     its control: of the kept tokens of all sequences.
     """
-    lens = np.concatenate([batch["lens"] for batch in recorded]).mean(axis=0)
-    clouds = {"effective_rank": [], "two_nn": [], "two_nn_shuffled": []}
-    for points in progress(clouds_of(recorded)):
-        centred = points - points.mean(dim=0)
-        clouds["effective_rank"].append(np.exp(spectral_entropy(centred)))
-        clouds["two_nn"].append(two_nn(points))
-        clouds["two_nn_shuffled"].append(two_nn(shuffled(points)))
+    lens = np.concatenate([batch["lens"] for batch in passes]).mean(axis=0)
+    clouds = [
+        (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
+        for points in progress(_clouds(passes))
+    ]
     return {
         "lens_divergence": lens[:, 0],
         "lens_overlap": lens[:, 1],
-        "prompt_entropy": np.concatenate([batch["entropy"] for batch in recorded]).mean(axis=0),
-        **{name: np.array(values) for name, values in clouds.items()},
+        "prompt_entropy": np.concatenate([batch["entropy"] for batch in passes]).mean(axis=0),
+        **dict(zip(("effective_rank", "two_nn", "two_nn_shuffled"), np.array(clouds).T, strict=True)),
     }
 
 
-def of_pairs(recorded: list[Arrays], skipped: list[Arrays], *, neighbours: int) -> dict[str, np.ndarray]:
+def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> Arrays:
     """A value for every two states l and m, [L+1, L+1]: cka and neighbour_overlap; and skip_later, of layers, [L, L].
 
     skip_later is the mean over tokens of the change of what layer m adds where layer s is left out.
     """
-    clouds = list(clouds_of(recorded))
+    clouds = list(_clouds(passes))
     cka, overlap = np.eye(len(clouds)), np.eye(len(clouds))
     products = [gram(points).float() for points in clouds]
     nearest = [nearest_neighbours(points, neighbours) for points in clouds]
@@ -350,13 +311,12 @@ def of_pairs(recorded: list[Arrays], skipped: list[Arrays], *, neighbours: int) 
         adjacent = adjacency(nearest[first])
         for second in range(first + 1, len(clouds)):
             cka[first, second] = cka[second, first] = linear_cka(products[first], products[second])
-            common = neighbour_overlap(adjacent, nearest[second])
-            overlap[first, second] = overlap[second, first] = common
-    later = np.concatenate([batch["later"] for batch in skipped]).mean(axis=0)
+            overlap[first, second] = overlap[second, first] = neighbour_overlap(adjacent, nearest[second])
+    later = np.concatenate([batch["later"] for batch in skips]).mean(axis=0)
     return {"cka": cka, "neighbour_overlap": overlap, "skip_later": later}
 
 
-def clouds_of(recorded: list[Arrays]) -> Iterable[torch.Tensor]:
+def _clouds(passes: list[Arrays]) -> Iterable[torch.Tensor]:
     """The kept tokens of all sequences, [N, D] in float64, one state after another."""
-    for state in range(len(recorded[0]["residuals"])):
-        yield torch.from_numpy(np.concatenate([batch["residuals"][state] for batch in recorded])).double()
+    for state in range(len(passes[0]["residuals"])):
+        yield torch.from_numpy(np.concatenate([batch["residuals"][state] for batch in passes])).double()

@@ -7,11 +7,8 @@ them for about half of what they would cost one after another.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import Known, Losses, Rule, within
+from deeper_layers.rules.rule import Losses, Rule, least, within
 
 
 def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
@@ -19,38 +16,30 @@ def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
     order: list[int] = []
     for _ in range(most):
         candidates = [layer for layer in range(1, layers - 1) if layer not in order]
-        found = np.asarray(losses([Cut.of([*order, layer]) for layer in candidates]), dtype=float)
-        if np.isnan(found).any():
-            without = sorted([*order, candidates[int(np.isnan(found).argmax())]])
-            raise InputError(f"the loss without layers {without} is not a number: measure in another data type")
-        order.append(candidates[int(found.argmin())])
+        order.append(candidates[least([Cut.of([*order, layer]) for layer in candidates], losses, layers)])
     return order
 
 
-def greedy_cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
+def greedy_cuts(sizes: Sequence[int], layers: int, losses: Losses) -> list[Cut]:
     """For each size the layers that the search has dropped by then."""
-    assert known.losses is not None
-    within(sizes, known.layers - 2, "the first and the last layer are never dropped")
-    order = greedy_order(max(sizes, default=0), known.layers, known.losses)
+    within(sizes, layers - 2, "the first and the last layer are never dropped")
+    order = greedy_order(max(sizes, default=0), layers, losses)
     return [Cut.of(order[:size]) for size in sizes]
 
 
 def candidate_nodes(size: int, layers: int) -> float:
     """Passes of all layers that the tree needs for all steps, at most: nodes over layers."""
-    nodes = 0
-    for dropped in range(size):
-        left = layers - dropped
-        # all share the layers below the last candidate, and the one that drops layer i adds those above it
-        nodes += left - 2 + sum(left - 1 - place for place in range(1, left - 1))
-    return nodes / layers
+    # all share the layers below the last candidate, and the one that drops layer i adds those above it
+    steps = [left - 2 + sum(range(1, left - 1)) for left in range(layers, layers - size, -1)]
+    return sum(steps) / layers
 
 
 RULE = Rule(
     name="greedy",
     words="one layer after another, each the one whose removal leaves the lowest loss",
-    needs="losses",
     source="Song et al., arXiv 2402.09025, algorithm 1",
+    needs="losses",
     cuts=greedy_cuts,
-    passes=candidate_nodes,
+    search=candidate_nodes,
     heads=lambda size, layers: sum(layers - 2 - step for step in range(size)),
 )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut, check_size
 from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Known, Likeness, Merged, Rule, first_of
+from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, Rule, first_of
 
 SHARE = 7 / 40  # of the layers that become one at a time
 THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
@@ -50,25 +50,23 @@ def _checked(likeness: float) -> float:
     return likeness
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.likeness is not None
-    found = [merged_layers(size, known.layers, known.likeness) for size in sizes]
-    return [Cut.of(set(range(known.layers)) - set(map(first_of, layers))) for layers in found]
+def _cuts(sizes: Sequence[int], layers: int, likeness: Likeness) -> list[Cut]:
+    found = [merged_layers(size, layers, likeness) for size in sizes]
+    return [Cut.of(set(range(layers)) - set(map(first_of, left))) for left in found]
 
 
-def _rule(name: str, words: str, changes: str) -> Rule:
-    return Rule(
+RULES = tuple(
+    Rule(
         name=name,
         words=words,
-        needs="likeness",
         source="Yang et al., arXiv 2402.11187, algorithm 1",
+        needs="likeness",
         cuts=_cuts,
-        passes=lambda size, layers: 1.0 + len(THRESHOLDS) * layers,  # at most: what was tried before is remembered
+        search=lambda size, layers: 1.0 + len(THRESHOLDS) * layers,  # at most: what was tried before is remembered
         changes=changes,
     )
-
-
-RULES = (
-    _rule("laco", "layers merged into one below them, from the top down, by what they differ", MERGED),
-    _rule("laco-code", "layers whose matrices the last of them hands to the first, from the top down", LAST_TAKEN),
+    for name, words, changes in (
+        ("laco", "layers merged into one below them, from the top down, by what they differ", MERGED),
+        ("laco-code", "layers whose matrices the last of them hands to the first, from the top down", LAST_TAKEN),
+    )
 )

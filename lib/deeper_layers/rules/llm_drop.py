@@ -8,10 +8,9 @@ tokens, and the smallest go in one shot. A size of n drops n attentions, or n ML
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
-from deeper_layers.rules.rule import Known, Rule, rising
+from deeper_layers.rules.rule import Rule, rising
 
 PARTS = (ATTENTION, MLP)  # rows of the cosines of sublayers
 
@@ -21,31 +20,24 @@ def without(sublayers: Sequence[tuple[int, int]]) -> Cut:
     return Cut.of(**{part: [layer for row, layer in sublayers if row == number] for number, part in enumerate(PARTS)})
 
 
-def least_needed(sublayers: Float[np.ndarray, "2 L"], rows: Sequence[int]) -> list[tuple[int, int]]:
-    """Sublayers of some rows, those most like their input first; of equal ones attention, then the lowest layer."""
-    found = [(row, layer) for row in rows for layer in range(sublayers.shape[1])]
-    return rising(1 - sublayers[list(rows)].ravel(), found)
+def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray, rows: list[int]) -> list[Cut]:
+    """Those of some rows most like their input; of equal ones attention, then the lowest layer."""
+    order = rising(1 - cosines[rows].ravel(), [(row, layer) for row in rows for layer in range(layers)])
+    return [without(order[: size * len(rows)]) for size in sizes]
 
 
-def _rule(name: str, words: str, rows: tuple[int, ...]) -> Rule:
-    def cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-        assert known.sublayers is not None
-        order = least_needed(known.sublayers, rows)
-        return [without(order[: size * len(rows)]) for size in sizes]
-
-    return Rule(
+RULES = tuple(
+    Rule(
         name=name,
         words=words,
-        needs="sublayers",
         source="He et al., arXiv 2406.15786, section 3",
-        cuts=cuts,
-        passes=lambda size, layers: 2.0,  # each layer once without its MLP
+        needs="sublayers",
+        cuts=lambda sizes, layers, cosines, rows=rows: _cuts(sizes, layers, cosines, rows),
         drops_sublayers=True,
     )
-
-
-RULES = (
-    _rule("llm-drop-attention", "the attentions whose input and output are most alike", (0,)),
-    _rule("llm-drop-mlp", "the MLPs whose input and output are most alike", (1,)),
-    _rule("llm-drop", "the sublayers, twice as many as layers, whose input and output are most alike", (0, 1)),
+    for name, words, rows in (
+        ("llm-drop-attention", "the attentions whose input and output are most alike", [0]),
+        ("llm-drop-mlp", "the MLPs whose input and output are most alike", [1]),
+        ("llm-drop", "the sublayers, twice as many as layers, whose input and output are most alike", [0, 1]),
+    )
 )

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import Known, Rule, in_order, rising
+from deeper_layers.rules.rule import Losses, Rule, in_order, rising
 
 FIRST, LAST = 4, 2  # layers that the "+" variants keep at either end
+PLUS = ((False, "", ""), (True, "-plus", "; the first four and the last two stay"))
 
 
 def those_asked(layers: int, plus: bool) -> list[int]:
@@ -19,11 +20,10 @@ def those_asked(layers: int, plus: bool) -> list[int]:
     return list(range(FIRST, layers - LAST) if plus else range(layers))
 
 
-def _cuts(sizes: Sequence[int], known: Known, plus: bool) -> list[Cut]:
-    assert known.losses is not None
-    candidates = those_asked(known.layers, plus)
-    losses = np.asarray(known.losses([Cut(layer, 1) for layer in candidates]) if candidates else [], dtype=float)
-    return in_order(rising(losses, candidates), sizes)
+def _cuts(sizes: Sequence[int], layers: int, losses: Losses, plus: bool) -> list[Cut]:
+    candidates = those_asked(layers, plus)
+    found = np.asarray(losses([Cut(layer, 1) for layer in candidates]) if candidates else [], dtype=float)
+    return in_order(rising(found, candidates), sizes)
 
 
 def alone_nodes(size: int, layers: int) -> float:
@@ -31,17 +31,15 @@ def alone_nodes(size: int, layers: int) -> float:
     return (layers - 1 + sum(layers - 1 - layer for layer in range(layers))) / layers
 
 
-def _rule(plus: bool) -> Rule:
-    said = "; the first four and the last two stay" if plus else ""
-    return Rule(
-        name="perplexity-plus" if plus else "perplexity",
+RULES = tuple(
+    Rule(
+        name=f"perplexity{end}",
         words=f"the layers whose absence alone costs the least loss{said}",
-        needs="losses",
         source="Kim et al., arXiv 2402.02834, section 3",
-        cuts=lambda sizes, known: _cuts(sizes, known, plus),
-        passes=alone_nodes,
+        needs="losses",
+        cuts=lambda sizes, layers, losses, plus=plus: _cuts(sizes, layers, losses, plus),
+        search=alone_nodes,
         heads=lambda size, layers: layers,
     )
-
-
-RULES = (_rule(False), _rule(True))
+    for plus, end, said in PLUS
+)

@@ -8,31 +8,27 @@ it, and is none to choose.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Known, Rule, within
+from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Rule, within
 from deeper_layers.rules.window_cosine import most_alike
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.cosines is not None
-    within(sizes, known.layers - 2, "the first and the last layer are never dropped")
-    return [most_alike(known.cosines, size, least=1) for size in sizes]
+def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray) -> list[Cut]:
+    within(sizes, layers - 2, "the first and the last layer are never dropped")
+    return [most_alike(cosines, size, least=1) for size in sizes]
 
 
-def _rule(name: str, words: str, changes: str) -> Rule:
-    return Rule(
+RULES = tuple(
+    Rule(
         name=name,
-        words=f"the block that is most alike over all tokens, with a linear map in its place, {words}",
-        needs="cosines",
+        words=f"the block that is most alike over all tokens, with a linear map in its place, by {changes}",
         source="Shopkhoev et al., arXiv 2505.02819",
+        needs="cosines",
         cuts=_cuts,
-        passes=lambda size, layers: 1.0,
         fits=1.0,
         changes=changes,
     )
-
-
-RULES = (
-    _rule("replaceme", "by least squares", LEAST_SQUARES),
-    _rule("replaceme-cosine", "by cosine", COSINE),
+    for name, changes in (("replaceme", LEAST_SQUARES), ("replaceme-cosine", COSINE))
 )

@@ -5,18 +5,11 @@ with the last layer kept.
 """
 
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import Known, Rule
-
-
-def _cuts(sizes, known: Known) -> list[Cut]:
-    return [Cut(known.layers - size, size) for size in sizes]
-
+from deeper_layers.rules.rule import Rule
 
 RULE = Rule(
     name="reverse",
     words="the last layers",
-    needs="",
     source="Men et al., arXiv 2403.03853",
-    cuts=_cuts,
-    passes=lambda size, layers: 0.0,
+    cuts=lambda sizes, layers, _: [Cut(layers - size, size) for size in sizes],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -15,20 +15,16 @@ Merged = int | tuple
 Ranked = TypeVar("Ranked", int, tuple[int, int])
 Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
 
-HOW = {
-    "distances": "measure them with angular_distances", "losses": "open the model",
-    "cosines": "measure them with evaluation.known_of", "sublayers": "measure them with evaluation.known_of",
-    "saliences": "measure them with evaluation.known_of", "likeness": "open the model",
-}  # fmt: skip
+# what a rule may need, and how many passes of all layers it takes to measure: sublayers run each layer once more
+# without its MLP, saliences a backward pass worth two; of a search by "losses" or "likeness" the rule itself says it
+PASSES = {"": 0.0, "distances": 1.0, "cosines": 1.0, "sublayers": 2.0, "saliences": 3.0}
 # what a rule makes of the layers that it keeps; "" is nothing
 MERGED, LAST_TAKEN, LEAST_SQUARES, COSINE, TRAINED = "merged", "last taken", "least squares", "cosine", "trained"
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model when a rule is asked.
-
-    What is None was not measured.
+    """What is known of a model when a rule is asked; what is None was not measured.
 
     Attributes:
         layers: number of its layers, L.
@@ -58,26 +54,30 @@ class Rule:
     Attributes:
         name: as it is typed.
         words: what it drops, in a sentence's middle.
-        needs: attribute of `Known` without which it can't choose; "" where it needs none.
         source: paper and section.
-        cuts: for each size the cut, from what is known.
-        passes: its price in passes of all layers over the calibration text, for the largest size and L layers.
-        heads: and in passes of the head, which runs for each pruned model whose loss is measured.
-        fits: and for each size in passes over the text that a bridge is fitted on.
-        drops_sublayers: whether a layer may lose its attention or its MLP alone.
+        cuts: for each size the cut, from sizes, the number of layers, and what it needs.
+        needs: attribute of `Known` without which it can't choose; "" where it needs none.
         changes: what becomes of the weights that stay, of those above; "" where they stay as they are.
+        search: passes of all layers that it takes to search, for the largest size and L layers.
+        heads: and passes of the head, which runs for each pruned model whose loss is measured.
+        fits: and for each size passes over the text that a bridge is fitted on.
+        drops_sublayers: whether a layer may lose its attention or its MLP alone.
     """
 
     name: str
     words: str
-    needs: str
     source: str
-    cuts: Callable[[Sequence[int], Known], list[Cut]]
-    passes: Callable[[int, int], float]
+    cuts: Callable[[Sequence[int], int, Any], list[Cut]]
+    needs: str = ""
     changes: str = ""
+    search: Callable[[int, int], float] | None = None
     heads: Callable[[int, int], int] = lambda size, layers: 0
     fits: float = 0.0
     drops_sublayers: bool = False
+
+    def passes(self, size: int, layers: int) -> float:
+        """Its price over the calibration text, in passes of all layers, for the largest size and L layers."""
+        return self.search(size, layers) if self.search else PASSES[self.needs]
 
     def price(self, size: int, layers: int) -> str:
         """Its price, in words."""
@@ -85,11 +85,13 @@ class Rule:
 
     def choose(self, sizes: Sequence[int], known: Known) -> list[Cut]:
         """The cut of each size. Raises InputError where a size does not fit, or what it needs is missing."""
-        if self.needs and getattr(known, self.needs) is None:
-            raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: {HOW[self.needs]}")
+        needed = getattr(known, self.needs) if self.needs else None
+        if self.needs and needed is None:
+            how = "angular_distances" if self.needs == "distances" else "sweeping.known_of"
+            raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: measure them with {how}")
         for size in sizes:
             check_size(size, known.layers)
-        return self.cuts(sizes, known)
+        return self.cuts(sizes, known.layers, needed)
 
 
 def price_in_words(passes: float, heads: int) -> str:
@@ -124,3 +126,12 @@ def rising(scores: np.ndarray, candidates: Sequence[Ranked]) -> list[Ranked]:
         layer = found[1] if isinstance(found, tuple) else found
         raise InputError(f"the score of layer {layer} is not a number: use another data type")
     return [candidates[place] for place in np.argsort(scores, kind="stable")]
+
+
+def least(cuts: list[Cut], losses: Losses, layers: int) -> int:
+    """Which of some cuts leaves the lowest loss, of equal ones the first. Raises InputError where one is no number."""
+    found = np.asarray(losses(cuts), dtype=float)
+    if np.isnan(found).any():
+        words = cuts[int(np.isnan(found).argmax())].describe(layers)
+        raise InputError(f"the loss of a model that {words} is not a number: measure in another data type")
+    return int(found.argmin())

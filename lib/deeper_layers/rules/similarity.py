@@ -3,7 +3,6 @@
 Source: Gromov et al., arXiv 2403.17887, section 3.2, step 2.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +11,7 @@ from jaxtyping import Float
 from deeper_layers.checks import shown
 from deeper_layers.cuts import UNPRUNED, Cut, check_size
 from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import Known, Rule
+from deeper_layers.rules.rule import Rule
 
 if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
@@ -72,12 +71,11 @@ def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.Dat
 
     layers = len(mean)
     rows = [
-        {"start": start, "size": size, "distance": mean[size - 1, start], "stderr": error[size - 1, start],
-         "samples": samples}
+        (start, size, mean[size - 1, start], error[size - 1, start], samples)
         for size in range(1, layers + 1)
         for start in range(layers - size + 1)
-    ]  # fmt: skip
-    return pd.DataFrame(rows)
+    ]
+    return pd.DataFrame(rows, columns=["start", "size", "distance", "stderr", "samples"])
 
 
 def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
@@ -88,16 +86,10 @@ def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
     return matrix
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.distances is not None
-    return [similarity_cut(known.distances, size) for size in sizes]
-
-
 RULE = Rule(
     name="similarity",
     words="the block whose input and output point in the most similar directions",
-    needs="distances",
     source="Gromov et al., arXiv 2403.17887, section 3.2",
-    cuts=_cuts,
-    passes=lambda size, layers: 1.0,
+    needs="distances",
+    cuts=lambda sizes, layers, distances: [similarity_cut(distances, size) for size in sizes],
 )

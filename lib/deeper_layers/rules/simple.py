@@ -6,8 +6,6 @@ from deeper_layers.rules.rule import Rule
 RULE = Rule(
     name="simple",
     words="the layers just before the last one",
-    needs="",
     source="Gromov et al., arXiv 2403.17887, section 4.4",
-    cuts=lambda sizes, known: [simple_cut(known.layers, size) for size in sizes],
-    passes=lambda size, layers: 0.0,
+    cuts=lambda sizes, layers, _: [simple_cut(layers, size) for size in sizes],
 )

@@ -7,24 +7,24 @@ back, the block has n + 1 layers where n are dropped.
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.rules.rule import TRAINED, Known, Rule, within
+from deeper_layers.rules.rule import TRAINED, Rule, within
 from deeper_layers.rules.window_cosine import most_alike
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.cosines is not None
-    within(sizes, known.layers - 2, "one layer is trained and the last one stays")
-    return [Cut(most_alike(known.cosines, size + 1).start + 1, size) if size else UNPRUNED for size in sizes]
+def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray) -> list[Cut]:
+    within(sizes, layers - 2, "one layer is trained and the last one stays")
+    return [Cut(most_alike(cosines, size + 1).start + 1, size) if size else UNPRUNED for size in sizes]
 
 
 RULE = Rule(
     name="streamline",
     words="the block that is most alike over all tokens, with one trained layer in its place",
-    needs="cosines",
     source="Chen et al., arXiv 2403.19135, section 3",
+    needs="cosines",
     cuts=_cuts,
-    passes=lambda size, layers: 1.0,
     fits=1.0,  # what the trained layer's own work costs is not counted
     changes=TRAINED,
 )

@@ -4,26 +4,27 @@ Source: Kim et al., arXiv 2402.02834, section 3, with "Taylor": a layer's score 
 abs(w dL/dw), L the loss on the calibration text. "Taylor+" never drops the first four and the last two layers.
 """
 
-from deeper_layers.rules.perplexity import those_asked
-from deeper_layers.rules.rule import Known, Rule, in_order, rising
+from collections.abc import Sequence
+
+import numpy as np
+
+from deeper_layers.cuts import Cut
+from deeper_layers.rules.perplexity import PLUS, those_asked
+from deeper_layers.rules.rule import Rule, in_order, rising
 
 
-def _cuts(sizes, known: Known, plus: bool):
-    assert known.saliences is not None
-    candidates = those_asked(known.layers, plus)
-    return in_order(rising(known.saliences[candidates], candidates), sizes)
+def _cuts(sizes: Sequence[int], layers: int, saliences: np.ndarray, plus: bool) -> list[Cut]:
+    candidates = those_asked(layers, plus)
+    return in_order(rising(saliences[candidates], candidates), sizes)
 
 
-def _rule(plus: bool) -> Rule:
-    said = "; the first four and the last two stay" if plus else ""
-    return Rule(
-        name="taylor-plus" if plus else "taylor",
+RULES = tuple(
+    Rule(
+        name=f"taylor{end}",
         words=f"the layers whose weights matter least to first order{said}",
-        needs="saliences",
         source="Kim et al., arXiv 2402.02834, section 3",
-        cuts=lambda sizes, known: _cuts(sizes, known, plus),
-        passes=lambda size, layers: 3.0,  # a forward pass, and a backward one worth two
+        needs="saliences",
+        cuts=lambda sizes, layers, saliences, plus=plus: _cuts(sizes, layers, saliences, plus),
     )
-
-
-RULES = (_rule(False), _rule(True))
+    for plus, end, said in PLUS
+)

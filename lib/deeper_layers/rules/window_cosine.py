@@ -5,14 +5,12 @@ all tokens instead of the last one of a sequence, and is of cosines, not of angl
 blocks, those that keep the last layer; the authors' code tries those that drop it too.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import Known, Rule
+from deeper_layers.rules.rule import Rule
 
 
 def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -> Cut:
@@ -31,16 +29,10 @@ def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -
     return Cut(least + int(found.argmax()), size)
 
 
-def _cuts(sizes: Sequence[int], known: Known) -> list[Cut]:
-    assert known.cosines is not None
-    return [most_alike(known.cosines, size) for size in sizes]
-
-
 RULE = Rule(
     name="window-cosine",
     words="the block whose input and output are most alike over all tokens",
-    needs="cosines",
     source="Chen et al., arXiv 2403.19135, section 3.1",
-    cuts=_cuts,
-    passes=lambda size, layers: 1.0,
+    needs="cosines",
+    cuts=lambda sizes, layers, cosines: [most_alike(cosines, size) for size in sizes],
 )
