@@ -1,9 +1,11 @@
 """The command `deeper-layers`, also `python -m deeper_layers`: nothing is imported before Ctrl-C is heeded."""
 
+import signal
 import sys
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends as Ctrl-C does
     try:
         from deeper_layers.command import main
 

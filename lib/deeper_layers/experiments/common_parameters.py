@@ -36,7 +36,8 @@ MEASURES = "deeper_layers.experiments.asked"  # by name, and only where somethin
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # on every page, in this order
 # how pydantic names the ends of a range, and what it says of a number outside
-LIMITS, RANGES = ("ge", "le"), ("greater_than_equal", "less_than_equal", "finite_number")
+LIMITS = (("ge", "gt"), ("le", "lt"))
+RANGES = ("greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number")
 NUMBERS = {"int": "a whole number", "float": "a number"}
 
 Kind = TypeVar("Kind", bound="Shown")
@@ -117,7 +118,16 @@ class Shown(BaseModel):
         kinds = typing.get_args(field.annotation) or (field.annotation,)
         expected = ["None" if kind is type(None) else getattr(kind, "__name__", str(kind)) for kind in kinds]
         if first["type"] in RANGES:
-            low, high = (next(getattr(limit, end) for limit in field.metadata if hasattr(limit, end)) for end in LIMITS)
+            ends = [
+                getattr(limit, end)
+                for ends in LIMITS
+                for limit in field.metadata
+                for end in ends
+                if hasattr(limit, end)
+            ]
+            if len(ends) < 2:  # they are of another class: as pydantic says it
+                return f"{name} is {checks.shown(first['input'])}, {first['msg'].lower()}: correct the parameter"
+            low, high = ends
             expected = [*expected[1:], f"{NUMBERS[expected[0]]} from {low} to {high}"]
         return f"{name} is {checks.shown(first['input'])}, expected {' or '.join(expected)}: correct the parameter"
 

@@ -1,0 +1,301 @@
+"""What a user can get wrong: what is typed or given, and words of the one line that says so."""
+
+import dataclasses
+import math
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from deeper_layers import (
+    PRESETS,
+    Cut,
+    InputError,
+    angular_distances,
+    decoder_layers,
+    drop_layers,
+    heal,
+    load_model,
+    merge_adapters,
+    plan,
+    similarity_cut,
+    simple_cut,
+    slice_checkpoint,
+    sweep,
+)
+from deeper_layers.command import main
+from deeper_layers.data import corpora, embedded
+from deeper_layers.errors import LONGEST
+from deeper_layers.experiments import parameters as kinds
+from deeper_layers.experiments.parameters import QuestionAnsweringParameters, TakeAwayParameters
+from deeper_layers.results.places import AROUND as ROOT
+from deeper_layers.rules.choosing import cuts_of_rule
+from deeper_layers.sweeping import harness, text_loss
+
+LAYERS = 5  # of the tiny model
+PRUNE = "prune tiny out --rule simple --drop 1"
+SMALL = PRESETS["small"]
+IDS = torch.ones(1, 4, dtype=torch.long)
+
+
+@pytest.fixture
+def here(tiny_folder, tiny_gguf, tmp_path, monkeypatch):
+    """A folder to stand in, offline, with a model, its GGUF file, another file, and a pipe that blocks who reads it."""
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    shutil.copyfile(tiny_gguf, tmp_path / "tiny.gguf")
+    (tmp_path / "FILE").write_text("{}")
+    (tmp_path / "t5.json").write_text('{"model_type": "t5"}')
+    os.mkfifo(tmp_path / "PIPE")
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(f"{name}.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("DATASETS_MIRROR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TYPED = [  # what is typed, exit status, words of the line
+    ("sweep", 2, "Missing argument 'MODEL'"),
+    ("swep embedded", 2, "No such command 'swep'"),
+    ("sweep /no/such/folder", 1, "'/no/such/folder' is no file, no folder and no hub id"),
+    ("sweep nobody/nothing-by-this-name", 1, "check the name and the connection"),
+    ("distances tiny/config.json", 1, "is a file that is no GGUF"),
+    ("distances PIPE", 1, "a pipe or a device"),
+    (f"distances {'y' * 300}", 1, "MODEL is"),
+    ("plan none.gguf", 1, "none.gguf does not exist"),
+    ("plan", 2, "expected MODEL, or --model-config"),
+    ("plan tiny --model-config tiny/config.json", 2, "expected MODEL, or --model-config"),
+    ("plan --model-config t5.json", 1, "encoder-decoder"),
+    ("plan tiny --machine h100x0", 1, "--machine is 'h100x0', expected 'this' or one of h100, h200"),
+    ("plan tiny --machine h100 --heal big", 2, "'big' is not one of"),
+    ("sweep embedded --sizes two", 1, "--sizes is 'two': 'two' is no block size"),
+    ("sweep embedded --sizes 0-99999999999", 1, "is no block size from 0 to 10000"),
+    ("sweep embedded --sizes 0-30", 1, "--sizes is 30, expected 0 to 29 for a model of 30 layers"),
+    ("sweep embedded --tasks ' '", 1, "--tasks is ' ', expected a text that is not empty"),
+    ("sweep embedded --tasks capitals:five", 1, "--tasks has 'capitals:five', expected a task or, for 5 examples"),
+    ("sweep embedded --tasks 'capitals:1, capitals:2'", 1, "twice, and asks other things"),
+    ("sweep embedded --tasks 'sums, capitals:5'", 1, "task 'capitals' has no examples for its prompt"),
+    ("sweep embedded --tasks capitols", 1, "did you mean capitals"),
+    ("sweep embedded --tasks 'capitals, mbpp_instruct'", 1, "runs code that the model writes"),
+    ("sweep embedded --tasks wikitext", 1, "is of type loglikelihood_rolling"),
+    ("sweep tiny --tasks piqa --datasets tiny", 1, "DATASETS_MIRROR"),
+    ("sweep embedded --limit 0", 1, "--limit is 0, expected none or a whole number from 1"),
+    ("sweep embedded --limit ²", 2, "'²' is not a valid integer"),
+    ("sweep embedded --rules best", 1, "--rules is 'best', expected one of 'similarity', 'simple'"),
+    ("sweep embedded --engine ollama", 1, "--engine is 'ollama', expected one of"),
+    ("sweep embedded --limit 7 --no-measure", 1, "not measured: capitals"),
+    ("sweep embedded --layers 1 --sizes 0-1", 1, "--sizes is '0-1' beside a cut"),
+    ("distances embedded --samples 7 --no-measure", 1, "not measured: the distances of"),
+    ("distances embedded --samples 1", 1, "--samples is 1, expected a whole number from 2"),
+    ("distances embedded --datasets /no/such", 1, "--datasets is '/no/such', which is no folder"),
+    ("distances embedded --dtype fp8", 1, "--dtype is 'fp8'"),
+    ("distances embedded --device gpu", 1, "--device is 'gpu', expected 'auto', 'cpu'"),
+    ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected none, 'nf4' or 'int8'"),
+    ("distances embedded --corpus bible", 1, "--corpus is 'bible', expected one of 'wikipedia', 'c4'"),
+    ("distances tiny --revision main", 1, "is a folder: leave it out"),
+    ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
+    ("distances tiny --results '~no such user/x'", 1, "write the whole path"),
+    ("scan tiny --starts 3 --sizes 0-2", 2, "--sizes is of the cuts of rules"),
+    ("scan tiny --blocks none --starts 3", 2, "--starts says where blocks begin"),
+    ("scan tiny --tasks wikipedia:5@2", 1, "--tasks has 5 examples for wikipedia"),
+    ("heal embedded", 2, "--drop says how many layers go, --layers which: give one of them"),
+    ("heal embedded --drop 30", 1, "--drop is 30; expected 0 to 29"),
+    ("heal embedded --drop 2 --start 29", 1, "--start is 29 with size 2"),
+    ("heal embedded --drop 2 --layers 3", 2, "give one of them"),
+    ("heal embedded --layers '3, five'", 1, "--layers is '3, five', expected layers, counted from 0"),
+    ("heal embedded --drop 3 --preset tiny", 1, "--preset is 'tiny'"),
+    ("heal embedded --drop 3 --learning-rate nan", 1, "--learning-rate is nan"),
+    ("prune embedded out --drop 2 --start 1 --rule simple", 2, "give one of them"),
+    ("prune embedded out --drop 2 --adapter a --heal small", 2, "give one of them"),
+    ("prune embedded out --drop 2 --heal small --no-measure", 2, "--heal trains, and with --no-measure nothing is"),
+    ("prune tiny out", 2, "--drop says how many layers go"),
+    ("prune tiny tiny --drop 1", 1, "tiny exists: give"),
+    ("prune tiny FILE/out --drop 1", 1, "is no folder"),
+    ("prune tiny out --adapter none", 1, "which is no folder"),
+    ("prune tiny out --adapter tiny", 1, "lacks adapter_config.json"),
+    ("prune tiny out --drop 1 --dtype fp8", 1, "--dtype is 'fp8', expected one of auto"),
+    ("prune tiny out.gguf --drop 1", 1, "which is no GGUF file: give a folder"),
+    ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "--type is for one that ends in .gguf"),
+    ("prune tiny out --drop 1 --for ollama", 1, "--for has 'ollama', expected some of llama.cpp"),
+    ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
+    ("prune tiny out --mlp 1", 1, "--silence writes zeros where they end instead"),
+    ("report embedded --notebooks 99", 1, "--notebooks is '99', expected 'all' or some of 01-similarity"),
+    ("report embedded --notebooks 05 --rules none", 1, "--rules is 'none', expected one of"),
+    ("report embedded --out FILE", 1, "FILE is no folder"),
+    ("report a/b --cluster slurm --out out", 1, "with --cluster notebooks lie in jobs/"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("typed", "status", "words"), TYPED, ids=[typed[:60] for typed, _, _ in TYPED])
+def test_what_is_typed(typed, status, words, here):
+    before = sorted(here.rglob("*"))
+    done = CliRunner().invoke(main, shlex.split(typed))
+    print(done.stderr)  # shown where a test fails
+    lines = done.stderr.strip().splitlines()
+    assert done.exit_code == status and done.stdout == "" and "Traceback" not in done.stderr
+    assert words in lines[-1] and lines[-1].lower().startswith("error: ")
+    assert [path for path in sorted(here.rglob("*")) if "cache" not in path.parts] == before
+
+
+GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
+    (lambda m, t: Cut(-1, 1), "start is -1"),
+    (lambda m, t: Cut(1, 10**5000), "size is a int"),
+    (lambda m, t: Cut(4, 2).check(LAYERS), "start is 4 with size 2"),
+    (lambda m, t: simple_cut(LAYERS, LAYERS), "size is 5; expected 0 to 4"),
+    (lambda m, t: simple_cut("4", 1), "expected a whole number"),
+    (lambda m, t: similarity_cut(np.full((4, 4), np.nan), 1), "expected"),
+    (lambda m, t: cuts_of_rule("best", [1], LAYERS), "rule is 'best', expected one of 'similarity'"),
+    (lambda m, t: cuts_of_rule("similarity", [1], LAYERS), "angular_distances"),
+    (lambda m, t: dataclasses.replace(SMALL, rank=0), "rank is 0"),
+    (lambda m, t: dataclasses.replace(SMALL, learning_rate=math.inf), "learning_rate is inf"),
+    (lambda m, t: dataclasses.replace(SMALL, at_once=3), "at_once is 3, expected a divisor"),
+    (lambda m, t: corpora.texts("bible"), "corpus is 'bible', expected one of 'wikipedia', 'c4'"),
+    (lambda m, t: corpora.texts("c4"), "DATASETS_MIRROR"),
+    (lambda m, t: embedded.sums(9), "9"),
+    (lambda m, t: drop_layers(m, (1, 2)), "expected"),
+    (lambda m, t: drop_layers(m, Cut(0, LAYERS)), "size is 5"),
+    (lambda m, t: decoder_layers(torch.nn.Linear(2, 2)), "Linear"),
+    (lambda m, t: angular_distances(m, []), "there is no sequence"),
+    (lambda m, t: angular_distances(m, [{"input_ids": IDS, "attention_mask": 0 * IDS}]), "all padding"),
+    (lambda m, t: sweep(m, t, "capitals", [Cut(0, 0)]), "tasks is 'capitals'"),
+    (lambda m, t: sweep(m, t, ["capitals"], [(0, 0)]), "cut is (0, 0)"),
+    (lambda m, t: sweep(m, t, ["capitals"], [Cut(0, LAYERS)], limit=1), "size is 5"),
+    (lambda m, t: plan(m, t, ["capitals"], [Cut(0, 0)], limit=0), "limit is 0, expected None"),
+    (lambda m, t: sweep(m, t, ["capitals"], [Cut(0, 0)], num_fewshot=-1), "num_fewshot is -1"),
+    (lambda m, t: text_loss(m, [Cut(0, 0)], []), "there is no sequence"),
+    (lambda m, t: heal(m, t, "text", SMALL), "texts"),
+    (lambda m, t: heal(m, t, ["text " * 99], "small"), "config"),
+    (lambda m, t: merge_adapters(m), "adapters"),
+    (lambda m, t: load_model("tiny", dtype="fp8"), "dtype is 'fp8'"),
+    (lambda m, t: load_model("tiny", device="meta"), "device is 'meta'"),
+    (lambda m, t: load_model("a/b/c"), "no file, no folder and no hub id"),
+    (lambda m, t: slice_checkpoint("tiny", Cut(1, 1), "out", revision="main"), "revision is 'main', and"),
+    (lambda m, t: slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
+    (lambda m, t: QuestionAnsweringParameters(limit=True), "limit is True, expected int or None"),
+    (lambda m, t: QuestionAnsweringParameters(tasks=["capitals"]), "tasks is ['capitals'], expected str"),
+    (lambda m, t: QuestionAnsweringParameters.from_names({"modle": "a", "limit": 3}), "unknown parameter 'modle'"),
+    (lambda m, t: QuestionAnsweringParameters(tasks="mmlu", numbers="0"), "num_fewshot is None and tasks 'mmlu'"),
+    (lambda m, t: TakeAwayParameters(tasks="sums/0-1"), "block sizes for 'sums' alone"),
+    (lambda m, t: harness.check_limit(0.5), "limit is 0.5, expected None"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(GIVEN)))
+def test_what_is_given(number, opened, here):
+    call, words = GIVEN[number]
+    with pytest.raises(InputError) as caught:
+        call(*opened)
+    print(caught.value)
+    assert words in str(caught.value) and "\n" not in str(caught.value) and len(str(caught.value)) <= LONGEST
+
+
+ODD = [None, True, 7, -7, 10**30, 10**5000, 1.5, math.nan, math.inf, [], {}, b"x", object(), "7", "", "x" * 5000,
+       "nul\0l", "\ud800", "²", "0-99999999999", "../../x", "PIPE"]  # fmt: skip
+
+
+def test_every_odd_value_of_every_parameter_is_taken_or_told_in_one_line(here):
+    tried = 0
+    for kind in (kind for name, kind in vars(kinds).items() if name.endswith("Parameters")):
+        for name in kind.model_fields:
+            for value in ODD if name != "tasks" else ODD[:-4]:  # lm-eval is asked of names
+                tried += 1
+                try:
+                    kind(**{name: value})
+                except InputError as error:
+                    assert "\n" not in str(error) and len(str(error)) <= LONGEST, (kind, name)
+    assert tried > 3000
+
+
+@pytest.mark.thorough
+def test_words_that_were_drawn_end_in_one_line(here):
+    """Many more are drawn by `python -m tests.fuzz.words --count 10000`."""
+    from tests.fuzz import words
+
+    assert words.faults(count=1500, seed=27) == {}
+
+
+# ---- processes of their own ------------------------------------------------------------------------------------------
+
+
+def started(words: list[str], **options) -> subprocess.Popen:
+    path = os.pathsep.join([os.getcwd(), str(ROOT / "lib"), str(ROOT)])
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(words, env=environment, **pipes, **options)
+
+
+def test_ctrl_c_at_once_and_a_signal_later_are_told(here):
+    (here / "click.py").write_text("raise KeyboardInterrupt")  # while the first of the packages is imported
+    first = started([sys.executable, "-m", "deeper_layers", "distances", "tiny"])
+    assert (first.communicate(timeout=60)[1], first.returncode) == ("\ninterrupted\n", 130)
+    (here / "click.py").unlink()
+    slow = "import time, deeper_layers.models as m\ndef late(*_, **__): print('begun', flush=True); time.sleep(60)\n"
+    slow += "m.__dict__['find_model'] = late\nfrom deeper_layers.__main__ import main\nmain()"
+    second = started([sys.executable, "-c", slow, "distances", "tiny"])
+    assert "begun" in second.stderr.readline()  # what is printed meanwhile goes to stderr
+    time.sleep(0.1)
+    second.send_signal(signal.SIGTERM)
+    assert "interrupted: what was measured in full is kept" in second.communicate(timeout=60)[1]
+    assert second.returncode == 130
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("given", "words"), [
+    ("model: !!python/name:os.system", "can't read the parameters (could"),
+    ("model: !!timestamp 2020-01-01", "(Object of type date is not JSON"),
+    ("[1, 2]", "can't read the parameters (cannot convert dictionary"),
+])  # fmt: skip
+def test_parameters_of_papermill_run_nothing(given, words, here):
+    notebook = str(ROOT / "notebooks" / "01-similarity.ipynb")
+    done = started([sys.executable, "-m", "papermill", "--log-level", "ERROR", notebook, "made.ipynb", "-y", given])
+    said = done.communicate(timeout=120)[1]
+    assert done.returncode == 1 and words in said.splitlines()[-1]
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root reads all")
+@pytest.mark.parametrize("file", ["tiny/model.safetensors", "tiny"])
+def test_what_may_not_be_read_is_named(file, here):
+    # root may read what nobody may, unless it gives that right away
+    rights = "setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search"
+    words = [*(shlex.split(rights) if os.geteuid() == 0 else []), sys.executable, "-m", "deeper_layers"]
+    (here / file).chmod(0)
+    done = started([*words, *shlex.split(PRUNE)])
+    said = done.communicate(timeout=120)[1]
+    (here / file).chmod(0o700)
+    assert done.returncode == 1 and "no permission to read tiny/" in said.splitlines()[-1]
+
+
+# ---- what is not as it should be around the command ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "fault", "words"), [
+    ("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 10**6, 50_000), "where 0.05 MB are free"),
+    ("deeper_layers.models.stated_config", OSError(28, "No space left on device"), "make room, the same command"),
+    ("deeper_layers.models.stated_config", ImportError("x.so: failed to map segment"), "out of memory (x.so: failed"),
+    ("deeper_layers.models.stated_config", OSError(5, "Input/output error", "x"), "can't use x (Input/output error)"),
+])  # fmt: skip
+def test_a_machine_that_fails_is_told_in_one_line(name, fault, words, here, monkeypatch):
+    def fail(*_, **__):
+        raise fault
+
+    import deeper_layers.models
+
+    assert callable(deeper_layers.models.stated_config)  # loaded, so that it can be replaced
+    monkeypatch.setattr(name, fail if isinstance(fault, Exception) else fault)
+    done = CliRunner().invoke(main, shlex.split(PRUNE))
+    assert done.exit_code == 1 and words in done.stderr.strip().splitlines()[-1]
+    assert not (here / "out").exists()
+
+
+def test_a_mirror_of_the_environment_is_looked_at(here, monkeypatch):
+    monkeypatch.setenv("DATASETS_MIRROR", "/no/where")
+    done = CliRunner().invoke(main, ["plan", "tiny", "--tasks", "capitals"])
+    assert "DATASETS_MIRROR is '/no/where'" in done.stderr and done.exit_code == 1
