@@ -114,7 +114,7 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots, items, monkey
 
 
 def test_damage_is_found_by_hash(embedded):
-    """What becomes of truncated files, and of hashes that a user states: tests/test_bad_input.py, on small ones."""
+    """What becomes of truncated files, and of hashes that a user states: tests of GGUF files, on small ones."""
     package_index.check_hash(packaged.EMBEDDED.file(), packaged.EMBEDDED.sha256, "the embedded model")
     with pytest.raises(InputError, match="the embedded model at .* has SHA-256 .*, expected 0000"):
         package_index.check_hash(packaged.EMBEDDED.file(), "0" * 64, "the embedded model")

@@ -1,6 +1,6 @@
 """A checkpoint, a GGUF file and a unit, killed and failing at drawn calls, and workers killed at drawn moments.
 
-`python -m tests.fuzz.kills` and `python -m tests.fuzz.cluster` draw more.
+`python -m tests.fuzz.kills` draws more.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Words that nobody should type, for every option of every subcommand: seeded, as many as are asked for.
 
 `python -m tests.fuzz.words --count 10000 --seed 7` types them, opens no model, and prints the calls that end in
-anything but a line that says what was wrong. What it finds becomes a line of tests/test_words.py.
+anything but a line that says what was wrong. What it finds becomes a line of tests/test_refused.py.
 """
 
 import argparse

@@ -212,7 +212,9 @@ class HealingParameters(TaskParameters):
         given = {setting: value for setting, value in named.items() if value is not None} | others
         preset = PRESETS[self.preset]
         if "steps" in given:  # the same share of warm-up
-            given.setdefault("warmup_steps", round(preset.warmup_steps * min(given["steps"], checks.MANY) / preset.steps))
+            given.setdefault(
+                "warmup_steps", round(preset.warmup_steps * min(given["steps"], checks.MANY) / preset.steps)
+            )
         return dataclasses.replace(preset, quantization=self.quantization, **given)
 
     @property
