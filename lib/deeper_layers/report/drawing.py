@@ -110,8 +110,21 @@ class Picture:
             layout = {"title": {"text": in_lines(title)}, "height": tall[panel // columns]}
             self.panels.append({"data": [], "layout": layout | {"xaxis": {"title": x}, "yaxis": {"title": y}}})
 
-    def line(self, x, y, *, colour, panel=0, label=None, line: str | None = "solid", width=1.5, marker=None, size=4,
-             filled=True, hover=None):  # fmt: skip
+    def line(
+        self,
+        x,
+        y,
+        *,
+        colour,
+        panel=0,
+        label=None,
+        line: str | None = "solid",
+        width=1.5,
+        marker=None,
+        size=4,
+        filled=True,
+        hover=None,
+    ):
         """Points and the line through them, one of which may be None; `hover` are texts, one a point."""
         look = {"color": colour, "linestyle": LINES[line] if line else "", "linewidth": width}
         dots = {"marker": MARKERS[marker] if marker else "", "markersize": size}

@@ -48,9 +48,16 @@ NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
-COLOURS = {"similarity": BLUE, "simple": RED, topic("mmlu"): RED, topic("lettered_capitals"): YELLOW,
-           topic("capitals"): BLUE, topic("written_facts"): GREEN, topic("mmlu_continuation"): SKY,
-           topic("gsm8k"): PINK}  # fmt: skip
+COLOURS = {
+    "similarity": BLUE,
+    "simple": RED,
+    topic("mmlu"): RED,
+    topic("lettered_capitals"): YELLOW,
+    topic("capitals"): BLUE,
+    topic("written_facts"): GREEN,
+    topic("mmlu_continuation"): SKY,
+    topic("gsm8k"): PINK,
+}
 VECTORS = ["by_sequence", "outcome", "chosen", "target", "logprobs"]
 
 
@@ -64,9 +71,22 @@ class Nothing:
         return f'<p class="said" id="{as_html(self.name)}">Not measured.</p>'
 
 
-def curves(rows: pd.DataFrame, *, x: str = "share", y: str = "value", hue: str = "rule", stroke: str | None = None,
-           apart: str | None = None, shade: str | None = None, col: str | None = "model", row: str | None = "topic",
-           over: pd.DataFrame | None = None, title: str = "", name: str = "curves", caption: str = ""):  # fmt: skip
+def curves(
+    rows: pd.DataFrame,
+    *,
+    x: str = "share",
+    y: str = "value",
+    hue: str = "rule",
+    stroke: str | None = None,
+    apart: str | None = None,
+    shade: str | None = None,
+    col: str | None = "model",
+    row: str | None = "topic",
+    over: pd.DataFrame | None = None,
+    title: str = "",
+    name: str = "curves",
+    caption: str = "",
+):
     """Lines over bands of their intervals, a panel for each `col` and `row`, with lines for guessing and for the whole
     model; `y` is "value", "kept" or any number, its ends are `y`_low and `y`_high (of value low and high).
 
@@ -129,8 +149,9 @@ def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", c
     )
     rows, over = kept_distances(distances), nearest_of(distances).assign(label=NEAREST)
     of_text = "corpus" if rows["corpus"].nunique() > 1 else None
-    return curves(rows, x="start", y="distance", hue="size", shade="size", row=of_text, over=over, name=name,
-                  caption=caption)  # fmt: skip
+    return curves(
+        rows, x="start", y="distance", hue="size", shade="size", row=of_text, over=over, name=name, caption=caption
+    )
 
 
 def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts", caption: str = ""):
@@ -140,8 +161,18 @@ def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "bes
     last = pd.DataFrame({"label": "the block ends at the last layer", "share": [0, 1], "start_share": [1, 0]})
     over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
     several = "corpus" if rows["corpus"].nunique() > 1 else None
-    return curves(rows, x="share", y="start_share", hue="model", stroke=several, col=None, row=None, over=over,
-                  name=name, caption=caption)  # fmt: skip
+    return curves(
+        rows,
+        x="share",
+        y="start_share",
+        hue="model",
+        stroke=several,
+        col=None,
+        row=None,
+        over=over,
+        name=name,
+        caption=caption,
+    )
 
 
 def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
@@ -200,8 +231,17 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
     return picture.finish(name, plain_table(rows.drop(columns="shade")), caption, alt_text(panels, told))
 
 
-def in_rows(rows: pd.DataFrame, *, y: str, x: str = "value", hue: str | None = None, col: str = "model",
-            title: str = "", name: str = "in-rows", caption: str = ""):  # fmt: skip
+def in_rows(
+    rows: pd.DataFrame,
+    *,
+    y: str,
+    x: str = "value",
+    hue: str | None = None,
+    col: str = "model",
+    title: str = "",
+    name: str = "in-rows",
+    caption: str = "",
+):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
 
     What is infinite stands at the right end, open.

@@ -110,8 +110,10 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
     """Published scores beside the same measured now: model, task, topic, size, start, items, published with
     published_low and published_high (Wilson's), again, within (that interval)."""
     key = ["model", "task", "subject", "metric", "cut", "shots", "limit"]
-    old, new = (one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key) for one in
-                (published.query("repeat == 0 and healing.isna() and bits.isna()"), again))  # fmt: skip
+    old, new = (
+        one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key)
+        for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
+    )
     both = new.merge(old[[*key, "outcome"]], on=key, suffixes=("", "_old"))
     known = pd.DataFrame([accuracy(outcome).columns("published") for outcome in both["outcome_old"]], both.index)
     both = both.rename(columns={"value": "again"}).assign(topic=both["task"].map(topic)).join(known)

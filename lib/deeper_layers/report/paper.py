@@ -48,10 +48,17 @@ def authors_starts() -> pd.DataFrame:
     start_share."""
     hub = {name: of for of, name in HUB_NAMES.items()}
     rows = [
-        {"label": f"{name}, the authors'", "model": hub[name], "size": n, "start": start, "share": n / layers,
-         "start_share": start / layers}
-        for name, (layers, starts) in AUTHORS_STARTS.items() for n, start in enumerate(starts, start=1)
-    ]  # fmt: skip
+        {
+            "label": f"{name}, the authors'",
+            "model": hub[name],
+            "size": n,
+            "start": start,
+            "share": n / layers,
+            "start_share": start / layers,
+        }
+        for name, (layers, starts) in AUTHORS_STARTS.items()
+        for n, start in enumerate(starts, start=1)
+    ]
     return pd.DataFrame(rows)
 
 

@@ -51,11 +51,20 @@ def costs(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     """Mean share kept by place: model, task, topic, form ("letters", "words", "written"), place ("middle", "late"),
     blocks, items, value with low and high, untold."""
     rows = [
-        {"model": model, "task": task, "topic": topic(task), "form": FORMS[task], "place": place, "blocks": blocks,
-         "items": items, **estimate.columns(), "untold": estimate.untold}
+        {
+            "model": model,
+            "task": task,
+            "topic": topic(task),
+            "form": FORMS[task],
+            "place": place,
+            "blocks": blocks,
+            "items": items,
+            **estimate.columns(),
+            "untold": estimate.untold,
+        }
         for (model, task), of_place in _kept(scores, size).items()
         for place, (estimate, blocks, items) in of_place.items()
-    ]  # fmt: skip
+    ]
     names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
     return pd.DataFrame(rows, columns=names)
 

@@ -59,8 +59,9 @@ def rules(scores: pd.DataFrame, distances: pd.DataFrame | None = None, task: str
             of_rules[title] = {size: every[size][1][pick] for size, pick in picks.items()}
         regrets = {
             rule: mean_of([regret(every[size][1], losses[size]) for size in sizes])
-            for rule, losses in of_rules.items() if set(losses) >= set(sizes)
-        }  # fmt: skip
+            for rule, losses in of_rules.items()
+            if set(losses) >= set(sizes)
+        }
         draws = [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]
         regrets |= {f"random, mean of {len(draws)} draws": mean_of(draws)} if draws else {}
         shared = {"model": model, "sizes": ", ".join(map(str, sizes))}
