@@ -48,16 +48,9 @@ NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
-COLOURS = {
-    "similarity": BLUE,
-    "simple": RED,
-    topic("mmlu"): RED,
-    topic("lettered_capitals"): YELLOW,
-    topic("capitals"): BLUE,
-    topic("written_facts"): GREEN,
-    topic("mmlu_continuation"): SKY,
-    topic("gsm8k"): PINK,
-}
+COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
+COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": PINK}
+COLOURS = {topic(name): colour for name, colour in COLOURS.items()}
 VECTORS = ["by_sequence", "outcome", "chosen", "target", "logprobs"]
 
 
