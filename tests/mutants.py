@@ -23,16 +23,16 @@ from pathlib import Path
 AT_ONCE, SECONDS = 2, 900
 # of each part its files below deeper_layers and its tests; names that a checkout lacks are left out: they moved
 PARTS = {
-    "cuts": ("cuts.py", "pruning rules any_cut plan command"),
+    "cuts": ("cuts.py", "pruning rules any_cut jobs tree"),
     "similarity": ("similarity.py", "similarity rivals widened"),
     "pruning": ("pruning.py", "pruning any_cut slicing bridges"),
-    "sweeping": ("family/*.py evaluation/sweeps.py evaluation/losses.py sweeping/*.py sweep/*.py",
-                 "sweep tree generation evaluation streaming families words losses search memory"),
-    "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates statistics report studies"),
-    "claims": ("report/claims.py report/paper.py", "claims report paper"),
+    "sweeping": ("family/*.py evaluation/sweeps.py evaluation/losses.py sweeping/*.py",
+                 "tree sweep evaluation generation families streaming search memory scans"),
+    "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates statistics report"),
+    "claims": ("report/claims.py report/paper.py", "claims report"),
     "export": ("checkpoints/*.py export/*.py",
-               "slicing dialects casting merging gguf model_card engines damaged_checkpoints seeing families export"),
-    "healing": ("healing/*.py", "healing resuming distillation healed merging"),
+               "slicing engines casting dialects merging gguf model_card seeing quantized mtp damaged_checkpoints"),
+    "healing": ("healing/*.py presets.py", "healing healed resuming distillation merging"),
 }  # fmt: skip
 SWAPS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not",
