@@ -30,8 +30,8 @@ from deeper_layers.report import one_cut
 from deeper_layers.results.frames import scores_of
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 from deeper_layers.sweeping.tree import Tree
-from tests.test_choices import scores_unit
 from tests.test_command import said, typed
+from tests.test_frames import made_up
 from tests.test_quantized import quantized
 from tests.tiny import search, tiny_model
 
@@ -303,10 +303,10 @@ def test_a_task_that_was_swept_twice_counts_once():
     whole, half = np.ones(8), (np.arange(8) < 4).astype(float)
     units = [
         dataclasses.replace(
-            scores_unit("capitals", {"0,0": {"capitals": whole}, CUT.name: {"capitals": after}} | more),
+            made_up("capitals", {"0,0": whole, CUT.name: after} | more),
             provenance={"measured": day},
         )
-        for after, more, day in ((half, {}, "2026-02"), (whole, {"1,1": {"capitals": whole}}, "2026-01"))
+        for after, more, day in ((half, {}, "2026-02"), (whole, {"1,1": whole}, "2026-01"))
     ]
     (score,) = one_cut.scores_of(scores_of(units), CUT)
     assert score.items == 8 and score.asked == "Capitals, words chosen" and score.pruned[0] == 0.5, "the later one"

@@ -8,8 +8,8 @@ import torch
 from deeper_layers import models
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.bits import bits_unit, checkpoint_bytes
 from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.experiments.take_away import checkpoint_bytes, score_rounded
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
@@ -50,10 +50,12 @@ def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder)
     assert linear + 4 * (parameters - linear) + 4 * rows <= found < 4 * parameters
 
 
-def test_each_kind_of_weights_is_a_unit_measured_once(parameters, monkeypatch):
+def test_each_kind_of_weights_is_measured_once(parameters, monkeypatch):
     source = parameters.source()
-    assert bits_unit("nf4", CUTS, parameters.but(measure=False), source) is None
-    units = {kind: bits_unit(kind, CUTS, parameters, source) for kind in parameters.bits_list(source)}
+    assert score_rounded("nf4", {"similarity": CUTS}, parameters.but(measure=False), source) is None
+    units = {
+        kind: score_rounded(kind, {"similarity": CUTS}, parameters, source) for kind in parameters.bits_list(source)
+    }
     assert list(units) == ["bfloat16", "int8", "nf4"]
     for kind, unit in units.items():
         assert set(unit.rows["task"]) == {"capitals", "sums_one_digit"} and unit.key["dtype"] == "bfloat16"
@@ -64,9 +66,9 @@ def test_each_kind_of_weights_is_a_unit_measured_once(parameters, monkeypatch):
         )
         assert whole == checkpoint_bytes(model)
     monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("opened again"))
-    again = bits_unit("nf4", CUTS, parameters, source)
+    again = score_rounded("nf4", {"similarity": CUTS}, parameters, source)
     assert again.path == units["nf4"].path
-    assert bits_unit("nf4", CUTS, parameters.but(measure=False), source).path == again.path
+    assert score_rounded("nf4", {"similarity": CUTS}, parameters.but(measure=False), source).path == again.path
 
 
 def test_kinds_that_are_none(parameters):

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 from deeper_layers.command import main
 from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.units import all_units
+from deeper_layers.results.store import all_results
 from tests.cluster import slurm
 from tests.tiny import write_folder
 
@@ -65,7 +65,7 @@ def test_a_configuration_that_can_not_be_is_refused_before_any_job(content, said
 def rows(folder: Path) -> dict:
     """What was measured, by kind and name; a unit that is there twice fails."""
     with warnings.catch_warnings(action="error"):
-        units = all_units(folder)
+        units = all_results(folder)
     found = {(unit.key["model"]["name"], unit.kind, unit.name): unit.rows.to_dict("records") for unit in units}
     assert len(found) == len(units)
     return found

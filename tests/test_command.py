@@ -19,7 +19,7 @@ from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
 from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments import sweeps
+from deeper_layers.experiments import scoring
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.models import packaged
@@ -252,7 +252,7 @@ def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypa
         measured.extend(tasks)
         return sweep(model, tokenizer, tasks, cuts, **options)
 
-    monkeypatch.setattr(sweeps.sweeping, "sweep", interrupted)
+    monkeypatch.setattr(scoring.sweeping, "sweep", interrupted)
     done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
     said = "interrupted: what was measured in full is kept, and the same command goes on from there\n"
     assert done.stdout == "" and done.stderr.endswith(said)

@@ -1,4 +1,4 @@
-"""Units, adapters and checkpoints that are damaged or hostile: one line names them, and nothing comes of them.
+"""Adapters and checkpoints that are damaged or hostile: one line names them, and nothing comes of them.
 
 The cases by number are those of tests/fuzz, which tries more of them by a command.
 """
@@ -6,9 +6,7 @@ The cases by number are those of tests/fuzz, which tries more of them by a comma
 import functools
 import json
 import os
-import warnings
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,127 +15,8 @@ from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS
 from deeper_layers.healing.adapters import load_adapters, merge_adapters
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.packing import pack
-from deeper_layers.results.schema import KINDS
-from deeper_layers.results.units import all_units, content_hash, read_unit
-from tests.fuzz import adapter_cases, unit_cases
+from tests.fuzz import adapter_cases
 from tests.fuzz.trying import counted
-from tests.test_results import KEY, Measure, measure_or_load, measured
-
-# ---- units -----------------------------------------------------------------------------------------------
-
-
-def test_damaged_units_are_named_in_one_warning_or_can_be_drawn(tmp_path):
-    counts, bad = counted(unit_cases.outcomes(range(800), tmp_path))
-    assert bad == []
-    assert counts["clear"] > 550 and counts["harmless"] > 16
-
-
-def test_published_units_hold_what_their_kinds_ask_for():
-    assert {unit.kind for unit in all_units()} <= KINDS.keys()
-
-
-def kept(path, change) -> None:
-    """Damage to a unit that is signed anew, as by somebody who means it."""
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content | {"sha256": content_hash(content)}))
-
-
-def outcomes(content: dict, packed: str) -> None:
-    content["details"]["outcomes"]["0,1"]["a"]["acc"] = packed
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (lambda unit: unit["rows"][0].update(value="0.5"), "0.value"),
-        (lambda unit: unit["rows"][0].update(value=1.5), "accuracy"),
-        (lambda unit: unit["rows"][0].update(size=True), "0.size"),
-        (lambda unit: unit["rows"][0].update(size=7), "cuts of its key"),
-        (lambda unit: unit["rows"][0].pop("stderr"), "0.stderr"),
-        (lambda unit: unit["rows"][0].update(more=1), "0.more"),
-        (lambda unit: unit["rows"].pop(), "cuts of its key"),
-        (lambda unit: unit["rows"].append(unit["rows"][0]), "two rows"),
-        (lambda unit: unit.update(rows=[]), "rows"),
-        (lambda unit: unit.update(rows={"a": 1}), "rows"),
-        (lambda unit: unit["provenance"].pop("measured"), "provenance.measured"),
-        (lambda unit: unit["provenance"].update(measured="yesterday"), "provenance.measured"),
-        (lambda unit: unit["provenance"].update(measured=3), "provenance.measured"),
-        (lambda unit: unit.update(provenance=None), "provenance"),
-        (lambda unit: unit["details"].update(num_layers="5"), "num_layers"),
-        (lambda unit: unit["details"].update(num_layers=0), "num_layers"),
-        (lambda unit: unit["details"].pop("weights"), "weights"),
-        (lambda unit: unit["details"]["levels"].update(a=0.25), "levels.a"),
-        (lambda unit: unit["details"]["outcomes"].pop("0,1"), "outcomes are not of its cuts"),
-        (lambda unit: unit["details"].pop("outcomes"), "neither"),
-        (lambda unit: unit["details"].update(units=["../../x.json"]), "units.0"),
-        (lambda unit: outcomes(unit, "no base 64"), "base64|padding|Only"),
-        (lambda unit: outcomes(unit, "AAAA"), "can't be unpacked"),
-        (lambda unit: outcomes(unit, pack(np.zeros(4))), "as many as there are items"),
-        (lambda unit: outcomes(unit, pack(np.zeros(10**7))), "as many as there are items"),
-        (lambda unit: outcomes(unit, pack(np.zeros(3))[:-4]), "end too early|unpacked"),
-        (lambda unit: unit["details"].update(units=None), "units"),
-        (lambda unit: unit["details"]["levels"]["a"].update(majority=None), "majority"),
-        (lambda unit: unit.update(kind="swept"), "kind is 'swept', expected one of sweep, shots, "),
-        (lambda unit: unit.update(name="b"), "name"),
-        (lambda unit: unit.update(more=1), "more"),
-    ],
-)
-def test_a_unit_of_right_json_and_odd_content_is_left_out_and_measured_again(change, word, tmp_path):
-    measure = Measure()
-    path = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
-    kept(path, change)
-    with pytest.warns(UserWarning, match=rf"{path.name} is not a readable unit \(.*({word})") as caught:
-        assert all_units(tmp_path) == []
-    assert len(caught) == 1 and "\n" not in str(caught[0].message)
-    with pytest.warns(UserWarning):
-        measure_or_load("sweep", "a", KEY, measure, tmp_path)
-    assert measure.count == 2 and len(all_units(tmp_path)) == 1
-
-
-def test_any_change_of_a_unit_that_was_signed_is_found(tmp_path):
-    path = measure_or_load("sweep", "a", KEY, Measure(), tmp_path).path
-    whole = path.read_text()
-    changes = {
-        "0.25": "0.26",
-        '"device": "': '"device": "x',
-        '"value": 0.6': '"value": 0.5',
-        '"order": 1': '"order": 2',
-    }
-    for old, new in changes.items():
-        assert old in whole
-        path.write_text(whole.replace(old, new, 1))
-        with pytest.warns(UserWarning, match="its content is not that of its SHA-256|that of its outcomes"):
-            assert read_unit(path) is None
-    # laid out otherwise it is the same; one without a hash is not believed
-    path.write_text(json.dumps(dict(reversed(json.loads(whole).items())), indent=7))
-    assert read_unit(path) is not None
-    path.write_text(json.dumps({name: value for name, value in json.loads(whole).items() if name != "sha256"}))
-    with pytest.warns(UserWarning, match="its content is not that of its SHA-256"):
-        assert read_unit(path) is None
-
-
-def test_a_group_is_missing_where_the_unit_of_a_task_is(tmp_path):
-    """Nothing is drawn of it, and all that is measured again is that task."""
-    measure, of_group = Measure(), []
-
-    def group(shards):
-        of_group.append(measure_or_load("sweep", "a", KEY, measure, tmp_path))
-        rows, _ = measured(KEY["cuts"])
-        return rows.assign(task="b"), {"levels": {}, "units": [of_group[-1].path.name]}
-
-    for measured_before, spoil in (
-        (0, lambda path: None), (1, lambda path: None),
-        (1, lambda path: path.write_bytes(b"{")), (2, lambda path: path.unlink()),
-    ):  # fmt: skip
-        assert measure.count == len(of_group) == measured_before
-        if of_group:
-            spoil(of_group[-1].path)
-        with warnings.catch_warnings(action="ignore"):
-            assert measure_or_load("sweep", "b", KEY | {"task": "b"}, group, tmp_path).name == "b"
-    assert measure.count == len(of_group) == 3
-
 
 # ---- adapters --------------------------------------------------------------------------------------------
 

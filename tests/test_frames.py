@@ -1,7 +1,6 @@
 """One table of all results: every published number stands in it, and a reader's question is a short query."""
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -10,8 +9,10 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.cuts import Cut
-from deeper_layers.results import frames, places, rows
-from deeper_layers.results.packing import unpack_halves
+from deeper_layers.results import columns, frames, places
+from deeper_layers.results.packing import pack
+from deeper_layers.results.schema import KINDS
+from deeper_layers.results.store import Result, all_results
 from deeper_layers.rules.choosing import REGISTERED
 
 pytestmark = pytest.mark.quick
@@ -20,64 +21,57 @@ RESULTS = places.AROUND / "results"
 QWEN = "Qwen2.5-Coder-1.5B-Instruct"
 
 
+def made_up(task: str, right: dict[str, np.ndarray], layers: int = 6, rule: str = "simple") -> Result:
+    """Scores of a task: by cut which items were right."""
+    rows = [
+        {"task": task, "metric": "acc", "cut": cut, "value": float(np.mean(items)), "stderr": 0.1, "items": len(items),
+         "outcome": pack(items)} for cut, items in right.items()
+    ]  # fmt: skip
+    key = {"model": {"name": "m", "weights": "w"}, "dtype": "float32", "data": "d", "cuts": {rule: list(right)}}
+    key |= {"tasks": {task: {"shots": None, "limit": None}}}
+    return Result("scores", key, {"measured": "2026"}, rows, {"num_layers": layers, "weights": "none"})
+
+
 @pytest.fixture(scope="module")
 def scores():
     return results.scores(RESULTS)
 
 
 @pytest.fixture(scope="module")
-def distances():
-    return results.distances(RESULTS)
-
-
-@pytest.fixture(scope="module")
 def files():
-    """Every published unit as its file has it, by its path below the results."""
-    found = {path.relative_to(RESULTS).as_posix(): json.loads(path.read_bytes()) for path in RESULTS.glob("*/*.json")}
-    return {path: content for path, content in found.items() if "kind" in content}
-
-
-def named(row) -> str:
-    """A task as lm-eval and the files call it."""
-    return row.task if pd.isna(row.subject) else row.task.replace("mmlu", f"mmlu_{row.subject}", 1)
-
-
-def cut_of(row: dict) -> str:
-    if "layers" in row:
-        return Cut.of(row["layers"], row["attention"], row["mlp"]).name
-    return row.get("cut") or f"{row['start']},{row['size']}"
+    """Every published result as its file has it, by its path below the results."""
+    return {path.relative_to(RESULTS).as_posix(): json.loads(path.read_bytes()) for path in RESULTS.glob("*/*.json")}
 
 
 def test_every_published_score_stands_in_the_table_unchanged(scores, files):
-    have, of_group, missing = {}, {}, []
-    for row in scores.itertuples():
-        have.setdefault((row.path, named(row), row.cut, row.metric), []).append((row.value, row.items))
-        if not pd.isna(row.subject):
-            of_group.setdefault((row.path, row.task, row.cut, row.metric), {})[row.subject] = (row.value, row.items)
+    tasks = [
+        task if pd.isna(subject) else task.replace("mmlu", f"mmlu_{subject}", 1)
+        for task, subject in zip(scores["task"], scores["subject"], strict=True)
+    ]
+    have = {}
+    for key in zip(*(scores[name] for name in ("path", "cut", "metric", "value", "items")), tasks, strict=True):
+        have[key] = have.get(key, 0) + 1
     checked = 0
     for path, content in files.items():
-        if content["kind"] not in rows.SCORES:
-            assert content["kind"] in ("similarity", "distances", "geometry"), "a kind that no table holds"
-            continue
-        folder, _, name = path.partition("/")
-        parts = [f"{folder}/{part}" for part in content["details"].get("units", [name])]
-        for row in content["rows"]:
-            wanted, cut = (row["value"], row["items"]), cut_of(row)
-            if row["metric"] == "bytes":
-                found = row["value"] in set(scores.loc[scores["path"] == path, "bytes"])
-            elif rows.MMLU_FIELD.fullmatch(row["task"]):
-                continue  # of some subjects: no more than the mean of their items
-            elif row["task"] in ("mmlu", "mmlu_continuation"):
-                metric, _, macro = row["metric"].partition(",")
-                of_parts = [of_group.get((part, row["task"], cut, metric), {}) for part in parts]
-                values, items = zip(*{name: one for part in of_parts for name, one in part.items()}.values())
-                mean = np.average(values, weights=None if macro else items)
-                found = math.isclose(mean, row["value"], abs_tol=1e-12) and sum(items) == row["items"]
-            else:
-                found = any(wanted in have.get((part, row["task"], cut, row["metric"]), []) for part in parts)
-            checked += 1
-            missing += [] if found else [(path, row)]
-    assert checked > 20_000 and missing == []
+        for row in content["rows"] if content["kind"] == "scores" else ():
+            if row["task"] not in content["details"].get("groups", {}):
+                found = path, row["cut"], row["metric"], row["value"], row["items"], row["task"]
+                assert have.get(found), found
+                checked += 1
+    assert checked > 20_000 and {content["kind"] for content in files.values()} == KINDS.keys()
+
+
+def test_of_all_subjects_lm_eval_makes_the_mean_of_their_items(scores, files):
+    for path, content in files.items():
+        groups = content["details"].get("groups", {}) if content["kind"] == "scores" else {}
+        own = scores[(scores["path"] == path) & scores["subject"].notna()] if "mmlu" in groups else scores[:0]
+        for row in (row for row in content["rows"] if row.get("task") in ("mmlu",) and row["task"] in groups):
+            metric, _, macro = row["metric"].partition(",")
+            of_cut = own[(own["cut"] == row["cut"]) & (own["metric"] == metric)].drop_duplicates("subject")
+            assert np.average(of_cut["value"], weights=None if macro else of_cut["items"]) == pytest.approx(
+                row["value"]
+            )
+            assert of_cut["items"].sum() == row["items"]
 
 
 def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
@@ -87,33 +81,37 @@ def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
     assert len(kept) - len(alike) < 100
     assert np.allclose(alike["outcome"].map(np.mean), alike["value"], rtol=0, atol=1e-5)  # losses are kept to 5 digits
     chosen = kept[kept["target"].notna() & (kept["metric"] == "acc")]
-    assert len(chosen) > 3000 and all(
-        ((a == b) == c).all() for a, b, c in chosen[["chosen", "target", "outcome"]].values
-    )
+    right = [((a == b) == c).all() for a, b, c in chosen[["chosen", "target", "outcome"]].values]
+    assert len(chosen) > 3000 and all(right)
     assert all(row.logprobs.shape[0] == row.items for row in kept[kept["logprobs"].notna()].itertuples())
     # one vector is taken from another without wrapping around
     assert {vector.dtype for vector in kept["outcome"]} == {np.dtype(float)}
 
 
-def test_every_distance_stands_in_its_table_unchanged(distances, files):
-    number = 0
-    for path, content in files.items():
-        if content["kind"] in ("similarity", "distances"):
-            own, number = distances[distances["path"] == path], number + len(content["rows"])
-            for name in ("start", "size", "distance", "samples"):
+def test_distances_losses_and_geometry_stand_in_their_tables(files):
+    tables = {"distances": results.distances(RESULTS), "healing": results.healing(RESULTS)}
+    for kind, name in (("distances", "distance"), ("healing", "loss")):
+        for path, content in files.items():
+            if content["kind"] == kind:
+                own = tables[kind][tables[kind]["path"] == path]
                 assert own[name].tolist() == [row[name] for row in content["rows"]]
-            if packed := content["details"].get("by_sequence"):
-                assert (
-                    np.stack(list(own["by_sequence"])).T == unpack_halves(packed, content["rows"][0]["samples"])
-                ).all()
-    assert number == len(distances) > 4000 and list(distances) == list(frames.OF_DISTANCES)
+    assert len(tables["distances"]) > 4000 and tables["healing"]["step"].min() == 1
+    runs = results.runs(RESULTS)
+    assert len(runs) == len(files) and set(runs["kind"]) == KINDS.keys() and (runs["seconds"] > 0).all()
+    geometry, answers = results.geometry(RESULTS), results.answers(RESULTS)
+    pairs = geometry.query("model == 'Gemma-3-270m' and measure == 'cka'")
+    assert len(pairs) == 19 * 18 // 2 and (pairs["other"] > pairs["place"]).all() and set(pairs["of"]) == {"state"}
+    assert set(answers["variant"]) == {"whole", "sliced", "healed", "rounded"}
 
 
 def test_columns_are_those_that_are_described_whatever_is_there(scores, tmp_path):
-    assert list(scores) == list(frames.COLUMNS) and list(results.scores(tmp_path)) == list(frames.COLUMNS)
-    assert (results.scores(tmp_path).dtypes == scores.dtypes).all() and results.distances(tmp_path).empty
+    tables = {"scores": columns.COLUMNS} | {name: getattr(columns, f"OF_{name.upper()}") for name in
+              ("distances", "healing", "geometry", "runs", "answers")}  # fmt: skip
+    for name, described in tables.items():
+        full, empty = (getattr(results, name)(folder) for folder in (RESULTS, tmp_path))
+        assert list(full) == list(empty) == list(described) and (full.dtypes == empty.dtypes).all() and empty.empty
     assert set(results.scores(RESULTS, QWEN)["model"]) == {QWEN}
-    assert rows.CHANGED.keys() == {name for name, rule in REGISTERED.items() if rule.changes}
+    assert frames.CHANGED.keys() == {name for name, rule in REGISTERED.items() if rule.changes}
 
 
 def test_a_reader_asks_in_three_lines(scores):
@@ -135,17 +133,38 @@ def test_a_curve_of_each_rule_begins_with_the_whole_model(scores):
 def test_what_was_measured_twice_is_told_apart(scores):
     asked = scores.query(f"model == '{QWEN}' and task == 'mmlu' and subject == 'virology' and cut == '24,1'")
     asked = asked[(asked["limit"] == 20) & asked["healing"].isna() & (asked["rule"] == "similarity")]
-    assert sorted(asked["repeat"]) == [0, 1] and asked.set_index("repeat")["path"].str.contains("sweep")[0]
+    assert sorted(asked["repeat"]) == [0, 1]
     first = scores[scores["repeat"] == 0]
     assert not first.duplicated([*frames.QUESTION, *frames.CUT]).any()
+
+
+def test_what_nobody_chose_has_no_rule_and_sublayers_are_counted_as_their_rule_does():
+    whole, cut = np.ones(4), Cut.of([1], attention=[3])
+    given = frames.scores_of([made_up("a", {"0,0": whole, "2,1": whole}, rule="given")])
+    assert given["rule"].isna().all() and given["size"].tolist() == [0, 1]
+    dropped = made_up("a", {"0,0": whole, cut.name: whole}, rule="llm-drop")
+    unknown = frames.scores_of([dropped])
+    assert pd.isna(unknown["size"][1]) and set(unknown["rule"]) == {"llm-drop"}
+    dropped.details["sizes"] = {cut.name: 2}
+    assert frames.scores_of([dropped])["size"].tolist() == [0, 2]
 
 
 def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path):
     folder = tmp_path / "Gemma-3-270m"
     folder.mkdir()
-    whole, damaged = sorted((RESULTS / folder.name).glob("cuts-capitals-*.json"))[:2]
+    whole, damaged = sorted((RESULTS / folder.name).glob("scores-capitals-*.json"))[:2]
     shutil.copy(whole, folder)
     (folder / damaged.name).write_bytes(damaged.read_bytes()[:-200])
     with pytest.warns(UserWarning, match=damaged.name) as warned:
         shown = results.scores(tmp_path)
-    assert len(warned) == 1 and set(shown["path"]) == {f"{folder.name}/{whole.name}"} and len(shown) == 4
+    assert len(warned) == 1 and set(shown["path"]) == {f"{folder.name}/{whole.name}"} and len(shown) >= 4
+
+
+def test_files_of_earlier_versions_are_counted_in_one_line(tmp_path):
+    (tmp_path / "m").mkdir()
+    for name in ("sweep-a-0123456789ab", "healing-9-3-0123456789ab", "scores-a-0123456789ab"):
+        kind, version = name.partition("-")[0], '"version": 2,\n' if name.startswith("scores") else '"name": "a",\n'
+        (tmp_path / "m" / f"{name}.json").write_text(f'{{\n "kind": "{kind}",\n {version} "key": {{}}}}')
+    with pytest.warns(UserWarning, match="^3 files in .* are of an earlier version") as warned:
+        assert all_results(tmp_path) == []
+    assert len(warned) == 1

@@ -20,7 +20,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
 from deeper_layers.experiments.parameters import TakeAwayParameters
-from deeper_layers.experiments.take_away import PROMPTS, take_away_unit
+from deeper_layers.experiments.take_away import PROMPTS, score_files
 from deeper_layers.export import gguf_files, llama_cpp
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
@@ -342,15 +342,15 @@ def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
         model=str(llama_file), tasks="capitals", limit=4, steps=2, results=str(tmp_path / "results")
     )
     source = parameters.source()
-    assert take_away_unit(CUT_OF_5, parameters.but(measure=False), source) is None
-    unit = take_away_unit(CUT_OF_5, parameters, source)
+    assert score_files("similarity", CUT_OF_5, parameters.but(measure=False), source) is None
+    unit = score_files("similarity", CUT_OF_5, parameters, source)
     rows = unit.rows.set_index(["variant", "task", "metric"])["value"]
     assert rows["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24
-    sizes = [rows[variant, "file", "bytes"] for variant in ("whole", "sliced", "healed", "rounded")]
+    sizes = list(dict.fromkeys(unit.rows["bytes"]))
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
     assert sizes[0] == llama_file.stat().st_size
     assert {variant for variant, task, _ in rows.index if task == "capitals"} == set(unit.details["answers"])
     assert all(len(answers) == len(PROMPTS) for answers in unit.details["answers"].values())
-    assert len(unit.details["healing"]["losses"]) == 2
+    assert unit.details["healed_tokens"] == 2 * 2 * 32
     monkeypatch.setattr(take_away, "_gone", lambda *_: pytest.fail("measured again"))
-    assert take_away_unit(CUT_OF_5, parameters, source).path == unit.path
+    assert score_files("similarity", CUT_OF_5, parameters, source).path == unit.path

@@ -19,7 +19,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import recovery_table
 from deeper_layers.results.frames import scores_of
-from deeper_layers.results.units import all_units
+from deeper_layers.results.store import all_results
 from deeper_layers.sweeping.losses import text_loss
 from tests.test_healing import SMALL, changed
 
@@ -54,39 +54,43 @@ def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(parameters
     source = parameters.source()
     opened = functools.cache(lambda: parameters.open(source))
     config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-    assert healings.healing_unit(CUTS[1], config, parameters.but(measure=False), source, opened) is None
-    unit = healings.healing_unit(CUTS[1], config, parameters, source, opened)
-    assert set(unit.rows["task"]) == {"wikipedia", "capitals"}
-    assert set(unit.rows["start"]) == {1} and set(unit.rows["size"]) == {2}
-    assert unit.details["healing"]["tokens"] == 3 * 4 * 32 and len(unit.details["healing"]["losses"]) == 3
+    text, cuts = losses.of_corpus(parameters.loss_key, None), {"similarity": CUTS}
+    of_similarity = functools.partial(healings.heal_and_score, CUTS[1], config, rules=["similarity"])
+    assert of_similarity(parameters.but(measure=False), source, opened) is None
+    run, unit = of_similarity(parameters, source, opened)
+    assert set(unit.rows["task"]) == {"wikipedia", "capitals"} and set(unit.rows["cut"]) == {CUTS[1].name}
+    assert run.details["tokens"] == unit.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
     # what was not healed differs, and is compared on the same sequences
-    before = losses.loss_unit(CUTS, parameters, source, opened)
+    before = losses.score_text(text, cuts, parameters, source, opened)
     (row,) = recovery_table(scores_of([before, unit])).query("metric == 'loss'").itertuples()
-    assert row.healed == pytest.approx(np.mean(unit.details["by_sequence"])) and row.pruned != row.healed
-    assert row.pruned == pytest.approx(np.mean(before.details["by_sequence"]["1,2"])) and not row.whole_healed > 0
+    healed, pruned = (own.rows.query("cut == @CUTS[1].name and metric == 'loss'")["value"] for own in (unit, before))
+    assert row.healed == pytest.approx(healed.iloc[0], abs=1e-4) != row.pruned
+    assert row.pruned == pytest.approx(pruned.iloc[0], abs=1e-4) and not row.whole_healed > 0
 
     def never(*_, **__):
         pytest.fail("healed or measured again")
 
     monkeypatch.setattr(healing, "train", never)
-    others = parameters.but(tasks="sums_one_digit")
-    again = healings.healing_unit(CUTS[1], config, others, source, opened)
-    assert again.path != unit.path and again.details["by_sequence"] == unit.details["by_sequence"]
-    monkeypatch.setattr(sweeping, "text_loss", never)
-    assert healings.healing_unit(CUTS[1], config, parameters, source, never).path == unit.path
-    assert healings.healing_unit(CUTS[1], config, parameters.but(measure=False), source, never).path == unit.path
-    assert losses.loss_unit(CUTS, parameters.but(measure=False), source, never).path == before.path
-    assert losses.loss_unit(CUTS[:2], parameters, source, never).path == before.path, "one for more cuts will do"
-    assert len(all_units(parameters.results_folder)) == 3
+    again, others = of_similarity(parameters.but(tasks="sums_one_digit"), source, opened)
+    assert again.path == run.path and others.path != unit.path and others.records[0] == unit.records[0]
+    monkeypatch.setattr(sweeping, "request_loss", never)
+    for asked in (parameters, parameters.but(measure=False)):
+        assert of_similarity(asked, source, never)[1].path == unit.path
+        assert healings.heal_and_score(CUTS[1], config, asked, source, never)[1].path == unit.path, "whoever chose it"
+        assert losses.score_text(text, cuts, asked, source, never).path == before.path
+        fewer = {"similarity": CUTS[:2]}
+        assert losses.score_text(text, fewer, asked, source, never).path == before.path, "one for more cuts will do"
+    assert len(all_results(parameters.results_folder)) == 4
 
 
 def test_layers_that_are_no_block_heal_too(parameters, tiny_folder, tmp_path):
     source, cut = parameters.source(), Cut.of([1, 3])
     opened = functools.cache(lambda: parameters.open(source))
     config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-    unit = healings.healing_unit(cut, config, parameters, source, opened)
-    assert unit.name == "layers-1-3" and set(unit.rows["cut"]) == {"layers 1 3"}
-    assert healings.healing_unit(cut, config, parameters.but(measure=False), source, opened).path == unit.path
+    run, unit = healings.heal_and_score(cut, config, parameters, source, opened)
+    assert run.name == "layers 1 3" and set(unit.rows["cut"]) == {"layers 1 3"}
+    asked = parameters.but(measure=False)
+    assert healings.heal_and_score(cut, config, asked, source, opened)[1].path == unit.path
     assert set(scores_of([unit])["cut"]) == {cut.name}
     adapters = healings.adapter_folder(cut, config, parameters, source, opened)
     pruned = drop_layers(opened()[0], cut)

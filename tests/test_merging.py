@@ -236,16 +236,19 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
 
 
 def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
+    from deeper_layers.experiments.healings import course_of
     from deeper_layers.report import one_cut
     from deeper_layers.results import distances, scores
     from deeper_layers.results.places import results_folder
-    from deeper_layers.results.units import all_units
+    from deeper_layers.results.store import all_results, cut_names
 
-    unit = next(unit for unit in all_units(results_folder(), "healing") if unit.key["cut"] == [25, 1])
+    healed_ones = [unit for unit in all_results(results_folder(), "scores") if unit.key.get("healing")]
+    unit = next(unit for unit in healed_ones if cut_names(unit.key) == {"25,1"} and "c4" in unit.key["tasks"])
+    run = next(run for run in all_results(results_folder(), "healing") if run.key["cut"] == "25,1")
     config, text, name = unit.key["healing"], unit.key["text"], unit.key["model"]["name"]
     table, blocks = (read(results_folder(), name) for read in (scores, distances))
     rows = one_cut.healed_alike(table, Cut(25, 1), config, text)
-    assert set(rows["path"]) == {f"{unit.path.parent.name}/{unit.path.name}"}
+    assert set(rows["path"]) == {unit.place}
     found = {score.topic: score for score in one_cut.scores_of(table, Cut(25, 1), rows)}
     loss = found["C4, loss"]
     expected = unit.rows.query("task == 'c4' and metric == 'loss'")["value"].iloc[0]
@@ -257,10 +260,10 @@ def test_a_card_has_the_scores_before_and_after_healing(tmp_path):
     assert f"| {one_cut.in_words(capitals.healed)} | 0.28 | 120 |" in card and "| pruned | healed, this one |" in card
     # other settings: another healing, whose scores these are not
     assert one_cut.healed_alike(table, Cut(25, 1), config | {"rank": 64}, text).empty
-    course = {"config": config, "text": text} | unit.details["healing"]
+    course = {"config": config, "text": text} | course_of(run)
     healed_adapters(tiny_model("llama"), tmp_path, unit.key["model"], healing=course)
     adapter = adapter_files.read_adapter(tmp_path)
-    assert f"{unit.details['healing']['tokens']:,} tokens of c4" in healing_in_words(adapter)
+    assert f"{run.details['tokens']:,} tokens of c4" in healing_in_words(adapter)
 
 
 def test_the_key_of_a_model_is_that_of_its_source(tiny_folder):

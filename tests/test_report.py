@@ -13,9 +13,8 @@ import pytest
 from deeper_layers import results
 from deeper_layers.errors import InputError
 from deeper_layers.report import figures, measured, names, pairing, paper, statistics
-from deeper_layers.results.frames import COLUMNS, OF_DISTANCES
+from deeper_layers.results.frames import COLUMNS, MMLU_SUBJECTS, OF_DISTANCES, OWN_SHOTS
 from deeper_layers.results.frames import _frame as frame
-from deeper_layers.results.rows import MMLU_SUBJECTS, OWN_SHOTS
 from deeper_layers.studies import letters_or_words, which_layers
 
 QWEN, SMOLLM, GEMMA = "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "Gemma-3-270m"

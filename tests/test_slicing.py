@@ -18,7 +18,7 @@ from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import all_units, write_unit
+from deeper_layers.results.store import all_results, write_result
 from tests.faults import killed_at
 from tests.plain import logits
 from tests.tiny import FAMILIES, tiny_model
@@ -168,9 +168,9 @@ def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_fo
     words = ["--drop", "2", "--rule", "simple", "--results", str(tmp_path / "results")]
     main(["prune", str(tiny_folder), str(tmp_path / "one"), *words], standalone_mode=False)
     assert not hashed
-    unit = all_units(results_folder(), "similarity")[0]
+    unit = all_results(results_folder(), "distances")[0]
     key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
-    write_unit("similarity", unit.name, key, unit.provenance, unit.rows, unit.details, tmp_path / "results")
+    write_result("distances", key, unit.provenance, unit.records, unit.details, tmp_path / "results")
     main(["prune", str(tiny_folder), str(tmp_path / "two"), *words], standalone_mode=False)
     assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
 

@@ -14,7 +14,7 @@ from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.report import one_cut
 from deeper_layers.results import scores
 from deeper_layers.results.places import results_folder
-from deeper_layers.results.units import all_units, content_hash, name_of, unit_path
+from deeper_layers.results.store import all_results, cut_names, name_of, write_result
 from tests.hub import serving
 from tests.test_command import said, typed
 from tests.tiny import tiny_model, write_gguf
@@ -53,8 +53,9 @@ def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
         and not any("MMLU" in topic for topic in content["ruins"])
     )
     capitals = next(score for score in content["scores"] if score["topic"] == "Capitals, words chosen")
-    units = [unit for unit in all_units(results_folder(), "sweep", EMBEDDED.name) if unit.name == "capitals"]
-    rows = next(unit for unit in units if [2, 4] in unit.key["cuts"] and unit.key["dtype"] == capitals["how"]).rows
+    units = [unit for unit in all_results(results_folder(), "scores", EMBEDDED.name) if unit.name == "capitals"]
+    alike = {"dtype": capitals["how"], "quantization": None}
+    rows = next(unit for unit in units if "2,4" in cut_names(unit.key) and unit.key.items() >= alike.items()).rows
     rows = rows[(rows["metric"] == "acc") & (rows["size"] == 4) & (rows["start"] == 2)]
     assert capitals["pruned"][0] == pytest.approx(rows["value"].iloc[0]) and capitals["largest"] == 2
     assert capitals["guessing"] > 0.25 and capitals["items"] == 120
@@ -89,12 +90,9 @@ def test_what_is_known_of_a_file_is_found_by_its_hash(tiny_folder, tmp_path):
 
     model, tokenizer = load_model(str(tiny_folder))
     path = write_gguf(model, tokenizer, tmp_path / "renamed.gguf")
-    unit = all_units(results_folder(), "similarity", EMBEDDED.name)[0]
+    unit = all_results(results_folder(), "distances", EMBEDDED.name)[0]
     key = unit.key | {"model": {"name": "A name", "weights": f"sha256:{file_hash(path)}"}}
-    place = unit_path("similarity", unit.name, key, tmp_path / "results")
-    place.parent.mkdir(parents=True)
-    content = json.loads(unit.path.read_text()) | {"key": key}
-    place.write_text(json.dumps(content | {"sha256": content_hash(content)}))
+    write_result("distances", key, unit.provenance, unit.records, unit.details, tmp_path / "results")
     words = ["prune", path, tmp_path / "out.gguf", *SIMPLE, "--dry-run", "--json", "--results", tmp_path / "results"]
     assert json.loads(typed(*words).stdout)["model"] == "A name"
     assert name_of(f"sha256:{QWEN.sha256}") == QWEN.name and name_of("sha256:0") is None

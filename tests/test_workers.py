@@ -16,10 +16,10 @@ from deeper_layers.experiments.measurement import Data, Measurement, each
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.files import Timeout, locked
 from deeper_layers.models.sources import Source
-from deeper_layers.results.units import all_units
+from deeper_layers.results.store import all_results
 from deeper_layers.rules.similarity import distance_table
 
-UNITS, WORKERS, LAYERS = 40, 8, 5
+UNITS, WORKERS, LAYERS = 20, 6, 5
 SOURCE = Source("random", "sha256:0", num_layers=LAYERS, dtype="float32", quantized="none", folder="")
 
 SETTINGS = {"quantization": None, "samples": 64, "sequence_length": 1, "seed": 0}
@@ -45,14 +45,14 @@ def distances_of(number: int, folder: Path) -> functools.partial:
         for size in range(1, LAYERS + 1):
             cosine = (states[:-size] * states[size:]).sum(axis=-1).clip(-1, 1)
             table[size - 1, : LAYERS + 1 - size] = np.arccos(cosine).mean(axis=-1) / np.pi
-        return distance_table(table, np.where(np.isnan(table), np.nan, 0.01), 64), {"tokens": 64}
+        rows = distance_table(table, np.where(np.isnan(table), np.nan, 0.01), 64)
+        return rows.to_dict("records"), {"tokens": 64}
 
     of_it = Measurement(
-        kind="similarity", name=f"text-{number}", version=1, source=SOURCE,
-        settings=SETTINGS | {"corpus": f"text-{number}"},
+        kind="distances", source=SOURCE, settings=SETTINGS | {"corpus": f"text-{number}"},
         reads=[Data("wikipedia", lambda: "made up")], measure=measure,
     )  # fmt: skip
-    return functools.partial(of_it.unit, Parameters(results=str(folder / "results")))
+    return functools.partial(of_it.result, Parameters(results=str(folder / "results")))
 
 
 def at_once(number: int, work) -> list:
@@ -78,14 +78,14 @@ def at_once(number: int, work) -> list:
     return found
 
 
-def test_eight_workers_on_forty_units_measure_each_once(tmp_path):
+def test_six_workers_on_twenty_results_measure_each_once(tmp_path):
     def work(_):
         units = each([distances_of(number, tmp_path) for number in range(UNITS)])
         return [unit.path.name for unit in units]
 
     said = at_once(WORKERS, work)
     assert all(isinstance(one, list) for one in said), said[0]
-    units = all_units(tmp_path / "results")
+    units = all_results(tmp_path / "results")
     assert len(units) == UNITS and all(sorted(one) == sorted(unit.path.name for unit in units) for one in said)
     assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(UNITS))
     left = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
@@ -121,21 +121,6 @@ def test_a_worker_takes_another_unit_and_waits_for_the_taken_one_at_the_end(tmp_
     assert [unit.name for unit in units] == ["text-0", "text-1", "text-2"]
 
 
-def test_workers_share_the_parts_of_a_large_unit(tmp_path):
-    def measure(shards):
-        parts = each([distances_of(number, tmp_path) for number in range(12)])
-        return parts[0].rows, {"tokens": 64}
-
-    whole = Measurement(
-        kind="similarity", name="whole", version=1, source=SOURCE, settings=SETTINGS | {"corpus": "whole"},
-        reads=[Data("wikipedia", lambda: "made up")], measure=measure, in_parts=lambda: True,
-    )  # fmt: skip
-    said = at_once(3, lambda _: whole.unit(Parameters(results=str(tmp_path / "results"))).path.name)
-    assert len(set(said)) == 1 and said[0].startswith("similarity-whole-")
-    assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(12))
-    assert len(all_units(tmp_path / "results")) == 13
-
-
 # ---- the dead --------------------------------------------------------------------------------------------
 
 
@@ -148,6 +133,6 @@ def test_what_was_left_beside_a_unit_that_is_there_goes(tmp_path):
 
 def test_processes_that_work_together_are_told_that_one_measures(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="^WORLD_SIZE is 2, and a unit is measured by one process"):
+    with pytest.raises(InputError, match="^WORLD_SIZE is 2, and a result is measured by one process"):
         distances_of(0, tmp_path)()
     assert not (tmp_path / "measured").exists()

@@ -1,4 +1,4 @@
-"""Damaged units, each the same for its number, and what comes of reading and drawing them.
+"""Damaged results, each the same for its number, and what comes of reading and drawing them.
 
 `python -m tests.fuzz.unit_cases` tries many, see trying.py.
 """
@@ -13,12 +13,9 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from deeper_layers.errors import InputError
-from deeper_layers.report import statistics
-from deeper_layers.results.frames import distances_of, scores_of
+from deeper_layers import results
 from deeper_layers.results.places import AROUND
-from deeper_layers.results.units import Unit, content_hash, read_unit, slug, unit_path
-from deeper_layers.rules.similarity import distance_matrix
+from deeper_layers.results.store import result_path, text_of
 from tests.fuzz import trying
 
 ODD = [
@@ -26,17 +23,17 @@ ODD = [
     "5", "../../x", "0,0", "<script>alert(1)</script>", "a\\qb", "=1+1", "x" * 10_000, "\ud800", "nu\0ll", "٣", [], {},
     [[]], [0], [0, 0], [0, 1, 2], ["a"], {"a": 1}, [None], [[0, 0]] * 3,
 ]  # fmt: skip
-PARTS = ("key", "rows", "details", "provenance", "kind", "name")  # damage is done to one of them first
+PARTS = ("key", "rows", "details", "provenance", "kind", "version")  # damage is done to one of them first
 DEEP = "nested too deep"  # stands for lists in lists
 
 
 @functools.cache
 def published() -> list[tuple[Path, dict]]:
-    """The smallest published unit of each kind and model, and two of a sweep."""
+    """The smallest published results of each kind and model."""
     kinds: dict[str, list[Path]] = collections.defaultdict(list)
     for path in sorted((AROUND / "results").glob("*/*.json"), key=lambda path: path.stat().st_size):
         kinds[f"{path.parent.name} {path.name.split('-')[0]}"].append(path)
-    return [(path, json.loads(path.read_text())) for paths in kinds.values() for path in paths[:2]]
+    return [(path, json.loads(path.read_text())) for paths in kinds.values() for path in paths[:4]]
 
 
 def places(content, path: tuple) -> list[tuple]:
@@ -56,35 +53,30 @@ def places(content, path: tuple) -> list[tuple]:
 
 
 def damaged(number: int, folder: Path) -> Path:
-    """A unit with something odd in it: the path of it, in a folder of results."""
+    """A result with something odd in it: the path of it, in a folder of results."""
     draw = random.Random(number)
     path, content = draw.choice(published())
     content = copy.deepcopy(content)
-    signed = draw.random() < 0.3  # as a new unit is, by who damaged it or before
-    if signed and draw.random() < 0.5:
-        content["sha256"] = content_hash(content)
-    way = draw.random()
+    signed, way = draw.random() < 0.5, draw.random()  # as by somebody who means it
     if way > 0.1:
         for _ in range(draw.choice((1, 1, 1, 2, 5))):
             part = draw.choice(PARTS)
             if part in content:
                 change(content, draw.choice(places(content[part], (part,))), draw)
-    if signed and "sha256" not in content:
-        content["sha256"] = content_hash(content)
-    target = path
-    try:  # most by the name that belongs to them
-        if draw.random() < 0.9:
-            target = unit_path(content["kind"], content["name"], content["key"])
-    except Exception:  # a name that no unit can have
-        pass
-    name = target.name if len(target.name.encode()) < 255 else path.name
-    out = folder / slug(path.parent.name) / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content).encode()
-    text = text.replace(json.dumps(DEEP).encode(), b"[" * 50_000 + b"]" * 50_000)
+    out = folder / path.parent.name / path.name
+    if signed:
+        sha256 = content.pop("sha256")
+        try:
+            text, out = text_of(content), result_path(content["kind"], content["key"], folder)
+        except Exception:  # what no result can be written of
+            text = json.dumps(content | {"sha256": sha256}).encode()
+    else:
+        text = json.dumps(content).encode()
     if way <= 0.1:
         text = torn(text, draw)
-    out.write_bytes(text)
+    out = out if len(out.name.encode()) < 255 else out.with_name(path.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_bytes(text.replace(json.dumps(DEEP).encode(), b"[" * 50_000 + b"]" * 50_000))
     return out
 
 
@@ -121,36 +113,17 @@ def torn(text: bytes, draw: random.Random) -> bytes:
     ))  # fmt: skip
 
 
-def drawn(unit: Unit) -> None:
-    """What pages ask of units, but for the drawing itself."""
-    if unit.kind == "similarity":
-        distance_matrix(unit.rows)
-    scores = scores_of([unit])
-    statistics.nearest(distances_of([unit]))
-    statistics.curves(scores), statistics.half_gone_table(scores), statistics.losses(scores)
-    statistics.recovery_table(scores), statistics.maps(scores), statistics.kept_by_place(scores)
-
-
 def outcome(number: int, folder: Path) -> str:
-    """What comes of a damaged unit: "clear" (one warning that names it), "harmless" (read and drawn), or what broke."""
+    """What comes of a damaged result: "clear" (one warning that names it), "harmless" (in a table), or what broke."""
     path = damaged(number, folder)
     try:
         with warnings.catch_warnings(record=True, action="always") as caught:
-            unit = read_unit(path)
-        said = [str(warning.message) for warning in caught]
-        if unit is None:
-            one = (
-                len(said) == 1 and str(path) in said[0] and "\n" not in said[0] and len(said[0]) < 1000 + len(str(path))
-            )
-            return "clear" if one else f"said {said}"
-        if said:
-            return f"read, and said {said}"
-        try:
-            with warnings.catch_warnings(action="ignore"):
-                drawn(unit)
-        except InputError:
-            return "clear"
-        return "harmless"
+            rows = [table(folder) for table in (results.scores, results.distances, results.healing, results.geometry)]
+        said = {str(warning.message) for warning in caught}
+        if not said:
+            return "harmless" if any(map(len, rows)) else "in no table"
+        one = len(said) == 1 and path.name in min(said) and "\n" not in min(said) and len(min(said)) < 2000
+        return "clear" if one and not any(map(len, rows)) else f"said {said}"
     except Exception:
         return traceback.format_exc()
     finally:
@@ -160,7 +133,7 @@ def outcome(number: int, folder: Path) -> str:
 def outcomes(numbers: Iterable[int], folder: Path) -> Iterator[tuple[int, str, str]]:
     """For each number what was damaged, and what came of it."""
     for number in numbers:
-        yield number, "unit", outcome(number, folder)
+        yield number, "result", outcome(number, folder)
 
 
 if __name__ == "__main__":

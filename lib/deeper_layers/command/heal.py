@@ -16,6 +16,7 @@ from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import HealingParameters, SweepParameters, cut_of_lists
 from deeper_layers.export.pruned_checkpoint import cut_as_json
 from deeper_layers.package_index import cache_folder
+from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
 if TYPE_CHECKING:  # slow
@@ -67,7 +68,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         files.check_writable(cache_folder())  # where the adapters are kept
     # slow: what is above may refuse
     from deeper_layers import results
-    from deeper_layers.experiments.healings import adapter_folder, healing_unit
+    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
 
     source, config = parameters.source(), parameters.config()
     opened, depth = functools.cache(lambda: parameters.open(source)), source.num_layers
@@ -76,12 +77,14 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         cut = listed or Cut(start or 0, drop or 0)
     else:
         cut = choose(rule, drop or 0, depth, lambda: (parameters, source, opened))
-    if (unit := healing_unit(cut, config, parameters, source, opened)) is None:
+    rules = [rule] if listed is None and start is None else [GIVEN]
+    if (found := heal_and_score(cut, config, parameters, source, opened, rules)) is None:
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(depth)}")
+    run, unit = found
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
     scores = results.scores(parameters.results and parameters.results_folder, source.name)
-    back = _given_back(scores, f"{unit.path.parent.name}/{unit.path.name}", cut)
+    back = _given_back(scores, unit.place, cut)
     before = "nothing was dropped, and nothing is to be given back" if not cut.size else UNKNOWN_BEFORE
     if cut.size and len(back):
         before = _before(back) + (f"\n\n{AT_MOST}" if (back["untold"] == "at most").any() else "")
@@ -90,7 +93,7 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         asked = {name: value for name, value in parameters if name in fields and value != fields[name].default}
         words = ["sweep", asked.pop("model"), *flags(asked | {"rules": rule, "sizes": drop})]
         before += f"; measured by: deeper-layers {shlex.join(words)}"
-    record = unit.details["healing"]
+    record = course_of(run)
     rows = [
         {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
          "items": f"{row.items:.0f}"}

@@ -38,13 +38,13 @@ def scan(given: dict, dry_run: bool) -> Answer:
             f"--blocks none, or leave --{beside[0]} out"
         )
     source = parameters.source()
-    from deeper_layers.experiments.scans import scan_cuts, scan_prices, scanned  # slow: what is above may refuse
+    from deeper_layers.experiments import losses  # slow: what is above may refuse
 
     opened = functools.cache(lambda: parameters.open(source))
-    cuts = scan_cuts(parameters, source, opened)
+    cuts = losses.scan_cuts(parameters, source, opened)
     if dry_run:
-        return _priced(list(cuts), scan_prices(parameters, cuts, source, opened))
-    found = scanned(cuts, parameters, source, opened)
+        return _priced(list(cuts), losses.plan_scan(parameters, cuts, source, opened))
+    found = losses.scan(cuts, parameters, source, opened)
     rows = [row for unit in found.values() if unit for row in records(unit.rows)]
     return answer_scores(parameters, source, cuts, found, rows)
 
@@ -53,9 +53,8 @@ def _priced(asked: list[str], plans: dict) -> Answer:
     """What each unit would run that results lack, and for how long on this machine."""
     lines = {name: f"{name}: in results already" for name in asked}
     units = []
-    for name, (left, plan) in plans.items():
-        some = "" if left == [name] else f", {len(left)} of its tasks that results lack"
-        lines[name] = f"{name}{some}: {plan}"
-        units.append({"name": name, "tasks": left, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
+    for name, plan in plans.items():
+        lines[name] = f"{name}: {plan}"
+        units.append({"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
                       "to_generate": plan.generated})  # fmt: skip
     return Answer("\n".join(lines.values()), {"units": units})

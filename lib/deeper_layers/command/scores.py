@@ -3,16 +3,21 @@
 from deeper_layers.command.answers import Answer, table
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.parameters import GIVEN, TaskParameters
+from deeper_layers.experiments.parameters import TaskParameters
 from deeper_layers.models.sources import Source
-from deeper_layers.results.units import Unit, part_of
+from deeper_layers.results.schema import GIVEN
+from deeper_layers.results.store import Result
 
 KEPT = 0.05  # a change of accuracy within it counts as nothing lost
 CutsOf = dict[str, list[Cut]]  # of each rule
 
 
 def answer_scores(
-    parameters: TaskParameters, source: Source, cuts: dict[str, CutsOf], found: dict[str, Unit | None], rows: list[dict]
+    parameters: TaskParameters,
+    source: Source,
+    cuts: dict[str, CutsOf],
+    found: dict[str, Result | None],
+    rows: list[dict],
 ) -> Answer:
     """What was found of each task or text; `rows` are all of it for scripts. Raises NotMeasuredError for nothing."""
     missing, units = [name for name in found if found[name] is None], {name: u for name, u in found.items() if u}
@@ -29,13 +34,12 @@ def answer_scores(
     return Answer("\n\n".join([*parts, "\n".join(paths)]), content)
 
 
-def _tables(unit: Unit, cuts_of: CutsOf, layers: int) -> str:
+def _tables(unit: Result, cuts_of: CutsOf, layers: int) -> str:
     """Of each task of a unit its scores with their intervals, by cut and rule, below what guessing scores."""
     from deeper_layers.report import estimates, pairing  # slow, as is the next
     from deeper_layers.results.frames import scores_of
 
-    parts = [part for name in unit.details.get("units", ()) if (part := part_of(unit, name))]
-    rows, tables = scores_of(parts or [unit]), []
+    rows, tables = scores_of([unit]), []
     rows = rows[rows["outcome"].notna()].drop_duplicates(["task", "subject", "metric", "cut"])
     for task, own in rows.groupby("task", sort=False):
         own = own[own["metric"] == pairing.main_metrics(own)[task]]

@@ -6,7 +6,7 @@ from deeper_layers.command.answers import Answer, answering, records
 from deeper_layers.command.options import MODEL, asking
 from deeper_layers.command.scores import CutsOf, answer_scores
 from deeper_layers.experiments.parameters import SweepParameters, check_given
-from deeper_layers.results.units import Unit
+from deeper_layers.results.store import Result
 
 
 @click.command(
@@ -31,19 +31,16 @@ def sweep(given: dict) -> Answer:
     source = parameters.source()
     if (cut := parameters.given_cut) is not None:
         check_given(cut, source.num_layers)
-    from deeper_layers.experiments.sweeps import swept  # slow: what is above may refuse
+    from deeper_layers.experiments.scoring import sweep_tasks  # slow: what is above may refuse
 
-    cuts, found = swept(parameters, source)
+    cuts, found = sweep_tasks(parameters, source)
     rows = [row for task, unit in found.items() if unit for row in _rows(unit, cuts[task])]
     return answer_scores(parameters, source, cuts, found, rows)
 
 
-def _rows(unit: Unit, cuts_of: CutsOf) -> list[dict]:
+def _rows(unit: Result, cuts_of: CutsOf) -> list[dict]:
     """Every row of a unit under the rule that chose its cut; under each, where several did."""
-    import pandas as pd  # slow
-
     found = []
     for rule, cuts in cuts_of.items():
-        places = [{"cut": cut.name} if "cut" in unit.rows else {"start": cut.start, "size": cut.size} for cut in cuts]
-        found += records(unit.rows.merge(pd.DataFrame(places)).assign(rule=rule))
+        found += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in cuts])].assign(rule=rule))
     return found

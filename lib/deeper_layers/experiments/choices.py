@@ -1,7 +1,7 @@
-"""What a rule drops and what is lost with it, changed where the rule changes weights: measured units.
+"""What a rule drops and what is lost with it, changed where the rule changes weights: results of the kind "scores".
 
-Of each rule one unit has its cuts and the loss of what they leave; of each rule and task one has the scores. Where
-weights stay as they are, those are the units of a sweep, and the paper's own rules have them already.
+Of each rule one result has its cuts and the loss of what they leave; of each rule and task one has the scores. Where
+weights stay as they are, those are the ones of a sweep, and the paper's own rules have them already.
 """
 
 import functools
@@ -9,34 +9,50 @@ import sys
 import time
 from collections.abc import Callable
 
-import pandas as pd
-
 from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.errors import InputError
 from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
-from deeper_layers.experiments.losses import loss_sequences
+from deeper_layers.experiments.losses import loss_rows, loss_sequences, of_corpus
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
-from deeper_layers.experiments.sweeps import sweep_unit
+from deeper_layers.experiments.scoring import as_cut, score, score_task
 from deeper_layers.models.sources import Source
-from deeper_layers.results.units import Unit
-from deeper_layers.rules.choosing import REGISTERED, RULES
+from deeper_layers.results.store import Result
+from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.laco import merged_layers
 from deeper_layers.rules.rule import Merged
 from deeper_layers.rules.similarity import distance_matrix
 
-VERSION = 1  # part of every unit's key: raise it when a change here, in rules or in bridges changes numbers
+
+def compare_rules(parameters: WhichLayersParameters, source: Source, opened: Callable, distances: Result) -> None:
+    """Of each rule what it drops and what that costs in loss and on every task; of the paper's by given distances.
+
+    A rule that does not fit the model is named and left out.
+    """
+    sizes, found = parameters.shares(source.num_layers), {}
+    for rule in parameters.rule_list:
+        try:
+            found[rule] = choose_by_rule(rule, sizes, parameters, source, opened)
+        except InputError as error:
+            print(f"{rule}: {error}; it is left out", file=sys.stderr)
+    choices = {rule: _cuts_of(result, sizes) for rule, result in found.items() if result}
+    known = distance_matrix(distances.rows)
+    for rule in set(RULES) & set(choices):
+        choices[rule] = dict(zip(sizes, cuts_of_rule(rule, sizes, source.num_layers, known), strict=True))
+    made = _changed_models(found, parameters, opened)
+    for task in parameters.task_list:
+        _score_choices(task, choices, parameters, source, opened, made)
 
 
-def choice_unit(
+def choose_by_rule(
     rule: str, sizes: list[int], parameters: WhichLayersParameters, source: Source, opened: Callable
-) -> Unit | None:
+) -> Result | None:
     """What a rule drops of each size, and the loss of what it leaves: read from results, else measured now.
 
-    Rows: task, metric "loss", size, layers, attention and mlp (what is dropped), value, stderr, items. Details: losses
-    by sequence for each size, which layers were merged, where some were, seconds to choose, tokens looked at, passes
-    over them as the rule's price says.
-    None where nothing is to be measured and results hold no such unit.
+    Rows are the losses, one a size. Details: the cuts, sizes of those of sublayers, which layers were merged, where
+    some were, seconds to choose, tokens looked at, passes over them as the rule's price says.
+    None where nothing is to be measured and results hold no such choice.
     Raises InputError where the rule can't be had of this model or size.
     """
 
@@ -45,8 +61,8 @@ def choice_unit(
         text = calibration_text(parameters, tokenizer, parameters.calibration_sequences)
         chosen, known, tokens = REGISTERED[rule], {}, sum(map(len, text))
         if chosen.needs == "distances":
-            unit = distances_unit(parameters, source, opened)
-            known, tokens = {"distances": distance_matrix(unit.rows)}, unit.details["tokens"]
+            of_blocks = distances_unit(parameters, source, opened)
+            known, tokens = {"distances": distance_matrix(of_blocks.rows)}, of_blocks.details["tokens"]
         passes, price = (of(max(sizes), source.num_layers) for of in (chosen.passes, chosen.price))
         fitted = parameters.bridge_sequences * parameters.loss_length
         fits = f"; for each size {chosen.fits:,.1f} more over {fitted:,}" if chosen.fits else ""
@@ -57,96 +73,74 @@ def choice_unit(
         seconds, merged = round(time.monotonic() - begin, 2), {}
         losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
         if not chosen.changes:
-            rows, by_cut = sweeping.text_loss(model, cuts, losses, shards=shards)
-            by_sequence = {str(size): by_cut[cut.name] for size, cut in zip(sizes, cuts, strict=True)}
+            rows = loss_rows(parameters.text, *sweeping.text_loss(model, cuts, losses, shards=shards), cuts)
         else:
-            text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
-            tables, by_sequence = [], {}
+            text, rows = calibration_text(parameters, tokenizer, parameters.bridge_sequences), []
             if found.likeness:
                 merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
                 changed = rules.changed_model(model, chosen, cut, merged.get(str(size), []), text)
-                table, by_whole = sweeping.text_loss(changed, [UNPRUNED], losses)
-                tables.append(table)
-                by_sequence[str(size)] = by_whole[UNPRUNED.name]
-            rows = pd.concat(tables, ignore_index=True)
-        rows = rows[["metric", "value", "stderr", "items"]]
-        rows.insert(0, "task", parameters.text)
-        for place, (name, values) in enumerate(parts_of(sizes, cuts).items(), 2):
-            rows.insert(place, name, values)
-        vocabulary = model.get_output_embeddings().weight.shape[0]
-        counted = {"passes": float(passes), "tokens": tokens, "seconds": seconds}
-        return rows, {"by_sequence": by_sequence, "vocabulary": vocabulary, "merged": merged} | counted
+                whole = loss_rows(parameters.text, *sweeping.text_loss(changed, [UNPRUNED], losses), [UNPRUNED])
+                rows += as_cut(whole, cut)
+        return rows, {
+            "cuts": {rule: [cut.name for cut in cuts]}, "merged": merged, "passes": float(passes), "tokens": tokens,
+            "sizes": _sizes(dict(zip(sizes, cuts, strict=True))), "seconds": seconds,
+            "vocabulary": model.get_output_embeddings().weight.shape[0],
+        }  # fmt: skip
 
+    predicted = of_corpus(parameters.loss_key, parameters.datasets)
+    asked = {"rule": rule, "sizes": sizes, "calibration": parameters.calibration}
     return Measurement(
-        kind="choice", name=rule, version=VERSION, source=source, measure=measure,
-        settings={
-            **parameters.key, "rule": rule, "sizes": sizes, "calibration": parameters.calibration,
-            **parameters.loss_key,
-        },
-        reads=[
-            text_of(parameters.corpus, parameters.datasets, split="train"),
-            text_of(parameters.text, parameters.datasets, split="validation"),
-        ],
-    ).unit(parameters)  # fmt: skip
+        kind="scores", source=source, measure=measure,
+        settings={**parameters.key, "tasks": {predicted.text: predicted.asked}, "choice": asked},
+        reads=[text_of(parameters.corpus, parameters.datasets, split="train"), predicted.reads],
+    ).result(parameters)  # fmt: skip
 
 
-def score_units(
-    task: str, choices: dict[str, dict[int, Cut]], units: dict[str, Unit], parameters: WhichLayersParameters,
-    source: Source, opened: Callable, made: Callable,
-) -> dict[str, Unit]:  # fmt: skip
-    """By rule, what is scored on a task of what each leaves: read from results, else measured now.
-
-    `choices` has the cuts of each rule by size, `units` what `choice_unit` gave, and `made` the models of rules that
-    change weights, as `changed_models` has them. A rule is left out where nothing is to be measured and results hold no
-    such unit.
-    """
+def _score_choices(
+    task: str, choices: dict[str, dict[int, Cut]], parameters: WhichLayersParameters, source: Source, opened: Callable,
+    made: Callable,
+) -> None:  # fmt: skip
+    """A task under what each rule leaves: `choices` has its cuts by size, `made` the models that it changes."""
     # of the paper's rules there may be a sweep of more sizes
     own = {rule: [UNPRUNED, *choices[rule].values()] for rule in RULES if rule in choices}
-    published = sweep_unit(task, own, parameters.but(measure=False), source, opened) if own else None
-    found: dict[str, Unit | None] = {} if published is None else dict.fromkeys(own, published)
+    swept = score_task(task, own, parameters.but(measure=False), source, opened) if own else None
     for rule, by_size in choices.items():
-        if rule in found:
-            continue
-        if not REGISTERED[rule].changes:
-            by_size = by_size if rule not in RULES else {0: UNPRUNED, **by_size}
-            found[rule] = sweep_unit(task, {rule: list(by_size.values())}, parameters, source, opened, kind="cuts")
-        elif rule in units:
-            models = functools.partial(made, rule)
-            found[rule] = _changed_unit(task, rule, by_size, parameters, source, opened, models)
-    return {rule: unit for rule, unit in found.items() if unit is not None}
+        if REGISTERED[rule].changes:
+            _score_changed(task, rule, by_size, parameters, source, opened, functools.partial(made, rule))
+        elif rule not in RULES:
+            score_task(task, {rule: list(by_size.values())}, parameters, source, opened, sizes=_sizes(by_size))
+        elif swept is None:
+            score_task(task, {rule: own[rule]}, parameters, source, opened)
 
 
-def _changed_unit(
+def _score_changed(
     task: str, rule: str, by_size: dict[int, Cut], parameters: WhichLayersParameters, source: Source, opened: Callable,
     made: Callable,
-) -> Unit | None:  # fmt: skip
-    """A task under the models of a rule that changes weights, `made` of a size and its cut; rows as of a sweep."""
+) -> Result | None:  # fmt: skip
+    """A task under the models of a rule that changes weights, `made` of a size and its cut."""
 
     def measure(shards):
-        tables, outcomes = [], {}
+        rows, details = [], {}
         for size, cut in by_size.items():
-            options, parts = parameters.sweep_options(task), shards.part(str(size))
-            table = sweeping.sweep(made(size, cut), opened()[1], [task], [UNPRUNED], shards=parts, **options)
-            levels, outcomes[cut.name] = table.attrs["levels"], table.attrs["outcomes"][UNPRUNED.name]
-            tables.append(table.assign(start=cut.start, size=cut.size, cut=cut.name))
-        return pd.concat(tables, ignore_index=True), {"outcomes": outcomes, "levels": levels}
+            changed, tokenizer = made(size, cut), opened()[1]
+            of_cut, details = score(changed, tokenizer, task, [UNPRUNED], parameters, shards.part(str(size)))
+            rows += as_cut(of_cut, cut)
+        return rows, details
 
+    asked = {task: {"shots": parameters.shots[task], "limit": parameters.limits[task]}}
+    cuts = {rule: [cut.name for cut in by_size.values()]}
     return Measurement(
-        kind="changed", name=task, version=VERSION, source=source, measure=measure,
-        settings={
-            **parameters.key, "rule": rule, "cuts": [cut.name for cut in by_size.values()], "task": task,
-            "calibration": parameters.calibration, "limit": parameters.limits[task],
-            "num_fewshot": parameters.shots[task], "engine": None,
-        },
+        kind="scores", source=source, measure=measure,
+        settings={**parameters.key, "tasks": asked, "cuts": cuts, "calibration": parameters.calibration},
         reads=[text_of(parameters.corpus, parameters.datasets, split="train"), *items_of([task], parameters.datasets)],
-    ).unit(parameters)  # fmt: skip
+    ).result(parameters)  # fmt: skip
 
 
-def changed_models(
-    units: dict[str, Unit], parameters: WhichLayersParameters, opened: Callable
+def _changed_models(
+    found: dict[str, Result | None], parameters: WhichLayersParameters, opened: Callable
 ) -> Callable[[str, int, Cut], object]:
-    """What makes the model that a rule leaves of a size and its cut, from what `choice_unit` found.
+    """What makes the model that a rule leaves of a size and its cut, from what `choose_by_rule` found.
 
     The last few are kept, as several tasks ask for them.
     """
@@ -154,7 +148,8 @@ def changed_models(
     @functools.lru_cache(maxsize=8)
     def made(rule: str, size: int, cut: Cut):
         model, tokenizer = opened()
-        merged = _tuples(units[rule].details.get("merged", {}).get(str(size), []))
+        details = chosen.details if (chosen := found[rule]) else {}
+        merged = _tuples(details.get("merged", {}).get(str(size), []))
         text = calibration_text(parameters, tokenizer, parameters.bridge_sequences)
         return rules.changed_model(model, REGISTERED[rule], cut, merged, text)
 
@@ -173,11 +168,11 @@ def calibration_text(parameters: WhichLayersParameters, tokenizer, sequences: in
     return data.sequences(tokenizer, documents, length=length, tokens=sequences * length)
 
 
-def parts_of(sizes: list[int], cuts: list[Cut]) -> dict[str, list]:
-    """The columns that say what is dropped."""
-    return {
-        "size": sizes,
-        "layers": [list(cut.dropped) for cut in cuts],
-        "attention": [list(cut.attention) for cut in cuts],
-        "mlp": [list(cut.mlp) for cut in cuts],
-    }
+def _cuts_of(result: Result, sizes: list[int]) -> dict[int, Cut]:
+    """What a rule drops, by size, as its result has it."""
+    return dict(zip(sizes, map(Cut.named, result.details["cuts"][result.key["choice"]["rule"]]), strict=True))
+
+
+def _sizes(by_size: dict[int, Cut]) -> dict[str, int]:
+    """Of cuts of sublayers how many layers they count as."""
+    return {cut.name: size for size, cut in by_size.items() if not cut.is_of_layers}

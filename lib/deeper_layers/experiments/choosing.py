@@ -1,7 +1,7 @@
 """Which layers a rule drops, from what it needs to know: read from results, or measured and kept there.
 
-Of a search by loss each step is a unit: the losses of its candidates. So a search goes on where it was interrupted, or
-to more layers, and a rule that asks for the same candidates finds them.
+Of a search by loss each step is a result: the losses of its candidates. So a search goes on where it was interrupted,
+or to more layers, and a rule that asks for the same candidates finds them.
 """
 
 import functools
@@ -16,7 +16,8 @@ from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_to_choose, distances_unit, drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
 from deeper_layers.models.sources import Source
-from deeper_layers.results.units import Unit
+from deeper_layers.results.schema import GIVEN
+from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.laco import merged_layers
 from deeper_layers.rules.rule import Known, Losses, price_in_words
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # torch
     from deeper_layers.export.tensor_edits import Changed
 
 FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
-VERSION = 1  # part of every unit's key: raise it when a change here or in sweeping.losses changes numbers
 
 
 def chosen_cuts(
@@ -34,7 +34,7 @@ def chosen_cuts(
 ) -> list[Cut]:
     """The cut of each size under a rule; what it needs is read from results, or measured on what `opened()` returns.
 
-    `distances` is what gives the unit of the distances. The price of a search by loss is printed before.
+    `distances` is what gives the result of the distances. The price of a search by loss is printed before.
 
     Raises NotMeasuredError where nothing is to be measured and results hold not all that it takes, and InputError for
     sizes that do not fit the model or the rule.
@@ -160,29 +160,29 @@ def _losses(rule: str, size: int, parameters: Parameters, source: Source, opened
 
 def candidates_unit(
     cuts: list[Cut], parameters: Parameters, source: Source, opened: Callable, text: Callable[[], tuple[list, Callable]]
-) -> Unit:
+) -> Result:
     """Loss on text of some pruned models of any shape: read from results, else measured.
 
     The text is that of the distances: corpus, samples, sequence length and seed; `text()` has its sequences, each [T],
-    and what makes a family of cuts, for all steps of a search. Rows: task, metric, start, size, cut, value (nats a
-    token), stderr, items.
+    and what makes a family of cuts, for all steps of a search. Rows: task, metric, cut, value (nats a token),
+    stderr, items.
 
-    Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
+    Raises NotMeasuredError where nothing is to be measured and results hold no such losses.
     """
 
     def measure(shards):
         sequences, family = text()
         rows, _ = sweeping.text_loss(opened()[0], cuts, sequences, shards=shards, family=family(cuts))
-        rows.insert(0, "task", parameters.corpus)
-        rows["cut"] = [cut.name for cut in cuts]
-        return rows, {"tokens": sum(map(len, sequences))}
+        kept = [{name: row[name] for name in ("metric", "value", "stderr", "items")} for row in rows.to_dict("records")]
+        found = [{"task": parameters.corpus, "cut": cut.name} | row for cut, row in zip(cuts, kept, strict=True)]
+        return found, {"tokens": sum(map(len, sequences))}
 
-    drawn = parameters.drawn
+    asked = {parameters.corpus: {"limit": parameters.samples, "length": parameters.sequence_length}}
+    names = {GIVEN: [cut.name for cut in cuts]}
     unit = Measurement(
-        kind="candidates", name=parameters.corpus, version=VERSION, source=source, measure=measure,
-        settings={**parameters.key, "text": drawn.pop("corpus"), **drawn, "cuts": [cut.name for cut in cuts]},
-        reads=[text_of(parameters.corpus, parameters.datasets)],
-    ).unit(parameters)  # fmt: skip
+        kind="scores", source=source, measure=measure, reads=[text_of(parameters.corpus, parameters.datasets)],
+        settings={**parameters.key, "tasks": asked, "seed": parameters.seed, "cuts": names},
+    ).result(parameters)  # fmt: skip
     if unit is None:
         raise NotMeasuredError(f"not measured: the losses of {len(cuts)} candidates of {source.name} in {source.dtype}")
     return unit

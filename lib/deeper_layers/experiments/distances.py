@@ -13,13 +13,11 @@ from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.packing import pack_halves
-from deeper_layers.results.units import Unit
+from deeper_layers.results.store import Result
 from deeper_layers.rules.similarity import distance_table
 
-VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.similarity changes numbers
 
-
-def distances_to_choose(parameters: Parameters, source: Source, opened: Callable) -> Unit:
+def distances_to_choose(parameters: Parameters, source: Source, opened: Callable) -> Result:
     """Distances by which a cut is chosen: of the weights in their data type, or where results hold those of another
     one, in that, which a line on stderr says; else measured.
 
@@ -51,11 +49,11 @@ def drawn_batches(parameters: Parameters, opened: Callable, samples: int | None 
     return data.text_batches(tokenizer, documents, samples=samples, length=length, seed=parameters.seed)
 
 
-def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Unit:
+def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, by_sequence: bool = False) -> Result:
     """The distances of a model: read from results, else measured on the model that `opened()` returns.
 
     Each batch that has run is kept, and an interrupted measurement goes on after it. `by_sequence`: the distances of
-    every sequence are kept beside their means, in a unit of another kind.
+    every sequence are kept beside their means.
     Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
     """
 
@@ -78,13 +76,13 @@ def distances_unit(parameters: Parameters, source: Source, opened: Callable, *, 
             every = [similarity.by_size(of_sequence) for of_batch in found for of_sequence in of_batch]
             places = table["size"] - 1, table["start"]
             details["by_sequence"] = pack_halves(np.stack([matrix[places] for matrix in every]))
-        return table, details
+        return table.to_dict("records"), details
 
-    unit = Measurement(
-        kind="distances" if by_sequence else "similarity", name=parameters.corpus, version=VERSION, source=source,
-        settings={**parameters.key, **parameters.drawn}, reads=[text_of(parameters.corpus, parameters.datasets)],
-        measure=measure,
-    ).unit(parameters)  # fmt: skip
+    settings = {**parameters.key, **parameters.drawn} | ({"by_sequence": True} if by_sequence else {})
+    reads = [text_of(parameters.corpus, parameters.datasets)]
+    unit = Measurement(kind="distances", source=source, settings=settings, reads=reads, measure=measure).result(
+        parameters
+    )
     if unit is None:
         raise NotMeasuredError(f"not measured: the distances of {source.name} in {source.dtype}")
     return unit

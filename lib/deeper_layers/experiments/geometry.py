@@ -5,7 +5,6 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from deeper_layers.errors import NotMeasuredError
@@ -13,12 +12,10 @@ from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import drawn_batches
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
 from deeper_layers.models.sources import Source
-from deeper_layers.results.units import Unit
-
-VERSION = 1  # part of every unit's key: raise it when a change here or in deeper_layers.rules.geometry changes numbers
+from deeper_layers.results.store import Result
 
 
-def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Unit:
+def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Result:
     """The geometry of a model: read from results, else measured on the model that `opened()` returns.
 
     What it will cost is said before it runs; each batch that has run is kept, and an interrupted measurement goes on
@@ -45,18 +42,18 @@ def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Cal
         pairs = geometry.measure_pairs(passes, skips, neighbours=parameters.neighbours)
         rows = _rows(geometry.measure_layers(passes, skips), 1) + _rows(geometry.measure_states(passes, bar), 0)
         points = sum(batch["residuals"].shape[1] for batch in passes)
-        return pd.DataFrame(rows), {
+        return rows, {
             "tokens": tokens[0], "points": points, "pairs": {name: _triangle(table) for name, table in pairs.items()}
         }  # fmt: skip
 
     unit = Measurement(
-        kind="geometry", name=parameters.corpus, version=VERSION, source=source, measure=measure,
+        kind="geometry", source=source, measure=measure,
         settings={
             **parameters.key, **parameters.drawn, "tokens": parameters.tokens, "neighbours": parameters.neighbours,
             "skip_sequences": parameters.skip_sequences,
         },
         reads=[text_of(parameters.corpus, parameters.datasets)],
-    ).unit(parameters)  # fmt: skip
+    ).result(parameters)  # fmt: skip
     if unit is None:
         raise NotMeasuredError(f"not measured: the geometry of {source.name} in {source.dtype}")
     return unit

@@ -1,91 +1,91 @@
-"""A pruned model, healed and scored: for each cut and each way of healing one unit."""
+"""A pruned model, healed and scored: for each cut and each way of healing a result of the run and one of the scores."""
 
 import dataclasses
 import json
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import pandas as pd
 
 from deeper_layers import data, healing, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.losses import loss_sequences
+from deeper_layers.experiments.losses import loss_rows, of_corpus
 from deeper_layers.experiments.measurement import Data, Measurement, items_of, text_of
 from deeper_layers.experiments.parameters import HealingParameters
+from deeper_layers.experiments.scoring import as_cut, score_all, tasks_asked
 from deeper_layers.files import read_json, write_file
 from deeper_layers.models.sources import Source
 from deeper_layers.package_index import cache_folder, file_hash
 from deeper_layers.presets import HealingConfig
-from deeper_layers.results.schema import Course
-from deeper_layers.results.units import Unit, key_hash
+from deeper_layers.results.schema import GIVEN, Course
+from deeper_layers.results.store import Result, key_hash
 
-VERSION = (
-    2  # part of every unit's key: raise it when a change here or in deeper_layers.healing.training changes numbers
-)
+VERSION = 2  # raise it when adapters in the cache are no longer what training gives
 ADAPTER, RECORD = "adapter", "record.json"  # of a healing in the cache; the record is written last
 FILES = ("adapter_model.safetensors", "adapter_config.json", "healing.json")  # of adapters
 TOKENS_OF_A_DOCUMENT = 200  # at least, on average: so many documents are read for a budget of tokens
 
 
-def healing_unit(
+def heal(
     cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source, opened: Callable
-) -> Unit | None:
-    """A healed model's loss on text and scores: read from results, else healed and measured.
+) -> Result | None:
+    """The run of a healing, its training loss by step: read from results, else healed; adapters stay in the cache."""
 
-    Rows: task, metric, start, size, value, stderr, items, as a sweep has them, with the name of a cut that is no
-    block, and the loss on text as metric "loss". Details: the curve of the training loss, tokens, seconds in training,
-    and what a sweep keeps. The adapters stay in the cache, so that other tasks can be scored without healing again.
-    None where nothing is to be measured and results hold no such unit.
+    def measure(_):
+        record = _healed(*opened(), cut, config, parameters, source)[1]
+        kept = dataclasses.asdict(record)
+        return [{"step": step, "loss": loss} for step, loss in enumerate(kept.pop("losses"), start=1)], kept
+
+    settings = {**parameters.key, "cut": cut.name, "healing": config.settings, "text": parameters.text}
+    reads = [_healing_text(config, parameters)]
+    return Measurement(kind="healing", source=source, settings=settings, reads=reads, measure=measure).result(
+        parameters
+    )
+
+
+def course_of(run: Result) -> dict:
+    """The course of a healing, as `healing.Record` has it."""
+    kept = {name: run.details[name] for name in ("tokens", "distinct_tokens", "trained_parameters", "seconds")}
+    return {"losses": [row["loss"] for row in run.records]} | kept
+
+
+def heal_and_score(
+    cut: Cut, config: HealingConfig, parameters: HealingParameters, source: Source, opened: Callable,
+    rules: Sequence[str] = (GIVEN,),
+) -> tuple[Result, Result] | None:  # fmt: skip
+    """A healing, and the healed model's loss on text and scores: read from results, else healed and measured.
+
+    The first has the training loss by step; `rules` are those whose choice the cut is. The adapters stay in the cache,
+    so that other tasks can be scored without healing again. None where nothing is to be measured and results hold not
+    both.
 
     Raises InputError where documents of the loss are among those that heal, and what `train` raises.
     """
-    settings = _training_settings(cut, config, parameters) | {
-        "loss": parameters.loss_key,
-        "tasks": dict(sorted(parameters.shots.items())),
-        "limit": parameters.limit,
-    }
-    if set(parameters.limits.values()) != {parameters.limit}:  # "task@20"
-        settings["limits"] = dict(sorted(parameters.limits.items()))
 
     def measure(shards):
         whole, tokenizer = opened()
         healed, record = _healed(whole, tokenizer, cut, config, parameters, source)
         base = healed.get_base_model()
-        whole_of_it = [UNPRUNED]
-        losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
-        rows, of_sequences = sweeping.text_loss(base, whole_of_it, losses, shards=shards.part("loss"))
-        rows.insert(0, "task", parameters.text)
-        tables, outcomes, levels = [rows], {}, {}
-        for task in parameters.task_list:
-            options = parameters.sweep_options(task)
-            table = sweeping.sweep(base, tokenizer, [task], whole_of_it, shards=shards.part(task), **options)
-            tables.append(table)
-            outcomes |= table.attrs["outcomes"]["0,0"]
-            levels |= table.attrs["levels"]
-        table = pd.concat(tables, ignore_index=True).assign(start=cut.start, size=cut.size)
-        if not cut.is_block:
-            table["cut"] = cut.name
-        return table, {
-            "healing": dataclasses.asdict(record),
-            "by_sequence": of_sequences["0,0"],
-            "vocabulary": base.get_output_embeddings().weight.shape[0],
-            "outcomes": outcomes,
-            "levels": levels,
-        }
+        requests = predicted.requests(base, tokenizer)
+        losses = sweeping.request_loss(base, [UNPRUNED], requests, shards=shards.part("loss"))
+        rows = loss_rows(predicted.text, *losses, [UNPRUNED])
+        of_tasks, details = score_all(base, tokenizer, [UNPRUNED], parameters, shards)
+        counted = {"vocabulary": base.get_output_embeddings().weight.shape[0], "healed_tokens": record.tokens}
+        return as_cut(rows + of_tasks, cut), details | counted
 
-    name = cut.name.replace(",", "-").replace(" ", "-")
-    return Measurement(
-        kind="healing", name=name, version=VERSION, source=source, settings=settings,
-        reads=[
-            _healing_text(config, parameters), text_of(parameters.text, parameters.datasets, split="validation"),
-            *items_of(parameters.shots, parameters.datasets),
-        ],
-        measure=measure,
-    ).unit(parameters)  # fmt: skip
+    predicted = of_corpus(parameters.loss_key, parameters.datasets)
+    how = {**parameters.key, "healing": config.settings, "text": parameters.text}
+    heals = _healing_text(config, parameters)
+    run = heal(cut, config, parameters, source, opened)
+    asked = {predicted.text: predicted.asked} | tasks_asked(parameters)
+    scores = Measurement(
+        kind="scores", source=source, measure=measure,
+        settings=how | {"tasks": asked, "cuts": {rule: [cut.name] for rule in rules}},
+        reads=[heals, predicted.reads, *items_of(parameters.shots, parameters.datasets)],
+    ).result(parameters)  # fmt: skip
+    return (run, scores) if run and scores else None
 
 
 def check_apart(healing: list[str], loss: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""One class for a measured unit: what determines its numbers, which data it reads, and how it is measured."""
+"""One class for what is measured: what determines its numbers, which data it reads, and how it is measured."""
 
 import contextlib
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 from tqdm import tqdm
 
 from deeper_layers import data, files, models, results, sweeping
@@ -19,7 +18,7 @@ from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.files import Timeout
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.results.units import Unit
+from deeper_layers.results.store import Result
 
 
 class Data(NamedTuple):
@@ -47,83 +46,70 @@ def text_of(corpus: str, datasets: str | None, **part) -> Data:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What results hold, or can hold once it was measured.
+    """What results hold, or can hold once it was measured: a kind, settings, data, and a function.
 
-    `settings` is, with the model, its data type, the data and the version, all that determines the numbers: literals
-    alone, no path and no device. `measure` returns the rows and the details; it may keep finished parts of its work
-    in the shards that it is given; it is None where results are only asked what they hold. `version` is raised where a
-    change of the code changes numbers.
+    `settings` is, with the model, its data type and the data, all that determines the numbers: literals alone, no path
+    and no device. `measure` returns the rows and the details; it may keep finished parts of its work in the shards that
+    it is given; it is None where results are only asked what they hold.
     """
 
     kind: str
-    name: str
-    version: int
     source: Source
     settings: dict
     reads: list[Data]
-    measure: Callable[[Shards], tuple[pd.DataFrame, dict]] | None = field(repr=False)
+    measure: Callable[[Shards], tuple[list[dict], dict]] | None = field(repr=False)
     dtype: str | None = None  # where it is not the source's
-    # whether it is made of units of their own: each of them is locked, so that several processes share them
-    in_parts: Callable[[], bool] = field(default=lambda: False, repr=False)
 
     @property
     def key(self) -> dict:
         """All that determines the numbers but the data."""
-        dtype = self.dtype or self.source.dtype
-        return {"model": self.source.key, "dtype": dtype, **self.settings, "version": self.version}
+        return {"model": self.source.key, "dtype": self.dtype or self.source.dtype, **self.settings}
 
     @property
     def fingerprint(self) -> str:
         """Of the data: what several share is said once."""
         return ", ".join(dict.fromkeys(read.fingerprint() for read in self.reads))
 
-    def unit(self, parameters: Parameters, wait: bool = True) -> Unit | None:
-        """The unit: read where results hold it, or one of more cuts; else measured and written.
+    def result(self, parameters: Parameters, wait: bool = True) -> Result | None:
+        """The result: read where results hold it, or one of more cuts; else measured and written.
 
         Of many processes one measures it, and the others wait; where `wait` is False, Timeout is raised.
 
-        Data that are not at hand but on a hub are only read where no unit agrees in everything else: so a page is
-        drawn from its units on a machine without a hub. Where `parameters.measure` is False, None for what results do
+        Data that are not at hand but on a hub are only read where no result agrees in everything else: so a page is
+        drawn from results on a machine without a hub. Where `parameters.measure` is False, None for what results do
         not hold.
         """
         folder, key = parameters.results_folder, self.key
         at_hand = all(data.is_at_hand(read.name, parameters.datasets) for read in self.reads)
         if at_hand:
             key["data"] = self.fingerprint
-        unit = self._found(key, folder)
-        if unit is None and parameters.measure:
-            if not at_hand:
-                key["data"] = self.fingerprint
-            unit = self._locked(key, folder, wait)
-        if unit is not None and parameters.measure and unit.path:
-            _tidy(unit.path)
-        return unit
+        found = results.find_result(self.kind, key, folder)
+        if found is None and parameters.measure:
+            key["data"] = self.fingerprint
+            found = self._locked(key, folder, wait)
+        if found is not None and parameters.measure and found.path:
+            _tidy(found.path)
+        return found
 
-    def _found(self, key: dict, folder: Path) -> Unit | None:
-        unit = results.find_unit(self.kind, self.name, key, folder)
-        return unit if unit is not None and results.has_parts(unit) else None
-
-    def _locked(self, key: dict, folder: Path, wait: bool) -> Unit:
+    def _locked(self, key: dict, folder: Path, wait: bool) -> Result:
         """Measured now, unless another process was faster.
 
         Raises InputError in one of several processes that torchrun or accelerate started: all would wait for the first.
         """
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             raise InputError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a unit is measured by one process: start one; healing "
-                "by several is deeper_layers.heal in a script of yours"
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a result is measured by one process: start one; "
+                "healing by several is deeper_layers.heal in a script of yours"
             )
-        path = results.unit_path(self.kind, self.name, key, folder)
+        path = results.result_path(self.kind, key, folder)
         files.check_writable(path.parent)
         files.check_room(path.parent)
-        if self.in_parts():
-            return self._measured(key, folder, path)
         with files.locked(path, f"waiting for another process, which measures {path.stem}" if wait else None):
             with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
-                unit = self._found(key, folder)
-            return unit or self._measured(key, folder, path)
+                found = results.find_result(self.kind, key, folder)
+            return found or self._measured(key, folder, path)
 
-    def _measured(self, key: dict, folder: Path, path: Path) -> Unit:
+    def _measured(self, key: dict, folder: Path, path: Path) -> Result:
         """Measured, and written: the parts that an interrupted run left are taken up."""
         assert self.measure is not None
         shards = Shards(path.with_suffix(".partial"))
@@ -133,11 +119,11 @@ class Measurement:
             rows, details = self.measure(shards)
         state |= measured | {"seconds_in_earlier_runs": shards.seconds_before}
         details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
-        return results.write_unit(self.kind, self.name, key, state, rows, details, folder)
+        return results.write_result(self.kind, key, state, rows, details, folder)
 
 
 def _tidy(path: Path) -> None:
-    """Remove what processes left that were killed when the unit was there already."""
+    """Remove what processes left that were killed when the result was there already."""
     Shards(path.with_suffix(".partial")).remove()
     files.clear_all(path.parent)
     if path.with_suffix(".lock").exists():
@@ -145,12 +131,12 @@ def _tidy(path: Path) -> None:
             pass
 
 
-def each(asked: Iterable[Callable[[bool], Unit | None]]) -> list[Unit | None]:
-    """Some units in order; each is asked for by a function of `wait`, as `Measurement.unit` has it.
+def each(asked: Iterable[Callable[[bool], Result | None]]) -> list[Result | None]:
+    """Some results in order; each is asked for by a function of `wait`, as `Measurement.result` has it.
 
     Those that other processes are at work on are waited for when all others are there.
     """
-    found: dict[int, Unit | None] = {}
+    found: dict[int, Result | None] = {}
     taken = {}
     for number, ask in enumerate(asked):
         try:

@@ -36,7 +36,6 @@ if TYPE_CHECKING:  # slow
 SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
             "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
             "temperature": "temperature"}  # fmt: skip
-GIVEN = "given"  # what the rule of a cut is called that was typed layer by layer
 
 
 def setting(name: str, more: str = "") -> Any:

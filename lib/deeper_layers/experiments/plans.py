@@ -11,11 +11,12 @@ import statistics
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.parameters import GIVEN, SweepParameters, check_given
+from deeper_layers.experiments.parameters import SweepParameters, check_given
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.presets import PRESETS
-from deeper_layers.results.units import Unit
+from deeper_layers.results.schema import GIVEN
+from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
 
@@ -86,7 +87,7 @@ def _distances(parameters: SweepParameters, source: Source) -> dict:
     return {"tokens_at_most": tokens, "layer_steps_at_most": tokens * source.num_layers}
 
 
-def _measured(unit: Unit) -> dict:
+def _measured(unit: Result) -> dict:
     """Where a unit is, and what it took on which machine."""
     state = unit.provenance
     seconds = state.get("seconds", 0.0) + state.get("seconds_in_earlier_runs", 0.0)
@@ -111,10 +112,10 @@ def _task(task: str, cuts: CutsOf, parameters: SweepParameters, source: Source) 
     plan: dict = {"task": task, "rules": list(cuts)}
     plan["sizes"] = sizes if GIVEN not in cuts else [cut.size for cut in cuts[GIVEN] or []]
     if None not in cuts.values():
-        from deeper_layers.experiments.sweeps import sweep_unit
+        from deeper_layers.experiments.scoring import score_task
 
         asked = parameters.but(measure=False)
-        if unit := sweep_unit(task, cuts, asked, source, lambda: None, engine=parameters.engine):
+        if unit := score_task(task, cuts, asked, source, lambda: None, engine=parameters.engine):
             items = unit.rows.drop_duplicates("task").set_index("task")["items"]
             return plan | _measured(unit) | {"items": int(items.get(unit.name, items.sum()))}
     plan |= dict.fromkeys(("items", "requests", "generated", "tokens", "length", "layer_steps", "unknown"))
@@ -161,12 +162,11 @@ def _without_weights(source: Source, trust_remote_code: bool) -> tuple:
 
 def _pace(source: Source, parameters: SweepParameters) -> float | None:
     """Layer-steps a second of this model on a machine like this one, by the distances that results hold of it."""
-    units = results.all_units(parameters.results_folder, model=source.name)
+    units = results.all_results(parameters.results_folder, "distances", source.name)
     paces = [
         unit.details["tokens"] * source.num_layers / _measured(unit)["seconds"]
         for unit in units
-        if unit.kind in ("similarity", "distances")
-        and unit.key["dtype"] == source.dtype
+        if unit.key["dtype"] == source.dtype
         and _measured(unit)["seconds"]
         and unit.provenance["device"] == models.device_name()
     ]

@@ -16,7 +16,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Checked, Count, Name
-from deeper_layers.results.units import content_hash
+from deeper_layers.results.store import content_hash
 
 LINEAGE = "pruning.json"
 FORMAT = "deeper-layers pruning 1"

@@ -17,7 +17,7 @@ from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
 from deeper_layers.results.frames import distances_of, scores_of
-from deeper_layers.results.units import Unit
+from deeper_layers.results.store import Result
 
 if TYPE_CHECKING:  # slow
     from deeper_layers.export.adapter_files import Adapter
@@ -47,7 +47,7 @@ class PruningDescription:
     cut: Cut
     engines: list[Miscounted]
     safe: Cut | None
-    units: list[Unit]
+    units: list[Result]
     scores: "list[Score]"
     healed: bool = False
 
@@ -150,9 +150,9 @@ def describe_pruning(
     except InputError:  # a depth that is not stated in plain words
         wrong, safe = [], None
     units, scores = [], []
-    if known and (is_gguf_model(model) or results.all_units(results_folder, model=models.model_name(model))):
+    if known and (is_gguf_model(model) or results.all_results(results_folder, model=models.model_name(model))):
         key = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code).key
-        units = [unit for unit in results.all_units(results_folder, model=key["name"]) if unit.key["model"] == key]
+        units = [unit for unit in results.all_results(results_folder, model=key["name"]) if unit.key["model"] == key]
     if units:
         from deeper_layers.report import one_cut  # slow
 

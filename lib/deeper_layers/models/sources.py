@@ -21,7 +21,7 @@ from deeper_layers.models.checkpoint_files import (
 from deeper_layers.models.configuration import check_configuration, check_hub_id, check_revision, layers_of, read_config
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.package_index import hash_once
-from deeper_layers.results.units import all_units
+from deeper_layers.results.store import all_results
 
 DTYPES = ("float32", "bfloat16", "float16")
 UNREAD = "not read"  # of a Source whose weights were not hashed: nothing in results is of it
@@ -165,7 +165,7 @@ def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -
 
     None where they know none of this name and data type.
     """
-    for unit in all_units(folder, model=name):
+    for unit in all_results(folder, model=name):
         if unit.key["model"]["name"] == name and dtype in ("auto", unit.key["dtype"]) and "weights" in unit.details:
             return Source(
                 **unit.key["model"], num_layers=unit.details["num_layers"], dtype=unit.key["dtype"],

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from deeper_layers.results.rows import MMLU_SUBJECTS as MMLU_SUBJECTS
+from deeper_layers.results.frames import MMLU_SUBJECTS as MMLU_SUBJECTS
 
 # First dropped layer l*(n), counted from 0, for n = 1, 2, 3, ...: read in public evaluation scripts that
 # are very likely the authors' own (they cover exactly the paper's range of n). L is the number of layers.

@@ -1,9 +1,10 @@
-"""Measured units on disk, the only source of every figure. No torch.
+"""Results on disk, the only source of every figure, and the tables that are made of all of them. No torch.
 
 In: rows, outcomes item by item, the key (all that determines the numbers) and the provenance. Out: the same, found
-again by key, kind or model. A unit is one JSON file in `results/MODEL/`. Files are written under another name and
-renamed, so what is there is complete; what is not as schema.py asks of its kind is named in a warning and left out.
-Read first: units.py.
+again by key or model, and data frames of all: `scores`, `distances`, `healing`, `geometry`, `runs`, `answers`.
+A result is one JSON file of one of four kinds in `results/MODEL/`. It is written under another name and renamed, so
+what is there is complete; what is damaged is named in a warning and left out.
+Read first: schema.py (the kinds), store.py (files), frames.py (tables).
 """
 
 import lazy_loader

@@ -1,144 +1,72 @@
 """All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these; `COLUMNS` and the others say what each column holds, and in what unit.
+Whatever the book says is a query of these; columns.py says what each column holds, and in what unit.
 
 - A task of MMLU is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no row: it is the
   mean over their items. Other groups, such as "sums", have no score of their own; their tasks stand by their own names.
 - A cut that several rules choose has one row for each of them, and the whole model one under every rule of what was
   asked alike. So `query("rule == 'similarity'")` is a whole curve; whoever counts models drops duplicates of `cut`.
-- A file that names no rule, of losses or healed models, has those of files in which rules chose its cuts, the paper's
-  before others.
 - Of two measurements of one thing both have rows. `repeat == 0` is the one that counts: that of the file with more
   cuts, then the later one.
 
 `scores["size"]` and `scores["items"]`: as attributes these names are pandas' own, as is `row.dtype` of a single row.
-
-How each kind of file of today is read stands in rows.py.
 """
 
+import functools
+import json
+import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.results.packing import unpack_halves
-from deeper_layers.results.rows import PAPER, SCORES, measured, named, records, rows_of, settings_of_healing
-from deeper_layers.results.units import Unit, all_units
+from deeper_layers.results.columns import (
+    COLUMNS,
+    COUNTS,
+    NUMBERS,
+    OF_ANSWERS,
+    OF_DISTANCES,
+    OF_GEOMETRY,
+    OF_HEALING,
+    OF_RUNS,
+    VECTORS,
+    WHOLE_NUMBERS,
+)
+from deeper_layers.results.packing import LOGPROBS, unpack, unpack_halves
+from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
+from deeper_layers.results.store import Result, all_results, cut_names, left_out
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
-COLUMNS = {
-    "model": "name of the network, as results know it",
-    "layers": "how many layers the whole network has, L",
-    "dtype": "number format in which it computes",
-    "bits": "type to which its weights were rounded (nf4, Q2_K); missing where they are as published",
-    "cut": 'what was dropped, as `Cut.name` has it: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none',
-    "start": "first dropped layer, from 0; missing where the cut is no block",
-    "size": "how many layers were dropped, n; of sublayers as the rule counts them, missing where no rule is known",
-    "share": "size / layers",
-    "rule": 'whose choice the cut was; "blocks of 4" where every block of 4 was tried; missing where nobody chose it',
-    "changed": "what the rule did to the weights of the layers that stay: merged, or bridged; missing for nothing",
-    "healing": "settings, text and tokens of the healing, as JSON; missing where the model was not healed",
-    "task": "task of lm-eval, or group of which this is one task; of losses the text",
-    "subject": "of the tasks of MMLU the subject; else missing",
-    "shots": "examples in the prompt; missing for the task's own number",
-    "order": "seed of the order of these examples; missing for the usual one",
-    "limit": "at most so many items, the first ones, were asked of each task, or sequences of a text; missing for all",
-    "length": "of losses: tokens in a sequence; 0 where each is as long as it is",
-    "engine": "what else than this library's own forward pass answered; else missing",
-    "metric": 'what was counted: "acc", "exact_match", ..., or "loss" (nats a token)',
-    "items": "how many items or sequences were counted, I",
-    "value": "the score: a share of the items, or the loss over all tokens, nats a token",
-    "outcome": "the score of each item, [I]: 0 or 1, or of each sequence, nats a token; missing where none was kept",
-    "chosen": "number of the choice that each item was answered with, [I]; missing where none was kept",
-    "target": "number of the right choice of each item, [I]; missing where none was kept",
-    "logprobs": "log-probability of each choice, nats, [I, K], nan where an item has fewer; else missing",
-    "chance": "what guessing at random scores; for losses ln V, that of guessing among all V tokens, nats a token",
-    "commonest": "what always naming the commonest answer of the task scores; missing where it is not known",
-    "bytes": "of weights, where they were counted",
-    "repeat": "0 for the measurement that counts; 1, 2, ... for others of the same thing",
-    "measured": "when, in UTC, ISO 8601",
-    "path": "file below the folder of results",
-}
-OF_DISTANCES = {name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits", "start", "size", "share")} | {
-    "corpus": "text on which the residuals were compared",
-    "samples": "sequences of it, S",
-    "length": "tokens in a sequence, at most",
-    "seed": "with which they were drawn",
-    "distance": "angular distance of what enters a block and what leaves it, units of pi, mean over sequences",
-    "stderr": "its standard error over sequences",
-    "by_sequence": "distance of each sequence, [S], within 0.05%; missing where none was kept",
-    "measured": COLUMNS["measured"],
-    "path": COLUMNS["path"],
-}
-OF_HEALING = {
-    name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits", "cut", "start", "size", "share", "healing")
-} | {
-    "step": "update of the adapters, from 1",
-    "tokens": "tokens seen up to it",
-    "loss": "training loss of the step, nats a token",
-    "measured": COLUMNS["measured"],
-    "path": COLUMNS["path"],
-}
-OF_GEOMETRY = {name: COLUMNS[name] for name in ("model", "layers", "dtype", "bits")} | {
-    "corpus": "text whose residuals were looked at",
-    "measure": "what was measured of them",
-    "of": '"layer", or "state" for the residual that enters a layer, or leaves the last one',
-    "place": "which one, from 0",
-    "other": "of a measure of pairs: the second one, further up; else missing",
-    "value": "the measure",
-    "measured": COLUMNS["measured"],
-    "path": COLUMNS["path"],
-}
-OF_RUNS = {
-    "model": COLUMNS["model"],
-    "layers": COLUMNS["layers"],
-    "weights": "type of the weights as they are published: Q4_1, or a data type; missing where it is not known",
-    "hash": "of the weights, or their commit on a hub",
-    "dtype": COLUMNS["dtype"],
-    "vocabulary": "tokens; missing where the file does not say",
-    "kind": "of the file: distances, scores, healing or geometry",
-    "name": "of what was measured: tasks, text, rule or cut",
-    "cuts": "pruned models in it",
-    "measured": COLUMNS["measured"],
-    "seconds": "that it took",
-    "memory": "bytes held at most",
-    "device": "processor or accelerator, in words",
-    "commit": "of the code that measured it; missing where it is not known",
-    "path": COLUMNS["path"],
-}
-OF_ANSWERS = {
-    "model": COLUMNS["model"],
-    "cut": COLUMNS["cut"],
-    "size": COLUMNS["size"],
-    "variant": '"whole", "sliced", "healed" or "rounded"',
-    "prompt": "text that it goes on from",
-    "answer": "what llama.cpp wrote",
-    "path": COLUMNS["path"],
-}
-WHOLE_NUMBERS = ("start", "size", "shots", "order", "limit", "length", "bytes", "vocabulary", "other")  # may be missing
-COUNTS = ("layers", "items", "repeat", "samples", "seed", "step", "place", "cuts", "memory")
-NUMBERS = ("share", "value", "chance", "commonest", "distance", "stderr", "tokens", "loss", "seconds")
-VECTORS = ("outcome", "chosen", "target", "logprobs", "by_sequence")
 # rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
 QUESTION = (
-    "model",
-    "dtype",
-    "bits",
-    "healing",
-    "task",
-    "subject",
-    "shots",
-    "order",
-    "limit",
-    "length",
-    "engine",
-    "metric",
-)
+    "model", "dtype", "bits", "healing", "task", "subject", "shots", "order", "limit", "length", "engine", "metric",
+)  # fmt: skip
 CUT = ("cut", "rule", "changed")
-DISTANCES = ("similarity", "distances")  # kinds of files
+OWN_SHOTS = {"gsm8k": 5}  # by lm-eval, where nobody asked for another number
+# rules that change weights too; their cut alone is not their model
+CHANGED = dict.fromkeys(("laco", "laco-code"), "merged") | dict.fromkeys(
+    ("replaceme", "replaceme-cosine", "streamline"), "bridged"
+)
+# as lm-eval names them; others than these begin with "mmlu_" too
+MMLU_SUBJECTS = """
+    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
+    college_computer_science college_mathematics college_medicine college_physics computer_security
+    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
+    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
+    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
+    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
+    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
+    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
+    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine
+    professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions
+""".split()
+
+_named = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
 def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -155,126 +83,178 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
         >>> asked = results.scores().query("task == 'boolq' and rule == 'similarity' and healing.isna()")
         >>> curve = asked.groupby(["model", "share"])["value"].first()
     """
-    return scores_of(unit for kind in SCORES for unit in all_units(folder, kind, model))
+    return scores_of(all_results(folder, "scores", model))
 
 
-def scores_of(units: Iterable[Unit]) -> "pd.DataFrame":
-    """The same of some files alone: of a group of tasks those of its tasks are to be among them."""
-    rows = []
-    for unit in units:
-        if unit.kind in SCORES and "units" not in unit.details:
-            rows += rows_of(unit, SCORES[unit.kind])
-    rows = _count_repeats(_put_whole_under_rules(_give_rules(rows)))
-    return _frame(rows, COLUMNS)
+def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
+    """The same of some files alone."""
+    rows = _rows(_of_scores, (one for one in results if one.kind == "scores"))
+    return _frame(_count_repeats(_put_whole_under_rules(rows)), COLUMNS)
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Every angular distance, a row for each block: the columns are those of `OF_DISTANCES`; see `scores`."""
-    return distances_of(unit for kind in DISTANCES for unit in all_units(folder, kind, model))
+    return distances_of(all_results(folder, "distances", model))
 
 
-def distances_of(units: Iterable[Unit]) -> "pd.DataFrame":
+def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    rows = []
-    for unit in (unit for unit in units if unit.kind in DISTANCES):
-        asked = {name: unit.key[name] for name in ("corpus", "seed")} | {"length": unit.key["sequence_length"]}
-        table = unit.rows
-        vectors = [None] * len(table)
-        if "by_sequence" in unit.details:
-            vectors = list(unpack_halves(unit.details["by_sequence"], int(table["samples"].iloc[0])).T)
-        for row, vector in zip(records(table), vectors, strict=True):
-            rows.append(measured(unit) | asked | row | {"by_sequence": vector})
-            rows[-1]["share"] = row["size"] / unit.details["num_layers"]
-    return _frame(rows, OF_DISTANCES)
+    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), OF_DISTANCES)
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """The loss of every healing by step: the columns are those of `OF_HEALING`; see `scores`."""
-    rows = []
-    for unit in all_units(folder, "healing", model):
-        cut, course = Cut.of_key(unit.key["cut"]), unit.details["healing"]
-        found = measured(unit) | {"cut": cut.name, "start": cut.start if cut.is_block else None, "size": cut.size}
-        found |= {"share": cut.size / unit.details["num_layers"], "healing": settings_of_healing(unit)}
-        a_step = course["tokens"] / len(course["losses"])
-        for step, loss in enumerate(course["losses"], start=1):
-            rows.append(found | {"step": step, "tokens": step * a_step, "loss": loss})
-    return _frame(rows, OF_HEALING)
+    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), OF_HEALING)
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """Measures of every layer and residual, and of pairs of them: the columns are those of `OF_GEOMETRY`."""
-    rows = []
-    for unit in all_units(folder, "geometry", model):
-        found = measured(unit) | {"corpus": unit.key["corpus"]}
-        for row in records(unit.rows):
-            place = {"of": "layer" if row["size"] else "state", "place": row["start"]}
-            rows.append(found | place | {"measure": row["metric"], "value": row["value"]})
-        for measure, triangle in unit.details["pairs"].items():
-            of = "layer" if len(triangle) < found["layers"] else "state"
-            for place, values in enumerate(triangle):
-                for other, value in enumerate(values, start=place + 1):
-                    rows.append(found | {"of": of, "measure": measure, "place": place, "other": other, "value": value})
-    return _frame(rows, OF_GEOMETRY)
+    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), OF_GEOMETRY)
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What was measured when, how long it took and on what: a row for each file, the columns are `OF_RUNS`."""
-    rows = []
-    for unit in (unit for unit in all_units(folder, model=model) if "units" not in unit.details):
-        ran, key = unit.provenance, unit.key
-        cuts = len(key["cuts"]) if "cuts" in key else 1 if "cut" in key else len(key.get("sizes", []))
-        kind = (
-            unit.kind if unit.kind in ("healing", "geometry") else "distances" if unit.kind in DISTANCES else "scores"
-        )
-        found = {"kind": kind, "name": unit.name, "cuts": cuts, "vocabulary": unit.details.get("vocabulary")}
-        found |= {"weights": unit.details.get("weights"), "hash": key["model"]["weights"]}
-        found |= {"seconds": ran["seconds"] + (ran.get("seconds_in_earlier_runs") or 0), "device": ran["device"]}
-        found |= {"memory": ran.get("peak_memory_bytes") or 0, "commit": ran["commit"]}
-        rows.append(measured(unit) | found)
-    return _frame(rows, OF_RUNS)
+    return _frame(_rows(_of_run, all_results(folder, model=model)), OF_RUNS)
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
     """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt, the columns are `OF_ANSWERS`."""
-    rows = []
-    for unit in all_units(folder, "take-away", model):
-        cut = Cut.of_key(unit.key["cut"])
-        for variant, said in unit.details["answers"].items():
-            for prompt, answer in zip(unit.key["prompts"], said, strict=False):  # after them the number of tokens
-                place = {"cut": cut.name, "size": cut.size, "variant": variant}
-                rows.append(measured(unit) | place | {"prompt": prompt, "answer": answer})
-    return _frame(rows, OF_ANSWERS)
+    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), OF_ANSWERS)
 
 
-def _give_rules(rows: list[dict]) -> list[dict]:
-    """One row for each rule that chose a cut: as its file states, else as other files have it; start, size and share.
+# ---- the rows of one file ---------------------------------------------------------------------------------------
 
-    A file without a rule that holds all that some rule chose, and nothing else, is of that one; else a cut is the
-    paper's where its rules chose it, and of all others that did where they did not.
-    """
-    chose: dict[tuple, dict[str, int]] = defaultdict(dict)  # of a model and cut: rules, and the size of their choice
-    of_rule, in_file = defaultdict(set), defaultdict(set)
-    for row in rows:
-        in_file[row["path"]].add(row["cut"])
-        for rule in () if row["changed"] else row["rule"] or ():
-            if not rule.startswith("blocks of"):
-                chose[row["model"], row["cut"]].setdefault(rule, row.get("size", named(row["cut"]).size))
-                if "size" in row:  # of a choice
-                    of_rule[row["model"], rule].add(row["cut"])
-    found = []
-    for row in rows:
-        cut, known = named(row["cut"]), chose[row["model"], row["cut"]]
-        rules = row["rule"]
-        if rules is None:
-            own = in_file[row["path"]] - {UNPRUNED.name}
-            rules = [rule for rule in known if of_rule[row["model"], rule] == own]
-            rules = rules or [rule for rule in known if rule in PAPER] or list(known)
-        plain = None if cut.attention or cut.mlp else cut.size
-        for rule in rules if rules and cut != UNPRUNED else (None,):
-            size = row.get("size", known.get(rule, plain))
-            place = {"start": cut.start if cut.is_block else None, "size": size, "rule": rule}
-            found.append(row | place | {"share": None if size is None else size / row["layers"]})
-    return found
+
+def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -> list[dict]:
+    """Those of some files, with what holds of each of them; one in which something does not fit is left out whole."""
+    rows: list[dict] = []
+    for result in results:
+        shared = {"model": result.key["model"]["name"], "layers": result.details["num_layers"]}
+        shared |= {"dtype": result.key["dtype"], "bits": result.key.get("quantization"), "path": result.place}
+        shared["measured"] = result.provenance["measured"]
+        try:
+            rows += [shared | row for row in read(result)]
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            left_out(result.path, error)
+    return rows
+
+
+def _of_scores(result: Result) -> Iterator[dict]:
+    """A row for each rule that chose a cut, and score; of the whole model one without a rule."""
+    key, details = result.key, result.details
+    chose = defaultdict(list)
+    for rule, cuts in (key.get("cuts") or details["cuts"]).items():
+        for cut in cuts:
+            chose[cut].append(None if rule == GIVEN else rule)
+    group_of = {leaf: group for group, leaves in details.get("groups", {}).items() if group in key["tasks"]
+                for leaf in leaves}  # fmt: skip
+    healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
+    shared = {"engine": key.get("engine"), "number of cuts": len(cut_names(key))}
+    of_task, first = {}, {}
+    for row in result.records:
+        name, metric, items = row["task"], row["metric"], row["items"]
+        if name in details.get("groups", {}):
+            continue
+        if name not in of_task:
+            of_task[name] = shared | _of_task(result, name, key["tasks"].get(group_of.get(name, name), {}))
+        of_choices = first.setdefault((name, row["cut"], row.get("variant")), row)
+        found = of_task[name] | _place(row["cut"], details) | {"metric": metric, "items": items, "value": row["value"]}
+        found["outcome"] = _vector(row.get("outcome"), items)
+        for kept in (kept for kept in ("chosen", LOGPROBS) if kept in of_choices):
+            found[kept] = (unpack if kept == "chosen" else unpack_halves)(of_choices[kept], items)
+        if metric == "loss":
+            found["chance"] = math.log(details["vocabulary"]) if details.get("vocabulary") else None
+        elif name in details.get("targets", {}):
+            found["target"] = unpack(details["targets"][name], items)
+        if (variant := row.get("variant")) not in UNHEALED:
+            found["healing"] = healing
+        if key.get("bits") and variant not in UNROUNDED:
+            found["bits"] = key["bits"]
+        found |= {name: row[name] for name in ("bytes", "engine") if name in row}
+        for rule in chose[row["cut"]] if row["cut"] != UNPRUNED.name else (None,):
+            yield found | {"rule": rule, "changed": CHANGED.get(rule or "")}
+
+
+def _of_task(result: Result, name: str, asked: dict) -> dict:
+    """What holds of all rows of one task of a file."""
+    subject = name.removeprefix("mmlu_").removesuffix("_continuation")
+    is_subject = name.startswith("mmlu_") and subject in MMLU_SUBJECTS
+    level = result.details.get("levels", {}).get(name, {})
+    found = {name: asked.get(name) for name in ("limit", "order", "length")}
+    found |= {"task": name.replace(f"_{subject}", "", 1) if is_subject else name}
+    shots = asked.get("shots")
+    found |= {"subject": subject if is_subject else None, "shots": OWN_SHOTS.get(name) if shots is None else shots}
+    found |= {"chance": level.get("chance"), "commonest": level.get("majority") or None}
+    measured = result.provenance.get("parts", {}).get(name, {}).get("measured")
+    return found | ({"measured": measured} if measured else {})
+
+
+def _place(name: str, details: dict) -> dict:
+    cut = _named(name)
+    size = details.get("sizes", {}).get(name, None if cut.attention or cut.mlp else cut.size)
+    share = None if size is None else size / details["num_layers"]
+    return {"cut": name, "start": cut.start if cut.is_block else None, "size": size, "share": share}
+
+
+def _vector(kept: str | list | None, items: int) -> np.ndarray | None:
+    """Outcomes as numbers: whoever subtracts bytes from each other gets 255 for -1."""
+    if isinstance(kept, str):
+        return unpack(kept, items).astype(float)
+    if kept is not None and len(kept) != items:
+        raise ValueError(f"losses are of {len(kept)} sequences, expected {items}")
+    return None if kept is None else np.array(kept, dtype=float)
+
+
+def _healing_in_json(key: dict, tokens: int) -> str:
+    return json.dumps(key["healing"] | {"text": key["text"], "tokens": tokens}, sort_keys=True)
+
+
+def _of_distances(result: Result) -> Iterator[dict]:
+    key, rows = result.key, result.records
+    asked = {"corpus": key["corpus"], "seed": key["seed"], "length": key["sequence_length"]}
+    vectors: Iterable = [None] * len(rows)
+    if packed := result.details.get("by_sequence"):
+        vectors = unpack_halves(packed, rows[0]["samples"]).T
+    for row, vector in zip(rows, vectors, strict=True):
+        yield asked | row | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
+
+
+def _of_healing(result: Result) -> Iterator[dict]:
+    key, tokens = result.key, result.details["tokens"]
+    shared = _place(key["cut"], result.details) | {"healing": _healing_in_json(key, tokens)}
+    for row in result.records:
+        yield shared | row | {"tokens": row["step"] * tokens / len(result.records)}
+
+
+def _of_geometry(result: Result) -> Iterator[dict]:
+    shared = {"corpus": result.key["corpus"]}
+    for row in result.records:
+        place = {"of": "layer" if row["size"] else "state", "place": row["start"]}
+        yield shared | place | {"measure": row["metric"], "value": row["value"]}
+    for measure, triangle in result.details["pairs"].items():
+        of = "layer" if len(triangle) < result.details["num_layers"] else "state"
+        for place, values in enumerate(triangle):
+            for other, value in enumerate(values, start=place + 1):
+                yield shared | {"of": of, "measure": measure, "place": place, "other": other, "value": value}
+
+
+def _of_run(result: Result) -> Iterator[dict]:
+    ran, key, details = result.provenance, result.key, result.details
+    cuts = cut_names(key) or {cut for cuts in details.get("cuts", {}).values() for cut in cuts}
+    found = {"kind": result.kind, "name": result.name, "vocabulary": details.get("vocabulary")}
+    found |= {"cuts": len(cuts) or int("cut" in key), "weights": details["weights"], "hash": key["model"]["weights"]}
+    found |= {"seconds": ran["seconds"] + ran.get("seconds_in_earlier_runs", 0), "device": ran["device"]}
+    yield found | {"memory": ran["peak_memory_bytes"], "commit": ran["commit"]}
+
+
+def _of_answers(result: Result) -> Iterator[dict]:
+    for variant, said in result.details.get("answers", {}).items():
+        (cut,) = cut_names(result.key) - {UNPRUNED.name}
+        for prompt, answer in zip(result.key["prompts"], said, strict=True):
+            yield {"cut": cut, "size": _named(cut).size, "variant": variant, "prompt": prompt, "answer": answer}
+
+
+# ---- what is between files --------------------------------------------------------------------------------------
 
 
 def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
@@ -285,11 +265,8 @@ def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
             rules[_of(row, QUESTION)][row["rule"]] = None
     found = []
     for row in rows:
-        if row["cut"] != UNPRUNED.name:
-            found.append(row)
-            continue
-        for rule in rules[_of(row, QUESTION)] or (None,):
-            found.append(row | {"rule": rule})
+        whole = row["cut"] == UNPRUNED.name
+        found += [row | {"rule": rule} for rule in rules[_of(row, QUESTION)] or (None,)] if whole else [row]
     return found
 
 

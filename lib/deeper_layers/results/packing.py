@@ -1,6 +1,7 @@
 """What came out of measured items as text for JSON, zlib, then base 64: small whole numbers, and numbers of 16 bits."""
 
 import base64
+import functools
 import zlib
 
 import numpy as np
@@ -17,9 +18,13 @@ def pack(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(values.astype(np.uint8).tobytes(), LEVEL)).decode()
 
 
-def unpack(text: str) -> np.ndarray:
-    """The inverse of `pack`: a vector of unsigned bytes, one an item."""
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8)
+@functools.lru_cache(maxsize=4096)  # the right choices are the same in many files
+def unpack(text: str, items: int) -> np.ndarray:
+    """The inverse of `pack`: [I] unsigned bytes. Raises ValueError where the text does not hold exactly so many."""
+    found = np.frombuffer(_opened(text, items), dtype=np.uint8)
+    if found.size != items:
+        raise ValueError(f"outcomes are of {found.size} items, expected {items}")
+    return found
 
 
 def pack_halves(values: np.ndarray) -> str:
@@ -33,22 +38,15 @@ def pack_halves(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes(), LEVEL)).decode()
 
 
-def unpack_halves(text: str, items: int) -> np.ndarray:
-    """The inverse of `pack_halves` for so many items: [I, K] in float64."""
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).reshape(2, -1)
+def unpack_halves(text: str, items: int, most: int = 2**27) -> np.ndarray:
+    """The inverse of `pack_halves` for so many items: [I, K] in float64. Raises ValueError for what is no such text."""
+    planes = np.frombuffer(_opened(text, most), dtype=np.uint8).reshape(2, -1)
     return planes.T.copy().view("<f2").reshape(items, -1).astype(float)
 
 
-def packed_length(text: str, most: int) -> int:
-    """How many bytes a text holds, one a number of `pack`; `most` + 1 where they are more, which are not all unpacked.
-
-    Raises ValueError for a text that `pack` did not make.
-    """
-    opened = zlib.decompressobj()
+def _opened(text: str, most: int) -> bytes:
+    """At most one byte more than `most`, whatever the text would unpack to."""
     try:
-        found = len(opened.decompress(base64.b64decode(text, validate=True), most + 1))
+        return zlib.decompressobj().decompress(base64.b64decode(text, validate=True), most + 1)
     except zlib.error as error:
         raise ValueError(f"outcomes can't be unpacked ({error})") from None
-    if found <= most and not opened.eof:
-        raise ValueError("outcomes end too early")
-    return found

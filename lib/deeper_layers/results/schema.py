@@ -1,31 +1,30 @@
-"""What a unit must hold, by its kind, so that whoever draws from it need not ask: checked whenever one is read.
+"""The four kinds of results: of each its name, version, what identifies it, what it holds, and words for it.
 
-Of each kind the key, the rows and the details; then that they agree: rows and outcomes for the cuts of the key and no
-others, and as many outcomes as a row says it has items.
+Nothing else asks for a kind by its name in a chain of ifs: it looks here.
 """
 
-from typing import Annotated
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from deeper_layers.presets import HealingConfig
-from deeper_layers.results.agreement import MOST_ITEMS, disagreements
 
 Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Place = Annotated[list[Count], Field(min_length=2, max_length=2)]  # first dropped layer, number of layers
-Cuts = Annotated[list[Place], Field(min_length=1)]
+Items = Annotated[int, Field(ge=1, le=2**24)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
+Name = Annotated[str, Field(min_length=1)]
 # a cut of any shape, as `Cut.name` calls it
 SOME = r"(layers|attention|mlp)( \d{1,5})+"
 CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{SOME}(; {SOME})*)$")]
-CutNames = Annotated[list[CutName], Field(min_length=1)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Time = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")]
-Vocabulary = Annotated[int, Field(ge=2)]
-Name = Annotated[str, Field(min_length=1)]
-FileName = Annotated[str, Field(pattern=r"^[^/\\\x00]*\.json$")]
-Outcomes = dict[str, dict[str, str]]  # by task and metric, packed
+Cuts = dict[Name, list[CutName]]  # by rule, or GIVEN
+GIVEN = "given"  # in place of a rule: nobody's choice
+UNROUNDED = ("whole", "sliced", "healed")  # variants of a checkpoint; the fourth is "rounded"
+UNHEALED = ("whole", "sliced")
 
 
 class Checked(BaseModel):
@@ -40,105 +39,27 @@ class Open(Checked):
     model_config = ConfigDict(extra="allow")
 
 
-class Level(Checked):
-    """Accuracy of guessing on a task: at random, and by always naming the commonest answer."""
-
-    chance: Share
-    majority: Share = 0.0
-
-
-Levels = dict[str, Level]  # by task
-
-
-# ---- keys ------------------------------------------------------------------------------------------------
-
-
 class ModelKey(Checked):
     name: Name
-    weights: str
+    weights: str  # their hash, or their commit on a hub
 
 
 class Key(Open):
+    """All that determines the numbers of a result, and nothing else."""
+
     model: ModelKey
     dtype: str
-    version: Count
-    data: str
+    quantization: str | None = None
+    data: str  # fingerprint of the texts and items
 
 
-class OpenedKey(Key):
-    quantization: str | None
+class Asked(Checked):
+    """What is asked of a task: examples in the prompt, items, seed of the examples' order; of a text its sequences."""
 
-
-class CutsKey(OpenedKey):
-    cuts: Cuts
-
-
-class TaskKey(CutsKey):
-    task: Name
-    rule: str
-    limit: Count | None
-
-
-class SweepKey(TaskKey):
-    num_fewshot: Count | None
-
-
-class AnyCutsKey(OpenedKey):
-    """Of pruned models of any shape, whichever rule chose them."""
-
-    task: Name
-    cuts: CutNames
-    limit: Count | None
-    num_fewshot: Count | None
-    engine: Name | None
-
-
-class ChangedKey(AnyCutsKey):
-    """Of what a rule leaves that changes weights too."""
-
-    rule: Name
-    calibration: dict[str, str | int]
-
-
-class CandidatesKey(OpenedKey):
-    text: Name
-    samples: Count
-    sequence_length: Count
-    seed: int
-    cuts: CutNames
-
-
-class ShotsKey(TaskKey):
-    num_fewshot: Count
-    order: Count
-
-
-class LossKey(CutsKey):
-    text: Name
-    sequences: Count
-    sequence_length: Count
-
-
-class ChoiceKey(OpenedKey):
-    rule: Name
-    sizes: Annotated[list[Count], Field(min_length=1)]
-    calibration: dict[str, str | int]  # what the rule looks at
-    text: Name
-    sequences: Count
-    sequence_length: Count
-
-
-class SimilarityKey(OpenedKey):
-    corpus: Name
-    samples: Count
-    sequence_length: Count
-    seed: int
-
-
-class GeometryKey(SimilarityKey):
-    tokens: Count
-    neighbours: Count
-    skip_sequences: Count
+    shots: Count | None = None
+    limit: Count | None = None
+    order: Count | None = None
+    length: Count | None = None  # tokens in a sequence
 
 
 def _as_config(settings: dict) -> dict:
@@ -149,75 +70,64 @@ def _as_config(settings: dict) -> dict:
 Settings = Annotated[dict, AfterValidator(_as_config)]  # of a healing
 
 
-class LossSettings(Open):
+class Choice(Checked):
+    """Asked of a rule instead of cuts: of which sizes, and what it looks at."""
+
+    rule: Name
+    sizes: Annotated[list[Count], Field(min_length=1)]
+    calibration: dict[str, str | int]
+
+
+class ScoresKey(Key):
+    tasks: Annotated[dict[Name, Asked], Field(min_length=1)]
+    cuts: Cuts | None = None  # or, where a rule is asked:
+    choice: Choice | None = None
+    calibration: dict[str, str | int] | None = None  # of a rule that changes weights
+    healing: Settings | None = None
+    text: str | None = None  # that heals
+    bits: str | None = None  # to which weights are rounded
+    engine: str | None = None
+
+
+class HealingKey(Key):
+    cut: CutName
+    healing: Settings
     text: Name
-    sequences: Count
+
+
+class DistancesKey(Key):
+    corpus: Name
+    samples: Count
     sequence_length: Count
+    seed: int
 
 
-class HealingKey(OpenedKey):
-    cut: Place | CutName
-    healing: Settings
-    text: Name
-    loss: LossSettings
-    tasks: dict[str, Count | None]
-
-
-class BitsKey(Key):
-    bits: Name
-    cuts: Cuts
-    tasks: dict[str, Count | None]
-    limits: dict[str, Count | None]
-
-
-class TakeAwayKey(Key):
-    cut: Place
-    healing: Settings
-    text: Name
-    type: Name
-
-
-# ---- rows ------------------------------------------------------------------------------------------------
+class GeometryKey(DistancesKey):
+    tokens: Count
+    neighbours: Count
+    skip_sequences: Count
 
 
 class Score(Checked):
+    """Of one cut on one task: what came out item by item stands beside it, packed, or as losses of sequences."""
+
     task: Name
     metric: Name
-    start: Count
-    size: Count
-    value: Number | None
-    stderr: Number | None
-    items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
-
-
-class ScoreOfCut(Score):
     cut: CutName
-
-
-class ScoreOfHealed(Score):
-    cut: CutName | None = None  # where it is no block
-
-
-class ScoreOfBytes(Score):
-    bytes: Count
-
-
-class ScoreOfFile(Score):
-    variant: Name
-
-
-class Choice(Checked):
-    """What a rule drops, and the loss of what it leaves."""
-
-    task: Name
-    metric: Name
-    size: Count
-    layers: list[Count]
-    attention: list[Count]
-    mlp: list[Count]
     value: Number | None
     stderr: Number | None
-    items: Annotated[int, Field(ge=1, le=MOST_ITEMS)]
+    items: Items
+    outcome: str | list[Number] | None = None
+    chosen: str | None = None  # this and the next only in the first row of a task and cut
+    logprobs: str | None = None
+    bytes: Count | None = None
+    variant: Name | None = None  # of a checkpoint: UNROUNDED, or "rounded"
+    engine: Name | None = None  # where it is not that of the key
+
+
+class Step(Checked):
+    step: Count
+    loss: Number
 
 
 class Distance(Checked):
@@ -228,7 +138,7 @@ class Distance(Checked):
     samples: Count
 
 
-class OfGeometry(Checked):
+class Measure(Checked):
     """Of a layer, whose size is 1, or of the residual that enters it, or leaves the last one: their size is 0."""
 
     metric: Name
@@ -237,12 +147,11 @@ class OfGeometry(Checked):
     value: Number | None
 
 
-# ---- details ---------------------------------------------------------------------------------------------
+class Level(Checked):
+    """Accuracy of guessing on a task: at random, and by always naming the commonest answer."""
 
-
-class Details(Checked):
-    num_layers: Annotated[int, Field(ge=1, le=100_000)]
-    weights: str
+    chance: Share
+    majority: Share = 0.0
 
 
 class Course(Checked):
@@ -255,35 +164,37 @@ class Course(Checked):
     seconds: Seconds
 
 
-class ScoredDetails(Details):
-    levels: Levels
+class Details(Checked):
+    num_layers: Annotated[int, Field(ge=1, le=100_000)]
+    weights: str  # their type, as they are published
 
 
-class SweepDetails(ScoredDetails):
-    outcomes: dict[str, Outcomes] = {}  # by cut
-    units: list[FileName] = []  # of the tasks of a group
+class ScoresDetails(Details):
+    groups: dict[Name, list[Name]] = {}  # of tasks: rows of their own are of all items
+    levels: dict[Name, Level] = {}  # by task
+    targets: dict[Name, str] = {}  # by task, the right choices, packed
+    vocabulary: Annotated[int, Field(ge=2)] | None = None
+    sizes: dict[CutName, Count] = {}  # of cuts of sublayers, as their rule counts them
+    healed_tokens: Count | None = None
+    answers: dict[Name, list[str]] = {}  # by variant, to the prompts of the key
+    # of a choice: by rule its cuts in the order of sizes, by size the merged layers, what the rule cost
+    cuts: Cuts = {}
+    merged: dict[str, list[Count | list]] = {}
+    passes: Seconds | None = None
+    tokens: Count | None = None
+    seconds: Seconds | None = None
 
 
-class ShotsDetails(ScoredDetails):
-    outcomes: dict[str, Outcomes]
-
-
-class LossDetails(Details):
-    by_sequence: dict[str, list[Number]]
-    vocabulary: Vocabulary
-
-
-class ChoiceDetails(Details):
-    by_sequence: dict[str, list[Number]]  # by size
-    merged: dict[str, list[Count | list]] = {}  # by size, the layers of what is left: merged ones in lists
-    vocabulary: Vocabulary
-    passes: Annotated[float, Field(ge=0, allow_inf_nan=False)]
-    tokens: Count  # that the rule looked at
-    seconds: Seconds  # that it took to choose
-
-
-class TextDetails(Details):
+class HealingDetails(Details):
     tokens: Count
+    distinct_tokens: Count
+    trained_parameters: Count
+    seconds: Seconds
+
+
+class DistancesDetails(Details):
+    tokens: Count
+    by_sequence: str | None = None  # of every block in the order of the rows, in 16 bits
 
 
 class GeometryDetails(Details):
@@ -292,81 +203,62 @@ class GeometryDetails(Details):
     pairs: Annotated[dict[Name, list[list[Number | None]]], Field(min_length=1)]  # above the diagonal, row by row
 
 
-class DistancesDetails(TextDetails):
-    by_sequence: str  # of every block in the order of the rows, in 16 bits
-
-
-class HealingDetails(ScoredDetails):
-    healing: Course
-    by_sequence: list[Number]
-    vocabulary: Vocabulary
-    outcomes: Outcomes
-
-
-class TakeAwayDetails(Details):
-    answers: dict[str, list[str]]
-    healing: Course
-
-
 class Provenance(Open):
+    """What happened to be true while it was measured."""
+
     measured: Time
-    packages: dict[str, str]
-    python: str | None = None
-    commit: str | None
-    dirty: bool | None
     device: str
+    commit: str | None
     seconds: Seconds
     peak_memory_bytes: Count
-    seconds_in_earlier_runs: Seconds = 0.0
-    order: Count = 0
+    parts: dict[Name, dict[str, Any]] = {}  # of tasks of a group: where theirs is another
 
 
-KINDS: dict[str, tuple[type[Key], type[Checked], type[Details]]] = {
-    "sweep": (SweepKey, Score, SweepDetails),
-    "shots": (ShotsKey, Score, ShotsDetails),
-    "loss": (LossKey, Score, LossDetails),
-    "blocks": (LossKey, Score, LossDetails),
-    "choice": (ChoiceKey, Choice, ChoiceDetails),
-    "scan": (SweepKey, Score, SweepDetails),
-    "similarity": (SimilarityKey, Distance, TextDetails),
-    "distances": (SimilarityKey, Distance, DistancesDetails),
-    "geometry": (GeometryKey, OfGeometry, GeometryDetails),
-    "healing": (HealingKey, ScoreOfHealed, HealingDetails),
-    "bits": (BitsKey, ScoreOfBytes, ScoredDetails),
-    "take-away": (TakeAwayKey, ScoreOfFile, TakeAwayDetails),
-    "cuts": (AnyCutsKey, ScoreOfCut, SweepDetails),
-    "changed": (ChangedKey, ScoreOfCut, SweepDetails),
-    "candidates": (CandidatesKey, ScoreOfCut, TextDetails),
+def _tasks(key: dict) -> str:
+    return "+".join(sorted(key["tasks"]))
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of results. `version` is raised where a change of the code changes numbers, or what is kept of them."""
+
+    version: int
+    key: type[Key]
+    row: type[Checked]
+    details: type[Details]
+    name: Callable[[dict], str]  # of its file, from the key
+    words: str
+
+
+KINDS = {
+    "distances": Kind(
+        3, DistancesKey, Distance, DistancesDetails, lambda key: key["corpus"], "angular distances of all blocks"
+    ),
+    "scores": Kind(3, ScoresKey, Score, ScoresDetails, _tasks, "answers and losses of pruned models"),
+    "healing": Kind(3, HealingKey, Step, HealingDetails, lambda key: key["cut"], "pruned models in training"),
+    "geometry": Kind(3, GeometryKey, Measure, GeometryDetails, lambda key: key["corpus"], "how residuals lie in space"),
 }
-ROWS = {kind: TypeAdapter(list[row]) for kind, (_, row, _) in KINDS.items()}  # ty: ignore[invalid-type-form]
+ROWS = {name: TypeAdapter(list[kind.row]) for name, kind in KINDS.items()}  # ty: ignore[invalid-type-form]
 
 
-class Content(Checked):
-    """All of a unit's file, before its kind is looked at."""
-
-    kind: str
-    name: Name
-    key: dict
-    provenance: Provenance
-    rows: Annotated[list[dict], Field(min_length=1)]
-    details: dict
-    sha256: str | None = None
-
-
-def check_unit(content) -> None:
-    """Raise ValueError, with one line that says what is odd, unless this is what a unit holds."""
+def check_content(content: dict) -> None:
+    """Raise ValueError, with one line that says what is odd, unless this is what a result of its kind holds."""
+    if not isinstance(content, dict) or content.get("kind") not in [*KINDS]:
+        raise ValueError(f"it is of none of the kinds {', '.join(KINDS)}")
+    kind = KINDS[content["kind"]]
+    if content.get("version") != kind.version:
+        raise ValueError(f"it is of version {content.get('version')}, expected {kind.version}")
     try:
-        Content.model_validate(content)
-        if content["kind"] not in KINDS:
-            raise ValueError(f"its kind is {content['kind'][:40]!r}, expected one of {', '.join(KINDS)}")
-        key, _, details = KINDS[content["kind"]]
-        key.model_validate(content["key"])
+        kind.key.model_validate(content["key"])
         ROWS[content["kind"]].validate_python(content["rows"])
-        details.model_validate(content["details"])
+        kind.details.model_validate(content["details"])
+        Provenance.model_validate(content["provenance"])
     except ValidationError as error:
         raise ValueError(in_words(error)) from None
-    for odd in disagreements(content["name"], content["key"], content["rows"], content["details"]):
-        raise ValueError(odd)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"it has no {error}") from None
+    if not content["rows"]:
+        raise ValueError("it has no rows")
 
 
 def in_words(error: ValidationError) -> str:

@@ -1,0 +1,272 @@
+"""Results on disk: the only source of every figure.
+
+A result is one JSON file, `RESULTS/MODEL/KIND-NAME-KEYHASH.json`. Its key is everything that determines the numbers;
+its provenance is everything that happened to be true while they were measured. A file with that name is complete: it
+is written under a temporary name and renamed. Its last line is the SHA-256 of all bytes before. Work in progress lies
+in a folder beside it, in shards that are each complete in the same sense.
+"""
+
+import contextlib
+import functools
+import glob
+import hashlib
+import json
+import math
+import re
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.files import read_plain, write_file
+from deeper_layers.results.places import readable_folders, results_folder
+from deeper_layers.results.schema import GIVEN, KINDS, check_content
+
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
+LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
+END = b'"sha256": "'  # begins the last line of a file
+BEGIN = re.compile(rb'\{\s*"kind": "([a-z-]+)",\s*"(?:version": ([0-9]{1,9})|name": )')
+HEX = "[0-9a-f]" * 12
+PACKED = ("outcome", "chosen", "logprobs")  # what a row of scores holds item by item
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished measurement.
+
+    `kind` is one of `schema.KINDS`, `records` its rows, one measured value each, `details` whatever else was kept.
+    """
+
+    kind: str
+    key: dict
+    provenance: dict
+    records: list[dict] = field(repr=False)
+    details: dict = field(repr=False)
+    path: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """What was measured, in short: its tasks, its corpus, its cut."""
+        return KINDS[self.kind].name(self.key)
+
+    @property
+    def place(self) -> str | None:
+        """Its file below the folder of results."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path else None
+
+    @functools.cached_property
+    def rows(self) -> "pd.DataFrame":
+        """The rows as a table, without what is packed; of a cut its start and size too."""
+        import pandas as pd
+
+        table = pd.DataFrame([{k: v for k, v in row.items() if k not in PACKED} for row in self.records])
+        if "cut" in table:
+            cuts = [Cut.named(name) for name in table["cut"]]
+            table.insert(2, "start", [cut.start for cut in cuts])
+            table.insert(3, "size", [cut.size for cut in cuts])
+        of_numbers = [name for name in ("value", "stderr", "distance") if name in table]  # null is not measured
+        return table.astype(dict.fromkeys(of_numbers, float))
+
+
+def key_hash(key: dict) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of the key in canonical JSON."""
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def content_hash(content: dict) -> str:
+    """SHA-256, in hexadecimal, of canonical JSON without the entry "sha256"."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def slug(name: str) -> str:
+    """The name of a file or folder for a model or a task, whatever is in its name: never one above, or hidden."""
+    plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
+    if plain.startswith(".") or not plain:
+        plain = f"-{plain}"
+    if len(plain.encode()) > LONGEST:
+        plain = f"{plain.encode()[:LONGEST].decode(errors='ignore')}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+    return plain
+
+
+def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
+    """The file of a result. `key["model"]["name"]` names the folder of its model."""
+    return results_folder(folder) / slug(key["model"]["name"]) / _file_name(kind, key)
+
+
+def read_result(path: Path) -> Result | None:
+    """A result from its file; None, with a warning that names the file, where it can't be read or is none.
+
+    It is read once in a process, as long as the file stays.
+    """
+    try:
+        state = path.stat()
+        return _read(path, state.st_ino, state.st_size, state.st_mtime_ns)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        left_out(path, error)
+        return None
+
+
+def left_out(path: Path | None, error: Exception) -> None:
+    """Warn of a file that is no whole result."""
+    said = " ".join(str(error).split())
+    warnings.warn(f"{path} is not a readable result ({said}): it is left out, and measured again", stacklevel=3)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, *state: int) -> Result:
+    """Raises OSError or ValueError for all that is no result."""
+    text = read_plain(path)
+    body, _, tail = text.rpartition(END)
+    if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
+        raise ValueError("its content is not that of its SHA-256")
+    content = json.loads(text)
+    check_content(content)
+    if path.name != _file_name(content["kind"], content["key"]):
+        raise ValueError("its name is not that of its kind and key")
+    return Result(
+        content["kind"], content["key"], content["provenance"], content["rows"], content["details"], path
+    )  # fmt: skip
+
+
+def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
+    """The result that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
+
+    Of several that with the fewest cuts, then the one that was measured last. Where no folder is named, the published
+    ones answer too.
+    """
+    for place in readable_folders(folder):
+        path = result_path(kind, key, place)
+        named = path.parent.glob(f"{glob.escape(path.stem[: -len('-') - 12])}-{HEX}.json")
+        found = [one for one in map(read_result, sorted(named)) if one and _answers(one.key, key)]
+        if found:
+            last = sorted(found, key=lambda one: (one.provenance["measured"], str(one.path)), reverse=True)
+            return min(last, key=lambda one: (len(cut_names(one.key)), "by_sequence" in one.key))
+    return None
+
+
+def _answers(kept: dict, asked: dict) -> bool:
+    """Whether what was measured for one key holds what another asks: cuts of its rules, and all else the same."""
+    if any(
+        kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - {"cuts", "by_sequence", "data"}
+    ):
+        return False
+    if asked.get("data", kept["data"]) != kept["data"] or (asked.get("by_sequence") and not kept.get("by_sequence")):
+        return False
+    every, of_rules = cut_names(kept), kept.get("cuts") or {}
+    return all(
+        # the whole model is no rule's choice, and what is given cut by cut may have been anybody's
+        cut in (every if rule == GIVEN or cut == UNPRUNED.name else of_rules.get(rule, ()))
+        for rule, cuts in (asked.get("cuts") or {}).items()
+        for cut in cuts
+    )
+
+
+def cut_names(key: dict) -> set[str]:
+    """The cuts of a key of scores, of all its rules."""
+    return {cut for cuts in (key.get("cuts") or {}).values() for cut in cuts}
+
+
+def is_measured(task: str, folder: Path | None = None) -> bool:
+    """Whether results hold a task, group or text by this name, alone, of any model."""
+    named = f"*/*-{glob.escape(slug(task))}-{HEX}.json"
+    return any(any(place.glob(named)) for place in readable_folders(folder))
+
+
+def write_result(
+    kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
+) -> Result:
+    """Write a finished measurement whole, and return it as it is read back. None of a row is left out.
+
+    Raises:
+        InputError: it can't be written.
+        ValueError: it is not what a result of its kind holds.
+    """
+    rows = [{name: _plain(value) for name, value in row.items()} for row in records]
+    parts = {"key": key, "provenance": provenance, "details": details}
+    content = {"kind": kind, "version": KINDS[kind].version} | parts | {"rows": rows}
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
+    check_content(content)
+    path = result_path(kind, key, folder)
+    write_file(path, text_of(content))
+    result = read_result(path)
+    assert result is not None, f"{path} was written and can't be read"
+    return result
+
+
+def text_of(content: dict) -> bytes:
+    """JSON with a row or an entry a line, so that a difference between two commits can be read, and its SHA-256."""
+    lines = []
+    for name, value in content.items():
+        if name == "rows":
+            lines.append('"rows": [\n' + ",\n".join(map(json.dumps, value)) + "\n]")
+        elif isinstance(value, dict):
+            entries = [f" {json.dumps(entry)}: {json.dumps(of_it)}" for entry, of_it in value.items()]
+            lines.append(f"{json.dumps(name)}: {{\n" + ",\n".join(entries) + "\n}")
+        else:
+            lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
+    body = ("{\n" + ",\n".join(lines) + ",\n").encode()
+    return body + END + f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
+
+
+def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
+    """Every readable result below a folder, sorted by path; of one kind, and of the model of one name, if given.
+
+    Where no folder is named, the published ones come after them. One warning says how many files are of earlier
+    versions: they are left out.
+    """
+    own = slug(model) if model else "*"
+    found = {path.relative_to(path.parents[1]): path for path in reversed(_files(folder, f"{own}/*.json"))}
+    earlier = [path for path in found.values() if _is_earlier(path)]
+    if earlier:
+        warnings.warn(
+            f"{len(earlier)} files in {earlier[0].parent.parent}, like {earlier[0].name}, are of an earlier version: "
+            "they are left out, and what they hold is measured again where it is asked for",
+            stacklevel=2,
+        )
+    named = (path for path in sorted(found.values()) if kind in (None, path.name.partition("-")[0]))
+    every = (read_result(path) for path in named if path not in earlier)
+    return [one for one in every if one is not None and model in (None, one.key["model"]["name"])]
+
+
+def name_of(weights: str, folder: Path | None = None) -> str | None:
+    """By which name results know a model's weights, whatever its file is called; None where they don't."""
+    for path in _files(folder, "*/*.json"):
+        with open(path, "rb") as file:  # much faster than to read all of most of them
+            begin = file.read(2**12)
+        if weights.encode() in begin and (found := read_result(path)) and found.key["model"]["weights"] == weights:
+            return found.key["model"]["name"]
+    return None
+
+
+def _files(folder: Path | None, named: str) -> list[Path]:
+    return [path for place in readable_folders(folder) for path in sorted(place.glob(named)) if path.is_file()]
+
+
+def _is_earlier(path: Path) -> bool:
+    """Whether a file says in its first lines that it is of a kind or version that is not of today."""
+    begin = None
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        begin = BEGIN.match(file.read(99))
+    if begin is None:  # torn, or none of ours: said where it is read
+        return False
+    kind = KINDS.get(begin[1].decode())
+    return kind is None or int(begin[2] or 0) != kind.version
+
+
+def _file_name(kind: str, key: dict) -> str:
+    return f"{kind}-{slug(KINDS[kind].name(key))}-{key_hash(key)}.json"
+
+
+def _plain(value):
+    """A value that JSON can hold; not-a-number becomes null, since it was not measured."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
