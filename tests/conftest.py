@@ -5,7 +5,6 @@ A test lands in `make test` by itself. The mark `quick` puts it in `make check` 
 """
 
 import os
-import shutil
 
 import pytest
 import torch
@@ -55,12 +54,6 @@ def opened(tiny_folder):
     from deeper_layers import load_model
 
     return load_model(str(tiny_folder), dtype="float32")
-
-
-@pytest.fixture
-def tiny_copy(tiny_folder, tmp_path):
-    """A copy of the folder, to be changed."""
-    return shutil.copytree(tiny_folder, tmp_path / "model")
 
 
 @pytest.fixture(scope="session")
