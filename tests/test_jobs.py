@@ -8,11 +8,13 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from deeper_layers.command import jobs, main
+from deeper_layers.command import main
 from deeper_layers.command.options import flags
+from deeper_layers.command.report import workflow_config
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.results.places import AROUND as ROOT
+from workflow import jobs
 
 pytestmark = pytest.mark.quick
 
@@ -93,9 +95,9 @@ def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
     given = {"model": "a/b", "datasets": "mirror", "sizes": "0, 2-3"}
-    config = jobs.config_of(given, "02, 04", tmp_path, True)
+    config = workflow_config(given, "02, 04", tmp_path, True)
     assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
-    assert jobs.config_of(given, "01, 02", tmp_path, False) == config | {
+    assert workflow_config(given, "01, 02", tmp_path, False) == config | {
         "heal": [], "notebooks": "01, 02", "site": True
     }  # fmt: skip
     (entry,) = config["models"]

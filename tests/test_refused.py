@@ -188,6 +188,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
 ]  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("number", range(len(GIVEN)))
 def test_what_is_given(number, opened, here):
     call, words = GIVEN[number]

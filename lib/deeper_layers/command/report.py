@@ -14,14 +14,13 @@ from pathlib import Path
 import click
 
 from deeper_layers import checks, files, models, results
-from deeper_layers.command import jobs
 from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import MODEL, Place, asking
 from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Shown
-from deeper_layers.experiments.parameter_texts import split
+from deeper_layers.experiments.parameter_texts import block_sizes, split
 from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.package_index import file_hash
@@ -155,13 +154,28 @@ def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, n
     answers = root / "jobs" / results.slug(name)
     file = answers / "config.json"
     files.check_writable(answers)
-    files.write_file(file, json.dumps(jobs.config_of(given, notebooks, answers, no_site), indent=1).encode())
+    files.write_file(file, json.dumps(workflow_config(given, notebooks, answers, no_site), indent=1).encode())
     command = [sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", "--configfile", file]
     _run_there(
         root, f"not all jobs were done, and the same command does the rest: {answers / 'logs'} has more", command
     )
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
     return Answer("\n".join([str(file), *made]), {"model": name, "config": str(file), "notebooks": made})
+
+
+def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict:
+    """What workflow/Snakefile is told of one model; paths as they are from anywhere."""
+    options = {
+        name: str(Path(value).absolute()) if name in ("results", "datasets") and value else value
+        for name, value in given.items()
+    }
+    model, folder, sizes = options.pop("model"), options.pop("results", None), HealingParameters(**given).sizes
+    heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
+    return {
+        "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
+        "options": options, "heal": block_sizes(sizes, checks.LAYERS) if heals else [], "notebooks": notebooks,
+        "results": folder, "answers": str(answers), "site": not no_site,
+    }  # fmt: skip
 
 
 def _run_there(root: Path, failed: str, command: list[str | Path]) -> None:

@@ -1,4 +1,4 @@
-"""Results as jobs of workflow/Snakefile: which command each one is, and what it needs, by the plan of its model."""
+"""Results as jobs of the Snakefile: which command each one is, and what it needs, by the plan of its model."""
 
 import json
 import math
@@ -10,15 +10,13 @@ from typing import NamedTuple
 import click
 
 from deeper_layers import results
-from deeper_layers.checks import LAYERS
 from deeper_layers.command.group import main
 from deeper_layers.command.options import flags
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameter_texts import TASK, block_sizes, split
-from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, TaskParameters
+from deeper_layers.experiments.parameter_texts import TASK, split
+from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
 from deeper_layers.files import read_json
 
-PLACES = ("results", "datasets")
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
 START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a unit may take
 TRAINING = 4  # forwards that a step of training costs, with checkpoints of its activations
@@ -78,20 +76,6 @@ def asked_of(config: dict, model: str, entry: dict) -> Asked:
         )
     HealingParameters(model=model, **options)
     return Asked(model, options, entry.get("heal", config.get("heal", [])), notebooks)
-
-
-def config_of(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict:
-    """The configuration of one model, of what was typed for `report`; paths as they are from anywhere."""
-    options = {
-        name: str(Path(value).absolute()) if name in PLACES and value else value for name, value in given.items()
-    }
-    model, folder, sizes = options.pop("model"), options.pop("results", None), HealingParameters(**given).sizes
-    heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
-    return {
-        "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
-        "options": options, "heal": block_sizes(sizes, LAYERS) if heals else [], "notebooks": notebooks,
-        "results": folder, "answers": str(answers), "site": not no_site,
-    }  # fmt: skip
 
 
 def megabytes(plan: Path, asked: Asked, attempt: int = 1) -> int:
