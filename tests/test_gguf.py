@@ -331,6 +331,7 @@ def test_without_llama_cpp_it_says_what_to_install(llama_file, monkeypatch):
         LlamaCpp(llama_file)
 
 
+@pytest.mark.thorough
 def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
     """One unit: the file whole, sliced, healed and rounded; measured once."""
     in_llama_cpp(llama_file)

@@ -9,6 +9,8 @@ import pytest
 
 from tests.fuzz import cluster, killed_streams, kills
 
+pytestmark = pytest.mark.thorough
+
 
 def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
     kills.main(60, 40, seed=7)

@@ -210,6 +210,7 @@ def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
             prune(llama / "whole", llama / "more", "--adapter", llama / "adapter", *options)
 
 
+@pytest.mark.thorough
 def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
     small = HealingConfig(

@@ -182,9 +182,10 @@ def _prefix_in(
     lists = [f"{name}." for name, _ in model.named_modules()]
     ignored = [MTP, *(model._keys_to_ignore_on_load_unexpected or ())]
     others = [
-        p for p in groups
+        p
+        for p in groups
         if p not in chosen and not any(name.endswith(p) for name in lists) and not any(re.search(k, p) for k in ignored)
-    ]  # fmt: skip
+    ]
     others = [prefix for prefix in others if not unread_without(model, shapes, prefix)]
     names = [name for name in shapes if _prefix(name) in others]
     _refuse(folder, names, "numbered like layers, of no known name")

@@ -74,9 +74,15 @@ def model_card(made: Made, scores: str = "") -> str:
     title = f"# {as_markdown(first)} without {layers - len(made.lineage.kept)} of its {layers} layers"
     title += ", healed" if made.adapter else ""
     parts = [
-        title, _what(made), "## Use", *_use(made), "## How it was made", *_how(made),
-        *(["## Scores", scores.strip()] if scores.strip() else []), *_source_card(made),
-    ]  # fmt: skip
+        title,
+        _what(made),
+        "## Use",
+        *_use(made),
+        "## How it was made",
+        *_how(made),
+        *(["## Scores", scores.strip()] if scores.strip() else []),
+        *_source_card(made),
+    ]
     return _head(made) + "\n" + "\n\n".join(parts) + "\n"
 
 
@@ -121,9 +127,13 @@ def _use(made: Made) -> list[str]:
     python = TRANSFORMERS.format(opens=opens, name=quoted, more=more)
     server = VLLM.format(name=name, more=" --trust-remote-code" if own_code else "")
     return [
-        "In transformers:", fenced("python", python), "In vLLM, as a server:", fenced("bash", server),
-        f"In llama.cpp, by its converter and {CYLLAMA}:", fenced("bash", LLAMA_CPP.format(name=name, file=file)),
-    ]  # fmt: skip
+        "In transformers:",
+        fenced("python", python),
+        "In vLLM, as a server:",
+        fenced("bash", server),
+        f"In llama.cpp, by its converter and {CYLLAMA}:",
+        fenced("bash", LLAMA_CPP.format(name=name, file=file)),
+    ]
 
 
 def _how(made: Made) -> list[str]:

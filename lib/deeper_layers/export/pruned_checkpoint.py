@@ -205,19 +205,34 @@ def prune_checkpoint(
         check_sublayers(f"this cut is {cut}", silence=silence, adapted=added is not None, to_gguf=is_gguf(out))
     if described is None:
         described = describe_pruning(
-            model, cut, revision=revision, healed=added is not None, known=changed is None,
+            model,
+            cut,
+            revision=revision,
+            healed=added is not None,
+            known=changed is None,
             trust_remote_code=trust_remote_code,
-        )  # fmt: skip
+        )
         for said in described.warnings():
             warnings.warn(said, stacklevel=2)
     if is_gguf(out):
         return export.slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
     rule = changed.words.partition(":")[0] if changed else None
     return export.slice_checkpoint(
-        model, cut, out, revision=revision, adapter=adapter, dtype=dtype, mtp=mtp, silence=silence, changed=changed,
-        card=described.card(added), command=_command(described, out, rule, added, dtype, mtp, silence),
-        name=name or out.name, overwrite=overwrite, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
+        model,
+        cut,
+        out,
+        revision=revision,
+        adapter=adapter,
+        dtype=dtype,
+        mtp=mtp,
+        silence=silence,
+        changed=changed,
+        card=described.card(added),
+        command=_command(described, out, rule, added, dtype, mtp, silence),
+        name=name or out.name,
+        overwrite=overwrite,
+        trust_remote_code=trust_remote_code,
+    )
 
 
 def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -> None:
@@ -236,8 +251,9 @@ def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -
         )
 
 
-def estimate_bytes(source: Source, cut: Cut, out: Path, *, dtype: str = "auto", type: str | None = None,
-                   mtp: bool = True) -> tuple[float, str]:  # fmt: skip
+def estimate_bytes(
+    source: Source, cut: Cut, out: Path, *, dtype: str = "auto", type: str | None = None, mtp: bool = True
+) -> tuple[float, str]:
     """About how many bytes of weights `prune_checkpoint` would write, and in which type, from headers alone.
 
     Raises InputError where the cut or the type does not fit, or the checkpoint is not understood.
@@ -290,9 +306,14 @@ def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
 
 
 def _command(
-    described: PruningDescription, out: Path, rule: str | None, adapter: "Adapter | None", dtype: str, mtp: bool,
+    described: PruningDescription,
+    out: Path,
+    rule: str | None,
+    adapter: "Adapter | None",
+    dtype: str,
+    mtp: bool,
     silence: bool,
-) -> str:  # fmt: skip
+) -> str:
     """The command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine."""
     cut, drop = described.cut, ["--drop", str(described.cut.size)]
     words = ["deeper-layers", "prune", described.model, out.name]

@@ -63,13 +63,13 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
             wrote = read_lineage(path)
             names = [] if wrote is None else [LINEAGE, *wrote.files]  # and nothing that came into the folder since
             api.upload_folder(
-                repo_id=repository, folder_path=path, commit_message=message,
+                repo_id=repository,
+                folder_path=path,
+                commit_message=message,
                 allow_patterns=[glob.escape(name) for name in names],
-            )  # fmt: skip
+            )
         else:
-            api.upload_file(
-                repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message
-            )  # fmt: skip
+            api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)
     except Exception as error:  # whatever a server and the ways to it can answer
         raise _refused(repository, error, f"; {path} is complete, and stays") from error
     return f"{api.endpoint}/{repository}"

@@ -163,10 +163,17 @@ def slice_checkpoint(
         kept, config = cast_entries(kept, wanted), state_dtype(config, wanted)
     config = _without_paths(config)
     step = Step(
-        model=model_name(str(source)), weights=None, layers=layout.layers, dropped=list(cut.dropped),
-        attention=list(cut.attention), mlp=list(cut.mlp), changed=None if changed is None else changed.words,
-        adapter=None if added is None else added.fingerprint, dtype=wanted, command=command,
-    )  # fmt: skip
+        model=model_name(str(source)),
+        weights=None,
+        layers=layout.layers,
+        dropped=list(cut.dropped),
+        attention=list(cut.attention),
+        mlp=list(cut.mlp),
+        changed=None if changed is None else changed.words,
+        adapter=None if added is None else added.fingerprint,
+        dtype=wanted,
+        command=command,
+    )
     before = read_lineage(folder)  # one of another model is found before anything is written
     lineage = begin_lineage(None, step) if before is None else before.after(step)
     texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **tokenizer}

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.tensor_writer import BLOCK, REAL_BYTES, Edit, Entry
+from deeper_layers.export.tensor_writer import REAL_BYTES, Edit, Entry, read_rows
 from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.models.configuration import text_part
 
@@ -110,10 +110,11 @@ def cast_entries(entries: list[Entry], dtype: str) -> list[Entry]:
 
     def cast(entry: Entry) -> Entry:
         def to_new(values, rows):
-            if is_overflow(values, values.to(new)):
+            cast_values = values.to(new)
+            if is_overflow(values, cast_values):
                 largest = f"{values.abs().max().item():g}, too large for it: give bfloat16 or float32"
                 raise InputError(f"dtype is {dtype}, and {entry.name} holds {largest}")
-            return values.to(new)
+            return cast_values
 
         return entry.edited(to_new, dtype=DTYPES[dtype])
 
@@ -143,7 +144,7 @@ def smallest_dtype(entries: list[Entry]) -> str:
     fitting = {"bfloat16", "float16"}
     for entry in (entry for entry in entries if entry.dtype == "F32"):
         with safe_open(entry.shard.path, framework="pt") as file:
-            for block in file.get_tensor(entry.tensor.name).view(-1).split(BLOCK):
+            for _, block in read_rows(entry, file):
                 fitting = {name for name in fitting if torch.equal(block.to(getattr(torch, name)).float(), block)}
                 if not fitting:
                     return "float32"

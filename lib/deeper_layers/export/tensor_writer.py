@@ -171,12 +171,17 @@ def _rows(entry: Entry, reader) -> Iterator[bytes]:
     """A tensor's bytes, edited some rows at a time."""
     import torch  # slow: what is copied alone needs none
 
+    for part, values in read_rows(entry, reader):
+        for edit in entry.edits:
+            values = edit(values, part)
+        yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def read_rows(entry: Entry, reader) -> "Iterator[tuple[slice, torch.Tensor]]":
+    """A tensor of an open safetensors file some rows at a time, and which rows they are; a number alone is a row."""
     rows = entry.shape[0] if entry.shape else 1
     whole = reader.get_slice(entry.tensor.name) if entry.shape else reader.get_tensor(entry.tensor.name)[None]
     step = max(1, BLOCK * rows // max(1, math.prod(entry.shape)))
     for first in range(0, rows, step):
         part = slice(first, min(first + step, rows))
-        values = whole[part]
-        for edit in entry.edits:
-            values = edit(values, part)
-        yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
+        yield part, whole[part]
