@@ -21,11 +21,16 @@ def cut_options(rules: Iterable[str], lists: Iterable[str], more: str = "") -> C
     options = [
         click.option("--drop", type=int, help=f"number of layers to drop{more}"),
         click.option("--start", type=int, help="the first of them, counted from 0, instead of a rule"),
-        click.option("--rule", type=click.Choice(rules), default="similarity", show_default=True,
-                     help=f"{words}measured now"),
-        *(click.option(f"--{name}", metavar="LIST", help=str(fields[name].description).replace("rules and sizes",
-                       "--drop")) for name in lists),
-    ]  # fmt: skip
+        click.option(
+            "--rule", type=click.Choice(rules), default="similarity", show_default=True, help=f"{words}measured now"
+        ),
+        *(
+            click.option(
+                f"--{name}", metavar="LIST", help=str(fields[name].description).replace("rules and sizes", "--drop")
+            )
+            for name in lists
+        ),
+    ]
 
     def decorate(function: Callable) -> Callable:
         for option in reversed(options):

@@ -22,8 +22,11 @@ from deeper_layers.experiments.parameters import Parameters
     {MODEL}
     """
 )
-@click.option("--by-sequence", is_flag=True, help="keep the distances of every sequence too, and say how surely each "
-              "block is the most similar")  # fmt: skip
+@click.option(
+    "--by-sequence",
+    is_flag=True,
+    help="keep the distances of every sequence too, and say how surely each block is the most similar",
+)
 @asking(Parameters)
 @answering
 def distances(given: dict, by_sequence: bool) -> Answer:
@@ -37,10 +40,14 @@ def distances(given: dict, by_sequence: bool) -> Answer:
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [
-        {"n": str(cut.size), "l*": str(cut.start), "distance": f"{matrix[cut.size - 1, cut.start]:.4f}",
-         "the pruned model": cut.describe(layers)}
+        {
+            "n": str(cut.size),
+            "l*": str(cut.start),
+            "distance": f"{matrix[cut.size - 1, cut.start]:.4f}",
+            "the pruned model": cut.describe(layers),
+        }
         for cut in best
-    ]  # fmt: skip
+    ]
     if by_sequence:
         from deeper_layers.report.statistics import nearest  # slow
         from deeper_layers.results.frames import distances_of
@@ -52,7 +59,11 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"
     )
     content = {
-        "model": source.name, "layers": layers, "dtype": source.dtype, "unit": str(unit.path),
-        "most_similar": [{"start": cut.start, "size": cut.size} for cut in best], "rows": records(unit.rows),
-    }  # fmt: skip
+        "model": source.name,
+        "layers": layers,
+        "dtype": source.dtype,
+        "unit": str(unit.path),
+        "most_similar": [{"start": cut.start, "size": cut.size} for cut in best],
+        "rows": records(unit.rows),
+    }
     return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}", content)

@@ -95,10 +95,15 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         before += f"; measured by: deeper-layers {shlex.join(words)}"
     record = course_of(run)
     rows = [
-        {"task": row.task, "metric": row.metric, "healed": f"{row.value:.3f}", "stderr": f"{row.stderr:.3f}",
-         "items": f"{row.items:.0f}"}
+        {
+            "task": row.task,
+            "metric": row.metric,
+            "healed": f"{row.value:.3f}",
+            "stderr": f"{row.stderr:.3f}",
+            "items": f"{row.items:.0f}",
+        }
         for row in unit.rows.itertuples()
-    ]  # fmt: skip
+    ]
     did = "distilled" if config.objective == "distill" else "healed"
     head = (
         f"{source.name}: {cut.describe(depth)}\n"
@@ -108,10 +113,15 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     )
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {
-        "model": source.name, "layers": depth, "cut": cut_as_json(cut),
-        "adapters": str(adapters) if adapters else None, "unit": str(unit.path), "healing": record,
-        "rows": records(unit.rows), "given_back": records(back),
-    }  # fmt: skip
+        "model": source.name,
+        "layers": depth,
+        "cut": cut_as_json(cut),
+        "adapters": str(adapters) if adapters else None,
+        "unit": str(unit.path),
+        "healing": record,
+        "rows": records(unit.rows),
+        "given_back": records(back),
+    }
     return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)
 
 

@@ -52,10 +52,17 @@ def in_words(content: dict) -> str:
     head = f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     parts = [head, _sizes(content)]
     if found := content["distances"]:
-        parts.append("distances: " + (_place(found) if "unit" in found else (
-            f"to be measured on at most {found['tokens_at_most']:,} tokens, "
-            f"{_number(found['layer_steps_at_most'])} layer-steps"
-        )))  # fmt: skip
+        parts.append(
+            "distances: "
+            + (
+                _place(found)
+                if "unit" in found
+                else (
+                    f"to be measured on at most {found['tokens_at_most']:,} tokens, "
+                    f"{_number(found['layer_steps_at_most'])} layer-steps"
+                )
+            )
+        )
     if content["searches"]:
         from deeper_layers.experiments.choosing import priced  # slow
 
@@ -80,16 +87,19 @@ def _sizes(content: dict) -> str:
     if content["sizes"] is None:
         return f"sizes: not known ({content['sizes_unknown']})"
     whole = content["sizes"][0]["parameters"]
-    return table([
-        {
-            "n": str(row["size"]),
-            "layers": str(content["layers"] - row["size"]),
-            "parameters": f"{row['parameters']:,}",
-            "share": f"{row['parameters'] / whole:.0%}",
-            f"in {content['dtype']}": f"{row['bytes'] / 1e6:,.0f} MB",
-        } | ({"as a GGUF file": f"{row['file_bytes'] / 1e6:,.0f} MB"} if row["file_bytes"] else {})
-        for row in content["sizes"]
-    ])  # fmt: skip
+    return table(
+        [
+            {
+                "n": str(row["size"]),
+                "layers": str(content["layers"] - row["size"]),
+                "parameters": f"{row['parameters']:,}",
+                "share": f"{row['parameters'] / whole:.0%}",
+                f"in {content['dtype']}": f"{row['bytes'] / 1e6:,.0f} MB",
+            }
+            | ({"as a GGUF file": f"{row['file_bytes'] / 1e6:,.0f} MB"} if row["file_bytes"] else {})
+            for row in content["sizes"]
+        ]
+    )
 
 
 def _task(task: dict) -> str:

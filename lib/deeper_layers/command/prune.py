@@ -58,32 +58,70 @@ CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with
     """
 )
 @cut_options(REGISTERED, ("layers", "attention", "mlp"), more="; with --adapter by default its own")
-@click.option("--silence", is_flag=True, help="where a layer loses its attention or MLP, which no configuration says, "
-              "write zeros where that ends: any tool reads this, and it saves no memory and no time")  # fmt: skip
-@click.option("--for", "engines", metavar="ENGINES", help="let the rule choose among the cuts that these read rightly: "
-              f"some of {', '.join(export.ENGINES)}")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="say what would be written, what would misread it, and what results "
-              "hold of its quality; write nothing")  # fmt: skip
+@click.option(
+    "--silence",
+    is_flag=True,
+    help="where a layer loses its attention or MLP, which no configuration says, "
+    "write zeros where that ends: any tool reads this, and it saves no memory and no time",
+)
+@click.option(
+    "--for",
+    "engines",
+    metavar="ENGINES",
+    help=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="say what would be written, what would misread it, and what results hold of its quality; write nothing",
+)
 @click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
-@click.option("--dtype", default="auto", show_default=True, help=f"of the weights of a folder: {', '.join(DTYPES)}; "
-              "auto: as they are, those of a GGUF file in the smallest that holds each exactly")  # fmt: skip
+@click.option(
+    "--dtype",
+    default="auto",
+    show_default=True,
+    help=f"of the weights of a folder: {', '.join(DTYPES)}; "
+    "auto: as they are, those of a GGUF file in the smallest that holds each exactly",
+)
 @click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES))
 @click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
-@click.option("--adapter", type=Place(), help="folder of adapters trained after this cut: they are "
-              "added to the weights")  # fmt: skip
+@click.option(
+    "--adapter", type=Place(), help="folder of adapters trained after this cut: they are added to the weights"
+)
 @click.option("--heal", metavar="PRESET", help=f"train such adapters first, and keep them: {', '.join(PRESETS)}")
 @click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
-@click.option("--push-to-hub", "repository", metavar="REPOSITORY", help="upload OUT when it is complete, into a "
-              "private repository of the hub")  # fmt: skip
+@click.option(
+    "--push-to-hub",
+    "repository",
+    metavar="REPOSITORY",
+    help="upload OUT when it is complete, into a private repository of the hub",
+)
 @click.option("--public", is_flag=True, help="let that repository be public")
 @asking(Parameters, but=("dtype",))
 @click.argument("out", type=Place())
 @answering
 def prune(
-    given: dict, out: Path, drop: int | None, start: int | None, rule: str, engines: str | None, dry_run: bool,
-    overwrite: bool, dtype: str, kind: str | None, without_mtp: bool, adapter: Path | None, heal: str | None, text: str,
-    repository: str | None, public: bool, layers: str | None, attention: str | None, mlp: str | None, silence: bool,
-) -> Answer:  # fmt: skip
+    given: dict,
+    out: Path,
+    drop: int | None,
+    start: int | None,
+    rule: str,
+    engines: str | None,
+    dry_run: bool,
+    overwrite: bool,
+    dtype: str,
+    kind: str | None,
+    without_mtp: bool,
+    adapter: Path | None,
+    heal: str | None,
+    text: str,
+    repository: str | None,
+    public: bool,
+    layers: str | None,
+    attention: str | None,
+    mlp: str | None,
+    silence: bool,
+) -> Answer:
     # what can be said before anything is read
     listed = cut_of_lists(layers, attention, mlp)
     check_typed(drop, start, listed)
@@ -142,9 +180,14 @@ def prune(
         cut = choose(rule, drop or 0, depth, lambda: (parameters, found(), opened), safe)
     trust = given.get("trust_remote_code", False)
     described = export.describe_pruning(
-        model, cut, revision=revision, results_folder=parameters.results_folder, healed=shape["adapted"],
-        known=not changes, trust_remote_code=trust,
-    )  # fmt: skip
+        model,
+        cut,
+        revision=revision,
+        results_folder=parameters.results_folder,
+        healed=shape["adapted"],
+        known=not changes,
+        trust_remote_code=trust,
+    )
     if named is not None and not export.safe_cuts(config, [cut], engines=named):
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     if dry_run:
@@ -160,10 +203,21 @@ def prune(
 
         adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
     export.prune_checkpoint(
-        model, cut, out, revision=revision, adapter=adapter, dtype=dtype, type=kind, mtp=not without_mtp,
-        silence=silence, changed=changed, overwrite=overwrite, trust_remote_code=trust, name=repository or out.name,
+        model,
+        cut,
+        out,
+        revision=revision,
+        adapter=adapter,
+        dtype=dtype,
+        type=kind,
+        mtp=not without_mtp,
+        silence=silence,
+        changed=changed,
+        overwrite=overwrite,
+        trust_remote_code=trust,
+        name=repository or out.name,
         described=described,
-    )  # fmt: skip
+    )
     said = f"{described.model} without {cut.size} of its {depth} layers"
     address = export.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
@@ -173,8 +227,11 @@ def prune(
         written = models.read_json(out / "config.json")
         lines += filter(None, [say_smaller(found(), cut, written.get("dtype") or written.get("torch_dtype"))])
     content = described.content() | {
-        "adapters": str(adapter) if adapter else None, "out": str(out), "bytes": bytes, "address": address,
-    }  # fmt: skip
+        "adapters": str(adapter) if adapter else None,
+        "out": str(out),
+        "bytes": bytes,
+        "address": address,
+    }
     return Answer("\n".join([*lines, *([address] if address else [])]), content)
 
 

@@ -52,10 +52,16 @@ MARK = "report.json"  # of a folder of reports
     show_default=True,
     help='which: like "01, 02"; 04 heals, 05 and 06 measure every block of layers: made only where they are named',
 )
-@click.option("--out", type=Place(), help="folder of the notebooks with their figures  [default: "
-              "report/ and the model's name, here]")  # fmt: skip
-@click.option("--cluster", type=click.Choice(["local", "slurm"]), help="each unit a job, on this machine or of SLURM, "
-              "with the profile of this name in workflow/profiles/")  # fmt: skip
+@click.option(
+    "--out",
+    type=Place(),
+    help="folder of the notebooks with their figures  [default: report/ and the model's name, here]",
+)
+@click.option(
+    "--cluster",
+    type=click.Choice(["local", "slurm"]),
+    help="each unit a job, on this machine or of SLURM, with the profile of this name in workflow/profiles/",
+)
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
@@ -173,9 +179,13 @@ def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -
     heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
     return {
         "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
-        "options": options, "heal": block_sizes(sizes, checks.LAYERS) if heals else [], "notebooks": notebooks,
-        "results": folder, "answers": str(answers), "site": not no_site,
-    }  # fmt: skip
+        "options": options,
+        "heal": block_sizes(sizes, checks.LAYERS) if heals else [],
+        "notebooks": notebooks,
+        "results": folder,
+        "answers": str(answers),
+        "site": not no_site,
+    }
 
 
 def _run_there(root: Path, failed: str, command: list[str | Path]) -> None:
@@ -229,9 +239,15 @@ def _run(source: Path, out: Path, parameters: dict) -> str | None:
         ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             papermill.execute_notebook(
-                source, out, parameters=parameters, kernel_name="python3", cwd=Path.cwd(), progress_bar=False,
-                stderr_file=sys.stderr, config=Config({"KernelManager": ipc}),
-            )  # fmt: skip
+                source,
+                out,
+                parameters=parameters,
+                kernel_name="python3",
+                cwd=Path.cwd(),
+                progress_bar=False,
+                stderr_file=sys.stderr,
+                config=Config({"KernelManager": ipc}),
+            )
         except papermill.PapermillExecutionError as error:
             return str(error.evalue) if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
         except DeadKernelError:

@@ -24,8 +24,12 @@ from deeper_layers.experiments.block_parameters import ScanParameters
     {MODEL}
     """
 )
-@click.option("--dry-run", is_flag=True, help="say what each would cost on this machine, less what results hold; the "
-              "model is opened, and run on one small batch")  # fmt: skip
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="say what each would cost on this machine, less what results hold; the "
+    "model is opened, and run on one small batch",
+)
 @asking(ScanParameters)
 @answering
 def scan(given: dict, dry_run: bool) -> Answer:
@@ -55,6 +59,7 @@ def _priced(asked: list[str], plans: dict) -> Answer:
     units = []
     for name, plan in plans.items():
         lines[name] = f"{name}: {plan}"
-        units.append({"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps,
-                      "to_generate": plan.generated})  # fmt: skip
+        units.append(
+            {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+        )
     return Answer("\n".join(lines.values()), {"units": units})

@@ -28,9 +28,14 @@ def answer_scores(
     parts += [f"{name}: not measured" for name in missing]
     paths = [str(unit.path) for unit in units.values()]
     content = {
-        "model": source.name, "layers": source.num_layers, "dtype": source.dtype,
-        "quantization": parameters.quantization, "not_measured": missing, "units": paths, "rows": rows,
-    }  # fmt: skip
+        "model": source.name,
+        "layers": source.num_layers,
+        "dtype": source.dtype,
+        "quantization": parameters.quantization,
+        "not_measured": missing,
+        "units": paths,
+        "rows": rows,
+    }
     return Answer("\n\n".join([*parts, "\n".join(paths)]), content)
 
 

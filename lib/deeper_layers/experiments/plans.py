@@ -186,9 +186,14 @@ def _layers_of_a_token(cuts: CutsOf, sizes: list[int], layers: int) -> tuple[int
 
 
 def _predicted(
-    content: dict, cuts: dict[str, CutsOf], healed: Cut, machine: str, heal: str, parameters: SweepParameters,
+    content: dict,
+    cuts: dict[str, CutsOf],
+    healed: Cut,
+    machine: str,
+    heal: str,
+    parameters: SweepParameters,
     source: Source,
-) -> dict:  # fmt: skip
+) -> dict:
     """Seconds, memory and bytes of a plan's work on a machine."""
     shape = prices.shape_of(models.empty_model(source, trust_remote_code=parameters.trust_remote_code))
     there = (
@@ -199,10 +204,16 @@ def _predicted(
     found, dtype, length = [], source.dtype, parameters.sequence_length
 
     def add(what: str, cost: prices.Cost) -> None:
-        found.append({
-            "what": what, "seconds": cost.seconds(there, dtype), "operations": cost.operations, "memory": cost.memory,
-            "weights": cost.weights, "devices": cost.devices(there),
-        })  # fmt: skip
+        found.append(
+            {
+                "what": what,
+                "seconds": cost.seconds(there, dtype),
+                "operations": cost.operations,
+                "memory": cost.memory,
+                "weights": cost.weights,
+                "devices": cost.devices(there),
+            }
+        )
 
     add("distances", prices.distances_cost(shape, parameters.samples * length, length, dtype))
     for task in content["tasks"]:
