@@ -6,7 +6,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import engines, gguf_files
 from deeper_layers.export.engines import ENGINES, FULL, MIXTURE, TABLE, nearest_safe, safe_cuts, wrong_in
-from deeper_layers.models.gguf_checks import UNIFORM
+from deeper_layers.models.gguf_header import UNIFORM
 
 pytestmark = pytest.mark.quick
 

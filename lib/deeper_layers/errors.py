@@ -61,9 +61,11 @@ def disk_is_full(error: BaseException | str) -> bool:
     return getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL)
 
 
-def forbidden(path: object) -> InputError:
-    """What to say of a file that may be whole, and that the user has no right to read."""
-    return InputError(f"no permission to read {path}: ask for the right to read it, or give another")
+def unreadable(path: object, expected: str, error: Exception, advice: str = "fetch it again") -> InputError:
+    """What to say of a file that is not what was expected; one that the user has no right to read may be whole."""
+    if isinstance(error, PermissionError):
+        return InputError(f"no permission to read {path}: ask for the right to read it, or give another")
+    return InputError(f"{path} is not {expected} ({first_line(error)}): {advice}")
 
 
 def in_bytes(number: int) -> str:

@@ -25,8 +25,7 @@ from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.engines import nth, of_another_kind, periods
 from deeper_layers.export.tensor_writer import CHUNK, HashedFile
 from deeper_layers.files import atomic_file, check_absent, clear
-from deeper_layers.models.gguf_checks import UNIFORM, architecture, layer_of, read_gguf
-from deeper_layers.models.gguf_header import Entry, Header, Tensor
+from deeper_layers.models.gguf_header import UNIFORM, Entry, Header, Tensor, architecture, layer_of, read_gguf
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import hash_once

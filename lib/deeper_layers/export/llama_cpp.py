@@ -30,7 +30,7 @@ class LlamaCpp:
 
     def __init__(self, path: str | Path):
         self.library = _library()
-        from deeper_layers.models.gguf_checks import read_gguf  # slow
+        from deeper_layers.models.gguf_header import read_gguf  # slow
 
         read_gguf(Path(path))  # llama.cpp ends the process for some damaged files
         try:
@@ -82,7 +82,7 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     library, out = _library(), Path(out)
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
-    from deeper_layers.models.gguf_checks import read_gguf  # slow
+    from deeper_layers.models.gguf_header import read_gguf  # slow
 
     files.clear(out)
     files.check_absent(out)

@@ -57,7 +57,7 @@ def _read_card(path: Path) -> tuple[dict, str]:
 
 
 def _of_gguf(path: Path) -> dict:
-    from deeper_layers.models.gguf_checks import read_gguf  # slow
+    from deeper_layers.models.gguf_header import read_gguf  # slow
 
     try:
         header = read_gguf(path)

@@ -32,7 +32,7 @@ def stated_config(model: str, revision: str | None = None) -> dict:
     if packaged := PACKAGED.get(model):
         return {"model_type": packaged.model_type, "num_hidden_layers": packaged.num_layers}
     if is_gguf(path):
-        from deeper_layers.models.gguf_checks import architecture, layers_of, read_gguf  # slow
+        from deeper_layers.models.gguf_header import architecture, layers_of, read_gguf  # slow
 
         header = read_gguf(path)
         return {"model_type": architecture(header).replace("-", "_"), "num_hidden_layers": layers_of(header)}
@@ -75,12 +75,10 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "P
     except InputError:
         raise
     except UNUSABLE as error:
-        advice = (
-            "repair its config.json, or save the model again with save_pretrained"
-            if os.path.isdir(model)
-            else "check the name and the connection, or give a local folder, a .gguf file or 'embedded'"
-        )
-        raise InputError(f"can't open the model {model!r} ({first_line(error)}): {advice}") from error
+        raise InputError(
+            f"can't open the model {model!r} ({first_line(error)}): repair its config.json, or check the name and the "
+            "connection, or give a local folder, a .gguf file or 'embedded'"
+        ) from error
 
 
 def auto_class(config: "PretrainedConfig") -> "type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]":
@@ -100,44 +98,31 @@ def auto_class(config: "PretrainedConfig") -> "type[AutoModelForCausalLM] | type
 
 
 def check_configuration(config: dict, where: str | Path, groups: dict[str, set[int]] | None = None) -> None:
-    """Refuse weights of another name, and numbers of layers that no model has, before one is built of so many.
+    """Raise InputError for weights of another name, a quantization without a method, or a number of no model's layers.
 
-    `groups` are the numbered tensors of its checkpoint, where they are known, see `numbered_groups`.
+    Before a model is built, since transformers makes lists of so many layers. `groups` are the numbered tensors of its
+    checkpoint, where they are known, see `numbered_groups`.
     """
+    quantized, text, wrong = config.get("quantization_config"), text_part(config), None
     if config.get("transformers_weights") is not None:
-        raise InputError(
-            f"the configuration of {where} names its weights (transformers_weights), expected model.safetensors or its "
-            "index: save the model again with save_pretrained"
-        )
-    quantized = config.get("quantization_config")
-    if quantized is not None and not (
-        isinstance(quantized, dict)
-        and (isinstance(quantized.get("quant_method"), str) or {"load_in_4bit", "load_in_8bit"} & quantized.keys())
-    ):
-        raise InputError(
-            f"the configuration of {where} has a quantization_config of no known method (quant_method): repair its "
-            "config.json"
-        )
-    text = text_part(config)
+        wrong = "names its weights (transformers_weights), expected model.safetensors or its index"
+    methods = {"quant_method", "load_in_4bit", "load_in_8bit"}
+    if quantized is not None and not (isinstance(quantized, dict) and methods & quantized.keys()):
+        wrong = "has a quantization_config of no known method (quant_method)"
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for name in DEPTHS:
             value = part.get(name)
             # elsewhere than in the decoder's part the word may mean another thing
-            odd = value is not None and type(value) is not int and (part is config or part is text)
-            if odd or (type(value) is int and not 0 <= value <= DEEPEST):
-                raise InputError(
-                    f"the configuration of {where} has {name} = {value!r:.40}, expected a number of layers from 1 "
-                    f"to {DEEPEST:,}: repair its config.json"
-                )
+            if value is None or not (type(value) is int or part is config or part is text):
+                continue
+            if type(value) is not int or not 0 <= value <= DEEPEST:
+                wrong = f"has {name} = {value!r:.40}, expected a number of layers from 1 to {DEEPEST:,}"
     depth = stated_layers(config)
-    if depth is None or groups is None:
-        return
-    prefix, numbers = max(groups.items(), key=lambda group: len(group[1]), default=("model.layers.", set()))
-    if depth < 1 or depth > len(numbers):
-        raise InputError(
-            f"the configuration of {where} states {depth} layers, where its tensors are of {len(numbers)} (none of "
-            f"{prefix}{len(numbers)}.): give a model whose configuration and weights belong together"
-        )
+    prefix, numbers = max((groups or {}).items(), key=lambda group: len(group[1]), default=("model.layers.", ()))
+    if wrong is None and depth is not None and groups is not None and not 1 <= depth <= len(numbers):
+        wrong = f"states {depth} layers, where its tensors are of {len(numbers)} (none of {prefix}{len(numbers)}.)"
+    if wrong:
+        raise InputError(f"the configuration of {where} {wrong}: repair its config.json")
 
 
 def text_part(config: dict) -> dict:
@@ -146,15 +131,9 @@ def text_part(config: dict) -> dict:
 
 
 def stated_layers(config: dict) -> int | None:
-    """Number of layers that a configuration states in plain words; None where only its code knows.
-
-    Raises InputError for a number below 0.
-    """
+    """Number of layers that a configuration states in plain words; None where only its code knows."""
     text = text_part(config)
-    depth = next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
-    if depth is not None and depth < 0:
-        raise InputError(f"the configuration states {depth} layers, expected 1 or more: repair its config.json")
-    return depth
+    return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
 
 
 def layers_of(config: "PretrainedConfig", model: str) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from deeper_layers.errors import InputError, disk_is_full, first_line
 from deeper_layers.files import atomic_dir, locked, replace_any
-from deeper_layers.models.gguf_checks import layers_of, read_gguf
+from deeper_layers.models.gguf_header import layers_of, read_gguf
 from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
 
 ALONE = "model.gguf"  # the name of the file in a folder of its own
@@ -23,16 +23,13 @@ CHECKPOINT, HASHES = "checkpoint", "hashes.json"  # of a conversion in the cache
 
 
 def inspect_gguf(path: Path, expected: str | None, *, hashed: bool = True) -> dict:
-    """Name, hash (None unless `hashed`) and number of layers of a GGUF file, after checking that it is whole."""
+    """Name, hash (None unless `hashed`), types of weights and number of layers of a GGUF file, checked to be whole."""
     header = read_gguf(path)
     kinds = {tensor.kind.name for tensor in header.tensors if len(tensor.shape) > 1}
     if expected is not None:
         check_hash(path, expected.removeprefix("sha256:"), "the model")
     weights = f"sha256:{hash_once(path)}" if hashed else None
-    return dict(
-        name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), folder=str(path), gguf=path,
-        layers=layers_of(header),
-    )  # fmt: skip
+    return dict(name=path.stem, weights=weights, quantized="+".join(sorted(kinds)), layers=layers_of(header))
 
 
 @contextlib.contextmanager

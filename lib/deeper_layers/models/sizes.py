@@ -119,7 +119,7 @@ def _parameters(module) -> int:
 
 def _of_gguf(path: Path, layers: int) -> Sizes:
     """From the header of a GGUF file."""
-    from deeper_layers.models.gguf_checks import layer_of, read_gguf  # slow: see the head of sources.py
+    from deeper_layers.models.gguf_header import layer_of, read_gguf  # slow: see the head of sources.py
 
     numbers, bytes = [0] * (layers + 1), [0] * (layers + 1)  # the rest is last
     for tensor in read_gguf(path).tensors:

@@ -76,38 +76,41 @@ def find_model(
     Raises InputError for a name that is neither a file, a folder nor a reachable hub id, a folder without
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise InputError(f"dtype is {dtype!r}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
-    path = local_path(model)
+    _check_dtype(dtype, "auto")
+    path, gguf = local_path(model), None
     check_revision(model, revision)
     if packaged := PACKAGED.get(model):
-        default, layers = "float32", packaged.num_layers
-        weights = f"sha256:{packaged.sha256}"
-        found = dict(name=packaged.name, weights=weights, quantized=packaged.quantized, folder=packaged.name)
+        name, quantized, layers, default = packaged.name, packaged.quantized, packaged.num_layers, "float32"
+        weights, model = f"sha256:{packaged.sha256}", packaged.name
     elif is_gguf(path):
         from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
 
-        found, default = inspect_gguf(path, revision, hashed=hashed), "float32"
-        layers, found["weights"] = found.pop("layers"), found["weights"] or UNREAD
+        found = inspect_gguf(path, revision, hashed=hashed)
+        name, quantized, layers, default = found["name"], found["quantized"], found["layers"], "float32"
+        weights, model, gguf, revision = found["weights"] or UNREAD, str(path), path, None
     else:
+        name = model_name(model)
         if os.path.isdir(path):
             content = read_config_json(path)
             names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
             check_configuration(content, path, numbered_groups(names))
             config = read_config(str(path), None, trust_remote_code)
-            name, revision = model_name(model), None
-            fingerprint = checkpoint_fingerprint(path) if hashed else UNREAD
+            weights = checkpoint_fingerprint(path) if hashed else UNREAD
         else:
             check_hub_id(model)
             config = read_config(model, revision, trust_remote_code)
             revision = _commit(model, revision)
-            name, fingerprint = model, f"hub:{revision}"
+            weights = f"hub:{revision}"
         layers = layers_of(config, model)
         default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
-        found = dict(name=name, weights=fingerprint, quantized=quantized, folder=model, revision=revision)
     resolved = default if dtype == "auto" else dtype
-    return Source(**found, num_layers=layers, dtype=resolved)  # ty: ignore[invalid-argument-type]
+    return Source(name, weights, layers, resolved, quantized, model, gguf, revision)
+
+
+def _check_dtype(dtype: object, *others: str) -> None:
+    if dtype not in (expected := [*others, *DTYPES]):
+        raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, expected))}")
 
 
 def _commit(model: str, revision: str | None) -> str:
@@ -131,9 +134,7 @@ def configured(path: Path, dtype: str = "auto") -> Source:
     check_configuration(content := read_json(path), path)
     config = read_config(str(path), None, trust_remote_code=False)
     default = content.get("dtype") or content.get("torch_dtype") or "float32"
-    resolved = default if dtype == "auto" else dtype
-    if resolved not in DTYPES:
-        raise InputError(f"dtype is {resolved!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
+    _check_dtype(resolved := default if dtype == "auto" else dtype)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
     return Source(name, CONFIGURED, layers_of(config, str(path)), str(resolved), "no", str(path))
 

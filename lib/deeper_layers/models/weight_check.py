@@ -19,16 +19,10 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
 
-# what a quantized weight is stored as, an ending of a name asking for others of the same weight: by GPTQ and AWQ,
-# compressed-tensors, fine-grained FP8, bitsandbytes in 4 and 8 bits, MXFP4
-TOGETHER = {
-    ".qweight": (".scales",), ".qzeros": (".qweight", ".scales"), ".g_idx": (".qweight",),
-    ".weight_packed": (".weight_scale",), ".weight_zero_point": (".weight_scale",), ".weight_scale_inv": (".weight",),
-    ".weight.absmax": (".weight", ".weight.quant_map"), ".weight.quant_map": (".weight", ".weight.absmax"),
-    ".SCB": (".weight",), "_blocks": ("_scales",),
-}  # fmt: skip
 PACKED = 64  # weights in one number of a tensor, at most
 BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 def check_folder(folder: Path) -> None:
@@ -57,80 +51,65 @@ def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrai
         ) from error
 
 
-def check_tensors(model: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def check_tensors(model: PreTrainedModel, folder: Path, shapes: Shapes) -> None:
     """Raise InputError unless the tensors of these names and shapes are what an empty model needs.
 
     More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
-    of each part of the model, and all that belongs together (TOGETHER). A checkpoint of a model without its head, as
-    transformers knows it, may lack that.
+    of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
     """
-    asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
-    if asked > PACKED * held or sum(b.numel() for b in model.buffers()) > BUFFERS:
-        raise _unlike(folder, f"it describes {asked:,} weights, and they are {held:,}")
-    config = _unquantized(model.config)
     quantized = getattr(model.config, "quantization_config", None) is not None
-    if quantized and (torn := _torn(shapes)):
-        raise _unlike(folder, f"it lacks {torn}, without which the quantized weight can't be read")
-    try:
-        with torch.device("meta"):
-            tensors = {name: torch.empty(shape) for name, shape in shapes.items()}
-        report = _loaded(type(model), config, tensors)
-    except UNUSABLE as error:
-        if quantized:
-            return  # what joins tensors may not know those of its kind
-        raise _unlike(folder, first_line(error)) from error
-    parts = (name.split(".") for name in report["unexpected_keys"])
-    here = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
-    lost = {name for name in report["missing_keys"] if not (quantized and name.rpartition(".")[0] in here)}
+    asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
+    wrong = f"it describes {asked:,} weights, and they are {held:,}"
+    if asked <= PACKED * held and sum(b.numel() for b in model.buffers()) <= BUFFERS:
+        try:
+            wrong = _wrong(model, shapes, _loaded(model, shapes, shapes), quantized)
+        except UNUSABLE as error:  # what joins tensors may not know those of a quantized model
+            wrong = None if quantized else first_line(error)
+    if wrong:
+        raise InputError(
+            f"the weights in {folder} are not those that its config.json asks for ({wrong}): give a checkpoint whose "
+            "configuration and weights belong together"
+        )
+
+
+def _wrong(model: PreTrainedModel, shapes: Shapes, report: dict, quantized: bool) -> str | None:
+    """What a report of loading says that a model lacks, or has in another shape."""
+    parts = (name.split(".") for name in report["unexpected_keys"] if quantized)
+    packed = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
     inside = f"{model.base_model_prefix}."
-    if inside != "." and not any(name.startswith(inside) for name in shapes):  # the model without its head was saved
-        lost = {name for name in lost if name.startswith(inside)}
-    if lost:
-        raise _unlike(folder, f"it lacks {min(lost)}" + f" and {len(lost) - 1} more" * (len(lost) > 1))
+    if any(name.startswith(inside) for name in shapes):
+        inside = ""  # else the model without its head was saved
+    names = (name for name in report["missing_keys"] if name.startswith(inside.lstrip(".")))
+    if lost := [name for name in names if name.rpartition(".")[0] not in packed]:
+        return f"it lacks {min(lost)}" + f" and {len(lost) - 1} more" * (len(lost) > 1)
     for name, found, expected in sorted(report["mismatched_keys"]):
-        if not (quantized and name.rpartition(".")[0] in here):
-            raise _unlike(folder, f"{name} has the shape {list(found)}, expected {list(expected)}")
+        if name.rpartition(".")[0] not in packed:
+            return f"{name} has the shape {list(found)}, expected {list(expected)}"
+    return None
 
 
-def _torn(names: Iterable[str]) -> str | None:
-    """The first name that is missing of what a quantized weight is stored as."""
-    held = set(names)
-    wanted = (
-        f"{name.removesuffix(ending)}{other}"
-        for name in sorted(held) for ending, others in TOGETHER.items() if name.endswith(ending) for other in others
-    )  # fmt: skip
-    return next((name for name in wanted if name not in held), None)
-
-
-def unread_without(model: PreTrainedModel, shapes: dict[str, tuple[int, ...]], prefix: str) -> set[str]:
+def unread_without(model: PreTrainedModel, shapes: Shapes, prefix: str) -> set[str]:
     """What of an empty model only tensors whose names begin so fill: what they are of, in the model's own words."""
-    config = _unquantized(model.config)
-
-    def missing(names) -> set[str]:
-        with torch.device("meta"):
-            tensors = {name: torch.empty(shapes[name]) for name in names}
-        return set(_loaded(type(model), copy.deepcopy(config), tensors)["missing_keys"])
-
     try:
-        return missing(name for name in shapes if not name.startswith(prefix)) - missing(shapes)
+        others = [name for name in shapes if not name.startswith(prefix)]
+        all_missing, missing = (set(_loaded(model, shapes, names)["missing_keys"]) for names in (shapes, others))
     except UNUSABLE:
         return set()
+    return missing - all_missing
 
 
-def _unquantized(config: PreTrainedConfig) -> PreTrainedConfig:
-    config = copy.deepcopy(config)
+def _loaded(model: PreTrainedModel, shapes: Shapes, names: Iterable[str]) -> dict:
+    """What transformers reports of tensors without contents, loaded into a model without contents."""
+    config = copy.deepcopy(model.config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config
-    return config
-
-
-def _loaded(kind: type[PreTrainedModel], config: PreTrainedConfig, tensors: dict[str, torch.Tensor]) -> dict:
-    """What transformers reports of tensors without contents, loaded into a model without contents."""
+    with torch.device("meta"):
+        tensors = {name: torch.empty(shapes[name]) for name in names}
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        _, report = kind.from_pretrained(  # ty: ignore[not-iterable]
+        _, report = type(model).from_pretrained(  # ty: ignore[not-iterable]
             None, config=config, state_dict=tensors, device_map={"": "meta"}, ignore_mismatched_sizes=True,
             output_loading_info=True,
         )  # fmt: skip
@@ -157,10 +136,3 @@ def _at_most(number: int) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _unlike(folder: Path, what: str) -> InputError:
-    return InputError(
-        f"the weights in {folder} are not those that its config.json asks for ({what}): give a checkpoint whose "
-        "configuration and weights belong together"
-    )
