@@ -15,11 +15,12 @@ from tests.fuzz.gguf_cases import CUT, Parts, array, number, outcomes, text
 from tests.fuzz.trying import counted
 
 
-def test_damaged_headers(tmp_path):
+@pytest.mark.parametrize("numbers", [range(200), pytest.param(range(200, 2000), marks=pytest.mark.thorough)])
+def test_damaged_headers(numbers, tmp_path):
     """Each is refused in one line, or sliced as gguf reads it: python -m tests.fuzz.gguf_cases tries more."""
-    counts, bad = counted(outcomes(range(1400), tmp_path))
+    counts, bad = counted(outcomes(numbers, tmp_path))
     assert bad == []
-    assert counts["clear"] > 700 and counts["harmless"] > 70
+    assert counts["clear"] > len(numbers) / 2 and counts["harmless"] > len(numbers) / 20
     assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
 
 
@@ -38,18 +39,15 @@ def added(key: str, kind: int, value: bytes):
     return change
 
 
-def count(place: int, value: int):
-    def change(parts):
-        parts.counts[place] = value if abs(value) > 1 or value == 0 else parts.counts[place] + value
-
-    return change
-
-
 def tensor(place: int, field: int, value):
     def change(parts):
         parts.tensors[place][field] = value
 
     return change
+
+
+def count(place: int, value: int):
+    return lambda parts: parts.counts.__setitem__(place, value)
 
 
 def without(*names: str):
@@ -69,62 +67,33 @@ def without(*names: str):
 
 BLOCKS, NESTED = "llama.block_count", b"".join([array(9, [], 1)] * 3000)
 DAMAGES = {
-    "fewer blocks than tensors": (entry(BLOCKS, 4, number(3)), "block_count is 3, and it has tensors of 4 layers"),
-    "more blocks than tensors": (entry(BLOCKS, 4, number(10**9)), "block_count is 1000000000, and it has tensors of 4"),
-    "no blocks": (entry(BLOCKS, 4, number(0)), "block_count is 0, expected a whole number from 1"),
-    "negative blocks": (entry(BLOCKS, 5, number(2**32 - 1)), "block_count is -1"),
-    "blocks in words": (entry(BLOCKS, 8, text("4")), "block_count is '4'"),
-    "a list of blocks": (entry(BLOCKS, 9, array(4, [number(4)])), r"block_count is \[4\]"),
-    "an architecture that is a number": (entry("general.architecture", 4, number(1)), "no general.architecture"),
-    "an architecture of lines": (entry("general.architecture", 8, text("a\nb")), "no general.architecture"),
-    "one tensor less": (count(0, -1), "is at|are of none"),
-    "one tensor more": (count(0, 1), "not a whole GGUF file"),
-    "many tensors": (count(0, 2**63), "it claims 9223372036854775808 tensors"),
-    "no tensors": (count(0, 0), "no tensors"),
-    "one entry less": (count(1, -1), "not a whole GGUF file"),
-    "one entry more": (count(1, 1), "not a whole GGUF file"),
-    "many entries": (count(1, 10**12), "it claims 1000000000000 entries"),
-    "an entry twice": (added(BLOCKS, 4, number(4)), "block_count' twice"),
-    "an entry of an unknown type": (entry(BLOCKS, 13, number(4)), "13 is not a valid GGUFValueType"),
-    "a truth value of 2": (added("x", 7, b"\2"), "neither 0 nor 1"),
-    "a text of 2^63 bytes": (added("x", 8, b"\0" * 7 + b"\x80"), "needs 9223372036854775808 bytes"),
-    "a text that is none": (added("x", 8, b"\1" + b"\0" * 7 + b"\xff"), "can't decode"),
-    "a list of 10^12 numbers": (added("x", 9, array(4, [], 10**12)), "claims 1000000000000 items"),
-    "a list of 10^12 texts": (added("x", 9, array(8, [], 10**12)), "claims 1000000000000 items"),
-    "lists of lists": (added("x", 9, NESTED), "of arrays"),
-    "an alignment of 3": (entry("general.alignment", 4, number(3)), "expected a power of 2"),
-    "an alignment of 0": (entry("general.alignment", 4, number(0)), "expected a power of 2"),
-    "an infinite epsilon": (entry("llama.rope.freq_base", 6, b"\0\0\x80\x7f"), "freq_base is inf"),
-    "a vocabulary of 2^31": (entry("llama.vocab_size", 4, number(2**31 - 1)), "vocab_size is 2147483647"),
-    "another width": (entry("llama.embedding_length", 4, number(64)), "the model is 64 wide"),
-    "fewer tokens": (entry("tokenizer.ggml.tokens", 9, array(8, [text("a")])), "one a row"),
-    "tokens that are numbers": (entry("tokenizer.ggml.tokens", 9, array(4, [number(1)] * 12)), "one a row"),
-    "overlapping": (tensor(2, 3, 0), "is at 0, expected"),
-    "beyond the file": (tensor(2, 3, 2**40), "is at 1099511627776, expected"),
-    "not aligned": (tensor(2, 3, 129), "is at 129, expected"),
-    "a dimension of 0": (tensor(0, 1, [0]), "which F32 can't have"),
-    "a dimension of 2^63": (tensor(0, 1, [2**63]), "after the end of the file|is at"),
-    "a product beyond 2^64": (tensor(0, 1, [2**32, 2**32]), "after the end of the file|is at"),
-    "no dimensions": (tensor(0, 1, []), "has 0 dimensions"),
-    "nine dimensions": (tensor(0, 1, [1] * 9), "has 9 dimensions"),
-    "half a block": (tensor(2, 1, [16, 128]), "which Q8_0 can't have"),
-    "an unknown type": (tensor(0, 2, 44), "44 is not a valid"),
-    "another type": (tensor(0, 2, 1), "is at"),
-    "a tensor twice": (tensor(1, 0, "blk.0.attn_norm.weight"), "'blk.0.attn_norm.weight' twice"),
-    "block 99": (tensor(1, 0, "blk.99.attn_q.weight"), "tensors of 5 layers, the last one 99"),
-    "block x": (tensor(1, 0, "blk.x.attn_q.weight"), "of no layer that has a number"),
-    "block -1": (tensor(1, 0, "blk.-1.attn_q.weight"), "of no layer that has a number"),
-    "a block less": (without("blk.2."), "tensors of 3 layers, the last one 3"),
-    "a projection less": (without("blk.2.attn_q"), "layer 2 has no tensor 'attn_q.weight'"),
-    "no embedding": (without("token_embd"), "no tensor 'token_embd.weight'"),
-    "no norm": (without("output_norm"), "no tensor 'output_norm.weight'"),
-    "a name that is none": (tensor(-1, 0, "outqut_norm.weight"), "'outqut_norm.weight' is none of llama"),
-    "turned round": (tensor(5, 1, [32, 64]), "that of layer 0"),
-    "one of several": (added("split.count", 2, b"\2\0"), "join them with llama-gguf-split"),
-    "of other processors": (lambda parts: setattr(parts, "version", 3 << 24), "byte order of other processors"),
-    "something after it": (lambda parts: setattr(parts, "tail", bytes(64)), "64 bytes after its last tensor"),
-    "odd kept layers": (added("pruning.kept_layers", 9, array(4, [number(1)])), "expected 4 numbers of layers"),
-}
+    "block_count is": [entry(BLOCKS, 4, number(3)), entry(BLOCKS, 4, number(10**9)), 
+                       entry(BLOCKS, 5, number(2**32 - 1)),
+                       entry(BLOCKS, 8, text("4")), entry(BLOCKS, 9, array(4, [number(4)])), without("blk.2."),
+                       tensor(1, 0, "blk.99.attn_q.weight")],
+    "no general.architecture": [entry("general.architecture", 4, number(1)), 
+                                entry("general.architecture", 8, text("a b"))],
+    "of something, more than it can hold": [count(0, 2**63), count(1, 10**12), added("x", 9, array(8, [], 10**12))],
+    "ends too early": [added("x", 8, b"\0" * 7 + b"\x80"), added("x", 9, array(4, [], 12_000))],
+    "'llama.block_count' twice": [added(BLOCKS, 4, number(4))],
+    "is not a valid": [entry(BLOCKS, 13, number(4)), tensor(0, 2, 44)],
+    "of arrays": [added("x", 9, NESTED)],
+    "expected a power of 2": [entry("general.alignment", 4, number(3)), entry("general.alignment", 4, number(0))],
+    "expected a finite number": [entry("llama.rope.freq_base", 6, b"\0\0\x80\x7f")],
+    "has the shape": [entry("llama.vocab_size", 4, number(7)), entry("llama.embedding_length", 4, number(64)),
+                      entry("tokenizer.ggml.tokens", 9, array(8, [text("a")])), tensor(-1, 1, [16, 2])],
+    "or lies elsewhere": [tensor(2, 3, 0), tensor(2, 3, 2**40), tensor(2, 3, 129), tensor(0, 1, [0]), tensor(0, 2, 1),
+                          tensor(2, 1, [16, 128]), tensor(1, 0, "blk.0.attn_norm.weight")],
+    "dimensions": [tensor(0, 1, []), tensor(0, 1, [1] * 9)],
+    "of no layer that has a number": [tensor(1, 0, "blk.x.attn_q.weight"), tensor(1, 0, "blk.-1.attn_q.weight")],
+    "have unlike tensors": [without("blk.2.attn_q"), tensor(5, 1, [32, 64])],
+    "is missing, or none of llama": [without("token_embd"), without("output_norm"),
+                                     tensor(-1, 0, "outqut_norm.weight")],
+    "join them with llama-gguf-split": [added("split.count", 2, b"\2\0")],
+    "byte order of other processors": [lambda parts: setattr(parts, "version", 3 << 24)],
+    "bytes after the last one": [lambda parts: setattr(parts, "tail", bytes(64))],
+    "expected 4 numbers of layers": [added("pruning.kept_layers", 9, array(4, [number(1)]))],
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -134,17 +103,17 @@ def whole(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damage(damage, tmp_path):
-    change, message = DAMAGES[damage]
-    parts = Parts()
-    change(parts)
-    (tmp_path / "damaged.gguf").write_bytes(parts.content())
-    begun = time.perf_counter()
-    with pytest.raises(InputError, match=message) as caught:
-        slice_gguf(tmp_path / "damaged.gguf", CUT, tmp_path / "out.gguf")
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and time.perf_counter() - begun < 2
-    assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
+@pytest.mark.parametrize("message", DAMAGES)
+def test_a_damage(message, tmp_path):
+    for change in DAMAGES[message]:
+        parts = Parts()
+        change(parts)
+        (tmp_path / "damaged.gguf").write_bytes(parts.content())
+        begun = time.perf_counter()
+        with pytest.raises(InputError, match=message) as caught:
+            slice_gguf(tmp_path / "damaged.gguf", CUT, tmp_path / "out.gguf")
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 and time.perf_counter() - begun < 2
+        assert [path.name for path in tmp_path.iterdir()] == ["damaged.gguf"]
 
 
 def test_what_is_no_file(tmp_path):

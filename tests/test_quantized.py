@@ -141,7 +141,7 @@ def test_a_weight_that_lacks_a_part_is_refused(method, part, tmp_path):
     lost = f"model.layers.5.mlp.up_proj.{part}"
     save_file({name: t for name, t in whole.items() if name != lost}, tmp_path / "whole" / "model.safetensors",
               {"format": "pt"})  # fmt: skip
-    with pytest.raises(InputError, match=rf"it lacks {re.escape(lost)}, without which the quantized weight"):
+    with pytest.raises(InputError, match=rf"it lacks {re.escape(lost)}, a part of a quantized weight"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
 
 

@@ -185,6 +185,8 @@ def read_header(path: Path) -> Shard:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
+        if odd := [name for name, entry in header.items() if not isinstance(entry, dict)]:
+            raise ValueError(f"its entry for {odd[0]!r:.60} is no object")
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise unreadable(path, "a whole safetensors file", error) from error
     metadata = header.pop("__metadata__", None)

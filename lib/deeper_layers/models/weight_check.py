@@ -19,6 +19,12 @@ from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
 from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
 
+# endings of what a quantized weight is stored as, neither of which is read without the other
+TOGETHER = (
+    (".qweight", ".scales"), (".weight_packed", ".weight_scale"), (".weight_scale_inv", ".weight"),
+    (".weight.absmax", ".weight.quant_map"), (".weight.quant_map", ".weight.absmax"), (".SCB", ".weight"),
+    ("_blocks", "_scales"),
+)  # fmt: skip
 PACKED = 64  # weights in one number of a tensor, at most
 BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
 
@@ -58,6 +64,8 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: Shapes) -> None:
     of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
     """
     quantized = getattr(model.config, "quantization_config", None) is not None
+    pairs = ((name, name.removesuffix(one) + other) for name in shapes for one, other in TOGETHER if name.endswith(one))
+    torn = [other for _, other in pairs if quantized and other not in shapes]
     asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
     wrong = f"it describes {asked:,} weights, and they are {held:,}"
     if asked <= PACKED * held and sum(b.numel() for b in model.buffers()) <= BUFFERS:
@@ -65,6 +73,7 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: Shapes) -> None:
             wrong = _wrong(model, shapes, _loaded(model, shapes, shapes), quantized)
         except UNUSABLE as error:  # what joins tensors may not know those of a quantized model
             wrong = None if quantized else first_line(error)
+        wrong = f"it lacks {torn[0]}, a part of a quantized weight" if torn else wrong
     if wrong:
         raise InputError(
             f"the weights in {folder} are not those that its config.json asks for ({wrong}): give a checkpoint whose "
