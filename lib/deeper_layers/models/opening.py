@@ -79,28 +79,25 @@ def load_model(
         >>> model.config.num_hidden_layers, model.dtype
         (30, torch.float32)
     """
-    if isinstance(model, Source):
-        source = model
-    else:
-        source = find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
-    folder, where = source.folder, choose_device(device)
+    if stream not in (True, False, "auto"):
+        raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
+    if stream is True and quantization is not None:
+        raise InputError(f"quantization is {quantization!r} with stream, expected None: layers are read as stored")
+    given = isinstance(model, Source)
+    source = model if given else find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
+    where, number_type = choose_device(device), getattr(torch, source.dtype)
     hub_logging.disable_progress_bar()
-    options = {"revision": source.revision} if source.revision else {}
+    rewritten = contextlib.ExitStack()
     try:
-        if packaged := PACKAGED.get(folder):
-            folder = converted_gguf(packaged.file(), packaged.sha256)
-        elif source.gguf is not None:
-            folder = converted_gguf(source.gguf, source.weights.removeprefix("sha256:"))
-        else:
-            folder = _checked(folder, options)
+        folder, options = _checked(source)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        config = read_config(str(folder), source.revision, trust_remote_code)
+        config = read_config(folder, source.revision, trust_remote_code)
         opening = auto_class(config)
         placed: str | dict = where
-        rewritten = contextlib.ExitStack()
-        if _streams(stream, str(folder), source.revision, where, getattr(torch, source.dtype), quantization):
+        if stream is True or stream == "auto" and quantization is None and _is_large(folder, source, where):
             if not os.path.isdir(folder):
-                folder = _checked(str(checkpoint_folder(source.folder, options.pop("revision", None))), options)
+                folder = str(checkpoint_folder(source.folder, options.pop("revision", None)))
+                check_folder(Path(folder))
             with torch.device("meta"):
                 empty = opening.from_config(config, trust_remote_code=trust_remote_code)
             placed = on_disk(empty, where)
@@ -109,9 +106,9 @@ def load_model(
         network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
-            dtype=getattr(torch, source.dtype),
+            dtype=number_type,
             device_map=placed,
-            quantization_config=_quantization(quantization, getattr(torch, source.dtype)),
+            quantization_config=_quantization(quantization, number_type),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
             **options,
@@ -138,36 +135,39 @@ def load_model(
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
-def _streams(
-    stream: bool | str, folder: str, revision: str | None, where: str, dtype: torch.dtype, quantization: str | None
-) -> bool:
-    """Whether the layers of a checkpoint stay on disk."""
-    if stream not in (True, False, "auto"):
-        raise InputError(f"stream is {shown(stream)}, expected 'auto', True or False")
-    if stream is True and quantization is not None:
-        raise InputError(
-            f"quantization is {quantization!r} with stream, expected None: a layer is read as it is stored"
-        )
-    if stream != "auto" or quantization is not None:
-        return stream is True
-    numbers = _numbers_in(Path(folder)) if os.path.isdir(folder) else _numbers_on_hub(folder, revision)
-    return numbers is not None and numbers * dtype.itemsize > OF_MEMORY * free_memory(where)
+def _checked(source: Source) -> tuple[str, dict]:
+    """What transformers is to open, a folder or hub id, and options; InputError for weights that it should not."""
+    if packaged := PACKAGED.get(source.folder):
+        return converted_gguf(packaged.file(), packaged.sha256), {}
+    if source.gguf is not None:
+        return converted_gguf(source.gguf, source.weights.removeprefix("sha256:")), {}
+    path, options = local_path(source.folder), {"revision": source.revision} if source.revision else {}
+    if os.path.isdir(path):
+        check_folder(path)
+        return str(path), options
+    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
+    if index := cached_file(source.folder, INDEX, **known, **options):
+        read_index(Path(index))  # a pickle that it names would be opened
+    return source.folder, options
 
 
-def _numbers_in(folder: Path) -> int:
-    """How many numbers the weights of a folder are, by their headers."""
-    return sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
-
-
-def _numbers_on_hub(model: str, revision: str | None) -> int | None:
-    """The same of a hub id: from the cache where they are there, else from the headers on the hub, which are fetched
-    alone; None where it does not tell."""
-    with contextlib.suppress(OSError, ValueError):  # not in the cache, or not whole
-        return _numbers_in(Path(snapshot_download(model, revision=revision, local_files_only=True)))
-    try:
-        return sum(HfApi().get_safetensors_metadata(model, revision=revision).parameter_count.values())
-    except (OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError):
-        return None  # what is wrong there is found when it is opened
+def _is_large(folder: str, source: Source, where: str) -> bool:
+    """Whether the weights take more of the free memory than they may, by their headers; on the hub these alone are
+    fetched, and False where it does not tell: what is wrong there is found when the model is opened."""
+    numbers = 0
+    with contextlib.suppress(OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError):
+        try:
+            cached = (
+                folder
+                if os.path.isdir(folder)
+                else snapshot_download(folder, revision=source.revision, local_files_only=True)
+            )
+            shards = read_shards(Path(cached))
+            numbers = sum(math.prod(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors)
+        except (OSError, ValueError):  # not in the cache, or not whole
+            metadata = HfApi().get_safetensors_metadata(folder, revision=source.revision)
+            numbers = sum(metadata.parameter_count.values())
+    return numbers * getattr(torch, source.dtype).itemsize > OF_MEMORY * free_memory(where)
 
 
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
@@ -190,18 +190,6 @@ def checkpoint_folder(model: str, revision: str | None = None) -> Path:
         return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
-
-
-def _checked(model: str, options: dict) -> str:
-    """A folder or hub id, after InputError for weights that transformers would open and should not."""
-    path = local_path(model)
-    if os.path.isdir(path):
-        check_folder(path)
-        return str(path)
-    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if index := cached_file(model, INDEX, **known, **options):
-        read_index(Path(index))  # a pickle that it names would be opened
-    return model
 
 
 def _quantization(name: str | None, compute: torch.dtype):
