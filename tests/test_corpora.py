@@ -121,12 +121,6 @@ def test_sums(digits, number):
     assert np.bincount([item["answer"] for item in items], minlength=4).min() > number / 8
 
 
-def test_options_in_one_string_become_choices():
-    row = {"question": "?", "options": "A. one\nB. two\nlines\nC. B. a letter\nD. E. coli", "answer": "C"}
-    found = embedded.multiple_choice(row)
-    assert found == {"question": "?", "choices": ["one", "two\nlines", "B. a letter", "E. coli"], "answer": 2}
-
-
 def test_every_embedded_task_is_known_without_a_hub(offline):
     own = {path.stem for path in embedded.TASKS.glob("*.yaml")}
     assert set(embedded.embedded_tasks()) == own >= {"capitals", "sums", "sums_generated", "embedded_mmlu"}
@@ -208,16 +202,6 @@ def test_a_tokenizer_without_words_is_said_to_be_one(tmp_path, documents):
             make(empty, documents, **how)
 
 
-def test_a_model_without_its_tokenizer_measures_nothing(tiny_folder, tmp_path, monkeypatch):
-    folder = shutil.copytree(tiny_folder, tmp_path / "model")
-    (folder / "tokenizer.json").unlink()
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2Tokenizer"}')
-    monkeypatch.setattr("deeper_layers.similarity.distances_by_batch", lambda *_, **__: pytest.fail("measured"))
-    parameters = Parameters(model=str(folder), samples=4, results=str(tmp_path / "results"))
-    with pytest.raises(InputError, match="tokenizer"):
-        distances_unit(parameters, parameters.source(), lambda: parameters.open(parameters.source()))
-
-
 def test_too_few_documents_are_found_before_the_model_is_opened(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("deeper_layers.data.texts", lambda *_, **__: ["a text"] * 3)
     parameters = Parameters(model=str(tiny_folder), samples=4, results=str(tmp_path))
@@ -282,6 +266,7 @@ def test_a_spoilt_mirror_is_one_line(spoil, offline, small_mirror):
 
 
 @pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
+@pytest.mark.thorough
 def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     model, tokenizer = load_model(str(tiny_folder))
     cuts = [Cut(0, 0), Cut(2, 2)]
@@ -291,22 +276,3 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     assert found["value"].between(0, 1).all()
     assert set(table.attrs["outcomes"]) == {"0,0", "2,2"}
     assert table.attrs["levels"]["boolq"]["chance"] == 0.5
-
-
-@pytest.mark.skipif(not SHARED_MIRROR.is_dir(), reason="no mirror of the hub at ../shared/datasets")
-def test_examples_in_another_order_are_the_same_examples(offline, tiny_folder):
-    model, tokenizer = load_model(str(tiny_folder))
-
-    def prompts(order):
-        how = {"num_fewshot": 4, "fewshot_order": order, "datasets": str(SHARED_MIRROR)}
-        asked = harness.collect_requests(
-            harness.load_tasks(["mmlu_anatomy"], **how), model, tokenizer, limit=2
-        ).instances
-        return [instance.args[0].split("\n\n") for instance in asked]
-
-    own, shuffled = prompts(0), prompts(1)
-    assert own == prompts(0) and shuffled == prompts(1) != prompts(2)
-    for one, other in zip(own, shuffled, strict=True):
-        *examples, question = one
-        assert examples != other[:-1] and sorted(examples) == sorted(other[:-1]) and question == other[-1]
-    assert [prompt[:-1] for prompt in shuffled] == [shuffled[0][:-1]] * len(shuffled)  # one beginning for all

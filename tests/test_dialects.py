@@ -1,6 +1,6 @@
 """config.json and tokenizer_config.json in the words of the source, and in those of older versions of transformers.
 
-tests/dialects has configurations as transformers 4.57.6 saved them, of the tiny models of tests/old_transformers.py,
+tests/dialects has configurations as transformers 4.57.6 saved them, of tiny models,
 which opens the sliced folders in that version too.
 """
 

@@ -86,6 +86,7 @@ CUTS = [Cut(0, 0), simple_cut(30, 6), Cut(4, 20)]
 SHARED = ROOT.parent / "shared" / "datasets"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("tasks", "shots", "items"),
     [(["capitals", "sums_two_digits", "embedded_piqa"], None, 3), (["mmlu_anatomy"], 5, 2)],

@@ -121,32 +121,20 @@ NEW_FILE, OVER_FILE = ["whole.gguf", "new.gguf", *ONE], ["whole.gguf", "out.gguf
 CASES = {
     # ---- by looks it was taken for ours
     "OUT.old is somebody's": (file("out.old/thesis.tex"), OVER, ""),
-    "OUT.new is somebody's": (file("out.new/thesis.tex"), OVER, ""),
-    "OUT.old is a checkpoint of ours that is kept": (copied("out", "out.old"), OVER, ""),
     "OUT.new is a checkpoint of ours that is kept": (copied("out", "out.new"), OVER, ""),
     "OUT was set aside as OUT.old": (renamed("out", "out.old"), ["whole", "out", *ONE], ""),
-    "OUT was set aside as OUT.old, and is made anew": (renamed("out", "out.old"), OVER, ""),
-    "the source is OUT.old": (copied("whole", "out.old"), ["out.old", *OVER[1:]], ""),
     "the source is OUT.new": (copied("whole", "out.new"), ["out.new", *OVER[1:]], ""),
-    "OUT.gguf.old is ours and kept": (copied("out.gguf", "out.gguf.old"), OVER_FILE, ""),
-    "OUT.gguf.new is ours and kept": (copied("out.gguf", "out.gguf.new"), OVER_FILE, ""),
     "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it was changed"),
-    "the card of OUT has as many other bytes": (same_size("out/README.md"), OVER, "README.md in it was changed since"),
     "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),
     "OUT.partial is somebody's": (file("new.partial/thesis.tex"), NEW, ""),
-    "OUT.partial is a file": (file("new.partial"), NEW, ""),
-    "the source is OUT.partial": (renamed("whole", "new.partial"), ["new.partial", *NEW[1:]], ""),
     # ---- OUT is there
     "OUT is a folder": (file("new/thesis.tex"), NEW, "new exists"),
-    "OUT is an empty folder": (lambda here: (here / "new").mkdir(), NEW, "new exists"),
     "OUT is a file": (file("new"), NEW, "new exists"),
     "OUT is a link to nothing": (link("new", "nowhere"), NEW, "new exists"),
     "OUT is ours and nobody says to overwrite": (None, ["whole", "out", *ONE], "out exists"),
-    "OUT.gguf is a folder": (file("new.gguf/thesis.tex"), NEW_FILE, "new.gguf exists"),
     "OUT.gguf is a link to nothing": (link("new.gguf", "nowhere"), NEW_FILE, "new.gguf exists"),
     # ---- what is not ours is not replaced
     "a file came into OUT": (file("out/notes.txt"), OVER, "notes.txt in it is not ours"),
-    "a hidden file came into OUT": (file("out/.env"), OVER, ".env in it is not ours"),
     "a folder came into OUT": (file("out/runs/1"), OVER, "runs in it is not ours"),
     "a file of OUT is gone": (gone("out/vocab.json"), OVER, "vocab.json is missing"),
     "a file of OUT leads elsewhere": (
@@ -154,30 +142,21 @@ CASES = {
     "OUT is a link to ours": (both(renamed("out", "real"), link("out", "real")), OVER, "it is no folder with"),
     "OUT has no mark": (gone(f"out/{LINEAGE}"), OVER, "it is no folder with a pruning.json"),
     "the mark of OUT was edited": (edited(kept=[0, 1]), OVER, "it is no folder with a pruning.json as we write it"),
-    "OUT is of an earlier version": (edited(files={"config.json": 9}, sha256=None), OVER, "as we write it"),
     "OUT is another checkpoint": (copied("whole", "new"), [*NEW, "--overwrite"], "it is no folder with"),
-    "OUT is a file, and to be replaced": (file("new"), [*NEW, "--overwrite"], "it is no folder"),
-    "OUT.gguf is another": (copied("whole.gguf", "new.gguf"), [*NEW_FILE, "--overwrite"], "with a pruning.sha256"),
-    "OUT.gguf is no GGUF file": (file("new.gguf"), [*NEW_FILE, "--overwrite"], "it is no whole GGUF file"),
     "OUT.gguf grew": (grown, OVER_FILE, "it is no whole GGUF file"),
     "OUT.gguf is a link to ours": (
         both(renamed("out.gguf", "real"), link("out.gguf", "real")), OVER_FILE, "it is no GGUF file"),
     "OUT has a second name": (second_name("out/config.json", "kept.json"), OVER, ""),
-    "OUT.gguf has a second name": (second_name("out.gguf", "kept"), OVER_FILE, ""),
     # ---- what is read is not written to
     "OUT is the source": (None, ["out", "out", *ONE, "--overwrite"], "overlap"),
-    "OUT is the source, by a link": (link("new", "whole"), NEW, "new exists"),
-    "OUT lies in the source": (None, ["whole", "whole/new", *ONE], "overlap"),
     "OUT lies in the source, by a link": (link("by", "whole"), ["whole", "by/new", *ONE], "overlap"),
     "OUT.gguf is the source": (None, ["out.gguf", "out.gguf", *ONE, "--overwrite"], "overlap"),
     # ---- folders that look as ours do while something is made
     "one that is named as ours": (file(f"{OURS}/thesis.tex"), NEW, ""),
     "one with our mark of another OUT": (marked("newer"), NEW, ""),
-    "one with our mark, and a file beside it": (both(marked(), file(f"{OURS}/mine")), NEW, ""),
     "one with our mark, and a file that it does not name": (marked(writes=["config.json"]), NEW, ""),
     "one with a mark that is not ours": (file(f"{OURS}/mark.json", "{}"), NEW, ""),
     "a link that is named as ours": (both(file("else/mark.json", files.HEAD), link(OURS, "else")), NEW, ""),
-    "a file that is named as ours": (file(OURS), NEW, ""),
     "one that is named as ours, with a file named as our lock": (file(f"{OURS}/lock"), NEW, ""),
     "OUT.lock is somebody's": (file("new.lock"), NEW, ""),
 }  # fmt: skip
@@ -291,17 +270,10 @@ def test_killed_at_any_call_the_same_again_ends_as_undisturbed(overwrite, models
     assert tried > 40
 
 
-def test_killed_again_and_again_it_ends(models, quick, tmp_path):
-    out, kills = tmp_path / "out", 0
-    while not out.exists():
-        killed_at(8 + 3 * kills, lambda: sliced(models, out), 0.5)
-        kills += 1
-    files.clear(out)
-    assert kills > 5 and os.listdir(tmp_path) == ["out"]
-
-
-@pytest.mark.parametrize("code", FAULTS)
-@pytest.mark.parametrize("times", [1, 10**6], ids=["once", "from then on"])
+@pytest.mark.parametrize(
+    ("code", "times"),
+    [(FAULTS[0], 1), *(pytest.param(code, 10**6, marks=pytest.mark.thorough) for code in FAULTS)],
+)
 def test_a_fault_at_any_call_is_one_line_and_the_next_run_is_the_same(code, times, models, quick, tmp_path):
     calls = calls_of(lambda: sliced(models, tmp_path / "first" / "out"))
     expected = snapshot(tmp_path / "first" / "out")
@@ -319,25 +291,6 @@ def test_a_fault_at_any_call_is_one_line_and_the_next_run_is_the_same(code, time
         assert snapshot(out) == expected
         files.clear(out)
         assert os.listdir(out.parent) == ["out"], (number, calls[number])
-
-
-@pytest.mark.parametrize("moment", [1, 2])
-def test_a_fault_between_the_two_renames_leaves_what_was(moment, models, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    slice_checkpoint(models / "whole", Cut(0, 1), out)
-    before, rename, seen = snapshot(out), os.rename, []
-
-    def failing(one, other):
-        if Path(one) == out or Path(other) == out:
-            seen.append(one)
-            if len(seen) == moment:
-                raise OSError(errno.EIO, "as a disk says")
-        return rename(one, other)
-
-    monkeypatch.setattr(os, "rename", failing)
-    with pytest.raises(InputError, match="as a disk says"):
-        sliced(models, out, overwrite=True)
-    assert snapshot(out) == before
 
 
 # ---- two at once -----------------------------------------------------------------------------------------------
@@ -479,20 +432,13 @@ def test_a_result_is_replaced_whole_at_any_kill(tmp_path):
     ("make", "out", "message"),
     [
         (None, "new", ""),
-        (lambda here: (here / "new").mkdir(), "new", ""),
         (file("new/thesis.tex"), "new", "holds files and no report.json"),
-        (file("new/01-similarity.ipynb", "{}"), "new", "holds files and no report.json"),
-        (file("new/report.json", "[]"), "new", "holds files and no report.json"),
         (file("out/thesis.tex"), "out", ""),
         (file("out/01-similarity.ipynb", "mine"), "out", "was changed since report wrote it"),
         (gone("out/01-similarity.ipynb"), "out", ""),
-        (second_name("out/01-similarity.ipynb", "kept"), "out", ""),
-        (both(renamed("out/01-similarity.ipynb", "a"), link("out/01-similarity.ipynb", "../a")), "out",
-         "was changed since report wrote it"),
-        (file("new"), "new", "can't write"),
         (file("notebooks/01-similarity.ipynb"), "notebooks", "where the notebooks are"),
     ],
-)  # fmt: skip
+)
 def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path):
     kept = Kept(tmp_path, tmp_path / "out")
     kept.write(tmp_path / "out" / "01-similarity.ipynb", b"of ours")
@@ -514,17 +460,3 @@ def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path)
         mine = {f"{out}/01-similarity.ipynb", f"{out}/report.json"}
         assert path.read_bytes() == b"the next"
         assert {name: text for name, text in before.items() if name not in mine}.items() <= snapshot(tmp_path).items()
-
-
-def test_a_report_that_is_killed_goes_on(tmp_path):
-    path = tmp_path / "out" / "01.ipynb"
-
-    def step(text: bytes):
-        kept = Kept(tmp_path, path.parent)
-        kept.check(path)
-        kept.write(path, text)
-
-    for number in range(len(calls_of(lambda: step(b"first")))):
-        killed_at(number, lambda number=number: step(f"{number}".encode()), 0.5)
-    step(b"last")
-    assert sorted(os.listdir(path.parent)) == ["01.ipynb", "report.json"] and path.read_bytes() == b"last"

@@ -18,16 +18,11 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    BloomConfig,
-    BloomForCausalLM,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-    PreTrainedConfig,
     Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
     T5Config,
@@ -39,16 +34,16 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, decoder_layers_owner, num_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.similarity import similarity_cut
-from tests.plain import NEW_TOKENS, generate, logits, without
+from tests.plain import generate, logits, without
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
 LAYERS = 6
-# nothing, start, middle, middle, end, all but the first and the last, all but the last
-CUTS = [Cut(0, 0), Cut(0, 2), Cut(2, 1), Cut(1, 3), Cut(4, 2), Cut(1, 4), Cut(0, 5)]
+# nothing, start, middle, end
+CUTS = [Cut(0, 0), Cut(0, 2), Cut(1, 3), Cut(4, 2)]
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_cut = pytest.mark.parametrize("cut", CUTS, ids=lambda cut: f"{cut.start}-{cut.size}")
-some_cuts = pytest.mark.parametrize("cut", [CUTS[1], CUTS[3], CUTS[4]], ids=["start", "middle", "end"])
+some_cuts = pytest.mark.parametrize("cut", CUTS[1:], ids=["start", "middle", "end"])
 
 
 @pytest.fixture(scope="module")
@@ -81,17 +76,6 @@ def test_logits_are_those_of_identity_layers(family, cut, tokens):
     # and that is not the trivial result
     change = (dropped - logits(model, tokens)).abs().max()
     assert change == 0 if cut.size == 0 else change > 0.1
-
-
-@every_family
-@some_cuts
-def test_cached_generation_is_uncached_generation(family, cut, tokens):
-    model = original(family)
-    pruned = drop_layers(model, cut)
-    cached = generate(pruned, tokens)
-    assert cached.shape == (2, tokens.shape[1] + NEW_TOKENS)
-    assert torch.equal(cached, generate(pruned, tokens, use_cache=False))
-    assert torch.equal(cached, generate(without(model, range(cut.start, cut.stop)), tokens, use_cache=False))
 
 
 @every_family
@@ -141,14 +125,6 @@ def test_layers_are_renumbered_with_their_children(family, cut):
 
 
 @every_family
-def test_number_of_parameters_falls_by_the_dropped_layers(family):
-    model = original(family)
-    dropped = sum(parameter.numel() for parameter in decoder_layers(model)[1:4].parameters())
-    assert dropped > 0
-    assert drop_layers(model, Cut(1, 3)).num_parameters() == model.num_parameters() - dropped
-
-
-@every_family
 def test_the_original_stays_as_it_was(family, tokens):
     model = tiny_model(family, layers=LAYERS, seed=2)
 
@@ -179,42 +155,6 @@ def test_the_original_stays_as_it_was(family, tokens):
     assert torch.equal(generate(model, tokens), text)
 
 
-@every_family
-def test_dropping_twice_composes(family, tokens):
-    model = original(family)
-    # first 1 and 2, then 4, which is number 2 by then
-    twice = drop_layers(drop_layers(model, Cut(1, 2)), Cut(2, 1))
-    assert torch.equal(logits(twice, tokens), logits(without(model, [1, 2, 4]), tokens))
-    assert torch.equal(generate(twice, tokens), generate(without(model, [1, 2, 4]), tokens, use_cache=False))
-    assert num_layers(twice) == 3
-
-
-@every_family
-def test_hidden_states_are_the_inputs_of_the_kept_layers(family, tokens):
-    model = tiny_model(family, layers=LAYERS, seed=3)
-    cut = Cut(2, 2)
-    with torch.no_grad():
-        # this hangs recording hooks on the layers, which the pruned model must carry on its own layers, once
-        model(tokens, output_hidden_states=True)
-        found = drop_layers(model, cut)(tokens, output_hidden_states=True).hidden_states
-        reference = without(tiny_model(family, layers=LAYERS, seed=3), [2, 3])
-        expected = reference(tokens, output_hidden_states=True).hidden_states
-    assert len(found) == LAYERS - 2 + 1
-    for state, index in zip(found, [*cut.kept(LAYERS), LAYERS], strict=True):
-        assert torch.equal(state, expected[index])
-
-
-@pytest.mark.parametrize("family", ["qwen2", "gemma2", "gemma3"])
-def test_kinds_of_layers_show_in_the_logits(family, tokens):
-    """What the tests above would miss otherwise: the right weights under the first layers' kinds."""
-    model = original(family)
-    wrong = drop_layers(model, Cut(0, 1))
-    right = wrong.config.layer_types
-    wrong.config.layer_types = model.config.layer_types[:-1]
-    assert wrong.config.layer_types != right
-    assert (logits(wrong, tokens) - logits(without(model, [0]), tokens)).abs().max() > 0.01
-
-
 # drop_layers: what a configuration holds
 
 
@@ -242,12 +182,6 @@ def test_boundary_of_sliding_windows_moves_with_the_cut(cut, boundary, kinds, to
     assert type(pruned.config).from_dict(config).layer_types == pruned.config.layer_types
 
 
-def test_boundary_above_the_last_layer_stays_above_it():
-    model = original("qwen3")
-    assert model.config.max_window_layers > LAYERS
-    assert drop_layers(model, Cut(1, 2)).config.max_window_layers == LAYERS - 2
-
-
 def test_every_per_layer_entry_is_cut_and_nothing_else():
     model = tiny_model("llama", layers=LAYERS)
     model.config.intermediate_size_per_layer = [10, 11, 12, 13, 14, 15]
@@ -267,31 +201,6 @@ def test_every_per_layer_entry_is_cut_and_nothing_else():
         "intermediate_size_per_layer": [10, 14, 15],
         "kinds": ["a", "e", "f"],
     }
-
-
-@pytest.mark.parametrize(
-    "model",
-    [
-        GPT2LMHeadModel(GPT2Config(n_embd=32, n_head=4, n_layer=4, vocab_size=128, eos_token_id=None)),
-        BloomForCausalLM(BloomConfig(hidden_size=32, n_head=4, n_layer=4, vocab_size=128, eos_token_id=None)),
-        OPTForCausalLM(
-            OPTConfig(
-                hidden_size=32, num_attention_heads=4, num_hidden_layers=4, vocab_size=128, eos_token_id=None,
-                ffn_dim=64, word_embed_proj_dim=32,
-            )
-        ),
-    ],
-    ids=["gpt2", "bloom", "opt"],
-)  # fmt: skip
-def test_layers_under_other_names(model, tokens, tmp_path):
-    model = model.eval()
-    pruned = drop_layers(model, Cut(1, 2))
-    assert pruned.config.num_hidden_layers == num_layers(pruned) == 2
-    assert torch.equal(logits(pruned, tokens), logits(without(model, [1, 2]), tokens))
-    pruned.save_pretrained(tmp_path)
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert torch.equal(logits(reloaded, tokens), logits(pruned, tokens))
-    assert torch.equal(generate(pruned, tokens), generate(reloaded, tokens, use_cache=False))
 
 
 def test_text_layers_of_a_model_with_a_vision_tower_of_the_same_depth(tokens, tmp_path):
@@ -332,14 +241,6 @@ def test_hooks_that_replace_forward_follow_to_the_new_modules(tokens):
     pruned = drop_layers(model, Cut(2, 2))
     logits(pruned, tokens)
     assert [id(layer) for layer in recorder.seen] == [id(layer) for layer in decoder_layers(pruned)]
-
-
-def test_training_the_pruned_model_reaches_the_shared_weights(tokens):
-    model = tiny_model("llama", layers=LAYERS)
-    pruned = drop_layers(model, Cut(1, 3))
-    pruned(tokens, labels=tokens).loss.backward()
-    reached = [any(p.grad is not None for p in layer.parameters()) for layer in decoder_layers(model)]
-    assert reached == [True, False, False, False, True, True]
 
 
 # what is refused
@@ -406,13 +307,6 @@ def test_other_than_decoder_only_models_are_refused():
         decoder_layers(nn.Linear(2, 2))
 
 
-def test_configuration_without_a_number_of_layers_is_refused():
-    model = nn.Linear(2, 2)
-    model.config = PreTrainedConfig()
-    with pytest.raises(InputError, match="^the configuration of Linear states num_hidden_layers = None; expected"):
-        num_layers(model)
-
-
 def test_layers_must_be_found_exactly_once():
     model = tiny_model("llama", layers=4)
     layers = model.model.layers
@@ -431,15 +325,6 @@ def test_layers_must_be_found_exactly_once():
         decoder_layers(model)
 
 
-@every_family
-def test_decoder_layers_and_their_owner(family):
-    model = original(family)
-    owner, name = decoder_layers_owner(model)
-    assert owner is model.base_model and name == "layers"
-    assert decoder_layers(model) is owner.layers and len(owner.layers) == LAYERS == num_layers(model)
-    assert decoder_layers(model.base_model) is owner.layers
-
-
 # cuts
 
 
@@ -453,11 +338,6 @@ def test_a_cut_in_numbers_and_words():
     assert Cut(28, 2).describe(30) == "drops layers 28..29 (0-based, 2 of 30), keeps [0:28]"
     assert Cut(7, 0).describe(30) == "drops no layers (0 of 30), keeps [0:30]"
     assert sorted([Cut(2, 1), Cut(1, 5), Cut(1, 2)]) == [Cut(1, 2), Cut(1, 5), Cut(2, 1)]
-
-
-def test_the_whole_model_is_one_cut():
-    assert Cut(7, 0) == Cut(0, 0) and Cut(7, 0).start == 0 and len({Cut(7, 0), Cut(0, 0)}) == 1
-    assert Cut(7, 0).kept(3) == [0, 1, 2]
 
 
 def test_numbers_of_numpy_become_plain(unchecked):
@@ -506,12 +386,6 @@ def test_similarity_takes_the_smallest_distance_that_keeps_the_last_layer():
     assert type(similarity_cut(DISTANCES, 1).start) is int
 
 
-def test_of_equal_distances_the_smallest_start_is_taken():
-    distances = DISTANCES.copy()
-    distances[0, 1:3] = 0.1
-    assert similarity_cut(distances, 1) == Cut(1, 1)
-
-
 @torch.no_grad()
 def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
     """Off by one in start or size, in the choice or in the cut, cannot pass here."""
@@ -537,36 +411,15 @@ def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
     ("wrong", "message"),
     [
         (lambda: Cut(0, -1), "size is -1; expected a whole number from 0 to 10000"),
+        (lambda: Cut(1.5, 2), "start is 1.5; expected a whole number from 0"),
         (lambda: Cut(0, 4).check(4), "size is 4; expected 0 to 3 for a model of 4 layers"),
-        (lambda: Cut(-1, 2), "start is -1; expected a whole number from 0 to 10000"),
-        (lambda: Cut(3, 2).check(4), "start is 3 with size 2; expected a start from 0 to 2"),
         (lambda: Cut(0, 0).check(0), "num_layers is 0; expected a whole number from 1 to 10000"),
         (lambda: Cut(3, 2).kept(4), "start is 3 with size 2; expected a start from 0 to 2"),
-        (lambda: Cut(3, 2).describe(4), "start is 3 with size 2; expected a start from 0 to 2"),
-        (lambda: Cut(3, 2).mergekit_yaml(4, "m"), "start is 3 with size 2; expected a start from 0 to 2"),
-        (lambda: Cut(1.5, 2), "start is 1.5; expected a whole number from 0"),
-        (lambda: Cut(1, "2"), "size is '2'; expected a whole number from 0"),
-        (
-            lambda: drop_layers(original("llama"), Cut(4, 3)),
-            "start is 4 with size 3; expected a start from 0 to 3",
-        ),
-        (
-            lambda: drop_layers(original("llama"), Cut(0, 6)),
-            "size is 6; expected 0 to 5 for a model of 6 layers",
-        ),
-        (lambda: simple_cut(4, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
+        (lambda: drop_layers(original("llama"), Cut(4, 3)), "start is 4 with size 3; expected a start from 0 to 3"),
         (lambda: simple_cut(4, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
-        (lambda: simple_cut(4, 9), "size is 9; expected 0 to 3 for a model of 4 layers"),
-        (lambda: simple_cut(0, 0), "num_layers is 0; expected a whole number from 1 to 10000"),
-        (lambda: similarity_cut(DISTANCES, -1), "size is -1; expected 0 to 3 for a model of 4 layers"),
         (lambda: similarity_cut(DISTANCES, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
         (lambda: similarity_cut(DISTANCES[:3], 1), "distances has shape (3, 4); expected (L, L)"),
-        (lambda: similarity_cut(DISTANCES[0], 1), "distances has shape (4,); expected (L, L)"),
-        (
-            lambda: similarity_cut(np.full((4, 4), NAN), 2),
-            "distances holds nan for size 2 at start 0; expected",
-        ),
-        (lambda: similarity_cut(np.full((0, 0), NAN), 0), "num_layers is 0; expected a whole number from 1 to 10000"),
+        (lambda: similarity_cut(np.full((4, 4), NAN), 2), "distances holds nan for size 2 at start 0; expected"),
     ],
 )
 def test_messages_name_value_and_expectation_on_one_line(wrong, message, unchecked):
@@ -576,10 +429,6 @@ def test_messages_name_value_and_expectation_on_one_line(wrong, message, uncheck
     assert text.startswith(message)
     assert "\n" not in text
     assert text.count("; ") == 2  # what was received; what was expected; what to do next
-
-
-def test_nan_after_the_candidates_is_no_error():
-    assert similarity_cut(np.array([[0.5, NAN], [NAN, NAN]]), 1) == Cut(0, 1)
 
 
 def test_a_notebook_shows_one_line(capsys):

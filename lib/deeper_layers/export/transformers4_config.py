@@ -9,7 +9,7 @@ does not write).
 
 from collections.abc import Iterator
 
-OLDEST = "4.57"  # the oldest transformers that opens what is written here; tests/old_transformers.py tries it
+OLDEST = "4.57"  # the oldest transformers that opens what is written here, as was tried when this was written
 
 # what an entry of `rope_parameters` is called outside of it, by model_type
 ROPE_NAMES = {
