@@ -143,9 +143,9 @@ CASES = {
     "OUT has no mark": (gone(f"out/{LINEAGE}"), OVER, "it is no folder with a pruning.json"),
     "the mark of OUT was edited": (edited(kept=[0, 1]), OVER, "it is no folder with a pruning.json as we write it"),
     "OUT is another checkpoint": (copied("whole", "new"), [*NEW, "--overwrite"], "it is no folder with"),
-    "OUT.gguf grew": (grown, OVER_FILE, "it is no whole GGUF file"),
+    "OUT.gguf grew": (grown, OVER_FILE, "as it was written"),
     "OUT.gguf is a link to ours": (
-        both(renamed("out.gguf", "real"), link("out.gguf", "real")), OVER_FILE, "it is no GGUF file"),
+        both(renamed("out.gguf", "real"), link("out.gguf", "real")), OVER_FILE, "as it was written"),
     "OUT has a second name": (second_name("out/config.json", "kept.json"), OVER, ""),
     # ---- what is read is not written to
     "OUT is the source": (None, ["out", "out", *ONE, "--overwrite"], "overlap"),
