@@ -23,6 +23,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, in_bytes
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.engines import nth, of_another_kind, periods
+from deeper_layers.export.lineage import check_apart
 from deeper_layers.export.tensor_writer import CHUNK, HashedFile
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_header import UNIFORM, Entry, Header, Tensor, architecture, layer_of, read_gguf
@@ -87,6 +88,7 @@ def slice_gguf(
     if not cut.is_of_layers:
         raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
     path, kept = gguf_file(source), cut.kept(source.num_layers)
+    check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
     header = read_gguf(path)
     arch = architecture(header)
     _check_kinds(header, source, kept)
