@@ -144,7 +144,7 @@ def test_an_output_that_is_in_the_way_stays(whole, tmp_path):
 
 @pytest.mark.parametrize("out", ["whole.gguf/out.gguf", "/proc/none/out.gguf", "x" * 252 + ".gguf"])
 def test_an_output_that_can_not_be(out, whole, tmp_path):
-    with pytest.raises(InputError, match="can't write .*: mend that, or name another place"):
+    with pytest.raises(InputError, match="can't write .*: mend that|overlap"):
         slice_gguf(whole, CUT, tmp_path / out)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.gguf"]
 
