@@ -152,6 +152,8 @@ def describe_pruning(
     units, scores = [], []
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=models.model_name(model))):
         key = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code).key
+        if is_gguf_model(model):  # known by its hash, whatever it is called
+            key["name"] = results.name_of(key["weights"], results_folder) or key["name"]
         units = [unit for unit in results.all_results(results_folder, model=key["name"]) if unit.key["model"] == key]
     if units:
         from deeper_layers.report import one_cut  # slow
