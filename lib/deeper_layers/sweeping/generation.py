@@ -111,7 +111,8 @@ def _answer(
     def needed(cuts: list[Cut], rows: int) -> int:
         return model.estimate.writing(model.tree_of(cuts), rows, longest, most)
 
-    groups = list(groups_within(model.cuts, lambda cuts: needed(cuts, LEAST_ROWS), memory))
+    least = min(LEAST_ROWS, len(prompts))
+    groups = list(groups_within(model.cuts, lambda cuts: needed(cuts, least), memory))
     rows = next((rows for rows in ROWS if max(needed(cuts, rows) for cuts in groups) <= memory), 1)
     rows = -(-len(prompts) // -(-len(prompts) // rows))  # batches of one size
     batches = []

@@ -56,7 +56,9 @@ class Estimate:
         prompts = rows * longest * tree.nodes * self.remembered
         buffers = rows * width * sum(map(len, tree.paths)) * self.remembered
         reading = tree.alive * at_once * longest * self.residual + self._layer(at_once, longest, longest)
-        return int(max(prompts + reading, buffers + max(prompts, self._layer(lanes, 1, width), self.head(lanes))))
+        # the prompts of a layer are given up as soon as its buffers are filled
+        moving = 2 * rows * longest * len(tree.paths) * self.remembered
+        return int(max(prompts + reading, buffers + max(moving, self._layer(lanes, 1, width), self.head(lanes))))
 
     def head(self, positions: int) -> float:
         """Of logits at so many positions, their logarithms and what these are computed in."""
