@@ -19,10 +19,10 @@ def pack(values: np.ndarray) -> str:
 
 
 @functools.lru_cache(maxsize=4096)  # the right choices are the same in many files
-def unpack(text: str, items: int) -> np.ndarray:
-    """The inverse of `pack`: [I] unsigned bytes. Raises ValueError where the text does not hold exactly so many."""
-    found = np.frombuffer(_opened(text, items), dtype=np.uint8)
-    if found.size != items:
+def unpack(text: str, items: int | None = None) -> np.ndarray:
+    """The inverse of `pack`: [I] unsigned bytes. Raises ValueError where the text does not hold so many `items`."""
+    found = np.frombuffer(_opened(text, 2**24 if items is None else items), dtype=np.uint8)
+    if found.size != (found.size if items is None else items):
         raise ValueError(f"outcomes are of {found.size} items, expected {items}")
     return found
 
