@@ -180,9 +180,9 @@ def read_header(path: Path) -> Shard:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("no regular file")
-        with safe_open(path, framework="np"):  # checks names, types, shapes and places, and that no byte is left over
-            pass
-        with open(path, "rb") as file:
+        # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
+        # read it says that there is none, so that it is opened here first
+        with open(path, "rb") as file, safe_open(path, framework="np"):
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         if odd := [name for name, entry in header.items() if not isinstance(entry, dict)]:
