@@ -55,6 +55,10 @@ def line(done, code: int) -> str:
 
 
 def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, cache):
+    # not the user's to mend, though it speaks of allocating
+    assert "out of memory" not in line(ends_with(RuntimeError("no weights in /models/allocated")), 70)
+    (path,) = (cache / "deeper-layers" / "faults").iterdir()
+    path.unlink()
     said = line(ends_with(KeyError(f"some {TOKEN} thing\nin two lines")), 70)
     assert "KeyError" in said and TOKEN not in said
     (path,) = (cache / "deeper-layers" / "faults").iterdir()
@@ -63,15 +67,6 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, cache):
     assert "Traceback (most recent call last)" in written and Path(__file__).name in written and "KeyError" in written
     assert "command: deeper-layers plan 'a model'" in written and "\ntorch 2" in written and "\npython 3" in written
     assert SECRET not in written and TOKEN not in written and path.stat().st_mode & 0o077 == 0
-
-
-@pytest.mark.parametrize(
-    "error",
-    [RecursionError("too deep"), AssertionError(), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no"),
-     OSError(errno.EINVAL, "no place"), ExceptionGroup("two", [ValueError(), OSError()])],
-)  # fmt: skip
-def test_of_every_kind(error, ends_with, cache):
-    assert type(error).__name__ in line(ends_with(error), 70)
 
 
 def test_where_the_cache_can_not_be_written(ends_with, tmp_path, monkeypatch):
@@ -108,10 +103,6 @@ def test_whoever_works_on_this_sees_it_whole(ends_with, cache, monkeypatch):
 def test_what_a_user_can_mend_says_how(error, message, ends_with, cache):
     assert line(ends_with(error), 1).startswith(message)
     assert not cache.exists()
-
-
-def test_a_name_that_speaks_of_allocating_is_no_lack_of_memory(ends_with, cache):
-    assert "out of memory" not in line(ends_with(RuntimeError("no weights in /models/allocated")), 70)
 
 
 def test_interrupted_and_left_are_no_faults(ends_with, cache):

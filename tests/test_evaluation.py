@@ -60,13 +60,13 @@ def test_outcomes_by_item_are_those_of_lm_eval(table, naive):
     for cut, value in zip(CUTS, table["value"], strict=True):
         outcomes = table.attrs["outcomes"][f"{cut.start},{cut.size}"]["capitals"]
         samples = sorted(naive[cut]["samples"]["capitals"], key=lambda sample: sample["doc_id"])
-        assert unpack(outcomes["acc"]).tolist() == [sample["acc"] for sample in samples]
-        assert unpack(outcomes["acc"]).mean() == pytest.approx(value, abs=1e-12)
+        assert unpack(outcomes["acc"], LIMIT).tolist() == [sample["acc"] for sample in samples]
+        assert unpack(outcomes["acc"], LIMIT).mean() == pytest.approx(value, abs=1e-12)
         chosen = [int(np.argmax([response[0][0] for response in sample["resps"]])) for sample in samples]
-        assert unpack(outcomes["chosen"]).tolist() == chosen
+        assert unpack(outcomes["chosen"], LIMIT).tolist() == chosen
         right = np.array(chosen) == [item["answer"] for item in embedded.capitals()[:LIMIT]]
-        assert np.array_equal(unpack(outcomes["acc"]), right)
-        assert np.array_equal(unpack(outcomes["target"]) == chosen, right)
+        assert np.array_equal(unpack(outcomes["acc"], LIMIT), right)
+        assert np.array_equal(unpack(outcomes["target"], LIMIT) == chosen, right)
         logprobs = [[response[0][0] for response in sample["resps"]] for sample in samples]
         assert unpack_halves(outcomes["logprobs"], LIMIT) == pytest.approx(np.array(logprobs), rel=5e-4, abs=1e-4)
 
@@ -82,7 +82,7 @@ def test_answers_of_a_perfect_model_are_all_right(opened):
         values = rows[rows["metric"] == "acc"].set_index("task")["value"]
         assert values[["capitals", "sums_one_digit", "sums_two_digits"]].eq(expected).all()
         assert set(outcomes) == {"capitals", "sums_one_digit", "sums_two_digits"}
-        assert all(unpack(packed["acc"]).mean() == expected for packed in outcomes.values())
+        assert all(unpack(packed["acc"], LIMIT).mean() == expected for packed in outcomes.values())
 
 
 def test_prompts_and_continuations(opened):
@@ -132,11 +132,10 @@ def test_levels_of_guessing(opened, table):
 # --- generation ------------------------------------------------------------------------------------------
 
 
-def test_other_types_of_tasks_are_refused(opened, monkeypatch):
-    loaded = harness.load_tasks(["capitals"])
-    monkeypatch.setattr(loaded["tasks"]["capitals"], "OUTPUT_TYPE", "loglikelihood_rolling")
-    with pytest.raises(InputError, match="'capitals' is of type loglikelihood_rolling, expected loglikel.* choose"):
-        harness.collect_requests(loaded, *opened, limit=2)
+def test_other_types_of_tasks_are_refused_once_they_are_loaded(monkeypatch):
+    monkeypatch.setattr(harness, "SCORED", ("loglikelihood",))
+    with pytest.raises(InputError, match="'capitals' is of type multiple_choice, expected loglikelihood or .* choose"):
+        harness.load_tasks(["capitals"])
 
 
 def test_generated_and_chosen_answers_in_one_sweep(opened, manager):
@@ -151,7 +150,7 @@ def test_generated_and_chosen_answers_in_one_sweep(opened, manager):
         assert found["sums_one_digit_generated", "exact_match,first_number"] == generated
         assert found["capitals", "acc"] == report["results"]["capitals"]["acc,none"]
         outcomes = rows.attrs["outcomes"][f"{cut.start},{cut.size}"]["sums_one_digit_generated"]
-        assert unpack(outcomes["exact_match,first_number"]).mean() == generated
+        assert unpack(outcomes["exact_match,first_number"], 6).mean() == generated
 
 
 def test_the_first_number_of_an_answer_is_its_sum(manager):

@@ -52,7 +52,7 @@ def opened(family, tokenizer):
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own examples", "shared examples"])
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma3", pytest.param("gpt_neox", marks=pytest.mark.thorough)]
+    "family", ["llama", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("gemma3", "gpt_neox"))]
 )  # of every family: tests/test_families.py
 def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch):
     model = opened(family, tokenizer)

@@ -88,6 +88,6 @@ def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, i
     ours = json.loads(typed("sweep", *asked, "--json").stdout)["rows"]
     assert [row["value"] for row in rows] == [row["value"] for row in ours]
     kinds_of = {json.loads(path.read_text())["kind"] for path in tmp_path.rglob("*.json")}
-    assert kinds_of == {"cuts", "sweep"} and not list(tmp_path.rglob("*.npz"))
+    assert kinds_of == {"scores"} and not list(tmp_path.rglob("*.npz"))
     monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
     assert json.loads(typed("sweep", *asked, "--engine", "vllm", "--json").stdout)["rows"] == rows

@@ -34,9 +34,19 @@ LEAST_ROWS = 8  # of a batch, rather than which fewer models are run together
 FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
 # entries of a generation configuration that greedy decoding follows here, or has no use for
 FOLLOWED = {
-    "bos_token_id", "eos_token_id", "pad_token_id", "temperature", "top_k", "top_p", "use_cache", "max_length",
-    "max_new_tokens", "do_sample", "transformers_version", "_from_model_config",
-}  # fmt: skip
+    "bos_token_id",
+    "eos_token_id",
+    "pad_token_id",
+    "temperature",
+    "top_k",
+    "top_p",
+    "use_cache",
+    "max_length",
+    "max_new_tokens",
+    "do_sample",
+    "transformers_version",
+    "_from_model_config",
+}
 
 
 @dataclass

@@ -1,8 +1,7 @@
 """Tasks of lm-eval: what they ask, and how answers become rows.
 
-lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. This module
-collects its requests once, and hands it one set of answers after another to score. How the answers come
-about is not its business: see `deeper_layers.sweeping.sweeps`.
+lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. Its requests are collected
+once here, and it is handed one set of answers after another to score; sweeps.py has these.
 """
 
 import collections
@@ -12,7 +11,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,34 +104,18 @@ def check_names(names: list[str]) -> TaskManager:
             f"unknown task {', '.join(map(repr, unknown))}: give names that `lm-eval ls tasks` lists, or one of "
             f"{', '.join(embedded.embedded_tasks())}" + (f" (did you mean {', '.join(near)}?)" if near else "")
         )
-    for name, settings in _leaves(names, manager).items():
-        _check_kind(name, settings.get("output_type", GENERATED), settings.get("unsafe_code", False))
+    for name in names:  # those of a group, and those written in Python, are looked at when they are loaded
+        entry = manager.task_index[name]
+        if entry.kind.name == "TASK":
+            _check_kind(name, entry.cfg.get("output_type", GENERATED), entry.cfg.get("unsafe_code", False))
     return manager
 
 
-def _leaves(names: Iterable[str], manager: TaskManager) -> dict[str, dict]:
-    """The settings of single tasks, from their definitions: those named, and all in the groups and tags named.
-
-    A task that lm-eval writes in Python has none there: it is looked at when it is loaded.
-    """
-    found, left = {}, list(names)
-    while left:
-        entry = manager.task_index.get(left.pop())
-        if entry is None or entry.name in found:
-            continue
-        settings = entry.cfg or {}
-        parts = [*entry.tags] if entry.kind.name == "TAG" else settings.get("task", [])
-        found[entry.name] = settings if entry.kind.name == "TASK" else {"output_type": SCORED[0]}
-        if entry.kind.name in ("TAG", "GROUP"):
-            left += [part if isinstance(part, str) else str(part.get("task") or part.get("group")) for part in parts]
-    return found
-
-
-def _check_kind(name: str, output_type: str | None, unsafe_code: bool) -> None:
+def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
     """Raise InputError for a task that can't be scored here."""
-    if output_type not in (*SCORED, GENERATED):
+    if kind not in (*SCORED, GENERATED):
         raise InputError(
-            f"task {name!r} is of type {output_type}, expected {', '.join(SCORED)} or {GENERATED}: choose another task"
+            f"task {name!r} is of type {kind}, expected {', '.join(SCORED)} or {GENERATED}: choose another task"
         )
     if unsafe_code:
         raise InputError(
@@ -144,19 +127,15 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
     """Every request of the tasks, tokenized as lm-eval's HFLM does it.
 
     `limit` is the number of documents a task, from its beginning; None takes all.
-    Raises InputError for a limit below 1, and for tasks that are scored in some other way.
+    Raises InputError for a limit below 1.
     """
     check_limit(limit)
     instances: list[Instance] = []
     generations: list[Instance] = []
     with quiet():
-        for name, task in loaded["tasks"].items():
-            _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
+        for task in loaded["tasks"].values():
             task.build_all_requests(limit=limit, rank=0, world_size=1)
-            if task.OUTPUT_TYPE == GENERATED:
-                generations += task.instances
-            else:
-                instances += task.instances
+            (generations if task.OUTPUT_TYPE == GENERATED else instances).extend(task.instances)
     return Tasks(loaded, instances, generations, *encode(instances, model, tokenizer), limit)
 
 
@@ -314,10 +293,7 @@ class _Answers(LM):
     def loglikelihood(self, requests):
         return [self.answers[id(request)] for request in requests]
 
-    generate_until = loglikelihood
-
-    def loglikelihood_rolling(self, requests):
-        raise NotImplementedError
+    generate_until = loglikelihood_rolling = loglikelihood
 
 
 def _named(metric: str, rule: str) -> str:

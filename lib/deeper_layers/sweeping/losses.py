@@ -13,16 +13,14 @@ from lm_eval.api.instance import Instance
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.planning import BATCH_TOKENS
 from deeper_layers.sweeping.sweeps import loglikelihoods, overflowed
-from deeper_layers.sweeping.tree_model import TreeModel
 
 METRIC = "loss"
 
-
 Requests = tuple[list[list[int]], list[list[int]], int]  # contexts, what is predicted after each, the longest of both
+Losses = tuple[pd.DataFrame, dict[str, list[float]]]
 
 
 def text_requests(sequences: list[torch.Tensor]) -> Requests:
@@ -42,37 +40,28 @@ def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Request
     return harness.encode(asked, model, tokenizer)
 
 
-def text_loss(
-    model, cuts: list[Cut], sequences: list[torch.Tensor], *, shards: Shards | None = None,
-    family: TreeModel | None = None,
-) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
+def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **how) -> Losses:
     """Mean cross-entropy, in nats a token, of each pruned model on sequences of tokens, each [T].
 
-    Every token but the first of a sequence is predicted from those before it: see `request_loss`.
+    Every token but the first of a sequence is predicted from those before it: see `request_loss`, also for `how`.
     Raises InputError where there is no sequence, or one of a single token, and as `request_loss` does.
     """
-    return request_loss(model, cuts, text_requests(sequences), shards=shards, family=family)
+    return request_loss(model, cuts, text_requests(sequences), **how)
 
 
-def request_loss(
-    model, cuts: list[Cut], requests: Requests, *, shards: Shards | None = None, batch_tokens: int | None = None,
-    family: TreeModel | None = None,
-) -> tuple[pd.DataFrame, dict[str, list[float]]]:  # fmt: skip
+def request_loss(model, cuts: list[Cut], requests: Requests, *, batch_tokens: int | None = None, **of_sweep) -> Losses:
     """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. Twice `batch_tokens` is about what is run between
-    two shards. `family` is the tree of the model and these cuts, where it was made before.
+    two shards. `of_sweep` are `family` and `shards`, as in `sweep`.
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
     if not cuts:
         raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
     contexts, continuations, max_length = requests
-    logprobs, _ = loglikelihoods(
-        model, contexts, continuations, cuts,
-        max_length=max_length, batch_tokens=batch_tokens or BATCH_TOKENS, family=family, shards=shards,
-        what="loss on text",
-    )  # fmt: skip
+    of_sweep |= {"max_length": max_length, "batch_tokens": batch_tokens or BATCH_TOKENS, "what": "loss on text"}
+    logprobs, _ = loglikelihoods(model, contexts, continuations, cuts, **of_sweep)
     lengths = np.array([len(continuation) for continuation in continuations])
     rows, of_sequences = [], {}
     for cut, summed in zip(cuts, -logprobs, strict=True):

@@ -95,9 +95,15 @@ def sweep(
     else:
         family = family or TreeModel(model, distinct)
         logprobs, greedy = loglikelihoods(
-            model, asked.contexts, asked.continuations, distinct,
-            max_length=asked.max_length, batch_tokens=batch_tokens, family=family, **how,
-        )  # fmt: skip
+            model,
+            asked.contexts,
+            asked.continuations,
+            distinct,
+            max_length=asked.max_length,
+            batch_tokens=batch_tokens,
+            family=family,
+            **how,
+        )
         texts = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
     for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
@@ -234,9 +240,15 @@ def plan_requests(
     reads = int(len(parts) * tree_model.network.layer_bytes * layers) if tree_model.is_streamed else 0
     scored = sum(piece.scored * len(cuts) for cuts, pieces in parts for piece in pieces)
     return Plan(
-        cuts=tree_model.cuts, parts=parts, layers=layers, layer_steps=steps, bytes=needed, reads=reads,
-        seconds=_predict_seconds(tree_model, steps, scored), requests=len(contexts),
-    )  # fmt: skip
+        cuts=tree_model.cuts,
+        parts=parts,
+        layers=layers,
+        layer_steps=steps,
+        bytes=needed,
+        reads=reads,
+        seconds=_predict_seconds(tree_model, steps, scored),
+        requests=len(contexts),
+    )
 
 
 def _arrange(

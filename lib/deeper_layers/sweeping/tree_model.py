@@ -134,31 +134,33 @@ class TreeModel:
             return [self._run_alone(batch.batches[0]) for batch in batches]
         wanted = [prefix for prefix in dict.fromkeys(batch.prefix for batch in batches) if prefix]
         self._prefixes = {prefix: self._prefixes[prefix] for prefix in wanted if prefix in self._prefixes}
-        begun = {
-            prefix: begin_prefix(
-                self.network, self.tree, torch.tensor([prefix], device=self.device), scored_only=self.can.score_only
-            )
-            for prefix in wanted if prefix not in self._prefixes
-        }  # fmt: skip
-        prefixes = self._prefixes | {prefix: of_prefix for prefix, (_, of_prefix) in begun.items()}
-        forwards = [self._begin(batch.batches[0], prefixes.get(batch.prefix)) for batch in batches]
+        prefixes, begun, forwards = dict(self._prefixes), [], []
+        for prefix in wanted:
+            if prefix not in prefixes:
+                ids = torch.tensor([prefix], device=self.device)
+                forward, prefixes[prefix] = begin_prefix(self.network, self.tree, ids, scored_only=self.can.score_only)
+                begun.append(forward)
+        for piece in batches:
+            batch = Batch.of(piece.batches[0], len(piece.prefix), self.device)
+            prefix = prefixes.get(piece.prefix)
+            forwards.append(Forward(self.network, self.tree, batch, prefix, scored_only=self.can.score_only))
         for layer in self.network.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
-            for forward in [*(forward for forward, _ in begun.values()), *forwards]:
+            for forward in [*begun, *forwards]:
                 forward.step(layer, self.progress)
                 if self.is_streamed:  # of many batches: learnt again in less time than a layer takes
                     forward.calls = None
-            for prefix in prefixes.values() if self.is_streamed else ():
-                prefix.kept.clear()  # what is of this layer no other needs
+            for of_layer in prefixes.values() if self.is_streamed else ():
+                of_layer.kept.clear()  # no other layer needs it
         self._prefixes = {} if self.is_streamed else prefixes
         at_once = logits_at_once(self.network.head.weight.shape[0])
         return [
-            _score(batch.batches[0], len(self.cuts), map(self.network.logits, _rows(forward.states, at_once)))
-            for batch, forward in zip(batches, forwards, strict=True)
+            _score(
+                piece.batches[0],
+                len(self.cuts),
+                map(self.network.logits, forward.states.flatten(-3, -2).split(at_once, dim=-2)),
+            )
+            for piece, forward in zip(batches, forwards, strict=True)
         ]
-
-    def _begin(self, sequences: tuple[Sequence, ...], prefix: Prefix | None) -> Forward:
-        batch = Batch.of(sequences, prefix.length if prefix else 0, self.device)
-        return Forward(self.network, self.tree, batch, prefix, scored_only=self.can.score_only)
 
     def _run_alone(self, sequences: tuple[Sequence, ...]) -> Answers:
         batch = Batch.of(sequences, 0, self.device)
@@ -169,11 +171,6 @@ class TreeModel:
                 self.progress(batch.tokens * (self.tree.layers - cut.size))
 
         return _score(sequences, len(self.cuts), logits())
-
-
-def _rows(states: torch.Tensor, at_once: int) -> tuple[torch.Tensor, ...]:
-    """States [..., C, N, D] as some rows [..., D] at once."""
-    return states.flatten(-3, -2).split(at_once, dim=-2)
 
 
 def _score(sequences: tuple[Sequence, ...], cuts: int, logits: Iterable[torch.Tensor]) -> Answers:
