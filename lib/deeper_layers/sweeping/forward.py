@@ -67,9 +67,15 @@ class Forward:
     """
 
     def __init__(
-        self, network: Network, tree: Tree, batch: Batch, prefix: Prefix | None = None, *, scored_only: bool = False,
+        self,
+        network: Network,
+        tree: Tree,
+        batch: Batch,
+        prefix: Prefix | None = None,
+        *,
+        scored_only: bool = False,
         keep: bool = False,
-    ):  # fmt: skip
+    ):
         self.network, self.tree, self.batch, self.prefix = network, tree, batch, prefix
         self.scored_only, self.keep = scored_only, keep
         self.cache = PrefixCache(prefix.length if prefix else 0)

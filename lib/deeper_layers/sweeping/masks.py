@@ -43,10 +43,3 @@ def unknown_windows(config) -> bool:
     known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
     found = [value for name, value in vars(config).items() if "window" in name and name not in known]
     return any(type(value) is int and value > 0 for value in found)
-
-
-def sees_all(config, length: int) -> bool:
-    """Whether every layer's attention reaches over so many tokens."""
-    config = text_config(config)
-    windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return all(window is None or length <= window for window in windows)
