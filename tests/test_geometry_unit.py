@@ -34,7 +34,7 @@ def test_what_a_unit_holds(unit, tiny_folder):
     assert not unit.path.with_suffix(".partial").exists()
     of_last = unit.rows[unit.rows["start"] == LAYERS].set_index("metric")["value"]
     assert of_last["lens_divergence"] == 0 and of_last["lens_overlap"] == 1
-    blocks = which_layers.geometry(unit.path.parents[1], blocks=True).query("model == @unit.key['model']['name']")
+    blocks = which_layers.geometry(unit.path.parents[1]).query("model == @unit.key['model']['name']")
     blocks = blocks.pivot(index=["layer", "size"], columns="measure", values="value")
     assert len(blocks) == LAYERS * (LAYERS + 1) // 2 and set(blocks) == set(which_layers.MEASURES)
     missing = blocks.isna().sum()

@@ -15,10 +15,7 @@ from deeper_layers import results
 from deeper_layers.files import write_file
 from deeper_layers.report import estimates, names, pairing, statistics
 
-HOW = ["dtype", "shots", "order", "limit", "length", "metric"]  # one measurement of a task
 RULES = {"similarity": "whose ends are most alike", "simple": "by the simple heuristic"}
-FIRST = "Qwen2.5-Coder-1.5B-Instruct"  # the model that can show most
-SIZE = 4  # layers of a block that every scan drops
 
 
 def explored(scores: pd.DataFrame) -> list[dict]:
@@ -30,15 +27,15 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     rows = pairing.best_measured(scores)
     rows = rows[rows["changed"].isna() & rows["engine"].isna() & (rows["start"].notna() | (rows["cut"] == "0,0"))]
     found = []
-    for name, of_model in rows.groupby("model"):
-        chosen = of_model[of_model["rule"].isin(RULES)].groupby("rule")
+    for name in names.in_order(rows["model"].unique()):
+        of_model = rows[rows["model"] == name]
+        chosen = of_model[of_model["rule"].isin(RULES) & (of_model["cut"] != "0,0")].groupby("rule")
         model = {"name": names.visible(name), "layers": int(of_model["layers"].iloc[0]), "asked": [], "cuts": {}}
-        model["rules"] = {RULES[rule]: dict.fromkeys(some["cut"].unique().tolist()) for rule, some in chosen}
-        model["rules"] = {rule: [cut for cut in cuts if cut != "0,0"] for rule, cuts in model["rules"].items()}
+        model["rules"] = {RULES[rule]: some["cut"].unique().tolist() for rule, some in chosen}
         cuts: dict[str, dict] = {}
         of_part = {f"embedded_{task}" for task in of_model["task"].unique()}  # a few items of what is asked in full
         of_model = of_model[~of_model["task"].isin(of_part)]
-        for (task, *_), asked in of_model.groupby(["task", *HOW], dropna=False):
+        for (task, *_), asked in of_model.groupby(["task", *pairing.HOW, "metric"], dropna=False):
             asked = asked.drop_duplicates(["cut", "subject"])
             if not (asked["cut"] == "0,0").any():
                 continue
@@ -54,7 +51,7 @@ def explored(scores: pd.DataFrame) -> list[dict]:
         model["cuts"] = cuts
         model["tasks"] = sorted(whole, key=lambda task: (_place(task), model["asked"][whole[task][0]]["title"]))
         found.append(model)
-    return sorted(found, key=lambda model: (model["name"] != FIRST, model["name"]))
+    return found
 
 
 def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, list[tuple]]:
@@ -96,7 +93,9 @@ class Explorer(SphinxDirective):
         if self.small:
             models = models[:1]
             for model in models:
-                model["cuts"] = {cut: told for cut, told in model["cuts"].items() if cut.endswith(f",{SIZE}")}
+                model["cuts"] = {
+                    cut: told for cut, told in model["cuts"].items() if cut.endswith(f",{statistics.SIZE}")
+                }
                 model["tasks"] = [task for task in model["tasks"] if task in statistics.HEADLINE]
         if not any(model["cuts"] for model in models):
             return [nodes.note("", nodes.paragraph("", "Not measured: results/ holds no pruned model."))]
@@ -114,7 +113,7 @@ class Explorer(SphinxDirective):
 
 
 class SmallExplorer(Explorer):
-    """One slider: the place of a block of SIZE layers of the first model, and the headline's tasks."""
+    """One slider: the place of a block of statistics.SIZE layers of the first model, and the headline's tasks."""
 
     small = True
 

@@ -36,7 +36,6 @@ LEFT, AT_ONCE = 0.5, 0.1  # what a model that collapses keeps at most, from this
 NEAR = 0.1  # of the layers between two places that are near
 DEEP, LAST = 2 / 3, 0.9  # of the depth, from which on a block is deep; of the range of distances, near-maximal
 EARLIEST = min(low for low, _ in paper.CLIFFS.values())
-AS_STATED, SMALLER = "tested as stated, on smaller models", "tested in part"
 
 
 class Found(NamedTuple):
@@ -58,6 +57,7 @@ class Claim:
         query: the number of one model, of all that results hold of it.
         differs: from the paper, besides the models.
         as_share: whether the number is said in percent.
+        is_tested: whether anything here tests it; else its numbers stand beside.
     """
 
     identifier: str
@@ -72,7 +72,7 @@ class Claim:
     ceiling: float = math.inf
     differs: str = "not healed"
     as_share: bool = False
-    scale: str = AS_STATED
+    is_tested: bool = True
 
 
 @dataclass
@@ -281,37 +281,37 @@ CLAIMS = [
     Claim("ranks", "Lower ranks: worse loss", "A lower rank of the adapters gives better MMLU and worse loss on C4.",
           "Mistral-7B: loss rises as the rank falls from 64 to 2", "9", "04-healing",
           "loss on C4, lowest rank less highest, nats a token", _ranks, floor=0.0,
-          differs="healed at 17 times the rate, on 0.07% of the tokens", scale=SMALLER),
+          differs="healed at 17 times the rate, on 0.07% of the tokens"),
     Claim("seeds", "The seed of healing does not matter", "Another seed of healing: no effect on MMLU.",
           "Llama-2-13B: curves lie on each other", "8", "04-healing", "accuracy on MMLU, one seed less another", _seeds,
-          -ALIKE, ALIKE, differs="healed at 17 times the rate", scale=SMALLER),
+          -ALIKE, ALIKE, differs="healed at 17 times the rate"),
     Claim("plateau-healed", "So it does after healing", "The healed curves have the same flat part and the same fall.",
-          CLIFFS, "1d, 2, 6", "04-healing", PLATEAU, _healed("mmlu"), floor=EARLIEST, scale=NOT_TESTED),
+          CLIFFS, "1d, 2, 6", "04-healing", PLATEAU, _healed("mmlu"), floor=EARLIEST, is_tested=False),
     Claim("boolq-healing", "Healing matters more for BoolQ", "Healing gives back more on BoolQ than on MMLU.",
           "all models", "6", "04-healing", "recovery of BoolQ less that of MMLU", _healed("boolq"), floor=0.0,
-          scale=NOT_TESTED),
+          is_tested=False),
     Claim("healed-loss", "Healed loss grows slowly and straight",
           "After healing, the loss on C4 grows slowly and about linearly, straight through the cliff.",
           "Llama-2-70B, to 50%", "1d, 3", "04-healing", "rise of the healed loss over that of the other", _healed("c4"),
-          ceiling=0.5, scale=NOT_TESTED),
+          ceiling=0.5, is_tested=False),
     Claim("simple-healed", "The simple heuristic, healed, nearly matches",
           "After healing, the simple heuristic does nearly as well as similarity-informed pruning.", "Llama-2-70B", "5",
           "04-healing", "accuracy on MMLU, simple heuristic less similarity-informed", _healed("mmlu"), floor=-ALIKE,
-          scale=NOT_TESTED),
+          is_tested=False),
 ]  # fmt: skip
 
 
 def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """All claims of all models: claim, title, sentence, paper (its number, with its model), figure, page, model, number
     (what was counted), value with low and high, as_share, floor, ceiling, verdict, reason, beside (numbers that decide
-    nothing), differs (what differs here), power (half of the interval), scale (as stated, in part, not tested)."""
+    nothing), differs (what differs here), power (half of the interval), is_tested."""
     rows = []
     names = dict.fromkeys([*scores["model"], *distances["model"]])
     models = [Model(name, *(table[table["model"] == name] for table in (scores, distances))) for name in names]
     for claim in CLAIMS:
         for model in models:
             estimate, reason, beside = claim.query(model)
-            verdict = NOT_TESTED if claim.scale == NOT_TESTED else estimate.against(claim.floor, claim.ceiling)
+            verdict = estimate.against(claim.floor, claim.ceiling) if claim.is_tested else NOT_TESTED
             ends = estimate.low, estimate.high
             if verdict != NOT_TESTED and any(np.allclose(ends, limit) for limit in (claim.floor, claim.ceiling)):
                 verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
@@ -329,7 +329,7 @@ def shown(found: pd.DataFrame):
     rows = []
     for _, own in found.groupby("claim", sort=False):
         first = own.iloc[0]
-        shared = first["reason"] if first["scale"] == NOT_TESTED and own["reason"].nunique() == 1 else ""
+        shared = first["reason"] if not first["is_tested"] and own["reason"].nunique() == 1 else ""
         small = f"We count: {first['number']}. Differs: {shared or first['differs']}. Figure: {first['figure']}."
         row = {"claim": (first["page"], first["title"], first["sentence"], small), "the paper": first["paper"]}
         for of in own.to_dict("records"):

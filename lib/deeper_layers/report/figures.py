@@ -24,6 +24,7 @@ from deeper_layers.report.names import (
     topic,
     visible,
 )
+from deeper_layers.report.prose import Said
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
@@ -54,16 +55,6 @@ COLOURS = {topic(name): colour for name, colour in COLOURS.items()}
 VECTORS = ["by_sequence", "outcome", "chosen", "target", "logprobs"]
 
 
-class Nothing:
-    """What stands in a figure's place where nothing was measured."""
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def _repr_html_(self) -> str:
-        return f'<p class="said" id="{as_html(self.name)}">Not measured.</p>'
-
-
 def curves(
     rows: pd.DataFrame,
     *,
@@ -88,7 +79,7 @@ def curves(
     """
     rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
-        return Nothing(name)
+        return Said([], name)
     panels, (low, high) = list(panels_of(rows, col, row)), ends_of(y)
     several = rows[col].nunique() if col else 1
     columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
@@ -134,41 +125,28 @@ def curves(
     return picture.finish(name, plain_table(rows), caption + said, alt_text(panels, y, None if scale else hue, x))
 
 
-def distance_curves(distances: pd.DataFrame, *, name: str = "distance-curves", caption: str = ""):
+def distance_curves(distances: pd.DataFrame):
     """Angular distance against first layer, a line a block size, l*(n) in ink (paper, figure 1c; equation 7)."""
-    caption = caption or (
+    caption = (
         "Angular distance between what enters and what leaves each block. The line in ink joins the most similar block "
         "of each size among those that keep the last layer; the right end of each line is the block that holds it."
     )
     rows, over = kept_distances(distances), nearest_of(distances).assign(label=NEAREST)
-    of_text = "corpus" if rows["corpus"].nunique() > 1 else None
-    return curves(
-        rows, x="start", y="distance", hue="size", shade="size", row=of_text, over=over, name=name, caption=caption
-    )
+    look = {"hue": "size", "shade": "size", "row": "corpus" if rows["corpus"].nunique() > 1 else None, "over": over}
+    return curves(rows, x="start", y="distance", **look, name="distance-curves", caption=caption)
 
 
-def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts", caption: str = ""):
+def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "best-starts"):
     """Start of the most similar block against its size, as shares of all layers, the authors' starts beside."""
-    caption = caption or "First layer of the most similar block against its size, as shares of all layers."
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
     last = pd.DataFrame({"label": "the block ends at the last layer", "share": [0, 1], "start_share": [1, 0]})
     over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
-    several = "corpus" if rows["corpus"].nunique() > 1 else None
-    return curves(
-        rows,
-        x="share",
-        y="start_share",
-        hue="model",
-        stroke=several,
-        col=None,
-        row=None,
-        over=over,
-        name=name,
-        caption=caption,
-    )
+    look = {"hue": "model", "stroke": "corpus" if rows["corpus"].nunique() > 1 else None, "col": None, "row": None}
+    caption = "First layer of the most similar block against its size, as shares of all layers."
+    return curves(rows, y="start_share", **look, over=over, name=name, caption=caption)
 
 
-def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str = ""):
+def heat_maps(distances: pd.DataFrame):
     """Distances over first layer and block size, each row rescaled to 0 to 1, l*(n) marked (paper, figure 4)."""
     rows = kept_distances(distances)
     of_size = rows.groupby(["model", "corpus", "size"])["distance"]
@@ -176,30 +154,29 @@ def heat_maps(distances: pd.DataFrame, *, name: str = "heat-maps", caption: str 
     rows = rows.assign(shade=(rows["distance"] - least) / (most - least).replace(0, np.nan))
     authors = paper.authors_starts().assign(label="the authors' l*(n)")
     marks = pd.concat([nearest_of(distances).assign(label=NEAREST), authors])
-    caption = caption or (
+    caption = (
         "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
-    return _maps(rows, marks, "Distance, rescaled in each row", "distance", "d = {:.3f}", name, caption)
+    return _maps(rows, marks, "Distance, rescaled in each row", "distance", "d = {:.3f}", "heat-maps", caption)
 
 
-def block_map(rows: pd.DataFrame, *, nearest: pd.DataFrame | None = None, name: str = "block-map", caption: str = ""):
+def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     """What each block costs, over first layer and size: 0 is the whole model, 1 guessing. The best block of each size
-    is marked; of `nearest` (statistics.nearest) the most similar one too."""
+    is marked, and the most similar one (statistics.nearest)."""
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
-    best = rows[rows["place"] == 1].assign(label="best of its size")
-    marks = best if nearest is None else pd.concat([best, nearest.assign(label=NEAREST)])
-    caption = caption or "Loss that each block adds when it is dropped; white where it was not measured."
+    marks = pd.concat([rows[rows["place"] == 1].assign(label="best of its size"), nearest.assign(label=NEAREST)])
+    caption = "Loss that each block adds when it is dropped; white where it was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _maps(rows, marks, title, "cost", "{:+.2f} nats a token", name, caption)
+    return _maps(rows, marks, title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
 def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: str, name: str, caption: str):
     """Maps of the column `shade`, 0 to 1, over first layer and size, whose hover says the column `told`; `marks` are
     blocks of columns model, label, start and size, and of the text where they have one."""
     if rows.empty:
-        return Nothing(name)
+        return Said([], name)
     text = next(column for column in ("corpus", "task") if column in rows)
     panels = list(panels_of(rows, "model", text if rows[text].nunique() > 1 else None))
     columns = min(2, len(panels))
@@ -230,10 +207,8 @@ def in_rows(
     y: str,
     x: str = "value",
     hue: str | None = None,
-    col: str = "model",
     title: str = "",
     name: str = "in-rows",
-    caption: str = "",
 ):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
 
@@ -241,10 +216,10 @@ def in_rows(
     """
     rows, ends = rows[rows[x].notna()].copy(), ends_of(x)
     if rows.empty:
-        return Nothing(name)
+        return Said([], name)
     for column in (x, *ends):
         rows[column] = rows[column].astype(float) if column in rows else np.nan
-    panels = list(panels_of(rows, col, None))
+    panels = list(panels_of(rows, "model", None))
     names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
     hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
     looks = looks_of(hues.unique())
@@ -262,15 +237,12 @@ def in_rows(
             known = low.notna().to_numpy()
             bars = np.stack([low, high, np.full(len(low), np.nan)], axis=1)[known].ravel()
             picture.line(bars, np.repeat(places[known], 3), colour=look["colour"], panel=panel, width=1.2)
-            titles = line[y].astype(str).map(rule_title)
-            said = [hover_text(*of, hue or "", x, *ends) for of in zip(titles, line.to_dict("records"))]
-            said = np.array(said, dtype=object)
+            said = [hover_text(rule_title(str(of[y])), of, hue or "", x, *ends) for of in line.to_dict("records")]
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
-                    picture.line(
-                        dots[these], places[these], **look, line=None, hover=np.array(said)[these], filled=filled
-                    )
-    caption = caption or f"{title or AXES.get(x, x)}. Bars are 95% intervals."
+                    hover = np.array(said, dtype=object)[these]
+                    picture.line(dots[these], places[these], **look, line=None, hover=hover, filled=filled)
+    caption = f"{title or AXES.get(x, x)}. Bars are 95% intervals."
     return picture.finish(name, plain_table(rows), caption, alt_text(panels, x))
 
 

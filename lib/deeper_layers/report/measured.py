@@ -115,11 +115,12 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
         for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
     )
     both = new.merge(old[[*key, "outcome"]], on=key, suffixes=("", "_old"))
-    known = pd.DataFrame([accuracy(outcome).columns("published") for outcome in both["outcome_old"]], both.index)
-    both = both.rename(columns={"value": "again"}).assign(topic=both["task"].map(topic)).join(known)
-    within = both["again"].between(both["published_low"], both["published_high"]) if len(both) else False
     names = "model task topic size start items published published_low published_high again within"
-    return both.assign(within=within)[names.split()] if len(both) else pd.DataFrame(columns=names.split())
+    known = pd.DataFrame([accuracy(outcome).columns("published") for outcome in both["outcome_old"]], both.index)
+    known = known.reindex(columns=["published", "published_low", "published_high"])
+    both = both.rename(columns={"value": "again"}).assign(topic=both["task"].map(topic)).join(known)
+    within = both["again"].between(both["published_low"], both["published_high"])
+    return both.assign(within=within)[names.split()]
 
 
 def sizes(scores: pd.DataFrame) -> pd.DataFrame:

@@ -6,6 +6,7 @@ through that.
 
 import html
 import math
+import re
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -18,6 +19,7 @@ from deeper_layers.markup import visible as visible
 LONGEST = 64  # characters of a name in a picture
 SHORT = 20  # characters of a cell that stays on one line where the screen is wide
 MANY = 7  # columns: a table of more is too wide for the text's own column
+NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # wide ones too
 
 
@@ -39,7 +41,7 @@ def as_csv(rows: pd.DataFrame) -> str:
         if not isinstance(value, str):
             return value
         text = visible(value)  # a line break within a cell is not quoted everywhere
-        return f"'{text}" if text.startswith(FORMULA) and not _is_number(text) else text
+        return f"'{text}" if text.startswith(FORMULA) and not NUMBER.fullmatch(text) else text
 
     return rows.rename(columns=cell).map(cell).to_csv(index=False)
 
@@ -63,14 +65,6 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     if len(cells.columns) > MANY:
         shown = shown.set_table_attributes('class="full-width"')
     return shown.set_caption(cell(caption))
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 TOPICS = {

@@ -46,6 +46,7 @@ from deeper_layers.report.pairing import (
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 WHOLE = "0,0"
+SIZE = 4  # layers of a block that every scan of tasks drops
 RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
@@ -66,13 +67,13 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     return _by_cut(measurements(one_rule(scores), also, scores), also)
 
 
-def kept_by_place(scores: pd.DataFrame, size: int = 4, tasks: Sequence[str] = HEADLINE) -> pd.DataFrame:
+def kept_by_place(scores: pd.DataFrame) -> pd.DataFrame:
     """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
-    in layers) and depth (middle / layers), of models and tasks of which every block of a size was tried."""
-    found = _by_cut(scans(scores, size, tasks))
+    in layers) and depth (middle / layers), of the headline's tasks where every block of SIZE layers was tried."""
+    found = _by_cut(scans(scores, HEADLINE))
     found = found[found["size"] > 0]
-    middle = found["start"] + (size - 1) / 2
-    return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), tasks)
+    middle = found["start"] + (SIZE - 1) / 2
+    return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), HEADLINE)
 
 
 def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
@@ -82,11 +83,11 @@ def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame
     return rows.loc[places.sort_values(["model", "task", "size", "start"]).index].reset_index(drop=True)
 
 
-def scans(scores: pd.DataFrame, size: int, tasks: Iterable[str]) -> Iterator[Measured]:
-    """The measurements of the whole model and every block of a size."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
+def scans(scores: pd.DataFrame, tasks: Iterable[str]) -> Iterator[Measured]:
+    """The measurements of the whole model and every block of SIZE layers."""
+    own = scores[(scores["rule"] == f"blocks of {SIZE}") & scores["task"].isin(list(tasks))]
     for one in measurements(own[own["metric"] != "loss"], of=scores):
-        if len(one.cuts) == one.layers - size + 2:
+        if len(one.cuts) == one.layers - SIZE + 2:
             yield one
 
 
@@ -119,24 +120,18 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
     """Loss on text against layers dropped, healed and not: the columns of `curves` without kept and untold, and healed
-    ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing, with its ends) and
-    the columns OF_HEALING. Values are nats a token, guessing is ln V."""
-    own = scores[scores["metric"] == "loss"].copy()
-    own["healed"] = healed_in_words(own["healing"], own["bits"])
-    known = own.dropna(subset="chance").groupby("model")["chance"].first()
-    own["chance"] = own["chance"].fillna(own["model"].map(known))
+    ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing). Values are nats a
+    token, guessing is ln V."""
+    own = scores[scores["metric"] == "loss"]
+    known = own["chance"].fillna(own["model"].map(own.groupby("model")["chance"].first()))
+    own = own.assign(chance=known, healed=healed_in_words(own["healing"], own["bits"]))
     found = curves(own, also=["healing", "bits", "healed"])
     found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
-    settings = {how: settings_of(how) for how in found["healing"].dropna().unique()}
-    for name in (*OF_HEALING, "distillation"):
-        found[name] = [settings.get(how, {}).get(name) for how in found["healing"]]
-    found["line"] = [
-        "not healed" if pd.isna(rank) else f"healed, rank {rank:.0f}, {tokens:,.0f} tokens"
-        for rank, tokens in zip(found["rank"], found["tokens"], strict=True)
-    ]
-    for name, end in zip(("relative", "relative_low", "relative_high"), ENDS):
-        found[name] = found[end] / found["guessing"]
-    return found
+    settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
+    lines = {how: f"healed, rank {of['rank']}, {of['tokens']:,} tokens" for how, of in settings.items()}
+    return found.assign(
+        line=found["healing"].map(lines).fillna("not healed"), relative=found["value"] / found["guessing"]
+    )
 
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,7 @@ from deeper_layers.report.estimates import (
 )
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import best_measured
-from deeper_layers.report.statistics import maps, scans
+from deeper_layers.report.statistics import SIZE, maps, scans
 
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 FORMS = {
@@ -39,42 +39,33 @@ MIDDLE, LATE = "middle", "late"
 D, W = "D, letters less words", "W, middle less late"
 
 
-def place_of(start: int, layers: int, size: int) -> str:
+def place_of(start: int, layers: int) -> str:
     """Whether a block lies in the middle third, in the last one (without the last layer), or else: ""."""
-    last = start + size - 1
+    last = start + SIZE - 1
     if 3 * start >= layers and 3 * last < 2 * layers:
         return MIDDLE
     return LATE if 3 * start >= 2 * layers and last < layers - 1 else ""
 
 
-def costs(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
+def costs(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean share kept by place: model, task, topic, form ("letters", "words", "written"), place ("middle", "late"),
     blocks, items, value with low and high, untold."""
-    rows = [
-        {
-            "model": model,
-            "task": task,
-            "topic": topic(task),
-            "form": FORMS[task],
-            "place": place,
-            "blocks": blocks,
-            "items": items,
-            **estimate.columns(),
-            "untold": estimate.untold,
-        }
-        for (model, task), of_place in _kept(scores, size).items()
-        for place, (estimate, blocks, items) in of_place.items()
-    ]
+    rows = []
+    for (model, task), of_place in _kept(scores).items():
+        shared = {"model": model, "task": task, "topic": topic(task), "form": FORMS[task]}
+        for place, (estimate, blocks, items) in of_place.items():
+            row = shared | {"place": place, "blocks": blocks, "items": items, "untold": estimate.untold}
+            rows.append(row | estimate.columns())
     names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
     return pd.DataFrame(rows, columns=names)
 
 
-def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
+def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
     low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
     model). Of losses W is that of late blocks less that of middle ones, nats a token."""
     rows = []
-    kept = {key: {place: found[0] for place, found in of.items()} for key, of in _kept(scores, size).items()}
+    kept = {key: {place: found[0] for place, found in of.items()} for key, of in _kept(scores).items()}
     for model in dict.fromkeys(model for model, _ in kept):
         found = []
         for about, pair in PAIRS.items():
@@ -83,7 +74,7 @@ def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
                 found += [(D, about, MIDDLE, letters[MIDDLE] - words[MIDDLE], -LEAST)]
                 found += [(D, about, LATE, letters[LATE] - words[LATE], LEAST)]
         told = [(task, kept[model, task]) for task, form in FORMS.items() if form == "words" and (model, task) in kept]
-        late = {topic(task): of[MIDDLE] - of[LATE] for task, of in told} | _losses(scores, model, size)
+        late = {topic(task): of[MIDDLE] - of[LATE] for task, of in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
         for number, about, place, estimate, limit in found:
             verdict = _beyond(estimate, limit) if limit else estimate.against(floor=0.0)
@@ -95,10 +86,10 @@ def differences(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
     return found.assign(p_holm=told.transform(holm))
 
 
-def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
+def silent(scores: pd.DataFrame) -> pd.DataFrame:
     """2605.07271's two phases by block: model, task, topic, layers, start, middle, commonest (share of the choice that
     is given most often), margin (nats, right choice less the best other, mean), items."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
+    own = scores[(scores["rule"] == f"blocks of {SIZE}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
     own, rows = _by_words(own), []
     own = best_measured(own) if len(own) else own
     for _, found in own.groupby(["model", "task", "start"]):
@@ -106,7 +97,7 @@ def silent(scores: pd.DataFrame, size: int = 4) -> pd.DataFrame:
         chosen, target = (np.concatenate(list(found[name])).astype(int) for name in ("chosen", "target"))
         margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
         row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
-        row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
+        row |= {"middle": start + (SIZE - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(target)})
     names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
     return pd.DataFrame(rows, columns=names)
@@ -124,11 +115,11 @@ def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
 
 
-def _kept(scores: pd.DataFrame, size: int) -> dict[tuple[str, str], dict[str, tuple[Estimate, int, int]]]:
+def _kept(scores: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Estimate, int, int]]]:
     """Of each model and task by place: the mean share kept, the number of blocks and of items."""
     found = {}
-    for one in scans(_by_words(scores), size, FORMS):
-        shares, places = shares_kept(one.outcomes, one.guessing), _places(one.cuts["start"], one.layers, size)
+    for one in scans(_by_words(scores), FORMS):
+        shares, places = shares_kept(one.outcomes, one.guessing), _places(one.cuts["start"], one.layers)
         places = np.where(one.cuts["size"] > 0, places, "")
         of = {name: [share for share, own in zip(shares, places) if own == name] for name in (MIDDLE, LATE)}
         if all(of.values()):
@@ -138,20 +129,20 @@ def _kept(scores: pd.DataFrame, size: int) -> dict[tuple[str, str], dict[str, tu
     return found
 
 
-def _losses(scores: pd.DataFrame, model: str, size: int) -> dict[str, Estimate]:
+def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
     found = {}
     for (of_model, task), every in maps(scores).items():
-        if of_model == model and task in LOSSES and size in every:
-            starts, losses = every[size]
-            places = _places(starts, starts[-1] + size + 1, size)
+        if of_model == model and task in LOSSES and SIZE in every:
+            starts, losses = every[SIZE]
+            places = _places(starts, starts[-1] + SIZE + 1)
             late, middle = (losses[places == name] for name in (LATE, MIDDLE))
             if len(late) and len(middle):
                 found[topic(task)] = difference(late.mean(axis=0), middle.mean(axis=0))
     return found
 
 
-def _places(starts, layers: int, size: int) -> np.ndarray:
-    return np.array(["" if pd.isna(start) else place_of(int(start), layers, size) for start in starts])
+def _places(starts, layers: int) -> np.ndarray:
+    return np.array(["" if pd.isna(start) else place_of(int(start), layers) for start in starts])
 
 
 def _beyond(estimate: Estimate, limit: float) -> str:

@@ -35,28 +35,22 @@ def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     return in_order_of_models(found.assign(place=place), sorted(found["task"].unique()))
 
 
-def rules(scores: pd.DataFrame, distances: pd.DataFrame | None = None, task: str = TEXT) -> pd.DataFrame:
-    """Rivals: model, rule, title, sizes (as text), value (mean regret, nats a token) with low and high, rank (from 1).
+def rules(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rivals: model, rule, title, sizes (as text), value (mean regret, nats a token) with low and high, best first.
 
-    The sizes are PERCENT of the layers; rules that lack one are left out. Random draws are one rule: their mean. The
-    rules of others chose on Wikipedia; with `distances` the similarity-informed one stands there once for each text.
+    The sizes are PERCENT of the layers; rules that lack one are left out. Random draws are one rule: their mean.
+    The rules of others chose on Wikipedia.
     """
     found = []
-    chosen = scores[(scores["task"] == task) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
+    chosen = scores[(scores["task"] == TEXT) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
     chosen = chosen[chosen["healing"].isna() & chosen["bits"].isna() & chosen["outcome"].notna()]
-    for model, (every, sizes) in _of_text(scores, task).items():
+    for model, (every, sizes) in _of_text(scores).items():
         own = chosen[(chosen["model"] == model) & chosen["rule"].notna() & chosen["size"].isin(sizes)]
         own = own[~own["rule"].isin(RULES) & ~own["rule"].str.startswith("blocks of", na=False)]
         own = own[own["items"] == every[sizes[0]][1].shape[1]]  # the map's sequences
         of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
         # the simple heuristic drops the last block that keeps the last layer
         of_rules["simple"] = {size: every[size][1][-1] for size in sizes}
-        near = None if distances is None else nearest(distances[distances["model"] == model])
-        for corpus, of in () if near is None else near.groupby("corpus"):
-            starts = of.set_index("size")["start"]
-            title = f"{rule_title('similarity')}, on {_text(str(corpus))}"
-            picks = {size: every[size][0].index(starts[size]) for size in sizes if size in starts.index}
-            of_rules[title] = {size: every[size][1][pick] for size, pick in picks.items()}
         regrets = {
             rule: mean_of([regret(every[size][1], losses[size]) for size in sizes])
             for rule, losses in of_rules.items()
@@ -67,20 +61,15 @@ def rules(scores: pd.DataFrame, distances: pd.DataFrame | None = None, task: str
         shared = {"model": model, "sizes": ", ".join(map(str, sizes))}
         rows = [shared | {"rule": rule, "title": rule_title(rule)} | own.columns() for rule, own in regrets.items()]
         found += sorted(rows, key=lambda row: row["value"])
-    found = pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
-    return found.assign(rank=found.groupby("model").cumcount() + 1)
+    return pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
 
 
-def _of_text(scores: pd.DataFrame, task: str) -> dict[str, tuple[dict, list[int]]]:
-    """The map of each model, of losses on one text, with the sizes that are PERCENT of its layers, where it has all."""
+def _of_text(scores: pd.DataFrame) -> dict[str, tuple[dict, list[int]]]:
+    """The map of each model, of losses on TEXT, with the sizes that are PERCENT of its layers, where it has all."""
     layers = scores.groupby("model")["layers"].first()
-    found = {model: every for (model, text), every in maps(scores).items() if text == task}
+    found = {model: every for (model, text), every in maps(scores).items() if text == TEXT}
     sizes = {model: sizes_of_shares(int(layers[model])) for model in found}
     return {model: (every, sizes[model]) for model, every in found.items() if set(sizes[model]) <= set(every)}
-
-
-def _text(corpus: str) -> str:
-    return "C4" if corpus == "c4" else corpus.title()
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
@@ -146,14 +135,14 @@ MEASURES: dict[str, Of] = {
 }
 
 
-def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFrame:
-    """Measures of every layer, or of every block: model, corpus, layers, layer (the first), size, depth (its middle),
+def geometry(folder: Path | None = None) -> pd.DataFrame:
+    """Measures of every block: model, corpus, layers, layer (the first), size, depth (its middle),
     measure (in words), value."""
     rows = []
     for _, own in put_in_order(results.geometry(folder)).groupby("path", sort=False):
         shared = {name: own[name].iloc[0] for name in ("model", "corpus", "layers")}
         found, layers = Geometry(own), int(shared["layers"])
-        for size in range(1, layers + 1 if blocks else 2):
+        for size in range(1, layers + 1):
             for start in range(layers - size + 1):
                 place = {"layer": start, "size": size, "depth": (start + size / 2) / layers}
                 rows += [
@@ -163,24 +152,22 @@ def geometry(folder: Path | None = None, *, blocks: bool = False) -> pd.DataFram
     return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
 
 
-def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame, task: str = TEXT) -> pd.DataFrame:
-    """For each measure the regret of its pick, the block with the least of it: model, measure, size, start, best, value
+def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """For each measure the regret of its pick, the block with the least of it: model, measure, size, start, value
     (nats a token, without an interval: the map holds every block).
 
-    `measures` is `geometry(blocks=True)`; the sizes are PERCENT of the layers.
+    `measures` are those of `geometry`; the sizes are PERCENT of the layers.
     """
     rows = []
     near = nearest(distances).rename(columns={"start": "layer", "distance": "value"})
-    near["measure"] = "angular distance, on " + near["corpus"].map(_text)
+    near["measure"] = "angular distance, on " + near["corpus"].replace("c4", "C4").replace("wikipedia", "Wikipedia")
     every = pd.concat([measures.dropna(subset="value"), near])
     every["order"] = every.groupby("measure", sort=False).ngroup()
     every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
-    for model, (found, sizes) in _of_text(scores, task).items():
+    for model, (found, sizes) in _of_text(scores).items():
         own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
         own = own.sort_values(["order", "size"])
         for measure, size, start in zip(own["measure"], own["size"], own["layer"]):
             starts, costs = found[size]
-            row = {"model": model, "measure": measure, "size": size, "start": start}
-            row["best"] = starts[int(costs.mean(axis=1).argmin())]
-            rows.append(row | {"value": regret_of_block(costs, starts.index(start))})
-    return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "best", "value"])
+            rows.append((model, measure, size, start, regret_of_block(costs, starts.index(start))))
+    return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "value"])
