@@ -1,6 +1,5 @@
 """What results hold of one cut of a model: its scores beside the whole model's, and which tasks it ruins."""
 
-import dataclasses
 import json
 from dataclasses import dataclass
 
@@ -8,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.report.estimates import Estimate, are_shares, difference, each_mean, is_at_floor
+from deeper_layers.report.estimates import are_shares, difference, each_mean, is_at_floor
 from deeper_layers.report.names import as_markdown, topic
 from deeper_layers.report.pairing import Run, by_run, guessing, joined, main_metrics, one_rule, runs_of, same_items
 from deeper_layers.report.statistics import RULES, kept_distances
@@ -92,41 +91,40 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
             pair = same_items({name: run}, own, (UNPRUNED.name, cut.name)) if own else None
             if pair is None:
                 continue
+            outcomes = np.stack([*pair, *([] if repaired is None else [joined(repaired, repaired)])])
+            numbers = [(one.value, one.low, one.high) for one in each_mean(outcomes)]
             how = dtype if bits is None else f"{dtype}, weights in {bits}"
             shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
             shown += "" if shots is None or metric == "loss" else f", {shots}-shot"
-            mended = [] if repaired is None else [joined(repaired, repaired)]
-            numbers = [(one.value, one.low, one.high) for one in [*each_mean(np.stack(pair)), *map(_mean, mended)]]
-            kind = "loss" if metric == "loss" else "accuracy"
-            one = Score(topic(task), shown, kind, len(pair[0]), how, *numbers)
-            if are_shares(np.stack(pair)):
+            judged: dict = {}
+            if are_shares(outcomes):
                 of_run = (unhealed["run"] == name) & (unhealed["metric"] == metric) & (unhealed["task"] == task)
-                one = _judged(one, unhealed[of_run], run, cut, pair, [*pair, *mended][-1])
+                judged = _judged(unhealed[of_run], run, cut, outcomes)
+            kind = "loss" if metric == "loss" else "accuracy"
+            one = Score(topic(task), shown, kind, outcomes.shape[1], how, *numbers, **judged)
             extent = (one.rule in RULES, one.items, len(run))
             if task not in found or extent > found[task][0]:
                 found[task] = extent, one
     return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
-def _mean(outcome: np.ndarray) -> Estimate:
-    return each_mean(outcome[None])[0]
+def _judged(rows: pd.DataFrame, run: Run, cut: Cut, outcomes: np.ndarray) -> dict:
+    """What guessing scores, whether the task is ruined, by which rule the cut is, and up to which size none of it is.
 
-
-def _judged(one: Score, rows: pd.DataFrame, run: Run, cut: Cut, pair: list[np.ndarray], left: np.ndarray) -> Score:
-    """With what guessing scores, whether the task is ruined, and by which cuts of the rule it is not."""
-    level, largest = guessing(rows), None
+    `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I].
+    """
+    level, ruined, largest = guessing(rows), False, None
     chose = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
     rule = next((name for name in (*RULES, *chose) if name in chose), ALONE)
-    ruined = False
-    if not is_at_floor(pair[0], level):
-        ruined, largest = surely_ruined(pair[0], left, level), 0
+    if not is_at_floor(outcomes[0], level):
+        ruined, largest = surely_ruined(outcomes[0], outcomes[-1], level), 0
         every = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
         for name, size in every.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
-            outcomes = [joined(run[of], run[cut.name]) for of in (UNPRUNED.name, name)]
-            if outcomes[1] is None or (name != UNPRUNED.name and surely_ruined(*outcomes, level)):
+            whole, after = (joined(run[of], run[cut.name]) for of in (UNPRUNED.name, name))
+            if after is None or (name != UNPRUNED.name and surely_ruined(whole, after, level)):
                 break
             largest = int(size) if pd.notna(size) else cut.size
-    return dataclasses.replace(one, guessing=level, ruined=ruined, largest=largest, rule=rule)
+    return {"guessing": level, "ruined": ruined, "largest": largest, "rule": rule}
 
 
 def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> str:
