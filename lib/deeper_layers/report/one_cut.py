@@ -91,7 +91,8 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
             pair = same_items({name: run}, own, (UNPRUNED.name, cut.name)) if own else None
             if pair is None:
                 continue
-            outcomes = np.stack([*pair, *([] if repaired is None else [joined(repaired, repaired)])])
+            mended = [] if repaired is None else [np.concatenate([repaired[subject] for subject in sorted(repaired)])]
+            outcomes = np.stack([*pair, *mended])
             numbers = [(one.value, one.low, one.high) for one in each_mean(outcomes)]
             how = dtype if bits is None else f"{dtype}, weights in {bits}"
             shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)

@@ -129,9 +129,8 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
     settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
     lines = {how: f"healed, rank {of['rank']}, {of['tokens']:,} tokens" for how, of in settings.items()}
-    return found.assign(
-        line=found["healing"].map(lines).fillna("not healed"), relative=found["value"] / found["guessing"]
-    )
+    line = [lines.get(how, "not healed") for how in found["healing"]]
+    return found.assign(line=line, relative=found["value"] / found["guessing"])
 
 
 def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
