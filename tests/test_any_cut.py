@@ -164,8 +164,8 @@ def test_what_can_not_be_had_beside_a_rule_that_changes_weights(tiny_folder, tmp
     closed()
     asked = ["--drop", 1, "--rule", "replaceme"]
     for more in (["--heal", "small"], ["--dry-run"], ["--for", "vllm"], ["--adapter", str(tmp_path)]):
-        line = said("prune", tiny_folder, tmp_path / "out", *asked, *more)
-        assert f"leave {more[0]} out, or choose one of similarity, " in line
+        done = typed("prune", tiny_folder, tmp_path / "out", *asked, *more, code=2)
+        assert f"--rule replaceme and {more[0]} exclude each other" in done.stderr
     assert "give a folder as OUT" in said("prune", "embedded", tmp_path / "out.gguf", *asked)
 
 

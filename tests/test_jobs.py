@@ -6,7 +6,6 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from click.testing import CliRunner
 
 from deeper_layers.command import main
 from deeper_layers.command.options import flags
@@ -111,9 +110,3 @@ def test_the_schema_and_the_configurations_know_the_same_words():
         if path.name != "schema.yml":
             assert config.keys() <= schema["properties"].keys()
             assert config.get("options", {}).keys() <= HealingParameters.model_fields.keys()
-
-
-def test_report_as_jobs_has_its_own_place_for_notebooks(tmp_path):
-    done = CliRunner().invoke(main, ["report", "a/b", "--cluster", "slurm", "--out", str(tmp_path / "out")])
-    assert done.exit_code == 1 and "with --cluster notebooks lie in jobs/" in done.output
-    assert not (tmp_path / "out").exists()

@@ -9,19 +9,17 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
-import papermill
 from jupyter_core.utils import ensure_event_loop
 from sphinx.application import Sphinx
 from sphinx.util import logging
-from traitlets.config import Config as JupyterConfig
 
+from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
@@ -108,26 +106,13 @@ def run_notebook(target: Path) -> list[str]:
     source = ROOT / "notebooks" / target.name
     if not source.exists():
         raise SystemExit(f"book/_toc.yml names executed/{target.stem}, but there is no notebooks/{target.name}")
-    # a virtual environment's own kernel before one that the user once installed for another interpreter
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
     notebook = nbformat.read(source, as_version=4)
     first, last = map(nbformat.v4.new_code_cell, (WITHOUT.replace('NOTEBOOK"', f'{source.stem}"'), LOADED))
     notebook.cells = [first, *notebook.cells, last]
     with tempfile.TemporaryDirectory() as folder:
         nbformat.write(notebook, f"{folder}/{target.name}")
-        # sockets in a folder of our own: no two kernels can race for a port
-        ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
-            notebook = papermill.execute_notebook(
-                f"{folder}/{target.name}",
-                None,
-                parameters={"measure": False},
-                kernel_name="python3",
-                cwd=ROOT,
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                config=JupyterConfig({"KernelManager": ipc}),
-            )
+            notebook = execute_notebook(Path(folder) / target.name, None, {"measure": False}, ROOT)
         except Exception as error:
             text = f"{error.ename}: {error.evalue}" if hasattr(error, "ename") else repr(error)
             # not a Sphinx error: Jupyter Book would wrap it in a traceback of its own

@@ -1,26 +1,20 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
 import functools
-import math
 import shlex
-from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import files, models
+from deeper_layers import files, models, results
 from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.cutting import check_fits, check_typed, choose, cut_options
+from deeper_layers.command.cutting import Wanted, cut_options
 from deeper_layers.command.options import MODEL, asking, flags
-from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.parameters import HealingParameters, SweepParameters, cut_of_lists
+from deeper_layers.experiments.parameters import HealingParameters, SweepParameters
 from deeper_layers.export.pruned_checkpoint import cut_as_json
 from deeper_layers.package_index import cache_folder
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
-
-if TYPE_CHECKING:  # slow
-    import pandas as pd
 
 UNKNOWN_BEFORE = (
     "not told what healing gives back: results hold nothing from before it, of these tasks on weights opened alike, "
@@ -56,54 +50,35 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
 @cut_options(OF_LAYERS, ("layers",))
 @asking(HealingParameters, but=("sizes", "rules"))
 @answering
-def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    listed = cut_of_lists(layers, None, None)
-    check_typed(drop, start, listed)
-    if drop is None and listed is None:
-        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
+def heal(given: dict, **typed) -> Answer:
+    wanted = Wanted.typed(**typed)
+    wanted.check(None)
     parameters = HealingParameters(**given)
     if parameters.measure:
-        if (depth := models.stated_layers(models.stated_config(parameters.model, parameters.revision))) is not None:
-            check_fits(drop or 0, start, listed, depth)
+        wanted.check(models.stated_layers(models.stated_config(parameters.model, parameters.revision)))
         files.check_writable(cache_folder())  # where the adapters are kept
-    # slow: what is above may refuse
-    from deeper_layers import results
-    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
+    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score  # slow
+    from deeper_layers.report.statistics import recovered_by
 
     source, config = parameters.source(), parameters.config()
     opened, depth = functools.cache(lambda: parameters.open(source)), source.num_layers
-    check_fits(drop or 0, start, listed, depth)
-    if listed is not None or start is not None:
-        cut = listed or Cut(start or 0, drop or 0)
-    else:
-        cut = choose(rule, drop or 0, depth, lambda: (parameters, source, opened))
-    rules = [rule] if listed is None and start is None else [GIVEN]
+    wanted.check(depth)
+    cut = wanted.choose(depth, lambda: (parameters, source, opened))
+    rules = [wanted.rule if wanted.given is None else GIVEN]
     if (found := heal_and_score(cut, config, parameters, source, opened, rules)) is None:
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(depth)}")
     run, unit = found
     # what others measured comes without adapters: they are trained here
     adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
-    scores = results.scores(parameters.results and parameters.results_folder, source.name)
-    back = _given_back(scores, unit.place, cut)
-    before = "nothing was dropped, and nothing is to be given back" if not cut.size else UNKNOWN_BEFORE
-    if cut.size and len(back):
-        before = _before(back) + (f"\n\n{AT_MOST}" if (back["untold"] == "at most").any() else "")
-    elif drop and start is None:
-        fields = SweepParameters.model_fields
-        asked = {name: value for name, value in parameters if name in fields and value != fields[name].default}
-        words = ["sweep", asked.pop("model"), *flags(asked | {"rules": rule, "sizes": drop})]
-        before += f"; measured by: deeper-layers {shlex.join(words)}"
+    back = recovered_by(unit.place, results.scores(parameters.folder, source.name))
+    if not cut.size:
+        before = "nothing was dropped, and nothing is to be given back"
+    elif len(back):
+        before = table([_before(row) for row in back.to_dict("records")])
+        before += f"\n\n{AT_MOST}" if (back["untold"] == "at most").any() else ""
+    else:
+        before = UNKNOWN_BEFORE + (f"; measured by: {_sweep(parameters, wanted)}" if wanted.given is None else "")
     record = course_of(run)
-    rows = [
-        {
-            "task": row.task,
-            "metric": row.metric,
-            "healed": f"{row.value:.3f}",
-            "stderr": f"{row.stderr:.3f}",
-            "items": f"{row.items:.0f}",
-        }
-        for row in unit.rows.itertuples()
-    ]
     did = "distilled" if config.objective == "distill" else "healed"
     head = (
         f"{source.name}: {cut.describe(depth)}\n"
@@ -111,6 +86,11 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
         f"{record['losses'][-1]:.3f} nats a token"
     )
+    forms = {"task": "{}", "metric": "{}", "value": "{:.3f}", "stderr": "{:.3f}", "items": "{:.0f}"}
+    scores = [
+        {"healed" if name == "value" else name: form.format(row[name]) for name, form in forms.items()}
+        for row in unit.rows.to_dict("records")
+    ]
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {
         "model": source.name,
@@ -122,34 +102,23 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         "rows": records(unit.rows),
         "given_back": records(back),
     }
-    return Answer(f"{head}\n\n{table(rows)}\n\n{before}\n\n{unit.path}\n{end}", content)
+    return Answer(f"{head}\n\n{table(scores)}\n\n{before}\n\n{unit.path}\n{end}", content)
 
 
-def _given_back(scores: "pd.DataFrame", path: str, cut: Cut) -> "pd.DataFrame":
-    """What the healing in a file of results recovers, by task; losses last, as below them stands what "at most" means.
-
-    `scores` are of its model: beside its own those of models that were not healed, and of the whole one healed alike.
-    """
-    from deeper_layers.report.statistics import recovery_table  # slow
-
-    own = scores["path"] == path
-    scores.loc[own, "repeat"] = 0  # whatever else was measured of the same
-    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == UNPRUNED.name)
-    back = recovery_table(scores[own | alike | scores["healing"].isna()])
-    if back.empty:
-        return back
-    return back[back["cut"] == cut.name].sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
+def _sweep(parameters: HealingParameters, wanted: Wanted) -> str:
+    """The command that measures what stands beside the scores of a healed model."""
+    fields = SweepParameters.model_fields
+    asked = {name: value for name, value in parameters if name in fields and value != fields[name].default}
+    model = asked.pop("model")
+    return shlex.join(["deeper-layers", "sweep", model, *flags(asked | {"rules": wanted.rule, "sizes": wanted.drop})])
 
 
-def _before(back: "pd.DataFrame") -> str:
-    """Of the same sequences and items what models had before healing, and what it gives back."""
+def _before(row: dict) -> dict[str, str]:
+    """What models had before healing on the same sequences or items, and what it gives back."""
     from deeper_layers.report.names import say  # slow
 
-    rows = []
-    for row in back.to_dict("records"):
-        share = row["untold"] or say(row["value"], row["low"], row["high"], as_share=True)
-        rows.append({"of the same items": f"{row['topic']} ({row['items']:,})", "unpruned": f"{row['whole']:.3f}"})
-        mended = "" if math.isnan(row["whole_healed"]) else f"{row['whole_healed']:.3f}"
-        rows[-1] |= {"unpruned, healed": mended, "not healed": f"{row['pruned']:.3f}", "healed": f"{row['healed']:.3f}"}
-        rows[-1]["recovered"] = f"at most {row['high']:.0%}" if row["untold"] == "at most" else share
-    return table(rows)
+    forms = {"unpruned": "whole", "unpruned, healed": "whole_healed", "not healed": "pruned", "healed": "healed"}
+    numbers = {head: f"{row[name]:.3f}".replace("nan", "") for head, name in forms.items()}
+    share = row["untold"] or say(row["value"], row["low"], row["high"], as_share=True)
+    share = f"at most {row['high']:.0%}" if share == "at most" else share
+    return {"of the same items": f"{row['topic']} ({row['items']:,})"} | numbers | {"recovered": share}

@@ -17,15 +17,9 @@ from deeper_layers.presets import PRESETS
 
 # what help says besides the description of a field, which is of notebooks too
 MORE = {"preset": f": {', '.join(PRESETS)}"}
-# what messages call what an option or an argument is for
-OTHERWISE = (
-    ("rule", "--rules"),
-    ("size", "--sizes"),
-    ("size", "--drop"),
-    ("preset", "--heal"),
-    ("measure", "--no-measure"),
-)
-MENTIONED = re.compile(r"(?P<name>[a-z_]+)(?= (?:is|has) )")
+# what a message calls what an option of another name is for
+OTHERWISE = {"rule": ["--rules"], "size": ["--sizes", "--drop"], "preset": ["--heal"], "measure": ["--no-measure"]}
+MENTIONED = re.compile("[a-z_]+(?= (?:is|has) )")
 # what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
 MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
@@ -41,9 +35,7 @@ class OrNone(click.ParamType):
         self.kind, self.name = kind, f"{kind.name}|none"
 
     def convert(self, value, parameter, context):
-        if value is None or str(value).lower() == "none":
-            return None
-        return self.kind.convert(value, parameter, context)
+        return None if str(value).lower() == "none" else self.kind.convert(value, parameter, context)
 
 
 class Place(click.Path):
@@ -60,27 +52,34 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
     the class to fill in, and defaults of other classes with the same fields stay theirs. `defaults` is whether those of
     `kind` are shown, `needed` whether there has to be a MODEL.
     """
-    names = [name for name in kind.model_fields if name != "model" and name not in but]
+    fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
+    options = {name: _option_name(name, field) for name, field in fields.items()}
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
-        def asked(model: str | None, **options):
+        def asked(model: str | None, **typed):
             context, given = click.get_current_context(), {} if model is None else {"model": model}
-            for name in names:
-                option = _parameter_name(name, kind.model_fields[name])
-                value = options.pop(option)
+            for name, option in options.items():
+                value = typed.pop(option)
                 if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
                     given[name] = value if option == name else not value
             try:
-                return function(given=given, **options)
+                return function(given=given, **typed)
             except InputError as error:
                 raise InputError(in_words_of_options(str(error), context.command)) from error
 
-        for name in reversed(names):
-            asked = _option(name, kind.model_fields[name], defaults)(asked)
+        for name in reversed(fields):
+            asked = _option(name, fields[name], defaults)(asked)
         return click.argument("model", required=needed)(asked)
 
     return decorate
+
+
+def exclude(**given: object) -> None:
+    """Refuse options of which only one can be had, by their names; None and False stand for one that was left out."""
+    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
+    if len(named) > 1:
+        raise click.UsageError(f"{named[0]} and {named[1]} exclude each other: give one of them")
 
 
 def flags(options: dict) -> list[str]:
@@ -95,28 +94,28 @@ def flags(options: dict) -> list[str]:
 
 def in_words_of_options(message: str, command: click.Command) -> str:
     """A message of the library, which says "limit is 0", as who typed --limit reads it."""
-    flags = {flag.lstrip("-").replace("-", "_"): flag for one in command.params for flag in one.opts if flag[0] == "-"}
-    flags |= {one.name: one.name.upper() for one in command.params if isinstance(one, click.Argument) and one.name}
-    others = {name: flag for name, flag in OTHERWISE if name not in flags and flag in flags.values()}
-    found = MENTIONED.match(message)
-    flag = (flags | others).get(found["name"]) if found else None
-    return message if flag is None or found is None else flag + message[found.end() :].replace("None", "none", 1)
+    if (found := MENTIONED.match(message)) is None:
+        return message
+    known = {name for option in command.params for name in option.opts}
+    tried = [f"--{found[0].replace('_', '-')}", *OTHERWISE.get(found[0], []), found[0]]
+    flag = next((name for name in tried if name in known), None)
+    if flag is None:
+        return message
+    return (flag if flag[0] == "-" else flag.upper()) + message[found.end() :].replace("None", "none", 1)
 
 
-def _parameter_name(name: str, field: FieldInfo) -> str:
+def _option_name(name: str, field: FieldInfo) -> str:
     """What click calls a field: a switch that is on is turned off by `--no-NAME`."""
     return f"no_{name}" if field.default is True else name
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
     words = (field.description or "").replace("None", "none") + MORE.get(name, "")
-    flag = f"--{_parameter_name(name, field).replace('_', '-')}"
+    flag = f"--{_option_name(name, field).replace('_', '-')}"
     if isinstance(field.default, bool):
         return click.option(flag, is_flag=True, help=words.removeprefix("False: "))
-    kinds = [kind for kind in typing.get_args(field.annotation) or (field.annotation,) if kind is not type(None)]
+    kinds = typing.get_args(field.annotation) or (field.annotation,)
     kind = BASE_TYPES[kinds[0]]
-    if type(None) in typing.get_args(field.annotation):
-        kind = OrNone(kind)
     if show_default:
         words += f"  [default: {'none' if field.default is None else field.default}]"
-    return click.option(flag, type=kind, help=words)
+    return click.option(flag, type=OrNone(kind) if type(None) in kinds else kind, help=words)

@@ -1,5 +1,6 @@
 """`deeper-layers plan`: what a sweep will cost. Nothing is run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -49,57 +50,46 @@ def plan(given: dict, model_config: Path | None, machine: str | None, heal: str)
 
 def in_words(content: dict) -> str:
     """The plan as a person reads it."""
-    head = f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
-    parts = [head, _sizes(content)]
+    return "\n\n".join(_parts(content))
+
+
+def _parts(content: dict) -> Iterator[str]:
+    yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
+    yield _sizes(content)
     if found := content["distances"]:
-        parts.append(
-            "distances: "
-            + (
-                _place(found)
-                if "unit" in found
-                else (
-                    f"to be measured on at most {found['tokens_at_most']:,} tokens, "
-                    f"{_number(found['layer_steps_at_most'])} layer-steps"
-                )
-            )
-        )
+        at_most = "at most {tokens_at_most:,} tokens, " + _number(found.get("layer_steps_at_most", 0)) + " layer-steps"
+        yield "distances: " + (_place(found) if "unit" in found else f"to be measured on {at_most.format(**found)}")
     if content["searches"]:
         from deeper_layers.experiments.choosing import priced  # slow
 
-        said = (priced(rule, price) for rule, price in content["searches"].items())
-        parts += [f"{price}, and less where results hold some" for price in said]
-    parts.append("\n".join(f"{task['task']}: {_task(task)}" for task in content["tasks"]))
+        for rule, price in content["searches"].items():
+            yield f"{priced(rule, price)}, and less where results hold some"
+    yield "\n".join(f"{task['task']}: {_task(task)}" for task in content["tasks"])
     if content["tokenizer"] is not None:
-        parts.append(f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known.")
+        yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
     if any("about_seconds" in task for task in content["tasks"]):
-        parts.append("Seconds are at the pace of its distances, which results hold of a machine like this one.")
+        yield "Seconds are at the pace of its distances, which results hold of a machine like this one."
     if any("unit" not in task for task in content["tasks"]):
-        parts.append(
+        yield (
             "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it "
             "when the model is open, and says so before it runs."
         )
     if found := content.get("predicted"):
-        parts.append(_predicted(found, content["dtype"]))
-    return "\n\n".join(parts)
+        yield _predicted(found, content["dtype"])
 
 
 def _sizes(content: dict) -> str:
     if content["sizes"] is None:
         return f"sizes: not known ({content['sizes_unknown']})"
-    whole = content["sizes"][0]["parameters"]
-    return table(
-        [
-            {
-                "n": str(row["size"]),
-                "layers": str(content["layers"] - row["size"]),
-                "parameters": f"{row['parameters']:,}",
-                "share": f"{row['parameters'] / whole:.0%}",
-                f"in {content['dtype']}": f"{row['bytes'] / 1e6:,.0f} MB",
-            }
-            | ({"as a GGUF file": f"{row['file_bytes'] / 1e6:,.0f} MB"} if row["file_bytes"] else {})
-            for row in content["sizes"]
-        ]
-    )
+    rows = []
+    for row in content["sizes"]:
+        rows.append({"n": str(row["size"]), "layers": str(content["layers"] - row["size"])})
+        share = row["parameters"] / content["sizes"][0]["parameters"]
+        rows[-1] |= {"parameters": f"{row['parameters']:,}", "share": f"{share:.0%}"}
+        rows[-1][f"in {content['dtype']}"] = f"{row['bytes'] / 1e6:,.0f} MB"
+        if row["file_bytes"]:
+            rows[-1]["as a GGUF file"] = f"{row['file_bytes'] / 1e6:,.0f} MB"
+    return table(rows)
 
 
 def _task(task: dict) -> str:

@@ -13,26 +13,23 @@ import click
 
 from deeper_layers import checks, data, export, files, models
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import check_fits, check_typed, choose, cut_options
-from deeper_layers.command.options import MODEL, Place, asking
-from deeper_layers.cuts import Cut
+from deeper_layers.command.cutting import Wanted, cut_options
+from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.common_parameters import check_one_of
 from deeper_layers.experiments.parameter_texts import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters, cut_of_lists
-from deeper_layers.export.pruned_checkpoint import check_sublayers, is_gguf_model, say_smaller, typed_lists
+from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS
-from deeper_layers.rules.choosing import DROPPING, REGISTERED
+from deeper_layers.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export import PruningDescription
 
 HEALING = HealingParameters.model_fields
 TYPES = ("f32", "f16", "q8_0")
-CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
 
 
 @click.command(
@@ -78,18 +75,38 @@ CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with
 @click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
 @click.option(
     "--dtype",
+    metavar="TEXT",
+    type=click.Choice(["auto", *DTYPES]),
     default="auto",
     show_default=True,
     help=f"of the weights of a folder: {', '.join(DTYPES)}; "
     "auto: as they are, those of a GGUF file in the smallest that holds each exactly",
 )
-@click.option("--type", "kind", help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES))
+@click.option(
+    "--type",
+    "kind",
+    metavar="TEXT",
+    type=click.Choice(TYPES),
+    help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES),
+)
 @click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
 @click.option(
     "--adapter", type=Place(), help="folder of adapters trained after this cut: they are added to the weights"
 )
-@click.option("--heal", metavar="PRESET", help=f"train such adapters first, and keep them: {', '.join(PRESETS)}")
-@click.option("--text", default=HEALING["text"].default, show_default=True, help=HEALING["text"].description)
+@click.option(
+    "--heal",
+    metavar="PRESET",
+    type=click.Choice(list(PRESETS)),
+    help=f"train such adapters first, and keep them: {', '.join(PRESETS)}",
+)
+@click.option(
+    "--text",
+    metavar="TEXT",
+    type=click.Choice(data.CORPORA),
+    default=HEALING["text"].default,
+    show_default=True,
+    help=HEALING["text"].description,
+)
 @click.option(
     "--push-to-hub",
     "repository",
@@ -103,9 +120,6 @@ CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with
 def prune(
     given: dict,
     out: Path,
-    drop: int | None,
-    start: int | None,
-    rule: str,
     engines: str | None,
     dry_run: bool,
     overwrite: bool,
@@ -117,44 +131,41 @@ def prune(
     text: str,
     repository: str | None,
     public: bool,
-    layers: str | None,
-    attention: str | None,
-    mlp: str | None,
     silence: bool,
+    **typed,
 ) -> Answer:
     # what can be said before anything is read
-    listed = cut_of_lists(layers, attention, mlp)
-    check_typed(drop, start, listed)
-    if adapter and heal:
-        raise click.UsageError("--adapter names adapters, and --heal trains them: give one of them")
-    if heal and not given.get("measure", True):
-        raise click.UsageError("--heal trains, and with --no-measure nothing is run: give one of them")
+    wanted, to_gguf = Wanted.typed(**typed), is_gguf(out)
+    chosen, changes = REGISTERED[wanted.rule], REGISTERED[wanted.rule].changes
+    exclude(adapter=adapter, heal=heal)
+    exclude(heal=heal, no_measure=not given.get("measure", True))
+    if changes:  # it opens the model, and changes weights that stay
+        exclude(
+            **{f"rule {wanted.rule}": changes, "heal": heal, "adapter": adapter, "for": engines, "dry_run": dry_run}
+        )
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
-    model, revision, to_gguf, changes = given["model"], given.get("revision"), is_gguf(out), REGISTERED[rule].changes
-    if changes:
-        _check_change(rule, {"--heal": heal, "--adapter": adapter, "--for": engines, "--dry-run": dry_run}, to_gguf)
     if repository is not None:
         export.check_name(repository)
-    parameters = _parameters(given, heal, text, to_gguf, dry_run)
+    model, revision, trust = given["model"], given.get("revision"), given.get("trust_remote_code", False)
+    given |= {"measure": False} if dry_run else {}
+    # rounded already, a GGUF file heals on the weights that its adapters are added to
+    how = {"preset": heal, "text": text} | ({"quantization": None} if to_gguf else {})
+    parameters = Parameters(**given) if heal is None else HealingParameters(**given | how)
     named = None if engines is None else _engines(engines)
-    out = _checked_out(out, model, kind, dtype, overwrite)
+    out = check_out(model, out, dtype=dtype, type=kind, changes=bool(changes), overwrite=overwrite)
     if adapter is not None:
         checks.folder("adapter", adapter, "give one of adapters, as `deeper-layers heal` writes it")
-        listed = listed or (_cut_of(adapter, start) if drop is None else None)
-    if listed is None and drop is None:
-        raise click.UsageError(
-            "--drop says how many layers go, --layers which: give one of them, or --adapter and a folder that records "
-            "its cut"
-        )
+        if wanted.drop is None and wanted.given is None:
+            wanted = wanted._replace(listed=export.read_adapter(adapter).cut)
     config = models.stated_config(model, revision)
-    if (depth := models.stated_layers(config)) is not None:
-        check_fits(drop or 0, start, listed, depth)
-    shape = {"silence": silence, "adapted": bool(heal or adapter), "to_gguf": to_gguf}
-    if REGISTERED[rule].drops_sublayers and drop and start is None:
-        check_sublayers(f"the rule {rule} drops attention or MLP apart", **shape)
-    if listed is not None and not listed.is_of_layers:
-        check_sublayers(f"this cut {listed.describe(depth or checks.LAYERS)}", **shape)
+    depth = models.stated_layers(config)
+    wanted.check(depth)
+    apart = f"this cut {wanted.listed.describe(depth or checks.LAYERS)}" if wanted.listed else None
+    if wanted.given is None and wanted.drop and chosen.drops_sublayers:
+        apart = f"the rule {wanted.rule} drops attention or MLP apart"
+    if apart and not (wanted.listed and wanted.listed.is_of_layers):
+        check_sublayers(apart, silence=silence, adapted=bool(heal or adapter), to_gguf=to_gguf)
     if not dry_run:
         if repository is not None:
             export.check_repository(repository, public=public)
@@ -163,7 +174,7 @@ def prune(
             files.check_writable(cache_folder())
     # from here on slow
     depth = depth or export.number_of_layers(models.checkpoint_folder(model, revision))
-    check_fits(drop or 0, start, listed, depth)
+    wanted.check(depth)
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
@@ -172,30 +183,35 @@ def prune(
     if changes:
         from deeper_layers.experiments.choosing import changed_choice
 
-        cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
-    elif listed is not None or start is not None:
-        cut = listed or Cut(start or 0, drop or 0)
+        cut, changed = changed_choice(wanted.rule, wanted.drop or 0, parameters, found(), opened)
     else:
         safe = None if named is None else functools.partial(export.safe_cuts, config, engines=named)
-        cut = choose(rule, drop or 0, depth, lambda: (parameters, found(), opened), safe)
-    trust = given.get("trust_remote_code", False)
+        cut = wanted.choose(depth, lambda: (parameters, found(), opened), safe)
     described = export.describe_pruning(
         model,
         cut,
         revision=revision,
         results_folder=parameters.results_folder,
-        healed=shape["adapted"],
+        healed=bool(heal or adapter),
         known=not changes,
         trust_remote_code=trust,
     )
     if named is not None and not export.safe_cuts(config, [cut], engines=named):
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
+    content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
         source = found() if is_gguf_model(model) else models.find_model(model, revision=revision, hashed=False)
         bytes, written = export.estimate_bytes(source, cut, out, dtype=dtype, type=kind, mtp=not without_mtp)
-        content = described.content() | {"out": str(out), "bytes": bytes, "dtype": written, "dry_run": True}
-        healing = _healing_in_words(parameters, heal) if isinstance(parameters, HealingParameters) else ""
-        return Answer(_preview(described, source, content, healing, given.get("results")), content)
+        content |= {"bytes": bytes, "dtype": written, "dry_run": True}
+        if isinstance(parameters, HealingParameters):
+            steps, tokens = parameters.config().steps, parameters.config().tokens
+            lines.append(
+                f"would be healed first ({heal}): {steps:,} steps, {tokens:,} tokens of {text}; what stands here of "
+                "its quality is from before that"
+            )
+        lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
+        lines += [] if to_gguf else filter(None, [say_smaller(source, cut, written)])
+        return Answer("\n".join([*lines, *_known(described, source, given.get("results"))]), content)
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
@@ -221,29 +237,13 @@ def prune(
     said = f"{described.model} without {cut.size} of its {depth} layers"
     address = export.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
-    lines = [f"{described.model}: {cut.describe(depth)}", *([f"adapters: {adapter}"] if adapter else [])]
-    lines += [f"{out}: {bytes / 1e6:,.0f} MB"]
+    lines += [f"adapters: {adapter}"] if adapter else []
+    lines.append(f"{out}: {bytes / 1e6:,.0f} MB")
     if is_gguf_model(model) and not to_gguf:
         written = models.read_json(out / "config.json")
         lines += filter(None, [say_smaller(found(), cut, written.get("dtype") or written.get("torch_dtype"))])
-    content = described.content() | {
-        "adapters": str(adapter) if adapter else None,
-        "out": str(out),
-        "bytes": bytes,
-        "address": address,
-    }
-    return Answer("\n".join([*lines, *([address] if address else [])]), content)
-
-
-def _parameters(given: dict, preset: str | None, text: str, to_gguf: bool, dry_run: bool) -> Parameters:
-    """What measures distances, and heals where a preset is named; a dry run measures nothing."""
-    check_one_of("text", text, data.CORPORA)
-    given = given | ({"measure": False} if dry_run else {})
-    if preset is None:
-        return Parameters(**given)
-    # rounded already, a GGUF file heals on the weights that its adapters are added to
-    how = {"preset": preset, "text": text} | ({"quantization": None} if to_gguf else {})
-    return HealingParameters(**given | how)
+    content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
+    return Answer("\n".join([*lines, *filter(None, [address])]), content)
 
 
 def _engines(text: str) -> tuple[str, ...]:
@@ -256,65 +256,13 @@ def _engines(text: str) -> tuple[str, ...]:
     return named
 
 
-def _check_change(rule: str, beside: dict[str, object], to_gguf: bool) -> None:
-    """Raise InputError for what can't be had beside a rule that changes weights."""
-    if other := next((name for name, value in beside.items() if value), None):
-        raise InputError(
-            f"--rule is {rule}, which opens the model and changes weights that stay: leave {other} out, or choose one "
-            f"of {', '.join(DROPPING)}"
-        )
-    if to_gguf:
-        raise InputError(
-            f"--rule is {rule}, which changes weights, and a GGUF file's stay as they are: give a folder as OUT, and "
-            f"{CONVERT}"
-        )
-
-
-def _checked_out(out: Path, model: str, kind: str | None, dtype: str, overwrite: bool) -> Path:
-    """Where to write. Raises InputError where that can't be, and for a type that is none."""
-    to_gguf = is_gguf(out)
-    if to_gguf and not is_gguf_model(model):
-        raise InputError(f"MODEL is {model}, which is no GGUF file: give a folder to write, and {CONVERT}")
-    if (kind is not None) > to_gguf or to_gguf > (dtype == "auto"):
-        raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
-    for name, value, known in (("--type", kind, (None, *TYPES)), ("--dtype", dtype, ("auto", *DTYPES))):
-        if value not in known:
-            raise InputError(f"{name} is {checks.shown(value)}, expected one of {', '.join(filter(None, known))}")
-    checks.new_folder("the folder of OUT", checks.place("OUT", out).parent, writable=True)
-    out = out.expanduser()
-    files.clear(out)
-    check = files.check_absent if not overwrite else export.check_our_gguf if to_gguf else export.check_our_folder
-    check(out)
-    return out
-
-
-def _cut_of(adapter: Path, start: int | None) -> Cut | None:
-    """The cut that adapters were trained for, where they record it."""
-    if start is not None:
-        raise InputError(f"--start is {start} without --drop: give both, or none with --adapter")
-    return export.read_adapter(adapter).cut
-
-
-def _healing_in_words(parameters: HealingParameters, preset: str | None) -> str:
-    config = parameters.config()
-    return (
-        f"would be healed first ({preset}): {config.steps:,} steps, {config.tokens:,} tokens of {parameters.text}; "
-        "what stands here of its quality is from before that"
-    )
-
-
-def _preview(described: "PruningDescription", source: Source, content: dict, healing: str, folder: str | None) -> str:
-    """What --dry-run answers; `folder` is that of results as typed."""
-    lines = [f"{described.model}: {described.cut.describe(described.layers)}", *filter(None, [healing])]
-    size = f"{content['bytes'] / 1e6:,.0f} MB of weights in {content['dtype']}"
-    lines.append(f"would be written: {content['out']}, {size}")
-    if not is_gguf(content["out"]):
-        lines += filter(None, [say_smaller(source, described.cut, content["dtype"])])
-    lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
+def _known(described: "PruningDescription", source: Source, folder: str | None) -> list[str]:
+    """What is known of a cut before it is made, line by line; `folder` is that of results as typed."""
+    lines = described.engines_in_words() or ["no engine that counts layers would misread it"]
     if not described.scores:
         words = ["sweep", str(source.gguf or source.folder), *typed_lists(described.cut)]
         asked = f"`deeper-layers {shlex.join([*words, *(['--results', folder] if folder else [])])} --tasks TASKS`"
         of = "this cut" if described.units else "this model"
-        return "\n".join([*lines, f"of its quality: results hold nothing of {of}; {asked} measures it"])
+        return [*lines, f"of its quality: results hold nothing of {of}; {asked} measures it"]
     surely = "results do not say that it surely ruins any of these: where items are few, they can not"
-    return "\n".join([*lines, "", described.card(), "", described.ruin_in_words() or surely])
+    return [*lines, "", described.card(), "", described.ruin_in_words() or surely]

@@ -8,18 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
 from deeper_layers import checks, files, models, results
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.options import MODEL, Place, asking
+from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.common_parameters import Shown
+from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.experiments.parameter_texts import block_sizes, split
 from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
@@ -70,16 +70,13 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
             f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "
             "clone the repository, and run this inside it"
         )
+    exclude(cluster=cluster, out=out)
     _check_installed("book", "papermill", "ipykernel", "matplotlib")
     kinds = _chosen(notebooks)
     for kind in (HealingParameters, *kinds.values()):
         kind(**_of(kind, given))  # a mistake is found before anything runs
     name = models.model_name(given["model"])
     shown = results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
-    if cluster and out:
-        raise InputError(
-            f"out is {str(out)!r}, and with --cluster notebooks lie in jobs/ of the repository: leave it out"
-        )
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site or not shown)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
@@ -103,9 +100,8 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     site = None
     if made and not no_site and shown:
         _check_installed("book", "jupyter_book")
-        _run_there(
-            root, "the site could not be built", [Path(sys.executable).with_name("jupyter-book"), "build", "book/"]
-        )
+        builder = Path(sys.executable).with_name("jupyter-book")
+        _run_there(root, "the site could not be built", builder, "build", "book/")
         site = str(root / "book" / "_build" / "html" / "index.html")
     elif made and not no_site:
         print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
@@ -117,24 +113,20 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
 
 
 class Kept:
-    """The notebooks in a folder of reports that nobody changed since they were written: only these are replaced.
-
-    The folder's mark says the hashes of each, that of the next one before it takes its place.
+    """A folder of reports, whose mark has the hash of every notebook that was written there: only these are replaced.
 
     Raises InputError for a folder that holds anything and no mark, and for `notebooks/`.
     """
 
     def __init__(self, root: Path, out: Path):
-        self.mark, self.hashes = out / MARK, {}
+        self.mark, self.hashes = out / MARK, []
         if out.resolve() == (root / "notebooks").resolve():
             raise InputError(f"out is {str(out)!r}, where the notebooks are that are run: name another folder")
         files.clear_all(out)
         if out.is_dir() and any(out.iterdir()):
             try:
-                self.hashes = {
-                    str(name): list(known) for name, known in files.read_json(self.mark)["notebooks"].items()
-                }
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+                self.hashes = list(files.read_json(self.mark)["written"])
+            except (OSError, ValueError, TypeError, KeyError) as error:
                 raise InputError(
                     f"out is {str(out)!r}, which holds files and no {MARK} of an earlier report: name a folder that is "
                     "new or empty"
@@ -142,14 +134,13 @@ class Kept:
 
     def check(self, path: Path) -> None:
         """Raise InputError where something has the name that is not as it was written here."""
-        if os.path.lexists(path) and (path.is_symlink() or file_hash(path) not in self.hashes.get(path.name, [])):
+        if os.path.lexists(path) and (path.is_symlink() or file_hash(path) not in self.hashes):
             raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
 
     def write(self, path: Path, content: bytes) -> None:
         self.check(path)
-        before = [file_hash(path)] if path.exists() else []
-        self.hashes[path.name] = [*before, hashlib.sha256(content).hexdigest()]
-        files.write_file(self.mark, json.dumps({"notebooks": self.hashes}, indent=1).encode())
+        self.hashes.append(hashlib.sha256(content).hexdigest())  # known before it is there
+        files.write_file(self.mark, json.dumps({"written": self.hashes}, indent=1).encode())
         with files.atomic_file(path, self.check) as made:
             made.write_bytes(content)
 
@@ -161,34 +152,33 @@ def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, n
     file = answers / "config.json"
     files.check_writable(answers)
     files.write_file(file, json.dumps(workflow_config(given, notebooks, answers, no_site), indent=1).encode())
-    command = [sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}", "--configfile", file]
-    _run_there(
-        root, f"not all jobs were done, and the same command does the rest: {answers / 'logs'} has more", command
-    )
+    failed = f"not all jobs were done, and the same command does the rest: {answers / 'logs'} has more"
+    snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")
+    _run_there(root, failed, *snakemake, "--configfile", file)
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
     return Answer("\n".join([str(file), *made]), {"model": name, "config": str(file), "notebooks": made})
 
 
 def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict:
     """What workflow/Snakefile is told of one model; paths as they are from anywhere."""
-    options = {
-        name: str(Path(value).absolute()) if name in ("results", "datasets") and value else value
-        for name, value in given.items()
-    }
-    model, folder, sizes = options.pop("model"), options.pop("results", None), HealingParameters(**given).sizes
+    options = dict(given)
+    for name in {"model", "results", "datasets"} & {name for name, value in given.items() if value}:
+        if name != "model" or Path(given[name]).exists():
+            options[name] = str(Path(given[name]).absolute())
+    sizes = HealingParameters(**given).sizes
     heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
     return {
-        "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
+        "models": [{"model": options.pop("model")}],
+        "results": options.pop("results", None),
         "options": options,
         "heal": block_sizes(sizes, checks.LAYERS) if heals else [],
         "notebooks": notebooks,
-        "results": folder,
         "answers": str(answers),
         "site": not no_site,
     }
 
 
-def _run_there(root: Path, failed: str, command: list[str | Path]) -> None:
+def _run_there(root: Path, failed: str, *command: str | Path) -> None:
     words = list(map(str, command))
     if subprocess.run(words, cwd=root, stdout=sys.stderr).returncode:
         raise InputError(f"{failed}: {' '.join(words)} in {root} says why")
@@ -199,17 +189,14 @@ def _check_installed(extra: str, *names: str) -> None:
         raise InputError(f"report needs {', '.join(missing)}: install it with pip install 'deeper-layers[{extra}]'")
 
 
-def _kinds(kind: type[Shown] = Shown) -> Iterator[type[Shown]]:
-    """Every class of parameters that is a notebook's."""
-    if kind.notebook:
-        yield kind
-    for more in kind.__subclasses__():
-        yield from _kinds(more)
-
-
 def _chosen(notebooks: str) -> dict[str, type[Shown]]:
     """The notebooks that were asked for, in order, with the classes of their parameters."""
-    kinds = {kind.notebook: kind for kind in sorted(_kinds(), key=lambda kind: kind.notebook)}
+    kinds, more = {}, [Shown]
+    while more:
+        kind = more.pop()
+        kinds |= {kind.notebook: kind} if "notebook" in vars(kind) and kind.notebook else {}
+        more += kind.__subclasses__()
+    kinds = dict(sorted(kinds.items()))
     if notebooks == "all":
         return {name: kind for name, kind in kinds.items() if kind not in IF_NAMED}
     wanted = split(notebooks)
@@ -226,30 +213,13 @@ def _of(kind: type[Shown], given: dict) -> dict:
 
 def _run(source: Path, out: Path, parameters: dict) -> str | None:
     """Run a notebook where the user stands; what went wrong in one line, or None."""
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from traitlets.config import Config
+    from nbclient.exceptions import DeadKernelError  # slow, as is the next
+    from papermill import PapermillExecutionError
 
-    # a virtual environment's own kernel before one that the user once installed for another interpreter
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")
-    # bars are lines of text there, and nothing has to be installed for that
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")
-    with tempfile.TemporaryDirectory() as folder:
-        # sockets in a folder of our own: no two kernels can race for a port
-        ipc = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
-        try:
-            papermill.execute_notebook(
-                source,
-                out,
-                parameters=parameters,
-                kernel_name="python3",
-                cwd=Path.cwd(),
-                progress_bar=False,
-                stderr_file=sys.stderr,
-                config=Config({"KernelManager": ipc}),
-            )
-        except papermill.PapermillExecutionError as error:
-            return str(error.evalue) if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
-        except DeadKernelError:
-            return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
+    try:
+        execute_notebook(source, out, parameters, Path.cwd())
+    except PapermillExecutionError as error:
+        return str(error.evalue) if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
+    except DeadKernelError:
+        return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
     return None

@@ -5,7 +5,7 @@ import functools
 import click
 
 from deeper_layers.command.answers import Answer, answering, records
-from deeper_layers.command.options import MODEL, asking
+from deeper_layers.command.options import MODEL, asking, exclude
 from deeper_layers.command.scores import answer_scores
 from deeper_layers.experiments.block_parameters import ScanParameters
 
@@ -34,13 +34,8 @@ from deeper_layers.experiments.block_parameters import ScanParameters
 @answering
 def scan(given: dict, dry_run: bool) -> Answer:
     parameters = ScanParameters(**given)
-    if parameters.blocks is None and "starts" in given:
-        raise click.UsageError("--starts says where blocks begin, and --blocks none asks for none: give one of them")
-    if parameters.blocks is not None and (beside := sorted({"sizes", "rules"} & set(given))):
-        raise click.UsageError(
-            f"--{beside[0]} is of the cuts of rules, and every block of {parameters.blocks} layers was asked for: add "
-            f"--blocks none, or leave --{beside[0]} out"
-        )
+    for name in ("starts",) if parameters.blocks is None else ("rules", "sizes"):
+        exclude(**{name: given.get(name), f"blocks {parameters.blocks or 'none'}": True})
     source = parameters.source()
     from deeper_layers.experiments import losses  # slow: what is above may refuse
 
@@ -55,11 +50,9 @@ def scan(given: dict, dry_run: bool) -> Answer:
 
 def _priced(asked: list[str], plans: dict) -> Answer:
     """What each unit would run that results lack, and for how long on this machine."""
-    lines = {name: f"{name}: in results already" for name in asked}
-    units = []
-    for name, plan in plans.items():
-        lines[name] = f"{name}: {plan}"
-        units.append(
-            {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
-        )
-    return Answer("\n".join(lines.values()), {"units": units})
+    lines = [f"{name}: {plans.get(name, 'in results already')}" for name in asked]
+    units = [
+        {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
+        for name, plan in plans.items()
+    ]
+    return Answer("\n".join(lines), {"units": units})

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deeper_layers import models, results
+from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import UNPRUNED, Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.tensor_edits import Changed
     from deeper_layers.report.one_cut import Score
 
+CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
 
 
@@ -237,15 +238,42 @@ def prune_checkpoint(
     )
 
 
+def check_out(
+    model: str,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    type: str | None = None,
+    changes: bool = False,
+    overwrite: bool = False,
+) -> Path:
+    """Where to write, its home folder spelled out; what killed processes left there goes.
+
+    Raises InputError where it can't be written, or what is asked is not to be had there; `changes` is whether weights
+    that stay are changed.
+    """
+    from deeper_layers import export  # slow, one of its checks
+
+    to_gguf = is_gguf(out)
+    if to_gguf and (changes or not is_gguf_model(model)):
+        what = "weights are changed, and a GGUF file's stay as they are" if changes else f"{model} is no GGUF file"
+        raise InputError(f"OUT is {str(out)!r}, and {what}: give a folder as OUT, and {CONVERT}")
+    if (type is not None) > to_gguf or to_gguf > (dtype == "auto"):
+        raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
+    checks.new_folder("the folder of OUT", checks.place("OUT", out).parent, writable=True)
+    out = out.expanduser()
+    files.clear(out)
+    check = files.check_absent if not overwrite else export.check_our_gguf if to_gguf else export.check_our_folder
+    check(out)
+    return out
+
+
 def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -> None:
     """Raise InputError where what drops sublayers can't be written or healed; `what` begins the message."""
     if adapted:
         raise InputError(f"adapters are of whole layers, and {what}: leave them out")
     if to_gguf:
-        raise InputError(
-            f"{what}, which no GGUF file states: give a folder as OUT with --silence, and make a GGUF file of that "
-            "with convert_hf_to_gguf.py, which comes with llama.cpp"
-        )
+        raise InputError(f"{what}, which no GGUF file states: give a folder as OUT with --silence, and {CONVERT}")
     if not silence:
         raise InputError(
             f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where they "

@@ -171,6 +171,20 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*names.split(), *OF_HEALING])
 
 
+def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `recovery_table` for the healing whose scores lie at `place` in results, losses last.
+
+    `scores` are all of its model: of the models before healing, and of the whole one healed alike.
+    """
+    own = scores["path"] == place
+    healing, cut = scores.loc[own, "healing"], scores.loc[own, "cut"].iloc[:1].tolist()
+    alike = scores["healing"].isin(healing) & (scores["cut"] == WHOLE)
+    asked = scores.assign(repeat=scores["repeat"].mask(own, 0))  # whatever else was measured of the same
+    back = recovery_table(asked[own | alike | scores["healing"].isna()])
+    back = back[back["cut"].isin(cut)]
+    return back.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
+
+
 def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """How much more the most similar block costs than the best block of its size, nats a token, by calibration text.
 
