@@ -129,11 +129,10 @@ def test_starting_is_light():
     ])  # fmt: skip
     assert len(python(loaded).stderr.splitlines()) == len(commands) - len(SUBCOMMANDS)
     heavy = "{'torch', 'transformers', 'lm_eval', 'peft', 'datasets'} & set(sys.modules)"
-    for words in (["plan", "embedded"], ["sweep", "embedded"], ["distances", "embedded"]):
-        loaded = (
-            f"import sys; from deeper_layers.command import main; main({words}, standalone_mode=False); print({heavy})"
-        )
-        assert python(loaded).stdout.endswith("set()\n")
+    calls = "; ".join(f"main(['{name}', 'embedded'], standalone_mode=False)" for name in ("plan", "sweep", "distances"))
+    assert python(f"import sys; from deeper_layers.command import main; {calls}; print({heavy})").stdout.endswith(
+        "set()\n"
+    )
 
 
 def test_as_a_module_from_a_folder_with_names_of_ours(tmp_path):
@@ -197,16 +196,8 @@ def test_parameters_of_packaged_models_are_those_that_were_counted(name):
 
 
 def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monkeypatch):
-    asked = [
-        tiny_folder,
-        *SMALL,
-        "--tasks",
-        "capitals, sums_one_digit_generated",
-        "--sizes",
-        "0-2",
-        "--results",
-        tmp_path,
-    ]
+    tasks = "capitals, sums_one_digit_generated"
+    asked = [tiny_folder, *SMALL, "--tasks", tasks, "--sizes", "0-2", "--results", tmp_path]
     with monkeypatch.context() as patch:
         patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
         patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
@@ -293,6 +284,7 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
     assert content["cut"]["layers"] == [0, 3] and len(content["healing"]["losses"]) == 2
 
 
+@pytest.mark.thorough
 def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch):
     """The second begins while the first one measures, and waits for it: both say the same, and leave one unit."""
     words = ["distances", str(tiny_folder), *map(str, SMALL[:4]), "--results", str(tmp_path), "--json"]

@@ -49,11 +49,6 @@ class Subcommands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(SUBCOMMANDS.items()))
 
-    def shell_complete(self, context: click.Context, incomplete: str) -> list:
-        found = [(name, help) for name, help in SUBCOMMANDS.items() if name.startswith(incomplete)]
-        items = [click.shell_completion.CompletionItem(name, help=help) for name, help in found]
-        return items + click.Command.shell_complete(self, context, incomplete)
-
     def invoke(self, context: click.Context):
         with warnings.catch_warnings():
             warnings.showwarning = _warn

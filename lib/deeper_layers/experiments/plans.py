@@ -204,16 +204,8 @@ def _predicted(
     found, dtype, length = [], source.dtype, parameters.sequence_length
 
     def add(what: str, cost: prices.Cost) -> None:
-        found.append(
-            {
-                "what": what,
-                "seconds": cost.seconds(there, dtype),
-                "operations": cost.operations,
-                "memory": cost.memory,
-                "weights": cost.weights,
-                "devices": cost.devices(there),
-            }
-        )
+        numbers = {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
+        found.append({"what": what, "seconds": cost.seconds(there, dtype), **numbers, "devices": cost.devices(there)})
 
     add("distances", prices.distances_cost(shape, parameters.samples * length, length, dtype))
     for task in content["tasks"]:
