@@ -137,7 +137,7 @@ CASES = {
     # ---- what is not ours is not replaced
     "a file came into OUT": (file("out/notes.txt"), OVER, "notes.txt in it is not ours"),
     "a folder came into OUT": (file("out/runs/1"), OVER, "runs in it is not ours"),
-    "a file of OUT is gone": (gone("out/vocab.json"), OVER, "vocab.json is missing"),
+    "a file of OUT is gone": (gone("out/vocab.json"), OVER, "vocab.json in it is not ours"),
     "a file of OUT leads elsewhere": (
         both(renamed("out/config.json", "mine"), link("out/config.json", "../mine")), OVER, "in it is not ours"),
     "OUT is a link to ours": (both(renamed("out", "real"), link("out", "real")), OVER, "it is no folder with"),

@@ -8,12 +8,13 @@ import functools
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from deeper_layers.cuts import Cut
@@ -30,12 +31,12 @@ if TYPE_CHECKING:
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-BEFORE = "base_model.model."  # every name in a file of adapters
 # settings of peft that matter in training only; any other than these and those of `LoraSettings` must be off
-TRAINING = {
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "lora_dropout", "layers_pattern", "megatron_core", "qalora_group_size", "ensure_weight_tying",
-}  # fmt: skip
+TRAINING = (
+    "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
+    "megatron_core qalora_group_size ensure_weight_tying"
+).split()
+NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
 Rank = Annotated[int, Field(ge=1)]
 # what peft takes for a regular expression is read as the name that it is, or refused: one can be made to run for ever
 Named = Annotated[str, Field(pattern=r"^[\w.]+$")]
@@ -44,17 +45,25 @@ Named = Annotated[str, Field(pattern=r"^[\w.]+$")]
 class LoraSettings(Open):
     """The settings of peft that are heeded here."""
 
-    peft_type: str
+    peft_type: Literal["LORA"]
     r: Rank
     rank_pattern: dict[Named, Rank] | None = None
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     use_rslora: bool | None = None
     fan_in_fan_out: bool | None = None
-    bias: str | None = None
-    init_lora_weights: bool | str | None = None
+    bias: Literal["none"] | None = None
+    # values of other kinds change the weights below the adapters
+    init_lora_weights: bool | Literal["gaussian", "orthogonal"] | None = None
     target_modules: Annotated[list[Named], Field(min_length=1)]
     exclude_modules: list[Named] | None = None
     layers_to_transform: list[int] | int | None = None
+
+    @model_validator(mode="after")
+    def _is_plain(self) -> "LoraSettings":
+        extra = self.model_extra or {}
+        if odd := [f"{key} = {value!r}" for key, value in extra.items() if value and key not in TRAINING]:
+            raise ValueError(", ".join(odd)[:200])
+        return self
 
     def adapts(self, module: str) -> bool:
         """Whether a module has an adapter."""
@@ -84,23 +93,14 @@ class Identity(Checked):
 
 @dataclass(frozen=True)
 class Adapter:
-    """A folder of adapters.
-
-    Attributes:
-        folder: where they are.
-        settings: peft's.
-        shapes: of each module the shapes of A, (rank, in), and of B, (out, rank).
-        base: `Source.key` of the model that was pruned and healed; None where peft alone wrote the folder.
-        cut: what was dropped before; None likewise.
-        healing: settings, text and course of the healing, as far as they were written down.
-    """
+    """A folder of adapters."""
 
     folder: Path
-    settings: dict
-    shapes: dict[str, dict[str, tuple[int, int]]]
-    base: dict | None
-    cut: Cut | None
-    healing: dict
+    settings: dict  # peft's
+    shapes: dict[str, dict[str, tuple[int, int]]]  # of each module those of A, (rank, in), and of B, (out, rank)
+    base: dict | None  # `Source.key` of the model that was pruned and healed; None where peft alone wrote the folder
+    cut: Cut | None  # what was dropped before; None likewise
+    healing: dict  # settings, text and course of the healing, as far as they were written down
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +126,7 @@ class Adapter:
     def factors(self, module: str) -> "tuple[torch.Tensor, torch.Tensor]":
         """A, [rank, in], and B, [out, rank], in float32."""
         with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-            return tuple(file.get_tensor(f"{BEFORE}{module}.lora_{which}.weight").float() for which in "AB")
+            return tuple(file.get_tensor(f"base_model.model.{module}.lora_{which}.weight").float() for which in "AB")
 
     def edits(self, entries: list[Entry], prefix: str, module: str | None) -> dict[str, Edit]:
         """What is added to the tensors that have adapters, by their names.
@@ -188,23 +188,19 @@ def read_identity(folder: Path) -> tuple[dict, Cut, dict]:
         Identity.model_validate(identity)
         return identity["base"], Cut.of_key(identity["cut"]), identity.get("healing", {})
     except (OSError, ValueError) as error:
-        said = in_words(error) if isinstance(error, ValidationError) else error
         raise InputError(
-            f"{folder} holds no adapters of ours ({IDENTITY}: {said}): give a folder written by save_adapters"
+            f"{folder} holds no adapters of ours ({IDENTITY}: {_said(error)}): give a folder written by save_adapters"
         ) from error
 
 
 def check_identity(folder: Path, of_base: dict, of_cut: Cut, base: dict, cut: Cut) -> None:
     """Raise InputError unless adapters of one base and cut are wanted for the same base and cut."""
-    if of_base != base:
-        raise InputError(
-            f"the adapters in {folder} were trained on {_name(of_base)}, not on {_name(base)}: open that model, or "
-            "heal this one"
-        )
-    if of_cut != cut:
-        raise InputError(
-            f"the adapters in {folder} were trained for {of_cut}, not for {cut}: drop those layers, or heal anew"
-        )
+    theirs, ours = (f"{one.get('name')} ({str(one.get('weights'))[:19]})" for one in (of_base, base))
+    for of, trained, wanted, differ in (("on", theirs, ours, of_base != base), ("for", of_cut, cut, of_cut != cut)):
+        if differ:
+            raise InputError(
+                f"the adapters in {folder} were trained {of} {trained}, not {of} {wanted}: give that, or heal anew"
+            )
 
 
 def read_adapter(folder: str | Path) -> Adapter:
@@ -220,41 +216,19 @@ def read_adapter(folder: str | Path) -> Adapter:
             f"{folder} lacks {SETTINGS} or {WEIGHTS}: give a folder of adapters, as save_adapters or peft's "
             "save_pretrained writes it; other files of weights can run code when they are read, and are not opened"
         )
-    settings, shapes = _settings(folder), _shapes(folder)
+    try:
+        settings = read_json(folder / SETTINGS)
+        LoraSettings.model_validate(settings)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the adapters in {folder} are no plain LoRA ({SETTINGS}: {_said(error)}): give a folder of adapters, as "
+            "save_adapters writes it; others are merged by peft's merge_and_unload"
+        ) from error
+    shapes = _shapes(folder)
     for end in settings["target_modules"]:
         if not any(_ends(module, end) for module in shapes):
             raise _torn(folder, f"no adapters of {end}, which {SETTINGS} asks for")
     return Adapter(folder, settings, shapes, base, cut, healing)
-
-
-def _settings(folder: Path) -> dict:
-    """peft's settings. Raises InputError where they are none, or of more than low-rank updates of weights."""
-    try:
-        settings = read_json(folder / SETTINGS)
-        if not isinstance(settings, dict):
-            raise ValueError(f"it is {str(settings)[:40]!r}")
-        if settings.get("peft_type") == "LORA":
-            LoraSettings.model_validate(settings)
-    except (OSError, ValueError) as error:
-        said = in_words(error) if isinstance(error, ValidationError) else error
-        raise InputError(
-            f"{folder / SETTINGS} holds no settings of low-rank adapters ({said}): give a folder of adapters, as "
-            "save_adapters or peft's save_pretrained writes it"
-        ) from error
-    known = LoraSettings.model_fields.keys() | TRAINING
-    odd = {key: value for key, value in settings.items() if value and key not in known}
-    # initial values of other kinds change the weights below the adapters
-    initial = (None, True, False, "gaussian", "orthogonal")
-    for key, values in (("peft_type", ("LORA",)), ("bias", (None, "none")), ("init_lora_weights", initial)):
-        if settings.get(key) not in values:
-            odd[key] = settings.get(key)
-    if odd:
-        found = ", ".join(f"{key} = {value!r}" for key, value in odd.items())
-        raise InputError(
-            f"the adapters in {folder} are no plain LoRA ({found[:200]}): merge them with peft's merge_and_unload, and "
-            "slice nothing but the layers"
-        )
-    return settings
 
 
 def _shapes(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
@@ -263,20 +237,17 @@ def _shapes(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
     try:
         with safe_open(folder / WEIGHTS, framework="pt") as file:
             for name in file.keys():
-                module, _, which = name.removeprefix(BEFORE).rpartition(".lora_")
-                tensor = file.get_tensor(name)
-                if name != f"{BEFORE}{module}.lora_{which}" or which not in ("A.weight", "B.weight"):
-                    raise ValueError(f"{name} is no {BEFORE}MODULE.lora_A.weight")
-                if tensor.ndim != 2 or not tensor.numel() or not tensor.is_floating_point():
-                    raise ValueError(f"{name} has the type {tensor.dtype} and the shape {list(tensor.shape)}")
+                found, tensor = NAME.fullmatch(name), file.get_tensor(name)
+                if found is None or tensor.ndim != 2 or not tensor.numel() or not tensor.is_floating_point():
+                    raise ValueError(f"{name} of shape {list(tensor.shape)} in {tensor.dtype} is no A or B of a module")
                 if not tensor.float().isfinite().all():
                     raise ValueError(f"{name} holds numbers that are not finite")
-                shapes.setdefault(module, {})[which[0]] = tuple(tensor.shape)
+                shapes.setdefault(found["module"], {})[found["which"]] = tuple(tensor.shape)
+        for module, pair in shapes.items():
+            if pair.keys() != {"A", "B"} or pair["A"][0] != pair["B"][1]:
+                raise ValueError(f"A and B of {module} have the shapes {pair.get('A')} and {pair.get('B')}")
     except (SafetensorError, ValueError, OSError) as error:
         raise _torn(folder, first_line(error)) from error
-    for module, found in shapes.items():
-        if found.keys() != {"A", "B"} or found["A"][0] != found["B"][1]:
-            raise _torn(folder, f"A and B of {module} have the shapes {found.get('A')} and {found.get('B')}")
     return shapes
 
 
@@ -284,10 +255,10 @@ def _torn(folder: Path, why: str) -> InputError:
     return InputError(f"{folder / WEIGHTS} is no whole file of low-rank adapters ({why}): heal anew")
 
 
+def _said(error: Exception) -> object:
+    return in_words(error) if isinstance(error, ValidationError) else error
+
+
 def _ends(module: str, end: str) -> bool:
     """Whether a module goes by a name, or by the end of its own, as peft has it."""
     return module == end or module.endswith(f".{end}")
-
-
-def _name(base: dict) -> str:
-    return f"{base.get('name')} ({str(base.get('weights'))[:19]})"

@@ -22,26 +22,22 @@ BESIDE = ("transformers_version", "_name_or_path", "architectures", "dtype", "qu
 def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
     """A config.json whose entries that describe layers are those of the kept ones; the others stay as they are."""
     text = text_part(config)
-    changed = {}
-    for key, value in config.items():
-        if value is text:
-            changed[key] = _cut_part(value, kept, layers)
-        # some hold the entries of the decoder twice, at the top and in its part
-        elif text is config or any(config.get(name) == layers for name in DEPTHS):
-            changed[key] = _cut_value(key, value, kept, layers)
-        else:
-            changed[key] = value
-    return changed
+    # some hold the entries of the decoder twice, at the top and in its part
+    at_top = text is config or any(config.get(name) == layers for name in DEPTHS)
 
+    def cut(key: str, value):
+        if key in DEPTHS and type(value) is int and value == layers:
+            return len(kept)
+        return value if key in BESIDE else cut_entry(key, value, kept, layers)
 
-def _cut_part(part: dict, kept: list[int], layers: int) -> dict:
-    return {key: _cut_value(key, value, kept, layers) for key, value in part.items()}
-
-
-def _cut_value(key: str, value, kept: list[int], layers: int):
-    if key in DEPTHS and type(value) is int and value == layers:
-        return len(kept)
-    return value if key in BESIDE else cut_entry(key, value, kept, layers)
+    return {
+        key: {name: cut(name, entry) for name, entry in text.items()}
+        if value is text
+        else cut(key, value)
+        if at_top
+        else value
+        for key, value in config.items()
+    }
 
 
 def write_cut_config(

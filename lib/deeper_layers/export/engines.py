@@ -15,29 +15,25 @@ from deeper_layers.models.configuration import text_part
 FULL, MIXTURE, NO_POSITIONS = "sees all tokens", "is a mixture of experts", "has no rotary positions"
 
 
+# the entry of config.json in which transformers finds such layers, and what stands there for one; None: their indices
+STATED = {FULL: ("layer_types", "full_attention"), MIXTURE: ("moe_layers", None), NO_POSITIONS: ("no_rope_layers", 0)}
+
+
 @dataclass(frozen=True)
 class Counting:
-    """A line of the table: in this engine every so-many-th layer of a family is of another kind than the rest.
-
-    Attributes:
-        engine: its name, one of ENGINES.
-        family: the `model_type` of the decoder's configuration, without "_text".
-        every: after how many layers; where config.json has the entry `named`, that says it.
-        what: every such layer does, in words.
-        stated: the entry in which transformers finds the kinds of layers.
-        other: what stands there for such a layer; None where the entry lists the indices of such layers.
-        source: the file and version in which this was read.
-        named: an entry, a number or a pattern of one letter a layer as "LLLG".
-    """
+    """A line of the table: in this engine every so-many-th layer of a family is of another kind than the rest."""
 
     engine: str
-    family: str
-    every: int
-    what: str
-    stated: str
-    other: object
-    source: str
-    named: str | None = None
+    source: str  # the file and version in which this was read
+    family: str  # the `model_type` of the decoder's configuration, without "_text"
+    every: int  # after how many layers; where config.json has the entry `named`, that says it
+    what: str  # every such layer does, a key of STATED
+    named: str | None = None  # an entry, a number or a pattern of one letter a layer as "LLLG"
+
+    @property
+    def stated(self) -> str:
+        """The entry in which transformers finds the kinds of layers."""
+        return STATED[self.what][0]
 
     def period(self, config: dict) -> int:
         """After how many layers the kinds repeat in the engine."""
@@ -47,12 +43,12 @@ class Counting:
 
     def kinds(self, config: dict) -> list[bool] | None:
         """For each layer whether it is of the other kind, as config.json states it; None where it does not."""
-        value, layers = config.get(self.stated), config["num_hidden_layers"]
+        value, layers, other = config.get(self.stated), config["num_hidden_layers"], STATED[self.what][1]
         if not isinstance(value, list) or not value:
             return None
-        if self.other is None:
+        if other is None:
             return [index in value for index in range(layers)]
-        return [kind == self.other for kind in value] if len(value) == layers else None
+        return [kind == other for kind in value] if len(value) == layers else None
 
 
 @dataclass(frozen=True)
@@ -64,17 +60,9 @@ class Miscounted:
     why: str
 
 
-def _lines(engine: str, source: str, *lines: tuple) -> tuple[Counting, ...]:
-    """Lines of one engine: family, file, period, what, where config.json states it, and the entry that says it."""
-    stated = {
-        FULL: ("layer_types", "full_attention"),
-        MIXTURE: ("moe_layers", None),
-        NO_POSITIONS: ("no_rope_layers", 0),
-    }
-    return tuple(
-        Counting(engine, family, every, what, *stated[what], f"{file}, {source}", *named)
-        for family, file, every, what, *named in lines
-    )
+def _lines(engine: str, version: str, *lines: tuple) -> tuple[Counting, ...]:
+    """Lines of one engine: family, file, period, what, and the entry that says the period."""
+    return tuple(Counting(engine, f"{file}, {version}", family, *rest) for family, file, *rest in lines)
 
 
 PATTERN, INTERVAL, STEP = "sliding_window_pattern", "full_attention_interval", "interleave_moe_layer_step"
@@ -146,7 +134,11 @@ def wrong_in(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> list[M
     Raises:
         InputError: an engine is none of the table, or the cut does not fit.
     """
-    text, lines = text_part(config), _lines_of(config, engines)
+    text, engines = text_part(config), tuple(engines)
+    if strange := [name for name in engines if name not in ENGINES]:
+        raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
+    family = str(text.get("model_type", config.get("model_type"))).removesuffix("_text")
+    lines = [line for line in TABLE if line.engine in engines and line.family == family]
     if not lines or "num_hidden_layers" not in text or cut.size == 0:
         return []
     kept, found = cut.kept(text["num_hidden_layers"]), []
@@ -190,15 +182,6 @@ def of_another_kind(kept: list[int], every: int, kinds: list[bool] | None = None
 def periods(engine: str) -> dict[str, int]:
     """For each family whose attention an engine counts, after how many layers it repeats."""
     return {line.family: line.every for line in TABLE if line.engine == engine and line.what == FULL}
-
-
-def _lines_of(config: dict, engines: Iterable[str]) -> list[Counting]:
-    """The lines of the table that are of a model and of these engines."""
-    engines = tuple(engines)
-    if strange := [name for name in engines if name not in ENGINES]:
-        raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
-    family = str(text_part(config).get("model_type", config.get("model_type"))).removesuffix("_text")
-    return [line for line in TABLE if line.engine in engines and line.family == family]
 
 
 def nth(number: int) -> str:

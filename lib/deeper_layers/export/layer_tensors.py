@@ -38,27 +38,16 @@ MTP = "mtp."  # where these tensors have a name of their own, it begins so
 
 @dataclass(frozen=True)
 class Layout:
-    """What becomes of a checkpoint: its new configuration, and which of its tensors belong to which layer.
+    """What becomes of a checkpoint: its new configuration, and which of its tensors belong to which layer."""
 
-    Attributes:
-        config: of the cut model, as config.json holds it.
-        layers: number of layers before the cut, L.
-        prefix: before the number of a layer in the names of tensors, as in "model.layers.".
-        module: the same in the names of modules, which can be longer; None where no model is built.
-        kept: original index of every kept layer.
-        mtp: number of layers for multi-token prediction that are kept; most checkpoints number them after the others.
-        warnings: what whoever runs the cut model has to know, a sentence each.
-        left_out: names of tensors that belong to no dropped layer and are left out.
-    """
-
-    config: dict
-    layers: int
-    prefix: str
-    module: str | None
-    kept: tuple[int, ...]
-    mtp: int = 0
-    warnings: tuple[str, ...] = ()
-    left_out: frozenset[str] = frozenset()
+    config: dict  # of the cut model, as config.json holds it
+    layers: int  # before the cut, L
+    prefix: str  # before the number of a layer in the names of tensors, as in "model.layers."
+    module: str | None  # the same in the names of modules, which can be longer; None where no model is built
+    kept: tuple[int, ...]  # original index of every kept layer
+    mtp: int = 0  # kept layers for multi-token prediction; most checkpoints number them after the others
+    warnings: tuple[str, ...] = ()  # what whoever runs the cut model has to know, a sentence each
+    left_out: frozenset[str] = frozenset()  # names of tensors of no dropped layer that are left out
 
     @property
     def numbers(self) -> dict[int, int]:
@@ -75,12 +64,9 @@ class Layout:
         new, found = self.numbers, {}
         for name in names:
             number = _number(name, self.prefix)
-            if name in self.left_out:
-                continue
-            if number is None:
-                found[name] = name
-            elif number in new:
-                found[name] = f"{self.prefix}{new[number]}{name[len(f'{self.prefix}{number}') :]}"
+            if name not in self.left_out and (number is None or number in new):
+                end = "" if number is None else name.removeprefix(f"{self.prefix}{number}")
+                found[name] = name if number is None else f"{self.prefix}{new[number]}{end}"
         return found
 
 
@@ -134,8 +120,9 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
     _refuse(folder, unknown, f"of layers beyond the {layers} that its configuration states")
     left_out = frozenset() if mtp else frozenset([*beyond, *(name for name in shapes if name.startswith(MTP))])
     if not mtp:
-        text = {key: 0 if key in PREDICTING else value for key, value in text_part(written).items()}
-        written = _with_text(written, text)
+        old = text_part(written)
+        text = {key: 0 if key in PREDICTING else value for key, value in old.items()}
+        written = text if old is written else {key: text if value is old else value for key, value in written.items()}
     held = len(set(beyond.values()) or groups.get(f"{MTP}layers.", ())) if mtp else 0
     layout = Layout(written, layers, prefix, module, tuple(kept), held, warnings, left_out)
     if pruned is not None:  # names that are almost those of layers may stand for others after the cut
@@ -152,7 +139,7 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
 def _is_known(folder: Path, config: dict) -> bool:
     """Whether the model is one of transformers; else its code comes with it. InputError where neither is so."""
     kind, code = config.get("model_type"), config.get("auto_map")
-    if "auto_map" in config and isinstance(code, dict) and code:
+    if isinstance(code, dict) and code:
         return False
     if "auto_map" in config or not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         raise InputError(
@@ -181,14 +168,13 @@ def _prefix_in(
     # something else with numbers, which the model neither knows nor leaves out, may belong to layers of these numbers
     lists = [f"{name}." for name, _ in model.named_modules()]
     ignored = [MTP, *(model._keys_to_ignore_on_load_unexpected or ())]
-    others = [
-        p
-        for p in groups
-        if p not in chosen and not any(name.endswith(p) for name in lists) and not any(re.search(k, p) for k in ignored)
-    ]
-    others = [prefix for prefix in others if not unread_without(model, shapes, prefix)]
-    names = [name for name in shapes if _prefix(name) in others]
-    _refuse(folder, names, "numbered like layers, of no known name")
+
+    def is_known(group: str) -> bool:
+        named = any(name.endswith(group) for name in lists) or any(re.search(pattern, group) for pattern in ignored)
+        return group in chosen or named or bool(unread_without(model, shapes, group))
+
+    others = [group for group in groups if not is_known(group)]
+    _refuse(folder, [name for name in shapes if _prefix(name) in others], "numbered like layers, of no known name")
     return chosen[0]
 
 
@@ -235,13 +221,8 @@ def _counts(config: PreTrainedConfig) -> bool:
 
 def _predicting(config: dict) -> int:
     """Number of layers for multi-token prediction that a configuration states."""
-    return next((text_part(config)[key] for key in PREDICTING if type(text_part(config).get(key)) is int), 0)
-
-
-def _with_text(config: dict, text: dict) -> dict:
-    """A configuration with another part for the decoder."""
-    old = text_part(config)
-    return text if old is config else {key: text if value is old else value for key, value in config.items()}
+    text = text_part(config)
+    return next((text[key] for key in PREDICTING if type(text.get(key)) is int), 0)
 
 
 def _refuse(folder: Path, names: list[str], what: str) -> None:

@@ -63,17 +63,16 @@ class Lineage(Checked):
         """The kept layers of the first model as ranges with an exclusive end."""
         return ranges(self.kept)
 
-    def after(self, step: Step) -> "Lineage":
-        """With one more step. Raises InputError where that begins with another number of layers."""
-        if step.layers != len(self.kept):
-            raise InputError(f"{LINEAGE} is of {len(self.kept)} layers, expected {step.layers}: remove that file")
-        kept = [self.kept[index] for index in step.cut.kept(step.layers)]
-        return Lineage(base_model=self.base_model, steps=[*self.steps, step], kept=kept)
 
-
-def begin_lineage(base_model: str | None, step: Step) -> Lineage:
-    """The lineage of a first cut."""
-    return Lineage(base_model=base_model, steps=[step], kept=step.cut.kept(step.layers))
+def lineage_after(before: Lineage | None, step: Step) -> Lineage:
+    """With one more step, or a first one. Raises InputError where that begins with another number of layers."""
+    whole = list(range(step.layers)) if before is None else before.kept
+    if step.layers != len(whole):
+        raise InputError(f"{LINEAGE} is of {len(whole)} layers, expected {step.layers}: remove that file")
+    kept = [whole[index] for index in step.cut.kept(step.layers)]
+    if before is None:
+        return Lineage(base_model=None, steps=[step], kept=kept)
+    return Lineage(base_model=before.base_model, steps=[*before.steps, step], kept=kept)
 
 
 def read_lineage(folder: Path) -> Lineage | None:
@@ -117,10 +116,8 @@ def _strange(out: Path) -> str | None:
         return f"it is no folder with a {LINEAGE} as we write it"
     there = {entry.name: entry for entry in out.iterdir() if entry.name != LINEAGE}
     for name in sorted(there.keys() | lineage.files.keys()):
-        if name not in there:
-            return f"{name} is missing"
-        if name not in lineage.files or there[name].is_symlink() or not there[name].is_file():
-            return f"{name} in it is not ours"
-        if hash_once(there[name]) != lineage.files[name]:
-            return f"{name} in it was changed since"
+        path = there.get(name)
+        is_file = path is not None and path.is_file() and not path.is_symlink()
+        if not is_file or hash_once(path) != lineage.files.get(name):
+            return f"{name} in it is not ours as it was written, or is missing"
     return None

@@ -30,27 +30,16 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 
 
 @dataclass(frozen=True)
 class PruningDescription:
-    """What is known of a model without the layers of a cut, before it is made.
+    """What is known of a model without the layers of a cut, before it is made."""
 
-    Attributes:
-        model: the model's name in results.
-        layers: number of its layers, L.
-        cut: what is dropped.
-        engines: which engines would take kept layers for others.
-        safe: the nearest block that every engine reads rightly; None where the cut is one, or none is known.
-        units: all that results hold of the model.
-        scores: what they say of the cut, task by task.
-        healed: adapters are added to the weights.
-    """
-
-    model: str
-    layers: int
+    model: str  # its name in results
+    layers: int  # L
     cut: Cut
-    engines: list[Miscounted]
-    safe: Cut | None
-    units: list[Result]
-    scores: "list[Score]"
-    healed: bool = False
+    engines: list[Miscounted]  # which would take kept layers for others
+    safe: Cut | None  # the nearest block that every engine reads rightly; None where the cut is one, or none is known
+    units: list[Result]  # all that results hold of the model
+    scores: "list[Score]"  # what they say of the cut, task by task
+    healed: bool = False  # adapters are added to the weights
 
     @property
     def ruined(self) -> "list[Score]":
@@ -93,9 +82,10 @@ class PruningDescription:
             return ""
         from deeper_layers.report import one_cut  # slow
 
-        scores, course = scores_of(self.units), adapter.healing if adapter else None
-        healed = one_cut.healed_alike(scores, self.cut, course["config"], course["text"]) if course else None
-        healed = None if healed is None or healed.empty else healed
+        scores, healed = scores_of(self.units), None
+        if adapter and adapter.healing:
+            found = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
+            healed = None if found.empty else found
         return one_cut.card_text(scores, distances_of(self.units), self.cut, healed)
 
     def content(self) -> dict:
@@ -219,7 +209,17 @@ def prune_checkpoint(
             warnings.warn(said, stacklevel=2)
     if is_gguf(out):
         return export.slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
-    rule = changed.words.partition(":")[0] if changed else None
+    # the command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine
+    drop = ["--drop", str(cut.size)]
+    if changed:
+        place = [*drop, "--rule", changed.words.partition(":")[0]]
+    else:
+        place = ["--start", str(cut.start), *drop] if cut.is_block else typed_lists(cut)
+    words = ["deeper-layers", "prune", described.model, out.name, *place]
+    words += ["--silence"] if silence else []
+    words += ["--adapter", added.folder.name] if added else []
+    words += ["--dtype", dtype] if dtype != "auto" else []
+    words += [] if mtp else ["--without-mtp"]
     return export.slice_checkpoint(
         model,
         cut,
@@ -231,7 +231,7 @@ def prune_checkpoint(
         silence=silence,
         changed=changed,
         card=described.card(added),
-        command=_command(described, out, rule, added, dtype, mtp, silence),
+        command=shlex.join(words),
         name=name or out.name,
         overwrite=overwrite,
         trust_remote_code=trust_remote_code,
@@ -290,7 +290,12 @@ def estimate_bytes(
     """
     if is_gguf(out):
         return _gguf_bytes(source, cut, type), type or source.quantized
-    if (folder := _readable(source)) is not None:
+    folder = Path(source.folder).expanduser()
+    if source.is_gguf:
+        from deeper_layers.models.gguf_conversion import conversion_of  # slow
+
+        folder = conversion_of(source.weights.removeprefix("sha256:"))
+    if folder is not None and folder.is_dir():  # in safetensors, on this machine
         from deeper_layers.export import bytes_after  # slow
 
         return bytes_after(cut, folder, dtype, dequantized=source.is_gguf, mtp=mtp)
@@ -319,42 +324,17 @@ def is_gguf_model(model: str) -> bool:
 def cut_as_json(cut: Cut) -> dict:
     """A cut as scripts read it: a block by its place, any other with what it drops."""
     place = {"start": cut.start, "size": cut.size}
-    return place if cut.is_block else place | {name: list(found) for name, found in _lists(cut).items()}
+    lists = {"layers": list(cut.dropped), "attention": list(cut.attention), "mlp": list(cut.mlp)}
+    return place if cut.is_block else place | lists
 
 
 def typed_lists(cut: Cut) -> list[str]:
     """A cut as one types it, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
-    for name, indices in _lists(cut).items():
+    for name, indices in (("layers", cut.dropped), ("attention", cut.attention), ("mlp", cut.mlp)):
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
-
-
-def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
-    return {"layers": cut.dropped, "attention": cut.attention, "mlp": cut.mlp}
-
-
-def _command(
-    described: PruningDescription,
-    out: Path,
-    rule: str | None,
-    adapter: "Adapter | None",
-    dtype: str,
-    mtp: bool,
-    silence: bool,
-) -> str:
-    """The command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine."""
-    cut, drop = described.cut, ["--drop", str(described.cut.size)]
-    words = ["deeper-layers", "prune", described.model, out.name]
-    if rule:
-        words += [*drop, "--rule", rule]
-    else:
-        words += ["--start", str(cut.start), *drop] if cut.is_block else typed_lists(cut)
-    words += ["--silence"] if silence else []
-    words += ["--adapter", adapter.folder.name] if adapter else []
-    words += ["--dtype", dtype] if dtype != "auto" else []
-    return shlex.join([*words, *([] if mtp else ["--without-mtp"])])
 
 
 def _gguf_bytes(source: Source, cut: Cut, type: str | None) -> int:
@@ -369,13 +349,3 @@ def _gguf_bytes(source: Source, cut: Cut, type: str | None) -> int:
         return whole
     assert packaged is not None  # one that is not here yet
     return round(packaged.bytes * sizes.parameters(cut) / sizes.parameters(UNPRUNED))
-
-
-def _readable(source: Source) -> Path | None:
-    """The folder with the checkpoint of a source, where it is on this machine in safetensors."""
-    if not source.is_gguf:
-        folder = Path(source.folder).expanduser()
-        return folder if folder.is_dir() else None
-    from deeper_layers.models.gguf_conversion import conversion_of  # slow
-
-    return conversion_of(source.weights.removeprefix("sha256:"))

@@ -23,12 +23,10 @@ def check_repository(repository: str, *, public: bool) -> None:
     Raises InputError as `check_name`, without a token, for one that the hub does not take, a repository that is public
     where `public` is not asked for, and a hub that can't be reached.
     """
-    from huggingface_hub import HfApi, constants, get_token  # slow
+    from huggingface_hub import HfApi, get_token  # slow
     from huggingface_hub.errors import RepositoryNotFoundError
 
     check_name(repository)
-    if constants.HF_HUB_OFFLINE:
-        raise InputError("--push-to-hub is given, and HF_HUB_OFFLINE is set: unset it, or leave one of them out")
     if get_token() is None:
         raise InputError(
             "--push-to-hub needs a token of the hub that may write, and there is none: run `hf auth login`, or set "

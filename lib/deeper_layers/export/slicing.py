@@ -23,9 +23,9 @@ from deeper_layers.export.layer_tensors import layout_after
 from deeper_layers.export.lineage import (
     LINEAGE,
     Step,
-    begin_lineage,
     check_apart,
     check_our_folder,
+    lineage_after,
     read_lineage,
     write_lineage_text,
 )
@@ -137,10 +137,9 @@ def slice_checkpoint(
         raise InputError(f"out is {str(out)!r}, expected the path of a folder that does not exist")
     clear(out)
     check(out)
-    folder = checkpoint_folder(str(source), revision)
+    source, folder = str(source), checkpoint_folder(str(source), revision)
     check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
     shards, others = read_shards(folder), _files_beside(folder, trust_remote_code)
-    tokenizer = _older_tokenizer(folder)
     layout = layout_after(Cut.of(cut.dropped) if silence else cut, folder, shards, mtp=mtp)
     for said in layout.warnings:
         warnings.warn(f"{source} without these layers: {said}", stacklevel=2)
@@ -153,17 +152,17 @@ def slice_checkpoint(
     if adapter is not None:
         added = read_adapter(adapter)
         if added.base is not None:  # else the checkpoint need not be read for its hash
-            added.check(model_key(str(source), folder), cut)
+            added.check(model_key(source, folder), cut)
         kept = _with_edits(kept, added.edits(kept, layout.prefix, layout.module))
     if folder.parent.name == "snapshots":  # of the hub's cache: a commit, which no branch or tag moves
         revision = folder.name
-    quantized = _quantized(str(source))
+    quantized = _quantized(source)
     wanted, config = _dtype(dtype, folder, kept, bool(quantized)), layout.config
     if wanted is not None:
         kept, config = cast_entries(kept, wanted), state_dtype(config, wanted)
     config = _without_paths(config)
     step = Step(
-        model=model_name(str(source)),
+        model=model_name(source),
         weights=None,
         layers=layout.layers,
         dropped=list(cut.dropped),
@@ -175,39 +174,37 @@ def slice_checkpoint(
         command=command,
     )
     before = read_lineage(folder)  # one of another model is found before anything is written
-    lineage = begin_lineage(None, step) if before is None else before.after(step)
-    texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **tokenizer}
-    others = [path for path in others if path.name not in texts]
-    files = _files(kept)
-    of = {
+    lineage = lineage_after(before, step)
+    texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **_older_tokenizer(folder)}
+    others = {path.name: path for path in others if path.name not in texts}
+    files, stamps = _files(kept), _stamps(shards)
+    of = step.model_dump(exclude={"command", "model"}) | {
         "source": str(folder.resolve()),
-        "files": _stamps(shards),
-        "dropped": list(cut.dropped),
-        "adapter": None if added is None else added.fingerprint,
-        "dtype": wanted,
+        "files": stamps,
         "mtp": layout.mtp,
-        "silent": [list(cut.attention), list(cut.mlp)],
         "changed": None if changed is None else changed.fingerprint,
     }
-    writes = [*files, INDEX, *texts, LINEAGE, *(path.name for path in others)]
     try:
-        with atomic_dir(out, check, of, writes) as made, ThreadPoolExecutor(1) as beside:
-            weights = beside.submit(_weights, str(source), folder, shards)  # takes as long as it is to copy them
+        with (
+            atomic_dir(out, check, of, [*files, INDEX, *texts, LINEAGE, *others]) as made,
+            ThreadPoolExecutor(1) as beside,
+        ):
+            weights = beside.submit(_weights, source, folder, shards)  # takes as long as it is to copy them
             hashes = write_tensors(files, made, out)
-            for path in others:
+            for path in others.values():
                 shutil.copyfile(path, made / path.name)
             step.weights = weights.result()
-            facts = read_facts(str(source), step.weights, folder)
-            lineage.base_model = facts.hub if before is None else before.base_model
+            facts = read_facts(source, step.weights, folder)
+            if before is None:
+                lineage.base_model = facts.hub
             predicting = "kept" if layout.mtp else "" if mtp else "left out"
-            named = str(source), name or out.name
-            made_of = Made(*named, facts, lineage, config, quantized, revision, added, predicting)
-            texts["README.md"] = model_card(made_of, card)
-            for name, text in texts.items():
-                (made / name).write_text(text, encoding="utf-8", newline="")
-            hashes |= {name: file_hash(made / name) for name in (*texts, *(path.name for path in others))}
+            told = Made(source, name or out.name, facts, lineage, config, quantized, revision, added, predicting)
+            texts["README.md"] = model_card(told, card)
+            for file, text in texts.items():
+                (made / file).write_text(text, encoding="utf-8", newline="")
+            hashes |= {file: file_hash(made / file) for file in (*texts, *others)}
             (made / LINEAGE).write_text(write_lineage_text(lineage, hashes), encoding="utf-8")
-            if _stamps(shards) != of["files"]:
+            if _stamps(shards) != stamps:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
         raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error

@@ -6,13 +6,11 @@ A folder says it in the head of its README.md, a GGUF file in its metadata, and 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deeper_layers.errors import InputError
 from deeper_layers.files import read_plain
 from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.configuration import HUB_ID
 from deeper_layers.models.packaged import PACKAGED
 
-CARD = "README.md"
 LONGEST = 2**20  # bytes of a card that is read
 # entries of a card's head that hold for what is made of the model too
 PASSED_ON = ("language", "license", "license_name", "license_link", "pipeline_tag")
@@ -29,20 +27,24 @@ class Facts:
 
 def read_facts(source: str, weights: str | None, folder: Path) -> Facts:
     """What is known of a source, as the user named it; `folder` holds its checkpoint, and `weights` is its hash."""
-    path = local_path(source)
-    sha256 = (weights or "").removeprefix("sha256:")
-    known = PACKAGED.get(source) or next((model for model in PACKAGED.values() if model.sha256 == sha256), None)
-    if known:
-        return Facts({"license": known.license, "pipeline_tag": "text-generation"}, known.hub)
+    path, task = local_path(source), "text-generation"
+    by_hash = {f"sha256:{model.sha256}": model for model in PACKAGED.values()}
+    if known := PACKAGED.get(source) or by_hash.get(weights or ""):
+        return Facts({"license": known.license, "pipeline_tag": task}, known.hub)
     if is_gguf(path):
-        return Facts({"pipeline_tag": "text-generation"} | _of_gguf(path))
-    head, text = _read_card(folder / CARD)
-    entries = {name: value for name in PASSED_ON if (value := _plain(head.get(name))) is not None}
-    if "pipeline_tag" not in entries:
-        entries["pipeline_tag"] = "image-text-to-text" if _sees(folder) else "text-generation"
+        from deeper_layers.models.gguf_header import read_gguf  # slow
+
+        header = read_gguf(path)
+        said = {"license": header.get("general.license"), "language": header.get("general.languages")}
+        return Facts({"pipeline_tag": task} | _passed_on(said))
+    head, text = _read_card(folder / "README.md")
+    if "vision_config" in read_json(folder / "config.json"):
+        task = "image-text-to-text"
     base = head.get("base_model")
-    hub = source if HUB_ID.fullmatch(source) and not path.exists() else base if _is_hub_id(base) else None
-    return Facts(entries, hub, text)
+    if HUB_ID.fullmatch(source) and not path.exists():
+        base = source
+    hub = base if isinstance(base, str) and HUB_ID.fullmatch(base) else None
+    return Facts({"pipeline_tag": task} | _passed_on(head), hub, text)
 
 
 def _read_card(path: Path) -> tuple[dict, str]:
@@ -56,31 +58,12 @@ def _read_card(path: Path) -> tuple[dict, str]:
         return {}, ""
 
 
-def _of_gguf(path: Path) -> dict:
-    from deeper_layers.models.gguf_header import read_gguf  # slow
-
-    try:
-        header = read_gguf(path)
-    except InputError:
-        return {}
-    said = {"license": header.get("general.license"), "language": header.get("general.languages")}
-    return {name: value for name in said if (value := _plain(said[name])) is not None}
-
-
-def _plain(value):
-    """A short text, or a list of such; None for all else."""
-    if isinstance(value, str):
-        return value if 0 < len(value) <= 200 else None
-    fitting = isinstance(value, list) and 0 < len(value) <= 200 and all(_plain(one) == one for one in value)
-    return value if fitting and all(isinstance(one, str) for one in value) else None
-
-
-def _is_hub_id(value) -> bool:
-    return isinstance(value, str) and HUB_ID.fullmatch(value) is not None
-
-
-def _sees(folder: Path) -> bool:
-    try:
-        return "vision_config" in read_json(folder / "config.json")
-    except InputError:
-        return False
+def _passed_on(said: dict) -> dict:
+    """Those of PASSED_ON that are a short text, or a list of such."""
+    found = {}
+    for name in PASSED_ON:
+        value = said.get(name)
+        texts = value if isinstance(value, list) else [value]
+        if 0 < len(texts) <= 200 and all(isinstance(text, str) and 0 < len(text) <= 200 for text in texts):
+            found[name] = value
+    return found
