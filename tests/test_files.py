@@ -125,7 +125,7 @@ CASES = {
     "OUT.new is a checkpoint of ours that is kept": (copied("out", "out.new"), OVER, ""),
     "OUT was set aside as OUT.old": (renamed("out", "out.old"), ["whole", "out", *ONE], ""),
     "the source is OUT.new": (copied("whole", "out.new"), ["out.new", *OVER[1:]], ""),
-    "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it was changed"),
+    "a file of OUT has as many other bytes": (same_size("out/config.json"), OVER, "config.json in it is not ours"),
     "a tensor in OUT.gguf has as many other bytes": (same_size("out.gguf"), OVER_FILE, "as it was written"),
     "OUT.partial is somebody's": (file("new.partial/thesis.tex"), NEW, ""),
     # ---- OUT is there
