@@ -63,7 +63,7 @@ def disk_is_full(error: BaseException | str) -> bool:
 
 def unreadable(path: object, expected: str, error: Exception, advice: str = "fetch it again") -> InputError:
     """What to say of a file that is not what was expected; one that the user has no right to read may be whole."""
-    if isinstance(error, PermissionError) or os.path.exists(str(path)) and not os.access(str(path), os.R_OK):
+    if isinstance(error, PermissionError):
         return InputError(f"no permission to read {path}: ask for the right to read it, or give another")
     return InputError(f"{path} is not {expected} ({first_line(error)}): {advice}")
 

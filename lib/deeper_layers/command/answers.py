@@ -35,14 +35,12 @@ def answering(function: Callable[..., Answer]) -> Callable:
 
 def table(rows: Sequence[dict[str, str]]) -> str:
     """Rows as lines with aligned columns: words to the left, numbers to the right."""
-    columns = {name: [name, *(row.get(name, "") for row in rows)] for name in rows[0]}
-    lines = ["" for _ in range(len(rows) + 1)]
-    for cells in columns.values():
-        width = max(map(len, cells))
-        right = all(cell[:1].isdigit() or not cell for cell in cells[1:])
-        for i, cell in enumerate(cells):
-            lines[i] += "  " + (cell.rjust(width) if right else cell.ljust(width))
-    return "\n".join(line[2:].rstrip() for line in lines)
+    columns = []
+    for name in rows[0]:
+        cells = [name, *(row.get(name, "") for row in rows)]
+        width, right = max(map(len, cells)), all(cell[:1].isdigit() or not cell for cell in cells[1:])
+        columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
 def records(rows: "pd.DataFrame") -> list[dict]:
