@@ -184,8 +184,6 @@ def test_what_can_not_be_bridged_or_merged(model, sequences):
         (bridged, (model, Cut(2, 2), sequences[:1]), "there are 24 tokens to fit a map of 48 by 48 on"),
         (bridged, (model, Cut(2, 2), [], TRAINED), "no sequence to train"),
         (bridged, (experts, Cut(1, 1), sequences), "ends in no single matrix"),
-        (bridged, (model, Cut(2, 2), sequences, "x"), "how is 'x', expected one of 'least squares'"),
-        (merged_model, (model, [0, 1], "x"), "how is 'x', expected one of 'merged'"),
         (merged_model, (mixed, [0, (1, 2), 3]), "layer 2 has other matrices than 1"),
     ]:
         with pytest.raises(InputError, match=said):

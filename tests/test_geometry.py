@@ -104,16 +104,16 @@ def test_shuffled_coordinates_fill_the_space_that_they_span():
 
 
 def overlap(first, second, number):
-    nearest = [measures.nearest_neighbours(points, number) for points in (first, second)]
-    return measures.neighbour_overlap(measures.adjacency(nearest[0]), nearest[1])
+    nearest = [measures.nearest(points, number).indices for points in (first, second)]
+    return measures.neighbour_overlap(*nearest)
 
 
 def test_no_more_neighbours_than_other_points():
     """Short sequences may give fewer points than were asked for."""
     points = torch.eye(4)
-    assert measures.nearest_neighbours(points, 3).shape == (4, 3)
+    assert measures.nearest(points, 3).indices.shape == (4, 3)
     with pytest.raises(InputError, match="neighbours is 4 of 4 points, expected fewer than there are"):
-        measures.nearest_neighbours(points, 4)
+        measures.nearest(points, 4)
 
 
 def test_neighbours_in_common():

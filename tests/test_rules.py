@@ -1,5 +1,7 @@
 """Rules: each against a plain reading of its formula, on distances made by hand, and on models with harmless layers."""
 
+import dataclasses
+
 import jaxtyping
 import numpy as np
 import pytest
@@ -141,25 +143,18 @@ def test_prices_are_nodes_of_trees(layers):
     assert nodes == [pytest.approx(layers * alone_nodes(1, layers))]
 
 
-def with_nan(*shape: int, at: tuple[int, ...]) -> np.ndarray:
-    found = np.full(shape, 0.5)
-    found[at] = NAN
-    return found
+LOOKING = [rule for rule in REGISTERED.values() if rule.needs not in ("", "distances")]
 
 
-@pytest.mark.parametrize(("rule", "size", "known", "said"), [
-    ("block-pruner", 1, {"losses": lambda cuts: [NAN] * len(cuts)}, "the attention of layer 0, keeps .*"),
-    ("greedy", 1, {"losses": lambda cuts: [NAN] * len(cuts)}, "a model that drops layer 1 .*"),
-    ("perplexity", 1, {"losses": lambda cuts: [NAN] * len(cuts)}, "score of layer 0"),
-    ("llm-drop", 1, {"sublayers": with_nan(2, LAYERS, at=(1, 2))}, "score of layer 2"),
-    ("window-cosine", 2, {"cosines": with_nan(7, 7, at=(3, 5))}, "layer 3 and layer 5"),
-    ("replaceme", 2, {"cosines": with_nan(7, 7, at=(3, 5))}, "layer 3 and layer 5"),
-    ("streamline", 1, {"cosines": with_nan(7, 7, at=(3, 5))}, "layer 3 and layer 5"),
-    ("laco", 1, {"likeness": lambda layers: NAN}, "merged layers"),
-])  # fmt: skip
-def test_what_is_not_a_number_is_refused(rule, size, known, said):
-    with pytest.raises(InputError, match=f"{said} is not a number"):
-        REGISTERED[rule].choose([size], Known(LAYERS, **known))
+@pytest.mark.parametrize("rule", LOOKING, ids=lambda rule: rule.name)
+def test_what_is_not_a_number_is_refused(rule):
+    known = known_by_hand(11)
+    if callable(bad := getattr(known, rule.needs)):
+        bad = lambda asked: [NAN] * len(asked) if rule.needs == "losses" else NAN  # noqa: E731
+    else:
+        bad[..., -1] = NAN
+    with pytest.raises(InputError, match=f"the {rule.needs} of the model hold what is not a number"):
+        rule.choose([1], dataclasses.replace(known, **{rule.needs: bad}))
 
 
 # --- formulas, read plainly -------------------------------------------------------------------------------
@@ -300,14 +295,7 @@ def harmless():
     return model, list(written)
 
 
-LOOKING = [
-    name
-    for name, rule in REGISTERED.items()
-    if rule.needs not in ("", "distances") and not rule.changes and "plus" not in name
-]
-
-
-@pytest.mark.parametrize("rule", LOOKING)
+@pytest.mark.parametrize("rule", [rule.name for rule in LOOKING if not rule.changes and "plus" not in rule.name])
 def test_each_rule_finds_the_harmless_layers(rule, harmless):
     (cut,) = search(harmless[0], rule, [2], harmless[1])
     expected = {"llm-drop-attention": Cut.of(attention=[2, 3]), "llm-drop-mlp": Cut.of(mlp=[2, 3])}

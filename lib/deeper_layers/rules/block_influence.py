@@ -7,7 +7,7 @@ Layers go one by one from the smallest, all in one shot, so that what goes need 
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.rules.rule import Rule, in_order, rising
+from deeper_layers.rules.rule import Rule, in_order, lowest_first
 
 
 def block_influence(cosines: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, " L"]:
@@ -20,5 +20,5 @@ RULE = Rule(
     words="the layers whose input and output are most alike over all tokens",
     source="Men et al., arXiv 2403.03853, section 3.2",
     needs="cosines",
-    cuts=lambda sizes, layers, cosines: in_order(rising(block_influence(cosines), range(layers)), sizes),
+    cuts=lambda sizes, layers, cosines: in_order(lowest_first(block_influence(cosines), range(layers)), sizes),
 )

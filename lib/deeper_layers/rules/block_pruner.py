@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut
 from deeper_layers.rules.llm_drop import PARTS, without
-from deeper_layers.rules.rule import Losses, Rule, least
+from deeper_layers.rules.rule import Losses, Rule, lowest_first
 
 
 def sublayer_order(most: int, layers: int, losses: Losses) -> list[tuple[int, int]]:
@@ -18,7 +18,7 @@ def sublayer_order(most: int, layers: int, losses: Losses) -> list[tuple[int, in
         left = [(row, layer) for row in range(len(PARTS)) for layer in range(layers) if (row, layer) not in order]
         # one layer stays, whichever of its sublayers are left
         cuts = {one: cut for one in left if (cut := without([*order, one])).size < layers}
-        order.append(list(cuts)[least(list(cuts.values()), losses, layers)])
+        order.append(lowest_first(losses(list(cuts.values())), list(cuts))[0])
     return order
 
 

@@ -11,6 +11,7 @@ Letters in shapes: T tokens, D width.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -25,7 +26,6 @@ from deeper_layers.rules.merging import merged_model
 from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, TRAINED, Merged, Rule
 from deeper_layers.similarity import residuals_of, watched
 
-HOW = (LEAST_SQUARES, COSINE, TRAINED)
 EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
 EPOCHS, AT_ONCE, COSINE_RATE = 10, 1024, 1e-4  # of the descent by cosine: over all tokens, so many a step
 ROUNDS, TRAINING_RATE = 4, 1e-4  # of training: over all sequences, one a step
@@ -78,8 +78,6 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
             wide, the MLP ends in no matrix of its own or what it adds is normalized or scaled afterwards, so that no
             linear map can be folded in; what `drop_layers` raises.
     """
-    if how not in HOW:
-        raise InputError(f"how is {how!r}, expected one of {', '.join(map(repr, HOW))}")
     cut.check(layers := num_layers(model))
     if not cut.is_block or not cut.size or not cut.start:
         raise InputError(
@@ -151,18 +149,27 @@ def _sides(model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]) ->
 
 def _nearest_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:
     """The map that makes the mean cosine largest, from a first one, by Adam over the tokens in a fixed order."""
-    with torch.inference_mode(False), torch.enable_grad():
-        found = nn.Parameter(start.float().clone())
-        steps = torch.optim.Adam([found], lr=COSINE_RATE)
-        draw = torch.Generator().manual_seed(0)
-        for _ in watched(range(EPOCHS), "bridge", "epoch"):
-            for some in torch.randperm(len(sides[0]), generator=draw).split(AT_ONCE):
-                m, y, z = (side[some.to(side.device)].float() for side in sides)
-                loss = 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
-                steps.zero_grad()
-                loss.backward()
-                steps.step()
+    found = nn.Parameter(start.float().clone())
+
+    def loss(some: torch.Tensor) -> torch.Tensor:
+        m, y, z = (side[some.to(side.device)].float() for side in sides)
+        return 1 - nn.functional.cosine_similarity(m @ found + y, z, dim=-1).mean()
+
+    _descend(torch.optim.Adam([found], lr=COSINE_RATE), loss, len(sides[0]), EPOCHS, AT_ONCE)
     return found.detach().double()
+
+
+def _descend(
+    steps: torch.optim.Optimizer, loss: Callable[[torch.Tensor], torch.Tensor], items: int, rounds: int, at_once: int
+) -> None:
+    """Take steps down a loss of some items, in rounds over all of them in an order that is always the same."""
+    draw = torch.Generator().manual_seed(0)
+    batches = [some for _ in range(rounds) for some in torch.randperm(items, generator=draw).split(at_once)]
+    with torch.enable_grad():
+        for some in watched(batches, "bridge", "step"):
+            steps.zero_grad()
+            loss(some).backward()
+            steps.step()
 
 
 def _trained_layer(model, below: int, above: int, sequences: list[torch.Tensor]) -> nn.Module:
@@ -182,17 +189,14 @@ def _trained_layer(model, below: int, above: int, sequences: list[torch.Tensor])
         pairs.append(tuple(found[place].float().cpu() for place in (below, above)))
     layer.float().requires_grad_(True)
     steps = torch.optim.AdamW(layer.parameters(), lr=TRAINING_RATE, weight_decay=0.0)
-    draw = torch.Generator().manual_seed(0)
-    order = [number for _ in range(ROUNDS) for number in torch.randperm(len(sequences), generator=draw).tolist()]
-    for number in watched(order, "bridge"):
+
+    def loss(number: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             entering, wanted = (residual.clone().to(device) for residual in pairs[number])
             call = _call_of(model, sequences[number], below, torch.float32)
-        with torch.enable_grad():
-            loss = nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
-            steps.zero_grad()
-            loss.backward()
-            steps.step()
+        return nn.functional.mse_loss(call(layer, entering[None])[0], wanted)
+
+    _descend(steps, loss, len(sequences), ROUNDS, 1)
     return layer.to(dtype).requires_grad_(False)
 
 

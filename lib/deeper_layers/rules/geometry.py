@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
 
 from deeper_layers.cuts import ATTENTION, MLP
 from deeper_layers.errors import InputError
@@ -29,17 +28,17 @@ Batch = dict[str, torch.Tensor]
 Arrays = dict[str, np.ndarray]
 
 
-# ---- formulas ------------------------------------------------------------------------------------------------
+# ---- formulas, of clouds of points [N, D] -------------------------------------------------------------------
 
 
-def gram(points: Float[torch.Tensor, "N D"]) -> Float[torch.Tensor, "N N"]:
-    """Inner products of points, once their mean is taken away."""
+def gram(points: torch.Tensor) -> torch.Tensor:
+    """[N, N] inner products of points, once their mean is taken away."""
     points = points.to(torch.float64)
     points = points - points.mean(dim=0)
     return points @ points.T
 
 
-def linear_cka(first: Float[torch.Tensor, "N N"], second: Float[torch.Tensor, "N N"]) -> float:
+def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
     """Linear centred kernel alignment of two clouds, given by their `gram`: 1 where one is the other turned and scaled.
 
     <K, L> / (|K| |L|), with the inner product and the norm of Frobenius. It is biased upwards where there are not many
@@ -48,7 +47,7 @@ def linear_cka(first: Float[torch.Tensor, "N N"], second: Float[torch.Tensor, "N
     return float((first * second).sum() / (torch.linalg.norm(first) * torch.linalg.norm(second)))
 
 
-def spectral_entropy(points: Float[torch.Tensor, "N D"]) -> float:
+def spectral_entropy(points: torch.Tensor) -> float:
     """Entropy, in nats, of the eigenvalues of the Gram matrix of points over their sum; the mean is not taken away.
 
     exp of it is the effective rank: 1 where all points lie on a line through the origin, D where they spread alike in
@@ -62,15 +61,23 @@ def spectral_entropy(points: Float[torch.Tensor, "N D"]) -> float:
     return float(torch.special.entr(values / values.sum()).sum())
 
 
-def distances(points: Float[torch.Tensor, "N D"]) -> Float[torch.Tensor, "N N"]:
-    """Euclidean distances between points; infinity from a point to itself, which is no neighbour of its own."""
+def nearest(points: torch.Tensor, number: int) -> torch.return_types.topk:
+    """Distances [N, K] of each point to its `number` nearest others, rising, and which these are.
+
+    Of points as near as each other, as the same token before all layers, any. Raises InputError where there are fewer.
+    """
+    if number >= len(points):
+        raise InputError(
+            f"neighbours is {number} of {len(points)} points, expected fewer than there are: ask for fewer, or keep "
+            "more tokens of longer sequences"
+        )
     products = gram(points)
     squares = products.diagonal()
     found = (squares[:, None] + squares[None] - 2 * products).clamp(min=0).sqrt()
-    return found.fill_diagonal_(math.inf)
+    return found.fill_diagonal_(math.inf).topk(number, largest=False)
 
 
-def two_nn(points: Float[torch.Tensor, "N D"]) -> float:
+def two_nn(points: torch.Tensor) -> float:
     """Intrinsic dimension from the ratio r2 / r1 of each point's distances to its second and its first neighbour.
 
     The ratios of points on a manifold of dimension d are below x with probability 1 - x^-d: d is the slope of the line
@@ -81,8 +88,8 @@ def two_nn(points: Float[torch.Tensor, "N D"]) -> float:
     points = torch.unique(points, dim=0)
     if len(points) < 3:
         return math.nan
-    nearest = distances(points).topk(2, largest=False).values
-    ratios = (nearest[:, 1] / nearest[:, 0]).log().sort().values.numpy()
+    distances = nearest(points, 2).values
+    ratios = (distances[:, 1] / distances[:, 0]).log().sort().values.numpy()
     ratios = ratios[np.isfinite(ratios)]  # rounding can bring two points together
     number = len(ratios)
     ratios = ratios[: int(number * (1 - LEFT_OUT))]
@@ -90,49 +97,29 @@ def two_nn(points: Float[torch.Tensor, "N D"]) -> float:
     return float(ratios @ heights / (ratios @ ratios)) if ratios.any() else math.nan
 
 
-def shuffled(points: Float[torch.Tensor, "N D"], seed: int = 0) -> Float[torch.Tensor, "N D"]:
-    """Points whose coordinates are drawn apart: each coordinate has the same values, in another order of the points.
+def shuffled(points: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    """Points [N, D] whose coordinates are drawn apart: each has the same values, in another order of the points.
 
     What a measure says of these is owed to the spread of single coordinates, and not to what they have in common.
     """
     draw = torch.Generator().manual_seed(seed)
-    orders = torch.rand(points.shape, generator=draw).argsort(dim=0)
-    return points.gather(0, orders)
+    return points.gather(0, torch.rand(points.shape, generator=draw).argsort(dim=0))
 
 
-def nearest_neighbours(points: Float[torch.Tensor, "N D"], number: int) -> Int[torch.Tensor, "N K"]:
-    """Of each point which are nearest; of points as near as each other, as the same token before all layers, any.
-
-    Raises InputError where a point has fewer others.
-    """
-    if number >= len(points):
-        raise InputError(
-            f"neighbours is {number} of {len(points)} points, expected fewer than there are: ask for fewer, or keep "
-            "more tokens of longer sequences"
-        )
-    return distances(points).topk(number, largest=False).indices
-
-
-def adjacency(nearest: Int[torch.Tensor, "N K"]) -> Bool[torch.Tensor, "N N"]:
-    """Whether a point (column) is among the nearest of another (row)."""
-    points = len(nearest)
-    return torch.zeros(points, points, dtype=torch.bool).scatter_(1, nearest, True)
-
-
-def neighbour_overlap(adjacent: Bool[torch.Tensor, "N N"], nearest: Int[torch.Tensor, "N K"]) -> float:
-    """Share of the K nearest neighbours that two clouds of the same points have in common.
+def neighbour_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Share of the K nearest neighbours [N, K] that two clouds of the same points have in common.
 
     Source: Valeriani et al. 2023, arXiv 2302.00294, after Doimo et al. 2020.
     """
-    return float(adjacent.gather(1, nearest).to(torch.float64).mean())
+    adjacent = torch.zeros(len(first), len(first), dtype=torch.bool).scatter_(1, first, True)
+    return float(adjacent.gather(1, second).to(torch.float64).mean())
 
 
-def divergence(
-    logits: Float[torch.Tensor, "N V"], others: Float[torch.Tensor, "N V"]
-) -> tuple[Float[torch.Tensor, " N"], Float[torch.Tensor, " N"]]:
-    """Of two distributions over tokens KL(first || second), in nats, and the share of their likeliest tokens in common.
+def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of two distributions over tokens, logits [N, V]: KL(first || second) [N], and what their likeliest share [N].
 
-    Source: Csordas et al. 2025, arXiv 2505.13898, where the second are those of the logit lens.
+    In nats, and as a share of the likeliest tokens. Source: Csordas et al. 2025, arXiv 2505.13898, where the second are
+    those of the logit lens.
     """
     first, second = (torch.log_softmax(one.to(torch.float64), dim=-1) for one in (logits, others))
     apart = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
@@ -144,11 +131,11 @@ def divergence(
 # ---- one pass ------------------------------------------------------------------------------------------------
 
 
-def kept_tokens(mask: Int[torch.Tensor, "B T"], tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Rows and columns [N] of the tokens that are kept: of each sequence as many, evenly spaced, the last among them.
 
-    Never the first, on which models rest attention that has nowhere to go, and whose norm is like no other's; a
-    sequence of fewer tokens gives all but the first. Padded on the right.
+    The mask is [B, T], padded on the right. Never the first, on which models rest attention that has nowhere to go, and
+    whose norm is like no other's; a sequence of fewer tokens gives all but the first.
     """
     rows, columns = [], []
     for row, length in enumerate(mask.sum(dim=1).tolist()):
@@ -306,12 +293,11 @@ def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int)
     clouds = list(_clouds(passes))
     cka, overlap = np.eye(len(clouds)), np.eye(len(clouds))
     products = [gram(points).float() for points in clouds]
-    nearest = [nearest_neighbours(points, neighbours) for points in clouds]
+    indices = [nearest(points, neighbours).indices for points in clouds]
     for first in range(len(clouds)):
-        adjacent = adjacency(nearest[first])
         for second in range(first + 1, len(clouds)):
             cka[first, second] = cka[second, first] = linear_cka(products[first], products[second])
-            overlap[first, second] = overlap[second, first] = neighbour_overlap(adjacent, nearest[second])
+            overlap[first, second] = overlap[second, first] = neighbour_overlap(indices[first], indices[second])
     later = np.concatenate([batch["later"] for batch in skips]).mean(axis=0)
     return {"cka": cka, "neighbour_overlap": overlap, "skip_later": later}
 

@@ -5,10 +5,8 @@ code. The candidates of a step share all layers below the ones in which they dif
 them for about half of what they would cost one after another.
 """
 
-from collections.abc import Sequence
-
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import Losses, Rule, least, within
+from deeper_layers.rules.rule import Losses, Rule, in_order, lowest_first
 
 
 def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
@@ -16,15 +14,8 @@ def greedy_order(most: int, layers: int, losses: Losses) -> list[int]:
     order: list[int] = []
     for _ in range(most):
         candidates = [layer for layer in range(1, layers - 1) if layer not in order]
-        order.append(candidates[least([Cut.of([*order, layer]) for layer in candidates], losses, layers)])
+        order.append(lowest_first(losses([Cut.of([*order, layer]) for layer in candidates]), candidates)[0])
     return order
-
-
-def greedy_cuts(sizes: Sequence[int], layers: int, losses: Losses) -> list[Cut]:
-    """For each size the layers that the search has dropped by then."""
-    within(sizes, layers - 2, "the first and the last layer are never dropped")
-    order = greedy_order(max(sizes, default=0), layers, losses)
-    return [Cut.of(order[:size]) for size in sizes]
 
 
 def candidate_nodes(size: int, layers: int) -> float:
@@ -39,7 +30,8 @@ RULE = Rule(
     words="one layer after another, each the one whose removal leaves the lowest loss",
     source="Song et al., arXiv 2402.09025, algorithm 1",
     needs="losses",
-    cuts=greedy_cuts,
+    cuts=lambda sizes, layers, losses: in_order(greedy_order(max(sizes, default=0), layers, losses), sizes),
+    spares=2,
     search=candidate_nodes,
     heads=lambda size, layers: sum(layers - 2 - step for step in range(size)),
 )

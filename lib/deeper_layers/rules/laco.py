@@ -6,11 +6,9 @@ threshold sets how many layers go; here the number is given, the highest thresho
 last trials merge no more than is left to drop, from the same place on: of a size below that share the top layers stay.
 """
 
-import math
 from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut, check_size
-from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, Rule, first_of
 
 SHARE = 7 / 40  # of the layers that become one at a time
@@ -36,18 +34,12 @@ def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float
     while at >= 0 and (left := len(found) - wanted):
         end = min(at + together, at + 1 + left, len(found))
         tried = [*found[:at], tuple(found[at:end]), *found[end:]]
-        if end > at + 1 and _checked(likeness(tried)) > threshold:
+        if end > at + 1 and likeness(tried) > threshold:
             found = tried
         at -= 1
         if at >= len(found):
             at = max(0, len(found) - 1 - together)
     return found
-
-
-def _checked(likeness: float) -> float:
-    if math.isnan(likeness):
-        raise InputError("the likeness of a model with merged layers is not a number: use another data type")
-    return likeness
 
 
 def _cuts(sizes: Sequence[int], layers: int, likeness: Likeness) -> list[Cut]:

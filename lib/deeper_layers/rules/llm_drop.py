@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeper_layers.cuts import ATTENTION, MLP, Cut
-from deeper_layers.rules.rule import Rule, rising
+from deeper_layers.rules.rule import Rule, lowest_first
 
 PARTS = (ATTENTION, MLP)  # rows of the cosines of sublayers
 
@@ -22,7 +22,7 @@ def without(sublayers: Sequence[tuple[int, int]]) -> Cut:
 
 def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray, rows: list[int]) -> list[Cut]:
     """Those of some rows most like their input; of equal ones attention, then the lowest layer."""
-    order = rising(1 - cosines[rows].ravel(), [(row, layer) for row in rows for layer in range(layers)])
+    order = lowest_first(1 - cosines[rows].ravel(), [(row, layer) for row in rows for layer in range(layers)])
     return [without(order[: size * len(rows)]) for size in sizes]
 
 

@@ -17,8 +17,6 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, first_of
 from deeper_layers.similarity import watched
 
-HOW = (MERGED, LAST_TAKEN)
-
 
 def merged_model(model, layers: list[Merged], how: str = MERGED):
     """A model of these layers in place of its own, each a number, or some merged into the first of them.
@@ -35,8 +33,6 @@ def merged_model(model, layers: list[Merged], how: str = MERGED):
         InputError: layers to be merged have matrices of other names or shapes, or weights are no real numbers; what
             `drop_layers` raises.
     """
-    if how not in HOW:
-        raise InputError(f"how is {how!r}, expected one of {', '.join(map(repr, HOW))}")
     kept = [first_of(layer) for layer in layers]
     pruned = drop_layers(model, Cut.of(set(range(num_layers(model))) - set(kept)))
     for place, layer in enumerate(layers):

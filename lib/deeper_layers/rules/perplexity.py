@@ -6,10 +6,8 @@ two layers. Ranks by perplexity are ranks by loss.
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import Losses, Rule, in_order, rising
+from deeper_layers.rules.rule import Losses, Rule, in_order, lowest_first
 
 FIRST, LAST = 4, 2  # layers that the "+" variants keep at either end
 PLUS = ((False, "", ""), (True, "-plus", "; the first four and the last two stay"))
@@ -22,8 +20,8 @@ def those_asked(layers: int, plus: bool) -> list[int]:
 
 def _cuts(sizes: Sequence[int], layers: int, losses: Losses, plus: bool) -> list[Cut]:
     candidates = those_asked(layers, plus)
-    found = np.asarray(losses([Cut(layer, 1) for layer in candidates]) if candidates else [], dtype=float)
-    return in_order(rising(found, candidates), sizes)
+    found = losses([Cut(layer, 1) for layer in candidates]) if candidates else []
+    return in_order(lowest_first(found, candidates), sizes)
 
 
 def alone_nodes(size: int, layers: int) -> float:
@@ -40,6 +38,7 @@ RULES = tuple(
         cuts=lambda sizes, layers, losses, plus=plus: _cuts(sizes, layers, losses, plus),
         search=alone_nodes,
         heads=lambda size, layers: layers,
+        spares=(FIRST + LAST) if plus else 1,
     )
     for plus, end, said in PLUS
 )

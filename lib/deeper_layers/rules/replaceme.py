@@ -6,19 +6,8 @@ streamline.py; the authors' code can take the angle at the last token instead. A
 it, and is none to choose.
 """
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from deeper_layers.cuts import Cut
-from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Rule, within
+from deeper_layers.rules.rule import COSINE, LEAST_SQUARES, Rule
 from deeper_layers.rules.window_cosine import most_alike
-
-
-def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray) -> list[Cut]:
-    within(sizes, layers - 2, "the first and the last layer are never dropped")
-    return [most_alike(cosines, size, least=1) for size in sizes]
-
 
 RULES = tuple(
     Rule(
@@ -26,7 +15,8 @@ RULES = tuple(
         words=f"the block that is most alike over all tokens, with a linear map in its place, by {changes}",
         source="Shopkhoev et al., arXiv 2505.02819",
         needs="cosines",
-        cuts=_cuts,
+        cuts=lambda sizes, layers, cosines: [most_alike(cosines, size, least=1) for size in sizes],
+        spares=2,
         fits=1.0,
         changes=changes,
     )

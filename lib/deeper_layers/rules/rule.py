@@ -61,6 +61,7 @@ class Rule:
         search: passes of all layers that it takes to search, for the largest size and L layers.
         heads: and passes of the head, which runs for each pruned model whose loss is measured.
         fits: and for each size passes over the text that a bridge is fitted on.
+        spares: how many layers it never drops.
         drops_sublayers: whether a layer may lose its attention or its MLP alone.
     """
 
@@ -73,6 +74,7 @@ class Rule:
     search: Callable[[int, int], float] | None = None
     heads: Callable[[int, int], int] = lambda size, layers: 0
     fits: float = 0.0
+    spares: int = 1
     drops_sublayers: bool = False
 
     def passes(self, size: int, layers: int) -> float:
@@ -84,14 +86,29 @@ class Rule:
         return price_in_words(self.passes(size, layers), self.heads(size, layers))
 
     def choose(self, sizes: Sequence[int], known: Known) -> list[Cut]:
-        """The cut of each size. Raises InputError where a size does not fit, or what it needs is missing."""
+        """The cut of each size.
+
+        Raises InputError where a size does not fit, or what the rule needs is missing or holds what is not a number.
+        """
         needed = getattr(known, self.needs) if self.needs else None
         if self.needs and needed is None:
             how = "angular_distances" if self.needs == "distances" else "sweeping.known_of"
             raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: measure them with {how}")
         for size in sizes:
             check_size(size, known.layers)
-        return self.cuts(sizes, known.layers, needed)
+            if size > (most := max(0, known.layers - self.spares)):
+                raise InputError(
+                    f"size is {size}; expected 0 to {most}, as the rule {self.name!r} never drops the others"
+                )
+        return self.cuts(sizes, known.layers, self._numbers(needed))
+
+    def _numbers(self, needed):
+        """What it needs, or what answers with it, once that is known to be numbers."""
+        if callable(needed):
+            return lambda asked: self._numbers(needed(asked))
+        if self.needs not in ("", "distances") and np.isnan(needed).any():  # of blocks too large there is no distance
+            raise InputError(f"the {self.needs} of the model hold what is not a number: use another data type")
+        return needed
 
 
 def price_in_words(passes: float, heads: int) -> str:
@@ -103,35 +120,11 @@ def first_of(layer: Merged) -> int:
     return layer if isinstance(layer, int) else first_of(layer[0])
 
 
-def within(sizes: Sequence[int], most: int, why: str) -> None:
-    """Raise InputError for a size above `most`, and say why a rule drops no more."""
-    for size in sizes:
-        if size > most:
-            raise InputError(f"size is {size}; expected 0 to {most}, as {why}")
-
-
-def in_order(order: Sequence[int], sizes: Sequence[int]) -> list[Cut]:
-    """For each size the first layers of an order, which may leave some out. Raises InputError where it has too few."""
-    within(sizes, len(order), "this rule never drops the other layers")
-    return [Cut.of(order[:size]) for size in sizes]
-
-
-def rising(scores: np.ndarray, candidates: Sequence[Ranked]) -> list[Ranked]:
-    """Layers, or sublayers (row, layer), by rising score, of equal ones the first.
-
-    Raises InputError for a score that is not a number.
-    """
-    if np.isnan(scores).any():
-        found = candidates[int(np.isnan(scores).argmax())]
-        layer = found[1] if isinstance(found, tuple) else found
-        raise InputError(f"the score of layer {layer} is not a number: use another data type")
+def lowest_first(scores: Sequence[float] | np.ndarray, candidates: Sequence[Ranked]) -> list[Ranked]:
+    """Layers, or sublayers (row, layer), by rising score, of equal ones the first."""
     return [candidates[place] for place in np.argsort(scores, kind="stable")]
 
 
-def least(cuts: list[Cut], losses: Losses, layers: int) -> int:
-    """Which of some cuts leaves the lowest loss, of equal ones the first. Raises InputError where one is no number."""
-    found = np.asarray(losses(cuts), dtype=float)
-    if np.isnan(found).any():
-        words = cuts[int(np.isnan(found).argmax())].describe(layers)
-        raise InputError(f"the loss of a model that {words} is not a number: measure in another data type")
-    return int(found.argmin())
+def in_order(order: Sequence[int], sizes: Sequence[int]) -> list[Cut]:
+    """For each size the first layers of an order."""
+    return [Cut.of(order[:size]) for size in sizes]

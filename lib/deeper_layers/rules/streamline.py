@@ -10,12 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.rules.rule import TRAINED, Rule, within
+from deeper_layers.rules.rule import TRAINED, Rule
 from deeper_layers.rules.window_cosine import most_alike
 
 
 def _cuts(sizes: Sequence[int], layers: int, cosines: np.ndarray) -> list[Cut]:
-    within(sizes, layers - 2, "one layer is trained and the last one stays")
     return [Cut(most_alike(cosines, size + 1).start + 1, size) if size else UNPRUNED for size in sizes]
 
 
@@ -27,4 +26,5 @@ RULE = Rule(
     cuts=_cuts,
     fits=1.0,  # what the trained layer's own work costs is not counted
     changes=TRAINED,
+    spares=2,  # the one that is trained, and the last
 )

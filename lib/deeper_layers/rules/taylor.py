@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from deeper_layers.cuts import Cut
-from deeper_layers.rules.perplexity import PLUS, those_asked
-from deeper_layers.rules.rule import Rule, in_order, rising
+from deeper_layers.rules.perplexity import FIRST, LAST, PLUS, those_asked
+from deeper_layers.rules.rule import Rule, in_order, lowest_first
 
 
 def _cuts(sizes: Sequence[int], layers: int, saliences: np.ndarray, plus: bool) -> list[Cut]:
     candidates = those_asked(layers, plus)
-    return in_order(rising(saliences[candidates], candidates), sizes)
+    return in_order(lowest_first(saliences[candidates], candidates), sizes)
 
 
 RULES = tuple(
@@ -25,6 +25,7 @@ RULES = tuple(
         source="Kim et al., arXiv 2402.02834, section 3",
         needs="saliences",
         cuts=lambda sizes, layers, saliences, plus=plus: _cuts(sizes, layers, saliences, plus),
+        spares=(FIRST + LAST) if plus else 1,
     )
     for plus, end, said in PLUS
 )

@@ -9,24 +9,14 @@ import numpy as np
 from jaxtyping import Float
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.errors import InputError
 from deeper_layers.rules.rule import Rule
 
 
 def most_alike(cosines: Float[np.ndarray, "L1 L1"], size: int, least: int = 0) -> Cut:
-    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first.
-
-    Raises InputError where one of them is not a number.
-    """
+    """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first."""
     if not size:
         return UNPRUNED
-    found = np.diagonal(cosines, size)[least:-1]
-    if np.isnan(found).any():
-        start = least + int(np.isnan(found).argmax())
-        raise InputError(
-            f"the cosine of what enters layer {start} and layer {start + size} is not a number: use another data type"
-        )
-    return Cut(least + int(found.argmax()), size)
+    return Cut(least + int(np.diagonal(cosines, size)[least:-1].argmax()), size)
 
 
 RULE = Rule(
