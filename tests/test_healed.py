@@ -127,6 +127,7 @@ def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
             HealingParameters.from_names(values)
 
 
+@pytest.mark.thorough
 def test_a_healing_in_the_cache_that_is_damaged_is_healed_again(opened, parameters, monkeypatch):
     source, config = parameters.source(), changed(SMALL, steps=2, save_every=1, warmup_steps=0)
     adapter = functools.partial(healings.adapter_folder, CUTS[2], config, parameters, source, lambda: opened)

@@ -49,8 +49,8 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 class Teacher:
     """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
 
-    Raises InputError for what is neither, for another head than the pruned model's, as far as its first rows tell, and
-    for a model of another number of layers than was pruned; where no cut is given, for one of no more than are left.
+    Raises InputError for what is neither: a model of other layers than were pruned, or of another head, as far as its
+    first rows tell; where no cut is given, of no more layers than are left.
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
@@ -58,25 +58,15 @@ class Teacher:
         self.head = head_of(model)
         check_states(model)
         if isinstance(self.whole, Path):
-            if config.auxiliary:
-                raise InputError("the auxiliary loss needs the unpruned model, and whole is a folder: give the model")
             return
-        if not isinstance(self.whole, PreTrainedModel):
-            raise InputError(
-                f"whole is {shown(whole)}, expected the unpruned model, or a folder of its states: to distill needs one"
-            )
-        if head_of(self.whole) != self.head:
-            raise InputError(
-                f"whole is a {type(whole).__name__} with another head than the pruned model's: give the model that was "
-                "pruned"
-            )
-        layers, left = num_layers(self.whole), num_layers(model)
-        if layers != left + cut.size if cut else layers <= left:
-            expected = f"{left + cut.size} for {cut}" if cut else "more, or that cut= says what was dropped"
-            raise InputError(
-                f"whole has {layers} layers beside a pruned model of {left}, expected {expected}: give the model that "
-                "was pruned"
-            )
+        given, left = shown(whole), num_layers(model)
+        if isinstance(whole, PreTrainedModel):
+            layers, same = num_layers(whole), head_of(whole) == self.head
+            if same and (layers == left + cut.size if cut else layers > left):
+                return
+            given = f"a {type(whole).__name__} of {layers} layers with {'the same' if same else 'another'} head"
+        expected = f"of {left + cut.size} layers, as {cut} says" if cut else f"of more than {left} layers, or with cut="
+        raise InputError(f"whole is {given}, expected the unpruned model {expected}, or a folder of its states")
 
     def loss(
         self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None

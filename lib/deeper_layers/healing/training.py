@@ -218,15 +218,14 @@ def _identity(healed: PeftModel, config: HealingConfig, cut: Cut | None, sequenc
 
 def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | None, whole) -> None:
     """Raise InputError where a variant lacks what it needs."""
-    if (config.adapters == "above" and cut is None) or (config.auxiliary and (cut is None or whole is None)):
-        raise InputError("adapters 'above' need cut=, the auxiliary loss needs cut= and whole=: pass them")
-    if config.auxiliary and cut and not cut.is_block:
-        raise InputError(f"the auxiliary loss compares what enters and leaves a block, the cut is {cut}: leave it out")
-    if config.auxiliary and cut and cut.start >= num_layers(model):
-        raise InputError(
-            f"the auxiliary loss compares what enters the layer above the cut, and there is none above {cut}: leave it "
-            "out, or drop layers below the last one"
-        )
+    if config.adapters == "above" and cut is None:
+        raise InputError("adapters 'above' need cut=: pass what was dropped")
+    if not config.auxiliary:
+        return
+    if cut is None or not isinstance(whole, PreTrainedModel):
+        raise InputError("the auxiliary loss needs cut= and whole=, the unpruned model itself: pass them")
+    if not cut.is_block or cut.start >= num_layers(model):
+        raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")
 
 
 class _Student:
