@@ -32,12 +32,9 @@ def residual_entering(model: PreTrainedModel, layer: int, inputs: dict[str, torc
         raise Collected
 
     with evaluating(model), recording(model, layer) as residuals, contextlib.suppress(Collected):
-        handle = decoder_layers(model)[layer].register_forward_pre_hook(stop)  # after the hook that records
-        try:
+        with decoder_layers(model)[layer].register_forward_pre_hook(stop):  # after the hook that records
             ids = inputs["input_ids"].to(model.device)
             model.base_model(input_ids=ids, attention_mask=inputs.get("attention_mask"), use_cache=False)
-        finally:
-            handle.remove()
     return residuals[-1]
 
 
@@ -49,11 +46,8 @@ def recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor]
     def keep(_, arguments, named):
         residuals[:] = [arguments[0] if arguments else named["hidden_states"]]
 
-    handle = decoder_layers(model)[layer].register_forward_pre_hook(keep, with_kwargs=True)
-    try:
+    with decoder_layers(model)[layer].register_forward_pre_hook(keep, with_kwargs=True):
         yield residuals
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager
@@ -63,8 +57,5 @@ def entering(model: PreTrainedModel, residual: torch.Tensor) -> Iterator[None]:
     def give(_, arguments, named):
         return ((residual, *arguments[1:]), named) if arguments else ((), named | {"hidden_states": residual})
 
-    handle = decoder_layers(model)[0].register_forward_pre_hook(give, with_kwargs=True)
-    try:
+    with decoder_layers(model)[0].register_forward_pre_hook(give, with_kwargs=True):
         yield
-    finally:
-        handle.remove()

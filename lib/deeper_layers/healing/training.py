@@ -73,21 +73,31 @@ class Record:
 def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
     """Heal a pruned model by a short fine-tune of low-rank adapters on text (QLoRA).
 
-    Source: paper, section 3.3 and appendix A.1. `healing.train` takes the same and also says what it took.
+    Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
+    adapters. In float32, and without dropout, of which each process draws its own, the losses are those of one process
+    within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
+    `healing.train` also says what it took. Source: paper, section 3.3 and appendix A.1.
 
     Args:
         model: what `drop_layers` gave, quantized or not; its weights stay as they are.
         tokenizer: that of the model.
-        texts: documents to learn from.
+        texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
         config: settings, such as `PRESETS["small"]`.
-        options: cut, whole and folder, as `healing.train` takes them; with a folder an interrupted healing goes on.
+        cut: what was dropped; needed for adapters "above" it, for the auxiliary loss, and to distill where no layer
+            was.
+        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
+            folder in which `healing.keep_teacher` left its states.
+        folder: where the Trainer's checkpoints are kept, those of each healing in a folder of its own. With the same
+            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters;
+            without, an interruption loses it.
 
     Returns:
         The model with its adapters, ready to answer; `merge_adapters` makes a plain model of it.
 
     Raises:
-        InputError: the model has no feed-forward layers to adapt, the texts don't fill one step, checkpoints can't be
-            written or read, or the loss became not-a-number or infinite.
+        InputError: `add_adapters` refuses the model, what a variant needs was not given, there is no teacher to distill
+            from (see `Teacher`), the texts don't fill one step, checkpoints can't be written or read, the processes
+            can't share a step, or the loss became not-a-number or infinite.
 
     Example:
         >>> import dataclasses
@@ -113,30 +123,7 @@ def train(
     whole: PreTrainedModel | Path | None = None,
     folder: Path | None = None,
 ) -> tuple[PeftModel, Record]:
-    """Heal a pruned model by a fine-tune of adapters on texts: the model with its adapters, and what it took.
-
-    Args:
-        model: what `drop_layers` gave, quantized or not; its weights stay as they are.
-        tokenizer: that of the model.
-        texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
-        config: how.
-        cut: what was dropped; needed for adapters "above" it, for the auxiliary loss, and to distill where no layer
-            was.
-        whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
-            folder in which `healing.keep_teacher` left its states.
-        folder: where the Trainer's checkpoints are kept, those of each healing in a folder of its own. With the same
-            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters;
-            without, an interruption loses it.
-
-    Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
-    adapters. In float32, and without dropout, of which each process draws its own, the losses are those of one process
-    within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
-
-    Raises:
-        InputError: `add_adapters` refuses the model, what a variant needs was not given, there is no teacher to distill
-            from (see `Teacher`), the texts don't fill one step, checkpoints can't be written or read, the processes
-            can't share a step, or the loss became not-a-number or infinite.
-    """
+    """The same, and what it took: the model with its adapters, and a `Record`. See `heal`."""
     sequences = sequences_to_learn(tokenizer, texts, config)
     _check_variant(model, config, cut, whole)
     teacher = Teacher(whole, model, config, cut) if config.objective == "distill" else None

@@ -135,14 +135,11 @@ def _sides(model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]) ->
             "sequences (samples)"
         )
     added, below, above = [], [], []
-    handle = writer.register_forward_hook(lambda _, __, output: added.append(output[0].double()))
-    try:
+    with writer.register_forward_hook(lambda _, __, output: added.append(output[0].double())):
         for sequence in watched(sequences, "bridge, residuals"):
             found = residuals_of(model, sequence)
             below.append(found[cut.start])
             above.append(found[cut.stop])
-    finally:
-        handle.remove()
     of_mlp = torch.cat(added)
     return of_mlp, torch.cat(below) - of_mlp, torch.cat(above)
 

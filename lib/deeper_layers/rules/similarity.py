@@ -42,21 +42,18 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         Cut(start=1, size=1)
     """
     try:
-        distances = np.asarray(distances, dtype=np.float64)
+        found = np.asarray(distances, dtype=np.float64)
+        length, _ = found.shape
+        found = found.reshape(length, length)
     except (TypeError, ValueError):
         raise InputError(
-            f"distances is {shown(distances)}; expected an array of numbers; pass what angular_distances returns"
+            f"distances is {shown(distances)}; expected an array of numbers (L, L) for a model of L layers; pass the "
+            "whole array that angular_distances returns"
         ) from None
-    if distances.ndim != 2 or distances.shape[0] != distances.shape[1]:
-        raise InputError(
-            f"distances has shape {distances.shape}; expected (L, L) for a model of L layers, sizes 1..L by "
-            "starts 0..L-1; pass the whole array that angular_distances returns"
-        )
-    length = distances.shape[0]
     check_size(size, length)
     if size == 0:
         return UNPRUNED
-    candidates = distances[size - 1, : length - size]
+    candidates = found[size - 1, : length - size]
     if np.isnan(candidates).any():
         raise InputError(
             f"distances holds nan for size {size} at start {int(np.isnan(candidates).argmax())}; expected a "
