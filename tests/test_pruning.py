@@ -418,7 +418,7 @@ def test_identity_layers_are_found_and_dropped_without_a_trace(tokens):
         (lambda: drop_layers(original("llama"), Cut(4, 3)), "start is 4 with size 3; expected a start from 0 to 3"),
         (lambda: simple_cut(4, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
         (lambda: similarity_cut(DISTANCES, 4), "size is 4; expected 0 to 3 for a model of 4 layers"),
-        (lambda: similarity_cut(DISTANCES[:3], 1), "expected an array of numbers (L, L) for a model of L layers"),
+        (lambda: similarity_cut(DISTANCES[:3], 1), "distances is array("),
         (lambda: similarity_cut(np.full((4, 4), NAN), 2), "distances holds nan for size 2 at start 0; expected"),
     ],
 )
