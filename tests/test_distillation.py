@@ -152,7 +152,7 @@ def test_what_is_no_teacher(opened, tmp_path):
     other = tiny_model("llama", vocab_size=whole.config.vocab_size, seed=3)
     same = "whole is a LlamaForCausalLM of 3 layers with the same head, expected the unpruned model of"
     for teacher, cut, values, said in [
-        (None, CUT, {}, "whole is None, expected the unpruned model, or a folder"),
+        (None, CUT, {}, "whole is None, expected the unpruned model of 5 layers, as Cut.*, or a folder"),
         (other, CUT, {}, "whole is a LlamaForCausalLM of . layers with another head, expected"),
         (tmp_path, CUT, {"auxiliary": 1.0}, "the auxiliary loss needs cut= and whole=, the unpruned model itself"),
         (tmp_path, CUT, {}, "holds no states of the unpruned model .*keep_teacher"),

@@ -220,7 +220,7 @@ def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(healed, opened
 
 def test_what_can_not_be_healed_so_is_said(opened):
     for config, cut, texts, said in [
-        (changed(SMALL, adapters="above"), None, TEXTS, "pass them"),
+        (changed(SMALL, adapters="above"), None, TEXTS, "adapters 'above' need cut=: pass what was dropped"),
         (changed(SMALL, auxiliary=1.0), None, TEXTS, "pass them"),
         *((changed(SMALL, auxiliary=1.0), one, TEXTS, "is of a block below the last layer, the cut is .*: leave it out")
           for one in (Cut(3, 2), Cut.of([1, 3]))),
