@@ -288,7 +288,7 @@ def test_adapters_are_opened_on_their_own_base_and_cut_only(healed, opened, tiny
     for folder, of, cut, said in [
         (tmp_path, base | {"weights": "sha256:0"}, CUT, "were trained on tiny-llama"),
         (tmp_path, base, Cut(1, 2), r"trained for Cut\(start=2, size=2\), not for Cut\(start=1, size=2\)"),
-        (tmp_path / "none", base, CUT, "holds no adapters of ours"),
+        (tmp_path / "none", base, CUT, "lacks adapter_config.json"),
     ]:
         with pytest.raises(InputError, match=said):
             adapters.load_adapters(drop_layers(opened[0], cut), folder, of, cut)

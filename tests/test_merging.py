@@ -137,21 +137,14 @@ def renamed(old: str, new: str):
     ("spoil", "message"),
     [
         (lambda folder: moved(folder, "layers.3", "layers.4"), "for a model.layers.4.*no such tensor"),
-        (lambda folder: moved(folder, "up_proj", "side_proj"), "side_proj .* no such tensor"),
         (lambda folder: moved(folder, "model.layers.3.mlp.up_proj", "lm_head"), "lm_head .* no such tensor"),
         (lambda folder: weights(folder, renamed("layers.3", "layers.4")), "no adapters of model.layers.3"),
-        (lambda folder: weights(folder, renamed("lora_A.weight", "lora_A.bias")), "is no A or B of a module"),
         (lambda folder: weights(folder, renamed("3.mlp.up_proj.lora_A", "3.mlp.up_proj.lora_B")), "A and B of model"),
-        (
-            lambda folder: weights(folder, lambda found: {name: t.T.contiguous() for name, t in found.items()}),
-            r"A and B of model\.layers\.0\.mlp.* have the shapes",
-        ),
         (lambda folder: settings(folder, use_dora=True), "no plain LoRA .*use_dora = True"),
         (lambda folder: settings(folder, bias="all"), "no plain LoRA .*bias.*'all'"),
         (lambda folder: settings(folder, init_lora_weights="pissa"), "no plain LoRA .*init_lora_weights.*'pissa'"),
         (lambda folder: settings(folder, peft_type="IA3"), "no plain LoRA .*'IA3'"),
         (lambda folder: (folder / "adapter" / adapter_files.WEIGHTS).unlink(), "lacks adapter_config.json or"),
-        (lambda folder: (folder / "adapter" / adapter_files.WEIGHTS).write_bytes(b"short"), "is no whole file"),
         (lambda folder: (folder / "adapter" / adapter_files.IDENTITY).write_text("{"), "holds no adapters of ours"),
         (lambda folder: saved("mistral", folder / "whole"), "were trained on whole .sha256:.*, not on whole .sha256"),
     ],
@@ -204,7 +197,7 @@ def test_the_command_takes_the_cut_from_the_adapters(llama, capsys):
     assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
     for options, message in [
         (["--drop", "3", "--start", "1"], r"not for Cut\(start=1, size=3\)"),
-        (["--start", "2"], "--start is 2 without --drop"),
+        (["--start", "2"], "--drop says how many layers go"),
     ]:
         with pytest.raises(click.ClickException, match=message):
             prune(llama / "whole", llama / "more", "--adapter", llama / "adapter", *options)
@@ -231,7 +224,7 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     card = (tmp_path / "one" / "README.md").read_text()
     assert ", healed\n" in card and "rank 2 (alpha 2) on down_proj, gate_proj, up_proj" in card
     assert "Trained on 512 tokens of wikipedia" in card and "4 steps" in card and "weights in nf4" in card
-    for wrong, message in [(["--heal", "tiny"], "--heal is 'tiny'"), (["--heal", "small", "--text", "pile"], "'pile'")]:
+    for wrong, message in [(["--heal", "tiny"], "'tiny' is not one of"), (["--heal", "small", "--text", "pile"], "'pile'")]:
         with pytest.raises(click.ClickException, match=message):
             prune(tiny_folder, tmp_path / "four", "--drop", "2", *wrong)
 

@@ -109,9 +109,17 @@ class Adapter:
         return hashlib.sha256(parts.encode()).hexdigest()
 
     def check(self, base: dict, cut: Cut) -> None:
-        """Raise InputError for adapters that record another base or another cut."""
-        assert self.base is not None and self.cut is not None
-        check_identity(self.folder, self.base, self.cut, base, cut)
+        """Raise InputError for adapters that record another base or another cut, or none."""
+        if self.base is None:
+            raise InputError(f"{self.folder} holds no {IDENTITY}: give a folder written by save_adapters")
+        theirs, ours = (f"{one.get('name')} ({str(one.get('weights'))[:19]})" for one in (self.base, base))
+        pairs = (("on", theirs, ours, self.base != base), ("for", self.cut, cut, self.cut != cut))
+        for of, trained, wanted, differ in pairs:
+            if differ:
+                raise InputError(
+                    f"the adapters in {self.folder} were trained {of} {trained}, not {of} {wanted}: give that, or heal "
+                    "anew"
+                )
 
     def check_whole(self, modules: Iterable[str]) -> None:
         """Raise InputError where one of a model's modules should have an adapter, by the settings, and has none."""
@@ -181,28 +189,6 @@ def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = No
     write_file(Path(folder) / IDENTITY, json.dumps(content).encode())
 
 
-def read_identity(folder: Path) -> tuple[dict, Cut, dict]:
-    """What `write_identity` wrote: base, cut, healing. Raises InputError where it did not."""
-    try:
-        identity = read_json(Path(folder) / IDENTITY)
-        Identity.model_validate(identity)
-        return identity["base"], Cut.of_key(identity["cut"]), identity.get("healing", {})
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{folder} holds no adapters of ours ({IDENTITY}: {_said(error)}): give a folder written by save_adapters"
-        ) from error
-
-
-def check_identity(folder: Path, of_base: dict, of_cut: Cut, base: dict, cut: Cut) -> None:
-    """Raise InputError unless adapters of one base and cut are wanted for the same base and cut."""
-    theirs, ours = (f"{one.get('name')} ({str(one.get('weights'))[:19]})" for one in (of_base, base))
-    for of, trained, wanted, differ in (("on", theirs, ours, of_base != base), ("for", of_cut, cut, of_cut != cut)):
-        if differ:
-            raise InputError(
-                f"the adapters in {folder} were trained {of} {trained}, not {of} {wanted}: give that, or heal anew"
-            )
-
-
 def read_adapter(folder: str | Path) -> Adapter:
     """The adapters in a folder that `save_adapters` wrote, or peft alone.
 
@@ -210,7 +196,17 @@ def read_adapter(folder: str | Path) -> Adapter:
         InputError: there are none, they are more than low-rank updates of weights, or damaged.
     """
     folder = Path(folder)
-    base, cut, healing = read_identity(folder) if (folder / IDENTITY).exists() else (None, None, {})
+    base, cut, healing = None, None, {}
+    if (folder / IDENTITY).exists():
+        try:
+            identity = read_json(folder / IDENTITY)
+            Identity.model_validate(identity)
+            base, cut, healing = identity["base"], Cut.of_key(identity["cut"]), identity.get("healing", {})
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{folder} holds no adapters of ours ({IDENTITY}: {_said(error)}): give a folder written by "
+                "save_adapters"
+            ) from error
     if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder} lacks {SETTINGS} or {WEIGHTS}: give a folder of adapters, as save_adapters or peft's "

@@ -21,7 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.export.adapter_files import WEIGHTS, check_identity, read_adapter, read_identity, write_identity
+from deeper_layers.export.adapter_files import WEIGHTS, read_adapter, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
 
@@ -114,9 +114,8 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         InputError: the folder holds none, or those of another base or another cut; or they are damaged: not for all
             of their modules, of other shapes, not finite.
     """
-    of_base, of_cut, _ = read_identity(folder)
-    check_identity(folder, of_base, of_cut, base, cut)
     adapter = read_adapter(folder)
+    adapter.check(base, cut)
     modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     adapter.check_whole(modules)
     ranks = {name: shapes["A"][0] for name, shapes in adapter.shapes.items()}
