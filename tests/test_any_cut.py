@@ -53,7 +53,7 @@ def test_lists_are_what_is_typed():
     assert cut_of_lists("3-5", None, None) == Cut(3, 3) and cut_of_lists(None, None, None) is None
     assert typed_lists(Cut.of([3, 7, 8, 9], mlp=[12])) == ["--layers", "3,7-9", "--mlp", "12"]
     for text in ("", "x", "5-3", "1;2", "-1"):
-        with pytest.raises(InputError, match="layers is .*, expected layers, counted from 0"):
+        with pytest.raises(InputError, match="layers is .*, expected whole numbers from 0"):
             cut_of_lists(text, None, None)
 
 
@@ -188,7 +188,7 @@ def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_pa
     ("--layers 3,5", 1, "--layers is a list up to 5; expected layers 0 to 4: the model has 5"),
     ("--mlp 7 --silence", 1, "--mlp is a list up to 7"),
     ("--layers 0-4", 1, "--layers is a list of all 5 of the model: one has to stay"),
-    ("--layers x", 1, "--layers is 'x', expected layers"),
+    ("--layers x", 1, "--layers is 'x', expected whole numbers"),
     ("--mlp 1 --heal small", 1, "adapters are of whole layers, and this cut drops the MLP of layer 1"),
     ("--drop 1 --rule greedy --for vllm", 1, "--rule is greedy, expected one that"),
     ("--layers 1 --drop 1", 2, "give one of them"),

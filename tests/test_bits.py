@@ -8,7 +8,7 @@ import torch
 from deeper_layers import models
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import checkpoint_bytes, score_rounded
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model

@@ -7,9 +7,9 @@ import pytest
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import choices
-from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import blocks
+from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.results.frames import scores_of
 from deeper_layers.results.store import all_results
 from deeper_layers.rules.choosing import REGISTERED
@@ -57,7 +57,7 @@ def test_parameters_name_rules_and_shares():
     assert parameters.rule_list == list(REGISTERED)
     assert [parameters.shares(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]
     assert WhichLayersParameters(percent="1, 99").shares(30) == [1, 29], "never all"
-    for given, said in [({"rules": "best"}, "rule is 'best'"), ({"rules": " ,"}, "expected names"),
+    for given, said in [({"rules": "best"}, "rules has 'best'"), ({"rules": " ,"}, "expected names"),
                         ({"percent": "0"}, "percent is '0'"), ({"sizes": "x"}, "sizes is 'x'"),
                         ({"text": "x"}, "text is 'x'")]:  # fmt: skip
         with pytest.raises(InputError, match=said):

@@ -20,7 +20,7 @@ from deeper_layers.command.options import asking
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import scoring
-from deeper_layers.experiments.block_parameters import ScanParameters
+from deeper_layers.experiments.notebook_parameters import ScanParameters
 from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.models import packaged
 from deeper_layers.models.opening import load_model
@@ -30,10 +30,10 @@ from deeper_layers.results.places import results_folder
 
 FIELDS = {
     "plan": (SweepParameters, {"measure"}),
-    "distances": (kinds.SimilarityParameters, set()),
+    "distances": (kinds.Parameters, set()),
     "sweep": (SweepParameters, set()),
     "scan": (ScanParameters, set()),
-    "prune": (kinds.SimilarityParameters, {"dtype"}),  # its --dtype is of what is written
+    "prune": (kinds.Parameters, {"dtype"}),  # its --dtype is of what is written
     "heal": (kinds.HealingParameters, {"sizes", "rules"}),
     "report": (kinds.HealingParameters, {"measure"}),
 }
@@ -228,7 +228,7 @@ def test_sizes_are_those_of_a_model_or_of_one_task():
     parameters = kinds.SweepParameters(tasks="capitals, sums:0@20/0-1+3, sums_one_digit/2", sizes="0, 4")
     sizes = {task: parameters.size_list(5, task) for task in parameters.task_list}
     assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
-    assert (parameters.shots["sums"], parameters.limits["sums"]) == (0, 20)
+    assert parameters.asked["sums"].key == {"shots": 0, "limit": 20}
     for written, found in {"all": [0, 1, 2, 3], "4": [0, 4], "3, 1-2,2": [0, 1, 2, 3]}.items():
         assert kinds.SweepParameters(sizes=written).size_list(5) == found
 

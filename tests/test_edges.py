@@ -16,6 +16,7 @@ from nbclient.exceptions import DeadKernelError
 from deeper_layers import faults
 from deeper_layers.command import main
 from deeper_layers.errors import InputError, one_line
+from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments import parameters as kinds
 
 pytestmark = pytest.mark.quick
@@ -41,7 +42,7 @@ def ends_with(monkeypatch):
             raise error
 
         monkeypatch.setattr(kinds.Parameters, "check", raising)
-        monkeypatch.setattr(kinds.QuestionAnsweringParameters, "check", raising)
+        monkeypatch.setattr(notebook_parameters.QuestionAnsweringParameters, "check", raising)
         return CliRunner().invoke(main, list(words))
 
     return of

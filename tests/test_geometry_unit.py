@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.geometry import geometry_unit
+from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.rules import geometry
 from deeper_layers.studies import which_layers
 

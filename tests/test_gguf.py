@@ -19,7 +19,7 @@ from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
-from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, score_files
 from deeper_layers.export import gguf_files, llama_cpp
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes

@@ -34,8 +34,9 @@ from deeper_layers import (
 from deeper_layers.command import main
 from deeper_layers.data import corpora, embedded
 from deeper_layers.errors import LONGEST
+from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments import parameters as kinds
-from deeper_layers.experiments.parameters import QuestionAnsweringParameters, TakeAwayParameters
+from deeper_layers.experiments.notebook_parameters import QuestionAnsweringParameters, TakeAwayParameters
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.rules.choosing import cuts_of_rule
 from deeper_layers.sweeping import harness, text_loss
@@ -76,8 +77,8 @@ TYPED = [  # what is typed, exit status, words of the line
     ("plan --model-config t5.json", 1, "encoder-decoder"),
     ("plan tiny --machine h100x0", 1, "--machine is 'h100x0', expected 'this' or one of h100, h200"),
     ("plan tiny --machine h100 --heal big", 2, "'big' is not one of"),
-    ("sweep embedded --sizes two", 1, "--sizes is 'two': 'two' is no block size"),
-    ("sweep embedded --sizes 0-99999999999", 1, "is no block size from 0 to 10000"),
+    ("sweep embedded --sizes two", 1, "--sizes is 'two', expected whole numbers from 0 to 10000"),
+    ("sweep embedded --sizes 0-99999999999", 1, "expected whole numbers from 0 to 10000"),
     ("sweep embedded --sizes 0-30", 1, "--sizes is 30, expected 0 to 29 for a model of 30 layers"),
     ("sweep embedded --tasks ' '", 1, "--tasks is ' ', expected a text that is not empty"),
     ("sweep embedded --tasks capitals:five", 1, "--tasks has 'capitals:five', expected a task or, for 5 examples"),
@@ -87,18 +88,18 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --tasks 'capitals, mbpp_instruct'", 1, "runs code that the model writes"),
     ("sweep embedded --tasks wikitext", 1, "is of type loglikelihood_rolling"),
     ("sweep tiny --tasks piqa --datasets tiny", 1, "DATASETS_MIRROR"),
-    ("sweep embedded --limit 0", 1, "--limit is 0, expected none or a whole number from 1"),
+    ("sweep embedded --limit 0", 1, "--limit is 0, expected greater than or equal to 1"),
     ("sweep embedded --limit ²", 2, "'²' is not a valid integer"),
-    ("sweep embedded --rules best", 1, "--rules is 'best', expected one of 'similarity', 'simple'"),
+    ("sweep embedded --rules best", 1, "--rules has 'best', expected some of 'similarity', 'simple'"),
     ("sweep embedded --engine ollama", 1, "--engine is 'ollama', expected one of"),
     ("sweep embedded --limit 7 --no-measure", 1, "not measured: capitals"),
     ("sweep embedded --layers 1 --sizes 0-1", 1, "--sizes is '0-1' beside a cut"),
     ("distances embedded --samples 7 --no-measure", 1, "not measured: the distances of"),
-    ("distances embedded --samples 1", 1, "--samples is 1, expected a whole number from 2"),
+    ("distances embedded --samples 1", 1, "--samples is 1, expected greater than or equal to 2"),
     ("distances embedded --datasets /no/such", 1, "--datasets is '/no/such', which is no folder"),
     ("distances embedded --dtype fp8", 1, "--dtype is 'fp8'"),
     ("distances embedded --device gpu", 1, "--device is 'gpu', expected 'auto', 'cpu'"),
-    ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected none, 'nf4' or 'int8'"),
+    ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected one of none, 'nf4', 'int8'"),
     ("distances embedded --corpus bible", 1, "--corpus is 'bible', expected one of 'wikipedia', 'c4'"),
     ("distances tiny --revision main", 1, "is a folder: leave it out"),
     ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
@@ -110,7 +111,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("heal embedded --drop 30", 1, "--drop is 30; expected 0 to 29"),
     ("heal embedded --drop 2 --start 29", 1, "--start is 29 with size 2"),
     ("heal embedded --drop 2 --layers 3", 2, "give one of them"),
-    ("heal embedded --layers '3, five'", 1, "--layers is '3, five', expected layers, counted from 0"),
+    ("heal embedded --layers '3, five'", 1, "--layers is '3, five', expected whole numbers from 0"),
     ("heal embedded --drop 3 --preset tiny", 1, "--preset is 'tiny'"),
     ("heal embedded --drop 3 --learning-rate nan", 1, "--learning-rate is nan"),
     ("prune embedded out --drop 2 --start 1 --rule simple", 2, "give one of them"),
@@ -130,7 +131,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
     ("prune tiny out --mlp 1", 1, "--silence writes zeros where they end instead"),
     ("report embedded --notebooks 99", 1, "--notebooks is '99', expected 'all' or some of 01-similarity"),
-    ("report embedded --notebooks 05 --rules none", 1, "--rules is 'none', expected one of"),
+    ("report embedded --notebooks 05 --rules none", 1, "--rules has 'none', expected some of"),
     ("report embedded --out FILE", 1, "FILE is no folder"),
     ("report a/b --cluster slurm --out out", 2, "--cluster and --out exclude each other"),
 ]  # fmt: skip
@@ -181,8 +182,8 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: load_model("a/b/c"), "no file, no folder and no hub id"),
     (lambda m, t: slice_checkpoint("tiny", Cut(1, 1), "out", revision="main"), "revision is 'main', and"),
     (lambda m, t: slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
-    (lambda m, t: QuestionAnsweringParameters(limit=True), "limit is True, expected int or None"),
-    (lambda m, t: QuestionAnsweringParameters(tasks=["capitals"]), "tasks is ['capitals'], expected str"),
+    (lambda m, t: QuestionAnsweringParameters(limit=True), "limit is True, expected a valid integer"),
+    (lambda m, t: QuestionAnsweringParameters(tasks=["capitals"]), "tasks is ['capitals'], expected a text"),
     (lambda m, t: QuestionAnsweringParameters.from_names({"modle": "a", "limit": 3}), "unknown parameter 'modle'"),
     (lambda m, t: QuestionAnsweringParameters(tasks="mmlu", numbers="0"), "num_fewshot is None and tasks 'mmlu'"),
     (lambda m, t: TakeAwayParameters(tasks="sums/0-1"), "block sizes for 'sums' alone"),
@@ -206,7 +207,9 @@ ODD = [None, True, 7, -7, 10**30, 10**5000, 1.5, math.nan, math.inf, [], {}, b"x
 
 def test_every_odd_value_of_every_parameter_is_taken_or_told_in_one_line(here):
     tried = 0
-    for kind in (kind for name, kind in vars(kinds).items() if name.endswith("Parameters")):
+    for kind in (
+        kind for name, kind in (vars(kinds) | vars(notebook_parameters)).items() if name.endswith("Parameters")
+    ):
         for name in kind.model_fields:
             for value in ODD if name != "tasks" else ODD[:-4]:  # lm-eval is asked of names
                 tried += 1

@@ -18,7 +18,8 @@ from deeper_layers import files, results, sweeping
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.measurement import Data, Measurement
-from deeper_layers.experiments.parameters import Parameters, QuestionAnsweringParameters
+from deeper_layers.experiments.notebook_parameters import QuestionAnsweringParameters
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.experiments.scoring import score_task
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import Source

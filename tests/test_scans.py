@@ -12,10 +12,10 @@ from deeper_layers import similarity
 from deeper_layers.cuts import Cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import ScanParameters
-from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import plan_scan, scan, scan_cuts
+from deeper_layers.experiments.notebook_parameters import ScanParameters
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
@@ -154,7 +154,7 @@ def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened, tmp_path):
     [
         ({"blocks": 5}, "blocks is 5, expected less than the model's 5 layers"),
         ({"blocks": 9}, "blocks is 9, expected less than the model's 5 layers"),
-        ({"starts": "2-9"}, "starts is '2-9', expected whole numbers from 0 to 3, like '0-8, 12' or 'all'"),
+        ({"starts": "2-9"}, "starts is '2-9', expected 0 to 3 for blocks of 2 layers"),
         ({"tasks": ","}, "tasks is ',', expected names"),
         ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
     ],

@@ -13,7 +13,7 @@ from deeper_layers import results
 from deeper_layers.command.group import main
 from deeper_layers.command.options import flags
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameter_texts import TASK, split
+from deeper_layers.experiments.base_parameters import TASK, split
 from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
 from deeper_layers.files import read_json
 
@@ -38,7 +38,7 @@ class Asked(NamedTuple):
     @property
     def tasks(self) -> dict[str, str]:
         """Each task as it is written, by what its files are called."""
-        return {results.slug(task): task for task in split(self.swept.tasks)}
+        return {results.slug(task): task for task in split(self.swept.tasks.text)}
 
     @property
     def needs_distances(self) -> bool:
@@ -82,7 +82,7 @@ def megabytes(plan: Path, asked: Asked, attempt: int = 1) -> int:
     """Memory of a job: weights, what a sweep may keep beside them, the program. Twice as much at a second attempt."""
     sizes = read_json(plan)["sizes"]
     weights = sizes[0]["bytes"] / 1e6 if sizes else 0
-    return attempt * math.ceil(SPARE * weights + asked.swept.memory_bytes / 1e6 + PROGRAM)
+    return attempt * math.ceil(SPARE * weights + asked.swept.memory * 2**30 / 1e6 + PROGRAM)
 
 
 def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = None, tokens: int | None = None) -> int:

@@ -115,7 +115,7 @@ def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
     if isinstance(field.default, bool):
         return click.option(flag, is_flag=True, help=words.removeprefix("False: "))
     kinds = typing.get_args(field.annotation) or (field.annotation,)
-    kind = BASE_TYPES[kinds[0]]
+    kind = BASE_TYPES.get(kinds[0], click.STRING)  # a list is read from a text
     if show_default:
         words += f"  [default: {'none' if field.default is None else field.default}]"
     return click.option(flag, type=OrNone(kind) if type(None) in kinds else kind, help=words)

@@ -16,7 +16,7 @@ from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.cutting import Wanted, cut_options
 from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.parameter_texts import split
+from deeper_layers.experiments.base_parameters import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf

@@ -17,11 +17,14 @@ from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
-from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
-from deeper_layers.experiments.common_parameters import Shown
+from deeper_layers.experiments.base_parameters import Shown, split
+from deeper_layers.experiments.notebook_parameters import (
+    ComparedHealingsParameters,
+    ScanParameters,
+    WhichLayersParameters,
+)
 from deeper_layers.experiments.notebook_runs import execute_notebook
-from deeper_layers.experiments.parameter_texts import block_sizes, split
-from deeper_layers.experiments.parameters import ComparedHealingsParameters, HealingParameters, SweepParameters
+from deeper_layers.experiments.parameters import HealingParameters, SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.package_index import file_hash
 
@@ -165,13 +168,13 @@ def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -
     for name in {"model", "results", "datasets"} & {name for name, value in given.items() if value}:
         if name != "model" or Path(given[name]).exists():
             options[name] = str(Path(given[name]).absolute())
-    sizes = HealingParameters(**given).sizes
-    heals = sizes != "all" and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
+    healing = HealingParameters(**given)
+    heals = healing.sizes and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
     return {
         "models": [{"model": options.pop("model")}],
         "results": options.pop("results", None),
         "options": options,
-        "heal": block_sizes(sizes, checks.LAYERS) if heals else [],
+        "heal": healing.size_list(checks.LAYERS) if heals else [],
         "notebooks": notebooks,
         "answers": str(answers),
         "site": not no_site,

@@ -7,7 +7,7 @@ import click
 from deeper_layers.command.answers import Answer, answering, records
 from deeper_layers.command.options import MODEL, asking, exclude
 from deeper_layers.command.scores import answer_scores
-from deeper_layers.experiments.block_parameters import ScanParameters
+from deeper_layers.experiments.notebook_parameters import ScanParameters
 
 
 @click.command(

@@ -9,20 +9,21 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from deeper_layers import results
-from deeper_layers.experiments.block_parameters import ScanParameters, WhichLayersParameters
+from deeper_layers.experiments.base_parameters import PUBLISHED
 from deeper_layers.experiments.choices import compare_rules
-from deeper_layers.experiments.common_parameters import PUBLISHED, Parameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.geometry import geometry_unit
 from deeper_layers.experiments.healings import heal_and_score
 from deeper_layers.experiments.losses import blocks, of_corpus, scan, scan_cuts, score_text
-from deeper_layers.experiments.parameters import (
+from deeper_layers.experiments.notebook_parameters import (
     ComparedHealingsParameters,
     QuestionAnsweringParameters,
     ReproductionParameters,
+    ScanParameters,
     TakeAwayParameters,
-    TaskParameters,
+    WhichLayersParameters,
 )
+from deeper_layers.experiments.parameters import Parameters, TaskParameters
 from deeper_layers.experiments.scoring import chooser, cuts_of_tasks, distinct_cuts, score_task
 from deeper_layers.experiments.take_away import score_files, score_rounded
 from deeper_layers.models.sources import Source
@@ -50,10 +51,10 @@ def _(parameters: TaskParameters, source: Source, opened: Callable) -> None:
 
 @_measure.register
 def _(parameters: QuestionAnsweringParameters, source: Source, opened: Callable) -> None:
-    numbers, orders = parameters.number_list("numbers"), parameters.number_list("orders")
+    numbers, orders = parameters.numbers, parameters.orders
     for task, cuts in cuts_of_tasks(parameters, source, opened).items():
         score_task(task, cuts, parameters, source, opened)
-        if (usual := parameters.shots[task]) is None or not (numbers or orders):
+        if (usual := parameters.asked[task].shots) is None or not (numbers or orders):
             continue
         for shots, order in [(usual, 0), *((number, 0) for number in numbers), *((usual, order) for order in orders)]:
             for rule, of_rule in cuts.items():

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import distances_unit
 from deeper_layers.experiments.losses import loss_rows, loss_sequences, of_corpus
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
+from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.experiments.scoring import as_cut, score, score_task
 from deeper_layers.models.sources import Source
 from deeper_layers.results.store import Result
@@ -128,7 +128,7 @@ def _score_changed(
             rows += as_cut(of_cut, cut)
         return rows, details
 
-    asked = {task: {"shots": parameters.shots[task], "limit": parameters.limits[task]}}
+    asked = {task: parameters.asked[task].key}
     cuts = {rule: [cut.name for cut in by_size.values()]}
     return Measurement(
         kind="scores", source=source, measure=measure,

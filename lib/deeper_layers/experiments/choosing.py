@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from deeper_layers import export, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.distances import distances_to_choose, distances_unit, drawn_batches
 from deeper_layers.experiments.measurement import Measurement, text_of
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result

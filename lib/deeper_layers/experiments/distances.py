@@ -9,8 +9,8 @@ import numpy as np
 
 from deeper_layers import data
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.packing import pack_halves
 from deeper_layers.results.store import Result

@@ -8,9 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from deeper_layers.errors import NotMeasuredError
-from deeper_layers.experiments.block_parameters import WhichLayersParameters
 from deeper_layers.experiments.distances import drawn_batches
 from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
+from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results.store import Result
 

@@ -83,7 +83,7 @@ def heal_and_score(
     scores = Measurement(
         kind="scores", source=source, measure=measure,
         settings=how | {"tasks": asked, "cuts": {rule: [cut.name] for rule in rules}},
-        reads=[heals, predicted.reads, *items_of(parameters.shots, parameters.datasets)],
+        reads=[heals, predicted.reads, *items_of(parameters.asked, parameters.datasets)],
     ).result(parameters)  # fmt: skip
     return (run, scores) if run and scores else None
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 from deeper_layers import data, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.block_parameters import OF_BLOCKS, ScanParameters
-from deeper_layers.experiments.common_parameters import Parameters
 from deeper_layers.experiments.measurement import Data, Measurement, text_of
+from deeper_layers.experiments.notebook_parameters import OF_BLOCKS, ScanParameters
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.experiments.scoring import CutsOf, chooser, distinct_cuts, named_cuts, score_task, unmeasured
 from deeper_layers.models.sources import Source
 from deeper_layers.results.store import Result

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from deeper_layers import data, files, models, results, sweeping
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.common_parameters import Parameters
+from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.files import Timeout
 from deeper_layers.models.sources import Source
 from deeper_layers.results.shards import Shards, skip

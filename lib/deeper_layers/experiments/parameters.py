@@ -1,41 +1,54 @@
-"""The parameters of the notebooks and of the command, checked before anything is loaded.
+"""What notebooks and the command take as parameters, checked before anything is loaded.
 
-papermill only warns of a parameter that a notebook does not have. So each notebook hands its names to one
-of these classes right after its parameters; the fields are the parameters, with their types, defaults and what
-they mean. A test holds the cell of parameters of every notebook against its class.
+The fields of a class are the parameters, with their types, defaults and what they mean; lists are read from the text
+that holds them once. papermill only warns of a parameter that a notebook does not have. So each notebook hands its
+names to its class in notebook_parameters.py. A test holds the cell of parameters of every notebook against its class.
 """
 
 import dataclasses
+import functools
 import importlib
-from typing import TYPE_CHECKING, Any, ClassVar
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from deeper_layers import checks, data, results, sweeping
+from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.common_parameters import (
-    BITSANDBYTES,
-    MEASURES,
-    ListText,
-    Parameters,
+from deeper_layers.experiments.base_parameters import (
+    PUBLISHED,
+    Asked,
+    Names,
     Shown,
-    check_one_of,
+    Sizes,
+    TaskNames,
+    listed,
+    names_of,
+    one_of,
+    read_numbers,
 )
-from deeper_layers.experiments.parameter_texts import Asked, block_sizes, layer_list, split, tasks_asked
-from deeper_layers.export.llama_cpp import FILE_TYPES
 from deeper_layers.models.sources import DTYPES, Source
-from deeper_layers.presets import FIELDS, PRESETS, RANK, HealingConfig
+from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
 from deeper_layers.rules.choosing import DROPPING, RULES
 from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
+BITSANDBYTES = ("nf4", "int8")
+MEASURES = "deeper_layers.experiments.asked"  # by name, and only where something is measured: it imports these classes
+DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?")
 # parameters that, where given, replace a setting of the preset
-SETTINGS = {"rank": "rank", "learning_rate": "learning_rate", "steps": "steps", "healing_seed": "seed",
-            "adapters": "adapters", "auxiliary": "auxiliary", "objective": "objective",
-            "temperature": "temperature"}  # fmt: skip
+SETTINGS = {
+    name: name for name in ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
+} | {"healing_seed": "seed"}
+
+Dtype = Annotated[str, one_of("auto", *DTYPES)]
+Quantization = Annotated[str | None, one_of(None, *BITSANDBYTES)]
+Corpus = Annotated[str, one_of(*data.CORPORA)]
+Preset = Annotated[str, one_of(*PRESETS)]
+Rules = Annotated[Names, names_of(RULES)]
 
 
 def setting(name: str, more: str = "") -> Any:
@@ -43,21 +56,88 @@ def setting(name: str, more: str = "") -> Any:
     return Field(None, description=f"{FIELDS[name].description}{more}")
 
 
-class SimilarityParameters(Parameters):
-    """Parameters of notebooks/01-similarity.ipynb."""
+class Parameters(Shown):
+    """What a notebook that can measure takes besides: how the model is opened, on which text layers are compared."""
 
-    notebook: ClassVar[str] = "01-similarity"
+    revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
+    dtype: Dtype = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
+    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
+    quantization: Quantization = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    datasets: str | None = Field(
+        None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
+    )
+    corpus: Corpus = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
+    samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
+    sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
+    seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")
+
+    def check(self) -> None:
+        super().check()
+        if not DEVICE.fullmatch(self.device):
+            raise InputError(
+                f"device is {self.device!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps': choose one"
+            )
+        data.mirror(self.datasets)
+
+    def measured(self) -> None:
+        """Measure what results lack of the one model that is asked for, once."""
+        if self.measure and self.model != PUBLISHED and not self._is_measured:
+            importlib.import_module(MEASURES).measure(self)
+            self._is_measured = True
+
+    def distances(self) -> "pd.DataFrame":
+        """Every angular distance; of the one model that is asked for those of the sequences that are asked for."""
+        rows, name = super().distances(), models.model_name(self.model)
+        drawn = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
+        alike = (rows[list(drawn)] == list(drawn.values())).all(axis=1)
+        return rows[alike | (rows["model"] != name)].reset_index(drop=True)
+
+    def source(self) -> Source:
+        """The model, identified but not opened: by the name that results have for its weights, if they know them.
+
+        Where nothing is to be measured, as results know it.
+        """
+        if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
+            return known
+        source = models.find_model(
+            self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
+        )
+        return self.known(source)
+
+    def known(self, source: Source) -> Source:
+        """A model by the name that results have for its weights, where its file has another."""
+        name = results.name_of(source.weights, self.results_folder) if source.is_gguf else None
+        return source if name is None else dataclasses.replace(source, name=name)
+
+    def open(self, source: Source):
+        """The model and its tokenizer, of which InputError is raised where it knows no words."""
+        model, tokenizer = models.load_model(
+            source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
+        )
+        data.check_tokenizer(tokenizer)
+        return model, tokenizer
+
+    @property
+    def key(self) -> dict:
+        """What of the way a model is opened determines a measurement."""
+        return {"quantization": self.quantization}
+
+    @property
+    def drawn(self) -> dict:
+        """What determines the sequences of the distances, besides the tokenizer."""
+        return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
 
 
 class TaskParameters(Parameters):
     """What is asked of models that lack layers: by sweeps, healings and scans alike."""
 
-    choosable: ClassVar[tuple[str, ...]] = RULES
-    tasks: str = Field(
-        "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", description='"mmlu:5@20": 5-shot, 20 items'
+    own_sizes: ClassVar[bool] = True  # a task may have block sizes of its own, which not every notebook can show
+    tasks: TaskNames = listed(
+        "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", '"mmlu:5@20": 5-shot, 20 items'
     )
-    rules: str = Field("similarity, simple", description="how the dropped block is chosen")
-    sizes: ListText = Field("all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    rules: Rules = listed("similarity, simple", "how the dropped block is chosen")
+    sizes: Sizes = listed("all", 'block sizes: "all" (0 to L-2), or like "0-8, 12"')
     limit: int | None = Field(120, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
     num_fewshot: int | None = Field(
         None, ge=0, le=checks.SHOTS, description="examples in the prompt; None: the task's own number"
@@ -69,21 +149,18 @@ class TaskParameters(Parameters):
 
     def check(self) -> None:
         super().check()
-        for rule in self.rule_list:
-            check_one_of("rule", rule, self.choosable)
-        for name, found in (("rules", self.rule_list), ("tasks", self.asked)):
-            if not found:
-                raise InputError(f"{name} is {getattr(self, name)!r}, expected names separated by commas: give some")
+        if not self.own_sizes and (own := [name for name, of_task in self.tasks if "sizes" in of_task]):
+            raise InputError(
+                f"tasks has block sizes for {own[0]!r} alone: give the sizes of all in the parameter sizes"
+            )
         # lm-eval is slow to import: asked only of names that neither we nor results know
         ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
         if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
             sweeping.check_names(others)
         if self.measure:
-            for task, shots in self.shots.items():
-                if shots and task in ours:
-                    raise InputError(data.without_examples(task, shots))
-        for sizes in {self.sizes, *(asked.sizes for asked in self.asked.values())}:
-            block_sizes(sizes, None)
+            for task, asked in self.asked.items():
+                if asked.shots and task in ours:
+                    raise InputError(data.without_examples(task, asked.shots))
 
     def open(self, source: Source):
         """The model and its tokenizer, once it is known that the items of tasks never measured here can be read."""
@@ -92,96 +169,61 @@ class TaskParameters(Parameters):
                 sweeping.load_tasks([task], datasets=self.datasets)
         return super().open(source)
 
-    @property
-    def memory_bytes(self) -> int:
-        """What a sweep may keep beside the model."""
-        return self.memory * 2**30
-
     def sweep_options(self, task: str) -> dict:
         """What `deeper_layers.sweep` is told besides the model, the task and the cuts."""
         asked = self.asked[task]
         return {
-            "limit": asked.limit, "num_fewshot": asked.shots, "datasets": self.datasets, "memory": self.memory_bytes,
-        }  # fmt: skip
+            "limit": asked.limit,
+            "num_fewshot": asked.shots,
+            "datasets": self.datasets,
+            "memory": self.memory * 2**30,
+        }
 
     @property
     def task_list(self) -> list[str]:
         return list(self.asked)
 
-    @property
+    @functools.cached_property
     def asked(self) -> dict[str, Asked]:
-        """What is asked of each task. Raises InputError for what stands after a name and is no such thing."""
-        return tasks_asked(self.tasks, Asked(self.num_fewshot, self.limit, self.sizes))
-
-    @property
-    def shots(self) -> dict[str, int | None]:
-        """For each task the number of examples in its prompt; None is the task's own."""
-        return {task: asked.shots for task, asked in self.asked.items()}
-
-    @property
-    def limits(self) -> dict[str, int | None]:
-        """For each task the number of items, from its beginning; None is all."""
-        return {task: asked.limit for task, asked in self.asked.items()}
+        """What is asked of each task: what is left out in the list holds for all."""
+        of_all, asked = Asked(self.num_fewshot, self.limit, self.sizes), {}
+        for name, own in self.tasks:
+            of_task = of_all._replace(**own)
+            if asked.setdefault(name, of_task) != of_task:
+                raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
+        return asked
 
     @property
     def rule_list(self) -> list[str]:
-        return list(dict.fromkeys(split(self.rules)))
+        return list(self.rules)
 
     def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
 
-        Raises InputError for what is no list of sizes, or a size outside 0..L-1.
+        Raises InputError for a size outside 0..L-1.
         """
-        return block_sizes(self.asked[task].sizes if task else self.sizes, num_layers)
-
-    def check_one_list_of_sizes(self) -> None:
-        """Raise InputError where a task has block sizes of its own, which not every notebook can show."""
-        if own := [task for task, asked in self.asked.items() if asked.sizes != self.sizes]:
+        sizes = (self.asked[task].sizes if task else self.sizes) or range(num_layers - 1)
+        if (largest := max(sizes)) > num_layers - 1:
             raise InputError(
-                f"tasks has block sizes for {own[0]!r} alone: give the sizes of all in the parameter sizes"
+                f"size is {largest}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
+                "last layer is never dropped: choose sizes in that range"
             )
-
-
-class QuestionAnsweringParameters(TaskParameters):
-    """Parameters of notebooks/02-question-answering.ipynb."""
-
-    notebook: ClassVar[str] = "02-question-answering"
-    numbers: ListText = Field(
-        "none", description='other numbers of examples in the prompt to compare: "none", or like "0, 1, 3"'
-    )
-    # from 1: the task's own order is there anyway
-    orders: ListText = Field("none", description='seeds of shuffles of the examples to compare: "none", or like "1, 2"')
-
-    def check(self) -> None:
-        super().check()
-        self.number_list("numbers", 0, checks.SHOTS)
-        self.number_list("orders", 1, checks.SEED)
-        if (self.numbers, self.orders) != ("none", "none") and None in self.shots.values():
-            raise InputError(
-                f"num_fewshot is {self.num_fewshot} and tasks {self.tasks!r}, expected the number of examples which "
-                'other numbers and orders are compared with: write "mmlu:5"'
-            )
-
-
-class ReasoningParameters(TaskParameters):
-    """Parameters of notebooks/03-reasoning.ipynb."""
-
-    notebook: ClassVar[str] = "03-reasoning"
-    tasks: str = Field("capitals, sums, sums_generated", description='"mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8')
+        return sorted({0, *sizes})
 
 
 class HealingParameters(TaskParameters):
     """Parameters of `deeper-layers heal` and `deeper-layers report`."""
 
-    dtype: str = Field(
+    own_sizes: ClassVar[bool] = False
+    dtype: Dtype = Field(
         "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
     )
-    quantization: str | None = Field("nf4", description='None, "nf4" or "int8" (bitsandbytes)')
-    sizes: ListText = Field("0, 1, 3, 6, 9, 12, 15", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-    text: str = Field(
+    quantization: Quantization = Field("nf4", description='None, "nf4" or "int8" (bitsandbytes)')
+    sizes: Sizes = listed("0, 1, 3, 6, 9, 12, 15", 'block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    text: Corpus = Field(
         "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
     )
-    preset: str = Field(
+    preset: Preset = Field(
         "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"'
     )
     rank: int | None = setting("rank", "; None, here and in what follows: the preset's own")
@@ -197,9 +239,6 @@ class HealingParameters(TaskParameters):
 
     def check(self) -> None:
         super().check()
-        self.check_one_list_of_sizes()
-        check_one_of("text", self.text, data.CORPORA)
-        check_one_of("preset", self.preset, PRESETS)
         self.config()
 
     def config(self, **others) -> HealingConfig:
@@ -222,143 +261,39 @@ class HealingParameters(TaskParameters):
         return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
 
 
-class ComparedHealingsParameters(HealingParameters):
-    """Parameters of notebooks/04-healing.ipynb: a healing, and others to compare it with."""
-
-    notebook: ClassVar[str] = "04-healing"
-    ranks: ListText = Field("none", description='of the adapters to compare: "none", or like "2, 8, 64"')
-    seeds: ListText = Field("none", description='of healing to compare: "none", or like "0, 1, 2"')
-
-    def check(self) -> None:
-        super().check()
-        self.number_list("ranks", 1, RANK)
-        self.number_list("seeds", 0, checks.SEED)
-
-    def configs(self) -> list[HealingConfig]:
-        """Of every healing that is asked for, this one first."""
-        others = [self.config(rank=rank) for rank in self.number_list("ranks", 1, RANK)]
-        others += [self.config(seed=seed) for seed in self.number_list("seeds", 0, checks.SEED)]
-        return list(dict.fromkeys([self.config(), *others]))
-
-
-class TakeAwayParameters(TaskParameters):
-    """Parameters of notebooks/08-take-away.ipynb."""
-
-    notebook: ClassVar[str] = "08-take-away"
-    dtype: str = Field(
-        "auto", description='of the distances: "auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"'
-    )
-    quantization: str | None = Field(None, description='of the distances: None, "nf4" or "int8" (bitsandbytes)')
-    tasks: str = Field("capitals, sums_one_digit, sums_two_digits", description='"mmlu:5@20": 5-shot, 20 items')
-    rules: str = Field("similarity", description="how the dropped block is chosen")
-    sizes: ListText = Field("0, 1, 2, 4, 6, 8", description="block sizes, in every kind of weights")
-    bits: str = Field(
-        "auto", description='kinds of weights, like "bfloat16, int8, nf4, Q8_0, Q2_K"; the last two for a GGUF file'
-    )
-    drop: int = Field(8, ge=1, le=checks.LAYERS, description="layers that the file to take away lacks")
-    gguf_type: str = Field("Q4_1", description="to which llama.cpp's quantizer rounds it in the end")
-    text: str = Field("wikipedia", description='what heals it: "wikipedia" (embedded) or "c4"')
-    preset: str = Field(
-        "small", description='how: the paper\'s settings of one of its models ("Llama-2 7B", ...), or "small"'
-    )
-    steps: int | None = setting("steps", "; None: the preset's own")
-
-    def check(self) -> None:
-        super().check()
-        self.check_one_list_of_sizes()
-        known = (*DTYPES, *BITSANDBYTES, *FILE_TYPES)
-        wrong = [bits for bits in split(self.bits) or [self.bits] if bits not in known and self.bits != "auto"]
-        if wrong:
-            raise InputError(f"bits has {wrong[0]!r}, expected 'auto' or some of {', '.join(known)}")
-        if self.gguf_type not in FILE_TYPES:
-            raise InputError(f"gguf_type is {self.gguf_type!r}, expected one of {', '.join(FILE_TYPES)}")
-        self.healing().check()
-
-    def bits_list(self, source: Source) -> list[str]:
-        """Kinds of weights to compare. Raises InputError for llama.cpp's where the model is no GGUF file."""
-        own = [source.quantized] if source.is_gguf else []
-        if self.bits == "auto":
-            return ["bfloat16", "int8", "nf4", *dict.fromkeys(["Q8_0", *own, "Q2_K"] if own else [])]
-        asked = split(self.bits)
-        wrong = [bits for bits in asked if bits in FILE_TYPES]
-        if wrong and self.measure and not source.is_gguf:
-            raise InputError(f"bits has {wrong[0]!r}, and {source.name} is no GGUF file: leave it out")
-        return asked
-
-    def healing(self) -> HealingParameters:
-        """How the file heals: on weights as they are in it, in bfloat16."""
-        return self.shared_with(HealingParameters, dtype="bfloat16", quantization=None)
-
-
-class ClaimsParameters(Shown):
-    """Parameters of notebooks/07-claims.ipynb, which measures nothing."""
-
-    notebook: ClassVar[str] = "07-claims"
-
-
-class CostParameters(Shown):
-    """Parameters of notebooks/09-cost.ipynb, which shows benchmarks."""
-
-    notebook: ClassVar[str] = "09-cost"
-    benchmarks: str = Field("benchmarks/measured", description="folder of measurements, in the repository")
-
-
-class ReproductionParameters(TaskParameters):
-    """Parameters of notebooks/10-measured.ipynb, which measures again what results hold and keeps nothing."""
-
-    notebook: ClassVar[str] = "10-measured"
-    tasks: str = Field("capitals, sums_one_digit", description='measured again; "mmlu:5@20": 5-shot, 20 items')
-    rules: str = Field("similarity", description="under which")
-    sizes: ListText = Field("0, 2, 8", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')
-
-    def check(self) -> None:
-        super().check()
-        self.check_one_list_of_sizes()
-
-    def measured(self) -> None:
-        """Nothing before it is asked for: `again` measures."""
-
-    def again(self) -> "pd.DataFrame":
-        """Scores measured now, of the model that is asked for or else the embedded one, into a folder that goes.
-
-        Empty where nothing is to be measured. Raises InputError where the model can't be had.
-        """
-        return importlib.import_module(MEASURES).again(self)
-
-
 class SweepParameters(TaskParameters):
     """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
 
-    choosable: ClassVar[tuple[str, ...]] = DROPPING
-    rules: str = Field("similarity, simple", description=f"who chooses what is dropped: {', '.join(DROPPING)}")
+    rules: Annotated[Names, names_of(DROPPING)] = listed(
+        "similarity, simple", f"who chooses what is dropped: {', '.join(DROPPING)}"
+    )
     layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
     attention: str | None = Field(None, description="layers that lose their attention, in the same way")
     mlp: str | None = Field(None, description="layers that lose their MLP, in the same way")
-    engine: str | None = Field(None, description=f"what writes answers: none (ours), or {', '.join(ENGINES)}")
+    engine: Annotated[str | None, one_of(None, *ENGINES)] = Field(
+        None, description=f"what writes answers: none (ours), or {', '.join(ENGINES)}"
+    )
 
     def check(self) -> None:
         super().check()
-        fields = type(self).model_fields
-        chosen = [name for name in ("rules", "sizes") if getattr(self, name) != fields[name].default]
-        if self.given_cut is not None and chosen:
-            raise InputError(
-                f"{chosen[0]} is {getattr(self, chosen[0])!r} beside a cut that is given layer by layer: leave one of "
-                "them out"
-            )
-        check_one_of("engine", self.engine, (None, *ENGINES))
+        for name in ("rules", "sizes"):
+            if (given := getattr(self, name).text) != type(self).model_fields[name].default and self.given_cut:
+                raise InputError(
+                    f"{name} is {given!r} beside a cut that is given layer by layer: leave one of them out"
+                )
         if self.engine and self.measure:
             check_installed(self.engine)
 
-    @property
+    @functools.cached_property
     def given_cut(self) -> Cut | None:
         """The cut that was given layer by layer; None where rules choose."""
         return cut_of_lists(self.layers, self.attention, self.mlp)
 
 
 def cut_of_lists(layers: str | None, attention: str | None, mlp: str | None) -> Cut | None:
-    """The cut of lists like "3, 7-9"; None where there is none. Raises InputError for what is no such list."""
+    """The cut of layers in lists like "3, 7-9"; None without one. Raises InputError for what is no such list."""
     lists = {"layers": layers, "attention": attention, "mlp": mlp}
-    found = {name: layer_list(name, text) for name, text in lists.items() if text is not None}
+    found = {name: read_numbers(name, text, most=checks.LAYERS - 1) for name, text in lists.items() if text is not None}
     return Cut.of(**found) if found else None
 
 

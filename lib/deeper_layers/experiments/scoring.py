@@ -80,7 +80,7 @@ def score_task(
     their rule counts them as. None where nothing is to be measured and
     results hold no such scores. Raises Timeout where another process measures them and `wait` is False.
     """
-    prompt = {"shots": parameters.shots[task] if shots is None else shots, "limit": parameters.limits[task]}
+    prompt = parameters.asked[task].key | ({} if shots is None else {"shots": shots})
     how: dict = {} if order is None else {"num_fewshot": shots, "fewshot_order": order}
 
     def measure(shards):
@@ -158,7 +158,7 @@ def score_all(
 
 def tasks_asked(parameters: TaskParameters) -> dict[str, dict]:
     """What is asked of each task, as a key has it."""
-    return {task: {"shots": asked.shots, "limit": asked.limit} for task, asked in parameters.asked.items()}
+    return {task: asked.key for task, asked in parameters.asked.items()}
 
 
 def as_cut(rows: list[dict], cut: Cut) -> list[dict]:

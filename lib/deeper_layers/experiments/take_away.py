@@ -9,10 +9,10 @@ from pathlib import Path
 
 from deeper_layers import export, models
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.experiments.common_parameters import BITSANDBYTES
 from deeper_layers.experiments.healings import adapter_folder, heal, healed_record
 from deeper_layers.experiments.measurement import Measurement, items_of, text_of
-from deeper_layers.experiments.parameters import TakeAwayParameters
+from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
+from deeper_layers.experiments.parameters import BITSANDBYTES
 from deeper_layers.experiments.scoring import CutsOf, Scored, as_cut, distinct_cuts, named_cuts, score_all, tasks_asked
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.shards import Shards
@@ -40,7 +40,7 @@ def score_rounded(bits: str, cuts_of: CutsOf, parameters: TakeAwayParameters, so
 
     return Measurement(
         kind="scores", source=source, dtype=plain, measure=measure,
-        reads=items_of(parameters.shots, parameters.datasets),
+        reads=items_of(parameters.asked, parameters.datasets),
         settings={"bits": bits, "tasks": tasks_asked(parameters), "cuts": named_cuts(cuts_of)},
     ).result(parameters)  # fmt: skip
 
@@ -72,7 +72,7 @@ def score_files(rule: str, cut: Cut, parameters: TakeAwayParameters, source: Sou
         },
         reads=[
             text_of(parameters.text, parameters.datasets, split="train"),
-            *items_of(parameters.shots, parameters.datasets),
+            *items_of(parameters.asked, parameters.datasets),
         ],
     ).result(parameters)  # fmt: skip
 
