@@ -230,7 +230,7 @@ def test_the_command(tiny, tiny_folder, tmp_path, capsys):
     for words, message in [
         ([tiny_folder, "x.gguf"], "is no GGUF file"),
         ([tiny, "x", "--type", "f16"], "ends in .gguf"),
-        ([tiny, "x.gguf", "--type", "q4_k"], "type is 'q4_k', expected one of f32, f16, q8_0"),
+        ([tiny, "x.gguf", "--type", "q4_k"], "'q4_k' is not one of 'f32', 'f16', 'q8_0'"),
     ]:
         with pytest.raises(click.ClickException, match=message):
             prune(*words)
