@@ -224,7 +224,10 @@ def test_the_command_heals_once_and_merges(tiny_folder, tmp_path, monkeypatch, c
     card = (tmp_path / "one" / "README.md").read_text()
     assert ", healed\n" in card and "rank 2 (alpha 2) on down_proj, gate_proj, up_proj" in card
     assert "Trained on 512 tokens of wikipedia" in card and "4 steps" in card and "weights in nf4" in card
-    for wrong, message in [(["--heal", "tiny"], "'tiny' is not one of"), (["--heal", "small", "--text", "pile"], "'pile'")]:
+    for wrong, message in [
+        (["--heal", "tiny"], "'tiny' is not one of"),
+        (["--heal", "small", "--text", "pile"], "'pile'"),
+    ]:
         with pytest.raises(click.ClickException, match=message):
             prune(tiny_folder, tmp_path / "four", "--drop", "2", *wrong)
 
