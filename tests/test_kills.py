@@ -1,4 +1,4 @@
-"""A checkpoint, a GGUF file and a unit, killed and failing at drawn calls, and workers killed at drawn moments.
+"""A checkpoint, a GGUF file and a result, killed and failing at drawn calls, and a streamed sweep.
 
 `python -m tests.fuzz.kills` draws more.
 """
@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.fuzz import cluster, killed_streams, kills
+from tests.fuzz import killed_streams, kills
 
 pytestmark = pytest.mark.thorough
 
@@ -17,14 +17,6 @@ def test_killed_and_failing_again_and_again_it_ends_as_undisturbed(capsys):
     counts = json.loads(capsys.readouterr().out)
     assert counts.pop("killed") == 60 and counts.pop("failed") == 40
     assert counts.keys() == {f"{name}: same" for name in ("slice", "GGUF", "unit")}
-
-
-@pytest.mark.filterwarnings("ignore:This process")  # is multi-threaded: progress bars have one
-def test_workers_killed_in_the_middle_lose_no_unit(capsys):
-    cluster.main(5, seed=3)
-    counts = json.loads(capsys.readouterr().out)
-    assert counts.pop("workers killed") == 5
-    assert list(counts) == [f"rounds of {cluster.UNITS} units: same"]
 
 
 def test_a_streamed_sweep_that_is_killed_ends_with_the_same_rows(capsys):

@@ -22,7 +22,7 @@ from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.sources import find_model
 from tests.faults import FAULTS, calls_of, failing_at, killed_at, snapshot
 from tests.fuzz import checkpoint_cases, gguf_cases
-from tests.test_faulty_results import measured_by_parts, what_is_there
+from tests.test_results import measured_by_parts, what_is_there
 
 Step = Callable[[Path], object]
 
