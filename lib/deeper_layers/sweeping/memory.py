@@ -60,12 +60,12 @@ class Estimate:
         moving = 2 * rows * longest * len(tree.paths) * self.remembered
         return int(max(prompts + reading, buffers + max(moving, self._layer(lanes, 1, width), self.head(lanes))))
 
-    def head(self, positions: int) -> float:
+    def head(self, positions: int) -> int | float:
         """Of logits at so many positions, their logarithms and what these are computed in."""
         vocabulary = self.network.head.weight.shape[0]
         return min(positions, logits_at_once(vocabulary)) * vocabulary * 12
 
-    def _layer(self, rows: int, width: int, keys: int) -> float:
+    def _layer(self, rows: int, width: int, keys: int) -> int | float:
         of_tokens = rows * width * (6 * self.residual + 4 * self.inner + keys * self.scores)
         return of_tokens + rows * keys * self.copies * self.remembered
 
