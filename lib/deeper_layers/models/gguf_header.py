@@ -196,7 +196,7 @@ class _Reader:
 
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of one model, as the metadata describe it."""
-    arch = architecture(header)
+    arch = header.get("general.architecture")
     if not isinstance(arch, str) or not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
     if header.get("split.count", 0) not in (0, 1):
@@ -206,7 +206,11 @@ def _check_model(header: Header) -> None:
     for name, shape in shapes.items():
         if (number := layer_of(name)) is not None:
             layers.setdefault(number, {})[name.split(".", 2)[2]] = shape
-    if type(stated := layers_of(header)) is not int or stated != len(layers) or max(layers, default=-1) != stated - 1:
+    if (
+        type(stated := header.get(f"{arch}.block_count")) is not int
+        or stated != len(layers)
+        or max(layers, default=-1) != stated - 1
+    ):
         raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(layers)} layers")
     vary = any(key.startswith(f"{arch}.") and entry.inner for key, entry in header.entries.items())
     for number, tensors in layers.items() if arch in UNIFORM else ():

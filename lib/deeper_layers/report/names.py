@@ -149,7 +149,7 @@ def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) 
     if pd.isna(value):
         return "not measured"
 
-    def form(one: float, mark: str) -> str:
+    def form(one: int | float, mark: str) -> str:
         if math.isinf(one):
             return "never"
         return f"{100 * one:.{max(digits - 2, 0)}f}{mark}" if as_share else f"{one:.{digits}f}"
