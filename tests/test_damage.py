@@ -106,6 +106,7 @@ def pickled(path) -> None:
         (of_settings(target_modules=["(a+)+$"]), "target_modules"),
         (of_settings(rank_pattern={"(a+)+$": 4}), "rank_pattern"),
         (of_settings(r="3"), "^.*: r:|r: "),
+        (of_settings(r=4), "says 4"),
         (of_settings(lora_alpha=float("nan")), "NaN"),
         (of_settings(lora_alpha=-1), "lora_alpha"),
         (of_settings(lora_alpha=1e300), "too large|not finite"),

@@ -221,6 +221,10 @@ def read_adapter(folder: str | Path) -> Adapter:
             "save_adapters writes it; others are merged by peft's merge_and_unload"
         ) from error
     shapes = _shapes(folder)
+    ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+    for module, pair in shapes.items():
+        if (rank := pair["A"][0]) not in ranks:
+            raise _torn(folder, f"{module} has the rank {rank}, where {SETTINGS} says {settings['r']}")
     for end in settings["target_modules"]:
         if not any(_ends(module, end) for module in shapes):
             raise _torn(folder, f"no adapters of {end}, which {SETTINGS} asks for")
