@@ -145,7 +145,6 @@ def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Te
     return torch.tensor(rows), torch.tensor(columns)
 
 
-@torch.inference_mode()
 def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch, from one pass, what the measures of all sequences are made of.
 
@@ -199,6 +198,7 @@ def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: i
         }
 
 
+@torch.inference_mode()
 def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[torch.Tensor]) -> np.ndarray:
     """[N, M, 2] how far what M residuals [N, D] give as output is from what the first gives, see `divergence`."""
     found = []
@@ -212,7 +212,6 @@ def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[tor
 # ---- without each layer --------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch what it changes to leave out a layer, for each layer: L (L + 1) / 2 layers run, not L.
 
@@ -232,23 +231,28 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
         InputError: the layers can't be run one by one.
     """
     network = Network(model)
-    layers = len(network.layers)
     for batch in batches:
-        ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-        given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
-        later = np.zeros((len(kept[0]), layers, layers))
-        whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
-        for number in network.in_turn(list(range(layers))):
-            layer, call = network.layers[number], given.calls[number]
-            before, whole = whole, call(layer, whole)
-            added = (whole[kept].double() - before[kept].double()).cpu()
-            for skip, residual in enumerate(without):
-                without[skip] = call(layer, residual)
-                changed = (without[skip][kept].double() - residual[kept].double()).cpu()
-                later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
-            without.append(before)
-        output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
-        yield {"later": later, "output": output}
+        yield _skip_each_layer(network, batch, tokens)
+
+
+@torch.inference_mode()
+def _skip_each_layer(network: Network, batch: Batch, tokens: int) -> Arrays:
+    layers = len(network.layers)
+    ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
+    given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
+    later = np.zeros((len(kept[0]), layers, layers))
+    whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
+    for number in network.in_turn(list(range(layers))):
+        layer, call = network.layers[number], given.calls[number]
+        before, whole = whole, call(layer, whole)
+        added = (whole[kept].double() - before[kept].double()).cpu()
+        for skip, residual in enumerate(without):
+            without[skip] = call(layer, residual)
+            changed = (without[skip][kept].double() - residual[kept].double()).cpu()
+            later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
+        without.append(before)
+    output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
+    return {"later": later, "output": output}
 
 
 # ---- all batches together ------------------------------------------------------------------------------------
