@@ -18,7 +18,7 @@ from deeper_layers.experiments.parameters import HealingParameters, TaskParamete
 from deeper_layers.files import read_json
 
 PROGRAM, SPARE = 2000, 1.3  # MB of Python and its libraries; and of weights, what is made beside them
-START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a unit may take
+START, SAFETY = 10, 4  # minutes to import and open; how much longer than its products alone a result may take
 TRAINING = 4  # forwards that a step of training costs, with checkpoints of its activations
 
 
@@ -104,7 +104,7 @@ def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = N
 
 
 def forget_lost(answers: Iterable[Path]) -> list[Path]:
-    """Remove the answers of commands whose units are gone: their jobs are to be done again."""
+    """Remove the answers of commands whose results are gone: their jobs are to be done again."""
     lost = []
     for answer in answers:
         try:

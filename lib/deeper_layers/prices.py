@@ -17,11 +17,10 @@ from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.presets import HealingConfig
+from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS
 from deeper_layers.sweeping.tree import Tree
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-BATCH = 4096  # tokens that run together, as in sweeping.planning
-LOGITS = 2**24  # in memory at once, in float32, as in sweeping.planning
 KEPT = {"nf4": 0.5 + 4 / 64, "int8": 1.0}  # bytes of a weight in bitsandbytes: nf4 has a float32 scale for each 64
 OF_ADAPTER = 16  # bytes of a parameter that learns: itself, its gradient, two averages of AdamW, in float32
 INSIDE = 8  # tensors of a layer that a way back keeps, each as wide as the widest; attention keeps no scores
@@ -212,12 +211,12 @@ def sweep_cost(
 def _pass(
     shape: Shape, tokens: int, steps: int, length: int | float, dtype: str, alive: int, scored: int = 0, lent: float = 0
 ) -> Cost:
-    size, batches = ITEMSIZE[dtype], math.ceil(tokens / BATCH)
+    size, batches = ITEMSIZE[dtype], math.ceil(tokens / BATCH_TOKENS)
     # a token sees half of its sequence on average
     operations = steps / shape.layers * (2 * shape.used + shape.attending * length / 2) + 2 * scored * shape.head
     weights = shape.parameters * size
-    states = min(BATCH, tokens) * size * (alive * shape.width + 3 * shape.inner)
-    memory = weights + states + lent + 4 * min(LOGITS, scored * shape.vocabulary)
+    states = min(BATCH_TOKENS, tokens) * size * (alive * shape.width + 3 * shape.inner)
+    memory = weights + states + lent + 4 * min(HEAD_ELEMENTS, scored * shape.vocabulary)
     return Cost(operations, tokens, memory, weights, batches, shares=batches)
 
 

@@ -262,7 +262,7 @@ def _known(described: "PruningDescription", source: Source, folder: str | None) 
     if not described.scores:
         words = ["sweep", str(source.gguf or source.folder), *typed_lists(described.cut)]
         asked = f"`deeper-layers {shlex.join([*words, *(['--results', folder] if folder else [])])} --tasks TASKS`"
-        of = "this cut" if described.units else "this model"
+        of = "this cut" if described.held else "this model"
         return [*lines, f"of its quality: results hold nothing of {of}; {asked} measures it"]
     surely = "results do not say that it surely ruins any of these: where items are few, they can not"
     return [*lines, "", described.card(), "", described.ruin_in_words() or surely]

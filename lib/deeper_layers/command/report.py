@@ -63,7 +63,7 @@ MARK = "report.json"  # of a folder of reports
 @click.option(
     "--cluster",
     type=click.Choice(["local", "slurm"]),
-    help="each unit a job, on this machine or of SLURM, with the profile of this name in workflow/profiles/",
+    help="each result a job, on this machine or of SLURM, with the profile of this name in workflow/profiles/",
 )
 @click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
 @answering

@@ -49,7 +49,7 @@ def scan(given: dict, dry_run: bool) -> Answer:
 
 
 def _priced(asked: list[str], plans: dict) -> Answer:
-    """What each unit would run that results lack, and for how long on this machine."""
+    """What would run of each task that results lack, and for how long on this machine."""
     lines = [f"{name}: {plans.get(name, 'in results already')}" for name in asked]
     units = [
         {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}

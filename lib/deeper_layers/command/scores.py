@@ -40,7 +40,7 @@ def answer_scores(
 
 
 def _tables(unit: Result, cuts_of: CutsOf, layers: int) -> str:
-    """Of each task of a unit its scores with their intervals, by cut and rule, below what guessing scores."""
+    """Of each task of a result its scores with their intervals, by cut and rule, below what guessing scores."""
     from deeper_layers.report import estimates, pairing  # slow, as is the next
     from deeper_layers.results.frames import scores_of
 

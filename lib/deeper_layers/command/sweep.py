@@ -39,7 +39,7 @@ def sweep(given: dict) -> Answer:
 
 
 def _rows(unit: Result, cuts_of: CutsOf) -> list[dict]:
-    """Every row of a unit under the rule that chose its cut; under each, where several did."""
+    """Every row of a result under the rule that chose its cut; under each, where several did."""
     found = []
     for rule, cuts in cuts_of.items():
         found += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in cuts])].assign(rule=rule))

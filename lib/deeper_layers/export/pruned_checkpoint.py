@@ -37,7 +37,7 @@ class PruningDescription:
     cut: Cut
     engines: list[Miscounted]  # which would take kept layers for others
     safe: Cut | None  # the nearest block that every engine reads rightly; None where the cut is one, or none is known
-    units: list[Result]  # all that results hold of the model
+    held: list[Result]  # all that results hold of the model
     scores: "list[Score]"  # what they say of the cut, task by task
     healed: bool = False  # adapters are added to the weights
 
@@ -78,15 +78,15 @@ class PruningDescription:
 
     def card(self, adapter: "Adapter | None" = None) -> str:
         """What results say of the cut, healed with these adapters, in Markdown, for the model card."""
-        if not self.units:
+        if not self.held:
             return ""
         from deeper_layers.report import one_cut  # slow
 
-        scores, healed = scores_of(self.units), None
+        scores, healed = scores_of(self.held), None
         if adapter and adapter.healing:
             found = one_cut.healed_alike(scores, self.cut, adapter.healing["config"], adapter.healing["text"])
             healed = None if found.empty else found
-        return one_cut.card_text(scores, distances_of(self.units), self.cut, healed)
+        return one_cut.card_text(scores, distances_of(self.held), self.cut, healed)
 
     def content(self) -> dict:
         """All of it for JSON."""
@@ -140,18 +140,18 @@ def describe_pruning(
         safe = nearest_safe(config, cut) if wrong and cut.is_block else None
     except InputError:  # a depth that is not stated in plain words
         wrong, safe = [], None
-    units, scores = [], []
+    held, scores = [], []
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=models.model_name(model))):
         key = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code).key
         if is_gguf_model(model):  # known by its hash, whatever it is called
             key["name"] = results.name_of(key["weights"], results_folder) or key["name"]
-        units = [unit for unit in results.all_results(results_folder, model=key["name"]) if unit.key["model"] == key]
-    if units:
+        held = [one for one in results.all_results(results_folder, model=key["name"]) if one.key["model"] == key]
+    if held:
         from deeper_layers.report import one_cut  # slow
 
-        scores = one_cut.scores_of(scores_of(units), cut)
-    name = units[0].key["model"]["name"] if units else models.model_name(model)
-    return PruningDescription(name, layers, cut, wrong, safe, units, scores, healed)
+        scores = one_cut.scores_of(scores_of(held), cut)
+    name = held[0].key["model"]["name"] if held else models.model_name(model)
+    return PruningDescription(name, layers, cut, wrong, safe, held, scores, healed)
 
 
 def prune_checkpoint(

@@ -136,7 +136,7 @@ def sizes(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def processors(device: str) -> int | None:
-    """How many processors a device in words is, as a unit's provenance has it; None for an accelerator."""
+    """How many processors a device in words is, as a result's provenance has it; None for an accelerator."""
     found = THREADS.search(device)
     return int(found[1]) if found else None
 

@@ -25,7 +25,7 @@ AUTHORS_STARTS = {
     ]),
 }  # fmt: skip
 
-# Text whose validation split distances and losses are of, by the name that units have for it.
+# Text whose validation split distances and losses are of, by the name that results have for it.
 CORPUS = "c4"
 
 # Tokens of healing for the models of 7 billion parameters (appendix A.1): 5000 steps of 16 sequences of 2048.

@@ -1,4 +1,4 @@
-"""What was true while a unit was measured: versions, commit, machine, time, memory."""
+"""What was true while a result was measured: versions, commit, machine, time, memory."""
 
 import contextlib
 import datetime

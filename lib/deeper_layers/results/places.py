@@ -1,11 +1,11 @@
-"""Where measured units lie, and which checkout of this project is around."""
+"""Where results lie, and which checkout of this project is around."""
 
 from pathlib import Path
 
 from deeper_layers import checks
 
-# the published units, which come with the library: a link to the repository's results/, a folder of its own where it is
-# installed
+# the published results, which come with the library: a link to the repository's results/, a folder of its own where
+# it is installed
 PUBLISHED = Path(__file__).with_name("published")
 # where this package runs from a checkout, its root; a folder of the environment otherwise
 AROUND = Path(__file__).resolve().parents[3]
@@ -23,7 +23,7 @@ def repository() -> Path | None:
 
 
 def results_folder(named: str | Path | None = None) -> Path:
-    """The folder of measured units: the one that is named, from where the user stands.
+    """The folder of results: the one that is named, from where the user stands.
 
     Without a name it is `results` of the repository where one is around, else of the working directory.
 
@@ -36,7 +36,7 @@ def results_folder(named: str | Path | None = None) -> Path:
 
 
 def readable_folders(folder: Path | None = None) -> list[Path]:
-    """Where units are looked for: in a folder and, where none was named, in the published ones behind it.
+    """Where results are looked for: in a folder and, where none was named, in the published ones behind it.
 
     Raises InputError as `results_folder` does.
     """

@@ -20,9 +20,9 @@ OURS = re.compile(r"\d{6}\.npz")
 
 
 class Shards:
-    """Finished parts of one measurement, each an `.npz` file in a folder that goes when the unit is written.
+    """Finished parts of one measurement, each an `.npz` file in a folder that goes when the result is written.
 
-    Several processes may measure one unit: none minds what the others write or remove.
+    Several processes may measure one result: none minds what the others write or remove.
     """
 
     def __init__(self, folder: Path):

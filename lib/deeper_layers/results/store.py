@@ -78,12 +78,6 @@ def key_hash(key: dict) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def content_hash(content: dict) -> str:
-    """SHA-256, in hexadecimal, of canonical JSON without the entry "sha256"."""
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
 def slug(name: str) -> str:
     """The name of a file or folder for a model or a task, whatever is in its name: never one above, or hidden."""
     plain = "".join(c if c.isalnum() or c in "-._" else "-" for c in name)
