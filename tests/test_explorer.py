@@ -70,3 +70,9 @@ def test_where_the_whole_model_guesses_nothing_is_kept_or_lost(model):
 
 def test_the_papers_rules_name_their_blocks(model):
     assert model["rules"] == {"whose ends are most alike": ["2,3"], "by the simple heuristic": ["4,3", "5,1"]}
+
+
+def test_a_share_is_rounded_once():
+    rows = [row("0,0", "capitals", [1] * 127), row("4,3", "capitals", [1] * 40 + [0] * 87)]
+    (found,) = explorer.explored(frame(rows, COLUMNS))
+    assert f"{100 * found['cuts']['4,3']['capitals'][1]:.0f}" == "31"  # 40 of 127 are 31.496%

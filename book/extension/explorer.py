@@ -71,7 +71,8 @@ def _place(task: str) -> int:
 
 
 def _short(value: float) -> float | None:
-    return None if np.isnan(value) else float(f"{value:.3g}")
+    # five digits: a page rounds to two, and of three it would round twice
+    return None if np.isnan(value) else float(f"{value:.5g}")
 
 
 def draw_explorer(target: Path) -> list[str]:
