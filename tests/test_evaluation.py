@@ -151,6 +151,7 @@ def test_generated_and_chosen_answers_in_one_sweep(opened, manager):
         assert found["capitals", "acc"] == report["results"]["capitals"]["acc,none"]
         outcomes = rows.attrs["outcomes"][f"{cut.start},{cut.size}"]["sums_one_digit_generated"]
         assert unpack(outcomes["exact_match,first_number"], 6).mean() == generated
+        assert (unpack_halves(outcomes["written"], 6) >= 1).all() and unpack(outcomes["ended"], 6).max() <= 1
 
 
 def test_the_first_number_of_an_answer_is_its_sum(manager):

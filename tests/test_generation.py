@@ -50,6 +50,21 @@ def opened(family, tokenizer):
     return model
 
 
+class Counting(HFLM):
+    """HFLM, which keeps how many tokens each answer has, and whether it ended by itself."""
+
+    def _model_generate(self, context, max_length, stop, **how):
+        found = super()._model_generate(context, max_length, stop, **how)
+        new = found[0, context.shape[1] :].tolist()
+        ended = new[-1] == self.tokenizer.eos_token_id or any(s in self.tokenizer.decode(new) for s in stop)
+        self.lengths = [*getattr(self, "lengths", []), (len(new), ended)]
+        return found
+
+
+def texts_of(answers):
+    return [[answer.text for answer in of_cut] for of_cut in answers]
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own examples", "shared examples"])
 @pytest.mark.parametrize(
     "family", ["llama", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("gemma3", "gpt_neox"))]
@@ -59,12 +74,16 @@ def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch
     asked = requests(shared=shared)
     with monkeypatch.context() as patch:
         patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
-        found = generate(TreeModel(model, CUTS), tokenizer, asked)
+        answers = generate(TreeModel(model, CUTS), tokenizer, asked)
+    found = texts_of(answers)
     assert len(found) == len(CUTS)
     for cut, texts in zip(CUTS, found, strict=True):
         # one by one: padding on the left moves what a sliding window of transformers sees
-        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
+        lm = Counting(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
         assert texts == lm.generate_until(asked, disable_tqdm=True), cut
+        # HFLM asks the longest first
+        of_answers = [(answer.tokens, answer.ended) for answer in answers[CUTS.index(cut)]]
+        assert sorted(of_answers) == sorted(lm.lengths)
     # the answers differ between models and questions, so equality says something
     assert len({tuple(texts) for texts in found}) == len(CUTS) and len({t for texts in found for t in texts}) > 8
 
@@ -112,7 +131,8 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
     found = generate(TreeModel(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.ROWS[0])
-    assert found[0] == lm.generate_until(asked, disable_tqdm=True)
+    assert texts_of(found)[0] == lm.generate_until(asked, disable_tqdm=True)
+    assert found[0][0].tokens is None
 
 
 def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):

@@ -16,7 +16,7 @@ from deeper_layers.experiments.choosing import chosen_cuts
 from deeper_layers.experiments.measurement import Measurement, each, items_of
 from deeper_layers.experiments.parameters import SweepParameters, TaskParameters
 from deeper_layers.models.sources import Source
-from deeper_layers.results.packing import LOGPROBS
+from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
@@ -136,7 +136,7 @@ def _with_outcomes(table: pd.DataFrame, outcomes: dict[str, dict]) -> tuple[list
         if metric in packed:
             found["outcome"] = packed[metric]
         if (task, cut) not in seen:
-            found |= {name: packed[name] for name in ("chosen", LOGPROBS) if name in packed}
+            found |= {name: packed[name] for name in ITEM_BY_ITEM if name in packed}
         seen.add((task, cut))
         if "target" in packed:
             targets[task] = packed["target"]

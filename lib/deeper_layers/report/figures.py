@@ -27,6 +27,7 @@ from deeper_layers.report.names import (
 from deeper_layers.report.prose import Said
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
+from deeper_layers.results.columns import VECTORS
 
 AXES = {
     "share": "Layers dropped, n / L",
@@ -52,7 +53,6 @@ BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": PINK}
 COLOURS = {topic(name): colour for name, colour in COLOURS.items()}
-VECTORS = ["by_sequence", "outcome", "chosen", "target", "logprobs"]
 
 
 def curves(
@@ -351,7 +351,7 @@ def cell_text(value) -> str:
 
 def plain_table(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows without vectors: what is downloaded."""
-    return rows.drop(columns=VECTORS, errors="ignore")
+    return rows.drop(columns=list(VECTORS), errors="ignore")
 
 
 def alt_text(panels: list, y: str, hue: str | None = None, x: str = "") -> str:

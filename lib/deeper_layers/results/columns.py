@@ -26,6 +26,8 @@ COLUMNS = {
     "chosen": "number of the choice that each item was answered with, [I]; missing where none was kept",
     "target": "number of the right choice of each item, [I]; missing where none was kept",
     "logprobs": "log-probability of each choice, nats, [I, K], nan where an item has fewer; else missing",
+    "written": "tokens of each answer that was generated, [I]; else missing",
+    "ended": "whether each of these ended by itself, [I]: 0 where it was cut off at the most tokens; else missing",
     "chance": "what guessing at random scores; for losses ln V, that of guessing among all V tokens, nats a token",
     "commonest": "what always naming the commonest answer of the task scores; missing where it is not known",
     "bytes": "of weights, where they were counted",
@@ -92,4 +94,4 @@ OF_ANSWERS = {
 WHOLE_NUMBERS = ("start", "size", "shots", "order", "limit", "length", "bytes", "vocabulary", "other")  # may be missing
 COUNTS = ("layers", "items", "repeat", "samples", "seed", "step", "place", "cuts", "memory")
 NUMBERS = ("share", "value", "chance", "commonest", "distance", "stderr", "tokens", "loss", "seconds")
-VECTORS = ("outcome", "chosen", "target", "logprobs", "by_sequence")
+VECTORS = ("outcome", "chosen", "target", "logprobs", "written", "ended", "by_sequence")

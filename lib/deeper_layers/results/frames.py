@@ -35,7 +35,7 @@ from deeper_layers.results.columns import (
     VECTORS,
     WHOLE_NUMBERS,
 )
-from deeper_layers.results.packing import LOGPROBS, unpack, unpack_halves
+from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
 from deeper_layers.results.store import Result, all_results, cut_names, left_out
 
@@ -160,8 +160,9 @@ def _of_scores(result: Result) -> Iterator[dict]:
         of_choices = first.setdefault((name, row["cut"], row.get("variant")), row)
         found = of_task[name] | _place(row["cut"], details) | {"metric": metric, "items": items, "value": row["value"]}
         found["outcome"] = _vector(row.get("outcome"), items)
-        for kept in (kept for kept in ("chosen", LOGPROBS) if kept in of_choices):
-            found[kept] = (unpack if kept == "chosen" else unpack_halves)(of_choices[kept], items)
+        for kept, read in ITEM_BY_ITEM.items():
+            if kept in of_choices:
+                found[kept] = read(of_choices[kept], items)
         if metric == "loss":
             found["chance"] = math.log(details["vocabulary"]) if details.get("vocabulary") else None
         elif name in details.get("targets", {}):

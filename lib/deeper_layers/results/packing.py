@@ -8,6 +8,7 @@ import numpy as np
 
 LEVEL = 9  # of zlib: files of results are to be small
 LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
+WRITTEN = "written"  # tokens of each answer, in 16 bits too: exact up to 2,048
 
 
 def pack(values: np.ndarray) -> str:
@@ -42,6 +43,13 @@ def unpack_halves(text: str, items: int, most: int = 2**27) -> np.ndarray:
     """The inverse of `pack_halves` for so many items: [I, K] in float64. Raises ValueError for what is no such text."""
     planes = np.frombuffer(_opened(text, most), dtype=np.uint8).reshape(2, -1)
     return planes.T.copy().view("<f2").reshape(items, -1).astype(float)
+
+
+def _unpack_lengths(text: str, items: int) -> np.ndarray:
+    return unpack_halves(text, items)[:, 0]
+
+
+ITEM_BY_ITEM = {"chosen": unpack, LOGPROBS: unpack_halves, WRITTEN: _unpack_lengths, "ended": unpack}
 
 
 def _opened(text: str, most: int) -> bytes:

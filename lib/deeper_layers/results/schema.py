@@ -118,8 +118,10 @@ class Score(Checked):
     stderr: Number | None
     items: Items
     outcome: str | list[Number] | None = None
-    chosen: str | None = None  # this and the next only in the first row of a task and cut
+    chosen: str | None = None  # this and what follows only in the first row of a task and cut
     logprobs: str | None = None
+    written: str | None = None  # of answers that were generated, in 16 bits, and whether each ended
+    ended: str | None = None
     bytes: Count | None = None
     variant: Name | None = None  # of a checkpoint: UNROUNDED, or "rounded"
     engine: Name | None = None  # where it is not that of the key

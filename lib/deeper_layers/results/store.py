@@ -22,6 +22,7 @@ import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.files import read_plain, write_file
+from deeper_layers.results.packing import ITEM_BY_ITEM
 from deeper_layers.results.places import readable_folders, results_folder
 from deeper_layers.results.schema import GIVEN, KINDS, check_content
 
@@ -32,7 +33,7 @@ LONGEST = 120  # bytes of a name in the name of a file or folder, which may have
 END = b'"sha256": "'  # begins the last line of a file
 BEGIN = re.compile(rb'\{\s*"kind": "([a-z-]+)",\s*"(?:version": ([0-9]{1,9})|name": )')
 HEX = "[0-9a-f]" * 12
-PACKED = ("outcome", "chosen", "logprobs")  # what a row of scores holds item by item
+PACKED = ("outcome", *ITEM_BY_ITEM)  # what a row of scores holds item by item
 
 
 @dataclass(frozen=True)

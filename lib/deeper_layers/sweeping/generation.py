@@ -13,6 +13,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +50,14 @@ FOLLOWED = {
 }
 
 
+class Answer(NamedTuple):
+    """What a pruned model wrote to a prompt; of what another engine wrote nothing but the text is known."""
+
+    text: str
+    tokens: int | None = None  # how many, with the one that ended it
+    ended: bool | None = None  # by itself; False: cut off at the most tokens that the task allows
+
+
 @dataclass
 class Prompt:
     """What HFLM asks a model to go on with."""
@@ -67,13 +76,13 @@ def generate(
     memory: int = MEMORY,
     shards: Shards | None = None,
     what: str = "generation",
-) -> list[list[str]]:
-    """For each cut the text of each answer, as lm-eval's HFLM gives it for the pruned model.
+) -> list[list[Answer]]:
+    """For each cut each answer, its text as lm-eval's HFLM gives it for the pruned model.
 
     `memory` bounds the bytes taken beside the weights. Where a task samples, a model's generation configuration
     asks for more than greedy decoding, or a model takes no mask of ours, HFLM itself generates.
     """
-    whole, texts = model.network.model, []
+    whole, found = model.network.model, []
     if not instances:
         return [[] for _ in model.cuts]
     asking = _HFLM(whole, tokenizer)
@@ -83,14 +92,17 @@ def generate(
     with tqdm(total=len(model.cuts) * len(instances), desc=what, unit="answer", mininterval=5, file=sys.stderr) as bar:
         answers = _answer(model, tokenizer, prompts, memory, shards, bar) if ours else {}
         for cut in model.cuts:
+            lengths: list[tuple] = [(None, None)] * len(instances)
             if ours:
-                lm = _HFLM(whole, tokenizer, answers[cut])
+                lm = _HFLM(whole, tokenizer, [tokens for tokens, _ in answers[cut]])
+                lengths = [(len(tokens), ended) for tokens, ended in answers[cut]]
             else:
                 with quiet():
                     lm = HFLM(pretrained=silence_sublayers(whole, cut), tokenizer=tokenizer, batch_size=ROWS[0])
-            texts.append(lm.generate_until(instances, disable_tqdm=True))
+            texts = lm.generate_until(instances, disable_tqdm=True)
+            found.append([Answer(text, *length) for text, length in zip(texts, lengths, strict=True)])
             bar.update(0 if ours else len(instances))
-    return texts
+    return found
 
 
 class _HFLM(HFLM):
@@ -114,8 +126,8 @@ class _HFLM(HFLM):
 
 def _answer(
     model: TreeModel, tokenizer, prompts: list[Prompt], memory: int, shards: Shards | None, bar: tqdm
-) -> dict[Cut, list[list[int]]]:
-    """For each cut the new tokens of each prompt: from shards where they are there, else written."""
+) -> dict[Cut, list[tuple[list[int], bool]]]:
+    """For each cut the new tokens of each prompt, and whether they ended: from shards where they are, else written."""
     longest, most = max(len(prompt.tokens) for prompt in prompts), max(prompt.most for prompt in prompts)
 
     def needed(cuts: list[Cut], rows: int) -> int:
@@ -129,9 +141,9 @@ def _answer(
     for _, alike in itertools.groupby(prompts, key=lambda prompt: (prompt.most, prompt.stop)):
         of_kind = list(alike)
         batches += [of_kind[first : first + rows] for first in range(0, len(of_kind), rows)]
-    answers: dict[Cut, list[list[int]]] = {cut: [] for cut in model.cuts}
+    answers: dict[Cut, list[tuple[list[int], bool]]] = {cut: [] for cut in model.cuts}
     for number, (batch, group) in enumerate(itertools.product(batches, groups), start=FIRST_SHARD):
-        asked = [prompt.tokens for prompt in batch]
+        asked, is_over = [prompt.tokens for prompt in batch], _IsOver(model.network.model, tokenizer, batch[0].stop)
         same = {
             "asked": np.array(hashlib.sha256(json.dumps(asked).encode()).hexdigest()),
             "cuts": np.array([repr(cut) for cut in group]),
@@ -141,7 +153,6 @@ def _answer(
         if kept is not None and kept["lengths"].min() >= 0 and kept["lengths"].sum() == len(kept["tokens"]):
             skip(bar, kept["lengths"].size)
         else:
-            is_over = _IsOver(model.network.model, tokenizer, batch[0].stop)
             finished = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
             written = _write(model.part(group), asked, batch[0].most, is_over, finished)
             flat = [token for of_cut in written for row in of_cut for token in row]
@@ -149,9 +160,11 @@ def _answer(
             kept = same | {"tokens": np.array(flat, dtype=np.int32), "lengths": lengths}
             if shards:
                 shards.put(number, kept)
-        parts = np.split(kept["tokens"], np.cumsum(kept["lengths"])[:-1])
+        parts = [part.tolist() for part in np.split(kept["tokens"].astype(int), np.cumsum(kept["lengths"])[:-1])]
+        ended = is_over(parts)
         for place, cut in enumerate(group):
-            answers[cut] += [part.astype(int).tolist() for part in parts[place * len(batch) : (place + 1) * len(batch)]]
+            of_cut = slice(place * len(batch), (place + 1) * len(batch))
+            answers[cut] += zip(parts[of_cut], ended[of_cut], strict=True)
     return answers
 
 

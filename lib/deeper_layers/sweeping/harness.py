@@ -25,8 +25,8 @@ from lm_eval.tasks import TaskManager
 from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
-from deeper_layers.results.packing import LOGPROBS, pack, pack_halves
-from deeper_layers.sweeping.generation import quiet
+from deeper_layers.results.packing import LOGPROBS, WRITTEN, pack, pack_halves
+from deeper_layers.sweeping.generation import Answer, quiet
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
@@ -173,7 +173,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def score(
-    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, texts: list[str] | None = None
+    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, written: list[Answer] | None = None
 ) -> tuple[pd.DataFrame, dict]:
     """One model's answers, scored by lm-eval.
 
@@ -181,11 +181,11 @@ def score(
     ----------
     logprobs: [R] log-probability of each request's continuation, in nats.
     greedy: [R] whether that continuation is what greedy decoding would give.
-    texts: what was generated for each of `tasks.generations`.
+    written: the answer to each of `tasks.generations`.
 
     Returns the rows (task, metric, value, stderr, items; groups that aggregate are among them) and, for
     each task, the outcomes by item, packed: each metric that is 0 or 1, the choice made, the log-probability of every
-    choice, and which of them is right.
+    choice, and which of them is right; of written answers how many tokens they have, and whether they ended.
     """
     for instance in tasks.instances + tasks.generations:
         instance.resps, instance.filtered_resps = [], {}
@@ -193,7 +193,7 @@ def score(
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
-    answers |= {id(i): text for i, text in zip(tasks.generations, texts or [], strict=True)}
+    answers |= {id(i): answer.text for i, answer in zip(tasks.generations, written or [], strict=True)}
     lm = _Answers(answers)
     with quiet():
         result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
@@ -202,6 +202,8 @@ def score(
         items = len({s["doc_id"] for s in result["samples"].get(task, [])}) or found.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
     outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
+    for task, of_task in _lengths(tasks.generations, written or []).items():
+        outcomes[task] |= of_task
     return pd.DataFrame(rows), outcomes
 
 
@@ -319,4 +321,20 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
             targets = [s["target"] for s in of_rule]
             if all(isinstance(target, int) and 0 <= target < table.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
+    return packed
+
+
+def _lengths(asked: list[Instance], written: list[Answer]) -> dict[str, dict[str, str]]:
+    """By task how many tokens the answers to its items have, and which ended; without those where that is not known."""
+    found: dict[str, dict[int, Answer]] = {}
+    for instance, answer in zip(asked, written, strict=True):
+        found.setdefault(str(instance.task_name), {})[instance.doc_id] = answer
+    packed = {}
+    for task, by_item in found.items():
+        answers = [by_item[item] for item in sorted(by_item)]
+        if all(answer.tokens is not None for answer in answers):
+            packed[task] = {
+                WRITTEN: pack_halves(np.array([[answer.tokens] for answer in answers])),
+                "ended": pack(np.array([answer.ended for answer in answers])),
+            }
     return packed

@@ -24,7 +24,7 @@ from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.sweeping import harness, vllm_engine
-from deeper_layers.sweeping.generation import generate
+from deeper_layers.sweeping.generation import Answer, generate
 from deeper_layers.sweeping.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
 from deeper_layers.sweeping.tree_model import TreeModel
 
@@ -91,6 +91,7 @@ def sweep(
     if engine is not None:
         vllm_engine.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
         texts = vllm_engine.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
+        answers = [[Answer(text) for text in of_cut] for of_cut in texts]
         logprobs, greedy = np.zeros((len(distinct), 0)), np.zeros((len(distinct), 0), dtype=bool)
     else:
         family = family or TreeModel(model, distinct)
@@ -104,9 +105,9 @@ def sweep(
             family=family,
             **how,
         )
-        texts = generate(family, tokenizer, asked.generations, **how)
+        answers = generate(family, tokenizer, asked.generations, **how)
     frames, outcomes = [], {}
-    for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, texts, strict=True):
+    for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, answers, strict=True):
         rows, outcomes[cut.name] = harness.score(asked, of_cut, of_cut_greedy, written)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
