@@ -5,7 +5,7 @@ import pytest
 
 from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
 from deeper_layers.results.frames import scores_of
-from deeper_layers.studies.last_layers import FORMS, PLACES, SIZES, UNASKED, judge_prediction
+from deeper_layers.studies.last_layers import FORMS, PLACES, SIZES, UNASKED, accuracies, judge_prediction, kept_by_form
 from tests.test_frames import made_up
 
 LAYERS, ITEMS, GUESSED = 20, 295, 0.25
@@ -53,3 +53,13 @@ def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
     found = judge_prediction(answers({}, whole=0.27)).set_index("number")["verdict"]
     assert found["X"] == AT_FLOOR and found["Y"] != AT_FLOOR  # what is written is never right by guessing
     assert set(judge_prediction(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
+
+
+def test_the_page_shows_every_form_with_its_floor():
+    scores = answers({("written", "late"): 0.2})
+    shown = accuracies(scores)
+    assert set(shown["asked"]) == {*FORMS, *(f"{form}, without the question" for form in UNASKED)}
+    assert shown.groupby(["asked", "prompt", "place"])["size"].apply(list).map(lambda sizes: sizes == [*range(9)]).all()
+    table = kept_by_form(scores).set_index(["asked", "place"])
+    assert table.loc[("written", "the last layers"), "value"] == pytest.approx(0.2, abs=0.05)
+    assert (table["whole"] > 0.8).all() and table.loc["letters", "unasked"].max() < 0.35

@@ -25,8 +25,12 @@ late ones. Predicted: at least 0.10, judged alike.
 What stands beside them decides nothing: words in place of writing, either half of X, each n, each prompt, MMLU.
 """
 
+import itertools
+from typing import NamedTuple
+
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float
 
 from deeper_layers.report import estimates, pairing
 from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, ROOM, SUPPORTED, Estimate
@@ -40,48 +44,106 @@ FORMS = {
 }
 UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unasked"}
 LEAST = {"X": 0.50, "Y": 0.10}
+PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
-def shares_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str, str], dict[int, Estimate]]:
-    """What is kept above guessing without the question, by size, of each model, form, task and place."""
+class Asked(NamedTuple):
+    """One task of one model without late or similar layers: cuts by size, right answers [C, I], those unasked or 0."""
+
+    model: str
+    form: str
+    task: str
+    place: str
+    cuts: pd.DataFrame
+    right: Bool[np.ndarray, "C I"] | Float[np.ndarray, "C I"]
+    guessed: Float[np.ndarray, "C I"]
+
+
+def answers(scores: pd.DataFrame) -> list[Asked]:
+    """What the prediction is judged by, and measured in full: the task, and where its form can be guessed, unasked."""
     tasks = [*(task for of_form in FORMS.values() for task in of_form), *UNASKED.values()]
     asked = scores[scores["task"].isin(tasks) & scores["rule"].isin(list(PLACES))]
     found = {tuple(one.place.values()): (one.cuts, one.outcomes) for one in pairing.measurements(asked)}
-    kept = {}
+    complete = []
     for (model, task, rule), (cuts, right) in found.items():
         form = next((form for form, of_form in FORMS.items() if task in of_form), "")
-        guessed = found.get((model, UNASKED.get(form, ""), rule))
-        if not form or (form in UNASKED and guessed is None):
-            continue
-        told = right if guessed is None else right - guessed[1]
-        if estimates.accuracy(right[0]).low <= (right[0] - told[0]).mean() + ROOM:
-            shares = [Estimate.none(AT_FLOOR)] * len(told)
-        else:
-            shares = estimates.estimates_of(*(mean / mean[..., :1] for mean in estimates.means(told)))
-        kept[model, form, task, PLACES[rule]] = dict(zip(cuts["size"], shares, strict=True))
-    return kept
+        guessed = found.get((model, UNASKED.get(form, ""), rule), (cuts, np.zeros_like(right)))[1]
+        if form and (form not in UNASKED or (model, UNASKED[form], rule) in found):
+            complete.append(Asked(model, form, task, PLACES[rule], cuts, right, guessed))
+    return complete
+
+
+def share_kept(asked: Asked) -> dict[int, Estimate]:
+    """k of each size: what is kept above guessing without the question."""
+    told = asked.right - asked.guessed
+    if estimates.accuracy(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
+        return dict.fromkeys(asked.cuts["size"], Estimate.none(AT_FLOOR))
+    shares = estimates.estimates_of(*(mean / mean[..., :1] for mean in estimates.means(told)))
+    return dict(zip(asked.cuts["size"], shares, strict=True))
+
+
+def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by size, and that without the question: model, layers, place, asked, prompt, size, value, low, high."""
+    layers = scores.groupby("model")["layers"].first()
+    rows = []
+    for one in answers(scores):
+        prompts = FORMS[one.form]
+        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place]}
+        kinds = {one.form: one.right} | (
+            {f"{one.form}, without the question": one.guessed} if one.form in UNASKED else {}
+        )
+        for asked, outcomes in kinds.items():
+            if one.task != prompts[0] and asked != one.form:
+                continue  # asked once for both prompts
+            prompt = "as a question" if one.task == prompts[0] else "as a statement"
+            for size, outcome in zip(one.cuts["size"], outcomes, strict=True):
+                found = estimates.accuracy(outcome).columns()
+                rows.append(shared | {"asked": asked, "prompt": prompt, "size": size, "items": len(outcome)} | found)
+    return pd.DataFrame(
+        rows, columns=["model", "layers", "place", "asked", "prompt", "size", "items", "value", "low", "high"]
+    )
+
+
+def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
+    """The mean of k over sizes and prompts by model, form and place; NOT_TESTED where a size or prompt is missing."""
+    kept = {(one.model, one.task, one.place): share_kept(one) for one in answers(scores)}
+    found = {}
+    for model, form, place in itertools.product(dict.fromkeys(model for model, *_ in kept), FORMS, PLACES.values()):
+        of_prompts = [kept.get((model, task, place), {}) for task in FORMS[form]]
+        shares = [by_size.get(size, Estimate.none(NOT_TESTED)) for by_size in of_prompts for size in SIZES]
+        found[model, form, place] = estimates.mean_of(shares)
+    return found
+
+
+def kept_by_form(scores: pd.DataFrame) -> pd.DataFrame:
+    """These means as a table, a row for each model, form and place: value with low and high, and untold.
+
+    Beside them the accuracy of the whole model (whole), without the question (unasked), and of the best constant answer
+    (constant), means over prompts.
+    """
+    constant, levels = scores.groupby(["model", "task"])["commonest"].max(), {}
+    for one in answers(scores):
+        of_task = (one.right[0].mean(), one.guessed[0].mean(), constant[one.model, one.task])
+        levels.setdefault((one.model, one.form), []).append(of_task)
+    rows = []
+    for (model, form, place), found in means_kept(scores).items():
+        whole, unasked, best = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
+        row = {"model": model, "asked": form, "place": PLACE_NAMES[place], "whole": whole, "unasked": unasked}
+        rows.append(row | {"constant": best} | found.columns() | {"untold": found.untold})
+    names = ["model", "asked", "place", "whole", "unasked", "constant", "value", "low", "high", "untold"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
     """The criterion's numbers of each model: model, number ("X" or "Y"), value with low and high, limit, verdict."""
-    kept, rows = shares_kept(scores), []
+    kept, rows = means_kept(scores), []
     for model in dict.fromkeys(model for model, *_ in kept):
-        mean = {
-            (form, place): _mean([kept.get((model, form, task, place), {}) for task in FORMS[form]])
-            for form in FORMS
-            for place in PLACES.values()
-        }
-        late, similar = (mean["letters", place] - mean["written", place] for place in ("late", "similar"))
-        numbers = {"X": late - similar, "Y": mean["written", "similar"] - mean["written", "late"]}
-        for number, found in numbers.items():
-            row = {"model": model, "number": number, "value": found.value, "low": found.low, "high": found.high}
+        late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
+        similar_written, late_written = (kept[model, "written", place] for place in ("similar", "late"))
+        for number, found in {"X": late - similar, "Y": similar_written - late_written}.items():
+            row = {"model": model, "number": number} | found.columns()
             rows.append(row | {"limit": LEAST[number], "verdict": _judge(found, LEAST[number])})
     return pd.DataFrame(rows, columns=["model", "number", "value", "low", "high", "limit", "verdict"])
-
-
-def _mean(of_prompts: list[dict[int, Estimate]]) -> Estimate:
-    shares = [by_size.get(size, Estimate.none(NOT_TESTED)) for by_size in of_prompts for size in SIZES]
-    return estimates.mean_of(shares)
 
 
 def _judge(found: Estimate, least: float) -> str:
