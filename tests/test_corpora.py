@@ -276,3 +276,11 @@ def test_a_task_of_lm_eval_reads_the_mirror_unchanged(offline, tiny_folder):
     assert found["value"].between(0, 1).all()
     assert set(table.attrs["outcomes"]) == {"0,0", "2,2"}
     assert table.attrs["levels"]["boolq"]["chance"] == 0.5
+
+
+def test_code_and_problems_are_texts_too():
+    """A text for every key: the modules of a wheel, the problems of a mirror."""
+    train, validation = (corpora.texts("code", split=split) for split in ("train", "validation"))
+    assert len(train) > 4 * len(validation) - 5 > 400 and not set(train) & set(validation)
+    assert all("import" in text or "def " in text or "class " in text for text in validation[:20])
+    assert corpora.text_fingerprint("code").startswith("sympy 1.14.0, sha256:e091cc3e")

@@ -53,7 +53,7 @@ def mirrored(datasets: str | None) -> Iterator[None]:
 
 def is_at_hand(name: str, datasets: str | None) -> bool:
     """Whether the data of a task or corpus can be read without a hub: embedded, or a mirror is named."""
-    return name == "wikipedia" or name in embedded_tasks() or mirror(datasets) is not None
+    return name in ("wikipedia", "code") or name in embedded_tasks() or mirror(datasets) is not None
 
 
 def _stamp(folder: Path) -> str:

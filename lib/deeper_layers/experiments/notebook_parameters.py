@@ -197,7 +197,7 @@ class ScanParameters(TaskParameters):
     @property
     def text_list(self) -> list[str]:
         """What a loss is asked of."""
-        return [task for task in self.asked if task in (*data.CORPORA, data.SOLUTIONS)]
+        return [task for task in self.asked if task in data.CORPORA]
 
     def sequences(self, text: str) -> int:
         """How many sequences of a text, or solutions, are scored. Raises InputError where all would be."""

@@ -67,7 +67,9 @@ class Parameters(Shown):
     datasets: str | None = Field(
         None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
     )
-    corpus: Corpus = Field("wikipedia", description='text for the distances: "wikipedia" (embedded) or "c4"')
+    corpus: Corpus = Field(
+        "wikipedia", description='text for the distances: "wikipedia" (embedded), "c4", "code" or "gsm8k_solutions"'
+    )
     samples: int = Field(256, ge=2, le=data.DOCUMENTS, description="sequences for the distances")
     sequence_length: int = Field(512, ge=2, le=checks.TOKENS, description="each cut after so many tokens")
     seed: int = Field(0, ge=0, le=checks.SEED, description="of the draw of sequences")

@@ -84,6 +84,7 @@ TOPICS = {
     "embedded_piqa": "PIQA, packaged items",
     "c4": "C4, loss",
     "wikipedia": "Wikipedia, loss",
+    "code": "Python code, loss",
     "gsm8k_solutions": "GSM8K's solutions, loss",
 }
 RULES = {
