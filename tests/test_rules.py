@@ -14,7 +14,7 @@ from deeper_layers.models.sublayers import is_parallel, writers
 from deeper_layers.rules.block_influence import block_influence
 from deeper_layers.rules.block_pruner import candidate_passes, sublayer_order
 from deeper_layers.rules.chance import SEEDS
-from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule, measured_cuts
+from deeper_layers.rules.choosing import REGISTERED, cuts_of_rule
 from deeper_layers.rules.perplexity import alone_nodes
 from deeper_layers.rules.rule import Known
 from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
@@ -78,13 +78,6 @@ def test_rows_and_back():
     row = {"start": 2, "size": 2, "distance": 0.1, "stderr": 0.01, "samples": 7}
     assert table.iloc[6].to_dict() == pytest.approx(row)
     np.testing.assert_array_equal(distance_matrix(table.sample(frac=1, random_state=0)), DISTANCES)
-
-
-def test_cuts_of_one_measurement_by_rule():
-    simple, similar = [Cut(0, 0), Cut(2, 1), Cut(1, 2), Cut(0, 3)], [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
-    cuts = [Cut(0, 2), Cut(0, 3), Cut(1, 1), Cut(2, 1), Cut(0, 0), Cut(1, 2), Cut(0, 0), Cut.of([0, 2])]
-    assert measured_cuts(RULES, cuts, 4) == {"similarity": similar, "simple": simple}
-    assert measured_cuts(["similarity"], [], 4) == {"similarity": []}
 
 
 # --- all of them ------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Layers are counted from 0, and a range of layers has an exclusive end.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from deeper_layers.checks import LAYERS, shown, whole_number
@@ -67,47 +67,45 @@ class Cut:
             >>> Cut.of(layers=[2, 7], mlp=[5]).describe(num_layers=9)
             'drops layers 2, 7 (0-based, 2 of 9) and the MLP of layer 5, keeps [0:2], [3:7] and [8:9]'
         """
-        said = "layers are counted from 0"
         dropped, without_attention, without_mlp = (
-            {whole_number(name, index, 0, LAYERS - 1, said) for index in indices}
+            {whole_number(name, index, 0, LAYERS - 1, "layers are counted from 0") for index in indices}
             for name, indices in (("layers", layers), ("attention", attention), ("mlp", mlp))
         )
-        dropped |= without_attention & without_mlp  # nothing is left of these
-        block = sorted(dropped)
-        contiguous = block == list(range(block[0], block[0] + len(block))) if block else True
-        return cls(
-            start=block[0] if block else 0,
-            size=len(block),
-            scattered=() if contiguous else tuple(block),
-            attention=tuple(sorted(without_attention - dropped)),
-            mlp=tuple(sorted(without_mlp - dropped)),
-        )
+        block = sorted(dropped | without_attention & without_mlp)  # nothing is left of a layer without both
+        attention, mlp = (tuple(sorted(part - set(block))) for part in (without_attention, without_mlp))
+        scattered = tuple(block) if len(ranges(block)) > 1 else ()
+        return cls(block[0] if block else 0, len(block), scattered, attention, mlp)
 
     @classmethod
-    def named(cls, name: str) -> "Cut":
-        """The cut of this name.
+    def named(cls, name: str | list[int]) -> "Cut":
+        """The cut of this name, or of this `key`.
 
         Raises:
-            ValueError: it is the name of none.
+            ValueError: it is that of none.
 
         Example:
             >>> Cut.named("layers 2 7; mlp 5") == Cut.of(layers=[2, 7], mlp=[5])
             True
         """
-        if "," in name:
-            start, size = map(int, name.split(","))
+        if isinstance(name, list) or "," in name:
+            start, size = map(int, name.split(",") if isinstance(name, str) else name)
             found = cls(start, size)
         else:
             parts = dict(part.split(" ", 1) for part in name.split("; "))
             found = cls.of(**{part: map(int, indices.split()) for part, indices in parts.items()})
-        if found.name != name:
+        if name not in (found.name, found.key):
             raise ValueError(f"{name!r} is no name of a cut, expected {found.name!r}")
         return found
 
     @property
     def is_block(self) -> bool:
         """Whether it drops contiguous layers and nothing else, as the paper does."""
-        return not (self.scattered or self.attention or self.mlp)
+        return self.is_of_layers and not self.scattered
+
+    @property
+    def is_of_layers(self) -> bool:
+        """Whether it drops whole layers and nothing else, wherever they stand."""
+        return not (self.attention or self.mlp)
 
     @property
     def name(self) -> str:
@@ -117,14 +115,6 @@ class Cut:
         parts = {"layers": self.dropped, "attention": self.attention, "mlp": self.mlp}
         return "; ".join(f"{part} {' '.join(map(str, indices))}" for part, indices in parts.items() if indices)
 
-    @classmethod
-    def of_key(cls, key: list[int] | str) -> "Cut":
-        """The cut that has this `key`. Raises ValueError: it is that of none."""
-        if isinstance(key, str):
-            return cls.named(key)
-        start, size = key
-        return cls(start, size)
-
     @property
     def key(self) -> list[int] | str:
         """What tells it from all others in JSON: [start, size] for a block, else its name."""
@@ -133,17 +123,12 @@ class Cut:
     @property
     def dropped(self) -> tuple[int, ...]:
         """Every layer that is dropped as a whole."""
-        return self.scattered or tuple(range(self.start, self.start + self.size))
-
-    @property
-    def is_of_layers(self) -> bool:
-        """Whether it drops whole layers and nothing else, wherever they stand."""
-        return not (self.attention or self.mlp)
+        return self.scattered or tuple(range(self.start, self.stop))
 
     @property
     def stop(self) -> int:
         """First layer after the dropped ones (exclusive end)."""
-        return self.dropped[-1] + 1 if self.size else self.start
+        return self.scattered[-1] + 1 if self.scattered else self.start + self.size
 
     def runs(self, layer: int) -> str | None:
         """What of a layer runs: WHOLE, ATTENTION or MLP; None where it is dropped."""
@@ -157,24 +142,10 @@ class Cut:
         Raises:
             InputError: the cut leaves no layer, or reaches past the last layer.
         """
-        check_num_layers(num_layers)
-        if not 0 <= self.size < num_layers:
-            raise InputError(
-                f"size is {self.size}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as "
-                "one layer has to stay; choose a size in that range"
-            )
-        last = max((*self.scattered, *self.attention, *self.mlp), default=0)
-        if last >= num_layers:
-            raise InputError(
-                f"the cut is of layer {last}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}; "
-                "choose from these"
-            )
-        if not 0 <= self.start <= num_layers - self.size:
-            raise InputError(
-                f"start is {self.start} with size {self.size}; expected a start from 0 to "
-                f"{num_layers - self.size}, as the layers of the model are 0 to {num_layers - 1}; choose a "
-                "start in that range or a smaller size"
-            )
+        check_size(self.size, num_layers)
+        if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
+            said = f"start is {self.start} with size {self.size}" if self.is_block else f"the cut is of layer {last}"
+            raise InputError(f"{said}; expected layers 0 to {num_layers - 1}, as the model has; choose from these")
 
     def kept(self, num_layers: int) -> list[int]:
         """Original index of every kept layer; its position in the list is the new index.
@@ -191,16 +162,14 @@ class Cut:
         Raises:
             InputError: the cut does not fit the model, see `check`.
         """
-        kept = _listed([f"[{start}:{stop}]" for start, stop in self._kept_ranges(num_layers)])
-        parts = [
-            f"the {name} of {_layers(indices)}"
-            for name, indices in (("attention", self.attention), ("MLP", self.mlp)) if indices
-        ]  # fmt: skip
-        if self.size or not parts:
-            layers = _layers(self.dropped) if self.size else "no layers"
-            counted = "0-based, " if self.size else ""
-            parts = [f"{layers} ({counted}{self.size} of {num_layers})", *parts]
-        return f"drops {' and '.join(parts)}, keeps {kept}"
+        *kept, last = [f"[{start}:{stop}]" for start, stop in ranges(self.kept(num_layers))]
+        sublayers = {"attention": self.attention, "MLP": self.mlp}
+        parts = [f"the {name} of {_layers(indices)}" for name, indices in sublayers.items() if indices]
+        if self.size:
+            parts.insert(0, f"{_layers(self.dropped)} (0-based, {self.size} of {num_layers})")
+        elif not parts:
+            parts = [f"no layers (0 of {num_layers})"]
+        return f"drops {' and '.join(parts)}, keeps {', '.join(kept)}{' and ' if kept else ''}{last}"
 
     def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
         """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
@@ -210,14 +179,11 @@ class Cut:
         Raises:
             InputError: the cut does not fit the model, see `check`, or drops sublayers, which mergekit does not.
         """
-        if self.attention or self.mlp:
+        if not self.is_of_layers:
             raise InputError(
                 f"the cut {self.describe(num_layers)}: mergekit's passthrough takes whole layers; drop whole layers"
             )
-        return mergekit_yaml(self._kept_ranges(num_layers), model_name, revision)
-
-    def _kept_ranges(self, num_layers: int) -> list[tuple[int, int]]:
-        return ranges(self.kept(num_layers))
+        return mergekit_yaml(ranges(self.kept(num_layers)), model_name, revision)
 
 
 UNPRUNED = Cut(0, 0)  # drops nothing: the whole model
@@ -227,10 +193,8 @@ def ranges(indices: Iterable[int]) -> list[tuple[int, int]]:
     """Rising indices as ranges with an exclusive end."""
     found: list[tuple[int, int]] = []
     for index in indices:
-        if found and found[-1][1] == index:
-            found[-1] = (found[-1][0], index + 1)
-        else:
-            found.append((index, index + 1))
+        start = found.pop()[0] if found and found[-1][1] == index else index
+        found.append((start, index + 1))
     return found
 
 
@@ -238,11 +202,6 @@ def _layers(indices: Iterable[int]) -> str:
     """Layers in words: "layer 3", "layers 3..7", "layers 2, 5..7"."""
     parts = [str(start) if stop - start == 1 else f"{start}..{stop - 1}" for start, stop in ranges(indices)]
     return f"layer {parts[0]}" if parts[0].isdigit() and len(parts) == 1 else f"layers {', '.join(parts)}"
-
-
-def _listed(words: list[str]) -> str:
-    """Words with commas, and "and" before the last."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def mergekit_yaml(ranges: Iterable[tuple[int, int]], model_name: str, revision: str | None = None) -> str:
@@ -278,33 +237,13 @@ def simple_cut(num_layers: int, size: int) -> Cut:
     return Cut(num_layers - 1 - size, size)
 
 
-def measured_cuts(rules: Sequence[str], cuts: Sequence[Cut], num_layers: int) -> dict[str, list[Cut]]:
-    """Which of the cuts of one measurement belong to which of the paper's rules, by size.
-
-    Those of "simple" are known by their place; a size that has another block too has it from the other rule, and a
-    size that has not is one on which the rules agree. What is no block is of neither.
-    """
-    cuts = sorted({cut for cut in cuts if cut.is_block}, key=lambda cut: (cut.size, cut.start))
-    simple_ones = [cut for cut in cuts if cut == simple_cut(num_layers, cut.size)]
-    others = {cut.size: cut for cut in cuts if cut not in simple_ones}
-    found = {}
-    for rule in rules:
-        alike = [cut for cut in simple_ones if cut.size not in others]
-        found[rule] = simple_ones if rule == "simple" else [*others.values(), *alike]
-        found[rule] = sorted(found[rule], key=lambda cut: cut.size)
-    return found
-
-
-def check_num_layers(num_layers: int) -> None:
-    whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
-
-
 def check_size(size: int, num_layers: int) -> None:
-    check_num_layers(num_layers)
+    """Raise InputError for a number of layers that a model of `num_layers` can't lose."""
+    whole_number("num_layers", num_layers, 1, LAYERS, "pass the depth of the whole model")
     if size not in range(num_layers):
         raise InputError(
-            f"size is {shown(size)}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the last "
-            "layer is never dropped; choose a size in that range"
+            f"size is {shown(size)}; expected 0 to {num_layers - 1} for a model of {num_layers} layers, as one layer "
+            "has to stay; choose a size in that range"
         )
 
 

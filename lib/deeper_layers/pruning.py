@@ -54,24 +54,26 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             "first (adapters: model.merge_and_unload())"
         )
     check_cut(cut)
-    kept = cut.kept(num_layers(model))
-    if cut.attention or cut.mlp:
+    count = num_layers(model)
+    kept, words = cut.kept(count), cut.describe(count)
+    if not cut.is_of_layers:
         raise InputError(
-            f"a cut that {cut.describe(num_layers(model))}: no configuration states a layer without one of its "
-            "sublayers; silence_sublayers gives a model of the same numbers, which saves no memory"
+            f"a cut that {words}: no configuration states a layer without one of its sublayers; silence_sublayers "
+            "gives a model of the same numbers, which saves no memory"
         )
     layers = decoder_layers(model)
-    prefix = next(name for name, module in model.named_modules() if module is layers) + "."
-
+    path = next(name for name, module in model.named_modules() if module is layers)
     pruned = _shared_copy(model)
     renumber_configs(pruned, kept)
-    words = cut.describe(len(layers))
     before, after = _empty_model(model, words), _empty_model(pruned, words)
-    _delete(decoder_layers(before), cut)
-    kept_layers = pruned.get_submodule(prefix[:-1])
-    assert isinstance(kept_layers, nn.ModuleList)
-    _delete(kept_layers, cut)
-    _adopt_differences(pruned, before, after, kept, prefix, words)
+    for one in (before, pruned):
+        for index in reversed(cut.dropped):
+            del one.get_submodule(path)[index]  # ty: ignore[not-subscriptable]
+    if unstated := _adopt_differences(pruned, before, after, path, kept):
+        raise InputError(
+            f"a cut that {words} changes {unstated} of {type(pruned).__name__}, which depends on the depth in a way "
+            "that its configuration cannot describe; expected layers that reload unchanged; choose another cut or model"
+        )
     return pruned
 
 
@@ -99,39 +101,22 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
         29
     """
     check_cut(cut)
-    kept = cut.kept(num_layers(model))
-    silent = drop_layers(model, Cut.of(cut.dropped))
+    silent, kept = drop_layers(model, Cut.of(cut.dropped)), cut.kept(num_layers(model))
     for part, indices in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
         for index in indices:
             for name, module in writers(decoder_layers(silent)[kept.index(index)], part):
-                zero = nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False)
-                setattr(module, name, zero)
+                setattr(module, name, nn.Parameter(torch.zeros_like(getattr(module, name)), requires_grad=False))
     return silent
 
 
 def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
     memo: dict = {}
+    own = (nn.Module, PreTrainedConfig, GenerationConfig, dict, types.MethodType, functools.partial)
     for module in model.modules():
-        memo[id(module)] = object.__new__(type(module))
-        for value in vars(module).values():
-            if isinstance(value, PreTrainedConfig | GenerationConfig):
-                # one memo for all, as the modules of a model hold the same object or parts of it
-                copy.deepcopy(value, memo)
-    for module in model.modules():
-        attributes = vars(memo[id(module)])
-        for name, value in vars(module).items():
-            if id(value) in memo:
-                value = memo[id(value)]
-            elif isinstance(value, dict):
-                # children, and the tables of parameters, buffers and hooks, each to change independently
-                value = copy.copy(value)
-                value.update((key, memo[id(entry)]) for key, entry in list(value.items()) if id(entry) in memo)
-            elif isinstance(value, types.MethodType | functools.partial):
-                # a forward that was replaced on the module, as accelerate does, is bound to the old module
-                value = copy.deepcopy(value, memo)
-            attributes[name] = value
-    return memo[id(model)]
+        held = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
+        memo |= {id(value): value for value in held if not isinstance(value, own)}
+    return copy.deepcopy(model, memo)
 
 
 def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
@@ -148,50 +133,29 @@ def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
 
 
 def _adopt_differences(
-    pruned: PreTrainedModel,
-    before: PreTrainedModel,
-    after: PreTrainedModel,
-    kept: list[int],
-    prefix: str,
-    cut: str,
-) -> None:
-    """Set in `pruned` every plain attribute in which two empty models of equal depth differ.
+    pruned: PreTrainedModel, before: PreTrainedModel, after: PreTrainedModel, path: str, kept: list[int]
+) -> str | None:
+    """Set in `pruned` every plain attribute in which two empty models of equal depth, layers at `path`, differ.
 
-    `before` is built from the old configuration and cut, `after` is built from the new one. Outside of the
-    layers such an attribute follows from the configuration (whether any layer has a sliding window); inside
-    it may only be the layer's position.
+    `before` is built from the old configuration and cut, `after` is built from the new one. Outside of the layers such
+    an attribute follows from the configuration (whether any layer has a sliding window); inside it may only be the
+    layer's position. Returns the name of what is neither; None where nothing is.
     """
-
-    def refuse(what: str) -> InputError:
-        return InputError(
-            f"a cut that {cut} changes {what} of {type(pruned).__name__}, which depends on the depth in a "
-            "way that its configuration cannot describe; expected layers that reload unchanged; choose "
-            "another cut or model"
-        )
-
-    old_saved, new_saved = _saved_shapes(before), _saved_shapes(after)
-    if unequal := old_saved.items() ^ new_saved.items():
-        raise refuse(min(name for name, _ in unequal))
+    shapes = [{name: tensor.shape for name, tensor in one.state_dict().items()} for one in (before, after)]
+    if unequal := shapes[0].items() ^ shapes[1].items():
+        return min(name for name, _ in unequal)
     old_modules = dict(before.named_modules())
     for name, new in after.named_modules():
         old = old_modules.get(name)
         if type(old) is not type(new):
-            raise refuse(name)
-        position = int(name[len(prefix) :].split(".")[0]) if name.startswith(prefix) else None
+            return name
+        inside = name.startswith(f"{path}.")
+        position = int(name.removeprefix(f"{path}.").split(".")[0]) if inside else 0
         for attribute, value in vars(new).items():
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:
                 continue
-            if position is not None and (type(value) is not int or (old_value, value) != (kept[position], position)):
-                raise refuse(f"{name}.{attribute}")
+            if inside and (type(value) is not int or (old_value, value) != (kept[position], position)):
+                return f"{name}.{attribute}"
             setattr(pruned.get_submodule(name), attribute, value)
-
-
-def _saved_shapes(model: PreTrainedModel) -> dict[str, torch.Size]:
-    """Name and shape of everything that a checkpoint of the model holds."""
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
-
-
-def _delete(layers: nn.ModuleList, cut: Cut) -> None:
-    for index in reversed(cut.dropped):
-        del layers[index]
+    return None

@@ -12,6 +12,7 @@ Below them what other rules ask of a model: cosines at all tokens, and how much 
 Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals.
 """
 
+import math
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -28,6 +29,7 @@ from deeper_layers.models.network import Network, Residuals
 from deeper_layers.models.sublayers import is_parallel
 
 
+@torch.inference_mode()
 def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
     """Angular distance between every two residuals of each row, in units of pi, in float64 (eq. 7)."""
     unit = torch.nn.functional.normalize(residuals.to(torch.float64), dim=-1).transpose(0, 1)
@@ -44,9 +46,7 @@ def distances_by_batch(
     last one of what leaves the model's last layer.
     """
     for of_layers in Network(model).residuals(map(_checked, batches), _at_last_token):
-        with torch.inference_mode():  # not around the yield: whoever takes the distances may want gradients
-            distances = batch_distances(_stacked(of_layers)).numpy()
-        yield distances
+        yield batch_distances(_stacked(of_layers)).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
@@ -54,18 +54,15 @@ def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np
 
     Memory does not grow with the number of sequences. Raises InputError where there is none.
     """
-    total = squares = torch.zeros((), dtype=torch.float64)
-    samples = 0
-    for distances in map(torch.from_numpy, by_batch):
-        total = total + distances.sum(dim=0)
-        squares = squares + distances.square().sum(dim=0)
+    total, squares, samples = np.zeros(()), np.zeros(()), 0
+    for distances in by_batch:
+        total, squares = total + distances.sum(axis=0), squares + np.square(distances).sum(axis=0)
         samples += len(distances)
     if samples == 0:
         raise InputError("there is no sequence to measure distances on: give at least one batch")
     mean = total / samples
-    variance = (squares / samples - mean.square()).clamp(min=0) * samples / max(samples - 1, 1)
-    error = torch.sqrt(variance / samples) if samples > 1 else torch.full_like(mean, torch.nan)
-    return by_size(mean.numpy()), by_size(error.numpy()), samples
+    variance = (squares / samples - np.square(mean)).clip(min=0) / (samples - 1 or math.nan)  # of the mean
+    return by_size(mean), by_size(np.sqrt(variance)), samples
 
 
 def measure_distances(
@@ -86,21 +83,6 @@ def measure_distances(
         InputError: there is no sequence, or one that is all padding; a batch that is no such one.
     """
     return mean_distances(distances_by_batch(model, batches))
-
-
-def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
-    """[B, D] of what enters and what leaves a layer, at the last token of each row, on whichever side it is padded."""
-    mask = residuals.batch["attention_mask"]
-    columns = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
-    return [
-        hidden[torch.arange(len(hidden), device=hidden.device), columns.to(hidden.device)].cpu()
-        for hidden in (residuals.entering, residuals.leaving)
-    ]
-
-
-def _stacked(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
-    """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
-    return torch.stack([entering for entering, _ in of_layers] + [of_layers[-1][1]])
 
 
 def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
@@ -149,6 +131,21 @@ def _checked(batch: object) -> dict[str, torch.Tensor]:
     return dict(zip(names, whole, strict=True))
 
 
+def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
+    """[B, D] of what enters and what leaves a layer, at the last token of each row, on whichever side it is padded."""
+    mask = residuals.batch["attention_mask"]
+    last = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).argmax(dim=1)
+    return [
+        hidden[torch.arange(len(hidden), device=hidden.device), last.to(hidden.device)].cpu()
+        for hidden in (residuals.entering, residuals.leaving)
+    ]
+
+
+def _stacked(of_layers: list[list[torch.Tensor]]) -> torch.Tensor:
+    """[L+1, ...] of what enters every layer, and leaves the last one, from what enters and leaves each."""
+    return torch.stack([entering for entering, _ in of_layers] + [of_layers[-1][1]])
+
+
 def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     """From [l, m], a value for every two residuals, to [n, l] with n = m - l."""
     layers = len(pairs) - 1
@@ -158,23 +155,15 @@ def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     return matrix
 
 
-def sequence_residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
-    """For each sequence of tokens [T] the residuals that enter every layer, and leave the last one, in float64.
-
-    They are on the model's device.
-    """
-
-    def keep(residuals: Residuals) -> list[torch.Tensor]:
-        return [residuals.entering[0], residuals.leaving[0]]
-
-    batches = ({"input_ids": sequence[None]} for sequence in sequences)
-    for of_layers in Network(model).residuals(batches, keep):
-        yield _stacked(of_layers).double()
-
-
 def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
-    """The same of one sequence [T]."""
-    return next(sequence_residuals(model, [tokens]))
+    """What enters every layer, and leaves the last one, for a sequence of tokens [T]; float64, on the model's device."""
+    return next(_residuals(model, [tokens]))
+
+
+def _residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    batches = ({"input_ids": sequence[None]} for sequence in sequences)
+    keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
+    return (_stacked(of_layers).double() for of_layers in Network(model).residuals(batches, keep))
 
 
 def watched(things: Sequence | None, what: str, unit: str = "sequence") -> tqdm:
@@ -194,7 +183,7 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
     """
     total, tokens = torch.zeros((), dtype=torch.float64), sum(map(len, sequences))
     _check_text(tokens)
-    for residuals in sequence_residuals(model, watched(sequences, "cosines of residuals")):
+    for residuals in _residuals(model, watched(sequences, "cosines of residuals")):
         unit = nn.functional.normalize(residuals, dim=-1)
         total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu()
     return (total / tokens).numpy()
@@ -216,11 +205,12 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
         if residuals.number not in parallel:
             parallel[residuals.number] = is_parallel(residuals.layer, residuals.call, entering)
         of_mlp = (entering, entering + (leaving - between)) if parallel[residuals.number] else (between, leaving)
-        return torch.stack([_summed_cosine(entering, between), _summed_cosine(*of_mlp)])
+        pairs = [(entering, between), of_mlp]
+        return torch.stack([nn.functional.cosine_similarity(a.double(), b.double(), dim=-1).sum() for a, b in pairs])
 
     batches = ({"input_ids": sequence[None]} for sequence in watched(sequences, "cosines of sublayers"))
     of_sequences = [torch.stack(of_layers, dim=1) for of_layers in Network(model).residuals(batches, cosines)]
-    return (torch.stack(of_sequences).sum(dim=0) / tokens).numpy()
+    return (torch.stack(of_sequences).sum(dim=0) / tokens).cpu().numpy()
 
 
 def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
@@ -247,23 +237,18 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
         with torch.no_grad():
-            return np.array([sum(map(_salience, _weights(layer))) for layer in layers])
+            return np.array([sum(_saliences(layer)) for layer in layers])
     finally:
         for parameter, wanted, gradient in before:
             parameter.requires_grad_(wanted)
             parameter.grad = gradient
 
 
-def _weights(layer: nn.Module) -> list[nn.Parameter]:
-    return [weight for name, weight in layer.named_parameters() if not name.endswith("bias")]
-
-
-def _salience(weight: nn.Parameter) -> float:
-    return 0.0 if weight.grad is None else float((weight.double() * weight.grad.double()).abs().sum())
-
-
-def _summed_cosine(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    return nn.functional.cosine_similarity(one.double(), other.double(), dim=-1).sum().cpu()
+def _saliences(layer: nn.Module) -> Iterator[float]:
+    """Of each weight of a layer that has a gradient."""
+    for name, weight in layer.named_parameters():
+        if weight.grad is not None and not name.endswith("bias"):
+            yield float((weight.double() * weight.grad.double()).abs().sum())
 
 
 def _check_text(tokens: int) -> None:

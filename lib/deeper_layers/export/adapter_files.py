@@ -201,7 +201,7 @@ def read_adapter(folder: str | Path) -> Adapter:
         try:
             identity = read_json(folder / IDENTITY)
             Identity.model_validate(identity)
-            base, cut, healing = identity["base"], Cut.of_key(identity["cut"]), identity.get("healing", {})
+            base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing", {})
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{folder} holds no adapters of ours ({IDENTITY}: {_said(error)}): give a folder written by "

@@ -1,4 +1,4 @@
-"""Every rule by name, and which cuts of one measurement are whose."""
+"""Every rule by name."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
-from deeper_layers.cuts import measured_cuts as measured_cuts
 from deeper_layers.errors import InputError
 from deeper_layers.rules import (
     block_influence,
