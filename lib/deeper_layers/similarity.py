@@ -156,7 +156,7 @@ def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
 
 
 def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
-    """What enters every layer, and leaves the last one, for a sequence of tokens [T]; float64, on the model's device."""
+    """What enters every layer, and leaves the last one, for a sequence [T], in float64, on the device of the model."""
     return next(_residuals(model, [tokens]))
 
 
