@@ -185,9 +185,9 @@ def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_pa
 
 
 @pytest.mark.parametrize(("words", "code", "message"), [
-    ("--layers 3,5", 1, "--layers is a list up to 5; expected layers 0 to 4: the model has 5"),
-    ("--mlp 7 --silence", 1, "--mlp is a list up to 7"),
-    ("--layers 0-4", 1, "--layers is a list of all 5 of the model: one has to stay"),
+    ("--layers 3,5", 1, "the cut is of layer 5; expected layers 0 to 4, as the model has 5"),
+    ("--mlp 7 --silence", 1, "the cut is of layer 7"),
+    ("--layers 0-4", 1, "size is 5; expected 0 to 4 for a model of 5 layers, as one"),
     ("--layers x", 1, "--layers is 'x', expected whole numbers"),
     ("--mlp 1 --heal small", 1, "adapters are of whole layers, and this cut drops the MLP of layer 1"),
     ("--drop 1 --rule greedy --for vllm", 1, "--rule is greedy, expected one that"),

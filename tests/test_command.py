@@ -1,9 +1,7 @@
 """The command `deeper-layers`: what is typed, what is printed where, and how it ends."""
 
-import functools
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -65,23 +63,16 @@ def python(code: str, **options) -> subprocess.CompletedProcess:
 # ---- help and options ------------------------------------------------------------------------------------
 
 
-def test_the_help_lists_every_subcommand_and_each_has_an_example():
-    listed = typed("--help").stdout
-    assert "_DEEPER_LAYERS_COMPLETE" in listed
-    for name, about in SUBCOMMANDS.items():
-        assert f"{name} " in listed and about in listed
-        shown = typed(name, "--help").stdout
-        assert f"  deeper-layers {name} embedded" in shown and "--json" in shown
-
-
 @pytest.mark.parametrize("name", FIELDS)
-def test_options_are_the_fields_of_the_parameters(name):
+def test_options_are_the_fields_of_the_parameters_and_help_has_an_example(name):
     kind, without = FIELDS[name]
-    command = main.get_command(click.Context(main), name)
-    options = {option.name.removeprefix("no_"): option for option in command.params if option.name != "no_site"}
-    assert [argument.name for argument in command.params if isinstance(argument, click.Argument)][0] == "model"
+    assert f"{name} " in typed("--help").stdout and SUBCOMMANDS[name] in typed("--help").stdout
+    shown = typed(name, "--help").stdout
+    assert f"  deeper-layers {name} embedded" in shown and "--json" in shown
+    options = {option.name: option for option in main.get_command(click.Context(main), name).params}
     expected = set(kind.model_fields) - without
     assert expected <= set(options) and (name == "prune" or not without & set(options))
+    assert isinstance(options["model"], click.Argument)
     for field in expected - {"model"}:
         words = kind.model_fields[field].description.replace("None", "none").removeprefix("False: ")
         assert options[field].help.startswith(words)
@@ -91,48 +82,43 @@ def test_only_what_is_typed_is_given():
     @click.command
     @asking(kinds.HealingParameters)
     def show(given):
-        """Show what was typed."""
         click.echo(json.dumps(given))
 
-    def given(*words):
-        return json.loads(CliRunner().invoke(show, ["m", *words]).stdout)
-
-    assert given() == {"model": "m"}
     words = ["--limit", "none", "--no-measure", "--learning-rate", "1e-4", "--num-fewshot", "5", "--trust-remote-code"]
     expected = {"limit": None, "measure": False, "learning_rate": 1e-4, "num_fewshot": 5, "trust_remote_code": True}
-    assert given(*words) == {"model": "m", **expected}
+    for given, found in (([], {}), (words, expected)):
+        assert json.loads(CliRunner().invoke(show, ["m", *given]).stdout) == {"model": "m"} | found
+
+
+LIGHT = """
+    prune embedded out --drop 30 | prune /no/such out --drop 3 | prune embedded / --drop 3 | prune / out --drop 1 |
+    prune embedded out --drop 1 --dtype fp8 | prune embedded out --drop 1 --adapter /no/such |
+    prune embedded out --drop 1 --heal tiny | prune embedded out --drop 1 --for all | heal embedded --drop 30 |
+    heal /no/such --drop 3 | sweep /no/such | sweep embedded --limit 0 | distances /no/such | plan none.gguf |
+    report embedded --notebooks 99
+"""
 
 
 def test_starting_is_light():
-    heavy = "{'torch', 'transformers', 'lm_eval', 'pandas', 'numpy', 'pydantic'} & set(sys.modules)"
-    loaded = (
-        f"import sys; from deeper_layers.command import main; main(['--help'], standalone_mode=False); print({heavy})"
-    )
-    assert python(loaded).stdout.endswith("set()\n")
-    commands = [[name, "--help"] for name in SUBCOMMANDS]
-    commands += [
-        ["prune", "embedded", "out", "--drop", "30"], ["prune", "/no/such", "out", "--drop", "3"],
-        ["prune", "embedded", "/", "--drop", "3"], ["prune", "embedded", "out", "--drop", "1", "--dtype", "fp8"],
-        ["prune", "embedded", "out", "--drop", "1", "--adapter", "/no/such"],
-        ["prune", "embedded", "out", "--drop", "1", "--heal", "tiny"],
-        ["prune", "embedded", "out", "--drop", "1", "--for", "all"], ["prune", "/", "out", "--drop", "1"],
-        ["heal", "embedded", "--drop", "30"], ["heal", "/no/such", "--drop", "3"], ["sweep", "/no/such"],
-        ["sweep", "embedded", "--limit", "0"], ["distances", "/no/such"], ["plan", "/no/such"], ["plan", "none.gguf"],
-        ["report", "embedded", "--notebooks", "99"],
-    ]  # fmt: skip
-    loaded = "\n".join([
-        "import sys, click", "from deeper_layers.command import main", f"for words in {commands}:",
-        "    try: main(words, standalone_mode=False)",
-        "    except click.ClickException as error: print(error.message, file=sys.stderr)",
-        "    else: assert words[-1] == '--help', words",
-        "    assert not {'torch', 'transformers', 'lm_eval', 'pandas', 'scipy'} & set(sys.modules), words",
-    ])  # fmt: skip
-    assert len(python(loaded).stderr.splitlines()) == len(commands) - len(SUBCOMMANDS)
-    heavy = "{'torch', 'transformers', 'lm_eval', 'peft', 'datasets'} & set(sys.modules)"
-    calls = "; ".join(f"main(['{name}', 'embedded'], standalone_mode=False)" for name in ("plan", "sweep", "distances"))
-    assert python(f"import sys; from deeper_layers.command import main; {calls}; print({heavy})").stdout.endswith(
-        "set()\n"
-    )
+    """Help, and what can be refused without a model, import nothing slow."""
+    commands = [[name, "--help"] for name in SUBCOMMANDS] + [line.split() for line in LIGHT.split("|")]
+    code = f"""
+import sys, click
+from deeper_layers.command import main
+main(["--help"], standalone_mode=False)
+assert not {{"torch", "transformers", "lm_eval", "pandas", "numpy", "pydantic"}} & set(sys.modules)
+for words in {commands}:
+    try: main(words, standalone_mode=False)
+    except click.ClickException as error: print(error.message, file=sys.stderr)
+    else: assert words[-1] == "--help", words
+    assert not {{"torch", "transformers", "lm_eval", "pandas", "scipy"}} & set(sys.modules), words
+print(file=sys.stderr)
+for name in ("plan", "sweep", "distances"):
+    main([name, "embedded"], standalone_mode=False)
+assert not {{"torch", "transformers", "lm_eval", "peft", "datasets"}} & set(sys.modules)
+"""
+    told = python(code).stderr.partition("\n\n")[0]
+    assert len(told.splitlines()) == len(LIGHT.split("|"))
 
 
 def test_as_a_module_from_a_folder_with_names_of_ours(tmp_path):
@@ -158,30 +144,29 @@ def closed(monkeypatch):
     assert before == {path: path.stat().st_mtime_ns for path in results_folder().rglob("*")}
 
 
-def test_published_units_are_found_by_the_defaults_of_the_notebooks(closed):
+def test_published_results_are_found_by_the_defaults_of_the_notebooks(closed):
     content = json.loads(typed("sweep", "embedded", "--json").stdout)
     assert len(content["units"]) == 5 and not content["not_measured"]
-    whole = [
-        row for row in content["rows"] if row["task"] == "capitals" and row["size"] == 0 and row["metric"] == "acc"
-    ]
+    whole = [row for row in content["rows"] if (row["task"], row["size"], row["metric"]) == ("capitals", 0, "acc")]
     assert [row["rule"] for row in whole] == ["similarity", "simple"] and whole[0]["value"] == pytest.approx(0.85)
+    assert re.search(r"capitals, acc: 120 items, guessing 0.28\nn .*\n0 +0% +0.850 \(0.78 to 0.90\)\n", told("sweep"))
     assert len(json.loads(typed("distances", "embedded", "--json").stdout)["rows"]) == 30 * 31 // 2
-    assert "drops layers 2..5 (" in typed("distances", "embedded").stdout
-    healed = typed("heal", "embedded", "--drop", 3, "--no-measure").stdout
-    assert "drops layers 9..11" in healed and "capitals" in healed
+    assert "drops layers 2..5 (" in told("distances")
+    healed = told("heal", "--drop", 3, "--no-measure")
+    assert "drops layers 9..11" in healed and "at most" not in healed
     assert re.search(r"Capitals, words chosen \(120\) +0\.733 +0\.817 +0\.383 +0\.583  33% \(\d+ to \d+%\)\n", healed)
-    assert "nothing was dropped" in typed("heal", "embedded", "--drop", 0, "--no-measure").stdout
+    assert re.search(r"C4, loss \(128\) +3\.925 +3\.591 +5\.589 +3\.957  78% \(77 to 79%\)\n", healed)
+    assert "nothing was dropped" in told("heal", "--drop", 0, "--no-measure")
     of_rank = ("heal", "Gemma-3-270m", "--drop", 4, "--start", 13, "--rank", 2, "--no-measure")
     assert re.search(r"C4, loss \(128\) .*  at most 88%\n\nat most, if .* --drop 0\n", typed(*of_rank).stdout)
-    assert "at most" not in healed
-    assert re.search(r"C4, loss \(128\) +3\.925 +3\.591 +5\.589 +3\.957  78% \(77 to 79%\)\n", healed)
-
-
-def test_a_plan_of_what_is_published(closed):
     content = json.loads(typed("plan", "embedded", "--json").stdout)
     assert [task["task"] for task in content["tasks"] if Path(task["unit"]).exists()][0] == "capitals"
     assert content["sizes"][4] == {"size": 4, "parameters": 120354624, "bytes": 481418496, "file_bytes": None}
-    assert "capitals: 120 items, in results, measured in" in typed("plan", "embedded").stdout
+    assert "capitals: 120 items, in results, measured in" in told("plan")
+
+
+def told(name: str, *words) -> str:
+    return typed(name, "embedded", *words).stdout
 
 
 @pytest.mark.parametrize("name", ["gemma", "qwen", "smollm2"])
@@ -205,8 +190,7 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
     assert not list(tmp_path.rglob("*.json"))
     capitals, generated = plan["tasks"]
     model, tokenizer = load_model(str(tiny_folder))
-    cuts = [simple_cut(5, size) for size in range(3)]
-    true = sweeping.plan(model, tokenizer, ["capitals"], cuts, limit=6)
+    true = sweeping.plan(model, tokenizer, ["capitals"], [simple_cut(5, size) for size in range(3)], limit=6)
     assert capitals["layer_steps"] == [true.layer_steps] * 2
     assert (capitals["items"], capitals["requests"], capitals["tokens"]) == (6, true.requests, true.tokens)
     assert (generated["generated"], generated["requests"]) == (6, 0)
@@ -221,20 +205,21 @@ def test_planned_then_swept_and_the_second_time_read(tiny_folder, tmp_path, monk
     assert "layer-steps" in first.stderr  # the cost and the progress
     monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
     assert json.loads(typed("sweep", *asked, "--json").stdout)["rows"] == rows
-    assert "capitals, acc: 6 items" in typed("sweep", *asked).stdout
+    shown = typed("sweep", *asked).stdout
+    assert re.search(r"capitals, acc: 6 items.*\nn .*\n(.*\n)*2 +40%  simple +2  \d\.\d+ .*\)  -?\d\.\d+ \(", shown)
 
 
 def test_sizes_are_those_of_a_model_or_of_one_task():
     parameters = kinds.SweepParameters(tasks="capitals, sums:0@20/0-1+3, sums_one_digit/2", sizes="0, 4")
     sizes = {task: parameters.size_list(5, task) for task in parameters.task_list}
     assert sizes == {"capitals": [0, 4], "sums": [0, 1, 3], "sums_one_digit": [0, 2]}
-    assert parameters.asked["sums"].key == {"shots": 0, "limit": 20}
     for written, found in {"all": [0, 1, 2, 3], "4": [0, 4], "3, 1-2,2": [0, 1, 2, 3]}.items():
         assert kinds.SweepParameters(sizes=written).size_list(5) == found
 
 
 def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypatch):
-    asked = [tiny_folder, *SMALL, "--tasks", "sums_one_digit, capitals", "--sizes", "0-1", "--results", tmp_path]
+    asked = ["sweep", tiny_folder, *SMALL, "--tasks", "sums_one_digit, capitals", "--sizes", "0-1", "--rules", "simple"]
+    asked += ["--results", tmp_path]
     measured, sweep = [], sweeping.sweep
 
     def interrupted(model, tokenizer, tasks, cuts, **options):
@@ -244,43 +229,47 @@ def test_interrupted_it_goes_on_where_it_stopped(tiny_folder, tmp_path, monkeypa
         return sweep(model, tokenizer, tasks, cuts, **options)
 
     monkeypatch.setattr(scoring.sweeping, "sweep", interrupted)
-    done = typed("sweep", *asked, "--rules", "simple", code=INTERRUPTED)
+    done = typed(*asked, code=INTERRUPTED)
     said = "interrupted: what was measured in full is kept, and the same command goes on from there\n"
     assert done.stdout == "" and done.stderr.endswith(said)
     measured.append("interrupted")
-    typed("sweep", *asked, "--rules", "simple")
+    typed(*asked)
     assert measured == ["sums_one_digit", "interrupted", "capitals"]
 
 
-def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def healing(tiny_folder, tmp_path, monkeypatch):
+    """Heals the tiny model, where it keeps adapters and from text of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("deeper_layers.data.texts", functools.partial(documents))
-    asked = ["--drop", 2, "--rule", "simple", "--text", "wikipedia", "--tasks", "capitals", "--steps", 2, "--dtype",
-             "float32", "--loss-sequences", 4, "--loss-length", 32, "--results", tmp_path / "results"]  # fmt: skip
-    content = json.loads(typed("heal", tiny_folder, *SMALL, *asked, "--json").stdout)
-    assert content["cut"] == {"start": 2, "size": 2} and {row["task"] for row in content["rows"]} == {
-        "wikipedia", "capitals"
-    }  # fmt: skip
-    monkeypatch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
-    again = typed("heal", tiny_folder, *SMALL, *asked).stdout
-    assert f"adapters: {content['adapters']}" in again and content["given_back"] == []
-    # what it names to be typed is what stands beside it then; the tiny model knows nothing, here it is said to
-    (line,) = re.findall(r"surely above guessing; measured by: deeper-layers (.*)\n", again)
-    typed(*shlex.split(line), *SMALL[:4])
-    assert "not tested" in typed("heal", tiny_folder, *SMALL, *asked).stdout
-    monkeypatch.setattr("deeper_layers.report.statistics.recovery", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
-    now = typed("heal", tiny_folder, *SMALL, *asked).stdout
-    assert re.search(r"Capitals, words chosen \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  ", now), now
+    texts = [f"Document {i} speaks of {i * i} other things." * 4 for i in range(200)]
+    of_split = lambda corpus, *, split=None, **_: [f"{split} {text}" for text in texts]  # noqa: E731
+    monkeypatch.setattr("deeper_layers.data.texts", of_split)
+    asked = ["--text", "wikipedia", "--tasks", "capitals", "--steps", 2, "--dtype", "float32", "--loss-sequences", 4]
+    asked += ["--loss-length", 32, "--results", tmp_path / "results"]
+    return lambda *cut: typed("heal", tiny_folder, *SMALL, *cut, *asked)
+
+
+def test_healed_scored_and_the_adapters_are_where_it_says(healing, tiny_folder, tmp_path, monkeypatch):
+    asked = ["--drop", 2, "--rule", "simple"]
+    content = json.loads(healing(*asked, "--json").stdout)
+    assert content["cut"] == {"start": 2, "size": 2}
+    assert {row["task"] for row in content["rows"]} == {"wikipedia", "capitals"}
+    with monkeypatch.context() as patch:
+        patch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
+        again = healing(*asked).stdout
+        assert f"adapters: {content['adapters']}" in again and content["given_back"] == []
+        assert "surely above guessing; `deeper-layers sweep` with the same --dtype and" in again
+        # the tiny model knows nothing, here it is said to
+        typed("sweep", tiny_folder, "--tasks", "capitals", "--rules", "simple", "--sizes", 2, "--limit", 6, "--dtype",
+              "float32", "--quantization", "nf4", "--results", tmp_path / "results")  # fmt: skip
+        assert "not tested" in healing(*asked).stdout
+        patch.setattr("deeper_layers.report.statistics.recovery", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
+        assert re.search(r"Capitals, words chosen \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  ", healing(*asked).stdout)
+        # a list that says the same is the same cut, healed once
+        assert json.loads(healing("--layers", "2-3", "--json").stdout)["unit"] == content["unit"]
     done = json.loads(typed("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"], "--json").stdout)
     assert done["kept"] == [0, 1, 4] and (tmp_path / "out" / "config.json").exists()
-    # a list that says the same is the same cut, healed once; any other one heals too
-    listed = ["--layers", "2-3", *asked[4:]]
-    assert json.loads(typed("heal", tiny_folder, *SMALL, *listed, "--json").stdout)["unit"] == content["unit"]
-    monkeypatch.undo()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr("deeper_layers.data.texts", functools.partial(documents))
-    listed[1] = "0, 3"
-    content = json.loads(typed("heal", tiny_folder, *SMALL, *listed, "--json").stdout)
+    content = json.loads(healing("--layers", "0, 3", "--json").stdout)
     assert content["cut"]["layers"] == [0, 3] and len(content["healing"]["losses"]) == 2
 
 
@@ -291,11 +280,9 @@ def test_two_at_once_on_one_folder_of_results(tiny_folder, tmp_path, monkeypatch
     measure, started = similarity.distances_by_batch, []
 
     def meanwhile(*arguments, **options):
-        second = subprocess.Popen(
-            [sys.executable, "-m", "deeper_layers", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        started.append(second)
-        assert "waiting for another process" in second.stderr.readline()
+        command = [sys.executable, "-m", "deeper_layers", *words]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        assert "waiting for another process" in started[0].stderr.readline()
         return measure(*arguments, **options)
 
     monkeypatch.setattr(similarity, "distances_by_batch", meanwhile)
@@ -315,8 +302,13 @@ def test_results_are_where_the_user_stands(tiny_folder, tmp_path, monkeypatch):
     assert json.loads(typed(*words, "here/mine").stdout)["rows"] == first["rows"]
 
 
-def documents(corpus, *, split=None, datasets=None, documents=20_000):
-    return [f"The {split} document of number {i} speaks of {i * i} other things." * 4 for i in range(200)]
+def test_a_preview_of_no_cut_or_of_a_healing_measures_nothing(tiny_folder, tmp_path):
+    words = ["prune", tiny_folder, tmp_path / "out", "--dry-run", "--results", tmp_path / "results", "--drop"]
+    done = typed(*words, 0)
+    assert "drops no layers" in done.stdout and "distances" not in done.stderr
+    shown = typed(*words, 1, "--rule", "simple", "--heal", "small").stdout
+    assert f"--results {tmp_path / 'results'} --tasks TASKS`" in shown
+    assert "would be healed first (small): 60 steps, 122,880 tokens of c4" in shown and not (tmp_path / "out").exists()
 
 
 # ---- report ----------------------------------------------------------------------------------------------
@@ -348,22 +340,7 @@ def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp
     given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}
     assert json.loads((out / "01-similarity.ipynb").read_text()) == given
     assert json.loads((out / "04-healing.ipynb").read_text()) == given | {"steps": "4"}
-    done = json.loads(typed(*asked, "01", "--json").stdout)
     # the site shows the results of the repository, and these are elsewhere
     made = {"01-similarity": f"report/{tiny_folder.name}/01-similarity.ipynb"}
+    done = json.loads(typed(*asked, "01", "--json").stdout)
     assert done == {"model": tiny_folder.name, "notebooks": made, "site": None}
-
-
-def test_dropping_nothing_needs_no_distances(tiny_folder, tmp_path):
-    place = ["--results", tmp_path / "results"]
-    done = typed("prune", tiny_folder, tmp_path / "out", "--drop", 0, "--dry-run", *place)
-    assert "drops no layers" in done.stdout and "distances" not in done.stderr
-    plan = json.loads(typed("plan", tiny_folder, "--tasks", "capitals@2", "--sizes", 0, "--json", *place).stdout)
-    assert plan["distances"] is None
-
-
-def test_what_a_preview_suggests_keeps_the_folder_of_results_and_says_how_it_would_be_healed(tiny_folder, tmp_path):
-    words = ["--drop", 1, "--rule", "simple", "--dry-run", "--results", tmp_path / "results"]
-    shown = typed("prune", tiny_folder, tmp_path / "out", *words, "--heal", "small").stdout
-    assert f"--results {tmp_path / 'results'} --tasks TASKS`" in shown
-    assert "would be healed first (small): 60 steps, 122,880 tokens of c4" in shown and not (tmp_path / "out").exists()

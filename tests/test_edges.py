@@ -90,7 +90,6 @@ def test_whoever_works_on_this_sees_it_whole(ends_with, written_to, monkeypatch)
         (InputError("a mistake\nin two lines"), "error: a mistake in two lines"),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a/place"), "error: can't use /a/place (No such file)"),
         (PermissionError(errno.EACCES, "denied", "/a/place"), "error: can't use /a/place (denied)"),
-        (FileNotFoundError(errno.ENOENT, "No such file"), "error: the folder that you stand in is gone"),
         (OSError(errno.ENOSPC, "No space left on device"), "error: can't write any more (No space left on device)"),
         (MemoryError(), "error: out of memory (MemoryError)"),
         (OSError(12, "Cannot allocate memory"), "error: out of memory ("),

@@ -16,7 +16,7 @@ import pytest
 from filelock import Timeout
 
 from deeper_layers import files
-from deeper_layers.command.report import Kept
+from deeper_layers.command.report import check_unchanged, write_notebook, written_before
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import slicing, tensor_writer
@@ -399,20 +399,19 @@ def test_a_result_is_replaced_whole_at_any_kill(tmp_path):
         (file("new/thesis.tex"), "new", "holds files and no report.json"),
         (file("out/01-similarity.ipynb", "mine"), "out", "was changed since report wrote it"),
         (gone("out/01-similarity.ipynb"), "out", ""),
-        (file("notebooks/01-similarity.ipynb"), "notebooks", "where the notebooks are"),
+        (file("notebooks/01-similarity.ipynb"), "notebooks", "holds files and no report.json"),
     ],
 )
 def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path):
-    kept = Kept(tmp_path, tmp_path / "out")
-    kept.write(tmp_path / "out" / "01-similarity.ipynb", b"of ours")
+    write_notebook(tmp_path / "out" / "01-similarity.ipynb", b"of ours", written_before(tmp_path / "out"))
     if make:
         make(tmp_path)
     before, path = snapshot(tmp_path), tmp_path / out / "01-similarity.ipynb"
 
     def report():
-        kept = Kept(tmp_path, path.parent)
-        kept.check(path)
-        kept.write(path, b"the next")
+        hashes = written_before(path.parent)
+        check_unchanged(path, hashes)
+        write_notebook(path, b"the next", hashes)
 
     if message:
         with pytest.raises(InputError, match=message):

@@ -53,7 +53,7 @@ def test_what_is_not_to_be_measured_is_not_measured_by_any_job():
         assert asked.command("sweep") == typed and "measure" not in asked.command("plan")
         words = typed.split()[1:]
         sweep = main.get_command(click.Context(main), "sweep")
-        assert sweep.make_context("sweep", words).params["no_measure"] is not measure
+        assert sweep.make_context("sweep", words).params["measure"] is measure
     with pytest.raises(InputError, match="measure: false, and notebooks measure what they show: set notebooks to null"):
         jobs.asked_of({"options": {"measure": False}, "notebooks": "01"}, "a/b", {})
 

@@ -127,7 +127,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("prune tiny.gguf out.gguf --drop 1 --rule replaceme", 1, "weights are changed, and a GGUF file's stay"),
     ("prune tiny out.gguf --drop 1", 1, "tiny is no GGUF file: give a folder"),
     ("prune tiny.gguf out.gguf --drop 1 --dtype float16", 1, "--type is for one that ends in .gguf"),
-    ("prune tiny out --drop 1 --for ollama", 1, "--for has 'ollama', expected some of llama.cpp"),
+    ("prune tiny out --drop 1 --for ollama", 1, "--for is 'ollama', expected one of 'llama.cpp'"),
     ("prune tiny out --drop 1 --push-to-hub a/b/c", 1, "a/b/c"),
     ("prune tiny out --mlp 1", 1, "--silence writes zeros where they end instead"),
     ("report embedded --notebooks 99", 1, "--notebooks is '99', expected 'all' or some of 01-similarity"),

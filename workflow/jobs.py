@@ -52,7 +52,7 @@ class Asked(NamedTuple):
         """The command as it is typed, without `deeper-layers`, with the options that it takes."""
         subcommand = main.get_command(click.Context(main), command)
         assert subcommand is not None
-        taken = {option.name.removeprefix("no_") for option in subcommand.params if option.name}
+        taken = {option.name for option in subcommand.params if option.name}
         given = {name: value for name, value in self.options.items() if name in taken}
         return shlex.join([command, self.model, *flags(given | more), "--json"])
 

@@ -33,6 +33,8 @@ def distances(given: dict, by_sequence: bool) -> Answer:
     parameters = Parameters(**given)
     source = parameters.source()
     from deeper_layers.experiments.distances import distances_unit  # slow: what is above may refuse
+    from deeper_layers.report.statistics import nearest
+    from deeper_layers.results.frames import distances_of
     from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
     opened = functools.cache(lambda: parameters.open(source))
@@ -49,9 +51,6 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         for cut in best
     ]
     if by_sequence:
-        from deeper_layers.report.statistics import nearest  # slow
-        from deeper_layers.results.frames import distances_of
-
         for row, found in zip(rows, nearest(distances_of([unit])).itertuples(), strict=False):
             row |= {"resamples": f"{found.agrees:.0%}", "l* of 95%": f"{found.low:.0f} to {found.high:.0f}"}
     head = (

@@ -51,12 +51,14 @@ class Subcommands(click.Group):
 
     def invoke(self, context: click.Context):
         with warnings.catch_warnings():
-            warnings.showwarning = _warn
+            warnings.showwarning = lambda message, *_: click.echo(f"warning: {one_line(str(message))}", err=True)
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
-                said = "interrupted: what was measured in full is kept, and the same command goes on from there"
-                click.echo(f"\n{said}", err=True)
+                click.echo(
+                    "\ninterrupted: what was measured in full is kept, and the same command goes on from there",
+                    err=True,
+                )
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
                 error.message = one_line(error.message)  # it quotes what was typed
@@ -69,14 +71,12 @@ class Subcommands(click.Group):
                 raise _told(error) from None
 
 
-def _told(error: Exception) -> "Mistake":
+def _told(error: Exception) -> Mistake:
     """One line for whatever went wrong."""
     if isinstance(error, InputError):
         return Mistake(str(error))
     if isinstance(error, OSError) and error.filename is not None:
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
-    if isinstance(error, FileNotFoundError):  # without a name: the working directory
-        return Mistake("the folder that you stand in is gone: go to one that is there")
     if disk_is_full(error):
         said = getattr(error, "strerror", None) or first_line(error)
         return Mistake(f"can't write any more ({said}): make room, the same command goes on where it stopped")
@@ -86,11 +86,6 @@ def _told(error: Exception) -> "Mistake":
             "--quantization nf4; the same command goes on where it stopped"
         )
     return Fault(faults.in_one_line(error))
-
-
-def _warn(message, category, *_) -> None:
-    """A warning as one line, without the line of code that gave it."""
-    click.echo(f"warning: {one_line(str(message))}", err=True)
 
 
 @click.group(

@@ -1,7 +1,6 @@
 """The fields of a parameter class as options: their names, types, defaults and help texts stand in the class alone."""
 
 import functools
-import re
 import typing
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,17 +14,11 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.presets import PRESETS
 
-# what help says besides the description of a field, which is of notebooks too
-MORE = {"preset": f": {', '.join(PRESETS)}"}
-# what a message calls what an option of another name is for
-OTHERWISE = {"rule": ["--rules"], "size": ["--sizes", "--drop"], "preset": ["--heal"], "measure": ["--no-measure"]}
-MENTIONED = re.compile("[a-z_]+(?= (?:is|has) )")
 # what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
 MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
-BASE_TYPES = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
 class OrNone(click.ParamType):
@@ -53,26 +46,30 @@ def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = 
     `kind` are shown, `needed` whether there has to be a MODEL.
     """
     fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
-    options = {name: _option_name(name, field) for name, field in fields.items()}
 
     def decorate(function: Callable) -> Callable:
         @functools.wraps(function)
         def asked(model: str | None, **typed):
             context, given = click.get_current_context(), {} if model is None else {"model": model}
-            for name, option in options.items():
-                value = typed.pop(option)
-                if context.get_parameter_source(option) is not ParameterSource.DEFAULT:
-                    given[name] = value if option == name else not value
+            for name in fields:
+                value = typed.pop(name)
+                if is_typed(name):
+                    given[name] = value
             try:
                 return function(given=given, **typed)
             except InputError as error:
-                raise InputError(in_words_of_options(str(error), context.command)) from error
+                raise InputError(_in_words_of_options(str(error), context.command)) from error
 
         for name in reversed(fields):
             asked = _option(name, fields[name], defaults)(asked)
         return click.argument("model", required=needed)(asked)
 
     return decorate
+
+
+def is_typed(name: str) -> bool:
+    """Whether an option of the command that runs was given, and is not its default."""
+    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 def exclude(**given: object) -> None:
@@ -92,30 +89,29 @@ def flags(options: dict) -> list[str]:
     return typed
 
 
-def in_words_of_options(message: str, command: click.Command) -> str:
+def _in_words_of_options(message: str, command: click.Command) -> str:
     """A message of the library, which says "limit is 0", as who typed --limit reads it."""
-    if (found := MENTIONED.match(message)) is None:
+    name, _, rest = message.partition(" ")
+    typed = {
+        str(one.name): one.opts[0] if one.opts[0] != one.name else one.human_readable_name for one in command.params
+    }
+    typed["size"] = next((typed[one] for one in ("drop", "sizes") if one in typed and is_typed(one)), "size")
+    if name not in typed or not rest.startswith(("is ", "has ")):
         return message
-    known = {name for option in command.params for name in option.opts}
-    tried = [f"--{found[0].replace('_', '-')}", *OTHERWISE.get(found[0], []), found[0]]
-    flag = next((name for name in tried if name in known), None)
-    if flag is None:
-        return message
-    return (flag if flag[0] == "-" else flag.upper()) + message[found.end() :].replace("None", "none", 1)
-
-
-def _option_name(name: str, field: FieldInfo) -> str:
-    """What click calls a field: a switch that is on is turned off by `--no-NAME`."""
-    return f"no_{name}" if field.default is True else name
+    return f"{typed[name]} {rest.replace('None', 'none', 1)}"
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
-    words = (field.description or "").replace("None", "none") + MORE.get(name, "")
-    flag = f"--{_option_name(name, field).replace('_', '-')}"
-    if isinstance(field.default, bool):
-        return click.option(flag, is_flag=True, help=words.removeprefix("False: "))
+    words, flag = (field.description or "").replace("None", "none"), f"--{name.replace('_', '-')}"
+    if field.default is True:  # on by itself, and turned off by --no-NAME
+        return click.option(
+            f"--no-{flag[2:]}", name, flag_value=False, default=True, help=words.removeprefix("False: ")
+        )
+    if field.default is False:
+        return click.option(flag, is_flag=True, help=words)
+    words += f": {', '.join(PRESETS)}" if name == "preset" else ""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
-    kind = BASE_TYPES.get(kinds[0], click.STRING)  # a list is read from a text
+    kind = click.types.convert_type(kinds[0] if kinds[0] in (int, float) else str)  # a list is read from a text
     if show_default:
         words += f"  [default: {'none' if field.default is None else field.default}]"
     return click.option(flag, type=OrNone(kind) if type(None) in kinds else kind, help=words)

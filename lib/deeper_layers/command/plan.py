@@ -1,6 +1,6 @@
 """`deeper-layers plan`: what a sweep will cost. Nothing is run."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -57,8 +57,12 @@ def _parts(content: dict) -> Iterator[str]:
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield _sizes(content)
     if found := content["distances"]:
-        at_most = "at most {tokens_at_most:,} tokens, " + _number(found.get("layer_steps_at_most", 0)) + " layer-steps"
-        yield "distances: " + (_place(found) if "unit" in found else f"to be measured on {at_most.format(**found)}")
+        yield "distances: " + (
+            _place(found)
+            if "unit" in found
+            else f"to be measured on at most {found['tokens_at_most']:,} tokens, "
+            f"{_number(found['layer_steps_at_most'])} layer-steps"
+        )
     if content["searches"]:
         from deeper_layers.experiments.choosing import priced  # slow
 
@@ -81,14 +85,13 @@ def _parts(content: dict) -> Iterator[str]:
 def _sizes(content: dict) -> str:
     if content["sizes"] is None:
         return f"sizes: not known ({content['sizes_unknown']})"
-    rows = []
+    rows, whole = [], content["sizes"][0]["parameters"]
     for row in content["sizes"]:
-        rows.append({"n": str(row["size"]), "layers": str(content["layers"] - row["size"])})
-        share = row["parameters"] / content["sizes"][0]["parameters"]
-        rows[-1] |= {"parameters": f"{row['parameters']:,}", "share": f"{share:.0%}"}
-        rows[-1][f"in {content['dtype']}"] = f"{row['bytes'] / 1e6:,.0f} MB"
-        if row["file_bytes"]:
-            rows[-1]["as a GGUF file"] = f"{row['file_bytes'] / 1e6:,.0f} MB"
+        cells = {"n": str(row["size"]), "layers": str(content["layers"] - row["size"])}
+        cells |= {"parameters": f"{row['parameters']:,}", "share": f"{row['parameters'] / whole:.0%}"}
+        for head, name in ((f"in {content['dtype']}", "bytes"), ("as a GGUF file", "file_bytes")):
+            cells |= {head: f"{row[name] / 1e6:,.0f} MB"} if row[name] else {}
+        rows.append(cells)
     return table(rows)
 
 
@@ -109,25 +112,27 @@ def _task(task: dict) -> str:
 
 
 def _predicted(found: dict, dtype: str) -> str:
-    machine = found["machine"]
-    rows = [
-        {
-            "on " + machine["name"]: row["what"],
-            "about": prices.duration(row["seconds"]),
-            "operations": f"{row['operations']:.1e}",
-            "memory": f"{row['memory'] / 1e9:,.1f} GB",
-            "weights": f"{row['weights'] / 1e9:,.1f} GB",
-            "devices": str(row["devices"]),
-        }
-        for row in found["costs"]
-        if "unknown" not in row
-    ]
-    notes = [f"{row['what']}: not known ({row['unknown']})" for row in found["costs"] if "unknown" in row]
+    machine, rows, notes = found["machine"], [], []
+    for row in found["costs"]:
+        if "unknown" in row:
+            notes.append(f"{row['what']}: not known ({row['unknown']})")
+            continue
+        rows.append(
+            {
+                f"on {machine['name']}": row["what"],
+                "about": prices.duration(row["seconds"]),
+                "operations": f"{row['operations']:.1e}",
+                "memory": f"{row['memory'] / 1e9:,.1f} GB",
+                "weights": f"{row['weights'] / 1e9:,.1f} GB",
+                "devices": str(row["devices"]),
+            }
+        )
     if machine["name"] == "this":
         notes.append(f"Predicted from products of matrices in {dtype}, {machine['source']}.")
     else:
-        share = f"{prices.REACHED:.0%} of the matrix throughput of the {machine['source']}"
-        notes.append(f"Arithmetic, not measured: {share}.")
+        notes.append(
+            f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
+        )
     notes.append("Devices are what one copy of the model needs; as many copies as there is room for share the work.")
     return "\n".join([table(rows), *notes])
 
@@ -136,9 +141,8 @@ def _place(found: dict) -> str:
     return f"in results, measured in {found['seconds']:,.0f} s on: {found['device']}"
 
 
-def _range(ends: list, shown) -> str:
-    least, most = map(shown, ends)
-    return least if least == most else f"{least} to {most}"
+def _range(ends: list, shown: Callable) -> str:
+    return " to ".join(dict.fromkeys(map(shown, ends)))
 
 
 def _number(number: int) -> str:

@@ -13,10 +13,11 @@ import click
 
 from deeper_layers import checks, data, export, files, models
 from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import Wanted, cut_options
+from deeper_layers.command.cutting import choose, cut_options, typed_cut
 from deeper_layers.command.options import MODEL, Place, asking, exclude
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.base_parameters import split
+from deeper_layers.experiments.base_parameters import check_one_of, split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -65,6 +66,7 @@ TYPES = ("f32", "f16", "q8_0")
     "--for",
     "engines",
     metavar="ENGINES",
+    default="",
     help=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
 )
 @click.option(
@@ -120,7 +122,7 @@ TYPES = ("f32", "f16", "q8_0")
 def prune(
     given: dict,
     out: Path,
-    engines: str | None,
+    engines: str,
     dry_run: bool,
     overwrite: bool,
     dtype: str,
@@ -132,40 +134,41 @@ def prune(
     repository: str | None,
     public: bool,
     silence: bool,
-    **typed,
+    drop: int | None,
+    start: int | None,
+    rule: str,
+    **lists: str | None,
 ) -> Answer:
     # what can be said before anything is read
-    wanted, to_gguf = Wanted.typed(**typed), is_gguf(out)
-    chosen, changes = REGISTERED[wanted.rule], REGISTERED[wanted.rule].changes
+    cut, chosen, to_gguf = typed_cut(drop, start, needed=adapter is None, **lists), REGISTERED[rule], is_gguf(out)
     exclude(adapter=adapter, heal=heal)
     exclude(heal=heal, no_measure=not given.get("measure", True))
-    if changes:  # it opens the model, and changes weights that stay
-        exclude(
-            **{f"rule {wanted.rule}": changes, "heal": heal, "adapter": adapter, "for": engines, "dry_run": dry_run}
-        )
+    if chosen.changes:  # it opens the model, and changes weights that stay
+        others = {"heal": heal, "adapter": adapter, "for": engines or None, "dry_run": dry_run}
+        exclude(**{f"rule {rule}": True}, **others)
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
+    for engine in split(engines):
+        check_one_of("--for", engine, export.ENGINES)
     if repository is not None:
         export.check_name(repository)
-    model, revision, trust = given["model"], given.get("revision"), given.get("trust_remote_code", False)
-    given |= {"measure": False} if dry_run else {}
     # rounded already, a GGUF file heals on the weights that its adapters are added to
     how = {"preset": heal, "text": text} | ({"quantization": None} if to_gguf else {})
+    given |= {"measure": False} if dry_run else {}
     parameters = Parameters(**given) if heal is None else HealingParameters(**given | how)
-    named = None if engines is None else _engines(engines)
-    out = check_out(model, out, dtype=dtype, type=kind, changes=bool(changes), overwrite=overwrite)
+    model, opening = parameters.model, {name: getattr(parameters, name) for name in ("revision", "trust_remote_code")}
+    out = check_out(model, out, dtype=dtype, type=kind, changes=bool(chosen.changes), overwrite=overwrite)
     if adapter is not None:
         checks.folder("adapter", adapter, "give one of adapters, as `deeper-layers heal` writes it")
-        if wanted.drop is None and wanted.given is None:
-            wanted = wanted._replace(listed=export.read_adapter(adapter).cut)
-    config = models.stated_config(model, revision)
-    depth = models.stated_layers(config)
-    wanted.check(depth)
-    apart = f"this cut {wanted.listed.describe(depth or checks.LAYERS)}" if wanted.listed else None
-    if wanted.given is None and wanted.drop and chosen.drops_sublayers:
-        apart = f"the rule {wanted.rule} drops attention or MLP apart"
-    if apart and not (wanted.listed and wanted.listed.is_of_layers):
-        check_sublayers(apart, silence=silence, adapted=bool(heal or adapter), to_gguf=to_gguf)
+        cut = export.read_adapter(adapter).cut if drop is None and cut is None else cut
+    config = models.stated_config(model, parameters.revision)
+    depth = models.stated_layers(config) or export.number_of_layers(
+        models.checkpoint_folder(model, parameters.revision)
+    )
+    (cut or Cut(0, drop or 0)).check(depth)
+    if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
+        what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
+        check_sublayers(what, silence=silence, adapted=bool(heal or adapter), to_gguf=to_gguf)
     if not dry_run:
         if repository is not None:
             export.check_repository(repository, public=public)
@@ -173,45 +176,43 @@ def prune(
         if heal:  # where the adapters are kept
             files.check_writable(cache_folder())
     # from here on slow
-    depth = depth or export.number_of_layers(models.checkpoint_folder(model, revision))
-    wanted.check(depth)
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
     if heal:
         found()  # a mistake is found before anything is measured
-    changed = None
-    if changes:
+    changed, safe = None, functools.partial(export.safe_cuts, config, engines=split(engines))
+    if chosen.changes:
         from deeper_layers.experiments.choosing import changed_choice
 
-        cut, changed = changed_choice(wanted.rule, wanted.drop or 0, parameters, found(), opened)
-    else:
-        safe = None if named is None else functools.partial(export.safe_cuts, config, engines=named)
-        cut = wanted.choose(depth, lambda: (parameters, found(), opened), safe)
+        cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
+    elif cut is None:
+        cut = choose(rule, drop or 0, depth, lambda: (parameters, found(), opened), safe if engines else None)
     described = export.describe_pruning(
         model,
         cut,
-        revision=revision,
         results_folder=parameters.results_folder,
         healed=bool(heal or adapter),
-        known=not changes,
-        trust_remote_code=trust,
+        known=not chosen.changes,
+        **opening,
     )
-    if named is not None and not export.safe_cuts(config, [cut], engines=named):
+    if engines and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
-        source = found() if is_gguf_model(model) else models.find_model(model, revision=revision, hashed=False)
+        source = (
+            found() if is_gguf_model(model) else models.find_model(model, revision=parameters.revision, hashed=False)
+        )
         bytes, written = export.estimate_bytes(source, cut, out, dtype=dtype, type=kind, mtp=not without_mtp)
-        content |= {"bytes": bytes, "dtype": written, "dry_run": True}
         if isinstance(parameters, HealingParameters):
-            steps, tokens = parameters.config().steps, parameters.config().tokens
+            healing = parameters.config()
             lines.append(
-                f"would be healed first ({heal}): {steps:,} steps, {tokens:,} tokens of {text}; what stands here of "
-                "its quality is from before that"
+                f"would be healed first ({heal}): {healing.steps:,} steps, {healing.tokens:,} tokens of {text}; what "
+                "stands here of its quality is from before that"
             )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
         lines += [] if to_gguf else filter(None, [say_smaller(source, cut, written)])
-        return Answer("\n".join([*lines, *_known(described, source, given.get("results"))]), content)
+        lines += _known(described, source, given.get("results"))
+        return Answer("\n".join(lines), content | {"bytes": bytes, "dtype": written, "dry_run": True})
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
@@ -222,7 +223,6 @@ def prune(
         model,
         cut,
         out,
-        revision=revision,
         adapter=adapter,
         dtype=dtype,
         type=kind,
@@ -230,30 +230,18 @@ def prune(
         silence=silence,
         changed=changed,
         overwrite=overwrite,
-        trust_remote_code=trust,
         name=repository or out.name,
         described=described,
+        **opening,
     )
     said = f"{described.model} without {cut.size} of its {depth} layers"
     address = export.push(out, repository, public=public, message=said) if repository else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
-    lines += [f"adapters: {adapter}"] if adapter else []
-    lines.append(f"{out}: {bytes / 1e6:,.0f} MB")
+    lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
     if is_gguf_model(model) and not to_gguf:
-        written = models.read_json(out / "config.json")
-        lines += filter(None, [say_smaller(found(), cut, written.get("dtype") or written.get("torch_dtype"))])
+        lines += filter(None, [say_smaller(found(), cut, models.find_model(str(out), hashed=False).dtype)])
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
     return Answer("\n".join([*lines, *filter(None, [address])]), content)
-
-
-def _engines(text: str) -> tuple[str, ...]:
-    named = tuple(split(text))
-    if strange := [name for name in named or [text] if name not in export.ENGINES]:
-        raise InputError(
-            f"--for has {checks.shown(strange[0])}, expected some of {', '.join(export.ENGINES)}: the others take no "
-            "layer's kind from its number"
-        )
-    return named
 
 
 def _known(described: "PruningDescription", source: Source, folder: str | None) -> list[str]:

@@ -17,19 +17,15 @@ from deeper_layers.command.answers import Answer, answering
 from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
+from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments.base_parameters import Shown, split
-from deeper_layers.experiments.notebook_parameters import (
-    ComparedHealingsParameters,
-    ScanParameters,
-    WhichLayersParameters,
-)
 from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.experiments.parameters import HealingParameters, SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.package_index import file_hash
 
-IF_NAMED = (ComparedHealingsParameters, WhichLayersParameters, ScanParameters)  # hours, not minutes
-MARK = "report.json"  # of a folder of reports
+IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
+MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
 
 
 @click.command(
@@ -75,21 +71,20 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
         )
     exclude(cluster=cluster, out=out)
     _check_installed("book", "papermill", "ipykernel", "matplotlib")
-    kinds = _chosen(notebooks)
+    kinds, name = _chosen(notebooks), models.model_name(given["model"])
     for kind in (HealingParameters, *kinds.values()):
         kind(**_of(kind, given))  # a mistake is found before anything runs
-    name = models.model_name(given["model"])
     shown = results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site or not shown)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
-    kept, places = Kept(root, out), {notebook: out / f"{notebook}.ipynb" for notebook in kinds}
+    places, hashes = {notebook: out / f"{notebook}.ipynb" for notebook in kinds}, written_before(out)
     for path in places.values():
-        kept.check(path)
+        check_unchanged(path, hashes)
     swept = SweepParameters(**_of(SweepParameters, given))
     print(in_words(plan_sweep(swept, find_source(swept))), flush=True)
     files.check_writable(out)
-    made, failed = {}, {}
+    made, failed = {}, []
     for number, (notebook, path) in enumerate(places.items(), 1):
         start = time.monotonic()
         print(f"[{number}/{len(kinds)}] {notebook}", flush=True)
@@ -97,8 +92,11 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
             run = Path(folder) / path.name
             mistake = _run(root / "notebooks" / path.name, run, _of(kinds[notebook], given))
             if run.exists():  # with what went wrong in it, where something did
-                kept.write(path, run.read_bytes())
-        (made if mistake is None else failed)[notebook] = mistake or str(path)
+                write_notebook(path, run.read_bytes(), hashes)
+        if mistake is None:
+            made[notebook] = str(path)
+        else:
+            failed.append(f"{notebook}: {mistake}")
         print(f"[{number}/{len(kinds)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
     site = None
     if made and not no_site and shown:
@@ -109,43 +107,42 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     elif made and not no_site:
         print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
     if failed:
-        said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
-        raise InputError(f"{len(failed)} of {len(kinds)} notebooks were not made: {said}; mend that and run this again")
+        said = f"{len(failed)} of {len(kinds)} notebooks were not made: {'; '.join(failed)}"
+        raise InputError(f"{said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": site})
 
 
-class Kept:
-    """A folder of reports, whose mark has the hash of every notebook that was written there: only these are replaced.
+def written_before(out: Path) -> list[str]:
+    """The hashes of what was written into a folder of reports, which alone is replaced.
 
-    Raises InputError for a folder that holds anything and no mark, and for `notebooks/`.
+    Raises InputError for a folder that holds anything and no mark.
     """
+    files.clear_all(out)
+    if not out.is_dir() or not any(out.iterdir()):
+        return []
+    try:
+        return list(files.read_json(out / MARK)["written"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"out is {str(out)!r}, which holds files and no {MARK} of an earlier report: name a folder that is new or "
+            "empty"
+        ) from error
 
-    def __init__(self, root: Path, out: Path):
-        self.mark, self.hashes = out / MARK, []
-        if out.resolve() == (root / "notebooks").resolve():
-            raise InputError(f"out is {str(out)!r}, where the notebooks are that are run: name another folder")
-        files.clear_all(out)
-        if out.is_dir() and any(out.iterdir()):
-            try:
-                self.hashes = list(files.read_json(self.mark)["written"])
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                raise InputError(
-                    f"out is {str(out)!r}, which holds files and no {MARK} of an earlier report: name a folder that is "
-                    "new or empty"
-                ) from error
 
-    def check(self, path: Path) -> None:
-        """Raise InputError where something has the name that is not as it was written here."""
-        if os.path.lexists(path) and (path.is_symlink() or file_hash(path) not in self.hashes):
-            raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
+def check_unchanged(path: Path, hashes: list[str]) -> None:
+    """Raise InputError where something has the name that is not as it was written here."""
+    if os.path.lexists(path) and (path.is_symlink() or file_hash(path) not in hashes):
+        raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
 
-    def write(self, path: Path, content: bytes) -> None:
-        self.check(path)
-        self.hashes.append(hashlib.sha256(content).hexdigest())  # known before it is there
-        files.write_file(self.mark, json.dumps({"written": self.hashes}, indent=1).encode())
-        with files.atomic_file(path, self.check) as made:
-            made.write_bytes(content)
+
+def write_notebook(path: Path, content: bytes, hashes: list[str]) -> None:
+    """Put a notebook in the place of what was written before; its hash is known before it is there."""
+    check_unchanged(path, hashes)
+    hashes.append(hashlib.sha256(content).hexdigest())
+    files.write_file(path.with_name(MARK), json.dumps({"written": hashes}, indent=1).encode())
+    with files.atomic_file(path, lambda path: check_unchanged(path, hashes)) as made:
+        made.write_bytes(content)
 
 
 def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, no_site: bool) -> Answer:
@@ -164,17 +161,16 @@ def _as_jobs(root: Path, given: dict, name: str, notebooks: str, profile: str, n
 
 def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -> dict:
     """What workflow/Snakefile is told of one model; paths as they are from anywhere."""
-    options = dict(given)
-    for name in {"model", "results", "datasets"} & {name for name, value in given.items() if value}:
-        if name != "model" or Path(given[name]).exists():
+    options, healing = dict(given), HealingParameters(**given)
+    for name in ("results", "datasets"):
+        if given.get(name):
             options[name] = str(Path(given[name]).absolute())
-    healing = HealingParameters(**given)
-    heals = healing.sizes and {"04", ComparedHealingsParameters.notebook} & set(split(notebooks))
+    model = options.pop("model")
     return {
-        "models": [{"model": options.pop("model")}],
+        "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
         "results": options.pop("results", None),
         "options": options,
-        "heal": healing.size_list(checks.LAYERS) if heals else [],
+        "heal": healing.size_list(checks.LAYERS) if healing.sizes and "04-healing" in _chosen(notebooks) else [],
         "notebooks": notebooks,
         "answers": str(answers),
         "site": not no_site,
@@ -194,18 +190,13 @@ def _check_installed(extra: str, *names: str) -> None:
 
 def _chosen(notebooks: str) -> dict[str, type[Shown]]:
     """The notebooks that were asked for, in order, with the classes of their parameters."""
-    kinds, more = {}, [Shown]
-    while more:
-        kind = more.pop()
-        kinds |= {kind.notebook: kind} if "notebook" in vars(kind) and kind.notebook else {}
-        more += kind.__subclasses__()
-    kinds = dict(sorted(kinds.items()))
-    if notebooks == "all":
-        return {name: kind for name, kind in kinds.items() if kind not in IF_NAMED}
-    wanted = split(notebooks)
-    found = {name: kind for name, kind in kinds.items() if {name, name[:2]} & set(wanted)}
+    kinds = {kind.notebook: kind for kind in vars(notebook_parameters).values() if getattr(kind, "notebook", "")}
+    wanted = [name for name in kinds if name not in IF_NAMED] if notebooks == "all" else split(notebooks)
+    found = {name: kinds[name] for name in sorted(kinds) if {name, name[:2]} & set(wanted)}
     if not found or set(wanted) - {*found, *(name[:2] for name in found)}:
-        raise InputError(f"notebooks is {notebooks!r}, expected 'all' or some of {', '.join(kinds)}, like '01, 02'")
+        raise InputError(
+            f"notebooks is {notebooks!r}, expected 'all' or some of {', '.join(sorted(kinds))}, like '01, 02'"
+        )
     return found
 
 

@@ -42,17 +42,10 @@ def scan(given: dict, dry_run: bool) -> Answer:
     opened = functools.cache(lambda: parameters.open(source))
     cuts = losses.scan_cuts(parameters, source, opened)
     if dry_run:
-        return _priced(list(cuts), losses.plan_scan(parameters, cuts, source, opened))
+        plans = losses.plan_scan(parameters, cuts, source, opened)
+        names = {"seconds": "seconds", "layer_steps": "layer_steps", "to_generate": "generated"}
+        units = [{"name": name} | {key: getattr(plan, of) for key, of in names.items()} for name, plan in plans.items()]
+        return Answer("\n".join(f"{name}: {plans.get(name, 'in results already')}" for name in cuts), {"units": units})
     found = losses.scan(cuts, parameters, source, opened)
     rows = [row for unit in found.values() if unit for row in records(unit.rows)]
     return answer_scores(parameters, source, cuts, found, rows)
-
-
-def _priced(asked: list[str], plans: dict) -> Answer:
-    """What would run of each task that results lack, and for how long on this machine."""
-    lines = [f"{name}: {plans.get(name, 'in results already')}" for name in asked]
-    units = [
-        {"name": name, "seconds": plan.seconds, "layer_steps": plan.layer_steps, "to_generate": plan.generated}
-        for name, plan in plans.items()
-    ]
-    return Answer("\n".join(lines), {"units": units})

@@ -4,9 +4,8 @@ import click
 
 from deeper_layers.command.answers import Answer, answering, records
 from deeper_layers.command.options import MODEL, asking
-from deeper_layers.command.scores import CutsOf, answer_scores
-from deeper_layers.experiments.parameters import SweepParameters, check_given
-from deeper_layers.results.store import Result
+from deeper_layers.command.scores import answer_scores
+from deeper_layers.experiments.parameters import SweepParameters
 
 
 @click.command(
@@ -29,18 +28,13 @@ from deeper_layers.results.store import Result
 def sweep(given: dict) -> Answer:
     parameters = SweepParameters(**given)
     source = parameters.source()
-    if (cut := parameters.given_cut) is not None:
-        check_given(cut, source.num_layers)
+    if parameters.given_cut:
+        parameters.given_cut.check(source.num_layers)
     from deeper_layers.experiments.scoring import sweep_tasks  # slow: what is above may refuse
 
     cuts, found = sweep_tasks(parameters, source)
-    rows = [row for task, unit in found.items() if unit for row in _rows(unit, cuts[task])]
+    rows = []
+    for task, unit in found.items():
+        for rule, own in cuts[task].items() if unit else ():  # a cut that several rules chose stands under each
+            rows += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in own])].assign(rule=rule))
     return answer_scores(parameters, source, cuts, found, rows)
-
-
-def _rows(unit: Result, cuts_of: CutsOf) -> list[dict]:
-    """Every row of a result under the rule that chose its cut; under each, where several did."""
-    found = []
-    for rule, cuts in cuts_of.items():
-        found += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in cuts])].assign(rule=rule))
-    return found

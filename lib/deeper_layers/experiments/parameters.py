@@ -297,15 +297,3 @@ def cut_of_lists(layers: str | None, attention: str | None, mlp: str | None) -> 
     lists = {"layers": layers, "attention": attention, "mlp": mlp}
     found = {name: read_numbers(name, text, most=checks.LAYERS - 1) for name, text in lists.items() if text is not None}
     return Cut.of(**found) if found else None
-
-
-def check_given(cut: Cut, layers: int) -> None:
-    """Raise InputError for a cut that does not fit a model of so many layers, in the words of the lists."""
-    for name, indices in (("layers", cut.dropped), ("attention", cut.attention), ("mlp", cut.mlp)):
-        if indices and indices[-1] >= layers:
-            raise InputError(
-                f"{name} is a list up to {indices[-1]}; expected layers 0 to {layers - 1}: the model has {layers}"
-            )
-    if cut.size == layers:
-        raise InputError(f"layers is a list of all {layers} of the model: one has to stay")
-    cut.check(layers)

@@ -11,7 +11,7 @@ import statistics
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
-from deeper_layers.experiments.parameters import SweepParameters, check_given
+from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.presets import PRESETS
@@ -42,7 +42,7 @@ def plan_sweep(parameters: SweepParameters, source: Source, machine: str | None 
     """
     layers, given = source.num_layers, parameters.given_cut
     if given is not None:
-        check_given(given, layers)
+        given.check(layers)
     sizes = sorted({size for task in parameters.task_list for size in parameters.size_list(layers, task)})
     pruned = [simple_cut(layers, size) for size in sizes] if given is None else [UNPRUNED, given]
     cuts = {task: _cuts(parameters.size_list(layers, task), parameters, source) for task in parameters.task_list}
