@@ -72,8 +72,9 @@ def test_a_model_of_which_nothing_is_held_is_not_tested():
 def test_the_table_names_every_claim_and_model_once():
     text = claims.shown(found().reset_index()).to_html()
     for claim in claims.CLAIMS:
-        assert f'<a data-page="{claim.page}">{claim.title}</a>' in text.replace("&#x27;", "'")
-        assert (ROOT / "notebooks" / f"{claim.page}.ipynb").exists()
+        assert f'<a data-page="{claim["page"]}">{claim["title"]}</a>' in text.replace("&#x27;", "'")
+        assert (ROOT / "notebooks" / f"{claim['page']}.ipynb").exists()
+    assert [claim["claim"] for claim in claims.CLAIMS] == list(claims.QUERIES)
     assert "Qwen2.5-Coder-1.5B" in text and "contradicted: 11% (7 to 14%)" in text
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.report import figures, measured, names, pairing, paper, statistics
+from deeper_layers.report import figures, measured, names, paper, statistics
 from deeper_layers.results.frames import COLUMNS, MMLU_SUBJECTS, OF_DISTANCES, OWN_SHOTS
 from deeper_layers.results.frames import _frame as frame
 from deeper_layers.studies import letters_or_words, which_layers
@@ -132,15 +132,6 @@ def test_without_the_whole_model_healed_alike_a_recovery_is_at_most():
     assert row["untold"] == "at most" and np.isnan(row["value"]) and row["high"] == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_task_of_subjects_in_files_of_their_own_is_one_run():
-    rows = [
-        row | {"subject": subject, "path": f"m/sweep-{subject}.json"}
-        for subject in ("anatomy", "virology") for row in curve([0.75, 0.5])
-    ]  # fmt: skip
-    (of_run,) = pairing.by_run(made(rows)).values()
-    assert [set(of_cut) for run in of_run.values() for of_cut in run.values()] == [{"anatomy", "virology"}] * 2
-
-
 def distances_of(drawn: np.ndarray, layers: int = 4) -> pd.DataFrame:
     """Distances of blocks of one layer, by sequence [B, S]."""
     usual = {"model": "m", "layers": layers, "dtype": "bfloat16", "corpus": "c4", "samples": drawn.shape[1], "seed": 0}
@@ -211,11 +202,11 @@ def test_every_task_of_results_has_words_and_a_data_set():
 
 def test_runs_are_added_up_and_asked_twice_tells_which_answers_changed():
     every, hours = measured.runs(), measured.hours()
-    assert hours["runs"].sum() == len(every) and set(every["kind"]) <= set(measured.KINDS)
+    assert hours["runs"].sum() == len(every) and hours["what"].notna().all()
     twice = measured.asked_twice(published()[0]).query("task == 'mmlu'")
     assert twice["differ"].agg(["min", "max"]).tolist() == [14, 70] and twice["turned"].max() == 46
-    assert measured.watt_hours(3600, "a processor, 2 threads", 0) == pytest.approx(2 * 12 * 1.67)
-    assert measured.watt_hours(3600, "NVIDIA H100", 0) is None
+    assert measured.processors("a processor, 2 threads") == 2 and measured.processors("NVIDIA H100") is None
+    assert measured.watt_hours(3600, 2, 0) == pytest.approx(2 * 12 * 1.67)
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------

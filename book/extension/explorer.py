@@ -43,10 +43,11 @@ def explored(scores: pd.DataFrame) -> list[dict]:
             number, title = len(model["asked"]), names.visible(names.topic(task))
             told, kept = _kept(outcomes, pairing.guessing(asked), asked["metric"].iloc[0] == "loss")
             model["asked"].append({"task": task, "title": title, "items": outcomes.shape[1]} | told)
-            for cut, shares, score in zip(order["cut"], kept, outcomes.mean(axis=1), strict=True):
+            numbers = np.broadcast_arrays(kept.value, kept.low, kept.high, outcomes.mean(axis=1))
+            for cut, *of_cut in zip(order["cut"], *numbers, strict=True):
                 before = cuts.setdefault(cut, {}).get(task)  # of two measurements that with more items
                 if before is None or model["asked"][before[0]]["items"] < outcomes.shape[1]:
-                    cuts[cut][task] = [number, *map(_short, (*shares, score))]
+                    cuts[cut][task] = [number, *map(_short, of_cut)]
         whole = cuts.pop("0,0", {})
         model["cuts"] = cuts
         model["tasks"] = sorted(whole, key=lambda task: (_place(task), model["asked"][whole[task][0]]["title"]))
@@ -54,15 +55,14 @@ def explored(scores: pd.DataFrame) -> list[dict]:
     return found
 
 
-def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, list[tuple]]:
+def _kept(outcomes: np.ndarray, guessing: float, is_loss: bool) -> tuple[dict, estimates.Estimate]:
     """What holds of a task, and for each cut the share kept with its interval; nan where nothing can be seen."""
     told = {"whole": _short(outcomes[0].mean()), "guessing": _short(guessing), "loss": is_loss}
-    if not is_loss:
-        kept = estimates.shares_kept(outcomes, guessing)
-        return told | {"floor": bool(kept[0].untold)}, [(one.value, one.low, one.high) for one in kept]
-    value, draws = (guessing - mean for mean in estimates.means(outcomes))
-    value, draws = value / value[0], draws / draws[:, :1]
-    return told | {"floor": False}, [(one.value, one.low, one.high) for one in estimates.estimates_of(value, draws)]
+    if is_loss:
+        above = guessing - estimates.means(outcomes)
+        return told | {"floor": False}, estimates.Estimate.of(above / above[:, :1])
+    kept = estimates.shares_kept(outcomes, guessing)
+    return told | {"floor": bool(kept.untold)}, kept
 
 
 def _place(task: str) -> int:

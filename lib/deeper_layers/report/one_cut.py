@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.report.estimates import are_shares, difference, each_mean, is_at_floor
+from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import Run, by_run, guessing, joined, main_metrics, one_rule, runs_of, same_items
+from deeper_layers.report.pairing import Vectors, by_run, guessing, joined, main_metrics, one_rule, same_items
 from deeper_layers.report.statistics import RULES, kept_distances
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
@@ -56,7 +56,7 @@ class Score:
 
 def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
     """Whether of what a model scores above `level` surely less than LEFT stays, by which items are right, [I]."""
-    return len(before) >= FEW and difference(after - LEFT * before, np.full(len(before), (1 - LEFT) * level)).high < 0
+    return len(before) >= FEW and bool(Estimate.of(means(after - LEFT * before)).high < (1 - LEFT) * level)
 
 
 def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
@@ -65,20 +65,16 @@ def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.
 
     def is_alike(healing: str) -> bool:
         how = json.loads(healing)
-        return how.pop("text") == text and how.pop("tokens") > 0 and how == config
+        return how == config | {"text": text, "tokens": how["tokens"]} and how["tokens"] > 0
 
     own = own[own["healing"].map(is_alike).astype(bool)]
-    if own.empty:
-        return own
-    tasks = own.groupby(["dtype", "bits"], dropna=False)["task"].nunique()
-    dtype, bits = tasks.idxmax()
-    return own[(own["dtype"] == dtype) & (own["bits"].isna() if pd.isna(bits) else own["bits"] == bits)]
+    formats = own["dtype"] + own["bits"].fillna("")
+    return own if own.empty else own[formats == own["task"].groupby(formats).nunique().idxmax()]
 
 
 def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
     """What the table of one model says of a cut, by task; of a healed one too, where its rows are given."""
     unhealed, found = scores[scores["healing"].isna() & scores["outcome"].notna()], {}
-    unhealed = unhealed.assign(run=runs_of(unhealed))
     metrics, of_healed = main_metrics(unhealed), {} if healed is None else by_run(healed)
     for key, runs in by_run(unhealed).items():
         _, dtype, bits, task, shots, _, metric = key
@@ -86,30 +82,36 @@ def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None
         repaired = next((run[cut.name] for run in of_healed.get(key, {}).values()), None)
         if metric != metrics[task] or (repaired is None if healed is not None else bits is not None):
             continue
-        for name, run in runs.items():
+        for path, run in runs.items():
             own = repaired or run.get(cut.name)
-            pair = same_items({name: run}, own, (UNPRUNED.name, cut.name)) if own else None
+            pair = same_items({path: run}, own, (UNPRUNED.name, cut.name)) if own else None
             if pair is None:
                 continue
             mended = [] if repaired is None else [np.concatenate([repaired[subject] for subject in sorted(repaired)])]
             outcomes = np.stack([*pair, *mended])
-            numbers = [(one.value, one.low, one.high) for one in each_mean(outcomes)]
-            how = dtype if bits is None else f"{dtype}, weights in {bits}"
+            told = mean_of_items(outcomes)
             shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
             shown += "" if shots is None or metric == "loss" else f", {shots}-shot"
             judged: dict = {}
             if are_shares(outcomes):
-                of_run = (unhealed["run"] == name) & (unhealed["metric"] == metric) & (unhealed["task"] == task)
+                of_run = unhealed[["path", "task", "metric"]].eq([path, task, metric]).all(axis=1)
                 judged = _judged(unhealed[of_run], run, cut, outcomes)
-            kind = "loss" if metric == "loss" else "accuracy"
-            one = Score(topic(task), shown, kind, outcomes.shape[1], how, *numbers, **judged)
+            one = Score(
+                topic(task),
+                shown,
+                "loss" if metric == "loss" else "accuracy",
+                outcomes.shape[1],
+                dtype if bits is None else f"{dtype}, weights in {bits}",
+                *zip(told.value.tolist(), told.low.tolist(), told.high.tolist(), strict=True),
+                **judged,
+            )
             extent = (one.rule in RULES, one.items, len(run))
             if task not in found or extent > found[task][0]:
                 found[task] = extent, one
     return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
-def _judged(rows: pd.DataFrame, run: Run, cut: Cut, outcomes: np.ndarray) -> dict:
+def _judged(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
     """What guessing scores, whether the task is ruined, by which rule the cut is, and up to which size none of it is.
 
     `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I].

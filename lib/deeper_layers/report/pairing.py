@@ -17,17 +17,18 @@ from deeper_layers.report.names import topic
 PLACE = ["model", "task", "rule"]
 HOW = ["dtype", "shots", "order", "limit", "length", "engine"]
 RUN = ["model", "dtype", "bits", "task", "shots", "length", "metric"]  # rows alike in these are of the same items
-Run = dict[str, dict[str, np.ndarray]]  # outcomes by cut and subject
+Vectors = dict[str, np.ndarray]  # outcomes by subject, "" where there is none
 
 
 class Measured(NamedTuple):
     """One measurement of one model, task and rule.
 
-    `place` has its model, task, rule and what else tells it apart; `cuts` are by size and start; `outcomes` [C, I] is
-    what came out of each; `guessing` what guessing scores, or the loss of it; `rows` are those of the table.
+    `place` are its model, task, rule and what else tells it apart; `cuts` has a row for each cut, by size and start,
+    with all of `place`, topic, layers, metric, items, guessing (its score, or the loss of it) and whole (the score of
+    the whole model); `outcomes` [C, I] is what came out of each cut; `rows` are those of the table.
     """
 
-    place: dict
+    place: tuple
     cuts: pd.DataFrame
     outcomes: Float[np.ndarray, "C I"]
     guessing: float
@@ -35,7 +36,7 @@ class Measured(NamedTuple):
 
     @property
     def layers(self) -> int:
-        return int(self.rows["layers"].iloc[0])
+        return int(self.cuts["layers"].iloc[0])
 
     @property
     def has_whole(self) -> bool:
@@ -45,16 +46,6 @@ class Measured(NamedTuple):
     @property
     def at_floor(self) -> bool:
         return self.has_whole and is_at_floor(self.outcomes[0], self.guessing)
-
-    def known(self) -> dict:
-        """What holds of all cuts: place, topic, layers, metric, items, guessing, whole (mean of the whole model)."""
-        whole = self.outcomes[0].mean() if self.cuts["size"].iloc[0] == 0 else np.nan
-        found = {"topic": topic(self.place["task"]), "layers": self.layers, "metric": self.rows["metric"].iloc[0]}
-        return self.place | found | {"items": self.outcomes.shape[1], "guessing": self.guessing, "whole": whole}
-
-    def known_of_cuts(self) -> list[dict]:
-        """The same with what is known of each cut."""
-        return [self.known() | cut for cut in self.cuts.to_dict("records")]
 
 
 def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
@@ -70,17 +61,18 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
         cuts, outcomes = paired(rows)
         if cuts["size"].isna().any():
             continue
-        first = rows.iloc[0]
-        asked = (first["task"], first["metric"], str(first["limit"]))
-        if first["metric"] == "loss":
-            level = float(rows["chance"].max())
+        task, metric, limit, layers = rows[["task", "metric", "limit", "layers"]].iloc[0]
+        asked = (task, metric, str(limit))
+        if metric == "loss":
+            levels[asked] = float(rows["chance"].max())
         elif asked not in levels:  # it is the same for every model and rule
-            alike = every[(every["task"] == first["task"]) & (every["metric"] == first["metric"])]
-            same = alike[alike["limit"].eq(first["limit"]).fillna(False)] if pd.notna(first["limit"]) else alike
-            level = levels[asked] = guessing(same if len(same) else rows)
-        else:
-            level = levels[asked]
-        yield Measured(dict(zip([*PLACE, *also], place, strict=True)), cuts, outcomes, level, rows)
+            alike = every[(every["task"] == task) & (every["metric"] == metric)]
+            same = alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)]
+            levels[asked] = guessing(same if len(same) else rows)
+        known = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": topic(task), "layers": layers}
+        known |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[asked]}
+        known["whole"] = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
+        yield Measured(place, cuts.assign(**known), outcomes, levels[asked], rows)
 
 
 def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -155,39 +147,24 @@ def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
 # ---- runs -----------------------------------------------------------------------------------------------------------
 
 
-def runs_of(rows: pd.DataFrame) -> pd.Series:
-    """Which rows are of one run: those of one file, or of the files of a group's subjects asked together."""
-    path = rows["path"].fillna("")
-    cuts = path.map(rows["cut"].groupby(path).nunique()).astype(str)
-    kind = pd.Series([one.rpartition("/")[2].partition("-")[0] for one in path], rows.index, dtype="str")
-    together = kind + cuts
-    for name in ("limit", "order"):
-        together = together + " " + rows[name].fillna(-1).astype(str)
-    return path.where(rows["subject"].isna(), together)
-
-
-def by_run(rows: pd.DataFrame) -> dict[tuple, dict[str, Run]]:
-    """The outcomes of all rows that have some, by what they were asked (RUN), then by run."""
-    found: dict[tuple, dict[str, Run]] = {}
-    rows = rows[rows["outcome"].notna()]
-    rows = rows.assign(run=runs_of(rows)).drop_duplicates([*RUN, "run", "cut", "subject"])
-    for *asked, run, cut, subject, outcome in zip(*(rows[name] for name in (*RUN, "run", "cut", "subject", "outcome"))):
-        of_run = found.setdefault(key_of(asked), {}).setdefault(run, {})
-        of_run.setdefault(cut, {})["" if pd.isna(subject) else subject] = outcome
+def by_run(rows: pd.DataFrame) -> dict[tuple, dict[str, dict[str, Vectors]]]:
+    """The outcomes of all rows that have some: by what they were asked (RUN), by file, then by cut and subject."""
+    found: dict = {}
+    names = [*RUN, "path", "cut", "subject"]
+    rows = rows[rows["outcome"].notna()].drop_duplicates(names)
+    for *values, outcome in zip(*(rows[name] for name in [*names, "outcome"]), strict=True):
+        *asked, path, cut, subject = [None if pd.isna(value) else value for value in values]
+        found.setdefault(tuple(asked), {}).setdefault(path, {}).setdefault(cut, {})[subject or ""] = outcome
     return found
 
 
-def key_of(values: Sequence) -> tuple:
-    return tuple(None if pd.isna(value) else value for value in values)
-
-
-def joined(of_cut: dict[str, np.ndarray], own: dict[str, np.ndarray]) -> np.ndarray | None:
+def joined(of_cut: Vectors, own: Vectors) -> np.ndarray | None:
     """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
-    parts = [of_cut.get(subject, [])[: len(own[subject])] for subject in sorted(own)]
-    return np.concatenate(parts) if list(map(len, parts)) == [len(own[subject]) for subject in sorted(own)] else None
+    parts = [of_cut.get(subject, np.empty(0))[: len(items)] for subject, items in sorted(own.items())]
+    return np.concatenate(parts) if sum(map(len, parts)) == sum(map(len, own.values())) else None
 
 
-def same_items(runs: dict[str, Run], own: dict[str, np.ndarray], cuts: Sequence[str]) -> list[np.ndarray] | None:
+def same_items(runs: dict[str, dict[str, Vectors]], own: Vectors, cuts: Sequence[str]) -> list[np.ndarray] | None:
     """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one run.
 
     Of several runs it is the one with most cuts; None where none holds all of them.

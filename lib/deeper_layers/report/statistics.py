@@ -14,17 +14,13 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report.estimates import (
-    AT_FLOOR,
-    NOT_TESTED,
     TAILS,
     Estimate,
-    accuracy,
-    drawn_means,
-    each_mean,
     half_gone,
     holm,
     mcnemar,
     mean_of,
+    mean_of_items,
     means,
     recovery,
     regret_of_nearest,
@@ -36,7 +32,6 @@ from deeper_layers.report.pairing import (
     Measured,
     by_run,
     joined,
-    key_of,
     main_metrics,
     measurements,
     one_rule,
@@ -51,8 +46,13 @@ RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
-ENDS = ["value", "low", "high"]
 OF_HEALING = ["rank", "seed", "learning_rate", "tokens", "text", "adapters"]
+
+
+def table_of(names: Sequence[str], tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
+    """Some tables below each other, with columns of these names, also where there is none."""
+    tables = list(tables)
+    return pd.concat(tables, ignore_index=True)[list(names)] if tables else pd.DataFrame(columns=list(names))
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -92,30 +92,27 @@ def scans(scores: pd.DataFrame, tasks: Iterable[str]) -> Iterator[Measured]:
 
 
 def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame:
-    rows = []
-    for one in found:
-        kept = [Estimate.none(NOT_TESTED)] * len(one.cuts)
-        if one.has_whole:
-            kept = shares_kept(one.outcomes, one.guessing)
-        untold = {"untold": AT_FLOOR if one.at_floor else ""}
-        for cut, value, share in zip(one.known_of_cuts(), each_mean(one.outcomes), kept, strict=True):
-            rows.append(cut | value.columns() | share.columns("kept") | untold)
     names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
-    return pd.DataFrame(rows, columns=[*names, *ENDS, "guessing", "whole", "kept", "kept_low", "kept_high", "untold"])
+    names += ["value", "low", "high", "guessing", "whole", "kept", "kept_low", "kept_high", "untold"]
+    tables = []
+    for one in found:
+        kept = shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate.none("")
+        told = mean_of_items(one.outcomes).columns() | kept.columns("kept")
+        tables.append(one.cuts.assign(**told, untold=kept.untold))
+    return table_of(names, tables)
 
 
 def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
     """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, largest (size), value with low and
     high (layers dropped; infinite where half is never gone), share with share_low and share_high, untold."""
-    rows = []
-    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
-        if not one.has_whole or len(one.cuts) < 2 or one.cuts["size"].duplicated().any():
-            continue
-        half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
-        row = one.known() | half.columns() | (half / one.layers).columns("share")
-        rows.append(row | {"largest": int(one.cuts["size"].max()), "untold": half.untold})
     names = "model task rule topic layers items guessing whole largest value low high share share_low share_high untold"
-    return pd.DataFrame(rows, columns=names.split())
+    tables = []
+    for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
+        if one.has_whole and len(one.cuts) > 1 and one.cuts["size"].is_unique:
+            half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
+            told = half.columns() | (half / one.layers).columns("share")
+            tables.append(one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told, untold=half.untold))
+    return table_of(names.split(), tables)
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -144,28 +141,27 @@ def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
     """
     kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
-    before, rows = by_run(scores[scores["healing"].isna()]), []
     every = kept[kept["healing"].notna() & (kept["metric"] == kept["task"].map(main_metrics(kept)))]
-    every = every.drop_duplicates([*RUN, "healing", "cut", "subject"])
-    for (healing, *run), found in every.groupby(["healing", *RUN], dropna=False, sort=False):
-        is_loss, unhealed = found["metric"].iloc[0] == "loss", before.get(key_of(run), {})
-        of_cut = {cut: dict(zip(own["subject"].fillna(""), own["outcome"])) for cut, own in found.groupby("cut")}
-        for cut, own in of_cut.items():
-            pair = same_items(unhealed, own, (WHOLE, cut))
-            if cut == WHOLE or pair is None:
-                continue
-            healed, adapted = joined(own, own), joined(of_cut.get(WHOLE, {}), own)
-            first = found[found["cut"] == cut].iloc[0]
-            estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
-            if adapted is None and not estimate.untold:
-                most = Estimate(np.nan, np.nan, estimate.high, estimate.draws, AT_MOST)
-                estimate = most if is_loss else Estimate.none(NO_WHOLE)
-            row = {name: first[name] for name in (*RUN, "rule", "layers", "cut", "size", "start", "share")}
-            row |= settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
-            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()}
-            row |= (drawn_means(healed[None])[0] if is_loss else accuracy(healed)).columns("healed")
-            row["whole_healed"] = np.nan if adapted is None else adapted.mean()
-            rows.append(row | estimate.columns() | {"untold": estimate.untold})
+    unhealed, mended = by_run(scores[scores["healing"].isna()]), by_run(every.assign(path=every["healing"]))
+    every = every.assign(group=every.groupby(["healing", *RUN], dropna=False, sort=False).ngroup())
+    pruned = every[every["cut"] != WHOLE].drop_duplicates(["group", "cut"])
+    rows = []
+    for first in pruned.sort_values(["group", "cut"]).to_dict("records"):
+        key = tuple(None if pd.isna(first[name]) else first[name] for name in RUN)
+        cut, of_cut = first["cut"], mended[key][first["healing"]]
+        pair = same_items(unhealed.get(key, {}), of_cut[cut], (WHOLE, cut))
+        if pair is None:
+            continue
+        healed, adapted = joined(of_cut[cut], of_cut[cut]), joined(of_cut.get(WHOLE, {}), of_cut[cut])
+        is_loss = first["metric"] == "loss"
+        estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
+        if adapted is None and not estimate.untold:
+            most = Estimate(np.nan, np.nan, estimate.high, estimate.numbers, AT_MOST)
+            estimate = most if is_loss else Estimate.none(NO_WHOLE)
+        row = first | settings_of(first["healing"]) | {"topic": topic(first["task"]), "items": len(healed)}
+        row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
+        row["whole_healed"] = np.nan if adapted is None else adapted.mean()
+        rows.append(row | estimate.columns() | {"untold": estimate.untold})
     names = "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole"
     names += " pruned healed healed_low healed_high whole_healed value low high untold"
     return pd.DataFrame(rows, columns=[*names.split(), *OF_HEALING])
@@ -192,8 +188,7 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     place (of the pick among them by loss, from 1), value with low and high. Of size 0 is the mean over PERCENT of
     the layers, where the map has all of these sizes.
     """
-    rows = []
-    near = kept_distances(distances)
+    rows, near = [], kept_distances(distances)
     for (model, task), every in maps(scores).items():
         for corpus, of_text in near[near["model"] == model].groupby("corpus"):
             if of_text["by_sequence"].isna().any():
@@ -210,8 +205,8 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
             of_shares = sizes_of_shares(int(of_text["layers"].iloc[0]))
             if set(of_shares) <= set(found):
                 rows.append(shared | {"size": 0} | mean_of([found[size] for size in of_shares]).columns())
-    found = pd.DataFrame(rows, columns=["model", "corpus", "task", "size", "start", "best", "blocks", "place", *ENDS])
-    return found.astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
+    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
 
 
 def sizes_of_shares(layers: int) -> list[int]:
@@ -226,11 +221,11 @@ def maps(scores: pd.DataFrame) -> dict[tuple[str, str], dict[int, tuple[list[int
     found: dict = {}
     own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
     for one in measurements(own):
-        size = int(one.place["rule"].removeprefix("blocks of "))
+        model, text, rule = one.place
+        size = int(rule.removeprefix("blocks of "))
         inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
         if inner.sum() == one.layers - size > 2:
-            starts = [int(start) for start in one.cuts["start"][inner]]
-            found.setdefault((one.place["model"], one.place["task"]), {})[size] = starts, one.outcomes[inner]
+            found.setdefault((model, text), {})[size] = one.cuts["start"][inner].tolist(), one.outcomes[inner]
     return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
 
 
@@ -238,42 +233,37 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
     """Answers that change: model, task, topic, rule, size, share, items, value with low and high (accuracy less that of
     the whole model), lost, gained (items), changed (share of items with another choice, missing where none was kept),
     p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
-    rows = []
+    names = "model task rule topic cut size start share items value low high lost gained changed p p_holm"
+    tables = []
     for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
         if not one.has_whole or len(one.cuts) < 2:
             continue
-        whole, *others = one.outcomes
-        has_choices = one.rows["chosen"].notna().all()
-        choices = paired(one.rows.assign(outcome=one.rows["chosen"]))[1] if has_choices else None
+        whole, others = one.outcomes[0], one.outcomes[1:]
+        counts = {"lost": (whole > others).sum(axis=1), "gained": (whole < others).sum(axis=1), "changed": np.nan}
+        if one.rows["chosen"].notna().all():
+            choices = paired(one.rows.assign(outcome=one.rows["chosen"]))[1]
+            counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
         p = [mcnemar(whole, other) for other in others]
-        changes = drawn_means(one.outcomes[1:] - whole)
-        found = [cut | change.columns() for cut, change in zip(one.known_of_cuts()[1:], changes, strict=True)]
-        for number, (row, other, own, corrected) in enumerate(zip(found, others, p, holm(p), strict=True), start=1):
-            row |= {"lost": int((whole > other).sum()), "gained": int((whole < other).sum())}
-            row["changed"] = np.nan if choices is None else float((choices[0] != choices[number]).mean())
-            rows.append(row | {"p": own, "p_holm": corrected})
-    names = "model task rule topic cut size start share items value low high lost gained changed p p_holm"
-    return pd.DataFrame(rows, columns=names.split())
+        changes = Estimate.of(means(others - whole)).columns()
+        tables.append(one.cuts[1:].assign(**changes, **counts, p=p, p_holm=holm(p)))
+    return table_of(names.split(), tables)
 
 
 def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
     """Similarity-informed less simple heuristic, at sizes at which they drop other layers: model, task, topic, size,
     share, items, value with low and high."""
-    rows = []
-    found = {tuple(one.place.values()): one for one in measurements(scores[scores["rule"].isin(RULES)], of=scores)}
+    found = {one.place: one for one in measurements(scores[scores["rule"].isin(RULES)], of=scores)}
+    tables = []
     for model, task in dict.fromkeys(place[:2] for place in found):
         one, other = (found.get((model, task, rule)) for rule in RULES)
         if one is None or other is None or one.outcomes.shape[1] != other.outcomes.shape[1]:
             continue
         both = one.cuts.reset_index().merge(other.cuts.reset_index(), on="size", suffixes=("", "_simple"))
         both = both[both["cut"] != both["cut_simple"]]
-        if both.empty:
-            continue
-        first, second = one.outcomes[both["index"]], other.outcomes[both["index_simple"]]
-        shared = {"model": model, "task": task, "topic": topic(task), "items": first.shape[1]}
-        for cut, change in zip(both[["size", "share"]].to_dict("records"), drawn_means(first - second), strict=True):
-            rows.append(shared | cut | change.columns())
-    return pd.DataFrame(rows, columns=["model", "task", "topic", "size", "share", "items", *ENDS])
+        if len(both):
+            apart = one.outcomes[both["index"]] - other.outcomes[both["index_simple"]]
+            tables.append(both.assign(**Estimate.of(means(apart)).columns()))
+    return table_of(["model", "task", "topic", "size", "share", "items", "value", "low", "high"], tables)
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
@@ -291,17 +281,15 @@ def nearest(distances: pd.DataFrame) -> pd.DataFrame:
     start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew), agrees
     (share of these draws that choose the same)."""
     own, rows = kept_distances(distances), []
-    names = ["model", "corpus", "layers", "size", "start", "share", "distance", "stderr", "samples"]
     for _, of in own[own["start"] + own["size"] < own["layers"]].groupby(["model", "corpus", "size"], sort=False):
-        row = of.loc[of["distance"].idxmin(), names].to_dict()
+        row = of.loc[of["distance"].idxmin()].to_dict()
         if of["by_sequence"].notna().all():
-            value, draws = means(np.stack(list(of["by_sequence"])))
-            starts = of["start"].to_numpy(dtype=float)
-            drawn = starts[draws.argmin(axis=1)]
-            row["low"], row["high"] = np.quantile(drawn, TAILS, method="inverted_cdf")
-            row["agrees"] = (drawn == starts[value.argmin()]).mean()
+            starts = of["start"].to_numpy(dtype=float)[means(np.stack(list(of["by_sequence"]))).argmin(axis=1)]
+            row["low"], row["high"] = np.quantile(starts[1:], TAILS, method="inverted_cdf")
+            row["agrees"] = (starts[1:] == starts[0]).mean()
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*names, "low", "high", "agrees"])
+    names = "model corpus layers size start share distance stderr samples low high agrees"
+    return pd.DataFrame(rows, columns=names.split())
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 Nothing else asks for a kind by its name in a chain of ifs: it looks here.
 """
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -220,6 +221,9 @@ def _tasks(key: dict) -> str:
     return "+".join(sorted(key["tasks"]))
 
 
+_corpus, _cut = operator.itemgetter("corpus"), operator.itemgetter("cut")
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of results. `version` is raised where a change of the code changes numbers, or what is kept of them."""
@@ -233,12 +237,10 @@ class Kind:
 
 
 KINDS = {
-    "distances": Kind(
-        3, DistancesKey, Distance, DistancesDetails, lambda key: key["corpus"], "angular distances of all blocks"
-    ),
-    "scores": Kind(3, ScoresKey, Score, ScoresDetails, _tasks, "answers and losses of pruned models"),
-    "healing": Kind(3, HealingKey, Step, HealingDetails, lambda key: key["cut"], "pruned models in training"),
-    "geometry": Kind(3, GeometryKey, Measure, GeometryDetails, lambda key: key["corpus"], "how residuals lie in space"),
+    "distances": Kind(3, DistancesKey, Distance, DistancesDetails, _corpus, "angular distances of all blocks"),
+    "scores": Kind(3, ScoresKey, Score, ScoresDetails, _tasks, "tasks and losses on text, of pruned models"),
+    "healing": Kind(3, HealingKey, Step, HealingDetails, _cut, "a pruned model healed, its loss and its answers"),
+    "geometry": Kind(3, GeometryKey, Measure, GeometryDetails, _corpus, "how residuals lie in space, layer by layer"),
 }
 ROWS = {name: TypeAdapter(list[kind.row]) for name, kind in KINDS.items()}  # ty: ignore[invalid-type-form]
 

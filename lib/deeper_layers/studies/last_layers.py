@@ -63,7 +63,7 @@ def answers(scores: pd.DataFrame) -> list[Asked]:
     """What the prediction is judged by, and measured in full: the task, and where its form can be guessed, unasked."""
     tasks = [*(task for of_form in FORMS.values() for task in of_form), *UNASKED.values()]
     asked = scores[scores["task"].isin(tasks) & scores["rule"].isin(list(PLACES))]
-    found = {tuple(one.place.values()): (one.cuts, one.outcomes) for one in pairing.measurements(asked)}
+    found = {one.place: (one.cuts, one.outcomes) for one in pairing.measurements(asked)}
     complete = []
     for (model, task, rule), (cuts, right) in found.items():
         form = next((form for form, of_form in FORMS.items() if task in of_form), "")
@@ -76,10 +76,10 @@ def answers(scores: pd.DataFrame) -> list[Asked]:
 def share_kept(asked: Asked) -> dict[int, Estimate]:
     """k of each size: what is kept above guessing without the question."""
     told = asked.right - asked.guessed
-    if estimates.accuracy(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
+    if estimates.mean_of_items(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
         return dict.fromkeys(asked.cuts["size"], Estimate.none(AT_FLOOR))
-    shares = estimates.estimates_of(*(mean / mean[..., :1] for mean in estimates.means(told)))
-    return dict(zip(asked.cuts["size"], shares, strict=True))
+    numbers = estimates.means(told)
+    return dict(zip(asked.cuts["size"], Estimate.of(numbers / numbers[:, :1]), strict=True))
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +97,7 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
                 continue  # asked once for both prompts
             prompt = "as a question" if one.task == prompts[0] else "as a statement"
             for size, outcome in zip(one.cuts["size"], outcomes, strict=True):
-                found = estimates.accuracy(outcome).columns()
+                found = estimates.mean_of_items(outcome).columns()
                 rows.append(shared | {"asked": asked, "prompt": prompt, "size": size, "items": len(outcome)} | found)
     return pd.DataFrame(
         rows, columns=["model", "layers", "place", "asked", "prompt", "size", "items", "value", "low", "high"]

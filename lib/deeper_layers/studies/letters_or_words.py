@@ -6,6 +6,8 @@ the last layer, cost words at least as much more than letters (D, late). And wha
 late blocks than by middle ones (W). Nearest to it is 2605.07271, which finds a silent and a decisive phase of layers.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import pandas as pd
 
@@ -14,9 +16,8 @@ from deeper_layers.report.estimates import (
     INCONCLUSIVE,
     SUPPORTED,
     Estimate,
-    difference,
     holm,
-    mean_of,
+    means,
     shares_kept,
 )
 from deeper_layers.report.names import topic
@@ -50,12 +51,10 @@ def place_of(start: int, layers: int) -> str:
 def costs(scores: pd.DataFrame) -> pd.DataFrame:
     """Mean share kept by place: model, task, topic, form ("letters", "words", "written"), place ("middle", "late"),
     blocks, items, value with low and high, untold."""
-    rows = []
-    for (model, task), of_place in _kept(scores).items():
-        shared = {"model": model, "task": task, "topic": topic(task), "form": FORMS[task]}
-        for place, (estimate, blocks, items) in of_place.items():
-            row = shared | {"place": place, "blocks": blocks, "items": items, "untold": estimate.untold}
-            rows.append(row | estimate.columns())
+    rows = [
+        one | {"topic": topic(one["task"]), "form": FORMS[one["task"]], "untold": kept.untold} | kept.columns()
+        for one, kept in _kept(scores)
+    ]
     names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
     return pd.DataFrame(rows, columns=names)
 
@@ -64,17 +63,16 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
     low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
     model). Of losses W is that of late blocks less that of middle ones, nats a token."""
-    rows = []
-    kept = {key: {place: found[0] for place, found in of.items()} for key, of in _kept(scores).items()}
-    for model in dict.fromkeys(model for model, _ in kept):
-        found = []
-        for about, pair in PAIRS.items():
-            letters, words = (kept.get((model, task)) for task in pair)
-            if letters and words:
-                found += [(D, about, MIDDLE, letters[MIDDLE] - words[MIDDLE], -LEAST)]
-                found += [(D, about, LATE, letters[LATE] - words[LATE], LEAST)]
-        told = [(task, kept[model, task]) for task, form in FORMS.items() if form == "words" and (model, task) in kept]
-        late = {topic(task): of[MIDDLE] - of[LATE] for task, of in told} | _losses(scores, model)
+    rows, kept = [], {(one["model"], one["task"], one["place"]): estimate for one, estimate in _kept(scores)}
+    for model in dict.fromkeys(model for model, *_ in kept):
+        found, of = [], {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
+        tasks = dict.fromkeys(task for task, _ in of)
+        for about, (letters, words) in PAIRS.items():
+            if letters in tasks and words in tasks:
+                for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST)):
+                    found.append((D, about, place, of[letters, place] - of[words, place], limit))
+        told = [task for task, form in FORMS.items() if form == "words" and task in tasks]
+        late = {topic(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
         for number, about, place, estimate, limit in found:
             verdict = _beyond(estimate, limit) if limit else estimate.against(floor=0.0)
@@ -93,12 +91,12 @@ def silent(scores: pd.DataFrame) -> pd.DataFrame:
     own, rows = _by_words(own), []
     own = best_measured(own) if len(own) else own
     for _, found in own.groupby(["model", "task", "start"]):
-        model, task, start = (found[name].iloc[0] for name in ("model", "task", "start"))
-        chosen, target = (np.concatenate(list(found[name])).astype(int) for name in ("chosen", "target"))
+        model, task, start = found[["model", "task", "start"]].iloc[0]
+        chosen = np.concatenate(list(found["chosen"])).astype(int)
         margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
         row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
         row |= {"middle": start + (SIZE - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
-        rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(target)})
+        rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)})
     names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
     return pd.DataFrame(rows, columns=names)
 
@@ -115,18 +113,20 @@ def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
 
 
-def _kept(scores: pd.DataFrame) -> dict[tuple[str, str], dict[str, tuple[Estimate, int, int]]]:
-    """Of each model and task by place: the mean share kept, the number of blocks and of items."""
-    found = {}
+def _kept(scores: pd.DataFrame) -> Iterator[tuple[dict, Estimate]]:
+    """The mean share kept by model, task and place, with the number of blocks and of items."""
     for one in scans(_by_words(scores), FORMS):
-        shares, places = shares_kept(one.outcomes, one.guessing), _places(one.cuts["start"], one.layers)
-        places = np.where(one.cuts["size"] > 0, places, "")
-        of = {name: [share for share, own in zip(shares, places) if own == name] for name in (MIDDLE, LATE)}
-        if all(of.values()):
-            items = one.outcomes.shape[1]
-            kept = {name: (mean_of(own), len(own), items) for name, own in of.items()}
-            found[one.place["model"], one.place["task"]] = kept
-    return found
+        model, task, _ = one.place
+        blocks = one.cuts[one.cuts["size"] > 0]
+        places = _places(blocks["start"], one.layers)
+        of = {place: blocks.index[places == place] for place in (MIDDLE, LATE)}
+        if not all(map(len, of.values())):
+            continue
+        shares = shares_kept(one.outcomes, one.guessing)
+        for place, own in of.items():
+            kept = Estimate.combined(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
+            about = {"blocks": len(own), "items": one.outcomes.shape[1]}
+            yield {"model": model, "task": task, "place": place} | about, kept
 
 
 def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
@@ -137,12 +137,12 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
             places = _places(starts, starts[-1] + SIZE + 1)
             late, middle = (losses[places == name] for name in (LATE, MIDDLE))
             if len(late) and len(middle):
-                found[topic(task)] = difference(late.mean(axis=0), middle.mean(axis=0))
+                found[topic(task)] = Estimate.of(means(late.mean(axis=0) - middle.mean(axis=0)))
     return found
 
 
 def _places(starts, layers: int) -> np.ndarray:
-    return np.array(["" if pd.isna(start) else place_of(int(start), layers) for start in starts])
+    return np.array([place_of(int(start), layers) for start in starts])
 
 
 def _beyond(estimate: Estimate, limit: float) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import mean_of, regret, regret_of_block
+from deeper_layers.report.estimates import Estimate, mean_of, over_best
 from deeper_layers.report.names import put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured
 from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, sizes_of_shares
@@ -52,7 +52,7 @@ def rules(scores: pd.DataFrame) -> pd.DataFrame:
         # the simple heuristic drops the last block that keeps the last layer
         of_rules["simple"] = {size: every[size][1][-1] for size in sizes}
         regrets = {
-            rule: mean_of([regret(every[size][1], losses[size]) for size in sizes])
+            rule: mean_of([_regret(every[size][1], losses[size]) for size in sizes])
             for rule, losses in of_rules.items()
             if set(losses) >= set(sizes)
         }
@@ -62,6 +62,11 @@ def rules(scores: pd.DataFrame) -> pd.DataFrame:
         rows = [shared | {"rule": rule, "title": rule_title(rule)} | own.columns() for rule, own in regrets.items()]
         found += sorted(rows, key=lambda row: row["value"])
     return pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
+
+
+def _regret(blocks: np.ndarray, costs: np.ndarray) -> Estimate:
+    """How much more a cut costs on each sequence, [S], than the best of its size, [B, S], does."""
+    return Estimate.of(over_best(np.stack([*blocks, costs]), len(blocks))[:, -1])
 
 
 def _of_text(scores: pd.DataFrame) -> dict[str, tuple[dict, list[int]]]:
@@ -165,9 +170,9 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
     every["order"] = every.groupby("measure", sort=False).ngroup()
     every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
     for model, (found, sizes) in _of_text(scores).items():
+        regrets = {size: over_best(costs, len(costs))[0] for size, (_, costs) in found.items() if size in sizes}
         own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
-        own = own.sort_values(["order", "size"])
-        for measure, size, start in zip(own["measure"], own["size"], own["layer"]):
-            starts, costs = found[size]
-            rows.append((model, measure, size, start, regret_of_block(costs, starts.index(start))))
+        for of in own.sort_values(["order", "size"]).to_dict("records"):
+            regret = regrets[of["size"]][found[of["size"]][0].index(of["layer"])]
+            rows.append((model, of["measure"], of["size"], of["layer"], regret))
     return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "value"])
