@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,7 +150,8 @@ def test_published_results_are_found_by_the_defaults_of_the_notebooks(closed):
     assert len(content["units"]) == 5 and not content["not_measured"]
     whole = [row for row in content["rows"] if (row["task"], row["size"], row["metric"]) == ("capitals", 0, "acc")]
     assert [row["rule"] for row in whole] == ["similarity", "simple"] and whole[0]["value"] == pytest.approx(0.85)
-    assert re.search(r"capitals, acc: 120 items, guessing 0.28\nn .*\n0 +0% +0.850 \(0.78 to 0.90\)\n", told("sweep"))
+    of_whole = r"capitals, acc: 120 items, guessing 0.28\n *n .*\n *0 +0% +0.850 \(0.78 to 0.90\)\n"
+    assert re.search(of_whole, told("sweep"))
     assert len(json.loads(typed("distances", "embedded", "--json").stdout)["rows"]) == 30 * 31 // 2
     assert "drops layers 2..5 (" in told("distances")
     healed = told("heal", "--drop", 3, "--no-measure")
@@ -344,3 +346,17 @@ def test_a_report_goes_on_after_a_notebook_that_can_not_be_made(tiny_folder, tmp
     made = {"01-similarity": f"report/{tiny_folder.name}/01-similarity.ipynb"}
     done = json.loads(typed(*asked, "01", "--json").stdout)
     assert done == {"model": tiny_folder.name, "notebooks": made, "site": None}
+
+
+def test_a_folder_of_results_is_checked_before_it_is_sent(tmp_path):
+    of_model = tmp_path / "SmolLM2-135M-Instruct"
+    of_model.mkdir()
+    copies = [shutil.copy(path, of_model) for path in (ROOT / "results" / of_model.name).glob("distances-*")]
+    told = typed("results", "check", tmp_path).stdout
+    assert "all files are whole" in told
+    assert re.search("The last layer is unlike the others +SmolLM2-135M-Instruct +supported", told)
+    damaged = Path(copies[0])
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert damaged.name in typed("results", "check", tmp_path, code=1).stdout
+    shutil.rmtree(of_model)
+    assert "no results" in typed("results", "check", tmp_path, code=1).stdout

@@ -1,4 +1,4 @@
-"""The command `deeper-layers`: plan, distances, sweep, scan, prune, heal, report.
+"""The command `deeper-layers`: plan, distances, sweep, scan, prune, heal, results, report.
 
 In: what was typed. Out: a table on stdout, or JSON; progress on stderr; an exit status. Options are the fields of the
 parameter classes of `experiments`, so what is typed here and what a notebook takes are one thing. A subcommand is

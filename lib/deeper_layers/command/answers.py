@@ -14,10 +14,11 @@ if TYPE_CHECKING:  # slow
 
 
 class Answer(NamedTuple):
-    """What goes to stdout: `text`, or with --json `content`, which JSON can hold."""
+    """What goes to stdout: `text`, or with --json `content`, which JSON can hold; then the exit status."""
 
     text: str
     content: dict
+    status: int = 0
 
 
 def answering(function: Callable[..., Answer]) -> Callable:
@@ -29,6 +30,7 @@ def answering(function: Callable[..., Answer]) -> Callable:
         with contextlib.redirect_stdout(sys.stderr):
             answer = function(**options)
         click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else answer.text)
+        click.get_current_context().exit(answer.status)
 
     return answered
 

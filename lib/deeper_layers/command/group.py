@@ -17,6 +17,7 @@ SUBCOMMANDS = {
     "scan": "Score every block of so many layers, at every start.",
     "prune": "Write a checkpoint without some of its layers.",
     "heal": "Fine-tune a pruned model, keep the adapters, score it.",
+    "results": "What a folder of results holds, and whether it is whole.",
     "report": "Run the notebooks of one model, then build the site.",
 }
 
