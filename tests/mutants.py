@@ -27,7 +27,7 @@ PARTS = {
     "similarity": ("similarity.py", "similarity rivals widened"),
     "pruning": ("pruning.py", "pruning any_cut slicing bridges"),
     "sweeping": ("family/*.py evaluation/sweeps.py evaluation/losses.py sweeping/*.py",
-                 "tree sweep evaluation generation families streaming search memory scans"),
+                 "tree sweep evaluation generation families streaming rules memory scans"),
     "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates statistics report"),
     "claims": ("report/claims.py report/paper.py", "claims report"),
     "export": ("checkpoints/*.py export/*.py",

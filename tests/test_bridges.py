@@ -10,9 +10,9 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.bridges import bridged
-from deeper_layers.rules.laco import THRESHOLDS, merged_layers
+from deeper_layers.rules.laco import THRESHOLDS, first_of, merged_layers
 from deeper_layers.rules.merging import likeness_on, merged_model
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, TRAINED, first_of
+from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, TRAINED
 from deeper_layers.similarity import residuals_of
 from tests.tiny import search, tiny_model
 

@@ -1,7 +1,5 @@
 """Rules: each against a plain reading of its formula, on distances made by hand, and on models with harmless layers."""
 
-import dataclasses
-
 import jaxtyping
 import numpy as np
 import pytest
@@ -11,12 +9,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.sublayers import is_parallel, writers
-from deeper_layers.rules.block_influence import block_influence
-from deeper_layers.rules.block_pruner import candidate_passes, sublayer_order
-from deeper_layers.rules.chance import SEEDS
-from deeper_layers.rules.choosing import REGISTERED, cuts_of_rule
-from deeper_layers.rules.perplexity import alone_nodes
-from deeper_layers.rules.rule import Known
+from deeper_layers.rules import greedy
+from deeper_layers.rules.choosing import REGISTERED, SEEDS, cuts_of_rule
 from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.searching import losses_on
@@ -83,36 +77,42 @@ def test_rows_and_back():
 # --- all of them ------------------------------------------------------------------------------------------
 
 
-def known_by_hand(layers: int) -> Known:
+def known_by_hand(layers: int) -> dict:
     """Something of everything that a rule can ask for."""
     draw = np.random.default_rng(0).random
-    losses = lambda cuts: [sum(cut.dropped) + sum(cut.attention) + 2 * sum(cut.mlp) for cut in cuts]  # noqa: E731
-    return Known(
-        layers, draw((layers, layers)), losses, draw((layers + 1, layers + 1)), draw((2, layers)), draw(layers),
-        lambda merged: len(merged) / layers,
-    )  # fmt: skip
+    return {
+        "": None,
+        "distances": draw((layers, layers)),
+        "losses": lambda cuts: [sum(cut.dropped) + sum(cut.attention) + 2 * sum(cut.mlp) for cut in cuts],
+        "cosines": draw((layers + 1, layers + 1)),
+        "sublayers": draw((2, layers)),
+        "saliences": draw(layers),
+        "likeness": lambda merged: len(merged) / layers,
+    }
 
 
 @pytest.mark.parametrize("rule", REGISTERED.values(), ids=lambda rule: rule.name)
 def test_a_rule_says_where_it_is_from_and_chooses_cuts_that_fit(rule):
     assert "arXiv" in rule.source and rule.words
-    layers, known = 11, known_by_hand(11)
-    cuts = rule.choose([0, 2, 3], known)
+    layers, known = 11, known_by_hand(11)[rule.needs]
+    cuts = rule.choose([0, 2, 3], layers, known)
     assert cuts[0] == Cut(0, 0) and rule.passes(3, layers) >= 0
     for size, cut in zip([0, 2, 3], cuts, strict=True):
         cut.check(layers)
         parts = 2 * cut.size + len(cut.attention) + len(cut.mlp)
         assert parts == size * (1 if rule.name in ("llm-drop-attention", "llm-drop-mlp") else 2)
         assert rule.name not in WITHOUT_LAST or layers - 1 not in cut.dropped
+    if rule.name.endswith("-plus"):  # the first four and the last two stay
+        assert set(rule.choose([5], layers, known)[0].dropped) == set(range(4, 9))
+    with pytest.raises(InputError, match=r"size is \d+; expected 0 to "):
+        rule.choose([6 if rule.name.endswith("-plus") else 11], layers, known)
     if rule.needs:
         with pytest.raises(InputError, match=f"needs {rule.needs}, got None"):
-            rule.choose([1], Known(layers))
-    if rule.name.endswith("-plus"):  # the first four and the last two stay
-        assert set(rule.choose([5], known)[0].dropped) == set(range(4, 9))
-    for size, named in ((11, True), (6, rule.name.endswith("-plus"))):
-        if named:
-            with pytest.raises(InputError, match=f"size is {size}; expected 0 to "):
-                rule.choose([size], known)
+            rule.choose([1], layers)
+    if rule.needs not in ("", "distances"):
+        bad = lambda asked: [NAN] * len(asked)  # noqa: E731
+        with pytest.raises(InputError, match=f"the {rule.needs} of the model hold what is not a number"):
+            rule.choose([1], layers, bad if callable(known) else known * NAN)
 
 
 def test_random_draws_differ_and_are_nested():
@@ -121,33 +121,30 @@ def test_random_draws_differ_and_are_nested():
     assert set(small.dropped) < set(large.dropped)
 
 
-@pytest.mark.parametrize("layers", [2, 4, 7])
+@pytest.mark.parametrize("layers", [3, 5, 8])
 def test_prices_are_nodes_of_trees(layers):
-    def losses(cuts):
-        nodes.append(Tree(cuts, layers).nodes)
-        return [-sum(cut.dropped) - sum(cut.attention) for cut in cuts]
+    def nodes_of(rule: str, size: int) -> list[int]:
+        """Of each step of a search, in which the last candidates lose least."""
 
-    nodes: list[int] = []
-    sublayer_order(2 * (layers - 1), layers, losses)
-    assert sum(nodes) / layers <= candidate_passes(layers - 1, layers)
-    assert nodes[0] / layers == pytest.approx(candidate_passes(1, layers) / 2, rel=0.3)
-    nodes.clear()
-    REGISTERED["perplexity"].choose([1], Known(layers, losses=losses))
-    assert nodes == [pytest.approx(layers * alone_nodes(1, layers))]
+        def losses(cuts):
+            nodes.append(Tree(cuts, layers).nodes)
+            return [-sum(cut.dropped) - sum(cut.attention) for cut in cuts]
+
+        nodes: list[int] = []
+        REGISTERED[rule].choose([size], layers, losses)
+        return nodes
+
+    for rule, size in (("block-pruner", layers - 1), ("greedy", layers - 2)):
+        assert sum(nodes_of(rule, size)) / layers <= REGISTERED[rule].passes(size, layers)
+    first = nodes_of("block-pruner", layers - 1)[0] / layers
+    assert first == pytest.approx(greedy.passes_by_sublayer(1, layers) / 2, rel=0.3)
+    assert nodes_of("greedy", 1) == [pytest.approx(layers * greedy.passes_by_layer(1, layers))]
+    assert nodes_of("perplexity", 1) == [pytest.approx(layers * greedy.passes_alone(1, layers))]
 
 
-LOOKING = [rule for rule in REGISTERED.values() if rule.needs not in ("", "distances")]
-
-
-@pytest.mark.parametrize("rule", LOOKING, ids=lambda rule: rule.name)
-def test_what_is_not_a_number_is_refused(rule):
-    known = known_by_hand(11)
-    if callable(bad := getattr(known, rule.needs)):
-        bad = lambda asked: [NAN] * len(asked) if rule.needs == "losses" else NAN  # noqa: E731
-    else:
-        bad[..., -1] = NAN
-    with pytest.raises(InputError, match=f"the {rule.needs} of the model hold what is not a number"):
-        rule.choose([1], dataclasses.replace(known, **{rule.needs: bad}))
+def test_of_equal_losses_the_lowest_layer_goes_and_the_ends_stay():
+    losses = lambda cuts: [1.0] * len(cuts)  # noqa: E731
+    assert cuts_of_rule("greedy", [2, 4], LAYERS, losses) == [Cut(1, 2), Cut(1, 4)]
 
 
 # --- formulas, read plainly -------------------------------------------------------------------------------
@@ -179,7 +176,7 @@ def test_block_influence_is_a_loop_over_hidden_states(family, sequences):
                     if layer + step <= LAYERS:
                         found[layer] += (sign < 0) + sign * one @ other / np.sqrt(one @ one) / np.sqrt(other @ other)
     cosines = token_cosines(model, sequences)
-    np.testing.assert_allclose(block_influence(cosines), expected / tokens, atol=1e-6)
+    np.testing.assert_allclose(1 - np.diagonal(cosines, 1), expected / tokens, atol=1e-6)
     np.testing.assert_allclose(np.diagonal(cosines, 2), windows / tokens, atol=1e-6)
     order = sorted(range(LAYERS), key=lambda layer: expected[layer])
     assert search(model, "block-influence", [1, 3], sequences) == [Cut.of(order[:1]), Cut.of(order[:3])]
@@ -259,8 +256,14 @@ def plain_losses(model, sequences):
     return lambda cuts: [loss(cut) for cut in cuts]
 
 
-def test_one_shot_perplexity_and_block_pruner_are_loops_over_candidates(model, sequences):
+def test_searches_by_loss_are_loops_over_candidates(model, sequences):
     losses = plain_losses(model, sequences)
+    greedily: list[int] = []
+    for _ in range(4):
+        left = [layer for layer in range(1, LAYERS - 1) if layer not in greedily]
+        greedily.append(left[int(np.argmin(losses([Cut.of([*greedily, layer]) for layer in left])))])
+    sizes = list(range(5))
+    assert search(model, "greedy", sizes, sequences) == [Cut.of(greedily[:size]) for size in sizes]
     order = [int(layer) for layer in np.argsort(losses([Cut(layer, 1) for layer in range(LAYERS)]))]
     assert search(model, "perplexity", [1, 3], sequences) == [Cut.of(order[:1]), Cut.of(order[:3])]
     chosen: list[tuple[str, int]] = []
@@ -288,7 +291,14 @@ def harmless():
     return model, list(written)
 
 
-@pytest.mark.parametrize("rule", [rule.name for rule in LOOKING if not rule.changes and "plus" not in rule.name])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        rule.name
+        for rule in REGISTERED.values()
+        if rule.needs not in ("", "distances") and not rule.changes and "plus" not in rule.name
+    ],
+)
 def test_each_rule_finds_the_harmless_layers(rule, harmless):
     (cut,) = search(harmless[0], rule, [2], harmless[1])
     expected = {"llm-drop-attention": Cut.of(attention=[2, 3]), "llm-drop-mlp": Cut.of(mlp=[2, 3])}

@@ -248,10 +248,10 @@ SPOILED = {
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:
     """The cut of each size under a rule, which looks at sequences of tokens, each [T], for what it needs to know."""
-    from deeper_layers.rules.choosing import REGISTERED
+    from deeper_layers.rules.choosing import cuts_of_rule
     from deeper_layers.sweeping.searching import known_of  # slow
 
-    return REGISTERED[rule].choose(sizes, known_of(model, rule, sequences))
+    return cuts_of_rule(rule, sizes, model.config.num_hidden_layers, known_of(model, rule, sequences))
 
 
 if __name__ == "__main__":  # python -m tests.tiny FAMILY FOLDER

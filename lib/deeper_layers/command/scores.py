@@ -54,14 +54,11 @@ def _tables(unit: Result, cuts_of: CutsOf, layers: int) -> str:
         own = own[own["metric"] == pairing.main_metrics(own)[task]]
         places, outcomes = pairing.paired(own)
         scores = dict(zip(places["cut"], map(_in_words, estimates.mean_of_items(outcomes)), strict=True))
-        said, changes, has_whole = (
-            f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items",
-            {},
-            UNPRUNED.name in scores,
-        )
+        changes, has_whole = {}, UNPRUNED.name in scores
         if has_whole:
             drawn = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))
             changes = dict(zip(places["cut"][1:], map(_in_words, list(drawn)[1:]), strict=True))
+        said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
         if estimates.are_shares(outcomes):
             level = pairing.guessing(own)
             said += f", guessing {level:.2f}"

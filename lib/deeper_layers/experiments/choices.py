@@ -8,6 +8,7 @@ import functools
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -21,7 +22,7 @@ from deeper_layers.models.sources import Source
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import Merged
+from deeper_layers.rules.rule import Merged, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 
@@ -59,25 +60,27 @@ def choose_by_rule(
     def measure(shards):
         model, tokenizer = opened()
         text = calibration_text(parameters, tokenizer, parameters.calibration_sequences)
-        chosen, known, tokens = REGISTERED[rule], {}, sum(map(len, text))
+        chosen, distances, tokens = REGISTERED[rule], None, sum(map(len, text))
         if chosen.needs == "distances":
             of_blocks = distances_unit(parameters, source, opened)
-            known, tokens = {"distances": distance_matrix(of_blocks.rows)}, of_blocks.details["tokens"]
-        passes, price = (of(max(sizes), source.num_layers) for of in (chosen.passes, chosen.price))
+            distances, tokens = distance_matrix(of_blocks.rows), of_blocks.details["tokens"]
+        size, layers = max(sizes), source.num_layers
+        passes = chosen.passes(size, layers)
+        price = price_in_words(passes, chosen.heads(size, layers))
         fitted = parameters.bridge_sequences * parameters.loss_length
         fits = f"; for each size {chosen.fits:,.1f} more over {fitted:,}" if chosen.fits else ""
         print(f"{rule}: {price}, over {tokens:,} tokens{fits}", file=sys.stderr)
         begin = time.monotonic()
-        found = sweeping.known_of(model, rule, text, **known)
-        cuts = chosen.choose(sizes, found)
+        known: Any = sweeping.known_of(model, rule, text) if distances is None else distances
+        cuts = chosen.choose(sizes, layers, known)
         seconds, merged = round(time.monotonic() - begin, 2), {}
         losses = loss_sequences(tokenizer, parameters.datasets, **parameters.loss_key)
         if not chosen.changes:
             rows = loss_rows(parameters.text, *sweeping.text_loss(model, cuts, losses, shards=shards), cuts)
         else:
             text, rows = calibration_text(parameters, tokenizer, parameters.bridge_sequences), []
-            if found.likeness:
-                merged = {str(size): merged_layers(size, found.layers, found.likeness) for size in sizes}
+            if chosen.needs == "likeness":
+                merged = {str(size): merged_layers(size, layers, known) for size in sizes}
             for size, cut in zip(sizes, cuts, strict=True):
                 changed = rules.changed_model(model, chosen, cut, merged.get(str(size), []), text)
                 whole = loss_rows(parameters.text, *sweeping.text_loss(changed, [UNPRUNED], losses), [UNPRUNED])

@@ -7,7 +7,7 @@ or to more layers, and a rule that asks for the same candidates finds them.
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deeper_layers import export, rules, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -20,7 +20,7 @@ from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED, RULES, cuts_of_rule
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import Known, Losses, price_in_words
+from deeper_layers.rules.rule import Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
@@ -43,14 +43,14 @@ def chosen_cuts(
     if not any(sizes):  # the whole model, which no rule has to choose
         return [UNPRUNED] * len(sizes)
     if chosen.needs == "distances":
-        known = Known(layers, distances=distance_matrix(distances(parameters, source, opened).rows))
+        known = distance_matrix(distances(parameters, source, opened).rows)
     elif chosen.needs == "losses":
-        known = Known(layers, losses=_losses(rule, max(sizes, default=0), parameters, source, opened))
+        known = _losses(rule, max(sizes, default=0), parameters, source, opened)
     elif chosen.needs:
         known = _looked_at(rule, parameters, source, opened)
     else:
-        known = Known(layers)
-    return chosen.choose(sizes, known)
+        known = None
+    return chosen.choose(sizes, layers, known)
 
 
 def choose_cut(
@@ -99,8 +99,8 @@ def changed_choice(
     """
     chosen = REGISTERED[rule]
     known = _looked_at(rule, parameters, source, opened)
-    cut = chosen.choose([size], known)[0]
-    merged = merged_layers(size, known.layers, known.likeness) if known.likeness else []
+    cut = chosen.choose([size], source.num_layers, known)[0]
+    merged = merged_layers(size, source.num_layers, known) if chosen.needs == "likeness" else []
     model, sequences = opened()[0], _sequences(parameters, opened)[:FITTED]
     changed = rules.changed_model(model, chosen, cut, merged, sequences)
     looked = f"{parameters.samples} sequences of {parameters.sequence_length} tokens of {parameters.corpus}"
@@ -108,7 +108,7 @@ def changed_choice(
     return cut, export.Changed(rules.changed_tensors(model, changed, cut), words)
 
 
-def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Known:
+def _looked_at(rule: str, parameters: Parameters, source: Source, opened: Callable) -> Any:
     """What a rule needs that one look at the text gives: measured each time, since nothing of it is kept.
 
     Raises NotMeasuredError where nothing is to be measured.

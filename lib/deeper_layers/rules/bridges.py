@@ -11,10 +11,12 @@ Letters in shapes: T tokens, D width.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from deeper_layers.cuts import MLP, Cut
 from deeper_layers.errors import InputError
@@ -199,12 +201,7 @@ def _trained_layer(model, below: int, above: int, sequences: list[torch.Tensor])
 
 def _call_of(model, sequence: torch.Tensor, layer: int, dtype: torch.dtype) -> Call:
     """What a layer is handed for tokens [T] besides the residual, real numbers in a data type."""
-
-    def cast(value):
-        if isinstance(value, torch.Tensor):
-            return value.to(dtype) if value.is_floating_point() else value
-        return tuple(map(cast, value)) if isinstance(value, tuple) else value
-
     network = Network(model)
     call = network.handed(sequence[None].to(network.device)).calls[layer]
+    cast = functools.partial(tree_map_only, torch.Tensor, lambda one: one.to(dtype) if one.is_floating_point() else one)
     return Call(cast(call.arguments), {name: cast(value) for name, value in call.named.items()})

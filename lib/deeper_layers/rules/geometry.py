@@ -71,10 +71,8 @@ def nearest(points: torch.Tensor, number: int) -> torch.return_types.topk:
             f"neighbours is {number} of {len(points)} points, expected fewer than there are: ask for fewer, or keep "
             "more tokens of longer sequences"
         )
-    products = gram(points)
-    squares = products.diagonal()
-    found = (squares[:, None] + squares[None] - 2 * products).clamp(min=0).sqrt()
-    return found.fill_diagonal_(math.inf).topk(number, largest=False)
+    distances = torch.cdist(points, points)
+    return distances.fill_diagonal_(math.inf).topk(number, largest=False)
 
 
 def two_nn(points: torch.Tensor) -> float:
@@ -231,28 +229,25 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
         InputError: the layers can't be run one by one.
     """
     network = Network(model)
-    for batch in batches:
-        yield _skip_each_layer(network, batch, tokens)
-
-
-@torch.inference_mode()
-def _skip_each_layer(network: Network, batch: Batch, tokens: int) -> Arrays:
     layers = len(network.layers)
-    ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
-    given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
-    later = np.zeros((len(kept[0]), layers, layers))
-    whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
-    for number in network.in_turn(list(range(layers))):
-        layer, call = network.layers[number], given.calls[number]
-        before, whole = whole, call(layer, whole)
-        added = (whole[kept].double() - before[kept].double()).cpu()
-        for skip, residual in enumerate(without):
-            without[skip] = call(layer, residual)
-            changed = (without[skip][kept].double() - residual[kept].double()).cpu()
-            later[:, skip, number] = ((changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)).numpy()
-        without.append(before)
-    output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
-    return {"later": later, "output": output}
+    for batch in batches:
+        with torch.inference_mode():  # not around the yield
+            ids, mask = (batch[name].to(network.device) for name in ("input_ids", "attention_mask"))
+            given, kept = network.handed(ids, attention_mask=mask), kept_tokens(mask, tokens)
+            later = np.zeros((len(kept[0]), layers, layers))
+            whole, without = given.residual, []  # without layer s: the residual as it was before that layer, and on
+            for number in network.in_turn(list(range(layers))):
+                layer, call = network.layers[number], given.calls[number]
+                before, whole = whole, call(layer, whole)
+                added = (whole[kept].double() - before[kept].double()).cpu()
+                for skip, residual in enumerate(without):
+                    without[skip] = call(layer, residual)
+                    changed = (without[skip][kept].double() - residual[kept].double()).cpu()
+                    share = (changed - added).norm(dim=-1) / added.norm(dim=-1).clamp(min=1e-30)
+                    later[:, skip, number] = share.numpy()
+                without.append(before)
+            output = compare_outputs(network, whole[kept], [residual[kept] for residual in without])[..., 0]
+        yield {"later": later, "output": output}
 
 
 # ---- all batches together ------------------------------------------------------------------------------------

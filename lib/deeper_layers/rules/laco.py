@@ -9,10 +9,16 @@ last trials merge no more than is left to drop, from the same place on: of a siz
 from collections.abc import Sequence
 
 from deeper_layers.cuts import Cut, check_size
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, Rule, first_of
+from deeper_layers.rules.rule import Likeness, Merged
 
 SHARE = 7 / 40  # of the layers that become one at a time
 THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
+
+
+def merged_cuts(sizes: Sequence[int], layers: int, likeness: Likeness) -> list[Cut]:
+    """The layers that were merged into others, of each size."""
+    found = [merged_layers(size, layers, likeness) for size in sizes]
+    return [Cut.of(set(range(layers)) - set(map(first_of, left))) for left in found]
 
 
 def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
@@ -25,6 +31,11 @@ def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
     while len(whole) > layers - size:  # whatever becomes of it
         whole = _walk(whole, layers - size, lambda _: 1.0, 0.0)
     return whole
+
+
+def first_of(layer: Merged) -> int:
+    """The layer into which others were merged, or a layer itself."""
+    return layer if isinstance(layer, int) else first_of(layer[0])
 
 
 def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
@@ -42,23 +53,6 @@ def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float
     return found
 
 
-def _cuts(sizes: Sequence[int], layers: int, likeness: Likeness) -> list[Cut]:
-    found = [merged_layers(size, layers, likeness) for size in sizes]
-    return [Cut.of(set(range(layers)) - set(map(first_of, left))) for left in found]
-
-
-RULES = tuple(
-    Rule(
-        name=name,
-        words=words,
-        source="Yang et al., arXiv 2402.11187, algorithm 1",
-        needs="likeness",
-        cuts=_cuts,
-        search=lambda size, layers: 1.0 + len(THRESHOLDS) * layers,  # at most: what was tried before is remembered
-        changes=changes,
-    )
-    for name, words, changes in (
-        ("laco", "layers merged into one below them, from the top down, by what they differ", MERGED),
-        ("laco-code", "layers whose matrices the last of them hands to the first, from the top down", LAST_TAKEN),
-    )
-)
+def passes_to_merge(size: int, layers: int) -> float:
+    """Passes of all layers at most: what was tried before is remembered."""
+    return 1.0 + len(THRESHOLDS) * layers

@@ -14,7 +14,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged, first_of
+from deeper_layers.rules.laco import first_of
+from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged
 from deeper_layers.similarity import watched
 
 

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from deeper_layers.checks import shown
 from deeper_layers.cuts import UNPRUNED, Cut, check_size
 from deeper_layers.errors import InputError
-from deeper_layers.rules.rule import Rule
 
 if TYPE_CHECKING:  # slow, and not needed to choose
     import pandas as pd
@@ -67,12 +66,9 @@ def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.Dat
     import pandas as pd  # slow
 
     layers = len(mean)
-    rows = [
-        (start, size, mean[size - 1, start], error[size - 1, start], samples)
-        for size in range(1, layers + 1)
-        for start in range(layers - size + 1)
-    ]
-    return pd.DataFrame(rows, columns=["start", "size", "distance", "stderr", "samples"])
+    size, start = np.nonzero(np.arange(1, layers + 1)[:, None] + np.arange(layers) <= layers)
+    values = {"distance": mean[size, start], "stderr": error[size, start]}
+    return pd.DataFrame({"start": start, "size": size + 1} | values | {"samples": samples})
 
 
 def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
@@ -81,12 +77,3 @@ def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
     matrix = np.full((layers, layers), np.nan)
     matrix[table["size"] - 1, table["start"]] = table["distance"]
     return matrix
-
-
-RULE = Rule(
-    name="similarity",
-    words="the block whose input and output point in the most similar directions",
-    source="Gromov et al., arXiv 2403.17887, section 3.2",
-    needs="distances",
-    cuts=lambda sizes, layers, distances: [similarity_cut(distances, size) for size in sizes],
-)

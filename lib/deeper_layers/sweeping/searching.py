@@ -1,6 +1,7 @@
 """What a rule needs to know of a model, measured on sequences of tokens."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.merging import likeness_on
-from deeper_layers.rules.rule import Known, Losses
+from deeper_layers.rules.rule import Losses
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.losses import text_loss
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -45,13 +46,11 @@ def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
     return losses
 
 
-def known_of(model, rule: str, sequences: list[torch.Tensor], **known) -> Known:
-    """What a rule needs to know of a model, measured on sequences of tokens, each [T]; what is `known` is not."""
+def known_of(model, rule: str, sequences: list[torch.Tensor]) -> Any:
+    """What a rule needs to know of a model, measured on sequences of tokens, each [T]; None where it needs nothing."""
     needs = REGISTERED[rule].needs
     if needs == "losses":
-        known.setdefault(needs, losses_on(model, sequences))
-    elif needs == "likeness":
-        known.setdefault(needs, likeness_on(model, sequences, REGISTERED[rule].changes))
-    elif needs in MEASURED and needs not in known:
-        known[needs] = MEASURED[needs](model, sequences)
-    return Known(num_layers(model), **known)
+        return losses_on(model, sequences)
+    if needs == "likeness":
+        return likeness_on(model, sequences, REGISTERED[rule].changes)
+    return MEASURED[needs](model, sequences) if needs in MEASURED else None
