@@ -191,6 +191,10 @@ def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():
     assert picks["output without a layer (KL)"] == 0.36 and picks["angular distance, on C4"] == 1.07
     blocks = which_layers.blocks(scores)
     assert blocks.loc[blocks["start"] + blocks["size"] == 18, "place"].isna().all()
+    board = which_layers.leaderboard(scores, distances).set_index("rule")
+    assert board.loc["greedy", "regret, Gemma-3-270m"] == pytest.approx(rules.loc["greedy", "value"])
+    assert board.loc["similarity", "regret, Gemma-3-270m"] == pytest.approx(1.07, abs=0.01)
+    assert board["regret, Gemma-3-270m"].isna().any() and "ReplaceMe" in board.loc["streamline", "published"]
 
 
 def test_every_task_of_results_has_words_and_a_data_set():

@@ -71,7 +71,6 @@ class Figure:
         live = json.dumps(self.live, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
         caption = re.sub(r"<(?!/?(?:em|strong|b|i|code|sub|sup|br)>)", "&lt;", self.caption)
         image = base64.b64encode(self.svg()).decode()
-        rows = base64.b64encode(as_csv(self.data).encode(errors="backslashreplace")).decode()
         notebook = os.environ.get(NOTEBOOK)
         made = f"papermill notebooks/{notebook}.ipynb out.ipynb -p model ORG/NAME"
         made = f' <code class="command">{as_html(made)}</code>' if notebook else ""
@@ -79,10 +78,16 @@ class Figure:
             f'<figure class="measured" id="{self.name}"><div class="plot">'
             f'<img alt="{as_html(self.alt)}" src="data:image/svg+xml;base64,{image}"></div>'
             f'<script type="application/json" class="plotly-data">{live}</script><figcaption>{caption}'
-            f'<span class="downloads"><a download="{self.name}.csv" href="data:text/csv;charset=utf-8;base64,{rows}">'
-            f'data (CSV)</a> <a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a>'
+            f'<span class="downloads">{csv_link(self.data, self.name)} '
+            f'<a class="picture" download="{self.name}.svg" hidden>picture (SVG)</a>'
             f"{made}</span></figcaption></figure>"
         )
+
+
+def csv_link(rows: pd.DataFrame, name: str) -> str:
+    """A link that saves rows as NAME.csv; they lie in it."""
+    content = base64.b64encode(as_csv(rows).encode(errors="backslashreplace")).decode()
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
 
 
 class Picture:

@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Picture
+from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Picture, csv_link
 from deeper_layers.report.names import (
     TOPICS,
     as_html,
@@ -246,8 +246,11 @@ def in_rows(
     return picture.finish(name, plain_table(rows), caption, alt_text(panels, x))
 
 
-def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None):
-    """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)"."""
+def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
+    """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)".
+
+    With a name its rows can be saved as NAME.csv, and what was not measured is an empty cell.
+    """
     shown = pd.DataFrame(index=rows.index)
     for column in columns if columns is not None else list(rows.columns):
         low, high = ends_of(column)
@@ -258,8 +261,10 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
             largest = rows[column].replace([np.inf, -np.inf], np.nan).abs().max()
             digits = 2 if pd.notna(largest) and largest >= 10 else 3
             cells = [say(*ends, digits=digits) for ends in zip(rows[column], rows[low], rows[high], strict=True)]
-        shown[column.replace("_", " ")] = cells
-    return as_table(shown, caption)
+        empty = rows[column].isna() & bool(name)
+        shown[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object).mask(empty, "")
+    made = as_table(shown, caption)
+    return made.set_caption(f"{as_html(caption)} {csv_link(rows, name)}") if name else made
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------

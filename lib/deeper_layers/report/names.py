@@ -104,6 +104,9 @@ RULES = {
     "streamline": "LLM-Streamline, bridged",
     "replaceme": "ReplaceMe",
     "replaceme-cosine": "ReplaceMe, cosine",
+    "block-pruner": "BlockPruner",
+    "laco": "LaCo",
+    "laco-code": "LaCo, as coded",
 }
 
 

@@ -6,6 +6,7 @@ sequences and judged on the other. A map holds every block, so no interval is ov
 Letters in shapes: B blocks, S sequences, L layers.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +15,14 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report.estimates import Estimate, mean_of, over_best
-from deeper_layers.report.names import put_in_order, rule_title, topic
+from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured
-from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, sizes_of_shares
+from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, regret_table, sizes_of_shares
+from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
+# what others say that rules keep of Llama-2-7B, not healed, and the code (commit) whose choices ours equal
+OTHERS = Path(__file__).with_name("others.csv")
 
 
 def blocks(scores: pd.DataFrame) -> pd.DataFrame:
@@ -62,6 +66,52 @@ def rules(scores: pd.DataFrame) -> pd.DataFrame:
         rows = [shared | {"rule": rule, "title": rule_title(rule)} | own.columns() for rule, own in regrets.items()]
         found += sorted(rows, key=lambda row: row["value"])
     return pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
+
+
+def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """Rules by models: rule, title, source, passes (over the text, for 8 of 32 layers), "as in the code of" (whose
+    choices ours equal), published (what others kept of Llama-2-7B), and of each model the mean regret (with "_low" and
+    "_high") and the healed loss, missing where not measured.
+
+    The healed loss is of the size at which most rules of that model were healed, 0 among them: nats a token above the
+    whole model healed alike.
+    """
+    others, words = pd.read_csv(OTHERS).set_index("rule"), "{kept:.2f} of {whole:.2f} without {dropped} ({said_by})"
+    told = {rule: words.format(**of) for rule, of in others.dropna(subset="kept").to_dict("index").items()}
+    regrets = pd.concat([rules(scores), _regret_of_similarity(scores, distances)])
+    regrets["rule"] = regrets["rule"].str.replace("random, .*", "random", regex=True)
+    table = pd.DataFrame(index=[*dict.fromkeys(re.sub("random-.*", "random", rule) for rule in REGISTERED)])
+    first = {re.sub("random-.*", "random", rule): of for rule, of in reversed(REGISTERED.items())}
+    table["title"] = [rule_title(rule) for rule in table.index]
+    table["source"] = [first[rule].source for rule in table.index]
+    table["passes"] = [round(first[rule].passes(8, 32) + first[rule].fits, 1) for rule in table.index]
+    table["as in the code of"] = others["code"].reindex(table.index).fillna("")
+    table["published"] = pd.Series(told).reindex(table.index).fillna("")
+    for model, own in regrets.groupby("model", sort=False):
+        own, title = own.set_index("rule").reindex(table.index), model_title(str(model))
+        ends = {"value": "", "low": "_low", "high": "_high"}
+        table = table.assign(**{f"regret, {title}{end}": own[name] for name, end in ends.items()})
+        if len(healed := _healed_losses(scores, str(model))):
+            size = healed.index.get_level_values("size").value_counts().index[0]
+            table[f"healed, {title} (n = {size})"] = healed.xs(size, level="size").reindex(table.index)
+    measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
+    return table[measured].reset_index(names="rule")
+
+
+def _regret_of_similarity(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    found = regret_table(scores, distances)
+    return found[(found["corpus"] == TEXT) & (found["task"] == TEXT) & (found["size"] == 0)].assign(rule="similarity")
+
+
+def _healed_losses(scores: pd.DataFrame, model: str) -> pd.Series:
+    """Loss on TEXT above that of the whole model healed alike, by rule and size, of the last healing measured."""
+    own = scores[(scores["model"] == model) & (scores["task"] == TEXT) & (scores["metric"] == "loss")]
+    own = own[own["healing"].notna() & own["bits"].isna() & (own["repeat"] == 0)].sort_values("measured")
+    whole = own[own["size"] == 0].groupby("healing")["value"].last().rename("whole")
+    own = own[(own["size"] > 0) & own["rule"].notna()].join(whole, on="healing")
+    return (
+        own.assign(above=own["value"] - own["whole"]).dropna(subset="above").groupby(["rule", "size"])["above"].last()
+    )
 
 
 def _regret(blocks: np.ndarray, costs: np.ndarray) -> Estimate:
