@@ -6,7 +6,7 @@ AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 
 import dataclasses
 import functools
-from typing import Annotated, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -45,44 +45,35 @@ def _refuse_in_one_line(kind: Kind) -> Kind:
 class HealingConfig:
     """How to heal. Defaults are common to the paper's models. Raises InputError for an impossible setting."""
 
-    rank: Annotated[int, Field(ge=1, le=RANK, description="of the adapters")]
-    learning_rate: Annotated[float, Field(gt=0, description="the highest, after the warm-up")]
-    sequence_length: Annotated[int, Field(ge=2, le=TOKENS, description="tokens in a sequence")] = 2048
-    steps: Annotated[int, Field(ge=1, le=STEPS, description="updates of the adapters")] = 5000
-    warmup_steps: Annotated[
-        int, Field(ge=0, description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0")
-    ] = 100
-    batch_sequences: Annotated[int, Field(ge=1, le=MANY, description="sequences in a step")] = 16
-    at_once: Annotated[
-        int, Field(ge=1, le=MANY, description="sequences that run together; changes memory and speed only")
-    ] = 1
-    dropout: Annotated[float, Field(ge=0, lt=1, description="share of an adapter's inputs dropped in training")] = 0.05
-    quantization: Annotated[
-        Literal["nf4", "int8"] | None, Field(description='of the weights below the adapters: "nf4", "int8" or None')
-    ] = "nf4"
-    seed: Annotated[int, Field(ge=0, le=SEED, description="of adapters, order of the text, and dropout")] = 0
-    packed: Annotated[
-        bool,
-        Field(
-            description="documents joined and cut into sequences of full length; False, the paper's way: one document "
-            "a sequence, cut after `sequence_length` tokens, the rest padding"
-        ),
-    ] = True
-    gradient_checkpointing: Annotated[
-        bool, Field(description="run layers again in the backward pass rather than keep what is in them")
-    ] = True
-    save_every: Annotated[int, Field(ge=1, le=STEPS, description="steps between checkpoints")] = 100
-    adapters: Annotated[
-        Literal["all", "above"], Field(description='"all" layers (the paper), or those "above" the cut')
-    ] = "all"
-    auxiliary: Annotated[float, Field(ge=0, le=1e6, description="weight of the auxiliary loss at the cut")] = 0.0
-    objective: Annotated[
-        Literal["text", "distill"],
-        Field(description='"text": to predict the next token, or "distill": as the unpruned model does'),
-    ] = "text"
-    temperature: Annotated[
-        float, Field(ge=0.01, le=100, description='of the logits, where the objective is "distill"')
-    ] = 1.0
+    rank: int = Field(ge=1, le=RANK, description="of the adapters")
+    learning_rate: float = Field(gt=0, description="the highest, after the warm-up")
+    sequence_length: int = Field(2048, ge=2, le=TOKENS, description="tokens in a sequence")
+    steps: int = Field(5000, ge=1, le=STEPS, description="updates of the adapters")
+    warmup_steps: int = Field(
+        100, ge=0, description="of these, with a learning rate that rises from 0; then it falls as a cosine to 0"
+    )
+    batch_sequences: int = Field(16, ge=1, le=MANY, description="sequences in a step")
+    at_once: int = Field(1, ge=1, le=MANY, description="sequences that run together; changes memory and speed only")
+    dropout: float = Field(0.05, ge=0, lt=1, description="share of an adapter's inputs dropped in training")
+    quantization: Literal["nf4", "int8"] | None = Field(
+        "nf4", description='of the weights below the adapters: "nf4", "int8" or None'
+    )
+    seed: int = Field(0, ge=0, le=SEED, description="of adapters, order of the text, and dropout")
+    packed: bool = Field(
+        True,
+        description="documents joined and cut into sequences of full length; False, the paper's way: one document a "
+        "sequence, cut after `sequence_length` tokens, the rest padding",
+    )
+    gradient_checkpointing: bool = Field(
+        True, description="run layers again in the backward pass rather than keep what is in them"
+    )
+    save_every: int = Field(100, ge=1, le=STEPS, description="steps between checkpoints")
+    adapters: Literal["all", "above"] = Field("all", description='"all" layers (the paper), or those "above" the cut')
+    auxiliary: float = Field(0.0, ge=0, le=1e6, description="weight of the auxiliary loss at the cut")
+    objective: Literal["text", "distill"] = Field(
+        "text", description='"text": to predict the next token, or "distill": as the unpruned model does'
+    )
+    temperature: float = Field(1.0, ge=0.01, le=100, description='of the logits, where the objective is "distill"')
 
     @model_validator(mode="after")
     def _fits_together(self):
@@ -120,9 +111,16 @@ HealingConfig.__doc__ = "\n".join(
     [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {of.description}" for name, of in FIELDS.items())]
 )
 SMALL = HealingConfig(
-    rank=8, learning_rate=5e-3, sequence_length=256, steps=60, warmup_steps=6, batch_sequences=8, at_once=4,
-    gradient_checkpointing=False, save_every=10,
-)  # fmt: skip
+    rank=8,
+    learning_rate=5e-3,
+    sequence_length=256,
+    steps=60,
+    warmup_steps=6,
+    batch_sequences=8,
+    at_once=4,
+    gradient_checkpointing=False,
+    save_every=10,
+)
 # the paper's models by the names of its table (appendix A.1); ours are "small", for a small model on a processor, and
 # "distill", the same but for its objective
 PRESETS = {

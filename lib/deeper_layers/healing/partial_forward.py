@@ -1,4 +1,4 @@
-"""Parts of a model's own forward that a healing runs: the layers below a cut, or those above it from a residual.
+"""Parts of a model's own forward that a healing runs: the layers below a cut.
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -48,14 +48,3 @@ def recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor]
 
     with decoder_layers(model)[layer].register_forward_pre_hook(keep, with_kwargs=True):
         yield residuals
-
-
-@contextlib.contextmanager
-def entering(model: PreTrainedModel, residual: torch.Tensor) -> Iterator[None]:
-    """While it lasts, this residual enters the first layer, whatever the embedding gave."""
-
-    def give(_, arguments, named):
-        return ((residual, *arguments[1:]), named) if arguments else ((), named | {"hidden_states": residual})
-
-    with decoder_layers(model)[0].register_forward_pre_hook(give, with_kwargs=True):
-        yield

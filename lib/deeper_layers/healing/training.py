@@ -3,9 +3,9 @@
 Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop, its checkpoints and how it goes on from
 them are the Trainer of transformers, the adapters are peft's; `deeper_layers.presets` has the settings.
 
-Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try,
-and adapters above the cut only, whose layers below it then run once for all epochs. And the way of others, distillation
-(`deeper_layers.healing.distillation`), for which the auxiliary loss is a loss of hidden states.
+Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try, and
+adapters above the cut only. And the way of others, distillation (`deeper_layers.healing.distillation`), for which the
+auxiliary loss is a loss of hidden states.
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -19,6 +19,7 @@ import math
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +38,15 @@ from transformers import (
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
+from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
 from deeper_layers.healing.distillation import IGNORED, Teacher
 from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.partial_forward import entering, recording, residual_entering
-from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.healing.partial_forward import recording, residual_entering
+from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
-from deeper_layers.pruning import drop_layers
 
-MEMORY = 2**30  # bytes of residuals below the cut that are kept; where they are more, those layers run every time
 STATE = "trainer_state.json"  # the last file that the Trainer writes of a checkpoint
 
 
@@ -142,21 +142,18 @@ def train(
             place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         else:
             place = Path(folder) / _identity(healed, config, cut, sequences, whole)
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"can't write {place} ({error.strerror}): give another folder") from error
-        progress, student = _Progress(config), _Student(healed, config, cut, whole, teacher)
+            check_writable(place)
+        progress = _Progress(config)
         trainer = Trainer(
             model=healed,
             args=_arguments(config, place, model.device, checkpoints=folder is not None),
-            train_dataset=student.examples(sequences),
+            train_dataset=[{"input_ids": tokens} for tokens in sequences],
             data_collator=_collate,
             callbacks=[progress],
         )
         trainer.remove_callback(PrinterCallback)
         # so the loss is a forward pass of what the Trainer wraps to average gradients over processes
-        stack.enter_context(replaced(healed, student.forward))
+        stack.enter_context(replaced(healed, _loss_function(healed, config, cut, whole, teacher)))
         state = _train_from_last_checkpoint(trainer, place, progress)
     steps = [entry for entry in state.log_history if "loss" in entry]
     record = Record(
@@ -215,52 +212,33 @@ def _check_variant(model: PreTrainedModel, config: HealingConfig, cut: Cut | Non
         raise InputError(f"the auxiliary loss is of a block below the last layer, the cut is {cut}: leave it out")
 
 
-class _Student:
-    """What runs for a step: the pruned model, or what is above the cut, or with it the unpruned one below."""
+def _loss_function(
+    healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None
+) -> Callable:
+    """What runs for a step in the place of the model's own forward."""
+    base, run = healed.get_base_model(), healed.forward
 
-    def __init__(self, healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None):
-        self.healed, self.run, self.config, self.cut = healed, healed.forward, config, cut
-        self.base, self.whole, self.teacher = healed.get_base_model(), whole, teacher
-        self.above: PreTrainedModel | None = None
-
-    def examples(self, sequences: list[torch.Tensor]) -> list[dict]:
-        """Each sequence [T] and, for adapters above the cut, the residual [T, D] that enters there."""
-        examples = [{"input_ids": tokens} for tokens in sequences]
-        width = text_config(self.base.config).hidden_size * self.base.dtype.itemsize
-        if self.config.adapters != "above" or not self.cut.start or sum(map(len, sequences)) * width > MEMORY:
-            return examples
-        # its modules are its own, the adapters in them are those that are trained
-        self.above = drop_layers(self.base, Cut(0, self.cut.start))
-        if self.config.gradient_checkpointing:
-            self.above.activation_checkpointing_enable({"use_reentrant": False})
-        for first in range(0, len(examples), self.config.at_once):
-            batch = examples[first : first + self.config.at_once]
-            residuals = residual_entering(self.base, self.cut.start, _without_full_mask(_collate(batch)))
-            for example, residual in zip(batch, residuals):
-                example["residual"] = residual[: len(example["input_ids"])].clone()
-        return examples
-
-    def forward(self, residual=None, num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
-        """The loss of a batch: `input_ids`, `labels`, `attention_mask` [B, T], and `residual` [B, T, D] if any."""
-        inputs, run, model = _without_full_mask(inputs), self.run, self.healed
+    def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
+        """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
+        if inputs["attention_mask"].all():  # where nothing is padding a model takes its fastest attention without
+            del inputs["attention_mask"]
         counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        with contextlib.ExitStack() as stack:
-            if residual is not None:
-                run = model = self.above.train(self.healed.training)
-                stack.enter_context(entering(model, residual))
-            residuals = stack.enter_context(recording(self.base, self.cut.start)) if self.config.auxiliary else []
-            loss = self.teacher.loss(model, inputs, **counted) if self.teacher else run(**inputs, **counted)["loss"]
-        if self.config.auxiliary:
+        with recording(base, cut.start) if config.auxiliary and cut else contextlib.nullcontext([]) as residuals:
+            loss = teacher.loss(healed, inputs, **counted) if teacher else run(**inputs, **counted)["loss"]
+        if config.auxiliary and cut:
             # with a count the Trainer sums over the batches of a step, else it takes their mean
-            share = self.config.at_once / self.config.batch_sequences if counted else 1.0
-            loss = loss + self.config.auxiliary * share * self._auxiliary(residuals[-1], inputs)
+            share = config.at_once / config.batch_sequences if counted else 1.0
+            target = residual_entering(whole, cut.stop, inputs).float()
+            loss = loss + config.auxiliary * share * _auxiliary(residuals[-1].float(), target, inputs)
         return {"loss": loss}
 
-    def _auxiliary(self, residual: torch.Tensor, inputs: dict) -> torch.Tensor:
-        """|x - y|^2 / |y|^2, where x enters the cut and y is what the unpruned model has after the dropped layers."""
-        target = residual_entering(self.whole, self.cut.stop, inputs).float()
-        seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
-        return ((residual.float() - target).square() * seen).sum() / (target.square() * seen).sum()
+    return forward
+
+
+def _auxiliary(residual: torch.Tensor, target: torch.Tensor, inputs: dict) -> torch.Tensor:
+    """|x - y|^2 / |y|^2, where x enters the cut and y is what the unpruned model has after the dropped layers."""
+    seen = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).unsqueeze(-1)
+    return ((residual - target).square() * seen).sum() / (target.square() * seen).sum()
 
 
 class _Progress(TrainerCallback):
@@ -334,19 +312,11 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
 
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right, and residuals [B, T, D]."""
+    """A batch: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right."""
     padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
     ids = [example["input_ids"].long() for example in examples]
-    batch = {"input_ids": padded(ids), "labels": padded(ids, padding_value=IGNORED)}
-    batch["attention_mask"] = (batch["labels"] != IGNORED).long()
-    if "residual" in examples[0]:
-        batch["residual"] = padded([example["residual"] for example in examples])
-    return batch
-
-
-def _without_full_mask(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Where nothing is padding a model is given no mask, and takes its fastest attention."""
-    return {name: one for name, one in batch.items() if name != "attention_mask" or not bool(one.all())}
+    labels = padded(ids, padding_value=IGNORED)
+    return {"input_ids": padded(ids), "labels": labels, "attention_mask": (labels != IGNORED).long()}
 
 
 def keep_freed_memory() -> None:
