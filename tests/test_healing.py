@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError
-from deeper_layers.healing import adapters, training
+from deeper_layers.healing import adapters
 from deeper_layers.healing.partial_forward import residual_entering
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import num_layers
@@ -199,12 +199,8 @@ def test_truncated_documents_count_no_padding(healed, opened):
 # ---- variants --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", ["text", pytest.param("distill", marks=SELDOM)])
-def test_above_the_cut_the_kept_residuals_give_what_all_layers_give(objective, healed, opened, monkeypatch):
-    asked = {"adapters": "above", "objective": objective, "whole": opened[0], "packed": False}
-    kept = healed(**asked)[0]
-    monkeypatch.setattr(training, "MEMORY", 0)
-    assert all(".layers.2." in name for name in weights(kept)) and close(kept, healed(**asked)[0], atol=1e-5)
+def test_above_the_cut_alone_are_adapters(healed):
+    assert all(".layers.2." in name for name in weights(healed(adapters="above", steps=1)[0]))
 
 
 def test_the_auxiliary_loss_brings_the_residual_at_the_cut_nearer(healed, opened):
@@ -271,7 +267,7 @@ def test_what_a_folder_of_checkpoints_may_hold(healed, tmp_path):
     with pytest.raises(InputError, match="checkpoint-4 is no whole checkpoint .*: delete it, and the one before"):
         healed(folder=tmp_path)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="can't write .*file"):
+    with pytest.raises(InputError, match="can't write in .*file"):
         healed(folder=tmp_path / "file")
 
 
