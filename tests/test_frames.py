@@ -12,7 +12,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.results import columns, frames, places
 from deeper_layers.results.packing import pack
 from deeper_layers.results.schema import KINDS
-from deeper_layers.results.store import Result, all_results
+from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
 
 pytestmark = pytest.mark.quick
@@ -158,13 +158,3 @@ def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path):
     with pytest.warns(UserWarning, match=damaged.name) as warned:
         shown = results.scores(tmp_path)
     assert len(warned) == 1 and set(shown["path"]) == {f"{folder.name}/{whole.name}"} and len(shown) >= 4
-
-
-def test_files_of_earlier_versions_are_counted_in_one_line(tmp_path):
-    (tmp_path / "m").mkdir()
-    for name in ("sweep-a-0123456789ab", "healing-9-3-0123456789ab", "scores-a-0123456789ab"):
-        kind, version = name.partition("-")[0], '"version": 2,\n' if name.startswith("scores") else '"name": "a",\n'
-        (tmp_path / "m" / f"{name}.json").write_text(f'{{\n "kind": "{kind}",\n {version} "key": {{}}}}')
-    with pytest.warns(UserWarning, match="^3 files in .* are of an earlier version") as warned:
-        assert all_results(tmp_path) == []
-    assert len(warned) == 1

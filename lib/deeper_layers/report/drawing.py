@@ -12,7 +12,6 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import matplotlib
 import matplotlib.figure
@@ -41,20 +40,57 @@ HOVER = "%{text}<extra></extra>"
 NOTEBOOK = "DEEPER_LAYERS_NOTEBOOK"  # environment: the name of the notebook that runs, for the command below a figure
 
 
-@dataclass(frozen=True)
 class Figure:
-    """One picture, twice: it shows itself in a notebook, with its rows and the command that makes it."""
+    """One picture, twice: every element is drawn for print and for the site. It shows itself in a notebook, with its
+    rows and the command that makes it.
 
-    name: str  # identifies the figure on its page and names its files: a-z, 0-9 and single hyphens
-    static: matplotlib.figure.Figure = field(repr=False)
-    live: dict = field(repr=False)  # panels (plotly's data and layout of each), columns, scale of colours
-    caption: str  # may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>; every other tag is shown as text
-    alt: str  # the picture in words, for readers who do not see it
-    data: pd.DataFrame = field(repr=False)  # the rows drawn
+    `name` identifies the figure on its page and names its files: a-z, 0-9 and single hyphens; `titles`: one for each
+    panel, filled row by row; `tall`: the height of each row in pixels; `percent`: the axes, "x" or "y" or both, that
+    are shares.
+    """
 
-    def __post_init__(self):
-        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
-            raise InputError(f"figure name {self.name!r}; expected a-z, 0-9 and single hyphens; rename it")
+    @matplotlib.rc_context(PRINT)
+    def __init__(self, name: str, x: str, y: str, titles: Sequence[str], *, columns=1, tall=(), percent=""):
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise InputError(f"figure name {name!r}; expected a-z, 0-9 and single hyphens; rename it")
+        self.name, self.percent, self.scale, self.legend = name, percent, None, {}
+        rows = math.ceil(len(titles) / columns)
+        tall = list(tall) or [340 if len(titles) == 1 else 200 if columns > 1 else 240] * rows
+        size = 6.6 if columns < 3 else 2.5 * columns, (sum(tall) + 60 * rows) / 90
+        self.static = matplotlib.figure.Figure(size, layout="constrained")
+        ratios = {"height_ratios": tall}
+        axes = self.static.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flatten()
+        for spare in axes[len(titles) :]:
+            spare.remove()
+        self.axes, self.columns, self.panels = axes[: len(titles)], columns, []
+        for panel, (ax, title) in enumerate(zip(self.axes, titles, strict=True)):
+            ax.set_title("\n".join(map(clipped, title.split("\n"))), loc="left")
+            ax.set(xlabel=x if panel + columns >= len(titles) else None, ylabel=None if panel % columns else y)
+            layout = {"title": {"text": in_lines(title)}, "height": tall[panel // columns]}
+            self.panels.append({"data": [], "layout": layout | {"xaxis": {"title": x}, "yaxis": {"title": y}}})
+
+    @matplotlib.rc_context(PRINT)
+    def finish(self, data: pd.DataFrame, caption: str, alt: str) -> "Figure":
+        """With the rows drawn, a caption, which may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>, and the picture
+        in words, for readers who do not see it."""
+        self.data, self.caption, self.alt = data, caption, alt
+        if self.legend:
+            names = list(map(clipped, self.legend))
+            columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
+            self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
+            wide, high = self.static.get_size_inches()
+            self.static.set_size_inches(wide, high + 0.2 * (math.ceil(len(names) / columns) - 1))
+        # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
+        # is saved, the picture's bytes would change.
+        self.static.draw_without_rendering()
+        self.static.draw_without_rendering()
+        self.static.set_layout_engine("none")
+        return self
+
+    @property
+    def live(self) -> dict:
+        """The panels (plotly's data and layout of each), how many lie beside each other, and the scale of colours."""
+        return {"panels": self.panels, "columns": self.columns, "scale": self.scale}
 
     def svg(self) -> bytes:
         """The static picture; the same rows give the same bytes."""
@@ -83,37 +119,7 @@ class Figure:
             f"{made}</span></figcaption></figure>"
         )
 
-
-def csv_link(rows: pd.DataFrame, name: str) -> str:
-    """A link that saves rows as NAME.csv; they lie in it."""
-    content = base64.b64encode(as_csv(rows).encode(errors="backslashreplace")).decode()
-    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
-
-
-class Picture:
-    """A picture under way: every element is drawn twice, for print and for the site.
-
-    `titles`: one for each panel, filled row by row; `tall`: the height of each row in pixels; `percent`: the axes, "x"
-    or "y" or both, that are shares.
-    """
-
-    @matplotlib.rc_context(PRINT)
-    def __init__(self, x, y, titles: Sequence[str] = ("",), *, columns=1, tall: Sequence[int] = (), percent=""):
-        self.percent, self.scale, self.legend = percent, None, {}
-        rows = math.ceil(len(titles) / columns)
-        tall = list(tall) or [340 if len(titles) == 1 else 200 if columns > 1 else 240] * rows
-        size = 6.6 if columns < 3 else 2.5 * columns, (sum(tall) + 60 * rows) / 90
-        self.static = matplotlib.figure.Figure(size, layout="constrained")
-        ratios = {"height_ratios": tall}
-        axes = self.static.subplots(rows, columns, squeeze=False, gridspec_kw=ratios).flatten()
-        for spare in axes[len(titles) :]:
-            spare.remove()
-        self.axes, self.columns, self.panels = axes[: len(titles)], columns, []
-        for panel, (ax, title) in enumerate(zip(self.axes, titles, strict=True)):
-            ax.set_title("\n".join(map(clipped, title.split("\n"))), loc="left")
-            ax.set(xlabel=x if panel + columns >= len(titles) else None, ylabel=None if panel % columns else y)
-            layout = {"title": {"text": in_lines(title)}, "height": tall[panel // columns]}
-            self.panels.append({"data": [], "layout": layout | {"xaxis": {"title": x}, "yaxis": {"title": y}}})
+    # ---- elements ---------------------------------------------------------------------------------------------------
 
     def line(
         self,
@@ -196,21 +202,11 @@ class Picture:
     def _trace(self, panel, label, **trace):
         self.panels[panel]["data"].append(trace if label is None else {"name": as_plotly(label), **trace})
 
-    @matplotlib.rc_context(PRINT)
-    def finish(self, name: str, data: pd.DataFrame, caption: str, alt: str) -> Figure:
-        if self.legend:
-            names = list(map(clipped, self.legend))
-            columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
-            self.static.legend(self.legend.values(), names, loc="outside upper center", ncols=columns)
-            wide, high = self.static.get_size_inches()
-            self.static.set_size_inches(wide, high + 0.2 * (math.ceil(len(names) / columns) - 1))
-        # Laid out once and for all, in two passes as the second corrects the first: with a pass for each time it
-        # is saved, the picture's bytes would change.
-        self.static.draw_without_rendering()
-        self.static.draw_without_rendering()
-        self.static.set_layout_engine("none")
-        live = {"panels": self.panels, "columns": self.columns, "scale": self.scale}
-        return Figure(name, self.static, live, caption, alt, data)
+
+def csv_link(rows: pd.DataFrame, name: str) -> str:
+    """A link that saves rows as NAME.csv; they lie in it."""
+    content = base64.b64encode(as_csv(rows).encode(errors="backslashreplace")).decode()
+    return f'<a download="{name}.csv" href="data:text/csv;charset=utf-8;base64,{content}">data (CSV)</a>'
 
 
 def in_lines(text: str) -> str:

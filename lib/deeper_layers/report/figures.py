@@ -4,7 +4,7 @@ A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens.
 instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
-from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Picture, csv_link
+from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, csv_link
 from deeper_layers.report.names import (
     TOPICS,
     as_html,
@@ -80,16 +80,14 @@ def curves(
     rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return Said([], name)
-    panels, (low, high) = list(panels_of(rows, col, row)), ends_of(y)
+    panels, (low, high), strokes = panels_of(rows, col, row), ends_of(y), list(rows[stroke].unique()) if stroke else []
     several = rows[col].nunique() if col else 1
     columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
-    percent = "x" * (x in PERCENT) + "y" * (y in PERCENT)
-    titles = [of for of, _ in panels]
-    picture = Picture(AXES.get(x, x), title or AXES.get(y, y), titles, columns=columns, percent=percent)
+    percent, title = "x" * (x in PERCENT) + "y" * (y in PERCENT), title or AXES.get(y, y)
+    picture = Figure(name, AXES.get(x, x), title, list(panels), columns=columns, percent=percent)
     looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
-    strokes = list(rows[stroke].unique()) if stroke else []
     scale = ScalarMappable(Normalize(rows[shade].min(), rows[shade].max()), SIZES) if shade else None
-    for panel, (_, own) in enumerate(panels):
+    for panel, own in enumerate(panels.values()):
         levels, beside = levels_of(own, y), over_of(over, own)
         heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside.get(y, [])])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
@@ -97,32 +95,31 @@ def curves(
         for label, height in levels.items():
             picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
         for _, line in own.groupby([one for one in (hue, stroke, apart) if one], sort=False, dropna=False):
-            line, value = line.sort_values(x), str(line[hue].iloc[0])
-            look, label = looks[value] | {"panel": panel, "label": rule_title(value)}, rule_title(value)
+            line, label = line.sort_values(x), rule_title(str(line[hue].iloc[0]))
+            look = looks[str(line[hue].iloc[0])] | {"label": label}
             if stroke:
                 look["line"] = list(LINES)[strokes.index(line[stroke].iloc[0]) % len(LINES)]
                 label += f", {rule_title(str(line[stroke].iloc[0]))}"
             if scale:
-                look = {"panel": panel, "width": 1, "colour": to_hex(scale.to_rgba(line[shade].iloc[0]))}
+                look = {"width": 1, "colour": to_hex(scale.to_rgba(line[shade].iloc[0]))}
             if low in line:
                 ends = (line[end].astype(float).clip(*heights) for end in (low, high))
                 picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=look.get("label"))
-            said = [label, *line[apart].unique().astype(str)] if apart else [label]
-            hover = [hover_text("\n".join(said), of, x, y, low, high) for of in line.to_dict("records")]
-            picture.line(line[x], line[y], **look, hover=hover, size=3)
+            said = "\n".join([label, *(line[apart].unique().astype(str) if apart else [])])
+            picture.line(line[x], line[y], **look, panel=panel, hover=hover_texts(said, line, x, y), size=3)
         for number, (label, line) in enumerate(beside.groupby("label", sort=False) if len(beside) else ()):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
             if "model" not in line:
                 look = {"colour": GREY, "width": 1, "line": list(LINES)[number % len(LINES)]}
-            hover = [hover_text(label, of, x, y, low, high) for of in line.to_dict("records")]
-            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover)
+            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover_texts(label, line, x, y))
     if scale:
         picture.colour_bar(scale, AXES.get(shade, shade))
     said = " Bands are 95% intervals." if low in rows else ""
     for value, line in zip(strokes, ("Solid", "Dashed", "Dotted", "Dashes and dots")) if len(strokes) > 1 else ():
         said += f" {line}: {as_html(rule_title(str(value)))}."
-    caption = caption or f"{title or AXES.get(y, y)} against {lower_first(AXES.get(x, x))}."
-    return picture.finish(name, plain_table(rows), caption + said, alt_text(panels, y, None if scale else hue, x))
+    across = AXES.get(x, x)
+    caption = caption or f"{title} against {across[:1].lower() + across[1:]}."
+    return picture.finish(plain_table(rows), caption + said, alt_text(panels, y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame):
@@ -178,12 +175,12 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
     if rows.empty:
         return Said([], name)
     text = next(column for column in ("corpus", "task") if column in rows)
-    panels = list(panels_of(rows, "model", text if rows[text].nunique() > 1 else None))
+    panels = panels_of(rows, "model", text if rows[text].nunique() > 1 else None)
     columns = min(2, len(panels))
     tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
-    picture = Picture(AXES["start"], "Layers in the block, n", [of for of, _ in panels], columns=columns, tall=tall)
+    picture = Figure(name, AXES["start"], "Layers in the block, n", list(panels), columns=columns, tall=tall)
     labels = list(marks["label"].unique())
-    for panel, (_, own) in enumerate(panels):
+    for panel, own in enumerate(panels.values()):
         layers = int(own["layers"].iloc[0])
         blocks = {"index": range(1, layers + 1), "columns": range(layers)}
         shade, raw = (own.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", told))
@@ -198,18 +195,10 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
             look = {"colour": ("#ffffff", RED, YELLOW)[number + (told == "distance")], "filled": not number}
             look |= {"marker": list(MARKERS)[number], "size": 3 + 2 * bool(number), "line": None, "label": label}
             picture.line(line["start"], line["size"], panel=panel, **look)
-    return picture.finish(name, plain_table(rows.drop(columns="shade")), caption, alt_text(panels, told))
+    return picture.finish(plain_table(rows.drop(columns="shade")), caption, alt_text(panels, told))
 
 
-def in_rows(
-    rows: pd.DataFrame,
-    *,
-    y: str,
-    x: str = "value",
-    hue: str | None = None,
-    title: str = "",
-    name: str = "in-rows",
-):
+def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
     """A dot with its interval for each name of column `y`: recovery, regret, differences, where half is gone.
 
     What is infinite stands at the right end, open.
@@ -217,16 +206,13 @@ def in_rows(
     rows, ends = rows[rows[x].notna()].copy(), ends_of(x)
     if rows.empty:
         return Said([], name)
-    for column in (x, *ends):
-        rows[column] = rows[column].astype(float) if column in rows else np.nan
-    panels = list(panels_of(rows, "model", None))
-    names = [list(dict.fromkeys(own[y].astype(str))) for _, own in panels]
+    rows[[x, *ends]] = rows.reindex(columns=[x, *ends]).astype(float)
+    panels, title = panels_of(rows, "model", None), title or AXES.get(x, x)
     hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
-    looks = looks_of(hues.unique())
+    looks, names = looks_of(hues.unique()), [list(own[y].astype(str).unique()) for own in panels.values()]
     tall = [max(60, (24 + 12 * (len(looks) - 1)) * len(of_panel) + 20) for of_panel in names]
-    titles = [of for of, _ in panels]
-    picture = Picture(title or AXES.get(x, x), "", titles, tall=tall, percent="x" * (x == "share"))
-    for panel, ((_, own), of_panel) in enumerate(zip(panels, names, strict=True)):
+    picture = Figure(name, title, "", list(panels), tall=tall, percent="x" * (x == "share"))
+    for panel, (own, of_panel) in enumerate(zip(panels.values(), names, strict=True)):
         left, right = span([own[x], *(own[end] for end in ends), [0.0]])
         picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
         picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
@@ -237,13 +223,11 @@ def in_rows(
             known = low.notna().to_numpy()
             bars = np.stack([low, high, np.full(len(low), np.nan)], axis=1)[known].ravel()
             picture.line(bars, np.repeat(places[known], 3), colour=look["colour"], panel=panel, width=1.2)
-            said = [hover_text(rule_title(str(of[y])), of, hue or "", x, *ends) for of in line.to_dict("records")]
+            hover = np.array(hover_texts(line[y].astype(str).map(rule_title), line, hue or "", x), dtype=object)
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
-                    hover = np.array(said, dtype=object)[these]
-                    picture.line(dots[these], places[these], **look, line=None, hover=hover, filled=filled)
-    caption = f"{title or AXES.get(x, x)}. Bars are 95% intervals."
-    return picture.finish(name, plain_table(rows), caption, alt_text(panels, x))
+                    picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
+    return picture.finish(plain_table(rows), f"{title}. Bars are 95% intervals.", alt_text(panels, x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -275,18 +259,19 @@ def ends_of(column: str) -> tuple[str, str]:
     return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
 
 
-def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> Iterator[tuple[str, pd.DataFrame]]:
-    """A title and rows for each panel: rows of panels are of one `row`, their columns of one `col`; none is empty."""
+def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> dict[str, pd.DataFrame]:
+    """Rows for each panel by its title: rows of panels are of one `row`, their columns of one `col`; none is empty."""
     floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
-    cols = rows[col].astype(str) if col else pd.Series("", rows.index)
-    heads = rows[row].astype(str) if row else pd.Series("", rows.index)
+    cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
+    panels = {}
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
         for one in cols.unique():
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
             title += ", only guesses" if len(found) and floors[found.index].all() else ""
             if len(found):
-                yield (f"{visible(rule_title(head))}\n{title}" if row else title), found
+                panels[f"{visible(rule_title(head))}\n{title}" if row else title] = found
+    return panels
 
 
 def over_of(over: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame:
@@ -327,18 +312,19 @@ def span(values: Sequence[Iterable], *, zero: bool = False) -> list[float]:
     return [0.0 if zero and low >= 0 else low - room, high + room]
 
 
-def hover_text(label: str, of: dict, x: str, y: str, low: str, high: str) -> str:
-    said = [label]
-    if pd.notna(of.get("size")):
-        said.append(f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else ""))
-    if x and x not in ("size", "share", "start", "start_share"):
-        said.append(f"{x} {cell_text(of[x])}")
-    said.append(say(of[y], of.get(low), of.get(high), digits=3))
-    return "\n".join(said + ([f"{of['items']} items"] if "items" in of else []))
-
-
-def lower_first(text: str) -> str:
-    return text[:1].lower() + text[1:] if text[1:2].islower() else text
+def hover_texts(labels: str | pd.Series, line: pd.DataFrame, x: str, y: str) -> list[str]:
+    """What is said of each row of a line: its label, the cut, `x`, `y` with its interval, how many items."""
+    low, high = ends_of(y)
+    found = []
+    for label, of in zip([labels] * len(line) if isinstance(labels, str) else labels, line.to_dict("records")):
+        said = [label]
+        if pd.notna(of.get("size")):
+            said.append(f"n = {of['size']}" + (f", l = {of['start']}" if pd.notna(of.get("start")) else ""))
+        if x and x not in ("size", "share", "start", "start_share"):
+            said.append(f"{x} {cell_text(of[x])}")
+        said.append(say(of[y], of.get(low), of.get(high), digits=3))
+        found.append("\n".join(said + ([f"{of['items']} items"] if "items" in of else [])))
+    return found
 
 
 def cell_text(value) -> str:
@@ -359,10 +345,10 @@ def plain_table(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.drop(columns=list(VECTORS), errors="ignore")
 
 
-def alt_text(panels: list, y: str, hue: str | None = None, x: str = "") -> str:
+def alt_text(panels: dict[str, pd.DataFrame], y: str, hue: str | None = None, x: str = "") -> str:
     """The panels in words: the first and the last point of each line of a colour, or the least and the most."""
     said = []
-    for title, own in panels:
+    for title, own in panels.items():
         for label, line in own.groupby(own[hue].astype(str), sort=False) if hue else [("", own)]:
             course = f"{line[y].min():.2g} to {line[y].max():.2g}"
             if hue:

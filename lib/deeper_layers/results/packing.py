@@ -7,6 +7,7 @@ import zlib
 import numpy as np
 
 LEVEL = 9  # of zlib: files of results are to be small
+MOST = 2**27  # bytes that a text of log-probabilities unpacks to
 LOGPROBS = "logprobs"  # among outcomes: of every choice, in 16 bits
 WRITTEN = "written"  # tokens of each answer, in 16 bits too: exact up to 2,048
 
@@ -20,10 +21,10 @@ def pack(values: np.ndarray) -> str:
 
 
 @functools.lru_cache(maxsize=4096)  # the right choices are the same in many files
-def unpack(text: str, items: int | None = None) -> np.ndarray:
+def unpack(text: str, items: int) -> np.ndarray:
     """The inverse of `pack`: [I] unsigned bytes. Raises ValueError where the text does not hold so many `items`."""
-    found = np.frombuffer(_opened(text, 2**24 if items is None else items), dtype=np.uint8)
-    if found.size != (found.size if items is None else items):
+    found = np.frombuffer(_opened(text, items), dtype=np.uint8)
+    if found.size != items:
         raise ValueError(f"outcomes are of {found.size} items, expected {items}")
     return found
 
@@ -39,9 +40,9 @@ def pack_halves(values: np.ndarray) -> str:
     return base64.b64encode(zlib.compress(planes.tobytes(), LEVEL)).decode()
 
 
-def unpack_halves(text: str, items: int, most: int = 2**27) -> np.ndarray:
+def unpack_halves(text: str, items: int) -> np.ndarray:
     """The inverse of `pack_halves` for so many items: [I, K] in float64. Raises ValueError for what is no such text."""
-    planes = np.frombuffer(_opened(text, most), dtype=np.uint8).reshape(2, -1)
+    planes = np.frombuffer(_opened(text, MOST), dtype=np.uint8).reshape(2, -1)
     return planes.T.copy().view("<f2").reshape(items, -1).astype(float)
 
 

@@ -157,14 +157,17 @@ class Level(Checked):
     majority: Share = 0.0
 
 
-class Course(Checked):
-    """Of a healing, as `deeper_layers.healing.Record` has it."""
-
-    losses: Annotated[list[Number], Field(min_length=1)]
+class Trained(Checked):
     tokens: Count
     distinct_tokens: Count
     trained_parameters: Count
     seconds: Seconds
+
+
+class Course(Trained):
+    """Of a healing, as `deeper_layers.healing.Record` has it."""
+
+    losses: Annotated[list[Number], Field(min_length=1)]
 
 
 class Details(Checked):
@@ -188,11 +191,8 @@ class ScoresDetails(Details):
     seconds: Seconds | None = None
 
 
-class HealingDetails(Details):
-    tokens: Count
-    distinct_tokens: Count
-    trained_parameters: Count
-    seconds: Seconds
+class HealingDetails(Details, Trained):
+    pass
 
 
 class DistancesDetails(Details):

@@ -2,21 +2,15 @@
 
 import contextlib
 import io
-import os
-import re
 import time
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from deeper_layers.errors import InputError
-from deeper_layers.files import clear_all, read_plain, write_file
-
-MOST = 2**33  # bytes of a shard
-OURS = re.compile(r"\d{6}\.npz")
+from deeper_layers.files import clear_all, write_file
 
 
 class Shards:
@@ -56,18 +50,17 @@ class Shards:
         Args:
             same: what says of which part it is; one of another part is passed over without a word.
             like: type and shape of all its other arrays, with None for a length that is not known before. A shard
-                that holds anything else, or not-a-number, is no readable one. Without it any arrays are.
+                that holds anything else is no readable one. Without it any arrays are.
         """
         path = self.folder / f"{number:06d}.npz"
         try:
-            arrays = _arrays(path)
-            seconds = float(arrays.pop("seconds", np.zeros(())))
-            if not 0 <= seconds < np.inf:
-                raise ValueError(f"it took {seconds} seconds")
-            if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in (same or {}).items()):
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # it checks sums of all bytes
+                arrays = dict(content)
+            seconds, same = float(arrays.pop("seconds")), same or {}
+            if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in same.items()):
                 return None
             if like is not None:
-                _check(arrays, set(same or ()), like)
+                _check({name: array for name, array in arrays.items() if name not in same}, like)
         except FileNotFoundError:
             return None
         except Exception as error:  # what numpy and zipfile raise for a file that is not ours has no end
@@ -89,15 +82,13 @@ class Shards:
         """Remove all shards, those of parts in folders of their own too; what is not ours stays, and its folder."""
         if self.folder.is_symlink():
             return
-        for at, folders, names in os.walk(self.folder, topdown=False):
-            clear_all(Path(at))
-            for name in names:
-                if OURS.fullmatch(name):
-                    with contextlib.suppress(OSError):  # it is in nobody's way
-                        Path(at, name).unlink()
-            for folder in (*(Path(at, name) for name in folders), Path(at)):
-                with contextlib.suppress(OSError):  # not empty, or gone
-                    folder.rmdir()
+        for folder in (*sorted(self.folder.rglob("*/"), reverse=True), self.folder):
+            clear_all(folder)
+            for shard in folder.glob(f"{'[0-9]' * 6}.npz"):
+                with contextlib.suppress(OSError):  # it is in nobody's way
+                    shard.unlink()
+            with contextlib.suppress(OSError):  # not empty, or gone
+                folder.rmdir()
 
 
 def skip(bar, number: int | float) -> None:
@@ -109,24 +100,12 @@ def skip(bar, number: int | float) -> None:
     bar.refresh()
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file that is stored as it is, so that they can't be larger than the file."""
-    # from memory: numpy leaves a file open that it can't read
-    content = io.BytesIO(read_plain(path, MOST))
-    with zipfile.ZipFile(content) as archive:
-        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-            raise ValueError("it is compressed")
-    with np.load(content, allow_pickle=False) as file:
-        return dict(file)
-
-
-def _check(arrays: dict[str, np.ndarray], known: set[str], like: Mapping[str, tuple]) -> None:
-    if arrays.keys() != known | like.keys():
-        raise ValueError(f"it holds {', '.join(sorted(arrays))}, expected {', '.join(sorted(known | like.keys()))}")
+def _check(arrays: dict[str, np.ndarray], like: Mapping[str, tuple]) -> None:
+    """Raise ValueError unless these arrays have such types and shapes."""
+    if arrays.keys() != like.keys():
+        raise ValueError(f"it holds {', '.join(sorted(arrays))}, expected {', '.join(sorted(like))}")
     for name, (dtype, shape) in like.items():
         found = arrays[name]
         fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape))
         if found.dtype != dtype or not fits:
             raise ValueError(f"{name} is {found.dtype} of shape {found.shape}, expected {np.dtype(dtype)} of {shape}")
-        if found.dtype.kind == "f" and np.isnan(found).any():
-            raise ValueError(f"{name} holds not-a-number")

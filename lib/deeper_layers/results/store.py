@@ -6,13 +6,11 @@ is written under a temporary name and renamed. Its last line is the SHA-256 of a
 in a folder beside it, in shards that are each complete in the same sense.
 """
 
-import contextlib
 import functools
 import glob
 import hashlib
 import json
 import math
-import re
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +29,6 @@ if TYPE_CHECKING:  # slow
 
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 END = b'"sha256": "'  # begins the last line of a file
-BEGIN = re.compile(rb'\{\s*"kind": "([a-z-]+)",\s*"(?:version": ([0-9]{1,9})|name": )')
 HEX = "[0-9a-f]" * 12
 PACKED = ("outcome", *ITEM_BY_ITEM)  # what a row of scores holds item by item
 
@@ -126,9 +123,7 @@ def _read(path: Path, *state: int) -> Result:
     check_content(content)
     if path.name != _file_name(content["kind"], content["key"]):
         raise ValueError("its name is not that of its kind and key")
-    return Result(
-        content["kind"], content["key"], content["provenance"], content["rows"], content["details"], path
-    )  # fmt: skip
+    return Result(*(content[name] for name in ("kind", "key", "provenance", "rows", "details")), path)
 
 
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
@@ -142,18 +137,17 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
         named = path.parent.glob(f"{glob.escape(path.stem[: -len('-') - 12])}-{HEX}.json")
         found = [one for one in map(read_result, sorted(named)) if one and _answers(one.key, key)]
         if found:
-            last = sorted(found, key=lambda one: (one.provenance["measured"], str(one.path)), reverse=True)
+            last = sorted(found, key=lambda one: one.provenance["measured"], reverse=True)
             return min(last, key=lambda one: (len(cut_names(one.key)), "by_sequence" in one.key))
     return None
 
 
 def _answers(kept: dict, asked: dict) -> bool:
     """Whether what was measured for one key holds what another asks: cuts of its rules, and all else the same."""
-    if any(
-        kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - {"cuts", "by_sequence", "data"}
-    ):
+    loose = {"cuts", "by_sequence", "data"} - ({"data"} & asked.keys())
+    if any(kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - loose):
         return False
-    if asked.get("data", kept["data"]) != kept["data"] or (asked.get("by_sequence") and not kept.get("by_sequence")):
+    if asked.get("by_sequence") and not kept.get("by_sequence"):
         return False
     every, of_rules = cut_names(kept), kept.get("cuts") or {}
     return all(
@@ -214,20 +208,11 @@ def text_of(content: dict) -> bytes:
 def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
     """Every readable result below a folder, sorted by path; of one kind, and of the model of one name, if given.
 
-    Where no folder is named, the published ones come after them. One warning says how many files are of earlier
-    versions: they are left out.
+    Where no folder is named, the published ones are among them.
     """
-    own = slug(model) if model else "*"
-    found = {path.relative_to(path.parents[1]): path for path in reversed(_files(folder, f"{own}/*.json"))}
-    earlier = [path for path in found.values() if _is_earlier(path)]
-    if earlier:
-        warnings.warn(
-            f"{len(earlier)} files in {earlier[0].parent.parent}, like {earlier[0].name}, are of an earlier version: "
-            "they are left out, and what they hold is measured again where it is asked for",
-            stacklevel=2,
-        )
-    named = (path for path in sorted(found.values()) if kind in (None, path.name.partition("-")[0]))
-    every = (read_result(path) for path in named if path not in earlier)
+    named = f"{slug(model) if model else '*'}/{kind or '*'}-*.json"
+    found = {path.relative_to(path.parents[1]): path for path in reversed(_files(folder, named))}
+    every = map(read_result, sorted(found.values()))
     return [one for one in every if one is not None and model in (None, one.key["model"]["name"])]
 
 
@@ -243,17 +228,6 @@ def name_of(weights: str, folder: Path | None = None) -> str | None:
 
 def _files(folder: Path | None, named: str) -> list[Path]:
     return [path for place in readable_folders(folder) for path in sorted(place.glob(named)) if path.is_file()]
-
-
-def _is_earlier(path: Path) -> bool:
-    """Whether a file says in its first lines that it is of a kind or version that is not of today."""
-    begin = None
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        begin = BEGIN.match(file.read(99))
-    if begin is None:  # torn, or none of ours: said where it is read
-        return False
-    kind = KINDS.get(begin[1].decode())
-    return kind is None or int(begin[2] or 0) != kind.version
 
 
 def _file_name(kind: str, key: dict) -> str:
