@@ -49,26 +49,24 @@ def curve(shares: list[float], rule: str = "similarity", **more) -> list[dict]:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_has_a_row_a_size_with_its_share_kept():
-    found = statistics.curves(made(curve([0.75, 0.7, 0.5, 0.25])))
-    assert found["size"].tolist() == [0, 1, 2, 3] and found["topic"].unique() == ["MMLU, letter chosen"]
-    assert found["kept"].tolist() == pytest.approx([1, 0.9, 0.5, 0])
-    assert (found["low"] < found["value"]).all() and (found["kept_low"][1:] < found["kept"][1:]).all()
-    half = statistics.half_gone_table(made(curve([0.75, 0.7, 0.5, 0.25])))
-    assert half[["value", "share", "untold"]].values.tolist() == [[2.0, 0.2, ""]]
-
-
-def test_what_the_whole_model_guesses_is_at_floor():
-    table = made(curve([0.3, 0.3, 0.25]))
-    assert set(statistics.curves(table)["untold"]) == {"at floor"} and statistics.curves(table)["kept"].isna().all()
-    assert statistics.half_gone_table(table)["untold"].tolist() == ["at floor"]
-
-
-def test_where_half_is_never_gone_it_is_infinite_and_said_to_be_never():
-    (row,) = statistics.half_gone_table(made(curve([0.75, 0.75, 0.7]))).to_dict("records")
-    assert row["value"] == np.inf and names.say(row["value"], row["low"], row["high"], as_share=True) == (
-        "never (never to never)"
+@pytest.mark.parametrize(
+    ("shares", "kept", "gone", "untold"),
+    [
+        ([0.75, 0.7, 0.5, 0.25], [1, 0.9, 0.5, 0], 2.0, ""),
+        ([0.75, 0.75, 0.7], [1, 1, 0.9], np.inf, ""),
+        ([0.3, 0.3, 0.25], [np.nan] * 3, np.nan, "at floor"),
+    ],
+)
+def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(shares, kept, gone, untold):
+    found, (half,) = (
+        statistics.curves(made(curve(shares))),
+        statistics.half_gone_table(made(curve(shares))).to_dict("records"),
     )
+    assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU, letter chosen"]
+    assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
+    assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
+    assert set(found["untold"]) == {untold} == {half["untold"]}
+    assert names.say(half["value"], half["low"], half["high"], as_share=True).startswith("never") is np.isinf(gone)
 
 
 def test_curves_are_told_apart_by_what_one_asks_for():
@@ -79,12 +77,10 @@ def test_curves_are_told_apart_by_what_one_asks_for():
 
 
 def test_what_is_no_share_of_items_is_drawn_and_has_nothing_kept():
-    rows = curve([0.75, 0.5])
-    for row in rows:
-        row["outcome"] = row["outcome"] * 0.5
-    found = statistics.curves(made(rows))
+    table = made([row | {"outcome": row["outcome"] * 0.5} for row in curve([0.75, 0.5])])
+    found = statistics.curves(table)
     assert found["kept"].isna().all() and (found["low"] < found["value"]).all()
-    assert statistics.half_gone_table(made(rows)).empty
+    assert statistics.half_gone_table(table).empty
 
 
 def test_flips_are_counted_in_pairs_and_tested_exactly():
@@ -121,15 +117,16 @@ def healed(whole_healed: bool) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def test_recovery_is_the_share_of_the_gap_to_the_whole_model_healed_alike():
-    (row,) = statistics.recovery_table(healed(True)).to_dict("records")
-    assert row["value"] == pytest.approx(1 - 1.5 / 2) and row["whole_healed"] == pytest.approx(2.5, abs=0.01)
-    assert row["untold"] == "" and row["rank"] == 8 and row["healing"].startswith("rank 8, 100 tokens")
-
-
-def test_without_the_whole_model_healed_alike_a_recovery_is_at_most():
-    (row,) = statistics.recovery_table(healed(False)).to_dict("records")
-    assert row["untold"] == "at most" and np.isnan(row["value"]) and row["high"] == pytest.approx(0.5, abs=0.01)
+@pytest.mark.parametrize(
+    ("alike", "untold", "value", "high"), [(True, "", 1 - 1.5 / 2, 0.25), (False, "at most", np.nan, 0.5)]
+)
+def test_recovery_is_the_share_of_the_gap_to_the_whole_model_healed_alike(alike, untold, value, high):
+    (row,) = statistics.recovery_table(healed(alike)).to_dict("records")
+    assert row["untold"] == untold and [row["value"], row["high"]] == pytest.approx(
+        [value, high], abs=0.01, nan_ok=True
+    )
+    assert row["rank"] == 8 and row["healing"].startswith("rank 8, 100 tokens")
+    assert row["whole_healed"] == pytest.approx(2.5 if alike else np.nan, abs=0.01, nan_ok=True)
 
 
 def distances_of(drawn: np.ndarray, layers: int = 4) -> pd.DataFrame:
@@ -151,34 +148,25 @@ def test_the_most_similar_block_keeps_the_last_layer():
 
 def test_headline_numbers_of_what_is_published():
     scores, distances = published()
-    kept = statistics.kept_by_place(scores[scores["model"] == QWEN])
-    last = kept[kept["start"] == 24].set_index("task")["kept"]
+    qwen = scores[scores["model"] == QWEN]
+    last = statistics.kept_by_place(qwen).query("start == 24").set_index("task")["kept"]
     assert last["mmlu"] > 1 > 0.35 > last["written_facts"]
-    half = statistics.half_gone_table(scores[(scores["rule"] == "similarity") & (scores["model"] == QWEN)])
-    half = half.set_index("task")
+    half = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
     assert half.loc["mmlu", ["value", "low", "high"]].tolist() == [3, 2, 4] and half.loc["gsm8k", "value"] == 2
     regret = statistics.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
     mean = regret[regret["size"] == 0].set_index("model")["value"].round(2).to_dict()
     assert mean == {QWEN: 0.01, SMOLLM: 0.67, GEMMA: 1.07}
-    recovered = statistics.recovery_table(scores[(scores["model"] == QWEN) & (scores["task"] == "c4")])
-    told = recovered[(recovered["untold"] == "") & (recovered["rule"] == "similarity")]["value"]
-    assert (round(told.min(), 2), round(told.max(), 2)) == (0.07, 0.30)
+    recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
+    assert recovered["value"].round(2).agg(["min", "max"]).tolist() == [0.07, 0.30]
 
 
 def test_letters_go_in_the_middle_and_words_late():
     found = letters_or_words.differences(published()[0].query("model == @QWEN")).set_index(["about", "place"])
     assert found.loc[("Capitals", "middle"), "value"] == pytest.approx(-0.27, abs=0.005)
     assert found.loc[("Capitals", "middle"), "verdict"] == "supported"
-    of_words = found[found["number"].str.startswith("W")]["verdict"]
-    assert of_words.tolist() == ["supported"] * 5
-
-
-@pytest.mark.parametrize(
-    ("start", "place"),
-    [(9, ""), (10, "middle"), (14, "middle"), (15, "middle"), (16, ""), (18, ""), (19, "late"), (23, "late"), (24, "")],
-)
-def test_middle_and_late_blocks_are_thirds_without_the_last_layer(start, place):
-    assert letters_or_words.place_of(start, 28) == place
+    assert found[found["number"].str.startswith("W")]["verdict"].tolist() == ["supported"] * 5
+    places = {start: letters_or_words.place_of(start, 28) for start in (9, 10, 15, 16, 18, 19, 23, 24)}
+    assert places == {9: "", 10: "middle", 15: "middle", 16: "", 18: "", 19: "late", 23: "late", 24: ""}
 
 
 def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():
@@ -189,18 +177,18 @@ def test_rules_and_measures_are_judged_by_the_regret_of_what_they_pick():
     measures = which_layers.geometry().query("model == @GEMMA")
     picks = which_layers.picks(scores, measures, distances).groupby("measure")["value"].mean().round(2)
     assert picks["output without a layer (KL)"] == 0.36 and picks["angular distance, on C4"] == 1.07
-    blocks = which_layers.blocks(scores)
-    assert blocks.loc[blocks["start"] + blocks["size"] == 18, "place"].isna().all()
     board = which_layers.leaderboard(scores, distances).set_index("rule")
     assert board.loc["greedy", "regret, Gemma-3-270m"] == pytest.approx(rules.loc["greedy", "value"])
     assert board.loc["similarity", "regret, Gemma-3-270m"] == pytest.approx(1.07, abs=0.01)
     assert board["regret, Gemma-3-270m"].isna().any() and "ReplaceMe" in board.loc["streamline", "published"]
+    blocks = which_layers.blocks(scores)
+    assert blocks.loc[blocks["start"] + blocks["size"] == 18, "place"].isna().all()
 
 
 def test_every_task_of_results_has_words_and_a_data_set():
     scores, _ = published()
-    tasks = set(scores["task"]) - {"llama.cpp"}
-    assert tasks <= set(names.TOPICS) and not measured.data(scores).query("data != 'Wikipedia'")["asked"].eq(0).any()
+    assert set(scores["task"]) - {"llama.cpp"} <= set(names.TOPICS)
+    assert not measured.data(scores).query("data != 'Wikipedia'")["asked"].eq(0).any()
     assert scores.loc[scores["task"] == "mmlu", "subject"].nunique() == 57
 
 
@@ -220,65 +208,46 @@ def drawn() -> list:
     rows = statistics.curves(made(curve([0.75, 0.7, 0.5, 0.25]) + curve([0.75, 0.6, 0.4, 0.2], "simple")))
     half = statistics.half_gone_table(made(curve([0.75, 0.7, 0.5, 0.25])))
     distances = distances_of(np.random.default_rng(0).uniform(0.1, 0.4, (4, 9)))
+    losses = statistics.losses(made(curve([0.75, 0.5, 0.3], task="c4", metric="loss", chance=2.0)))
     return [
         figures.curves(rows, over=paper.cliffs()),
         figures.in_rows(half, y="topic", x="share"),
         figures.distance_curves(distances),
         figures.heat_maps(distances),
         figures.best_starts(statistics.nearest(distances)),
-        figures.curves(
-            statistics.losses(made(curve([0.75, 0.5, 0.3], task="c4", metric="loss", chance=2.0))),
-            hue="line",
-            stroke="rule",
-            apart="healed",
-        ),
+        figures.curves(losses, hue="line", stroke="rule", apart="healed"),
     ]
 
 
-def test_a_figure_is_complete_and_self_contained():
-    for figure in drawn():
+def test_a_figure_is_complete_self_contained_and_drawn_twice_the_same(monkeypatch):
+    monkeypatch.setenv("DEEPER_LAYERS_NOTEBOOK", "02-question-answering")
+    for figure, other in zip(drawn(), drawn(), strict=True):
         text = figure._repr_html_()
+        assert figure.svg() == other.svg() and text == other._repr_html_()
         assert not re.search(r'(src|href)="(?!data:)', text) and figure.alt and "nan" not in figure.caption
+        assert "papermill notebooks/02-question-answering.ipynb out.ipynb -p model ORG/NAME" in text
         plot = json.loads(re.search(r'plotly-data">(.*?)</script>', text)[1].replace("\\u003c", "<"))
         assert plot["panels"] and all(panel["data"] and panel["layout"]["height"] for panel in plot["panels"])
         rows = base64.b64decode(re.search(r'text/csv;charset=utf-8;base64,(.*?)"', text)[1])
         assert len(pd.read_csv(io.BytesIO(rows))) == len(figure.data)
 
 
-def test_two_drawings_of_one_frame_are_the_same_bytes():
-    for one, other in zip(drawn(), drawn(), strict=True):
-        assert one.svg() == other.svg() and one._repr_html_() == other._repr_html_()
+def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
+    rows = statistics.curves(made(curve([0.75, 0.7, 0.5, 0.25]) + curve([0.75, 0.4], "simple")))
 
+    def traces(rows: pd.DataFrame, name: str) -> list[dict]:
+        return [trace for trace in figures.curves(rows).live["panels"][0]["data"] if trace.get("name") == name]
 
-def test_the_command_below_a_figure_is_that_of_its_notebook(monkeypatch):
-    monkeypatch.setenv("DEEPER_LAYERS_NOTEBOOK", "02-question-answering")
-    assert "papermill notebooks/02-question-answering.ipynb out.ipynb -p model ORG/NAME" in drawn()[0]._repr_html_()
-
-
-def test_what_is_missing_is_a_gap_and_no_zero():
-    rows = statistics.curves(made(curve([0.75, 0.7, 0.5, 0.25])))
+    both, alone = (traces(of, "simple heuristic")[-1] for of in (rows, rows[rows["rule"] == "simple"]))
+    assert both["line"]["color"] == alone["line"]["color"]
     rows.loc[1, ["low", "high"]] = np.nan
-    figure = figures.curves(rows)
-    band = next(trace for trace in figure.live["panels"][0]["data"] if trace.get("fill") == "toself")
+    band = next(trace for trace in traces(rows, "similarity-informed") if trace.get("fill"))
     assert None in band["y"] and 0 not in band["y"]
     assert "Not measured" in figures.curves(rows[:0])._repr_html_()
-
-
-def test_a_rule_has_one_colour_whichever_others_there_are():
-    both = statistics.curves(made(curve([0.75, 0.5]) + curve([0.75, 0.4], "simple")))
-
-    def colour(rows: pd.DataFrame) -> str:
-        traces = figures.curves(rows).live["panels"][0]["data"]
-        return next(
-            trace["line"]["color"] for trace in traces if trace.get("name") == "simple heuristic" and trace.get("line")
-        )
-
-    assert colour(both) == colour(both[both["rule"] == "simple"])
-
-
-def test_a_cell_of_a_table_has_its_interval():
-    table = figures.table(statistics.curves(made(curve([0.75, 0.5]))), "x", columns=["model", "rule", "value"])
-    assert "0.750 (0.686 to 0.805)" in table.to_html() and "similarity-informed" in table.to_html()
+    with pytest.raises(InputError, match="expected a-z"):
+        figures.curves(rows, name="No Name")
+    table = figures.table(rows, "x", columns=["model", "rule", "value"]).to_html()
+    assert "0.750 (0.686 to 0.805)" in table and "similarity-informed" in table
 
 
 @pytest.mark.parametrize(
@@ -287,8 +256,3 @@ def test_a_cell_of_a_table_has_its_interval():
 )
 def test_numbers_in_prose(given, expected):
     assert names.say(*given) == expected
-
-
-def test_a_figure_has_a_plain_name():
-    with pytest.raises(InputError, match="expected a-z"):
-        figures.curves(statistics.curves(made(curve([0.75, 0.5]))), name="No Name")
