@@ -66,7 +66,7 @@ def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(sha
     assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
     assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
     assert set(found["untold"]) == {untold} == {half["untold"]}
-    assert names.say(half["value"], half["low"], half["high"], as_share=True).startswith("never") is np.isinf(gone)
+    assert names.say(half["value"], half["low"], half["high"], as_share=True).startswith("never") == np.isinf(gone)
 
 
 def test_curves_are_told_apart_by_what_one_asks_for():
@@ -125,7 +125,7 @@ def test_recovery_is_the_share_of_the_gap_to_the_whole_model_healed_alike(alike,
     assert row["untold"] == untold and [row["value"], row["high"]] == pytest.approx(
         [value, high], abs=0.01, nan_ok=True
     )
-    assert row["rank"] == 8 and row["healing"].startswith("rank 8, 100 tokens")
+    assert row["untold"] == untold and row["rank"] == 8 and row["healing"].startswith("rank 8, 100 tokens")
     assert row["whole_healed"] == pytest.approx(2.5 if alike else np.nan, abs=0.01, nan_ok=True)
 
 
