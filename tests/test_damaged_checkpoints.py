@@ -234,11 +234,11 @@ def test_a_tensor_in_two_files(two):
 def test_an_index_in_the_hub_s_cache_that_names_a_pickle(two, tmp_path, monkeypatch):
     repository = tmp_path / "hub" / "models--one--two"
     (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0123")
+    (repository / "refs" / "main").write_text("0" * 40)
     (repository / "snapshots").mkdir()
     change_index(two, "evil.bin", "more")
     (two / "evil.bin").write_bytes(b"never opened")
-    os.rename(two, repository / "snapshots" / "0123")
+    os.rename(two, repository / "snapshots" / ("0" * 40))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was opened"))

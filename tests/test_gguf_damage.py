@@ -9,7 +9,6 @@ import pytest
 from deeper_layers.errors import InputError
 from deeper_layers.export import gguf_files
 from deeper_layers.export.gguf_files import slice_gguf
-from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.sources import find_model
 from tests.fuzz.gguf_cases import CUT, Parts, array, number, outcomes, text
 from tests.fuzz.trying import counted
@@ -73,20 +72,19 @@ DAMAGES = {
                        tensor(1, 0, "blk.99.attn_q.weight")],
     "no general.architecture": [entry("general.architecture", 4, number(1)), 
                                 entry("general.architecture", 8, text("a b"))],
-    "of something, more than it can hold": [count(0, 2**63), count(1, 10**12), added("x", 9, array(8, [], 10**12))],
-    "ends too early": [added("x", 8, b"\0" * 7 + b"\x80"), added("x", 9, array(4, [], 12_000))],
+    "ends too early": [count(0, 2**63), count(1, 10**12), added("x", 9, array(8, [], 10**12)),
+                       added("x", 8, b"\0" * 7 + b"\x80"), added("x", 9, array(4, [], 12_000))],
     "'llama.block_count' twice": [added(BLOCKS, 4, number(4))],
     "is not a valid": [entry(BLOCKS, 13, number(4)), tensor(0, 2, 44)],
     "of arrays": [added("x", 9, NESTED)],
     "expected a power of 2": [entry("general.alignment", 4, number(3)), entry("general.alignment", 4, number(0))],
-    "expected a finite number": [entry("llama.rope.freq_base", 6, b"\0\0\x80\x7f")],
-    "has the shape": [entry("llama.vocab_size", 4, number(7)), entry("llama.embedding_length", 4, number(64)),
-                      entry("tokenizer.ggml.tokens", 9, array(8, [text("a")])), tensor(-1, 1, [16, 2])],
+    "has the shape": [entry("llama.embedding_length", 4, number(64)),
+                      entry("tokenizer.ggml.tokens", 9, array(8, [text("a")]))],
     "or lies elsewhere": [tensor(2, 3, 0), tensor(2, 3, 2**40), tensor(2, 3, 129), tensor(0, 1, [0]), tensor(0, 2, 1),
-                          tensor(2, 1, [16, 128]), tensor(1, 0, "blk.0.attn_norm.weight")],
-    "dimensions": [tensor(0, 1, []), tensor(0, 1, [1] * 9)],
+                          tensor(0, 1, []), tensor(0, 1, [1] * 9), tensor(2, 1, [16, 128]),
+                          tensor(1, 0, "blk.0.attn_norm.weight")],
     "of no layer that has a number": [tensor(1, 0, "blk.x.attn_q.weight"), tensor(1, 0, "blk.-1.attn_q.weight")],
-    "have unlike tensors": [without("blk.2.attn_q"), tensor(5, 1, [32, 64])],
+    "have unlike tensors": [without("blk.2.attn_q")],
     "is missing, or none of llama": [without("token_embd"), without("output_norm"),
                                      tensor(-1, 0, "outqut_norm.weight")],
     "join them with llama-gguf-split": [added("split.count", 2, b"\2\0")],
@@ -123,7 +121,7 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "loop.gguf").symlink_to("loop.gguf")
     for name in ("pipe", "folder", "empty", "loop", "none", "x" * 250, "none/none"):
         with pytest.raises(InputError, match="does not exist|is not a whole GGUF file"):
-            inspect_gguf(tmp_path / f"{name}.gguf", None)
+            find_model(str(tmp_path / f"{name}.gguf"))
 
 
 # ---- what is written -------------------------------------------------------------------------------------

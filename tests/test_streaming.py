@@ -150,39 +150,24 @@ def test_what_streams_is_asked_in_words(tiny_folder):
         load_model(str(tiny_folder), stream=True, quantization="nf4")
 
 
-def test_a_model_of_the_hub_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):
-    """Its size is known from the headers alone, then the weights are fetched into the cache, and read from there."""
+def test_a_model_of_the_hub_is_fetched_once_and_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     model = tiny_model("llama", layers=LAYERS)
     model.save_pretrained(tmp_path / "saved", max_shard_size="60KB")
-    files = [*(tmp_path / "saved").iterdir(), *tiny_folder.glob("*token*")]
+    files = {path.name: path.read_bytes() for path in [*(tmp_path / "saved").iterdir(), *tiny_folder.glob("*token*")]}
+    bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with serving(monkeypatch) as hub:
-        hub.private["me/model"], hub.files["me/model"] = False, {path.name: path.read_bytes() for path in files}
-        bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-        weights = [name for name in hub.files["me/model"] if name.endswith(".safetensors")]
+        others = {"consolidated.safetensors": b"again", "original/model.safetensors": b"again", "model.bin": b"pickled"}
+        hub.private["me/model"], hub.files["me/model"] = False, files | others
         for free, streams in ((2 * bytes, False), (bytes, True)):
-            asked = len(hub.asked)
             monkeypatch.setattr(opening, "free_memory", lambda device, free=free: free)
             found, _ = load_model("me/model")
             assert is_streamed(found) == streams
-            whole = [line for line in hub.asked[asked:] if line.startswith("GET") and ".safetensors" in line]
-            whole = [line for line in whole if not line.endswith("json") and "bytes=" not in line]
-            # fetched once, the first time; the second its size is read in the cache
-            assert len(whole) == (len(weights) if not streams else 0)
-        heads = [line for line in hub.asked if "bytes=0-" in line]
-        assert len(heads) == len(weights) > 1
-        ids = torch.arange(1, 20)[None]
-        batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-        assert np.array_equal(angular_distances(model, batches), angular_distances(found, batches), equal_nan=True)
-
-
-def test_a_model_of_the_hub_streams_at_once_where_asked(tiny_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with serving(monkeypatch) as hub:
-        hub.private["me/model"] = False
-        hub.files["me/model"] = {path.name: path.read_bytes() for path in tiny_folder.iterdir()}
-        assert is_streamed(load_model("me/model", stream=True)[0])
-        assert not any("bytes=" in line for line in hub.asked)
-        found = find_model("me/model")
+        whole = [line for line in hub.asked if line.startswith("GET") and line.endswith((".safetensors", ".bin"))]
+        assert len(whole) == sum(name.endswith(".safetensors") for name in files) > 1
+        known = find_model("me/model")
         # a commit, which no later one of this name has, and by which it is opened
-        assert (found.weights, found.revision) == (f"hub:{COMMIT}", COMMIT)
+        assert (known.weights, known.revision) == (f"hub:{COMMIT}", COMMIT)
+    ids = torch.arange(1, 20)[None]
+    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    assert np.array_equal(angular_distances(model, batches), angular_distances(found, batches), equal_nan=True)

@@ -127,7 +127,8 @@ def shape_of(model) -> Shape:
     from torch import nn
 
     from deeper_layers.healing.adapters import ffn_modules
-    from deeper_layers.models.decoder import decoder_layers, text_config
+    from deeper_layers.models.configuration import text_config
+    from deeper_layers.models.decoder import decoder_layers
     from deeper_layers.models.network import Network
 
     config, layers, network = text_config(model.config), decoder_layers(model), Network(model)

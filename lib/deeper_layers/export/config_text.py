@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.export.transformers4_config import find_transformers4_entries, write_plainly
-from deeper_layers.models.configuration import DEPTHS, UNUSABLE, text_part
+from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.per_layer import cut_entry
 
 # what of a configuration no cut changes and building a model may, or what is renumbered by name (quantization_names.py)
@@ -91,7 +91,7 @@ def _read(config: dict, kind: type[PreTrainedConfig], where: Path) -> dict:
     """What transformers reads of a config.json."""
     try:
         return _entries(kind.from_dict(copy.deepcopy(config)))
-    except UNUSABLE as error:
+    except Exception as error:
         raise InputError(
             f"transformers can't read what a cut makes of {where / 'config.json'} ({first_line(error)}): choose "
             "another cut, or save the model again with save_pretrained"

@@ -79,7 +79,7 @@ def number_of_layers(folder: Path) -> int:
     config = read_json(folder / "config.json")
     check_configuration(config, folder)
     if _is_known(folder, config):
-        return layers_of(read_config(str(folder), None, trust_remote_code=False), str(folder))
+        return layers_of(read_config(str(folder), None, trust_remote_code=False))
     return _depth(folder, config)
 
 
@@ -98,7 +98,7 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
     check_configuration(config, folder, groups)
     if _is_known(folder, config):
         known = read_config(str(folder), None, trust_remote_code=False)
-        layers_of(known, str(folder))  # refuses an encoder-decoder model
+        layers_of(known)  # refuses an encoder-decoder model
         model = built_empty(known, folder, len(shapes))
         layers = num_layers(model)
         cut.check(layers)

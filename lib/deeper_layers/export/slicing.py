@@ -55,11 +55,9 @@ from deeper_layers.models.checkpoint_files import (
     read_json,
     read_shards,
 )
-from deeper_layers.models.configuration import UNUSABLE
-from deeper_layers.models.gguf_conversion import inspect_gguf
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.models.sources import model_key, model_name
+from deeper_layers.models.sources import find_model, model_key, model_name
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
@@ -253,10 +251,7 @@ def _dtype(asked: str, folder: Path, entries: list[Entry], dequantized: bool) ->
 
 def _quantized(source: str) -> str:
     """Kind of weights of a GGUF file; nothing of any other source."""
-    if packaged := PACKAGED.get(source):
-        return packaged.quantized
-    path = local_path(source)
-    return inspect_gguf(path, None, hashed=False)["quantized"] if is_gguf(path) else ""
+    return find_model(source, hashed=False).quantized if source in PACKAGED or is_gguf(source) else ""
 
 
 def _weights(source: str, folder: Path, shards: list[Shard]) -> str | None:
@@ -271,7 +266,7 @@ def _warn_of_tokenizer(folder: Path) -> None:
         return
     try:
         AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except UNUSABLE as error:
+    except Exception as error:
         warnings.warn(f"the tokenizer of {folder} does not open ({first_line(error)}): it is copied so", stacklevel=3)
 
 

@@ -1,8 +1,8 @@
 from .checkpoint_files import read_json as read_json
 from .configuration import stated_config as stated_config
 from .configuration import stated_layers as stated_layers
+from .configuration import text_config as text_config
 from .decoder import decoder_layers as decoder_layers
-from .decoder import text_config as text_config
 from .devices import device_name as device_name
 from .opening import checkpoint_folder as checkpoint_folder
 from .opening import load_model as load_model

@@ -12,14 +12,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from deeper_layers import files
 from deeper_layers.errors import InputError, unreadable
-from deeper_layers.files import read_plain
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapter_config.json"  # for transformers the folder is then adapters of another model, which it opens
@@ -30,14 +30,10 @@ AGAIN = "give a checkpoint saved by save_pretrained"
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a safetensors file: its entry in the header, its new name, and what changes it, if anything.
-
-    `update(read)` gets the tensor's bytes by calls of `read(number)` and yields as many new ones.
-    """
+    """One tensor of a safetensors file: its name and its entry in the header."""
 
     name: str
     entry: dict
-    update: Callable[[Callable[[int], bytes]], Iterator[bytes]] | None = None
 
     @property
     def bytes(self) -> int:
@@ -68,27 +64,12 @@ def is_gguf(path: str | Path) -> bool:
 def read_json(path: Path) -> dict:
     """A JSON file of a checkpoint, which holds an object. Raises InputError where it does not, or can't be read."""
     try:
-        content = json.loads(read_plain(path, LARGEST).decode("utf-8"), parse_constant=_infinity)
+        content = files.read_json(path, LARGEST, infinite=True)  # which configurations hold as a limit
         if not isinstance(content, dict):
             raise ValueError(f"it holds a {type(content).__name__}")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise unreadable(path, "a file of JSON that holds an object", error, AGAIN) from error
     return content
-
-
-def read_config_json(folder: Path) -> dict:
-    """The config.json of a folder. Raises InputError where there is none, or it can't be read."""
-    path = folder / "config.json"
-    if os.access(folder, os.X_OK) and not os.path.lexists(path):
-        raise InputError(f"{folder} has no config.json: give a folder saved by save_pretrained")
-    return read_json(path)
-
-
-def _infinity(word: str) -> float:
-    """What Python's JSON has beyond the standard's: infinity, which configurations hold as a limit, and no NaN."""
-    if word == "NaN":
-        raise ValueError("it holds NaN, which is no number")
-    return float(word)
 
 
 def folder_files(folder: Path) -> list[Path]:
@@ -97,11 +78,10 @@ def folder_files(folder: Path) -> list[Path]:
     Raises InputError where one leads out of the folder or is no regular file, or the folder can't be read.
     """
     try:
-        paths = sorted(path for path in Path(folder).iterdir() if not path.is_dir())
-        hidden = {path for path in paths if path.name.startswith(".") and not stat.S_ISREG(path.lstat().st_mode)}
+        names = sorted(path.name for path in folder.iterdir() if not path.is_dir())
     except OSError as error:
         raise unreadable(folder, "a folder that can be read", error, AGAIN) from error
-    return [file_inside(folder, path.name) for path in paths if path not in hidden]
+    return [file_inside(folder, name) for name in names]
 
 
 def file_inside(folder: Path, name: str) -> Path:
@@ -110,7 +90,7 @@ def file_inside(folder: Path, name: str) -> Path:
     In the hub's cache files lead to the blobs beside. Raises InputError where the name is a path, leads out of the
     folder, or is that of no regular file.
     """
-    path, home = Path(folder) / name, Path(os.path.realpath(folder))
+    path, home = folder / name, Path(os.path.realpath(folder))
     homes = [home, home.parent.parent / "blobs"] if home.parent.name == "snapshots" else [home]
     try:
         if re.search(r"[/\\\0]", name) or name in ("", ".", ".."):
@@ -135,26 +115,19 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
         raise InputError(f"{folder} holds {ADAPTERS}, adapters of another model: merge them into it, and give that")
     if SINGLE in held:
         return [held[SINGLE]], {}
-    if INDEX in held:
-        weight_map = read_index(held[INDEX])
-        return [file_inside(folder, name) for name in dict.fromkeys(weight_map.values())], weight_map
-    raise InputError(
-        f"{folder} has no safetensors (neither {SINGLE} nor {INDEX}): give a folder saved by save_pretrained; pickled "
-        "weights (.bin, .pt) are not opened, as they can run code: save them again where you trust them"
-    )
-
-
-def read_index(path: Path) -> dict[str, str]:
-    """Of each tensor the file, which is one of safetensors. InputError where the index does not say so."""
-    index = read_json(path)
+    if INDEX not in held:
+        raise InputError(
+            f"{folder} has no safetensors (neither {SINGLE} nor {INDEX}): give a folder saved by save_pretrained; "
+            "pickled weights (.bin, .pt) are not opened, as they can run code: save them again where you trust them"
+        )
+    index = read_json(held[INDEX])
     weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not isinstance(index.get("metadata"), dict):
-        weight_map = {}  # transformers opens none without metadata
+    # transformers opens none without metadata
+    if not isinstance(weight_map, dict) or not weight_map or not isinstance(index.get("metadata"), dict):
+        raise InputError(f"{held[INDEX]} has no weight_map from tensors to files beside its metadata: fetch it again")
     if odd := [name for name in weight_map.values() if not isinstance(name, str) or not name.endswith(".safetensors")]:
-        raise InputError(f"{path} names {odd[0]!r:.60}, expected *.safetensors for each tensor: fetch it again")
-    if not weight_map:
-        raise InputError(f"{path} has no weight_map from tensors to files beside its metadata: fetch it again")
-    return weight_map
+        raise InputError(f"{held[INDEX]} names {odd[0]!r:.60}, expected *.safetensors for each tensor: fetch it again")
+    return [file_inside(folder, name) for name in dict.fromkeys(weight_map.values())], weight_map
 
 
 def read_shards(folder: Path) -> list[Shard]:
@@ -163,23 +136,19 @@ def read_shards(folder: Path) -> list[Shard]:
     Raises InputError as `weight_files`, and where a file is no whole safetensors file, lacks a tensor that the index
     names, or holds one that another holds too.
     """
-    paths, weight_map = weight_files(Path(folder))
+    paths, weight_map = weight_files(folder)
     shards = [read_header(path) for path in paths]
     held = Counter(tensor.name for shard in shards for tensor in shard.tensors)
     if lost := sorted(set(weight_map) - set(held)):
         raise InputError(f"{folder / INDEX} names {lost[0]}, which no file holds: fetch the checkpoint again")
     if twice := [name for name, count in held.items() if count > 1]:
         raise InputError(f"{folder} holds {twice[0]} in two files, expected one: fetch the checkpoint again")
-    if not held:
-        raise InputError(f"{folder} holds no tensors: fetch the checkpoint again")
     return shards
 
 
 def read_header(path: Path) -> Shard:
     """What one safetensors file holds. Raises InputError where it is damaged, or no such file."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise ValueError("no regular file")
         # the library checks names, types, shapes and places, and that no byte is left over; of a file that may not be
         # read it says that there is none, so that it is opened here first
         with open(path, "rb") as file, safe_open(path, framework="np"):

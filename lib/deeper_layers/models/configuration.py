@@ -5,21 +5,32 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deeper_layers.checks import LAYERS
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_config_json, read_json
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_json
 from deeper_layers.models.packaged import PACKAGED
 
 if TYPE_CHECKING:  # slow: much of a folder can be refused without it
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PretrainedConfig
 
-# What transformers raises for a checkpoint that it can't open: what strangers write into a configuration or a tokenizer
-# fails at any line that reads it, with any error.
-UNUSABLE = (Exception,)
 # what configurations call the number of layers
 DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-DEEPEST = 10_000  # layers of a part that is not the decoder
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-ID = re.compile(r"[\w.-]+(/[\w.-]+)?")  # also of the hub's oldest models, which are of no organisation
+
+
+def check_model_name(model: str, revision: str | None = None) -> None:
+    """Raise InputError for what is no packaged model, folder, GGUF file or hub id, or has no revisions."""
+    path = local_path(model)
+    if model in PACKAGED or os.path.isdir(path):
+        if revision is not None:
+            what = "packaged, in one version" if model in PACKAGED else "a folder"
+            raise InputError(f"revision is {revision!r}, and {model!r} is {what}: leave it out, it is for hub ids")
+    elif not is_gguf(path):
+        if os.path.isfile(path):
+            raise InputError(f"{model!r} is a file that is no GGUF: give a .gguf file, a folder or a hub id")
+        # the hub's oldest models are of no organisation
+        if not HUB_ID.fullmatch(model) and not re.fullmatch(r"[\w.-]+", model):
+            raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
 
 
 def stated_config(model: str, revision: str | None = None) -> dict:
@@ -27,7 +38,7 @@ def stated_config(model: str, revision: str | None = None) -> dict:
 
     Raises InputError for a name that is neither a file, a folder nor a hub id, and for a file that can't be read.
     """
-    check_revision(model, revision)
+    check_model_name(model, revision)
     path = local_path(model)
     if packaged := PACKAGED.get(model):
         return {"model_type": packaged.model_type, "num_hidden_layers": packaged.num_layers}
@@ -37,31 +48,14 @@ def stated_config(model: str, revision: str | None = None) -> dict:
         header = read_gguf(path)
         return {"model_type": architecture(header).replace("-", "_"), "num_hidden_layers": layers_of(header)}
     if os.path.isdir(path):
-        return read_config_json(path)
-    check_hub_id(model)
+        return read_json(path / "config.json")
     from huggingface_hub import hf_hub_download  # slow
 
     try:
-        return read_json(Path(hf_hub_download(model, "config.json", revision=revision)))
-    except InputError:
-        raise
+        path = Path(hf_hub_download(model, "config.json", revision=revision))
     except Exception as error:  # whatever a server and the ways to it can answer
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
-
-
-def check_revision(model: str, revision: str | None) -> None:
-    """Raise InputError for a revision of what has none."""
-    if revision is not None and (model in PACKAGED or os.path.isdir(local_path(model))):
-        what = "packaged, in one version" if model in PACKAGED else "a folder"
-        raise InputError(f"revision is {revision!r}, and {model!r} is {what}: leave it out, it is for hub ids")
-
-
-def check_hub_id(model: str) -> None:
-    """Raise InputError for a name that can't be a hub id."""
-    if os.path.isfile(local_path(model)):
-        raise InputError(f"{model!r} is a file that is no GGUF: give a .gguf file, a folder or a hub id")
-    if not ID.fullmatch(model):
-        raise InputError(f"{model!r} is no file, no folder and no hub id (ORGANISATION/NAME)")
+    return read_json(path)
 
 
 def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "PretrainedConfig":
@@ -74,7 +68,7 @@ def read_config(model: str, revision: str | None, trust_remote_code: bool) -> "P
         return AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code, **options)
     except InputError:
         raise
-    except UNUSABLE as error:
+    except Exception as error:  # what strangers write into a configuration fails at any line that reads it
         raise InputError(
             f"can't open the model {model!r} ({first_line(error)}): repair its config.json, or check the name and the "
             "connection, or give a local folder, a .gguf file or 'embedded'"
@@ -103,24 +97,18 @@ def check_configuration(config: dict, where: str | Path, groups: dict[str, set[i
     Before a model is built, since transformers makes lists of so many layers. `groups` are the numbered tensors of its
     checkpoint, where they are known, see `numbered_groups`.
     """
-    quantized, text, wrong = config.get("quantization_config"), text_part(config), None
+    quantized, wrong = config.get("quantization_config"), None
+    stated = [part[name] for part in (config, text_part(config)) for name in DEPTHS if part.get(name) is not None]
+    if odd := [depth for depth in stated if type(depth) is not int or not 0 <= depth <= LAYERS]:
+        wrong = f"states {odd[0]!r:.40} layers, expected 1 to {LAYERS:,}"
+    elif groups is not None and (depth := stated_layers(config)) is not None:
+        prefix, numbers = max(groups.items(), key=lambda group: len(group[1]), default=("model.layers.", ()))
+        if not 1 <= depth <= len(numbers):
+            wrong = f"states {depth} layers, where its tensors are of {len(numbers)} (none of {prefix}{len(numbers)}.)"
     if config.get("transformers_weights") is not None:
         wrong = "names its weights (transformers_weights), expected model.safetensors or its index"
-    methods = {"quant_method", "load_in_4bit", "load_in_8bit"}
-    if quantized is not None and not (isinstance(quantized, dict) and methods & quantized.keys()):
-        wrong = "has a quantization_config of no known method (quant_method)"
-    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for name in DEPTHS:
-            value = part.get(name)
-            # elsewhere than in the decoder's part the word may mean another thing
-            if value is None or not (type(value) is int or part is config or part is text):
-                continue
-            if type(value) is not int or not 0 <= value <= DEEPEST:
-                wrong = f"has {name} = {value!r:.40}, expected a number of layers from 1 to {DEEPEST:,}"
-    depth = stated_layers(config)
-    prefix, numbers = max((groups or {}).items(), key=lambda group: len(group[1]), default=("model.layers.", ()))
-    if wrong is None and depth is not None and groups is not None and not 1 <= depth <= len(numbers):
-        wrong = f"states {depth} layers, where its tensors are of {len(numbers)} (none of {prefix}{len(numbers)}.)"
+    if quantized is not None and not (isinstance(quantized, dict) and quantized):
+        wrong = "has a quantization_config of no known method"
     if wrong:
         raise InputError(f"the configuration of {where} {wrong}: repair its config.json")
 
@@ -131,18 +119,32 @@ def text_part(config: dict) -> dict:
 
 
 def stated_layers(config: dict) -> int | None:
-    """Number of layers that a configuration states in plain words; None where only its code knows."""
+    """Number of layers that a config.json states in plain words; None where only its code knows."""
     text = text_part(config)
     return next((text[name] for name in DEPTHS if type(text.get(name)) is int), None)
 
 
-def layers_of(config: "PretrainedConfig", model: str) -> int:
-    """Number of decoder layers that a configuration states. Raises InputError where it is no decoder's."""
+def text_config(config: "PretrainedConfig") -> "PretrainedConfig":
+    """The part of a model's configuration that describes its decoder: often the configuration itself.
+
+    It is the object held by the model, not a copy. Raises InputError where it is of an encoder-decoder model.
+    """
     if getattr(config, "is_encoder_decoder", False):
-        raise InputError(f"{model!r} is an encoder-decoder model ({config.model_type}): give a decoder-only one")
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    if not isinstance(layers, int) or layers < 1:
-        raise InputError(f"{model!r} ({config.model_type}) states no number of layers: give a decoder-only one")
+        raise InputError(
+            f"{config.model_type} is an encoder-decoder model; expected a decoder-only language model "
+            "(Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and the like); choose such a model"
+        )
+    return config.get_text_config(decoder=True)
+
+
+def layers_of(config: "PretrainedConfig") -> int:
+    """Number of decoder layers L that a configuration states. Raises InputError where it is no decoder's."""
+    layers = getattr(text_config(config), "num_hidden_layers", None)
+    if type(layers) is not int or layers < 1:
+        raise InputError(
+            f"the configuration of a {config.model_type} model states num_hidden_layers = {layers!r}; expected a whole "
+            "number of decoder layers; choose a decoder-only language model"
+        )
     return layers
 
 

@@ -4,43 +4,18 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 from deeper_layers.errors import InputError
-
-
-def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a model's configuration that describes its decoder: often the configuration itself.
-
-    It is the object held by the model, not a copy.
-
-    Raises:
-        InputError: the configuration belongs to an encoder-decoder model.
-    """
-    if getattr(config, "is_encoder_decoder", False):
-        raise InputError(
-            f"{config.model_type} is an encoder-decoder model; expected a decoder-only language model "
-            "(Llama, Mistral, Qwen, Gemma, Phi, GPT-NeoX and the like); choose such a model"
-        )
-    return config.get_text_config(decoder=True)
+from deeper_layers.models.configuration import layers_of, text_config
 
 
 def num_layers(model: nn.Module) -> int:
-    """Number of decoder layers L, as the model's configuration states it.
-
-    Raises:
-        InputError: the model has no configuration, or its configuration states no number of layers.
-    """
+    """Number of decoder layers L, as the model's configuration states it. Raises InputError where it states none."""
     config = getattr(model, "config", None)
     if not isinstance(config, PreTrainedConfig):
         raise InputError(
             f"the model is a {type(model).__name__} without a configuration; expected a transformers "
             "model; open it with load_model or AutoModelForCausalLM.from_pretrained"
         )
-    number = getattr(text_config(config), "num_hidden_layers", None)
-    if type(number) is not int:
-        raise InputError(
-            f"the configuration of {type(model).__name__} states num_hidden_layers = {number!r}; expected "
-            "a whole number of decoder layers; choose a decoder-only language model"
-        )
-    return number
+    return layers_of(config)
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -1,5 +1,6 @@
 """Where a model runs, and what that is called."""
 
+import contextlib
 import os
 import platform
 from pathlib import Path
@@ -44,16 +45,12 @@ def free_memory(device: str) -> int:
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0]
     free = psutil.virtual_memory().available
-    try:
-        groups = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    except OSError:  # no Linux
-        return free
-    for number, kind, path in groups:
-        if number == "0" or "memory" in kind.split(","):
-            limit = "memory.max" if number == "0" else "memory.limit_in_bytes"
-            root = Path("/sys/fs/cgroup") / ("" if number == "0" else kind)
+    with contextlib.suppress(OSError):  # no Linux
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            number, kind, path = line.split(":", 2)
+            root, limit = ("", "memory.max") if number == "0" else (kind, "memory.limit_in_bytes")
             # a container sees its own group as the root
-            for file in (root / path.lstrip("/") / limit, root / limit):
-                if file.exists() and (said := file.read_text().strip()).isdigit():
-                    free = min(free, int(said))
+            for file in (f"/sys/fs/cgroup/{root}/{path}/{limit}", f"/sys/fs/cgroup/{root}/{limit}"):
+                with contextlib.suppress(OSError, ValueError):  # none is there, or it says "max"
+                    free = min(free, int(Path(file).read_text()))
     return free

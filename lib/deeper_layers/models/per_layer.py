@@ -4,7 +4,8 @@ import re
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from deeper_layers.models.decoder import num_layers, text_config
+from deeper_layers.models.configuration import text_config
+from deeper_layers.models.decoder import num_layers
 
 # configuration entries that are a boundary between layers: all layers below it are of one kind
 BOUNDARIES = ("max_window_layers", "first_k_dense_replace", "num_dense_layers", "moe_layer_start_index")

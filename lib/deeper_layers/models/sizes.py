@@ -4,7 +4,7 @@ Enough to plan: parameters of every layer, bytes of a GGUF file's tensors, what 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,12 +46,20 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
         layers = (packaged.layer_parameters,) * packaged.num_layers
         return Sizes(layers, packaged.parameters - sum(layers))
     if source.gguf is not None:
-        return _of_gguf(source.gguf, source.num_layers)
+        from deeper_layers.models.gguf_header import layer_of, read_gguf  # slow: see the head of sources.py
+
+        numbers, bytes = [0] * (source.num_layers + 1), [0] * (source.num_layers + 1)  # the rest is last
+        for tensor in read_gguf(source.gguf).tensors:
+            layer = layer_of(tensor.name)
+            numbers[-1 if layer is None else layer] += tensor.elements
+            bytes[-1 if layer is None else layer] += tensor.bytes
+        *layers, rest = numbers
+        return Sizes(tuple(layers), rest, tuple(bytes[:-1]), source.gguf.stat().st_size - sum(bytes[:-1]))
     from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
 
     model = empty_model(source, trust_remote_code=trust_remote_code)
-    layers = tuple(map(_parameters, decoder_layers(model)))
-    return Sizes(layers, _parameters(model) - sum(layers))
+    whole, *layers = (sum(p.numel() for p in module.parameters()) for module in (model, *decoder_layers(model)))
+    return Sizes(tuple(layers), whole - sum(layers))
 
 
 def empty_model(source: Source, *, trust_remote_code: bool = False):
@@ -64,17 +72,12 @@ def empty_model(source: Source, *, trust_remote_code: bool = False):
 
     from deeper_layers.models.configuration import auto_class
 
-    try:
-        with _where(source, trust_remote_code) as (folder, options):
-            config = AutoConfig.from_pretrained(folder, **options)
+    def build(folder: str | Path, **options):
+        config = AutoConfig.from_pretrained(folder, **options)
         with torch.device("meta"):
             return auto_class(config).from_config(config, trust_remote_code=options["trust_remote_code"])
-    except InputError:
-        raise
-    except Exception as error:  # whatever transformers raises for an entry that it did not expect
-        raise InputError(
-            f"can't build {source.name!r} without weights from its configuration ({first_line(error)}): mend that"
-        ) from error
+
+    return _read(source, trust_remote_code, build, "configuration")
 
 
 def tokenizer_of(source: Source, *, trust_remote_code: bool = False):
@@ -84,47 +87,25 @@ def tokenizer_of(source: Source, *, trust_remote_code: bool = False):
     """
     from transformers import AutoTokenizer  # slow: see the head of sources.py
 
-    try:
-        with _where(source, trust_remote_code) as (folder, options):
-            return AutoTokenizer.from_pretrained(folder, **options)
-    except InputError:
-        raise
-    except Exception as error:  # whatever transformers raises for an entry that it did not expect
-        raise InputError(f"can't open the tokenizer of {source.name!r} ({first_line(error)}): mend that") from error
+    return _read(source, trust_remote_code, AutoTokenizer.from_pretrained, "tokenizer")
 
 
-@contextlib.contextmanager
-def _where(source: Source, trust_remote_code: bool) -> Iterator[tuple[str | Path, dict]]:
-    """What transformers is told to read a configuration or a tokenizer from, converting nothing."""
+def _read(source: Source, trust_remote_code: bool, read: Callable, what: str):
+    """What transformers reads of a model, converting nothing: `read` gets a folder or hub id, and options."""
     from deeper_layers.models.gguf_conversion import ALONE, alone, conversion_of  # slow: see the head of sources.py
 
     packaged = PACKAGED.get(source.folder)
-    path = packaged.path if packaged else source.gguf
-    if path is None:
-        options = {"revision": source.revision} if source.revision else {}
-        yield source.folder, options | {"trust_remote_code": trust_remote_code}
-        return
-    if converted := conversion_of(source.weights.removeprefix("sha256:")):
-        yield converted, {"trust_remote_code": False}
-        return
-    if not path.exists():
-        raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
-    with alone(path) as folder:
-        yield folder, {"gguf_file": ALONE, "trust_remote_code": False}
-
-
-def _parameters(module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _of_gguf(path: Path, layers: int) -> Sizes:
-    """From the header of a GGUF file."""
-    from deeper_layers.models.gguf_header import layer_of, read_gguf  # slow: see the head of sources.py
-
-    numbers, bytes = [0] * (layers + 1), [0] * (layers + 1)  # the rest is last
-    for tensor in read_gguf(path).tensors:
-        layer = layer_of(tensor.name)
-        place = layers if layer is None else layer
-        numbers[place] += tensor.elements
-        bytes[place] += tensor.bytes
-    return Sizes(tuple(numbers[:-1]), numbers[-1], tuple(bytes[:-1]), path.stat().st_size - sum(bytes[:-1]))
+    options: dict = {"trust_remote_code": trust_remote_code and not source.is_gguf}
+    try:
+        with contextlib.ExitStack() as stack:
+            if (path := packaged.path if packaged else source.gguf) is None:
+                folder, options["revision"] = source.folder, source.revision
+            elif not (folder := conversion_of(source.weights.removeprefix("sha256:"))).is_dir():
+                if not path.exists():
+                    raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
+                folder, options["gguf_file"] = stack.enter_context(alone(path)), ALONE
+            return read(folder, **{name: value for name, value in options.items() if value is not None})
+    except InputError:
+        raise
+    except Exception as error:  # whatever transformers raises for an entry that it did not expect
+        raise InputError(f"can't open the {what} of {source.name!r} ({first_line(error)}): mend that") from error

@@ -10,17 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deeper_layers.errors import InputError
-from deeper_layers.models.checkpoint_files import (
-    is_gguf,
-    local_path,
-    numbered_groups,
-    read_config_json,
-    read_json,
-    read_shards,
-)
-from deeper_layers.models.configuration import check_configuration, check_hub_id, check_revision, layers_of, read_config
+from deeper_layers.models.checkpoint_files import is_gguf, local_path, numbered_groups, read_json, read_shards
+from deeper_layers.models.configuration import check_configuration, check_model_name, layers_of, read_config
 from deeper_layers.models.packaged import PACKAGED
-from deeper_layers.package_index import hash_once
+from deeper_layers.package_index import check_hash, hash_once
 from deeper_layers.results.store import all_results
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -77,35 +70,34 @@ def find_model(
     config.json or safetensors, a damaged GGUF file, an encoder-decoder model, an unknown dtype.
     """
     _check_dtype(dtype, "auto")
-    path, gguf = local_path(model), None
-    check_revision(model, revision)
+    check_model_name(model, revision)
+    path, folder, gguf, default = local_path(model), model, None, "float32"
     if packaged := PACKAGED.get(model):
-        name, quantized, layers, default = packaged.name, packaged.quantized, packaged.num_layers, "float32"
-        weights, model = f"sha256:{packaged.sha256}", packaged.name
+        layers, quantized, folder, hashed = packaged.num_layers, packaged.quantized, packaged.name, True
     elif is_gguf(path):
-        from deeper_layers.models.gguf_conversion import inspect_gguf  # slow: see the head of this file
+        from deeper_layers.models import gguf_header  # slow: see the head of this file
 
-        found = inspect_gguf(path, revision, hashed=hashed)
-        name, quantized, layers, default = found["name"], found["quantized"], found["layers"], "float32"
-        weights, model, gguf, revision = found["weights"] or UNREAD, str(path), path, None
+        header = gguf_header.read_gguf(path)
+        if revision is not None:
+            check_hash(path, revision.removeprefix("sha256:"), "the model")
+        layers = gguf_header.layers_of(header)
+        quantized = "+".join(sorted({tensor.kind.name for tensor in header.tensors if len(tensor.shape) > 1}))
+        folder, gguf, revision = str(path), path, None
     else:
-        name = model_name(model)
-        if os.path.isdir(path):
-            content = read_config_json(path)
+        if local := os.path.isdir(path):
+            folder = str(path)
             names = [tensor.name for shard in read_shards(path) for tensor in shard.tensors]
-            check_configuration(content, path, numbered_groups(names))
-            config = read_config(str(path), None, trust_remote_code)
-            weights = checkpoint_fingerprint(path) if hashed else UNREAD
-        else:
-            check_hub_id(model)
-            config = read_config(model, revision, trust_remote_code)
-            revision = _commit(model, revision)
-            weights = f"hub:{revision}"
-        layers = layers_of(config, model)
+            check_configuration(read_json(path / "config.json"), path, numbered_groups(names))
+        config = read_config(folder, revision, trust_remote_code)
+        if not local:
+            path, hashed = _snapshot(model, revision), True
+            revision = path.name
+        layers = layers_of(config)
         default = str(getattr(config, "dtype", None) or "float32").removeprefix("torch.")
         quantized = (getattr(config, "quantization_config", None) or {}).get("quant_method", "unquantized")
-    resolved = default if dtype == "auto" else dtype
-    return Source(name, weights, layers, resolved, quantized, model, gguf, revision)
+    weights = model_key(model, path)["weights"] if hashed else UNREAD
+    dtype = default if dtype == "auto" else dtype
+    return Source(model_name(model), weights, layers, dtype, quantized, folder, gguf, revision)
 
 
 def _check_dtype(dtype: object, *others: str) -> None:
@@ -113,8 +105,8 @@ def _check_dtype(dtype: object, *others: str) -> None:
         raise InputError(f"dtype is {dtype!r:.40}, expected one of {', '.join(map(repr, expected))}")
 
 
-def _commit(model: str, revision: str | None) -> str:
-    """The commit of a hub id, as the hub's cache has it, which its configuration was just fetched into.
+def _snapshot(model: str, revision: str | None) -> Path:
+    """The folder of a hub id's commit in the hub's cache, which its configuration was just fetched into.
 
     Raises InputError where it has none: then nothing tells the model from a later one of its name.
     """
@@ -126,7 +118,7 @@ def _commit(model: str, revision: str | None) -> str:
             f"can't tell which commit of {model!r} is meant, as its config.json is not in the hub's cache: fetch the "
             "model into a folder, and give that"
         )
-    return Path(path).parent.name
+    return Path(path).parent
 
 
 def configured(path: Path, dtype: str = "auto") -> Source:
@@ -136,7 +128,7 @@ def configured(path: Path, dtype: str = "auto") -> Source:
     default = content.get("dtype") or content.get("torch_dtype") or "float32"
     _check_dtype(resolved := default if dtype == "auto" else dtype)
     name = path.stem if path.name != "config.json" else path.resolve().parent.name
-    return Source(name, CONFIGURED, layers_of(config, str(path)), str(resolved), "no", str(path))
+    return Source(name, CONFIGURED, layers_of(config), str(resolved), "no", str(path))
 
 
 def model_name(model: str) -> str:
@@ -167,11 +159,10 @@ def recorded_model(name: str, dtype: str = "auto", folder: Path | None = None) -
     None where they know none of this name and data type.
     """
     for unit in all_results(folder, model=name):
-        if unit.key["model"]["name"] == name and dtype in ("auto", unit.key["dtype"]) and "weights" in unit.details:
-            return Source(
-                **unit.key["model"], num_layers=unit.details["num_layers"], dtype=unit.key["dtype"],
-                quantized=unit.details["weights"], folder=name,
-            )  # fmt: skip
+        key, details = unit.key, unit.details
+        if key["model"]["name"] == name and dtype in ("auto", key["dtype"]) and "weights" in details:
+            weights, layers = key["model"]["weights"], details["num_layers"]
+            return Source(name, weights, layers, key["dtype"], details["weights"], folder=name)
     return None
 
 

@@ -17,17 +17,20 @@ from transformers.utils import logging
 
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.models.checkpoint_files import read_json, read_shards
-from deeper_layers.models.configuration import UNUSABLE, auto_class, read_config
+from deeper_layers.models.configuration import auto_class, read_config
 
-# endings of what a quantized weight is stored as, neither of which is read without the other
-TOGETHER = (
-    (".qweight", ".scales"), (".weight_packed", ".weight_scale"), (".weight_scale_inv", ".weight"),
-    (".weight.absmax", ".weight.quant_map"), (".weight.quant_map", ".weight.absmax"), (".SCB", ".weight"),
-    ("_blocks", "_scales"),
-)  # fmt: skip
+# endings of what a quantized weight is stored as: which is not read without which
+TOGETHER = {
+    ".qweight": ".scales",
+    ".weight_packed": ".weight_scale",
+    ".weight_scale_inv": ".weight",
+    ".weight.absmax": ".weight.quant_map",
+    ".weight.quant_map": ".weight.absmax",
+    ".SCB": ".weight",
+    "_blocks": "_scales",
+}
 PACKED = 64  # weights in one number of a tensor, at most
-BUFFERS = 2**30  # numbers in tables that transformers works out: none has more
-
+TABLES = 2**30  # numbers that transformers works out: of no model more
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -51,7 +54,7 @@ def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrai
     try:
         with torch.device("meta"), _at_most(1_000 + 8 * tensors):
             return auto_class(config).from_config(config, trust_remote_code=False)
-    except UNUSABLE as error:
+    except Exception as error:  # what strangers write into a configuration fails at any line that reads it
         raise InputError(
             f"can't build an empty model from {folder / 'config.json'} ({first_line(error)}): repair it"
         ) from error
@@ -63,38 +66,24 @@ def check_tensors(model: PreTrainedModel, folder: Path, shapes: Shapes) -> None:
     More of them may be there. Quantized weights have names and shapes of their own: then there has to be something
     of each part of the model. A checkpoint of a model without its head, as transformers knows it, may lack that.
     """
-    quantized = getattr(model.config, "quantization_config", None) is not None
-    pairs = ((name, name.removesuffix(one) + other) for name in shapes for one, other in TOGETHER if name.endswith(one))
-    torn = [other for _, other in pairs if quantized and other not in shapes]
-    asked, held = sum(p.numel() for p in model.parameters()), sum(map(math.prod, shapes.values()))
-    wrong = f"it describes {asked:,} weights, and they are {held:,}"
-    if asked <= PACKED * held and sum(b.numel() for b in model.buffers()) <= BUFFERS:
+    quantized, wrong = getattr(model.config, "quantization_config", None) is not None, []
+    asked = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if asked > PACKED * (held := sum(map(math.prod, shapes.values()))) + TABLES:
+        wrong = [f"it describes {asked:,} numbers, and they are {held:,}"]
+    else:
         try:
-            wrong = _wrong(model, shapes, _loaded(model, shapes, shapes), quantized)
-        except UNUSABLE as error:  # what joins tensors may not know those of a quantized model
-            wrong = None if quantized else first_line(error)
-        wrong = f"it lacks {torn[0]}, a part of a quantized weight" if torn else wrong
+            wrong = _differences(model, shapes, _loaded(model, shapes, shapes), quantized)
+        except Exception as error:  # what joins tensors may not know those of a quantized model
+            wrong = [] if quantized else [first_line(error)]
+    for name in shapes if quantized else ():
+        parts = [name.removesuffix(one) + other for one, other in TOGETHER.items() if name.endswith(one)]
+        wrong += [f"it lacks {part}, a part of a quantized weight" for part in parts if part not in shapes]
     if wrong:
+        more = f" and {len(wrong) - 1} more" * (len(wrong) > 1)
         raise InputError(
-            f"the weights in {folder} are not those that its config.json asks for ({wrong}): give a checkpoint whose "
-            "configuration and weights belong together"
+            f"the weights in {folder} are not those that its config.json asks for ({wrong[0]}{more}): give a "
+            "checkpoint whose configuration and weights belong together"
         )
-
-
-def _wrong(model: PreTrainedModel, shapes: Shapes, report: dict, quantized: bool) -> str | None:
-    """What a report of loading says that a model lacks, or has in another shape."""
-    parts = (name.split(".") for name in report["unexpected_keys"] if quantized)
-    packed = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
-    inside = f"{model.base_model_prefix}."
-    if any(name.startswith(inside) for name in shapes):
-        inside = ""  # else the model without its head was saved
-    names = (name for name in report["missing_keys"] if name.startswith(inside.lstrip(".")))
-    if lost := [name for name in names if name.rpartition(".")[0] not in packed]:
-        return f"it lacks {min(lost)}" + f" and {len(lost) - 1} more" * (len(lost) > 1)
-    for name, found, expected in sorted(report["mismatched_keys"]):
-        if name.rpartition(".")[0] not in packed:
-            return f"{name} has the shape {list(found)}, expected {list(expected)}"
-    return None
 
 
 def unread_without(model: PreTrainedModel, shapes: Shapes, prefix: str) -> set[str]:
@@ -102,9 +91,22 @@ def unread_without(model: PreTrainedModel, shapes: Shapes, prefix: str) -> set[s
     try:
         others = [name for name in shapes if not name.startswith(prefix)]
         all_missing, missing = (set(_loaded(model, shapes, names)["missing_keys"]) for names in (shapes, others))
-    except UNUSABLE:
+    except Exception:  # as above
         return set()
     return missing - all_missing
+
+
+def _differences(model: PreTrainedModel, shapes: Shapes, report: dict, quantized: bool) -> list[str]:
+    """What a report of loading says that a model lacks, or has in another shape."""
+    parts = (name.split(".") for name in report["unexpected_keys"] if quantized)
+    packed = {".".join(words[:length]) for words in parts for length in range(1, len(words))}
+    inside = f"{model.base_model_prefix}."
+    if any(name.startswith(inside) for name in shapes):
+        inside = ""  # else the model without its head was saved
+    lacking = {name: f"it lacks {name}" for name in report["missing_keys"] if name.startswith(inside.lstrip("."))}
+    for name, found, expected in report["mismatched_keys"]:
+        lacking[name] = f"{name} has the shape {list(found)}, expected {list(expected)}"
+    return [said for name, said in sorted(lacking.items()) if name.rpartition(".")[0] not in packed]
 
 
 def _loaded(model: PreTrainedModel, shapes: Shapes, names: Iterable[str]) -> dict:
@@ -114,19 +116,15 @@ def _loaded(model: PreTrainedModel, shapes: Shapes, names: Iterable[str]) -> dic
         del config.quantization_config
     with torch.device("meta"):
         tensors = {name: torch.empty(shapes[name]) for name in names}
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    how: dict = {"device_map": {"": "meta"}, "ignore_mismatched_sizes": True, "output_loading_info": True}
+    verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        _, report = type(model).from_pretrained(  # ty: ignore[not-iterable]
-            None, config=config, state_dict=tensors, device_map={"": "meta"}, ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )  # fmt: skip
+        _, report = type(model).from_pretrained(None, config=config, state_dict=tensors, **how)  # ty: ignore[not-iterable]
         return report
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

@@ -5,7 +5,7 @@ Letters in shapes: B sequences, T tokens, K keys.
 
 import torch
 
-from deeper_layers.models.decoder import text_config
+from deeper_layers.models.configuration import text_config
 from deeper_layers.models.per_layer import BOUNDARIES
 
 MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours

@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 
 from deeper_layers.errors import InputError, ran_out
-from deeper_layers.models.decoder import text_config
+from deeper_layers.models.configuration import text_config
 from deeper_layers.models.network import Network
 from deeper_layers.sweeping.planning import BATCH_TOKENS, Piece, logits_at_once
 from deeper_layers.sweeping.tree import Tree

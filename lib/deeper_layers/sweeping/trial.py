@@ -10,7 +10,8 @@ import torch
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import kinds_of_layers, num_layers, text_config
+from deeper_layers.models.configuration import text_config
+from deeper_layers.models.decoder import kinds_of_layers, num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers, silence_sublayers
