@@ -8,6 +8,7 @@ import pandas as pd
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
+from deeper_layers.report.lengths import lengths_in_words
 from deeper_layers.report.names import as_markdown, topic
 from deeper_layers.report.pairing import Vectors, by_run, guessing, joined, main_metrics, one_rule, same_items
 from deeper_layers.report.statistics import RULES, kept_distances
@@ -151,6 +152,8 @@ def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: p
         if ruined := [as_markdown(one.topic) for one in found if one.ruined]:
             said = "Surely less than half of what the whole model has above guessing is left on these:"
             lines += ["", f"{said} {'; '.join(ruined)}."]
+    if healed is None and (said := lengths_in_words(scores, cut)):
+        lines += ["", *map(as_markdown, said)]
     return "\n".join(lines)
 
 
