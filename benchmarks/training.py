@@ -1,0 +1,70 @@
+"""Does a pruned folder train elsewhere? The code of the page "Your model" is run as it stands there.
+
+    python -m benchmarks.training [transformers trl]
+
+Writes measured/training.json: losses of each step, and whether the folder that was saved gives the logits of the model
+that was trained. TRL has to be installed beside this project: it is none of its packages.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.harness import MEASURED, ROOT
+from deeper_layers import data
+from deeper_layers.models import device_name
+from deeper_layers.results.circumstances import provenance
+
+DROPPED, DOCUMENTS = 8, 64
+TRAINERS = {"transformers": "import AutoModelForCausalLM, AutoTokenizer", "trl": "from trl import SFTConfig"}
+FILE = MEASURED / "training.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trainers", nargs="*", default=list(TRAINERS), help=f"of {', '.join(TRAINERS)}")
+    trainers = parser.parse_args().trainers
+    torch.set_num_threads(2)
+    found = json.loads(FILE.read_text()) if FILE.exists() else {"trainers": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        prune = [sys.executable, "-m", "deeper_layers", "prune", "embedded", "pruned", "--drop", str(DROPPED)]
+        subprocess.run([*prune, "--rule", "similarity"], check=True)
+        for name in trainers:
+            found["trainers"][name] = train(name)
+            found |= {
+                "model": "SmolLM2-135M-Instruct",
+                "dropped": DROPPED,
+                "provenance": provenance(device_name()),
+            }
+            FILE.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def train(name: str) -> dict:
+    """Losses by step of the page's code, and whether what it saved is what it trained."""
+    blocks = re.findall("```python\n(.*?)```", (ROOT / "book" / "your-model.md").read_text(encoding="utf-8"), re.S)
+    (code,) = (block for block in blocks if TRAINERS[name] in block)
+    torch.manual_seed(0)
+    names = {"documents": data.texts("wikipedia", split="train", documents=DOCUMENTS)}
+    exec(compile(code, f"your-model.md, {name}", "exec"), names)  # noqa: S102 - the page's own code
+    trainer = names["trainer"]
+    losses = [round(step["loss"], 4) for step in trainer.state.log_history if "loss" in step]
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        trained = trainer.model.eval()(input_ids=ids).logits
+        reloaded = AutoModelForCausalLM.from_pretrained(Path("trained"), dtype="float32")(input_ids=ids).logits
+    versions = {package: importlib.metadata.version(package) for package in dict.fromkeys(["transformers", name])}
+    return {"versions": versions, "losses": losses, "reloaded_equal": bool(torch.equal(trained, reloaded))}
+
+
+if __name__ == "__main__":
+    main()
