@@ -13,27 +13,23 @@ FIGURE = '<figure class="measured" id="some"><div></div></figure>'
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """An empty book in a folder of its own, to which notebooks are added by their code."""
-    for name, path in {"ROOT": "", "EXECUTED": "book/executed", "EXPLORER": "book/executed/explorer.json",
-                       "STAMPS": "book/executed/stamps.json"}.items():  # fmt: skip
-        monkeypatch.setattr(running, name, tmp_path / path)
-    monkeypatch.setattr(figures, "EXECUTED", tmp_path / "book" / "executed")
-    drawn = []
+    executed, drawn = tmp_path / "book" / "executed", []
+    places = {"ROOT": tmp_path, "EXECUTED": executed, "EXPLORER": executed / "explorer.json"}
+    for name, path in (places | {"STAMPS": executed / "stamps.json"}).items():
+        monkeypatch.setattr(running, name, path)
+    monkeypatch.setattr(figures, "EXECUTED", executed)
     monkeypatch.setattr("book.extension.explorer.draw_explorer", lambda path: drawn.append(path) or path.touch() or [])
     for folder in ("book/executed", "notebooks", "results", "lib/deeper_layers"):
         (tmp_path / folder).mkdir(parents=True)
 
     def add(name: str, code: str) -> None:
-        parameters = {"tags": ["parameters"]}
-        cells = [
-            nbformat.v4.new_markdown_cell("# How many?"),
-            nbformat.v4.new_code_cell("size: int = 1\nmeasure: bool = True", metadata=parameters),
-            nbformat.v4.new_code_cell(code),
-        ]
-        notebook = nbformat.v4.new_notebook(cells=cells)
+        new, parameters = nbformat.v4.new_code_cell, {"tags": ["parameters"]}
+        cells = [new("size: int = 1\nmeasure: bool = True", metadata=parameters), new(code)]
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# How many?"), *cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-        contents = tmp_path / "book" / "_toc.yml"
-        contents.write_text((contents.read_text() if contents.exists() else "") + f"- file: executed/{name}\n")
+        with open(tmp_path / "book" / "_toc.yml", "a") as contents:
+            contents.write(f"- file: executed/{name}\n")
 
     add.folder, add.drawn = tmp_path, drawn
     return add
@@ -47,36 +43,29 @@ def shown(name: str) -> str:
 
 def test_a_failing_notebook_ends_the_build_with_one_line_and_leaves_no_page(book):
     book("01-bad", "raise ValueError('size 31 is too large\\nor so')")
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="^notebooks/01-bad.ipynb failed: or so$"):
         running.draw(None)
-    assert str(ended.value) == "notebooks/01-bad.ipynb failed: or so"
     assert not (running.EXECUTED / "01-bad.ipynb").exists()
     (book.folder / "notebooks" / "01-bad.ipynb").unlink()
     with pytest.raises(SystemExit, match="names executed/01-bad, but there is no notebooks/01-bad.ipynb"):
         running.draw(None)
 
 
-def test_notebooks_measure_nothing_and_know_their_name(book):
-    book("02-some", """import os
-try:
-    import torch.nn
-except ImportError as error:
-    print(error, size, measure, os.environ["DEEPER_LAYERS_NOTEBOOK"])""")  # fmt: skip
-    running.draw(None)
-    assert shown("02-some") == "torch is asked for, by a page that measures nothing 1 False 02-some\n"
-
-
-def test_a_page_is_drawn_again_when_what_it_is_made_of_changes_and_at_no_other_time(book, monkeypatch):
+def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_changes(book, monkeypatch):
     path = book.folder / "lib" / "deeper_layers" / "__init__.py"
     path.write_text("x = 1")
     (path.parent / "other.py").write_text("not loaded")
-    book(
-        "03-code",
-        f"import sys; sys.path.insert(0, {str(path.parents[1])!r})\nimport deeper_layers; print(deeper_layers.x)",
-    )
-    book("04-none", "print(2)")
-    ran = []
-    run = running.run_notebook
+    code = f"import sys; sys.path.insert(0, {str(path.parents[1])!r})\nimport deeper_layers; print(deeper_layers.x)"
+    book("03-code", code)
+    book("04-none", """import os
+from IPython.display import HTML, display
+try:
+    import torch.nn
+except ImportError as error:
+    print(error, size, measure, os.environ["DEEPER_LAYERS_NOTEBOOK"])
+display(HTML('FIGURE'))
+HTML('<p id="answer">42</p>')""".replace("FIGURE", FIGURE))  # fmt: skip
+    ran, run = [], running.run_notebook
     monkeypatch.setattr(running, "run_notebook", lambda path: ran.append(path.stem) or run(path))
 
     def drawn() -> set[str]:
@@ -86,6 +75,9 @@ def test_a_page_is_drawn_again_when_what_it_is_made_of_changes_and_at_no_other_t
 
     every = {"03-code", "04-none", "explorer"}
     assert drawn() == every
+    assert shown("04-none") == "torch is asked for, by a page that measures nothing 1 False 04-none\n"
+    assert figures.find("04-none#some") == FIGURE and figures.find("04-none#answer") == '<p id="answer">42</p>'
+    assert figures.find("04-none#other") is None and figures.find("07-none#some") is None
     path.touch()
     (path.parent / "other.py").write_text("still not loaded")
     assert drawn() == set()
@@ -108,13 +100,3 @@ def test_the_page_of_a_notebook_is_an_article_with_its_code_at_the_end(book):
     plain = ["# A page"]
     running.fold_code(None, "method", plain)
     assert plain == ["# A page"]
-
-
-def test_what_a_notebook_shows_is_found_by_its_name(book, monkeypatch):
-    book(
-        "06-some",
-        f"from IPython.display import HTML, display\ndisplay(HTML({FIGURE!r}))\nHTML('<p id=\"answer\">42</p>')",
-    )
-    running.draw(None)
-    assert figures.find("06-some#some") == FIGURE and figures.find("06-some#answer") == '<p id="answer">42</p>'
-    assert figures.find("06-some#other") is None and figures.find("07-none#some") is None

@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,7 +11,7 @@ import yaml
 from deeper_layers.errors import InputError
 from deeper_layers.results.places import AROUND as ROOT
 
-NAMES = [path.name for path in sorted((ROOT / "results" / "Gemma-3-270m").glob("*.json"))[:2]]
+MODEL = "Gemma-3-270m"
 
 
 @pytest.mark.thorough
@@ -21,9 +22,10 @@ def test_a_crate_says_of_each_result_what_made_it(tmp_path):
     results = tmp_path / "results"
     with pytest.raises(InputError, match="no folder|holds no result"):
         crate_of(results)
-    (results / "Gemma-3-270m").mkdir(parents=True)
-    for name in NAMES:
-        shutil.copy(ROOT / "results" / "Gemma-3-270m" / name, results / "Gemma-3-270m")
+    (results / MODEL).mkdir(parents=True)
+    names = [
+        Path(shutil.copy(path, results / MODEL)).name for path in sorted((ROOT / "results" / MODEL).glob("*.json"))[:2]
+    ]
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "index.html").write_text("<h1>Book</h1>")
     crate_of(results, tmp_path / "site").write_zip(tmp_path / "crate.zip")
@@ -31,13 +33,13 @@ def test_a_crate_says_of_each_result_what_made_it(tmp_path):
         inside = {name for name in archive.namelist() if not name.endswith("/")}
         content = json.loads(archive.read("ro-crate-metadata.json"))
     entities = {entity["@id"]: entity for entity in content["@graph"]}
-    files = {f"results/Gemma-3-270m/{name}" for name in NAMES}
+    files = {f"results/{MODEL}/{name}" for name in names}
     assert inside == {"ro-crate-metadata.json", "book/index.html", *PAPERS, *files}
     assert {part["@id"] for part in entities["./"]["hasPart"]} == {"book/", *PAPERS, *files}
-    for name in NAMES:
-        action = entities[f"#measured-Gemma-3-270m/{name}"]
-        assert action["result"] == {"@id": f"results/Gemma-3-270m/{name}"} and action["instrument"]["@id"] in entities
-        assert entities[action["object"]["@id"]]["name"] == "Gemma-3-270m" and "processor" in action["description"]
+    for file in files:
+        action = entities[f"#measured-{file.removeprefix('results/')}"]
+        assert action["result"] == {"@id": file} and action["instrument"]["@id"] in entities
+        assert entities[action["object"]["@id"]]["name"] == MODEL and "processor" in action["description"]
 
 
 @pytest.mark.quick

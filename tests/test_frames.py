@@ -1,5 +1,6 @@
 """One table of all results: every published number stands in it, and a reader's question is a short query."""
 
+import collections
 import json
 import shutil
 
@@ -24,9 +25,10 @@ QWEN = "Qwen2.5-Coder-1.5B-Instruct"
 def made_up(task: str, right: dict[str, np.ndarray], layers: int = 6, rule: str = "simple") -> Result:
     """Scores of a task: by cut which items were right."""
     rows = [
-        {"task": task, "metric": "acc", "cut": cut, "value": float(np.mean(items)), "stderr": 0.1, "items": len(items),
-         "outcome": pack(items)} for cut, items in right.items()
-    ]  # fmt: skip
+        {"task": task, "metric": "acc", "cut": cut, "value": float(np.mean(items)), "stderr": 0.1}
+        | {"items": len(items), "outcome": pack(items)}
+        for cut, items in right.items()
+    ]
     key = {"model": {"name": "m", "weights": "w"}, "dtype": "float32", "data": "d", "cuts": {rule: list(right)}}
     key |= {"tasks": {task: {"shots": None, "limit": None}}}
     return Result("scores", key, {"measured": "2026"}, rows, {"num_layers": layers, "weights": "none"})
@@ -48,30 +50,27 @@ def test_every_published_score_stands_in_the_table_unchanged(scores, files):
         task if pd.isna(subject) else task.replace("mmlu", f"mmlu_{subject}", 1)
         for task, subject in zip(scores["task"], scores["subject"], strict=True)
     ]
-    have = {}
-    for key in zip(*(scores[name] for name in ("path", "cut", "metric", "value", "items")), tasks, strict=True):
-        have[key] = have.get(key, 0) + 1
-    checked = 0
-    for path, content in files.items():
-        for row in content["rows"] if content["kind"] == "scores" else ():
-            if row["task"] not in content["details"].get("groups", {}):
-                found = path, row["cut"], row["metric"], row["value"], row["items"], row["task"]
-                assert have.get(found), found
-                checked += 1
-    assert checked > 20_000 and {content["kind"] for content in files.values()} == KINDS.keys()
-
-
-def test_of_all_subjects_lm_eval_makes_the_mean_of_their_items(scores, files):
-    for path, content in files.items():
-        groups = content["details"].get("groups", {}) if content["kind"] == "scores" else {}
-        own = scores[(scores["path"] == path) & scores["subject"].notna()] if "mmlu" in groups else scores[:0]
-        for row in (row for row in content["rows"] if row.get("task") in ("mmlu",) and row["task"] in groups):
+    have = set(zip(*(scores[name] for name in ("path", "cut", "metric", "value", "items")), tasks, strict=True))
+    names = ("cut", "metric", "value", "items", "task")
+    of_scores = {path: content for path, content in files.items() if content["kind"] == "scores"}
+    wanted = {
+        (path, *(row[name] for name in names))
+        for path, content in of_scores.items()
+        for row in content["rows"]
+        if row["task"] not in content["details"].get("groups", {})
+    }
+    assert (
+        wanted == {found for found in have if found[3] is not None and not pd.isna(found[3])} and len(wanted) > 15_000
+    )
+    assert {content["kind"] for content in files.values()} == KINDS.keys()
+    for path, content in of_scores.items():  # of all subjects lm-eval makes the mean of their items
+        is_group = "mmlu" in content["details"].get("groups", {})
+        own = scores[(scores["path"] == path) & scores["subject"].notna()] if is_group else scores[:0]
+        for row in (row for row in content["rows"] if row["task"] == "mmlu" and is_group):
             metric, _, macro = row["metric"].partition(",")
             of_cut = own[(own["cut"] == row["cut"]) & (own["metric"] == metric)].drop_duplicates("subject")
-            assert np.average(of_cut["value"], weights=None if macro else of_cut["items"]) == pytest.approx(
-                row["value"]
-            )
-            assert of_cut["items"].sum() == row["items"]
+            mean = np.average(of_cut["value"], weights=None if macro else of_cut["items"])
+            assert mean == pytest.approx(row["value"]) and of_cut["items"].sum() == row["items"]
 
 
 def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
@@ -89,36 +88,25 @@ def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
 
 
 def test_distances_losses_and_geometry_stand_in_their_tables(files):
-    tables = {"distances": results.distances(RESULTS), "healing": results.healing(RESULTS)}
     for kind, name in (("distances", "distance"), ("healing", "loss")):
-        for path, content in files.items():
-            if content["kind"] == kind:
-                own = tables[kind][tables[kind]["path"] == path]
-                assert own[name].tolist() == [row[name] for row in content["rows"]]
-    assert len(tables["distances"]) > 4000 and tables["healing"]["step"].min() == 1
-    runs = results.runs(RESULTS)
-    assert len(runs) == len(files) and set(runs["kind"]) == KINDS.keys() and (runs["seconds"] > 0).all()
-    geometry, answers = results.geometry(RESULTS), results.answers(RESULTS)
+        of_path = getattr(results, kind)(RESULTS).groupby("path")[name].agg(list)
+        wanted = {path: [row[name] for row in of["rows"]] for path, of in files.items() if of["kind"] == kind}
+        assert of_path.to_dict() == wanted
+    runs, geometry, answers = (getattr(results, name)(RESULTS) for name in ("runs", "geometry", "answers"))
+    assert runs["kind"].value_counts().to_dict() == collections.Counter(of["kind"] for of in files.values())
     pairs = geometry.query("model == 'Gemma-3-270m' and measure == 'cka'")
     assert len(pairs) == 19 * 18 // 2 and (pairs["other"] > pairs["place"]).all() and set(pairs["of"]) == {"state"}
-    assert set(answers["variant"]) == {"whole", "sliced", "healed", "rounded"}
+    assert (runs["seconds"] > 0).all() and set(answers["variant"]) == {"whole", "sliced", "healed", "rounded"}
 
 
-def test_columns_are_those_that_are_described_whatever_is_there(scores, tmp_path):
-    tables = {"scores": columns.COLUMNS} | {name: getattr(columns, f"OF_{name.upper()}") for name in
-              ("distances", "healing", "geometry", "runs", "answers")}  # fmt: skip
-    for name, described in tables.items():
+def test_columns_are_those_that_are_described_whatever_is_there(tmp_path):
+    described = {"scores": columns.COLUMNS, "distances": columns.OF_DISTANCES, "healing": columns.OF_HEALING}
+    described |= {"geometry": columns.OF_GEOMETRY, "runs": columns.OF_RUNS, "answers": columns.OF_ANSWERS}
+    for name, wanted in described.items():
         full, empty = (getattr(results, name)(folder) for folder in (RESULTS, tmp_path))
-        assert list(full) == list(empty) == list(described) and (full.dtypes == empty.dtypes).all() and empty.empty
+        assert list(full) == list(empty) == list(wanted) and (full.dtypes == empty.dtypes).all() and empty.empty
     assert set(results.scores(RESULTS, QWEN)["model"]) == {QWEN}
     assert frames.CHANGED.keys() == {name for name, rule in REGISTERED.items() if rule.changes}
-
-
-def test_a_reader_asks_in_three_lines(scores):
-    asked = scores.query("task == 'mmlu' and rule == 'similarity' and limit == 20 and healing.isna() and repeat == 0")
-    asked = asked.assign(right=asked["value"] * asked["items"]).groupby(["model", "size"])[["right", "items"]].sum()
-    curve = asked["right"] / asked["items"]
-    assert curve[QWEN, 0] == pytest.approx(578 / 1140) and len(curve[QWEN]) == 27
 
 
 def test_a_curve_of_each_rule_begins_with_the_whole_model(scores):
@@ -134,8 +122,7 @@ def test_what_was_measured_twice_is_told_apart(scores):
     asked = scores.query(f"model == '{QWEN}' and task == 'mmlu' and subject == 'virology' and cut == '24,1'")
     asked = asked[(asked["limit"] == 20) & asked["healing"].isna() & (asked["rule"] == "similarity")]
     assert sorted(asked["repeat"]) == [0, 1]
-    first = scores[scores["repeat"] == 0]
-    assert not first.duplicated([*frames.QUESTION, *frames.CUT]).any()
+    assert not scores[scores["repeat"] == 0].duplicated([*frames.QUESTION, *frames.CUT]).any()
 
 
 def test_what_nobody_chose_has_no_rule_and_sublayers_are_counted_as_their_rule_does():

@@ -39,15 +39,10 @@ def published() -> list[tuple[Path, dict]]:
 def places(content, path: tuple) -> list[tuple]:
     """Where every value of a unit is, those of long lists and tables by a few."""
     found = [path]
-    if len(path) > 12:
-        return found
-    if isinstance(content, dict):
-        entries = list(content.items())
-    elif isinstance(content, list):
-        entries = list(enumerate(content))
-    else:
-        return found
-    for key, value in entries[:40] + entries[40:][-2:]:
+    entries = list(
+        content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    )
+    for key, value in entries[:40] + entries[40:][-2:] if len(path) <= 12 else ():
         found += places(value, (*path, key))
     return found
 

@@ -4,22 +4,33 @@ import fcntl
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from tests.page import ROOT, Page
-
+ROOT = Path(__file__).resolve().parents[2]
 # no graphics card and no background traffic: what is then requested, a page requested
-CHROMIUM_FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+CHROMIUM_FLAGS += " --disable-component-update --disable-sync"
+
+
+class Page(HTMLParser):
+    """The links, resources and anchors of one page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.path = path
+        self.text = path.read_text(encoding="utf-8")
+        self.links, self.resources, self.anchors = [], [], set()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.anchors.add(attributes.get("id"))
+        for name in ("href", "src", "data", "poster"):
+            if attributes.get(name):
+                (self.links if tag in ("a", "form") else self.resources).append(attributes[name])
 
 
 def build() -> str:
@@ -60,6 +71,6 @@ def browser():
     if executable is None:
         pytest.skip("no chromium on this machine (Debian: apt install chromium)")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        browser = started.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS.split())
         yield browser
         browser.close()
