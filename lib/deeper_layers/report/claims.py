@@ -87,15 +87,17 @@ def _collapses(model: Model) -> Found:
 
 def _jump(model: Model) -> Found:
     losses, answers = model.curve("c4"), model.curve("mmlu")
-    if answers is not None and answers.at_floor:
-        return Found(Estimate.none(AT_FLOOR), "no cliff of MMLU to be near to")
-    if losses is None or answers is None:
-        return Found(reason="losses or MMLU were not measured")
+    if answers is None:
+        return Found(reason="MMLU was not asked")
+    gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
+    if gone.untold:
+        return Found(gone, "no cliff of MMLU to be near to")
+    if losses is None:
+        return Found(reason="losses were not measured")
     every = means(losses.outcomes)
     reached = every >= (every[:, :1] + losses.guessing) / 2
     sizes = losses.cuts["size"].to_numpy(dtype=float)
     jump = np.where(reached.any(axis=1), sizes[reached.argmax(axis=1)], math.inf)
-    gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     return Found(Estimate.of((jump - gone.numbers) / model.layers))
 
 

@@ -20,8 +20,7 @@ from jaxtyping import Float, UInt8
 
 from deeper_layers.errors import InputError
 
-DRAWS, PART = 10_000, 250  # draws in all, and at once: of 14,042 items these take 14 MB
-MOST_KEPT = 4000  # items of which all draws are kept: 40 MB
+DRAWS, PART = 10_000, 250  # draws in all, and at once
 TAILS = 0.025, 0.975
 ROOM = 0.05  # accuracy that a model must surely have above guessing for anything to be seen
 TIED = 1e-12  # means of answers that are the same in another order
@@ -68,10 +67,6 @@ class Estimate:
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate.combined(np.subtract, self, other)
 
-    def __truediv__(self, unit: int | float) -> "Estimate":
-        """The same in other units: layers as a share of all of them."""
-        return Estimate.combined(lambda numbers: numbers / unit, self)
-
     def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
         """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
 
@@ -82,6 +77,17 @@ class Estimate:
         if self.high < floor or self.low > ceiling:
             return CONTRADICTED
         return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
+
+    def beyond(self, limit: int | float) -> str:
+        """What it says of a claim that the number is at least `limit`, which lies above 0, or at most one below 0.
+
+        Supported where the number is, and its interval lies beyond 0; contradicted where all of that falls short of the
+        limit.
+        """
+        value, *ends = (np.sign(limit) * number for number in (self.value, self.low, self.high))
+        if self.untold or max(ends) < abs(limit):
+            return self.untold or CONTRADICTED
+        return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE
 
     def p_value(self) -> float:
         """Two-sided, of the number being 0: twice the share of draws beyond it, which is at least one."""
@@ -106,24 +112,17 @@ def means(table: Float[np.ndarray, "... I"], seed: int = 0) -> Float[np.ndarray,
     # sums of whole numbers are exact in 32 bits up to 16 million, and take half the time
     is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
     columns = np.atleast_2d(table).T.astype(np.float32 if is_exact else float)
-    times = (_kept_draws if items <= MOST_KEPT else _times_drawn)(items, seed)
-    drawn = np.concatenate([part.astype(columns.dtype) @ columns for part in times]).astype(float) / items
-    return np.concatenate([table.mean(axis=-1)[None], drawn.reshape(-1, *table.shape[:-1])])
+    drawn = np.concatenate([part.astype(columns.dtype) @ columns for part in _times_drawn(items, seed)])
+    return np.concatenate([table.mean(axis=-1)[None], drawn.reshape(-1, *table.shape[:-1]).astype(float) / items])
 
 
-def _times_drawn(items: int, seed: int) -> Iterator[UInt8[np.ndarray, "PART I"]]:
-    """How often each item is in a draw, PART draws at a time."""
-    draw = np.random.default_rng(seed)
-    rows = np.arange(PART)[:, None] * items
-    for _ in range(DRAWS // PART):
-        places = draw.integers(0, items, (PART, items), dtype=np.int32) + rows
-        yield np.bincount(places.ravel(), minlength=PART * items).reshape(PART, items).astype(np.uint8)
-
-
-@functools.lru_cache(maxsize=8)
-def _kept_draws(items: int, seed: int) -> list[UInt8[np.ndarray, "PART I"]]:
-    """The same kept for the next question of so many items: to draw takes far longer than to add up."""
-    return list(_times_drawn(items, seed))
+@functools.lru_cache(maxsize=8)  # to draw takes far longer than to add up; all draws of 14,042 items take 140 MB
+def _times_drawn(items: int, seed: int) -> list[UInt8[np.ndarray, "PART I"]]:
+    """How often each item is in a draw, for PART draws at a time."""
+    draw, rows = np.random.default_rng(seed), np.arange(PART)[:, None] * items
+    places = (draw.integers(0, items, (PART, items), dtype=np.int32) + rows for _ in range(DRAWS // PART))
+    counts = (np.bincount(of.ravel(), minlength=PART * items) for of in places)
+    return [times.reshape(PART, items).astype(np.uint8) for times in counts]
 
 
 def mean_of_items(outcomes: Float[np.ndarray, "... I"]) -> Estimate:

@@ -11,7 +11,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from deeper_layers.errors import InputError
-from deeper_layers.report.estimates import are_shares, is_at_floor
+from deeper_layers.report.estimates import are_shares
 from deeper_layers.report.names import topic
 
 PLACE = ["model", "task", "rule"]
@@ -42,10 +42,6 @@ class Measured(NamedTuple):
     def has_whole(self) -> bool:
         """Whether items are right or wrong, and the whole model was asked them too."""
         return self.cuts["size"].iloc[0] == 0 and are_shares(self.outcomes)
-
-    @property
-    def at_floor(self) -> bool:
-        return self.has_whole and is_at_floor(self.outcomes[0], self.guessing)
 
 
 def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:

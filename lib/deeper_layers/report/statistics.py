@@ -110,7 +110,7 @@ def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
     for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
         if one.has_whole and len(one.cuts) > 1 and one.cuts["size"].is_unique:
             half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
-            told = half.columns() | (half / one.layers).columns("share")
+            told = half.columns() | {name: n / one.layers for name, n in half.columns("share").items()}
             tables.append(one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told, untold=half.untold))
     return table_of(names.split(), tables)
 

@@ -33,7 +33,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from deeper_layers.report import estimates, pairing
-from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, INCONCLUSIVE, NOT_TESTED, ROOM, SUPPORTED, Estimate
+from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, ROOM, Estimate
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # by rule
@@ -142,13 +142,5 @@ def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
         similar_written, late_written = (kept[model, "written", place] for place in ("similar", "late"))
         for number, found in {"X": late - similar, "Y": similar_written - late_written}.items():
             row = {"model": model, "number": number} | found.columns()
-            rows.append(row | {"limit": LEAST[number], "verdict": _judge(found, LEAST[number])})
+            rows.append(row | {"limit": LEAST[number], "verdict": found.beyond(LEAST[number])})
     return pd.DataFrame(rows, columns=["model", "number", "value", "low", "high", "limit", "verdict"])
-
-
-def _judge(found: Estimate, least: float) -> str:
-    if found.untold or np.isnan(found.value):
-        return found.untold or NOT_TESTED
-    if found.high < least:
-        return CONTRADICTED
-    return SUPPORTED if found.value >= least and found.low > 0 else INCONCLUSIVE

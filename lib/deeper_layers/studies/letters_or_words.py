@@ -11,15 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from deeper_layers.report.estimates import (
-    CONTRADICTED,
-    INCONCLUSIVE,
-    SUPPORTED,
-    Estimate,
-    holm,
-    means,
-    shares_kept,
-)
+from deeper_layers.report.estimates import Estimate, holm, means, shares_kept
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import best_measured
 from deeper_layers.report.statistics import SIZE, maps, scans
@@ -75,7 +67,7 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
         late = {topic(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
         for number, about, place, estimate, limit in found:
-            verdict = _beyond(estimate, limit) if limit else estimate.against(floor=0.0)
+            verdict = estimate.beyond(limit) if limit else estimate.against(floor=0.0)
             row = {"model": model, "number": number, "about": about, "place": place, **estimate.columns()}
             rows.append(row | {"limit": limit, "verdict": verdict, "p": estimate.p_value()})
     names = ["model", "number", "about", "place", "value", "low", "high", "limit", "verdict", "p"]
@@ -143,12 +135,3 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
 
 def _places(starts, layers: int) -> np.ndarray:
     return np.array([place_of(int(start), layers) for start in starts])
-
-
-def _beyond(estimate: Estimate, limit: float) -> str:
-    """Supported where the number lies beyond the limit and its interval beyond 0, contradicted where all of that falls
-    short of the limit."""
-    value, *ends = (np.sign(limit) * number for number in (estimate.value, estimate.low, estimate.high))
-    if estimate.untold or max(ends) < abs(limit):
-        return estimate.untold or CONTRADICTED
-    return SUPPORTED if min(ends) > 0 and value >= abs(limit) else INCONCLUSIVE
