@@ -1,5 +1,7 @@
 """Rules that change weights: merges and bridges against plain formulas, what they refuse, and what opens elsewhere."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.bridges import bridged
 from deeper_layers.rules.laco import THRESHOLDS, first_of, merged_layers
 from deeper_layers.rules.merging import likeness_on, merged_model
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, TRAINED
+from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, SCALED, TRAINED
 from deeper_layers.similarity import residuals_of
 from tests.tiny import search, tiny_model
 
@@ -118,7 +120,7 @@ def test_bridges_are_over_the_harmless_layers(rule, size, cut, harmless, sequenc
         search(harmless, rule, [5], sequences)
 
 
-@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("how", [*WAYS, SCALED])
 def test_a_bridge_over_nothing_is_nothing(how, harmless, sequences):
     bridge = bridged(harmless, Cut(2, 2), sequences, how)
     torch.testing.assert_close(logits(bridge, sequences), logits(harmless, sequences), rtol=0.02, atol=0.02)
@@ -140,6 +142,22 @@ def test_least_squares_leave_nothing_that_the_mlp_could_explain(model, sequences
     torch.testing.assert_close(matrix(bridge, 2), matrix(model, 4))
 
 
+def test_what_follows_is_scaled_as_if_what_comes_before_were(model, sequences):
+    cut, plain = Cut(2, 2), copy.deepcopy(model)
+    found = [residuals_of(model, sequence) for sequence in sequences]
+    gap = torch.stack([one[4].abs().mean(dim=0) / one[2].abs().mean(dim=0) for one in found]).mean()
+    with torch.no_grad():  # the authors' way
+        plain.get_input_embeddings().weight *= gap
+        for layer in decoder_layers(plain)[: cut.start]:
+            layer.self_attn.o_proj.weight *= gap
+            layer.mlp.down_proj.weight *= gap
+    bridge = bridged(model, cut, sequences, SCALED)
+    torch.testing.assert_close(
+        logits(bridge, sequences), logits(drop_layers(plain, cut), sequences), rtol=1e-3, atol=1e-3
+    )
+    assert (logits(bridge, sequences) - logits(drop_layers(model, cut), sequences)).abs().max() > 0.01
+
+
 def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
     cut = Cut(2, 2)
     wanted = torch.cat([residuals_of(model, sequence)[4] for sequence in sequences])
@@ -152,7 +170,7 @@ def test_each_way_comes_nearer_in_its_own_terms(model, sequences):
     assert torch.equal(logits(model, sequences), logits(tiny_model("llama", layers=LAYERS), sequences))
 
 
-@pytest.mark.parametrize("how", [LEAST_SQUARES, TRAINED, "merged"])
+@pytest.mark.parametrize("how", [LEAST_SQUARES, TRAINED, SCALED, "merged"])
 def test_it_opens_in_plain_transformers(how, model, sequences, tmp_path):
     cut = Cut(2, 2)
     made = merged_model(model, [0, 1, (2, 3, 4), 5]) if how == "merged" else bridged(model, cut, sequences, how)

@@ -104,6 +104,7 @@ RULES = {
     "streamline": "LLM-Streamline, bridged",
     "replaceme": "ReplaceMe",
     "replaceme-cosine": "ReplaceMe, cosine",
+    "prune-and-comp": "Prune&Comp, scaled",
     "block-pruner": "BlockPruner",
     "laco": "LaCo",
     "laco-code": "LaCo, as coded",

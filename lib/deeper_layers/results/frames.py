@@ -49,7 +49,7 @@ CUT = ["cut", "rule", "changed"]
 OWN_SHOTS = {"gsm8k": 5}  # by lm-eval, where nobody asked for another number
 # rules that change weights too; their cut alone is not their model
 CHANGED = dict.fromkeys(("laco", "laco-code"), "merged")
-CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "streamline"), "bridged")
+CHANGED |= dict.fromkeys(("replaceme", "replaceme-cosine", "prune-and-comp", "streamline"), "bridged")
 _named = functools.lru_cache(maxsize=8192)(Cut.named)
 
 

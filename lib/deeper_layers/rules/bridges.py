@@ -4,8 +4,9 @@ Over a cut the layer below it is changed so that it leaves what entered the laye
 adds (ReplaceMe, Shopkhoev et al., arXiv 2505.02819): the residual that leaves layer l-1 is y + m, with m what the MLP
 adds; the map A is that for which y + m A comes nearest to the residual that entered layer l+n, by least squares (a
 closed form) or by cosine (a short descent that starts there; the authors' starts at the identity). The MLP ends in a
-matrix: A is folded into it, exactly, wherever nothing stands between the two. And a layer that is trained on the same
-target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135).
+matrix: A is folded into it, exactly, wherever nothing stands between the two. A layer that is trained on the same
+target, all its weights, by the mean squared error (LLM-Streamline, Chen et al., arXiv 2403.19135). And one number, by
+which magnitudes above the cut exceed those below it (Prune&Comp, Chen et al., arXiv 2507.18212).
 
 Letters in shapes: T tokens, D width.
 """
@@ -18,14 +19,14 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from deeper_layers.cuts import MLP, Cut
+from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Call, Network
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules.merging import merged_model
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, TRAINED, Merged, Rule
+from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, SCALED, TRAINED, Merged, Rule
 from deeper_layers.similarity import residuals_of, watched
 
 EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens
@@ -70,7 +71,7 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
         model: a decoder-only transformers model of L layers, which stays as it was.
         cut: a block that starts at layer 1 or above.
         sequences: tokens to fit it on, each [T].
-        how: "least squares", "cosine", or "trained".
+        how: "least squares", "cosine", "trained", or "scaled".
 
     Returns:
         A model of the same class with L - cut.size layers: saved by `save_pretrained` it opens in plain transformers.
@@ -90,6 +91,8 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
         decoder_layers(pruned)[below] = _trained_layer(model, below, cut.stop, sequences)
         return pruned
     writer = _writer(model, below)
+    if how == SCALED:
+        return _scaled(pruned, cut, _magnitude_gap(model, cut, sequences))
     added, rest, wanted = _sides(model, writer, cut, sequences)
     found = torch.linalg.lstsq(added, wanted - rest).solution
     if how == COSINE:
@@ -144,6 +147,32 @@ def _sides(model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]) ->
             above.append(found[cut.stop])
     of_mlp = torch.cat(added)
     return of_mlp, torch.cat(below) - of_mlp, torch.cat(above)
+
+
+def _magnitude_gap(model, cut: Cut, sequences: list[torch.Tensor]) -> float:
+    """What enters the layer above a cut over what enters its first layer.
+
+    Mean magnitudes over the tokens of a sequence, then the mean of their ratios over sequences and channels, as in the
+    authors' code.
+    """
+    ratios = []
+    for sequence in watched(sequences, "bridge, residuals"):
+        found = residuals_of(model, sequence)
+        above, below = (found[place].double().abs().mean(dim=0) for place in (cut.stop, cut.start))
+        ratios.append(above / below)
+    return float(torch.stack(ratios).mean())
+
+
+def _scaled(pruned, cut: Cut, gap: float):
+    """What the layers above a cut add, divided by the gap: all that they and the last norm see is a direction.
+
+    The authors multiply what comes before instead, embeddings too, which a head may share.
+    """
+    for layer in decoder_layers(pruned)[cut.start :]:
+        for name, module in [*writers(layer, ATTENTION), *writers(layer, MLP)]:
+            weight = getattr(module, name)
+            setattr(module, name, nn.Parameter((weight.double() / gap).to(weight), requires_grad=False))
+    return pruned
 
 
 def _nearest_by_cosine(start: torch.Tensor, *sides: torch.Tensor) -> torch.Tensor:

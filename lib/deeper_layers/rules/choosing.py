@@ -8,7 +8,7 @@ from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.rules import blocks, greedy, laco, ranking
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, TRAINED, Rule
+from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, SCALED, TRAINED, Rule
 from deeper_layers.rules.similarity import similarity_cut
 
 ALIKE = "the block that is most alike over all tokens"
@@ -141,6 +141,13 @@ TABLE = (
     ),
     _replaceme("replaceme", f"{ALIKE}, with a linear map in its place, by least squares", changes=LEAST_SQUARES),
     _replaceme("replaceme-cosine", f"{ALIKE}, with a linear map in its place, by cosine", changes=COSINE),
+    _bridge(
+        "prune-and-comp",
+        f"{ALIKE}, and what follows scaled to the magnitude that it is used to",
+        source="Chen et al., arXiv 2507.18212",
+        cuts=functools.partial(blocks.most_alike, least=1),
+        changes=SCALED,
+    ),
     _bridge(
         "streamline",
         f"{ALIKE}, with one trained layer in its place",

@@ -27,6 +27,7 @@ PASSES = {
 }
 # what a rule makes of the layers that it keeps; "" is nothing
 MERGED, LAST_TAKEN, LEAST_SQUARES, COSINE, TRAINED = "merged", "last taken", "least squares", "cosine", "trained"
+SCALED = "scaled"
 
 
 @dataclass(frozen=True)
