@@ -22,8 +22,8 @@ def opened(browser, site):
 
 
 @pytest.mark.thorough
-def test_figures_can_be_taken_away_and_lines_hidden(opened):
-    page = opened("executed/02-question-answering")
+def test_figures_can_be_taken_away_and_lines_hidden_and_pages_printed_and_searched(opened):
+    page = opened("executed/02-question-answering", color_scheme="dark")
     for link, start in ((".picture", b"<?xml"), ("a[download$=csv]", b"model,")):
         with page.expect_download() as download:
             page.locator(f"figure.measured .downloads {link}").first.click()
@@ -33,34 +33,21 @@ def test_figures_can_be_taken_away_and_lines_hidden(opened):
     assert entry.get_attribute("aria-pressed") == "false"
     hidden = "[...document.querySelectorAll('.live')].filter(plot => plot.data.some(of => of.visible === false)).length"
     assert page.evaluate(hidden) > 1, "in every panel"
-
-
-@pytest.mark.thorough
-def test_a_printed_page_shows_its_pictures_and_no_navigation(opened):
-    page = opened("index", color_scheme="dark")
-    page.locator("figure.measured[data-drawn=true]").first.wait_for(state="attached")
     page.emulate_media(media="print")
     assert page.locator("figure.measured .plot > img").first.is_visible()
-    for hidden in ("figure.measured .live", ".bd-sidebar-primary", ".bd-header-article", ".downloads"):
-        assert not page.locator(hidden).first.is_visible(), hidden
+    for absent in ("figure.measured .live", ".bd-sidebar-primary", ".bd-header-article", ".downloads"):
+        assert not page.locator(absent).first.is_visible(), absent
     # dark letters, whatever the theme: paper is white
     colour = page.locator("article p").first.evaluate("e => getComputedStyle(e).color")
     assert sum(map(int, re.findall(r"\d+", colour)[:3])) < 200
-
-
-@pytest.mark.thorough
-def test_search_finds_pages_in_a_folder(opened):
-    page = opened("executed/07-claims")
+    page.emulate_media(media="screen")
     page.keyboard.press("Control+k")
     page.keyboard.type("residual\n")
     page.locator("#search-results li a").first.wait_for(timeout=20_000)
-
-
-@pytest.mark.thorough
-def test_figures_without_scripts_are_pictures(opened):
-    page = opened("executed/01-similarity", java_script_enabled=False)
-    box = page.locator("figure.measured img").first.bounding_box()
-    assert box["width"] > 200 and box["height"] > 100
+    box = (
+        opened("executed/01-similarity", java_script_enabled=False).locator("figure.measured img").first.bounding_box()
+    )
+    assert box["width"] > 200 and box["height"] > 100, "without scripts figures are pictures"
 
 
 @pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.thorough)])
