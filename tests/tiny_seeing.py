@@ -7,43 +7,38 @@ import transformers
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 LAYERS, IMAGE = 5, 9
-TEXT = {
-    "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "initializer_range": 0.2,
-    "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
-}  # fmt: skip
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "initializer_range": 0.2}
+TEXT = SIZES | {"vocab_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2}
+TEXT |= {"head_dim": 8, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
 # as deep as the language part, so that nothing tells them apart by their number
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4,
-          "patch_size": 4, "image_size": 8, "initializer_range": 0.2}  # fmt: skip
-BLOCKS = {"depth": LAYERS, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4,
-          "spatial_merge_size": 2, "temporal_patch_size": 1, "out_hidden_size": 32}  # fmt: skip
+VISION = SIZES | {"num_hidden_layers": LAYERS, "num_attention_heads": 4, "patch_size": 4, "image_size": 8}
+BLOCKS = {"depth": LAYERS, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "patch_size": 4}
+BLOCKS |= {"spatial_merge_size": 2, "temporal_patch_size": 1, "out_hidden_size": 32}
 ROTARY = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
 TOKENS = {"image_token_id": IMAGE, "video_token_id": 10, "vision_start_token_id": 11, "vision_end_token_id": 12}
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]}
+
+
+def of_two(text: str, vision: str, more: dict, **about) -> dict:
+    """A configuration of a language part, and one that sees."""
+    text_config, vision_config = TEXT | {"model_type": text}, VISION | {"model_type": vision}
+    return {"text_config": text_config | more, "vision_config": vision_config, "image_token_index": IMAGE} | about
+
+
+def of_qwen(text: str, **about) -> dict:
+    text_config = TEXT | {"model_type": text, "rope_scaling": ROTARY}
+    return {"text_config": text_config, "vision_config": BLOCKS | about} | TOKENS
+
+
 SEEING = {
-    "llava": {
-        "text_config": {"model_type": "llama", **TEXT}, "vision_config": {"model_type": "clip_vision_model", **VISION},
-        "image_token_index": IMAGE, "vision_feature_select_strategy": "default",
-    },
-    "mistral3": {
-        "text_config": {"model_type": "mistral", **TEXT},
-        "vision_config": {"model_type": "pixtral", "head_dim": 8, **VISION}, "image_token_index": IMAGE,
-        "spatial_merge_size": 1,
-    },
-    "gemma3": {
-        "text_config": {**TEXT, "model_type": "gemma3_text", "sliding_window": 4,
-                        "layer_types": ["sliding_attention", "full_attention"] * 2 + ["sliding_attention"]},
-        "vision_config": {"model_type": "siglip_vision_model", **VISION}, "mm_tokens_per_image": 4,
-        "image_token_index": IMAGE, "boi_token_index": 11, "eoi_token_index": 12,
-    },
-    "qwen2_5_vl": {
-        "text_config": {**TEXT, "model_type": "qwen2_5_vl_text", "rope_scaling": ROTARY},
-        "vision_config": {**BLOCKS, "window_size": 8, "fullatt_block_indexes": [1, 3]}, **TOKENS,
-    },
-    "qwen3_vl": {
-        "text_config": {**TEXT, "model_type": "qwen3_vl_text", "rope_scaling": ROTARY},
-        "vision_config": {**BLOCKS, "num_position_embeddings": 16, "deepstack_visual_indexes": [1, 3]}, **TOKENS,
-    },
-}  # fmt: skip
+    "llava": of_two("llama", "clip_vision_model", {}, vision_feature_select_strategy="default"),
+    "mistral3": of_two("mistral", "pixtral", {}, spatial_merge_size=1),
+    "gemma3": of_two(
+        "gemma3_text", "siglip_vision_model", WINDOWS, mm_tokens_per_image=4, boi_token_index=11, eoi_token_index=12
+    ),
+    "qwen2_5_vl": of_qwen("qwen2_5_vl_text", window_size=8, fullatt_block_indexes=[1, 3]),
+    "qwen3_vl": of_qwen("qwen3_vl_text", num_position_embeddings=16, deepstack_visual_indexes=[1, 3]),
+}
 
 
 @functools.cache

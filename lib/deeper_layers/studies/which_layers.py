@@ -7,7 +7,6 @@ Letters in shapes: B blocks, S sequences, L layers.
 """
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -130,64 +129,41 @@ def _of_text(scores: pd.DataFrame) -> dict[str, tuple[dict, list[int]]]:
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
-class Geometry:
-    """What `results.geometry` holds of one model and text, by measure: `layers` [L], `states` [L + 1] between them,
-    `pairs` of states or layers, [L + 1, L + 1] or [L, L], not-a-number on and below the diagonal."""
-
-    def __init__(self, found: pd.DataFrame):
-        single = found[found["other"].isna()].sort_values("place").groupby(["of", "measure"])["value"]
-        values = {key: own.to_numpy(dtype=float) for key, own in single}
-        self.layers, self.states = (
-            {name: own for (of, name), own in values.items() if of == kind} for kind in ("layer", "state")
-        )
-        pairs = found[found["other"].notna()].groupby("measure")
-        self.pairs = {name: np.full((int(own["other"].max()) + 1,) * 2, np.nan) for name, own in pairs}
-        for name, own in pairs:
-            self.pairs[name][own["place"].astype(int), own["other"].astype(int)] = own["value"]
-
-
-Of = Callable[[Geometry, int, int], float]  # of the block from one layer up to another, without that
-
-
-def _mean(name: str) -> Of:
-    return lambda geometry, start, stop: geometry.layers[name][start:stop].mean()
-
-
-def _apart(name: str, sign: int = 0, log: bool = False) -> Of:
-    """How much more of something is after a block than before it, `sign` -1 how much less, 0 how far apart."""
-
-    def of_block(geometry: Geometry, start: int, stop: int) -> float:
-        values = np.log(geometry.states[name]) if log else geometry.states[name]
-        change = values[stop] - values[start]
-        return sign * change if sign else abs(change)
-
-    return of_block
-
-
-def _later(geometry: Geometry, start: int, stop: int) -> float:
-    later = geometry.pairs["skip_later"][start:stop, stop:]
-    return later.mean() if later.size else np.nan
-
-
-# a block with the least of a measure is its pick
-MEASURES: dict[str, Of] = {
-    "CKA": lambda geometry, start, stop: 1 - geometry.pairs["cka"][start, stop],
-    "neighbours lost": lambda geometry, start, stop: 1 - geometry.pairs["neighbour_overlap"][start, stop],
-    "norm of attention": _mean("norm_attention"),
-    "norm of MLP": _mean("norm_mlp"),
-    "norm of both": _mean("norm_layer"),
-    "cosine of attention": _mean("cosine_attention"),
-    "cosine of MLP": _mean("cosine_mlp"),
-    "cosine of both": _mean("cosine_layer"),
-    "logit lens, KL": _apart("lens_divergence", -1),
-    "logit lens, top 5": _apart("lens_overlap", 1),
-    "output without a layer (KL)": _mean("skip"),
-    "later layers without a layer": _later,
-    "prompt entropy": _apart("prompt_entropy"),
-    "effective rank": _apart("effective_rank", log=True),
-    "TwoNN dimension": _apart("two_nn", log=True),
-    "TwoNN, shuffled (control)": _apart("two_nn_shuffled", log=True),
+# A block with the least of a measure is its pick. Of a block: the mean over its layers, 1 less what its ends share,
+# what later layers lose without it, or how much more, less or otherwise the residual that leaves it has of something.
+MEASURES = {
+    "CKA": ("ends", "cka"),
+    "neighbours lost": ("ends", "neighbour_overlap"),
+    "norm of attention": ("mean", "norm_attention"),
+    "norm of MLP": ("mean", "norm_mlp"),
+    "norm of both": ("mean", "norm_layer"),
+    "cosine of attention": ("mean", "cosine_attention"),
+    "cosine of MLP": ("mean", "cosine_mlp"),
+    "cosine of both": ("mean", "cosine_layer"),
+    "logit lens, KL": ("less", "lens_divergence"),
+    "logit lens, top 5": ("more", "lens_overlap"),
+    "output without a layer (KL)": ("mean", "skip"),
+    "later layers without a layer": ("later", "skip_later"),
+    "prompt entropy": ("otherwise", "prompt_entropy"),
+    "effective rank": ("otherwise in log", "effective_rank"),
+    "TwoNN dimension": ("otherwise in log", "two_nn"),
+    "TwoNN, shuffled (control)": ("otherwise in log", "two_nn_shuffled"),
 }
+
+
+def of_block(how: str, values: np.ndarray, start: int, stop: int) -> float:
+    """The measure of the block from one layer up to another, without that: `values` are of layers [L], of residuals
+    [L + 1] between them, or of pairs, [L + 1, L + 1] or [L, L]."""
+    if how == "mean":
+        return values[start:stop].mean()
+    if how == "ends":
+        return 1 - values[start, stop]
+    if how == "later":
+        later = values[start:stop, stop:]
+        return later.mean() if later.size else np.nan
+    before, after = (np.log(values[at]) if how.endswith("log") else values[at] for at in (start, stop))
+    change = after - before
+    return change if how == "more" else -change if how == "less" else abs(change)
 
 
 def geometry(folder: Path | None = None) -> pd.DataFrame:
@@ -195,15 +171,18 @@ def geometry(folder: Path | None = None) -> pd.DataFrame:
     measure (in words), value."""
     rows = []
     for _, own in put_in_order(results.geometry(folder)).groupby("path", sort=False):
-        shared = {name: own[name].iloc[0] for name in ("model", "corpus", "layers")}
-        found, layers = Geometry(own), int(shared["layers"])
-        for size in range(1, layers + 1):
-            for start in range(layers - size + 1):
-                place = {"layer": start, "size": size, "depth": (start + size / 2) / layers}
-                rows += [
-                    shared | place | {"measure": measure, "value": float(of_block(found, start, start + size))}
-                    for measure, of_block in MEASURES.items()
-                ]
+        values, (model, corpus, layers) = {}, own[["model", "corpus", "layers"]].iloc[0]
+        for name, found in own.groupby("measure"):
+            places = [found[at].to_numpy(dtype=int) for at in ("place", "other") if found[at].notna().all()]
+            values[name] = np.full([max(map(max, places)) + 1] * len(places), np.nan)
+            values[name][tuple(places)] = found["value"]
+        rows += [
+            (model, corpus, layers, start, size, (start + size / 2) / layers, measure)
+            + (float(of_block(how, values[name], start, start + size)),)
+            for size in range(1, layers + 1)
+            for start in range(layers - size + 1)
+            for measure, (how, name) in MEASURES.items()
+        ]
     return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
 
 
