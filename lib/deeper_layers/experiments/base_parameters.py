@@ -28,7 +28,6 @@ if TYPE_CHECKING:  # slow
     import pandas as pd
 
 PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
-FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # on every page, in this order
 Kind = TypeVar("Kind", bound="Shown")
 
 RANGE = re.compile(r"([0-9]{1,10})(?:\s*-\s*([0-9]{1,10}))?")
@@ -266,7 +265,7 @@ class Shown(BaseModel):
         """Every score and loss, a row for each pruned model, rule and task: the columns are `results.COLUMNS`.
 
         What results lack of the one model that is asked for is measured before, and it comes first; then those of
-        FIRST, then all others by name.
+        `report.names.FIRST`, then all others by name.
         """
         self.measured()
         return self._in_order(results.scores(self.folder))
@@ -280,12 +279,9 @@ class Shown(BaseModel):
         """Nothing is: there is nothing to measure here."""
 
     def _in_order(self, rows: "pd.DataFrame") -> "pd.DataFrame":
-        first = (models.model_name(self.model), *FIRST)
-        names = sorted(
-            rows["model"].unique(), key=lambda name: (first.index(name) if name in first else len(first), name)
-        )
-        places = {name: place for place, name in enumerate(names)}
-        return rows.sort_values("model", key=lambda names: names.map(places), kind="stable").reset_index(drop=True)
+        from deeper_layers.report.names import FIRST, put_in_order  # slow
+
+        return put_in_order(rows, (models.model_name(self.model), *FIRST))
 
 
 def _is_parameter(name: str, value: object) -> bool:

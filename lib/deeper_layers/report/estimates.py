@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Shaped, UInt8
 
 from deeper_layers.errors import InputError
 
@@ -125,7 +125,7 @@ def _times_drawn(items: int, seed: int) -> list[UInt8[np.ndarray, "PART I"]]:
     return [times.reshape(PART, items).astype(np.uint8) for times in counts]
 
 
-def mean_of_items(outcomes: Float[np.ndarray, "... I"]) -> Estimate:
+def mean_of_items(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
     """The mean over items: with Wilson's interval of an accuracy, else with one that is drawn."""
     outcomes = np.asarray(outcomes, dtype=float)
     if not are_shares(outcomes):

@@ -129,12 +129,12 @@ FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")
 def in_order(names, first: tuple[str, ...] = FIRST) -> list[str]:
     """Some names, those of `first` before the others, which keep their order by name."""
     names = list(names)
-    return [name for name in first if name in names] + sorted(name for name in names if name not in first)
+    return [*dict.fromkeys(name for name in first if name in names), *sorted({*names} - {*first})]
 
 
-def put_in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows by model, those of FIRST before the others."""
-    places = {name: place for place, name in enumerate(in_order(rows["model"].unique()))}
+def put_in_order(rows: pd.DataFrame, first: tuple[str, ...] = FIRST) -> pd.DataFrame:
+    """Rows by model, those of `first` before the others."""
+    places = {name: place for place, name in enumerate(in_order(rows["model"].unique(), first))}
     return rows.sort_values("model", key=lambda of: of.map(places), kind="stable", ignore_index=True)
 
 
