@@ -23,6 +23,7 @@ from matplotlib.ticker import PercentFormatter
 
 from deeper_layers.errors import InputError
 from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped
+from deeper_layers.results.columns import VECTORS
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.
@@ -73,7 +74,8 @@ class Figure:
     def finish(self, data: pd.DataFrame, caption: str, alt: str) -> "Figure":
         """With the rows drawn, a caption, which may hold <em> <strong> <b> <i> <code> <sub> <sup> <br>, and the picture
         in words, for readers who do not see it."""
-        self.data, self.caption, self.alt = data, caption, alt
+        vectors = [name for name in VECTORS if name in data and data[name].dtype == object]
+        self.data, self.caption, self.alt = data.drop(columns=vectors), caption, alt
         if self.legend:
             names = list(map(clipped, self.legend))
             columns = max(1, min(4, len(names), 80 // (4 + max(map(len, names)))))
@@ -162,11 +164,6 @@ class Figure:
         shade = "rgba({:.0f},{:.0f},{:.0f},0.18)".format(*(255 * part for part in to_rgb(colour)))
         look = {"fill": "toself", "fillcolor": shade, "mode": "none", "hoverinfo": "skip", "showlegend": False}
         self._trace(panel, label, x=across, y=up, **look)
-
-    def level(self, height, label, *, panel=0, line="dash"):
-        """A grey line at one height, from one side to the other, once the reach of the panel is known."""
-        reach = self.panels[panel]["layout"]["xaxis"]["range"]
-        self.line(reach, [height] * 2, colour=GREY, panel=panel, label=label, line=line, width=1)
 
     @matplotlib.rc_context(PRINT)
     def heat(self, z: np.ndarray, *, hover, title: str, panel=0, x0=0, y0=0):

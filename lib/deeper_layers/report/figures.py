@@ -27,7 +27,6 @@ from deeper_layers.report.names import (
 from deeper_layers.report.prose import Said
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
-from deeper_layers.results.columns import VECTORS
 
 AXES = {
     "share": "Layers dropped, n / L",
@@ -91,9 +90,11 @@ def curves(
         levels, beside = levels_of(own, y), over_of(over, own)
         heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside.get(y, [])])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
-        picture.reach(panel, span([own[x], beside.get(x, [])], zero=x in AXES), heights)
+        across = span([own[x], beside.get(x, [])], zero=x in AXES)
+        picture.reach(panel, across, heights)
         for label, height in levels.items():
-            picture.level(height, label, panel=panel, line="dot" if label == "guessing" else "dash")
+            line = "dot" if label == "guessing" else "dash"
+            picture.line(across, [height] * 2, colour=GREY, panel=panel, label=label, line=line, width=1)
         for _, line in own.groupby([one for one in (hue, stroke, apart) if one], sort=False, dropna=False):
             line, label = line.sort_values(x), rule_title(str(line[hue].iloc[0]))
             look = looks[str(line[hue].iloc[0])] | {"label": label}
@@ -117,9 +118,9 @@ def curves(
     said = " Bands are 95% intervals." if low in rows else ""
     for value, line in zip(strokes, ("Solid", "Dashed", "Dotted", "Dashes and dots")) if len(strokes) > 1 else ():
         said += f" {line}: {as_html(rule_title(str(value)))}."
-    across = AXES.get(x, x)
-    caption = caption or f"{title} against {across[:1].lower() + across[1:]}."
-    return picture.finish(plain_table(rows), caption + said, alt_text(panels, y, None if scale else hue, x))
+    along = AXES.get(x, x)
+    caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
+    return picture.finish(rows, caption + said, alt_text(panels, y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame):
@@ -195,7 +196,7 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
             look = {"colour": ("#ffffff", RED, YELLOW)[number + (told == "distance")], "filled": not number}
             look |= {"marker": list(MARKERS)[number], "size": 3 + 2 * bool(number), "line": None, "label": label}
             picture.line(line["start"], line["size"], panel=panel, **look)
-    return picture.finish(plain_table(rows.drop(columns="shade")), caption, alt_text(panels, told))
+    return picture.finish(rows.drop(columns="shade"), caption, alt_text(panels, told))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
@@ -227,7 +228,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
                     picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
-    return picture.finish(plain_table(rows), f"{title}. Bars are 95% intervals.", alt_text(panels, x))
+    return picture.finish(rows, f"{title}. Bars are 95% intervals.", alt_text(panels, x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -338,11 +339,6 @@ def cell_text(value) -> str:
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.3g}"
     return f"{value:,.0f}" if isinstance(value, (int, float, np.integer)) else str(value)
-
-
-def plain_table(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows without vectors: what is downloaded."""
-    return rows.drop(columns=list(VECTORS), errors="ignore")
 
 
 def alt_text(panels: dict[str, pd.DataFrame], y: str, hue: str | None = None, x: str = "") -> str:
