@@ -244,6 +244,8 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     band = next(trace for trace in traces(rows, "similarity-informed") if trace.get("fill"))
     assert None in band["y"] and 0 not in band["y"]
     assert "Not measured" in figures.curves(rows[:0])._repr_html_()
+    of_two = pd.concat([rows, rows.assign(model="org/m")], ignore_index=True)
+    assert len(figures.curves(of_two).live["panels"]) == 2, "models of one title are two"
     with pytest.raises(InputError, match="expected a-z"):
         figures.curves(rows, name="No Name")
     table = figures.table(rows, "x", columns=["model", "rule", "value"]).to_html()

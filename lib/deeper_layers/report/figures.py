@@ -79,14 +79,15 @@ def curves(
     rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return Said([], name)
-    panels, (low, high), strokes = panels_of(rows, col, row), ends_of(y), list(rows[stroke].unique()) if stroke else []
+    (titles, panels), (low, high) = panels_of(rows, col, row), ends_of(y)
+    strokes = list(rows[stroke].unique()) if stroke else []
     several = rows[col].nunique() if col else 1
     columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
     percent, title = "x" * (x in PERCENT) + "y" * (y in PERCENT), title or AXES.get(y, y)
-    picture = Figure(name, AXES.get(x, x), title, list(panels), columns=columns, percent=percent)
+    picture = Figure(name, AXES.get(x, x), title, titles, columns=columns, percent=percent)
     looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
     scale = ScalarMappable(Normalize(rows[shade].min(), rows[shade].max()), SIZES) if shade else None
-    for panel, own in enumerate(panels.values()):
+    for panel, own in enumerate(panels):
         levels, beside = levels_of(own, y), over_of(over, own)
         heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside.get(y, [])])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
@@ -120,7 +121,7 @@ def curves(
         said += f" {line}: {as_html(rule_title(str(value)))}."
     along = AXES.get(x, x)
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
-    return picture.finish(rows, caption + said, alt_text(panels, y, None if scale else hue, x))
+    return picture.finish(rows, caption + said, alt_text(zip(titles, panels), y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame):
@@ -176,12 +177,12 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
     if rows.empty:
         return Said([], name)
     text = next(column for column in ("corpus", "task") if column in rows)
-    panels = panels_of(rows, "model", text if rows[text].nunique() > 1 else None)
+    titles, panels = panels_of(rows, "model", text if rows[text].nunique() > 1 else None)
     columns = min(2, len(panels))
     tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
-    picture = Figure(name, AXES["start"], "Layers in the block, n", list(panels), columns=columns, tall=tall)
+    picture = Figure(name, AXES["start"], "Layers in the block, n", titles, columns=columns, tall=tall)
     labels = list(marks["label"].unique())
-    for panel, own in enumerate(panels.values()):
+    for panel, own in enumerate(panels):
         layers = int(own["layers"].iloc[0])
         blocks = {"index": range(1, layers + 1), "columns": range(layers)}
         shade, raw = (own.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", told))
@@ -196,7 +197,7 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
             look = {"colour": ("#ffffff", RED, YELLOW)[number + (told == "distance")], "filled": not number}
             look |= {"marker": list(MARKERS)[number], "size": 3 + 2 * bool(number), "line": None, "label": label}
             picture.line(line["start"], line["size"], panel=panel, **look)
-    return picture.finish(rows.drop(columns="shade"), caption, alt_text(panels, told))
+    return picture.finish(rows.drop(columns="shade"), caption, alt_text(zip(titles, panels), told))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
@@ -208,12 +209,12 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
     if rows.empty:
         return Said([], name)
     rows[[x, *ends]] = rows.reindex(columns=[x, *ends]).astype(float)
-    panels, title = panels_of(rows, "model", None), title or AXES.get(x, x)
+    (titles, panels), title = panels_of(rows, "model", None), title or AXES.get(x, x)
     hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
-    looks, names = looks_of(hues.unique()), [list(own[y].astype(str).unique()) for own in panels.values()]
+    looks, names = looks_of(hues.unique()), [list(own[y].astype(str).unique()) for own in panels]
     tall = [max(60, (24 + 12 * (len(looks) - 1)) * len(of_panel) + 20) for of_panel in names]
-    picture = Figure(name, title, "", list(panels), tall=tall, percent="x" * (x == "share"))
-    for panel, (own, of_panel) in enumerate(zip(panels.values(), names, strict=True)):
+    picture = Figure(name, title, "", titles, tall=tall, percent="x" * (x == "share"))
+    for panel, (own, of_panel) in enumerate(zip(panels, names, strict=True)):
         left, right = span([own[x], *(own[end] for end in ends), [0.0]])
         picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
         picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
@@ -228,7 +229,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
                     picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
-    return picture.finish(rows, f"{title}. Bars are 95% intervals.", alt_text(panels, x))
+    return picture.finish(rows, f"{title}. Bars are 95% intervals.", alt_text(zip(titles, panels), x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -260,19 +261,20 @@ def ends_of(column: str) -> tuple[str, str]:
     return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
 
 
-def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> dict[str, pd.DataFrame]:
-    """Rows for each panel by its title: rows of panels are of one `row`, their columns of one `col`; none is empty."""
+def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> tuple[list[str], list[pd.DataFrame]]:
+    """Titles and rows of panels: rows of panels are of one `row`, their columns of one `col`; none is empty."""
     floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
     cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
-    panels = {}
+    titles, panels = [], []
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
         for one in cols.unique():
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
             title += ", only guesses" if len(found) and floors[found.index].all() else ""
             if len(found):
-                panels[f"{visible(rule_title(head))}\n{title}" if row else title] = found
-    return panels
+                titles.append(f"{visible(rule_title(head))}\n{title}" if row else title)
+                panels.append(found)
+    return titles, panels
 
 
 def over_of(over: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame:
@@ -341,10 +343,10 @@ def cell_text(value) -> str:
     return f"{value:,.0f}" if isinstance(value, (int, float, np.integer)) else str(value)
 
 
-def alt_text(panels: dict[str, pd.DataFrame], y: str, hue: str | None = None, x: str = "") -> str:
+def alt_text(panels: Iterable[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
     """The panels in words: the first and the last point of each line of a colour, or the least and the most."""
     said = []
-    for title, own in panels.items():
+    for title, own in panels:
         for label, line in own.groupby(own[hue].astype(str), sort=False) if hue else [("", own)]:
             course = f"{line[y].min():.2g} to {line[y].max():.2g}"
             if hue:
