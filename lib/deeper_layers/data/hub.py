@@ -36,16 +36,16 @@ def mirrored(datasets: str | None) -> Iterator[None]:
 
     import datasets as hub
 
-    folder = mirror(datasets)
-    load = hub.load_dataset
+    folder, load = mirror(datasets), hub.load_dataset
 
     def load_dataset(path, *arguments, **options):
-        local = folder / path if folder is not None else None
-        if local is None or not local.is_dir():
+        if folder is None or not (local := folder / path).is_dir():
             return load(path, *arguments, **options)
         # the cache of `datasets` knows a folder by its README alone: it would give old data for new
-        cache = Path(hub.config.HF_DATASETS_CACHE) / f"mirror-{_stamp(local)}"  # ty: ignore[possibly-missing-submodule]
-        return load(str(local), *arguments, **{"cache_dir": str(cache)} | options)
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(local.rglob("*"))]
+        stamp = hashlib.sha256(repr((local.resolve(), stats)).encode(errors="surrogateescape")).hexdigest()[:16]
+        cache = f"{hub.config.HF_DATASETS_CACHE}/mirror-{stamp}"  # ty: ignore[possibly-missing-submodule]
+        return load(str(local), *arguments, **{"cache_dir": cache} | options)
 
     with mock.patch.object(hub, "load_dataset", load_dataset):
         yield
@@ -54,17 +54,6 @@ def mirrored(datasets: str | None) -> Iterator[None]:
 def is_at_hand(name: str, datasets: str | None) -> bool:
     """Whether the data of a task or corpus can be read without a hub: embedded, or a mirror is named."""
     return name in ("wikipedia", "code") or name in embedded_tasks() or mirror(datasets) is not None
-
-
-def _stamp(folder: Path) -> str:
-    """Changes with the folder's place, and with every file in it. Raises InputError where one is a pipe or a device."""
-    digest = hashlib.sha256(os.fsencode(folder.resolve()))
-    for path in sorted(folder.rglob("*")):
-        state = checks.place("a file of datasets", path).stat()
-        digest.update(
-            f"\0{path.relative_to(folder)} {state.st_size} {state.st_mtime_ns}".encode(errors="surrogateescape")
-        )
-    return digest.hexdigest()[:16]
 
 
 @contextlib.contextmanager

@@ -2,8 +2,10 @@
 
 import os
 import random
+from collections.abc import Iterator
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers import checks
 from deeper_layers.errors import InputError
@@ -34,29 +36,28 @@ def text_batches(
     checks.whole_number("seed", seed, 0, checks.SEED)
     checks.whole_number("batch_tokens", batch_tokens, 1, checks.MANY)
     check_tokenizer(tokenizer)
-    order = random.Random(seed).sample(range(len(documents)), len(documents))
-    sequences: list[list[int]] = []
-    for index in order:
-        tokens = tokenizer(documents[index], truncation=True, max_length=length)["input_ids"]
+    found: list[torch.Tensor] = []
+    for document in _drawn(documents, seed):
+        tokens = tokenizer(document, truncation=True, max_length=length)["input_ids"]
         if len(tokens) > 1:
-            sequences.append(tokens)
-        if len(sequences) == samples:
+            found.append(torch.tensor(tokens))
+        if len(found) == samples:
             break
-    if len(sequences) < samples:
-        raise InputError(f"samples is {samples}, but the corpus has {len(sequences)} usable documents: ask for fewer")
-    sequences.sort(key=len, reverse=True)
-    batches, start = [], 0
-    while start < len(sequences):
-        width = len(sequences[start])
-        rows = sequences[start : start + max(1, batch_tokens // width)]
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, tokens in enumerate(rows):
-            ids[i, : len(tokens)] = torch.tensor(tokens)
-            mask[i, : len(tokens)] = 1
+    if len(found) < samples:
+        raise InputError(f"samples is {samples}, but the corpus has {len(found)} usable documents: ask for fewer")
+    found.sort(key=len, reverse=True)
+    batches = []
+    while found:
+        size = max(1, batch_tokens // len(found[0]))
+        rows, found = found[:size], found[size:]
+        masks = [torch.ones_like(row) for row in rows]
+        ids, mask = (pad_sequence(of_rows, batch_first=True) for of_rows in (rows, masks))
         batches.append({"input_ids": ids, "attention_mask": mask})
-        start += len(rows)
     return batches
+
+
+def _drawn(documents: list[str], seed: int) -> Iterator[str]:
+    return (documents[index] for index in random.Random(seed).sample(range(len(documents)), len(documents)))
 
 
 def sequences(
@@ -74,14 +75,13 @@ def sequences(
     checks.whole_number("length", length, 2, checks.TOKENS)
     checks.whole_number("seed", seed, 0, checks.SEED)
     check_tokenizer(tokenizer)
-    order = random.Random(seed).sample(range(len(documents)), len(documents))
     found: list[torch.Tensor] = []
     rest: list[int] = []
     before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for index in order:
+    for document in _drawn(documents, seed):
         if tokens is not None and length * len(found) >= tokens:
             break
-        ids = tokenizer(documents[index], truncation=not packed, max_length=None if packed else length)["input_ids"]
+        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)["input_ids"]
         if not packed:
             found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
             continue

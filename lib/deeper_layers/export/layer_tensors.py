@@ -99,7 +99,7 @@ def layout_after(cut: Cut, folder: Path, shards: list[Shard], *, mtp: bool = Tru
     if _is_known(folder, config):
         known = read_config(str(folder), None, trust_remote_code=False)
         layers_of(known)  # refuses an encoder-decoder model
-        model = built_empty(known, folder, len(shapes))
+        model = built_empty(known, folder)
         layers = num_layers(model)
         cut.check(layers)
         check_tensors(model, folder, shapes)

@@ -61,8 +61,8 @@ def decoder_layers_owner(model: nn.Module) -> tuple[nn.Module, str]:
     lists = [entry for entry in lists if _has_attention(entry[2])] or lists
     found = [(owner, attribute) for owner, attribute, layers in lists if len(layers) == length and _related(layers)]
     if len(found) > 1:
-        config_class = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
-        found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is config_class]
+        kind = type(text_config(model.config))  # ty: ignore[invalid-argument-type]
+        found = [(owner, name) for owner, name in found if type(getattr(owner, "config", None)) is kind]
     if len(found) == 1:
         return found[0]
     lengths = ", ".join(f"{type(owner).__name__}.{name} of {len(layers)}" for owner, name, layers in lists)

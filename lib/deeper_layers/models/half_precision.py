@@ -48,18 +48,19 @@ class Widened:
         pays = input.requires_grad or input.numel() >= ROWS * input.shape[-1]
         if input.element_size() != 2 or not pays:
             return super().forward(input)
+        bias = None if self.bias is None else self.bias.float()
         if torch.is_grad_enabled() and self.weight.requires_grad:
-            bias = None if self.bias is None else self.bias.float()
             return linear(input.float(), self.weight.float(), bias).to(input.dtype)
-        return _Product.apply(input, self._written, self.bias)
+        return _Product.apply(input, self._parts, bias)
 
-    def _written(self) -> torch.Tensor:
-        """The weights in 16 bits."""
-        if not hasattr(self.weight, "quant_state"):
-            return self.weight
-        from bitsandbytes.functional import dequantize_4bit
+    def _parts(self) -> tuple[torch.Tensor, ...]:
+        """The weights in 16 bits, some rows at a time."""
+        weight = self.weight
+        if hasattr(weight, "quant_state"):
+            from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(self.weight.data, self.weight.quant_state)
+            weight = dequantize_4bit(weight.data, weight.quant_state)
+        return weight.split(max(1, WEIGHTS // weight.shape[1]))
 
 
 @functools.cache
@@ -82,20 +83,17 @@ class _Product(torch.autograd.Function):
     """A product with weights that don't learn, a part of them widened at a time, and anew backwards: none is kept."""
 
     @staticmethod
-    def forward(context, input: torch.Tensor, written: Callable, bias: torch.Tensor | None) -> torch.Tensor:
-        context.written = written
-        parts = _parts(written())
-        biases = [None] * len(parts) if bias is None else bias.float().split(len(parts[0]))
-        wide = input.float()
-        products = [linear(wide, part.float(), own) for part, own in zip(parts, biases, strict=True)]
-        return torch.cat([product.to(input.dtype) for product in products], -1)
+    def forward(context, input: torch.Tensor, parts: Callable, bias: torch.Tensor | None) -> torch.Tensor:
+        context.parts = parts
+        wide, products, first = input.float(), [], 0
+        for part in parts():
+            own = None if bias is None else bias[first : first + len(part)]
+            products.append(linear(wide, part.float(), own).to(input.dtype))
+            first += len(part)
+        return torch.cat(products, -1)
 
     @staticmethod
     def backward(context, gradient: torch.Tensor) -> tuple:
-        parts = _parts(context.written())
+        parts = context.parts()
         pairs = zip(gradient.split(len(parts[0]), -1), parts, strict=True)
         return sum(own.float() @ part.float() for own, part in pairs).to(gradient.dtype), None, None
-
-
-def _parts(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return weight.split(max(1, WEIGHTS // weight.shape[1]))

@@ -68,6 +68,13 @@ class Residuals:
     entering: torch.Tensor
     leaving: torch.Tensor
 
+    def __post_init__(self):
+        if self.entering.ndim != 3:
+            raise InputError(
+                f"{type(self.layer).__name__} hands on a residual of shape {tuple(self.entering.shape)}; expected "
+                "three dimensions, [sequences, tokens, width]: choose another model"
+            )
+
     @property
     def between(self) -> torch.Tensor:
         """What lies between attention and MLP: the residual that leaves the layer where its MLP adds nothing.
@@ -157,9 +164,11 @@ class Network:
             >>> keep = lambda residuals: residuals.leaving.norm(dim=-1).mean()
             >>> norms = [torch.stack(of_layers) for of_layers in Network(model).residuals(batches, keep)]
         """
-        streamed = is_streamed(self.model)
-        bytes_of_a_token = text_config(self.model.config).hidden_size * self.dtype.itemsize
-        cost = lambda group: sum(batch["input_ids"].numel() for batch in group) * bytes_of_a_token  # noqa: E731
+        streamed, width = is_streamed(self.model), text_config(self.model.config).hidden_size * self.dtype.itemsize
+
+        def cost(group: list[Batch]) -> int:
+            return width * sum(batch["input_ids"].numel() for batch in group)
+
         for group in groups_within(batches, cost, MEMORY if streamed else 0):
             group = [{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in group]
             with torch.inference_mode():  # not around the yield: whoever takes them may want gradients
@@ -174,8 +183,7 @@ class Network:
             named = dict(named)
             entering = arguments[0] if arguments else named.pop("hidden_states")
             leaving = output[0] if isinstance(output, tuple) else output
-            call = Call(arguments[1:], named)
-            kept.append(keep(self._checked(Residuals(batch, len(kept), layer, call, entering, leaving))))
+            kept.append(keep(Residuals(batch, len(kept), layer, Call(arguments[1:], named), entering, leaving)))
 
         with contextlib.ExitStack() as stack:
             for layer in self.layers:
@@ -185,21 +193,16 @@ class Network:
 
     def _layer_by_layer(self, group: list[Batch], keep: Callable[[Residuals], Kept]) -> list[list[Kept]]:
         """The same of several batches, all of which go through a layer before any goes through the next."""
-        passes = [(batch, self.handed(batch["input_ids"], **_masks(batch)), []) for batch in group]
+        passes = []
+        for batch in group:
+            masks = {name: tensor for name, tensor in batch.items() if name != "input_ids"}
+            passes.append((batch, self.handed(batch["input_ids"], **masks), []))
         for number in self.in_turn(list(range(len(self.layers)))):
             for batch, handed, kept in passes:
                 layer, call, entering = self.layers[number], handed.calls[number], handed.residual
                 handed.residual = call(layer, entering)
-                kept.append(keep(self._checked(Residuals(batch, number, layer, call, entering, handed.residual))))
+                kept.append(keep(Residuals(batch, number, layer, call, entering, handed.residual)))
         return [kept for _, _, kept in passes]
-
-    def _checked(self, residuals: Residuals) -> Residuals:
-        if residuals.entering.ndim != 3:
-            raise InputError(
-                f"{type(residuals.layer).__name__} hands on a residual of shape {tuple(residuals.entering.shape)}; "
-                "expected three dimensions, [sequences, tokens, width]: choose another model"
-            )
-        return residuals
 
     def handed(self, ids: torch.Tensor, **options) -> Handed:
         """What the layers get for tokens [B, T] and options of the model's forward.
@@ -223,7 +226,7 @@ class Network:
             calls.append(Call(arguments[1:], named))
             if len(calls) == len(self.layers):
                 raise Collected
-            return (residual, None, None) if self._tuples else residual
+            return self._as_output(residual)
 
         with self._standing_in(write_down), contextlib.suppress(Collected):
             self.model(input_ids=ids, **{"use_cache": False} | options)
@@ -235,12 +238,12 @@ class Network:
         """[N, V] logits of residuals [..., N, D] that leave the last layer, by the model's own norm and head."""
         residual = residual.unsqueeze(-2)  # sequences of one token
 
-        def give(*arguments, **named):
-            return (residual, None, None) if self._tuples else residual
-
-        with self._standing_in(give):
+        with self._standing_in(lambda *_, **__: self._as_output(residual)):
             ids = torch.zeros(residual.shape[-3], 1, dtype=torch.long, device=self.device)
             return self.model(input_ids=ids, use_cache=False).logits[:, 0]
+
+    def _as_output(self, residual: torch.Tensor) -> tuple | torch.Tensor:
+        return (residual, None, None) if self._tuples else residual
 
     @contextlib.contextmanager
     def _standing_in(self, forward: Callable) -> Iterator[None]:
@@ -250,16 +253,12 @@ class Network:
             yield
 
 
-def _masks(batch: Batch) -> Batch:
-    return {name: tensor for name, tensor in batch.items() if name != "input_ids"}
+def cache_argument(module) -> str:
+    """What a forward pass calls the keys and values given to it; transformers 5.24 began to rename them."""
+    return _cache_argument(type(module))
 
 
 @functools.cache
-def _signature(kind: type[torch.nn.Module]) -> tuple[str, ...]:
-    return tuple(inspect.signature(inspect.unwrap(kind.forward)).parameters)
-
-
-def cache_argument(module) -> str:
-    """What a forward pass calls the keys and values given to it; transformers 5.24 began to rename them."""
-    names = _signature(type(module))
+def _cache_argument(kind: type[torch.nn.Module]) -> str:
+    names = inspect.signature(inspect.unwrap(kind.forward)).parameters
     return next((name for name in ("cache", "past_key_values", "layer_past") if name in names), "past_key_values")

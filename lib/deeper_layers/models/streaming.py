@@ -14,19 +14,14 @@ from torch import nn
 
 from deeper_layers.models.decoder import decoder_layers, decoder_layers_owner
 
-DISK = "disk"
-
 
 def on_disk(empty: nn.Module, where: str) -> dict[str, str]:
     """The device map that leaves the layers of a model, given without weights, on disk, and puts all else `where`."""
     owner, attribute = decoder_layers_owner(empty)
     layers = getattr(owner, attribute)
     name = next(name for name, module in empty.named_modules() if module is layers)
-    held = {
-        path for path, module in empty.named_modules()
-        if not f"{path}.".startswith(f"{name}.") and (module._parameters or module._buffers)
-    }  # fmt: skip
-    return {path: where for path in held} | {name: DISK}
+    others = [(path, module) for path, module in empty.named_modules() if not f"{path}.".startswith(f"{name}.")]
+    return {path: where for path, module in others if module._parameters or module._buffers} | {name: "disk"}
 
 
 def is_streamed(model: nn.Module) -> bool:
@@ -125,12 +120,11 @@ def _waiting(module: nn.Module) -> list[tuple[nn.Module, AlignDevicesHook]]:
 @contextlib.contextmanager
 def replaced(module, forward: Callable) -> Iterator[None]:
     """While it lasts, a module's forward is this one."""
-    before = module.__dict__.get("forward")
+    before = vars(module).get("forward")
     module.forward = forward
     try:
         yield
     finally:
-        if before is None:
-            del module.forward
-        else:
+        del module.forward
+        if before is not None:
             module.forward = before

@@ -20,9 +20,7 @@ NAMES = {
     MLP: ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe"),
 }
 # the matrix that ends a sublayer and writes into the residual
-WRITERS = (
-    "o_proj", "out_proj", "c_proj", "dense", "dense_4h_to_h", "down_proj", "fc_out", "fc2", "w2", "linear_v", "wo",
-)  # fmt: skip
+WRITERS = tuple("o_proj out_proj c_proj dense dense_4h_to_h down_proj fc_out fc2 w2 linear_v wo".split())
 OTHER = {ATTENTION: MLP, MLP: ATTENTION}
 
 
@@ -43,13 +41,13 @@ def writers(layer: nn.Module, part: str) -> list[tuple[str, nn.Module]]:
 
     Raises InputError where none of a known name is found.
     """
-    found = []
-    for path, module in sublayer(layer, part).named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        if path.rpartition(".")[2] in WRITERS:
-            found += [(name, module) for name in own]
-        else:  # experts hold their matrices together
-            found += [(name, module) for name in own if name.removesuffix("_bias") in WRITERS]
+    found = [
+        (name, module)
+        for path, module in sublayer(layer, part).named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        # experts hold their matrices together, by the names of parameters
+        if path.rpartition(".")[2] in WRITERS or name.removesuffix("_bias") in WRITERS
+    ]
     if not found:
         raise InputError(
             f"the {part} of {type(layer).__name__} ends with no matrix of a known name ({', '.join(WRITERS)}): drop "

@@ -6,12 +6,10 @@ to say: it loads them, without their contents, into the empty model.
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
@@ -42,17 +40,13 @@ def check_folder(folder: Path) -> None:
     shapes = {tensor.name: tuple(tensor.entry["shape"]) for shard in read_shards(folder) for tensor in shard.tensors}
     if "auto_map" not in read_json(folder / "config.json"):
         config = read_config(str(folder), None, trust_remote_code=False)
-        check_tensors(built_empty(config, folder, len(shapes)), folder, shapes)
+        check_tensors(built_empty(config, folder), folder, shapes)
 
 
-def built_empty(config: PreTrainedConfig, folder: Path, tensors: int) -> PreTrainedModel:
-    """A model on the device "meta". Raises InputError where none can be built, or one of far more parts than tensors.
-
-    A part of the model is at most a few tensors of the checkpoint, and one tensor at most a few parts of the model: a
-    configuration that asks for more is not followed to its end.
-    """
+def built_empty(config: PreTrainedConfig, folder: Path) -> PreTrainedModel:
+    """A model on the device "meta". Raises InputError where none can be built."""
     try:
-        with torch.device("meta"), _at_most(1_000 + 8 * tensors):
+        with torch.device("meta"):
             return auto_class(config).from_config(config, trust_remote_code=False)
     except Exception as error:  # what strangers write into a configuration fails at any line that reads it
         raise InputError(
@@ -125,21 +119,3 @@ def _loaded(model: PreTrainedModel, shapes: Shapes, names: Iterable[str]) -> dic
         return report
     finally:
         logging.set_verbosity(verbosity)
-
-
-@contextmanager
-def _at_most(number: int) -> Iterator[None]:
-    """Inside, no more parameters than that are made."""
-    made = 0
-
-    def count(*_):
-        nonlocal made
-        made += 1
-        if made > number:
-            raise ValueError(f"it describes a model of more than {number:,} parts, many more than there are tensors")
-
-    hook = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        hook.remove()
