@@ -8,7 +8,6 @@ import pytest
 import yaml
 
 from deeper_layers.command import main
-from deeper_layers.command.options import flags
 from deeper_layers.command.report import workflow_config
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import HealingParameters
@@ -43,7 +42,7 @@ def test_each_command_gets_the_options_that_it_takes():
     typed = asked.command("sweep", tasks="sums@5")
     assert typed == "sweep a/b --limit none --quantization none --tasks sums@5 --results units --json"
     assert "--text wikipedia" in asked.command("heal", drop=3) and "--sizes" not in asked.command("heal", drop=3)
-    assert flags({"no_site": True, "trust_remote_code": False}) == ["--no-site"]
+    assert jobs.flags({"no_site": True, "trust_remote_code": False}) == ["--no-site"]
 
 
 def test_what_is_not_to_be_measured_is_not_measured_by_any_job():

@@ -11,7 +11,6 @@ import click
 
 from deeper_layers import results
 from deeper_layers.command.group import main
-from deeper_layers.command.options import flags
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.base_parameters import TASK, split
 from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
@@ -55,6 +54,16 @@ class Asked(NamedTuple):
         taken = {option.name for option in subcommand.params if option.name}
         given = {name: value for name, value in self.options.items() if name in taken}
         return shlex.join([command, self.model, *flags(given | more), "--json"])
+
+
+def flags(options: dict) -> list[str]:
+    """Options as they are typed: what is on by itself has a word to turn it off alone."""
+    typed = []
+    for name, value in options.items():
+        name, value = ("no_measure", not value) if name == "measure" else (name, value)
+        flag = f"--{name.replace('_', '-')}"
+        typed += [flag] * value if isinstance(value, bool) else [flag, "none" if value is None else str(value)]
+    return typed
 
 
 def _of(kind: type, options: dict) -> dict:

@@ -9,7 +9,7 @@ import contextlib
 import random
 import string
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
 
@@ -21,13 +21,8 @@ from deeper_layers.command import main
 from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
 
-REACHED = "a model would be read now"
-LETTERS = (
-    string.ascii_letters
-    + string.digits
-    + string.punctuation
-    + "\t\n\r\x00\x07\x1b \u00b2\u0663\u0669é漢字🦙\u202e\ud800"
-)
+ODD = "\t\n\r\x00\x07\x1b \u00b2\u0663\u0669é漢字🦙\u202e\ud800"
+LETTERS = string.ascii_letters + string.digits + string.punctuation + ODD
 NUMBERS = ["-0", "0", "1", "-1", "+5", "1_000", "٣", "²", "1e400", "nan", "-inf", "0x1F", "1.5", "2147483648",
            "18446744073709551616", "9" * 4300, "9" * 5000, "-" + "9" * 40, "none", "None", "auto", "all"]  # fmt: skip
 PLACES = ["/", ".", "..", "~", "~nobody/x", "~no such user/x", "/dev/null", "/dev/zero", "/dev/stdin", "/proc/self/mem",
@@ -36,38 +31,28 @@ PLACES = ["/", ".", "..", "~", "~nobody/x", "~no such user/x", "/dev/null", "/de
 PARTS = ["0-8", "8-0", "0-", "-3", "0-99999999999", "capitals", "capitals:5", "capitals:-1", "mmlu:5@20/0-8+12", "*",
          "**", "capitals@0", "sums:99999999999999999999", "../../x", "[a-", "simple", "similarity", "best", "", " ",
          "Q8_0", "nf4", "humaneval", "{{7*7}}", "$(true)", "%s%n", "capitals/0-99999999999"]  # fmt: skip
-
-
-def word(draw: random.Random) -> str:
-    """One word of some kind."""
-    kind = draw.choice(["letters", "number", "digits", "place", "list", "long", "nothing"])
-    if kind == "letters":
-        return "".join(draw.choices(LETTERS, k=draw.randint(1, 30)))
-    if kind == "number":
-        return draw.choice(NUMBERS)
-    if kind == "digits":
-        return str(draw.randint(-(10 ** draw.randint(1, 60)), 10 ** draw.randint(1, 60)))
-    if kind == "place":
-        return draw.choice(PLACES)
-    if kind == "list":
-        return draw.choice([",", ", ", ";", " "]).join(draw.choices(PARTS + NUMBERS[:16], k=draw.randint(1, 6)))
-    if kind == "long":
-        return draw.choice(["a", "9", ",", "-", "../", "é", "0-1,"]) * draw.choice([200, 4097, 100_000])
-    return ""
+KINDS: list[Callable[[random.Random], str]] = [
+    lambda draw: "".join(draw.choices(LETTERS, k=draw.randint(1, 30))),
+    lambda draw: draw.choice(NUMBERS),
+    lambda draw: str(draw.randint(-(10 ** draw.randint(1, 60)), 10 ** draw.randint(1, 60))),
+    lambda draw: draw.choice(PLACES),
+    lambda draw: draw.choice([",", ", ", ";", " "]).join(draw.choices(PARTS + NUMBERS[:16], k=draw.randint(1, 6))),
+    lambda draw: draw.choice(["a", "9", ",", "-", "../", "é", "0-1,"]) * draw.choice([200, 4097, 100_000]),
+    lambda draw: "",
+]
 
 
 def call(draw: random.Random) -> list[str]:
     """A subcommand, its arguments and some options, of which one or two are such words and the others left out."""
-    name = draw.choice(list(SUBCOMMANDS))
+    name = draw.choice([name for name in SUBCOMMANDS if name != "results"])  # that one is a group of its own
     command = main.get_command(click.Context(main), name)
     options = [one for one in command.params if isinstance(one, click.Option) and not one.is_flag]
     arguments = [one for one in command.params if isinstance(one, click.Argument)]
-    words = [name, *(word(draw) if draw.random() < 0.2 else "embedded" for _ in arguments)]
-    for option in draw.sample(options, draw.choice([1, 1, 2])):
-        words += [option.opts[0], word(draw)]
-    if name in ("heal", "prune") and "--drop" not in words:
-        words += ["--drop", "3"]
-    return words
+    word = lambda: draw.choice(KINDS)(draw)  # noqa: E731
+    words = [name, *(word() if draw.random() < 0.2 else "embedded" for _ in arguments)]
+    for option in draw.sample(options, min(len(options), draw.choice([1, 1, 2]))):
+        words += [option.opts[0], word()]
+    return words + (["--drop", "3"] if name in ("heal", "prune") and "--drop" not in words else [])
 
 
 @contextlib.contextmanager
@@ -75,32 +60,30 @@ def closed() -> Iterator[None]:
     """While it lasts, nothing of a model is read and lm-eval is not imported: whatever would, ends in one line."""
 
     def reached(*_, **__):
-        raise InputError(REACHED)
+        raise InputError("a model would be read now")
 
     def known(names):
         if unknown := set(names) - {*data.embedded_tasks(), "mmlu", "boolq"}:
             raise InputError(f"unknown task {checks.shown(sorted(unknown))}")
 
     names = ["find_model", "load_model", "checkpoint_folder", "empty_model", "sizes_of", "stated_config"]
-    of_models = dict.fromkeys(names, reached)
-    of_checkpoints = {"read_adapter": reached, "check_new": lambda _: None}
-    with contextlib.ExitStack() as patched:
-        for room, names in (
-            (models, of_models), (export, of_checkpoints), (sweeping, {"check_names": known}),
-        ):  # fmt: skip
-            # names of a room are loaded when they are asked for, which is what this saves
-            patched.enter_context(mock.patch.dict(vars(room), names))
+    # names of a room are loaded when they are asked for, which is what this saves
+    with (
+        mock.patch.dict(vars(models), dict.fromkeys(names, reached)),
+        mock.patch.dict(vars(export), {"read_adapter": reached}),
+        mock.patch.dict(vars(sweeping), {"check_names": known}),
+    ):
         yield
 
 
 def fault(done: Result) -> str | None:
     """What is wrong with how a call ended; None where it ended as it should."""
-    last = (done.stderr.strip().splitlines() or [""])[-1]
+    lines = done.stderr.strip().splitlines() or [""]
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return f"raised {done.exception!r}"
-    if done.exit_code not in (1, 2) or not last.lower().startswith("error: "):
+    if done.exit_code not in (1, 2) or not lines[-1].lower().startswith("error: "):
         return f"ended with {done.exit_code}: {done.stderr[-500:]!r}"
-    if "Traceback" in done.output or (done.exit_code == 1 and len(done.stderr.strip().splitlines()) != 1):
+    if "Traceback" in done.output or (done.exit_code == 1 and len(lines) != 1):
         return f"said more than one line: {done.stderr[-500:]!r}"
     return None
 

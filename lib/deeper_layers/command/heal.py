@@ -83,14 +83,9 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
         f"{record['losses'][-1]:.3f} nats a token"
     )
+    forms = {"task": "{}", "metric": "{}", "value": "{:.3f}", "stderr": "{:.3f}", "items": "{:.0f}"}
     scores = [
-        {
-            "task": row["task"],
-            "metric": row["metric"],
-            "healed": f"{row['value']:.3f}",
-            "stderr": f"{row['stderr']:.3f}",
-            "items": f"{row['items']:.0f}",
-        }
+        {"healed" if name == "value" else name: form.format(row[name]) for name, form in forms.items()}
         for row in unit.rows.to_dict("records")
     ]
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"

@@ -79,16 +79,6 @@ def exclude(**given: object) -> None:
         raise click.UsageError(f"{named[0]} and {named[1]} exclude each other: give one of them")
 
 
-def flags(options: dict) -> list[str]:
-    """Options as they are typed: what is on by itself has a word to turn it off alone."""
-    typed = []
-    for name, value in options.items():
-        name, value = ("no_measure", not value) if name == "measure" else (name, value)
-        flag = f"--{name.replace('_', '-')}"
-        typed += [flag] * value if isinstance(value, bool) else [flag, "none" if value is None else str(value)]
-    return typed
-
-
 def _in_words_of_options(message: str, command: click.Command) -> str:
     """A message of the library, which says "limit is 0", as who typed --limit reads it."""
     name, _, rest = message.partition(" ")

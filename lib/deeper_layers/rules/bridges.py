@@ -134,19 +134,16 @@ def _writer(model, layer: int) -> nn.Linear:
 
 def _sides(model, writer: nn.Linear, cut: Cut, sequences: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """What the MLP below a cut adds, what else leaves its layer, and what enters the layer above; each [T, D]."""
-    if (tokens := sum(map(len, sequences))) < writer.out_features:
+    if (tokens := sum(map(len, sequences))) < (width := writer.out_features):
         raise InputError(
-            f"there are {tokens} tokens to fit a map of {writer.out_features} by {writer.out_features} on: give more "
-            "sequences (samples)"
+            f"there are {tokens} tokens to fit a map of {width} by {width} on: give more sequences (samples)"
         )
-    added, below, above = [], [], []
+    added, ends = [], []
     with writer.register_forward_hook(lambda _, __, output: added.append(output[0].double())):
         for sequence in watched(sequences, "bridge, residuals"):
-            found = residuals_of(model, sequence)
-            below.append(found[cut.start])
-            above.append(found[cut.stop])
-    of_mlp = torch.cat(added)
-    return of_mlp, torch.cat(below) - of_mlp, torch.cat(above)
+            ends.append(residuals_of(model, sequence)[[cut.start, cut.stop]])
+    below, above = torch.cat(ends, dim=1)
+    return (of_mlp := torch.cat(added)), below - of_mlp, above
 
 
 def _magnitude_gap(model, cut: Cut, sequences: list[torch.Tensor]) -> float:

@@ -9,6 +9,7 @@ Letters in shapes: B sequences, T tokens, N kept tokens of all sequences of a ba
 vocabulary.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -215,10 +216,7 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
 
     Source: Csordas et al. 2025, arXiv 2505.13898; they show the largest change over tokens, here each is kept.
 
-    Args:
-        model: a decoder-only transformers model of L layers.
-        batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
-        tokens: how many are kept of each sequence, see `kept_tokens`.
+    Arguments are those of `record_passes`.
 
     Returns:
         later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
@@ -258,11 +256,9 @@ def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
 
     Of passes cosine_PART and norm_PART of each of PARTS, of skips skip: KL of the output without the layer.
     """
-    found = {}
-    for name in ("cosine", "norm"):
-        means = np.concatenate([batch[f"{name}s"] for batch in passes]).mean(axis=0)
-        found |= {f"{name}_{part}": means[:, number] for number, part in enumerate(PARTS)}
-    return found | {"skip": np.concatenate([batch["output"] for batch in skips]).mean(axis=0)}
+    means = {"cosine": _mean(passes, "cosines"), "norm": _mean(passes, "norms")}
+    found = {f"{name}_{part}": mean[:, place] for name, mean in means.items() for place, part in enumerate(PARTS)}
+    return found | {"skip": _mean(skips, "output")}
 
 
 def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
@@ -271,7 +267,7 @@ def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
     lens_divergence, lens_overlap, prompt_entropy: means over sequences. effective_rank, two_nn, and two_nn_shuffled as
     its control: of the kept tokens of all sequences.
     """
-    lens = np.concatenate([batch["lens"] for batch in passes]).mean(axis=0)
+    lens = _mean(passes, "lens")
     clouds = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
         for points in progress(_clouds(passes))
@@ -279,7 +275,7 @@ def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
     return {
         "lens_divergence": lens[:, 0],
         "lens_overlap": lens[:, 1],
-        "prompt_entropy": np.concatenate([batch["entropy"] for batch in passes]).mean(axis=0),
+        "prompt_entropy": _mean(passes, "entropy"),
         **dict(zip(("effective_rank", "two_nn", "two_nn_shuffled"), np.array(clouds).T, strict=True)),
     }
 
@@ -293,12 +289,15 @@ def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int)
     cka, overlap = np.eye(len(clouds)), np.eye(len(clouds))
     products = [gram(points).float() for points in clouds]
     indices = [nearest(points, neighbours).indices for points in clouds]
-    for first in range(len(clouds)):
-        for second in range(first + 1, len(clouds)):
-            cka[first, second] = cka[second, first] = linear_cka(products[first], products[second])
-            overlap[first, second] = overlap[second, first] = neighbour_overlap(indices[first], indices[second])
-    later = np.concatenate([batch["later"] for batch in skips]).mean(axis=0)
-    return {"cka": cka, "neighbour_overlap": overlap, "skip_later": later}
+    for one, other in itertools.combinations(range(len(clouds)), 2):
+        cka[one, other] = cka[other, one] = linear_cka(products[one], products[other])
+        overlap[one, other] = overlap[other, one] = neighbour_overlap(indices[one], indices[other])
+    return {"cka": cka, "neighbour_overlap": overlap, "skip_later": _mean(skips, "later")}
+
+
+def _mean(batches: list[Arrays], name: str) -> np.ndarray:
+    """Over what all batches hold: tokens, or sequences."""
+    return np.concatenate([batch[name] for batch in batches]).mean(axis=0)
 
 
 def _clouds(passes: list[Arrays]) -> Iterable[torch.Tensor]:
