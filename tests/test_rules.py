@@ -58,7 +58,6 @@ def test_what_is_no_rule_or_no_distances(monkeypatch):
         (similarity_cut, (DISTANCES, 4), "size is 4"),
         (similarity_cut, (["a"], 1), r"distances is \['a'\]; expected an array of numbers"),
         (similarity_cut, ([[1.0], [1.0, 2.0]], 1), "expected an array of numbers"),
-        (similarity_cut, (DISTANCES[0], 1), shape),
         (similarity_cut, (DISTANCES[:3], 1), shape),
         (similarity_cut, (lost, 2), "holds nan for size 2 at start 1; expected a number for every start from 0 to 1"),
     ]:

@@ -26,7 +26,6 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
@@ -59,14 +58,14 @@ class Teacher:
         check_states(model)
         if isinstance(self.whole, Path):
             return
-        given, left = shown(whole), num_layers(model)
-        if isinstance(whole, PreTrainedModel):
-            layers, same = num_layers(whole), head_of(whole) == self.head
-            if same and (layers == left + cut.size if cut else layers > left):
-                return
-            given = f"a {type(whole).__name__} of {layers} layers with {'the same' if same else 'another'} head"
-        expected = f"of {left + cut.size} layers, as {cut} says" if cut else f"of more than {left} layers, or with cut="
-        raise InputError(f"whole is {given}, expected the unpruned model {expected}, or a folder of its states")
+        layers = num_layers(whole) if isinstance(whole, PreTrainedModel) and head_of(whole) == self.head else 0
+        left = num_layers(model)
+        if layers <= left if cut is None else layers != left + cut.size:
+            expected = f"of {left + cut.size} layers, as {cut} says" if cut else f"of more than {left} layers, or cut="
+            raise InputError(
+                f"whole is a {type(whole).__name__}, expected the unpruned model {expected}, with the same head, or a "
+                "folder of its states"
+            )
 
     def loss(
         self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
