@@ -148,15 +148,15 @@ def test_nothing_of_anybody_else_is_lost(case, models, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["folder", "file", "link"])
 def test_what_appears_meanwhile_in_the_place_of_out_stays(kind, models, tmp_path, monkeypatch):
-    out, copy = tmp_path / "out", tensor_writer._write_file
+    out, copy = tmp_path / "out", tensor_writer._content
     make = {"folder": file("out/thesis.tex"), "file": file("out"), "link": link("out", "nowhere")}[kind]
 
     def meanwhile(*arguments):
-        with contextlib.suppress(FileExistsError):  # two files are written at once
+        with contextlib.suppress(FileExistsError):  # for each file
             make(tmp_path)
         return copy(*arguments)
 
-    monkeypatch.setattr(tensor_writer, "_write_file", meanwhile)
+    monkeypatch.setattr(tensor_writer, "_content", meanwhile)
     with pytest.raises(InputError, match="out exists"):
         slice_checkpoint(models / "whole", CUT, out)
     assert out.is_symlink() == (kind == "link") and out.is_file() == (kind == "file")
@@ -196,11 +196,12 @@ def quick(monkeypatch):
     """What a cut makes of a checkpoint is worked out once, and nothing waits for a disk, which outlives a kill."""
     import functools
 
-    plain = slicing.layout_after
-    of_cut = functools.cache(lambda cut, folder: plain(cut, folder, slicing.read_shards(folder)))
+    of_folder, plain = functools.cache(slicing.read_layout), slicing.cut_config
+    of_cut = functools.cache(lambda folder, cut: plain(of_folder(folder), cut))
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
-    monkeypatch.setattr(slicing, "layout_after", lambda cut, folder, shards, **_: of_cut(cut, folder))
+    monkeypatch.setattr(slicing, "read_layout", lambda folder, **_: of_folder(folder))
+    monkeypatch.setattr(slicing, "cut_config", lambda layout, cut: of_cut(layout.folder, cut))
 
 
 def sliced(models: Path, out: Path, overwrite: bool = False) -> None:
@@ -334,13 +335,13 @@ def test_many_at_once_give_one_whole_result(models, quick, tmp_path):
 
 
 def test_a_source_that_changes_while_it_is_copied(models, tmp_path, monkeypatch):
-    source, copy = Path(shutil.copytree(models / "whole", tmp_path / "source")), tensor_writer._write_file
+    source, copy = Path(shutil.copytree(models / "whole", tmp_path / "source")), tensor_writer._content
 
     def meanwhile(entries, *arguments):
         os.utime(entries[0].shard.path, (1, 1))
         return copy(entries, *arguments)
 
-    monkeypatch.setattr(tensor_writer, "_write_file", meanwhile)
+    monkeypatch.setattr(tensor_writer, "_content", meanwhile)
     with pytest.raises(InputError, match="changed while it was copied"):
         slice_checkpoint(source, CUT, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -202,7 +202,7 @@ def prune(
         source = (
             found() if is_gguf_model(model) else models.find_model(model, revision=parameters.revision, hashed=False)
         )
-        bytes, written = export.estimate_bytes(source, cut, out, dtype=dtype, type=kind, mtp=not without_mtp)
+        bytes, written = export.written_sizes(source, out, dtype=dtype, type=kind, mtp=not without_mtp)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(

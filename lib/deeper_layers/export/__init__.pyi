@@ -14,11 +14,10 @@ from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
 from .pruned_checkpoint import PruningDescription as PruningDescription
 from .pruned_checkpoint import describe_pruning as describe_pruning
-from .pruned_checkpoint import estimate_bytes as estimate_bytes
 from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
+from .pruned_checkpoint import written_sizes as written_sizes
 from .publishing import check_name as check_name
 from .publishing import check_repository as check_repository
 from .publishing import push as push
-from .slicing import bytes_after as bytes_after
 from .slicing import slice_checkpoint as slice_checkpoint
 from .tensor_edits import Changed as Changed

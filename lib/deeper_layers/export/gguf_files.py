@@ -6,44 +6,58 @@ model is not opened, and one tensor is in memory at a time. The file appears whe
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import mmap
 import os
-import shutil
 import struct
-import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import gguf
 import numpy as np
-from tqdm import tqdm
 
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import InputError, in_bytes
+from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import read_adapter
-from deeper_layers.export.engines import nth, of_another_kind, periods
+from deeper_layers.export.engines import TABLE, nth, of_another_kind
 from deeper_layers.export.lineage import check_apart
-from deeper_layers.export.tensor_writer import CHUNK, HashedFile
+from deeper_layers.export.tensor_writer import CHUNK, check_space, progress, read_bytes, write_hashed
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_header import UNIFORM, Entry, Header, Tensor, architecture, layer_of, read_gguf
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import hash_once
 
+Kind = gguf.GGMLQuantizationType
 # After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number.
 # 1: all layers are alike.
-PERIODS: dict[str, int] = {arch: periods("llama.cpp").get(arch, 1) for arch in sorted(UNIFORM)}
-TYPES = {"f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16}
-TYPES |= {"q8_0": gguf.GGMLQuantizationType.Q8_0}
+PERIODS: dict[str, int] = dict.fromkeys(sorted(UNIFORM), 1) | {
+    line.family: line.every for line in TABLE if line.engine == "llama.cpp" and line.family in UNIFORM
+}
+TYPES = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type
-# the largest number that such a type can hold
-LARGEST = {TYPES["f16"]: 65504, TYPES["q8_0"]: 127 * 65504}
+LARGEST = 65504  # in float16, in which the others hold their numbers or their scales
 KEPT, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"
 MARK = "pruning.sha256"  # our mark: of the whole file as it was written, with zeros in the place of this
 ZEROS = "0" * 64
 # as MARK stands in a file before its value: the name, the type, the length
 BEFORE_MARK = MARK.encode() + struct.pack("<IQ", gguf.GGUFValueType.STRING, len(ZEROS))
+
+
+class Plan(NamedTuple):
+    """A file to write: its beginning, up to the tensors; of each of these, by its new name, what it is in the source,
+    its type, how many bytes it will have, and what an adapter adds to it; to how many bytes they are aligned."""
+
+    head: bytes
+    tensors: dict[str, tuple[Tensor, Kind, int, tuple | None]]
+    alignment: int
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole file."""
+        return len(self.head) + sum(size + -size % self.alignment for _, _, size, _ in self.tensors.values())
 
 
 def gguf_file(source: Source) -> Path:
@@ -83,55 +97,16 @@ def slice_gguf(
     check = check_our_gguf if overwrite else check_absent
     clear(out)
     check(out)
-    if type not in (None, *TYPES):
-        raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
-    if not cut.is_of_layers:
-        raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
-    path, kept = gguf_file(source), cut.kept(source.num_layers)
+    path = gguf_file(source)
     check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
-    header = read_gguf(path)
-    arch = architecture(header)
-    _check_kinds(header, source, kept)
-    added = _factors(Path(adapter), source, cut, arch, len(kept)) if adapter else {}
-    writer = gguf.GGUFWriter(None, arch)
-    writer.data_alignment = header.alignment
-    for key, entry in _metadata(header, source, kept, type).items():
-        writer.add_key_value(key, entry.value, entry.kind, entry.inner)
-    tensors, new = {}, {old: position for position, old in enumerate(kept)}
-    for tensor in header.tensors:
-        if name := _renamed(tensor.name, new):
-            kind, shape = _kind(tensor, type or ("f16" if name in added else None)), list(tensor.shape[::-1])
-            if name in added and (given := [len(added[name][0]), added[name][1].shape[1]]) != shape:
-                raise InputError(f"{name} has the shape {shape}, its adapter in {adapter} {given}: expected the same")
-            block, stored = gguf.GGML_QUANT_SIZES[kind]
-            tensors[name] = tensor, kind, tensor.elements // block * stored
-            writer.add_tensor_info(name, shape, np.dtype(np.float32), tensors[name][2], kind)
-    if strange := sorted(added.keys() - tensors):
-        raise InputError(f"the adapters in {adapter} are on {strange[0]}, which {source.name} does not have")
-    total = sum(stored for _, _, stored in tensors.values())
     try:
+        plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
         with atomic_file(out, check) as made:
-            if total > (free := shutil.disk_usage(made.parent).free):
-                raise InputError(f"{out} needs {in_bytes(total)}, where {in_bytes(free)} are free: free some space")
-            with contextlib.closing(writer):
-                writer.write_header_to_file(made)
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
-            head = made.read_bytes()
-            bar = tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
-            with bar, HashedFile(made) as file:
-                file.write(head + bytes(-len(head) % header.alignment))
-                for name, (tensor, kind, stored) in tensors.items():
-                    data = tensor.data(path)
-                    if name in added or kind != tensor.kind:
-                        data = _changed(data, tensor, added.get(name), kind).reshape(-1).view(np.uint8)
-                    for first in range(0, stored, CHUNK):
-                        file.write(data[first : first + CHUNK].tobytes())
-                    file.write(bytes(-stored % header.alignment))
-                    bar.update(stored)
-                sha256 = file.finish()
+            check_space(out, made.parent, plan.bytes)
+            with progress(plan.bytes) as bar:
+                sha256 = write_hashed(made, _content(plan, path), bar)
             with open(made, "r+b") as mark:
-                mark.seek(head.index(BEFORE_MARK) + len(BEFORE_MARK))
+                mark.seek(plan.head.index(BEFORE_MARK) + len(BEFORE_MARK))
                 mark.write(sha256.encode())
             if f"sha256:{hash_once(path)}" != source.weights:
                 raise InputError(f"{path} was changed after it was read for its hash: begin again")
@@ -140,40 +115,92 @@ def slice_gguf(
     return out
 
 
+def plan_gguf(source: Source, header: Header, cut: Cut, type: str | None, adapter: str | Path | None = None) -> Plan:
+    """What `slice_gguf` will write, of a file with this header. Raises InputError as that."""
+    if type not in (None, *TYPES):
+        raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
+    if not cut.is_of_layers:
+        raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
+    kept, tensors = cut.kept(source.num_layers), {}
+    _check_kinds(header, source, kept)
+    added = {} if adapter is None else _updates(Path(adapter), source, cut, header)
+    writer = gguf.GGUFWriter(None, architecture(header))
+    writer.data_alignment = header.alignment
+    for key, entry in _metadata(header, source, kept, type).items():
+        writer.add_key_value(key, entry.value, entry.kind, entry.inner)
+    for name, tensor in _kept_tensors(header, kept).items():
+        update, shape = added.pop(name, None), list(tensor.shape[::-1])
+        if update and (given := [len(update[0]), update[1].shape[1]]) != shape:
+            raise InputError(f"{name} has the shape {shape}, its adapter {given}: expected the same")
+        kind = _kind(tensor, type or ("f16" if update else None))
+        block, width = gguf.GGML_QUANT_SIZES[kind]
+        tensors[name] = tensor, kind, tensor.elements // block * width, update
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), tensors[name][2], kind)
+    if added:
+        raise InputError(f"the adapters are on {min(added)}, which {source.name} does not have")
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(writer):  # gguf writes into files alone
+        writer.write_header_to_file(Path(folder) / "head")
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        head = (Path(folder) / "head").read_bytes()
+    return Plan(head + bytes(-len(head) % header.alignment), tensors, header.alignment)
+
+
+def tensor_bytes(source: Source, cut: Cut) -> int:
+    """Bytes of the tensors that a GGUF file keeps after a cut."""
+    kept = _kept_tensors(read_gguf(gguf_file(source)), cut.kept(source.num_layers))
+    return sum(tensor.bytes for tensor in kept.values())
+
+
 def check_our_gguf(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a GGUF file that we wrote and nobody changed since."""
-    if os.path.lexists(out) and not _is_ours(out):
+    if not os.path.lexists(out):
+        return
+    try:
+        is_ours = not out.is_symlink() and (said := read_gguf(out).get(MARK)) and _hash_but_mark(out) == said
+    except (InputError, OSError, ValueError):
+        is_ours = False
+    if not is_ours:
         raise InputError(
             f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: --overwrite replaces nothing "
             "else; move it away, or name another place"
         )
 
 
-def _is_ours(out: Path) -> bool:
-    try:
-        said, found = read_gguf(out).get(MARK), out.lstat()
-        stamp = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        return said is not None and not out.is_symlink() and _hash_but_mark(out, stamp) == said
-    except (InputError, OSError, ValueError):
-        return False
-
-
-@functools.lru_cache
-def _hash_but_mark(path: Path, stamp: tuple[int, ...]) -> str:
-    """SHA-256 of a file with zeros in the place of MARK's value; read once, as long as its size and times stay."""
+def _hash_but_mark(path: Path) -> str:
+    """SHA-256 of a file with zeros in the place of MARK's value."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         place = content.find(BEFORE_MARK) + len(BEFORE_MARK)
-        digest = hashlib.sha256(file.read(place) + ZEROS.encode())
-        file.seek(place + len(ZEROS))
-        while block := file.read(CHUNK):
-            digest.update(block)
+        digest = hashlib.sha256(content[:place] + ZEROS.encode())
+        for first in range(place + len(ZEROS), len(content), CHUNK):
+            digest.update(content[first : first + CHUNK])
     return digest.hexdigest()
 
 
-def tensor_bytes(source: Source, cut: Cut) -> int:
-    """Bytes of the tensors that a GGUF file keeps after a cut."""
-    new = dict.fromkeys(cut.kept(source.num_layers), 0)
-    return sum(tensor.bytes for tensor in read_gguf(gguf_file(source)).tensors if _renamed(tensor.name, new))
+def _content(plan: Plan, path: Path) -> Iterator[bytes]:
+    """The file, some bytes at a time."""
+    yield plan.head
+    for tensor, kind, stored, update in plan.tensors.values():
+        if update is None and kind == tensor.kind:
+            yield from read_bytes(path, tensor.offset, stored)
+        else:
+            yield _changed(tensor, path, kind, update).tobytes()
+        yield bytes(-stored % plan.alignment)
+
+
+def _changed(tensor: Tensor, path: Path, kind: Kind, update: tuple | None) -> np.ndarray:
+    """A tensor in another type, with what an adapter adds to it."""
+    try:
+        values = gguf.quants.dequantize(tensor.data(path).reshape(*tensor.shape[:0:-1], -1), tensor.kind)
+    except NotImplementedError as error:
+        raise InputError(f"{tensor.name} is {tensor.kind.name}, which can't be changed ({error})") from error
+    if update:
+        up, down, scale = update
+        values = values + scale * (up @ down)
+    largest = np.abs(values).max()
+    if not largest <= (np.finfo(np.float32).max if kind == Kind.F32 else LARGEST):
+        raise InputError(f"{tensor.name} would hold {largest}, too large for {kind.name}: give the type f32")
+    return gguf.quants.quantize(values.astype(np.float32), kind)
 
 
 def _check_kinds(header: Header, source: Source, kept: list[int]) -> None:
@@ -196,19 +223,23 @@ def _check_kinds(header: Header, source: Source, kept: list[int]) -> None:
         )
 
 
-def _kind(tensor: Tensor, wanted: str | None) -> gguf.GGMLQuantizationType:
+def _kind(tensor: Tensor, wanted: str | None) -> Kind:
     """The type of a matrix; where its rows are no multiple of that type's blocks it is F16."""
     if wanted is None or len(tensor.shape) < 2:
         return tensor.kind
-    return TYPES[wanted] if tensor.shape[0] % gguf.GGML_QUANT_SIZES[TYPES[wanted]][0] == 0 else TYPES["f16"]
+    return TYPES[wanted] if tensor.shape[0] % gguf.GGML_QUANT_SIZES[TYPES[wanted]][0] == 0 else Kind.F16
 
 
-def _renamed(name: str, new: dict[int, int]) -> str | None:
-    """The new name of a tensor; None for one of a dropped layer."""
-    number = layer_of(name)
-    if number is None:
-        return name
-    return f"blk.{new[number]}.{name.split('.', 2)[2]}" if number in new else None
+def _kept_tensors(header: Header, kept: list[int]) -> dict[str, Tensor]:
+    """The tensors that stay, by their new names."""
+    new, found = {old: position for position, old in enumerate(kept)}, {}
+    for tensor in header.tensors:
+        number = layer_of(tensor.name)
+        if number is None:
+            found[tensor.name] = tensor
+        elif number in new:
+            found[f"blk.{new[number]}.{tensor.name.split('.', 2)[2]}"] = tensor
+    return found
 
 
 def _metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, Entry]:
@@ -235,13 +266,14 @@ def _metadata(header: Header, source: Source, kept: list[int], type: str | None)
     return entries
 
 
-def _factors(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> dict[str, tuple]:
-    """For each adapted tensor, by its name in a GGUF file, the two factors and the scale of what is added."""
+def _updates(folder: Path, source: Source, cut: Cut, header: Header) -> dict[str, tuple]:
+    """For each adapted tensor, by its new name in a GGUF file, the two factors and the scale of what is added."""
     adapter = read_adapter(folder)
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)
-    architecture = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
-    names, found = gguf.get_tensor_name_map(architecture, layers), {}
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[architecture(header)], source.num_layers - cut.size)
+    found = {}
     for module in adapter.shapes:
         tensor = names.get_name(module)
         # others may lie in a file in an order of rows that is llama.cpp's own
@@ -253,19 +285,3 @@ def _factors(folder: Path, source: Source, cut: Cut, arch: str, layers: int) -> 
         down, up = (factor.numpy() for factor in adapter.factors(module))
         found[f"{tensor}.weight"] = up, down, adapter.scale(len(down))
     return found
-
-
-def _changed(data: np.ndarray, tensor: Tensor, update: tuple | None, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """The bytes of a tensor in another type, with what an adapter adds to it."""
-    try:
-        values = gguf.quants.dequantize(data.reshape(*tensor.shape[:0:-1], -1), tensor.kind)
-    except NotImplementedError as error:
-        raise InputError(
-            f"{tensor.name} is of the type {tensor.kind.name}, which can't be changed ({error})"
-        ) from error
-    if update:
-        up, down, scale = update
-        values = values + scale * (up @ down)
-    if not (largest := np.abs(values).max()) <= LARGEST.get(kind, np.finfo(np.float32).max):
-        raise InputError(f"{tensor.name} would hold {largest}, too large for {kind.name}: give the type f32")
-    return gguf.quants.quantize(values.astype(np.float32), kind)

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError
@@ -19,16 +19,14 @@ from deeper_layers.package_index import hash_once
 from deeper_layers.results.schema import Checked, Count, Name
 
 LINEAGE = "pruning.json"
-FORMAT = "deeper-layers pruning 1"
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Hash = Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)]
 
 
 class Step(Checked):
     """One cut: of which model, where, and how what is left was changed."""
 
     model: Name
-    weights: Hash | None  # of the model; None where they were not read for their hash
+    weights: Annotated[str, Field(pattern=r"^(sha256|hub):[\w.-]+$", max_length=200)] | None  # None: not hashed
     layers: Count  # of the model
     dropped: list[Count]  # of these
     attention: list[Count] = []  # of these, whose attention is silent: it adds nothing
@@ -46,7 +44,7 @@ class Step(Checked):
 class Lineage(Checked):
     """What pruning.json holds."""
 
-    format: Literal["deeper-layers pruning 1"] = FORMAT
+    format: Literal["deeper-layers pruning 1"] = "deeper-layers pruning 1"
     base_model: str | None  # hub id of the first model, where it is known
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # of each layer its number in the first model
@@ -64,22 +62,22 @@ class Lineage(Checked):
         return ranges(self.kept)
 
 
-def lineage_after(before: Lineage | None, step: Step) -> Lineage:
-    """With one more step, or a first one. Raises InputError where that begins with another number of layers."""
+def lineage_after(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
+    """With one more step, or a first one, of the model of this hub id. Raises InputError where that begins with another
+    number of layers."""
     whole = list(range(step.layers)) if before is None else before.kept
     if step.layers != len(whole):
         raise InputError(f"{LINEAGE} is of {len(whole)} layers, expected {step.layers}: remove that file")
     kept = [whole[index] for index in step.cut.kept(step.layers)]
-    if before is None:
-        return Lineage(base_model=None, steps=[step], kept=kept)
-    return Lineage(base_model=before.base_model, steps=[*before.steps, step], kept=kept)
+    base, steps = (hub, []) if before is None else (before.base_model, before.steps)
+    return Lineage(base_model=base, steps=[*steps, step], kept=kept)
 
 
 def read_lineage(folder: Path) -> Lineage | None:
     """Of a folder; None where it has none that we wrote."""
     try:
         return Lineage.model_validate(read_json(folder / LINEAGE))
-    except (OSError, ValueError, ValidationError):
+    except (OSError, ValueError):
         return None
 
 
@@ -91,10 +89,20 @@ def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
 
 def check_our_folder(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
-    if os.path.lexists(out) and (strange := _strange(out)):
+    if not os.path.lexists(out):
+        return
+    lineage, strange = None if out.is_symlink() or not out.is_dir() else read_lineage(out), []
+    if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
+        strange = [LINEAGE]
+    else:
+        there = {path.name: path for path in out.iterdir() if path.name != LINEAGE}
+        plain = {name: path for name, path in there.items() if path.is_file() and not path.is_symlink()}
+        names = sorted(there.keys() | lineage.files.keys())
+        strange = [n for n in names if n not in plain or hash_once(plain[n]) != lineage.files.get(n)]
+    if strange:
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
-            "away, or name another place"
+            f"{out} exists and is not as it was written here ({strange[0]} is not ours, was changed, or is missing): "
+            "--overwrite replaces nothing else; move it away, or name another place"
         )
 
 
@@ -113,17 +121,3 @@ def _content_hash(content: dict) -> str:
     """SHA-256, in hexadecimal, of canonical JSON without the entry "sha256"."""
     rest = {name: value for name, value in content.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _strange(out: Path) -> str | None:
-    """What keeps a folder from being ours; None where nothing does."""
-    lineage = None if out.is_symlink() or not out.is_dir() else read_lineage(out)
-    if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
-        return f"it is no folder with a {LINEAGE} as we write it"
-    there = {entry.name: entry for entry in out.iterdir() if entry.name != LINEAGE}
-    for name in sorted(there.keys() | lineage.files.keys()):
-        path = there.get(name)
-        is_file = path is not None and path.is_file() and not path.is_symlink()
-        if not is_file or hash_once(path) != lineage.files.get(name):
-            return f"{name} in it is not ours as it was written, or is missing"
-    return None

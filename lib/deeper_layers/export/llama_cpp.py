@@ -9,19 +9,20 @@ from deeper_layers import files
 from deeper_layers.errors import InputError
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
-FILE_TYPES = {
-    "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15,
-    "Q5_K_M": 17, "Q6_K": 18,
-}  # fmt: skip
+FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18)
 FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of whether to use flash attention
 
 
-def _library():
+def _library(path: str | Path):
+    """llama.cpp, for a GGUF file that is whole: it ends the process for some damaged ones."""
     try:
         from cyllama.llama import llama_cpp
     except ImportError as error:
         raise InputError(f"llama.cpp is not installed ({error}): pip install cyllama") from error
+    from deeper_layers.models.gguf_header import read_gguf  # slow
+
     llama_cpp.disable_logging()
+    read_gguf(Path(path))
     return llama_cpp
 
 
@@ -29,10 +30,7 @@ class LlamaCpp:
     """A GGUF file opened by llama.cpp. Raises InputError where the wheel is missing, or llama.cpp refuses the file."""
 
     def __init__(self, path: str | Path):
-        self.library = _library()
-        from deeper_layers.models.gguf_header import read_gguf  # slow
-
-        read_gguf(Path(path))  # llama.cpp ends the process for some damaged files
+        self.library = _library(path)
         try:
             self.model = self.library.LlamaModel(str(path), self.library.LlamaModelParams())
         except (ValueError, RuntimeError, OSError) as error:
@@ -79,14 +77,11 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     Raises:
         InputError: the wheel is missing, the type is unknown, `out` exists, or llama.cpp refuses the file.
     """
-    library, out = _library(), Path(out)
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
-    from deeper_layers.models.gguf_header import read_gguf  # slow
-
+    library, out = _library(source), Path(out)
     files.clear(out)
     files.check_absent(out)
-    read_gguf(Path(source))
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
     with files.atomic_file(out) as partial:

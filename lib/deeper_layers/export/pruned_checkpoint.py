@@ -1,4 +1,4 @@
-"""Prune a model on disk as the command does: what is known of a cut before it is made, and the files.
+"""Prune a model on disk as the command does: what is known of a cut before it is made, how large it gets, the files.
 
 `describe_pruning` says which engines would misread the result and what results hold of its quality; `prune_checkpoint`
 says the same in warnings, writes a folder or a GGUF file, and puts it into the model card.
@@ -6,12 +6,13 @@ says the same in warnings, writes a folder or a GGUF file, and puts it into the 
 
 import shlex
 import warnings
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers import checks, files, models, results
-from deeper_layers.cuts import UNPRUNED, Cut, ranges
+from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -41,11 +42,6 @@ class PruningDescription:
     scores: "list[Score]"  # what they say of the cut, task by task
     healed: bool = False  # adapters are added to the weights
 
-    @property
-    def ruined(self) -> "list[Score]":
-        """The tasks of which surely less than half of what the model scores above guessing is left."""
-        return [score for score in self.scores if score.ruined]
-
     def warnings(self) -> list[str]:
         """What is wrong with the cut, a message each; the last may have several lines."""
         return [*self.engines_in_words(), *filter(None, [self.ruin_in_words()])]
@@ -61,20 +57,22 @@ class PruningDescription:
         return lines
 
     def ruin_in_words(self) -> str | None:
-        """Which tasks the cut ruins, a line each below the first; None where it ruins none."""
-        if not self.ruined:
-            return None
-        known = sum(score.largest is not None for score in self.scores)
+        """The tasks of which surely less than half of what the model scores above guessing is left, a line each below
+        the first; None where there are none."""
+        ruined, known = (
+            [score for score in self.scores if score.ruined],
+            [s for s in self.scores if s.largest is not None],
+        )
         lines = [
-            f"results say that this cut ruins {len(self.ruined)} of {known} tasks that the whole model can do: surely "
-            "less than half of what it scores above guessing is left"
+            f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.left[0]:.2f}, guessing "
+            f"{score.guessing:.2f}; largest n that does not: {score.largest}"
+            for score in ruined
         ]
-        for score in self.ruined:
-            lines.append(
-                f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.left[0]:.2f}, guessing "
-                f"{score.guessing:.2f}; largest n that does not: {score.largest}"
-            )
-        return "\n".join([*lines, *(["  (before it is healed)"] if self.healed else [])])
+        first = (
+            f"results say that this cut ruins {len(ruined)} of {len(known)} tasks that the whole model can do: surely "
+            "less than half of what it scores above guessing is left"
+        )
+        return "\n".join([first, *lines, *(["  (before it is healed)"] if self.healed else [])]) if ruined else None
 
     def card(self, adapter: "Adapter | None" = None) -> str:
         """What results say of the cut, healed with these adapters, in Markdown, for the model card."""
@@ -96,9 +94,9 @@ class PruningDescription:
             "layers": self.layers,
             "cut": cut_as_json(self.cut),
             "kept": self.cut.kept(self.layers),
-            "engines": [asdict(one) | {"layers": list(one.layers), "nearest_safe": safe} for one in self.engines],
-            "scores": [asdict(score) for score in self.scores],
-            "ruins": [score.topic for score in self.ruined],
+            "engines": [one._asdict() | {"nearest_safe": safe} for one in self.engines],
+            "scores": [vars(score) for score in self.scores],
+            "ruins": [score.topic for score in self.scores if score.ruined],
         }
 
 
@@ -128,7 +126,7 @@ def describe_pruning(
     Raises:
         InputError: the model is none, or the cut does not fit.
     """
-    model, config = str(model), models.stated_config(str(model), revision)
+    model, config, held, scores = str(model), models.stated_config(str(model), revision), [], []
     layers = models.stated_layers(config)
     if layers is None:
         from deeper_layers.export.layer_tensors import number_of_layers  # slow
@@ -140,7 +138,6 @@ def describe_pruning(
         safe = nearest_safe(config, cut) if wrong and cut.is_block else None
     except InputError:  # a depth that is not stated in plain words
         wrong, safe = [], None
-    held, scores = [], []
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=models.model_name(model))):
         key = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code).key
         if is_gguf_model(model):  # known by its hash, whatever it is called
@@ -159,17 +156,13 @@ def prune_checkpoint(
     cut: Cut | None,
     out: str | Path,
     *,
-    revision: str | None = None,
     adapter: str | Path | None = None,
-    dtype: str = "auto",
     type: str | None = None,
-    mtp: bool = True,
-    silence: bool = False,
     changed: "Changed | None" = None,
     overwrite: bool = False,
-    trust_remote_code: bool = False,
-    name: str | None = None,
     described: PruningDescription | None = None,
+    name: str | None = None,
+    **options,
 ) -> Path:
     """Write a model without the layers of a cut as `deeper-layers prune` does: a folder, or a GGUF file.
 
@@ -194,48 +187,27 @@ def prune_checkpoint(
     cut = cut or (added.cut if added else None)
     if cut is None:
         raise InputError("cut is None, and no adapters record theirs: say which layers go, as Cut(8, 3)")
+    silence = options.get("silence", False)
     if not cut.is_of_layers:
         check_sublayers(f"this cut is {cut}", silence=silence, adapted=added is not None, to_gguf=is_gguf(out))
     if described is None:
-        described = describe_pruning(
-            model,
-            cut,
-            revision=revision,
-            healed=added is not None,
-            known=changed is None,
-            trust_remote_code=trust_remote_code,
-        )
+        found = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+        described = describe_pruning(model, cut, healed=added is not None, known=changed is None, **found)
         for said in described.warnings():
             warnings.warn(said, stacklevel=2)
     if is_gguf(out):
         return export.slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
     # the command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine
-    drop = ["--drop", str(cut.size)]
+    place = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else typed_lists(cut)
     if changed:
-        place = [*drop, "--rule", changed.words.partition(":")[0]]
-    else:
-        place = ["--start", str(cut.start), *drop] if cut.is_block else typed_lists(cut)
+        place = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
     words = ["deeper-layers", "prune", described.model, out.name, *place]
     words += ["--silence"] if silence else []
     words += ["--adapter", added.folder.name] if added else []
-    words += ["--dtype", dtype] if dtype != "auto" else []
-    words += [] if mtp else ["--without-mtp"]
-    return export.slice_checkpoint(
-        model,
-        cut,
-        out,
-        revision=revision,
-        adapter=adapter,
-        dtype=dtype,
-        mtp=mtp,
-        silence=silence,
-        changed=changed,
-        card=described.card(added),
-        command=shlex.join(words),
-        name=name or out.name,
-        overwrite=overwrite,
-        trust_remote_code=trust_remote_code,
-    )
+    words += ["--dtype", options["dtype"]] if options.get("dtype", "auto") != "auto" else []
+    words += [] if options.get("mtp", True) else ["--without-mtp"]
+    options |= {"adapter": adapter, "changed": changed, "overwrite": overwrite, "name": name or out.name}
+    return export.slice_checkpoint(model, cut, out, card=described.card(added), command=shlex.join(words), **options)
 
 
 def check_out(
@@ -281,38 +253,48 @@ def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -
         )
 
 
-def estimate_bytes(
-    source: Source, cut: Cut, out: Path, *, dtype: str = "auto", type: str | None = None, mtp: bool = True
-) -> tuple[float, str]:
-    """About how many bytes of weights `prune_checkpoint` would write, and in which type, from headers alone.
+def written_sizes(
+    source: Source, out: Path, *, dtype: str = "auto", type: str | None = None, mtp: bool = True
+) -> Callable[[Cut], tuple[int, str]]:
+    """What says of a cut how many bytes of weights `prune_checkpoint` would write, and in which type.
 
-    Raises InputError where the cut or the type does not fit, or the checkpoint is not understood.
+    From headers, with that of what is written, where the model is on this machine; else about, by its parameters.
+    Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not understood.
     """
-    if is_gguf(out):
-        return _gguf_bytes(source, cut, type), type or source.quantized
-    folder = Path(source.folder).expanduser()
+    packaged, to_gguf = models.PACKAGED.get(source.folder), is_gguf(out)
+    path, folder = packaged.path if packaged else source.gguf, Path(source.folder).expanduser()
+    if to_gguf and path is not None and path.is_file():
+        from deeper_layers.export.gguf_files import plan_gguf  # slow
+        from deeper_layers.models.gguf_header import read_gguf
+
+        header = read_gguf(path)
+        return lambda cut: (plan_gguf(source, header, cut, type).bytes, type or source.quantized)
     if source.is_gguf:
         from deeper_layers.models.gguf_conversion import conversion_of  # slow
 
         folder = conversion_of(source.weights.removeprefix("sha256:"))
-    if folder is not None and folder.is_dir():  # in safetensors, on this machine
-        from deeper_layers.export import bytes_after  # slow
+    if not to_gguf and folder is not None and folder.is_dir():
+        from deeper_layers.export.slicing import weights_written  # slow
 
-        return bytes_after(cut, folder, dtype, dequantized=source.is_gguf, mtp=mtp)
-    if dtype == "auto":
+        return weights_written(folder, dtype, dequantized=source.is_gguf, mtp=mtp)
+    if to_gguf and packaged:
+        kind, width = type or source.quantized, BYTES[type] if type else packaged.bytes / packaged.parameters
+    else:
         plain = "float32" if source.is_gguf else source.dtype
-        dtype = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, plain)
-    return models.sizes_of(source).parameters(cut) * BYTES[dtype], dtype
+        kind = dtype if dtype != "auto" else {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, plain)
+        width = BYTES[kind]
+    sizes = models.sizes_of(source)
+    return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
 
 def say_smaller(source: Source, cut: Cut, dtype: str) -> str | None:
     """What to say of a folder in float32 that is made of a GGUF file; None for any other."""
     if not source.is_gguf or dtype != "float32":
         return None
-    whole = _gguf_bytes(source, cut, None) / 1e6
+    whole, _ = written_sizes(source, Path("out.gguf"))(cut)
     return (
         f"in float32, as no 16 bits hold each of its {source.quantized} weights: --dtype bfloat16 rounds them and "
-        f"halves that, an OUT that ends in .gguf keeps them in {whole:,.0f} MB"
+        f"halves that, an OUT that ends in .gguf keeps them in {whole / 1e6:,.0f} MB"
     )
 
 
@@ -335,17 +317,3 @@ def typed_lists(cut: Cut) -> list[str]:
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
-
-
-def _gguf_bytes(source: Source, cut: Cut, type: str | None) -> int:
-    """About how many bytes of weights a GGUF file will have."""
-    packaged = models.PACKAGED.get(source.folder)
-    if packaged and packaged.path.is_file():
-        source = replace(source, gguf=packaged.path, folder=str(packaged.path))
-    sizes = models.sizes_of(source)
-    if type is not None:
-        return round(sizes.parameters(cut) * BYTES[type])
-    if (whole := sizes.file_bytes(cut)) is not None:
-        return whole
-    assert packaged is not None  # one that is not here yet
-    return round(packaged.bytes * sizes.parameters(cut) / sizes.parameters(UNPRUNED))

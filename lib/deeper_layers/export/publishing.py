@@ -1,19 +1,19 @@
 """A complete checkpoint uploaded to the hub, into a repository that is private unless asked otherwise."""
 
+import contextlib
 import glob
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from deeper_layers.checks import shown
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.export.lineage import LINEAGE, read_lineage
 
-LONGEST = 96  # characters of a name, by the hub's rule for the part after the slash
-
 
 def check_name(repository: str) -> None:
     """Raise InputError for what is no USER/NAME or ORGANISATION/NAME."""
-    if len(repository) > LONGEST or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if len(repository) > 96 or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):  # the hub's longest
         raise InputError(f"--push-to-hub is {shown(repository)}, expected USER/NAME or ORGANISATION/NAME: correct it")
 
 
@@ -32,16 +32,13 @@ def check_repository(repository: str, *, public: bool) -> None:
             "--push-to-hub needs a token of the hub that may write, and there is none: run `hf auth login`, or set "
             "HF_TOKEN"
         )
-    try:
-        api = HfApi()
-        api.whoami()
+    with _reached(repository):
+        HfApi().whoami()
         try:
-            found = api.repo_info(repository)
+            is_public = not HfApi().repo_info(repository).private
         except RepositoryNotFoundError:
-            return
-    except Exception as error:  # whatever a server and the ways to it can answer
-        raise _refused(repository, error) from error
-    if not found.private and not public:
+            is_public = False
+    if is_public and not public:
         raise InputError(
             f"--push-to-hub is {repository}, which is there and public: add --public to upload to it, or name another"
         )
@@ -54,27 +51,25 @@ def push(path: Path, repository: str, *, public: bool, message: str) -> str:
     """
     from huggingface_hub import HfApi  # slow
 
-    try:
+    with _reached(repository, f"; {path} is complete, and stays"):
         api = HfApi()
         api.create_repo(repository, private=not public, exist_ok=True)
-        if path.is_dir():
-            wrote = read_lineage(path)
-            names = [] if wrote is None else [LINEAGE, *wrote.files]  # and nothing that came into the folder since
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=path,
-                commit_message=message,
-                allow_patterns=[glob.escape(name) for name in names],
-            )
-        else:
+        if path.is_file():
             api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)
-    except Exception as error:  # whatever a server and the ways to it can answer
-        raise _refused(repository, error, f"; {path} is complete, and stays") from error
+        else:  # nothing that came into the folder since it was written
+            wrote = read_lineage(path)
+            ours = [] if wrote is None else [glob.escape(name) for name in (LINEAGE, *wrote.files)]
+            api.upload_folder(repo_id=repository, folder_path=path, commit_message=message, allow_patterns=ours)
     return f"{api.endpoint}/{repository}"
 
 
-def _refused(repository: str, error: Exception, more: str = "") -> InputError:
-    return InputError(
-        f"can't upload to {repository} ({first_line(error)}): check the name, the token's rights and the "
-        f"connection{more}"
-    )
+@contextlib.contextmanager
+def _reached(repository: str, more: str = "") -> Iterator[None]:
+    """Whatever a server and the ways to it can answer is one line."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"can't upload to {repository} ({first_line(error)}): check the name, the token's rights and the "
+            f"connection{more}"
+        ) from error

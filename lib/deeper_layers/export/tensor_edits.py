@@ -1,6 +1,6 @@
 """What is done to tensors on their way into a new file: zeros, values of a rule, another data type.
 
-Each function finds for the names of some tensors the edit that tensor_writer.py does to their rows.
+Each function finds, for the names of some tensors, the edit that tensor_writer.py does to their rows.
 """
 
 import hashlib
@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safetensors import safe_open
-
 from deeper_layers.cuts import ATTENTION, MLP, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.tensor_writer import REAL_BYTES, Edit, Entry, read_rows
-from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.models.configuration import text_part
 
 if TYPE_CHECKING:  # slow
@@ -50,29 +47,27 @@ class Changed:
         return digest.hexdigest()
 
 
-def zero_sublayers(entries: list[Entry], layout: "Layout", cut: Cut, folder: Path) -> dict[str, Edit]:
+def zero_sublayers(entries: list[Entry], layout: "Layout", cut: Cut) -> dict[str, Edit]:
     """Zeros in the tensors by which the sublayers of a cut write into the residual, which no configuration leaves out.
 
     Raises InputError where no such tensor of a known name is found, or the weights are quantized.
     """
     from deeper_layers.models.sublayers import ends_sublayer  # slow
 
-    check_plain(entries, layout.config, folder, "written as zeros: zero the sublayers of what it was made of")
-    parts = ((ATTENTION, cut.attention), (MLP, cut.mlp))
-    wanted = {(layout.numbers[layer], part) for part, layers in parts for layer in layers}
-    found = {}
-    for entry in entries:
-        place = NUMBERED.match(entry.name)
-        if place is not None and place["prefix"] == layout.prefix:
-            ended = [one for one in wanted if one[0] == int(place["number"]) and ends_sublayer(place["rest"], one[1])]
-            found |= dict.fromkeys(ended and [entry.name], ended)
-    if missing := sorted(wanted - {one for ended in found.values() for one in ended}):
-        number, part = missing[0]
-        raise InputError(
-            f"{folder} has no tensor of a known name that ends the {part} of its layer {layout.kept[number]}: drop "
-            "whole layers"
-        )
-    return dict.fromkeys(found, lambda values, rows: values.zero_())
+    check_plain(entries, layout.config, layout.folder, "written as zeros: zero the sublayers of what it was made of")
+    new, found = layout.numbers(cut), {}
+    for part, layers in ((ATTENTION, cut.attention), (MLP, cut.mlp)):
+        for layer in layers:
+            begin = f"{layout.prefix}{new[layer]}."
+            inside = [entry.name for entry in entries if entry.name.startswith(begin)]
+            ends = [name for name in inside if ends_sublayer(name.removeprefix(begin), part)]
+            if not ends:
+                raise InputError(
+                    f"{layout.folder} has no tensor of a known name that ends the {part} of its layer {layer}: drop "
+                    "whole layers"
+                )
+            found |= dict.fromkeys(ends, lambda values, rows: values.zero_())
+    return found
 
 
 def replace_tensors(entries: list[Entry], layout: "Layout", changed: Changed) -> dict[str, Edit]:
@@ -82,41 +77,40 @@ def replace_tensors(entries: list[Entry], layout: "Layout", changed: Changed) ->
     that is not finite in the source's data type.
     """
     held = {entry.name: (entry.shape, entry.dtype) for entry in entries}
-    found = {}
-    for inside, tensor in changed.tensors.items():
-        shape, dtype = held.get(name := f"{layout.prefix}{inside}", (None, None))
+
+    def edit(name: str, tensor: "torch.Tensor") -> Edit:
+        shape, dtype = held.get(name, (None, None))
         if shape != list(tensor.shape) or dtype not in TORCH:
-            there = "no such tensor" if shape is None else f"one of shape {shape} in {dtype}"
             raise InputError(
-                f"the rule changed {name} of shape {list(tensor.shape)}, and the source has {there}: save the changed "
-                "model with save_pretrained, or choose a rule that drops layers alone"
+                f"the rule changed {name} of shape {list(tensor.shape)}, and the source has shape {shape}, type "
+                f"{dtype} there: save the changed model with save_pretrained, or choose a rule that drops layers alone"
             )
 
-        def instead(values, rows, name=name, tensor=tensor):
+        def instead(values, rows):
             new = tensor[rows].cpu().to(values.dtype)
             if not new.isfinite().all():
                 raise InputError(f"{name} as the rule changed it is not finite in {new.dtype}: choose another rule")
             return new
 
-        found[name] = instead
-    return found
+        return instead
+
+    named = {f"{layout.prefix}{inside}": tensor for inside, tensor in changed.tensors.items()}
+    return {name: edit(name, tensor) for name, tensor in named.items()}
 
 
 def cast_entries(entries: list[Entry], dtype: str) -> list[Entry]:
     """The tensors in another data type; whole numbers stay as they are."""
     import torch  # slow
 
-    new = getattr(torch, dtype)
-
     def cast(entry: Entry) -> Entry:
         def to_new(values, rows):
-            cast_values = values.to(new)
+            cast_values = values.to(getattr(torch, dtype))
             if is_overflow(values, cast_values):
                 largest = f"{values.abs().max().item():g}, too large for it: give bfloat16 or float32"
                 raise InputError(f"dtype is {dtype}, and {entry.name} holds {largest}")
             return cast_values
 
-        return entry.edited(to_new, dtype=DTYPES[dtype])
+        return entry.edited(to_new, DTYPES[dtype])
 
     return [cast(entry) if entry.dtype in {*REAL_BYTES} - {DTYPES[dtype]} else entry for entry in entries]
 
@@ -142,19 +136,19 @@ def smallest_dtype(entries: list[Entry]) -> str:
     import torch  # slow
 
     fitting = {"bfloat16", "float16"}
-    for entry in (entry for entry in entries if entry.dtype == "F32"):
-        with safe_open(entry.shard.path, framework="pt") as file:
-            for _, block in read_rows(entry, file):
-                fitting = {name for name in fitting if torch.equal(block.to(getattr(torch, name)).float(), block)}
-                if not fitting:
-                    return "float32"
+    for entry in entries:
+        for _, block in read_rows(entry) if entry.dtype == "F32" else ():
+            fitting = {name for name in fitting if torch.equal(block.to(getattr(torch, name)).float(), block)}
+            if not fitting:
+                return "float32"
     return min(fitting)
 
 
 def state_dtype(config: dict, dtype: str) -> dict:
     """A config.json that states a data type where it stated another, and in one place at least."""
-    config = {name: dtype if name in STATED else value for name, value in config.items()}
-    for part, value in config.items():
-        if isinstance(value, dict) and any(name in value for name in STATED):
-            config[part] = value | {name: dtype for name in STATED if name in value}
+
+    def stated(part: dict) -> dict:
+        return part | {name: dtype for name in STATED if name in part}
+
+    config = {name: stated(value) if isinstance(value, dict) else value for name, value in stated(config).items()}
     return config if any(name in config for name in STATED) else config | {"torch_dtype": dtype}

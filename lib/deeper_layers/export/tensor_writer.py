@@ -1,7 +1,6 @@
-"""Tensors of safetensors files streamed into new ones: bytes where only their names change, edited rows elsewhere.
+"""Safetensors files written tensor by tensor: bytes where only a name changes, edited rows elsewhere.
 
-Two files are written at once, each hashed in a second thread while it is written, and synced when it is whole. A few
-megabytes of each are held.
+A few megabytes are held. A file is hashed in a second thread while it is written, and synced when it is whole.
 """
 
 import errno
@@ -11,10 +10,8 @@ import math
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +24,13 @@ from deeper_layers.files import partial_name
 from deeper_layers.models.checkpoint_files import INDEX, Shard, Tensor
 from deeper_layers.package_index import file_hash
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # slow
     import torch
 
 # of some rows of a tensor, and which rows these are, the new rows
 Edit = Callable[["torch.Tensor", slice], "torch.Tensor"]
 CHUNK = 2**22  # bytes copied at a time
 BLOCK = 2**20  # numbers of a tensor edited at a time
-AT_ONCE = 2  # files
 REAL_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # of a number, by its type's name in a safetensors file
 
 
@@ -57,12 +53,12 @@ class Entry:
         """How many it has where it is written."""
         return math.prod(self.shape) * REAL_BYTES[self.dtype] if self.edits else self.tensor.bytes
 
-    def edited(self, *edits: Edit, dtype: str | None = None) -> "Entry":
-        return replace(self, edits=(*self.edits, *edits), dtype=dtype or self.dtype)
+    def edited(self, edit: Edit, dtype: str | None = None) -> "Entry":
+        return replace(self, edits=(*self.edits, edit), dtype=dtype or self.dtype)
 
 
 def write_tensors(files: dict[str, list[Entry]], folder: Path, out: Path) -> dict[str, str]:
-    """Write safetensors files into a folder, and their index where they are several; the SHA-256 of each, by name.
+    """Write safetensors files, each of one file's tensors, and their index where they are several; the SHA-256 of each.
 
     A file that is there by its name is whole, from an interrupted run of the same. `out` is named in messages.
 
@@ -70,118 +66,104 @@ def write_tensors(files: dict[str, list[Entry]], folder: Path, out: Path) -> dic
         InputError: they don't fit on the disk, a source became shorter, or an edit refuses a tensor.
         OSError: one can't be written.
     """
-    sizes = {file: sum(entry.bytes for entry in entries) for file, entries in files.items()}
-    more = sum(size for file, size in sizes.items() if not (folder / file).exists())
-    if more > (free := shutil.disk_usage(folder).free):
-        raise InputError(
-            f"{out} needs {in_bytes(more)} more, where {in_bytes(free)} are free: free some space, or give a folder on "
-            "another disk"
-        )
-    stop, total = threading.Event(), sum(sizes.values())
-    with (
-        tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr) as bar,
-        ThreadPoolExecutor(AT_ONCE) as pool,
-    ):
-
-        def write(file: str) -> str:
-            if not (folder / file).exists():
-                return _write_file(files[file], folder / file, bar, stop)
-            bar.update(sizes[file])
-            return file_hash(folder / file)
-
-        try:
-            hashes = dict(zip(files, pool.map(write, files), strict=True))
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    sizes, hashes = {file: file_bytes(entries) for file, entries in files.items()}, {}
+    check_space(out, folder, sum(size for file, size in sizes.items() if not (folder / file).exists()))
+    with progress(sum(sizes.values())) as bar:
+        for file, entries in files.items():
+            if (folder / file).exists():
+                bar.update(sizes[file])
+                hashes[file] = file_hash(folder / file)
+            else:
+                partial = folder / partial_name(file)
+                hashes[file] = write_hashed(partial, _content(entries), bar)
+                os.replace(partial, folder / file)
     if len(files) > 1:
         weight_map = {entry.name: file for file, entries in files.items() for entry in entries}
+        total = sum(entry.bytes for entries in files.values() for entry in entries)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
         hashes[INDEX] = file_hash(folder / INDEX)
     return hashes
 
 
-class HashedFile:
-    """A file that is hashed in a second thread while it is written, and synced at its end."""
-
-    def __init__(self, path: Path):
-        self.file, self.digest, self.beside = open(path, "wb", buffering=0), hashlib.sha256(), ThreadPoolExecutor(1)
-        self.hashed = self.beside.submit(int)
-
-    def write(self, block: bytes) -> None:
-        """Write all of it. Raises OSError where the disk took a part."""
-        self.hashed.result()  # so that few blocks are in memory
-        self.hashed = self.beside.submit(self.digest.update, block)
-        if self.file.write(block) != len(block):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def finish(self) -> str:
-        """All is on the disk; the SHA-256."""
-        os.fsync(self.file.fileno())
-        self.hashed.result()
-        return self.digest.hexdigest()
-
-    def __enter__(self) -> "HashedFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.beside.shutdown()
-        self.file.close()
+def file_bytes(entries: list[Entry]) -> int:
+    """Bytes of a safetensors file of these tensors, its header included."""
+    return len(_head(entries)) + sum(entry.bytes for entry in entries)
 
 
-def _write_file(entries: list[Entry], out: Path, bar, stop: threading.Event) -> str:
-    """Write one file, in the order of its source, which is absent or whole; its SHA-256."""
-    shard, place, partial = entries[0].shard, 0, out.with_name(partial_name(out.name))
-    entries = sorted(entries, key=lambda entry: entry.tensor.entry["data_offsets"])
-    header = {} if shard.metadata is None else {"__metadata__": shard.metadata}
+def check_space(out: Path, folder: Path, needed: int) -> None:
+    """Raise InputError where so many bytes are not free in `folder`, for what will be at `out`."""
+    if needed > (free := shutil.disk_usage(folder).free):
+        raise InputError(
+            f"{out} needs {in_bytes(needed)} more, where {in_bytes(free)} are free: free some, or name another disk"
+        )
+
+
+def progress(total: int) -> tqdm:
+    """A bar of so many bytes."""
+    return tqdm(total=total, unit="B", unit_scale=True, desc="slicing", mininterval=5, file=sys.stderr)
+
+
+def write_hashed(path: Path, blocks: Iterable[bytes], bar: tqdm) -> str:
+    """Write blocks of bytes to a file, and sync it; its SHA-256. Raises OSError where it can't be written."""
+    digest = hashlib.sha256()
+    with open(path, "wb", buffering=0) as file, ThreadPoolExecutor(1) as beside:
+        hashed = beside.submit(int)
+        for block in blocks:
+            hashed.result()  # so that few blocks are in memory
+            hashed = beside.submit(digest.update, block)
+            if file.write(block) != len(block):  # the disk took a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            bar.update(len(block))
+        os.fsync(file.fileno())
+    return digest.hexdigest()
+
+
+def _head(entries: list[Entry]) -> bytes:
+    """The beginning of a safetensors file."""
+    place, metadata = 0, entries[0].shard.metadata
+    header = {} if metadata is None else {"__metadata__": metadata}
     for entry in entries:
         offsets = [place, place := place + entry.bytes]
         header[entry.name] = entry.tensor.entry | {"dtype": entry.dtype, "data_offsets": offsets}
-    head = json.dumps(header, separators=(",", ":")).encode()
-    head += b" " * (-len(head) % 8)  # the format aligns data to 8 bytes
-    edited = safe_open(shard.path, framework="pt") if any(entry.edits for entry in entries) else nullcontext()
-    with edited as reader, open(shard.path, "rb", buffering=0) as source, HashedFile(partial) as target:
-        target.write(len(head).to_bytes(8, "little") + head)
-        for entry in entries:
-            for block in _rows(entry, reader) if entry.edits else _bytes(entry, source):
-                if stop.is_set():
-                    raise InterruptedError
-                target.write(block)
-                bar.update(len(block))
-        sha256 = target.finish()
-    os.replace(partial, out)
-    return sha256
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
+    return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(entry: Entry, source) -> Iterator[bytes]:
-    """A tensor's bytes as they are."""
-    left = entry.tensor.bytes
-    source.seek(entry.shard.start + entry.tensor.entry["data_offsets"][0])
-    while left:
-        block = source.read(min(CHUNK, left))
-        if not block:
-            raise InputError(f"{source.name} ended while it was copied: fetch it again")
-        left -= len(block)
-        yield block
+def _content(entries: list[Entry]) -> Iterator[bytes]:
+    """A safetensors file, some bytes at a time."""
+    yield _head(entries)
+    for entry in entries:
+        if not entry.edits:
+            start = entry.shard.start + entry.tensor.entry["data_offsets"][0]
+            yield from read_bytes(entry.shard.path, start, entry.bytes)
+            continue
+        import torch  # slow: what is copied alone needs none
+
+        for part, values in read_rows(entry):
+            for edit in entry.edits:
+                values = edit(values, part)
+            yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _rows(entry: Entry, reader) -> Iterator[bytes]:
-    """A tensor's bytes, edited some rows at a time."""
-    import torch  # slow: what is copied alone needs none
+def read_bytes(path: Path, start: int, length: int) -> Iterator[bytes]:
+    """A part of a file, CHUNK bytes at a time. Raises InputError where it ends before."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while length:
+            if not (block := file.read(min(CHUNK, length))):
+                raise InputError(f"{path} ended while it was copied: fetch it again")
+            length -= len(block)
+            yield block
 
-    for part, values in read_rows(entry, reader):
-        for edit in entry.edits:
-            values = edit(values, part)
-        yield values.reshape(-1).view(torch.uint8).numpy().tobytes()
 
-
-def read_rows(entry: Entry, reader) -> "Iterator[tuple[slice, torch.Tensor]]":
-    """A tensor of an open safetensors file some rows at a time, and which rows they are; a number alone is a row."""
+def read_rows(entry: Entry) -> "Iterator[tuple[slice, torch.Tensor]]":
+    """A tensor as it lies in its file, BLOCK numbers at a time, and which rows they are; a number alone is a row."""
     rows = entry.shape[0] if entry.shape else 1
-    whole = reader.get_slice(entry.tensor.name) if entry.shape else reader.get_tensor(entry.tensor.name)[None]
     step = max(1, BLOCK * rows // max(1, math.prod(entry.shape)))
-    for first in range(0, rows, step):
-        part = slice(first, min(first + step, rows))
-        yield part, whole[part]
+    with safe_open(entry.shard.path, framework="pt") as reader:
+        whole = reader.get_slice(entry.tensor.name) if entry.shape else reader.get_tensor(entry.tensor.name)[None]
+        for first in range(0, rows, step):
+            part = slice(first, min(first + step, rows))
+            yield part, whole[part]

@@ -117,7 +117,6 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     adapter = read_adapter(folder)
     adapter.check(base, cut)
     modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
-    adapter.check_whole(modules)
     ranks = {name: shapes["A"][0] for name, shapes in adapter.shapes.items()}
     # nothing of the file but what was checked: peft would import what some settings name
     config = LoraConfig(
