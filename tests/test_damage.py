@@ -104,7 +104,7 @@ def pickled(path) -> None:
         (of_settings(target_modules=["up_proj", "down_proj", "gate_proj", "q_proj"]), "no adapters for q_proj"),
         (of_settings(target_modules=[]), "target_modules"),
         (of_settings(target_modules=["(a+)+$"]), "target_modules"),
-        (of_settings(rank_pattern={"(a+)+$": 4}), "rank_pattern"),
+        (of_settings(rank_pattern={"(a+)+$": 4}), None),
         (of_settings(r="3"), "^.*: r:|r: "),
         (of_settings(r=4), "says 4"),
         (of_settings(lora_alpha=float("nan")), "NaN"),

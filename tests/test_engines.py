@@ -4,8 +4,8 @@ import pytest
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import engines, gguf_files
-from deeper_layers.export.engines import ENGINES, FULL, MIXTURE, TABLE, nearest_safe, safe_cuts, wrong_in
+from deeper_layers.export import gguf_files
+from deeper_layers.export.engines import ENGINES, KINDS, TABLE, nearest_safe, safe_cuts, wrong_in
 from deeper_layers.models.gguf_header import UNIFORM
 
 pytestmark = pytest.mark.quick
@@ -14,68 +14,68 @@ LAYERS = 12
 # how transformers sees 12 layers of each family as released, written by hand from its configuration's default:
 # f full attention, s sliding, l linear; e experts, d dense; p rotary positions, n none
 AS_RELEASED = {
-    ("gemma2", FULL): "sfsfsfsfsfsf",
-    ("gpt_oss", FULL): "sfsfsfsfsfsf",
-    ("gemma3", FULL): "sssssfsssssf",
-    ("cohere2", FULL): "sssfsssfsssf",
-    ("olmo3", FULL): "sssfsssfsssf",
-    ("afmoe", FULL): "sssfsssfsssf",
-    ("exaone4", FULL): "sssfsssfsssf",
-    ("qwen3_next", FULL): "lllflllflllf",
-    ("qwen3_5", FULL): "lllflllflllf",
-    ("smollm3", engines.NO_POSITIONS): "pppnpppnpppn",
-    ("llama4", engines.NO_POSITIONS): "pppnpppnpppn",
-    ("llama4", MIXTURE): "dededededede",
+    ("gemma2", "full"): "sfsfsfsfsfsf",
+    ("gpt_oss", "full"): "sfsfsfsfsfsf",
+    ("gemma3", "full"): "sssssfsssssf",
+    ("cohere2", "full"): "sssfsssfsssf",
+    ("olmo3", "full"): "sssfsssfsssf",
+    ("afmoe", "full"): "sssfsssfsssf",
+    ("exaone4", "full"): "sssfsssfsssf",
+    ("qwen3_next", "full"): "lllflllflllf",
+    ("qwen3_5", "full"): "lllflllflllf",
+    ("smollm3", "unrotated"): "pppnpppnpppn",
+    ("llama4", "unrotated"): "pppnpppnpppn",
+    ("llama4", "experts"): "dededededede",
 }
 WORDS = {"f": "full_attention", "s": "sliding_attention", "l": "linear_attention", "p": 1, "n": 0}
 
 
 def stated(line) -> dict:
     """A configuration of a line's family as released, whose layers are stated one by one."""
-    kinds = AS_RELEASED[line.family, line.what]
+    kinds = AS_RELEASED[line.family, line.kind]
     value = (
         [index for index, kind in enumerate(kinds) if kind == "e"]
-        if line.what == MIXTURE
+        if line.kind == "experts"
         else [WORDS[kind] for kind in kinds]
     )
-    named = {"interleave_moe_layer_step": 2} if line.named == engines.STEP else {}
-    return {"model_type": line.family, "num_hidden_layers": LAYERS, line.stated: value, **named}
+    named = {"interleave_moe_layer_step": 2} if line.named == "interleave_moe_layer_step" else {}
+    return {"model_type": line.family, "num_hidden_layers": LAYERS, KINDS[line.kind][1]: value, **named}
 
 
-@pytest.mark.parametrize("line", TABLE, ids=lambda line: f"{line.engine}-{line.family}-{line.stated}")
+@pytest.mark.parametrize("line", TABLE, ids=lambda line: f"{line.engine}-{line.family}-{line.kind}")
 def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
     config = stated(line)
-    kinds = AS_RELEASED[line.family, line.what]
+    kinds = AS_RELEASED[line.family, line.kind]
     assert wrong_in(config, Cut(0, 0), [line.engine]) == []
     found = {}
     for cut in (Cut(start, size) for size in range(1, LAYERS) for start in range(LAYERS - size + 1)):
         kept = [kinds[layer] for layer in (*range(cut.start), *range(cut.stop, LAYERS))]
         # an engine that counts sees a shallower model as released
-        seen = "f" * len(kept) if line.every == 1 and not line.named else kinds[: len(kept)]
+        seen = "f" * len(kept) if line.every == 1 and line.named == "-" else kinds[: len(kept)]
         wrong = [old for old, kind, taken in zip(cut.kept(LAYERS), kept, seen, strict=True) if kind != taken]
-        said = [each for each in wrong_in(config, cut, [line.engine]) if line.what in each.why]
+        said = [each for each in wrong_in(config, cut, [line.engine]) if KINDS[line.kind][0] in each.why]
         assert [list(each.layers) for each in said] == ([wrong] if wrong else []), cut
         found[cut] = not wrong
         if seen[0] == "f":
             continue
         # nothing stated: then transformers counts in the same way, and the same cuts are wrong
-        bare = {name: value for name, value in config.items() if name != line.stated}
+        bare = {name: value for name, value in config.items() if name != line.kind}
         assert [each.layers for each in said] == [
-            each.layers for each in wrong_in(bare, cut, [line.engine]) if line.what in each.why
+            each.layers for each in wrong_in(bare, cut, [line.engine]) if KINDS[line.kind][0] in each.why
         ]
     assert any(found.values()) and not all(found.values())
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in TABLE if line.named], ids=lambda line: f"{line.engine}-{line.family}"
+    "line", [line for line in TABLE if line.named != "-"], ids=lambda line: f"{line.engine}-{line.family}"
 )
 def test_an_entry_can_say_the_period(line):
     config = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
     for text in (config, {"model_type": line.family, "text_config": config}):
         assert wrong_in(text, Cut(1, 3), [line.engine]) == []
-        (wrong,) = [each for each in wrong_in(text, Cut(1, 1), [line.engine]) if line.what in each.why]
-        assert wrong.layers == (2, 3, 5) and "every 3rd layer" in wrong.why and line.source in wrong.why
-    if line.named == engines.PATTERN:
+        (wrong,) = [each for each in wrong_in(text, Cut(1, 1), [line.engine]) if KINDS[line.kind][0] in each.why]
+        assert wrong.layers == [2, 3, 5] and "every 3rd layer" in wrong.why and line.source in wrong.why
+    if line.named == "sliding_window_pattern":
         assert line.period({line.named: "LLLLG"}) == 5
 
 

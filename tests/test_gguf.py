@@ -21,7 +21,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
 from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, score_files
-from deeper_layers.export import gguf_files, llama_cpp
+from deeper_layers.export import gguf_files, llama_cpp, tensor_writer
 from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
@@ -156,7 +156,7 @@ def fake_adapter(folder: Path, module: str, down, up, identity: dict | None = No
         ("model.layers.9.mlp.down_proj", ((2, 64), (32, 2)), {}, "on model.layers.9.mlp.down_proj: expected"),
         ("model.layers.2.mlp.up_proj", ((2, 64), (32, 2)), {}, "on blk.2.ffn_up.weight, which tiny does not have"),
         ("model.layers.2.mlp.down_proj", ((2, 32), (64, 2)), {}, r"has the shape \[32, 64\], its adapter"),
-        ("model.layers.2.mlp.down_proj", ((2, 64), (32, 2)), {"use_dora": True}, "are no plain LoRA .*use_dora"),
+        ("model.layers.2.mlp.down_proj", ((2, 64), (32, 2)), {"use_dora": True}, "no plain LoRA .*use_dora"),
         ("model.layers.2.mlp.down_proj", ((2, 64), (32, 2)),
          {"identity": {"base": {"name": "x", "weights": "sha256:1"}, "cut": [2, 3]}}, "were trained on x .sha256:1"),
     ],
@@ -208,7 +208,7 @@ def test_what_a_user_gets_wrong(tiny, tiny_folder, tmp_path, monkeypatch):
         slice_gguf(tiny_folder, Cut(1, 1), tmp_path / "out.gguf")
     with pytest.raises(InputError, match="one of several files"):
         slice_gguf(write(tmp_path / "part.gguf", split__count=2), CUT, tmp_path / "out.gguf")
-    monkeypatch.setattr(gguf_files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
+    monkeypatch.setattr(tensor_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with pytest.raises(InputError, match="MB are free"):
         slice_gguf(tiny, CUT, tmp_path / "out.gguf")
     assert not list(tmp_path.glob("*out.gguf*"))

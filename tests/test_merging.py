@@ -145,7 +145,7 @@ def renamed(old: str, new: str):
         (lambda folder: settings(folder, init_lora_weights="pissa"), "no plain LoRA .*init_lora_weights.*'pissa'"),
         (lambda folder: settings(folder, peft_type="IA3"), "no plain LoRA .*'IA3'"),
         (lambda folder: (folder / "adapter" / adapter_files.WEIGHTS).unlink(), "lacks adapter_config.json or"),
-        (lambda folder: (folder / "adapter" / adapter_files.IDENTITY).write_text("{"), "holds no adapters of ours"),
+        (lambda folder: (folder / "adapter" / adapter_files.IDENTITY).write_text("{"), "no plain LoRA"),
         (lambda folder: saved("mistral", folder / "whole"), "were trained on whole .sha256:.*, not on whole .sha256"),
     ],
 )  # fmt: skip
@@ -164,7 +164,7 @@ def test_another_cut_quantized_weights_and_a_folder_without_adapters(llama):
     (llama / "adapter" / adapter_files.IDENTITY).unlink()
     file = llama / "whole" / "model.safetensors"
     save_file({name: tensor.to(torch.float8_e4m3fn) for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(InputError, match="is stored as F8_E4M3, expected one of F32"):
+    with pytest.raises(InputError, match="in F8_E4M3: give adapters .* weights in one of F32"):
         slice_checkpoint(llama / "whole", CUT, llama / "out", adapter=llama / "adapter")
 
 

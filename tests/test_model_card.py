@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
@@ -15,7 +14,6 @@ from huggingface_hub import ModelCard
 from deeper_layers.cuts import Cut
 from deeper_layers.export import lineage, model_card
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.models.packaged import EMBEDDED
 
 OWN = """---
 license: other
@@ -128,11 +126,3 @@ def test_a_lineage_of_another_model_is_refused(source, tmp_path):
     (first / "pruning.json").write_text("{}")  # somebody else's: left alone, and not copied
     slice_checkpoint(first, Cut(1, 2), tmp_path / "second")
     assert lineage.read_lineage(tmp_path / "second").kept == [0, 3]
-
-
-def test_the_hash_of_a_gguf_file_tells_what_it_is(tmp_path):
-    from deeper_layers.export.source_facts import read_facts
-
-    facts = read_facts(str(tmp_path / "anything.gguf"), f"sha256:{EMBEDDED.sha256}", tmp_path)
-    assert facts.hub == EMBEDDED.hub and facts.entries["license"] == "apache-2.0"
-    assert not os.listdir(tmp_path)

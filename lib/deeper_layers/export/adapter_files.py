@@ -100,10 +100,8 @@ class Adapter:
             raise InputError(f"{self.folder} holds no {IDENTITY}: give a folder written by save_adapters")
         for of, trained, wanted in (("on", self.base, base), ("for", self.cut, cut)):
             if trained != wanted:
-                raise InputError(
-                    f"the adapters in {self.folder} were trained {of} {_shown(trained)}, not {of} {_shown(wanted)}: give "
-                    "that, or heal anew"
-                )
+                said = f"were trained {of} {_shown(trained)}, not {of} {_shown(wanted)}"
+                raise InputError(f"the adapters in {self.folder} {said}: give that, or heal anew")
 
     def scale(self, rank: int) -> float:
         """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) where the settings say so."""

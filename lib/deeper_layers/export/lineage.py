@@ -91,18 +91,19 @@ def check_our_folder(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
     if not os.path.lexists(out):
         return
-    lineage, strange = None if out.is_symlink() or not out.is_dir() else read_lineage(out), []
+    lineage, strange = None if out.is_symlink() or not out.is_dir() else read_lineage(out), None
     if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
-        strange = [LINEAGE]
+        strange = f"it is no folder with a {LINEAGE} as we write it"
     else:
         there = {path.name: path for path in out.iterdir() if path.name != LINEAGE}
-        plain = {name: path for name, path in there.items() if path.is_file() and not path.is_symlink()}
-        names = sorted(there.keys() | lineage.files.keys())
-        strange = [n for n in names if n not in plain or hash_once(plain[n]) != lineage.files.get(n)]
+        for name in sorted(there.keys() | lineage.files.keys()):
+            path = there.get(name, out / name)
+            if path.is_symlink() or not path.is_file() or hash_once(path) != lineage.files.get(name):
+                strange = f"{name} in it is not ours as it was written, or is missing"
     if strange:
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange[0]} is not ours, was changed, or is missing): "
-            "--overwrite replaces nothing else; move it away, or name another place"
+            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
+            "away, or name another place"
         )
 
 
