@@ -51,6 +51,7 @@ TYPES = ("f32", "f16", "q8_0")
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --heal "Llama-2 7B"
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
+    deeper-layers prune model.gguf pruned.gguf --to-size 400MB
 
     {MODEL}
     """
@@ -91,6 +92,11 @@ TYPES = ("f32", "f16", "q8_0")
     type=click.Choice(TYPES),
     help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES),
 )
+@click.option(
+    "--to-size",
+    metavar="SIZE",
+    help="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or numbers (300M)",
+)
 @click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
 @click.option(
     "--adapter", type=Place(), help="folder of adapters trained after this cut: they are added to the weights"
@@ -127,6 +133,7 @@ def prune(
     overwrite: bool,
     dtype: str,
     kind: str | None,
+    to_size: str | None,
     without_mtp: bool,
     adapter: Path | None,
     heal: str | None,
@@ -140,11 +147,15 @@ def prune(
     **lists: str | None,
 ) -> Answer:
     # what can be said before anything is read
-    cut, chosen, to_gguf = typed_cut(drop, start, needed=adapter is None, **lists), REGISTERED[rule], is_gguf(out)
+    for name, value in {"drop": drop, "start": start, "adapter": adapter, **lists}.items():
+        exclude(**{"to_size": to_size, name: value})
+    cut = typed_cut(drop, start, needed=adapter is None and to_size is None, **lists)
+    chosen, to_gguf = REGISTERED[rule], is_gguf(out)
     exclude(adapter=adapter, heal=heal)
     exclude(heal=heal, no_measure=not given.get("measure", True))
     if chosen.changes:  # it opens the model, and changes weights that stay
         others = {"heal": heal, "adapter": adapter, "for": engines or None, "dry_run": dry_run}
+        others["to_size"] = to_size
         exclude(**{f"rule {rule}": True}, **others)
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
@@ -178,6 +189,11 @@ def prune(
     # from here on slow
     found = functools.cache(parameters.source)
     opened = functools.cache(lambda: parameters.open(found()))
+
+    def sized() -> Source:
+        """Enough to know its size."""
+        return found() if is_gguf_model(model) else models.find_model(model, revision=parameters.revision, hashed=False)
+
     if heal:
         found()  # a mistake is found before anything is measured
     changed, safe = None, functools.partial(export.safe_cuts, config, engines=split(engines))
@@ -186,7 +202,12 @@ def prune(
 
         cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
     elif cut is None:
-        cut = choose(rule, drop or 0, depth, lambda: (parameters, found(), opened), safe if engines else None)
+
+        def chosen_cut(size: int) -> Cut:
+            return choose(rule, size, depth, lambda: (parameters, found(), opened), safe if engines else None)
+
+        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp}
+        cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **how)
     described = export.describe_pruning(
         model,
         cut,
@@ -199,9 +220,7 @@ def prune(
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
-        source = (
-            found() if is_gguf_model(model) else models.find_model(model, revision=parameters.revision, hashed=False)
-        )
+        source = sized()
         bytes, written = export.written_sizes(source, out, dtype=dtype, type=kind, mtp=not without_mtp)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()

@@ -3,6 +3,7 @@ from .engines import ENGINES as ENGINES
 from .engines import nearest_safe as nearest_safe
 from .engines import safe_cuts as safe_cuts
 from .engines import wrong_in as wrong_in
+from .fitting import fit_cut as fit_cut
 from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
