@@ -240,7 +240,7 @@ def mcnemar(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> flo
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
-def holm(p: Sequence[float]) -> Float[np.ndarray, " N"]:
+def holm(p: Sequence[float] | pd.Series) -> Float[np.ndarray, " N"]:
     """p-values corrected for being that many, in their order (Holm 1979)."""
     p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")

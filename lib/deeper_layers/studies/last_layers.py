@@ -77,9 +77,9 @@ def share_kept(asked: Asked) -> dict[int, Estimate]:
     """k of each size: what is kept above guessing without the question."""
     told = asked.right - asked.guessed
     if estimates.mean_of_items(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
-        return dict.fromkeys(asked.cuts["size"], Estimate.none(AT_FLOOR))
+        return dict.fromkeys(asked.cuts["size"].tolist(), Estimate.none(AT_FLOOR))
     numbers = estimates.means(told)
-    return dict(zip(asked.cuts["size"], Estimate.of(numbers / numbers[:, :1]), strict=True))
+    return dict(zip(asked.cuts["size"].tolist(), Estimate.of(numbers / numbers[:, :1]), strict=True))
 
 
 def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
