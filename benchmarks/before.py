@@ -123,8 +123,10 @@ def likelihoods(task: str, limit: int, shots: int | None = None, stream: bool = 
         asked = tasks.collect_requests(loaded, network, tokenizer, limit=limit)
         layers = network.config.num_hidden_layers
         cuts = [simple_cut(layers, size) for size in range(layers - 1)]
-        given = network, asked.contexts, asked.continuations, cuts
-        return lambda: sweeps.loglikelihoods(*given, max_length=asked.max_length)[0].ravel().tolist()
+        if hasattr(asked, "contexts"):  # a checkout of before requests were one object
+            given = network, asked.contexts, asked.continuations, cuts
+            return lambda: sweeps.loglikelihoods(*given, max_length=asked.max_length)[0].ravel().tolist()
+        return lambda: sweeps.loglikelihoods(sweeps.TreeModel(network, cuts), asked.requests)[0].ravel().tolist()
 
     return ready
 

@@ -28,7 +28,7 @@ def main() -> None:
         lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=options.batch)
         run = harness.timed(lambda lm=lm: lm.generate_until(instances, disable_tqdm=True))
         theirs.append(run)
-        equal = sum(a == b for a, b in zip(texts, run.result, strict=True))
+        equal = sum(a.text == b for a, b in zip(texts, run.result, strict=True))
         rows.append({"start": cut.start, "size": cut.size, "equal": equal, "seconds_hflm": round(run.seconds, 1)})
     naive = sum(run.seconds for run in theirs)
     content = {

@@ -27,6 +27,7 @@ from deeper_layers.rules.choosing import cuts_of_rule
 from deeper_layers.sweeping import harness as tasks
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree import Tree
+from deeper_layers.sweeping.tree_model import TreeModel
 
 TIE = 1e-4
 ROWS, SHARED = 4096, 48  # tokens of a batch of the bare pass; a common beginning shorter than this is not worth a cache
@@ -44,14 +45,13 @@ def main() -> None:
     cuts_of = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
     if options.agreement:
         cuts_of = dict([cuts_of.popitem()])  # the last has the cuts of all rules
-    rows = distinct_rows(asked.contexts, asked.continuations)
+    rows = distinct_rows(asked.requests.contexts, asked.requests.continuations)
 
     def swept(cuts):
         # from requests as they stand, as HFLM begins: tokenization is part of it
-        contexts, continuations, most = tasks.encode(asked.instances, model, tokenizer)
-        return loglikelihoods(model, contexts, continuations, cuts, max_length=most)[0]
+        return loglikelihoods(TreeModel(model, cuts), tasks.encode(asked.instances, model, tokenizer))[0]
 
-    loglikelihoods(model, asked.contexts[:8], asked.continuations[:8], [Cut(0, 0)], max_length=asked.max_length)
+    loglikelihoods(TreeModel(model, [Cut(0, 0)]), tasks.encode(asked.instances[:8], model, tokenizer))
     longest = next(iter(cuts_of.values()))
     points = [] if options.agreement else list(range(1, len(longest) + 1, max(1, len(longest) // 3)))
     ways = {name: lambda cuts=cuts: swept(cuts) for name, cuts in cuts_of.items()}

@@ -10,6 +10,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.sweeping.planning import Requests
 
 NEW_TOKENS = 12
 
@@ -39,7 +40,7 @@ def generate(model, tokens, use_cache=True):
     return model.generate(tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, use_cache=use_cache)
 
 
-def requests(vocabulary, *, few_shot, questions=9, seed=0):
+def requests(vocabulary, *, few_shot, questions=9, seed=0, max_length=200):
     """Questions with four choices of one token and two of several, after a beginning that all share or none."""
     draw = np.random.default_rng(seed)
     beginning = draw.integers(1, vocabulary, few_shot).tolist()
@@ -49,13 +50,13 @@ def requests(vocabulary, *, few_shot, questions=9, seed=0):
         for length in (1, 1, 1, 1, 2, 4):
             contexts.append(beginning + question)
             continuations.append(draw.integers(1, vocabulary, length).tolist())
-    return contexts, continuations
+    return Requests(contexts, continuations, max_length)
 
 
-def one_by_one(model, contexts, continuations):
+def one_by_one(model, asked, some=slice(None)):
     """The definition: a forward pass a request, nothing shared, nothing batched."""
     sums, greedy = [], []
-    for context, continuation in zip(contexts, continuations, strict=True):
+    for context, continuation in zip(asked.contexts[some], asked.continuations[some], strict=True):
         with torch.inference_mode():
             logits = model(input_ids=torch.tensor([context + continuation[:-1]]), use_cache=False).logits[0]
         scored = torch.log_softmax(logits[-len(continuation) :].float(), dim=-1)

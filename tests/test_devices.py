@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models.network import Network
 from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.forward import Batch, Forward, begin_prefix
+from deeper_layers.sweeping.forward import Batch, Forward, run_layers
 from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Abilities, run_alone
+from deeper_layers.sweeping.trial import Sharing, run_alone
 from tests.tiny import model_type, settings_of, tiny_model
 
 LAYERS = 6
@@ -55,24 +55,24 @@ def test_a_batch_on_two_devices(branches, start, scored_only):
         network, tree, prefix = Network(spread_model("llama")), Tree(CUTS, LAYERS), None
         assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
         if start:
-            tokens = torch.tensor([TOKENS[:start]], device=network.device)
-            forward, prefix = begin_prefix(network, tree, tokens, scored_only=scored_only)
-            forward.through()
+            tokens = Batch.of_tokens([TOKENS[:start]], network.device)
+            run_layers([forward := Forward(network, tree, tokens, scored_only=scored_only, keeps=True)])
+            prefix = forward.cache
             held = {network.places[n.layer]: prefix.kept[n.leaves][0].device for level in tree.levels for n in level}
             assert held == {place: place for place in network.places}
         batch = Batch.of(sequences(start, branches), start, network.device)
-        forward = Forward(network, tree, batch, prefix, scored_only=scored_only).through()
+        run_layers([forward := Forward(network, tree, batch, prefix, scored_only=scored_only)])
         logits = network.logits(forward.states.flatten(0, 1))
         assert logits.shape == (len(CUTS) * len(batch.rows), 128) and str(logits.device) == ONE
 
 
 def test_answers_on_two_devices():
     with FakeTensorMode(), torch.inference_mode():
-        model = TreeModel(spread_model("llama"), CUTS[:3], Abilities(split=True, share=True))
+        model = TreeModel(spread_model("llama"), CUTS[:3], Sharing.MASKS)
         decoding = Decoding(model, [TOKENS[:60], TOKENS[:70]], 3)
         ones = torch.ones(6, dtype=torch.long, device=ONE)
-        found = decoding._pass(0, ones, ones[:, None])
-        assert found.shape == (6, 1, 48) and str(found.device) == ONE
+        found = decoding._next(0, ones, ones[:, None])
+        assert found.shape == (6,) and str(found.device) == ONE
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -83,7 +83,7 @@ def test_in_sixteen_bits_the_tree_is_the_pruned_model(family, dtype):
     network, tree = Network(model), Tree(CUTS, LAYERS)
     batch = Batch.of(sequences(0, False), 0, network.device)
     with torch.inference_mode():
-        states = Forward(network, tree, batch).through().states
+        run_layers([forward := Forward(network, tree, batch)])
         for number, cut in enumerate(CUTS):
-            found = network.logits(states[number])
+            found = network.logits(forward.states[number])
             assert found.dtype == dtype and torch.equal(found, run_alone(model, cut, batch))

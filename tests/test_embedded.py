@@ -20,6 +20,7 @@ from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping import harness, planning
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests, sweep
 from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers.sweeping.trial import Sharing
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +63,7 @@ def test_every_saving_is_used_in_sixteen_bits(embedded):
     """Rounding, which differs between processors, must not pass for a fault: MMLU would take ten times as long."""
     rounded = copy.deepcopy(embedded[0]).to(torch.bfloat16)
     for cuts in ([simple_cut(30, size) for size in range(29)], [Cut(2, 4)]):
-        can = TreeModel(rounded, cuts).can
-        assert can.share and can.branch and can.split and can.score_only
+        assert TreeModel(rounded, cuts).sharing == Sharing.MASKS
 
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
@@ -94,10 +94,10 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tasks, shots, items, monkey
     asked = harness.collect_requests(loaded, *embedded, limit=items)
     monkeypatch.setattr(planning, "SHARED_BY", items)  # a beginning is lent though few share it
     family = TreeModel(embedded[0], CUTS)
-    plan = plan_requests(family, asked.contexts, asked.continuations, asked.max_length)
-    assert family.can.share and family.can.branch and family.can.score_only
+    plan = plan_requests(family, asked.requests)
+    assert family.sharing == Sharing.MASKS
     assert any(piece.prefix for piece in plan.pieces) == bool(shots)
-    found, _ = loglikelihoods(embedded[0], asked.contexts, asked.continuations, CUTS, max_length=asked.max_length)
+    found, _ = loglikelihoods(family, asked.requests)
     for cut, ours in zip(CUTS, found, strict=True):
         lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)
         theirs = np.array([logprob for logprob, _ in lm.loglikelihood(asked.instances, disable_tqdm=True)])

@@ -21,11 +21,11 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.forward import Batch, Forward
+from deeper_layers.sweeping.forward import Batch, Forward, run_layers
 from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import run_alone
+from deeper_layers.sweeping.trial import Sharing, run_alone
 from tests.plain import NEW_TOKENS, batch, generate, logits, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, FOUR, SLIDING_WINDOW, VOCABULARY, shared_model
 
@@ -69,10 +69,10 @@ def test_a_family(family, tokens, opened, tmp_path):
             pruned[cut].config.use_cache = False  # which holds no layers of linear attention alone
     assert len(pruned) >= 7
     together = TreeModel(model, list(pruned))
-    if together.can.split:  # else each runs by itself
+    if together.sharing:  # else each runs by itself
         check_tree(together, pruned, 1e-4 if family in ROUNDED else 0)
     check_sweep(together, pruned, opened[1])
-    if together.can.branch:  # else lm-eval generates, see sweeping/generation.py
+    if together.sharing == Sharing.MASKS:  # else lm-eval generates, see sweeping/generation.py
         check_answers(together, pruned, tokens)
 
 
@@ -112,22 +112,20 @@ def check_distances(model, tokens):
 @torch.inference_mode()
 def check_tree(together, pruned, allowed):
     """Without savings the tree gives every pruned model to the bit."""
-    contexts, continuations = requests(VOCABULARY, few_shot=20, questions=2)
-    asked = zip(contexts[3::4], continuations[3::4], strict=True)
+    few = requests(VOCABULARY, few_shot=20, questions=2)
+    asked = zip(few.contexts[3::4], few.continuations[3::4], strict=True)
     few = Batch.of(tuple(Sequence.joined(c, [(n, a)]) for n, (c, a) in enumerate(asked)), 0, together.device)
-    states = Forward(together.network, together.tree, few).through().states
+    run_layers([forward := Forward(together.network, together.tree, few)])
     for number, (cut, alone) in enumerate(pruned.items()):
-        difference = together.network.logits(states[number]) - run_alone(alone, Cut(0, 0), few)
+        difference = together.network.logits(forward.states[number]) - run_alone(alone, Cut(0, 0), few)
         assert difference.abs().max() <= allowed, cut
 
 
 def check_sweep(together, pruned, tokenizer):
     """HFLM, which wants a tokenizer, gives the same of each pruned model by itself."""
-    contexts, continuations = requests(VOCABULARY, few_shot=50, questions=3)
-    shape = {"max_length": 100, "batch_tokens": 256, "family": together}
-    found, greedy = loglikelihoods(together.network.model, contexts, continuations, list(pruned), **shape)
-    some = slice(0, None, 5)  # of every length of answer
-    asked = [(("", ""), *one) for one in zip(contexts[some], continuations[some], strict=True)]
+    few, some = requests(VOCABULARY, few_shot=50, questions=3, max_length=100), slice(0, None, 5)
+    found, greedy = loglikelihoods(together, few, batch_tokens=256)
+    asked = [(("", ""), *one) for one in zip(few.contexts[some], few.continuations[some], strict=True)]
     for cut, row, likeliest in zip(pruned, found, greedy, strict=True):
         lm = HFLM(pretrained=pruned[cut], tokenizer=tokenizer, batch_size=4, max_length=100)
         expected, expected_greedy = zip(*lm._loglikelihood_tokens(asked, disable_tqdm=True), strict=True)

@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
-from deeper_layers.sweeping import decoding, generation
-from deeper_layers.sweeping.generation import generate
+from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.generation import ROWS, generate
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.tiny import tiny_model
 
@@ -93,9 +93,9 @@ def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
     asked = requests(shared=True)
     expected = generate(TreeModel(model, CUTS), tokenizer, asked)
     seen = []
-    init = decoding.Decoding.__init__
+    init = Decoding.__init__
     monkeypatch.setattr(
-        generation.Decoding, "__init__", lambda self, family, prompts, most: (
+        Decoding, "__init__", lambda self, family, prompts, most: (
             seen.append((len(family.cuts), len(prompts))), init(self, family, prompts, most))[1],
     )  # fmt: skip
     for memory in (2_000_000, 400_000):  # fewer pruned models at once, then fewer prompts too
@@ -112,10 +112,8 @@ def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
     stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
     assert len(stored) > 1
     stored[1].unlink()
-    written, write = [], decoding.Decoding.write
-    monkeypatch.setattr(
-        decoding.Decoding, "write", lambda self, *how: written.append(self.model.cuts) or write(self, *how)
-    )
+    written, write = [], Decoding.write
+    monkeypatch.setattr(Decoding, "write", lambda self, *how: written.append(self.model.cuts) or write(self, *how))
     found = generate(TreeModel(model, CUTS), tokenizer, requests(shared=False), shards=shards, memory=memory)
     assert found == expected and len(written) == 1
 
@@ -126,11 +124,11 @@ def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
     asked = requests(shared=False, number=3)
     for instance in asked:
         instance.arguments[1].update(options)
-    monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
+    monkeypatch.setattr(Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
     torch.manual_seed(0)
     found = generate(TreeModel(model, CUTS[:1]), tokenizer, asked)
     torch.manual_seed(0)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=generation.ROWS[0])
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS)
     assert texts_of(found)[0] == lm.generate_until(asked, disable_tqdm=True)
     assert found[0][0].tokens is None
 
@@ -139,5 +137,5 @@ def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
     model = opened("llama", tokenizer)
     plain = generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False))
     model.generation_config.repetition_penalty = 2.0
-    monkeypatch.setattr(generation.Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
+    monkeypatch.setattr(Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
     assert generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain

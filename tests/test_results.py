@@ -28,6 +28,7 @@ from deeper_layers.results import circumstances, places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.results.store import all_results, find_result, key_hash, read_result, result_path, text_of
+from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests import faults
@@ -375,7 +376,7 @@ def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeyp
 
     def answered(contexts, folder):
         shards = Shards(tmp_path / folder)
-        return loglikelihoods(model, contexts, [[7, 8], [9]], cuts, max_length=8, shards=shards)[0]
+        return loglikelihoods(TreeModel(model, cuts), Requests(contexts, [[7, 8], [9]], 8), shards=shards)[0]
 
     first = answered([[1, 2, 3], [4, 5]], "one")
     assert np.array_equal(answered([[1, 2, 3], [4, 5]], "one"), first) and ran == [2, 0]

@@ -61,16 +61,14 @@ def test_geometry(both):
 @pytest.mark.parametrize("few_shot", [0, 60])
 def test_a_sweep(both, few_shot, tmp_path):
     memory, disk = both
-    contexts, continuations = requests(128, few_shot=few_shot, questions=20)
-    shape = {"max_length": 200, "batch_tokens": 128}
-    family = TreeModel(disk, CUTS)
-    can = TreeModel(memory, CUTS).can
-    assert family.can == can
-    expected, expected_greedy = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
-    found, greedy = loglikelihoods(disk, contexts, continuations, CUTS, **shape, family=family)
+    asked, how = requests(128, few_shot=few_shot, questions=20), {"batch_tokens": 128}
+    family, plain = TreeModel(disk, CUTS), TreeModel(memory, CUTS)
+    assert family.sharing == plain.sharing
+    expected, expected_greedy = loglikelihoods(plain, asked, **how)
+    found, greedy = loglikelihoods(family, asked, **how)
     assert np.array_equal(found, expected) and np.array_equal(greedy, expected_greedy)
     assert is_streamed(disk)  # nothing was left in memory
-    whole = plan_requests(family, contexts, continuations, 200, 128)
+    whole = plan_requests(family, asked, **how)
     assert len(whole.parts) == 1 and whole.reads > 0 and "GB of weights to read in 1 rounds" in str(whole)
     before = family.network.reader.bytes
     family.network.reader.bytes = 0
@@ -80,29 +78,28 @@ def test_a_sweep(both, few_shot, tmp_path):
     with allocated() as taken:
         list(family.answer(whole.pieces))
     assert whole.bytes / 2.5 < taken[0] <= whole.bytes
-    little = plan_requests(family, contexts, continuations, 200, 128, memory=whole.bytes // 3)
+    little = plan_requests(family, asked, **how, memory=whole.bytes // 3)
     assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
     shards = Shards(tmp_path / "unit.partial")
-    found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape, memory=whole.bytes // 3, shards=shards)
+    found, _ = loglikelihoods(TreeModel(disk, CUTS), asked, **how, memory=whole.bytes // 3, shards=shards)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
-def test_memory_that_runs_out_halves_batches_then_cuts_then_sequences(both, monkeypatch):
+def test_memory_that_runs_out_halves_sequences_then_cuts(both, monkeypatch):
     memory, disk = both
-    contexts, continuations = requests(128, few_shot=60, questions=20)
-    shape = {"max_length": 200, "batch_tokens": 128}
-    expected, _ = loglikelihoods(memory, contexts, continuations, CUTS, **shape)
-    together, sizes = TreeModel._run, []
+    asked = requests(128, few_shot=60, questions=20)
+    expected, _ = loglikelihoods(TreeModel(memory, CUTS), asked, batch_tokens=128)
+    run, sizes = TreeModel._run, []
 
-    def small(self, batches):
-        sizes.append((len(batches), len(self.cuts), sum(len(batch.batches[0]) for batch in batches)))
-        if len(self.cuts) * sizes[-1][2] > len(CUTS):
+    def small(self, sequences, cuts, progress):
+        sizes.append((len(cuts), len(sequences)))
+        if len(cuts) * len(sequences) > 4:
             raise torch.OutOfMemoryError("out of memory")
-        return together(self, batches)
+        return run(self, sequences, cuts, progress)
 
     monkeypatch.setattr(TreeModel, "_run", small)
-    found, _ = loglikelihoods(disk, contexts, continuations, CUTS, **shape)
-    assert max(sizes)[0] > 1 and (1, len(CUTS), 1) in sizes
+    found, _ = loglikelihoods(TreeModel(disk, CUTS), asked, batch_tokens=128)
+    assert max(sizes)[1] > 8 and min(sizes)[0] == 1 and min(sizes)[1] <= 4
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
@@ -114,10 +111,8 @@ def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
     mixed = type(disk).from_pretrained(disk.name_or_path, device_map=places, offload_folder=str(tmp_path)).eval()
     kept = [not any(p.is_meta for p in layer.parameters()) for layer in decoder_layers(mixed)]
     assert is_streamed(mixed) and kept == [True, True, True, False, True, False]
-    contexts, continuations = requests(128, few_shot=60, questions=4)
-    expected, found = (
-        loglikelihoods(model, contexts, continuations, CUTS, max_length=200)[0] for model in (memory, mixed)
-    )
+    asked = requests(128, few_shot=60, questions=4)
+    expected, found = (loglikelihoods(TreeModel(model, CUTS), asked)[0] for model in (memory, mixed))
     assert np.array_equal(found, expected)
 
 
@@ -125,7 +120,7 @@ def test_answers(both):
     memory, disk = both
     rows = [list(range(1, 20)), list(range(5, 40))]
     never = lambda rows: [False] * len(rows)  # noqa: E731
-    written = [Decoding(TreeModel(model, CUTS), rows, 4).write(never) for model in (memory, disk)]
+    written = [Decoding(TreeModel(model, CUTS), rows, 4).write(never).tolist() for model in (memory, disk)]
     assert written[0] == written[1]
 
 

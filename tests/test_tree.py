@@ -3,14 +3,9 @@
 import itertools
 
 import pytest
-import torch
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut, simple_cut
-from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import decoder_layers
-from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.tree import Tree
-from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.quick
 
@@ -27,39 +22,15 @@ def test_layers_of_a_cut():
     assert repr(Cut(3, 3)) == "Cut(start=3, size=3)" and eval(repr(cut)) == cut
 
 
-def test_no_two_cuts_have_one_name():
-    cuts = [
-        Cut.of(some, [3], mlp) for n in range(3) for some in itertools.combinations(range(3), n) for mlp in ([], [4])
-    ]
-    assert len({cut.name for cut in [*cuts, *map(Cut.of, ([1, 4], [1, 3], [1, 2], []))]}) == len(cuts) + 4
+def test_each_cut_has_one_name_by_which_it_is_found():
+    some = [list(of) for n in range(4) for of in itertools.combinations(range(3), n)]
+    cuts = {Cut.of(*parts) for parts in itertools.product(some, [[], [3]], [[], [4]])}
+    assert len({cut.name for cut in cuts}) == len(cuts) == 32
+    assert all(Cut.named(cut.name) == Cut.named(cut.key) == cut for cut in cuts)
     assert Cut(3, 2).name == "3,2" and Cut.of([1, 4], mlp=[2]).name == "layers 1 4; mlp 2"
-
-
-@pytest.mark.parametrize(
-    ("cut", "words"),
-    [
-        (Cut.of([1, 4]), "drops layers 1, 4 (0-based, 2 of 6), keeps [0:1], [2:4] and [5:6]"),
-        (Cut.of([1, 3, 4]), "drops layers 1, 3..4 (0-based, 3 of 6), keeps [0:1], [2:3] and [5:6]"),
-        (Cut.of(attention=[2]), "drops the attention of layer 2, keeps [0:6]"),
-        (Cut.of(mlp=[2, 3]), "drops the MLP of layers 2..3, keeps [0:6]"),
-        (Cut.of([0], [2], [3]), "drops layer 0 (0-based, 1 of 6) and the attention of layer 2 and the MLP of layer 3, "
-         "keeps [1:6]"),
-    ],
-)  # fmt: skip
-def test_a_cut_of_any_shape_in_words(cut, words):
-    assert cut.describe(6) == words
-
-
-@pytest.mark.parametrize("cut", [Cut.of([1, 6]), Cut.of(attention=[6]), Cut.of(mlp=[9])])
-def test_a_layer_that_is_not_there_is_refused(cut):
-    with pytest.raises(InputError, match="expected layers 0 to 5"):
-        cut.check(6)
-
-
-def test_mergekit_takes_scattered_layers_and_no_sublayers():
-    assert Cut.of([1, 3]).mergekit_yaml(5, "m").count("layer_range") == 3
-    with pytest.raises(InputError, match="whole layers"):
-        Cut.of(mlp=[1]).mergekit_yaml(5, "m")
+    for wrong in ("3", "layers 3", "3, 2", [3, 2, 1], "mlp x"):
+        with pytest.raises(ValueError):
+            Cut.named(wrong)
 
 
 def test_the_tree_of_the_picture():
@@ -67,19 +38,18 @@ def test_the_tree_of_the_picture():
     assert [[(node.enters, node.leaves) for node in level] for level in tree.levels] == [
         [(0, 1)], [(1, 2)], [(2, 3)], [(3, 4), (1, 5)], [(4, 6), (5, 7)], [(6, 8), (7, 9), (3, 10)],
     ]  # fmt: skip
-    assert [len(level) for level in tree.levels] == [1, 1, 1, 2, 2, 3]
-    assert [node.ends for node in tree.levels[5]] == [True] * 3
+    assert [node.last_of for node in tree.levels[5]] == [(0,), (1,), (2,)] and tree.nodes == 10
 
 
 def test_every_model_is_a_path_and_what_is_shared_runs_once():
     cuts = [Cut(0, 0), Cut.of([1, 4]), Cut.of([1, 3]), Cut(4, 2), Cut.of(mlp=[0]), Cut.of(mlp=[0], layers=[5])]
     tree = Tree(cuts, LAYERS)
     prefixes = set()
-    for cut, path, last in zip(cuts, tree.paths, tree.last, strict=True):
-        assert list(path) == cut.kept(LAYERS) and path[max(path)].leaves == last
-        for before, after in itertools.pairwise(path.values()):
-            assert before.leaves == after.enters
-        steps = [(layer, cut.runs(layer)) for layer in path]
+    for number, cut in enumerate(cuts):
+        path = [node for level in tree.levels for node in level if number in node.cuts]
+        assert [node.layer for node in path] == cut.kept(LAYERS) and number in path[-1].last_of
+        assert all(before.leaves == after.enters for before, after in itertools.pairwise(path))
+        steps = [(node.layer, cut.runs(node.layer)) for node in path]
         prefixes |= {tuple(steps[: n + 1]) for n in range(len(steps))}
     assert tree.nodes == len(prefixes)  # the definition: a node for each beginning that any model has
 
@@ -91,23 +61,8 @@ def test_what_lives_is_what_is_needed(layers):
     alive, most = {0}, 1
     for level, done in zip(tree.levels, tree.done, strict=True):
         assert all(node.enters in alive for node in level)
-        alive |= {node.leaves for node in level}
-        most = max(most, len({number for number in alive if number not in {n.leaves for n in level if n.ends}}))
+        alive |= {node.leaves for node in level if not node.ends}
+        most = max(most, len(alive))
         alive -= set(done)
     assert not alive and tree.alive == most
     assert Tree([simple_cut(layers, n) for n in range(layers)], layers).nodes == layers + layers - 1
-
-
-def test_a_dropped_sublayer_is_no_configuration(tmp_path):
-    model = tiny_model("llama", layers=LAYERS)
-    with pytest.raises(InputError, match="silence_sublayers"):
-        drop_layers(model, Cut.of(attention=[2]))
-    silenced = silence_sublayers(model, Cut.of([0], attention=[2]))
-    silenced.save_pretrained(tmp_path / "silenced")
-    reloaded = type(model).from_pretrained(tmp_path / "silenced", dtype="float32")
-    ids = torch.arange(20)[None]
-    with torch.no_grad():
-        assert torch.equal(reloaded(ids).logits, silenced(ids).logits)
-        assert not torch.equal(silenced(ids).logits, drop_layers(model, Cut(0, 1))(ids).logits)
-    assert len(decoder_layers(reloaded)) == 5 and sum(p.abs().sum() == 0 for p in reloaded.parameters()) == 1
-    assert all(p.abs().sum() > 0 for p in model.parameters())  # the original stays as it was

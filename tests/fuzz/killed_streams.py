@@ -36,20 +36,19 @@ CUTS = [Cut(0, 0), *(simple_cut(6, size) for size in range(1, 5)), Cut.of([1, 4]
 def main(kills: int, seed: int = 0) -> None:
     torch.set_num_threads(1)
     draw, counts = random.Random(seed), collections.Counter()
-    contexts, continuations = requests(VOCABULARY, few_shot=60, questions=16)
+    asked = requests(VOCABULARY, few_shot=60, questions=16)
     with tempfile.TemporaryDirectory() as folder:
         tiny_model("llama").save_pretrained(Path(folder, "model"), max_shard_size="60KB")
         save_tokenizer(Path(folder, "model"))
         model, shards = load_model(str(Path(folder, "model")), stream=True)[0], Path(folder, "unit.partial")
         family = TreeModel(model, CUTS)
-        whole = plan_requests(family, contexts, continuations, 200, 128)
-        how = {"max_length": 200, "batch_tokens": 128, "memory": whole.bytes // 5}
-        rounds = len(plan_requests(family, contexts, continuations, 200, 128, how["memory"]).parts)
+        how = {"batch_tokens": 128, "memory": plan_requests(family, asked, 128).bytes // 5}
+        rounds = len(plan_requests(family, asked, **how).parts)
         assert is_streamed(model) and rounds > 2
 
         def sweep() -> np.ndarray:
-            fresh = TreeModel(model, CUTS, family.can)
-            return loglikelihoods(model, contexts, continuations, CUTS, family=fresh, shards=Shards(shards), **how)[0]
+            fresh = TreeModel(model, CUTS, family.sharing)
+            return loglikelihoods(fresh, asked, shards=Shards(shards), **how)[0]
 
         start = time.monotonic()
         expected = sweep()

@@ -144,5 +144,5 @@ def plan_scan(
         elif score_text(of_text(name, parameters), cuts_of, parameters.but(measure=False), source, opened) is None:
             model, tokenizer = opened()
             requests = of_text(name, parameters).requests(model, tokenizer)
-            plans[name] = sweeping.plan_requests(sweeping.TreeModel(model, distinct), *requests)
+            plans[name] = sweeping.plan_requests(sweeping.TreeModel(model, distinct), requests)
     return plans

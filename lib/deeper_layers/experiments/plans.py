@@ -136,12 +136,12 @@ def _requests(task: str, cuts: CutsOf, sizes: list[int], parameters: SweepParame
     loaded = harness.load_tasks([task], num_fewshot=asked.shots, datasets=parameters.datasets)
     model, tokenizer = _without_weights(source, parameters.trust_remote_code)
     found = harness.collect_requests(loaded, model, tokenizer, limit=asked.limit)
-    pieces = plan_pieces(found.contexts, found.continuations, found.max_length)
+    pieces = plan_pieces(found.requests)
     tokens, lengths = tokens_of(pieces), [len(s.tokens) for piece in pieces for batch in piece.batches for s in batch]
     steps = [tokens * nodes for nodes in _layers_of_a_token(cuts, sizes, source.num_layers)]
     known = {
         "items": len({(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}),
-        "requests": len(found.contexts),
+        "requests": len(found.requests.contexts),
         "generated": len(found.generations),
         "tokens": tokens,
         "length": round(sum(lengths) / len(lengths), 1) if lengths else None,

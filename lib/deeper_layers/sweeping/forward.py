@@ -4,7 +4,7 @@ Letters in shapes: B sequences of a batch, T tokens, S scored positions of a seq
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,10 +13,10 @@ from torch.nn.utils.rnn import pad_sequence
 from deeper_layers.cuts import WHOLE
 from deeper_layers.models.network import Call, Handed, Network
 from deeper_layers.models.sublayers import only
-from deeper_layers.sweeping.last_layer import collect_keys, run_scored
+from deeper_layers.sweeping.last_layer import run_scored
 from deeper_layers.sweeping.masks import attention_masks
-from deeper_layers.sweeping.planning import Sequence
-from deeper_layers.sweeping.prefix_cache import Pair, Prefix, PrefixCache
+from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Sequence
+from deeper_layers.sweeping.prefix_cache import PrefixCache
 from deeper_layers.sweeping.tree import Node, Tree
 
 
@@ -35,11 +35,10 @@ class Batch:
     @classmethod
     def of(cls, sequences: tuple[Sequence, ...], prefix: int, device) -> "Batch":
         """The batch of sequences, without the `prefix` tokens at their beginning."""
-        ids = _padded([s.tokens[prefix:] for s in sequences], device)
-        places = (_padded([s.scored for s in sequences], device) - prefix).clamp(min=0)
+        batch = cls.of_tokens([s.tokens[prefix:] for s in sequences], device)
+        batch.places = (_padded([s.scored for s in sequences], device) - prefix).clamp(min=0)
         scored = [(row, slot) for row, s in enumerate(sequences) for slot in range(len(s.scored))]
-        rows, slots = torch.tensor(scored, device=device).unbind(dim=1)
-        batch = cls(ids, sum(len(s.tokens) - prefix for s in sequences), rows, slots, places)
+        batch.rows, batch.slots = torch.tensor(scored, device=device).unbind(dim=1)
         if any(s.branches for s in sequences):
             batch.depths, branches = _padded([s.depths[prefix:] for s in sequences], device).unbind(dim=2)
             own, seen = branches[:, :, None], branches[:, None, :]
@@ -47,10 +46,10 @@ class Batch:
         return batch
 
     @classmethod
-    def of_tokens(cls, ids: torch.Tensor) -> "Batch":
-        """Tokens [B, T] of which nothing is scored."""
-        nothing = torch.empty(0, dtype=torch.long, device=ids.device)
-        return cls(ids, ids.numel(), nothing, nothing, ids[:, :0])
+    def of_tokens(cls, rows: list, device) -> "Batch":
+        """Rows of tokens of which nothing is scored."""
+        ids, nothing = _padded(rows, device), torch.empty(0, dtype=torch.long, device=device)
+        return cls(ids, sum(map(len, rows)), nothing, nothing, ids[:, :0])
 
 
 def _padded(rows: list, device) -> torch.Tensor:
@@ -63,7 +62,7 @@ class Forward:
 
     Attributes:
         states: [..., C, N, D], what goes to the head, once all layers have run.
-        kept: with `keep`, keys and values of the batch, by the residual that leaves a node; then there are no states.
+        cache: keys and values of the batch, where it `keeps` them: it can be the prefix of others.
     """
 
     def __init__(
@@ -71,15 +70,13 @@ class Forward:
         network: Network,
         tree: Tree,
         batch: Batch,
-        prefix: Prefix | None = None,
+        prefix: PrefixCache | None = None,
         *,
         scored_only: bool = False,
-        keep: bool = False,
+        keeps: bool = False,
     ):
-        self.network, self.tree, self.batch, self.prefix = network, tree, batch, prefix
-        self.scored_only, self.keep = scored_only, keep
-        self.cache = PrefixCache(prefix.length if prefix else 0)
-        self.kept: dict[int, Pair] = {}
+        self.network, self.tree, self.batch, self.scored_only = network, tree, batch, scored_only
+        self.cache = PrefixCache(prefix, batch.ids.shape[1], keeps)
         handed = self._handed()
         self.calls: list[Call] | None = handed.calls
         self.residuals = {0: handed.residual}
@@ -88,8 +85,8 @@ class Forward:
 
     def _handed(self) -> Handed:
         """What the layers are handed for the batch."""
-        batch, network, past = self.batch, self.network, self.cache.length
-        options: dict = {"use_cache": True, network.cache_argument: self.cache} if past or self.keep else {}
+        batch, network, past = self.batch, self.network, self.cache.get_seq_length()
+        options: dict = {"use_cache": True, network.cache_argument: self.cache} if past or self.cache.keeps else {}
         if batch.visible is not None:
             positions = batch.depths
             before = torch.arange(past, device=positions.device).expand(len(positions), past)
@@ -99,51 +96,53 @@ class Forward:
             options["attention_mask"] = attention_masks(network.model.config, positions, keys, visible, network.dtype)
         return network.handed(batch.ids, **options)
 
-    def step(self, layer: int, progress: Callable[[float], object] = lambda steps: None) -> None:
-        """Run all nodes of a layer; `progress` is told of the layer-steps."""
+    def step(self, layer: int) -> None:
+        """Run all nodes of a layer."""
         self.calls = self.calls or self._handed().calls
         for node in self.tree.levels[layer]:
-            self._run(node, self.calls[layer])
-            progress(self.batch.tokens)
+            left = self._run(node, self.calls[layer])
+            if not node.ends:
+                self.residuals[node.leaves] = left
         for number in self.tree.done[layer]:
-            self.residuals.pop(number, None)
+            del self.residuals[number]
 
-    def _run(self, node: Node, call: Call) -> None:
+    def _run(self, node: Node, call: Call) -> torch.Tensor:
+        """The residual that leaves a node, or of a last layer what is scored of it."""
         batch, module, place = self.batch, self.network.layers[node.layer], self.network.places[node.layer]
-        self.cache.added, self.cache.prefix = None, self.prefix.kept.get(node.leaves) if self.prefix else None
+        self.cache.node = node.leaves
         residual = self.residuals[node.enters].to(place)
-        scored_only = self.scored_only and node.ends and node.part == WHOLE
         rows, slots = batch.rows.to(place), batch.slots.to(place)
-        if not scored_only:
-            slots = batch.places.to(place)[rows, slots]
         with running(module, node.part):
-            if not scored_only:
-                left = call(module, residual)
-            elif self.keep:
-                collect_keys(module, call, residual)
-                left = residual  # which nobody reads
-            else:
+            if self.scored_only and node.ends and node.part == WHOLE:
                 left = run_scored(module, call, residual, batch.places)
-        if self.keep:
-            if self.cache.added is not None:  # a layer may keep none
-                self.kept[node.leaves] = self.cache.added
-        else:
-            for number in (number for number, last in enumerate(self.tree.last) if last == node.leaves):
-                self.states[..., number, :, :] = left[..., rows, slots, :].to(self.states.device)
-        if not node.ends:
-            self.residuals[node.leaves] = left
-
-    def through(self, progress: Callable[[float], object] = lambda steps: None) -> "Forward":
-        """All layers, one after another."""
-        for layer in self.network.in_turn([layer for layer, level in enumerate(self.tree.levels) if level]):
-            self.step(layer, progress)
-        return self
+            else:
+                left, slots = call(module, residual), batch.places.to(place)[rows, slots]
+        for number in node.last_of:
+            self.states[..., number, :, :] = left[..., rows, slots, :].to(self.states.device)
+        return left
 
 
-def begin_prefix(network: Network, tree: Tree, ids: torch.Tensor, before: Prefix | None = None, **how):
-    """Tokens [B, T] about to go through the tree, and their keys and values at every node, which that fills in."""
-    forward = Forward(network, tree, Batch.of_tokens(ids), before, keep=True, **how)
-    return forward, Prefix(ids.shape[1], forward.kept)
+def run_layers(
+    forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None, *, forget: bool = False
+) -> None:
+    """Take batches through the layers of their tree, one layer after another; `progress` is told of the layer-steps.
+
+    `forget`: what layers are handed, and keys and values, are not kept from one layer to the next, as where many
+    batches go through layers that are on disk. They are learnt again in less time than a layer takes.
+    """
+    network, levels = forwards[0].network, forwards[0].tree.levels
+    for layer in network.in_turn([layer for layer, level in enumerate(levels) if level]):
+        for forward in forwards:
+            forward.step(layer)
+            progress(forward.batch.tokens * len(levels[layer]))
+        for forward in forwards if forget else ():
+            forward.calls = None
+            forward.cache.kept.clear()
+
+
+def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Logits of the states [..., N, D] that leave last layers, for as many positions at once as memory is to hold."""
+    return map(network.logits, states.split(max(1, HEAD_ELEMENTS // network.head.weight.shape[0]), dim=-2))
 
 
 def running(module, part: str) -> contextlib.AbstractContextManager:

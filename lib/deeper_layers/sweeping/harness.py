@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +27,7 @@ from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
 from deeper_layers.results.packing import LOGPROBS, WRITTEN, pack, pack_halves
 from deeper_layers.sweeping.generation import Answer, quiet
+from deeper_layers.sweeping.planning import Requests
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
 SCORED = ("loglikelihood", "multiple_choice")
@@ -35,18 +36,12 @@ GENERATED = "generate_until"
 
 @dataclass
 class Tasks:
-    """Loaded tasks with the requests that they make of a model.
-
-    `contexts` and `continuations` hold, for each of `instances`, the tokens before and those to be scored;
-    `generations` are the requests to be answered with text.
-    """
+    """Loaded tasks of lm-eval, and what they ask of a model."""
 
     loaded: dict
-    instances: list[Instance]
-    generations: list[Instance]
-    contexts: list[list[int]]
-    continuations: list[list[int]]
-    max_length: int
+    instances: list[Instance]  # those that are scored by log-likelihoods ...
+    requests: Requests  # ... in tokens
+    generations: list[Instance]  # those that are answered with text
     limit: int | None
 
 
@@ -67,16 +62,12 @@ def load_tasks(
         loaded = manager.load(list(names))
     for name, task in loaded["tasks"].items():
         _check_kind(name, task.OUTPUT_TYPE, getattr(task, "UNSAFE_CODE", False))
-        configured = task.get_config("num_fewshot")
-        if num_fewshot and configured == 0:  # lm-eval would ask without any, and say so in a line of its log
+        own = task.get_config("num_fewshot")
+        if num_fewshot and own == 0:  # lm-eval would ask without any, and say so in a line of its log
             raise InputError(embedded.without_examples(name, num_fewshot))
-        if num_fewshot is not None:
-            task.set_config(key="num_fewshot", value=num_fewshot)
-        elif configured is None:
-            task.set_config(key="num_fewshot", value=0)
+        task.set_config(key="num_fewshot", value=(own or 0) if num_fewshot is None else num_fewshot)
         task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        sampler = getattr(task, "sampler", None)
-        if fewshot_order and sampler is not None:
+        if fewshot_order and (sampler := getattr(task, "sampler", None)) is not None:
             sampler.sample = functools.partial(_shuffled, sampler.sample, fewshot_order)
     return dict(loaded)
 
@@ -127,7 +118,7 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
     """Every request of the tasks, tokenized as lm-eval's HFLM does it.
 
     `limit` is the number of documents a task, from its beginning; None takes all.
-    Raises InputError for a limit below 1.
+    Raises InputError for a limit below 1, and as `encode` does.
     """
     check_limit(limit)
     instances: list[Instance] = []
@@ -136,24 +127,25 @@ def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None
         for task in loaded["tasks"].values():
             task.build_all_requests(limit=limit, rank=0, world_size=1)
             (generations if task.OUTPUT_TYPE == GENERATED else instances).extend(task.instances)
-    return Tasks(loaded, instances, generations, *encode(instances, model, tokenizer), limit)
+    return Tasks(loaded, instances, encode(instances, model, tokenizer), generations, limit)
 
 
-def encode(instances: list[Instance], model, tokenizer) -> tuple[list[list[int]], list[list[int]], int]:
-    """Tokens of requests as lm-eval's HFLM makes them: contexts, continuations, and the longest that it lets in.
+def encode(instances: list[Instance], model, tokenizer) -> Requests:
+    """Requests in tokens, as lm-eval's HFLM makes them.
 
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
     with quiet():
         encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
         encoder.loglikelihood(instances)
-    for instance, context, scored in zip(instances, encoder.contexts, encoder.continuations, strict=True):
-        if not context or not 1 <= len(scored) <= encoder.max_length:
+    most = encoder.max_length
+    for instance, (context, scored) in zip(instances, encoder.pairs, strict=True):
+        if not context or not 1 <= len(scored) <= most:
             raise InputError(
                 f"task {instance.task_name!r} has an answer of {len(scored)} tokens after {len(context)}, expected 1 "
-                f"to {encoder.max_length}, what the model reads at once, after at least 1: choose another task or model"
+                f"to {most}, what the model reads at once, after at least 1: choose another task or model"
             )
-    return encoder.contexts, encoder.continuations, encoder.max_length
+    return Requests([context for context, _ in encoder.pairs], [scored for _, scored in encoder.pairs], most)
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:
@@ -173,7 +165,7 @@ def check_limit(limit: int | None) -> None:
 
 
 def score(
-    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, written: list[Answer] | None = None
+    tasks: Tasks, logprobs: np.ndarray, greedy: np.ndarray, written: Sequence[Answer] = ()
 ) -> tuple[pd.DataFrame, dict]:
     """One model's answers, scored by lm-eval.
 
@@ -193,16 +185,15 @@ def score(
     for task in tasks.loaded["tasks"].values():
         task.build_all_requests = lambda **_: None
     answers: dict = {id(i): (float(p), bool(g)) for i, p, g in zip(tasks.instances, logprobs, greedy, strict=True)}
-    answers |= {id(i): answer.text for i, answer in zip(tasks.generations, written or [], strict=True)}
-    lm = _Answers(answers)
+    answers |= {id(i): answer.text for i, answer in zip(tasks.generations, written, strict=True)}
     with quiet():
-        result = evaluate(lm, tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
+        result = evaluate(_Answers(answers), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
     rows = []
     for task, found in result["results"].items():
         items = len({s["doc_id"] for s in result["samples"].get(task, [])}) or found.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
     outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
-    for task, of_task in _lengths(tasks.generations, written or []).items():
+    for task, of_task in _lengths(tasks.generations, written).items():
         outcomes[task] |= of_task
     return pd.DataFrame(rows), outcomes
 
@@ -246,13 +237,13 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
     places = [column for column in ("start", "size", "cut") if column in rows]
     for _, of_cut in rows.groupby(places, sort=False):
         place = of_cut.iloc[0][places].to_dict()
-        of_tasks: dict[str, dict] = {}
+        of_tasks: dict[str, dict] = collections.defaultdict(dict)
         for row in of_cut.to_dict("records"):
             metric, _, rule = row["metric"].partition(",")
             error = "N/A" if pd.isna(row["stderr"]) else row["stderr"]  # as lm-eval has what is unknown
-            of_tasks.setdefault(row["task"], {"sample_len": row["items"]}).update(
-                {f"{metric},{rule or 'none'}": row["value"], f"{metric}_stderr,{rule or 'none'}": error}
-            )
+            values = {metric: row["value"], f"{metric}_stderr": error}
+            of_tasks[row["task"]] |= {f"{name},{rule or 'none'}": value for name, value in values.items()}
+            of_tasks[row["task"]]["sample_len"] = row["items"]
         for name, group in groups.items():
             leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
             aggregated = group.aggregate(of_tasks)
@@ -260,7 +251,7 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                 row |= {"task": name, **place, "items": aggregated["sample_len"]}
                 each = leaves[leaves["metric"] == row["metric"]]
                 # unknown where that of a task is
-                error = math.sqrt((each["stderr"].astype(float) ** 2).sum(skipna=False)) / len(each)
+                error = math.sqrt(each["stderr"].pow(2).sum(skipna=False)) / len(each)
                 macro = {"metric": f"{row['metric']},macro", "value": each["value"].mean(), "stderr": error}
                 found += [row, row | macro]
     return pd.DataFrame(found)[list(rows.columns)] if found else rows
@@ -280,8 +271,7 @@ class _Encoder(HFLM):
         self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
 
     def _loglikelihood_tokens(self, requests, **_):
-        self.contexts = [list(context) for _, context, _ in requests]
-        self.continuations = [list(continuation) for _, _, continuation in requests]
+        self.pairs = [(list(context), list(continuation)) for _, context, continuation in requests]
         return [(0.0, False)] * len(requests)
 
 
@@ -312,29 +302,26 @@ def _outcomes(samples: list[dict]) -> dict[str, str]:
             if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
                 packed[_named(metric, rule)] = pack(np.array(values))
         if all(len(s["resps"]) > 1 for s in of_rule):
-            logprobs = [np.array([response[0][0] for response in s["resps"]]) for s in of_rule]
-            packed["chosen"] = pack(np.array([of_item.argmax() for of_item in logprobs]))
-            table = np.full((len(logprobs), max(map(len, logprobs))), math.nan)
-            for row, of_item in zip(table, logprobs, strict=True):
-                row[: len(of_item)] = of_item
-            packed[LOGPROBS] = pack_halves(table)
+            # as many columns as the most choices have: of fewer the rest is missing
+            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in of_rule]).to_numpy(float)
+            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
             targets = [s["target"] for s in of_rule]
-            if all(isinstance(target, int) and 0 <= target < table.shape[1] for target in targets):
+            if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
                 packed["target"] = pack(np.array(targets))
     return packed
 
 
-def _lengths(asked: list[Instance], written: list[Answer]) -> dict[str, dict[str, str]]:
+def _lengths(asked: list[Instance], written: Sequence[Answer]) -> dict[str, dict[str, str]]:
     """By task how many tokens the answers to its items have, and which ended; without those where that is not known."""
-    found: dict[str, dict[int, Answer]] = {}
-    for instance, answer in zip(asked, written, strict=True):
-        found.setdefault(str(instance.task_name), {})[instance.doc_id] = answer
-    packed = {}
-    for task, by_item in found.items():
-        answers = [by_item[item] for item in sorted(by_item)]
-        if all(answer.tokens is not None for answer in answers):
-            packed[task] = {
-                WRITTEN: pack_halves(np.array([[answer.tokens] for answer in answers])),
-                "ended": pack(np.array([answer.ended for answer in answers])),
-            }
-    return packed
+    rows = [(str(i.task_name), i.doc_id, answer.tokens, answer.ended) for i, answer in zip(asked, written, strict=True)]
+    table = pd.DataFrame(rows, columns=["task", "item", "tokens", "ended"]).drop_duplicates(
+        ["task", "item"], keep="last"
+    )
+    return {
+        str(task): {
+            WRITTEN: pack_halves(answers[["tokens"]].to_numpy()),
+            "ended": pack(answers["ended"].to_numpy(dtype=int)),
+        }
+        for task, answers in table.sort_values("item").groupby("task")
+        if answers["tokens"].notna().all()
+    }

@@ -7,36 +7,31 @@ Letters in shapes: B sequences, T tokens, S scored positions of a sequence, D wi
 """
 
 import contextlib
+import inspect
 
 import torch
 
 from deeper_layers.models.network import Call, Collected, cache_argument
 from deeper_layers.models.streaming import replaced
-from deeper_layers.sweeping.prefix_cache import Pair
 
 
-def collect_keys(layer, call: Call, residual: torch.Tensor) -> Pair:
-    """Keys and values that a layer attends to for a residual [B, T, D], those of its cache among them."""
-    name = cache_argument(layer)
-    cache = _Collecting(call.named.get(name))
+def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D], all of which adds keys and values."""
+    arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
+    named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
+    cache = _Collecting(named.get(cache_argument(layer)))
+    named[cache_argument(layer)] = cache
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.suppress(Collected))
         for part in layer.modules():
             if isinstance(query := getattr(part, "q_proj", None), torch.nn.Module):  # nobody reads what it gives
                 first = lambda x, project=query.forward: project(x[:, :1]).expand(-1, x.shape[1], -1)  # noqa: E731
                 stack.enter_context(replaced(query, first))
-        call(layer, residual, **{name: cache})
+        layer(residual, **named)
     if cache.found is None:
         raise NotImplementedError("the last layer stores no keys and values of its own")
-    return cache.found
-
-
-def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D]."""
-    name = cache_argument(layer)
-    cache = _Collecting(call.named.get(name))
-    cache.found = collect_keys(layer, call, residual)
-    named = call.named | {name: cache}
+    if not places.shape[1]:
+        return residual[:, :0]
     if named.get("attention_mask") is None:
         places = places.to(residual.device)
         keys = torch.arange(cache.found[0].shape[-2], device=places.device)
@@ -49,7 +44,7 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     if named.get("position_embeddings") is not None:
         tables = named["position_embeddings"]
         named["position_embeddings"] = tuple(_take(table, places[:, :, None], 1) for table in tables)
-    return Call(call.arguments, named)(layer, _take(residual, places[:, :, None], 1))
+    return Call((), named)(layer, _take(residual, places[:, :, None], 1))
 
 
 class _Collecting:
@@ -59,12 +54,12 @@ class _Collecting:
         self.cache, self.found = cache, None
 
     def update(self, key_states, value_states, *arguments, **named):
-        if self.found is not None:
-            return self.found
-        if self.cache is not None:
-            key_states, value_states = self.cache.update(key_states, value_states, *arguments, **named)
-        self.found = key_states, value_states
-        raise Collected
+        if self.found is None:
+            self.found = key_states, value_states
+            if self.cache is not None:
+                self.found = self.cache.update(key_states, value_states, *arguments, **named)
+            raise Collected
+        return self.found
 
     def __getattr__(self, name):
         return getattr(self.cache, name)

@@ -13,13 +13,12 @@ from lm_eval.api.instance import Instance
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
+from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness
-from deeper_layers.sweeping.planning import BATCH_TOKENS
-from deeper_layers.sweeping.sweeps import loglikelihoods, overflowed
+from deeper_layers.sweeping.planning import BATCH_TOKENS, Requests
+from deeper_layers.sweeping.sweeps import check_cuts, loglikelihoods, overflowed
+from deeper_layers.sweeping.tree_model import TreeModel
 
-METRIC = "loss"
-
-Requests = tuple[list[list[int]], list[list[int]], int]  # contexts, what is predicted after each, the longest of both
 Losses = tuple[pd.DataFrame, dict[str, list[float]]]
 
 
@@ -31,7 +30,7 @@ def text_requests(sequences: list[torch.Tensor]) -> Requests:
     if not sequences or min(map(len, sequences)) < 2:
         raise InputError("there is no sequence to measure the loss on: give more text, or sequences from two tokens")
     tokens = [sequence.tolist() for sequence in sequences]
-    return [ids[:1] for ids in tokens], [ids[1:] for ids in tokens], max(map(len, tokens))
+    return Requests([ids[:1] for ids in tokens], [ids[1:] for ids in tokens], max(map(len, tokens)))
 
 
 def answer_requests(model, tokenizer, answers: list[tuple[str, str]]) -> Requests:
@@ -49,27 +48,34 @@ def text_loss(model, cuts: list[Cut], sequences: list[torch.Tensor], **how) -> L
     return request_loss(model, cuts, text_requests(sequences), **how)
 
 
-def request_loss(model, cuts: list[Cut], requests: Requests, *, batch_tokens: int | None = None, **of_sweep) -> Losses:
+def request_loss(
+    model,
+    cuts: list[Cut],
+    requests: Requests,
+    *,
+    batch_tokens: int | None = None,
+    family: TreeModel | None = None,
+    shards: Shards | None = None,
+) -> Losses:
     """Mean cross-entropy of what is predicted, in nats a token, under each pruned model.
 
     Returns a row for each cut, with columns metric ("loss"), start, size, value, stderr (over sequences) and items
     (sequences); and the loss of each sequence, by the cut's `name`. Twice `batch_tokens` is about what is run between
-    two shards. `of_sweep` are `family` and `shards`, as in `sweep`.
+    two shards. `family` and `shards` are as in `sweep`.
     Raises InputError where there is no cut, or one that does not fit the model, and for a loss that is not finite.
     """
-    if not cuts:
-        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
-    contexts, continuations, max_length = requests
-    of_sweep |= {"max_length": max_length, "batch_tokens": batch_tokens or BATCH_TOKENS, "what": "loss on text"}
-    logprobs, _ = loglikelihoods(model, contexts, continuations, cuts, **of_sweep)
-    lengths = np.array([len(continuation) for continuation in continuations])
+    check_cuts(model, cuts)
+    family = family or TreeModel(model, cuts)
+    how = {"batch_tokens": batch_tokens or BATCH_TOKENS, "shards": shards, "what": "loss on text"}
+    by_cut = dict(zip(family.cuts, -loglikelihoods(family, requests, **how)[0], strict=True))
+    lengths = np.array([len(continuation) for continuation in requests.continuations])
     rows, of_sequences = [], {}
-    for cut, summed in zip(cuts, -logprobs, strict=True):
-        if not np.isfinite(summed).all():
+    for cut in cuts:
+        if not np.isfinite(by_cut[cut]).all():
             raise overflowed("a loss", model, cut)
-        losses = summed / lengths
+        losses = by_cut[cut] / lengths
         error = losses.std(ddof=1) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
-        mean = summed.sum() / lengths.sum()  # a token counts once, however long its sequence
-        rows.append((METRIC, cut.start, cut.size, mean, error, len(losses)))
-        of_sequences[cut.name] = [round(float(loss), 5) for loss in losses]
+        mean = by_cut[cut].sum() / lengths.sum()  # a token counts once, however long its sequence
+        rows.append(("loss", cut.start, cut.size, mean, error, len(losses)))
+        of_sequences[cut.name] = losses.round(5).tolist()
     return pd.DataFrame(rows, columns=["metric", "start", "size", "value", "stderr", "items"]), of_sequences

@@ -21,25 +21,22 @@ def attention_masks(config, positions, key_positions, visible, dtype):
     """
     config = text_config(config)
 
-    def mask(window):
+    def mask(window: int | None) -> torch.Tensor:
         seen = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
-        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[
-            :, None
-        ]
+        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
-    if not kinds:
-        return mask(window)
     windows = {"full_attention": None, "sliding_attention": window}
-    return {kind: mask(windows[kind]) for kind in dict.fromkeys(kinds)}
+    return {kind: mask(windows[kind]) for kind in set(kinds)} if kinds else mask(window)
 
 
-def unknown_windows(config) -> bool:
-    """Whether attention may reach only so far in a way that `attention_masks` does not know.
+def takes_masks(config) -> bool:
+    """Whether attention takes a mask of ours, and reaches only so far in no way that `attention_masks` does not know.
 
-    A trial on a few tokens would not show it.
+    A trial on a few tokens would not show a window.
     """
+    config = text_config(config)
     known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
     found = [value for name, value in vars(config).items() if "window" in name and name not in known]
-    return any(type(value) is int and value > 0 for value in found)
+    return config._attn_implementation in MASKABLE and not any(type(value) is int and value > 0 for value in found)

@@ -4,17 +4,31 @@ The same requests give the same arrangement, so that an interrupted sweep finds 
 """
 
 import hashlib
+import itertools
+import os
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 BATCH_TOKENS = 4096
-LEAST_TOKENS = 64  # of a batch, where memory is short: most are of one sequence then
+LEAST_TOKENS = 512  # of a batch, where memory is short: rather than less cuts run in groups
 PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
-KEYS_OF_A_LAYER = 4096  # attending to so many costs about what a layer costs a token otherwise, 6 times its width
+JOINED = 512  # tokens after a context, or as many as it has, at most: each attends across all of them
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 MEMORY = 2**31  # bytes beside the weights
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What is asked of a model, in tokens: how likely each continuation is after its context."""
+
+    contexts: list[list[int]]
+    continuations: list[list[int]]
+    max_length: int  # tokens that the model reads at once: of what is longer those on the left are left out
 
 
 @dataclass(frozen=True)
@@ -33,18 +47,16 @@ class Sequence:
     @classmethod
     def joined(cls, context, continuations) -> "Sequence":
         """Requests (number, continuation) after one context."""
-        tails = dict.fromkeys(tuple(continuation[:-1]) for _, continuation in continuations if len(continuation) > 1)
-        tokens, starts = tuple(context), {(): len(context)}
-        for tail in tails:
-            starts[tail] = len(tokens)
-            tokens += tail
-        requests = []
+        tokens, requests = tuple(context), []
+        starts: dict[tuple[int, ...], int] = {(): len(context)}
         for number, continuation in continuations:
-            start = starts[tuple(continuation[:-1])]
+            continuation = tuple(continuation)
+            start = starts.setdefault(tail := continuation[:-1], len(tokens))
+            tokens += tail if start == len(tokens) else ()
             # the first token is predicted by the last of the context, the others by the continuation itself
-            places = (len(context) - 1, *range(start, start + len(continuation) - 1))
-            requests.append((number, places, tuple(continuation)))
-        return cls(tokens, tuple(requests), tuple(map(len, tails)) if len(tails) > 1 else ())
+            requests.append((number, (len(context) - 1, *range(start, start + len(tail))), continuation))
+        lengths = tuple(len(tail) for tail in starts if tail)
+        return cls(tokens, tuple(requests), lengths if len(lengths) > 1 else ())
 
     @cached_property
     def scored(self) -> tuple[int, ...]:
@@ -52,17 +64,11 @@ class Sequence:
         return tuple(sorted({place for _, places, _ in self.requests for place in places}))
 
     @property
-    def context(self) -> int:
-        """Number of tokens before the branches."""
-        return len(self.tokens) - sum(self.branches)
-
-    @property
     def depths(self) -> list[tuple[int, int]]:
         """For each token, how many it has before it on its way from the beginning, and its branch; 0 is the context."""
-        depths = [(depth, 0) for depth in range(self.context)]
-        for number, length in enumerate(self.branches, start=1):
-            depths += [(depth, number) for depth in range(self.context, self.context + length)]
-        return depths
+        context = len(self.tokens) - sum(self.branches)
+        branches = [range(context), *(range(context, context + length) for length in self.branches)]
+        return [(depth, number) for number, depths in enumerate(branches) for depth in depths]
 
 
 @dataclass(frozen=True)
@@ -72,10 +78,14 @@ class Piece:
     prefix: tuple[int, ...]
     batches: tuple[tuple[Sequence, ...], ...]
 
+    @cached_property
+    def sequences(self) -> list[Sequence]:
+        return list(itertools.chain(*self.batches))
+
     @property
     def tokens(self) -> int:
         """Tokens to run, without the prefix."""
-        return sum(len(s.tokens) - len(self.prefix) for batch in self.batches for s in batch)
+        return sum(len(s.tokens) - len(self.prefix) for s in self.sequences)
 
     @property
     def padded(self) -> int:
@@ -85,16 +95,11 @@ class Piece:
     @property
     def scored(self) -> int:
         """Positions whose logits are needed."""
-        return sum(len(s.scored) for batch in self.batches for s in batch)
+        return sum(len(s.scored) for s in self.sequences)
 
     @property
     def requests(self) -> list[int]:
-        return [number for batch in self.batches for s in batch for number, _, _ in s.requests]
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of its sequences: by their numbers alone requests are the same in another prompt."""
-        return hashlib.sha256(repr([s for batch in self.batches for s in batch]).encode()).hexdigest()
+        return [number for s in self.sequences for number, _, _ in s.requests]
 
 
 @dataclass(frozen=True)
@@ -132,25 +137,23 @@ class Plan:
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
-        parts = [
-            f"{len(self.cuts)} pruned models",
-            f"{self.requests:,} requests",
-            f"{self.tokens:,} distinct tokens, {self.padding:.1%} padding",
-            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)",
-            f"{self.bytes / 2**20:,.0f} MiB needed",
-        ]
+        said = (
+            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens, "
+            f"{self.padding:.1%} padding; {self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of "
+            f"the whole model); {self.bytes / 2**20:,.0f} MiB needed"
+        )
         if self.reads:
-            parts.append(f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds")
+            said += f"; {self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds"
         if self.seconds is not None:
-            parts.append(f"about {self.seconds / 60:,.1f} min")
+            said += f"; about {self.seconds / 60:,.1f} min"
         if self.generated:
-            parts.append(f"{self.generated:,} answers to generate for each pruned model")
-        return "; ".join(parts)
+            said += f"; {self.generated:,} answers to generate for each pruned model"
+        return said
 
 
-def logits_at_once(vocabulary: int) -> int:
-    """Positions whose logits are in memory at once."""
-    return max(1, HEAD_ELEMENTS // vocabulary)
+def hash_of(*asked) -> np.ndarray:
+    """What tells finished parts of one sweep from those of others: the hash of what was asked of which models."""
+    return np.array(hashlib.sha256(repr(asked).encode()).hexdigest())
 
 
 def tokens_of(pieces: list[Piece]) -> int:
@@ -159,75 +162,46 @@ def tokens_of(pieces: list[Piece]) -> int:
 
 
 def plan_pieces(
-    contexts: list[list[int]],
-    continuations: list[list[int]],
-    max_length: int,
-    batch_tokens: int = BATCH_TOKENS,
-    *,
-    share: bool = True,
-    branch: bool = True,
+    asked: Requests, batch_tokens: int = BATCH_TOKENS, *, share: bool = True, branch: bool = True
 ) -> list[Piece]:
     """Arrange requests into sequences, shared prefixes and batches; the same requests give the same plan.
 
     `share` and `branch` say whether the model can use a prefix cache, and continuations joined.
     """
-    by_context: dict[tuple[int, ...], list] = {}
-    for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
-        tokens = tuple((context + continuation)[-(max_length + 1) :][:-1])
-        context = tokens[: len(tokens) - len(continuation) + 1]
-        by_context.setdefault(context, []).append((number, tuple(continuation)))
+    by_context: dict[tuple[int, ...], list] = defaultdict(list)
+    for number, (context, continuation) in enumerate(zip(asked.contexts, asked.continuations, strict=True)):
+        tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
+        by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
     sequences = []
     for context, requests in sorted(by_context.items()):
         together = Sequence.joined(context, requests)
-        if branch and _is_worth_joining(together, batch_tokens):
-            sequences.append(together)
-            continue
-        # what differs in nothing but its last token is one sequence in any case
-        ends: dict[tuple[int, ...], list] = {}
-        for number, continuation in requests:
-            ends.setdefault(continuation[:-1], []).append((number, continuation))
-        sequences += [Sequence.joined(context, group) for group in ends.values()]
-    alone: list[Sequence] = []
-    pieces: list[Piece] = []
-    for length, group in _by_prefix(sequences):
-        if length and share:
-            pieces += _fill(group[0].tokens[:length], group, batch_tokens)
+        few = sum(together.branches) <= max(JOINED, len(context)) and len(together.tokens) <= batch_tokens
+        if not (branch and few):  # then what differs in nothing but its last token is one sequence
+            by_tail: dict[tuple[int, ...], list] = defaultdict(list)
+            for number, continuation in requests:
+                by_tail[continuation[:-1]].append((number, continuation))
+            sequences += [Sequence.joined(context, group) for group in by_tail.values()]
         else:
-            alone += group
-    return _fill((), alone, batch_tokens) + pieces
+            sequences.append(together)
+    by_prefix: dict[tuple[int, ...], list[Sequence]] = {(): []}
+    for length, group in _runs_by_prefix(sequences):
+        by_prefix.setdefault(group[0].tokens[:length] if share else (), []).extend(group)
+    return [piece for prefix, group in by_prefix.items() for piece in _fill(prefix, group, batch_tokens)]
 
 
-def _is_worth_joining(together: Sequence, batch_tokens: int) -> bool:
-    """Whether not running the context again saves more than it costs to attend across branches.
-
-    A text of which every token is scored follows a context of one token: hundreds of such would be one sequence.
-    """
-    length = len(together.tokens)
-    apart = sum((together.context + branch) ** 2 for branch in together.branches)
-    saved = together.context * (len(together.branches) - 1)
-    return not together.branches or (length <= batch_tokens and length**2 - apart <= KEYS_OF_A_LAYER * saved)
-
-
-def _by_prefix(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
+def _runs_by_prefix(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
     """Sorted sequences in runs that share a prefix: (its length in tokens, the run); length 0 is not shared."""
     runs: list[tuple[int, list[Sequence]]] = []
     for s in sequences:
-        usable = s.scored[0]  # a scored position has to be run, not remembered
-        if runs:
-            length, run = runs[-1]
-            common = min(common_prefix([run[-1].tokens, s.tokens]), usable, length)
-            if common >= SHARED_TOKENS:
-                run.append(s)
-                runs[-1] = (common, run)
-                continue
-        runs.append((usable, [s]))
+        length, run = runs[-1] if runs else (0, [])
+        # a scored position has to be run, not remembered
+        common = min(len(os.path.commonprefix([run[-1].tokens, s.tokens])), s.scored[0], length) if run else 0
+        if common >= SHARED_TOKENS:
+            run.append(s)
+            runs[-1] = (common, run)
+        else:
+            runs.append((s.scored[0], [s]))
     return [(length if len(run) >= SHARED_BY else 0, run) for length, run in runs]
-
-
-def common_prefix(rows: list) -> int:
-    """Number of tokens that all rows begin with."""
-    alike = (len(set(column)) == 1 for column in zip(*rows, strict=False))
-    return next((place for place, same in enumerate(alike) if not same), min(map(len, rows)))
 
 
 def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Piece]:
@@ -235,23 +209,18 @@ def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int)
 
     Those with branches, which need a mask, apart from those without.
     """
-    sequences = sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens))
-    batches: list[list[Sequence]] = []
-    for s in sequences:
-        batch = batches[-1] if batches else []
-        if batch and bool(s.branches) == bool(batch[0].branches):
-            width = len(batch[0].tokens) - len(prefix)
-            room, tokens = width * (len(batch) + 1), sum(len(other.tokens) - len(prefix) for other in [*batch, s])
-            if room <= batch_tokens and tokens >= (1 - PADDING) * room:
-                batch.append(s)
-                continue
-        batches.append([s])
-    pieces: list[Piece] = []
-    waiting: list[tuple[Sequence, ...]] = []
+    batches: list[tuple[Sequence, ...]] = []
+    for s in sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens)):
+        both = Piece(prefix, ((*batches[-1], s),)) if batches else None
+        alike = both and bool(both.sequences[0].branches) == bool(s.branches)
+        if alike and both.padded <= batch_tokens and both.tokens >= (1 - PADDING) * both.padded:
+            batches[-1] = both.batches[0]
+        else:
+            batches.append((s,))
+    pieces, waiting = [], Piece(prefix, ())
     for batch in batches:
-        waiting.append(tuple(batch))
-        piece = Piece(prefix, tuple(waiting))
-        if piece.padded >= 2 * batch_tokens or batch is batches[-1]:
-            pieces.append(piece)
-            waiting = []
+        waiting = Piece(prefix, (*waiting.batches, batch))
+        if waiting.padded >= 2 * batch_tokens or batch is batches[-1]:
+            pieces.append(waiting)
+            waiting = Piece(prefix, ())
     return pieces

@@ -13,23 +13,23 @@ from deeper_layers.rules.rule import Losses
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.losses import text_loss
 from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Abilities
+from deeper_layers.sweeping.trial import Sharing
 
 MEASURED = {"cosines": token_cosines, "sublayers": sublayer_cosines, "saliences": saliences}
 
 
 def tree_models_of(model) -> Callable[[list[Cut]], TreeModel]:
-    """What makes trees of a model, one after another, whose savings are tried once: a search has one a step.
+    """What makes trees of a model, one after another, whose sharing is tried once: a search has one a step.
 
-    Where a cut drops the first or last layer they are tried apart, as another layer then is that.
+    Where a cut drops the first or last layer it is tried apart, as another layer then is that.
     """
-    tried: dict[tuple[bool, ...], Abilities] = {}
+    tried: dict[tuple[bool, ...], Sharing] = {}
     ends = (0, num_layers(model) - 1)
 
     def tree_of(cuts: list[Cut]) -> TreeModel:
         dropped = tuple(any(end in cut.dropped for cut in cuts) for end in ends)
         found = TreeModel(model, cuts, tried.get(dropped))
-        tried[dropped] = found.can
+        tried[dropped] = found.sharing
         return found
 
     return tree_of
@@ -38,12 +38,7 @@ def tree_models_of(model) -> Callable[[list[Cut]], TreeModel]:
 def losses_on(model, sequences: list[torch.Tensor]) -> Losses:
     """What measures pruned models of a model on sequences of tokens, each [T]: nats a token, for each of some cuts."""
     tree_of = tree_models_of(model)
-
-    def losses(cuts: list[Cut]) -> list[float]:
-        rows, _ = text_loss(model, cuts, sequences, family=tree_of(cuts))
-        return rows["value"].tolist()
-
-    return losses
+    return lambda cuts: text_loss(model, cuts, sequences, family=tree_of(cuts))[0]["value"].tolist()
 
 
 def known_of(model, rule: str, sequences: list[torch.Tensor]) -> Any:

@@ -24,8 +24,17 @@ from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards, skip
 from deeper_layers.sweeping import harness, vllm_engine
-from deeper_layers.sweeping.generation import Answer, generate
-from deeper_layers.sweeping.planning import BATCH_TOKENS, LEAST_TOKENS, MEMORY, Piece, Plan, plan_pieces, tokens_of
+from deeper_layers.sweeping.generation import generate, generate_apart
+from deeper_layers.sweeping.planning import (
+    BATCH_TOKENS,
+    LEAST_TOKENS,
+    MEMORY,
+    Piece,
+    Plan,
+    Requests,
+    hash_of,
+    tokens_of,
+)
 from deeper_layers.sweeping.tree_model import TreeModel
 
 
@@ -85,30 +94,19 @@ def sweep(
     if engine is not None:
         vllm_engine.check_installed(engine)
     of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
-    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
-    distinct = list(dict.fromkeys(cuts))
-    how = {"shards": shards, "memory": memory, "what": " ".join(tasks)}
-    if engine is not None:
-        vllm_engine.check_generates(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
-        texts = vllm_engine.written_by(engine, model, tokenizer, distinct, asked.generations, shards=shards)
-        answers = [[Answer(text) for text in of_cut] for of_cut in texts]
-        logprobs, greedy = np.zeros((len(distinct), 0)), np.zeros((len(distinct), 0), dtype=bool)
-    else:
+    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
+    distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
+    if engine is None:
         family = family or TreeModel(model, distinct)
-        logprobs, greedy = loglikelihoods(
-            model,
-            asked.contexts,
-            asked.continuations,
-            distinct,
-            max_length=asked.max_length,
-            batch_tokens=batch_tokens,
-            family=family,
-            **how,
-        )
-        answers = generate(family, tokenizer, asked.generations, **how)
+        logprobs, greedy = loglikelihoods(family, asked.requests, batch_tokens=batch_tokens, memory=memory, **how)
+        answers = generate(family, tokenizer, asked.generations, memory=memory, **how)
+    else:
+        vllm_engine.check_engine(engine, model, sorted({str(instance.task_name) for instance in asked.instances}))
+        logprobs = greedy = np.zeros((len(distinct), 0))
+        answers = generate_apart(model, tokenizer, distinct, asked.generations, engine=engine, **how)
     frames, outcomes = [], {}
-    for cut, of_cut, of_cut_greedy, written in zip(distinct, logprobs, greedy, answers, strict=True):
-        rows, outcomes[cut.name] = harness.score(asked, of_cut, of_cut_greedy, written)
+    for cut, *of_cut in zip(distinct, logprobs, greedy, answers, strict=True):
+        rows, outcomes[cut.name] = harness.score(asked, *of_cut)
         rows.insert(2, "start", cut.start)
         rows.insert(3, "size", cut.size)
         if not all(cut.is_block for cut in distinct):
@@ -152,152 +150,114 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    asked = _requests(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
-    family = TreeModel(model, list(dict.fromkeys(cuts)))
-    found = plan_requests(family, asked.contexts, asked.continuations, asked.max_length, batch_tokens, memory)
+    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
+    found = plan_requests(TreeModel(model, cuts), asked.requests, batch_tokens, memory)
     return dataclasses.replace(found, generated=len(asked.generations))
 
 
-def _requests(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> harness.Tasks:
+def _tasks_asked(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> harness.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
-    if not cuts:
-        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
-    for cut in cuts:
-        check_cut(cut)
-        cut.check(num_layers(model))
+    check_cuts(model, cuts)
     harness.check_limit(limit)
     loaded = harness.load_tasks(tasks, datasets=datasets, **of_prompts)
     return harness.collect_requests(loaded, model, tokenizer, limit=limit)
 
 
+def check_cuts(model, cuts: list[Cut]) -> None:
+    """Raise InputError where there is no cut, or one that does not fit the model."""
+    if not cuts:
+        raise InputError("cuts is empty, expected at least one: [Cut(0, 0)] is the whole model")
+    for cut in cuts:
+        check_cut(cut)
+        cut.check(num_layers(model))
+
+
 def loglikelihoods(
-    model,
-    contexts: list[list[int]],
-    continuations: list[list[int]],
-    cuts: list[Cut],
+    family: TreeModel,
+    asked: Requests,
     *,
-    max_length: int,
     batch_tokens: int = BATCH_TOKENS,
     memory: int = MEMORY,
-    family: TreeModel | None = None,
     shards: Shards | None = None,
     what: str = "sweep",
 ) -> tuple[Float64[np.ndarray, "C R"], Bool[np.ndarray, "C R"]]:
     """Log-probability (nats) of each continuation after its context under each pruned model, and whether it is greedy.
 
-    The definition is that of lm-eval's HFLM: sequences longer than `max_length` lose tokens on the left.
-    `memory` bounds the bytes that are taken beside the weights; see `plan_requests`. A cut given twice is run once.
-    One of minus infinity is of a token that the model rules out. Raises InputError for what is not a number.
+    The definition is that of lm-eval's HFLM. `memory` bounds the bytes that are taken beside the weights; see
+    `plan_requests`. One of minus infinity is of a token that the model rules out. Raises InputError for what is not a
+    number.
     """
-    if not contexts:
-        return np.zeros((len(cuts), 0)), np.zeros((len(cuts), 0), dtype=bool)
-    distinct = list(dict.fromkeys(cuts))
-    family = family or TreeModel(model, distinct)
-    plan = plan_requests(family, contexts, continuations, max_length, batch_tokens, memory)
+    shape = len(family.cuts), len(asked.contexts)
+    logprobs, greedy = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    if not asked.contexts:
+        return logprobs, greedy
+    plan = plan_requests(family, asked, batch_tokens, memory)
     print(f"{what}: {plan}", file=sys.stderr)
-    logprobs = np.full((len(distinct), len(contexts)), np.nan)
-    greedy = np.zeros((len(distinct), len(contexts)), dtype=bool)
-    numbers = itertools.count()
-    with tqdm(
-        total=plan.layer_steps, desc=what, unit="layer-step", unit_scale=True, mininterval=5, file=sys.stderr
-    ) as bar:
+    numbers, unit = itertools.count(), {"desc": what, "unit": "layer-step", "unit_scale": True, "mininterval": 5}
+    with tqdm(total=plan.layer_steps, file=sys.stderr, **unit) as bar:
         for group, pieces in plan.parts:
-            part = family.part(group)
-            places = [distinct.index(cut) for cut in group]
-            for piece, found in _answer_pieces(part, pieces, shards, numbers, bar):
+            places = [family.cuts.index(cut) for cut in group]
+            for piece, found in _answer_pieces(family.part(group), pieces, shards, numbers, bar):
                 where = np.ix_(places, piece.requests)
                 logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
-            part.forget()
         bar.update(bar.total - bar.n)  # prefixes of pieces that were found are not run again
-    places = [distinct.index(cut) for cut in cuts]
-    return logprobs[places], greedy[places]
+    return logprobs, greedy
 
 
-def plan_requests(
-    tree_model: TreeModel,
-    contexts: list[list[int]],
-    continuations: list[list[int]],
-    max_length: int,
-    batch_tokens: int = BATCH_TOKENS,
-    memory: int = MEMORY,
-) -> Plan:
+def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY) -> Plan:
     """How these requests would be run, and what that costs; one small batch is run for the time.
 
-    Where memory is short, batches are made smaller and cuts run in groups: what fits, then what takes fewest steps.
+    Where memory is short, batches are made smaller; where they are small, cuts run in groups.
     """
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
-    found = []
     while True:
-        parts = _arrange(tree_model, contexts, continuations, max_length, batch_tokens, memory)
-        needed = max((tree_model.estimate_bytes(*part) for part in parts), default=0)
-        steps = sum(tokens_of(pieces) * tree_model.layer_steps(cuts) for cuts, pieces in parts)
-        found.append((max(0, needed - memory), steps, len(parts), needed, parts))
-        if batch_tokens <= LEAST_TOKENS or (needed <= memory and all(cuts == tree_model.cuts for cuts, _ in parts)):
+        pieces = family.pieces(asked, batch_tokens)
+        if family.is_streamed:  # as many pieces as memory holds
+            runs = list(groups_within(pieces, family.estimate_bytes, memory))
+        else:  # those of one prefix
+            runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix)]
+        needed = max(map(family.estimate_bytes, runs), default=0)
+        if needed <= memory or batch_tokens <= LEAST_TOKENS:
             break
         batch_tokens //= 2
-    _, steps, _, needed, parts = min(found, key=lambda one: one[:3])
-    layers = num_layers(tree_model.network.model)
-    reads = int(len(parts) * tree_model.network.layer_bytes * layers) if tree_model.is_streamed else 0
-    scored = sum(piece.scored * len(cuts) for cuts, pieces in parts for piece in pieces)
-    return Plan(
-        cuts=tree_model.cuts,
-        parts=parts,
-        layers=layers,
-        layer_steps=steps,
-        bytes=needed,
-        reads=reads,
-        seconds=_predict_seconds(tree_model, steps, scored),
-        requests=len(contexts),
+    parts = [
+        (part, run) for run in runs for part in family.halves(lambda part, run=run: part.estimate_bytes(run), memory)
+    ]
+    plan = Plan(
+        cuts=family.cuts,
+        parts=[(part.cuts, run) for part, run in parts],
+        layers=family.tree.layers,
+        layer_steps=sum(tokens_of(run) * part.layer_steps for part, run in parts),
+        bytes=max((part.estimate_bytes(run) for part, run in parts), default=0),
+        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
+        requests=len(asked.contexts),
     )
-
-
-def _arrange(
-    tree_model: TreeModel, contexts, continuations, max_length: int, batch_tokens: int, memory: int
-) -> list[tuple[list[Cut], list[Piece]]]:
-    """Cuts and pieces that run together: groups of cuts that memory holds, one cut at least."""
-    can = tree_model.can
-    pieces = plan_pieces(contexts, continuations, max_length, batch_tokens, share=can.share, branch=can.branch)
-    if tree_model.is_streamed:  # as many pieces as memory holds
-        runs = groups_within(pieces, lambda run: tree_model.estimate_bytes(tree_model.cuts, run), memory)
-    else:  # those of one prefix
-        runs = (list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix))
-    parts = []
-    for run in runs:
-        whole = tree_model.estimate_bytes(tree_model.cuts, run) <= memory
-        groups = groups_within(tree_model.cuts, lambda cuts, run=run: tree_model.estimate_bytes(cuts, run), memory)
-        parts += [(group, run) for group in ([tree_model.cuts] if whole else groups)]
-    return parts
+    return plan if family.is_streamed else dataclasses.replace(plan, seconds=_predict_seconds(family, plan))
 
 
 def _answer_pieces(
-    tree_model: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
+    family: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
 ) -> Iterator[tuple[Piece, dict]]:
     """The answers to pieces, in their order: from shards, or run and put there."""
-    cuts, steps = np.array([repr(cut) for cut in tree_model.cuts]), tree_model.layer_steps(tree_model.cuts)
-    numbered, found, missing = list(zip(pieces, numbers)), {}, []
-    same = {
-        number: {"requests": np.array(piece.requests), "cuts": cuts, "asked": np.array(piece.fingerprint)}
-        for piece, number in numbered
-    }
-    for piece, number in numbered:
-        shape = (len(cuts), len(piece.requests))
-        like = {"logprobs": (float, shape), "greedy": (bool, shape)}
-        if (kept := shards.get(number, same[number], like) if shards else None) is None:
-            missing.append(piece)
-        else:
+    numbered, found, same = list(zip(pieces, numbers)), {}, {}
+    for piece, number in numbered if shards else ():
+        same[number] = {"asked": hash_of(family.cuts, piece.sequences)}
+        shape = len(family.cuts), len(piece.requests)
+        if kept := shards.get(number, same[number], {"logprobs": (float, shape), "greedy": (bool, shape)}):
             found[number] = kept
-            skip(bar, piece.tokens * steps)
+            skip(bar, piece.tokens * family.layer_steps)
     # what ran out of memory is done again
-    run = tree_model.answer(missing, lambda steps: bar.update(min(steps, bar.total - bar.n)))
+    progress = lambda steps: bar.update(min(steps, bar.total - bar.n))  # noqa: E731
+    run = family.answer([piece for piece, number in numbered if number not in found], progress)
     for piece, number in numbered:
         if number not in found:
-            logprobs, greedy = next(run)
-            if (bad := np.isnan(logprobs).any(axis=1)).any():  # before it is kept, or counts as the first choice
-                raise overflowed("a log-probability", tree_model.network.model, tree_model.cuts[bad.argmax()])
-            found[number] = same[number] | {"logprobs": logprobs, "greedy": greedy}
+            answers = next(run)
+            if (bad := np.isnan(answers["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
+                raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
+            found[number] = {"logprobs": answers["logprob"], "greedy": answers["greedy"]}
             if shards:
-                shards.put(number, found[number])
+                shards.put(number, found[number] | same[number])
         yield piece, found.pop(number)
 
 
@@ -309,20 +269,22 @@ def overflowed(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(tree_model: TreeModel, layer_steps: int, scored: int) -> float | None:
-    """Seconds on this machine, from a batch of at most 256 tokens; None where layers are read from disk.
+def _predict_seconds(family: TreeModel, plan: Plan) -> float | None:
+    """Seconds on this machine, from a batch of at most 256 tokens; None where nothing is to be run.
 
     The head counts by its number of parameters.
     """
-    network = tree_model.network
-    if tree_model.is_streamed or not layer_steps:
+    if not plan.layer_steps:
         return None
-    ids, begin = torch.ones(4, min(64, 1 + layer_steps // 4), dtype=torch.long, device=network.device), 0.0
+    model, begin = family.network.model, 0.0
+    ids = torch.ones(4, min(64, 1 + plan.layer_steps // 4), dtype=torch.long, device=family.network.device)
     with torch.inference_mode():
         for some in (ids[:, :8], ids):  # the first pass of a process is slow
             begin = time.perf_counter()
-            network.model.base_model(input_ids=some, use_cache=False)
+            model.base_model(input_ids=some, use_cache=False)
             if ids.is_cuda:
                 torch.cuda.synchronize()
-    steps = layer_steps + scored * tree_model.head_layers
-    return steps * (time.perf_counter() - begin) / ids.numel() / len(network.layers)
+    seconds = (time.perf_counter() - begin) / ids.numel() / plan.layers
+    scored = sum(piece.scored * len(cuts) for cuts, pieces in plan.parts for piece in pieces)
+    head = model.get_output_embeddings().weight.numel() * plan.layers
+    return seconds * (plan.layer_steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))

@@ -14,8 +14,8 @@ no later layer needs are given up. So the weights of a layer are needed once for
 is what must fit into memory. Needs no torch.
 """
 
+from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
 
 from deeper_layers.cuts import Cut
 
@@ -29,14 +29,21 @@ class Node:
         part: what of it runs, `cuts.WHOLE`, `ATTENTION` or `MLP`.
         enters: number of the residual that enters; 0 leaves the embedding.
         leaves: number of the residual that leaves it.
-        ends: whether no layer follows on any path: then only what is scored has to leave it.
+        cuts: numbers of the pruned models on whose paths it lies.
+        last_of: of these, those whose last layer it is: what leaves it goes to their heads.
     """
 
     layer: int
     part: str
     enters: int
     leaves: int
-    ends: bool
+    cuts: tuple[int, ...]
+    last_of: tuple[int, ...]
+
+    @property
+    def ends(self) -> bool:
+        """Whether no layer follows on any path: then only what is scored has to leave it."""
+        return self.cuts == self.last_of
 
 
 class Tree:
@@ -45,52 +52,34 @@ class Tree:
     Attributes:
         cuts: the pruned models; `Cut(0, 0)` is the whole one.
         levels: for each layer of the whole model its nodes.
-        paths: for each cut its nodes, by layer.
-        last: for each cut the number of the residual that goes to the head.
         done: for each layer the residuals that nothing needs once it has run.
+        nodes: layers that one token passes: what a pass costs, in layer-steps a token.
+        alive: residuals that live at once, at most.
     """
 
     def __init__(self, cuts: list[Cut], layers: int):
         self.cuts, self.layers = list(cuts), layers
-        at, count = [0] * len(cuts), 1
         final = [max(cut.kept(layers)) for cut in cuts]
-        levels: list[list[Node]] = []
-        self.paths: list[dict[int, Node]] = [{} for _ in cuts]
+        self.levels: list[list[Node]] = []
+        at, count, until = [0] * len(cuts), 0, {0: 0}
         for layer in range(layers):
-            asked: dict[tuple[int, str], list[int]] = {}
+            asked: dict[tuple[int, str], list[int]] = defaultdict(list)
             for number, cut in enumerate(cuts):
                 if part := cut.runs(layer):
-                    asked.setdefault((at[number], part), []).append(number)
-            levels.append([])
+                    asked[at[number], part].append(number)
+            self.levels.append([])
             for (enters, part), numbers in asked.items():
-                ends = all(final[number] == layer for number in numbers)
-                node = Node(layer, part, enters, count, ends)
-                levels[-1].append(node)
+                count += 1
+                last_of = tuple(number for number in numbers if final[number] == layer)
+                node = Node(layer, part, enters, count, tuple(numbers), last_of)
+                self.levels[-1].append(node)
+                until |= {enters: layer} if node.ends else {enters: layer, node.leaves: layer}
                 for number in numbers:
                     at[number] = count
-                    self.paths[number][layer] = node
-                count += 1
-        self.levels, self.last = levels, at
-        # what goes to the head is taken from a residual as soon as it is there
-        until = {0: 0} | {node.leaves: node.layer for level in levels for node in level}
-        until |= {node.enters: node.layer for level in levels for node in level}
-        self.done: list[list[int]] = [[] for _ in range(layers)]
-        for number, layer in until.items():
-            self.done[layer].append(number)
-
-    @cached_property
-    def nodes(self) -> int:
-        """Layers that one token passes: what a pass costs, in layer-steps a token."""
-        return sum(map(len, self.levels))
-
-    @cached_property
-    def alive(self) -> int:
-        """Residuals that live at once, at most."""
-        most = now = 1
+        self.nodes = count
+        self.done = [[number for number, last in until.items() if last == layer] for layer in range(layers)]
+        self.alive = alive = 1
         for level, done in zip(self.levels, self.done, strict=True):
-            # what ends leaves at a few positions only
-            now += sum(not node.ends for node in level)
-            most = max(most, now)
-            ends = {node.leaves for node in level if node.ends}
-            now -= sum(number not in ends for number in done)
-        return most
+            alive += sum(not node.ends for node in level)
+            self.alive = max(self.alive, alive)
+            alive -= len(done)
