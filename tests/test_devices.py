@@ -14,8 +14,8 @@ from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.forward import Batch, Forward, run_layers
 from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Sharing, run_alone
+from deeper_layers.sweeping.tree_model import TreeModel, run_alone
+from deeper_layers.sweeping.trial import Sharing
 from tests.tiny import model_type, settings_of, tiny_model
 
 LAYERS = 6

@@ -24,8 +24,8 @@ from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.forward import Batch, Forward, run_layers
 from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.sweeps import loglikelihoods
-from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Sharing, run_alone
+from deeper_layers.sweeping.tree_model import TreeModel, run_alone
+from deeper_layers.sweeping.trial import Sharing
 from tests.plain import NEW_TOKENS, batch, generate, logits, plain_distances, requests, residuals, without
 from tests.tiny import ALL_FAMILIES, FOUR, SLIDING_WINDOW, VOCABULARY, shared_model
 
