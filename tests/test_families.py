@@ -114,7 +114,7 @@ def check_tree(together, pruned, allowed):
     """Without savings the tree gives every pruned model to the bit."""
     few = requests(VOCABULARY, few_shot=20, questions=2)
     asked = zip(few.contexts[3::4], few.continuations[3::4], strict=True)
-    few = Batch.of(tuple(Sequence.joined(c, [(n, a)]) for n, (c, a) in enumerate(asked)), 0, together.device)
+    few = Batch.of(tuple(Sequence.joined(c, [(n, a)]) for n, (c, a) in enumerate(asked)), 0, together.network.device)
     run_layers([forward := Forward(together.network, together.tree, few)])
     for number, (cut, alone) in enumerate(pruned.items()):
         difference = together.network.logits(forward.states[number]) - run_alone(alone, Cut(0, 0), few)

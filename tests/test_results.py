@@ -368,7 +368,7 @@ def test_any_call_that_fails_is_one_line_or_nothing_and_a_plain_run_finishes(tmp
 
 def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeypatch):
     """Answers to other prompts of as many tokens, as after a change of a task's examples, are no part of a sweep."""
-    model, cuts, ran = load_model(str(tiny_folder))[0], [Cut(0, 0), Cut(1, 2)], []
+    family, ran = TreeModel(load_model(str(tiny_folder))[0], [Cut(0, 0), Cut(1, 2)]), []
     every = TreeModel.answer
     monkeypatch.setattr(TreeModel, "answer", lambda family, pieces, *more: (
         ran.append(sum(len(piece.requests) for piece in pieces)) or every(family, pieces, *more)
@@ -376,7 +376,7 @@ def test_what_was_asked_otherwise_is_not_taken_up(tiny_folder, tmp_path, monkeyp
 
     def answered(contexts, folder):
         shards = Shards(tmp_path / folder)
-        return loglikelihoods(TreeModel(model, cuts), Requests(contexts, [[7, 8], [9]], 8), shards=shards)[0]
+        return loglikelihoods(family, Requests(contexts, [[7, 8], [9]], 8), shards=shards)[0]
 
     first = answered([[1, 2, 3], [4, 5]], "one")
     assert np.array_equal(answered([[1, 2, 3], [4, 5]], "one"), first) and ran == [2, 0]

@@ -9,14 +9,13 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.rules.similarity import distance_matrix, distance_table, similarity_cut
 from deeper_layers.similarity import angular_distances, batch_distances, measure_distances
-from tests.plain import batch, plain_distances
+from tests.plain import batch, plain_distances, residuals
 from tests.tiny import FAMILIES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
 pytestmark = pytest.mark.quick
 
 LAYERS = 5
 LENGTHS = (7, 19, 3, 12, 19, 1, 10)  # some longer than the sliding window, one of a single token
-FINAL_NORMS = ("norm", "final_layer_norm", "final_layernorm")
 
 
 @pytest.fixture(scope="module")
@@ -30,22 +29,8 @@ def alone(sequences):
     return [batch([tokens]) for tokens in sequences]
 
 
-def residuals(model, tokens, *, after_norm=False):
-    """[L+1, D] at the last token; the last one before the final norm, or wrongly after it."""
-    norm = next(getattr(model.base_model, name) for name in FINAL_NORMS if hasattr(model.base_model, name))
-    entered = []
-    handle = norm.register_forward_pre_hook(lambda _, arguments: entered.append(arguments[0]))
-    with torch.no_grad():
-        states = list(model(input_ids=torch.tensor([tokens]), output_hidden_states=True).hidden_states)
-    handle.remove()
-    assert len(states) == len(decoder_layers(model)) + 1 and len(entered) == 1
-    if not after_norm:
-        states[-1] = entered[0]
-    return torch.stack(states)[:, 0, -1].to(torch.float64).numpy()
-
-
-def every_plain_distance(model, sequences, **how):
-    return np.stack([plain_distances(residuals(model, tokens, **how)) for tokens in sequences])
+def every_plain_distance(model, sequences):
+    return np.stack([plain_distances(residuals(model, tokens)) for tokens in sequences])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,25 +53,16 @@ def test_equals_a_plain_loop_however_padded(family, sequences):
     assert np.nanstd(expected) > 1e-3
 
 
-def test_padding_is_never_the_last_token(sequences):
-    """Taking [:, -1] would read padding: what is padded in does not matter."""
+def test_padding_is_never_the_last_token_nor_the_final_norm_passed(sequences):
+    """What is padded in does not matter, nor what comes after the last layer."""
     model = tiny_model("llama", layers=LAYERS)
     right = batch(sequences)
     filled = right | {"input_ids": right["input_ids"] + 7 * (1 - right["attention_mask"])}
-    np.testing.assert_allclose(angular_distances(model, [filled]), angular_distances(model, [right]), atol=1e-12)
-
-
-def test_blocks_at_the_end_are_measured_before_the_final_norm(sequences):
-    model = tiny_model("llama", layers=LAYERS)
+    expected = angular_distances(model, [right])
     with torch.no_grad():  # gains that spread over a decade turn every vector
         model.model.norm.weight.copy_(torch.logspace(-0.5, 0.5, model.config.hidden_size))
-    found = angular_distances(model, [batch(sequences)])
-    wrong = every_plain_distance(model, sequences, after_norm=True).mean(axis=0)
-    sizes, starts = np.indices((LAYERS, LAYERS))
-    last = starts + sizes + 1 == LAYERS
-    assert np.abs(found - wrong)[last].min() > 0.01
-    np.testing.assert_allclose(found[~last], wrong[~last], atol=1e-6, rtol=0)
-    np.testing.assert_allclose(found, every_plain_distance(model, sequences).mean(axis=0), atol=1e-6, rtol=0)
+    model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits that nobody reads"))
+    np.testing.assert_allclose(angular_distances(model, [filled]), expected, atol=1e-12)
 
 
 def test_identical_vectors_are_at_distance_zero():
@@ -137,33 +113,15 @@ def test_every_sample_counts_once(sequences):
     assert samples == len(sequences)
     np.testing.assert_allclose(found, angular_distances(model, alone(sequences)), atol=1e-6, rtol=0)
     np.testing.assert_allclose(error, each.std(axis=0, ddof=1) / np.sqrt(len(each)), atol=1e-6, rtol=0)
-    # a mean of batch means would not be this mean
-    means = np.stack([each[:1].mean(axis=0), each[1:5].mean(axis=0), each[5:].mean(axis=0)]).mean(axis=0)
-    assert np.nanmax(np.abs(means - found)) > 1e-3
 
 
-def test_nothing_stays_behind(sequences):
-    model = tiny_model("llama", layers=LAYERS)
-    given = batch(sequences)
-    with pytest.raises(InputError):
-        measure_distances(model, [given, {**given, "attention_mask": 0 * given["attention_mask"]}])
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(model))
-
-
-def test_the_head_is_not_run(sequences):
-    model = tiny_model("llama", layers=LAYERS)
-    model.lm_head.register_forward_hook(lambda *_: pytest.fail("logits that nobody reads"))
-    angular_distances(model, [batch(sequences)])
-
-
-def test_nothing_to_measure_is_an_error(sequences):
-    model = tiny_model("llama", layers=LAYERS)
-    with pytest.raises(InputError, match="at least one batch"):
-        angular_distances(model, [])
-    padded = batch(sequences)
+def test_nothing_to_measure_is_an_error_and_leaves_nothing_behind(sequences):
+    model, padded = tiny_model("llama", layers=LAYERS), batch(sequences)
     padded["attention_mask"][2] = 0
-    with pytest.raises(InputError, match="all padding"):
-        angular_distances(model, [padded])
+    for batches, message in (([], "at least one batch"), ([batch(sequences), padded], "all padding")):
+        with pytest.raises(InputError, match=message):
+            angular_distances(model, batches)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in decoder_layers(model))
 
 
 def test_matrix_to_table_and_back(sequences):

@@ -317,8 +317,8 @@ def test_a_token_that_a_model_rules_out_is_the_least_likely_and_has_no_loss():
 
 
 def test_goes_on_from_shards(llama, tmp_path, monkeypatch):
-    how = {"batch_tokens": 32, "shards": Shards(tmp_path / "unit.partial")}
-    expected, _ = swept(llama, CUTS, asked(0), **how)
+    model, how = TreeModel(llama, CUTS), {"batch_tokens": 32, "shards": Shards(tmp_path / "unit.partial")}
+    expected, _ = loglikelihoods(model, asked(0), **how)
     stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
     assert len(stored) > 2
     stored[1].unlink()
@@ -326,6 +326,6 @@ def test_goes_on_from_shards(llama, tmp_path, monkeypatch):
     ran, answer = [], TreeModel.answer
     monkeypatch.setattr(TreeModel, "answer", lambda self, pieces, bar: ran.extend(pieces) or answer(self, pieces, bar))
     with pytest.warns(UserWarning, match=stored[2].name):
-        found, _ = swept(llama, CUTS, asked(0), **how)
+        found, _ = loglikelihoods(model, asked(0), **how)
     assert len(ran) == 2
     assert np.array_equal(found, expected)

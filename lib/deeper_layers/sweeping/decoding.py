@@ -138,7 +138,9 @@ class Decoding:
 
         stops = [stop for stop in self.stops if len(stop.rows)]
         all_models = tuple(range(len(self.model.cuts)))
-        rows_of = {tuple(stop.nodes): stop.rows for stop in stops} | {all_models: torch.arange(len(tokens))}
+        rows_of = {tuple(stop.nodes): stop.rows for stop in stops} | {
+            all_models: torch.arange(len(tokens), device=tokens.device)
+        }
         handed = {models: hand(rows) for models, rows in rows_of.items()}
         residuals = handed[all_models].residual.clone()  # [lanes, 1, D]
         for layer in network.in_turn(list(dict.fromkeys(stop.layer for stop in stops))):

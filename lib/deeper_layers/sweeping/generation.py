@@ -10,7 +10,7 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -126,14 +126,16 @@ class _HFLM(HFLM):
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
         self.prompts: list[Prompt] = []
-        self.answers: Iterator[list[int]] = iter(())
+        self.answers: Iterator[list[int]] | None = None
 
     def _model_generate(self, context, max_length, stop, **options):
+        if self.answers is not None:
+            answer = torch.tensor([next(self.answers)], dtype=context.dtype, device=context.device)
+            return torch.cat([context, answer], dim=1)
         greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
         tokens = context[0][options["attention_mask"][0].bool()].tolist()
         self.prompts.append(Prompt(tokens, max_length - context.shape[1], tuple(stop), greedy))
-        answer = torch.tensor([next(self.answers, [])], dtype=context.dtype, device=context.device)
-        return torch.cat([context, answer], dim=1)
+        return context
 
 
 def _write(
@@ -149,7 +151,7 @@ def _write(
     def write(some: list[Prompt], cuts: list[Cut]) -> np.ndarray:
         asked, shape, number = [prompt.tokens for prompt in some], (len(cuts), len(some)), next(numbers)
         same, like = {"asked": hash_of(cuts, asked)}, {"tokens": (np.int32, (None,)), "lengths": (int, shape)}
-        is_over = _IsOver(model.network.model, tokenizer, some[0].stop)
+        is_over = _end_of_answers(model.network.model, tokenizer, some[0].stop)
         kept = shards.get(number, same, like) if shards else None
         if kept is not None and kept["lengths"].min() >= 0 and kept["lengths"].sum() == len(kept["tokens"]):
             skip(bar, kept["lengths"].size)
@@ -172,20 +174,19 @@ def _write(
     return np.concatenate(batches, axis=1)
 
 
-class _IsOver:
-    """Whether an answer is finished: an end-of-sequence token, or a stop string among the last tokens."""
+def _end_of_answers(model, tokenizer, stop: tuple[str, ...]) -> Callable[[list[list[int]]], list[bool]]:
+    """What says which answers are finished: by an end-of-sequence token, or a stop string among the last tokens."""
+    ends = model.generation_config.eos_token_id
+    ends = ends if isinstance(ends, list) else [ends]
+    stop = tuple(filter(None, stop))
+    # two more than it takes to write one, since a string has several tokenizations: so far HFLM looks back
+    back = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in stop), default=0)
 
-    def __init__(self, model, tokenizer, stop: tuple[str, ...]):
-        ends = model.generation_config.eos_token_id
-        self.ends = set(ends if isinstance(ends, list) else [ends])
-        self.tokenizer, self.stop = tokenizer, [s for s in stop if s]
-        # two more than it takes to write one, since a string has several tokenizations: so far HFLM looks back
-        self.back = 2 + max((len(tokenizer.encode(s, add_special_tokens=False)) for s in self.stop), default=0)
+    def are_over(rows: list[list[int]]) -> list[bool]:
+        texts = tokenizer.batch_decode([row[-back:] for row in rows])
+        return [row[-1] in ends or any(s in text for s in stop) for row, text in zip(rows, texts, strict=True)]
 
-    def __call__(self, rows: list[list[int]]) -> list[bool]:
-        texts = self.tokenizer.batch_decode([row[-self.back :] for row in rows])
-        found = [any(s in text for s in self.stop) for text in texts]
-        return [row[-1] in self.ends or stopped for row, stopped in zip(rows, found, strict=True)]
+    return are_over
 
 
 @contextlib.contextmanager

@@ -13,7 +13,8 @@ from functools import cached_property
 import numpy as np
 
 BATCH_TOKENS = 4096
-LEAST_TOKENS = 512  # of a batch, where memory is short: rather than less cuts run in groups
+FEW_TOKENS = 512  # of a batch, where memory is short: rather than fewer cuts run in groups ...
+LEAST_TOKENS = 64  # ... and fewer still where it does not hold those of one cut: most are of one sequence then
 PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
@@ -172,36 +173,21 @@ def plan_pieces(
     for number, (context, continuation) in enumerate(zip(asked.contexts, asked.continuations, strict=True)):
         tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
         by_context[tokens[: len(tokens) - len(continuation) + 1]].append((number, tuple(continuation)))
-    sequences = []
+    sequences, tail = [], lambda request: request[1][:-1]
     for context, requests in sorted(by_context.items()):
-        together = Sequence.joined(context, requests)
-        few = sum(together.branches) <= max(JOINED, len(context)) and len(together.tokens) <= batch_tokens
-        if not (branch and few):  # then what differs in nothing but its last token is one sequence
-            by_tail: dict[tuple[int, ...], list] = defaultdict(list)
-            for number, continuation in requests:
-                by_tail[continuation[:-1]].append((number, continuation))
-            sequences += [Sequence.joined(context, group) for group in by_tail.values()]
-        else:
-            sequences.append(together)
-    by_prefix: dict[tuple[int, ...], list[Sequence]] = {(): []}
-    for length, group in _runs_by_prefix(sequences):
-        by_prefix.setdefault(group[0].tokens[:length] if share else (), []).extend(group)
+        whole, groups = Sequence.joined(context, requests), [requests]
+        few = sum(whole.branches) <= max(JOINED, len(context)) and len(whole.tokens) <= batch_tokens
+        if not (branch and few):  # what differs in nothing but its last token is one sequence in any case
+            groups = [list(group) for _, group in itertools.groupby(sorted(requests, key=tail), tail)]
+        sequences += [Sequence.joined(context, group) for group in groups]
+    by_beginning, by_prefix = defaultdict(list), defaultdict(list, {(): []})
+    for s in sequences:  # a scored position has to be run, not remembered
+        by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
+    for beginning, group in by_beginning.items():
+        length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
+        is_shared = share and beginning and len(group) >= SHARED_BY
+        by_prefix[group[0].tokens[:length] if is_shared else ()] += group
     return [piece for prefix, group in by_prefix.items() for piece in _fill(prefix, group, batch_tokens)]
-
-
-def _runs_by_prefix(sequences: list[Sequence]) -> list[tuple[int, list[Sequence]]]:
-    """Sorted sequences in runs that share a prefix: (its length in tokens, the run); length 0 is not shared."""
-    runs: list[tuple[int, list[Sequence]]] = []
-    for s in sequences:
-        length, run = runs[-1] if runs else (0, [])
-        # a scored position has to be run, not remembered
-        common = min(len(os.path.commonprefix([run[-1].tokens, s.tokens])), s.scored[0], length) if run else 0
-        if common >= SHARED_TOKENS:
-            run.append(s)
-            runs[-1] = (common, run)
-        else:
-            runs.append((s.scored[0], [s]))
-    return [(length if len(run) >= SHARED_BY else 0, run) for length, run in runs]
 
 
 def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Piece]:

@@ -27,6 +27,7 @@ from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart
 from deeper_layers.sweeping.planning import (
     BATCH_TOKENS,
+    FEW_TOKENS,
     LEAST_TOKENS,
     MEMORY,
     Piece,
@@ -217,19 +218,18 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
             runs = list(groups_within(pieces, family.estimate_bytes, memory))
         else:  # those of one prefix
             runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix)]
-        needed = max(map(family.estimate_bytes, runs), default=0)
-        if needed <= memory or batch_tokens <= LEAST_TOKENS:
+        parts = [(part, run) for run in runs for part in family.halves(run, memory)]
+        needed = max((part.estimate_bytes(run) for part, run in parts), default=0)
+        is_small = batch_tokens <= (FEW_TOKENS if needed <= memory else LEAST_TOKENS)
+        if is_small or (needed <= memory and len(parts) == len(runs)):
             break
         batch_tokens //= 2
-    parts = [
-        (part, run) for run in runs for part in family.halves(lambda part, run=run: part.estimate_bytes(run), memory)
-    ]
     plan = Plan(
         cuts=family.cuts,
         parts=[(part.cuts, run) for part, run in parts],
         layers=family.tree.layers,
         layer_steps=sum(tokens_of(run) * part.layer_steps for part, run in parts),
-        bytes=max((part.estimate_bytes(run) for part, run in parts), default=0),
+        bytes=needed,
         reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
         requests=len(asked.contexts),
     )

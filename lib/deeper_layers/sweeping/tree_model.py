@@ -72,12 +72,12 @@ class TreeModel:
         part._take(cuts)
         return part
 
-    def halves(self, cost: Callable[["TreeModel"], float], most: int) -> list["TreeModel"]:
-        """Itself, or halves of its cuts, until `cost` says of each at most so much, or it is of one cut."""
+    def halves(self, pieces: list[Piece], memory: int) -> list["TreeModel"]:
+        """Itself, or halves of its cuts, until memory holds what pieces need, or it is of one cut."""
         half = len(self.cuts) // 2
-        if not half or cost(self) <= most:
+        if not half or self.estimate_bytes(pieces) <= memory:
             return [self]
-        return [part for cuts in (self.cuts[:half], self.cuts[half:]) for part in self.part(cuts).halves(cost, most)]
+        return [one for cuts in (self.cuts[:half], self.cuts[half:]) for one in self.part(cuts).halves(pieces, memory)]
 
     @property
     def layer_steps(self) -> int:
