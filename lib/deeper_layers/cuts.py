@@ -58,8 +58,7 @@ class Cut:
     def of(cls, layers: Iterable[int] = (), attention: Iterable[int] = (), mlp: Iterable[int] = ()) -> "Cut":
         """The cut that drops these layers, and of others their attention or their MLP, in any order.
 
-        Raises:
-            InputError: an index is not a whole number of a layer.
+        Raises InputError where an index is not a whole number of a layer.
 
         Example:
             >>> Cut.of(layers=[4, 3, 5])
@@ -78,10 +77,7 @@ class Cut:
 
     @classmethod
     def named(cls, name: str | list[int]) -> "Cut":
-        """The cut of this name, or of this `key`.
-
-        Raises:
-            ValueError: it is that of none.
+        """The cut of this name, or of this `key`. Raises ValueError where it is that of none.
 
         Example:
             >>> Cut.named("layers 2 7; mlp 5") == Cut.of(layers=[2, 7], mlp=[5])
@@ -137,31 +133,19 @@ class Cut:
         return MLP if layer in self.attention else ATTENTION if layer in self.mlp else WHOLE
 
     def check(self, num_layers: int) -> None:
-        """Accept the cut for a model of `num_layers` layers.
-
-        Raises:
-            InputError: the cut leaves no layer, or reaches past the last layer.
-        """
+        """Raise InputError where the cut leaves a model of so many layers none, or reaches past its last layer."""
         check_size(self.size, num_layers)
         if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
             said = f"start is {self.start} with size {self.size}" if self.is_block else f"the cut is of layer {last}"
             raise InputError(f"{said}; expected layers 0 to {num_layers - 1}, as the model has; choose from these")
 
     def kept(self, num_layers: int) -> list[int]:
-        """Original index of every kept layer; its position in the list is the new index.
-
-        Raises:
-            InputError: the cut does not fit the model, see `check`.
-        """
+        """Original index of every kept layer; its position in the list is the new index. Raises what `check` does."""
         self.check(num_layers)
         return [layer for layer in range(num_layers) if layer not in self.dropped]
 
     def describe(self, num_layers: int) -> str:
-        """The cut in words, as in "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]".
-
-        Raises:
-            InputError: the cut does not fit the model, see `check`.
-        """
+        """In words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises what `check` does."""
         *kept, last = [f"[{start}:{stop}]" for start, stop in ranges(self.kept(num_layers))]
         sublayers = {"attention": self.attention, "MLP": self.mlp}
         parts = [f"the {name} of {_layers(indices)}" for name, indices in sublayers.items() if indices]
@@ -174,10 +158,8 @@ class Cut:
     def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
         """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
 
-        For mergekit the name is a hub id, of which it can be told a revision, or the path of a folder.
-
-        Raises:
-            InputError: the cut does not fit the model, see `check`, or drops sublayers, which mergekit does not.
+        For mergekit the name is a hub id, of which it can be told a revision, or the path of a folder. Raises what
+        `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
         """
         if not self.is_of_layers:
             raise InputError(
