@@ -130,17 +130,11 @@ class Plan:
         """Distinct tokens of the requests."""
         return tokens_of(self.pieces)
 
-    @property
-    def padding(self) -> float:
-        """Share of the tokens in batches that is padding."""
-        padded = sum(piece.padded for piece in self.pieces)
-        return 1 - sum(piece.tokens for piece in self.pieces) / padded if padded else 0.0
-
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
         said = (
-            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens, "
-            f"{self.padding:.1%} padding; {self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of "
+            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens; "
+            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of "
             f"the whole model); {self.bytes / 2**20:,.0f} MiB needed"
         )
         if self.reads:

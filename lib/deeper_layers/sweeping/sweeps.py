@@ -23,19 +23,9 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards, skip
-from deeper_layers.sweeping import harness, vllm_engine
+from deeper_layers.sweeping import harness, planning, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart
-from deeper_layers.sweeping.planning import (
-    BATCH_TOKENS,
-    FEW_TOKENS,
-    LEAST_TOKENS,
-    MEMORY,
-    Piece,
-    Plan,
-    Requests,
-    hash_of,
-    tokens_of,
-)
+from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Piece, Plan, Requests, hash_of, tokens_of
 from deeper_layers.sweeping.tree_model import TreeModel
 
 
@@ -220,7 +210,7 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
             runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix)]
         parts = [(part, run) for run in runs for part in family.halves(run, memory)]
         needed = max((part.estimate_bytes(run) for part, run in parts), default=0)
-        is_small = batch_tokens <= (FEW_TOKENS if needed <= memory else LEAST_TOKENS)
+        is_small = batch_tokens <= (planning.FEW_TOKENS if needed <= memory else planning.LEAST_TOKENS)
         if is_small or (needed <= memory and len(parts) == len(runs)):
             break
         batch_tokens //= 2
