@@ -111,12 +111,19 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
 
 def _shared_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The same tree of new modules and configurations, over the same parameters, buffers and all else."""
-    memo: dict = {}
-    own = (nn.Module, PreTrainedConfig, GenerationConfig, dict, types.MethodType, functools.partial)
+    memo, copies = {}, {}
     for module in model.modules():
-        held = [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]
-        memo |= {id(value): value for value in held if not isinstance(value, own)}
-    return copy.deepcopy(model, memo)
+        held = vars(module).values()
+        entries = [entry for table in held if isinstance(table, dict) for entry in table.values()]  # tensors and hooks
+        # a forward that was replaced on the module, as accelerate does, is bound to it
+        shared = [value for value in held if not isinstance(value, dict | types.MethodType | functools.partial)]
+        for value in [*entries, *shared]:
+            if isinstance(value, PreTrainedConfig | GenerationConfig):
+                # one memo for all, as the modules of a model hold the same object or parts of it
+                copy.deepcopy(value, copies)
+            elif not isinstance(value, nn.Module):
+                memo[id(value)] = value
+    return copy.deepcopy(model, memo | copies)
 
 
 def _empty_model(model: PreTrainedModel, cut: str) -> PreTrainedModel:
