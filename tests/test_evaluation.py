@@ -15,7 +15,7 @@ from deeper_layers.results.packing import unpack, unpack_halves
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
 
-LAYERS, LIMIT = 5, 8
+LAYERS, LIMIT = 5, 12
 CUTS = [Cut(0, 0), Cut(1, 2), simple_cut(LAYERS, 3)]
 TASKS = ["capitals", "sums_one_digit_generated"]
 FIRST_NUMBER = "exact_match,first_number"
