@@ -20,4 +20,6 @@ def test_lengths_tell_stopping_from_being_wrong():
     assert found.loc["6,2", "times"] == pytest.approx(70 / 25)
     (said,) = lengths_in_words(scores, Cut(6, 2))
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
+    scores["ended"] = [np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])]
+    assert lengths_in_words(scores, Cut(6, 2)) == []  # of a task that cuts the whole model off too
     assert lengths(scores.assign(written=None)).empty

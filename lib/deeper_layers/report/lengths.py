@@ -8,6 +8,8 @@ from deeper_layers.report.estimates import NOT_TESTED, Estimate, mean_of_items
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import main_metrics
 
+ENDS = 0.9  # of its answers the whole model ends, or a task's limit is all that is seen
+
 
 def lengths(scores: pd.DataFrame) -> pd.DataFrame:
     """Written answers by cut: model, task, topic, rule, cut, size, items, value (share right), at_most (if all that was
@@ -35,8 +37,9 @@ def lengths(scores: pd.DataFrame) -> pd.DataFrame:
 def lengths_in_words(scores: pd.DataFrame, cut: Cut) -> list[str]:
     """A sentence for each task: how long answers are without the layers of a cut, beside the whole model's."""
     found = lengths(scores).drop_duplicates(["task", "cut"])
+    ends = found[(found["cut"] == UNPRUNED.name) & (found["ended"] >= ENDS)]["task"]
     return [
         f"{one.topic}: its answers have {one.tokens:.0f} tokens (median), {one.times:.1f} times those of the whole "
         f"model; {1 - one.ended:.0%} are cut off before they end."
-        for one in found[found["cut"] == cut.name].itertuples()
+        for one in found[(found["cut"] == cut.name) & found["task"].isin(ends)].itertuples()
     ]

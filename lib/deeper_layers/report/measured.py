@@ -31,6 +31,7 @@ DATA = pd.DataFrame(
         ("PIQA, packaged", WHEEL, "AFL 3.0; the wheel Apache-2.0", "of validation 1,500 items", "embedded_piqa"),
         ("Capitals", "this project's data/tasks/capitals.csv", "Apache-2.0", "181 countries", "(lettered_)?capitals"),
         ("Facts", "this project's data/tasks/written_facts.csv", "Apache-2.0", "200 facts", "written_facts"),
+        ("New facts", "this project's data/tasks/facts.csv", "Apache-2.0", "295 facts", "facts_.*"),
         ("Sums", "this project's data/embedded.py", "Apache-2.0", "81 of one digit, 400 of two", "sums_.*"),
         ("C4", "allenai/c4, en", "ODC-BY 1.0", "train heals, validation gives the loss", "c4"),
         ("Wikipedia", f"passages of BoolQ, {WHEEL}", "CC BY-SA 3.0", "those not in BoolQ's validation", "wikipedia"),

@@ -134,6 +134,16 @@ def kept_by_form(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def outcome(scores: pd.DataFrame) -> pd.DataFrame:
+    """X of each model that can show it: model, verdict, and mean shares kept, as written_late and letters_similar."""
+    judged = judge_prediction(scores)
+    told = judged[(judged["number"] == "X") & judged["value"].notna()].set_index("model")[["verdict"]]
+    for (model, form, place), found in means_kept(scores).items():
+        if model in told.index:
+            told.loc[model, f"{form}_{place}"] = found.value
+    return told.reset_index()
+
+
 def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
     """The criterion's numbers of each model: model, number ("X" or "Y"), value with low and high, limit, verdict."""
     kept, rows = means_kept(scores), []
