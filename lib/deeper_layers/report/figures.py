@@ -51,6 +51,7 @@ BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
 COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
 COLOURS |= {"written_facts": GREEN, "mmlu_continuation": SKY, "gsm8k": PINK}
+COLOURS |= {"letters": RED, "words": BLUE, "written": GREEN, "letters, without the question": YELLOW}
 COLOURS = {topic(name): colour for name, colour in COLOURS.items()}
 
 
