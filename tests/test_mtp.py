@@ -92,16 +92,11 @@ HYBRID = {
 }  # fmt: skip
 
 
-def test_a_hybrid_without_its_only_attention_is_warned_of(tmp_path):
+def test_a_hybrid_keeps_its_letters(tmp_path):
     torch.manual_seed(0)
     config = AutoConfig.for_model("nemotron_h", **HYBRID, hybrid_override_pattern="M-*M-M")
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "whole")
-    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    reloaded = AutoModelForCausalLM.from_pretrained(out).eval()
-    with pytest.raises(ValueError, match="can only be called on Attention layers"):
-        reloaded.generate(TOKENS, max_new_tokens=2)
-    assert reloaded.generate(TOKENS, max_new_tokens=2, use_cache=False).shape == (1, TOKENS.shape[1] + 2)
-    # in the letters of the released checkpoints
+    # as the released checkpoints state them
     stated = json.loads((tmp_path / "whole" / "config.json").read_text())
     stated.pop("layers_block_type", None)
     (tmp_path / "whole" / "config.json").write_text(json.dumps(stated | {"hybrid_override_pattern": "M-*M-M"}))

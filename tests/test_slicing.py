@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,6 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.store import all_results, write_result
 from tests.faults import killed_at
-from tests.plain import logits
 from tests.tiny import FAMILIES, tiny_model
 
 CUT = Cut(2, 2)
@@ -97,26 +97,21 @@ def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_tensors_of_unknown_layers_are_listed_and_not_guessed(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "own_code"),
+    [
+        (["model.layers.6.extra.weight"], False),  # of a layer beyond the last
+        (["model.heads.0.weight"], True),
+        ([f"model.probes.{number}.weight" for number in range(6)], False),  # numbered like layers, and unknown
+    ],
+)
+def test_tensors_of_unknown_layers_are_listed_and_not_guessed(names, own_code, tmp_path):
     saved("llama", tmp_path / "whole")
-    file = tmp_path / "whole" / "model.safetensors"
-    found = load_file(file)
-    save_file(found | {"model.layers.6.extra.weight": torch.zeros(2)}, file, {"format": "pt"})
-    with pytest.raises(InputError, match=r"1 tensors that may belong to layers.*model\.layers\.6\.extra"):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    config = json.loads((tmp_path / "whole" / "config.json").read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}
-    (tmp_path / "whole" / "config.json").write_text(json.dumps(config))
-    save_file(found | {"model.heads.0.weight": torch.zeros(2)}, file, {"format": "pt"})
-    with pytest.raises(InputError, match=r"model\.heads\.0\.weight.*not guessed"):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-
-
-def test_tensors_numbered_like_layers_that_the_model_does_not_know_are_listed(tmp_path):
-    saved("llama", tmp_path / "whole")
-    file = tmp_path / "whole" / "model.safetensors"
-    unknown = {f"model.probes.{number}.weight": torch.zeros(2) for number in range(6)}
-    save_file(load_file(file) | unknown, file, {"format": "pt"})
-    with pytest.raises(InputError, match=r"6 tensors that may belong to layers.*model\.probes\.0\.weight.*not guessed"):
+    file, path = tmp_path / "whole" / "model.safetensors", tmp_path / "whole" / "config.json"
+    save_file(load_file(file) | {name: torch.zeros(2) for name in names}, file, {"format": "pt"})
+    if own_code:
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}))
+    with pytest.raises(InputError, match=rf"{len(names)} tensors that may belong.*{re.escape(names[0])}.*not guessed"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
 
 
@@ -172,14 +167,3 @@ def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_fo
     write_result("distances", key, unit.provenance, unit.records, unit.details, tmp_path / "results")
     main(["prune", str(tiny_folder), str(tmp_path / "two"), *words], standalone_mode=False)
     assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("dropped", [[1, 4], [0, 2, 5]])
-def test_any_layers_are_sliced_away(dropped, tmp_path):
-    model, cut = tiny_model("gemma3", layers=6), Cut.of(dropped)
-    model.save_pretrained(tmp_path / "whole")
-    out = slice_checkpoint(tmp_path / "whole", cut, tmp_path / "out")
-    reloaded, tokens = AutoModelForCausalLM.from_pretrained(out, dtype="float32"), torch.arange(20)[None]
-    assert torch.equal(logits(reloaded, tokens), logits(drop_layers(model, cut), tokens))
-    assert json.loads((out / "pruning.json").read_text())["steps"][0]["dropped"] == dropped
-    assert cut.describe(6) in (out / "README.md").read_text()
