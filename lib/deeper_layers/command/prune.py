@@ -172,6 +172,8 @@ def prune(
     if adapter is not None:
         checks.folder("adapter", adapter, "give one of adapters, as `deeper-layers heal` writes it")
         cut = export.read_adapter(adapter).cut if drop is None and cut is None else cut
+        if drop is None and cut is None:  # peft alone wrote them
+            raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
     config = models.stated_config(model, parameters.revision)
     depth = models.stated_layers(config) or export.number_of_layers(
         models.checkpoint_folder(model, parameters.revision)
