@@ -92,7 +92,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("distances embedded --quantization int4", 1, "--quantization is 'int4', expected one of none, 'nf4', 'int8'"),
     ("distances tiny --revision main", 1, "is a folder: leave it out"),
     ("distances tiny --results FILE", 1, "FILE is no folder: name another place"),
-    ("distances tiny --results '~no such user/x'", 1, "write the whole path"),
+    ("distances tiny --results '~no such user/x'", 1, "name another place"),
     ("scan tiny --starts 3 --sizes 0-2", 2, "--sizes and --blocks 4 exclude each other"),
     ("scan tiny --tasks wikipedia:5@2", 1, "--tasks has 5 examples for wikipedia"),
     ("heal embedded", 2, "--drop says how many layers go, --layers which: give one of them"),

@@ -52,10 +52,9 @@ def place(name: str, value: str | Path) -> Path:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return path
-    except RuntimeError as error:  # pathlib's own for a user without a home
-        raise InputError(f"{name} is {shown(str(value))} ({error}): write the whole path") from None
-    except OSError as error:
-        raise InputError(f"{name} is {shown(str(value))} ({error.strerror}): name another place") from None
+    except (RuntimeError, OSError) as error:  # the first is pathlib's for a user without a home
+        said = getattr(error, "strerror", error)
+        raise InputError(f"{name} is {shown(str(value))} ({said}): name another place") from None
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise InputError(f"{name} is {shown(str(value))}, a pipe or a device: expected a file or a folder, name one")
     return path
