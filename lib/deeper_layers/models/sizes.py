@@ -20,8 +20,7 @@ class Sizes:
 
     layers: tuple[int, ...]
     rest: int
-    layer_bytes: tuple[int, ...] | None = None
-    rest_bytes: int = 0
+    of_file: "Sizes | None" = None  # bytes in the place of parameters
 
     def parameters(self, cut: Cut) -> int:
         """Of the model without the layers of a cut. Raises InputError where it does not fit."""
@@ -32,9 +31,7 @@ class Sizes:
 
         Raises InputError where the cut does not fit.
         """
-        if self.layer_bytes is None:
-            return None
-        return self.rest_bytes + sum(self.layer_bytes[index] for index in cut.kept(len(self.layers)))
+        return None if self.of_file is None else self.of_file.parameters(cut)
 
 
 def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
@@ -48,13 +45,13 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
     if source.gguf is not None:
         from deeper_layers.models.gguf_header import layer_of, read_gguf  # slow: see the head of sources.py
 
-        numbers, bytes = [0] * (source.num_layers + 1), [0] * (source.num_layers + 1)  # the rest is last
-        for tensor in read_gguf(source.gguf).tensors:
-            layer = layer_of(tensor.name)
-            numbers[-1 if layer is None else layer] += tensor.elements
-            bytes[-1 if layer is None else layer] += tensor.bytes
-        *layers, rest = numbers
-        return Sizes(tuple(layers), rest, tuple(bytes[:-1]), source.gguf.stat().st_size - sum(bytes[:-1]))
+        sizes, tensors = [], read_gguf(source.gguf).tensors
+        for number in range(source.num_layers):
+            own = [tensor for tensor in tensors if layer_of(tensor.name) == number]
+            sizes.append((sum(tensor.elements for tensor in own), sum(tensor.bytes for tensor in own)))
+        layers, stored = zip(*sizes, strict=True)
+        of_file = Sizes(stored, source.gguf.stat().st_size - sum(stored))
+        return Sizes(layers, sum(tensor.elements for tensor in tensors) - sum(layers), of_file)
     from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
 
     model = empty_model(source, trust_remote_code=trust_remote_code)
