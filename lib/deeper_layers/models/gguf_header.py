@@ -141,7 +141,7 @@ class _Reader:
         return self.numbers(code, 1)[0]
 
     def text(self) -> str:
-        return self.take(self.number("Q")).decode()
+        return self.take(int.from_bytes(self.take(8), "little")).decode()  # of which a vocabulary has many
 
     def entry(self) -> Entry:
         kind = Kind(self.number("I"))
