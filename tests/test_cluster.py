@@ -46,19 +46,6 @@ def test_each_unit_is_a_job_and_the_site_comes_last(tmp_path):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ({"models": [{"model": "a/b", "random": "llama"}]}, "is valid under each of"),
-        ({"models": [{"model": "a/b", "options": {"limit": 0}}]}, "limit is 0, expected"),
-    ],
-)
-def test_a_configuration_that_can_not_be_is_refused_before_any_job(content, said, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps(content | {"answers": f"{tmp_path}/jobs"}))
-    done = run("-n", "--cores", "2", "--configfile", str(tmp_path / "config.json"))
-    assert done.returncode != 0 and said in done.stdout + done.stderr
-
-
 # ---- a real SLURM ------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,8 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data import corpora, embedded, hub
 from deeper_layers.data.tokens import sequences, text_batches
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.distances import measure_distances
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.opening import load_model
 from deeper_layers.results.places import AROUND as ROOT
@@ -147,7 +148,7 @@ def test_too_little_text_is_one_line(tokenizer, documents, tiny_folder, tmp_path
     monkeypatch.setattr("deeper_layers.data.texts", lambda *_, **__: ["a text"] * 3)
     parameters = Parameters(model=str(tiny_folder), samples=4, results=str(tmp_path / "results"))
     with pytest.raises(InputError, match="samples is 4, but the corpus has 3 documents: ask for fewer"):
-        distances_unit(parameters, parameters.source(), lambda: pytest.fail("opened"))
+        measure_distances(Experiment(parameters, opened=lambda: pytest.fail("opened")))
 
 
 def test_code_and_problems_are_texts_too():

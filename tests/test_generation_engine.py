@@ -27,7 +27,7 @@ def test_what_it_does_not_do_is_refused(tiny_folder, opened, monkeypatch):
     with pytest.raises(InputError, match="engine is 'sglang', expected None or one of 'vllm'"):
         sweep(*opened, [TASK], [Cut(1, 1)], engine="sglang")
     assert "--engine is 'vllm', which is not installed" in said("sweep", tiny_folder, "--engine", "vllm")
-    assert "--engine is 'tgi', expected one of none, 'vllm'" in said("sweep", tiny_folder, "--engine", "tgi")
+    assert "--engine is 'tgi', expected what writes" in said("sweep", tiny_folder, "--engine", "tgi")
     monkeypatch.setattr(vllm_engine, "check_installed", lambda engine: None)
     with pytest.raises(InputError, match="'capitals' is scored by log-likelihoods, which pruned models share"):
         sweep(*opened, ["capitals", TASK], [Cut(1, 1)], limit=2, engine="vllm")

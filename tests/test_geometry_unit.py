@@ -1,12 +1,11 @@
 """The geometry of a model as a result: measured, taken up where it was interrupted."""
 
-import functools
-
 import numpy as np
 import pytest
 
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.geometry import geometry_unit
+from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.geometry import measure_geometry
 from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
 from deeper_layers.rules import geometry
 from deeper_layers.studies import which_layers
@@ -16,72 +15,64 @@ LAYERS = 5
 
 
 def measured(folder, results, **others):
-    parameters = WhichLayersParameters(model=str(folder), results=str(results), **SMALL | others)
-    source = parameters.source()
-    return geometry_unit(parameters, source, functools.cache(lambda: parameters.open(source)))
+    return measure_geometry(
+        Experiment(WhichLayersParameters(model=str(folder), results=str(results), **SMALL | others))
+    )
 
 
 @pytest.fixture(scope="module")
-def unit(tiny_folder, tmp_path_factory):
+def result(tiny_folder, tmp_path_factory):
     return measured(tiny_folder, tmp_path_factory.mktemp("results"))
 
 
-def test_what_a_unit_holds(unit, tiny_folder):
-    layers, states = 7, 6
-    assert len(unit.rows) == layers * LAYERS + states * (LAYERS + 1)
-    assert unit.details["points"] == SMALL["samples"] * SMALL["tokens"]
-    assert unit.path.stat().st_size < 30_000
-    assert not unit.path.with_suffix(".partial").exists()
-    of_last = unit.rows[unit.rows["start"] == LAYERS].set_index("metric")["value"]
-    assert of_last["lens_divergence"] == 0 and of_last["lens_overlap"] == 1
-    blocks = which_layers.geometry(unit.path.parents[1]).query("model == @unit.key['model']['name']")
+def test_what_is_kept(result, tiny_folder):
+    layers, states, folder = 7, 6, result.path.parents[1]
+    assert len(result.rows) == layers * LAYERS + states * (LAYERS + 1)
+    assert result.details["points"] == SMALL["samples"] * SMALL["tokens"]
+    assert result.path.stat().st_size < 30_000 and not result.path.with_suffix(".partial").exists()
+    values = result.rows.pivot_table(index="start", columns="metric", values="value")
+    assert values.loc[LAYERS, "lens_divergence"] == 0 and values.loc[LAYERS, "lens_overlap"] == 1
+    assert np.isfinite(values["two_nn"]).all() and (values["two_nn_shuffled"] > values["two_nn"]).mean() > 0.5
+    blocks = which_layers.geometry(folder).query("model == @result.key['model']['name']")
     blocks = blocks.pivot(index=["layer", "size"], columns="measure", values="value")
     assert len(blocks) == LAYERS * (LAYERS + 1) // 2 and set(blocks) == set(which_layers.MEASURES)
     missing = blocks.isna().sum()
     assert missing[missing > 0].to_dict() == {"later layers without a layer": LAYERS}  # nothing comes after these
-    assert measured(tiny_folder, unit.path.parents[1], measure=False).path == unit.path
+    assert measured(tiny_folder, folder, measure=False).path == result.path
     with pytest.raises(InputError, match="not measured: the geometry of"):
-        measured(tiny_folder, unit.path.parents[1], measure=False, tokens=1)
+        measured(tiny_folder, folder, measure=False, tokens=1)
 
 
-def test_an_interrupted_measurement_goes_on(unit, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_an_interrupted_measurement_goes_on(result, tiny_folder, tmp_path, monkeypatch, capsys):
     """Without a change of any number: what was finished is not run again."""
-    ran = []
-
-    whole, skipped = geometry.record_passes, geometry.skip_each_layer
+    ran, passed, whole, skipped = [], [], geometry.record_passes, geometry.skip_each_layer
 
     def stopping(model, batches, **how):
         for number, found in enumerate(skipped(model, batches, **how)):
-            ran.append(len(found["output"]))
-            if len(ran) == 1 and number == 0:
+            ran.append(number)
+            if len(ran) == 1:
                 raise KeyboardInterrupt
             yield found
 
-    counted = []
-    monkeypatch.setattr(
-        geometry, "record_passes",
-        lambda model, batches, **how: whole(model, (counted.append(1) or batch for batch in batches), **how),
-    )  # fmt: skip
+    def counted(model, batches, **how):
+        return whole(model, (passed.append(1) or batch for batch in batches), **how)
+
+    monkeypatch.setattr(geometry, "record_passes", counted)
     monkeypatch.setattr(geometry, "skip_each_layer", stopping)
     with pytest.raises(KeyboardInterrupt):
         measured(tiny_folder, tmp_path)
     assert "million layer-steps" in capsys.readouterr().err  # before it runs
-    passes = len(counted)
+    passes = len(passed)
     again = measured(tiny_folder, tmp_path)
-    assert len(counted) == passes > 0
-    assert again.rows.equals(unit.rows) and again.details == unit.details
+    assert len(passed) == passes > 0
+    assert again.rows.equals(result.rows) and again.details == result.details
 
 
-def test_no_more_tokens_than_can_be_compared():
-    with pytest.raises(InputError, match="samples is 256 and tokens 100, 25600 tokens in all, expected at most 4096"):
-        WhichLayersParameters(tokens=100)
-    with pytest.raises(InputError, match="skip_sequences is 32, expected at most samples, 8"):
-        WhichLayersParameters(samples=8)
-    WhichLayersParameters(samples=2, tokens=4, neighbours=7, skip_sequences=2)
-    with pytest.raises(InputError, match="neighbours is 8, expected fewer than samples times tokens, 8: ask for fewer"):
-        WhichLayersParameters(samples=2, tokens=4, neighbours=8, skip_sequences=2)
-
-
-def test_shuffled_tokens_are_a_control(unit):
-    values = unit.rows.pivot_table(index="start", columns="metric", values="value")
-    assert np.isfinite(values["two_nn"]).all() and (values["two_nn_shuffled"] > values["two_nn"]).mean() > 0.5
+@pytest.mark.parametrize(("given", "said"), [
+    ({"tokens": 100}, "samples times tokens is 25600, expected at most 4096"),
+    ({"samples": 8}, "skip_sequences is 32, expected at most 8"),
+    ({"samples": 2, "tokens": 4, "neighbours": 8, "skip_sequences": 2}, "neighbours is 8, expected at most 7"),
+])  # fmt: skip
+def test_no_more_tokens_than_can_be_compared(given, said):
+    with pytest.raises(InputError, match=said):
+        WhichLayersParameters(**given)

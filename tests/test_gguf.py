@@ -19,6 +19,7 @@ from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings, take_away
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, score_files
 from deeper_layers.export import gguf_files, llama_cpp, tensor_writer
@@ -342,9 +343,9 @@ def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
     parameters = TakeAwayParameters(
         model=str(llama_file), tasks="capitals", limit=4, steps=2, results=str(tmp_path / "results")
     )
-    source = parameters.source()
-    assert score_files("similarity", CUT_OF_5, parameters.but(measure=False), source) is None
-    unit = score_files("similarity", CUT_OF_5, parameters, source)
+    experiment = Experiment(parameters)
+    assert score_files("similarity", CUT_OF_5, experiment.but(measure=False)) is None
+    unit = score_files("similarity", CUT_OF_5, experiment)
     rows = unit.rows.set_index(["variant", "task", "metric"])["value"]
     assert rows["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24
     sizes = list(dict.fromkeys(unit.rows["bytes"]))
@@ -353,5 +354,5 @@ def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
     assert {variant for variant, task, _ in rows.index if task == "capitals"} == set(unit.details["answers"])
     assert all(len(answers) == len(PROMPTS) for answers in unit.details["answers"].values())
     assert unit.details["healed_tokens"] == 2 * 2 * 32
-    monkeypatch.setattr(take_away, "_gone", lambda *_: pytest.fail("measured again"))
-    assert score_files("similarity", CUT_OF_5, parameters, source).path == unit.path
+    monkeypatch.setattr(take_away, "_variants", lambda *_: pytest.fail("measured again"))
+    assert score_files("similarity", CUT_OF_5, experiment).path == unit.path

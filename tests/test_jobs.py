@@ -1,4 +1,4 @@
-"""Units as jobs: what is typed for each, what it needs by the plan, and what is done again."""
+"""Results as jobs: what is typed for each, what it needs by the plan, and what is done again."""
 
 import json
 from pathlib import Path
@@ -29,12 +29,6 @@ PLAN = {
 }
 
 
-@pytest.fixture
-def plan(tmp_path):
-    (tmp_path / "plan.json").write_text(json.dumps(PLAN))
-    return tmp_path / "plan.json"
-
-
 def test_each_command_gets_the_options_that_it_takes():
     asked = jobs.asked_of(CONFIG, "a/b", {"model": "a/b", "options": {"limit": None, "tasks": "capitals, sums@5"}})
     assert asked.command("distances") == "distances a/b --quantization none --results units --json"
@@ -43,28 +37,26 @@ def test_each_command_gets_the_options_that_it_takes():
     assert typed == "sweep a/b --limit none --quantization none --tasks sums@5 --results units --json"
     assert "--text wikipedia" in asked.command("heal", drop=3) and "--sizes" not in asked.command("heal", drop=3)
     assert jobs.flags({"no_site": True, "trust_remote_code": False}) == ["--no-site"]
-
-
-def test_what_is_not_to_be_measured_is_not_measured_by_any_job():
-    """No command knows --measure: it is on by itself, and turned off by another word."""
+    # no command knows --measure: it is on by itself, and turned off by another word
     for measure, typed in ((False, "sweep a/b --no-measure --json"), (True, "sweep a/b --json")):
         asked = jobs.asked_of({"options": {"measure": measure}}, "a/b", {})
         assert asked.command("sweep") == typed and "measure" not in asked.command("plan")
-        words = typed.split()[1:]
         sweep = main.get_command(click.Context(main), "sweep")
-        assert sweep.make_context("sweep", words).params["measure"] is measure
-    with pytest.raises(InputError, match="measure: false, and notebooks measure what they show: set notebooks to null"):
-        jobs.asked_of({"options": {"measure": False}, "notebooks": "01"}, "a/b", {})
+        assert sweep.make_context("sweep", typed.split()[1:]).params["measure"] is measure
 
 
-def test_what_no_command_takes_is_refused():
-    with pytest.raises(InputError, match="unknown parameter 'limits'"):
-        jobs.asked_of({"options": {"limits": 1}}, "a/b", {})
-    with pytest.raises(InputError, match="sizes is 'many'"):
-        jobs.asked_of(CONFIG, "a/b", {"options": {"sizes": "many"}})
+@pytest.mark.parametrize(("config", "entry", "said"), [
+    ({"options": {"limits": 1}}, {}, "unknown parameter 'limits'"),
+    (CONFIG, {"options": {"sizes": "many"}}, "sizes is 'many'"),
+    ({"options": {"measure": False}, "notebooks": "01"}, {}, "measure: false, and notebooks measure what they show"),
+])  # fmt: skip
+def test_what_no_command_takes_is_refused(config, entry, said):
+    with pytest.raises(InputError, match=said):
+        jobs.asked_of(config, "a/b", entry)
 
 
-def test_memory_and_time_are_those_of_the_plan(plan):
+def test_memory_and_time_are_those_of_the_plan(tmp_path):
+    (plan := tmp_path / "plan.json").write_text(json.dumps(PLAN))
     asked = jobs.asked_of(CONFIG, "a/b", {"options": {"memory": 2}})
     assert jobs.megabytes(plan, asked) == 2600 + 2148 + jobs.PROGRAM and jobs.megabytes(plan, asked, 2) > 13000
     # 6 million layer-steps of 100 million parameters at 10^12 products a second are 1200 s
@@ -73,16 +65,12 @@ def test_memory_and_time_are_those_of_the_plan(plan):
     assert jobs.minutes(plan, 1e12, 99, "gsm8k") == 99, "how long its answers are is not known"
     assert jobs.minutes(plan, 1e12, 99) == jobs.START + 1
     assert jobs.minutes(plan, 1e12, 99, tokens=10**6) > 4 * jobs.START
-    with pytest.raises(FileNotFoundError):  # Snakemake asks again when it is there
-        jobs.megabytes(Path("nowhere.json"), asked)
 
 
-def test_an_answer_whose_unit_is_gone_is_forgotten(tmp_path):
+def test_an_answer_whose_result_is_gone_is_forgotten(tmp_path):
     (tmp_path / "unit.json").touch()
-    for name, content in {
-        "kept": {"unit": str(tmp_path / "unit.json")}, "lost": {"units": [str(tmp_path / "unit.json"), "gone.json"]},
-        "plan": PLAN,
-    }.items():  # fmt: skip
+    kept, lost = {"unit": str(tmp_path / "unit.json")}, {"units": [str(tmp_path / "unit.json"), "gone.json"]}
+    for name, content in {"kept": kept, "lost": lost, "plan": PLAN}.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     (tmp_path / "half.json").write_text('{"unit": ')
     assert [path.stem for path in jobs.forget_lost(sorted(tmp_path.glob("*.json")))] == ["lost"]
@@ -95,17 +83,14 @@ def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
     given = {"model": "a/b", "datasets": "mirror", "sizes": "0, 2-3"}
     config = workflow_config(given, "02, 04", tmp_path, True)
     assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
-    assert workflow_config(given, "01, 02", tmp_path, False) == config | {
-        "heal": [], "notebooks": "01, 02", "site": True
-    }  # fmt: skip
+    others = {"heal": [], "notebooks": "01, 02", "site": True}
+    assert workflow_config(given, "01, 02", tmp_path, False) == config | others
     (entry,) = config["models"]
     assert jobs.asked_of(config, entry["model"], entry).heal == [0, 2, 3]
 
 
 def test_the_schema_and_the_configurations_know_the_same_words():
-    schema = yaml.safe_load((ROOT / "workflow" / "config" / "schema.yml").read_text())
-    for path in (ROOT / "workflow" / "config").glob("*.yml"):
-        config = yaml.safe_load(path.read_text())
-        if path.name != "schema.yml":
-            assert config.keys() <= schema["properties"].keys()
-            assert config.get("options", {}).keys() <= HealingParameters.model_fields.keys()
+    folder = ROOT / "workflow" / "config"
+    known = yaml.safe_load((folder / "schema.yml").read_text())["properties"].keys()
+    for config in (yaml.safe_load(path.read_text()) for path in folder.glob("*.yml") if path.name != "schema.yml"):
+        assert config.keys() <= known and config.get("options", {}).keys() <= HealingParameters.model_fields.keys()

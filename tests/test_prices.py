@@ -8,7 +8,6 @@ import pytest
 
 from deeper_layers import models, prices
 from deeper_layers.cuts import Cut, simple_cut
-from deeper_layers.errors import InputError
 from deeper_layers.presets import PRESETS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
@@ -36,6 +35,8 @@ def shape_of(name: str) -> prices.Shape:
 def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     shape, machine, (parameters, preset) = shape_of(name), prices.find_machine("h100x32"), PUBLISHED[name]
     assert shape.parameters == parameters
+    if name == "DeepSeek-V3":  # a token passes 37B, as its authors say; keys and values are compressed to 512 and 64
+        assert 36e9 < shape.used + shape.head < 38e9 and shape.remembered == 61 * (512 + 64)
     works = [
         prices.distances_cost(shape, 256 * 512, 512, "bfloat16"),
         prices.sweep_cost(shape, [simple_cut(shape.layers, size) for size in range(shape.layers)], *BOOLQ),
@@ -44,13 +45,6 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     seconds = [prices.duration(work.seconds(machine, "bfloat16")) for work in works]
     cells = [name, f"{works[0].weights / 1e9:,.0f} GB", str(works[0].devices(machine)), *seconds]
     assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
-
-
-def test_of_a_mixture_a_token_passes_a_few_experts():
-    mixture = shape_of("DeepSeek-V3")
-    assert 36e9 < mixture.used + mixture.head < 38e9, "37B, as its authors say"
-    # keys and values compressed: 512 and 64 numbers a token and layer
-    assert mixture.remembered == 61 * (512 + 64)
 
 
 def test_operations_are_two_a_weight_and_token():
@@ -81,8 +75,6 @@ def test_a_healing_goes_there_and_back():
     assert anew.memory < cost.memory and 1.4 < anew.operations / cost.operations < 1.5
     whole = prices.healing_cost(llama, Cut(0, 0), dataclasses.replace(config, quantization=None), "bfloat16")
     assert whole.weights == 2 * llama.parameters and cost.weights < 0.32 * whole.weights
-    with pytest.raises(InputError, match="no linear modules"):
-        prices.healing_cost(dataclasses.replace(llama, adapted=None), Cut(0, 0), config, "bfloat16")
 
 
 def test_devices_hold_one_copy_together_and_copies_share_the_work():

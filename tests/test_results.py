@@ -18,7 +18,7 @@ from tqdm import tqdm
 from deeper_layers import files, results, sweeping
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.measurement import Data, Measurement
+from deeper_layers.experiments.experiment import Data, Experiment
 from deeper_layers.experiments.notebook_parameters import QuestionAnsweringParameters
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.experiments.scoring import score_task
@@ -67,9 +67,7 @@ def measure_or_load(key, measure, folder, *, data=None):
     corpus, fingerprint = ("c4", data) if data else ("wikipedia", lambda: key["data"])
     run = functools.partial(measure, key=key) if isinstance(measure, mock.Mock) else measure
     reads = [Data(corpus, fingerprint)]
-    return Measurement(kind="scores", source=source, settings=settings, reads=reads, measure=run).result(
-        Parameters(results=str(folder))
-    )
+    return Experiment(Parameters(results=str(folder)), source).result("scores", settings, reads, run)
 
 
 def files_below(folder):
@@ -390,10 +388,9 @@ CUTS = {"simple": [simple_cut(5, n) for n in range(4)], "similarity": [Cut(0, 0)
 def swept(model, folder):
     """The result of a group in many small shards."""
     parameters = QuestionAnsweringParameters(model=str(model), results=str(folder), tasks="sums", limit=8)
-    source = parameters.source()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sweeping, "sweep", functools.partial(sweeping.sweep, batch_tokens=24))
-        return score_task("sums", CUTS, parameters, source, lambda: parameters.open(source))
+        return score_task("sums", CUTS, Experiment(parameters))
 
 
 def test_a_group_is_one_result_and_killed_twice_it_goes_on_to_the_same(tiny_folder, tmp_path):

@@ -1,8 +1,6 @@
 """Scans: every block of so many layers, on tasks and as loss, against plain ways; what is kept of answers."""
 
 import functools
-import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +9,13 @@ import torch
 from deeper_layers import similarity
 from deeper_layers.cuts import Cut
 from deeper_layers.data import embedded
+from deeper_layers.data.tasks.items import begins_with_the_answer
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.distances import distances_unit
+from deeper_layers.experiments.distances import measure_distances
+from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.losses import plan_scan, scan, scan_cuts
 from deeper_layers.experiments.notebook_parameters import ScanParameters
 from deeper_layers.experiments.parameters import Parameters
-from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import distances_of, scores_of
@@ -30,26 +29,21 @@ LIMIT = 6
 SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Question: And 1 + 1?\nAnswer:", " 2\n#### 2")]
 
 
-@pytest.fixture(scope="module")
-def opened(tiny_folder):
-    return load_model(str(tiny_folder), dtype="float32")
-
-
 @pytest.fixture
-def asked(tiny_folder, tmp_path):
-    return functools.partial(
-        ScanParameters, model=str(tiny_folder), results=str(tmp_path / "results"), dtype="float32", blocks=2,
-        tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}",
-    )  # fmt: skip
+def asked(tiny_folder, opened, tmp_path):
+    def of(**given):
+        small = {"dtype": "float32", "blocks": 2, "tasks": f"capitals@{LIMIT}, lettered_capitals@{LIMIT}"}
+        parameters = ScanParameters(model=str(tiny_folder), **small | {"results": str(tmp_path / "results")} | given)
+        return Experiment(parameters, opened=lambda: opened)
+
+    return of
 
 
 def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
-    parameters = asked()
-    source = parameters.source()
-    cuts = scan_cuts(parameters, source, lambda: opened)
-    blocks = [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
+    experiment, blocks = asked(), [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
+    cuts = scan_cuts(experiment)
     assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": blocks})
-    found = scan(cuts, parameters, source, lambda: opened)
+    found = scan(cuts, experiment)
     plain = sweep(*opened, ["capitals"], blocks, limit=LIMIT)
     assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
     rows = scores_of(found.values())
@@ -58,26 +52,24 @@ def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
         assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
         assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
     # a second time nothing is measured
-    again = scan(cuts, parameters, source, functools.partial(pytest.fail, "opened again"))
-    assert again["capitals"].path == found["capitals"].path
+    experiment.opened = functools.partial(pytest.fail, "opened again")
+    assert scan(cuts, experiment)["capitals"].path == found["capitals"].path
 
 
-def test_a_price_is_of_what_results_lack(asked, opened):
-    parameters = asked(tasks=f"sums@{LIMIT}, wikipedia@2")
-    source = parameters.source()
-    cuts = scan_cuts(parameters, source, lambda: opened)
-    plans = plan_scan(parameters, cuts, source, lambda: opened)
+def test_a_price_is_of_what_results_lack(asked):
+    experiment = asked(tasks=f"sums@{LIMIT}, wikipedia@2")
+    cuts = scan_cuts(experiment)
+    plans = plan_scan(cuts, experiment)
     assert list(plans) == ["sums", "wikipedia"] and all(plan.layer_steps > 0 for plan in plans.values())
-    scan({"sums": cuts["sums"]}, parameters, source, lambda: opened)
-    assert list(plan_scan(parameters, cuts, source, lambda: opened)) == ["wikipedia"]
-    scan(cuts, parameters, source, lambda: opened)
-    assert plan_scan(parameters, cuts, source, lambda: opened) == {}
+    scan({"sums": cuts["sums"]}, experiment)
+    assert list(plan_scan(cuts, experiment)) == ["wikipedia"]
+    scan(cuts, experiment)
+    assert plan_scan(cuts, experiment) == {}
 
 
-def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked, opened):
-    parameters = asked(tasks="capitals@181")
-    cuts = scan_cuts(parameters, parameters.source(), lambda: opened)
-    (plan,) = plan_scan(parameters, cuts, parameters.source(), lambda: opened).values()
+def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked):
+    experiment = asked(tasks="capitals@181")
+    (plan,) = plan_scan(scan_cuts(experiment), experiment).values()
     pieces = [piece for _, run in plan.parts for piece in run]
     assert len(pieces) >= 4 and max(piece.tokens for piece in pieces) <= plan.tokens / 3
 
@@ -100,12 +92,6 @@ def test_an_answer_longer_than_the_model_reads_is_refused(opened):
         answer_requests(model, tokenizer, [(" ", "b")])
 
 
-def test_a_cut_given_twice_has_its_loss_twice(opened):
-    model, tokenizer = opened
-    rows, _ = request_loss(model, [Cut(1, 2), Cut(0, 0), Cut(1, 2)], answer_requests(model, tokenizer, SOLVED))
-    assert rows["value"].notna().all() and rows["value"][0] == rows["value"][2] != rows["value"][1]
-
-
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
     """Each token of an answer, predicted by the model without the layers; what is given is not scored."""
     model, tokenizer = opened
@@ -124,111 +110,73 @@ def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
         assert value == pytest.approx(sum(losses) / sum(tokens), abs=1e-4)
 
 
-def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked, opened):
-    parameters = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
-    source = parameters.source()
-    cuts = scan_cuts(parameters, source, lambda: opened)
+def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
+    experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
+    cuts = scan_cuts(experiment)
     assert cuts == {"wikipedia": {"simple": [Cut(0, 0), Cut(3, 1), Cut(2, 2)]}}
-    (plan,) = plan_scan(parameters, cuts, source, lambda: opened).values()
+    (plan,) = plan_scan(cuts, experiment).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
-    found = scan(cuts, parameters, source, lambda: opened)["wikipedia"]
+    found = scan(cuts, experiment)["wikipedia"]
     assert [len(row["outcome"]) for row in found.records] == [2, 2, 2]
+    # how many examples are in the prompts of tasks is nothing to a loss on text
+    assert scan(cuts, experiment.but(num_fewshot=5))["wikipedia"].path == found.path
 
 
-def test_a_loss_is_scanned_beside_tasks_with_examples(asked, opened, tmp_path):
-    """How many examples are in the prompts of tasks is nothing to a loss on text: unit and price are the same."""
-    steps, paths = set(), set()
-    for shots in (None, 5):
-        parameters = asked(tasks="wikipedia@2", num_fewshot=shots, loss_length=16)
-        source = parameters.source()
-        cuts = scan_cuts(parameters, source, lambda: opened)
-        # the unit is found again, whatever is said of examples: its price is that of other results
-        elsewhere = parameters.model_copy(update={"results": str(tmp_path)})
-        steps.add(plan_scan(elsewhere, cuts, source, lambda: opened)["wikipedia"].layer_steps)
-        paths.add(scan(cuts, parameters, source, lambda: opened)["wikipedia"].path)
-    assert len(steps) == len(paths) == 1
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        ({"blocks": 5}, "blocks is 5, expected less than the model's 5 layers"),
-        ({"blocks": 9}, "blocks is 9, expected less than the model's 5 layers"),
-        ({"starts": "2-9"}, "starts is '2-9', expected 0 to 3 for blocks of 2 layers"),
-        ({"tasks": ","}, "tasks is ',', expected names"),
-        ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"blocks": 5}, "blocks is 5, expected less than the model's 5 layers"),
+    ({"starts": "2-9"}, "start is 4 with size 2; expected a start from 0 to 3"),
+    ({"tasks": ","}, "tasks is ','"),
+    ({"tasks": "capitals, c4", "limit": None}, "limit is None, expected how many sequences of c4 .* write c4@32"),
+])  # fmt: skip
 def test_what_cannot_be_scanned_is_refused_in_one_line(wrong, said, asked):
-    with pytest.raises(InputError, match=said) as caught:
-        parameters = asked(**wrong)
-        scan_cuts(parameters, parameters.source(), lambda: pytest.fail("opened"))
-    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match=said):
+        scan_cuts(asked(**wrong))
 
 
 def test_facts_to_be_written_begin_with_their_answer():
     """200 of them, each with one answer; what is written may go on behind it, and not in the same word."""
-    from deeper_layers.data.tasks.items import begins_with_the_answer
-
-    items = embedded.written_facts()
-    assert len(items) == 200 == len({item["asked"] for item in items}) and items == embedded.written_facts()
-    tin = {"asked": "the chemical symbol of tin", "answer": "Sn"}
-    assert tin in items and {"asked": "the capital of Peru", "answer": "Lima"}.keys() == tin.keys()
+    items, tin = embedded.written_facts(), {"asked": "the chemical symbol of tin", "answer": "Sn"}
+    assert len(items) == 200 == len({item["asked"] for item in items}) and tin in items
     right = {" Sn": 1.0, ' "Sn", which': 1.0, " sn\n": 1.0, " Snow": 0.0, " Ti": 0.0, "": 0.0, " the Sn": 0.0}
     for written, expected in right.items():
         assert begins_with_the_answer(tin, [written]) == {"exact_match": expected}
 
 
-def test_cloze_mmlu_asks_the_items_of_mmlu():
-    """lm-eval's two forms of MMLU, from a mirror: the same questions and right answers, subject by subject."""
-    from deeper_layers.results.places import AROUND
-    from deeper_layers.sweeping import harness
-
-    mirror = Path(AROUND).parent / "shared" / "datasets"
-    if not mirror.is_dir():
-        pytest.skip("needs ../shared/datasets")
-    names = ["mmlu_anatomy", "mmlu_anatomy_continuation"]
-    loaded = harness.load_tasks(names, num_fewshot=5, datasets=str(mirror))["tasks"]
-    letters, cloze = (loaded[name] for name in names)
-    first = [json.dumps(task.eval_docs[0], default=str) for task in (letters, cloze)]
-    assert first[0] == first[1] and len(letters.eval_docs) == len(cloze.eval_docs)
-    assert letters.doc_to_target(letters.eval_docs[0]) == cloze.doc_to_target(cloze.eval_docs[0])
-    assert cloze.doc_to_choice(cloze.eval_docs[0]) == letters.eval_docs[0]["choices"]
-
-
 # --- distances by sequence --------------------------------------------------------------------------------
 
 
-def test_distances_of_each_sequence_have_the_published_mean(tiny_folder, opened, tmp_path):
-    """Kept in 16 bits, in a unit of its own; and how surely a block is the most similar follows from them."""
-    parameters = Parameters(
-        model=str(tiny_folder), results=str(tmp_path), dtype="float32", samples=12, sequence_length=24
-    )
-    source = parameters.source()
-    plain = distances_unit(parameters, source, lambda: opened)
-    unit = distances_unit(parameters, source, lambda: opened, by_sequence=True)
-    assert plain.path != unit.path and plain.rows.equals(unit.rows)
-    assert distances_unit(parameters, source, pytest.fail).path == plain.path
-    each = np.stack(list(distances_of([unit])["by_sequence"]), axis=1)
+@pytest.fixture
+def distances(tiny_folder, opened, tmp_path):
+    def of(results: str, **given):
+        parameters = Parameters(model=str(tiny_folder), results=str(tmp_path / results), dtype="float32", **given)
+        return Experiment(parameters, opened=lambda: opened)
+
+    return of
+
+
+def test_distances_of_each_sequence_have_the_published_mean(distances):
+    """Kept in 16 bits, in a result of its own; and how surely a block is the most similar follows from them."""
+    experiment = distances("", samples=12, sequence_length=24)
+    plain, found = (measure_distances(experiment, by_sequence=by_sequence) for by_sequence in (False, True))
+    assert plain.path != found.path and plain.rows.equals(found.rows)
+    experiment.opened = pytest.fail
+    assert measure_distances(experiment).path == plain.path
+    each = np.stack(list(distances_of([found])["by_sequence"]), axis=1)
     assert each.shape == (12, 15)
-    assert each.mean(axis=0) == pytest.approx(unit.rows["distance"].to_numpy(), abs=5e-4)
-    table = nearest(distances_of([unit]))
-    best = [similarity_cut(distance_matrix(unit.rows), size).start for size in range(1, 5)]
+    assert each.mean(axis=0) == pytest.approx(found.rows["distance"].to_numpy(), abs=5e-4)
+    table = nearest(distances_of([found]))
+    best = [similarity_cut(distance_matrix(found.rows), size).start for size in table["size"]]
     assert table["start"].tolist() == best and table["agrees"].between(0, 1).all()
     assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
 
 
-def test_interrupted_distances_go_on_to_the_same_numbers(tiny_folder, opened, tmp_path, monkeypatch, capsys):
-    """Batches that have run are not run again; what is kept of a batch with other tokens is not taken for it."""
+def test_interrupted_distances_go_on_to_the_same_numbers(distances, tmp_path, monkeypatch, capsys):
+    """Batches that have run are not run again."""
 
-    def measured(results, **how):
-        parameters = Parameters(
-            model=str(tiny_folder), results=str(tmp_path / results), dtype="float32", samples=40, sequence_length=300
-        )
-        return distances_unit(parameters, parameters.source(), lambda: opened, **how)
+    def measured(results):
+        return measure_distances(distances(results, samples=40, sequence_length=300))
 
-    plain, ran = measured("plain"), []
-    every = similarity.distances_by_batch
+    plain, ran, every = measured("plain"), [], similarity.distances_by_batch
 
     def counted(model, batches, stop=None):
         for found in every(model, batches):

@@ -1,27 +1,24 @@
-"""Many workers on one folder of results: a unit is measured by one of them, whoever dies meanwhile."""
+"""Many workers on one folder of results: a result is measured by one of them, whoever dies meanwhile."""
 
-import functools
+import contextlib
 import multiprocessing
 import threading
 import traceback
 import warnings
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 from deeper_layers import results
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.measurement import Data, Measurement, each
-from deeper_layers.experiments.parameters import Parameters
+from deeper_layers.experiments import scoring
+from deeper_layers.experiments.experiment import Data, Experiment
+from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.files import Timeout, locked
 from deeper_layers.models.sources import Source
 from deeper_layers.results.store import all_results
-from deeper_layers.rules.similarity import distance_table
 
-UNITS, WORKERS, LAYERS = 20, 6, 5
-SOURCE = Source("random", "sha256:0", num_layers=LAYERS, dtype="float32", quantized="none", folder="")
-
+RESULTS, WORKERS = 20, 6
+SOURCE = Source("random", "sha256:0", num_layers=5, dtype="float32", quantized="none", folder="")
 SETTINGS = {"quantization": None, "samples": 64, "sequence_length": 1, "seed": 0}
 
 
@@ -32,27 +29,18 @@ def quick(monkeypatch):
     monkeypatch.setattr(results, "provenance", lambda _: state)
 
 
-def distances_of(number: int, folder: Path) -> functools.partial:
-    """The angular distances of random residuals; each time that they are measured a line is written."""
+def measured(number: int, folder, waits: bool = True):
+    """Some distances; each time that they are measured a line is written."""
 
     def measure(shards):
         with open(folder / "measured", "a") as file:  # of one line, whole
             file.write(f"{number}\n")
-        rng = np.random.default_rng(number)
-        states = rng.normal(size=(LAYERS + 1, 64, 16)).cumsum(axis=0)
-        states /= np.linalg.norm(states, axis=-1, keepdims=True)
-        table = np.full((LAYERS, LAYERS), np.nan)
-        for size in range(1, LAYERS + 1):
-            cosine = (states[:-size] * states[size:]).sum(axis=-1).clip(-1, 1)
-            table[size - 1, : LAYERS + 1 - size] = np.arccos(cosine).mean(axis=-1) / np.pi
-        rows = distance_table(table, np.where(np.isnan(table), np.nan, 0.01), 64)
-        return rows.to_dict("records"), {"tokens": 64}
+        row = {"start": 0, "size": 1, "distance": number / 100, "stderr": None, "samples": 64}
+        return [row], {"tokens": 64}
 
-    of_it = Measurement(
-        kind="distances", source=SOURCE, settings=SETTINGS | {"corpus": f"text-{number}"},
-        reads=[Data("wikipedia", lambda: "made up")], measure=measure,
-    )  # fmt: skip
-    return functools.partial(of_it.result, Parameters(results=str(folder / "results")))
+    experiment = Experiment(Parameters(results=str(folder / "results")), SOURCE, waits=waits)
+    reads = [Data("wikipedia", lambda: "made up")]
+    return experiment.result("distances", SETTINGS | {"corpus": f"text-{number}"}, reads, measure)
 
 
 def at_once(number: int, work) -> list:
@@ -60,16 +48,16 @@ def at_once(number: int, work) -> list:
     context = multiprocessing.get_context("fork")
     start, said = context.Barrier(number), context.Queue()
 
-    def one(index):
+    def one():
         start.wait()
         with warnings.catch_warnings(action="error"):
             try:
-                said.put(work(index))
+                said.put(work())
             except BaseException:
                 said.put(traceback.format_exc())
 
     with warnings.catch_warnings(action="ignore"):
-        workers = [context.Process(target=one, args=(index,)) for index in range(number)]
+        workers = [context.Process(target=one) for _ in range(number)]
         for worker in workers:
             worker.start()
     found = [said.get(timeout=100) for _ in workers]
@@ -79,23 +67,17 @@ def at_once(number: int, work) -> list:
 
 
 def test_six_workers_on_twenty_results_measure_each_once(tmp_path):
-    def work(_):
-        units = each([distances_of(number, tmp_path) for number in range(UNITS)])
-        return [unit.path.name for unit in units]
-
-    said = at_once(WORKERS, work)
-    assert all(isinstance(one, list) for one in said), said[0]
-    units = all_results(tmp_path / "results")
-    assert len(units) == UNITS and all(sorted(one) == sorted(unit.path.name for unit in units) for one in said)
-    assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(UNITS))
+    said = at_once(WORKERS, lambda: sorted(measured(number, tmp_path).path.name for number in range(RESULTS)))
+    found = all_results(tmp_path / "results")
+    assert len(found) == RESULTS and all(one == sorted(result.path.name for result in found) for one in said), said[0]
+    assert sorted(map(int, (tmp_path / "measured").read_text().split())) == list(range(RESULTS))
     left = [path for path in (tmp_path / "results").rglob("*") if path.is_file()]
-    assert sorted(left) == sorted(unit.path for unit in units)
-    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["random"]
+    assert sorted(left) == sorted(result.path for result in found)
 
 
-def test_a_worker_takes_another_unit_and_waits_for_the_taken_one_at_the_end(tmp_path):
-    path = distances_of(0, tmp_path)(True).path
-    path.unlink()
+@contextlib.contextmanager
+def held(path):
+    """While another is at work on what will be there."""
     holding, over = threading.Event(), threading.Event()
 
     def hold():
@@ -106,33 +88,39 @@ def test_a_worker_takes_another_unit_and_waits_for_the_taken_one_at_the_end(tmp_
     other = threading.Thread(target=hold)
     other.start()
     holding.wait(20)
-    with pytest.raises(Timeout):
-        distances_of(0, tmp_path)(False)
-    order = []
-
-    def asked(number, wait):
-        order.append((number, wait))
-        over.set() if wait else None
-        return distances_of(number, tmp_path)(wait)
-
-    units = each([functools.partial(asked, number) for number in range(3)])
+    yield over
     other.join()
-    assert order == [(0, False), (1, False), (2, False), (0, True)]
-    assert [unit.name for unit in units] == ["text-0", "text-1", "text-2"]
 
 
-# ---- the dead --------------------------------------------------------------------------------------------
+def test_a_worker_takes_another_task_and_waits_for_the_taken_one_at_the_end(tmp_path, monkeypatch):
+    path = measured(0, tmp_path).path
+    path.unlink()
+    order, tasks = [], ["capitals", "sums_two_digits", "sums_one_digit"]
+    with held(path) as over:
+        with pytest.raises(Timeout):
+            measured(0, tmp_path, waits=False)
+
+        def score_task(task, cuts_of, experiment, **_):
+            order.append((task, experiment.waits))
+            over.set() if experiment.waits else None
+            return measured(tasks.index(task), tmp_path, experiment.waits)
+
+        monkeypatch.setattr(scoring, "score_task", score_task)
+        asked = SweepParameters(tasks=", ".join(tasks), rules="simple")
+        _, found = scoring.sweep_tasks(asked, SOURCE)
+    assert order == [*((task, False) for task in tasks), ("capitals", True)]
+    assert [result.name for result in found.values()] == ["text-0", "text-1", "text-2"]
 
 
-def test_what_was_left_beside_a_unit_that_is_there_goes(tmp_path):
-    path = distances_of(0, tmp_path)(True).path
+def test_what_was_left_beside_a_result_that_is_there_goes(tmp_path):
+    path = measured(0, tmp_path).path
     path.with_suffix(".lock").touch()
-    distances_of(0, tmp_path)(True)
+    measured(0, tmp_path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
 def test_processes_that_work_together_are_told_that_one_measures(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="^WORLD_SIZE is 2, and a result is measured by one process"):
-        distances_of(0, tmp_path)()
+        measured(0, tmp_path)
     assert not (tmp_path / "measured").exists()

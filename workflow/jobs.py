@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from deeper_layers import results
 from deeper_layers.command.group import main
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.base_parameters import TASK, split
+from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.parameters import HealingParameters, TaskParameters
 from deeper_layers.files import read_json
 
@@ -37,7 +38,7 @@ class Asked(NamedTuple):
     @property
     def tasks(self) -> dict[str, str]:
         """Each task as it is written, by what its files are called."""
-        return {results.slug(task): task for task in split(self.swept.tasks.text)}
+        return {results.slug(task): task for task in split(self.swept.tasks)}
 
     @property
     def needs_distances(self) -> bool:
@@ -102,8 +103,8 @@ def minutes(plan: Path, flops: int | float, otherwise: int, task: str | None = N
     if tokens is not None:
         steps = TRAINING * tokens * known["layers"]
     elif task is not None:
-        name = TASK.fullmatch(task)
-        found = next((one for one in known["tasks"] if name and one["task"] == name[1]), {"generated": True})
+        name = re.split("[:@/]", task)[0]
+        found = next((one for one in known["tasks"] if one["task"] == name), {"generated": True})
         answered = None if found.get("generated") or not found.get("layer_steps") else found["layer_steps"][1]
         steps = 0 if "unit" in found else answered
     if steps is None or not known["sizes"]:

@@ -1,7 +1,5 @@
 """A real SLURM of two virtual nodes on this machine: no systemd, no munge, no cgroups, no accounting.
 
-    python -m tests.cluster.slurm          # starts one, and stops it at Ctrl-C
-
 Debian's slurmctld, slurmd and slurm-client, started as processes of ours and stopped by their numbers. SLURM is told of
 its configuration by a link in /etc/slurm, since Snakemake takes SLURM_CONF away from its jobs.
 """
@@ -20,7 +18,6 @@ from pathlib import Path
 import psutil
 
 ETC = Path("/etc/slurm")
-PREFIX = "virtual-slurm-"
 NODES = ("virtual1", "virtual2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 CONFIGURATION = """
@@ -60,28 +57,15 @@ def why_not() -> str | None:
         return f"{missing[0]} is not installed: apt-get install slurmctld slurmd slurm-client"
     if os.geteuid() != 0:
         return "SLURM is started by root alone"
-    if os.path.lexists(ETC / "slurm.conf") and not is_abandoned(ETC / "slurm.conf"):
-        return f"{ETC}/slurm.conf is of another SLURM"
-    return None
-
-
-def is_abandoned(link: Path) -> bool:
-    """Whether it is a link of ours, left by a process that was killed."""
-    folder = Path(os.path.realpath(link)).parent
-    try:
-        return folder.name.startswith(PREFIX) and not psutil.pid_exists(int((folder / "slurmctld.pid").read_text()))
-    except OSError:  # gone
-        return True
+    # a link that leads nowhere was left by a process of ours that was killed
+    return f"{ETC}/slurm.conf is of another SLURM" if (ETC / "slurm.conf").exists() else None
 
 
 class Cluster:
     """Two nodes of two cores; `folder` has what SLURM writes."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.name = f"virtual-{os.getpid()}"
-        self.daemons: dict[str, subprocess.Popen] = {}
-        self.linked: list[Path] = []
+        self.folder, self.name, self.daemons = folder, f"virtual-{os.getpid()}", {}
 
     def start(self) -> None:
         controller, *ports = free_ports(1 + len(NODES))
@@ -89,20 +73,16 @@ class Cluster:
             f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=16000"
             for name, port in zip(NODES, ports)
         ]
-        text = CONFIGURATION.format(
-            cluster=self.name, folder=self.folder, controller=controller, nodes="\n".join(nodes)
-        )  # fmt: skip
-        (self.folder / "slurm.conf").write_text(text)
+        asked = {"cluster": self.name, "folder": self.folder, "controller": controller, "nodes": "\n".join(nodes)}
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**asked))
         (self.folder / "state").mkdir()
         key = self.folder / "slurm.key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
         ETC.mkdir(exist_ok=True)
         for name in ("slurm.conf", "slurm.key"):
-            if (ETC / name).is_symlink() and is_abandoned(ETC / name):
-                (ETC / name).unlink()
+            (ETC / name).unlink(missing_ok=True)
             (ETC / name).symlink_to(self.folder / name)
-            self.linked.append(ETC / name)
         self._daemon("slurmctld", ["slurmctld", "-D", "-i"])
         for name in NODES:
             self.start_node(name)
@@ -113,13 +93,7 @@ class Cluster:
         log = self.folder / f"{name}.log"
         before = log.stat().st_size if log.exists() else 0
         self._daemon(name, ["slurmd", "-D", "-N", name])
-
-        def up() -> bool:
-            if self.daemons[name].poll() is not None:
-                raise AssertionError(f"slurmd of {name} died:\n{log.read_text()[before:]}")
-            return b"started on" in log.read_bytes()[before:]
-
-        self.wait_for(up, f"node {name}", 60)
+        self.wait_for(lambda: b"started on" in log.read_bytes()[before:], f"node {name}", 60)
 
     def kill_node(self, name: str) -> None:
         """A node and all that runs on it, at once, as when its plug is pulled."""
@@ -143,14 +117,10 @@ class Cluster:
         for name in set(NODES) & set(self.daemons):
             self.kill_node(name)
         for daemon in self.daemons.values():
-            daemon.terminate()
-            try:
-                daemon.wait(10)
-            except subprocess.TimeoutExpired:
-                daemon.kill()
-                daemon.wait()
-        for link in self.linked:
-            link.unlink(missing_ok=True)
+            daemon.kill()
+            daemon.wait()
+        for name in ("slurm.conf", "slurm.key"):
+            (ETC / name).unlink(missing_ok=True)
 
     def running(self, rule: str = "") -> dict[str, str]:
         """The node of each job that runs, of a rule of the Snakefile or of all."""
@@ -176,15 +146,14 @@ class Cluster:
 
     def _daemon(self, name: str, command: list[str]) -> None:
         with open(self.folder / f"{name}.log", "ab") as log:
-            self.daemons[name] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            self.daemons[name] = subprocess.Popen(command, **quiet)
 
 
 @contextlib.contextmanager
 def started() -> Iterator[Cluster]:
     """A cluster, gone with all its processes at the end."""
-    with tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix="virtual-slurm-", ignore_cleanup_errors=True) as folder:
         cluster = Cluster(Path(folder))
         try:
             cluster.start()
@@ -205,10 +174,3 @@ def said(command: list[str]) -> str:
     """What a command of SLURM printed; nothing where it could not be answered."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.stdout if done.returncode == 0 else ""
-
-
-if __name__ == "__main__":
-    with started() as cluster:
-        print(f"SLURM of {', '.join(NODES)} in {cluster.folder}; Ctrl-C stops it", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.pause()

@@ -1,7 +1,5 @@
 """`deeper-layers distances`: which blocks of layers turn the residual least."""
 
-import functools
-
 import click
 
 from deeper_layers.command.answers import Answer, answering, records, table
@@ -32,13 +30,13 @@ from deeper_layers.experiments.parameters import Parameters
 def distances(given: dict, by_sequence: bool) -> Answer:
     parameters = Parameters(**given)
     source = parameters.source()
-    from deeper_layers.experiments.distances import distances_unit  # slow: what is above may refuse
+    from deeper_layers.experiments.distances import measure_distances  # slow: what is above may refuse
+    from deeper_layers.experiments.experiment import Experiment
     from deeper_layers.report.statistics import nearest
     from deeper_layers.results.frames import distances_of
     from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 
-    opened = functools.cache(lambda: parameters.open(source))
-    unit = distances_unit(parameters, source, opened, by_sequence=by_sequence)
+    unit = measure_distances(Experiment(parameters, source), by_sequence=by_sequence)
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [

@@ -1,7 +1,5 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
-import functools
-
 import click
 
 from deeper_layers import files, results
@@ -57,17 +55,18 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
     (typed or Cut(0, drop or 0)).check(source.num_layers)
     if parameters.measure:
         files.check_writable(cache_folder())  # where the adapters are kept
-    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score  # slow
+    from deeper_layers.experiments.experiment import Experiment  # slow
+    from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
     from deeper_layers.report.statistics import recovered_by
 
-    opened = functools.cache(lambda: parameters.open(source))
-    cut = typed or choose(rule, drop or 0, source.num_layers, lambda: (parameters, source, opened))
-    found = heal_and_score(cut, config, parameters, source, opened, [GIVEN if typed else rule])
+    experiment = Experiment(parameters, source)
+    cut = typed or choose(rule, drop or 0, source.num_layers, lambda: experiment)
+    found = heal_and_score(cut, config, experiment, [GIVEN if typed else rule])
     if found is None:
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
     run, unit = found
     # what others measured comes without adapters: they are trained here
-    adapters = adapter_folder(cut, config, parameters, source, opened) if parameters.measure else None
+    adapters = adapter_folder(cut, config, experiment) if parameters.measure else None
     record, back = course_of(run), recovered_by(unit.place, results.scores(parameters.folder, source.name))
     if not cut.size:
         before = "nothing was dropped, and nothing is to be given back"

@@ -17,7 +17,8 @@ from deeper_layers.command.cutting import choose, cut_options, typed_cut
 from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.base_parameters import check_one_of, split
+from deeper_layers.experiments.experiment import Experiment
+from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -160,7 +161,8 @@ def prune(
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     for engine in split(engines):
-        check_one_of("--for", engine, export.ENGINES)
+        if engine not in export.ENGINES:
+            raise InputError(f"--for is {engine!r:.80}, expected one of {', '.join(map(repr, export.ENGINES))}")
     if repository is not None:
         export.check_name(repository)
     # rounded already, a GGUF file heals on the weights that its adapters are added to
@@ -189,12 +191,15 @@ def prune(
         if heal:  # where the adapters are kept
             files.check_writable(cache_folder())
     # from here on slow
-    found = functools.cache(parameters.source)
-    opened = functools.cache(lambda: parameters.open(found()))
+    found = functools.cache(lambda: Experiment(parameters))
 
     def sized() -> Source:
         """Enough to know its size."""
-        return found() if is_gguf_model(model) else models.find_model(model, revision=parameters.revision, hashed=False)
+        return (
+            found().source
+            if is_gguf_model(model)
+            else models.find_model(model, revision=parameters.revision, hashed=False)
+        )
 
     if heal:
         found()  # a mistake is found before anything is measured
@@ -202,11 +207,11 @@ def prune(
     if chosen.changes:
         from deeper_layers.experiments.choosing import changed_choice
 
-        cut, changed = changed_choice(rule, drop or 0, parameters, found(), opened)
+        cut, changed = changed_choice(rule, drop or 0, found())
     elif cut is None:
 
         def chosen_cut(size: int) -> Cut:
-            return choose(rule, size, depth, lambda: (parameters, found(), opened), safe if engines else None)
+            return choose(rule, size, depth, found, safe if engines else None)
 
         how = {"dtype": dtype, "type": kind, "mtp": not without_mtp}
         cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **how)
@@ -239,7 +244,7 @@ def prune(
     if isinstance(parameters, HealingParameters):
         from deeper_layers.experiments.healings import adapter_folder
 
-        adapter = adapter_folder(cut, parameters.config(), parameters, found(), opened)
+        adapter = adapter_folder(cut, parameters.config(), found())
     export.prune_checkpoint(
         model,
         cut,
@@ -260,7 +265,7 @@ def prune(
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
     if is_gguf_model(model) and not to_gguf:
-        lines += filter(None, [say_smaller(found(), cut, models.find_model(str(out), hashed=False).dtype)])
+        lines += filter(None, [say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype)])
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
     return Answer("\n".join([*lines, *filter(None, [address])]), content)
 

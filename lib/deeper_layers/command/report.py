@@ -18,9 +18,9 @@ from deeper_layers.command.options import MODEL, Place, asking, exclude
 from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
-from deeper_layers.experiments.base_parameters import Shown, split
+from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.notebook_runs import execute_notebook
-from deeper_layers.experiments.parameters import HealingParameters, SweepParameters
+from deeper_layers.experiments.parameters import HealingParameters, Shown, SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.package_index import file_hash
 
@@ -170,7 +170,9 @@ def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -
         "models": [{"model": str(Path(model).absolute()) if Path(model).exists() else model}],
         "results": options.pop("results", None),
         "options": options,
-        "heal": healing.size_list(checks.LAYERS) if healing.sizes and "04-healing" in _chosen(notebooks) else [],
+        "heal": healing.size_list(checks.LAYERS)
+        if healing.sizes != "all" and "04-healing" in _chosen(notebooks)
+        else [],
         "notebooks": notebooks,
         "answers": str(answers),
         "site": not no_site,

@@ -1,7 +1,5 @@
 """`deeper-layers scan`: every block of so many layers, at every start, on some tasks, and as loss."""
 
-import functools
-
 import click
 
 from deeper_layers.command.answers import Answer, answering, records
@@ -38,14 +36,15 @@ def scan(given: dict, dry_run: bool) -> Answer:
         exclude(**{name: given.get(name), f"blocks {parameters.blocks or 'none'}": True})
     source = parameters.source()
     from deeper_layers.experiments import losses  # slow: what is above may refuse
+    from deeper_layers.experiments.experiment import Experiment
 
-    opened = functools.cache(lambda: parameters.open(source))
-    cuts = losses.scan_cuts(parameters, source, opened)
+    experiment = Experiment(parameters, source)
+    cuts = losses.scan_cuts(experiment)
     if dry_run:
-        plans = losses.plan_scan(parameters, cuts, source, opened)
+        plans = losses.plan_scan(cuts, experiment)
         names = {"seconds": "seconds", "layer_steps": "layer_steps", "to_generate": "generated"}
         units = [{"name": name} | {key: getattr(plan, of) for key, of in names.items()} for name, plan in plans.items()]
         return Answer("\n".join(f"{name}: {plans.get(name, 'in results already')}" for name in cuts), {"units": units})
-    found = losses.scan(cuts, parameters, source, opened)
+    found = losses.scan(cuts, experiment)
     rows = [row for unit in found.values() if unit for row in records(unit.rows)]
     return answer_scores(parameters, source, cuts, found, rows)

@@ -1,62 +1,49 @@
-"""The geometry of a model's residuals, on the sequences of its angular distances: a measured unit."""
+"""The geometry of a model's residuals, on the sequences of its angular distances."""
 
 import functools
 import sys
-from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
 
-from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.distances import drawn_batches
-from deeper_layers.experiments.measurement import Measurement, in_batches, text_of
-from deeper_layers.experiments.notebook_parameters import WhichLayersParameters
-from deeper_layers.models.sources import Source
+from deeper_layers.experiments.experiment import Experiment, in_batches
 from deeper_layers.results.store import Result
 
 
-def geometry_unit(parameters: WhichLayersParameters, source: Source, opened: Callable) -> Result:
-    """The geometry of a model: read from results, else measured on the model that `opened()` returns.
+def measure_geometry(experiment: Experiment) -> Result:
+    """The geometry of a model: read from results, else measured, batch by batch; its price is printed before.
 
-    What it will cost is said before it runs; each batch that has run is kept, and an interrupted measurement goes on
-    after it. Raises NotMeasuredError where nothing is to be measured and results hold no such unit.
+    Raises NotMeasuredError where nothing is to be measured and results hold none.
     """
+    parameters, layers = experiment.parameters, experiment.source.num_layers
 
     def measure(shards):
         from deeper_layers.rules import geometry  # torch, where there is something to measure
 
         # of one draw the first: those run again are among the others
-        batches, again = (drawn_batches(parameters, opened, some) for some in (None, parameters.skip_sequences))
-        model, _ = opened()
+        batches, again = (drawn_batches(experiment, some) for some in (None, parameters.skip_sequences))
+        model, _ = experiment.opened()
         tokens = [int(sum(batch["attention_mask"].sum() for batch in some)) for some in (batches, again)]
-        layers, kept = source.num_layers, {"tokens": parameters.tokens}
         print(price(layers, *tokens), file=sys.stderr, flush=True)
-        passes = list(in_batches(
-            shards, 0, batches, functools.partial(geometry.record_passes, model, **kept), _of_pass(layers), "one pass"
-        ))  # fmt: skip
-        skips = list(in_batches(
-            shards, len(batches), again, functools.partial(geometry.skip_each_layer, model, **kept), _of_skips(layers),
-            "without each layer",
-        ))  # fmt: skip
+        record, leave_out = (
+            functools.partial(run, model, tokens=parameters.tokens)
+            for run in (geometry.record_passes, geometry.skip_each_layer)
+        )
+        passes = list(in_batches(shards, 0, batches, record, "one pass"))
+        skips = list(in_batches(shards, len(batches), again, leave_out, "without each layer"))
         bar = functools.partial(tqdm, desc="dimensions", unit="layer", total=layers + 1, mininterval=5, file=sys.stderr)
         pairs = geometry.measure_pairs(passes, skips, neighbours=parameters.neighbours)
         rows = _rows(geometry.measure_layers(passes, skips), 1) + _rows(geometry.measure_states(passes, bar), 0)
-        points = sum(batch["residuals"].shape[1] for batch in passes)
         return rows, {
-            "tokens": tokens[0], "points": points, "pairs": {name: _triangle(table) for name, table in pairs.items()}
-        }  # fmt: skip
+            "tokens": tokens[0],
+            "points": sum(batch["residuals"].shape[1] for batch in passes),
+            "pairs": {name: _triangle(table) for name, table in pairs.items()},
+        }
 
-    unit = Measurement(
-        kind="geometry", source=source, measure=measure,
-        settings={
-            **parameters.key, **parameters.drawn, "tokens": parameters.tokens, "neighbours": parameters.neighbours,
-            "skip_sequences": parameters.skip_sequences,
-        },
-        reads=[text_of(parameters.corpus, parameters.datasets)],
-    ).result(parameters)  # fmt: skip
-    if unit is None:
-        raise NotMeasuredError(f"not measured: the geometry of {source.name} in {source.dtype}")
-    return unit
+    asked = {name: getattr(parameters, name) for name in ("tokens", "neighbours", "skip_sequences")}
+    settings, reads = parameters.key | parameters.drawn | asked, [experiment.text(parameters.corpus)]
+    return experiment.required(experiment.result("geometry", settings, reads, measure), "the geometry")
 
 
 def price(layers: int, tokens: int, again: int) -> str:
@@ -68,28 +55,12 @@ def price(layers: int, tokens: int, again: int) -> str:
     )
 
 
-def _of_pass(layers: int) -> dict[str, tuple]:
-    """Types and shapes of what a pass records of a batch."""
-    of_tokens, of_sequences = (None, layers, 3), (None, layers + 1)
-    return {
-        "residuals": (np.float32, (layers + 1, None, None)),
-        "cosines": (np.float64, of_tokens),
-        "norms": (np.float64, of_tokens),
-        "entropy": (np.float64, of_sequences),
-        "lens": (np.float64, (*of_sequences, 2)),
-    }
-
-
-def _of_skips(layers: int) -> dict[str, tuple]:
-    """Types and shapes of what is recorded of a batch without each layer."""
-    return {"later": (np.float64, (None, layers, layers)), "output": (np.float64, (None, layers))}
-
-
 def _rows(values: dict[str, np.ndarray], size: int) -> list[dict]:
     return [
         {"metric": name, "start": at, "size": size, "value": float(f"{value:.6g}")}
-        for name, of_name in values.items() for at, value in enumerate(of_name.tolist())
-    ]  # fmt: skip
+        for name, of_name in values.items()
+        for at, value in enumerate(of_name.tolist())
+    ]
 
 
 def _triangle(table: np.ndarray) -> list[list[float]]:

@@ -1,68 +1,168 @@
 """What notebooks and the command take as parameters, checked before anything is loaded.
 
-The fields of a class are the parameters, with their types, defaults and what they mean; lists are read from the text
-that holds them once. papermill only warns of a parameter that a notebook does not have. So each notebook hands its
-names to its class in notebook_parameters.py. A test holds the cell of parameters of every notebook against its class.
+The fields of a class are the parameters: their names, types, defaults and what they mean. A list is a text, kept as it
+was written and read where it is used. papermill only warns of a parameter that a notebook does not have, so each
+notebook hands its names to its class in notebook_parameters.py. A test holds every cell of parameters to its class.
 """
 
 import dataclasses
 import functools
 import importlib
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from deeper_layers import checks, data, models, results, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments.base_parameters import (
-    PUBLISHED,
-    Asked,
-    Names,
-    Shown,
-    Sizes,
-    TaskNames,
-    listed,
-    names_of,
-    one_of,
-    read_numbers,
-)
+from deeper_layers.experiments.lists import LIST, NUMBER, OWN_SIZES, TASK, listed, numbers_in, one_of, split
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import FIELDS, PRESETS, HealingConfig
-from deeper_layers.rules.choosing import DROPPING, RULES
+from deeper_layers.rules.choosing import DROPPING, REGISTERED, RULES
 from deeper_layers.sweeping.vllm_engine import ENGINES, check_installed
 
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
+PUBLISHED = "published"  # in place of a model: all that results hold, nothing measured
 BITSANDBYTES = ("nf4", "int8")
 MEASURES = "deeper_layers.experiments.asked"  # by name, and only where something is measured: it imports these classes
-DEVICE = re.compile(r"auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?")
-# parameters that, where given, replace a setting of the preset
-SETTINGS = {
-    name: name for name in ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
-} | {"healing_seed": "seed"}
-
-Dtype = Annotated[str, one_of("auto", *DTYPES)]
-Quantization = Annotated[str | None, one_of(None, *BITSANDBYTES)]
-Corpus = Annotated[str, one_of(*data.CORPORA)]
-Preset = Annotated[str, one_of(*PRESETS)]
-Rules = Annotated[Names, names_of(RULES)]
+# parameters that, where given, replace the setting of the preset
+SETTINGS = ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
+Kind = TypeVar("Kind", bound="Shown")
 
 
 def setting(name: str, more: str = "") -> Any:
-    """A parameter that replaces a setting of the preset: what it may be, `HealingConfig` says."""
+    """One of SETTINGS: what it may be, `HealingConfig` says."""
     return Field(None, description=f"{FIELDS[name].description}{more}")
+
+
+Dtype = Annotated[str, one_of(["auto", *DTYPES], '"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')]
+Quantization = Annotated[str | None, one_of(BITSANDBYTES, 'None, "nf4" or "int8" (bitsandbytes)')]
+Corpus = Annotated[str, one_of(data.CORPORA)]
+Preset = Annotated[
+    str, one_of(PRESETS, 'the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"')
+]
+Rules = Annotated[str, listed(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
+Sizes = Annotated[str, listed(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
+Tasks = Annotated[str, listed(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
+TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8')]
+
+
+class Shown(BaseModel):
+    """What every notebook takes: which model, or all, and where results lie.
+
+    Raises InputError for an unknown name, a value of the wrong type, an impossible value: one line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+    notebook: ClassVar[str] = ""  # whose parameters these are
+    _is_measured: bool = PrivateAttr(False)
+
+    model: str = Field(
+        PUBLISHED,
+        description='"published": all results; "embedded", a hub id, a folder of save_pretrained, or a .gguf file',
+    )
+    results: str | None = Field(
+        None, description="folder of results; None: results/ of the repository, else of this folder"
+    )
+    measure: bool = Field(True, description="False: measure nothing, show what results hold")
+
+    def __init__(self, **given):
+        try:
+            super().__init__(**given)
+        except ValidationError as error:
+            raise InputError(self._in_words(error)) from None
+
+    @classmethod
+    def from_names(cls: type[Kind], names: dict[str, object]) -> Kind:
+        """The parameters among a notebook's global names, and what was given besides: no imports, no tables."""
+        plain = (name for name, value in names.items() if isinstance(value, str | int | float) and name[0] != "_")
+        return cls(**{name: names[name] for name in [*cls.model_fields, *plain] if name in names})
+
+    @classmethod
+    def _in_words(cls, error: ValidationError) -> str:
+        """The first mistake in one line, an unknown name before all others."""
+        found = error.errors(include_url=False)
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+        if first["type"] == "extra_forbidden":
+            return f"unknown parameter {first['loc'][0]!r}: expected some of {', '.join(cls.model_fields)}"
+        if raised := first.get("ctx", {}).get("error"):  # by a check of ours
+            return str(raised)
+        said = first["msg"].replace("Input should be", "expected")
+        if first["type"] == "string_pattern_mismatch":
+            said = f"expected {cls.model_fields[str(first['loc'][0])].description}"
+        return f"{first['loc'][0]} is {checks.shown(first['input'])}, {said}: correct the parameter"
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _usable_text(cls, value: object, info) -> object:
+        # papermill makes a number of what was meant as a list with one number in it
+        if type(value) is int and abs(value) <= checks.SEED and cls.model_fields[info.field_name].annotation is str:
+            value = str(value)
+        return checks.text(info.field_name, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _checked(self):
+        self.check()
+        return self
+
+    def check(self) -> None:
+        """Raise InputError for a value that no model could make right."""
+        checks.place("model", self.model)
+        if self.results is not None:
+            checks.new_folder("results", self.results)
+
+    def but(self: Kind, **others) -> Kind:
+        """The same parameters, with some set otherwise."""
+        return type(self)(**(self.model_dump() | others))
+
+    @property
+    def results_folder(self) -> Path:
+        """Where results lie."""
+        return results.results_folder(self.results)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where results are read: None is the default folder and what is published."""
+        return self.results_folder if self.results else None
+
+    def scores(self) -> "pd.DataFrame":
+        """Every score and loss, a row for each pruned model, rule and task: the columns are `results.COLUMNS`.
+
+        What results lack of the one model that is asked for is measured before, and it comes first; then those of
+        `report.names.FIRST`, then all others by name.
+        """
+        self.measured()
+        return self._in_order(results.scores(self.folder))
+
+    def distances(self) -> "pd.DataFrame":
+        """Every angular distance, a row for each block, in the same way."""
+        self.measured()
+        return self._in_order(results.distances(self.folder))
+
+    def measured(self) -> None:
+        """Nothing is: there is nothing to measure here."""
+
+    def _in_order(self, rows: "pd.DataFrame") -> "pd.DataFrame":
+        from deeper_layers.report.names import FIRST, put_in_order  # slow
+
+        return put_in_order(rows, (models.model_name(self.model), *FIRST))
 
 
 class Parameters(Shown):
     """What a notebook that can measure takes besides: how the model is opened, on which text layers are compared."""
 
     revision: str | None = Field(None, description="hub branch, tag or commit; for a .gguf file its expected SHA-256")
-    dtype: Dtype = Field("auto", description='"auto" (the checkpoint\'s own), "float32", "bfloat16" or "float16"')
-    device: str = Field("auto", description='"auto", "cpu", "cuda" or "mps"')
-    quantization: Quantization = Field(None, description='None, "nf4" or "int8" (bitsandbytes)')
+    dtype: Dtype = "auto"
+    device: str = Field(
+        "auto",
+        pattern="^(auto|cpu|(cuda|mps|xpu|hpu|npu)(:[0-9]{1,3})?)$",
+        description='"auto", "cpu", "cuda" or "mps"',
+    )
+    quantization: Quantization = None
     trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
     datasets: str | None = Field(
         None, description="folder of a local mirror of the hub; None: DATASETS_MIRROR, else the hub"
@@ -76,10 +176,6 @@ class Parameters(Shown):
 
     def check(self) -> None:
         super().check()
-        if not DEVICE.fullmatch(self.device):
-            raise InputError(
-                f"device is {self.device!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps': choose one"
-            )
         data.mirror(self.datasets)
 
     def measured(self) -> None:
@@ -90,33 +186,28 @@ class Parameters(Shown):
 
     def distances(self) -> "pd.DataFrame":
         """Every angular distance; of the one model that is asked for those of the sequences that are asked for."""
-        rows, name = super().distances(), models.model_name(self.model)
         drawn = {"samples": self.samples, "length": self.sequence_length, "seed": self.seed}
-        alike = (rows[list(drawn)] == list(drawn.values())).all(axis=1)
-        return rows[alike | (rows["model"] != name)].reset_index(drop=True)
+        rows = super().distances()
+        others = rows["model"] != models.model_name(self.model)
+        return rows[others | (rows[[*drawn]] == [*drawn.values()]).all(axis=1)].reset_index(drop=True)
 
-    def source(self) -> Source:
-        """The model, identified but not opened: by the name that results have for its weights, if they know them.
+    def source(self, hashed: bool = True) -> Source:
+        """The model, identified but not opened, by the name that results have for the weights of a GGUF file.
 
-        Where nothing is to be measured, as results know it.
+        Where nothing is to be measured, as results know it. Local weights are read for their hash unless `hashed` is
+        False.
         """
         if not self.measure and (known := models.recorded_model(self.model, self.dtype, self.results_folder)):
             return known
-        source = models.find_model(
-            self.model, revision=self.revision, dtype=self.dtype, trust_remote_code=self.trust_remote_code
-        )
-        return self.known(source)
-
-    def known(self, source: Source) -> Source:
-        """A model by the name that results have for its weights, where its file has another."""
+        how = {name: getattr(self, name) for name in ("revision", "dtype", "trust_remote_code")}
+        source = models.find_model(self.model, hashed=hashed, **how)
         name = results.name_of(source.weights, self.results_folder) if source.is_gguf else None
         return source if name is None else dataclasses.replace(source, name=name)
 
     def open(self, source: Source):
         """The model and its tokenizer, of which InputError is raised where it knows no words."""
-        model, tokenizer = models.load_model(
-            source, device=self.device, quantization=self.quantization, trust_remote_code=self.trust_remote_code
-        )
+        how = {name: getattr(self, name) for name in ("device", "quantization", "trust_remote_code")}
+        model, tokenizer = models.load_model(source, **how)
         data.check_tokenizer(tokenizer)
         return model, tokenizer
 
@@ -131,80 +222,86 @@ class Parameters(Shown):
         return {name: getattr(self, name) for name in ("corpus", "samples", "sequence_length", "seed")}
 
 
+class Asked(NamedTuple):
+    """What is asked of a task."""
+
+    shots: int | None  # examples in the prompt; None: the task's own number
+    limit: int | None  # items, from the beginning; None: all
+    sizes: str  # of blocks
+
+    @property
+    def key(self) -> dict:
+        """What of it determines scores, as a key has it."""
+        return {"shots": self.shots, "limit": self.limit}
+
+
 class TaskParameters(Parameters):
     """What is asked of models that lack layers: by sweeps, healings and scans alike."""
 
-    own_sizes: ClassVar[bool] = True  # a task may have block sizes of its own, which not every notebook can show
-    tasks: TaskNames = listed(
-        "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu", '"mmlu:5@20": 5-shot, 20 items'
-    )
-    rules: Rules = listed("similarity, simple", "how the dropped block is chosen")
-    sizes: Sizes = listed("all", 'block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    tasks: TasksOfSizes = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"
+    rules: Rules = "similarity, simple"
+    sizes: Sizes = "all"
     limit: int | None = Field(120, ge=1, le=checks.MANY, description="items a task, from its beginning; None: all")
     num_fewshot: int | None = Field(
         None, ge=0, le=checks.SHOTS, description="examples in the prompt; None: the task's own number"
     )
     memory: int = Field(
-        2, ge=1, le=2**20,
+        2,
+        ge=1,
+        le=2**20,
         description="GiB to keep beside the model: with more of it answers are generated in larger batches",
-    )  # fmt: skip
+    )
 
     def check(self) -> None:
         super().check()
-        if not self.own_sizes and (own := [name for name, of_task in self.tasks if "sizes" in of_task]):
-            raise InputError(
-                f"tasks has block sizes for {own[0]!r} alone: give the sizes of all in the parameter sizes"
-            )
-        # lm-eval is slow to import: asked only of names that neither we nor results know
-        ours, measured = data.embedded_tasks(), lambda task: results.is_measured(task, self.results_folder)
-        if self.measure and (others := [task for task in self.task_list if task not in ours and not measured(task)]):
+        ours, others = data.embedded_tasks(), []
+        for task in self.task_list if self.measure else ():
+            if task not in ours:
+                others += [task] if not results.is_measured(task, self.results_folder) else []
+            elif shots := self.asked[task].shots:
+                raise InputError(data.without_examples(task, shots))
+        if others:  # lm-eval is slow to import: asked only of names that neither we nor results know
             sweeping.check_names(others)
-        if self.measure:
-            for task, asked in self.asked.items():
-                if asked.shots and task in ours:
-                    raise InputError(data.without_examples(task, asked.shots))
-
-    def open(self, source: Source):
-        """The model and its tokenizer, once it is known that the items of tasks never measured here can be read."""
-        for task in self.task_list:
-            if task not in data.embedded_tasks() and not results.is_measured(task, self.results_folder):
-                sweeping.load_tasks([task], datasets=self.datasets)
-        return super().open(source)
 
     def sweep_options(self, task: str) -> dict:
         """What `deeper_layers.sweep` is told besides the model, the task and the cuts."""
-        asked = self.asked[task]
-        return {
-            "limit": asked.limit,
-            "num_fewshot": asked.shots,
-            "datasets": self.datasets,
-            "memory": self.memory * 2**30,
-        }
-
-    @property
-    def task_list(self) -> list[str]:
-        return list(self.asked)
+        shots, limit, _ = self.asked[task]
+        return {"limit": limit, "num_fewshot": shots, "datasets": self.datasets, "memory": self.memory * 2**30}
 
     @functools.cached_property
     def asked(self) -> dict[str, Asked]:
-        """What is asked of each task: what is left out in the list holds for all."""
-        of_all, asked = Asked(self.num_fewshot, self.limit, self.sizes), {}
-        for name, own in self.tasks:
-            of_task = of_all._replace(**own)
+        """What is asked of each task: "mmlu:5@20/0-8+12" is 5 examples, 20 items, sizes 0 to 8 and 12.
+
+        What is not written behind a name holds for all. Raises InputError for a task of which two things are asked.
+        """
+        asked: dict[str, Asked] = {}
+        for name, shots, limit, sizes, *_ in re.findall(TASK + OWN_SIZES, self.tasks):
+            of_task = Asked(
+                int(shots) if shots else self.num_fewshot, int(limit) if limit else self.limit, sizes or self.sizes
+            )
             if asked.setdefault(name, of_task) != of_task:
                 raise InputError(f"tasks has {name!r} twice, and asks other things of it: leave one of them out")
         return asked
 
     @property
+    def task_list(self) -> list[str]:
+        return list(self.asked)
+
+    @property
+    def task_keys(self) -> dict[str, dict]:
+        """What is asked of each task, as a key has it."""
+        return {task: asked.key for task, asked in self.asked.items()}
+
+    @property
     def rule_list(self) -> list[str]:
-        return list(self.rules)
+        return list(REGISTERED) if self.rules == "all" else split(self.rules)
 
     def size_list(self, num_layers: int, task: str | None = None) -> list[int]:
         """Block sizes in order, of a task or else of all, 0 among them since every curve starts at the whole model.
 
         Raises InputError for a size outside 0..L-1.
         """
-        sizes = (self.asked[task].sizes if task else self.sizes) or range(num_layers - 1)
+        sizes = numbers_in(self.asked[task].sizes if task else self.sizes) or range(num_layers - 1)
         if (largest := max(sizes)) > num_layers - 1:
             raise InputError(
                 f"size is {largest}, expected 0 to {num_layers - 1} for a model of {num_layers} layers, as the "
@@ -216,18 +313,14 @@ class TaskParameters(Parameters):
 class HealingParameters(TaskParameters):
     """Parameters of `deeper-layers heal` and `deeper-layers report`."""
 
-    own_sizes: ClassVar[bool] = False
-    dtype: Dtype = Field(
-        "bfloat16", description='in which the model computes: "auto", "float32", "bfloat16" or "float16"'
-    )
-    quantization: Quantization = Field("nf4", description='None, "nf4" or "int8" (bitsandbytes)')
-    sizes: Sizes = listed("0, 1, 3, 6, 9, 12, 15", 'block sizes: "all" (0 to L-2), or like "0-8, 12"')
+    tasks: Tasks = "capitals, sums, embedded_piqa, embedded_boolq, embedded_mmlu"
+    dtype: Dtype = "bfloat16"
+    quantization: Quantization = "nf4"
+    sizes: Sizes = "0, 1, 3, 6, 9, 12, 15"
     text: Corpus = Field(
         "c4", description='what heals, and on whose validation split losses are measured: "c4" or "wikipedia"'
     )
-    preset: Preset = Field(
-        "small", description='the paper\'s settings of one of its models ("Llama-2 7B", ...), "small", or "distill"'
-    )
+    preset: Preset = "small"
     rank: int | None = setting("rank", "; None, here and in what follows: the preset's own")
     learning_rate: float | None = setting("learning_rate")
     steps: int | None = setting("steps")
@@ -248,38 +341,35 @@ class HealingParameters(TaskParameters):
 
         Raises InputError for an impossible setting.
         """
-        named = {setting: getattr(self, name) for name, setting in SETTINGS.items()}
-        given = {setting: value for setting, value in named.items() if value is not None} | others
+        named = {name: getattr(self, name) for name in SETTINGS} | {"seed": self.healing_seed}
+        given = {name: value for name, value in named.items() if value is not None} | others
         preset = PRESETS[self.preset]
         if "steps" in given:  # the same share of warm-up
-            given.setdefault(
-                "warmup_steps", round(preset.warmup_steps * min(given["steps"], checks.MANY) / preset.steps)
-            )
-        return dataclasses.replace(preset, quantization=self.quantization, **given)
+            share = preset.warmup_steps / preset.steps
+            given.setdefault("warmup_steps", round(share * min(given["steps"], checks.MANY)))
+        return dataclasses.replace(preset, **given | {"quantization": self.quantization})
 
     @property
-    def loss_key(self) -> dict:
-        """What determines a loss on text, besides the model."""
-        return {"text": self.text, "sequences": self.loss_sequences, "sequence_length": self.loss_length}
+    def loss(self) -> dict[str, dict]:
+        """The text on which losses are measured, and what is asked of it, as a key has it."""
+        return {self.text: {"limit": self.loss_sequences, "length": self.loss_length}}
 
 
 class SweepParameters(TaskParameters):
     """Parameters of `deeper-layers sweep` and `plan`: any rule, a cut of any shape, and an engine."""
 
-    rules: Annotated[Names, names_of(DROPPING)] = listed(
-        "similarity, simple", f"who chooses what is dropped: {', '.join(DROPPING)}"
+    rules: Annotated[str, listed(DROPPING, description=f"who chooses what is dropped: {', '.join(DROPPING)}")] = (
+        "similarity, simple"
     )
     layers: str | None = Field(None, description='layers to drop, like "3, 7-9", instead of rules and sizes')
     attention: str | None = Field(None, description="layers that lose their attention, in the same way")
     mlp: str | None = Field(None, description="layers that lose their MLP, in the same way")
-    engine: Annotated[str | None, one_of(None, *ENGINES)] = Field(
-        None, description=f"what writes answers: none (ours), or {', '.join(ENGINES)}"
-    )
+    engine: Annotated[str | None, one_of(ENGINES, f"what writes answers: none (ours), or {', '.join(ENGINES)}")] = None
 
     def check(self) -> None:
         super().check()
-        for name in ("rules", "sizes"):
-            if (given := getattr(self, name).text) != type(self).model_fields[name].default and self.given_cut:
+        for name in ("rules", "sizes") if self.given_cut else ():
+            if (given := getattr(self, name)) != type(self).model_fields[name].default:
                 raise InputError(
                     f"{name} is {given!r} beside a cut that is given layer by layer: leave one of them out"
                 )
@@ -294,6 +384,9 @@ class SweepParameters(TaskParameters):
 
 def cut_of_lists(layers: str | None, attention: str | None, mlp: str | None) -> Cut | None:
     """The cut of layers in lists like "3, 7-9"; None without one. Raises InputError for what is no such list."""
-    lists = {"layers": layers, "attention": attention, "mlp": mlp}
-    found = {name: read_numbers(name, text, most=checks.LAYERS - 1) for name, text in lists.items() if text is not None}
+    lists, found = {"layers": layers, "attention": attention, "mlp": mlp}, {}
+    for name, text in lists.items():
+        if text is not None and not re.fullmatch(LIST.format(NUMBER), text):
+            raise InputError(f"{name} is {checks.shown(text)}, expected whole numbers from 0: write like '3, 7-9'")
+        found |= {name: numbers_in(text)} if text else {}
     return Cut.of(**found) if found else None

@@ -9,11 +9,10 @@ from pathlib import Path
 
 from deeper_layers import export, models
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.experiments.healings import adapter_folder, heal, healed_record
-from deeper_layers.experiments.measurement import Measurement, items_of, text_of
-from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
+from deeper_layers.experiments.experiment import CutsOf, Experiment
+from deeper_layers.experiments.healings import adapter_folder, heal
 from deeper_layers.experiments.parameters import BITSANDBYTES
-from deeper_layers.experiments.scoring import CutsOf, Scored, as_cut, distinct_cuts, named_cuts, score_all, tasks_asked
+from deeper_layers.experiments.scoring import score
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import Result
@@ -22,30 +21,28 @@ PROMPTS = ("The capital of France is", "Once upon a time there was a", "Water is
 TOKENS = 24  # of each answer
 
 
-def score_rounded(bits: str, cuts_of: CutsOf, parameters: TakeAwayParameters, source: Source) -> Result | None:
+def score_rounded(bits: str, cuts_of: CutsOf, experiment: Experiment) -> Result | None:
     """Scores of pruned models in one kind of weights, and their bytes: read from results, else measured.
 
     `bits` is a data type ("bfloat16"), a quantization of bitsandbytes ("int8", "nf4"), which computes in bfloat16, or
     a type of llama.cpp's quantizer ("Q8_0", "Q2_K"), dequantized to float32 for the answers. A type that a GGUF file
     has already is that file as it is. None where nothing is to be measured and results hold no such scores.
     """
+    parameters = experiment.parameters
     plain = bits if bits in DTYPES else "bfloat16" if bits in BITSANDBYTES else "float32"
 
-    def measure(shards):
-        with _opened(bits, dataclasses.replace(source, dtype=plain), parameters) as (model, tokenizer, bytes_of):
-            cuts = distinct_cuts(cuts_of)
-            rows, details = score_all(model, tokenizer, cuts, parameters, shards)
+    def measure(cuts, shards):
+        source = dataclasses.replace(experiment.source, dtype=plain)
+        with _opened(bits, source, parameters) as (model, tokenizer, bytes_of):
+            rows, details = score(model, tokenizer, parameters.task_list, cuts, parameters, shards)
             bytes = {cut.name: bytes_of(cut) for cut in cuts}
         return [row | {"bytes": bytes[row["cut"]]} for row in rows], details
 
-    return Measurement(
-        kind="scores", source=source, dtype=plain, measure=measure,
-        reads=items_of(parameters.asked, parameters.datasets),
-        settings={"bits": bits, "tasks": tasks_asked(parameters), "cuts": named_cuts(cuts_of)},
-    ).result(parameters)  # fmt: skip
+    reads = experiment.items(parameters.asked)
+    return experiment.scores(parameters.task_keys, cuts_of, reads, measure, dtype=plain, bits=bits)
 
 
-def score_files(rule: str, cut: Cut, parameters: TakeAwayParameters, source: Source) -> Result | None:
+def score_files(rule: str, cut: Cut, experiment: Experiment) -> Result | None:
     """The files on the way, their bytes, scores and answers: read from results, else made, measured and removed.
 
     Variants are the file as it is ("whole"), without the layers ("sliced"), healed ("healed"), and that rounded by
@@ -58,80 +55,69 @@ def score_files(rule: str, cut: Cut, parameters: TakeAwayParameters, source: Sou
         InputError: the model is no GGUF file, llama.cpp is not installed, or what slicing and healing raise.
     """
 
-    def measure(shards):
+    def measure(_, shards):
         with tempfile.TemporaryDirectory() as folder:
-            return _gone(cut, parameters, source, Path(folder), shards)
+            return _variants(cut, experiment, Path(folder), shards)
 
-    healing = parameters.healing()
-    return Measurement(
-        kind="scores", source=source, dtype=healing.dtype, measure=measure,
-        settings={
-            "tasks": tasks_asked(parameters), "cuts": named_cuts({rule: [UNPRUNED, cut]}),
-            "healing": healing.config().settings, "text": parameters.text, "bits": parameters.gguf_type,
-            "prompts": list(PROMPTS), "answer_tokens": TOKENS,
-        },
-        reads=[
-            text_of(parameters.text, parameters.datasets, split="train"),
-            *items_of(parameters.asked, parameters.datasets),
-        ],
-    ).result(parameters)  # fmt: skip
+    parameters, healing = experiment.parameters, experiment.parameters.healing()
+    settings = {
+        "healing": healing.config().settings,
+        "text": parameters.text,
+        "bits": parameters.gguf_type,
+        "prompts": list(PROMPTS),
+        "answer_tokens": TOKENS,
+    }
+    reads = [experiment.text(parameters.text, split="train"), *experiment.items(parameters.asked)]
+    cuts = {rule: [UNPRUNED, cut]}
+    return experiment.scores(parameters.task_keys, cuts, reads, measure, dtype=healing.dtype, **settings)
 
 
-def _gone(cut: Cut, parameters: TakeAwayParameters, source: Source, folder: Path, shards: Shards) -> Scored:
+def _variants(cut: Cut, experiment: Experiment, folder: Path, shards: Shards) -> tuple[list[dict], dict]:
     """Rows and details; the files lie in a folder that goes."""
+    parameters, source = experiment.parameters, experiment.source
     files = {"whole": export.gguf_file(source), "sliced": export.slice_gguf(source, cut, folder / "sliced.gguf")}
     answers = {"whole": _answers(files["whole"])}  # first, as it says whether llama.cpp is there
     healing = parameters.healing()
-    half = dataclasses.replace(source, dtype=healing.dtype)
-    adapters = adapter_folder(cut, healing.config(), healing, half, lambda: healing.open(half))
-    heal(cut, healing.config(), healing, half, lambda: healing.open(half))
-    record = healed_record(adapters.parent)
-    assert record is not None, "adapters are there, and no record of them"
+    heals = Experiment(healing, dataclasses.replace(source, dtype=healing.dtype))
+    adapters = adapter_folder(cut, healing.config(), heals)
+    run = heals.required(heal(cut, healing.config(), heals), "the healing")
     files["healed"] = export.slice_gguf(source, cut, folder / "healed.gguf", adapter=adapters)
     files["rounded"] = export.quantize(files["healed"], folder / "rounded.gguf", parameters.gguf_type)
-    rows: list[dict] = []
 
-    def add(variant: str, model, tokenizer, as_if: Cut | None = None) -> dict:
-        scored, details = score_all(model, tokenizer, [as_if or UNPRUNED], parameters, shards.part(variant))
-        rows.extend(as_cut([row | {"variant": variant} for row in scored], UNPRUNED if variant == "whole" else cut))
-        return details
-
-    whole, tokenizer = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
-    details = add("whole", whole, tokenizer)
-    add("sliced", whole, tokenizer, cut)
+    whole = models.load_model(dataclasses.replace(source, dtype="float32"), device=parameters.device)
+    rows, details = score(*whole, parameters.task_list, [UNPRUNED, cut], parameters, shards.part("whole"))
+    rows = [row | {"variant": "whole" if row["cut"] == UNPRUNED.name else "sliced"} for row in rows]
     del whole
     exact = export.slice_gguf(source, cut, folder / "healed-f32.gguf", adapter=adapters, type="f32")
-    with opened_gguf(exact, parameters.device) as (model, tokenizer):
-        add("healed", model, tokenizer)
-        equal = {"task": "llama.cpp", "metric": "tokens equal", "cut": cut.name, "stderr": None, "variant": "healed"}
-        equal = equal | {"value": float(_equal(model, tokenizer, exact)), "items": len(PROMPTS) * TOKENS}
-        rows.append(equal | {"engine": "llama.cpp"})
-    with opened_gguf(files["rounded"], parameters.device) as (model, tokenizer):
-        add("rounded", model, tokenizer)
+    for variant, path in {"healed": exact, "rounded": files["rounded"]}.items():
+        with opened_gguf(path, parameters.device) as opened:
+            scored, _ = score(*opened, parameters.task_list, [UNPRUNED], parameters, shards.part(variant))
+            if path is exact:
+                equal = {"value": float(_equal(*opened, exact)), "stderr": None, "items": len(PROMPTS) * TOKENS}
+                scored.append({"task": "llama.cpp", "metric": "tokens equal", "engine": "llama.cpp"} | equal)
+        rows += [row | {"cut": cut.name, "variant": variant} for row in scored]
     answers |= {variant: _answers(path) for variant, path in files.items() if variant not in answers}
-    bytes = {variant: path.stat().st_size for variant, path in files.items()}
-    rows = [row | {"bytes": bytes[row["variant"]]} for row in rows]
-    return rows, details | {"answers": answers, "healed_tokens": record["tokens"]}
+    rows = [row | {"bytes": files[row["variant"]].stat().st_size} for row in rows]
+    return rows, details | {"answers": answers, "healed_tokens": run.details["tokens"]}
 
 
 @contextlib.contextmanager
-def _opened(bits: str, source: Source, parameters: TakeAwayParameters) -> Iterator[tuple]:
+def _opened(bits: str, source: Source, parameters) -> Iterator[tuple]:
     """The model in this kind of weights, its tokenizer, and what gives the bytes of it after a cut."""
     from deeper_layers.pruning import drop_layers  # torch, where there is something to measure
 
-    if bits in DTYPES or bits in BITSANDBYTES:
-        model, tokenizer = models.load_model(
-            source, device=parameters.device, quantization=bits if bits in BITSANDBYTES else None,
-            trust_remote_code=parameters.trust_remote_code,
-        )  # fmt: skip
+    device, trust = parameters.device, parameters.trust_remote_code
+    if bits in (*DTYPES, *BITSANDBYTES):
+        how = bits if bits in BITSANDBYTES else None
+        model, tokenizer = models.load_model(source, device=device, quantization=how, trust_remote_code=trust)
         yield model, tokenizer, lambda cut: checkpoint_bytes(drop_layers(model, cut))
     elif bits == source.quantized:
-        yield *models.load_model(source, device=parameters.device), lambda cut: export.tensor_bytes(source, cut)
+        yield *models.load_model(source, device=device), lambda cut: export.tensor_bytes(source, cut)
     else:
         with tempfile.TemporaryDirectory() as folder:
             plain = export.slice_gguf(source, UNPRUNED, Path(folder) / "plain.gguf", type="f32")
             path = export.quantize(plain, Path(folder) / f"{source.name}.{bits}.gguf", bits)
-            with opened_gguf(path, parameters.device) as found:
+            with opened_gguf(path, device) as found:
                 yield *found, lambda cut: export.tensor_bytes(models.find_model(str(path)), cut)
 
 

@@ -1,0 +1,186 @@
+"""One model under some parameters, and what is measured of it: a kind, settings, data, and a function.
+
+Every measurement goes through `Experiment.result`: results hold it already, or it is measured now and written.
+"""
+
+import contextlib
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from deeper_layers import data, files, models, results, sweeping
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError, NotMeasuredError
+from deeper_layers.files import Timeout
+from deeper_layers.models.sources import Source
+from deeper_layers.results.shards import Shards
+from deeper_layers.results.store import Result
+
+CutsOf = dict[str, list[Cut]]  # by rule
+
+
+class Data(NamedTuple):
+    """Documents of a corpus or items of a task: the name by which they are read, and what tells others from them."""
+
+    name: str
+    fingerprint: Callable[[], str]
+
+
+def distinct_cuts(cuts_of: CutsOf) -> list[Cut]:
+    """The cuts of some rules, each once, in order."""
+    return sorted({cut for cuts in cuts_of.values() for cut in cuts})
+
+
+class Experiment:
+    """One model under some parameters: identified when it is made, opened where something has to be measured.
+
+    `parameters` are of the class that the measurement needs; `opened()` gives model and tokenizer, the same ones each
+    time. Where another process measures a result it is waited for, or Timeout is raised where `waits` is False.
+    """
+
+    def __init__(
+        self, parameters: Any, source: Source | None = None, opened: Callable | None = None, *, waits: bool = True
+    ):
+        self.parameters, self.waits = parameters, waits
+        self.source = source or parameters.source()
+        self.opened = opened or functools.cache(lambda: parameters.open(self.source))
+
+    def but(self, **others) -> "Experiment":
+        """The same model, with some parameters set otherwise that are not of how it is opened."""
+        return Experiment(self.parameters.but(**others), self.source, self.opened, waits=self.waits)
+
+    def at_once(self) -> "Experiment":
+        """The same, where nobody is waited for."""
+        return Experiment(self.parameters, self.source, self.opened, waits=False)
+
+    def text(self, corpus: str, **part) -> Data:
+        """Documents of a corpus; `part` is split and documents, as `deeper_layers.data.texts` takes them."""
+        return Data(corpus, lambda: data.text_fingerprint(corpus, datasets=self.parameters.datasets, **part))
+
+    def items(self, tasks: Iterable[str]) -> list[Data]:
+        """The items of some tasks, in the order of their names."""
+
+        def fingerprint(task: str) -> str:
+            if task in data.embedded_tasks():  # lm-eval is slow to import: ours are known without it
+                return data.embedded_fingerprint(task)
+            return sweeping.data_fingerprint(task, self.parameters.datasets)
+
+        return [Data(task, functools.partial(fingerprint, task)) for task in sorted(tasks)]
+
+    def result(
+        self,
+        kind: str,
+        settings: dict,
+        reads: Iterable[Data],
+        measure: Callable[[Shards], tuple[list[dict], dict]],
+        dtype: str | None = None,
+    ) -> Result | None:
+        """The result: read where results hold it, or one of more cuts; else measured and written.
+
+        Data that are not at hand but on a hub are only read where no result agrees in everything else: so a page is
+        drawn from results on a machine without a hub.
+
+        Args:
+            settings: all that determines the numbers, with the model, its data type and the data: literals alone, no
+                path and no device.
+            measure: gives rows and details; it may keep finished parts of its work in the shards that it is given.
+            dtype: where it is not the source's.
+
+        Returns:
+            None where `parameters.measure` is False and results do not hold it.
+        """
+        folder, reads = self.parameters.results_folder, list(reads)
+        key = {"model": self.source.key, "dtype": dtype or self.source.dtype, **settings}
+
+        def with_data() -> dict:
+            return key | {"data": ", ".join(dict.fromkeys(of.fingerprint() for of in reads))}  # said once
+
+        if all(data.is_at_hand(of.name, self.parameters.datasets) for of in reads):
+            key = with_data()
+        found = results.find_result(kind, key, folder)
+        if self.parameters.measure:
+            found = found or self._measured(kind, key if "data" in key else with_data(), folder, measure)
+            if found.path:
+                _tidy(found.path)
+        return found
+
+    def scores(
+        self,
+        tasks: dict[str, dict],
+        cuts_of: CutsOf,
+        reads: Iterable[Data],
+        measure: Callable[[list[Cut], Shards], tuple[list[dict], dict]],
+        dtype: str | None = None,
+        **settings,
+    ) -> Result | None:
+        """A result of scores, of the cuts of some rules: `measure` is given each cut once. `tasks` has what is asked of
+        each task or text, as a key has it, `settings` all else that determines the numbers."""
+        cuts = {rule: [cut.name for cut in of_rule] for rule, of_rule in cuts_of.items()}
+        run = functools.partial(measure, distinct_cuts(cuts_of))
+        return self.result("scores", settings | {"tasks": tasks, "cuts": cuts}, reads, run, dtype)
+
+    def required(self, found: Result | None, what: str) -> Result:
+        """A result without which there is no going on. Raises NotMeasuredError where there is none."""
+        if found is None:
+            raise NotMeasuredError(f"not measured: {what} of {self.source.name} in {self.source.dtype}")
+        return found
+
+    def _measured(self, kind: str, key: dict, folder: Path, measure: Callable) -> Result:
+        """Measured now, from the parts that an interrupted run left, unless another process was faster.
+
+        Raises InputError in one of several processes that torchrun or accelerate started: all would wait for the first.
+        """
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(
+                f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and a result is measured by one process: start one; "
+                "healing by several is deeper_layers.heal in a script of yours"
+            )
+        path = results.result_path(kind, key, folder)
+        files.check_writable(path.parent)
+        files.check_room(path.parent)
+        with files.locked(path, f"waiting for another process, which measures {path.stem}" if self.waits else None):
+            with warnings.catch_warnings(action="ignore"):  # a bad one was named when it was looked for
+                if found := results.find_result(kind, key, folder):
+                    return found
+            shards = Shards(path.with_suffix(".partial"))
+            shards.check()
+            state = results.provenance(models.device_name())  # before: the code that runs is the code of now
+            with results.clock() as took:
+                rows, details = measure(shards)
+            state |= took | {"seconds_in_earlier_runs": shards.seconds_before}
+            details = details | {"num_layers": self.source.num_layers, "weights": self.source.quantized}
+            return results.write_result(kind, key, state, rows, details, folder)
+
+
+def _tidy(path: Path) -> None:
+    """Remove what processes left that were killed when the result was there already."""
+    Shards(path.with_suffix(".partial")).remove()
+    files.clear_all(path.parent)
+    if path.with_suffix(".lock").exists():
+        with contextlib.suppress(Timeout), files.locked(path):
+            pass
+
+
+def in_batches(shards: Shards, first: int, batches: list[dict], run: Callable, what: str) -> Iterator[dict]:
+    """The arrays that `run` gives for each batch, in their order: from its shard, or now, and then kept there.
+
+    `run` is handed the batches that no shard is of, and gives for each its arrays, one batch after another. `what` says
+    what runs, beside the time left; shards count from `first`.
+    """
+    marks = [{"ids": batch["input_ids"].numpy()} for batch in batches]
+    known = [shards.get(number, mark) for number, mark in enumerate(marks, first)]
+    running = run(batch for batch, found in zip(batches, known) if found is None)
+    there = sum(found is not None for found in known)
+    with tqdm(desc=what, unit="batch", total=len(batches), initial=there, mininterval=5, file=sys.stderr) as bar:
+        for number, (found, mark) in enumerate(zip(known, marks), first):
+            if found is None:
+                found = next(running)
+                shards.put(number, found | mark)
+                bar.update()
+            yield found
