@@ -83,7 +83,7 @@ def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tm
     assert even["engines"] == [] and even["cut"] == {"start": 3, "size": 2}
     placed = ["prune", tmp_path / "whole", tmp_path / "other", "--for", "vllm", "--start", 2, "--drop", 1]
     assert "--for is vllm, and " in said(*placed)
-    assert "--for has 'ollama', expected some of" in said(*words, "--drop", 2, "--for", "ollama")
+    assert "--for is 'ollama', expected one of" in said(*words, "--drop", 2, "--for", "ollama")
 
 
 def test_what_is_known_of_a_file_is_found_by_its_hash(tiny_folder, tmp_path):
