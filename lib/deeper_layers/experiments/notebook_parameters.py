@@ -204,7 +204,7 @@ class ScanParameters(TaskParameters):
 
 
 class TakeAwayParameters(TaskParameters):
-    """Parameters of notebooks/08-take-away.ipynb."""
+    """Parameters of notebooks/08-take-away.ipynb; dtype and quantization are of the distances alone."""
 
     notebook: ClassVar[str] = "08-take-away"
     tasks: Tasks = "capitals, sums_one_digit, sums_two_digits"
@@ -212,8 +212,7 @@ class TakeAwayParameters(TaskParameters):
     sizes: Sizes = "0, 1, 2, 4, 6, 8"
     bits: Annotated[str, listed([*DTYPES, *BITSANDBYTES, *FILE_TYPES], "auto")] = Field(
         "auto",
-        description='kinds of weights that are scored (dtype and quantization are of the distances): "auto", or like '
-        '"bfloat16, int8, nf4, Q8_0, Q2_K"; the last two for a GGUF file',
+        description='kinds of weights to score: "auto", or like "bfloat16, nf4, Q8_0"; the last for a GGUF file',
     )
     drop: int = Field(8, ge=1, le=checks.LAYERS, description="layers that the file to take away lacks")
     gguf_type: Annotated[str, one_of(FILE_TYPES, "type of llama.cpp's quantizer to which it is rounded in the end")] = (

@@ -48,7 +48,7 @@ Preset = Annotated[
 Rules = Annotated[str, listed(RULES, description='who chooses the dropped block: "similarity", "simple", or both')]
 Sizes = Annotated[str, listed(NUMBER, "all", description='block sizes: "all" (0 to L-2), or like "0-8, 12"')]
 Tasks = Annotated[str, listed(TASK, description='"mmlu:5@20": 5-shot, 20 items')]
-TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": 5-shot, 20 items, sizes 0 to 8')]
+TasksOfSizes = Annotated[str, listed(TASK + OWN_SIZES, description='"mmlu:5@20/0-8": shots, items, sizes')]
 
 
 class Shown(BaseModel):
