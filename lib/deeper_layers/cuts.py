@@ -137,7 +137,9 @@ class Cut:
         check_size(self.size, num_layers)
         if (last := max((*self.dropped, *self.attention, *self.mlp), default=0)) >= num_layers:
             said = f"start is {self.start} with size {self.size}" if self.is_block else f"the cut is of layer {last}"
-            raise InputError(f"{said}; expected layers 0 to {num_layers - 1}, as the model has; choose from these")
+            raise InputError(
+                f"{said}; expected layers 0 to {num_layers - 1}, as the model has {num_layers}; choose from these"
+            )
 
     def kept(self, num_layers: int) -> list[int]:
         """Original index of every kept layer; its position in the list is the new index. Raises what `check` does."""
