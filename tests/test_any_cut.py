@@ -159,7 +159,7 @@ def test_a_rule_that_changes_weights_is_written_as_in_memory(rule, tiny_folder, 
 
 def test_changed_tensors_that_the_source_has_not_are_refused(tiny_folder, tmp_path):
     changed = Changed({"0.mlp.down_proj.bias": torch.zeros(3)}, "a rule")
-    with pytest.raises(InputError, match="the rule changed .*bias of shape .*, and the source has no such tensor"):
+    with pytest.raises(InputError, match="the rule changed .*bias of shape .*, and the source has shape None"):
         slice_checkpoint(tiny_folder, Cut(1, 1), tmp_path / "out", changed=changed)
     weight = load_model(str(tiny_folder))[0].get_submodule("model.layers.0.mlp.down_proj").weight
     changed = Changed({"0.mlp.down_proj.weight": torch.full_like(weight, torch.inf)}, "a rule")
