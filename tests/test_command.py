@@ -311,6 +311,10 @@ def test_a_preview_of_no_cut_or_of_a_healing_measures_nothing(tiny_folder, tmp_p
     shown = typed(*words, 1, "--rule", "simple", "--heal", "small").stdout
     assert f"--results {tmp_path / 'results'} --tasks TASKS`" in shown
     assert "would be healed first (small): 60 steps, 122,880 tokens of c4" in shown and not (tmp_path / "out").exists()
+    of_heal = ["--rule", "simple", "--steps", 5]
+    shown = typed(*words, 1, *of_heal, "--heal", "small").stdout
+    assert "would be healed first (small): 5 steps, 10,240 tokens of c4" in shown
+    assert "--steps is of --heal" in typed(*words, 1, *of_heal, code=2).stderr
 
 
 # ---- report ----------------------------------------------------------------------------------------------

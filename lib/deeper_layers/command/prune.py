@@ -108,6 +108,7 @@ TYPES = ("f32", "f16", "q8_0")
     type=click.Choice(list(PRESETS)),
     help=f"train such adapters first, and keep them: {', '.join(PRESETS)}",
 )
+@click.option("--steps", type=click.INT, help="of --heal: updates of the adapters; by default the preset's own")
 @click.option(
     "--text",
     metavar="TEXT",
@@ -138,6 +139,7 @@ def prune(
     without_mtp: bool,
     adapter: Path | None,
     heal: str | None,
+    steps: int | None,
     text: str,
     repository: str | None,
     public: bool,
@@ -158,6 +160,8 @@ def prune(
         others = {"heal": heal, "adapter": adapter, "for": engines or None, "dry_run": dry_run}
         others["to_size"] = to_size
         exclude(**{f"rule {rule}": True}, **others)
+    if steps is not None and heal is None:
+        raise click.UsageError("--steps is of --heal: give both, or none")
     if public and repository is None:
         raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
     for engine in split(engines):
@@ -166,7 +170,7 @@ def prune(
     if repository is not None:
         export.check_name(repository)
     # rounded already, a GGUF file heals on the weights that its adapters are added to
-    how = {"preset": heal, "text": text} | ({"quantization": None} if to_gguf else {})
+    how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if to_gguf else {})
     given |= {"measure": False} if dry_run else {}
     parameters = Parameters(**given) if heal is None else HealingParameters(**given | how)
     model, opening = parameters.model, {name: getattr(parameters, name) for name in ("revision", "trust_remote_code")}
