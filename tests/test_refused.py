@@ -81,7 +81,7 @@ TYPED = [  # what is typed, exit status, words of the line
     ("sweep embedded --tasks capitols", 1, "did you mean capitals"),
     ("sweep embedded --tasks 'capitals, mbpp_instruct'", 1, "runs code that the model writes"),
     ("sweep embedded --tasks wikitext", 1, "is of type loglikelihood_rolling"),
-    ("sweep tiny --tasks piqa --datasets tiny", 1, "DATASETS_MIRROR"),
+    ("sweep tiny --tasks piqa --datasets tiny --results new", 1, "DATASETS_MIRROR"),
     ("sweep embedded --limit 0", 1, "--limit is 0, expected greater than or equal to 1"),
     ("sweep embedded --limit ²", 2, "'²' is not a valid integer"),
     ("sweep embedded --rules best", 1, "--rules is 'best', expected who chooses what is dropped: similarity"),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 from tqdm import tqdm
 
-from deeper_layers import sweeping
+from deeper_layers import data, results, sweeping
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.experiments.choosing import choose_cuts
 from deeper_layers.experiments.experiment import CutsOf, Experiment
@@ -24,6 +24,11 @@ from deeper_layers.results.store import Result
 def cuts_of_tasks(experiment: Experiment) -> dict[str, CutsOf]:
     """For each task the cuts of each rule, of the sizes that are asked for, from what is known or is measured now."""
     parameters, layers = experiment.parameters, experiment.source.num_layers
+    if parameters.measure:  # items that can't be read are told of before anything is measured
+        tasks = [task for task in parameters.asked if task not in data.CORPORA]
+        new = [task for task in tasks if not results.is_measured(task, parameters.results_folder)]
+        for items in experiment.items(new):
+            items.fingerprint()
     return {task: choose_cuts(parameters.size_list(layers, task), experiment) for task in parameters.asked}
 
 
