@@ -42,6 +42,7 @@ def main() -> None:
         for name in trainers:
             found["trainers"][name] = train(name)
             found |= {
+                "command": "python -m benchmarks.training",
                 "model": "SmolLM2-135M-Instruct",
                 "dropped": DROPPED,
                 "provenance": provenance(device_name()),

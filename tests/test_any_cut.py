@@ -274,5 +274,7 @@ def test_a_task_that_was_swept_twice_counts_once():
         )
         for after, more, day in ((half, {}, "2026-02"), (whole, {"1,1": whole}, "2026-01"))
     ]
-    (score,) = one_cut.scores_of(scores_of(units), CUT)
-    assert score.items == 8 and score.asked == "Capitals, words chosen" and score.pruned[0] == 0.5, "the later one"
+    rows = scores_of(units)
+    rows["path"] = "m/" + rows["measured"]
+    (score,) = one_cut.scores_of(rows, CUT)
+    assert score.items == 8 and score.asked == "Capitals, words chosen" and score.pruned[0] == 1, "that of most cuts"
