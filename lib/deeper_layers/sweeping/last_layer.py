@@ -14,11 +14,15 @@ import torch
 from deeper_layers.models.network import Call, Collected, cache_argument
 from deeper_layers.models.streaming import replaced
 
+TAKEN = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
+
 
 def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D], all of which adds keys and values."""
     arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
     named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
+    if any(isinstance(given, torch.Tensor) and given.ndim > 1 and name not in TAKEN for name, given in named.items()):
+        raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
     cache = _Collecting(named.get(cache_argument(layer)))
     named[cache_argument(layer)] = cache
     with contextlib.ExitStack() as stack:

@@ -35,7 +35,7 @@ from deeper_layers.sweeping.memory import Estimate, run_in_halves
 from deeper_layers.sweeping.planning import BATCH_TOKENS, Piece, Requests, Sequence, plan_pieces
 from deeper_layers.sweeping.prefix_cache import PrefixCache
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.trial import Sharing, shallow, trial_requests
+from deeper_layers.sweeping.trial import Sharing, shallow, trial_pieces
 
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
 
@@ -158,23 +158,22 @@ def try_sharing(model, cuts: list[Cut]) -> Sharing:
     """
     tried, some = shallow(model, cuts)
     network = Network(tried)
-    asked = trial_requests(network.head.weight.shape[0])
 
     def answers(sharing: Sharing) -> np.ndarray:
-        family = TreeModel(tried, some, sharing)
-        pieces = family.pieces(asked)
-        numbers = [number for piece in pieces for number in piece.requests]
-        return np.concatenate(list(family.answer(pieces)), axis=1)["logprob"][:, np.argsort(numbers)]
+        """[C, ways, requests]"""
+        pieces = trial_pieces(network.head.weight.shape[0], sharing)
+        found = np.concatenate(list(TreeModel(tried, some, sharing).answer(pieces)), axis=1)["logprob"]
+        return found.reshape(len(some), -1, 6)
 
     with contextlib.ExitStack() as stack:
         for layer in range(len(network.layers)):  # those on disk are read once for all trials
             stack.enter_context(network.reader.reading(layer))
         plain = answers(Sharing.NOTHING)
         # rounding moves them a little; a wrong mask or position as much as they differ among themselves
-        allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=1)
+        allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
         for sharing in sorted(Sharing, reverse=True)[:-1]:
             with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
-                alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=1)) <= allowed
+                alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
                 if alike.all() and (sharing < Sharing.MASKS or takes_masks(model.config)):
                     return sharing
     return Sharing.NOTHING

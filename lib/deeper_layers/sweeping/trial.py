@@ -14,7 +14,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import kinds_of_layers, num_layers
 from deeper_layers.models.streaming import is_streamed
 from deeper_layers.pruning import drop_layers
-from deeper_layers.sweeping.planning import SHARED_BY, SHARED_TOKENS, Requests
+from deeper_layers.sweeping.planning import Piece, Sequence
 
 
 class Sharing(enum.IntEnum):
@@ -26,15 +26,15 @@ class Sharing(enum.IntEnum):
     MASKS = 3  # and by masks of ours last layers run where something is scored, and branches of a context together
 
 
-def trial_requests(vocabulary: int) -> Requests:
-    """Questions of unequal lengths after a prefix worth sharing, every second with two answers of three tokens."""
-    tokens = [(7919 * i + 13) % vocabulary for i in range(SHARED_TOKENS + 32 * SHARED_BY)]
-    contexts, answers = [], []
-    for first in range(SHARED_TOKENS, len(tokens), 32):
-        for answer in range(1 + first // 32 % 2):
-            contexts.append(tokens[:SHARED_TOKENS] + tokens[first : first + 4 + first // 32])
-            answers.append(tokens[first + 26 + 3 * answer : first + 29 + 3 * answer])
-    return Requests(contexts, answers, len(tokens))
+def trial_pieces(vocabulary: int, sharing: Sharing) -> list[Piece]:
+    """Six requests of three tokens after two contexts that begin alike; where branches are shared, as these too."""
+    tokens = [(7919 * i + 13) % vocabulary for i in range(38)]
+    requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
+    asked = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]
+    apart = tuple(Sequence.joined(context, [one]) for context, some in asked for one in some)
+    joined = tuple(Sequence.joined(context, some) for context, some in asked)
+    prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
+    return [Piece(prefix, (apart, joined) if sharing == Sharing.MASKS else (apart,))]
 
 
 def shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
