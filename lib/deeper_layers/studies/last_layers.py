@@ -134,10 +134,10 @@ def kept_by_form(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
-def outcome(scores: pd.DataFrame) -> pd.DataFrame:
-    """X of each model that can show it: model, verdict, and mean shares kept, as written_late and letters_similar."""
+def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
+    """X or Y of each model that can show it: model, verdict, mean shares kept, as written_late and letters_similar."""
     judged = judge_prediction(scores)
-    told = judged[(judged["number"] == "X") & judged["value"].notna()].set_index("model")[["verdict"]]
+    told = judged[(judged["number"] == number) & judged["value"].notna()].set_index("model")[["verdict"]]
     for (model, form, place), found in means_kept(scores).items():
         if model in told.index:
             told.loc[model, f"{form}_{place}"] = found.value
