@@ -69,7 +69,8 @@ def test_examples_print_what_they_say(name, request):
 @pytest.mark.parametrize("page", [README, YOURS], ids=["README", "your-model"])
 def test_lines_of_python(page, names):
     """With texts; the healing for a few steps only."""
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    (code,) = [block for block in blocks if "from deeper_layers" in block]
     little = dataclasses.replace(deeper_layers.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=2, at_once=1)
     found = {"texts": ["Some words about the capitals of the world, which are many. " * 40] * 40}
     exec(code.replace('PRESETS["small"]', "little"), {"little": little} | found, found)
@@ -102,9 +103,9 @@ def test_a_page_types_every_subcommand():
 ONCE = {" ".join(words): words for page in (README, YOURS) for words in typed(page)}
 
 
-# report runs every notebook: minutes, and tests/test_command.py has it for one
+# report runs every notebook: minutes, and tests/test_command.py has it for one, and what checks results
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [words for words in ONCE.values() if words[1] != "report"], ids=" ".join)
+@pytest.mark.parametrize("words", [own for own in ONCE.values() if own[1] not in ("report", "results")], ids=" ".join)
 def test_commands(words, tiny_folder, tmp_path, monkeypatch):
     """Typed as they stand in a folder of one's own, on a tiny model, with data that need no hub."""
     instead = {"ORGANISATION/NAME": str(tiny_folder), "0-8": "0-2", "8": "2", "Llama-2 7B": "small", "0-24": "0-2"}

@@ -181,7 +181,7 @@ class _Reader:
 
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of one model, as the metadata describe it."""
-    arch = architecture(header)
+    arch = header.get("general.architecture")
     if not isinstance(arch, str) or not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
     if header.get("split.count", 0) not in (0, 1):
@@ -193,7 +193,7 @@ def _check_model(header: Header) -> None:
             others[tensor.name.rpartition(".")[0]] = tensor.shape
         else:
             layers.setdefault(layer, set()).add(tensor.name.split(".", 2)[2])
-    stated, tokens = layers_of(header), header.get("tokenizer.ggml.tokens")
+    stated, tokens = header.get(f"{arch}.block_count"), header.get("tokenizer.ggml.tokens")
     if type(stated) is not int or stated != len(layers) or max(layers, default=-1) != stated - 1:
         raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(layers)} layers")
     shape = header.get(f"{arch}.embedding_length"), len(tokens) if isinstance(tokens, list) else None
