@@ -1,5 +1,6 @@
 """`deeper-layers results`: what a folder of results holds, before it is sent, or when it came."""
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,20 +45,18 @@ def check(folder: Path) -> Answer:
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        runs = kept.runs(folder)
-        found = claims.claims_table(kept.scores(folder), kept.distances(folder)) if len(runs) else runs
+        runs, scores, distances = kept.runs(folder), kept.scores(folder), kept.distances(folder)
     odd = list(dict.fromkeys(str(warning.message) for warning in caught))
-    tested = found[found["verdict"] != claims.NOT_TESTED] if len(runs) else runs
-    parts = [table(_cards(runs)) if len(runs) else f"{folder}: no results"]
-    if len(tested):
-        parts.append("claims of the paper that it touches\n" + table(_verdicts(tested)))
+    if runs.empty:
+        return Answer("\n".join([f"{folder}: no results", *odd]), {"runs": [], "claims": [], "odd": odd}, status=1)
+    found = claims.claims_table(scores, distances)
+    tested = found[found["verdict"] != claims.NOT_TESTED]
+    parts = [table(_cards(runs))]
+    parts += ["claims of the paper that it touches\n" + table(_verdicts(tested))] if len(tested) else []
     parts += ["no whole results\n" + "\n".join(odd)] if odd else ["all files are whole"]
-    content = {
-        "runs": records(runs),
-        "claims": records(tested[["model", "claim", "verdict", "value", "low", "high"]]) if len(tested) else [],
-        "odd": odd,
-    }
-    return Answer("\n\n".join(parts), content, status=1 if odd or runs.empty else 0)
+    of_claims = records(tested[["model", "claim", "verdict", "value", "low", "high"]])
+    content = {"runs": records(runs), "claims": of_claims, "odd": odd}
+    return Answer("\n\n".join(parts), content, status=1 if odd else 0)
 
 
 def _cards(runs: "pd.DataFrame") -> list[dict[str, str]]:
@@ -78,12 +77,10 @@ def _cards(runs: "pd.DataFrame") -> list[dict[str, str]]:
 def _verdicts(tested: "pd.DataFrame") -> list[dict[str, str]]:
     from deeper_layers.report.names import say
 
-    return [
-        {"claim": of["title"], "model": of["model"], "verdict": of["verdict"]}
-        | {
-            "number": ""
-            if of["value"] != of["value"]
-            else say(of["value"], of["low"], of["high"], as_share=of["as_share"])
-        }
-        for of in tested.to_dict("records")
-    ]
+    lines = []
+    for of in tested.to_dict("records"):
+        line = {"claim": of["title"], "model": of["model"], "verdict": of["verdict"], "number": ""}
+        if math.isfinite(of["value"]):
+            line["number"] = say(of["value"], of["low"], of["high"], as_share=of["as_share"])
+        lines.append(line)
+    return lines

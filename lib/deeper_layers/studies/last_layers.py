@@ -87,18 +87,16 @@ def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
     layers = scores.groupby("model")["layers"].first()
     rows = []
     for one in answers(scores):
-        prompts = FORMS[one.form]
-        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place]}
-        kinds = {one.form: one.right} | (
-            {f"{one.form}, without the question": one.guessed} if one.form in UNASKED else {}
-        )
+        is_question = one.task == FORMS[one.form][0]
+        prompt = "as a question" if is_question else "as a statement"
+        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place], "prompt": prompt}
+        kinds = {one.form: one.right}
+        if is_question and one.form in UNASKED:  # asked once for both prompts
+            kinds[f"{one.form}, without the question"] = one.guessed
         for asked, outcomes in kinds.items():
-            if one.task != prompts[0] and asked != one.form:
-                continue  # asked once for both prompts
-            prompt = "as a question" if one.task == prompts[0] else "as a statement"
             for size, outcome in zip(one.cuts["size"], outcomes, strict=True):
                 found = estimates.mean_of_items(outcome).columns()
-                rows.append(shared | {"asked": asked, "prompt": prompt, "size": size, "items": len(outcome)} | found)
+                rows.append(shared | {"asked": asked, "size": size, "items": len(outcome)} | found)
     return pd.DataFrame(
         rows, columns=["model", "layers", "place", "asked", "prompt", "size", "items", "value", "low", "high"]
     )
