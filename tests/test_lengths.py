@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from deeper_layers.cuts import Cut
+from deeper_layers.report import figures
 from deeper_layers.report.lengths import lengths, lengths_in_words
 from deeper_layers.results.frames import scores_of
 from tests.test_frames import made_up
@@ -22,4 +23,5 @@ def test_lengths_tell_stopping_from_being_wrong():
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
     scores["ended"] = [np.array([1, 1, 1, 0]), np.array([1, 1, 0, 0])]
     assert lengths_in_words(scores, Cut(6, 2)) == []  # of a task that cuts the whole model off too
-    assert lengths(scores.assign(written=None)).empty
+    nothing = lengths(scores.assign(written=None))
+    assert nothing.empty and "Not measured." in figures.table(nothing)._repr_html_()

@@ -236,8 +236,10 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
     """A frame as a table that shows itself, rounded: value, low and high become one cell "0.91 (0.85 to 0.97)".
 
-    With a name its rows can be saved as NAME.csv, and what was not measured is an empty cell.
+    With a name its rows can be saved as NAME.csv, and what was not measured is an empty cell. Without rows it says so.
     """
+    if rows.empty:
+        return Said([], name)
     shown = pd.DataFrame(index=rows.index)
     for column in columns if columns is not None else list(rows.columns):
         low, high = ends_of(column)
