@@ -65,6 +65,23 @@ def hours(folder: Path | None = None) -> pd.DataFrame:
     return found
 
 
+def trained_elsewhere(content: dict) -> pd.DataFrame:
+    """What benchmarks/measured/training.json holds: trainer, version, model, dropped, steps, first and last (mean loss
+    of five steps)."""
+    return pd.DataFrame(
+        {
+            "trainer": name,
+            "version": one["versions"][name],
+            "model": content["model"],
+            "dropped": content["dropped"],
+            "steps": len(one["losses"]),
+            "first": sum(one["losses"][:5]) / 5,
+            "last": sum(one["losses"][-5:]) / 5,
+        }
+        for name, one in content["trainers"].items()
+    )
+
+
 def processors(device: str) -> int | None:
     """How many processors a device in words is, as a result's provenance has it; None for an accelerator."""
     found = THREADS.search(device)
