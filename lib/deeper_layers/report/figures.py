@@ -45,6 +45,7 @@ AXES = {
     "cuts": "Pruned models in one sweep",
 }
 PERCENT = ("share", "depth", "start_share")
+AT_FLOOR = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
 NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
@@ -77,9 +78,9 @@ def curves(
     Colours are of `hue`, or of the number `shade`; strokes of `stroke`; `apart` tells lines of one look apart. `over`
     are lines beside, of columns `x`, `y` and label: of a panel's model in ink, or, without a column model, in grey.
     """
-    rows = rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
+    every, rows = rows, rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
-        return Said([], name)
+        return nothing_drawn(every, name)
     (titles, panels), (low, high) = panels_of(rows, col, row), ends_of(y)
     strokes = list(rows[stroke].unique()) if stroke else []
     several = rows[col].nunique() if col else 1
@@ -206,9 +207,9 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
 
     What is infinite stands at the right end, open.
     """
-    rows, ends = rows[rows[x].notna()].copy(), ends_of(x)
+    every, rows, ends = rows, rows[rows[x].notna()].copy(), ends_of(x)
     if rows.empty:
-        return Said([], name)
+        return nothing_drawn(every, name)
     rows[[x, *ends]] = rows.reindex(columns=[x, *ends]).astype(float)
     (titles, panels), title = panels_of(rows, "model", None), title or AXES.get(x, x)
     hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
@@ -262,6 +263,12 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
 def ends_of(column: str) -> tuple[str, str]:
     """The columns of the interval of a number."""
     return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
+
+
+def nothing_drawn(rows: pd.DataFrame, name: str) -> Said:
+    """What stands in place of a figure: that nothing was measured, or that what was is at floor."""
+    is_at_floor = "untold" in rows and (rows["untold"] == "at floor").any()
+    return Said([AT_FLOOR] if is_at_floor else [], name)
 
 
 def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> tuple[list[str], list[pd.DataFrame]]:

@@ -41,7 +41,7 @@ from deeper_layers.report.pairing import (
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
 WHOLE = "0,0"
-SIZE = 4  # layers of a block that every scan of tasks drops
+SIZE = 4  # layers of a block that the published scans of tasks drop
 RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
@@ -67,12 +67,12 @@ def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
     return _by_cut(measurements(one_rule(scores), also, scores), also)
 
 
-def kept_by_place(scores: pd.DataFrame) -> pd.DataFrame:
+def kept_by_place(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
     """Share kept above guessing by the place of the dropped block: the columns of `curves`, with middle (of the block,
-    in layers) and depth (middle / layers), of the headline's tasks where every block of SIZE layers was tried."""
-    found = _by_cut(scans(scores, HEADLINE))
+    in layers) and depth (middle / layers), of the headline's tasks where every block of `size` layers was tried."""
+    found = _by_cut(scans(scores, HEADLINE, size))
     found = found[found["size"] > 0]
-    middle = found["start"] + (SIZE - 1) / 2
+    middle = found["start"] + (size - 1) / 2
     return in_order_of_models(found.assign(middle=middle, depth=(middle + 0.5) / found["layers"]), HEADLINE)
 
 
@@ -83,11 +83,11 @@ def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame
     return rows.loc[places.sort_values(["model", "task", "size", "start"]).index].reset_index(drop=True)
 
 
-def scans(scores: pd.DataFrame, tasks: Iterable[str]) -> Iterator[Measured]:
-    """The measurements of the whole model and every block of SIZE layers."""
-    own = scores[(scores["rule"] == f"blocks of {SIZE}") & scores["task"].isin(list(tasks))]
+def scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measured]:
+    """The measurements of the whole model and every block of `size` layers."""
+    own = scores[(scores["rule"] == f"blocks of {size}") & scores["task"].isin(list(tasks))]
     for one in measurements(own[own["metric"] != "loss"], of=scores):
-        if len(one.cuts) == one.layers - SIZE + 2:
+        if len(one.cuts) == one.layers - size + 2:
             yield one
 
 

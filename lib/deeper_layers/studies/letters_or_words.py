@@ -32,20 +32,20 @@ MIDDLE, LATE = "middle", "late"
 D, W = "D, letters less words", "W, middle less late"
 
 
-def place_of(start: int, layers: int) -> str:
+def place_of(start: int, layers: int, size: int = SIZE) -> str:
     """Whether a block lies in the middle third, in the last one (without the last layer), or else: ""."""
-    last = start + SIZE - 1
+    last = start + size - 1
     if 3 * start >= layers and 3 * last < 2 * layers:
         return MIDDLE
     return LATE if 3 * start >= 2 * layers and last < layers - 1 else ""
 
 
-def costs(scores: pd.DataFrame) -> pd.DataFrame:
-    """Mean share kept by place: model, task, topic, form ("letters", "words", "written"), place ("middle", "late"),
-    blocks, items, value with low and high, untold."""
+def costs(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
+    """Mean share kept by place of the blocks of a size: model, task, topic, form ("letters", "words", "written"), place
+    ("middle", "late"), blocks, items, value with low and high, untold."""
     rows = [
         one | {"topic": topic(one["task"]), "form": FORMS[one["task"]], "untold": kept.untold} | kept.columns()
-        for one, kept in _kept(scores)
+        for one, kept in _kept(scores, size)
     ]
     names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
     return pd.DataFrame(rows, columns=names)
@@ -76,10 +76,10 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     return found.assign(p_holm=told.transform(holm))
 
 
-def silent(scores: pd.DataFrame) -> pd.DataFrame:
-    """2605.07271's two phases by block: model, task, topic, layers, start, middle, commonest (share of the choice that
-    is given most often), margin (nats, right choice less the best other, mean), items."""
-    own = scores[(scores["rule"] == f"blocks of {SIZE}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
+def silent(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
+    """2605.07271's two phases by block of a size: model, task, topic, layers, start, middle, commonest (share of the
+    choice that is given most often), margin (nats, right choice less the best other, mean), items."""
+    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
     own, rows = _by_words(own), []
     own = best_measured(own) if len(own) else own
     for _, found in own.groupby(["model", "task", "start"]):
@@ -87,7 +87,7 @@ def silent(scores: pd.DataFrame) -> pd.DataFrame:
         chosen = np.concatenate(list(found["chosen"])).astype(int)
         margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
         row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
-        row |= {"middle": start + (SIZE - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
+        row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
         rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)})
     names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
     return pd.DataFrame(rows, columns=names)
@@ -105,12 +105,12 @@ def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
 
 
-def _kept(scores: pd.DataFrame) -> Iterator[tuple[dict, Estimate]]:
+def _kept(scores: pd.DataFrame, size: int = SIZE) -> Iterator[tuple[dict, Estimate]]:
     """The mean share kept by model, task and place, with the number of blocks and of items."""
-    for one in scans(_by_words(scores), FORMS):
+    for one in scans(_by_words(scores), FORMS, size):
         model, task, _ = one.place
         blocks = one.cuts[one.cuts["size"] > 0]
-        places = _places(blocks["start"], one.layers)
+        places = _places(blocks["start"], one.layers, size)
         of = {place: blocks.index[places == place] for place in (MIDDLE, LATE)}
         if not all(map(len, of.values())):
             continue
@@ -133,5 +133,5 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
     return found
 
 
-def _places(starts, layers: int) -> np.ndarray:
-    return np.array([place_of(int(start), layers) for start in starts])
+def _places(starts, layers: int, size: int = SIZE) -> np.ndarray:
+    return np.array([place_of(int(start), layers, size) for start in starts])
