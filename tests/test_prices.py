@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 
 import pytest
 
@@ -11,7 +10,7 @@ from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.presets import PRESETS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
-from tests.test_command import typed
+from tests.test_command import answer, typed
 
 # as their authors state them (the last without its head for two tokens at once, and the biases of its router), and
 # the settings of its healing: the paper's own, or those of its largest model
@@ -31,6 +30,11 @@ def shape_of(name: str) -> prices.Shape:
     return prices.shape_of(models.empty_model(models.configured(config)))
 
 
+@pytest.fixture
+def llama() -> prices.Shape:
+    return shape_of("Llama-2-7B")
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     shape, machine, (parameters, preset) = shape_of(name), prices.find_machine("h100x32"), PUBLISHED[name]
@@ -47,17 +51,15 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
 
 
-def test_operations_are_two_a_weight_and_token():
-    llama = shape_of("Llama-2-7B")
-    cost = prices.distances_cost(llama, tokens=1000, length=0, dtype="bfloat16")
-    assert cost.operations == 2 * 1000 * llama.of_layers and cost.weights == 2 * llama.parameters
-    longer = prices.distances_cost(llama, tokens=1000, length=4096, dtype="bfloat16").operations
+def test_operations_are_two_a_weight_and_token(llama):
+    short, long = (prices.distances_cost(llama, 1000, length, "bfloat16") for length in (0, 4096))
+    assert short.operations == 2 * 1000 * llama.of_layers and short.weights == 2 * llama.parameters
     # a token sees 2,048 others on average; 4 operations a key and number of the width, in each layer
-    assert longer - cost.operations == 1000 * 4 * 4096 * 32 * 2048
+    assert long.operations - short.operations == 1000 * 4 * 4096 * 32 * 2048
 
 
-def test_a_sweep_costs_what_its_tree_has_nodes():
-    llama, cuts = shape_of("Llama-2-7B"), [simple_cut(32, size) for size in range(5)]
+def test_a_sweep_costs_what_its_tree_has_nodes(llama):
+    cuts = [simple_cut(32, size) for size in range(5)]
     one, all = (prices.sweep_cost(llama, some, 1000, 0, 0, "bfloat16") for some in ([Cut(0, 0)], cuts))
     assert all.operations / one.operations == pytest.approx(Tree(cuts, 32).nodes / 32)
     assert all.memory > one.memory > one.weights
@@ -67,13 +69,13 @@ def test_a_sweep_costs_what_its_tree_has_nodes():
     assert prices.sweep_cost(llama, [Cut(0, 0)], 1000, 10, 8, "bfloat16", unknown=[2, 3]) == apart
 
 
-def test_a_healing_goes_there_and_back():
-    llama, config = shape_of("Llama-2-7B"), dataclasses.replace(PRESETS["Llama-2 7B"], gradient_checkpointing=False)
-    cost = prices.healing_cost(llama, Cut(0, 0), config, "bfloat16")
-    assert cost.operations == pytest.approx(4 * config.tokens * (llama.of_layers + llama.head), rel=0.06)
-    anew = prices.healing_cost(llama, Cut(0, 0), PRESETS["Llama-2 7B"], "bfloat16")
-    assert anew.memory < cost.memory and 1.4 < anew.operations / cost.operations < 1.5
-    whole = prices.healing_cost(llama, Cut(0, 0), dataclasses.replace(config, quantization=None), "bfloat16")
+def test_a_healing_goes_there_and_back(llama):
+    anew = PRESETS["Llama-2 7B"]
+    kept = dataclasses.replace(anew, gradient_checkpointing=False)
+    configs = kept, anew, dataclasses.replace(kept, quantization=None)
+    cost, slow, whole = (prices.healing_cost(llama, Cut(0, 0), config, "bfloat16") for config in configs)
+    assert cost.operations == pytest.approx(4 * kept.tokens * (llama.of_layers + llama.head), rel=0.06)
+    assert slow.memory < cost.memory and 1.4 < slow.operations / cost.operations < 1.5
     assert whole.weights == 2 * llama.parameters and cost.weights < 0.32 * whole.weights
 
 
@@ -81,10 +83,9 @@ def test_devices_hold_one_copy_together_and_copies_share_the_work():
     cost = prices.Cost(prices.REACHED * 989.4e12 * 60, tokens=1, memory=150e9, weights=140e9, batches=9, shares=9)
     one, eight = prices.find_machine("h100"), prices.find_machine("h100x8")
     assert cost.devices(eight) == 2 and cost.seconds(one, "bfloat16") is None
-    assert cost.seconds(eight, "bfloat16") == pytest.approx(60 / 4)
-    assert dataclasses.replace(cost, shares=2).seconds(eight, "bfloat16") == pytest.approx(60 / 2)
-    reads = dataclasses.replace(cost, batches=10_000)  # more than products take
-    assert reads.seconds(eight, "bfloat16") == pytest.approx(10_000 * 140e9 / 3.35e12 / 4)
+    reading = 10_000 * 140e9 / 3.35e12  # more than products take
+    for changed, seconds in (({}, 60 / 4), ({"shares": 2}, 60 / 2), ({"batches": 10_000}, reading / 4)):
+        assert dataclasses.replace(cost, **changed).seconds(eight, "bfloat16") == pytest.approx(seconds)
 
 
 # ---- what is typed -------------------------------------------------------------------------------------------
@@ -94,7 +95,7 @@ def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
     config = tmp_path / "mine.json"
     config.write_text((tiny_folder / "config.json").read_text())
     words = ["plan", "--model-config", config, "--tasks", "boolq", "--sizes", "0-2", "--machine", "h100x8"]
-    content = json.loads(typed(*words, "--json").stdout)
+    content = answer(*words)
     assert (content["model"], content["layers"], content["dtype"]) == ("mine", 5, "float32")
     assert content["tasks"][0]["unknown"].startswith("its items are on the hub")
     distances, healing = content["predicted"]["costs"]
@@ -105,22 +106,18 @@ def test_a_model_known_by_its_configuration_is_planned(tiny_folder, tmp_path):
 
 def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, tmp_path):
     """Rules that have not chosen yet may agree in nothing; of a cut that is given all is known, healing too."""
-    words = ["plan", tiny_folder, "--tasks", "capitals", "--limit", "6", "--results", tmp_path]
+    words = [tiny_folder, "--limit", 6, "--samples", 8, "--sequence-length", 32, "--results", tmp_path]
 
-    def planned(*more, machine="h100"):
-        content = json.loads(typed(*words, "--machine", machine, *more, "--json").stdout)
-        (_, most), tokens = content["tasks"][0]["layer_steps"], content["tasks"][0]["tokens"]
-        return most / tokens, [row["what"] for row in content["predicted"]["costs"]], content["predicted"]["costs"][1]
+    def planned(more):
+        content = answer("plan", *words, "--tasks", "capitals", "--machine", *more.split())
+        return content["tasks"][0], [row["what"] for row in content["predicted"]["costs"]]
 
-    layers, what, sweep = planned("--rules", "similarity, block-influence, greedy", "--sizes", "0-3")
+    task, what = planned("h100 --rules similarity,block-influence,greedy --sizes 0-3")
     assert what == ["distances", "sweep of capitals, 10 models", "healing without 3 layers, small"]
-    assert layers == 5 + 3 * (4 + 3 + 2)
-    _, _, one = planned("--rules", "similarity", "--sizes", "0-3")
-    assert sweep["operations"] > 2 * one["operations"]
-    assert planned("--rules", "simple, reverse", "--sizes", "0-3")[1][1] == "sweep of capitals, 7 models"
-    assert planned("--layers", "3")[1][1:] == ["sweep of capitals, 2 models", "healing without 1 layers, small"]
-    assert planned("--attention", "3")[1][2:] == ["healing"]
-    assert planned("--layers", "3", machine="this")[2]["seconds"] > 0
-    typed("distances", *words[1:2], "--samples", 8, "--sequence-length", 32, *words[-2:])
-    (task,) = json.loads(typed(*words, "--json").stdout)["tasks"]
-    assert 0 <= task["about_seconds"][0] <= task["about_seconds"][1], "at the pace of its distances"
+    assert task["layer_steps"][1] == task["tokens"] * (5 + 3 * (4 + 3 + 2))
+    assert planned("h100 --rules simple,reverse --sizes 0-3")[1][1] == "sweep of capitals, 7 models"
+    assert planned("this --layers 3")[1][1:] == ["sweep of capitals, 2 models", "healing without 1 layers, small"]
+    assert planned("h100 --attention 3")[1][2:] == ["healing"]
+    typed("distances", *words[:1], *words[3:])
+    least, most = planned("h100")[0]["about_seconds"]
+    assert 0 <= least <= most, "at the pace of its distances"
