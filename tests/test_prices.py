@@ -7,6 +7,13 @@ import pytest
 
 from deeper_layers import models, prices
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.experiments.notebook_parameters import (
+    ComparedHealingsParameters,
+    ReasoningParameters,
+    SimilarityParameters,
+    WhichLayersParameters,
+)
+from deeper_layers.experiments.notebook_plans import plan_notebooks
 from deeper_layers.presets import PRESETS
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping.tree import Tree
@@ -121,3 +128,19 @@ def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, 
     typed("distances", *words[:1], *words[3:])
     least, most = planned("h100")[0]["about_seconds"]
     assert 0 <= least <= most, "at the pace of its distances"
+
+
+def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(tiny_folder, tmp_path):
+    given = {"model": str(tiny_folder), "results": str(tmp_path / "results"), "samples": 8, "sequence_length": 32}
+    kinds = (SimilarityParameters, ReasoningParameters, ComparedHealingsParameters, WhichLayersParameters)
+    small = {"tasks": "capitals, written_facts", "sizes": "0, 2", "limit": 6, "rules": "simple, similarity"}
+    small |= {"text": "wikipedia", "skip_sequences": 4, "neighbours": 3}
+    asked = {of.notebook: of(**given | {k: v for k, v in small.items() if k in of.model_fields}) for of in kinds}
+    found = {(row["notebook"][:2], row["what"]): row["seconds"] for row in plan_notebooks(asked)}
+    assert [what for of, what in found if of == "01"] == ["distances"]
+    written = "answers of written_facts, 3 models, each of at most 12 tokens"
+    assert [what for of, what in found if of == "03"] == ["sweep of capitals, 3 models", written]
+    assert {("04", "at most 4 healings, 122,880 tokens each"), ("05", "geometry")} < set(found)
+    assert all(seconds > 0 for seconds in found.values())
+    asked["01-similarity"].measured()
+    assert ("01", "distances") not in {(row["notebook"][:2], row["what"]) for row in plan_notebooks(asked)}

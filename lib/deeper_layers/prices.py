@@ -6,6 +6,7 @@ activations are computed anew (gradient checkpointing). Attention costs a token,
 heads are wide. Norms, activations, adapters, the head where nothing asks for it, and transfers are left out.
 """
 
+import dataclasses
 import math
 import re
 import statistics
@@ -17,7 +18,7 @@ from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.presets import HealingConfig
-from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS
+from deeper_layers.sweeping.planning import BATCH_TOKENS, HEAD_ELEMENTS, ROWS
 from deeper_layers.sweeping.tree import Tree
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -207,6 +208,24 @@ def sweep_cost(
     scored *= len(cuts) + len(unknown)
     alive = tree.alive + 2 * len(unknown)  # of each, what enters a layer and what leaves it
     return _pass(shape, tokens, tokens * nodes, length, dtype, alive=alive, scored=scored, lent=lent)
+
+
+def writing_cost(
+    shape: Shape,
+    cuts: list[Cut],
+    answers: int,
+    prompts: int,
+    longest: int,
+    dtype: str,
+    unknown: Sequence[int] = (),
+) -> Cost:
+    """Of so many written answers of each pruned model, all as long as they may be; the prompts have so many tokens.
+
+    Where some end earlier it is less. Of a batch each token reads the weights once.
+    """
+    tokens, length = prompts + answers * longest, prompts / answers + longest
+    of_sweep = sweep_cost(shape, cuts, tokens, answers * longest, length, dtype, unknown)
+    return dataclasses.replace(of_sweep, batches=longest * math.ceil(answers / ROWS))
 
 
 def _pass(

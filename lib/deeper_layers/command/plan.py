@@ -12,6 +12,8 @@ from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.presets import PRESETS
 
+FASTER = 1.5  # from which another data type is worth a word
+
 
 @click.command(
     help=f"""
@@ -107,7 +109,9 @@ def _task(task: dict) -> str:
     if "about_seconds" in task:
         parts.append(f"about {_range(task['about_seconds'], prices.duration)}")
     if task["generated"]:
-        parts.append(f"{task['generated']:,} answers to write for each pruned model, whose length is not known before")
+        parts.append(
+            f"{task['generated']:,} answers to write for each pruned model, of at most {task['longest']} tokens"
+        )
     return "; ".join(parts)
 
 
@@ -128,7 +132,12 @@ def _predicted(found: dict, dtype: str) -> str:
             }
         )
     if machine["name"] == "this":
-        notes.append(f"Predicted from products of matrices in {dtype}, {machine['source']}.")
+        reached = {of: f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items()}
+        notes.append(f"Predicted from the median of short products, {machine['source']}.")
+        notes.append(f"Reached, billions of operations a second: {', '.join(reached.values())}.")
+        fastest = max(machine["throughput"], key=machine["throughput"].get)
+        if (faster := machine["throughput"][fastest] / machine["throughput"][dtype]) > FASTER:
+            notes.append(f"With --dtype {fastest} it would take about {1 / faster:.0%} of that.")
     else:
         notes.append(
             f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."

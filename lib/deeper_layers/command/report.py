@@ -13,16 +13,15 @@ from pathlib import Path
 import click
 
 from deeper_layers import checks, files, models, results
-from deeper_layers.command.answers import Answer, answering
+from deeper_layers.command.answers import Answer, answering, table
 from deeper_layers.command.options import MODEL, Place, asking, exclude
-from deeper_layers.command.plan import in_words
 from deeper_layers.errors import ERROR_NAMES, InputError
 from deeper_layers.experiments import notebook_parameters
 from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.notebook_runs import execute_notebook
-from deeper_layers.experiments.parameters import HealingParameters, Shown, SweepParameters
-from deeper_layers.experiments.plans import find_source, plan_sweep
+from deeper_layers.experiments.parameters import HealingParameters, Shown
 from deeper_layers.package_index import file_hash
+from deeper_layers.prices import duration
 
 IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
 MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
@@ -30,7 +29,7 @@ MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that
 
 @click.command(
     help=f"""
-    Run the notebooks on MODEL, the plan of its sweep first, and build the site with its pages.
+    Run the notebooks on MODEL, and build the site with its pages. First comes what they will measure, and its price.
 
     Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
     it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
@@ -72,8 +71,8 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     exclude(cluster=cluster, out=out)
     _check_installed("book", "papermill", "ipykernel", "matplotlib")
     kinds, name = _chosen(notebooks), models.model_name(given["model"])
-    for kind in (HealingParameters, *kinds.values()):
-        kind(**_of(kind, given))  # a mistake is found before anything runs
+    HealingParameters(**given)  # a mistake is found before anything runs
+    asked = {notebook: kind(**_of(kind, given)) for notebook, kind in kinds.items()}
     shown = results.results_folder(given.get("results")).resolve() == (root / "results").resolve()
     if cluster:
         return _as_jobs(root, given, name, notebooks, cluster, no_site or not shown)
@@ -81,8 +80,7 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
     places, hashes = {notebook: out / f"{notebook}.ipynb" for notebook in kinds}, written_before(out)
     for path in places.values():
         check_unchanged(path, hashes)
-    swept = SweepParameters(**_of(SweepParameters, given))
-    print(in_words(plan_sweep(swept, find_source(swept))), flush=True)
+    print(_plan(asked), flush=True)
     files.check_writable(out)
     made, failed = {}, []
     for number, (notebook, path) in enumerate(places.items(), 1):
@@ -111,6 +109,26 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
         raise InputError(f"{said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": site})
+
+
+def _plan(asked: dict[str, Shown]) -> str:
+    """What the notebooks will measure, with what that takes here, as a person reads it."""
+    from deeper_layers.experiments.notebook_plans import plan_notebooks  # slow
+
+    rows = plan_notebooks(asked)
+    if not rows:
+        return "nothing to measure: results hold all of it"
+    known = [row["seconds"] for row in rows if row["seconds"] is not None]
+    lines = [
+        {
+            "notebook": row["notebook"],
+            "about": "not known" if row["seconds"] is None else duration(row["seconds"]),
+            "to measure": row["what"] + (f" ({row['unknown']})" if row["unknown"] else ""),
+        }
+        for row in rows
+    ]
+    said = f"together about {duration(sum(known))} on this machine as it is now, by arithmetic"
+    return f"{table(lines)}\n{said}{', without what is not known' * (len(known) < len(rows))}"
 
 
 def written_before(out: Path) -> list[str]:

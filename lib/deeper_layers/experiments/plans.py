@@ -1,4 +1,4 @@
-"""What a sweep costs before it runs: from the model's header or configuration, and from what results hold.
+"""What a sweep costs before it runs: from the model's header or configuration, and what results hold.
 
 A layer-step is one layer run on one token. It is counted for a model whose layers can be run from the middle, which a
 sweep finds out when it is open. Null is what is not known.
@@ -7,25 +7,28 @@ sweep finds out when it is open. Null is what is not known.
 import contextlib
 import functools
 import statistics
+from collections.abc import Mapping
 
 from deeper_layers import data, models, prices, results
 from deeper_layers.cuts import UNPRUNED, Cut, simple_cut
 from deeper_layers.errors import InputError, NotMeasuredError
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.parameters import SweepParameters
+from deeper_layers.experiments.parameters import Parameters, SweepParameters
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import CONFIGURED, Source
 from deeper_layers.presets import PRESETS
+from deeper_layers.prices import Cost, Shape
 from deeper_layers.results.schema import GIVEN
 from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
 
-CutsOf = dict[str, list[Cut] | None]  # of each rule its cuts; None of one that needs what is not measured
+USUAL_ANSWER = 256  # tokens at most of an answer, where a task does not say: lm-eval's own
+CutsOf = Mapping[str, list[Cut] | None]  # of each rule its cuts; None of one that needs what is not measured
 
 
-def find_source(parameters: SweepParameters) -> Source:
+def find_source(parameters: Parameters) -> Source:
     """The model; its weights are read for their hash only where results hold something of its name."""
     own = results.slug(models.model_name(parameters.model))
     known = any((folder / own).is_dir() for folder in results.readable_folders(parameters.results_folder))
@@ -50,14 +53,18 @@ def plan_sweep(parameters: SweepParameters, source: Source, machine: str | None 
     largest = max(map(max, sizes.values()))
     pruned = [simple_cut(layers, size) for size in sorted({size for of_task in sizes.values() for size in of_task})]
     rules = {rule: REGISTERED[rule].needs for rule in parameters.rule_list if given is None and largest}
-    cuts = {task: _cuts(of_task, experiment) for task, of_task in sizes.items()}
+    cuts: dict[str, CutsOf]
+    if given is None:
+        cuts = {task: known_cuts(of_task, experiment) for task, of_task in sizes.items()}
+    else:
+        cuts = dict.fromkeys(sizes, {GIVEN: [UNPRUNED, given]})
     content: dict = {"model": source.name, "layers": layers, "dtype": source.dtype, "weights": source.quantized}
     content |= _sizes(source, pruned if given is None else [UNPRUNED, given], parameters.trust_remote_code)
     content["tokenizer"] = models.find_model(hashed=False).name if source.weights == CONFIGURED else None
     content["distances"] = _distances(experiment) if "distances" in rules.values() else None
     searches = [rule for rule, needs in rules.items() if needs == "losses"]
     content["searches"] = {rule: price(rule, largest, parameters, layers) for rule in searches}
-    content["tasks"] = [_task(task, sizes[task], cuts[task], experiment) for task in cuts]
+    content["tasks"] = [plan_task(task, sizes[task], cuts[task], experiment) for task in cuts]
     if machine is not None:
         healed = given or simple_cut(layers, largest)
         content["predicted"] = _predicted(content["tasks"], cuts, healed, machine, heal, experiment)
@@ -92,28 +99,29 @@ def _measured(found: Result) -> dict:
     return {"unit": str(found.path), "seconds": round(seconds, 1), "device": state["device"]}
 
 
-def _cuts(sizes: list[int], experiment: Experiment) -> CutsOf:
+def known_cuts(sizes: list[int], experiment: Experiment) -> CutsOf:
+    """The cuts of each rule of the parameters, as far as results hold what it takes to choose them."""
     from deeper_layers.experiments.choosing import cuts_of_rule  # slow
 
-    if (given := experiment.parameters.given_cut) is not None:
-        return {GIVEN: [UNPRUNED, given]}
-    found: CutsOf = dict.fromkeys(experiment.parameters.rule_list)
+    found: dict[str, list[Cut] | None] = dict.fromkeys(experiment.parameters.rule_list)
     for rule in found:
         with contextlib.suppress(NotMeasuredError):
             found[rule] = cuts_of_rule(rule, sizes, experiment)
     return found
 
 
-def _task(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment) -> dict:
+def plan_task(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment) -> dict:
     """What a task costs: where results hold it, what it took; else its requests, if they can be known."""
     from deeper_layers.experiments.scoring import score_task  # slow
 
     parameters, known = experiment.parameters, {rule: of_rule for rule, of_rule in cuts.items() if of_rule}
     plan: dict = {"task": task, "rules": list(cuts), "sizes": [cut.size for cut in cuts.get(GIVEN) or []] or sizes}
-    if len(known) == len(cuts) and (found := score_task(task, known, experiment, engine=parameters.engine)):
+    engine = getattr(parameters, "engine", None)  # of sweeps alone
+    if len(known) == len(cuts) and (found := score_task(task, known, experiment, engine=engine)):
         items = found.rows.drop_duplicates("task").set_index("task")["items"]
         return plan | _measured(found) | {"items": int(items.get(found.name, items.sum()))}
-    plan |= dict.fromkeys(("items", "requests", "generated", "tokens", "length", "layer_steps", "unknown"))
+    names = ("items", "requests", "generated", "longest", "prompts", "tokens", "length", "layer_steps", "unknown")
+    plan |= dict.fromkeys(names)
     if not data.is_at_hand(task, parameters.datasets):
         return plan | {"unknown": "its items are on the hub: name a mirror with --datasets to have them counted"}
     try:
@@ -130,19 +138,21 @@ def _requests(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment)
     parameters, layers = experiment.parameters, experiment.source.num_layers
     shots, limit, _ = parameters.asked[task]
     loaded = harness.load_tasks([task], num_fewshot=shots, datasets=parameters.datasets)
-    found = harness.collect_requests(
-        loaded, *_without_weights(experiment.source, parameters.trust_remote_code), limit=limit
-    )
+    model, tokenizer = _without_weights(experiment.source, parameters.trust_remote_code)
+    found = harness.collect_requests(loaded, model, tokenizer, limit=limit)
+    written = [instance.args for instance in found.generations]
     pieces = plan_pieces(found.requests)
     lengths = [len(s.tokens) for piece in pieces for batch in piece.batches for s in batch]
     # a rule that has not chosen yet may agree with others in all, or in nothing
-    least = Tree(_known(cuts), layers).nodes
+    least = Tree(distinct(cuts), layers).nodes
     most = least + list(cuts.values()).count(None) * sum(layers - size for size in sizes if size)
     steps = [tokens_of(pieces) * nodes for nodes in (least, most)]
     known = {
         "items": len({(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}),
         "requests": len(found.requests.contexts),
-        "generated": len(found.generations),
+        "generated": len(written),
+        "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in written), default=None),
+        "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in written),  # tokens
         "tokens": tokens_of(pieces),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
         "layer_steps": steps if lengths else None,
@@ -152,7 +162,7 @@ def _requests(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment)
     return known
 
 
-def _known(cuts: CutsOf) -> list[Cut]:
+def distinct(cuts: CutsOf) -> list[Cut]:
     """The cuts that are known, each once, the whole model first."""
     return sorted({UNPRUNED, *(cut for of_rule in cuts.values() for cut in of_rule or [])})
 
@@ -180,27 +190,18 @@ def _predicted(
 ) -> dict:
     """Seconds, memory and bytes of a plan's work on a machine."""
     parameters, dtype = experiment.parameters, experiment.source.dtype
-    shape = prices.shape_of(models.empty_model(experiment.source, trust_remote_code=parameters.trust_remote_code))
-    if machine == "this":
-        there = prices.this_machine(shape.width, shape.inner, parameters.device)
-    else:
-        there = prices.find_machine(machine)
-    samples, length = parameters.samples, parameters.sequence_length
-    works = {"distances": prices.distances_cost(shape, samples * length, length, dtype)}
+    shape = shape_of(experiment.source, parameters.trust_remote_code)
+    there = machine_here(shape, parameters.device) if machine == "this" else prices.find_machine(machine)
+    works = {"distances": distances_cost(experiment, shape)}
     for task in tasks:
-        if task.get("requests"):
-            of_task = cuts[task["task"]]
-            unknown = [size for of_rule in of_task.values() if of_rule is None for size in task["sizes"] if size]
-            asked = task["tokens"], task["requests"], task["length"], dtype
-            number = len(_known(of_task)) + len(unknown)
-            cost = prices.sweep_cost(shape, _known(of_task), *asked, unknown=unknown)
-            works[f"sweep of {task['task']}, {number} models"] = cost
+        works |= task_costs(task, cuts[task["task"]], shape, dtype)
     unknown = []
     try:
         if healed.attention or healed.mlp:
             raise InputError("the cut drops sublayers, and what heals lacks whole layers")
-        cost = prices.healing_cost(shape, healed, PRESETS[heal], dtype)
-        works[f"healing without {healed.size} layers, {heal}"] = cost
+        works[f"healing without {healed.size} layers, {heal}"] = prices.healing_cost(
+            shape, healed, PRESETS[heal], dtype
+        )
     except InputError as error:
         unknown.append({"what": "healing", "unknown": str(error)})
     costs = [
@@ -208,5 +209,35 @@ def _predicted(
         | {name: getattr(cost, name) for name in ("operations", "memory", "weights")}
         for what, cost in works.items()
     ]
-    said = {name: getattr(there, name) for name in ("name", "devices", "memory", "source")}
+    said = {name: getattr(there, name) for name in ("name", "devices", "memory", "throughput", "source")}
     return {"machine": said, "costs": costs + unknown}
+
+
+@functools.lru_cache(maxsize=1)
+def shape_of(source: Source, trust_remote_code: bool) -> Shape:
+    return prices.shape_of(models.empty_model(source, trust_remote_code=trust_remote_code))
+
+
+@functools.lru_cache(maxsize=1)
+def machine_here(shape: Shape, device: str) -> prices.Machine:
+    return prices.this_machine(shape.width, shape.inner, device)
+
+
+def distances_cost(experiment: Experiment, shape: Shape) -> Cost:
+    samples, length = experiment.parameters.samples, experiment.parameters.sequence_length
+    return prices.distances_cost(shape, samples * length, length, experiment.source.dtype)
+
+
+def task_costs(task: dict, cuts: CutsOf, shape: Shape, dtype: str) -> dict[str, Cost]:
+    """Of a task that results lack: of its answers by log-likelihood, and of those that are written."""
+    unknown = [size for of_rule in cuts.values() if of_rule is None for size in task["sizes"] if size]
+    known, found = distinct(cuts), {}
+    number = len(known) + len(unknown)
+    if task.get("requests"):
+        asked = task["tokens"], task["requests"], task["length"], dtype
+        found[f"sweep of {task['task']}, {number} models"] = prices.sweep_cost(shape, known, *asked, unknown=unknown)
+    if task.get("generated"):
+        asked = task["generated"], task["prompts"], task["longest"], dtype
+        what = f"answers of {task['task']}, {number} models, each of at most {task['longest']} tokens"
+        found[what] = prices.writing_cost(shape, known, *asked, unknown=unknown)
+    return found

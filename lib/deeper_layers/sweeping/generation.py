@@ -26,11 +26,10 @@ from deeper_layers.results.shards import Shards, skip
 from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.memory import run_in_halves
-from deeper_layers.sweeping.planning import MEMORY, hash_of
+from deeper_layers.sweeping.planning import MEMORY, ROWS, hash_of
 from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers.sweeping.trial import Sharing
 
-ROWS = 32  # of a batch, where memory holds them
 FIRST_SHARD = 500_000  # those of log-likelihoods are numbered from 0
 # entries of a generation configuration that greedy decoding follows here, or has no use for
 FOLLOWED = set(

@@ -19,6 +19,7 @@ PADDING = 0.05  # largest share of a batch's tokens that is padding
 SHARED_TOKENS = 48  # a prefix shorter than this, or shared by fewer than SHARED_BY, is not worth a cache
 SHARED_BY = 8
 JOINED = 512  # tokens after a context, or as many as it has, at most: each attends across all of them
+ROWS = 32  # answers that are written together, where memory holds them
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 MEMORY = 2**31  # bytes beside the weights
 
