@@ -21,12 +21,12 @@ from sphinx.util import logging
 
 from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.files import write_file
+from deeper_layers.results.places import results_folder
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository
 EXECUTED = ROOT / "book" / "executed"
 EXPLORER = EXECUTED / "explorer.json"
 STAMPS = EXECUTED / "stamps.json"
-MEASURED = ("results", "benchmarks")
 HEAVY = frozenset({"torch", "transformers", "lm_eval", "peft", "bitsandbytes", "accelerate", "datasets"})
 # the first and the last cell of a run: what measures can't be imported; what was loaded is told
 WITHOUT = f"""import os, sys
@@ -58,7 +58,7 @@ def draw(app: Sphinx) -> None:
     work = {EXPLORER: draw_explorer}  # takes longest, so it comes first
     work |= {EXECUTED / f"{name}.ipynb": run_notebook for name in re.findall(r"executed/([\w-]+)", contents)}
     stamps = json.loads(STAMPS.read_text(encoding="utf-8")) if STAMPS.exists() else {}
-    measured = stamp(path for folder in MEASURED for path in (ROOT / folder).rglob("*.json"))
+    measured = stamp(path for folder in (results_folder(), ROOT / "benchmarks") for path in folder.rglob("*.json"))
     stale = [path for path in work if not (path.exists() and is_current(path, stamps.get(path.name, {}), measured))]
     if not stale:
         return
@@ -89,7 +89,7 @@ def stamp(paths: Iterable[Path], *more: str) -> str:
     found = hashlib.sha256("".join(more).encode())
     for path in sorted(paths):
         content = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "gone"
-        found.update(f"{path.relative_to(ROOT)} {content}\n".encode())
+        found.update(f"{os.path.relpath(path, ROOT)} {content}\n".encode())
     return found.hexdigest()
 
 

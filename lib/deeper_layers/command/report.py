@@ -22,6 +22,7 @@ from deeper_layers.experiments.notebook_runs import execute_notebook
 from deeper_layers.experiments.parameters import HealingParameters, Shown
 from deeper_layers.package_index import file_hash
 from deeper_layers.prices import duration
+from deeper_layers.results.places import VARIABLE
 
 IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
 MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
@@ -60,7 +61,7 @@ MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that
     type=click.Choice(["local", "slurm"]),
     help="each result a job, on this machine or of SLURM, with the profile of this name in workflow/profiles/",
 )
-@click.option("--no-site", is_flag=True, help="leave out the site, which is built where results are the repository's")
+@click.option("--no-site", is_flag=True, help="leave out the site")
 @answering
 def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, no_site: bool) -> Answer:
     if (root := results.repository()) is None:
@@ -96,19 +97,24 @@ def report(given: dict, notebooks: str, out: Path | None, cluster: str | None, n
         else:
             failed.append(f"{notebook}: {mistake}")
         print(f"[{number}/{len(kinds)}] {mistake or path} ({time.monotonic() - start:.0f} s)", flush=True)
-    site = None
-    if made and not no_site and shown:
-        _check_installed("book", "jupyter_book")
-        builder = Path(sys.executable).with_name("jupyter-book")
-        _run_there(root, "the site could not be built", builder, "build", "book/")
-        site = str(root / "book" / "_build" / "html" / "index.html")
-    elif made and not no_site:
-        print(f"no site: it shows {root / 'results'}, and these results are in {given['results']}", flush=True)
+    site = None if no_site or not made else str(_build_site(root, None if shown else given["results"], out))
     if failed:
         said = f"{len(failed)} of {len(kinds)} notebooks were not made: {'; '.join(failed)}"
         raise InputError(f"{said}; mend that and run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer("\n".join(lines), {"model": name, "notebooks": made, "site": site})
+
+
+def _build_site(root: Path, results: str | None, out: Path) -> Path:
+    """Build the site of the repository's results; or, below `out`, that of other results, the published ones beside."""
+    _check_installed("book", "jupyter_book")
+    command, place = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book/"], root / "book"
+    if results:
+        place = (out / "site").absolute()
+        command += ["--path-output", str(place)]
+        os.environ[VARIABLE] = str(Path(results).absolute())
+    _run_there(root, "the site could not be built", *command)
+    return place / "_build" / "html" / "index.html"
 
 
 def _plan(asked: dict[str, Shown]) -> str:

@@ -1,8 +1,11 @@
 """Where results lie, and which checkout of this project is around."""
 
+import os
 from pathlib import Path
 
 from deeper_layers import checks
+
+VARIABLE = "DEEPER_LAYERS_RESULTS"  # of the environment: a folder in place of the repository's results/
 
 # the published results, which come with the library: a link to the repository's results/, a folder of its own where
 # it is installed
@@ -25,12 +28,13 @@ def repository() -> Path | None:
 def results_folder(named: str | Path | None = None) -> Path:
     """The folder of results: the one that is named, from where the user stands.
 
-    Without a name it is `results` of the repository where one is around, else of the working directory.
+    Without a name it is that of VARIABLE where it is set, else `results` of the repository where one is around, else
+    of the working directory.
 
     Raises:
         InputError: the name is that of something else than a folder, or none that a folder can have.
     """
-    if named is None:
+    if (named := named or os.environ.get(VARIABLE)) is None:
         return (repository() or Path()) / "results"
     return checks.new_folder("results", named)
 
