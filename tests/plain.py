@@ -1,8 +1,9 @@
-"""The plain ways that tests compare with: identity layers, a request at a time, a pair of residuals at a time."""
+"""The plain ways that tests compare with: identity layers, a pair of residuals at a time."""
 
 import contextlib
 import copy
 import functools
+import math
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch._C._profiler import _EventType
 from torch.profiler import ProfilerActivity, profile
 
 from deeper_layers.models.decoder import decoder_layers
+from deeper_layers.sweeping import tree_model
 from deeper_layers.sweeping.planning import Requests
 
 NEW_TOKENS = 12
@@ -53,17 +55,23 @@ def requests(vocabulary, *, few_shot, questions=9, seed=0, max_length=200):
     return Requests(contexts, continuations, max_length)
 
 
-def one_by_one(model, asked, some=slice(None)):
-    """The definition: a forward pass a request, nothing shared, nothing batched."""
-    sums, greedy = [], []
-    for context, continuation in zip(asked.contexts[some], asked.continuations[some], strict=True):
-        with torch.inference_mode():
-            logits = model(input_ids=torch.tensor([context + continuation[:-1]]), use_cache=False).logits[0]
-        scored = torch.log_softmax(logits[-len(continuation) :].float(), dim=-1)
-        target = torch.tensor(continuation)
-        sums.append(scored.gather(1, target[:, None]).sum().item())
-        greedy.append(bool((scored.argmax(dim=-1) == target).all()))
-    return np.array(sums), np.array(greedy)
+def never(answers):
+    """No answer ends before it has as many tokens as are asked."""
+    return [False] * len(answers)
+
+
+def little_memory(monkeypatch, most):
+    """From now on memory runs out where more rows run for more models; what was tried, in pairs of models and rows."""
+    run, tried = tree_model.run_layers, []
+
+    def small(forwards, *how, **options):
+        tried.append((len(forwards[0].tree.cuts), sum(len(forward.batch.ids) for forward in forwards)))
+        if math.prod(tried[-1]) > most:
+            raise torch.OutOfMemoryError("out of memory")
+        return run(forwards, *how, **options)
+
+    monkeypatch.setattr(tree_model, "run_layers", small)
+    return tried
 
 
 def batch(sequences, side="right"):

@@ -5,7 +5,7 @@ import warnings
 import accelerate
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
@@ -16,6 +16,7 @@ from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.tree import Tree
 from deeper_layers.sweeping.tree_model import TreeModel, run_alone
 from deeper_layers.sweeping.trial import Sharing
+from tests.plain import never
 from tests.tiny import model_type, settings_of, tiny_model
 
 LAYERS = 6
@@ -24,64 +25,64 @@ TOKENS = list(range(1, 90))
 ONE, OTHER = "cpu:0", "cpu:1"
 
 
-def sequences(start: int, branches: bool) -> tuple[Sequence, ...]:
+def batch_of(network, start: int, branches: bool = False) -> Batch:
     """Of unequal lengths, the same up to `start`."""
-    answers = [(0, [7, 8, 9]), (1, [5, 6, 4])] if branches else [(0, [7, 8, 9])]
-    return tuple(Sequence.joined([*TOKENS[:start], *TOKENS[n : n + 9 + 2 * n]], answers) for n in range(3))
+    answers = [(0, [7, 8, 9]), (1, [5, 6, 4])][: 1 + branches]
+    sequences = [Sequence.joined([*TOKENS[:start], *TOKENS[n : n + 9 + 2 * n]], answers) for n in range(3)]
+    return Batch.of(tuple(sequences), start, network.device)
 
 
-def spread_model(family: str):
-    """A model without numbers, whose first layers are on one device and last on another."""
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type(family), **settings_of(family, LAYERS)))
-    places = {name: ONE for name in ("model.embed_tokens", "model.rotary_emb")}
-    places |= {name: OTHER for name in ("model.norm", "lm_head")}
-    places |= {f"model.layers.{layer}": ONE if layer < 3 else OTHER for layer in range(LAYERS)}
-    for name, place in places.items():
-        for module in model.get_submodule(name).modules():
-            for tensors in (module._parameters, module._buffers):
-                tensors |= {key: tensor.to(place) for key, tensor in tensors.items() if tensor is not None}
-    with warnings.catch_warnings():
+@pytest.fixture
+def spread():
+    """A model without numbers, whose first layers are on one device and last on another.
+
+    Devices that torch plays: it refuses what mixes them, and computes places and shapes.
+    """
+    with FakeTensorMode(), torch.inference_mode(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer")
-        return accelerate.dispatch_model(model.eval(), places, force_hooks=True)
+        config = AutoConfig.for_model(model_type("llama"), **settings_of("llama", LAYERS))
+        model = AutoModelForCausalLM.from_config(config)
+        places = {f"model.{name}": ONE for name in ("embed_tokens", "rotary_emb", *(f"layers.{n}" for n in range(3)))}
+        places |= {name: OTHER for name in ("model.norm", "lm_head", *(f"model.layers.{n}" for n in range(3, LAYERS)))}
+        for name, place in places.items():
+            for module in model.get_submodule(name).modules():
+                for tensors in (module._parameters, module._buffers):
+                    tensors |= {key: tensor.to(place) for key, tensor in tensors.items() if tensor is not None}
+        yield accelerate.dispatch_model(model.eval(), places, force_hooks=True)
 
 
 WAYS = [(False, 0, False), (False, 5, True), (True, 5, True)]
 
 
 @pytest.mark.parametrize(("branches", "start", "scored_only"), WAYS, ids=["plain", "prefix", "branches"])
-def test_a_batch_on_two_devices(branches, start, scored_only):
-    """Devices that torch plays: it refuses what mixes them, and computes places and shapes, no numbers."""
-    with FakeTensorMode(), torch.inference_mode():
-        network, tree, prefix = Network(spread_model("llama")), Tree(CUTS, LAYERS), None
-        assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
-        if start:
-            tokens = Batch.of_tokens([TOKENS[:start]], network.device)
-            run_layers([forward := Forward(network, tree, tokens, scored_only=scored_only, keeps=True)])
-            prefix = forward.cache
-            held = {network.places[n.layer]: prefix.kept[n.leaves][0].device for level in tree.levels for n in level}
-            assert held == {place: place for place in network.places}
-        batch = Batch.of(sequences(start, branches), start, network.device)
-        run_layers([forward := Forward(network, tree, batch, prefix, scored_only=scored_only)])
-        logits = network.logits(forward.states.flatten(0, 1))
-        assert logits.shape == (len(CUTS) * len(batch.rows), 128) and str(logits.device) == ONE
+def test_a_batch_on_two_devices(spread, branches, start, scored_only):
+    network, tree, prefix = Network(spread), Tree(CUTS, LAYERS), None
+    assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
+    if start:
+        tokens = Batch.of_tokens([TOKENS[:start]], network.device)
+        run_layers([forward := Forward(network, tree, tokens, scored_only=scored_only, keeps=True)])
+        prefix = forward.cache
+        assert all(prefix.kept[n.leaves][0].device == network.places[n.layer] for level in tree.levels for n in level)
+    batch = batch_of(network, start, branches)
+    run_layers([forward := Forward(network, tree, batch, prefix, scored_only=scored_only)])
+    logits = network.logits(forward.states.flatten(0, 1))
+    assert logits.shape == (len(CUTS) * len(batch.rows), 128) and str(logits.device) == ONE
 
 
-def test_answers_on_two_devices():
-    with FakeTensorMode(), torch.inference_mode():
-        model = TreeModel(spread_model("llama"), CUTS[:3], Sharing.MASKS)
-        decoding = Decoding(model, [TOKENS[:60], TOKENS[:70]], 3)
-        ones = torch.ones(6, dtype=torch.long, device=ONE)
-        found = decoding._next(0, ones, ones[:, None])
-        assert found.shape == (6,) and str(found.device) == ONE
+def test_answers_on_two_devices(spread):
+    decoding = Decoding(TreeModel(spread, CUTS[:3], Sharing.MASKS), [TOKENS[:60], TOKENS[:70]], 3)
+    with pytest.raises(DynamicOutputShapeException):  # a token has passed all layers, and its number is asked for
+        decoding.write(never)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt_neox"])
-def test_in_sixteen_bits_the_tree_is_the_pruned_model(family, dtype):
-    """To the bit, without savings."""
-    model = tiny_model(family, layers=LAYERS, dtype=dtype)
+def test_in_sixteen_bits_all_is_shared_and_without_savings_the_tree_is_the_pruned_model(family, dtype):
+    """To the bit."""
+    model = tiny_model(family, dtype=dtype)
+    assert TreeModel(model, CUTS).sharing == Sharing.MASKS
     network, tree = Network(model), Tree(CUTS, LAYERS)
-    batch = Batch.of(sequences(0, False), 0, network.device)
+    batch = batch_of(network, 0)
     with torch.inference_mode():
         run_layers([forward := Forward(network, tree, batch)])
         for number, cut in enumerate(CUTS):

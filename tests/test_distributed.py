@@ -1,18 +1,33 @@
-"""Healing by two processes (torchrun, gloo) beside one: the same losses, and each goes on where the other stopped."""
+"""Healing by two processes (torchrun, gloo) beside one: the same losses, and each goes on where the other stopped.
 
+Each of the two runs this file: MODEL OUT HEALINGS, the last in JSON, and writes what came out of them to OUT/RANK.json.
+"""
+
+import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.healing.training import train
 from deeper_layers.models import devices
+from deeper_layers.models.opening import load_model
+from deeper_layers.presets import HealingConfig
+from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import AROUND as ROOT
-from tests.distributed import healed
 
+TEXTS, CUT = [f"{i} and {i + 1} are numbers, {'and so are these ' * (i % 7)}{i * i}." for i in range(60)], Cut(2, 2)
+CONFIG = HealingConfig(
+    rank=2, learning_rate=1e-2, sequence_length=32, batch_sequences=4, at_once=1, save_every=2, steps=4, warmup_steps=1,
+    quantization=None, gradient_checkpointing=False, dropout=0.0, packed=False,
+)  # fmt: skip
 WAYS = {
     "text": {},
     "packed, checkpointed": {"packed": True, "gradient_checkpointing": True},
@@ -20,25 +35,23 @@ WAYS = {
     "auxiliary": {"auxiliary": 0.5},
     "above": {"adapters": "above"},
 }
-REFUSED = {"odd": {"batch_sequences": 3}}
 
 
-@pytest.fixture(scope="module")
-def both(tiny_folder, tmp_path_factory):
-    """The folders and the results of one process, and of each of two; "begun" was begun by the other."""
-    alone, together = (tmp_path_factory.mktemp(name) for name in ("alone", "together"))
-    of_one = healed(str(tiny_folder), alone, WAYS)
-    healed(str(tiny_folder), together, {"begun": {}})
-    interrupt(together / "begun")
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words = [str(tiny_folder), str(together), json.dumps(WAYS | {"begun": {}} | REFUSED)]
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'lib'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [*start, "-m", "tests.distributed", *words], cwd=ROOT, env=environment | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return together, of_one, [json.loads((together / f"{rank}.json").read_text()) for rank in (0, 1)]
+def healed(model, out, healings: dict[str, dict]) -> dict[str, dict]:
+    """What each healing gave, by its name: losses, tokens, and what its adapters sum up to; or what was wrong."""
+    whole, tokenizer = load_model(str(model), dtype="float32", device="cpu")
+    found = {}
+    for name, settings in healings.items():
+        how = {"cut": CUT, "whole": whole, "folder": out / name}
+        try:
+            config = dataclasses.replace(CONFIG, **settings)
+            adapted, record = train(drop_layers(whole, CUT), tokenizer, TEXTS, config, **how)
+        except InputError as error:
+            found[name] = {"error": str(error)}
+            continue
+        sums = [float(p.detach().double().abs().sum()) for p in adapted.parameters() if p.requires_grad]
+        found[name] = {"losses": record.losses, "tokens": record.tokens, "adapters": sums}
+    return found
 
 
 def interrupt(folder) -> None:
@@ -48,8 +61,17 @@ def interrupt(folder) -> None:
 
 
 @pytest.mark.thorough
-def test_two_processes_give_the_losses_of_one_and_each_goes_on_where_the_other_stopped(both, tiny_folder):
-    together, of_one, of_two = both
+def test_two_processes_give_the_losses_of_one_and_each_goes_on_where_the_other_stopped(tiny_folder, tmp_path):
+    of_one, together = healed(tiny_folder, tmp_path / "alone", WAYS), tmp_path / "together"
+    healed(tiny_folder, together, {"begun": {}})
+    interrupt(together / "begun")
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [str(tiny_folder), str(together), json.dumps(WAYS | {"begun": {}, "odd": {"batch_sequences": 3}})]
+    environment = {"PYTHONPATH": f"{ROOT / 'lib'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    how = {"cwd": ROOT, "env": os.environ | environment, "capture_output": True, "text": True, "timeout": 300}
+    done = subprocess.run([*start, "-m", "tests.test_distributed", *words], **how)
+    assert done.returncode == 0, done.stderr
+    of_two = [json.loads((together / f"{rank}.json").read_text()) for rank in (0, 1)]
     for name in WAYS:
         for found in of_two:
             assert len(found[name]["losses"]) == 4 and found[name]["tokens"] == of_one[name]["tokens"]
@@ -57,16 +79,16 @@ def test_two_processes_give_the_losses_of_one_and_each_goes_on_where_the_other_s
             assert found[name]["adapters"] == pytest.approx(of_one[name]["adapters"], rel=1e-4), name
         assert of_two[0][name] == of_two[1][name], "both hold the same adapters"
     assert of_two[0]["begun"]["losses"] == pytest.approx(of_one["text"]["losses"], abs=1e-5)
+    assert all("2 processes were started for steps of 3 batches" in found["odd"]["error"] for found in of_two)
     interrupt(together / "text")
-    resumed = healed(str(tiny_folder), together, {"text": {}})["text"]
+    resumed = healed(tiny_folder, together, {"text": {}})["text"]
     assert resumed["losses"][:2] == of_two[0]["text"]["losses"][:2], "it began anew"
     assert resumed["losses"] == pytest.approx(of_one["text"]["losses"], abs=1e-5)
-    assert all("2 processes were started for steps of 3 batches" in found["odd"]["error"] for found in of_two)
 
 
 def test_a_model_in_pieces_is_refused(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert "ACCELERATE_USE_FSDP is set" in healed(str(tiny_folder), tmp_path, {"text": {}})["text"]["error"]
+    assert "ACCELERATE_USE_FSDP is set" in healed(tiny_folder, tmp_path, {"text": {}})["text"]["error"]
 
 
 def test_each_of_several_processes_has_an_accelerator_of_its_own(monkeypatch):
@@ -74,3 +96,9 @@ def test_each_of_several_processes_has_an_accelerator_of_its_own(monkeypatch):
     assert devices.choose_device("auto") == "cuda"
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert devices.choose_device("auto") == "cuda:1"
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    _, model, out, healings = sys.argv
+    (Path(out) / f"{os.environ['RANK']}.json").write_text(json.dumps(healed(model, Path(out), json.loads(healings))))

@@ -1,141 +1,173 @@
-"""Generated answers of a family are those that lm-eval's HFLM gives for each pruned model."""
+"""Generated answers are those that lm-eval's HFLM gives for each pruned model, of our tree and of another engine.
+
+Of every family: tests/test_families.py. vLLM itself is not needed: what it writes beside our tree and HFLM says
+`python -m benchmarks.generation NAME --engine vllm`.
+"""
+
+import json
+import sys
+import types
 
 import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
 
 from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.experiments import parameters as kinds
+from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping import vllm_engine
 from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.generation import ROWS, generate
+from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
+from tests.test_command import said, typed
 from tests.tiny import tiny_model
 
-LAYERS = 6
+LAYERS, TASK = 6, "sums_one_digit_generated"
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2)]
 EXAMPLES = "Question: What is the capital of this country?\nAnswer: The capital is here.\n\n" * 2
+SELDOM = [pytest.param(family, marks=pytest.mark.thorough) for family in ("gemma3", "gpt_neox")]
 
 
-def requests(*, shared: bool, until=("a",), most=12, number=7):
+def requests(*, shared=False, number=7, **options):
     """Questions of different lengths, longer than the sliding windows; `shared`: after the same examples."""
+    options = {"until": ["a"], "max_gen_toks": 12, "do_sample": False} | options
     asked = []
     for i in range(number):
-        beginning = EXAMPLES if shared else EXAMPLES[i * 5 :]
-        context = beginning + "Question: " + "What is it? " * (i % 3) + "abcdefg"[i] * (i + 1) + "\nAnswer:"
-        options = {"until": list(until), "max_gen_toks": most, "do_sample": False}
+        question = "What is it? " * (i % 3) + "abcdefg"[i] * (i + 1)
+        context = f"{EXAMPLES if shared else EXAMPLES[i * 5 :]}Question: {question}\nAnswer:"
         asked.append(Instance("generate_until", {}, (context, options), i))
     return asked
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tiny_folder):
-    return AutoTokenizer.from_pretrained(tiny_folder)
+@pytest.fixture
+def spoken(opened):
+    """A tiny model of a family that speaks the tokenizer's 300 tokens, and the tokenizer."""
 
+    def model(family):
+        made = tiny_model(family, layers=LAYERS, vocab_size=len(opened[1]), tie_word_embeddings=False)
+        made.config.max_position_embeddings = 2048
+        made.generation_config.eos_token_id = opened[1].eos_token_id
+        return made, opened[1]
 
-def opened(family, tokenizer):
-    """A tiny model that speaks the tokenizer's 300 tokens."""
-    model = tiny_model(family, layers=LAYERS)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        # a head of its own: one that is the embedding repeats the last token for ever
-        model.config.tie_word_embeddings = False
-        for embedding in (model.get_output_embeddings(), model.get_input_embeddings()):
-            embedding.weight = torch.nn.Parameter(torch.randn_like(embedding.weight) / 2)
-    model.config.max_position_embeddings = 2048
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
     return model
 
 
-class Counting(HFLM):
-    """HFLM, which keeps how many tokens each answer has, and whether it ended by itself."""
+@pytest.fixture
+def written(monkeypatch):
+    """Of each batch that the tree wrote how many models and how many prompts."""
+    found, write = [], Decoding.write
 
-    def _model_generate(self, context, max_length, stop, **how):
-        found = super()._model_generate(context, max_length, stop, **how)
-        new = found[0, context.shape[1] :].tolist()
-        ended = new[-1] == self.tokenizer.eos_token_id or any(s in self.tokenizer.decode(new) for s in stop)
-        self.lengths = [*getattr(self, "lengths", []), (len(new), ended)]
-        return found
+    def counted(self, *how):
+        found.append((len(self.model.cuts), len(self.prompts)))
+        return write(self, *how)
 
-
-def texts_of(answers):
-    return [[answer.text for answer in of_cut] for of_cut in answers]
+    monkeypatch.setattr(Decoding, "write", counted)
+    return found
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own examples", "shared examples"])
-@pytest.mark.parametrize(
-    "family", ["llama", *(pytest.param(name, marks=pytest.mark.thorough) for name in ("gemma3", "gpt_neox"))]
-)  # of every family: tests/test_families.py
-def test_equals_hflm_on_each_pruned_model(family, shared, tokenizer, monkeypatch):
-    model = opened(family, tokenizer)
-    asked = requests(shared=shared)
+@pytest.mark.parametrize("family", ["llama", *SELDOM])
+def test_equals_hflm_on_each_pruned_model(family, shared, spoken, monkeypatch):
+    (model, tokenizer), asked = spoken(family), requests(shared=shared)
     with monkeypatch.context() as patch:
         patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
-        answers = generate(TreeModel(model, CUTS), tokenizer, asked)
-    found = texts_of(answers)
-    assert len(found) == len(CUTS)
-    for cut, texts in zip(CUTS, found, strict=True):
+        found = generate(TreeModel(model, CUTS), tokenizer, asked)
+    for cut, answers in zip(CUTS, found, strict=True):
         # one by one: padding on the left moves what a sliding window of transformers sees
-        lm = Counting(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
-        assert texts == lm.generate_until(asked, disable_tqdm=True), cut
-        # HFLM asks the longest first
-        of_answers = [(answer.tokens, answer.ended) for answer in answers[CUTS.index(cut)]]
-        assert sorted(of_answers) == sorted(lm.lengths)
+        lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
+        assert [answer.text for answer in answers] == lm.generate_until(asked, disable_tqdm=True), cut
+    every = [answer for answers in found for answer in answers]
+    assert all(answer.tokens == 12 if not answer.ended else 1 <= answer.tokens <= 12 for answer in every)
     # the answers differ between models and questions, so equality says something
-    assert len({tuple(texts) for texts in found}) == len(CUTS) and len({t for texts in found for t in texts}) > 8
+    assert len(set(map(str, found))) == len(CUTS) and len({answer.text for answer in every}) > 8
+    assert {answer.ended for answer in every} == {True, False}
 
 
-def test_a_limit_of_memory_makes_smaller_batches(tokenizer, monkeypatch):
-    model = opened("llama", tokenizer)
-    asked = requests(shared=True)
-    expected = generate(TreeModel(model, CUTS), tokenizer, asked)
-    seen = []
-    init = Decoding.__init__
-    monkeypatch.setattr(
-        Decoding, "__init__", lambda self, family, prompts, most: (
-            seen.append((len(family.cuts), len(prompts))), init(self, family, prompts, most))[1],
-    )  # fmt: skip
-    for memory in (2_000_000, 400_000):  # fewer pruned models at once, then fewer prompts too
-        seen.clear()
-        assert generate(TreeModel(model, CUTS), tokenizer, asked, memory=memory) == expected
-        assert max(cuts for cuts, _ in seen) < len(CUTS)
-    assert 1 <= max(rows for _, rows in seen) < len(asked)
+def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_again(spoken, written, tmp_path):
+    (model, tokenizer), asked = spoken("llama"), requests(shared=True)
+    how, shards = (TreeModel(model, CUTS), tokenizer, asked), Shards(tmp_path / "unit.partial")
+    expected = generate(*how)
+    assert set(written) == {(len(CUTS), len(asked))}
+    assert generate(*how, memory=2_000_000, shards=shards) == expected
+    assert max(written[1:])[0] < len(CUTS), "fewer models"
+    next((tmp_path / "unit.partial").glob("*.npz")).unlink()
+    written.clear()
+    assert generate(*how, memory=2_000_000, shards=shards) == expected and len(written) == 1
+    written.clear()
+    assert generate(*how, memory=400_000) == expected
+    assert max(rows for _, rows in written) < len(asked), "fewer prompts too"
 
 
-def test_goes_on_from_shards(tokenizer, tmp_path, monkeypatch):
-    model = opened("llama", tokenizer)
-    shards, memory = Shards(tmp_path / "unit.partial"), 2_000_000  # in groups of cuts
-    expected = generate(TreeModel(model, CUTS), tokenizer, requests(shared=False), shards=shards, memory=memory)
-    stored = sorted((tmp_path / "unit.partial").glob("*.npz"))
-    assert len(stored) > 1
-    stored[1].unlink()
-    written, write = [], Decoding.write
-    monkeypatch.setattr(Decoding, "write", lambda self, *how: written.append(self.model.cuts) or write(self, *how))
-    found = generate(TreeModel(model, CUTS), tokenizer, requests(shared=False), shards=shards, memory=memory)
-    assert found == expected and len(written) == 1
+@pytest.mark.parametrize("asks", ["task", "model"])
+def test_more_than_greedy_is_left_to_hflm(asks, spoken, written):
+    model, tokenizer = spoken("llama")
+    options = {"do_sample": True, "temperature": 0.5} if asks == "task" else {}
+    model.generation_config.repetition_penalty = 1.5 if asks == "model" else 1.0
+    asked, texts = requests(number=3, **options), []
+    for write in (
+        lambda: [answer.text for answer in generate(TreeModel(model, CUTS[:1]), tokenizer, asked)[0]],
+        lambda: HFLM(model, tokenizer=tokenizer, batch_size=ROWS).generate_until(asked, disable_tqdm=True),
+    ):
+        torch.manual_seed(0)
+        texts.append(write())
+    assert texts[0] == texts[1] and not written
 
 
-@pytest.mark.parametrize("options", [{"do_sample": True, "temperature": 0.5}, {"repetition_penalty": 1.5}])
-def test_more_than_greedy_is_left_to_hflm(tokenizer, options, monkeypatch):
-    model = opened("llama", tokenizer)
-    asked = requests(shared=False, number=3)
-    for instance in asked:
-        instance.arguments[1].update(options)
-    monkeypatch.setattr(Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
-    torch.manual_seed(0)
-    found = generate(TreeModel(model, CUTS[:1]), tokenizer, asked)
-    torch.manual_seed(0)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=ROWS)
-    assert texts_of(found)[0] == lm.generate_until(asked, disable_tqdm=True)
-    assert found[0][0].tokens is None
+# ---- by another engine
 
 
-def test_a_generation_configuration_is_obeyed(tokenizer, monkeypatch):
-    model = opened("llama", tokenizer)
-    plain = generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False))
-    model.generation_config.repetition_penalty = 2.0
-    monkeypatch.setattr(Decoding, "write", lambda *_: pytest.fail("decoded greedily"))
-    assert generate(TreeModel(model, CUTS[:1]), tokenizer, requests(shared=False)) != plain
+def test_what_another_engine_does_not_do_is_refused(tiny_folder, opened, monkeypatch):
+    streamed = load_model(str(tiny_folder), stream=True)
+    assert "--engine is 'tgi', expected what writes" in said("sweep", tiny_folder, "--engine", "tgi")
+    for there, given, tasks, engine, words in [
+        (False, opened, [TASK], "vllm", "engine is 'vllm', which is not installed: pip install vllm"),
+        (False, opened, [TASK], "sglang", "engine is 'sglang', expected None or one of 'vllm'"),
+        (
+            True,
+            opened,
+            ["capitals", TASK],
+            "vllm",
+            "'capitals' is scored by log-likelihoods, which pruned",
+        ),
+        (True, streamed, [TASK], "vllm", "its layers are on disk: open it in a data type, and in memory"),
+    ]:
+        if there:
+            monkeypatch.setattr(vllm_engine, "check_installed", lambda engine: None)
+        with pytest.raises(InputError, match=words):
+            sweep(*given, tasks, [Cut(1, 1)], limit=2, engine=engine)
+
+
+def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, monkeypatch):
+    """HFLM opens the folders here."""
+    asked = ["sweep", tiny_folder, "--tasks", TASK, "--limit", 6, "--layers", "1", "--mlp", "3", "--results", tmp_path]
+    dtypes = []
+
+    class Stood(HFLM):
+        def __init__(self, pretrained, dtype):
+            dtypes.append(dtype)
+            if len(dtypes) == 2:
+                raise KeyboardInterrupt
+            super().__init__(pretrained=pretrained, batch_size=6, device="cpu")
+
+        def generate_until(self, requests, disable_tqdm=False):
+            # which vLLM writes out
+            return [f"<pad>{text}<eos>" for text in super().generate_until(requests, disable_tqdm)]
+
+    def rows(*words):
+        return json.loads(typed(*asked, *words, "--json").stdout)["rows"]
+
+    monkeypatch.setitem(sys.modules, "lm_eval.models.vllm_causallms", types.SimpleNamespace(VLLM=Stood))
+    for module in (vllm_engine, kinds):
+        monkeypatch.setattr(module, "check_installed", lambda engine: None)
+    assert "1/2 [" in typed(*asked, "--engine", "vllm", code=130).stderr
+    found = rows("--engine", "vllm")
+    assert dtypes == ["float32"] * 3, "the first was there"
+    assert [row["value"] for row in found] == [row["value"] for row in rows()]
+    assert not list(tmp_path.rglob("*.npz"))
+    monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
+    assert rows("--engine", "vllm") == found

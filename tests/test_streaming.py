@@ -1,8 +1,10 @@
-"""Layers that stay on disk give the numbers of those in memory, and are read once for many batches."""
+"""Layers that stay on disk give the numbers of those in memory, and are read once for many batches.
+
+Of every family: tests/test_families.py.
+"""
 
 import numpy as np
 import pytest
-import torch
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
@@ -18,89 +20,67 @@ from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.hub import COMMIT, serving
-from tests.plain import allocated, batch, requests
+from tests.plain import allocated, batch, little_memory, never, requests
 from tests.tiny import tiny_model
 
 LAYERS = 6
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2), Cut.of([1, 4])]
+ASKED = {few_shot: requests(128, few_shot=few_shot, questions=20) for few_shot in (0, 60)}
 
 
-@pytest.fixture(scope="module", params=["llama", "gemma3", "qwen3_moe"])
-def both(request, tmp_path_factory, tiny_folder):
-    """The same model in memory and on disk, in several files."""
-    folder = tmp_path_factory.mktemp(request.param)
-    tiny_model(request.param, layers=LAYERS).save_pretrained(folder, max_shard_size="60KB")
+def saved(folder, tiny_folder):
+    """A model in several files, with a tokenizer."""
+    tiny_model("llama", layers=LAYERS).save_pretrained(folder, max_shard_size="60KB")
     for path in tiny_folder.glob("*token*"):
         (folder / path.name).write_bytes(path.read_bytes())
-    return load_model(str(folder), stream=False)[0], load_model(str(folder), stream=True)[0]
+    return folder
 
 
-def test_only_the_layers_stay_on_disk(both):
-    memory, disk = both
-    assert is_streamed(disk) and not is_streamed(memory)
-    kept = {name for name, parameter in disk.named_parameters() if not parameter.is_meta}
-    assert kept == {name for name, _ in memory.named_parameters() if ".layers." not in name}
+@pytest.fixture(scope="module")
+def both(tmp_path_factory, tiny_folder):
+    """The same model in memory and on disk."""
+    folder = saved(tmp_path_factory.mktemp("saved"), tiny_folder)
+    return [load_model(str(folder), stream=stream)[0] for stream in (False, True)]
 
 
-def test_distances(both):
-    memory, disk = both
-    draw = torch.Generator().manual_seed(0)
-    batches = [batch([torch.randint(1, 128, (n,), generator=draw).tolist() for n in (30, 7, 12)]) for _ in range(3)]
-    assert np.array_equal(angular_distances(memory, batches), angular_distances(disk, batches), equal_nan=True)
-
-
-def test_geometry(both):
-    memory, disk = both
+def test_what_is_recorded_and_written_is_the_same(both):
+    kept = {name for name, parameter in both[1].named_parameters() if not parameter.is_meta}
+    assert kept == {name for name, _ in both[0].named_parameters() if ".layers." not in name}
     given = batch([[5, 9, 17, 3, 2], [7, 8]])
     for run in (record_passes, skip_each_layer):
-        found, expected = (next(run(model, [given], tokens=2)) for model in (disk, memory))
-        assert all(np.array_equal(found[name], expected[name]) for name in expected)
-    assert is_streamed(disk)
+        memory, disk = (next(run(model, [given], tokens=2)) for model in both)
+        assert all(np.array_equal(disk[name], memory[name]) for name in memory)
+    rows = [list(range(1, 20)), list(range(5, 40))]
+    memory, disk = (Decoding(TreeModel(model, CUTS), rows, 4).write(never).tolist() for model in both)
+    assert memory == disk and is_streamed(both[1]), "nothing was left in memory"
 
 
 @pytest.mark.parametrize("few_shot", [0, 60])
 def test_a_sweep(both, few_shot, tmp_path):
-    memory, disk = both
-    asked, how = requests(128, few_shot=few_shot, questions=20), {"batch_tokens": 128}
-    family, plain = TreeModel(disk, CUTS), TreeModel(memory, CUTS)
+    plain, family = (TreeModel(model, CUTS) for model in both)
+    asked, how = ASKED[few_shot], {"batch_tokens": 128}
     assert family.sharing == plain.sharing
-    expected, expected_greedy = loglikelihoods(plain, asked, **how)
-    found, greedy = loglikelihoods(family, asked, **how)
-    assert np.array_equal(found, expected) and np.array_equal(greedy, expected_greedy)
-    assert is_streamed(disk)  # nothing was left in memory
+    expected = loglikelihoods(plain, asked, **how)
+    assert np.array_equal(loglikelihoods(family, asked, **how), expected) and is_streamed(both[1])
     whole = plan_requests(family, asked, **how)
-    assert len(whole.parts) == 1 and whole.reads > 0 and "GB of weights to read in 1 rounds" in str(whole)
-    before = family.network.reader.bytes
+    assert len(whole.parts) == 1 and "GB of weights to read in 1 rounds" in str(whole)
     family.network.reader.bytes = 0
-    list(family.answer(whole.pieces))
-    assert before and family.network.reader.bytes <= 1.01 * whole.reads
-    # with little memory in several rounds, each kept as it is finished
     with allocated() as taken:
         list(family.answer(whole.pieces))
-    assert whole.bytes / 2.5 < taken[0] <= whole.bytes
-    little = plan_requests(family, asked, **how, memory=whole.bytes // 3)
+    assert 0 < family.network.reader.bytes <= 1.01 * whole.reads and whole.bytes / 2.5 < taken[0] <= whole.bytes
+    # with little memory in several rounds, each kept as it is finished
+    how |= {"memory": whole.bytes // 3}
+    little, shards = plan_requests(family, asked, **how), Shards(tmp_path / "unit.partial")
     assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
-    shards = Shards(tmp_path / "unit.partial")
-    found, _ = loglikelihoods(TreeModel(disk, CUTS), asked, **how, memory=whole.bytes // 3, shards=shards)
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(loglikelihoods(family, asked, **how, shards=shards), expected, atol=1e-5, rtol=0)
 
 
 def test_memory_that_runs_out_halves_sequences_then_cuts(both, monkeypatch):
-    memory, disk = both
-    asked = requests(128, few_shot=60, questions=20)
-    expected, _ = loglikelihoods(TreeModel(memory, CUTS), asked, batch_tokens=128)
-    run, sizes = TreeModel._run, []
-
-    def small(self, sequences, cuts, progress):
-        sizes.append((len(cuts), len(sequences)))
-        if len(cuts) * len(sequences) > 4:
-            raise torch.OutOfMemoryError("out of memory")
-        return run(self, sequences, cuts, progress)
-
-    monkeypatch.setattr(TreeModel, "_run", small)
-    found, _ = loglikelihoods(TreeModel(disk, CUTS), asked, batch_tokens=128)
-    assert max(sizes)[1] > 8 and min(sizes)[0] == 1 and min(sizes)[1] <= 4
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    plain, family = (TreeModel(model, CUTS) for model in both)
+    expected = loglikelihoods(plain, ASKED[60], batch_tokens=128)
+    tried = little_memory(monkeypatch, most=4)
+    np.testing.assert_allclose(loglikelihoods(family, ASKED[60], batch_tokens=128), expected, atol=1e-5, rtol=0)
+    assert {models for models, rows in tried if rows > 9} == {len(CUTS)} and min(tried)[0] == 1
 
 
 def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
@@ -109,23 +89,14 @@ def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):
     places = dict.fromkeys(["model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head"], "cpu")
     places |= {f"model.layers.{layer}": "disk" if layer in (3, 5) else "cpu" for layer in range(LAYERS)}
     mixed = type(disk).from_pretrained(disk.name_or_path, device_map=places, offload_folder=str(tmp_path)).eval()
-    kept = [not any(p.is_meta for p in layer.parameters()) for layer in decoder_layers(mixed)]
-    assert is_streamed(mixed) and kept == [True, True, True, False, True, False]
+    on_disk = [any(p.is_meta for p in layer.parameters()) for layer in decoder_layers(mixed)]
+    assert is_streamed(mixed) and on_disk == [layer in (3, 5) for layer in range(LAYERS)]
     asked = requests(128, few_shot=60, questions=4)
     expected, found = (loglikelihoods(TreeModel(model, CUTS), asked)[0] for model in (memory, mixed))
     assert np.array_equal(found, expected)
 
 
-def test_answers(both):
-    memory, disk = both
-    rows = [list(range(1, 20)), list(range(5, 40))]
-    never = lambda rows: [False] * len(rows)  # noqa: E731
-    written = [Decoding(TreeModel(model, CUTS), rows, 4).write(never).tolist() for model in (memory, disk)]
-    assert written[0] == written[1]
-
-
 def test_what_streams_is_asked_in_words(tiny_folder):
-    assert not is_streamed(load_model(str(tiny_folder))[0])
     for how, message in (({"stream": "yes"}, "stream is 'yes'"), ({"stream": True, "quantization": "nf4"}, "'nf4'")):
         with pytest.raises(InputError, match=f"{message}.*, expected"):
             load_model(str(tiny_folder), **how)
@@ -133,9 +104,9 @@ def test_what_streams_is_asked_in_words(tiny_folder):
 
 def test_a_model_of_the_hub_is_fetched_once_and_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "saved").mkdir()
+    files = {path.name: path.read_bytes() for path in saved(tmp_path / "saved", tiny_folder).iterdir()}
     model = tiny_model("llama", layers=LAYERS)
-    model.save_pretrained(tmp_path / "saved", max_shard_size="60KB")
-    files = {path.name: path.read_bytes() for path in [*(tmp_path / "saved").iterdir(), *tiny_folder.glob("*token*")]}
     bytes = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with serving(monkeypatch) as hub:
         others = {"consolidated.safetensors": b"again", "original/model.safetensors": b"again", "model.bin": b"pickled"}
@@ -149,6 +120,5 @@ def test_a_model_of_the_hub_is_fetched_once_and_streams_where_memory_is_short(ti
         known = find_model("me/model")
         # a commit, which no later one of this name has, and by which it is opened
         assert (known.weights, known.revision) == (f"hub:{COMMIT}", COMMIT)
-    ids = torch.arange(1, 20)[None]
-    batches = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    batches = [batch([list(range(1, 20))])]
     assert np.array_equal(angular_distances(model, batches), angular_distances(found, batches), equal_nan=True)

@@ -2,9 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
+import torch
+import yaml
 
 from deeper_layers.cuts import ATTENTION, MLP, WHOLE, Cut, simple_cut
+from deeper_layers.errors import InputError
 from deeper_layers.sweeping.tree import Tree
 
 pytestmark = pytest.mark.quick
@@ -12,14 +16,18 @@ pytestmark = pytest.mark.quick
 LAYERS = 6
 
 
-def test_layers_of_a_cut():
-    assert Cut.of([5, 3, 4]) == Cut(3, 3) and Cut.of() == Cut(0, 0)
+def test_what_a_cut_drops_and_keeps():
+    assert Cut.of([5, 3, 4]) == Cut(3, 3) and Cut.of() == Cut(0, 0) == Cut(7, 0)
+    assert Cut(3, 5).stop == 8 and Cut(3, 5).kept(10) == [0, 1, 2, 8, 9]
     cut = Cut.of(layers=[1, 4], attention=[2, 3], mlp=[3, 5])  # nothing is left of 3
     assert cut.dropped == (1, 3, 4) and cut.size == 3 and cut.stop == 5
     assert cut.attention == (2,) and cut.mlp == (5,) and not cut.is_block
     assert [cut.runs(layer) for layer in range(6)] == [WHOLE, None, MLP, None, None, ATTENTION]
     assert cut.kept(6) == [0, 2, 5]
     assert repr(Cut(3, 3)) == "Cut(start=3, size=3)" and eval(repr(cut)) == cut
+    assert sorted([Cut(2, 1), Cut(1, 5), Cut(1, 2)]) == [Cut(1, 2), Cut(1, 5), Cut(2, 1)]
+    cut = Cut(np.int64(3), torch.tensor(2))
+    assert cut == Cut(3, 2) and type(cut.start) is type(cut.size) is int
 
 
 def test_each_cut_has_one_name_by_which_it_is_found():
@@ -33,12 +41,26 @@ def test_each_cut_has_one_name_by_which_it_is_found():
             Cut.named(wrong)
 
 
-def test_the_tree_of_the_picture():
-    tree = Tree([Cut(0, 0), Cut(1, 2), Cut(3, 2)], 6)
-    assert [[(node.enters, node.leaves) for node in level] for level in tree.levels] == [
-        [(0, 1)], [(1, 2)], [(2, 3)], [(3, 4), (1, 5)], [(4, 6), (5, 7)], [(6, 8), (7, 9), (3, 10)],
-    ]  # fmt: skip
-    assert [node.last_of for node in tree.levels[5]] == [(0,), (1,), (2,)] and tree.nodes == 10
+@pytest.mark.parametrize(
+    ("cut", "words"),
+    [
+        (Cut(7, 0), "drops no layers (0 of 30), keeps [0:30]"),
+        (Cut.of([0], mlp=[3, 4]), "drops layer 0 (0-based, 1 of 30) and the MLP of layers 3..4, keeps [1:30]"),
+        (Cut.of([1, 3, 4]), "drops layers 1, 3..4 (0-based, 3 of 30), keeps [0:1], [2:3] and [5:30]"),
+    ],
+)
+def test_a_cut_in_words(cut, words):
+    assert cut.describe(30) == words
+
+
+def test_a_cut_as_a_configuration_of_mergekit():
+    name = 'organisation/a "name": with # signs'
+    assert yaml.safe_load(Cut.of([1, 3, 4]).mergekit_yaml(30, name)) == {
+        "slices": [{"sources": [{"model": name, "layer_range": pair}]} for pair in ([0, 1], [2, 3], [5, 30])],
+        "merge_method": "passthrough",
+    }
+    with pytest.raises(InputError, match="mergekit's passthrough takes whole layers"):
+        Cut.of(mlp=[1]).mergekit_yaml(5, "m")
 
 
 def test_every_model_is_a_path_and_what_is_shared_runs_once():
