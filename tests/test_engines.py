@@ -91,4 +91,5 @@ def test_the_nearest_safe_cut():
 
 
 def test_gguf_files_take_their_periods_from_the_table():
-    assert gguf_files.PERIODS == dict.fromkeys(UNIFORM, 1) | {"gemma2": 2, "gemma3": 6}
+    counted = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "smollm3": 4}
+    assert gguf_files.PERIODS == dict.fromkeys([*UNIFORM, *gguf_files.STATED], 1) | counted

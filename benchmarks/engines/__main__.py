@@ -89,14 +89,14 @@ def cuts_of(name: str, family: str) -> tuple[Cut, ...]:
 
 def ask(name: str, python: Path, wanted: list[tuple[str, Cut]], work: Path) -> dict[str, dict]:
     """An engine's answers, by the name of family and cut: those that it gave before, and those that it gives now."""
-    answers, jobs, sliced = work / "answers" / f"{name}.jsonl", [], name == "llama.cpp-sliced"
-    if sliced:  # its converter has to be given the whole models first
+    answers, jobs = work / "answers" / f"{name}.jsonl", []
+    make = {"llama.cpp-sliced": checkpoints.gguf_of, "llama.cpp-pruned": checkpoints.pruned_gguf_of}.get(name)
+    if make:  # its converter has to be given the whole models first
         whole = [checkpoints.job(family, WHOLE, work / "sources" / family, 0) for family in dict(wanted)]
         run(ENGINES[name].way, python, whole, work / "answers" / "llama.cpp-whole.jsonl", work)
     for family, cut in wanted:
         try:
-            make = checkpoints.gguf_of if sliced else checkpoints.folder_of
-            jobs.append(checkpoints.job(family, cut, make(work, family, cut)))
+            jobs.append(checkpoints.job(family, cut, (make or checkpoints.folder_of)(work, family, cut)))
         except checkpoints.NotConverted as error:
             add(answers, checkpoints.name_of(family, cut), str(error))
         except InputError as error:

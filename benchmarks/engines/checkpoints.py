@@ -6,12 +6,13 @@ the same checkpoint without these layers, cut in memory.
 """
 
 import functools
+import subprocess
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.engines.environments import ENGINES
+from benchmarks.engines.environments import ENGINES, quantizer
 from deeper_layers.cuts import Cut
 from deeper_layers.export import slice_checkpoint, slice_gguf
 from deeper_layers.export.engines import wrong_in
@@ -51,7 +52,7 @@ OURS = "we refuse: "  # how what we say ourselves begins
 
 
 class NotConverted(Exception):
-    """An engine's own converter refuses the whole model."""
+    """An engine's own converter refuses the model."""
 
 
 def name_of(family: str, cut: Cut) -> str:
@@ -90,6 +91,28 @@ def gguf_of(work: Path, family: str, cut: Cut) -> Path:
     if not whole.exists():
         raise NotConverted("llama.cpp's converter makes no GGUF file of the whole model")
     return whole if cut == WHOLE else out if out.exists() else slice_gguf(whole, cut, out)
+
+
+def pruned_gguf_of(work: Path, family: str, cut: Cut) -> Path:
+    """The same file as llama.cpp's own quantizer cuts it, in the types that it has.
+
+    Raises NotConverted where there is no whole one, or the quantizer refuses it.
+    """
+    whole, out = gguf_of(work, family, WHOLE), work / "cut" / f"{name_of(family, cut)}.pruned.gguf"
+    if cut == WHOLE or out.exists():
+        return whole if cut == WHOLE else out
+    layers = ",".join(str(layer) for layer in range(cut.start, cut.start + cut.size))
+    said = subprocess.run(
+        [quantizer(work), "--prune-layers", layers, whole, out, "COPY"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if said.returncode:
+        out.unlink(missing_ok=True)
+        lines = [line for line in (said.stderr + said.stdout).splitlines() if "error" in line or "failed" in line]
+        raise NotConverted(f"llama-quantize ends with {said.returncode}: {(lines or ['it says nothing'])[0]}")
+    return out
 
 
 def prompt() -> list[int]:

@@ -49,7 +49,10 @@ ENGINES = {
     "mistral.rs": Engine("mistral.rs", "mistralrs", ("mistralrs==0.9.5",), counts_as="mistral.rs"),
     "llama.cpp": Engine("llama.cpp, converted", "llama_cpp", LLAMA_CPP, **GGUF),
     "llama.cpp-sliced": Engine("llama.cpp, our GGUF", "llama_cpp", LLAMA_CPP, **GGUF),
+    # it warns of nothing
+    "llama.cpp-pruned": Engine("llama.cpp, llama-quantize", "llama_cpp", LLAMA_CPP, **GGUF | {"counts_as": None}),
 }
+BUILT = ("-DLLAMA_CURL=OFF", "-DLLAMA_BUILD_TESTS=OFF", "-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_OPENSSL=OFF")
 
 
 def python_of(name: str, work: Path) -> Path:
@@ -57,7 +60,7 @@ def python_of(name: str, work: Path) -> Path:
 
     Raises InputError where pip can't install it, with what pip said last.
     """
-    engine, folder = ENGINES[name], work / "environments" / name.removesuffix("-sliced")
+    engine, folder = ENGINES[name], work / "environments" / name.removesuffix("-sliced").removesuffix("-pruned")
     python, done = folder / "bin" / "python", folder / "installed.json"
     if done.exists() and json.loads(done.read_text(encoding="utf-8")) == [*engine.requires]:
         return python
@@ -77,6 +80,21 @@ def python_of(name: str, work: Path) -> Path:
             file.extractall(place, filter="data")
     done.write_text(json.dumps(engine.requires), encoding="utf-8")
     return python
+
+
+def quantizer(work: Path) -> Path:
+    """llama.cpp's program llama-quantize, built from the source in its environment where it is not there: minutes.
+
+    Raises InputError where CMake, which has to be installed, can't build it.
+    """
+    (source,) = (python_of("llama.cpp", work).parents[1] / "source").glob("*/vendor/llama.cpp")
+    program = source / "build" / "bin" / "llama-quantize"
+    if not program.exists():
+        _run(
+            ["cmake", "-S", str(source), "-B", str(source / "build"), "-DCMAKE_BUILD_TYPE=Release", *BUILT], "llama.cpp"
+        )
+        _run(["cmake", "--build", str(source / "build"), "--parallel", "--target", program.name], "llama.cpp")
+    return program
 
 
 def versions_of(name: str, work: Path) -> dict[str, str]:

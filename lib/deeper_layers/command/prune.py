@@ -20,6 +20,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import DTYPES, Source
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # torch
     from deeper_layers.export import PruningDescription
 
 HEALING = HealingParameters.model_fields
-TYPES = ("f32", "f16", "q8_0")
+TYPES = (*EXACT, *ROUNDED)
 
 
 @click.command(
@@ -53,6 +54,7 @@ TYPES = ("f32", "f16", "q8_0")
     deeper-layers prune ORGANISATION/NAME pruned --drop 8 --push-to-hub ME/NAME-pruned
     deeper-layers prune model.gguf pruned.gguf --drop 8
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
+    deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
 
     {MODEL}
     """
@@ -91,7 +93,8 @@ TYPES = ("f32", "f16", "q8_0")
     "kind",
     metavar="TEXT",
     type=click.Choice(TYPES),
-    help="of the matrices of a GGUF file, which else stay as they are: " + ", ".join(TYPES),
+    help=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by llama.cpp's "
+    f"quantizer where cyllama is installed, {', '.join(ROUNDED)}",
 )
 @click.option(
     "--to-size",
@@ -217,7 +220,7 @@ def prune(
         def chosen_cut(size: int) -> Cut:
             return choose(rule, size, depth, found, safe if engines else None)
 
-        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp}
+        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal)}
         cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **how)
     described = export.describe_pruning(
         model,
@@ -232,7 +235,8 @@ def prune(
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
         source = sized()
-        bytes, written = export.written_sizes(source, out, dtype=dtype, type=kind, mtp=not without_mtp)(cut)
+        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal or adapter)}
+        bytes, written = export.written_sizes(source, out, **how)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(

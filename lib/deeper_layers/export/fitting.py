@@ -7,6 +7,7 @@ from pathlib import Path
 from deeper_layers import models
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, NotMeasuredError, in_bytes
+from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.export.pruned_checkpoint import written_sizes
 from deeper_layers.models.sources import Source
 
@@ -35,6 +36,7 @@ def fit_cut(
     dtype: str = "auto",
     type: str | None = None,
     mtp: bool = True,
+    healed: bool = False,
 ) -> Cut:
     """The smallest cut under a rule with which the files of weights that `prune_checkpoint` writes fit.
 
@@ -48,8 +50,10 @@ def fit_cut(
         InputError: the size is none, or not even the smallest model fits; or as `written_sizes` and `choose`.
     """
     most, in_file = read_size(size)
+    if in_file and type in ROUNDED:
+        raise InputError(f"type is {type}, and how large llama.cpp's quantizer makes a file is not known: give q8_0")
     if in_file:
-        written = written_sizes(source, out, dtype=dtype, type=type, mtp=mtp)
+        written = written_sizes(source, out, dtype=dtype, type=type, mtp=mtp, healed=healed)
 
         def size_of(cut: Cut) -> int:
             return written(cut)[0]

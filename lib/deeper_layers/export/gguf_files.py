@@ -23,6 +23,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.engines import TABLE, nth, of_another_kind
 from deeper_layers.export.lineage import check_apart
+from deeper_layers.export.llama_cpp import ROUNDED, quantize
 from deeper_layers.export.tensor_writer import CHUNK, check_space, progress, read_bytes, write_hashed
 from deeper_layers.files import atomic_file, check_absent, clear
 from deeper_layers.models.gguf_header import UNIFORM, Entry, Header, Tensor, architecture, layer_of, read_gguf
@@ -31,10 +32,12 @@ from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import hash_once
 
 Kind = gguf.GGMLQuantizationType
+STATED = ("gemma4", "lfm2")  # architectures whose files say of each layer of which kind it is
+COUNTED = {line.family.replace("_", "-"): line.every for line in TABLE if line.engine == "llama.cpp"}
 # After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number.
-# 1: all layers are alike.
-PERIODS: dict[str, int] = dict.fromkeys(sorted(UNIFORM), 1) | {
-    line.family: line.every for line in TABLE if line.engine == "llama.cpp" and line.family in UNIFORM
+# 1: all layers are alike, or a file states their kinds.
+PERIODS: dict[str, int] = dict.fromkeys(sorted([*UNIFORM, *STATED]), 1) | {
+    arch: every for arch, every in COUNTED.items() if arch in UNIFORM
 }
 TYPES = {"f32": Kind.F32, "f16": Kind.F16, "q8_0": Kind.Q8_0}
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}  # llama.cpp's numbers for a file mostly of this type
@@ -86,17 +89,25 @@ def slice_gguf(
         cut: the layers to drop.
         out: the file to write, which must not exist; with `overwrite` it may be one that was written here, unchanged.
         adapter: a folder of adapters on feed-forward modules, trained after this cut; they are added to the weights.
-        type: of the matrices: "f32", "f16" or "q8_0"; None leaves them as they are, and makes those that an adapter
-            is added to "f16", since rounding the sum as before would undo part of it.
+        type: of the matrices: "f32", "f16" or "q8_0", or one of ROUNDED, to which llama.cpp's quantizer rounds them
+            in the end; None leaves them as they are, and makes those that an adapter is added to "f16", since rounding
+            the sum as before would undo part of it.
 
     Raises:
         InputError: the source is no whole GGUF file, llama.cpp would take kept layers for others, the cut or the
-            adapters do not fit, `out` exists or can't be written, or the disk is too full.
+            adapters do not fit, llama.cpp is needed and not installed, `out` exists or can't be written, or the disk is
+            too full.
     """
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
     check = check_our_gguf if overwrite else check_absent
     clear(out)
     check(out)
+    if type in ROUNDED:
+        with atomic_file(out, check) as made:
+            plain = slice_gguf(source, cut, made.with_name("plain.gguf"), adapter=adapter)
+            _mark(quantize(plain, made, type.upper()))
+            plain.unlink()
+        return out
     path = gguf_file(source)
     check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
     try:
@@ -105,9 +116,7 @@ def slice_gguf(
             check_space(out, made.parent, plan.bytes)
             with progress(plan.bytes) as bar:
                 sha256 = write_hashed(made, _content(plan, path), bar)
-            with open(made, "r+b") as mark:
-                mark.seek(plan.head.index(BEFORE_MARK) + len(BEFORE_MARK))
-                mark.write(sha256.encode())
+            _mark(made, sha256)
             if f"sha256:{hash_once(path)}" != source.weights:
                 raise InputError(f"{path} was changed after it was read for its hash: begin again")
     except OSError as error:
@@ -115,10 +124,21 @@ def slice_gguf(
     return out
 
 
-def plan_gguf(source: Source, header: Header, cut: Cut, type: str | None, adapter: str | Path | None = None) -> Plan:
-    """What `slice_gguf` will write, of a file with this header. Raises InputError as that."""
+def plan_gguf(
+    source: Source,
+    header: Header,
+    cut: Cut,
+    type: str | None,
+    adapter: str | Path | None = None,
+    *,
+    healed: bool = False,
+) -> Plan:
+    """What `slice_gguf` will write, of a file with this header; `healed`: with adapters that are not there yet.
+
+    Raises InputError as that.
+    """
     if type not in (None, *TYPES):
-        raise InputError(f"type is {type!r}, expected one of {', '.join(TYPES)}: llama-quantize makes the others")
+        raise InputError(f"type is {type!r}, expected one of {', '.join((*TYPES, *ROUNDED))}")
     if not cut.is_of_layers:
         raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
     kept, tensors = cut.kept(source.num_layers), {}
@@ -132,7 +152,7 @@ def plan_gguf(source: Source, header: Header, cut: Cut, type: str | None, adapte
         update, shape = added.pop(name, None), list(tensor.shape[::-1])
         if update and (given := [len(update[0]), update[1].shape[1]]) != shape:
             raise InputError(f"{name} has the shape {shape}, its adapter {given}: expected the same")
-        kind = _kind(tensor, type or ("f16" if update else None))
+        kind = _kind(tensor, type or ("f16" if update or healed and ".ffn_" in name else None))
         block, width = gguf.GGML_QUANT_SIZES[kind]
         tensors[name] = tensor, kind, tensor.elements // block * width, update
         writer.add_tensor_info(name, shape, np.dtype(np.float32), tensors[name][2], kind)
@@ -165,6 +185,14 @@ def check_our_gguf(out: Path) -> None:
             f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: --overwrite replaces nothing "
             "else; move it away, or name another place"
         )
+
+
+def _mark(path: Path, sha256: str | None = None) -> None:
+    """Write MARK's value into a file that has it; None is computed."""
+    sha256 = sha256 or _hash_but_mark(path)
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as content:
+        place = content.find(BEFORE_MARK) + len(BEFORE_MARK)
+        content[place : place + len(ZEROS)] = sha256.encode()
 
 
 def _hash_but_mark(path: Path) -> str:
@@ -212,7 +240,9 @@ def _check_kinds(header: Header, source: Source, kept: list[int]) -> None:
             f"{', '.join(PERIODS)}; slice its safetensors"
         )
     period = PERIODS[arch]
-    if period > 1:
+    if f"{arch}.attention.sliding_window" in header.entries and arch == "olmo2":  # as files of OLMo 3 name it
+        period = COUNTED["olmo3"]
+    elif period > 1:
         period = header.get(f"{arch}.attention.sliding_window_pattern", period)
     if type(period) is not int or period < 1:
         raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")

@@ -10,6 +10,8 @@ from deeper_layers.errors import InputError
 
 # llama.cpp's numbers (llama_ftype) for the types that its quantizer makes
 FILE_TYPES = dict(F16=1, Q4_0=2, Q4_1=3, Q8_0=7, Q5_0=8, Q5_1=9, Q2_K=10, Q3_K_M=12, Q4_K_M=15, Q5_K_M=17, Q6_K=18)
+EXACT = ("f32", "f16", "q8_0")  # types of a GGUF file's matrices that are written here ...
+ROUNDED = tuple(name.lower() for name in FILE_TYPES if name.lower() not in EXACT)  # ... and those by the quantizer
 FLOAT32, DISABLED = 0, 0  # its numbers of a tensor's type (ggml_type), and of whether to use flash attention
 
 

@@ -4,6 +4,7 @@
 says the same in warnings, writes a folder or a GGUF file, and puts it into the model card.
 """
 
+import functools
 import shlex
 import warnings
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import Cut, ranges
 from deeper_layers.errors import InputError
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
+from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import Source
 from deeper_layers.results.frames import distances_of, scores_of
@@ -254,11 +256,18 @@ def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -
 
 
 def written_sizes(
-    source: Source, out: Path, *, dtype: str = "auto", type: str | None = None, mtp: bool = True
+    source: Source,
+    out: Path,
+    *,
+    dtype: str = "auto",
+    type: str | None = None,
+    mtp: bool = True,
+    healed: bool = False,
 ) -> Callable[[Cut], tuple[int, str]]:
     """What says of a cut how many bytes of weights `prune_checkpoint` would write, and in which type.
 
-    From headers, with that of what is written, where the model is on this machine; else about, by its parameters.
+    From headers, with that of what is written, where the model is on this machine; else about, by its parameters. What
+    llama.cpp's quantizer rounds is counted as it is before that. `healed`: adapters will be added.
     Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not understood.
     """
     packaged, to_gguf = models.PACKAGED.get(source.folder), is_gguf(out)
@@ -267,8 +276,11 @@ def written_sizes(
         from deeper_layers.export.gguf_files import plan_gguf  # slow
         from deeper_layers.models.gguf_header import read_gguf
 
-        header = read_gguf(path)
-        return lambda cut: (plan_gguf(source, header, cut, type).bytes, type or source.quantized)
+        header, exact = read_gguf(path), None if type in ROUNDED else type
+        plan = functools.partial(plan_gguf, source, header, type=exact, healed=healed)
+        said = exact or source.quantized + (", matrices of adapters in f16" if healed else "")
+        said += f", which llama.cpp then rounds to {type}" if type in ROUNDED else ""
+        return lambda cut: (plan(cut=cut).bytes, said)
     if source.is_gguf:
         from deeper_layers.models.gguf_conversion import conversion_of  # slow
 

@@ -24,7 +24,8 @@ CODES = "BbHhIif?--Qqd"  # struct's letter of each kind of value, by its number;
 LAYER = re.compile(r"blk\.(0|[1-9][0-9]{0,5})\.(.+)", re.ASCII)
 # architectures whose layers all have the same tensors in llama.cpp
 UNIFORM = frozenset(
-    "falcon gemma gemma2 gemma3 gpt2 gptneox llama olmo phi2 qwen2 qwen2moe qwen3 qwen3moe stablelm starcoder2".split()
+    "bloom cohere2 command-r falcon falcon-h1 gemma gemma2 gemma3 gpt-oss gpt2 gptneox granite llama nemotron olmo "
+    "olmo2 phi2 qwen2 qwen2moe qwen3 qwen3moe smollm3 stablelm starcoder starcoder2".split()
 )
 
 

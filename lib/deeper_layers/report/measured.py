@@ -65,6 +65,27 @@ def hours(folder: Path | None = None) -> pd.DataFrame:
     return found
 
 
+def written_answers(folder: Path | None = None) -> pd.DataFrame:
+    """How long answers took to write, all pruned models of a file together: model, dtype, topic, models, answers (of
+    each), tokens (an answer, mean), seconds_an_answer, tokens_a_second, device."""
+    rows = results.scores(folder).query("outcome.notna()").drop_duplicates(["path", "task", "cut"])
+    own = rows[rows.groupby("path")["written"].transform(lambda of_file: of_file.notna().all()).astype(bool)]
+    own = own.assign(tokens=own["written"].map(np.sum), topic=own["task"].map(topic))
+    added = {
+        "models": ("cut", "nunique"),
+        "answers": ("items", "max"),
+        "all": ("items", "sum"),
+        "tokens": ("tokens", "sum"),
+    }
+    found = own.groupby(["path", "topic"], sort=False).agg(**added).reset_index()
+    found = found.merge(results.runs(folder)[["path", "model", "dtype", "seconds", "device"]], on="path")
+    found["seconds_an_answer"] = found["seconds"] / found["all"]
+    found["tokens_a_second"] = found["tokens"] / found["seconds"]
+    found["tokens"] /= found["all"]
+    names = ["model", "dtype", "topic", "models", "answers", "tokens", "seconds_an_answer", "tokens_a_second", "device"]
+    return put_in_order(found)[names]
+
+
 def trained_elsewhere(content: dict) -> pd.DataFrame:
     """What benchmarks/measured/training.json holds: trainer, version, model, dropped, steps, first and last (mean loss
     of five steps)."""
