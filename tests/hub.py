@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-TOKEN = "hf_thisisnotatoken"
 COMMIT = "0" * 40
 
 
@@ -19,48 +18,42 @@ class Hub:
         self.private: dict[str, bool] = {}
         self.files: dict[str, dict[str, bytes]] = {}
         self.asked: list[str] = []
-        self.address = ""
         self.refuses: str | None = None  # the path of a request that is answered by 403
 
-    def answer(self, method: str, path: str, body: bytes) -> tuple[int, dict | list]:
-        self.asked.append(f"{method} {path}")
+    def answer(self, path: str, body: bytes) -> tuple[int, dict | list]:
+        path = path.split("?")[0]
         if self.refuses and self.refuses in path:
             return 403, {"error": "this token may not write"}
-        if path == "/api/whoami-v2":
-            return 200, {"name": "me", "type": "user"}
+        if path in ("/api/whoami-v2", "/api/validate-yaml"):
+            return 200, {"name": "me", "type": "user", "warnings": [], "errors": []}
+        sent = [json.loads(line) for line in body.splitlines()]
         if path == "/api/repos/create":
-            asked = json.loads(body)
-            name = f"{asked.get('organization') or 'me'}/{asked['name']}"
-            if name in self.private:
-                return 409, {"url": f"{self.address}/{name}"}
-            self.private[name] = asked.get("visibility") == "private" or bool(asked.get("private"))
-            return 200, {"url": f"{self.address}/{name}"}
-        if path == "/api/validate-yaml":
-            return 200, {"warnings": [], "errors": []}
-        name = "/".join(path.split("?")[0].split("/")[3:5])
+            name = f"{sent[0].get('organization') or 'me'}/{sent[0]['name']}"
+            status = 409 if name in self.private else 200
+            self.private.setdefault(name, sent[0].get("visibility") == "private" or bool(sent[0].get("private")))
+            return status, {"url": f"/{name}"}
+        name, rest = "/".join(path.split("/")[3:5]), path.split("/")[5:]
         if name not in self.private:
             return 404, {"error": "Repository not found"}
-        if "/preupload/" in path:
-            files = json.loads(body)["files"]
+        if "preupload" in rest:
             said = {"uploadMode": "regular", "shouldIgnore": False}
-            return 200, {"files": [said | {"path": file["path"]} for file in files]}
-        if "/commit/" in path:
-            lines = [json.loads(line) for line in body.splitlines()]
-            sent = [line["value"] for line in lines if line["key"] == "file"]
-            self.files[name] = {value["path"]: base64.b64decode(value["content"]) for value in sent}
-            return 200, {"commitUrl": f"{self.address}/{name}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
-        if "/tree/" in path:  # of its root, or of a folder, and there are none
-            root = path.split("?")[0].count("/") == 6
-            found = self.files.get(name, {}) if root else {}
-            oids = {file: hashlib.sha1(content).hexdigest() for file, content in found.items()}
-            return 200, [{"type": "file", "path": file, "size": len(found[file]), "oid": oids[file]} for file in oids]
-        files = [{"rfilename": path} for path in self.files.get(name, ())]
-        return 200, {"id": name, "private": self.private[name], "sha": COMMIT, "siblings": files}
+            return 200, {"files": [said | {"path": file["path"]} for file in sent[0]["files"]]}
+        if "commit" in rest:
+            values = [line["value"] for line in sent if line["key"] == "file"]
+            self.files[name] = {value["path"]: base64.b64decode(value["content"]) for value in values}
+            return 200, {"commitUrl": f"/{name}/commit/{COMMIT}", "commitOid": COMMIT, "hookOutput": ""}
+        files = self.files.get(name, {})
+        if "tree" in rest:  # of its root, or of a folder, and there are none
+            oids = {file: hashlib.sha1(files[file]).hexdigest() for file in (files if len(rest) == 2 else ())}
+            return 200, [{"type": "file", "path": file, "size": len(files[file]), "oid": oids[file]} for file in oids]
+        siblings = [{"rfilename": file} for file in files]
+        return 200, {"id": name, "private": self.private[name], "sha": COMMIT, "siblings": siblings}
 
-    def file(self, path: str) -> bytes | None:
-        """What is at ORGANISATION/NAME/resolve/REVISION/FILE; None where nothing is."""
+    def file(self, path: str) -> tuple[int, bytes]:
+        """What is at ORGANISATION/NAME/resolve/REVISION/FILE."""
         owner, repository, *_, name = path.strip("/").split("/")
-        return self.files.get(f"{owner}/{repository}", {}).get(name)
+        content = self.files.get(f"{owner}/{repository}", {}).get(name)
+        return (404, b"") if content is None else (200, content)
 
 
 @contextlib.contextmanager
@@ -70,49 +63,38 @@ def serving(monkeypatch) -> Iterator[Hub]:
 
     class Handler(BaseHTTPRequestHandler):
         def reply(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, content = hub.answer(self.command, self.path, body)
-            text = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(text)))
-            if status == 404:
-                self.send_header("X-Error-Code", "RepoNotFound")
-            self.end_headers()
-            self.wfile.write(text)
-
-        def give(self):
             hub.asked.append(f"{self.command} {self.path}")
-            content = hub.file(self.path)
-            self.send_response(404 if content is None else 200)
-            self.send_header("X-Repo-Commit", COMMIT)
-            if content is None:
-                self.send_header("X-Error-Code", "EntryNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-            self.send_header("Content-Length", str(len(content)))
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if "/resolve/" in self.path:
+                missing, (status, content) = "EntryNotFound", hub.file(self.path)
+            else:
+                missing, (status, said) = "RepoNotFound", hub.answer(self.path, body)
+                content = json.dumps(said).encode()
+            self.send_response(status)
+            headers = {"X-Repo-Commit": COMMIT, "Content-Type": "application/json", "Content-Length": len(content)}
+            headers |= {"X-Error-Code": missing} if status == 404 else {}
+            for name, value in (headers | {"ETag": f'"{hashlib.sha256(content).hexdigest()}"'}).items():
+                self.send_header(name, str(value))
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
-        def reply_or_give(self):
-            self.give() if "/resolve/" in self.path else self.reply()
-
-        do_GET = do_POST = do_HEAD = reply_or_give
+        do_GET = do_POST = do_HEAD = reply
 
         def log_message(self, *_):
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        hub.address = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
-        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        address = f"http://127.0.0.1:{server.server_port}"
+        template = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        for name, value in (
+            ("ENDPOINT", address),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", template),
+            ("HF_HUB_OFFLINE", False),
+        ):
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # which remembers the address
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
         yield hub
         server.shutdown()

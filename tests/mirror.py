@@ -1,4 +1,4 @@
-"""A local mirror of the hub with one small data set, for tests that ask for examples: our own tasks have none."""
+"""Data sets in a folder laid out as the hub is, as the parameter `datasets` names one."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,18 @@ from pathlib import Path
 CAPITALS = {"France": "Paris", "Japan": "Tokyo", "Kenya": "Nairobi", "Peru": "Lima", "Egypt": "Cairo", "Italy": "Rome"}
 
 
+def write_dataset(folder: Path, config: str, splits: dict[str, list[dict]]) -> None:
+    """A data set with one configuration, each split a file."""
+    folder.mkdir(parents=True)
+    files = ""
+    for split, rows in splits.items():
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files += f"  - split: {split}\n    path: {split}.jsonl\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{files}---\n")
+
+
 def write_boolq(folder: Path) -> Path:
-    """BoolQ as lm-eval reads it: passage, question, label; items and, in another split, examples."""
+    """BoolQ as lm-eval reads it: passage, question, label; items and, in another split, examples: ours have none."""
     rows = [
         {
             "passage": f"The capital of {country} is {city}.",
@@ -17,10 +27,5 @@ def write_boolq(folder: Path) -> Path:
         for country, city in CAPITALS.items()
         for label, name in enumerate(("Oslo", city))
     ]
-    boolq = folder / "aps" / "super_glue"
-    boolq.mkdir(parents=True)
-    for split, part in (("train", rows[:4]), ("validation", rows[4:])):
-        (boolq / f"{split}.jsonl").write_text("\n".join(map(json.dumps, part)))
-    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "validation"))
-    (boolq / "README.md").write_text(f"---\nconfigs:\n- config_name: boolq\n  data_files:\n{files}---\n")
+    write_dataset(folder / "aps" / "super_glue", "boolq", {"train": rows[:4], "validation": rows[4:]})
     return folder

@@ -58,13 +58,6 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
 
 
-def test_operations_are_two_a_weight_and_token(llama):
-    short, long = (prices.distances_cost(llama, 1000, length, "bfloat16") for length in (0, 4096))
-    assert short.operations == 2 * 1000 * llama.of_layers and short.weights == 2 * llama.parameters
-    # a token sees 2,048 others on average; 4 operations a key and number of the width, in each layer
-    assert long.operations - short.operations == 1000 * 4 * 4096 * 32 * 2048
-
-
 def test_a_sweep_costs_what_its_tree_has_nodes(llama):
     cuts = [simple_cut(32, size) for size in range(5)]
     one, all = (prices.sweep_cost(llama, some, 1000, 0, 0, "bfloat16") for some in ([Cut(0, 0)], cuts))

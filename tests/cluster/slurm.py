@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-ETC = Path("/etc/slurm")
+LINKS = [Path("/etc/slurm", name) for name in ("slurm.conf", "slurm.key")]
 NODES = ("virtual1", "virtual2")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol")
 CONFIGURATION = """
@@ -28,7 +28,7 @@ AuthType=auth/slurm
 AuthInfo=use_client_ids,cred_expire=15
 CredType=cred/slurm
 SlurmUser=root
-StateSaveLocation={folder}/state
+StateSaveLocation={folder}
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
@@ -49,6 +49,7 @@ SchedulerParameters=bf_interval=2,sched_interval=2
 {nodes}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
+NODE = "NodeName={} NodeHostname=localhost NodeAddr=127.0.0.1 Port={} CPUs=2 RealMemory=16000"
 
 
 def why_not() -> str | None:
@@ -58,7 +59,7 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "SLURM is started by root alone"
     # a link that leads nowhere was left by a process of ours that was killed
-    return f"{ETC}/slurm.conf is of another SLURM" if (ETC / "slurm.conf").exists() else None
+    return f"{LINKS[0]} is of another SLURM" if LINKS[0].exists() else None
 
 
 class Cluster:
@@ -68,49 +69,52 @@ class Cluster:
         self.folder, self.name, self.daemons = folder, f"virtual-{os.getpid()}", {}
 
     def start(self) -> None:
-        controller, *ports = free_ports(1 + len(NODES))
-        nodes = [
-            f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=2 RealMemory=16000"
-            for name, port in zip(NODES, ports)
-        ]
-        asked = {"cluster": self.name, "folder": self.folder, "controller": controller, "nodes": "\n".join(nodes)}
-        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(**asked))
-        (self.folder / "state").mkdir()
-        key = self.folder / "slurm.key"
-        key.touch(mode=0o600)
-        key.write_bytes(os.urandom(1024))
-        ETC.mkdir(exist_ok=True)
-        for name in ("slurm.conf", "slurm.key"):
-            (ETC / name).unlink(missing_ok=True)
-            (ETC / name).symlink_to(self.folder / name)
-        self._daemon("slurmctld", ["slurmctld", "-D", "-i"])
+        asked = {"cluster": self.name, "folder": self.folder, "controller": free_port()}
+        nodes = "\n".join(NODE.format(name, free_port()) for name in NODES)
+        (self.folder / "slurm.conf").write_text(CONFIGURATION.format(nodes=nodes, **asked))
+        (self.folder / "slurm.key").touch(mode=0o600)
+        (self.folder / "slurm.key").write_bytes(os.urandom(1024))
+        for link in LINKS:
+            link.parent.mkdir(exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(self.folder / link.name)
+        self.run("slurmctld", "slurmctld", "-D", "-i")
         for name in NODES:
             self.start_node(name)
-        self.wait_for(lambda: len(said(["sinfo", "-h", "-N", "-t", "idle"]).splitlines()) == len(NODES), "idle nodes")
+        self.wait_for(lambda: len(said("sinfo", "-h", "-N", "-t", "idle")) == len(NODES), "idle nodes")
+
+    def run(self, name: str, *command: str) -> None:
+        with open(self.folder / f"{name}.log", "ab") as log:
+            quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
+            self.daemons[name] = subprocess.Popen(command, **quiet)
 
     def start_node(self, name: str) -> None:
         """Until it is up: every slurmd makes /run/slurm/sack.socket anew, and of two that do so at once one dies."""
         log = self.folder / f"{name}.log"
-        before = log.stat().st_size if log.exists() else 0
-        self._daemon(name, ["slurmd", "-D", "-N", name])
-        self.wait_for(lambda: b"started on" in log.read_bytes()[before:], f"node {name}", 60)
+        log.unlink(missing_ok=True)
+        self.run(name, "slurmd", "-D", "-N", name)
+        self.wait_for(lambda: b"started on" in log.read_bytes(), f"node {name}", 60)
 
     def kill_node(self, name: str) -> None:
-        """A node and all that runs on it, at once, as when its plug is pulled."""
-        for process in [self.daemons[name], *self.on_node(name)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-        self.daemons.pop(name).wait()
-
-    def on_node(self, name: str) -> list[psutil.Process]:
-        """What runs on a node besides its daemon: jobs, by what SLURM puts into their environment, and their guards."""
-        found = {}
+        """A node and all that runs on it, at once, as when its plug is pulled: jobs, by what SLURM puts into their
+        environment, and their guards."""
+        daemons = {daemon.pid for daemon in self.daemons.values()} | {os.getpid()}
+        self.daemons[name].kill()
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 marks = process.environ()
                 if (marks.get("SLURM_CLUSTER_NAME"), marks.get("SLURMD_NODENAME")) == (self.name, name):
-                    found |= {one.pid: one for one in (process, process.parent()) if one and one.pid != os.getpid()}
-        return [one for one in found.values() if one.pid not in {daemon.pid for daemon in self.daemons.values()}]
+                    for one in {process.parent(), process} - {None}:
+                        if one.pid not in daemons:
+                            one.send_signal(signal.SIGKILL)
+        self.daemons.pop(name).wait()
+
+    def lose(self, name: str) -> None:
+        """A node breaks down, which is noticed, and is mended."""
+        self.kill_node(name)
+        said("scontrol", "update", f"nodename={name}", "state=down", "reason=killed")
+        self.start_node(name)
+        said("scontrol", "update", f"nodename={name}", "state=resume")
 
     def stop(self) -> None:
         """Whatever of it is left."""
@@ -119,21 +123,13 @@ class Cluster:
         for daemon in self.daemons.values():
             daemon.kill()
             daemon.wait()
-        for name in ("slurm.conf", "slurm.key"):
-            (ETC / name).unlink(missing_ok=True)
+        for link in LINKS:
+            link.unlink(missing_ok=True)
 
-    def running(self, rule: str = "") -> dict[str, str]:
-        """The node of each job that runs, of a rule of the Snakefile or of all."""
-        lines = said(["squeue", "-h", "-t", "RUNNING", "-o", "%i %N %k"]).splitlines()
-        jobs = {job: (node, comment) for job, node, comment in (line.split(maxsplit=2) for line in lines)}
-        return {job: node for job, (node, comment) in jobs.items() if comment.startswith(f"rule_{rule}")}
-
-    def lose(self, name: str) -> None:
-        """A node breaks down, which is noticed, and is mended."""
-        self.kill_node(name)
-        said(["scontrol", "update", f"nodename={name}", "state=down", "reason=killed"])
-        self.start_node(name)
-        said(["scontrol", "update", f"nodename={name}", "state=resume"])
+    def running(self, rule: str) -> dict[str, str]:
+        """The node of each job that runs, of a rule of the Snakefile."""
+        jobs = [line.split(maxsplit=2) for line in said("squeue", "-h", "-t", "RUNNING", "-o", "%i %N %k")]
+        return {job: node for job, node, comment in jobs if comment.startswith(f"rule_{rule}")}
 
     def wait_for(self, true, what: str, seconds: float = 300) -> None:
         until = time.monotonic() + seconds
@@ -143,11 +139,6 @@ class Cluster:
                 raise AssertionError(f"no {what} in {seconds} s\n{logs}")
             time.sleep(0.1)
         return found
-
-    def _daemon(self, name: str, command: list[str]) -> None:
-        with open(self.folder / f"{name}.log", "ab") as log:
-            quiet = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "start_new_session": True}
-            self.daemons[name] = subprocess.Popen(command, **quiet)
 
 
 @contextlib.contextmanager
@@ -162,15 +153,18 @@ def started() -> Iterator[Cluster]:
             cluster.stop()
 
 
-def free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        return one.getsockname()[1]
 
 
-def said(command: list[str]) -> str:
-    """What a command of SLURM printed; nothing where it could not be answered."""
+def said(*command: str) -> list[str]:
+    """The lines that a command of SLURM printed; none where it could not be answered."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    return done.stdout if done.returncode == 0 else ""
+    return done.stdout.splitlines() if done.returncode == 0 else []
+
+
+if __name__ == "__main__":  # until Ctrl-C
+    with contextlib.suppress(KeyboardInterrupt), started():
+        print("sinfo, sbatch and squeue speak to it", flush=True)
+        signal.pause()
