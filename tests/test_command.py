@@ -1,6 +1,7 @@
 """The command `deeper-layers`: what is typed, what is printed where, and how it ends."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,8 +21,9 @@ from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import scoring
 from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND as ROOT
-from deeper_layers.results.places import results_folder
+from deeper_layers.results.places import VARIABLE, results_folder
 
+DONE = subprocess.CompletedProcess([], 0)
 SMALL = ["--samples", "8", "--sequence-length", "32", "--limit", "6"]
 
 
@@ -236,15 +238,21 @@ def test_a_report_goes_on_after_notebooks_that_can_not_be_made(tiny_folder, tmp_
     monkeypatch.setattr(papermill, "execute_notebook", execute)
     given = {"model": str(tiny_folder), "samples": "8", "results": str(tmp_path / "results")}
     asked = ["report", tiny_folder, "--samples", 8, "--steps", 4, "--results", given["results"], "--notebooks"]
-    done = typed(*asked, "01, 03-reasoning, 04, 08", code=1)
+    done = typed(*asked, "01, 03-reasoning, 04, 08", "--no-site", code=1)
     assert "2 of 4 notebooks were not made: 03-reasoning: not measured: piqa; 08-take-away: its process" in done.stderr
     assert "5 layers" in done.stderr  # the plan, before anything runs
     out = Path("report", tiny_folder.name)
     assert json.loads((out / "01-similarity.ipynb").read_text()) == given
     assert json.loads((out / "04-healing.ipynb").read_text()) == given | {"steps": "4"}
-    # the site shows the results of the repository, and these are elsewhere
+    # a site of its own shows these results, and not those of the repository
+    built = []
+    monkeypatch.setenv(VARIABLE, "another")
+    monkeypatch.setattr(subprocess, "run", lambda words, **_: built.append((words[1:], os.environ[VARIABLE])) or DONE)
+    content = answer(*asked, "01")
+    assert built == [(["build", "book/", "--path-output", str(tmp_path / out / "site")], given["results"])]
     made = {"01-similarity": str(out / "01-similarity.ipynb")}
-    assert answer(*asked, "01") == {"model": tiny_folder.name, "notebooks": made, "site": None}
+    site = str(tmp_path / out / "site" / "_build" / "html" / "index.html")
+    assert content == {"model": tiny_folder.name, "notebooks": made, "site": site}
 
 
 def test_a_folder_of_results_is_checked_before_it_is_sent(tmp_path):
