@@ -92,7 +92,9 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, written_to, m
         assert isinstance(ends_with(kind("x")).exception, kind)
 
 
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(3), 3)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(3), 3), (BrokenPipeError(32, ""), 1)]
+)
 def test_interrupted_and_left_are_no_faults(error, code, ends_with, written_to):
     done = ends_with(error)
     assert done.exit_code == code and "error" not in done.stderr and not list(written_to.iterdir())
