@@ -100,6 +100,23 @@ def residuals(model, sequence):
     return torch.stack(found)[:, 0, -1].double().numpy()
 
 
+def parts(model, tokens):
+    """Float64, of tokens [N]: what enters each layer and leaves the last [L+1, N, D], and what its two parts add."""
+    states, attention, mlp, layers = [], [], [], decoder_layers(model)
+    first = lambda output: output[0] if isinstance(output, tuple) else output  # noqa: E731
+    with contextlib.ExitStack() as hooks:
+        for layer in layers:
+            enter = lambda _, given, named: states.append(given[0] if given else named["hidden_states"])  # noqa: E731
+            hooks.enter_context(layer.register_forward_pre_hook(enter, with_kwargs=True))
+            of_layer = getattr(layer, "self_attn", None) or layer.attention
+            for part, found in ((of_layer, attention), (layer.mlp, mlp)):
+                add = lambda _, __, output, found=found: found.append(first(output))  # noqa: E731
+                hooks.enter_context(part.register_forward_hook(add))
+        hooks.enter_context(layers[-1].register_forward_hook(lambda _, __, output: states.append(first(output))))
+        logits(model, tokens)
+    return [torch.stack(found).flatten(1, 2).double() for found in (states, attention, mlp)]
+
+
 def plain_distances(vectors):
     """[n, l] of one sequence by the formula, one pair after the other."""
     layers = len(vectors) - 1

@@ -1,10 +1,10 @@
-"""Loss on text, and healed models scored: what is measured, kept and found again."""
+"""Healed models: healed once, scored, kept and found again, and written by `deeper-layers prune`."""
 
 import functools
+import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from deeper_layers import healing, sweeping
 from deeper_layers.cuts import Cut
@@ -14,72 +14,58 @@ from deeper_layers.experiments import healings, losses
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.parameters import HealingParameters
 from deeper_layers.export.slicing import slice_checkpoint
-from deeper_layers.pruning import drop_layers
+from deeper_layers.presets import PRESETS
+from deeper_layers.report import one_cut
 from deeper_layers.report.statistics import recovery_table
+from deeper_layers.results import distances, scores
 from deeper_layers.results.frames import scores_of
-from deeper_layers.results.store import all_results
+from deeper_layers.results.places import results_folder
+from deeper_layers.results.store import all_results, cut_names
+from tests.test_command import typed
+from tests.test_healing import SMALL
+from tests.test_slicing import tensors
 
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(2, 2)]
 
 
-@pytest.fixture
-def experiment(tiny_folder, opened, tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
+
+
+def never(*_, **__):
+    pytest.fail("healed or measured again")
+
+
+def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(tiny_folder, opened, tmp_path, monkeypatch):
     parameters = HealingParameters(
         model=str(tiny_folder), dtype="float32", quantization=None, text="wikipedia", tasks="capitals", limit=4,
         steps=3, results=str(tmp_path / "results"), loss_sequences=4, loss_length=32,
     )  # fmt: skip
-    return Experiment(parameters, opened=lambda: opened)
-
-
-@pytest.fixture
-def config(experiment):
-    return experiment.parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
-
-
-def test_a_healing_is_measured_once_and_other_tasks_find_its_adapters(experiment, config, monkeypatch):
-    score_text = functools.partial(losses.score_text, *next(iter(experiment.parameters.loss.items())))
+    experiment = Experiment(parameters, opened=lambda: opened)
+    config = parameters.config(rank=2, sequence_length=32, batch_sequences=4, at_once=4)
+    score_text = functools.partial(losses.score_text, *next(iter(parameters.loss.items())))
     heal = functools.partial(healings.heal_and_score, CUTS[1], config)
     assert heal(experiment.but(measure=False)) is None
-    run, scores = heal(experiment, ["similarity"])
-    assert set(scores.rows["task"]) == {"wikipedia", "capitals"} and set(scores.rows["cut"]) == {CUTS[1].name}
-    assert run.details["tokens"] == scores.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
+    run, measured = heal(experiment, ["similarity"])
+    assert set(measured.rows["task"]) == {"wikipedia", "capitals"} and set(measured.rows["cut"]) == {CUTS[1].name}
+    assert run.details["tokens"] == measured.details["healed_tokens"] == 3 * 4 * 32 and len(run.records) == 3
+    adapters = healings.adapter_folder(CUTS[1], config, experiment)
+    assert sorted(path.name for path in adapters.parent.iterdir()) == ["adapter", "record.json"], "no checkpoint"
     # what was not healed differs, and is compared on the same sequences
     before = score_text({"similarity": CUTS}, experiment)
-    (row,) = recovery_table(scores_of([before, scores])).query("metric == 'loss'").itertuples()
-    healed, pruned = (own.rows.query("cut == @CUTS[1].name and metric == 'loss'")["value"] for own in (scores, before))
+    (row,) = recovery_table(scores_of([before, measured])).query("metric == 'loss'").itertuples()
+    healed, pruned = (
+        own.rows.query("cut == @CUTS[1].name and metric == 'loss'")["value"] for own in (measured, before)
+    )
     assert row.healed == pytest.approx(healed.iloc[0], abs=1e-4) != row.pruned
     assert row.pruned == pytest.approx(pruned.iloc[0], abs=1e-4) and not row.whole_healed > 0
-
-    def never(*_, **__):
-        pytest.fail("healed or measured again")
-
     monkeypatch.setattr(healing, "train", never)
     again, others = heal(experiment.but(tasks="sums_one_digit"), ["similarity"])
-    assert again.path == run.path and others.path != scores.path and others.records[0] == scores.records[0]
+    assert again.path == run.path and others.path != measured.path and others.records[0] == measured.records[0]
     monkeypatch.setattr(sweeping, "request_loss", never)
-    for asked in (experiment, experiment.but(measure=False)):
-        assert heal(asked, ["similarity"])[1].path == heal(asked)[1].path == scores.path, "whoever chose it"
-        assert score_text({"similarity": CUTS[:2]}, asked).path == before.path, "one for more cuts will do"
-    assert len(all_results(experiment.parameters.results_folder)) == 4
-
-
-def test_layers_that_are_no_block_heal_too(experiment, config, tiny_folder, tmp_path):
-    source, cut = experiment.source, Cut.of([1, 3])
-    run, scores = healings.heal_and_score(cut, config, experiment)
-    assert run.name == "layers 1 3" and set(scores_of([scores])["cut"]) == {"layers 1 3"}
-    assert healings.heal_and_score(cut, config, experiment.but(measure=False))[1].path == scores.path
-    adapters = healings.adapter_folder(cut, config, experiment)
-    assert sorted(path.name for path in adapters.parent.iterdir()) == ["adapter", "record.json"], "no checkpoint"
-    pruned = drop_layers(experiment.opened()[0], cut)
-    merged = healing.merge_adapters(healing.load_adapters(pruned, adapters, source.key, cut))
-    merged.save_pretrained(tmp_path / "merged")
-    slice_checkpoint(tiny_folder, cut, tmp_path / "sliced", adapter=adapters)
-    ours, plain = (load_file(tmp_path / name / "model.safetensors") for name in ("sliced", "merged"))
-    assert ours.keys() == plain.keys()
-    assert all(torch.allclose(ours[name], plain[name], atol=1e-6) for name in plain)
-    with pytest.raises(InputError, match="were trained for Cut.*not for"):
-        slice_checkpoint(tiny_folder, Cut.of([0, 3]), tmp_path / "other", adapter=adapters)
+    assert heal(experiment.but(measure=False))[1].path == heal(experiment)[1].path == measured.path, "whoever chose it"
+    assert score_text({"similarity": CUTS[:2]}, experiment).path == before.path, "one for more cuts will do"
 
 
 def test_text_that_heals_and_text_of_the_loss_are_apart():
@@ -96,6 +82,46 @@ def test_parameters_set_what_they_name_and_leave_the_rest_to_the_preset():
     assert (config.seed, config.sequence_length) == (0, 256), "those of the distances are others"
     paper = HealingParameters(preset="Llama-2 7B", quantization=None).config()
     assert (paper.steps, paper.rank, paper.quantization) == (5000, 2, None)
-    for name, value in {"preset": "tiny", "text": "pile", "loss_length": 1, "rank": 0}.items():
+    assert HealingParameters(objective="distill").config() == PRESETS["distill"]
+    for name, value in {"preset": "tiny", "text": "pile", "temperature": 0.0, "objective": "teach"}.items():
         with pytest.raises(InputError, match=f"{name} is {value!r}"):
             HealingParameters.from_names({name: value})
+
+
+def test_prune_heals_once_by_a_presets_name_and_takes_its_adapters_again(tiny_folder, tmp_path, monkeypatch):
+    own = {"objective": "distill", "quantization": "nf4", "steps": 2}
+    monkeypatch.setitem(PRESETS, "distill", type(SMALL)(**vars(SMALL) | own))
+    asked = ["--drop", "2", "--rule", "simple", "--heal", "distill", "--text", "wikipedia", "--json"]
+    content = json.loads(typed("prune", tiny_folder, tmp_path / "one", *asked).stdout)
+    monkeypatch.setattr(healing, "train", never)
+    assert json.loads(typed("prune", tiny_folder, tmp_path / "two", *asked).stdout)["adapters"] == content["adapters"]
+    done = typed("prune", tiny_folder, tmp_path / "three", "--adapter", content["adapters"])
+    assert "drops layers 2..3 (0-based, 2 of 5)" in done.stdout
+    slice_checkpoint(tiny_folder, Cut(2, 2), tmp_path / "unhealed")
+    one, two, three, unhealed = (tensors(tmp_path / name) for name in ("one", "two", "three", "unhealed"))
+    assert all(torch.equal(one[name], two[name]) and torch.equal(one[name], three[name]) for name in one)
+    assert one.keys() == unhealed.keys() and any(not torch.equal(one[name], unhealed[name]) for name in one)
+    card = (tmp_path / "one" / "README.md").read_text()
+    for words in (
+        ", healed\n", "rank 2 (alpha 2) on down_proj, gate_proj, up_proj", "Trained on 256 tokens of wikipedia",
+        "2 steps", "weights in nf4", "Distilled: it learned what the unpruned model expects (temperature 1).",
+    ):  # fmt: skip
+        assert words in card
+    words = ["prune", tiny_folder, tmp_path / "four", "--adapter", content["adapters"]]
+    assert "not for Cut(start=1, size=3)" in typed(*words, "--drop", "3", "--start", "1", code=1).stderr
+    assert "--drop says how many layers go" in typed(*words, "--start", "2", code=2).stderr
+
+
+def test_a_card_has_the_scores_before_and_after_healing():
+    units = [unit for unit in all_results(results_folder(), "scores") if unit.key.get("healing")]
+    unit = next(unit for unit in units if cut_names(unit.key) == {"25,1"} and "c4" in unit.key["tasks"])
+    config, text, cut = unit.key["healing"], unit.key["text"], Cut(25, 1)
+    table, blocks = (read(results_folder(), unit.key["model"]["name"]) for read in (scores, distances))
+    rows = one_cut.healed_alike(table, cut, config, text)
+    assert set(rows["path"]) == {unit.place}
+    assert one_cut.healed_alike(table, cut, config | {"rank": 64}, text).empty, "scores of another healing"
+    (loss,) = (score for score in one_cut.scores_of(table, cut, rows) if score.topic == "C4, loss")
+    (expected,) = unit.rows.query("task == 'c4' and metric == 'loss'")["value"]
+    assert loss.healed[0] == pytest.approx(expected, abs=1e-4) and loss.pruned[0] > loss.whole[0] > 0
+    card, numbers = one_cut.card_text(table, blocks, cut, rows), (loss.whole, loss.pruned, loss.healed)
+    assert "| pruned | healed, this one |" in card and " | ".join(map(one_cut.in_words, numbers)) in card

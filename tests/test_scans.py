@@ -1,4 +1,4 @@
-"""Scans: every block of so many layers, on tasks and as loss, against plain ways; what is kept of answers."""
+"""Scans of every block, distances by sequence, and what rules drop: beside plain ways, measured once and read back."""
 
 import functools
 
@@ -7,20 +7,21 @@ import pytest
 import torch
 
 from deeper_layers import similarity
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.data import embedded
 from deeper_layers.data.tasks.items import begins_with_the_answer
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.choices import compare_rules
 from deeper_layers.experiments.distances import measure_distances
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.losses import plan_scan, scan, scan_cuts
-from deeper_layers.experiments.notebook_parameters import ScanParameters
+from deeper_layers.experiments.losses import blocks, plan_scan, scan, scan_cuts
+from deeper_layers.experiments.notebook_parameters import ScanParameters, WhichLayersParameters
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.pruning import drop_layers
 from deeper_layers.report.statistics import nearest
 from deeper_layers.results.frames import distances_of, scores_of
-from deeper_layers.results.packing import pack_halves, unpack
-from deeper_layers.results.store import Result
+from deeper_layers.results.store import all_results
+from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.rules.similarity import distance_matrix, similarity_cut
 from deeper_layers.sweeping.losses import answer_requests, request_loss
 from deeper_layers.sweeping.sweeps import sweep
@@ -31,93 +32,68 @@ SOLVED = [("Question: What is 2 + 3?\nAnswer:", " 2 + 3 = 5\n#### 5"), ("Questio
 
 @pytest.fixture
 def asked(tiny_folder, opened, tmp_path):
-    def of(**given):
-        small = {"dtype": "float32", "blocks": 2, "tasks": f"capitals@{LIMIT}, lettered_capitals@{LIMIT}"}
-        parameters = ScanParameters(model=str(tiny_folder), **small | {"results": str(tmp_path / "results")} | given)
-        return Experiment(parameters, opened=lambda: opened)
+    """An experiment with parameters of a kind on the tiny model, opened already."""
+
+    def of(kind=ScanParameters, results="results", **given):
+        usual = {"dtype": "float32"} | ({"blocks": 2} if kind is ScanParameters else {})
+        places = {"model": str(tiny_folder), "results": str(tmp_path / results)}
+        return Experiment(kind(**usual | places | given), opened=lambda: opened)
 
     return of
 
 
 def test_every_block_is_scanned_once_and_keeps_every_choice(asked, opened):
-    experiment, blocks = asked(), [Cut(0, 0), Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
+    experiment = asked(tasks=f"capitals@{LIMIT}, lettered_capitals@{LIMIT}")
+    own = [UNPRUNED, Cut(0, 2), Cut(1, 2), Cut(2, 2), Cut(3, 2)]
     cuts = scan_cuts(experiment)
-    assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": blocks})
+    assert cuts == dict.fromkeys(("capitals", "lettered_capitals"), {"blocks of 2": own})
     found = scan(cuts, experiment)
-    plain = sweep(*opened, ["capitals"], blocks, limit=LIMIT)
+    plain = sweep(*opened, ["capitals"], own, limit=LIMIT)
     assert found["capitals"].rows["value"].tolist() == plain["value"].tolist()
     rows = scores_of(found.values())
-    assert set(rows["rule"]) == {"blocks of 2"} and len(rows) == 2 * len(blocks)
-    for row in rows.to_dict("records"):
+    assert set(rows["rule"]) == {"blocks of 2"} and len(rows) == 2 * len(own)
+    for row in rows.to_dict("records"):  # words and letters ask the same of the same items
+        assert row["target"].tolist() == [item["answer"] for item in embedded.capitals()[:LIMIT]]
         assert row["logprobs"].shape == (LIMIT, 4) and (row["logprobs"] < 0).all()
         assert np.array_equal(row["chosen"] == row["target"], row["outcome"])
-    # a second time nothing is measured
-    experiment.opened = functools.partial(pytest.fail, "opened again")
+    experiment.opened = pytest.fail
     assert scan(cuts, experiment)["capitals"].path == found["capitals"].path
-
-
-def test_a_price_is_of_what_results_lack(asked):
-    experiment = asked(tasks=f"sums@{LIMIT}, wikipedia@2")
-    cuts = scan_cuts(experiment)
-    plans = plan_scan(cuts, experiment)
-    assert list(plans) == ["sums", "wikipedia"] and all(plan.layer_steps > 0 for plan in plans.values())
-    scan({"sums": cuts["sums"]}, experiment)
-    assert list(plan_scan(cuts, experiment)) == ["wikipedia"]
-    scan(cuts, experiment)
-    assert plan_scan(cuts, experiment) == {}
 
 
 def test_a_scan_of_all_capitals_is_kept_in_several_parts(asked):
     experiment = asked(tasks="capitals@181")
     (plan,) = plan_scan(scan_cuts(experiment), experiment).values()
-    pieces = [piece for _, run in plan.parts for piece in run]
-    assert len(pieces) >= 4 and max(piece.tokens for piece in pieces) <= plan.tokens / 3
-
-
-def test_both_forms_ask_the_same_of_the_same_items(opened):
-    letters, words = (
-        sweep(*opened, [task], [Cut(0, 0)], limit=LIMIT).attrs["outcomes"]["0,0"][task]
-        for task in ("lettered_capitals", "capitals")
-    )
-    answers = [item["answer"] for item in embedded.capitals()[:LIMIT]]
-    assert unpack(letters["target"], LIMIT).tolist() == unpack(words["target"], LIMIT).tolist() == answers
-
-
-def test_an_answer_longer_than_the_model_reads_is_refused(opened):
-    model, tokenizer = opened
-    window = model.config.max_position_embeddings
-    with pytest.raises(InputError, match=f"an answer of {window + 1} tokens after 1, expected 1 to {window},"):
-        answer_requests(model, tokenizer, [("a", "b" * (window + 1))])
-    with pytest.raises(InputError, match="after 0, expected"):
-        answer_requests(model, tokenizer, [(" ", "b")])
+    pieces = [piece.tokens for _, run in plan.parts for piece in run]
+    assert len(pieces) >= 4 and max(pieces) <= plan.tokens / 3
 
 
 def test_the_loss_on_answers_is_that_of_the_plain_model(opened):
     """Each token of an answer, predicted by the model without the layers; what is given is not scored."""
     model, tokenizer = opened
-    cuts = [Cut(0, 0), Cut(1, 2)]
+    cuts = [UNPRUNED, Cut(1, 2)]
     rows, of_answers = request_loss(model, cuts, answer_requests(model, tokenizer, SOLVED))
     for cut, value in zip(cuts, rows["value"], strict=True):
-        pruned, losses, tokens = drop_layers(model, cut), [], []
+        losses = []
         for prompt, answer in SOLVED:
             given = len(tokenizer(prompt)["input_ids"])
             ids = torch.tensor([tokenizer(prompt + answer)["input_ids"]])
             with torch.inference_mode():
-                logprobs = pruned(ids).logits[0, given - 1 : -1].log_softmax(-1)
-            losses.append(-logprobs.gather(1, ids[0, given:, None]).sum().item())
-            tokens.append(ids.shape[1] - given)
-        assert of_answers[cut.name] == pytest.approx(np.array(losses) / np.array(tokens), abs=1e-4)
-        assert value == pytest.approx(sum(losses) / sum(tokens), abs=1e-4)
+                logprobs = drop_layers(model, cut)(ids).logits[0, given - 1 : -1].log_softmax(-1)
+            losses.append(-logprobs.gather(1, ids[0, given:, None]))
+        assert of_answers[cut.name] == pytest.approx([float(loss.mean()) for loss in losses], abs=1e-4)
+        assert value == pytest.approx(float(torch.cat(losses).mean()), abs=1e-4)
+    with pytest.raises(InputError, match="after 0, expected 1 to"):
+        answer_requests(model, tokenizer, [(" ", "b")])
 
 
 def test_a_loss_under_the_cuts_of_rules_is_measured_and_has_a_price(asked):
     experiment = asked(tasks="wikipedia@2", blocks=None, rules="simple", sizes="0-2", loss_length=16)
     cuts = scan_cuts(experiment)
-    assert cuts == {"wikipedia": {"simple": [Cut(0, 0), Cut(3, 1), Cut(2, 2)]}}
+    assert cuts == {"wikipedia": {"simple": [UNPRUNED, Cut(3, 1), Cut(2, 2)]}}
     (plan,) = plan_scan(cuts, experiment).values()
     assert plan.layer_steps == 2 * 15 * (5 + 1 + 1) and plan.seconds > 0  # the whole model, then the last layer twice
     found = scan(cuts, experiment)["wikipedia"]
-    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2]
+    assert [len(row["outcome"]) for row in found.records] == [2, 2, 2] and plan_scan(cuts, experiment) == {}
     # how many examples are in the prompts of tasks is nothing to a loss on text
     assert scan(cuts, experiment.but(num_fewshot=5))["wikipedia"].path == found.path
 
@@ -137,26 +113,17 @@ def test_facts_to_be_written_begin_with_their_answer():
     """200 of them, each with one answer; what is written may go on behind it, and not in the same word."""
     items, tin = embedded.written_facts(), {"asked": "the chemical symbol of tin", "answer": "Sn"}
     assert len(items) == 200 == len({item["asked"] for item in items}) and tin in items
-    right = {" Sn": 1.0, ' "Sn", which': 1.0, " sn\n": 1.0, " Snow": 0.0, " Ti": 0.0, "": 0.0, " the Sn": 0.0}
-    for written, expected in right.items():
-        assert begins_with_the_answer(tin, [written]) == {"exact_match": expected}
+    for written in (" Sn", ' "Sn", which', " sn\n", " Snow", " Ti", "", " the Sn"):
+        right = float(written in (" Sn", ' "Sn", which', " sn\n"))
+        assert begins_with_the_answer(tin, [written]) == {"exact_match": right}
 
 
 # --- distances by sequence --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def distances(tiny_folder, opened, tmp_path):
-    def of(results: str, **given):
-        parameters = Parameters(model=str(tiny_folder), results=str(tmp_path / results), dtype="float32", **given)
-        return Experiment(parameters, opened=lambda: opened)
-
-    return of
-
-
-def test_distances_of_each_sequence_have_the_published_mean(distances):
+def test_distances_of_each_sequence_have_the_published_mean(asked):
     """Kept in 16 bits, in a result of its own; and how surely a block is the most similar follows from them."""
-    experiment = distances("", samples=12, sequence_length=24)
+    experiment = asked(Parameters, samples=12, sequence_length=24)
     plain, found = (measure_distances(experiment, by_sequence=by_sequence) for by_sequence in (False, True))
     assert plain.path != found.path and plain.rows.equals(found.rows)
     experiment.opened = pytest.fail
@@ -167,14 +134,13 @@ def test_distances_of_each_sequence_have_the_published_mean(distances):
     table = nearest(distances_of([found]))
     best = [similarity_cut(distance_matrix(found.rows), size).start for size in table["size"]]
     assert table["start"].tolist() == best and table["agrees"].between(0, 1).all()
-    assert (table["low"] <= table["high"]).all() and (table["high"] <= 4 - table["size"]).all()
 
 
-def test_interrupted_distances_go_on_to_the_same_numbers(distances, tmp_path, monkeypatch, capsys):
+def test_interrupted_distances_go_on_to_the_same_numbers(asked, tmp_path, monkeypatch, capsys):
     """Batches that have run are not run again."""
 
     def measured(results):
-        return measure_distances(distances(results, samples=40, sequence_length=300))
+        return measure_distances(asked(Parameters, results, samples=40, sequence_length=300))
 
     plain, ran, every = measured("plain"), [], similarity.distances_by_batch
 
@@ -195,17 +161,44 @@ def test_interrupted_distances_go_on_to_the_same_numbers(distances, tmp_path, mo
     assert not first.exists() and "distances: 100%" in capsys.readouterr().err
 
 
-def test_one_sequence_that_decides_is_drawn_with_the_others():
-    """Two blocks of one layer, alike but for one sequence of ten: the choice follows how often that one is drawn."""
-    rows = [{"start": start, "size": size, "distance": 0.5, "stderr": 0.1, "samples": 10}
-            for size in (1, 2, 3) for start in range(4 - size)]  # fmt: skip
-    each = np.full((10, 6), 0.25)
-    each[0, 1] = 0.75  # without this sequence, in a third of all draws, both are alike, and the first is taken
-    each[:, 0] += 0.01
-    key = {"model": {"name": "tiny", "weights": "x"}, "dtype": "float32", "corpus": "wikipedia", "seed": 0}
-    details = {"num_layers": 3, "by_sequence": pack_halves(each)}
-    unit = Result("distances", key | {"sequence_length": 9}, {"measured": "2026"}, rows, details)
-    (first, second) = nearest(distances_of([unit])).itertuples()
-    assert (first.start, first.low, first.high) == (0, 0, 1)
-    assert first.agrees == pytest.approx(1 - 0.9**10, abs=0.04)  # of draws that hold it
-    assert (second.start, second.agrees) == (0, 1.0)  # the only block that keeps the last layer
+def test_one_sequence_that_decides_is_drawn_with_the_others(asked):
+    """Two blocks of one size, alike but for one sequence of twelve: the choice follows how often that one is drawn."""
+    found = measure_distances(asked(Parameters, samples=12, sequence_length=24), by_sequence=True)
+    rows = distances_of([found]).query("size == 3").sort_values("start")
+    rows["distance"], decided = 0.5, np.where(np.arange(12) == 0, 0.75, 0.25)
+    rows["by_sequence"] = [np.full(12, 0.26), decided, decided]  # the last of these has the last layer
+    (row,) = nearest(rows).itertuples()
+    assert (row.start, row.low, row.high) == (0, 0, 1)
+    assert row.agrees == pytest.approx(1 - (11 / 12) ** 12, abs=0.04), "of draws that hold it"
+
+
+# --- what rules drop --------------------------------------------------------------------------------------
+
+
+def test_what_rules_drop_is_measured_once_and_read_back(asked, tmp_path):
+    experiment = asked(
+        WhichLayersParameters, rules="simple, llm-drop, replaceme", limit=4, samples=4, sequence_length=24,
+        text="wikipedia", loss_sequences=2, loss_length=24, percent="20, 40", calibration_sequences=2,
+        bridge_sequences=2, tasks="capitals", tokens=2, neighbours=2, skip_sequences=2,
+    )  # fmt: skip
+    compare_rules(experiment)
+    scores = scores_of(all_results(tmp_path / "results", "scores")).query("cut != @UNPRUNED.name")
+    losses = scores.query("metric == 'loss'")
+    assert losses.groupby("rule")["size"].agg(list).to_dict() == dict.fromkeys(experiment.parameters.rule_list, [1, 2])
+    assert losses.set_index("rule")["changed"].dropna().to_dict() == {"replaceme": "bridged"}
+    assert scores.query("rule == 'llm-drop' and task == 'capitals'")["size"].tolist() == [1, 2]
+    (found,) = (
+        one for one in all_results(tmp_path / "results") if (one.key.get("choice") or {}).get("rule") == "llm-drop"
+    )
+    assert found.details["passes"] > 0 and list(found.details["cuts"]) == ["llm-drop"]
+    experiment.opened = pytest.fail
+    compare_rules(experiment)
+
+
+def test_what_is_asked_of_rules():
+    assert list(blocks([0, 1, 4], 5)) == ["blocks of 1", "blocks of 4"], "of size 0 there is none"
+    usual = WhichLayersParameters()
+    assert usual.calibration in [one.key.get("calibration") for one in all_results(kind="scores")], "published ones"
+    assert usual.rule_list == list(REGISTERED)
+    assert [usual.shares(layers) for layers in (30, 18, 28)] == [[3, 6, 8, 10], [2, 4, 5, 6], [3, 6, 7, 9]]
+    assert WhichLayersParameters(percent="1, 99").shares(30) == [1, 29], "never all"
