@@ -24,7 +24,7 @@ from deeper_layers.pruning import drop_layers
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.store import all_results
 from tests import faults
-from tests.distributed import TEXTS
+from tests.test_distributed import TEXTS
 from tests.tiny import ALL_FAMILIES, FOUR, shared_model, tiny_model
 
 CUT, DISTILL = Cut(2, 2), {"objective": "distill"}
