@@ -5,7 +5,6 @@ import dataclasses
 import pytest
 import torch
 
-from deeper_layers import models
 from deeper_layers.cuts import Cut
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
@@ -13,8 +12,6 @@ from deeper_layers.experiments.take_away import checkpoint_bytes, score_rounded
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
-
-CUTS = {"similarity": [Cut(0, 0), Cut(1, 2)]}
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -29,31 +26,23 @@ def test_a_sliced_folder_opens_quantized_as_the_quantized_model_without_its_laye
 
 
 def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder):
-    model, _ = load_model(str(tiny_folder))
-    parameters = sum(p.numel() for p in model.parameters())
+    model, quantized = (load_model(str(tiny_folder), quantization=how)[0] for how in (None, "int8"))
+    parameters, tied = sum(p.numel() for p in model.parameters()), model.get_input_embeddings().weight
+    linear = [module.weight for name, module in model.named_modules() if "_proj" in name]
+    weights, scales = sum(weight.numel() for weight in linear), sum(len(weight) for weight in linear)
     assert checkpoint_bytes(model) == 4 * parameters
-    model.get_output_embeddings().weight = model.get_input_embeddings().weight
-    assert checkpoint_bytes(model) == 4 * (parameters - model.get_input_embeddings().weight.numel())
-    quantized, _ = load_model(str(tiny_folder), quantization="int8")
-    shapes = [m.weight.shape for n, m in quantized.named_modules() if "_proj" in n]
-    linear, rows = sum(shape.numel() for shape in shapes), sum(shape[0] for shape in shapes)
-    assert linear + 4 * (parameters - linear) + 4 * rows <= checkpoint_bytes(quantized) < 4 * parameters
+    assert weights + 4 * (parameters - weights + scales) <= checkpoint_bytes(quantized) < 4 * parameters
+    model.get_output_embeddings().weight = tied
+    assert checkpoint_bytes(model) == 4 * (parameters - tied.numel())
 
 
-def test_each_kind_of_weights_is_measured_once(tiny_folder, tmp_path, monkeypatch):
-    parameters = TakeAwayParameters(
-        model=str(tiny_folder), tasks="capitals, sums_one_digit", limit=6, results=str(tmp_path)
-    )
-    experiment = Experiment(parameters)
-    assert score_rounded("nf4", CUTS, experiment.but(measure=False)) is None
-    found = {kind: score_rounded(kind, CUTS, experiment) for kind in parameters.bits_list(experiment.source)}
-    assert list(found) == ["bfloat16", "int8", "nf4"]
+def test_each_kind_of_weights_is_measured_and_weighed(tiny_folder, tmp_path):
+    parameters = TakeAwayParameters(model=str(tiny_folder), tasks="capitals", limit=6, results=str(tmp_path))
+    experiment, weighed = Experiment(parameters), {}
     half = dataclasses.replace(experiment.source, dtype="bfloat16")
-    for kind, result in found.items():
-        assert set(result.rows["task"]) == {"capitals", "sums_one_digit"} and result.key["dtype"] == "bfloat16"
-        whole, pruned = result.rows.drop_duplicates("size")["bytes"]
-        assert whole > pruned
-        assert whole == checkpoint_bytes(load_model(half, quantization=None if kind[0] == "b" else kind)[0])
-    monkeypatch.setattr(models, "load_model", lambda *_, **__: pytest.fail("measured again"))
-    for kind, result in found.items():
-        assert score_rounded(kind, CUTS, experiment).path == result.path
+    for kind in parameters.bits_list(experiment.source):
+        rows = score_rounded(kind, {"similarity": [Cut(0, 0), Cut(1, 2)]}, experiment).rows
+        whole, pruned = weighed[kind] = rows.drop_duplicates("size")["bytes"].tolist()
+        opened, _ = load_model(half, quantization=None if kind == "bfloat16" else kind)
+        assert whole == checkpoint_bytes(opened) > pruned
+    assert list(weighed) == ["bfloat16", "int8", "nf4"]

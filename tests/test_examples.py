@@ -24,11 +24,17 @@ from deeper_layers.results import frames
 ROOT = Path(__file__).resolve().parents[1]
 README, API, YOURS = ROOT / "README.md", ROOT / "book" / "api.md", ROOT / "book" / "your-model.md"
 # in this order: an example may go on from one before it
-NAMES = [
-    "InputError", "NotMeasuredError", "Cut", "simple_cut", "similarity_cut", "load_model", "decoder_layers",
-    "angular_distances", "drop_layers", "silence_sublayers", "slice_checkpoint", "plan", "sweep", "heal",
-    "merge_adapters",
-]  # fmt: skip
+NAMES = """InputError NotMeasuredError Cut simple_cut similarity_cut load_model decoder_layers angular_distances
+drop_layers silence_sublayers slice_checkpoint plan sweep heal merge_adapters""".split()
+READING = {"results.scores": frames.scores, "said": prose.said}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+LINES = [line for page in (README, YOURS) for block in blocks(page, "bash") for line in block.splitlines()]
+TYPED = {re.split(" +#", line)[0]: shlex.split(line, comments=True)[1:] for line in LINES if line[:7] == "deeper-"}
 
 
 @pytest.fixture(scope="module")
@@ -44,81 +50,59 @@ def names():
 
 
 @pytest.mark.quick
-def test_every_public_name_has_an_example():
+def test_every_public_name_has_an_example_and_every_subcommand_is_typed():
     others = {"PRESETS", "HealingConfig", "Plan", "measure_distances"}  # values, and what is documented beside these
     assert set(deeper_layers.__all__) - others == set(NAMES)
-
-
-READING = {"results.scores": frames.scores, "said": prose.said}
+    assert {words[0] for words in TYPED.values()} == set(SUBCOMMANDS)
 
 
 @pytest.mark.parametrize("name", [*READING, *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES)])
 def test_examples_print_what_they_say(name, request):
-    """What an example defines is there for the next."""
     names = request.getfixturevalue("names") if name in NAMES else {"pd": pd, "said": prose.said}
     of = READING.get(name) or getattr(deeper_layers, name)
-    found = doctest.DocTestFinder(recurse=False).find(of, name, globs=names)
-    (test,) = [one for one in found if one.examples]
-    printed = []
-    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    (test,) = [one for one in doctest.DocTestFinder(recurse=False).find(of, name, globs=names) if one.examples]
+    runner, printed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE), []
     assert not runner.run(test, out=printed.append, clear_globs=False).failed, "".join(printed)
     names.update(test.globs)
 
 
 @pytest.mark.thorough
-@pytest.mark.parametrize("page", [README, YOURS], ids=["README", "your-model"])
-def test_lines_of_python(page, names):
-    """With texts; the healing for a few steps only."""
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if "from deeper_layers" in block]
+def test_lines_of_python(names):
+    """Those of both pages are the same. With texts; the healing for a few steps only."""
+    every = [block for page in (README, YOURS) for block in blocks(page, "python") if "from deeper_layers" in block]
+    (code,) = {re.sub(" +#.*", "", block) for block in every}
     little = dataclasses.replace(deeper_layers.PRESETS["small"], steps=1, warmup_steps=0, batch_sequences=2, at_once=1)
-    found = {"texts": ["Some words about the capitals of the world, which are many. " * 40] * 40}
-    exec(code.replace('PRESETS["small"]', "little"), {"little": little} | found, found)
-    assert found["merged"].config.num_hidden_layers == 26
-    assert set(found["rows"]["size"]) == {0, 4}
+    found = {"little": little, "texts": ["Some words about the capitals of the world, which are many. " * 40] * 40}
+    exec(code.replace('PRESETS["small"]', "little"), found)
+    assert found["merged"].config.num_hidden_layers == 26 and set(found["rows"]["size"]) == {0, 4}
 
 
 def test_a_question_of_a_reader_is_three_lines(capsys):
     """BoolQ of every model against the share dropped, as the page on Python asks it."""
-    (code,) = re.findall(r"```python\n(.*?)```", API.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(code.split("\n\n")[1].splitlines()) + 1 == 3, "and a blank one"
+    (code,) = blocks(API, "python")
     exec(code, {})
-    shown = capsys.readouterr().out
-    assert {"Gemma-3-270m", "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct"} <= set(shown.split())
-    assert "0.741" in shown, "of the whole Qwen on 1,000 questions"
+    shown = capsys.readouterr().out.split()
+    assert {"Gemma-3-270m", "Qwen2.5-Coder-1.5B-Instruct", "SmolLM2-135M-Instruct", "0.741"} <= {*shown}
 
 
-def typed(page: Path) -> list[list[str]]:
-    """Lines of the page's blocks that begin with deeper-layers, as words."""
-    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
-    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
-    return [words for words in lines if words[:1] == ["deeper-layers"]]
-
-
-@pytest.mark.quick
-def test_a_page_types_every_subcommand():
-    assert {words[1] for words in typed(YOURS)} == set(SUBCOMMANDS)
-
-
-ONCE = {" ".join(words): words for page in (README, YOURS) for words in typed(page)}
+INSTEAD = {"0-8": "0-2", "8": "2", "Llama-2 7B": "small", "0-24": "0-2"}
+INSTEAD |= dict.fromkeys(("boolq", "boolq, arc_easy", "mmlu:5@20, boolq"), "capitals")
+LITTLE = {
+    "sweep": ["--limit", "3"],
+    "scan": ["--limit", "3"],
+    "heal": shlex.split("--text wikipedia --tasks capitals --steps 1 --loss-sequences 2 --limit 3"),
+}
 
 
 # report runs every notebook: minutes, and tests/test_command.py has it for one, and what checks results
 @pytest.mark.thorough
-@pytest.mark.parametrize("words", [own for own in ONCE.values() if own[1] not in ("report", "results")], ids=" ".join)
-def test_commands(words, tiny_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize("line", [line for line, words in TYPED.items() if words[0] not in ("report", "results")])
+def test_commands(line, tiny_folder, tmp_path, monkeypatch):
     """Typed as they stand in a folder of one's own, on a tiny model, with data that need no hub."""
-    instead = {"ORGANISATION/NAME": str(tiny_folder), "0-8": "0-2", "8": "2", "Llama-2 7B": "small", "0-24": "0-2"}
-    instead |= dict.fromkeys(("boolq", "boolq, arc_easy", "mmlu:5@20, boolq"), "capitals")
-    words = [instead.get(word, word) for word in words[1:]]
-    words += ["--text", "wikipedia"] if words[0] == "heal" or (words[0] == "prune" and "--heal" in words) else []
-    words += ["--tasks", "capitals"] if words[0] == "heal" and "--tasks" not in words else []
-    words += ["--steps", "1", "--loss-sequences", "2"] if words[0] == "heal" else []
-    words += ["--limit", "3"] if words[0] in ("sweep", "scan", "heal") else []
-    words += ["--results", "results"]
+    instead = INSTEAD | {"ORGANISATION/NAME": str(tiny_folder)}
+    words = [instead.get(word, word) for word in TYPED[line]]
     monkeypatch.chdir(tmp_path)
-    shutil.copy(Path(tiny_folder, "config.json"), tmp_path)
+    shutil.copy(tiny_folder / "config.json", tmp_path)
     monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
-    done = CliRunner().invoke(main, words)
-    assert done.exit_code == 0, done.output
-    assert done.stdout.strip()
+    done = CliRunner().invoke(main, [*words, *LITTLE.get(words[0], []), "--results", "results"])
+    assert done.exit_code == 0 and done.stdout.strip(), done.output

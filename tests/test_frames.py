@@ -2,7 +2,6 @@
 
 import collections
 import json
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,6 @@ from deeper_layers.rules.choosing import REGISTERED
 pytestmark = pytest.mark.quick
 
 RESULTS = places.AROUND / "results"
-QWEN = "Qwen2.5-Coder-1.5B-Instruct"
 
 
 def made_up(task: str, right: dict[str, np.ndarray], layers: int = 6, rule: str = "simple") -> Result:
@@ -46,45 +44,38 @@ def files():
 
 
 def test_every_published_score_stands_in_the_table_unchanged(scores, files):
-    tasks = [
-        task if pd.isna(subject) else task.replace("mmlu", f"mmlu_{subject}", 1)
-        for task, subject in zip(scores["task"], scores["subject"], strict=True)
-    ]
-    have = set(zip(*(scores[name] for name in ("path", "cut", "metric", "value", "items")), tasks, strict=True))
-    names = ("cut", "metric", "value", "items", "task")
-    of_scores = {path: content for path, content in files.items() if content["kind"] == "scores"}
-    wanted = {
-        (path, *(row[name] for name in names))
-        for path, content in of_scores.items()
+    of_scores = [
+        (path, content["details"].get("groups", {}), row)
+        for path, content in files.items()
         for row in content["rows"]
-        if row["task"] not in content["details"].get("groups", {})
-    }
-    assert (
-        wanted == {found for found in have if found[3] is not None and not pd.isna(found[3])} and len(wanted) > 15_000
-    )
+        if content["kind"] == "scores"
+    ]
+    names = ("task", "cut", "metric", "value", "items")
+    wanted = {(path, *map(row.get, names)) for path, groups, row in of_scores if row["task"] not in groups}
+    subject = "mmlu_" + scores["subject"]
+    tasks = scores["task"].where(subject.isna(), subject + scores["task"].str.removeprefix("mmlu"))
+    known = scores.assign(task=tasks)[scores["value"].notna()]
+    assert wanted == {*zip(*(known[name] for name in ("path", *names)))} and len(wanted) > 15_000
     assert {content["kind"] for content in files.values()} == KINDS.keys()
-    for path, content in of_scores.items():  # of all subjects lm-eval makes the mean of their items
-        is_group = "mmlu" in content["details"].get("groups", {})
-        own = scores[(scores["path"] == path) & scores["subject"].notna()] if is_group else scores[:0]
-        for row in (row for row in content["rows"] if row["task"] == "mmlu" and is_group):
+    by_cut = dict(iter(scores[scores["subject"].notna()].groupby(["path", "cut", "metric"])))
+    for path, groups, row in of_scores:  # of all subjects lm-eval makes the mean of their items
+        if row["task"] == "mmlu" and "mmlu" in groups:
             metric, _, macro = row["metric"].partition(",")
-            of_cut = own[(own["cut"] == row["cut"]) & (own["metric"] == metric)].drop_duplicates("subject")
-            mean = np.average(of_cut["value"], weights=None if macro else of_cut["items"])
-            assert mean == pytest.approx(row["value"]) and of_cut["items"].sum() == row["items"]
+            own = by_cut[path, row["cut"], metric].drop_duplicates("subject")
+            mean = np.average(own["value"], weights=None if macro else own["items"])
+            assert mean == pytest.approx(row["value"]) and own["items"].sum() == row["items"]
 
 
 def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
     kept = scores[scores["outcome"].notna()]
     assert len(kept) > 20_000 and (kept["outcome"].map(len) == kept["items"]).all()
+    assert {vector.dtype for vector in kept["outcome"]} == {np.dtype(float)}, "no difference wraps around"
     alike = kept[kept["length"].fillna(1) != 0]  # of sequences of several lengths the score is the mean over tokens
     assert len(kept) - len(alike) < 100
     assert np.allclose(alike["outcome"].map(np.mean), alike["value"], rtol=0, atol=1e-5)  # losses are kept to 5 digits
-    chosen = kept[kept["target"].notna() & (kept["metric"] == "acc")]
-    right = [((a == b) == c).all() for a, b, c in chosen[["chosen", "target", "outcome"]].values]
-    assert len(chosen) > 3000 and all(right)
-    assert all(row.logprobs.shape[0] == row.items for row in kept[kept["logprobs"].notna()].itertuples())
-    # one vector is taken from another without wrapping around
-    assert {vector.dtype for vector in kept["outcome"]} == {np.dtype(float)}
+    chosen = kept[kept["target"].notna() & (kept["metric"] == "acc")][["chosen", "target", "outcome"]].values
+    assert len(chosen) > 3000 and all(((a == b) == c).all() for a, b, c in chosen)
+    assert (kept["logprobs"].dropna().map(len) == kept["items"][kept["logprobs"].notna()]).all()
 
 
 def test_distances_losses_and_geometry_stand_in_their_tables(files):
@@ -105,11 +96,14 @@ def test_columns_are_those_that_are_described_whatever_is_there(tmp_path):
     for name, wanted in described.items():
         full, empty = (getattr(results, name)(folder) for folder in (RESULTS, tmp_path))
         assert list(full) == list(empty) == list(wanted) and (full.dtypes == empty.dtypes).all() and empty.empty
-    assert set(results.scores(RESULTS, QWEN)["model"]) == {QWEN}
     assert frames.CHANGED.keys() == {name for name, rule in REGISTERED.items() if rule.changes}
 
 
-def test_a_curve_of_each_rule_begins_with_the_whole_model(scores):
+def test_a_curve_of_each_rule_begins_with_the_whole_model_and_what_was_measured_twice_is_told_apart(scores):
+    assert not scores[scores["repeat"] == 0].duplicated([*frames.QUESTION, *frames.CUT]).any()
+    asked = "model == 'Qwen2.5-Coder-1.5B-Instruct' and subject == 'virology' and cut == '24,1' and limit == 20"
+    asked = scores.query(f"{asked} and task == 'mmlu' and healing.isna() and rule == 'similarity'")
+    assert sorted(asked["repeat"]) == [0, 1]
     rows = scores.query("model == 'Gemma-3-270m' and task == 'capitals' and limit == 120 and repeat == 0")
     rules = rows[rows["bits"].isna() & rows["healing"].isna()].groupby("rule")
     assert {"similarity", "simple", "window-cosine", "llm-drop-attention"} <= set(rules.groups)
@@ -118,30 +112,11 @@ def test_a_curve_of_each_rule_begins_with_the_whole_model(scores):
     assert dropped["cut"].startswith("attention ") and pd.isna(dropped["start"]) and dropped["share"] == 4 / 18
 
 
-def test_what_was_measured_twice_is_told_apart(scores):
-    asked = scores.query(f"model == '{QWEN}' and task == 'mmlu' and subject == 'virology' and cut == '24,1'")
-    asked = asked[(asked["limit"] == 20) & asked["healing"].isna() & (asked["rule"] == "similarity")]
-    assert sorted(asked["repeat"]) == [0, 1]
-    assert not scores[scores["repeat"] == 0].duplicated([*frames.QUESTION, *frames.CUT]).any()
-
-
 def test_what_nobody_chose_has_no_rule_and_sublayers_are_counted_as_their_rule_does():
-    whole, cut = np.ones(4), Cut.of([1], attention=[3])
+    whole, cut = np.ones(4), Cut.of([1], attention=[3]).name
     given = frames.scores_of([made_up("a", {"0,0": whole, "2,1": whole}, rule="given")])
     assert given["rule"].isna().all() and given["size"].tolist() == [0, 1]
-    dropped = made_up("a", {"0,0": whole, cut.name: whole}, rule="llm-drop")
-    unknown = frames.scores_of([dropped])
-    assert pd.isna(unknown["size"][1]) and set(unknown["rule"]) == {"llm-drop"}
-    dropped.details["sizes"] = {cut.name: 2}
+    dropped = made_up("a", {"0,0": whole, cut: whole}, rule="llm-drop")
+    assert pd.isna(frames.scores_of([dropped])["size"][1])
+    dropped.details["sizes"] = {cut: 2}
     assert frames.scores_of([dropped])["size"].tolist() == [0, 2]
-
-
-def test_a_damaged_file_is_named_and_the_rest_shown(tmp_path):
-    folder = tmp_path / "Gemma-3-270m"
-    folder.mkdir()
-    whole, damaged = sorted((RESULTS / folder.name).glob("scores-capitals-*.json"))[:2]
-    shutil.copy(whole, folder)
-    (folder / damaged.name).write_bytes(damaged.read_bytes()[:-200])
-    with pytest.warns(UserWarning, match=damaged.name) as warned:
-        shown = results.scores(tmp_path)
-    assert len(warned) == 1 and set(shown["path"]) == {f"{folder.name}/{whole.name}"} and len(shown) >= 4

@@ -4,49 +4,40 @@ import numpy as np
 import pytest
 
 from deeper_layers.report.estimates import AT_FLOOR, CONTRADICTED, NOT_TESTED, SUPPORTED
-from deeper_layers.results.frames import scores_of
-from deeper_layers.studies.last_layers import FORMS, PLACES, SIZES, UNASKED, accuracies, judge_prediction, kept_by_form
-from tests.test_frames import made_up
+from deeper_layers.studies.last_layers import FORMS, PLACES, SIZES, UNASKED, judge_prediction, kept_by_form
+from tests.test_report import GEMMA, QWEN, SMOLLM, made, published
 
-LAYERS, ITEMS, GUESSED = 20, 295, 0.25
-START = {"late": lambda size: LAYERS - size, "similar": lambda size: 8}
+LAYERS, ITEMS = 20, 295
+LATE, SIMILAR = ("written", "late"), ("letters", "similar")
 
 
 def answers(kept: dict[tuple[str, str], float], whole: float = 0.9, sizes=SIZES):
     """Results of a model that keeps such a share above guessing, by form and place: of the others all."""
-    draw, found = np.random.default_rng(0), []
-    for rule, place in PLACES.items():
-        cuts = {"0,0": 1.0} | {f"{START[place](size)},{size}": None for size in sizes}
-        for form, tasks in FORMS.items():
-            guessed = GUESSED if form in UNASKED else 0.0
-            for task in (*tasks, *([UNASKED[form]] if form in UNASKED else [])):
-                share = {cut: 1.0 if one else kept.get((form, place), 1.0) for cut, one in cuts.items()}
-                above = 0.0 if task in UNASKED.values() else whole - guessed
-                found.append(
-                    made_up(
-                        task, {cut: draw.random(ITEMS) < guessed + above * share[cut] for cut in cuts}, LAYERS, rule
-                    )
-                )
-    return scores_of(found)
+    draw, rows = np.random.default_rng(0), []
+    for (rule, place), (form, tasks), size in (
+        (rule, form, size) for rule in PLACES.items() for form in FORMS.items() for size in (0, *sizes)
+    ):
+        guessed = 0.25 if form in UNASKED else 0.0
+        share = kept.get((form, place), 1.0) if size else 1.0
+        chances = dict.fromkeys(tasks, guessed + share * (whole - guessed)) | {UNASKED.get(form, ""): guessed}
+        cut = f"{LAYERS - size if place == 'late' else 8},{size}" if size else "0,0"
+        for task, chance in chances.items():
+            outcome = (draw.random(ITEMS) < chance).astype(float)
+            rows.append({"task": task, "rule": rule, "cut": cut, "outcome": outcome, "commonest": guessed})
+    return made(rows, LAYERS)
 
 
 @pytest.mark.parametrize(
-    ("kept", "verdicts"),
+    ("kept", "verdicts", "x"),
     [
-        ({("written", "late"): 0.2, ("letters", "similar"): 0.2}, (SUPPORTED, SUPPORTED)),
-        ({("written", "late"): 0.9, ("letters", "late"): 0.9}, (CONTRADICTED, None)),
-        ({("written", "similar"): 0.2, ("letters", "late"): 0.2}, (CONTRADICTED, CONTRADICTED)),
+        ({LATE: 0.2, SIMILAR: 0.4}, [SUPPORTED, SUPPORTED], (1 - 0.2) - (0.4 - 1)),
+        ({}, [CONTRADICTED, CONTRADICTED], 0),
+        ({("written", "similar"): 0.2, ("letters", "late"): 0.2}, [CONTRADICTED, CONTRADICTED], -1.6),
     ],
 )
-def test_a_dissociation_is_found_where_it_is(kept, verdicts):
-    found = judge_prediction(answers(kept)).set_index("number")["verdict"]
-    assert found["X"] == verdicts[0] and verdicts[1] in (None, found["Y"])
-
-
-def test_x_is_the_difference_of_differences():
-    found = judge_prediction(answers({("written", "late"): 0.2, ("letters", "similar"): 0.4})).set_index("number")
-    assert found.loc["X", "value"] == pytest.approx((1 - 0.2) - (0.4 - 1), abs=0.1)
-    assert found.loc["Y", "value"] == pytest.approx(1 - 0.2, abs=0.1)
+def test_a_dissociation_is_found_where_it_is_and_x_is_a_difference_of_differences(kept, verdicts, x):
+    found = judge_prediction(answers(kept)).set_index("number")
+    assert found["verdict"].tolist() == verdicts and found.loc["X", "value"] == pytest.approx(x, abs=0.1)
 
 
 def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
@@ -55,11 +46,14 @@ def test_a_model_that_guesses_or_was_not_asked_of_all_sizes_shows_nothing():
     assert set(judge_prediction(answers({}, sizes=range(1, 8)))["verdict"]) == {NOT_TESTED}
 
 
-def test_the_page_shows_every_form_with_its_floor():
-    scores = answers({("written", "late"): 0.2})
-    shown = accuracies(scores)
-    assert set(shown["asked"]) == {*FORMS, *(f"{form}, without the question" for form in UNASKED)}
-    assert shown.groupby(["asked", "prompt", "place"])["size"].apply(list).map(lambda sizes: sizes == [*range(9)]).all()
-    table = kept_by_form(scores).set_index(["asked", "place"])
-    assert table.loc[("written", "the last layers"), "value"] == pytest.approx(0.2, abs=0.05)
-    assert (table["whole"] > 0.8).all() and table.loc["letters", "unasked"].max() < 0.35
+def test_what_is_published_keeps_letters_and_loses_what_is_written_with_the_last_layers():
+    kept = kept_by_form(published()[0])
+    told = kept.round(2).groupby(["model", "asked"])["value"].apply(list)  # without the last, the most similar layers
+    of_qwen = told[QWEN, "written"], told[QWEN, "letters"]
+    assert [*of_qwen, told[SMOLLM, "written"], told[GEMMA, "written"]] == [
+        [0.22, 0.89],
+        [0.43, 0.40],
+        [0.18, 0.19],
+        [0.31, 0.10],
+    ]
+    assert set(kept.query("asked == 'letters' and model != @QWEN")["untold"]) == {AT_FLOOR}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from unittest import mock
 
 import nbformat
 import pytest
@@ -15,7 +16,6 @@ import pytest
 from deeper_layers.experiments import healings, notebook_parameters
 from deeper_layers.models import gguf_conversion
 from deeper_layers.results.places import AROUND as ROOT
-from tests import notebook
 from tests.mirror import write_boolq
 
 KINDS = {
@@ -25,60 +25,76 @@ KINDS = {
 }
 DRAWN = {"samples": 8, "sequence_length": 32}
 ASKED = DRAWN | {"limit": 6, "tasks": "capitals", "sizes": "0, 2"}
-HEALED = {"dtype": "float32", "text": "wikipedia", "loss_sequences": 4, "loss_length": 32}
+HEALED = ASKED | {"dtype": "float32", "text": "wikipedia", "loss_sequences": 4, "loss_length": 32}
 FEW = {"calibration_sequences": 2, "bridge_sequences": 2, "tokens": 4, "neighbours": 3, "skip_sequences": 2}
+ALL_BLOCKS = {"tasks": "capitals, lettered_capitals, wikipedia@4", "sizes": "all", "blocks": 2, "loss_length": 32}
+RULES = {"sizes": "all", "rules": "similarity, block-influence, llm-drop, replaceme", "percent": "20, 40"}
 # what each is asked of a tiny model
 SMALL = {
     "01-similarity": DRAWN,
     "02-question-answering": ASKED | {"tasks": "boolq:2", "numbers": "0", "orders": "1"},
     "03-reasoning": ASKED | {"tasks": "sums_one_digit, sums_one_digit_generated"},
-    "04-healing": ASKED | HEALED | {"steps": 2, "quantization": None, "ranks": "2, 8", "seeds": "1"},
-    "05-which-layers": ASKED
-    | HEALED
-    | FEW
-    | {"sizes": "all", "rules": "similarity, block-influence, llm-drop, replaceme", "percent": "20, 40"},
-    "06-letters-or-words": ASKED
-    | {"tasks": "capitals, lettered_capitals, wikipedia@4", "sizes": "all", "blocks": 2, "loss_length": 32},
+    "04-healing": HEALED | {"steps": 2, "quantization": None, "ranks": "2, 8", "seeds": "1"},
+    "05-which-layers": HEALED | FEW | RULES,
+    "06-letters-or-words": ASKED | ALL_BLOCKS,
     "08-take-away": ASKED | {"bits": "bfloat16, nf4", "drop": 2},
 }
 THOROUGH = [name if name < "03" else pytest.param(name, marks=pytest.mark.thorough) for name in SMALL]
 
 
-@pytest.fixture
-def alone(tmp_path, monkeypatch):
-    """What a notebook makes stays in a folder that goes."""
-    for module in (healings, gguf_conversion):
-        monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+def cells_of(name: str) -> list:
+    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    return [cell for cell in cells if cell.cell_type == "code"]
 
 
 def shown(name: str, **given) -> str:
-    """A page, without the identifiers that pandas draws anew for each table."""
-    return re.sub(r"T_[0-9a-f]{5}", "T", notebook.run(name, **given))
+    """What the cells of a notebook show, one after another, as a kernel runs them, but in this process.
+
+    Its parameters are followed by those given, as papermill has it. Without the identifiers that pandas draws anew.
+    """
+    names, said = {"__name__": "__main__"}, []
+
+    def show(value: object) -> None:
+        forms = (getattr(value, form, lambda: None)() for form in ("_repr_html_", "_repr_markdown_"))
+        said.append(next((text for text in forms if text is not None), repr(value)))
+
+    with mock.patch("IPython.display.display", show):
+        for cell in cells_of(name):
+            body = ast.parse(cell.source).body
+            last = body.pop() if isinstance(body[-1], ast.Expr) else None
+            exec(compile(ast.Module(body, []), name, "exec"), names)
+            if last is not None:
+                show(eval(compile(ast.Expression(last.value), name, "eval"), names))
+            names |= given if "parameters" in cell.metadata.get("tags", []) else {}
+    return re.sub(r"T_[0-9a-f]{5}", "T", "\n".join(said))
+
+
+@pytest.fixture
+def given(tiny_folder, tmp_path, monkeypatch):
+    """A model of one's own and a folder of results. What a notebook makes besides stays in a folder that goes."""
+    for module in (healings, gguf_conversion):
+        monkeypatch.setattr(module, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return {"model": str(tiny_folder), "results": str(tmp_path / "results")}
 
 
 @pytest.mark.parametrize("name", THOROUGH)
-def test_measures_what_results_lack_of_a_model(name, tiny_folder, tmp_path, alone):
-    given = SMALL[name] | {"model": str(tiny_folder), "results": str(tmp_path / "results")}
+def test_measures_what_results_lack_of_a_model(name, given, tmp_path):
+    given |= SMALL[name]
     given |= {"datasets": str(write_boolq(tmp_path / "mirror"))} if "boolq" in given.get("tasks", "") else {}
     page = shown(name, **given)
     assert "<figure" in page or "<table" in page
-
-    def times() -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
-
-    before = times()
-    assert {path.parent.name for path in before} == {Path(tiny_folder).name}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
+    assert {path.parent.name for path in before} == {Path(given["model"]).name}
     assert shown(name, **given, measure=False) == page, "what results hold is shown alike"
-    assert times() == before
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").rglob("*.json")}
 
 
 @pytest.mark.thorough
-def test_a_new_model_comes_first_on_a_page_and_the_published_ones_beside_it(tiny_folder, tmp_path, alone):
+def test_a_new_model_comes_first_on_a_page_and_the_published_ones_beside_it(given):
     """In a folder that holds what is published too, as that of the repository does."""
-    shutil.copytree(ROOT / "results", tmp_path / "results")
-    page = shown("01-similarity", model=str(tiny_folder), results=str(tmp_path / "results"), **DRAWN)
-    name = Path(tiny_folder).name
+    shutil.copytree(ROOT / "results", given["results"])
+    page, name = shown("01-similarity", **given, **DRAWN), Path(given["model"]).name
     assert f'id="answer">Of {name} the most similar' in page
     alt = re.search(r'id="distance-curves">.*?alt="(.*?)"', page)[1]
     places = [alt.find(model) for model in (name, "Qwen2.5-Coder-1.5B", "Gemma-3-270m", "SmolLM2-135M")]
@@ -86,62 +102,45 @@ def test_a_new_model_comes_first_on_a_page_and_the_published_ones_beside_it(tiny
 
 
 @pytest.mark.thorough
-def test_what_is_measured_again_is_what_was_measured(tiny_folder, tmp_path, alone):
-    given = ASKED | {"model": str(tiny_folder), "results": str(tmp_path / "results"), "sizes": "0, 1"}
-    notebook.run("02-question-answering", **given)
-    assert "Published numbers, and the same measured again" in notebook.run("10-measured", **given)
+def test_what_is_measured_again_is_what_was_measured(given):
+    given |= ASKED | {"sizes": "0, 1"}
+    shown("02-question-answering", **given)
+    assert "Published numbers, and the same measured again" in shown("10-measured", **given)
 
 
 def test_results_that_are_not_there_are_said_not_to_be(tmp_path):
-    page = notebook.run("02-question-answering", results=str(tmp_path / "nothing"), measure=False)
-    assert "Not measured" in page
+    assert "Not measured" in shown("02-question-answering", results=str(tmp_path / "nothing"), measure=False)
 
 
 @pytest.mark.thorough
-def test_papermill_as_it_is_typed(tiny_folder, tmp_path):
-    """At the root of the repository; a mistake is one line."""
-
-    def papermill(**parameters) -> subprocess.CompletedProcess:
-        given = [word for key, value in parameters.items() for word in ("-p", key, str(value))]
-        command = [Path(sys.executable).with_name("papermill"), "notebooks/01-similarity.ipynb", tmp_path / "out.ipynb"]
-        environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
-        words = [*command, "--kernel", "python3", *given]
-        return subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
-
-    done = papermill(model=tiny_folder, results=tmp_path / "results", **DRAWN)
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_papermill_as_it_is_typed_at_the_root_of_the_repository(given, tmp_path):
+    words = [word for key, value in (given | DRAWN).items() for word in ("-p", key, str(value))]
+    command = [Path(sys.executable).with_name("papermill"), "notebooks/01-similarity.ipynb", tmp_path / "out.ipynb"]
+    environment = os.environ | {"JUPYTER_PREFER_ENV_PATH": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([*command, "--kernel", "python3", *words], cwd=ROOT, env=environment, timeout=900)
     output = (tmp_path / "out.ipynb").read_text(encoding="utf-8")
-    assert 'id=\\"distance-curves\\"' in output and "distances: 100%" in output, "progress reaches papermill's log"
-    done = papermill(modle="x")
-    assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("InputError: unknown parameter 'modle'")
+    assert done.returncode == 0 and 'id=\\"distance-curves\\"' in output
+    assert "distances: 100%" in output, "progress reaches papermill's log"
+
+
+def kind_of(annotation) -> str:
+    """As a cell writes it: a list is read from a text, and papermill knows no "str | None"."""
+    kinds = {*(typing.get_args(annotation) or [annotation])} - {type(None)}
+    return " | ".join(kind.__name__ if kind in (int, float, bool) else "str" for kind in kinds)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cell_of_parameters_is_its_class(name):
-    """Names, types, defaults and what they mean, in one order; committed without outputs, and no longer than a screen
-    a cell."""
-    cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-    code = [cell for cell in cells if cell.cell_type == "code"]
+    """Names, types, defaults and what they mean, in one order; committed without outputs."""
+    code = cells_of(name)
     (cell,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     stated = [
         (node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value), line.partition("  # ")[2])
         for node, line in zip(ast.parse(cell.source).body, cell.source.splitlines(), strict=True)
     ]
-    # papermill's reader of such cells knows no "str | None": the default says that None is one
     fields = KINDS[name].model_fields.items()
-    assert stated == [(field, kind_of(of), of.default, of.description) for field, of in fields]
-    assert stated[0][:3] == ("model", "str", "published")
-    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in code)
-    assert all(len(one.source.splitlines()) <= 16 for one in code if one is not cell)
-    used = re.findall(r"(\w+)\.from_names\(globals\(\)\)", "\n".join(cell.source for cell in code))
+    assert stated == [(field, kind_of(of.annotation), of.default, of.description) for field, of in fields]
+    assert not any(one.get("outputs") or one.get("execution_count") for one in code)
+    used = re.findall(r"(\w+)\.from_names\(globals\(\)\)", "\n".join(one.source for one in code))
     assert used == [KINDS[name].__name__]
-
-
-def kind_of(field) -> str:
-    kinds = typing.get_args(field.annotation) or (field.annotation,)
-    # a list is read from a text
-    return " | ".join(
-        kind.__name__ if kind in (int, float, bool) else "str" for kind in kinds if kind is not type(None)
-    )

@@ -1,4 +1,7 @@
-"""The library as a wheel: away from the repository it has the published units, read from one source of truth."""
+"""What leaves the repository: the library as a wheel with the published results, all of it as an RO-Crate, a citation.
+
+Away from the repository the wheel answers from what is published, which is read from one source of truth.
+"""
 
 import json
 import os
@@ -6,9 +9,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
+import yaml
 
+from deeper_layers.errors import InputError
 from deeper_layers.results import places
 from deeper_layers.results.places import AROUND as ROOT
 
@@ -29,9 +35,7 @@ def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
         shutil.copy(ROOT / name, tmp_path / "tree")
     quiet = {"capture_output": True, "text": True, "timeout": 300, "check": True}
     subprocess.run([sys.executable, "-c", BUILD, tmp_path], cwd=tmp_path / "tree", **quiet)
-    (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+    shutil.unpack_archive(*tmp_path.glob("*.whl"), tmp_path / "site", "zip")
     published = tmp_path / "site" / "deeper_layers" / "results" / "published"
     units = {path.relative_to(ROOT / "results") for path in (ROOT / "results").glob("*/*.json")}
     assert {path.relative_to(published) for path in published.rglob("*.json")} == units and units
@@ -41,3 +45,35 @@ def test_a_wheel_has_what_is_published_and_answers_from_it(tmp_path):
     done = subprocess.run(words, cwd=tmp_path / "here", env=environment, **quiet)
     assert json.loads(done.stdout)["unit"].startswith(str(published))
     assert not list((tmp_path / "here").iterdir()), "what is only read is not written"
+
+
+@pytest.mark.thorough
+def test_a_crate_says_of_each_result_what_made_it(tmp_path):
+    pytest.importorskip("rocrate", reason="needs pip install -e '.[crate]'")
+    from book.crate import PAPERS, crate_of
+
+    results, model = tmp_path / "results", "Gemma-3-270m"
+    with pytest.raises(InputError, match="no folder|holds no result"):
+        crate_of(results)
+    (results / model).mkdir(parents=True)
+    copies = [shutil.copy(path, results / model) for path in sorted((ROOT / "results" / model).glob("*.json"))[:2]]
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("<h1>Book</h1>")
+    crate_of(results, tmp_path / "site").write_zip(tmp_path / "crate.zip")
+    with zipfile.ZipFile(tmp_path / "crate.zip") as archive:
+        inside = {name for name in archive.namelist() if not name.endswith("/")}
+        entities = {one["@id"]: one for one in json.loads(archive.read("ro-crate-metadata.json"))["@graph"]}
+    files = [f"results/{model}/{Path(copy).name}" for copy in copies]
+    assert inside == {"ro-crate-metadata.json", "book/index.html", *PAPERS, *files}
+    for file in files:
+        action = entities[f"#measured-{file.removeprefix('results/')}"]
+        assert action["result"] == {"@id": file} and action["instrument"]["@id"] in entities
+        assert entities[action["object"]["@id"]]["name"] == model and "processor" in action["description"]
+
+
+@pytest.mark.quick
+def test_both_ways_of_citing_say_the_same():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    zenodo = json.loads((ROOT / ".zenodo.json").read_text())
+    assert all(zenodo[name] == cited[name] for name in ("title", "version", "license", "keywords"))
+    assert zenodo["description"] == cited["abstract"] and zenodo["creators"] == cited["authors"]

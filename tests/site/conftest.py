@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from deeper_layers.results.places import AROUND as ROOT
+
 # no graphics card and no background traffic: what is then requested, a page requested
 CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 CHROMIUM_FLAGS += " --disable-component-update --disable-sync"
@@ -20,17 +21,15 @@ class Page(HTMLParser):
 
     def __init__(self, path: Path):
         super().__init__()
-        self.path = path
-        self.text = path.read_text(encoding="utf-8")
+        self.path, self.text = path, path.read_text(encoding="utf-8")
         self.links, self.resources, self.anchors = [], [], set()
         self.feed(self.text)
 
     def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
-        self.anchors.add(attributes.get("id"))
-        for name in ("href", "src", "data", "poster"):
-            if attributes.get(name):
-                (self.links if tag in ("a", "form") else self.resources).append(attributes[name])
+        named = dict(attributes)
+        self.anchors.add(named.get("id"))
+        found = [named[name] for name in ("href", "src", "data", "poster") if named.get(name)]
+        (self.links if tag in ("a", "form") else self.resources).extend(found)
 
 
 def build() -> str:
@@ -47,9 +46,8 @@ def site(tmp_path_factory, worker_id) -> Path:
     The first process that asks for it builds it, and the others wait; a build that failed is not tried again.
     """
     own = tmp_path_factory.getbasetemp()
-    shared = own if worker_id == "master" else own.parent  # one folder for all processes of this run
-    said = shared / "site.txt"
-    with open(shared / "site.lock", "w") as lock:
+    said = (own if worker_id == "master" else own.parent) / "site.txt"  # of all processes of this run
+    with open(said.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
             said.write_text(build())
@@ -60,8 +58,8 @@ def site(tmp_path_factory, worker_id) -> Path:
 @pytest.fixture(scope="session")
 def pages(site) -> dict[str, Page]:
     """Every page, by its address below the site."""
-    paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts]
-    return {path.relative_to(site).as_posix(): Page(path) for path in paths}
+    names = [path.relative_to(site) for path in sorted(site.rglob("*.html"))]
+    return {name.as_posix(): Page(site / name) for name in names if "_static" not in name.parts}
 
 
 @pytest.fixture(scope="session")
