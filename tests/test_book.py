@@ -19,6 +19,7 @@ def book(tmp_path, monkeypatch):
     for name, path in (places | {"STAMPS": executed / "stamps.json"}).items():
         monkeypatch.setattr(running, name, path)
     monkeypatch.setattr(figures, "EXECUTED", executed)
+    monkeypatch.setenv("DEEPER_LAYERS_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr("book.extension.explorer.draw_explorer", lambda path: path.write_text("") or [])
     for folder in ("book/executed", "notebooks", "results", "lib/deeper_layers"):
         (tmp_path / folder).mkdir(parents=True)
