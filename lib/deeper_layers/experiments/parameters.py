@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NamedTuple, TypeVar
 
@@ -31,6 +32,7 @@ BITSANDBYTES = ("nf4", "int8")
 MEASURES = "deeper_layers.experiments.asked"  # by name, and only where something is measured: it imports these classes
 # parameters that, where given, replace the setting of the preset
 SETTINGS = ("rank", "learning_rate", "steps", "adapters", "auxiliary", "objective", "temperature")
+SEVERAL = 2  # times as fast, from which another data type is worth a word
 Kind = TypeVar("Kind", bound="Shown")
 
 
@@ -209,6 +211,12 @@ class Parameters(Shown):
         how = {name: getattr(self, name) for name in ("device", "quantization", "trust_remote_code")}
         model, tokenizer = models.load_model(source, **how)
         data.check_tokenizer(tokenizer)
+        if self.dtype == "auto" and source.dtype == "float32" and model.device.type == "cpu":
+            from deeper_layers.models.half_precision import times_faster_in_bfloat16  # torch
+
+            if (times := times_faster_in_bfloat16()) > SEVERAL:
+                said = f"{source.name} is opened in float32; --dtype bfloat16 multiplies {times:.1f} times as fast here"
+                print(said, file=sys.stderr)
         return model, tokenizer
 
     @property

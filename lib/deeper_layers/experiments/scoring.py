@@ -116,10 +116,15 @@ def score(
             loaded = sweeping.load_tasks([task], datasets=parameters.datasets)
             details["groups"] |= {task: sorted(loaded["tasks"])}
         options = parameters.sweep_options(task) | how
-        tables = [
-            sweeping.sweep(model, tokenizer, [leaf], cuts, shards=shards.part(leaf), family=family, **options)
-            for leaf in tqdm(loaded["tasks"], desc=task, unit="task", file=sys.stderr, disable=not loaded["groups"])
-        ]
+        tables: list[pd.DataFrame] = []
+        try:
+            for leaf in tqdm(loaded["tasks"], desc=task, unit="task", file=sys.stderr, disable=not loaded["groups"]):
+                part = shards.part(leaf)
+                tables.append(sweeping.sweep(model, tokenizer, [leaf], cuts, shards=part, family=family, **options))
+        except KeyboardInterrupt:
+            if tables:
+                print(_so_far(task, tables, len(loaded["tasks"])), file=sys.stderr)
+            raise
         table = pd.concat(tables, ignore_index=True)
         if loaded["groups"] and (of_groups := sweeping.group_rows(loaded["groups"], table)) is not table:
             inner = (name for name in of_groups["task"] if name not in loaded["tasks"])
@@ -136,6 +141,15 @@ def score(
         for of in tables:
             details["levels"] |= of.attrs["levels"]
     return rows, details
+
+
+def _so_far(group: str, tables: list[pd.DataFrame], number: int) -> str:
+    """What is known of a group when it is interrupted: by cut the mean of the tasks that were finished."""
+    every = pd.concat(tables)
+    every = every[every["metric"] == every["metric"].iloc[0]]
+    means = every.groupby(["size", "start"], dropna=False)["value"].mean()
+    lines = [f"  n = {size}, l = {start}: {value:.3f}" for (size, start), value in means.items()]
+    return "\n".join([f"\n{group}: {len(tables)} of {number} tasks, mean of {every['metric'].iloc[0]}", *lines])
 
 
 def _with_outcomes(table: pd.DataFrame, packed: dict[tuple[str, str], dict]) -> list[dict]:
