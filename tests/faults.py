@@ -1,20 +1,15 @@
 """Faults and kills at any one of the system calls by which a step writes files.
 
 A step is run once undisturbed, to count its calls (`calls_of`). Then for each of them it is run again and killed
-there (`killed_at`), or that call fails (`failing_at`); and at last it is finished by a plain run, which must give what
-the undisturbed one gave. Counted is what Python code asks of the system: libraries in other languages that write by
-themselves (safetensors' own writer) are seen only where Python renames, links or removes their files.
-
-    for number in range(len(calls_of(step))):
-        killed_at(number, step)
-        step()
-        assert snapshot(folder) == expected
+there (`killed_at`), or that call fails (`failing_at`); at last a plain run finishes it, and must give the same. Counted
+is what Python code asks of the system, not what libraries in other languages write by themselves.
 """
 
 import builtins
 import contextlib
 import errno
 import io
+import itertools
 import os
 import signal
 import traceback
@@ -27,7 +22,6 @@ FAULTS = (errno.ENOSPC, errno.EIO, errno.EACCES)
 # of the module os; besides these, files that are opened to be written, and what is written to them
 NAMES = "write sendfile truncate fsync fdatasync replace rename link symlink unlink remove mkdir rmdir".split()
 PARTLY = ("write", "sendfile")  # can be done in part
-Disturb = Callable[[str, Callable[[float], object]], object]  # gets a call's name and what does a share of it
 
 
 def calls_of(step: Callable[[], object]) -> list[str]:
@@ -49,45 +43,23 @@ def failing_at(number: int, code: int, times: int = 1) -> Iterator[None]:
 
     `times` is how many calls fail from there on: a disk that is full stays so.
     """
-    seen = 0
 
-    def fail(name, call):
-        nonlocal seen
-        seen += 1
-        if not number < seen <= number + times:
-            return call(1)
-        if code == errno.ENOSPC and name in PARTLY:
-            call(0.5)
+    def fail():
         raise OSError(code, os.strerror(code))
 
-    with _disturbed(fail):
+    with _disturbed(_ending(fail, number, times, 0.5 if code == errno.ENOSPC else 0)):
         yield
 
 
 def killed_at(number: int, step: Callable[[], object], share: float = 0.0) -> bool:
-    """Run a step in a process that is killed just before its call of this number (from 0), as by SIGKILL.
+    """Run a step in a process that is killed just before its call of this number (from 0); whether it came so far.
 
-    `share` of what a write was to write is written first: 0 is none, 0.5 leaves a torn file.
-
-    Returns:
-        Whether it was killed; False where it made fewer calls and ended.
-
-    Raises:
-        AssertionError: the step failed by itself, with its traceback.
+    `share` of what a write was to write is written first: 0 is none, 0.5 leaves a torn file. A step that fails by
+    itself is an AssertionError, with its traceback.
     """
-    seen = 0
-
-    def kill(name, call):
-        nonlocal seen
-        seen += 1
-        if seen <= number:
-            return call(1)
-        if share and name in PARTLY:
-            call(share)
-        os.kill(os.getpid(), signal.SIGKILL)
 
     def disturbed():
-        with _disturbed(kill):
+        with _disturbed(_ending(lambda: os.kill(os.getpid(), signal.SIGKILL), number, 1, share)):
             step()
 
     status, said = in_child(disturbed)
@@ -98,18 +70,15 @@ def killed_at(number: int, step: Callable[[], object], share: float = 0.0) -> bo
 def in_child(step: Callable[[], object]) -> tuple[int, str]:
     """Run a step in a copy of this process: its exit status (minus the signal that ended it), and its traceback."""
     reading, writing = os.pipe()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that there are other threads: progress bars have one
+    with warnings.catch_warnings(action="ignore"):  # that there are other threads: progress bars have one
         child = os.fork()
     if child == 0:
         status = 1
         try:
-            os.close(reading)
             step()
             status = 0
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.write(writing, traceback.format_exc().encode())
+            os.write(writing, traceback.format_exc().encode())
         finally:
             os._exit(status)
     os.close(writing)
@@ -124,20 +93,37 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
     def content(path: Path) -> bytes | None:
         if path.is_symlink():
             return b"-> " + os.readlink(path).encode()
-        return None if path.is_dir() else path.read_bytes()
+        return path.read_bytes() if path.is_file() else None
 
     return {path.relative_to(folder).as_posix(): content(path) for path in sorted(folder.rglob("*"))}
 
 
+def _ending(end: Callable[[], object], number: int, times: int, share: float) -> Callable:
+    """What lets calls pass until one number, does a share of that and of some after it, and ends each of them."""
+    seen = itertools.count()
+
+    def disturb(name, call):
+        if not number <= next(seen) < number + times:
+            return call(1)
+        if share and name in PARTLY:
+            call(share)
+        end()
+
+    return disturb
+
+
 @contextlib.contextmanager
-def _disturbed(disturb: Disturb) -> Iterator[None]:
+def _disturbed(disturb: Callable[[str, Callable[[float], object]], object]) -> Iterator[None]:
     """Inside, each call goes through `disturb(name, call)`, where `call(share)` does it, or a share of it."""
 
     def wrapped(name, function):
-        def call(*arguments, **options):
-            return disturb(name, lambda share: function(*_part(name, arguments, share), **options))
+        def part(arguments: tuple, share: float) -> tuple:
+            if name not in PARTLY:
+                return arguments
+            *others, last = arguments  # what to write, or how many bytes to send
+            return *others, int(last * share) if isinstance(last, int) else memoryview(last)[: int(len(last) * share)]
 
-        return call
+        return lambda *given, **options: disturb(name, lambda share: function(*part(given, share), **options))
 
     class Raw(io.FileIO):
         def write(self, data):
@@ -149,28 +135,15 @@ def _disturbed(disturb: Disturb) -> Iterator[None]:
     def open_(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
         if not set(mode) & set("wax+"):
             return true_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        kind = mode.replace("b", "").replace("t", "")
-        raw = disturb("open", lambda share: Raw(file, kind, closefd, opener))
+        raw = disturb("open", lambda share: Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener))
         if buffering == 0:
             return raw
         buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
         return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
 
     with contextlib.ExitStack() as stack:
-        for name in NAMES:
-            if hasattr(os, name):
-                stack.enter_context(mock.patch.object(os, name, wrapped(name, getattr(os, name))))
+        for name in filter(vars(os).get, NAMES):
+            stack.enter_context(mock.patch.object(os, name, wrapped(name, getattr(os, name))))
         for module in (builtins, io):
             stack.enter_context(mock.patch.object(module, "open", open_))
         yield
-
-
-def _part(name: str, arguments: tuple, share: float) -> tuple:
-    """Arguments of a call that does a share of it."""
-    if share == 1 or name not in PARTLY:
-        return arguments
-    if name == "write":
-        file, data = arguments
-        return file, memoryview(data)[: int(len(data) * share)]
-    target, source, place, number = arguments
-    return target, source, place, int(number * share)

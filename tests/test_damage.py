@@ -1,151 +1,270 @@
-"""Adapters and checkpoints that are damaged or hostile: one line names them, and nothing comes of them.
+"""What comes from strangers, damaged, hostile or odd: one line names it, and nothing comes of it."""
 
-The cases by number are those of tests/fuzz, which tries more of them by a command.
-"""
-
-import functools
-import json
+import collections
 import os
+import shutil
+import struct
+from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import IDENTITY, SETTINGS, WEIGHTS
-from deeper_layers.healing.adapters import load_adapters, merge_adapters
-from deeper_layers.pruning import drop_layers
-from tests.fuzz import adapter_cases
-from tests.fuzz.trying import counted
+from deeper_layers.export.slicing import slice_checkpoint
+from deeper_layers.models.checkpoint_files import INDEX, SINGLE
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.sources import find_model
+from tests.fuzz import folders
+from tests.fuzz.damage import DEEP, GONE, TWICE, Ran, instead, link, put, renamed, to_tensors, write
+from tests.fuzz.folders import CUT
+from tests.tiny import tiny_model
 
-# ---- adapters --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    adapter_cases.made(folder)
-    return folder
-
-
-def test_damaged_adapters_are_refused_in_one_line_or_give_one_finite_model(tmp_path):
-    counts, bad = counted(adapter_cases.outcomes(range(600), tmp_path))
-    assert bad == []
-    assert counts["clear"] > 450 and counts["harmless"] > 15
+CONFIG, FILE, FIRST = "config.json", "model.gguf", "model-00001-of-00006.safetensors"
+SETTINGS, WEIGHTS, IDENTITY = (f"adapter/{name}" for name in (SETTINGS, WEIGHTS, IDENTITY))
+EMBEDDING, LORA = "model.embed_tokens.weight", "base_model.model.model.layers.1.mlp.up_proj.lora_{}.weight"
+A, B, MAP = LORA.format("A"), LORA.format("B"), ("weight_map", EMBEDDING)
+COUNT, NORM = ("entries", "llama.block_count"), ("tensors", "output_norm.weight")
 
 
-def of_settings(**values):
-    def spoil(folder):
-        path = folder / SETTINGS
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return spoil
-
-
-def of_identity(**values):
-    def spoil(folder):
-        path = folder / IDENTITY
-        path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-    return spoil
-
-
-def of_tensors(change):
-    def spoil(folder):
-        tensors = load_file(folder / WEIGHTS)
-        name = next(name for name in sorted(tensors) if "up_proj.lora_B" in name)
-        tensors[name] = change(tensors[name].clone())
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-
-    return spoil
+@pytest.mark.thorough
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [("checkpoint", range(300)), ("gguf", range(1000)), ("adapters", range(150)), ("results", range(200))],
+)
+def test_whatever_is_damaged_ends_in_one_line_or_does_not_matter(kind, numbers, tmp_path, monkeypatch):
+    """Many more are tried by `python -m tests.fuzz.folders`."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    found = list(folders.outcomes(kind, numbers, tmp_path))
+    assert [one for one in found if one[1] == "bad"] == []
+    counts = collections.Counter(came for _, came, _ in found)
+    assert counts["refused"] > len(numbers) / 2 and counts["fine"] > len(numbers) / 20
 
 
-def without(part: str):
-    def spoil(folder):
-        tensors = load_file(folder / WEIGHTS)
-        save_file({name: tensor for name, tensor in tensors.items() if part not in name}, folder / WEIGHTS)
-
-    return spoil
+def twice_there(given: Path) -> None:
+    """The first file again, under another name that the index has too."""
+    shutil.copyfile(given / FIRST, given / "again.safetensors")
+    put(INDEX, *MAP, "again.safetensors")(given)
 
 
-def set_first(value):
-    def change(tensor):
-        tensor[0, 0] = value
-        return tensor
-
-    return change
+def longer(given: Path) -> None:
+    write(FILE, (given / FILE).read_bytes() + bytes(64))(given)
 
 
-def replaced(name: str, make):
-    def spoil(folder):
-        (folder / name).unlink()
-        make(folder / name)
-
-    return spoil
+def pickled(path: Path) -> None:
+    torch.save({"x": Ran(path.with_name("ran"))}, path)
 
 
-def pickled(path) -> None:
-    torch.save({"x": adapter_cases.Ran(path.with_name("ran"))}, path)
+# of each kind what is done, by words of the line
+REFUSED = {
+    "one": {  # a checkpoint in one file
+        "whole safetensors": [
+            put(SINGLE, EMBEDDING, "data_offsets", [0, 8], codec=0), put(SINGLE, EMBEDDING, "dtype", "Q4", codec=0),
+            put(SINGLE, EMBEDDING, DEEP, codec=0), write(SINGLE, struct.pack("<Q", 2**63)),
+        ],
+        "it lacks lm_head.weight)": [put(SINGLE, "lm_head.weight", GONE)],
+        "norm.weight has the shape": [put(SINGLE, "model.norm.weight", torch.ones(49))],
+        "its tensors are of 3": [renamed(SINGLE, "layers.2.", f"layers.{n}.") for n in ("02", "٢", "2" * 5000)],
+        "config.json": [
+            write(CONFIG, "[]"), write(CONFIG, b"\xff\xfe"), put(CONFIG, "x", DEEP), instead(CONFIG),
+            put(CONFIG, "num_hidden_layers", "5"), put(CONFIG, "hidden_size", 10**9),
+            put(CONFIG, "vocab_size", 10**15), put(CONFIG, "rope_parameters", 7),
+            put(CONFIG, "quantization_config", {}),
+        ],
+        "encoder-decoder": [put(CONFIG, "model_type", "t5")],
+        "adapters of another model": [write("adapter_config.json", "{}")],
+    },
+    "many": {  # in several
+        INDEX: [write(INDEX, "{"), put(INDEX, "weight_map", DEEP), instead(INDEX)],
+        "no weight_map": [put(INDEX, "weight_map", []), put(INDEX, "metadata", GONE), put(INDEX, "metadata", [[]])],
+        "expected *.safetensors": [put(INDEX, *MAP, ["model.safetensors"]), put(INDEX, *MAP, "pytorch_model.bin")],
+        "is no plain name": [put(INDEX, *MAP, "../elsewhere.safetensors"), put(INDEX, *MAP, "a\0.safetensors")],
+        "No such file": [put(INDEX, *MAP, "none.safetensors")],
+        "name too long": [put(INDEX, *MAP, f"{'n' * 300}.safetensors")],
+        "names more, which no file holds": [put(INDEX, "weight_map", "more", FIRST)],
+        "in two files": [twice_there],
+        "no regular file": [instead(FIRST, os.mkdir), instead(FIRST, os.mkfifo)],
+        "is not a file in that folder": [link(FIRST, FIRST)],
+        "leads out of its folder": [
+            link(FIRST, "../elsewhere"), link("tokenizer.json", "../elsewhere"), link("vocab.txt", "/dev/zero"),
+        ],
+    },
+    "gguf": {
+        "block_count is": [
+            *(put(FILE, *COUNT, entry) for entry in ([4, 3], [4, 10**9], [8, "4"])),
+            renamed(FILE, "blk.1.attn_q.", "blk.9.attn_q.", "tensors"),
+        ],
+        "'llama.block_count' twice": [put(FILE, "entries", "llama.block_count" + TWICE, [4, 4])],
+        "is not a valid": [put(FILE, *COUNT, [13, 4]), put(FILE, *NORM, 1, 44)],
+        "no general.architecture": [put(FILE, "entries", "general.architecture", [8, "a b"])],
+        "expected a power of 2": [put(FILE, "entries", "general.alignment", [4, 3])],
+        "has the shape": [put(FILE, "entries", "llama.embedding_length", [4, 64])],
+        "of arrays": [put(FILE, "entries", "x", [9, [9, 3000, [[4, 0, []]] * 3000]])],
+        "ends too early": [put(FILE, "entries", "x", [9, [8, 10**12, []]]), put(FILE, "head", 2, 2**63)],
+        "join them with llama-gguf-split": [put(FILE, "entries", "split.count", [2, 2])],
+        "expected 4 numbers of layers": [put(FILE, "entries", "pruning.kept_layers", [9, [4, 1, [1]]])],
+        "byte order of other processors": [put(FILE, "head", 1, 3 << 24)],
+        "or lies elsewhere": [put(FILE, *NORM, 2, 2**40), put(FILE, *NORM, 0, [0]), put(FILE, *NORM, 0, [1] * 9)],
+        "is missing, or none of llama": [renamed(FILE, "output_norm", "outqut_norm", "tensors")],
+        "of no layer that has a number": [renamed(FILE, "blk.1.attn_q.", "blk.x.attn_q.", "tensors")],
+        "have unlike tensors": [renamed(FILE, "blk.1.attn_q.", "blk.1.attn_x.", "tensors")],
+        "bytes after the last one": [longer],
+        "exist": [instead(FILE), link(FILE, FILE)],
+        "whole GGUF file": [instead(FILE, os.mkdir), instead(FILE, os.mkfifo)],
+    },
+    "adapters": {
+        "in finite numbers": [put(WEIGHTS, B, lambda old: old * float("nan")), put(WEIGHTS, B, lambda old: old.int())],
+        "have the shapes": [put(WEIGHTS, B, lambda old: old[:, :2]), put(WEIGHTS, A, GONE)],
+        "no adapters of": [put(SETTINGS, "target_modules", [name]) for name in ("q_proj", "(a+)+$")],
+        "r: ": [put(SETTINGS, "r", "3")],
+        "says 4": [put(SETTINGS, "r", 4)],
+        "lora_alpha": [put(SETTINGS, "lora_alpha", -1)],
+        "NaN": [put(SETTINGS, "lora_alpha", float("nan"))],
+        "too large": [put(SETTINGS, "lora_alpha", 1e300)],
+        "megatron_config": [put(SETTINGS, "megatron_config", {"a": 1})],
+        "nested too deep": [put(SETTINGS, "x", DEEP)],
+        "cut": [put(IDENTITY, "cut", [2, 2, 2]), put(IDENTITY, "cut", [True, True])],
+        "base.name": [put(IDENTITY, "base", {"name": 1, "weights": "x"})],
+        "plain file": [instead(IDENTITY, os.mkfifo)],
+        "lacks adapter_config.json": [instead(SETTINGS, os.mkfifo), instead(WEIGHTS)],
+        "whole": [instead(WEIGHTS, pickled)],
+    },
+}  # fmt: skip
+USES = {
+    "one": (folders.checkpoints, 0, folders.slice_folder),
+    "many": (folders.checkpoints, 1, folders.slice_folder),
+    "gguf": (folders.gguf_files, 0, folders.slice_file),
+    "adapters": (folders.adapters, 0, folders.add_both),
+}
+
+
+def spoilt(kind: str, spoil, place: Path) -> tuple[str, str]:
+    """What came of using a folder of a kind after something is done to it."""
+    make, number, use = USES[kind]
+    for name, content in {**folders.originals(make)[number], "../elsewhere": b"years of work"}.items():
+        write(name, content)(place / "given")
+    spoil(place / "given")
+    return folders.outcome(use, place)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "word"),
-    [
-        (of_tensors(set_first(float("nan"))), "not finite"),
-        (of_tensors(set_first(float("inf"))), "not finite"),
-        (of_tensors(lambda tensor: tensor.to(torch.int32)), "type I32"),
-        (of_tensors(lambda tensor: tensor.to(torch.complex64)), "type C64"),
-        (of_tensors(lambda tensor: tensor[:, :2]), "a B of rank 2"),
-        (of_tensors(lambda tensor: tensor[:0]), r"shape \(0, 3\)"),
-        (of_tensors(lambda tensor: tensor[0]), "expected only names"),
-        (without("1.mlp.up_proj"), "has no adapters for|lacks the adapters of"),
-        (without("1.mlp.up_proj.lora_A"), "lacks A or B"),
-        (without("lora"), "lacks A or B of all"),
-        (of_settings(target_modules=["up_proj", "down_proj", "gate_proj", "q_proj"]), "no adapters for q_proj"),
-        (of_settings(target_modules=[]), "target_modules"),
-        (of_settings(target_modules=["(a+)+$"]), "target_modules"),
-        (of_settings(rank_pattern={"(a+)+$": 4}), None),
-        (of_settings(r="3"), "^.*: r:|r: "),
-        (of_settings(r=4), "says 4"),
-        (of_settings(lora_alpha=float("nan")), "NaN"),
-        (of_settings(lora_alpha=-1), "lora_alpha"),
-        (of_settings(lora_alpha=1e300), "too large|not finite"),
-        (of_settings(use_rslora="yes"), "use_rslora"),
-        (of_settings(megatron_config={}, megatron_core="os"), None),
-        (of_settings(megatron_config={"a": 1}, megatron_core="this"), "megatron_config"),
-        (of_identity(cut=[2, 2, 2]), "cut"),
-        (of_identity(cut=[True, True]), "cut"),
-        (of_identity(base=[]), "base"),
-        (of_identity(base={"name": 1, "weights": "x"}), "base.name"),
-        (of_identity(healing={"config": {}}), "healing"),
-        (lambda folder: (folder / SETTINGS).write_text("[" * 60_000), "nested too deep"),
-        (lambda folder: (folder / SETTINGS).write_text("[1]"), r"it is '\[1\]'"),
-        (lambda folder: (folder / IDENTITY).write_text("[1, 2, 3]"), "holds no adapters of ours"),
-        (replaced(SETTINGS, os.mkfifo), "lacks adapter_config.json"),
-        (replaced(WEIGHTS, os.mkfifo), "lacks adapter_config.json"),
-        (replaced(IDENTITY, os.mkfifo), "no plain file"),
-        (replaced(WEIGHTS, pickled), "whole safetensors"),
-        (replaced(WEIGHTS, lambda path: pickled(path.with_suffix(".bin"))), "lacks adapter_config.json or"),
-    ],
-)  # fmt: skip
-def test_adapters_that_are_odd_are_refused_on_disk_and_in_memory(spoil, word, good, tmp_path):
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    for path in (good / "good").iterdir():
-        (adapter / path.name).write_bytes(path.read_bytes())
-    base = json.loads((adapter / IDENTITY).read_text())["base"]
-    spoil(adapter)
+    ("kind", "words", "number"),
+    [(kind, words, n) for kind, rows in REFUSED.items() for words, spoils in rows.items() for n in range(len(spoils))],
+)
+def test_what_is_refused_is_named_and_nothing_is_written(kind, words, number, tmp_path):
+    came, said = spoilt(kind, REFUSED[kind][words][number], tmp_path)
+    assert came == "refused" and words in said
+    if kind in ("one", "many"):
+        with pytest.raises(InputError):
+            load_model(str(tmp_path / "given"))
 
-    pruned = drop_layers(adapter_cases.whole(), adapter_cases.CUT)
-    modules = [name for name, _ in pruned.named_modules()]
-    on_disk = functools.partial(adapter_cases.on_disk, adapter, base, good)
-    in_memory = functools.partial(load_adapters, pruned, adapter, base, adapter_cases.CUT)
-    if word is None:
-        on_disk(), in_memory()
-        return
-    for use in (on_disk, lambda: merge_adapters(in_memory())):
-        with pytest.raises(InputError) as caught:
-            use()
-        assert "\n" not in str(caught.value)
-        assert [name for name, _ in pruned.named_modules()] == modules or word.startswith("too large")
-    assert not (adapter / "ran").exists()
+
+@pytest.mark.parametrize(("name", "value"), [("rank_pattern", {"(a+)+$": 3}), ("megatron_core", "os")])
+def test_settings_of_adapters_that_are_not_heeded(name, value, tmp_path):
+    assert spoilt("adapters", put(SETTINGS, name, value), tmp_path) == ("fine", "")
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A checkpoint in several files."""
+    assert spoilt("many", lambda _: None, tmp_path) == ("fine", "")
+    return tmp_path / "given"
+
+
+@pytest.mark.filterwarnings("ignore:.*no layer with attention is left")  # of the hybrid
+@pytest.mark.parametrize(
+    ("family", "old", "new"),
+    [
+        ("gpt2", "wte", "x"),
+        ("qwen3_next", "model.norm", "x"),
+        ("mixtral", "1.block_sparse_moe.experts.3", "1Rblock_sparse_moe.experts.3"),  # an expert to transformers alone
+    ],
+)
+def test_tied_joined_and_renamed_tensors_are_known(family, old, new, tmp_path):
+    tiny_model(family, layers=4).save_pretrained(tmp_path / "given")
+    slice_checkpoint(tmp_path / "given", CUT, tmp_path / "fine")
+    renamed(SINGLE, old, new)(tmp_path / "given")
+    with pytest.raises(InputError, match="configuration and weights belong together|not guessed"):
+        slice_checkpoint(tmp_path / "given", CUT, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("family", "depth"), [("qwen2", "num_hidden_layers"), ("mpt", "n_layers")])
+def test_a_billion_layers_are_refused_before_they_are_built(family, depth, tmp_path):
+    """Where the configuration itself makes a list of them, and code may come with it."""
+    tiny_model(family, layers=4).save_pretrained(tmp_path)
+    put(CONFIG, "layer_types", None)(tmp_path)
+    for code in ({}, {"AutoModelForCausalLM": "modeling.Model"}):
+        put(CONFIG, "auto_map", code)(tmp_path)
+        for number in (10**9, 9_999, 5):
+            put(CONFIG, depth, number)(tmp_path)
+            for use in (
+                lambda: load_model(str(tmp_path)),
+                lambda: slice_checkpoint(tmp_path, CUT, tmp_path / "../out"),
+            ):
+                with pytest.raises(InputError, match=f"{number}|{number:,}"):
+                    use()
+
+
+def test_more_than_a_model_needs_stays_and_a_head_may_lack(tmp_path):
+    model = tiny_model("llama", layers=4)
+    model.save_pretrained(tmp_path / "whole")
+    model.model.save_pretrained(tmp_path / "body")
+    put(SINGLE, "model.layers.1.self_attn.rotary_emb.inv_freq", torch.zeros(6))(tmp_path / "whole")
+    put(SINGLE, "score.weight", torch.zeros(2, 48))(tmp_path / "whole")
+    found = load_file(slice_checkpoint(tmp_path / "whole", Cut(0, 1), tmp_path / "1") / SINGLE)
+    assert "model.layers.0.self_attn.rotary_emb.inv_freq" in found and "score.weight" in found
+    assert "layers.1.mlp.up_proj.weight" in load_file(slice_checkpoint(tmp_path / "body", CUT, tmp_path / "2") / SINGLE)
+    put(SINGLE, "norm.weight", GONE)(tmp_path / "body")
+    with pytest.raises(InputError, match="it lacks model.norm.weight"):
+        slice_checkpoint(tmp_path / "body", CUT, tmp_path / "3")
+
+
+def test_of_one_file_and_an_index_that_is_read_which_transformers_reads(given, tmp_path):
+    tensors = {name: tensor for path in given.glob("*.safetensors") for name, tensor in load_file(path).items()}
+    write(SINGLE, to_tensors(tensors | {"model.norm.weight": torch.full((48,), 7.0)}, b""))(given)
+    out = slice_checkpoint(given, CUT, tmp_path / "new")
+    assert [path.name for path in out.glob("*.safetensors")] == [SINGLE] and not (out / INDEX).exists()
+    assert all(AutoModelForCausalLM.from_pretrained(folder).model.norm.weight[0] == 7 for folder in (given, out))
+
+
+def test_in_the_hub_s_cache_pickles_stay_closed_and_links_lead_to_its_blobs_alone(given, tmp_path, monkeypatch):
+    hub = tmp_path / "hub" / "models--one--two"
+    write("refs/main", "0" * 40)(hub)
+    snapshot = hub / "snapshots" / ("0" * 40)
+    snapshot.mkdir(parents=True)
+    expected = slice_checkpoint(given, CUT, tmp_path / "plain")
+    for path in given.iterdir():
+        (snapshot / path.name).symlink_to(Path("../../blobs") / path.name[::-1])
+        write(f"blobs/{path.name[::-1]}", path.read_bytes())(hub)
+    out = slice_checkpoint(snapshot, CUT, tmp_path / "new")
+    names = [path.name for path in expected.glob("*.safetensors")]
+    assert all((out / name).read_bytes() == (expected / name).read_bytes() for name in names)
+    assert not any(path.is_symlink() for path in out.iterdir())
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("a pickle was opened"))
+    put(INDEX, "weight_map", "more", "evil.bin")(snapshot)
+    write("evil.bin", "never opened")(snapshot)
+    with pytest.raises(InputError, match="names 'evil.bin', expected"):
+        load_model("one/two")
+    # blobs that are elsewhere themselves
+    os.rename(hub / "blobs", tmp_path / "private")
+    (hub / "blobs").symlink_to(tmp_path / "private")
+    with pytest.raises(InputError, match="out of its folder"):
+        slice_checkpoint(snapshot, CUT, tmp_path / "2")
+
+
+def test_sources_that_are_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("file")(tmp_path)
+    for source in ("", "~nobody/model", "a" * 5000, "a\0b", "a/b/c", "file", "/dev/null", "\n", "x" * 250 + ".gguf"):
+        for use in (find_model, lambda source: slice_checkpoint(source, CUT, tmp_path / "out")):
+            with pytest.raises(InputError):
+                use(source)
+    assert os.listdir() == ["file"]

@@ -12,7 +12,7 @@ from deeper_layers.models.gguf_conversion import conversion_of, converted_gguf
 from deeper_layers.models.opening import checkpoint_folder, load_model
 from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
-from tests.fuzz.gguf_cases import Parts, array, number, text
+from tests.fuzz.damage import put
 from tests.tiny import write_gguf
 
 CODE = "from pathlib import Path\nPath({marker!r}).touch()\nclass Tokenizer: pass\n"
@@ -69,19 +69,12 @@ def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(file, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "entry",
-    [
-        ("llama.attention.head_count", 4, number(0)),
-        ("tokenizer.ggml.merges", 9, array(8, [text("a"), text("")])),
-    ],
-    ids=lambda entry: entry[0],
+    ("key", "entry"),
+    [("llama.attention.head_count", [4, 0]), ("tokenizer.ggml.merges", [9, [8, 2, ["a", ""]]])],
 )
-def test_an_entry_that_transformers_does_not_expect(entry, tmp_path):
-    parts = Parts()
-    parts.entries = [e for e in parts.entries if e[0] != entry[0]] + [entry, ("tokenizer.ggml.model", 8, text("gpt2"))]
-    parts.counts[1] = len(parts.entries)
-    (tmp_path / "odd.gguf").write_bytes(parts.content())
-    source = find_model(str(tmp_path / "odd.gguf"))
+def test_an_entry_that_transformers_does_not_expect(key, entry, file):
+    put(file.name, "entries", key, entry)(file.parent)
+    source = find_model(str(file))
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)
     with pytest.raises(InputError, match="can't open the"):

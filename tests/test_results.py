@@ -27,8 +27,6 @@ from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests import faults
-from tests.fuzz import unit_cases
-from tests.fuzz.trying import counted
 
 KEY = {
     "model": {"name": "org/some model", "weights": "sha256:0"},
@@ -154,12 +152,6 @@ def test_a_damaged_result_is_named_and_left_out_of_all_tables_and_measured_again
         with warnings.catch_warnings(action="ignore"):
             assert measure().records[0]["value"] == 2 / 3
         assert measure.count == 3 and find_result("scores", KEY, tmp_path).path == path
-
-
-@pytest.mark.thorough
-def test_three_hundred_damaged_results_are_named_or_stand_in_a_table(tmp_path):
-    counts, bad = counted(unit_cases.outcomes(range(300), tmp_path))
-    assert bad == [] and counts["clear"] > 200
 
 
 def test_a_result_is_read_once_until_its_file_changes(tmp_path, measure):
