@@ -1,7 +1,6 @@
 """What nobody foresaw, at the command's and at papermill's edge: one line, and a file for whoever maintains this."""
 
 import errno
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -95,7 +94,7 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, written_to, m
 @pytest.mark.parametrize(
     ("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(3), 3), (BrokenPipeError(32, ""), 1)]
 )
-def test_interrupted_and_left_are_no_faults(error, code, ends_with, written_to):
+def test_interrupted_left_and_read_no_further_are_no_faults(error, code, ends_with, written_to):
     done = ends_with(error)
     assert done.exit_code == code and "error" not in done.stderr and not list(written_to.iterdir())
 
@@ -104,17 +103,6 @@ def test_a_message_can_not_move_the_cursor_nor_fill_the_screen():
     assert one_line("a\x1b[2Jb\u202ec\ud800d\r\ne\x00f") == "a\\x1b[2Jb\\u202ec\\ud800d e\\x00f"
     long = str(InputError("begin " + "x" * 10**6 + " end"))
     assert len(long) <= 2000 and long.startswith("begin x") and long.endswith("x end")
-
-
-def test_a_reader_that_read_enough_is_silent(tmp_path):
-    """As `deeper-layers plan embedded | head -1`, whoever is first."""
-    code = "import sys; from deeper_layers.command import main; sys.stdin.readline(); main(['plan', 'embedded'])"
-    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **pipes) as process:
-        process.stdout.close()
-        process.stdin.write(b"\n")
-        process.stdin.close()
-        assert process.stderr.read() == b"" and process.wait() != 0
 
 
 def test_a_fault_in_a_notebook_is_one_line_too(written_to, monkeypatch, capsys):
