@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -121,11 +122,9 @@ def plain_distances(vectors):
     """[n, l] of one sequence by the formula, one pair after the other."""
     layers = len(vectors) - 1
     matrix = np.full((layers, layers), np.nan)
-    for size in range(1, layers + 1):
-        for start in range(layers - size + 1):
-            a, b = vectors[start], vectors[start + size]
-            cosine = (a @ b) / np.sqrt((a @ a) * (b @ b))
-            matrix[size - 1, start] = np.arccos(np.clip(cosine, -1, 1)) / np.pi
+    for start, end in itertools.combinations(range(layers + 1), 2):
+        a, b = vectors[start], vectors[end]
+        matrix[end - start - 1, start] = np.arccos(np.clip(a @ b / np.sqrt((a @ a) * (b @ b)), -1, 1)) / np.pi
     return matrix
 
 

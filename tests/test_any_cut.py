@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deeper_layers import rules, sweeping
+from deeper_layers import data, rules, sweeping
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import parameters as kinds
@@ -56,16 +56,21 @@ def test_lists_are_what_is_typed():
 # ---- checkpoints -----------------------------------------------------------------------------------------
 
 
-def test_a_sublayer_is_refused_with_the_reason_and_silenced_where_asked(opened, tiny_folder, tmp_path):
+def test_a_shape_that_does_not_fit_is_refused_before_a_look_at_the_model_or_text(tiny_folder, tmp_path, closed):
+    closed()
+    for words, message in [
+        (" ".join(LISTS), "no configuration states a layer without one of its sublayers; --silence"),
+        ("--drop 1 --rule block-pruner", "the rule block-pruner drops attention or MLP apart: no configuration"),
+        ("--layers 3,5", "the cut is of layer 5; expected layers 0 to 4, as the model has"),
+        ("--mlp 1 --heal small", "adapters are of whole layers, and this cut drops the MLP of layer 1"),
+        ("--drop 1 --rule greedy --for vllm", "--rule is greedy, expected one that"),
+    ]:
+        assert message in typed("prune", tiny_folder, tmp_path / "out", *words.split(), code=1).stderr
+    assert "is not one of" in typed("heal", tiny_folder, "--drop", 1, "--rule", "block-pruner", code=2).stderr
+
+
+def test_a_sublayer_is_silenced_where_asked(opened, tiny_folder, tmp_path):
     words = ["prune", tiny_folder, tmp_path / "out"]
-    assert "no configuration states a layer without one of its sublayers; --silence" in said(*words, *LISTS)
-    # and before a rule looks at text, or searches for hours
-    for rule in ("llm-drop-attention", "block-pruner"):
-        asked = ("--drop", 1, "--rule", rule)
-        done = typed(*words, *asked, code=1).stderr
-        assert f"the rule {rule} drops attention or MLP apart: no configuration" in done
-        assert "passes" not in done, "the price of a look at the text"
-        assert "is not one of" in typed("heal", tiny_folder, *asked, code=2).stderr
     assert "the attention of layer 3 and the MLP of layer 0" in typed(*words, *LISTS, "--silence").stdout
     assert torch.equal(logits(reloaded(tmp_path / "out"), IDS), logits(silence_sublayers(opened[0], CUT), IDS))
     card = (tmp_path / "out" / "README.md").read_text()
@@ -124,71 +129,41 @@ def test_a_rule_that_changes_weights_is_written_as_in_memory(rule, opened, tiny_
     assert f"out --drop 2 --rule {rule}" in card and "Weights that stay are changed by the rule" in card
 
 
-@pytest.mark.parametrize(
-    ("words", "code", "message"),
-    [
-        ("--layers 3,5", 1, "the cut is of layer 5; expected layers 0 to 4, as the model has"),
-        ("--mlp 1 --heal small", 1, "adapters are of whole layers, and this cut drops the MLP of layer 1"),
-        ("--drop 1 --rule greedy --for vllm", 1, "--rule is greedy, expected one that"),
-        ("--drop 1 --rule replaceme --heal small", 2, "--rule replaceme and --heal exclude each other"),
-    ],
-)
-def test_shapes_that_do_not_fit(tiny_folder, tmp_path, closed, words, code, message):
-    closed()
-    assert message in typed("prune", tiny_folder, tmp_path / "out", *words.split(), code=code).stderr
-
-
 # ---- sweeps ----------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_of_one_cut_is_kept_and_planned(opened, tiny_folder, tmp_path, closed):
-    asked = [tiny_folder, "--tasks", "capitals", "--limit", 6, *LISTS, "--results", tmp_path]
-    plan = answer("plan", *asked)
+    results = ["--results", tmp_path]
+    asked = [tiny_folder, "--tasks", "capitals", "--limit", 6, *LISTS, *results]
+    plan, rows = answer("plan", *asked), answer("sweep", *asked)["rows"]
     assert plan["distances"] is None and [row["size"] for row in plan["sizes"]] == [0, 1]
     assert plan["tasks"][0]["layer_steps"][0] == plan["tasks"][0]["tokens"] * (5 + 4)
-    rows = answer("sweep", *asked)["rows"]
-    assert {row["rule"] for row in rows} == {"given"}
     plain = sweeping.sweep(*opened, ["capitals"], [Cut(0, 0), CUT], limit=6)
     found = {(row["cut"], row["metric"]): row["value"] for row in rows}
     assert found == {(row.cut, row.metric): row.value for row in plain.itertuples()}
     closed()
     assert answer("sweep", *asked)["rows"] == rows and CUT.name in typed("sweep", *asked).stdout
-    assert "in results, measured in" in typed("plan", *asked).stdout
-    # and known of its checkpoint
-    pruned = ["prune", tiny_folder, tmp_path / "out", *LISTS, "--silence", "--results", tmp_path, "--dry-run"]
-    known = answer(*pruned)["scores"]
-    assert {score["topic"]: score["pruned"][0] for score in known}["Capitals, words chosen"] == found[CUT.name, "acc"]
-    assert {score["rule"] for score in known} == {"this cut alone"} and "Capitals" in typed(*pruned).stdout
+    (known,) = answer("prune", tiny_folder, tmp_path / "out", *LISTS, "--silence", *results, "--dry-run")["scores"]
+    assert (known["pruned"][0], known["rule"]) == (found[CUT.name, "acc"], "this cut alone")
 
 
-def test_a_search_is_priced_kept_step_by_step_and_found_again(opened, tiny_folder, tmp_path, closed, monkeypatch):
+def test_a_search_is_priced_kept_step_by_step_and_found_again(opened, tiny_folder, tmp_path, closed):
     given = [*SMALL, "--results", tmp_path / "results"]
     asked = [tiny_folder, *given, "--tasks", "capitals", "--limit", 6, "--rules", "greedy", "--sizes", "0-2"]
     plan, passes = answer("plan", *asked), round(REGISTERED["greedy"].passes(2, 5), 1)
     assert plan["searches"] == {"greedy": {"passes": passes, "heads": 5, "tokens_at_most": 256}}
-    measured, sequences, loss = [], [], sweeping.text_loss
-
-    def interrupted(model, cuts, texts, **options):
-        measured.append(len(cuts))
-        if len(measured) == 2:
-            raise KeyboardInterrupt
-        sequences[:] = texts
-        return loss(model, cuts, texts, **options)
-
-    monkeypatch.setattr("deeper_layers.experiments.choosing.sweeping.text_loss", interrupted)
-    done = typed("sweep", *asked, code=130)
+    done = typed("sweep", *asked, "--json")
     price = f"greedy: at most {passes} passes of all layers and 5 of the head, over at most 256 tokens"
     assert done.stderr.index(price) < done.stderr.index("loss on text")
-    rows = answer("sweep", *asked)["rows"]
-    assert measured == [3, 2, 2], "the first step was there"
-    cuts = search(opened[0], "greedy", [0, 1, 2], sequences)
-    assert {row["cut"] for row in rows} == {cut.name for cut in cuts}
+    batches = data.text_batches(opened[1], data.texts("wikipedia"), samples=8, length=32)
+    texts = [ids[mask.bool()] for batch in batches for ids, mask in zip(*batch.values())]
+    cuts = search(opened[0], "greedy", [0, 1, 2], texts)
+    assert {row["cut"] for row in json.loads(done.stdout)["rows"]} == {cut.name for cut in cuts}
     least, most = plan["tasks"][0]["layer_steps"]
     assert least <= plan["tasks"][0]["tokens"] * Tree(cuts, 5).nodes <= most
     closed()
-    prune = ["prune", tiny_folder, tmp_path / "out", *given, "--rule", "greedy", "--drop"]
+    prune = ["prune", tiny_folder, tmp_path / "out", *given, "--rule", "greedy", "--dry-run", "--drop"]
     assert answer(*prune, 2)["kept"] == cuts[2].kept(5)
-    prune[2] = tmp_path / "more"
     assert "not measured: the losses of 1 candidates" in said(*prune, 3, "--no-measure")
 
 

@@ -59,14 +59,6 @@ def test_rows_and_outcomes_are_those_of_lm_eval(opened):
     assert table.attrs["levels"]["capitals"] == {"chance": 0.25, "majority": answers.max() / LIMIT}
 
 
-def test_prompts_and_continuations(opened):
-    asked = harness.collect_requests(harness.load_tasks(["capitals"], num_fewshot=0), *opened, limit=1)
-    item, decode = embedded.capitals()[0], opened[1].decode
-    prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"
-    assert [decode(tokens) for tokens in asked.requests.contexts] == [prompt] * 4
-    assert [decode(tokens) for tokens in asked.requests.continuations] == [f" {name}" for name in item["choices"]]
-
-
 def test_other_types_of_tasks_are_refused_once_they_are_loaded(monkeypatch):
     monkeypatch.setattr(harness, "SCORED", ("loglikelihood",))
     with pytest.raises(InputError, match="'capitals' is of type multiple_choice, expected loglikelihood or .* choose"):
@@ -101,7 +93,10 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     expected, arguments = report["results"]["both"], [i["arguments"] for i in report["samples"]["capitals"]]
     asked = harness.collect_requests(harness.load_tasks(["capitals"], num_fewshot=1), *opened, limit=90)
     assert [instance.args for instance in asked.instances] == [tuple(a) for of_item in arguments for a in of_item]
-    assert all(instance.args[0].count("Question:") == 2 for instance in asked.instances)
+    item, (prompts, choices) = embedded.capitals()[0], zip(*(instance.args for instance in asked.instances[:4]))
+    prompt = f"Question: What is the capital of {item['country']}?\nAnswer: The capital of {item['country']} is"
+    assert all(given.endswith(f"\n\n{prompt}") and given.count("Question:") == 2 for given in prompts)
+    assert list(choices) == [f" {name}" for name in item["choices"]]
     rows = pd.concat([sweep(*opened, [name], CUTS[:1], **how) for name in ("capitals", "sums_one_digit")])
     found = harness.group_rows(groups, rows).set_index("metric")
     assert list(found["task"].unique()) == ["both"] and found.loc["acc", "items"] == expected["sample_len"] == 90 + 81
@@ -109,7 +104,3 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     assert found.loc["acc", "stderr"] == pytest.approx(expected["acc_stderr,none"])
     of_acc = rows[rows["metric"] == "acc"]
     assert found.loc["acc,macro", "value"] == of_acc["value"].mean() != found.loc["acc", "value"]
-    # the standard error of a mean over tasks is unknown where that of a task is
-    for errors, mean in (([0.3, np.nan], np.nan), ([0.3, 0.4], 0.25)):
-        found = harness.group_rows(groups, of_acc.assign(stderr=errors)).set_index("metric")
-        assert found.loc["acc,macro", "stderr"] == pytest.approx(mean, nan_ok=True)

@@ -25,10 +25,8 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.forward import Batch, Forward, run_layers
-from deeper_layers.sweeping.planning import Sequence
 from deeper_layers.sweeping.sweeps import loglikelihoods
-from deeper_layers.sweeping.tree_model import TreeModel, run_alone
+from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers.sweeping.trial import Sharing
 from tests.plain import NEW_TOKENS, batch, generate, logits, never, plain_distances, requests, residuals, without
 from tests.test_distributed import CONFIG, TEXTS
@@ -40,15 +38,13 @@ CUTS = [Cut(0, 2), Cut(2, 1)]  # of no family do both leave the first layers' ki
 BLOCKS = [Cut(0, 0), Cut(0, 1), Cut(2, 2), Cut(1, 4), Cut(LAYERS - 2, 1), Cut(LAYERS - 1, 1)]
 SUBLAYERS = [Cut.of(attention=[2]), Cut.of(attention=[0, 5]), Cut.of(mlp=[1, 4]), Cut.of([3], attention=[1], mlp=[5])]
 SHAPES = [*BLOCKS, Cut.of([1, 4]), Cut.of([0, 2, 5]), *SUBLAYERS]
-# where what runs together rounds otherwise than what runs alone, experts and scans: by up to 1.6e-5, depending on
-# the processor, while no two of these cuts give logits that are less than 1.7 apart
-ROUNDED = ("qwen3_moe", "deepseek_v3", "llama4", "qwen3_next", "falcon_h1")
 # all others share all
 SHARED = dict.fromkeys(("gpt_neo", "bloom", "mpt", "llama4"), Sharing.PREFIXES)
 SHARED |= dict.fromkeys(("qwen3_next", "lfm2", "falcon_h1", "mamba"), Sharing.LAYERS)
 # experts are no modules that an adapter can be put on, and peft refuses those of a recurrent part
 UNHEALED = dict.fromkeys(("mixtral", "qwen3_moe", "gpt_oss"), "has no feed-forward modules that an adapter can")
 UNHEALED |= dict.fromkeys(("falcon_h1", "mamba"), "incompatible with Mamba")
+UNMERGED = ("llama4", "deepseek_v3", "qwen3_next")  # whose routers and experts it takes for other modules
 UNSTREAMED = ("gpt_bigcode", "gemma4")  # can't be opened so, and can't be planned so
 # what no configuration of the family can state, as each message must
 REFUSED = {
@@ -78,7 +74,6 @@ def test_a_family(family, tokens, opened, tmp_path):
     assert len(pruned) >= 7
     together = TreeModel(model, list(pruned))
     assert together.sharing == SHARED.get(family, Sharing.MASKS)
-    check_tree(together, pruned, 1e-4 if family in ROUNDED else 0)
     check_sweep(together, pruned, opened[1])
     if together.sharing == Sharing.MASKS:  # else lm-eval generates, see sweeping/generation.py
         check_answers(together, pruned, tokens)
@@ -118,18 +113,6 @@ def check_distances(model, tokens):
     found = angular_distances(model, [batch(sequences)])
     np.testing.assert_allclose(found, np.mean(each, axis=0), atol=1e-6, rtol=0)
     assert np.nanstd(found) > 1e-3
-
-
-@torch.inference_mode()
-def check_tree(together, pruned, allowed):
-    """Without savings the tree gives every pruned model to the bit."""
-    few = requests(VOCABULARY, few_shot=20, questions=2)
-    asked = zip(few.contexts[3::4], few.continuations[3::4], strict=True)
-    few = Batch.of(tuple(Sequence.joined(c, [(n, a)]) for n, (c, a) in enumerate(asked)), 0, together.network.device)
-    run_layers([forward := Forward(together.network, together.tree, few)])
-    for number, (cut, alone) in enumerate(pruned.items()):
-        difference = together.network.logits(forward.states[number]) - run_alone(alone, Cut(0, 0), few)
-        assert difference.abs().max() <= allowed, cut
 
 
 def check_sweep(together, pruned, tokenizer):
@@ -175,7 +158,7 @@ def check_healing(family, tokens, tokenizer):
         return
     found = logits(healed := heal(pruned, tokenizer, TEXTS, CONFIG), tokens)
     assert (found - expected).abs().max() > 0.1
-    if family != "llama4":  # whose router is a linear module of its own kind, which a merged model has not
+    if family not in UNMERGED:
         torch.testing.assert_close(logits(merge_adapters(healed), tokens), found, atol=1e-3, rtol=0)
     assert torch.equal(logits(model, tokens), before)
 

@@ -4,6 +4,7 @@ Of every family: tests/test_families.py. vLLM itself is not needed: what it writ
 `python -m benchmarks.generation NAME --engine vllm`.
 """
 
+import copy
 import json
 import sys
 import types
@@ -25,12 +26,10 @@ from deeper_layers.sweeping.generation import ROWS, generate
 from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.test_command import said, typed
-from tests.tiny import tiny_model
 
-LAYERS, TASK = 6, "sums_one_digit_generated"
-CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2)]
+TASK = "sums_one_digit_generated"
+CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(5, 3), Cut(3, 2)]
 EXAMPLES = "Question: What is the capital of this country?\nAnswer: The capital is here.\n\n" * 2
-SELDOM = [pytest.param(family, marks=pytest.mark.thorough) for family in ("gemma3", "gpt_neox")]
 
 
 def requests(*, shared=False, number=7, **options):
@@ -42,19 +41,6 @@ def requests(*, shared=False, number=7, **options):
         context = f"{EXAMPLES if shared else EXAMPLES[i * 5 :]}Question: {question}\nAnswer:"
         asked.append(Instance("generate_until", {}, (context, options), i))
     return asked
-
-
-@pytest.fixture
-def spoken(opened):
-    """A tiny model of a family that speaks the tokenizer's 300 tokens, and the tokenizer."""
-
-    def model(family):
-        made = tiny_model(family, layers=LAYERS, vocab_size=len(opened[1]), tie_word_embeddings=False)
-        made.config.max_position_embeddings = 2048
-        made.generation_config.eos_token_id = opened[1].eos_token_id
-        return made, opened[1]
-
-    return model
 
 
 @pytest.fixture
@@ -71,14 +57,12 @@ def written(monkeypatch):
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own examples", "shared examples"])
-@pytest.mark.parametrize("family", ["llama", *SELDOM])
-def test_equals_hflm_on_each_pruned_model(family, shared, spoken, monkeypatch):
-    (model, tokenizer), asked = spoken(family), requests(shared=shared)
+def test_equals_hflm_on_each_pruned_model(shared, opened, monkeypatch):
+    (model, tokenizer), asked = opened, requests(shared=shared)
     with monkeypatch.context() as patch:
         patch.setattr(model, "generate", lambda **_: pytest.fail("left to transformers"))
         found = generate(TreeModel(model, CUTS), tokenizer, asked)
     for cut, answers in zip(CUTS, found, strict=True):
-        # one by one: padding on the left moves what a sliding window of transformers sees
         lm = HFLM(pretrained=drop_layers(model, cut), tokenizer=tokenizer, batch_size=1, max_length=1024)
         assert [answer.text for answer in answers] == lm.generate_until(asked, disable_tqdm=True), cut
     every = [answer for answers in found for answer in answers]
@@ -88,8 +72,8 @@ def test_equals_hflm_on_each_pruned_model(family, shared, spoken, monkeypatch):
     assert {answer.ended for answer in every} == {True, False}
 
 
-def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_again(spoken, written, tmp_path):
-    (model, tokenizer), asked = spoken("llama"), requests(shared=True)
+def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_again(opened, written, tmp_path):
+    (model, tokenizer), asked = opened, requests(shared=True)
     how, shards = (TreeModel(model, CUTS), tokenizer, asked), Shards(tmp_path / "unit.partial")
     expected = generate(*how)
     assert set(written) == {(len(CUTS), len(asked))}
@@ -104,8 +88,8 @@ def test_little_memory_makes_smaller_batches_and_what_is_kept_is_not_written_aga
 
 
 @pytest.mark.parametrize("asks", ["task", "model"])
-def test_more_than_greedy_is_left_to_hflm(asks, spoken, written):
-    model, tokenizer = spoken("llama")
+def test_more_than_greedy_is_left_to_hflm(asks, opened, written):
+    model, tokenizer = copy.deepcopy(opened[0]), opened[1]
     options = {"do_sample": True, "temperature": 0.5} if asks == "task" else {}
     model.generation_config.repetition_penalty = 1.5 if asks == "model" else 1.0
     asked, texts = requests(number=3, **options), []

@@ -31,19 +31,18 @@ def tokens():
 # ---- what a pruned model shares
 
 
+def held(*modules):
+    """Which parameters and buffers, in order."""
+    return [id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("cut", [Cut(0, 2), Cut(1, 3), Cut(4, 2)], ids=lambda cut: cut.name)
 def test_weights_are_shared_modules_are_not_and_layers_are_renumbered(family, cut):
     model = shared_model(family, LAYERS)
     pruned, layers = drop_layers(model, cut), decoder_layers(model)
-    prefix = next(path for path, module in model.named_modules() if module is layers)
-    mine = dict([*model.named_parameters(), *model.named_buffers()])
-    for path, tensor in [*pruned.named_parameters(), *pruned.named_buffers()]:
-        if path.startswith(prefix):
-            index, rest = path.removeprefix(f"{prefix}.").split(".", 1)
-            path = f"{prefix}.{cut.kept(LAYERS)[int(index)]}.{rest}"
-        assert tensor is mine.pop(path)
-    assert all(path.startswith(tuple(f"{prefix}.{index}." for index in cut.dropped)) for path in mine)
+    assert held(*decoder_layers(pruned)) == held(*(layers[index] for index in cut.kept(LAYERS)))
+    assert set(held(model)) ^ set(held(pruned)) == set(held(*(layers[index] for index in cut.dropped)))
     for kind in (id, lambda module: id(vars(module).get("config", module))):
         assert not set(map(kind, pruned.modules())) & set(map(kind, model.modules()))
     for position, layer in enumerate(decoder_layers(pruned)):
@@ -52,25 +51,18 @@ def test_weights_are_shared_modules_are_not_and_layers_are_renumbered(family, cu
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_original_stays_as_it_was(family, tokens):
-    model = tiny_model(family, layers=LAYERS, seed=2)
+    model = tiny_model(family, seed=2)
 
     def state():
-        plain = [
-            {name: value for name, value in vars(module).items() if isinstance(value, int | float | str)}
-            for module in model.modules()
-        ]
-        named = [*model.named_modules(), *model.named_parameters(), *model.named_buffers()]
-        configs = [model.config.to_dict(), model.generation_config.to_dict()]
-        return copy.deepcopy([plain, [(path, id(one)) for path, one in named], configs, str(torch.get_rng_state())])
+        configs = [model.config.to_dict(), model.generation_config.to_dict(), torch.get_rng_state().tolist()]
+        return copy.deepcopy([*configs, logits(model, tokens).tolist(), generate(model, tokens).tolist()])
 
-    before, expected, text = state(), logits(model, tokens), generate(model, tokens)
-    pruned = drop_layers(model, Cut(1, 3))
+    before, pruned = state(), drop_layers(model, Cut(1, 3))
     generate(pruned, tokens)
     pruned.config.vocab_size = pruned.generation_config.max_new_tokens = 1
     decoder_layers(pruned)[0].register_forward_hook(lambda *_: pytest.fail("a hook of the pruned model"))
     pruned.get_output_embeddings().weight = nn.Parameter(torch.zeros(VOCABULARY, 48))
     assert state() == before
-    assert torch.equal(logits(model, tokens), expected) and torch.equal(generate(model, tokens), text)
 
 
 def test_hooks_that_replace_forward_follow_to_the_new_modules(tokens):
@@ -89,7 +81,7 @@ def test_hooks_that_replace_forward_follow_to_the_new_modules(tokens):
     assert seen == [id(layer) for layer in decoder_layers(pruned)]
 
 
-@pytest.mark.parametrize(("cut", "kinds"), [(Cut(0, 0), "fffsss"), (Cut(2, 1), "ffsss"), (Cut(0, 3), "sss")])
+@pytest.mark.parametrize(("cut", "kinds"), [(Cut(2, 1), "ffsss"), (Cut(0, 3), "sss")])
 def test_boundary_of_sliding_windows_moves_with_the_cut(cut, kinds):
     pruned = drop_layers(shared_model("qwen2", LAYERS), cut)
     assert pruned.config.max_window_layers == kinds.count("f")
