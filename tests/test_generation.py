@@ -106,24 +106,16 @@ def test_more_than_greedy_is_left_to_hflm(asks, opened, written):
 
 
 def test_what_another_engine_does_not_do_is_refused(tiny_folder, opened, monkeypatch):
-    streamed = load_model(str(tiny_folder), stream=True)
-    assert "--engine is 'tgi', expected what writes" in said("sweep", tiny_folder, "--engine", "tgi")
-    for there, given, tasks, engine, words in [
-        (False, opened, [TASK], "vllm", "engine is 'vllm', which is not installed: pip install vllm"),
-        (False, opened, [TASK], "sglang", "engine is 'sglang', expected None or one of 'vllm'"),
-        (
-            True,
-            opened,
-            ["capitals", TASK],
-            "vllm",
-            "'capitals' is scored by log-likelihoods, which pruned",
-        ),
-        (True, streamed, [TASK], "vllm", "its layers are on disk: open it in a data type, and in memory"),
-    ]:
-        if there:
-            monkeypatch.setattr(vllm_engine, "check_installed", lambda engine: None)
+    def refused(words, model=opened, tasks=(TASK,), engine="vllm"):
         with pytest.raises(InputError, match=words):
-            sweep(*given, tasks, [Cut(1, 1)], limit=2, engine=engine)
+            sweep(*model, list(tasks), [Cut(1, 1)], limit=2, engine=engine)
+
+    assert "--engine is 'tgi', expected what writes" in said("sweep", tiny_folder, "--engine", "tgi")
+    refused("engine is 'sglang', expected None or one of 'vllm'", engine="sglang")
+    refused("engine is 'vllm', which is not installed: pip install vllm")
+    monkeypatch.setattr(vllm_engine, "check_installed", lambda engine: None)
+    refused("'capitals' is scored by log-likelihoods, which pruned", tasks=["capitals", TASK])
+    refused("its layers are on disk: open it in a data type", load_model(str(tiny_folder), stream=True))
 
 
 def test_its_answers_are_scored_and_kept_model_by_model(tiny_folder, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Layers that stay on disk give the numbers of those in memory, and are read once for many batches.
+"""Little memory: layers that stay on disk, or fewer at once, give the same numbers.
 
 Of every family: tests/test_families.py.
 """
@@ -55,32 +55,35 @@ def test_what_is_recorded_and_written_is_the_same(both):
     assert memory == disk and is_streamed(both[1]), "nothing was left in memory"
 
 
+@pytest.mark.parametrize("where", [0, 1], ids=["memory", "disk"])
 @pytest.mark.parametrize("few_shot", [0, 60])
-def test_a_sweep(both, few_shot, tmp_path):
-    plain, family = (TreeModel(model, CUTS) for model in both)
-    asked, how = ASKED[few_shot], {"batch_tokens": 128}
-    assert family.sharing == plain.sharing
-    expected = loglikelihoods(plain, asked, **how)
-    assert np.array_equal(loglikelihoods(family, asked, **how), expected) and is_streamed(both[1])
+def test_little_memory_makes_groups_and_gives_the_same_numbers(both, where, few_shot, tmp_path, monkeypatch):
+    family, asked, how = TreeModel(both[where], CUTS), ASKED[few_shot], {"batch_tokens": 128}
+    expected = loglikelihoods(TreeModel(both[0], CUTS), asked, **how)
+    assert np.array_equal(loglikelihoods(family, asked, **how), expected)
     whole = plan_requests(family, asked, **how)
-    assert len(whole.parts) == 1 and "GB of weights to read in 1 rounds" in str(whole)
     family.network.reader.bytes = 0
     with allocated() as taken:
         list(family.answer(whole.pieces))
-    assert 0 < family.network.reader.bytes <= 1.01 * whole.reads and whole.bytes / 2.5 < taken[0] <= whole.bytes
-    # with little memory in several rounds, each kept as it is finished
-    how |= {"memory": whole.bytes // 3}
-    little, shards = plan_requests(family, asked, **how), Shards(tmp_path / "unit.partial")
-    assert len(little.parts) > 1 and little.bytes <= whole.bytes // 3
-    np.testing.assert_allclose(loglikelihoods(family, asked, **how, shards=shards), expected, atol=1e-5, rtol=0)
-
-
-def test_memory_that_runs_out_halves_sequences_then_cuts(both, monkeypatch):
-    plain, family = (TreeModel(model, CUTS) for model in both)
-    expected = loglikelihoods(plain, ASKED[60], batch_tokens=128)
+    assert whole.bytes / 5 < taken[0] <= whole.bytes and len(whole.parts) == 1
+    assert where <= family.network.reader.bytes <= 1.01 * whole.reads and is_streamed(both[where]) == where
+    assert ("GB of weights to read in 1 rounds" in str(whole)) == where
+    # in several rounds or groups, each kept as it is finished
+    small = {**how, "memory": whole.bytes // 2}
+    little = plan_requests(family, asked, **small)
+    with allocated() as taken:
+        for cuts, pieces in little.parts:
+            list(family.part(cuts).answer(pieces))
+    assert len(little.parts) > 1 and taken[0] <= little.bytes <= small["memory"]
+    found = loglikelihoods(family, asked, **small, shards=Shards(tmp_path / "unit.partial"))
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+    # memory that runs out halves sequences, then cuts
     tried = little_memory(monkeypatch, most=4)
-    np.testing.assert_allclose(loglikelihoods(family, ASKED[60], batch_tokens=128), expected, atol=1e-5, rtol=0)
-    assert {models for models, rows in tried if rows > 9} == {len(CUTS)} and min(tried)[0] == 1
+    np.testing.assert_allclose(loglikelihoods(family, asked, **how), expected, atol=1e-4, rtol=0)
+    assert {models for models, rows in tried if rows > 9} <= {len(CUTS)} and min(tried)[0] == 1 < max(tried)[0]
+    little_memory(monkeypatch, most=0)
+    with pytest.raises(InputError, match="out of memory on one sequence"):
+        loglikelihoods(family, asked)
 
 
 def test_some_layers_in_memory_and_others_on_disk(both, tmp_path):

@@ -17,7 +17,7 @@ from deeper_layers.sweeping.planning import Requests, plan_pieces
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep
 from deeper_layers.sweeping.tree_model import TreeModel
 from deeper_layers.sweeping.trial import Sharing
-from tests.plain import allocated, little_memory, never, requests
+from tests.plain import allocated, never, requests
 from tests.tiny import shared_model, tiny_model
 
 LAYERS = 6
@@ -25,7 +25,6 @@ LAYERS = 6
 BLOCKS = [Cut(0, 0), Cut(0, 1), Cut(1, 2), Cut(2, 2), Cut(0, 4), Cut(4, 2), *(simple_cut(LAYERS, n) for n in (1, 3, 5))]
 CUTS = [*BLOCKS, Cut.of([0, 3]), Cut.of([1, 4, 5])]
 ASKED = {few_shot: requests(128, few_shot=few_shot, max_length=128) for few_shot in (0, 60, 90)}
-WAYS = pytest.mark.parametrize("few_shot", [0, 60], ids=["zero-shot", "few-shot"])
 
 
 @pytest.fixture
@@ -37,7 +36,7 @@ def swept(model, cuts, *requests, **how):
     return loglikelihoods(TreeModel(model, cuts), *requests, **how)
 
 
-@WAYS
+@pytest.mark.parametrize("few_shot", [0, 60])
 def test_together_is_alone_to_the_bit(llama, few_shot):
     logprobs, greedy = swept(llama, CUTS, ASKED[few_shot], batch_tokens=128)
     for cut, *found in zip(CUTS, logprobs, greedy, strict=True):
@@ -115,31 +114,6 @@ def test_answers_take_no_more_than_is_estimated(llama):
         Decoding(model, prompts, 12).write(never)
     stated = model.estimate.writing(model.tree, len(prompts), max(map(len, prompts)), 12)
     assert stated / 5 < taken[0] <= stated
-
-
-def test_little_memory_makes_groups_of_cuts_and_gives_the_same_numbers(llama):
-    model, few = TreeModel(llama, CUTS), requests(128, few_shot=60, questions=16, max_length=128)
-    expected = loglikelihoods(model, few)
-    whole = plan_requests(model, few)
-    little = plan_requests(model, few, memory=whole.bytes // 3)
-    assert len(whole.parts) == 1 < len(little.parts) and whole.layer_steps < little.layer_steps
-    assert [cut for cuts, _ in little.parts for cut in cuts] == CUTS
-    with allocated() as taken:
-        found = loglikelihoods(model, few, memory=whole.bytes // 3)
-    assert taken[0] <= little.bytes <= whole.bytes // 3
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-
-
-@WAYS
-def test_memory_that_runs_out_halves_sequences_then_cuts(llama, monkeypatch, few_shot):
-    model = TreeModel(llama, CUTS)
-    expected = loglikelihoods(model, ASKED[few_shot])
-    tried = little_memory(monkeypatch, most=4)
-    np.testing.assert_allclose(loglikelihoods(model, ASKED[few_shot]), expected, atol=1e-4, rtol=0)
-    assert max(tried)[0] == len(CUTS) and min(tried)[0] == 1
-    little_memory(monkeypatch, most=0)
-    with pytest.raises(InputError, match="out of memory on one sequence"):
-        loglikelihoods(model, ASKED[few_shot])
 
 
 # ---- plans
