@@ -24,7 +24,7 @@ PARTS = {  # of each part its files below deeper_layers and its tests
     "cuts": ("cuts.py", "pruning rules any_cut jobs tree"),
     "similarity": ("similarity.py", "similarity rules widened"),
     "pruning": ("pruning.py", "pruning any_cut slicing bridges"),
-    "sweeping": ("sweeping/*.py", "tree sweep evaluation generation families streaming rules memory scans"),
+    "sweeping": ("sweeping/*.py", "tree sweep evaluation generation families streaming rules scans"),
     "statistics": ("report/statistics.py report/estimates.py report/pairing.py", "estimates report"),
     "claims": ("report/claims.py report/paper.py", "claims report"),
     "export": (
