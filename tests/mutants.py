@@ -29,7 +29,7 @@ PARTS = {  # of each part its files below deeper_layers and its tests
     "claims": ("report/claims.py report/paper.py", "claims report"),
     "export": (
         "export/*.py",
-        "slicing engines casting dialects merging gguf model_card seeing quantized mtp damage files",
+        "slicing quantized seeing gguf merging prune model_card engines damage files",
     ),
     "healing": ("healing/*.py presets.py", "healing healed distillation merging"),
 }

@@ -1,12 +1,19 @@
-"""Engines that take a layer's kind from its number: each line of the table against kinds computed by hand."""
+"""Engines that take a layer's kind from its number: each line of the table against kinds computed by hand, and against
+what became of real folders in them."""
+
+import json
 
 import pytest
 
+from benchmarks.engines.checkpoints import CUTS, WORST
+from benchmarks.engines.environments import ENGINES as TRIED
+from benchmarks.harness import MEASURED
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import gguf_files
 from deeper_layers.export.engines import ENGINES, KINDS, TABLE, nearest_safe, safe_cuts, wrong_in
 from deeper_layers.models.gguf_header import UNIFORM
+from tests.tiny import ALL_FAMILIES
 
 pytestmark = pytest.mark.quick
 
@@ -23,6 +30,7 @@ AS_RELEASED = {
     "llama4 experts": "dededededede",
 }
 WORDS = {"f": "full_attention", "s": "sliding_attention", "l": "linear_attention", "p": 1, "n": 0}
+OSS = {"model_type": "gpt_oss", "num_hidden_layers": 24}
 
 
 def wrong_layers(line, config: dict, cut: Cut) -> list[list[int]]:
@@ -49,47 +57,59 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
         if seen[0] != "f":  # nothing stated: then transformers counts in the same way, and the same cuts are wrong
             assert wrong_layers(line, bare, cut) == wrong_layers(line, config, cut)
     assert found == {True, False}
-
-
-@pytest.mark.parametrize("line", [line for line in TABLE if line.named != "-"], ids=lambda line: line.source)
-def test_an_entry_can_say_the_period(line):
-    config = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
-    for text in (config, {"model_type": line.family, "text_config": config}):
-        assert wrong_in(text, Cut(1, 3), [line.engine]) == [] and wrong_layers(line, text, Cut(1, 1)) == [[2, 3, 5]]
-        assert any("every 3rd layer" in each.why and line.source in each.why for each in wrong_in(text, Cut(1, 1)))
-    assert line.period({line.named: "LLLLG"}) == 5
+    if line.named != "-":  # an entry says the period
+        every_3rd = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
+        for config in (every_3rd, {"model_type": line.family, "text_config": every_3rd}):
+            assert wrong_in(config, Cut(1, 3), [line.engine]) == []
+            assert wrong_layers(line, config, Cut(1, 1)) == [[2, 3, 5]]
+            assert any(
+                "every 3rd layer" in each.why and line.source in each.why for each in wrong_in(config, Cut(1, 1))
+            )
+        assert line.period({line.named: "LLLLG"}) == 5
 
 
 def test_only_engines_that_were_asked_for_and_only_families_of_the_table():
-    config = {"model_type": "gpt_oss", "num_hidden_layers": 24}
-    assert [each.engine for each in wrong_in(config, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
-    assert wrong_in(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == [] == wrong_in({}, Cut(5, 1))
-    assert wrong_in({"model_type": "llama", "num_hidden_layers": 24}, Cut(5, 1)) == []
-    for engine, cut, message in (("sglang", Cut(5, 1), "the engine is 'sglang', expected one of llama.cpp, vllm"),
-                                 ("vllm", Cut(0, 24), "size is 24")):  # fmt: skip
-        with pytest.raises(InputError, match=message):
-            wrong_in(config, cut, [engine])
-
-
-def test_the_nearest_safe_cut():
-    oss = {"model_type": "gpt_oss", "num_hidden_layers": 24}
-    for cut, engines, expected in (
-        (simple_cut(24, 8), ENGINES, simple_cut(24, 8)),
-        (simple_cut(24, 5), ["vllm"], simple_cut(24, 4)),  # it still ends before the last layer
-        (simple_cut(24, 1), ["vllm"], simple_cut(24, 2)),
-        (Cut(10, 5), ["mlx-lm"], Cut(10, 5)),
-    ):
-        assert nearest_safe(oss, cut, engines) == expected
-    gemma = {"model_type": "gemma3_text", "num_hidden_layers": 18}
-    assert nearest_safe(gemma, simple_cut(18, 5), ["llama.cpp"]) == simple_cut(18, 6)
-    # the last layers can always go: what is before them keeps its numbers
-    assert safe_cuts(gemma, [Cut(3, 6), Cut(3, 5), Cut(13, 5)], ["llama.cpp", "mlx-lm"]) == [Cut(3, 6), Cut(13, 5)]
-    # where not even the whole model is read as it is stated, no cut need be
-    odd = {"model_type": "gpt_oss", "num_hidden_layers": 3, "layer_types": ["full_attention"] * 3}
-    assert nearest_safe(odd, Cut(1, 1), ["vllm"]) is None
-    assert nearest_safe(odd | {"layer_types": ["sliding_attention"] * 3}, Cut(1, 1), ["vllm"]) == Cut(0, 2)
-
-
-def test_gguf_files_take_their_periods_from_the_table():
+    assert [each.engine for each in wrong_in(OSS, Cut(5, 1))] == ["llama.cpp", "vllm", "tensorrt-llm"]
+    for config in (OSS, OSS | {"model_type": "llama"}, {}):
+        assert wrong_in(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
+    with pytest.raises(InputError, match="the engine is 'sglang', expected one of llama.cpp, vllm"):
+        wrong_in(OSS, Cut(5, 1), ["sglang"])
     counted = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "smollm3": 4}
     assert gguf_files.PERIODS == dict.fromkeys([*UNIFORM, *gguf_files.STATED], 1) | counted
+
+
+GEMMA = {"model_type": "gemma3_text", "num_hidden_layers": 18}
+ODD = {"model_type": "gpt_oss", "num_hidden_layers": 3}  # where not even the whole model is read as it is stated
+
+
+@pytest.mark.parametrize(
+    ("config", "cut", "engines", "expected"),
+    [
+        (OSS, simple_cut(24, 8), ENGINES, simple_cut(24, 8)),
+        (OSS, simple_cut(24, 5), ["vllm"], simple_cut(24, 4)),  # it still ends before the last layer
+        (OSS, simple_cut(24, 1), ["vllm"], simple_cut(24, 2)),
+        (OSS, Cut(10, 5), ["mlx-lm"], Cut(10, 5)),
+        (GEMMA, simple_cut(18, 5), ["llama.cpp"], simple_cut(18, 6)),
+        (GEMMA, Cut(13, 5), ["llama.cpp", "mlx-lm"], Cut(13, 5)),  # what is before the last layers keeps its number
+        (ODD | {"layer_types": ["full_attention"] * 3}, Cut(1, 1), ["vllm"], None),
+        (ODD | {"layer_types": ["sliding_attention"] * 3}, Cut(1, 1), ["vllm"], Cut(0, 2)),
+    ],
+)
+def test_the_nearest_safe_cut(config, cut, engines, expected):
+    assert nearest_safe(config, cut, engines) == expected
+    assert safe_cuts(config, [cut], engines) == ([cut] if cut == expected else [])
+
+
+def test_what_was_measured_is_of_committed_code_and_no_engine_is_silently_wrong():
+    measured = {path.stem: json.loads(path.read_text()) for path in MEASURED.glob("*.json")}
+    for name, content in measured.items():
+        assert content["command"].startswith("python -m ") and len(content["provenance"]["commit"]) == 40, name
+        assert content["provenance"]["dirty"] is False, f"{name} was measured with uncommitted changes"
+    lines = {(line.engine, line.family) for line in TABLE}
+    for name, engine in measured["engines"]["engines"].items():
+        assert name in TRIED and ("not_tried" in engine) != bool(engine.get("families"))
+        for family, found in engine.get("families", {}).items():
+            assert family in ALL_FAMILIES and found["result"] in WORST[2:], (name, family)
+            assert set(found["cuts"]) == {f"{cut.start}-{cut.size}" for cut in CUTS}
+            if any(cut["result"].endswith("warned of") for cut in found["cuts"].values()):  # and it is in the table
+                assert (TRIED[name].counts_as, family) in lines

@@ -1,65 +1,63 @@
-"""GGUF files without some of their layers: the same bytes, and in llama.cpp the answers of transformers."""
+"""GGUF files: read as if alone and converted once; sliced, the same bytes, and in llama.cpp transformers' answers."""
 
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import click
 import gguf
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from deeper_layers.command import main
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.experiments import healings, take_away
+from deeper_layers.experiments import take_away
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
 from deeper_layers.experiments.take_away import PROMPTS, score_files
-from deeper_layers.export import gguf_files, llama_cpp, tensor_writer
-from deeper_layers.export.gguf_files import KEPT, ORIGIN, slice_gguf, tensor_bytes
+from deeper_layers.export import llama_cpp
+from deeper_layers.export.gguf_files import KEPT, ORIGIN, TYPES, slice_gguf, tensor_bytes
 from deeper_layers.export.llama_cpp import LlamaCpp
 from deeper_layers.healing.adapters import add_adapters, merge_adapters, save_adapters
-from deeper_layers.models import gguf_conversion
-from deeper_layers.models.opening import load_model
+from deeper_layers.models import sizes
+from deeper_layers.models.gguf_conversion import conversion_of, converted_gguf
+from deeper_layers.models.opening import checkpoint_folder, load_model
 from deeper_layers.models.sources import find_model
+from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from tests.tiny import write_gguf
+from tests.fuzz.gguf_cases import CUT, Parts, is_slice, number
+from tests.test_slicing import stated
+from tests.tiny import tiny_model, write_gguf
 
-CUT = Cut(2, 3)
-KEYS = [4, 4, 2, 2, 2, 1, 1]  # one value a layer, as files of some families have
-CUT_OF_5 = Cut(2, 2)
+DOWN = "model.layers.2.mlp.down_proj"  # after CUT, before it of layer 4
 
 
-def write(path: Path, arch: str = "llama", layers: int = 7, **entries) -> Path:
-    """A GGUF file of tensors as a Llama has them, quantized feed-forward modules among them."""
-    draw = np.random.default_rng(0)
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def write(path: Path, arch: str = "llama") -> Path:
+    """A GGUF file of 7 layers with tensors as a Llama has them, quantized feed-forward modules among them."""
+    draw, kind = np.random.default_rng(0), gguf.GGMLQuantizationType.Q8_0
     writer = gguf.GGUFWriter(path, arch)
-    writer.add_block_count(layers)
-    writer.add_array(f"{arch}.attention.head_count_kv", KEYS[:layers])
-    writer.add_array("general.tags", [f"tag {i}" for i in range(layers)])  # not one a layer
+    writer.add_block_count(7)
+    writer.add_array(f"{arch}.attention.head_count_kv", [4, 4, 2, 2, 1, 1, 1])  # one value a layer, as some have
+    writer.add_array("general.tags", [f"tag {i}" for i in range(7)])  # not one a layer
     writer.add_array("tokenizer.ggml.tokens", [f"token {i}" for i in range(32)])
     writer.add_string("general.size_label", "7M")
     writer.add_file_type(7)
-    for key, value in entries.items():
-        writer.add_uint32(key.replace("__", "."), value)
-    for name in (
-        "token_embd",
-        "output_norm",
-        *(f"blk.{i}.{part}" for i in range(layers) for part in ("attn_norm", "ffn_down")),
-    ):
-        if name.endswith("norm"):
-            writer.add_tensor(f"{name}.weight", draw.standard_normal(64, dtype=np.float32))
-            continue
-        values = gguf.quants.quantize(draw.standard_normal((32, 64), dtype=np.float32), gguf.GGMLQuantizationType.Q8_0)
-        writer.add_tensor(f"{name}.weight", values, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    for name in ("output_norm", *(f"blk.{i}.attn_norm" for i in range(7))):
+        writer.add_tensor(f"{name}.weight", draw.standard_normal(64, dtype=np.float32))
+    for name in ("token_embd", *(f"blk.{i}.ffn_down" for i in range(7))):
+        values = gguf.quants.quantize(draw.standard_normal((32, 64), dtype=np.float32), kind)
+        writer.add_tensor(f"{name}.weight", values, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -67,110 +65,81 @@ def write(path: Path, arch: str = "llama", layers: int = 7, **entries) -> Path:
     return path
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    return write(tmp_path / "tiny.gguf")
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("gguf") / "tiny.gguf")
 
 
 def contents(path: Path) -> tuple[dict, dict]:
+    """What a file says, and its tensors by name."""
     reader = gguf.GGUFReader(path)
     return {key: field.contents() for key, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
 
 
-def test_kept_tensors_are_the_same_bytes_under_new_numbers(tiny, tmp_path):
-    out = slice_gguf(tiny, CUT, tmp_path / "out.gguf")
-    (old_keys, old), (keys, new) = contents(tiny), contents(out)
-    assert len(new) == 2 + 2 * 4
-    for position, number in enumerate((0, 1, 5, 6)):
-        for part in ("attn_norm", "ffn_down"):
-            before, after = old[f"blk.{number}.{part}.weight"], new[f"blk.{position}.{part}.weight"]
-            assert before.tensor_type == after.tensor_type and before.data.tobytes() == after.data.tobytes()
-            assert list(before.shape) == list(after.shape)
-    assert old["token_embd.weight"].data.tobytes() == new["token_embd.weight"].data.tobytes()
-    assert keys["llama.block_count"] == 4 and keys["llama.attention.head_count_kv"] == [4, 4, 1, 1]
-    assert keys["general.tags"] == old_keys["general.tags"]
-    assert keys[KEPT] == [0, 1, 5, 6] and keys[ORIGIN] == find_model(str(tiny)).weights.removeprefix("sha256:")
-    assert "general.size_label" not in keys and keys["general.file_type"] == 7
-    assert sum(t.n_bytes for t in new.values()) == tensor_bytes(find_model(str(tiny)), CUT)
-    assert [path.name for path in tmp_path.iterdir() if path.name not in ("tiny.gguf", "out.gguf")] == []
+def values(tensor) -> np.ndarray:
+    return gguf.quants.dequantize(tensor.data, tensor.tensor_type)
 
 
-def test_a_second_cut_keeps_the_map_to_the_first_file(tiny, tmp_path):
-    once = slice_gguf(tiny, CUT, tmp_path / "once.gguf")
-    keys, _ = contents(slice_gguf(once, Cut(1, 1), tmp_path / "twice.gguf"))
-    assert keys[KEPT] == [0, 5, 6] and keys[ORIGIN] == find_model(str(tiny)).weights.removeprefix("sha256:")
+# ---- sliced ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("type", "number"), [("f32", 0), ("f16", 1), ("q8_0", 7)])
-def test_another_type(type, number, tiny, tmp_path):
-    _, old = contents(tiny)
-    keys, new = contents(slice_gguf(tiny, CUT, tmp_path / "out.gguf", type=type))
-    tensor = new["blk.2.ffn_down.weight"]
-    assert tensor.tensor_type == gguf_files.TYPES[type] and keys["general.file_type"] == number
-    assert new["blk.2.attn_norm.weight"].tensor_type == gguf.GGMLQuantizationType.F32
-    values = [gguf.quants.dequantize(t.data, t.tensor_type) for t in (old["blk.5.ffn_down.weight"], tensor)]
-    np.testing.assert_allclose(*values, atol={"f32": 0, "f16": 2e-3, "q8_0": 1e-6}[type])
+def test_kept_tensors_are_the_same_bytes_under_new_numbers_and_a_second_cut_keeps_the_map(tiny, tmp_path):
+    out, source = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), find_model(str(tiny))
+    assert is_slice(gguf.GGUFReader(tiny), gguf.GGUFReader(out))
+    keys, tensors = contents(out)
+    assert sum(tensor.n_bytes for tensor in tensors.values()) == tensor_bytes(source, CUT)
+    assert keys["general.tags"][6] == "tag 6" and keys["llama.attention.head_count_kv"] == [4, 2, 1, 1, 1]
+    twice, _ = contents(slice_gguf(out, Cut(1, 1), tmp_path / "twice.gguf"))
+    assert twice[KEPT] == [0, 4, 5, 6] and twice[ORIGIN] == keys[ORIGIN] == source.weights.removeprefix("sha256:")
 
 
-def test_adapters_are_added_in_full_precision(tiny, tmp_path):
-    draw = np.random.default_rng(1)
-    down, up = draw.standard_normal((2, 64), dtype=np.float32), draw.standard_normal((32, 2), dtype=np.float32)
-    adapter = fake_adapter(tmp_path / "adapter", "model.layers.2.mlp.down_proj", down, up)
-    _, old = contents(tiny)
-    _, new = contents(slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type="f32"))
-    was, now = old["blk.5.ffn_down.weight"], new["blk.2.ffn_down.weight"]
-    expected = gguf.quants.dequantize(was.data, was.tensor_type) + 1.5 * up @ down
-    np.testing.assert_allclose(now.data, expected, rtol=1e-6, atol=1e-6)
-    _, new = contents(slice_gguf(tiny, CUT, tmp_path / "as-they-are.gguf", adapter=adapter))
-    assert new["blk.2.ffn_down.weight"].tensor_type == gguf.GGMLQuantizationType.F16
-    assert new["blk.1.ffn_down.weight"].data.tobytes() == old["blk.1.ffn_down.weight"].data.tobytes()
-
-
-def test_sums_that_a_type_can_not_hold_are_refused(tiny, tmp_path):
-    """As f16 they would be infinite."""
-    adapter = fake_adapter(
-        tmp_path / "adapter", "model.layers.2.mlp.down_proj", *(np.full(s, 300, np.float32) for s in ((2, 64), (32, 2)))
-    )
-    for type in (None, "f16"):
-        with pytest.raises(InputError, match=r"blk.5.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"):
-            slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type=type)
-    assert not list(tmp_path.glob("out*"))
-    slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type="f32")
-
-
-def fake_adapter(folder: Path, module: str, down, up, identity: dict | None = None, **config) -> Path:
+def adapters(folder: Path, down: np.ndarray, up: np.ndarray, module: str = DOWN, **record) -> Path:
+    """Adapters on one module, of which base and cut where that is given."""
     folder.mkdir()
-    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [module.rpartition(".")[2]]} | config
+    settings = {"peft_type": "LORA", "r": 2, "lora_alpha": 3, "target_modules": [module.rpartition(".")[2]]}
     (folder / "adapter_config.json").write_text(json.dumps(settings))
-    names = {"A": down, "B": up}
-    save_file({f"base_model.model.{module}.lora_{k}.weight": v for k, v in names.items()},
-              folder / "adapter_model.safetensors")  # fmt: skip
-    if identity:
-        (folder / "healing.json").write_text(json.dumps(identity))
+    factors = {f"base_model.model.{module}.lora_{name}.weight": value for name, value in (("A", down), ("B", up))}
+    save_file(factors, folder / "adapter_model.safetensors")
+    if record:
+        (folder / "healing.json").write_text(json.dumps(record))
     return folder
 
 
 @pytest.mark.parametrize(
-    ("module", "shapes", "more", "message"),
+    ("type", "file_type", "off"), [("f32", 0, 1e-6), ("f16", 1, 8e-3), ("q8_0", 7, 0.1), (None, 7, 8e-3)]
+)
+def test_adapters_are_added_in_full_precision_and_written_in_a_type(type, file_type, off, tiny, tmp_path):
+    draw, changed, other = np.random.default_rng(1), "blk.2.ffn_down.weight", "blk.1.ffn_down.weight"
+    down, up = draw.standard_normal((2, 64), dtype=np.float32), draw.standard_normal((32, 2), dtype=np.float32)
+    adapter, (_, old) = adapters(tmp_path / "adapter", down, up), contents(tiny)
+    keys, new = contents(slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type=type))
+    assert keys["general.file_type"] == file_type and new[changed].tensor_type == TYPES[type or "f16"]
+    assert new[other].tensor_type == TYPES[type or "q8_0"] and new["blk.2.attn_norm.weight"].tensor_type == TYPES["f32"]
+    was, before = values(old["blk.4.ffn_down.weight"]), values(old["blk.3.ffn_down.weight"])
+    np.testing.assert_allclose(values(new[changed]), was + 1.5 * up @ down, atol=off)
+    np.testing.assert_allclose(values(new[other]), before, atol=off if type == "f16" else 0)
+
+
+ANOTHER = {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("module", "width", "size", "record", "message"),
     [
-        ("model.layers.2.self_attn.q_proj", ((2, 64), (32, 2)), {}, "on model.layers.2.self_attn.q_proj: expected"),
-        ("model.layers.9.mlp.down_proj", ((2, 64), (32, 2)), {}, "on model.layers.9.mlp.down_proj: expected"),
-        ("model.layers.2.mlp.up_proj", ((2, 64), (32, 2)), {}, "on blk.2.ffn_up.weight, which tiny does not have"),
-        ("model.layers.2.mlp.down_proj", ((2, 32), (64, 2)), {}, r"has the shape \[32, 64\], its adapter"),
-        ("model.layers.2.mlp.down_proj", ((2, 64), (32, 2)), {"use_dora": True}, "no plain LoRA .*use_dora"),
-        ("model.layers.2.mlp.down_proj", ((2, 64), (32, 2)),
-         {"identity": {"base": {"name": "x", "weights": "sha256:1"}, "cut": [2, 3]}}, "were trained on x .sha256:1"),
+        ("model.layers.2.self_attn.q_proj", 64, 1, {}, "on model.layers.2.self_attn.q_proj: expected"),
+        ("model.layers.2.mlp.up_proj", 64, 1, {}, "on blk.2.ffn_up.weight, which tiny does not have"),
+        (DOWN, 32, 1, {}, r"has the shape \[32, 64\], its adapter \[32, 32\]"),
+        (DOWN, 64, 300, {}, r"blk.4.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"),
+        (DOWN, 64, 1, ANOTHER, "were trained on x .sha256:1"),
     ],
-)  # fmt: skip
-def test_adapters_that_do_not_belong(module, shapes, more, message, tiny, tmp_path):
-    adapter = fake_adapter(
-        tmp_path / "adapter", module, *(np.ones(shape, dtype=np.float32) for shape in shapes), **more
-    )
-    with pytest.raises(InputError, match=message):
-        slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter)
+)
+def test_adapters_that_do_not_belong_or_fit(module, width, size, record, message, tiny, tmp_path):
+    factors = (np.full(shape, size, np.float32) for shape in ((2, width), (32, 2)))
+    adapter = adapters(tmp_path / "adapter", *factors, module, **record)
+    for type in (None, "f16"):
+        with pytest.raises(InputError, match=message):
+            slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=adapter, type=type)
     assert not list(tmp_path.glob("*out.gguf*"))
-    with pytest.raises(InputError, match="lacks adapter_config.json"):
-        slice_gguf(tiny, CUT, tmp_path / "out.gguf", adapter=tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -180,179 +149,170 @@ def test_adapters_that_do_not_belong(module, shapes, more, message, tiny, tmp_pa
         ("gemma3", Cut(6, 1), None),  # above the cut nothing is left to change its kind
         ("gemma3", Cut(1, 3), "layer 5 .* every 6th layer .* drop a multiple of 6"),
         ("gemma2", Cut(0, 1), "every 2nd layer"),
-        ("gemma2", Cut(1, 2), None),
         ("llama4", Cut(1, 1), "architecture llama4, whose layers may differ"),
     ],
 )
 def test_layers_whose_kind_follows_from_their_number(arch, cut, message, tmp_path):
-    path = write(tmp_path / "tiny.gguf", arch)
+    path, out = write(tmp_path / "tiny.gguf", arch), tmp_path / "out.gguf"
     if message is None:
-        assert contents(slice_gguf(path, cut, tmp_path / "out.gguf"))[0][f"{arch}.block_count"] == 7 - cut.size
-        return
-    with pytest.raises(InputError, match=message):
-        slice_gguf(path, cut, tmp_path / "out.gguf")
+        assert contents(slice_gguf(path, cut, out))[0][f"{arch}.block_count"] == 7 - cut.size
+    else:
+        with pytest.raises(InputError, match=message):
+            slice_gguf(path, cut, out)
 
 
-def test_what_a_user_gets_wrong(tiny, tiny_folder, tmp_path, monkeypatch):
-    content = tiny.read_bytes()
-    for number, damaged in enumerate((content[:-100], content[:200], b"GG", b"{}" + content)):
-        (tmp_path / f"{number}.gguf").write_bytes(damaged)
-        with pytest.raises(InputError, match="not a whole GGUF file"):
-            slice_gguf(tmp_path / f"{number}.gguf", CUT, tmp_path / "out.gguf")
-    with pytest.raises(InputError, match="start is 6 with size 3"):
-        slice_gguf(tiny, Cut(6, 3), tmp_path / "out.gguf")
-    with pytest.raises(InputError, match="exists"):
-        slice_gguf(tiny, CUT, tiny)
-    with pytest.raises(InputError, match="type is 'q4_k'"):
-        slice_gguf(tiny, CUT, tmp_path / "out.gguf", type="q4_k")
-    with pytest.raises(InputError, match="no GGUF file: .*convert_hf_to_gguf.py"):
-        slice_gguf(tiny_folder, Cut(1, 1), tmp_path / "out.gguf")
-    with pytest.raises(InputError, match="one of several files"):
-        slice_gguf(write(tmp_path / "part.gguf", split__count=2), CUT, tmp_path / "out.gguf")
-    monkeypatch.setattr(tensor_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(InputError, match="MB are free"):
-        slice_gguf(tiny, CUT, tmp_path / "out.gguf")
-    assert not list(tmp_path.glob("*out.gguf*"))
-
-
-def test_the_command(tiny, tiny_folder, tmp_path, capsys):
-    def prune(*words):
-        main(["prune", *map(str, words), "--drop", "2", "--rule", "simple"], standalone_mode=False)
-
-    words = ["prune", str(tiny), str(tmp_path / "light.gguf"), "--drop", "2", "--rule", "simple"]
-    light = f"import sys; from deeper_layers.command import main; main({words!r}, standalone_mode=False)"
-    light += "; assert not {'torch', 'transformers'} & set(sys.modules)"
-    subprocess.run(
-        [sys.executable, "-c", light], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    )
-    prune(tiny, tmp_path / "out.gguf", "--type", "f16")
-    assert "drops layers 4..5 (0-based, 2 of 7)" in capsys.readouterr().out
-    assert contents(tmp_path / "out.gguf")[0][KEPT] == [0, 1, 2, 3, 6]
-    for words, message in [
-        ([tiny_folder, "x.gguf"], "is no GGUF file"),
-        ([tiny, "x", "--type", "f16"], "ends in .gguf"),
-        ([tiny, "x.gguf", "--type", "q4_k"], "'q4_k' is not one of 'f32', 'f16', 'q8_0'"),
+def test_a_file_of_ours_is_replaced_and_what_is_none_is_refused(tiny, tiny_folder, tmp_path):
+    out, other = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), shutil.copy(tiny, tmp_path / "other.gguf")
+    slice_gguf(tiny, Cut(0, 1), out, overwrite=True)
+    assert contents(out)[0][KEPT] == [1, 2, 3, 4, 5, 6]
+    for source, place, options, message in [
+        (tiny, other, {"overwrite": True}, "no GGUF file with a pruning.sha256 of ours"),
+        (tiny, tmp_path / "new.gguf", {"type": "q4_k"}, "type is 'q4_k'"),
+        (tiny_folder, tmp_path / "new.gguf", {}, "no GGUF file: .*convert_hf_to_gguf.py"),
     ]:
-        with pytest.raises(click.ClickException, match=message):
-            prune(*words)
+        with pytest.raises(InputError, match=message):
+            slice_gguf(source, CUT, place, **options)
+
+
+def test_the_command_needs_neither_torch_nor_transformers(tiny, tmp_path):
+    words = ["prune", str(tiny), str(tmp_path / "out.gguf"), "--drop", "2", "--rule", "simple", "--type", "f16"]
+    code = f"import sys; from deeper_layers.command import main; main({words}, standalone_mode=False)"
+    code += "; assert not {'torch', 'transformers'} & set(sys.modules)"
+    path = {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path)
+    assert b"drops layers 4..5 (0-based, 2 of 7)" in done.stdout
+    assert contents(tmp_path / "out.gguf")[0][KEPT] == [0, 1, 2, 3, 6]
+
+
+# ---- converted -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trusting", [False, True])
+def test_what_lies_beside_a_file_is_not_read(trusting, opened, tiny_gguf, tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # what a user would be asked, and types
+    beside = shutil.copytree(tiny_folder, tmp_path / "models")
+    (beside / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
+    own = {name: "evil.Tokenizer" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    own = {"auto_map": own | {"AutoTokenizer": ["evil.Tokenizer", "evil.Tokenizer"]}}
+    stated(beside, num_hidden_layers=2, **own)
+    (beside / "tokenizer_config.json").write_text(json.dumps(own | {"model_max_length": 7}))
+    (beside / "tokenizer.json").write_text("{}")
+
+    source = find_model(shutil.copy(tiny_gguf, beside / "tiny.gguf").as_posix(), trust_remote_code=trusting)
+    how, expected = {"trust_remote_code": trusting}, opened[1]("capital")["input_ids"]
+    model, tokenizer = load_model(source, **how)
+    for one in (tokenizer, sizes.tokenizer_of(source, **how)):
+        assert one("capital")["input_ids"] == expected and one.model_max_length > 7
+    assert {one.config.num_hidden_layers for one in (model, sizes.empty_model(source, **how))} == {5}
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tmp_path, capsys):
+    file = shutil.copy(tiny_gguf, tmp_path / f"{'x' * 250}.gguf")
+    with pytest.raises(InputError, match="has SHA-256"):
+        converted_gguf(file, "0" * 64)
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    folder = checkpoint_folder(str(file))
+    assert checkpoint_folder(str(file)) == folder == conversion_of(file_hash(file))
+    assert capsys.readouterr().err.count("converting") == 2
+    assert "xxx" not in "".join(path.read_text() for path in folder.glob("*json*"))
+    shutil.rmtree(tmp_path / "cache")
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(InputError, match="can't keep the conversion .* XDG_CACHE_HOME"):
+        load_model(str(file))
+
+
+def test_an_entry_that_transformers_does_not_expect(tmp_path):
+    parts = Parts()
+    next(entry for entry in parts.entries if entry[0] == "llama.attention.head_count")[2] = number(0)
+    (tmp_path / "odd.gguf").write_bytes(parts.content())
+    for use, message in ((load_model, "can't convert|lack"), (sizes.empty_model, "can't open the")):
+        with pytest.raises(InputError, match=message):
+            use(find_model(str(tmp_path / "odd.gguf")))
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def llama(tiny_folder, tmp_path, monkeypatch):
-    """A random Llama of 5 layers and its tokenizer, and a cache for what is made of it that goes with the test."""
-    monkeypatch.setattr(gguf_conversion, "cache_folder", lambda: tmp_path / "cache")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=5, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.2,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return LlamaForCausalLM(config), tokenizer
-
-
-@pytest.fixture
-def llama_file(llama, tmp_path):
-    """That Llama as a GGUF file."""
-    return write_gguf(*llama, tmp_path / "llama.gguf")
-
-
-@pytest.fixture
-def rounded_file(llama_file, tmp_path):
-    """The same in the kind of weights that the embedded model has."""
+@pytest.fixture(scope="module")
+def llama_file(opened, tmp_path_factory):
+    """A Llama whose rows the blocks of quantized types divide."""
     pytest.importorskip("cyllama", reason="needs llama.cpp: pip install cyllama")
-    return llama_cpp.quantize(llama_file, tmp_path / "rounded.gguf", "Q4_1")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "max_position_embeddings": 256, "vocab_size": len(opened[1])}
+    return write_gguf(tiny_model("llama", layers=5, **sizes), opened[1], tmp_path_factory.mktemp("gguf") / "llama.gguf")
 
 
-def in_llama_cpp(path: Path) -> LlamaCpp:
-    pytest.importorskip("cyllama", reason="needs llama.cpp: pip install cyllama")
-    return LlamaCpp(path)
-
-
-@pytest.mark.parametrize(("file", "cut"), [("llama_file", Cut(1, 2)), ("rounded_file", Cut(2, 2))])
-def test_healed_it_answers_as_in_transformers(file, cut, request, tmp_path):
+@pytest.mark.parametrize(("kind", "cut"), [("F32", Cut(1, 2)), ("Q4_1", Cut(2, 2))])
+def test_healed_it_answers_as_in_transformers(kind, cut, llama_file, tmp_path):
     """Sliced and with adapters, in F32: the weights of drop_layers and merge_adapters, the tokens of transformers."""
-    file = request.getfixturevalue(file)
+    file = llama_file if kind == "F32" else llama_cpp.quantize(llama_file, tmp_path / "rounded.gguf", kind)
     source = find_model(str(file))
-    model, _ = load_model(source)
-    healed = add_adapters(drop_layers(model, cut), rank=2, alpha=2, dropout=0)
-    with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(0)
+    healed = add_adapters(drop_layers(load_model(source)[0], cut), rank=2, alpha=2, dropout=0)
+    with torch.no_grad():
         for name, parameter in healed.named_parameters():
             if "lora_B" in name:
-                parameter.normal_(std=0.02)
+                parameter.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
     save_adapters(healed, tmp_path / "adapter", source.key, cut)
     out = slice_gguf(file, cut, tmp_path / "healed.gguf", adapter=tmp_path / "adapter", type="f32")
     opened, tokenizer = load_model(str(out))
-    found, expected = opened.state_dict(), merge_adapters(healed).state_dict()
-    assert found.keys() == expected.keys()
-    for name, tensor in found.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-6)
+    found, expected = (dict(model.state_dict()) for model in (opened, merge_adapters(healed)))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
-    theirs = in_llama_cpp(out)
+    theirs = LlamaCpp(out)
     opened.generation_config.eos_token_id = None  # both go on to the last token
-    for text in PROMPTS:
-        prompt = tokenizer(text, return_tensors="pt")
-        assert theirs.tokens(text) == prompt["input_ids"][0].tolist()
-        ours = opened.generate(**prompt, max_new_tokens=24, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-        assert theirs.greedy(theirs.tokens(text), 24) == ours.tolist()
+    for prompt in PROMPTS:
+        inputs = tokenizer(prompt, return_tensors="pt")
+        assert theirs.tokens(prompt) == inputs["input_ids"][0].tolist()
+        ours = opened.generate(**inputs, max_new_tokens=24, do_sample=False)[0].tolist()
+        assert theirs.tokens(prompt) + theirs.greedy(theirs.tokens(prompt), 24) == ours
 
 
 def test_quantized_by_llama_cpp(llama_file, tmp_path):
-    whole = in_llama_cpp(llama_file)
-    out = llama_cpp.quantize(llama_file, tmp_path / "small.gguf", "Q4_0")
+    whole, out = LlamaCpp(llama_file), llama_cpp.quantize(llama_file, tmp_path / "small.gguf", "Q4_0")
     assert find_model(str(out)).quantized != find_model(str(llama_file)).quantized == "F32"
     assert out.stat().st_size < llama_file.stat().st_size / 2
     assert whole.text(whole.tokens(PROMPTS[0])) == PROMPTS[0]
-    with pytest.raises(InputError, match="exists"):
-        llama_cpp.quantize(llama_file, out, "Q4_0")
-    with pytest.raises(InputError, match="type is 'Q9'"):
-        llama_cpp.quantize(llama_file, tmp_path / "other.gguf", "Q9")
-    (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
-    with pytest.raises(InputError, match="not a whole GGUF file"):
-        llama_cpp.quantize(tmp_path / "damaged.gguf", tmp_path / "other.gguf", "Q4_0")
-    with pytest.raises(InputError, match="not a whole GGUF file"):
-        LlamaCpp(tmp_path / "damaged.gguf")
+    (damaged := tmp_path / "damaged.gguf").write_bytes(b"GGUF")
+    new = tmp_path / "new.gguf"
+    for refused, message in [
+        (lambda: llama_cpp.quantize(llama_file, out, "Q4_0"), "exists"),
+        (lambda: llama_cpp.quantize(llama_file, new, "Q9"), "type is 'Q9'"),
+        (lambda: llama_cpp.quantize(damaged, new, "Q4_0"), "not a whole GGUF file"),
+        (lambda: LlamaCpp(damaged), "not a whole GGUF file"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            refused()
 
 
-def test_a_text_begins_as_the_file_says(llama, llama_file, tmp_path):
+def test_a_text_begins_as_the_file_says(llama_file, tiny_gguf, opened, tmp_path):
     """Without its <bos> Gemma says "France of France of France"."""
-    model, tokenizer = llama
-    begun = write_gguf(model, tokenizer, tmp_path / "begun.gguf", begins=True)
-    plain = in_llama_cpp(llama_file).tokens(PROMPTS[0])
-    assert in_llama_cpp(begun).tokens(PROMPTS[0]) == [tokenizer.eos_token_id, *plain]
+    begun = write_gguf(*opened, tmp_path / "begun.gguf", begins=True)
+    plain = LlamaCpp(tiny_gguf).tokens(PROMPTS[0])
+    assert LlamaCpp(begun).tokens(PROMPTS[0]) == [opened[1].eos_token_id, *plain]
 
 
-def test_without_llama_cpp_it_says_what_to_install(llama_file, monkeypatch):
+def test_without_llama_cpp_it_says_what_to_install(tiny_gguf, monkeypatch):
     monkeypatch.setitem(sys.modules, "cyllama.llama", None)
     with pytest.raises(InputError, match="pip install cyllama"):
-        LlamaCpp(llama_file)
+        LlamaCpp(tiny_gguf)
 
 
 @pytest.mark.thorough
-def test_the_way_to_llama_cpp(llama_file, tmp_path, monkeypatch):
-    """One unit: the file whole, sliced, healed and rounded; measured once."""
-    in_llama_cpp(llama_file)
-    monkeypatch.setattr(healings, "cache_folder", lambda: tmp_path / "cache")
-    few = PRESETS["small"]
-    few = dataclasses.replace(few, rank=2, sequence_length=32, batch_sequences=2, at_once=2)
+def test_the_way_to_llama_cpp_is_measured_once(llama_file, tmp_path, monkeypatch):
+    """One unit: the file whole, sliced, healed and rounded."""
+    few = dataclasses.replace(PRESETS["small"], rank=2, sequence_length=32, batch_sequences=2, at_once=2)
     monkeypatch.setitem(PRESETS, "small", few)
-    parameters = TakeAwayParameters(
-        model=str(llama_file), tasks="capitals", limit=4, steps=2, results=str(tmp_path / "results")
+    settings = {"model": str(llama_file), "tasks": "capitals", "limit": 4, "steps": 2}
+    experiment, cut = Experiment(TakeAwayParameters(**settings, results=str(tmp_path / "results"))), Cut(2, 2)
+    assert score_files("similarity", cut, experiment.but(measure=False)) is None
+    unit = score_files("similarity", cut, experiment)
+    rows = unit.rows.set_index(["variant", "task", "metric"])
+    assert rows["value"]["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24
+    assert list(rows["bytes"].drop_duplicates()) == sorted(set(rows["bytes"]), reverse=True)
+    assert rows["bytes"].iloc[0] == llama_file.stat().st_size and unit.details["healed_tokens"] == 2 * 2 * 32
+    assert {name: len(answers) for name, answers in unit.details["answers"].items()} == dict.fromkeys(
+        ("whole", "sliced", "healed", "rounded"), len(PROMPTS)
     )
-    experiment = Experiment(parameters)
-    assert score_files("similarity", CUT_OF_5, experiment.but(measure=False)) is None
-    unit = score_files("similarity", CUT_OF_5, experiment)
-    rows = unit.rows.set_index(["variant", "task", "metric"])["value"]
-    assert rows["healed", "llama.cpp", "tokens equal"] == len(PROMPTS) * 24
-    sizes = list(dict.fromkeys(unit.rows["bytes"]))
-    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
-    assert sizes[0] == llama_file.stat().st_size
-    assert {variant for variant, task, _ in rows.index if task == "capitals"} == set(unit.details["answers"])
-    assert all(len(answers) == len(PROMPTS) for answers in unit.details["answers"].values())
-    assert unit.details["healed_tokens"] == 2 * 2 * 32
-    monkeypatch.setattr(take_away, "_variants", lambda *_: pytest.fail("measured again"))
-    assert score_files("similarity", CUT_OF_5, experiment).path == unit.path
+    monkeypatch.setattr(take_away.export, "slice_gguf", lambda *_, **__: pytest.fail("measured again"))
+    assert score_files("similarity", cut, experiment).path == unit.path

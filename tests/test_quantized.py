@@ -1,21 +1,19 @@
 """Quantized checkpoints: sliced as bytes, and what their configuration says of single layers follows the layers."""
 
-import json
 import re
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.quantization_names import cut_quantization
 from deeper_layers.export.slicing import slice_checkpoint
 from tests.plain import logits, without
+from tests.test_slicing import CUT, LAYERS, TOKENS, alike, saved, stated, tensors
 from tests.tiny import tiny_model
 
-LAYERS, CUT, TOKENS = 6, Cut(2, 2), torch.arange(1, 25)[None]
 KEPT = {0: 0, 1: 1, 4: 2, 5: 3}
 MODULES = ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj")
 NAMES = [f"model.layers.{layer}.{module}.qweight" for layer in range(LAYERS) for module in MODULES]
@@ -23,18 +21,17 @@ NAMES += ["lm_head.weight", "model.embed_tokens.weight"]
 # of each method: what a weight is stored as, and what the configuration says of single layers, before and after
 METHODS = {
     "gptq": (
-        ("qweight", "qzeros", "scales", "g_idx"),
-        {"bits": 4, "dynamic": {r"-:model\.layers\.2\..*": {}, r"+:.*\.4\..*_proj": {"bits": 8}, r"-:lm_head": {},
-                                r"+:model\.layers\.5\.mlp\..*": {"bits": 8}}},
-        None,
+        ("qweight", "scales", "qzeros", "g_idx"),
+        {"bits": 4, "dynamic": {r"-:model\.layers\.2\..*": {}, r"+:model\.layers\.5\.mlp\..*": {"bits": 8}}},
+        {"bits": 4, "dynamic": {r"+:model\.layers\.3\.mlp\..*": {"bits": 8}}},
     ),
     "awq": (
-        ("qweight", "qzeros", "scales"),
+        ("qweight", "scales", "qzeros"),
         {"bits": 4, "modules_to_not_convert": ["model.layers.0", "model.layers.3.mlp", "model.layers.4.mlp.down_proj"]},
         {"bits": 4, "modules_to_not_convert": ["model.layers.0", "model.layers.2.mlp.down_proj"]},
     ),
     "fp8": (
-        ("weight", "weight_scale_inv"),
+        ("weight_scale_inv", "weight"),
         {"weight_block_size": [16, 16], "ignored_layers": ["lm_head", "layers.5.mlp.down_proj", "layers.2.mlp"]},
         {"weight_block_size": [16, 16], "ignored_layers": ["lm_head", "layers.3.mlp.down_proj"]},
     ),
@@ -56,102 +53,79 @@ METHODS = {
 
 def quantized(method: str, folder, **said):
     """A checkpoint with the names and the configuration of a method; what its numbers mean is not asked here."""
-    tiny_model("llama", layers=LAYERS).save_pretrained(folder)
-    file, found = folder / "model.safetensors", {}
-    for name, tensor in load_file(file).items():
-        if re.search(r"_proj\.weight$", name):
-            stem = name.removesuffix("weight")
-            found |= {f"{stem}{part}": torch.full((5,), len(found), dtype=torch.uint8) for part in METHODS[method][0]}
-        else:
-            found[name] = tensor
-    save_file(found, file, {"format": "pt"})
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, **said}
-    (folder / "config.json").write_text(json.dumps(config))
+    saved("llama", folder)
+    found = {}
+    for name, tensor in tensors(folder).items():
+        stem, is_matrix = name.removesuffix("weight"), name.endswith("_proj.weight")
+        parts = {f"{stem}{part}": torch.full((5,), len(found), dtype=torch.uint8) for part in METHODS[method][0]}
+        found |= parts if is_matrix else {name: tensor}
+    save_file(found, folder / "model.safetensors", {"format": "pt"})
+    stated(folder, quantization_config={"quant_method": method, **said})
     return found
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name][2]])
-def test_the_bytes_and_the_names_follow_the_layers(method, tmp_path):
-    _, before, after = METHODS[method]
-    whole = quantized(method, tmp_path / "whole", **before)
-    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    sliced = load_file(out / "model.safetensors")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_bytes_and_the_names_follow_the_layers_and_no_part_may_be_missing(method, tmp_path):
+    parts, before, after = METHODS[method]
+    whole, expected = quantized(method, tmp_path / "whole", **before), {}
     for name, tensor in whole.items():
-        number = re.search(r"layers\.(\d+)", name)
-        if number is None or int(number[1]) in KEPT:
-            new = name if number is None else name.replace(number[0], f"layers.{KEPT[int(number[1])]}")
-            assert torch.equal(sliced.pop(new), tensor)
-    assert not sliced
-    stated = json.loads((out / "config.json").read_text())["quantization_config"]
-    assert stated == {"quant_method": method, **after}
-
-
-def test_a_pattern_that_names_layers_otherwise_is_refused(tmp_path):
-    quantized("gptq", tmp_path / "whole", **METHODS["gptq"][1])
-    with pytest.raises(InputError, match=r"has the pattern .*4.*_proj', which names layers in a way"):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("model.layers.4.mlp.down_proj", "model.layers.2.mlp.down_proj"),
-        ("layers.5", "layers.3"),
-        ("model.layers.3.mlp", None),
-        ("lm_head", "lm_head"),
-        ("model.layers.4.mlp.experts.3.w1", "model.layers.2.mlp.experts.3.w1"),  # the first number alone
-        ("visual.blocks.3.mlp", "visual.blocks.3.mlp"),
-        (r"re:.*layers\.4\..*", r"re:.*layers\.2\..*"),
-        (r"re:.*layers\.3\..*", None),
-        (r"re:.*layers\.\d+\.mlp.*", r"re:.*layers\.\d+\.mlp.*"),
-        (r"re:.*q_proj", r"re:.*q_proj"),
-        (r"-:model\.layers\.(0|1)\.mlp.*", r"-:model\.layers\.(0|1)\.mlp.*"),  # layers 0 and 1 keep their numbers
-        ("model.layers.5*", "model.layers.3*"),
-        ("model.layers.2.*", None),
-        ("W4A16", "W4A16"),
-        ("Linear", "Linear"),
-    ],
-)
-def test_a_name_or_pattern_without_layers_2_and_3(text, expected, tmp_path):
-    found = cut_quantization({"ignore": [text], "map": {text: {}}}, KEPT, NAMES, ("model.layers.",), tmp_path)
-    assert found == ({"ignore": [], "map": {}} if expected is None else {"ignore": [expected], "map": {expected: {}}})
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        r"-:model\.layers\.(4|5)\.mlp.*",
-        r"re:.*layers\.[0-4]\..*",
-        "*.4.mlp.*",
-        "re:(4",
-        r"re:(\w+)+4",
-        "decoder.layers.4.mlp",
-    ],  # fmt: skip
-)
-def test_what_can_not_be_renumbered_surely_is_refused(text, tmp_path):
-    with pytest.raises(InputError, match="can't be renumbered surely"):
-        cut_quantization({"ignore": [text]}, KEPT, NAMES, ("model.layers.",), tmp_path)
-
-
-@pytest.mark.parametrize(("method", "part"), [("gptq", "scales"), ("compressed-tensors", "weight_scale"),
-                                              ("bitsandbytes", "weight.absmax")])  # fmt: skip
-def test_a_weight_that_lacks_a_part_is_refused(method, part, tmp_path):
-    whole = quantized(method, tmp_path / "whole")
-    lost = f"model.layers.5.mlp.up_proj.{part}"
-    save_file({name: t for name, t in whole.items() if name != lost}, tmp_path / "whole" / "model.safetensors",
+        new = re.sub(r"layers\.(\d)", lambda found: f"layers.{KEPT.get(int(found[1]))}", name)
+        expected |= {} if "None" in new else {new: tensor}
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    assert alike(out, expected) and stated(out)["quantization_config"] == {"quant_method": method, **after}
+    with pytest.raises(InputError, match="quantized weights, which can't be cast"):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "cast", dtype="float16")
+    lost = f"model.layers.5.mlp.up_proj.{parts[1]}"
+    save_file({name: whole[name] for name in whole if name != lost}, tmp_path / "whole" / "model.safetensors",
               {"format": "pt"})  # fmt: skip
     with pytest.raises(InputError, match=rf"it lacks {re.escape(lost)}, a part of a quantized weight"):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "none")
+
+
+# names and patterns, what they are without layers 2 and 3 (None: nothing), or that this is not sure
+TEXTS = {
+    "model.layers.4.mlp.down_proj": "model.layers.2.mlp.down_proj",
+    "layers.5": "layers.3",
+    "model.layers.3.mlp": None,
+    "lm_head": "lm_head",
+    "model.layers.4.mlp.experts.3.w1": "model.layers.2.mlp.experts.3.w1",  # the first number alone
+    "visual.blocks.3.mlp": "visual.blocks.3.mlp",
+    r"re:.*layers\.4\..*": r"re:.*layers\.2\..*",
+    r"re:.*layers\.\d+\.mlp.*": r"re:.*layers\.\d+\.mlp.*",
+    r"re:.*q_proj": r"re:.*q_proj",
+    r"-:model\.layers\.(0|1)\.mlp.*": r"-:model\.layers\.(0|1)\.mlp.*",  # layers 0 and 1 keep their numbers
+    "model.layers.5*": "model.layers.3*",
+    "model.layers.2.*": None,
+    "W4A16": "W4A16",
+    r"-:model\.layers\.(4|5)\.mlp.*": InputError,
+    r"+:.*\.4\..*_proj": InputError,
+    r"re:.*layers\.[0-4]\..*": InputError,
+    "*.4.mlp.*": InputError,
+    "re:(4": InputError,
+    r"re:(\w+)+4": InputError,
+    "decoder.layers.4.mlp": InputError,
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), TEXTS.items())
+def test_a_name_or_pattern_without_layers_2_and_3(text, expected, tmp_path):
+    def found():
+        return cut_quantization({"ignore": [text], "map": {text: 1}}, KEPT, NAMES, ("model.layers.",), tmp_path)
+
+    if expected is InputError:
+        with pytest.raises(InputError, match="can't be renumbered surely"):
+            found()
+    else:
+        kept = [] if expected is None else [expected]
+        assert found() == {"ignore": kept, "map": dict.fromkeys(kept, 1)}
 
 
 def test_four_bits_of_bitsandbytes_answer_as_the_whole_model_without_these_layers(tmp_path):
-    tiny_model("llama", layers=LAYERS, hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "plain")
+    tiny_model("llama", hidden_size=64, intermediate_size=128).save_pretrained(tmp_path / "plain")
     how = BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=["lm_head", "model.layers.5.mlp"])
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=how)
     model.save_pretrained(tmp_path / "whole")
-    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    reloaded = AutoModelForCausalLM.from_pretrained(out)
-    assert type(reloaded.model.layers[3].mlp.up_proj) is torch.nn.Linear
-    assert type(reloaded.model.layers[2].mlp.up_proj).__name__ == "Linear4bit"
-    assert torch.equal(logits(reloaded, TOKENS), logits(without(model, range(CUT.start, CUT.stop)), TOKENS))
+    reloaded = AutoModelForCausalLM.from_pretrained(slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out"))
+    kinds = [type(layer.mlp.up_proj).__name__ for layer in reloaded.model.layers]
+    assert kinds == ["Linear4bit"] * 3 + ["Linear"]
+    assert torch.equal(logits(reloaded, TOKENS), logits(without(model, CUT.dropped), TOKENS))

@@ -1,36 +1,37 @@
-"""Sliced checkpoints: what drop_layers and save_pretrained would give, without opening the model."""
+"""Sliced checkpoints of every kind: what drop_layers and save_pretrained would give, without opening the model.
 
-import errno
+tests/dialects has configurations as transformers 4.57.6 saved them, of tiny models,
+which opens the sliced folders in that version too.
+"""
+
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from deeper_layers.command import main
-from deeper_layers.cuts import Cut
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import slicing, tensor_writer
+from deeper_layers.export import config_text, tensor_writer
+from deeper_layers.export.layer_tensors import read_layout
 from deeper_layers.export.slicing import slice_checkpoint
+from deeper_layers.export.tensor_edits import smallest_dtype
 from deeper_layers.models.checkpoint_files import INDEX
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import results_folder
-from deeper_layers.results.store import all_results, write_result
 from tests.faults import killed_at
-from tests.tiny import FAMILIES, tiny_model
+from tests.plain import logits, without
+from tests.tiny import FAMILIES, settings_of, tiny_model
 
-CUT = Cut(2, 2)
+LAYERS, CUT, TOKENS = 6, Cut(2, 2), torch.arange(1, 25)[None]
+SAVED = sorted((Path(__file__).parent / "dialects").glob("*.json"))
+OWN_CODE = {"auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    found = {}
-    for path in folder.glob("*.safetensors"):
-        found |= load_file(path)
-    return found
+    return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
 
 
 def saved(family: str, folder: Path, **options):
@@ -39,131 +40,190 @@ def saved(family: str, folder: Path, **options):
     return model
 
 
+def dropped(model, folder: Path) -> dict[str, torch.Tensor]:
+    """What dropping and saving gives."""
+    drop_layers(model, CUT).save_pretrained(folder)
+    return tensors(folder)
+
+
+def alike(folder: Path, expected: dict[str, torch.Tensor]) -> bool:
+    found = tensors(folder)
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def stated(folder: Path, **entries) -> dict:
+    """What config.json says, with other entries where some are given."""
+    config = json.loads((folder / "config.json").read_text()) | entries
+    (folder / "config.json").write_text(json.dumps(config))
+    return config
+
+
+def reopened(folder: Path):
+    model, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values()), report
+    return model
+
+
 @pytest.mark.parametrize("shards", ["10GB", "40KB"], ids=["one-file", "sharded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_dropping_and_saving(family, shards, tmp_path):
     model = saved(family, tmp_path / "whole", max_shard_size=shards)
-    pruned = drop_layers(model, CUT)
-    pruned.save_pretrained(tmp_path / "expected")
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced")
-    ours, theirs = tensors(tmp_path / "sliced"), tensors(tmp_path / "expected")
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    sliced, expected = (AutoConfig.from_pretrained(tmp_path / name).to_dict() for name in ("sliced", "expected"))
-    assert {key: sliced[key] for key in expected} == expected | {"_name_or_path": sliced["_name_or_path"]}
-    reloaded = AutoModelForCausalLM.from_pretrained(tmp_path / "sliced")
-    ids = torch.arange(30)[None]
-    with torch.inference_mode():
-        assert torch.equal(reloaded(ids).logits, pruned(ids).logits)
-    if shards != "10GB":
-        assert len(list((tmp_path / "sliced").glob("model-*.safetensors"))) > 1
-        index = json.loads((tmp_path / "sliced" / INDEX).read_text())
-        assert set(index["weight_map"]) == set(ours)
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    assert alike(out, dropped(model, tmp_path / "expected"))
+    folders = (out, tmp_path / "expected")
+    ours, theirs = (AutoConfig.from_pretrained(folder).to_dict() | {"_name_or_path": ""} for folder in folders)
+    assert ours == ours | theirs
+    assert torch.equal(logits(reopened(out), TOKENS), logits(drop_layers(model, CUT), TOKENS))
+    if shards == "40KB":
+        assert json.loads((out / INDEX).read_text())["weight_map"].keys() == tensors(out).keys()
 
 
-def test_other_files_come_along_and_a_card_says_what_was_done(tiny_folder, tmp_path):
-    out = slice_checkpoint(tiny_folder, CUT, tmp_path / "out", card="More words.")
-    copied = {path.name for path in out.iterdir()}
-    assert {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md", "config.json"} <= copied
-    card = (out / "README.md").read_text()
-    assert CUT.describe(5) in card and "More words." in card
-    assert CUT.mergekit_yaml(5, f"./{Path(tiny_folder).name}").strip() in card
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_the_card_of_a_model_from_the_hub_names_its_commit(tiny_folder, tmp_path, monkeypatch):
-    shutil.copytree(tiny_folder, tmp_path / "snapshots" / "0123abcd")
-    monkeypatch.setattr(slicing, "checkpoint_folder", lambda *_: tmp_path / "snapshots" / "0123abcd")
-    out = slice_checkpoint("someone/something", CUT, tmp_path / "out", revision="main")
-    card = (out / "README.md").read_text()
-    assert "base_model: someone/something" in card and "someone/something at revision `0123abcd`; this" in card
-    assert '{"model": {"path": "someone/something", "revision": "0123abcd"}}' in card
+@pytest.mark.quick
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_cast_as_torch_casts_and_up_again_nothing_is_lost(dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensor_writer, "BLOCK", 1000)
+    model = saved("llama", tmp_path / "whole", max_shard_size="40KB")
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", dtype=dtype)
+    assert alike(out, dropped(model.to(getattr(torch, dtype)), tmp_path / "expected"))
+    config = stated(out)
+    assert {config[name] for name in ("dtype", "torch_dtype") if name in config} == {dtype}
+    index = json.loads((out / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors(out).values())
+    again = slice_checkpoint(out, UNPRUNED, tmp_path / "again", dtype="float32")
+    for folder, expected in ((again, dtype), (tmp_path / "whole", "float32")):
+        entries = read_layout(folder).entries(UNPRUNED)
+        assert {entry.dtype for entry in entries} == {"F32"} and smallest_dtype(entries) == expected
 
 
 def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
-    saved("gemma3", tmp_path / "whole")
-    config = json.loads((tmp_path / "whole" / "config.json").read_text())
-    own = config | {"model_type": "someones_own", "auto_map": {"AutoModelForCausalLM": "modeling.Model"}}
-    (tmp_path / "whole" / "config.json").write_text(json.dumps(own))
-    (tmp_path / "whole" / "modeling.py").write_text("raise SystemExit('this code was run')")
-    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "sliced", trust_remote_code=True)
-    found = json.loads((out / "config.json").read_text())
-    kept = [config["layer_types"][i] for i in (0, 1, 4, 5)]
-    assert found["layer_types"] == kept and found["num_hidden_layers"] == 4 and found["auto_map"] == own["auto_map"]
-    assert (out / "modeling.py").exists()
-    expected = drop_layers(tiny_model("gemma3"), CUT)
-    expected.save_pretrained(tmp_path / "expected")
-    ours, theirs = tensors(out), tensors(tmp_path / "expected")
-    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    model, whole = saved("gemma3", tmp_path / "whole"), tmp_path / "whole"
+    stated(whole, model_type="someones_own", hybrid_override_pattern="M-*EM-", **OWN_CODE)  # of Nemotron-H
+    (whole / "modeling.py").write_text("raise SystemExit('this code was run')")
+    out = slice_checkpoint(whole, CUT, tmp_path / "out", trust_remote_code=True)
+    found = stated(out)
+    assert found["layer_types"] == [model.config.layer_types[index] for index in (0, 1, 4, 5)]
+    assert found["hybrid_override_pattern"] == "M-M-" and found["num_hidden_layers"] == 4
+    assert found["auto_map"] == OWN_CODE["auto_map"] and (out / "modeling.py").exists()
+    assert alike(out, dropped(model, tmp_path / "expected"))
+
+
+# ---- layers for multi-token prediction -------------------------------------------------------------------
+
+
+def released(family: str, folder: Path):
+    """A checkpoint as GLM-4.5, DeepSeek-V3 or Qwen3-Next was released, one more layer with parts of its own in it."""
+    settings = settings_of("deepseek_v3" if family == "glm4_moe" else family, LAYERS)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings), dtype=torch.float32).eval()
+    model.save_pretrained(folder)
+    last, new = f"model.layers.{LAYERS - 1}.", "mtp.layers.0." if family == "qwen3_next" else f"model.layers.{LAYERS}."
+    found = tensors(folder)
+    more = {name.replace(last, new): tensor + 1 for name, tensor in found.items() if name.startswith(last)}
+    more |= {f"{new}enorm.weight": torch.ones(48), f"{new}eh_proj.weight": torch.ones(48, 96)}
+    save_file(found | more, folder / "model.safetensors", {"format": "pt"})
+    stated(folder, num_nextn_predict_layers=1)
+    return model, more
+
+
+@pytest.mark.parametrize("own_code", [{}, OWN_CODE], ids=["of transformers", "code of its own"])
+@pytest.mark.parametrize("family", ["glm4_moe", "deepseek_v3", "qwen3_next"])
+def test_layers_that_predict_more_stay_under_new_numbers_or_are_left_out(family, own_code, tmp_path):
+    model, more = released(family, tmp_path / "whole")
+    stated(tmp_path / "whole", **own_code)
+    plain, number = dropped(model, tmp_path / "expected"), f"model.layers.{LAYERS}."
+    moved = {name.replace(number, f"model.layers.{LAYERS - CUT.size}."): tensor for name, tensor in more.items()}
+    for mtp, expected in ((True, plain | moved), (False, plain)):
+        out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / str(mtp), mtp=mtp)
+        assert alike(out, expected) and stated(out)["num_nextn_predict_layers"] == mtp
+        assert f"after the last one, are {'kept' if mtp else 'left out'}" in (out / "README.md").read_text()
+        if not own_code:
+            opened = AutoModelForCausalLM.from_pretrained(out)
+            assert torch.equal(logits(opened, TOKENS), logits(drop_layers(model, CUT), TOKENS))
+
+
+# ---- words of older versions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", SAVED, ids=lambda path: path.stem)
+def test_a_configuration_stays_in_its_words_and_says_what_the_older_version_reads(config, tmp_path):
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config), dtype=torch.float32).eval()
+    model.save_pretrained(tmp_path / "whole")
+    here = stated(slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "saved-here"))
+    before = json.loads(shutil.copy(config, tmp_path / "whole" / "config.json").read_text())
+    after = stated(slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "saved-by-older"))
+    assert list(after)[: len(before)] == list(before)
+    changed = {key for key in after if key not in before or after[key] != before[key]} - {"num_hidden_layers"}
+    assert changed <= {"layer_types", "mlp_only_layers", "max_window_layers", "torch_dtype", "num_experts"}
+    assert after["num_hidden_layers"] == LAYERS - CUT.size
+    # what was saved here has all the entries of the older version beside its own, with the same values
+    assert here | after == here | {"transformers_version": "4.57.6"}
+    expected = logits(without(model, range(CUT.start, CUT.stop)), TOKENS)
+    for name in ("saved-here", "saved-by-older"):
+        torch.testing.assert_close(logits(reopened(tmp_path / name), TOKENS), expected, atol=1e-5, rtol=0)
+
+
+def test_kinds_that_were_worked_out_from_the_depth_are_stated_where_they_would_be_others(tmp_path):
+    kinds = saved("gemma2", tmp_path / "whole").config.layer_types
+    stated(tmp_path / "whole", layer_types=None)
+    for cut, expected in ((CUT, None), (Cut(2, 1), [*kinds[:2], *kinds[3:]])):
+        assert stated(slice_checkpoint(tmp_path / "whole", cut, tmp_path / cut.name))["layer_types"] == expected
+
+
+def test_a_tokenizer_is_one_that_the_older_version_knows(tiny_folder, tmp_path):
+    shutil.copytree(tiny_folder, tmp_path / "whole")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<one>", "<two>"]})
+    tokenizer.save_pretrained(tmp_path / "whole")
+    out = slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
+    words = json.loads((out / "tokenizer_config.json").read_text())
+    assert words["tokenizer_class"] == "PreTrainedTokenizerFast" and "extra_special_tokens" not in words
+    assert words["additional_special_tokens"] == ["<one>", "<two>"]
+    read, text = AutoTokenizer.from_pretrained(out), "The capital<one> of this<eos>"
+    assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert read.all_special_tokens == tokenizer.all_special_tokens
+    again = slice_checkpoint(out, Cut(0, 1), tmp_path / "again")  # in words that both know it is copied as it is
+    assert (again / "tokenizer_config.json").read_bytes() == (out / "tokenizer_config.json").read_bytes()
+
+
+# ---- what is refused, and what goes on -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("names", "own_code"),
+    ("names", "value", "more", "dtype", "message"),
     [
-        (["model.layers.6.extra.weight"], False),  # of a layer beyond the last
-        (["model.heads.0.weight"], True),
-        ([f"model.probes.{number}.weight" for number in range(6)], False),  # numbered like layers, and unknown
+        (["model.layers.6.extra.weight"], 0, {}, "auto", "1 tensors that may belong.*6.extra.weight.*not guessed"),
+        (["model.heads.0.weight"], 0, OWN_CODE, "auto", "1 tensors that may belong.*model.heads.0.weight"),
+        ([f"model.probes.{n}.weight" for n in range(LAYERS)], 0, {}, "auto", "6 tensors that may.*probes.0.weight"),
+        (["model.norm.weight"], 70000, {}, "float16", "dtype is float16, and .* holds 70000, too large for it"),
+        ([], 0, {}, "fp8", "dtype is 'fp8', expected 'auto' or one of"),
     ],
 )
-def test_tensors_of_unknown_layers_are_listed_and_not_guessed(names, own_code, tmp_path):
+def test_what_is_not_understood_or_does_not_fit_is_refused(names, value, more, dtype, message, tmp_path):
     saved("llama", tmp_path / "whole")
-    file, path = tmp_path / "whole" / "model.safetensors", tmp_path / "whole" / "config.json"
-    save_file(load_file(file) | {name: torch.zeros(2) for name in names}, file, {"format": "pt"})
-    if own_code:
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"auto_map": {"AutoConfig": "x.Y"}}))
-    with pytest.raises(InputError, match=rf"{len(names)} tensors that may belong.*{re.escape(names[0])}.*not guessed"):
+    held = tensors(tmp_path / "whole") | {name: torch.full([48], float(value)) for name in names}
+    save_file(held, tmp_path / "whole" / "model.safetensors", {"format": "pt"})
+    stated(tmp_path / "whole", **more)
+    with pytest.raises(InputError, match=message):
+        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out", dtype=dtype)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_transformers_would_read_otherwise_is_refused(tmp_path, monkeypatch):
+    saved("qwen2", tmp_path / "whole")
+    wrong = {"num_hidden_layers": 4, "layer_types": ["full_attention"] * 4, "sliding_window": 9}
+    monkeypatch.setattr(config_text, "cut_entries", lambda config, kept, layers: config | wrong)
+    with pytest.raises(InputError, match=r"can't say in its own words what the cut makes of sliding_window"):
         slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
 
 
-def test_a_disk_that_fills_up_meanwhile_is_one_line_and_what_was_written_stays(tmp_path, monkeypatch):
-    saved("llama", tmp_path / "whole", max_shard_size="40KB")
-    write = tensor_writer.write_hashed
-
-    def full(out, *others):
-        if not out.name.startswith(".model-00001"):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(out, *others)
-
-    monkeypatch.setattr(tensor_writer, "write_hashed", full)
-    with pytest.raises(InputError, match="No space left on device.*run this again"):
-        slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    assert not (tmp_path / "out").exists() and len(list(tmp_path.glob("out.*.partial/made/*.safetensors"))) == 1
-
-
-def test_what_a_user_gets_wrong(tiny_folder, tmp_path, monkeypatch):
-    (tmp_path / "there").mkdir()
-    with pytest.raises(InputError, match="exists"):
-        slice_checkpoint(tiny_folder, CUT, tmp_path / "there")
-    with pytest.raises(InputError, match="start is 4 with size 2"):
-        slice_checkpoint(tiny_folder, Cut(4, 2), tmp_path / "out")
-    with pytest.raises(InputError, match="no file, no folder and no hub id"):
-        slice_checkpoint(str(tmp_path / "none"), CUT, tmp_path / "out")
-    monkeypatch.setattr(tensor_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000})())
-    with pytest.raises(InputError, match="MB are free"):
-        slice_checkpoint(tiny_folder, CUT, tmp_path / "out")
-
-
-def test_a_source_that_changed_meanwhile_is_copied_anew(tmp_path):
-    saved("llama", tmp_path / "whole")
-    assert killed_at(14, lambda: slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out"))
-    assert list(tmp_path.glob("out.*.partial"))
-    model = tiny_model("llama", seed=1)
-    model.save_pretrained(tmp_path / "whole")
-    slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out")
-    expected = drop_layers(model, CUT).state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(tmp_path / "out").items())
+@pytest.mark.parametrize("seed", [0, 1], ids=["the same source", "another"])
+def test_after_a_kill_it_goes_on_unless_the_source_changed(seed, tmp_path):
+    whole, out, model = tmp_path / "whole", tmp_path / "out", tiny_model("llama", seed=seed)
+    saved("llama", whole, max_shard_size="40KB")
+    assert killed_at(40, lambda: slice_checkpoint(whole, CUT, out))
+    begun = {path.stat().st_ino for path in tmp_path.glob("out.*.partial/made/model-*")}
+    if seed:
+        model.save_pretrained(whole, max_shard_size="40KB")
+    slice_checkpoint(whole, CUT, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
-
-
-def test_weights_are_hashed_only_where_results_hold_a_model_of_this_name(tiny_folder, tmp_path, monkeypatch):
-    hashed = []
-    monkeypatch.setattr("deeper_layers.models.sources.hash_once", lambda path: hashed.append(path.name) or "0")
-    monkeypatch.setattr(slicing, "MOST_HASHED", 0)
-    words = ["--drop", "2", "--rule", "simple", "--results", str(tmp_path / "results")]
-    main(["prune", str(tiny_folder), str(tmp_path / "one"), *words], standalone_mode=False)
-    assert not hashed
-    unit = all_results(results_folder(), "distances")[0]
-    key = unit.key | {"model": {"name": tiny_folder.name, "weights": "sha256:another's"}}
-    write_result("distances", key, unit.provenance, unit.records, unit.details, tmp_path / "results")
-    main(["prune", str(tiny_folder), str(tmp_path / "two"), *words], standalone_mode=False)
-    assert "model.safetensors" in hashed and "Angular distance" not in (tmp_path / "two" / "README.md").read_text()
+    assert begun and (seed or begun <= {path.stat().st_ino for path in out.iterdir()})
+    assert alike(out, dropped(model, tmp_path / "expected"))

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -182,28 +181,30 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
 
     `begins`: a text begins with a token of its own.
     """
-    config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    tokens = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(sorted(tokens["vocab"], key=tokens["vocab"].get))
-    writer.add_token_types([3 if i in tokenizer.all_special_ids else 1 for i in range(len(tokenizer))])
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokens["merges"]])
-    writer.add_bos_token_id(tokenizer.eos_token_id)
-    writer.add_eos_token_id(tokenizer.eos_token_id)
-    writer.add_pad_token_id(tokenizer.pad_token_id)
-    writer.add_add_bos_token(begins)
+    config, writer = model.config, gguf.GGUFWriter(path, "llama")
+    tokens, end = json.loads(tokenizer.backend_tokenizer.to_str())["model"], tokenizer.eos_token_id
+    for name, value in {
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers,
+        "feed_forward_length": config.intermediate_size,
+        "head_count": config.num_attention_heads,
+        "head_count_kv": config.num_key_value_heads,
+        "rope_dimension_count": config.head_dim,
+        "rope_freq_base": config.rope_parameters["rope_theta"],
+        "layer_norm_rms_eps": config.rms_norm_eps,
+        "vocab_size": config.vocab_size,
+        "tokenizer_model": "gpt2",
+        "tokenizer_pre": "gpt-2",
+        "token_list": sorted(tokens["vocab"], key=tokens["vocab"].get),
+        "token_types": [3 if i in tokenizer.all_special_ids else 1 for i in range(len(tokenizer))],
+        "token_merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in tokens["merges"]],
+        "bos_token_id": end,
+        "eos_token_id": end,
+        "pad_token_id": tokenizer.pad_token_id,
+        "add_bos_token": begins,
+    }.items():
+        getattr(writer, f"add_{name}")(value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     heads = {"q_proj.weight": config.num_attention_heads, "k_proj.weight": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
@@ -217,33 +218,6 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def spoil(path: Path, how: str) -> Path:
-    """A file, or what is to be one, made bad in one of the ways of SPOILED."""
-    content = path.read_bytes() if path.is_file() else b""
-    path.unlink(missing_ok=True)
-    if how == "a folder":
-        path.mkdir()
-    elif how == "a pipe":
-        os.mkfifo(path)
-    elif how != "missing":
-        path.write_bytes(SPOILED[how](content))
-    return path
-
-
-SPOILED = {
-    "missing": None,
-    "a folder": None,
-    "a pipe": None,
-    "empty": lambda content: b"",
-    "cut short": lambda content: content[: len(content) // 2],
-    "not text": lambda content: b"\xff\xfe" + content[2:],
-    "not JSON": lambda content: b"{" + content,
-    "a list": lambda content: b"[" + content + b"]",
-    "zeros": lambda content: bytes(len(content)),
-    "longer": lambda content: content + b"x",
-}
 
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:

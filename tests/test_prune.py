@@ -1,0 +1,170 @@
+"""`deeper-layers prune`: what it says before it writes, the largest model that fits, and where it uploads to."""
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.errors import InputError
+from deeper_layers.export import PruningDescription
+from deeper_layers.export.fitting import fit_cut, read_size
+from deeper_layers.export.pruned_checkpoint import prune_checkpoint, written_sizes
+from deeper_layers.models.opening import load_model
+from deeper_layers.models.packaged import EMBEDDED, QWEN
+from deeper_layers.models.sources import find_model
+from deeper_layers.package_index import file_hash
+from deeper_layers.report import one_cut
+from deeper_layers.results.places import results_folder
+from deeper_layers.results.store import all_results, cut_names, name_of, write_result
+from tests.hub import serving
+from tests.test_command import said, typed
+from tests.test_slicing import released, tensors
+from tests.tiny import tiny_model
+
+SIMPLE = ["--drop", 2, "--rule", "simple"]
+
+
+def answered(*words) -> dict:
+    return json.loads(typed("prune", *words, "--json").stdout)
+
+
+def weights(out: Path) -> int:
+    return out.stat().st_size if out.is_file() else sum(path.stat().st_size for path in out.glob("*.safetensors"))
+
+
+# ---- before it writes ------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
+    words = [tiny_folder, tmp_path / "out", *SIMPLE, "--results", tmp_path / "results", "--dtype", "float16"]
+    planned = answered(*words, "--dry-run")
+    plan = typed("prune", *words, "--dry-run").stdout
+    assert f"results hold nothing of this model; `deeper-layers sweep {tiny_folder} --layers 2-3 " in plan
+    assert not list(tmp_path.iterdir())
+    written = answered(*words)
+    assert planned["kept"] == [0, 1, 4] and planned["scores"] == planned["engines"] == planned["ruins"] == []
+    assert planned["cut"] == written["cut"] == {"start": 2, "size": 2} and planned["dtype"] == "float16"
+    assert planned["bytes"] == weights(tmp_path / "out") < written["bytes"]
+
+
+def test_a_cut_that_ruins_the_model_is_told_before_it_is_made(tmp_path):
+    """By the published results of the embedded model, whose file need not be here."""
+    known = answered("embedded", tmp_path / "out.gguf", "--drop", 4, "--dry-run")
+    assert "Capitals, words chosen" in known["ruins"] and not any("MMLU" in topic for topic in known["ruins"])
+    scores = {score["topic"]: one_cut.Score(**score) for score in known["scores"]}
+    described = PruningDescription(EMBEDDED.name, 30, Cut(2, 4), [], None, [], list(scores.values()))
+    assert known["cut"]["start"] == 2 and f"ruins {len(known['ruins'])} of " in described.warnings()[0]
+    score = scores["Capitals, words chosen"]
+    assert score.largest == 2 and score.guessing > 0.25 and score.items == 120
+    units = [unit for unit in all_results(results_folder(), "scores", EMBEDDED.name) if unit.name == "capitals"]
+    units = [unit for unit in units if "2,4" in cut_names(unit.key) and unit.key["dtype"] == score.how]
+    rows = [unit.rows.query("metric == 'acc' and size == 4 and start == 2") for unit in units]  # letters, and words
+    assert score.pruned[0] in [found["value"].iloc[0] for found in rows if len(found)]
+
+
+def test_criterion_of_ruin_is_that_of_its_words():
+    """Against a plain count of what is left above guessing, with and without doubt."""
+    before = np.repeat([1.0, 0.0], [90, 10])
+    for right, ruined in ((90, False), (60, False), (50, False), (40, True), (25, True), (0, True)):
+        after = np.repeat([1.0, 0.0], [right, 100 - right])
+        assert one_cut.surely_ruined(before, after, 0.25) is ruined, right  # half of it is left at 0.575
+    assert not one_cut.surely_ruined(before[80:83], 0 * before[80:83], 0.25)  # of 3 items nothing is sure
+
+
+def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tmp_path):
+    model = tiny_model("gpt_oss", layer_types=["sliding_attention", "full_attention"] * 3)
+    model.save_pretrained(tmp_path / "whole")
+    words = [tmp_path / "whole", tmp_path / "out", "--results", tmp_path / "results"]
+    odd = answered(*words, "--rule", "simple", "--drop", 1, "--dry-run")
+    assert "vllm" in {engine["engine"] for engine in odd["engines"]}
+    assert odd["engines"][0]["nearest_safe"]["size"] == 2
+    even = answered(*words, "--rule", "simple", "--drop", 2, "--for", "vllm, llama.cpp", "--dry-run")
+    assert even["engines"] == [] and even["cut"] == {"start": 3, "size": 2}
+    assert "--drop is 1, and no block" in said("prune", *words, "--rule", "simple", "--drop", 1, "--for", "vllm")
+    assert "--for is vllm, and " in said("prune", *words, "--start", 2, "--drop", 1, "--for", "vllm")
+    assert "vllm would read it wrongly" in typed("prune", *words, "--rule", "simple", "--drop", 1).stderr
+
+
+def test_what_is_known_is_of_these_weights_whatever_they_are_called(tiny_folder, tiny_gguf, tmp_path):
+    unit, results = all_results(results_folder(), "distances", EMBEDDED.name)[0], tmp_path / "results"
+    for name, sha256 in ((tiny_folder.name, "another's"), ("A name", file_hash(tiny_gguf))):
+        key = unit.key | {"model": {"name": name, "weights": f"sha256:{sha256}"}}
+        write_result("distances", key, unit.provenance, unit.records, unit.details, results)
+    typed("prune", tiny_folder, tmp_path / "out", *SIMPLE, "--results", results)
+    assert "Angular distance" not in (tmp_path / "out" / "README.md").read_text()
+    assert answered(tiny_gguf, tmp_path / "out.gguf", *SIMPLE, "--dry-run", "--results", results)["model"] == "A name"
+    assert name_of(f"sha256:{QWEN.sha256}") == QWEN.name and name_of("sha256:0") is None
+
+
+def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(tmp_path):
+    _, more = released("deepseek_v3", tmp_path / "whole")
+    for name, options in {"kept": [], "out": ["--without-mtp"]}.items():
+        planned = answered(tmp_path / "whole", tmp_path / name, *SIMPLE, *options, "--dry-run")["bytes"]
+        typed("prune", tmp_path / "whole", tmp_path / name, *SIMPLE, *options)
+        assert weights(tmp_path / name) == planned
+    assert len(tensors(tmp_path / "kept")) == len(tensors(tmp_path / "out")) + len(more)
+    assert "--without-mtp" in (tmp_path / "out" / "README.md").read_text()
+
+
+# ---- the largest that fits -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "how"), [("folder", {"dtype": "bfloat16"}), ("gguf", {}), ("gguf", {"type": "f16"})])
+def test_the_file_fits_and_with_one_layer_more_it_would_not(kind, how, tiny_folder, tiny_gguf, tmp_path):
+    model, out = (tiny_folder, tmp_path / "out") if kind == "folder" else (tiny_gguf, tmp_path / "out.gguf")
+    source, rule = find_model(str(model)), functools.partial(simple_cut, 5)
+    asked = [written_sizes(source, out, **how)(rule(number))[0] for number in range(5)]
+    for number in (1, 3):
+        assert fit_cut(source, f"{asked[number] / 1e3:.3f}KB", rule, out, **how) == rule(number)
+        assert fit_cut(source, f"{(asked[number] - 1) / 1e3:.3f}KB", rule, out, **how) == rule(number + 1)
+    prune_checkpoint(model, rule(4), out, **how)
+    assert weights(out) == asked[4] < asked[3]
+    with pytest.raises(InputError, match="no cut of .* fits into 1KB: the smallest has .* MB"):
+        fit_cut(source, "1KB", rule, out, **how)
+
+
+def test_sizes_in_words(tiny_folder, tmp_path):
+    assert read_size("400MB") == (400e6, True) and read_size("1.5 GiB") == (1.5 * 2**30, True)
+    assert read_size("300M") == (300e6, False) and read_size("1.1b") == (1.1e9, False)
+    for text in ("", "400", "MB", "-1MB", "0MB", "4 XB", "1e3MB"):
+        with pytest.raises(InputError, match="expected bytes as 400MB"):
+            read_size(text)
+
+
+def test_a_number_of_parameters_is_typed(tiny_folder, tmp_path):
+    model, _ = load_model(str(tiny_folder))
+    most = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.model.layers[0].parameters())
+    words = [tiny_folder, tmp_path / "out", "--rule", "simple", "--to-size", f"{most / 1e3}K"]
+    planned, written = answered(*words, "--dry-run"), answered(*words)
+    assert planned["cut"] == written["cut"] == {"start": 3, "size": 1}
+    assert planned["bytes"] == weights(tmp_path / "out")
+    assert "--to-size and --drop exclude each other" in typed("prune", *words, "--drop", 1, code=2).stderr
+
+
+# ---- to the hub ------------------------------------------------------------------------------------------
+
+
+def test_uploaded_whole_and_private_unless_public_is_asked_for(tiny_folder, tmp_path, monkeypatch):
+    def words(out: str) -> list:
+        return [tiny_folder, tmp_path / out, *SIMPLE, "--push-to-hub", "me/pruned"]
+
+    with serving(monkeypatch) as hub:
+        content = answered(*words("out"))
+        files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+        assert hub.private == {"me/pruned": True} and hub.files.pop("me/pruned") == files
+        assert content["address"].endswith("/me/pruned") and b'name = "me/pruned"' in files["README.md"]
+        hub.private["me/pruned"] = False
+        assert "which is there and public: add --public" in said("prune", *words("no"))
+        typed("prune", *words("public"), "--public")
+        assert hub.private == {"me/pruned": False} and "config.json" in hub.files["me/pruned"]
+        hub.private["me/pruned"], hub.refuses = True, "/commit/"
+        message = said("prune", *words("stays"))
+        assert "can't upload to me/pruned" in message and "is complete, and stays" in message
+        hub.refuses = "/whoami"
+        assert "can't upload to me/pruned" in said("prune", *words("no"))
+        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+        assert "run `hf auth login`" in said("prune", *words("no"))
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "public", "stays"}
