@@ -5,15 +5,14 @@ import json
 
 import pytest
 
-from benchmarks.engines.checkpoints import CUTS, WORST
+from benchmarks.engines.checkpoints import WORST
 from benchmarks.engines.environments import ENGINES as TRIED
 from benchmarks.harness import MEASURED
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import gguf_files
 from deeper_layers.export.engines import ENGINES, KINDS, TABLE, nearest_safe, safe_cuts, wrong_in
 from deeper_layers.models.gguf_header import UNIFORM
-from tests.tiny import ALL_FAMILIES
 
 pytestmark = pytest.mark.quick
 
@@ -33,9 +32,9 @@ WORDS = {"f": "full_attention", "s": "sliding_attention", "l": "linear_attention
 OSS = {"model_type": "gpt_oss", "num_hidden_layers": 24}
 
 
-def wrong_layers(line, config: dict, cut: Cut) -> list[list[int]]:
+def told(line, config: dict, cut: Cut) -> list:
     """What one line of the table says of a cut."""
-    return [each.layers for each in wrong_in(config, cut, [line.engine]) if KINDS[line.kind][0] in each.why]
+    return [each for each in wrong_in(config, cut, [line.engine]) if KINDS[line.kind][0] in each.why]
 
 
 @pytest.mark.parametrize("line", TABLE, ids=lambda line: f"{line.engine}-{line.family}-{line.kind}")
@@ -52,19 +51,17 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
         # an engine that counts sees a shallower model as released
         seen = "f" * len(kept) if line.every == 1 and line.named == "-" else kinds[: len(kept)]
         wrong = [old for old, kind, taken in zip(cut.kept(LAYERS), kept, seen, strict=True) if kind != taken]
-        assert wrong_layers(line, config, cut) == ([wrong] if wrong else []), cut
+        assert [each.layers for each in told(line, config, cut)] == ([wrong] if wrong else []), cut
         found.add(bool(wrong))
         if seen[0] != "f":  # nothing stated: then transformers counts in the same way, and the same cuts are wrong
-            assert wrong_layers(line, bare, cut) == wrong_layers(line, config, cut)
+            assert told(line, bare, cut) == told(line, config, cut)
     assert found == {True, False}
     if line.named != "-":  # an entry says the period
         every_3rd = {"model_type": f"{line.family}_text", "num_hidden_layers": 6, line.named: 3}
         for config in (every_3rd, {"model_type": line.family, "text_config": every_3rd}):
             assert wrong_in(config, Cut(1, 3), [line.engine]) == []
-            assert wrong_layers(line, config, Cut(1, 1)) == [[2, 3, 5]]
-            assert any(
-                "every 3rd layer" in each.why and line.source in each.why for each in wrong_in(config, Cut(1, 1))
-            )
+            (wrong,) = told(line, config, Cut(1, 1))
+            assert wrong.layers == [2, 3, 5] and "every 3rd layer" in wrong.why and line.source in wrong.why
         assert line.period({line.named: "LLLLG"}) == 5
 
 
@@ -85,11 +82,11 @@ ODD = {"model_type": "gpt_oss", "num_hidden_layers": 3}  # where not even the wh
 @pytest.mark.parametrize(
     ("config", "cut", "engines", "expected"),
     [
-        (OSS, simple_cut(24, 8), ENGINES, simple_cut(24, 8)),
-        (OSS, simple_cut(24, 5), ["vllm"], simple_cut(24, 4)),  # it still ends before the last layer
-        (OSS, simple_cut(24, 1), ["vllm"], simple_cut(24, 2)),
+        (OSS, Cut(15, 8), ENGINES, Cut(15, 8)),
+        (OSS, Cut(18, 5), ["vllm"], Cut(19, 4)),  # it still ends before the last layer
+        (OSS, Cut(22, 1), ["vllm"], Cut(21, 2)),
         (OSS, Cut(10, 5), ["mlx-lm"], Cut(10, 5)),
-        (GEMMA, simple_cut(18, 5), ["llama.cpp"], simple_cut(18, 6)),
+        (GEMMA, Cut(12, 5), ["llama.cpp"], Cut(11, 6)),
         (GEMMA, Cut(13, 5), ["llama.cpp", "mlx-lm"], Cut(13, 5)),  # what is before the last layers keeps its number
         (ODD | {"layer_types": ["full_attention"] * 3}, Cut(1, 1), ["vllm"], None),
         (ODD | {"layer_types": ["sliding_attention"] * 3}, Cut(1, 1), ["vllm"], Cut(0, 2)),
@@ -107,9 +104,7 @@ def test_what_was_measured_is_of_committed_code_and_no_engine_is_silently_wrong(
         assert content["provenance"]["dirty"] is False, f"{name} was measured with uncommitted changes"
     lines = {(line.engine, line.family) for line in TABLE}
     for name, engine in measured["engines"]["engines"].items():
-        assert name in TRIED and ("not_tried" in engine) != bool(engine.get("families"))
         for family, found in engine.get("families", {}).items():
-            assert family in ALL_FAMILIES and found["result"] in WORST[2:], (name, family)
-            assert set(found["cuts"]) == {f"{cut.start}-{cut.size}" for cut in CUTS}
+            assert found["result"] in WORST[2:], (name, family)
             if any(cut["result"].endswith("warned of") for cut in found["cuts"].values()):  # and it is in the table
                 assert (TRIED[name].counts_as, family) in lines

@@ -12,7 +12,6 @@ from deeper_layers.errors import InputError
 from deeper_layers.export import PruningDescription
 from deeper_layers.export.fitting import fit_cut, read_size
 from deeper_layers.export.pruned_checkpoint import prune_checkpoint, written_sizes
-from deeper_layers.models.opening import load_model
 from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
@@ -84,7 +83,6 @@ def test_engines_that_would_misread_it_are_named_and_a_cut_for_them_is_chosen(tm
     even = answered(*words, "--rule", "simple", "--drop", 2, "--for", "vllm, llama.cpp", "--dry-run")
     assert even["engines"] == [] and even["cut"] == {"start": 3, "size": 2}
     assert "--drop is 1, and no block" in said("prune", *words, "--rule", "simple", "--drop", 1, "--for", "vllm")
-    assert "--for is vllm, and " in said("prune", *words, "--start", 2, "--drop", 1, "--for", "vllm")
     assert "vllm would read it wrongly" in typed("prune", *words, "--rule", "simple", "--drop", 1).stderr
 
 
@@ -100,12 +98,11 @@ def test_what_is_known_is_of_these_weights_whatever_they_are_called(tiny_folder,
 
 
 def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(tmp_path):
-    _, more = released("deepseek_v3", tmp_path / "whole")
-    for name, options in {"kept": [], "out": ["--without-mtp"]}.items():
-        planned = answered(tmp_path / "whole", tmp_path / name, *SIMPLE, *options, "--dry-run")["bytes"]
-        typed("prune", tmp_path / "whole", tmp_path / name, *SIMPLE, *options)
-        assert weights(tmp_path / name) == planned
-    assert len(tensors(tmp_path / "kept")) == len(tensors(tmp_path / "out")) + len(more)
+    released("deepseek_v3", tmp_path / "whole")
+    words = [tmp_path / "whole", tmp_path / "out", *SIMPLE]
+    kept, planned = (answered(*words, *more, "--dry-run")["bytes"] for more in ([], ["--without-mtp"]))
+    typed("prune", *words, "--without-mtp")
+    assert weights(tmp_path / "out") == planned < kept
     assert "--without-mtp" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -126,22 +123,18 @@ def test_the_file_fits_and_with_one_layer_more_it_would_not(kind, how, tiny_fold
         fit_cut(source, "1KB", rule, out, **how)
 
 
-def test_sizes_in_words(tiny_folder, tmp_path):
+def test_sizes_in_words():
     assert read_size("400MB") == (400e6, True) and read_size("1.5 GiB") == (1.5 * 2**30, True)
     assert read_size("300M") == (300e6, False) and read_size("1.1b") == (1.1e9, False)
-    for text in ("", "400", "MB", "-1MB", "0MB", "4 XB", "1e3MB"):
+    for text in ("", "400", "-1MB", "0MB", "4 XB", "1e3MB"):
         with pytest.raises(InputError, match="expected bytes as 400MB"):
             read_size(text)
 
 
 def test_a_number_of_parameters_is_typed(tiny_folder, tmp_path):
-    model, _ = load_model(str(tiny_folder))
-    most = sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in model.model.layers[0].parameters())
-    words = [tiny_folder, tmp_path / "out", "--rule", "simple", "--to-size", f"{most / 1e3}K"]
-    planned, written = answered(*words, "--dry-run"), answered(*words)
-    assert planned["cut"] == written["cut"] == {"start": 3, "size": 1}
-    assert planned["bytes"] == weights(tmp_path / "out")
-    assert "--to-size and --drop exclude each other" in typed("prune", *words, "--drop", 1, code=2).stderr
+    most = sum(tensor.numel() for name, tensor in tensors(tiny_folder).items() if ".layers.0." not in name)
+    planned = answered(tiny_folder, tmp_path / "out", "--rule", "simple", "--to-size", f"{most / 1e3}K", "--dry-run")
+    assert planned["cut"] == {"start": 3, "size": 1}
 
 
 # ---- to the hub ------------------------------------------------------------------------------------------

@@ -71,9 +71,8 @@ def answers(family: str, model) -> list[torch.Tensor]:
     ids = torch.cat([text[:, :3], torch.full((1, 1 if is_qwen else 4), IMAGE), text[:, 3:]], dim=1)
     pixels = torch.randn((4, 3 * 4 * 4) if is_qwen else (1, 3, 8, 8), generator=draw)
     is_image = (ids == IMAGE).int()
-    of_qwen = {"image_grid_thw": torch.tensor([[1, 2, 2]]), "mm_token_type_ids": is_image}
-    more = {"mistral3": {"image_sizes": torch.tensor([[8, 8]])}, "gemma3": {"token_type_ids": is_image}}
-    more = of_qwen if is_qwen else more.get(family, {})
+    more = {"mistral3": {"image_sizes": torch.tensor([[8, 8]])}, "gemma3": {"token_type_ids": is_image}}.get(family, {})
+    more |= {"image_grid_thw": torch.tensor([[1, 2, 2]]), "mm_token_type_ids": is_image} if is_qwen else {}
     picture = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels, **more}
     return [model(**inputs, use_cache=False).logits for inputs in ({"input_ids": text}, picture)]
 
@@ -95,12 +94,10 @@ def test_the_language_part_is_cut_and_the_rest_stays(family, tiny_folder, tmp_pa
 
 def test_a_configuration_with_the_decoder_at_its_top_as_qwen_released_it(tmp_path):
     seeing("qwen2_5_vl").save_pretrained(tmp_path / "whole")
-    config = stated(tmp_path / "whole")
-    text, model_type = config["text_config"], config["model_type"]
-    rope = text.pop("rope_parameters")
-    more = {"model_type": model_type, "rope_theta": rope["rope_theta"], "layer_types": None, "text_config": None}
-    more["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
-    flat = stated(tmp_path / "whole", **text | more)
+    text = stated(tmp_path / "whole")["text_config"]
+    own = {"model_type": "qwen2_5_vl", "rope_theta": 1e6, "rope_parameters": None, "layer_types": None}
+    own["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    flat = stated(tmp_path / "whole", **text | own, text_config=None)
     found = stated(slice_checkpoint(tmp_path / "whole", CUT, tmp_path / "out"))
     assert found.pop("vision_config").items() > flat.pop("vision_config").items()  # and words of older versions
     assert found == flat | {"num_hidden_layers": LAYERS - 1, "max_window_layers": LAYERS - 1, "torch_dtype": "float32"}
