@@ -85,7 +85,6 @@ ODD = {"model_type": "gpt_oss", "num_hidden_layers": 3}  # where not even the wh
         (OSS, Cut(15, 8), ENGINES, Cut(15, 8)),
         (OSS, Cut(18, 5), ["vllm"], Cut(19, 4)),  # it still ends before the last layer
         (OSS, Cut(22, 1), ["vllm"], Cut(21, 2)),
-        (OSS, Cut(10, 5), ["mlx-lm"], Cut(10, 5)),
         (GEMMA, Cut(12, 5), ["llama.cpp"], Cut(11, 6)),
         (GEMMA, Cut(13, 5), ["llama.cpp", "mlx-lm"], Cut(13, 5)),  # what is before the last layers keeps its number
         (ODD | {"layer_types": ["full_attention"] * 3}, Cut(1, 1), ["vllm"], None),

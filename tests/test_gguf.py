@@ -52,6 +52,7 @@ def write(path: Path, arch: str = "llama") -> Path:
         "general.file_type": (4, number(7)),
         "general.tags": (9, array(8, [text(tag) for tag in "abcd"])),
         "llama.attention.head_count_kv": (9, array(4, [number(heads) for heads in (4, 2, 2, 1)])),
+        "llama.attention.sliding_window": (4, number(8)),
         "llama.attention.sliding_window_pattern": (4, number(3)),
     }
     parts.entries = [[key.replace("llama.", f"{arch}."), *entry] for key, entry in said.items()]
@@ -144,6 +145,7 @@ def test_adapters_that_do_not_belong_or_fit(module, width, size, record, message
         ("gemma3", Cut(3, 1), None),  # above the cut nothing is left to change its kind
         ("gemma3", Cut(1, 1), "layer 2 .* every 3rd layer .* drop a multiple of 3"),
         ("gemma2", Cut(0, 1), "every 3rd layer"),
+        ("olmo2", Cut(1, 1), "layer 3 .* every 4th layer"),  # of OLMo 3
         ("llama4", Cut(1, 1), "architecture llama4, whose layers may differ"),
     ],
 )
@@ -263,6 +265,9 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
     assert find_model(str(out)).quantized != find_model(str(llama_file)).quantized == "F32"
     assert out.stat().st_size < llama_file.stat().st_size / 2
     assert whole.text(whole.tokens(PROMPTS[0])) == PROMPTS[0]
+    sliced = slice_gguf(llama_file, CUT, tmp_path / "sliced.gguf", type="q4_0")
+    assert is_slice(gguf.GGUFReader(out), gguf.GGUFReader(sliced))
+    slice_gguf(llama_file, CUT, sliced, type="q4_0", overwrite=True)  # it is ours
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
     for source, new, type, message in [
         (llama_file, out, "Q4_0", "exists"),

@@ -177,10 +177,7 @@ def write_folder(family: str, folder: Path) -> None:
 
 
 def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = False) -> Path:
-    """A Llama with a byte-level tokenizer as a GGUF file in float32, as llama.cpp's converter would write it.
-
-    `begins`: a text begins with a token of its own.
-    """
+    """A Llama as a GGUF file in float32, as llama.cpp's converter writes it; `begins`: a text does with a token."""
     config, writer = model.config, gguf.GGUFWriter(path, "llama")
     tokens, end = json.loads(tokenizer.backend_tokenizer.to_str())["model"], tokenizer.eos_token_id
     for name, value in {
