@@ -116,9 +116,6 @@ def test_adapters_are_added_in_full_precision_and_written_in_a_type(type, file_t
     np.testing.assert_allclose(values(new[other]), values(old[other]), atol=off if type == "f16" else 0)
 
 
-ANOTHER = {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]}
-
-
 @pytest.mark.parametrize(
     ("module", "width", "size", "record", "message"),
     [
@@ -126,7 +123,7 @@ ANOTHER = {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]}
         ("model.layers.1.mlp.up_proj", 64, 1, {}, "on blk.1.ffn_up.weight, which tiny does not have"),
         (DOWN, 32, 1, {}, r"has the shape \[32, 64\], its adapter \[32, 32\]"),
         (DOWN, 64, 300, {}, r"blk.3.ffn_down.weight would hold 27\d+.*, too large for F16: .*f32"),
-        (DOWN, 64, 1, ANOTHER, "were trained on x .sha256:1"),
+        (DOWN, 64, 1, {"base": {"name": "x", "weights": "sha256:1"}, "cut": [1, 2]}, "were trained on x .sha256:1"),
     ],
 )
 def test_adapters_that_do_not_belong_or_fit(module, width, size, record, message, tiny, tmp_path):
@@ -279,7 +276,6 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
 
 
 def test_a_text_begins_as_the_file_says(llama_file, tiny_gguf, opened, tmp_path):
-    """Without its <bos> Gemma says "France of France of France"."""
     begun = write_gguf(*opened, tmp_path / "begun.gguf", begins=True)
     plain = LlamaCpp(tiny_gguf).tokens(PROMPTS[0])
     assert LlamaCpp(begun).tokens(PROMPTS[0]) == [opened[1].eos_token_id, *plain]

@@ -24,9 +24,9 @@ CUT = Cut(1, 2)
 
 @pytest.fixture
 def source(tiny_folder, tmp_path):
-    shutil.copytree(tiny_folder, tmp_path / "source")
-    (tmp_path / "source" / "README.md").write_text(OWN)
-    return tmp_path / "source"
+    folder = shutil.copytree(tiny_folder, tmp_path / "source")
+    (folder / "README.md").write_text(OWN)
+    return folder
 
 
 def card_of(folder: Path) -> ModelCard:
@@ -35,8 +35,7 @@ def card_of(folder: Path) -> ModelCard:
 
 def blocks(card: ModelCard) -> list[tuple[str, str]]:
     """The code of a card, each block with its language."""
-    found = re.findall(r"^(`{3,})(\w+)\n(.*?)\n\1$", card.text, re.DOTALL | re.MULTILINE)
-    return [(language, code) for _, language, code in found]
+    return [found[1:] for found in re.findall(r"(?ms)^(`{3,})(\w+)\n(.*?)\n\1$", card.text)]
 
 
 def test_what_the_hub_reads_comes_from_the_source(source, tmp_path):

@@ -1,7 +1,6 @@
 """Sliced checkpoints of every kind: what drop_layers and save_pretrained would give, without opening the model.
 
-tests/dialects has configurations as transformers 4.57.6 saved them, of tiny models,
-which opens the sliced folders in that version too.
+tests/dialects has configurations of tiny models as transformers 4.57.6 saved them, which opens what is sliced too.
 """
 
 import json
