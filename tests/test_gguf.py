@@ -31,7 +31,8 @@ from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from tests.fuzz.gguf_cases import CUT, Parts, array, is_slice, number, text
+from tests.fuzz.damage import put, to_gguf
+from tests.fuzz.folders import CUT, described
 from tests.test_slicing import stated
 from tests.tiny import tiny_model, write_gguf
 
@@ -45,19 +46,27 @@ def cache(tmp_path, monkeypatch):
 
 def write(path: Path, arch: str = "llama") -> Path:
     """A GGUF file of 4 layers, with an entry of one value for each of these, and a list that only is as long."""
-    parts = Parts()
-    said = {key: entry for key, *entry in parts.entries} | {
-        "general.architecture": (8, text(arch)),
-        "general.size_label": (8, text("7M")),
-        "general.file_type": (4, number(7)),
-        "general.tags": (9, array(8, [text(tag) for tag in "abcd"])),
-        "llama.attention.head_count_kv": (9, array(4, [number(heads) for heads in (4, 2, 2, 1)])),
-        "llama.attention.sliding_window": (4, number(8)),
-        "llama.attention.sliding_window_pattern": (4, number(3)),
+    draw, tensors, data = np.random.default_rng(0), {}, b""
+    entries = {
+        "general.architecture": [8, arch],
+        "general.size_label": [8, "7M"],
+        "general.file_type": [4, 7],
+        "general.tags": [9, [8, 4, list("abcd")]],
+        "tokenizer.ggml.tokens": [9, [8, 32, [f"token {i}" for i in range(32)]]],
+        f"{arch}.block_count": [4, 4],
+        f"{arch}.attention.head_count_kv": [9, [4, 4, [4, 2, 2, 1]]],
+        f"{arch}.attention.sliding_window": [4, 8],
+        f"{arch}.attention.sliding_window_pattern": [4, 3],
     }
-    parts.entries = [[key.replace("llama.", f"{arch}."), *entry] for key, entry in said.items()]
-    parts.counts[1] = len(parts.entries)
-    path.write_bytes(parts.content())
+    for name in (
+        "token_embd",
+        "output_norm",
+        *(f"blk.{i}.{part}" for i in range(4) for part in ("attn_norm", "ffn_down")),
+    ):
+        kind, shape = (TYPES["f32"], [64]) if "norm" in name else (TYPES["q8_0"], [64, 32])
+        tensors[f"{name}.weight"] = [shape, int(kind), len(data)]
+        data += gguf.quants.quantize(draw.standard_normal(shape[::-1], dtype=np.float32), kind).tobytes()
+    path.write_bytes(to_gguf({"head": ["GGUF", 3, None, None], "entries": entries, "tensors": tensors}, data))
     return path
 
 
@@ -81,7 +90,7 @@ def values(tensor) -> np.ndarray:
 
 def test_kept_tensors_are_the_same_bytes_under_new_numbers_and_a_second_cut_keeps_the_map(tiny, tmp_path):
     out, source = slice_gguf(tiny, CUT, tmp_path / "out.gguf"), find_model(str(tiny))
-    assert is_slice(gguf.GGUFReader(tiny), gguf.GGUFReader(out))
+    assert described(out, Cut(0, 0)) == described(tiny, CUT)
     keys, tensors = contents(out)
     assert sum(tensor.n_bytes for tensor in tensors.values()) == tensor_bytes(source, CUT)
     assert keys["llama.attention.head_count_kv"] == [4, 1] and len(keys["general.tags"]) == 4
@@ -214,13 +223,18 @@ def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tm
         load_model(str(file))
 
 
-def test_an_entry_that_transformers_does_not_expect(tmp_path):
-    parts = Parts()
-    next(entry for entry in parts.entries if entry[0] == "llama.attention.head_count")[2] = number(0)
-    (tmp_path / "odd.gguf").write_bytes(parts.content())
-    for use, message in ((load_model, "can't convert|lack"), (sizes.empty_model, "can't open the")):
-        with pytest.raises(InputError, match=message):
-            use(find_model(str(tmp_path / "odd.gguf")))
+@pytest.mark.parametrize(
+    ("key", "entry"),
+    [("llama.attention.head_count", [4, 0]), ("tokenizer.ggml.merges", [9, [8, 2, ["a", ""]]])],
+)
+def test_an_entry_that_transformers_does_not_expect(key, entry, tiny_gguf, tmp_path):
+    shutil.copy(tiny_gguf, tmp_path / "odd.gguf")
+    put("odd.gguf", "entries", key, entry)(tmp_path)
+    source = find_model(str(tmp_path / "odd.gguf"))
+    with pytest.raises(InputError, match="can't convert|lack"):
+        load_model(source)
+    with pytest.raises(InputError, match="can't open the"):
+        sizes.empty_model(source), sizes.tokenizer_of(source)
 
 
 # ---- in llama.cpp ----------------------------------------------------------------------------------------
@@ -263,7 +277,7 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
     assert out.stat().st_size < llama_file.stat().st_size / 2
     assert whole.text(whole.tokens(PROMPTS[0])) == PROMPTS[0]
     sliced = slice_gguf(llama_file, CUT, tmp_path / "sliced.gguf", type="q4_0")
-    assert is_slice(gguf.GGUFReader(out), gguf.GGUFReader(sliced))
+    assert described(sliced, Cut(0, 0)) == described(out, CUT)
     slice_gguf(llama_file, CUT, sliced, type="q4_0", overwrite=True)  # it is ours
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
     for source, new, type, message in [
