@@ -52,7 +52,6 @@ def write(path: Path, arch: str = "llama") -> Path:
         "general.size_label": [8, "7M"],
         "general.file_type": [4, 7],
         "general.tags": [9, [8, 4, list("abcd")]],
-        "tokenizer.ggml.tokens": [9, [8, 32, [f"token {i}" for i in range(32)]]],
         f"{arch}.block_count": [4, 4],
         f"{arch}.attention.head_count_kv": [9, [4, 4, [4, 2, 2, 1]]],
         f"{arch}.attention.sliding_window": [4, 8],
@@ -76,7 +75,6 @@ def tiny(tmp_path_factory):
 
 
 def contents(path: Path) -> tuple[dict, dict]:
-    """What a file says, and its tensors by name."""
     reader = gguf.GGUFReader(path)
     return {key: field.contents() for key, field in reader.fields.items()}, {t.name: t for t in reader.tensors}
 
@@ -182,9 +180,6 @@ def test_the_command_needs_neither_torch_nor_transformers(tiny, tmp_path):
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env=os.environ | path)
     assert b"drops layers 1..2 (0-based, 2 of 4)" in done.stdout
     assert contents(tmp_path / "out.gguf")[0][KEPT] == [0, 3]
-
-
-# ---- converted -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("trusting", [False, True])

@@ -104,9 +104,6 @@ def test_a_model_whose_code_comes_with_it_is_cut_by_its_configuration(tmp_path):
     assert alike(out, dropped(model, tmp_path / "expected"))
 
 
-# ---- layers for multi-token prediction -------------------------------------------------------------------
-
-
 def released(family: str, folder: Path):
     """A checkpoint as GLM-4.5, DeepSeek-V3 or Qwen3-Next was released, one more layer with parts of its own in it."""
     settings = settings_of("deepseek_v3" if family == "glm4_moe" else family, LAYERS)
@@ -135,9 +132,6 @@ def test_layers_that_predict_more_stay_under_new_numbers_or_are_left_out(family,
         if not own_code:
             opened = AutoModelForCausalLM.from_pretrained(out)
             assert torch.equal(logits(opened, TOKENS), logits(drop_layers(model, CUT), TOKENS))
-
-
-# ---- words of older versions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("config", SAVED, ids=lambda path: path.stem)
@@ -179,9 +173,6 @@ def test_a_tokenizer_is_one_that_the_older_version_knows(tiny_folder, tmp_path):
     assert read.all_special_tokens == tokenizer.all_special_tokens
     again = slice_checkpoint(out, Cut(0, 1), tmp_path / "again")  # in words that both know it is copied as it is
     assert (again / "tokenizer_config.json").read_bytes() == (out / "tokenizer_config.json").read_bytes()
-
-
-# ---- what is refused, and what goes on -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
