@@ -1,14 +1,10 @@
-"""Pruned models in several kinds of weights: sliced and quantized is quantized and sliced; what is measured of them."""
-
-import dataclasses
+"""Pruned models in several kinds of weights: sliced and quantized is quantized and sliced, and is weighed."""
 
 import pytest
 import torch
 
 from deeper_layers.cuts import Cut
-from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.notebook_parameters import TakeAwayParameters
-from deeper_layers.experiments.take_away import checkpoint_bytes, score_rounded
+from deeper_layers.experiments.take_away import checkpoint_bytes
 from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
@@ -34,15 +30,3 @@ def test_bytes_count_tied_weights_once_and_scales_of_quantized_ones(tiny_folder)
     assert weights + 4 * (parameters - weights + scales) <= checkpoint_bytes(quantized) < 4 * parameters
     model.get_output_embeddings().weight = tied
     assert checkpoint_bytes(model) == 4 * (parameters - tied.numel())
-
-
-def test_each_kind_of_weights_is_measured_and_weighed(tiny_folder, tmp_path):
-    parameters = TakeAwayParameters(model=str(tiny_folder), tasks="capitals", limit=6, results=str(tmp_path))
-    experiment, weighed = Experiment(parameters), {}
-    half = dataclasses.replace(experiment.source, dtype="bfloat16")
-    for kind in parameters.bits_list(experiment.source):
-        rows = score_rounded(kind, {"similarity": [Cut(0, 0), Cut(1, 2)]}, experiment).rows
-        whole, pruned = weighed[kind] = rows.drop_duplicates("size")["bytes"].tolist()
-        opened, _ = load_model(half, quantization=None if kind == "bfloat16" else kind)
-        assert whole == checkpoint_bytes(opened) > pruned
-    assert list(weighed) == ["bfloat16", "int8", "nf4"]

@@ -36,20 +36,13 @@ def test_one_number_decides_within_its_limits_and_healings_at_another_rate_test_
     assert of_healed["reason"].str.startswith("healed at 17 times the paper's rate").all()
 
 
-@pytest.mark.parametrize(
-    ("claim", "verdicts"),
-    [
-        ("plateau", ["contradicted", "at floor", "at floor"]),
-        ("boolq", ["contradicted", "at floor", "at floor"]),
-        ("reasoning", ["supported", "not tested", "not tested"]),
-        ("more-shots", ["inconclusive", "at floor", "at floor"]),
-        ("simple-unhealed", ["contradicted", "at floor", "at floor"]),
-        ("ranks", ["not tested", "supported", "not tested"]),
-        ("deep-blocks", ["contradicted", "contradicted", "inconclusive"]),
-    ],
-)
-def test_verdicts_of_what_is_published(claim, verdicts, found):
-    assert found[found["claim"] == claim].set_index("model")["verdict"][[QWEN, SMOLLM, GEMMA]].tolist() == verdicts
+def test_verdicts_of_what_is_published(found):
+    verdicts = found.pivot(index="claim", columns="model", values="verdict")[[QWEN, SMOLLM, GEMMA]]
+    told = {claim: ", ".join(row) for claim, *row in verdicts.itertuples()}
+    unhealed = dict.fromkeys(["plateau", "boolq", "simple-unhealed"], "contradicted, at floor, at floor")
+    unhealed |= {"reasoning": "supported, not tested, not tested", "more-shots": "inconclusive, at floor, at floor"}
+    unhealed |= {"deep-blocks": "contradicted, contradicted, inconclusive"}
+    assert told | unhealed | {"ranks": "not tested, supported, not tested"} == told
 
 
 def test_the_table_names_every_claim(found):

@@ -69,23 +69,12 @@ def test_shares_and_half_gone_are_those_of_every_draw_and_untold_of_who_only_gue
 
 def test_recovery_is_the_share_of_the_gap_that_is_closed():
     whole = np.random.default_rng(2).normal(3, 0.5, 64)
-    pruned = whole + 2
-    alone = estimates.recovery(whole, pruned, pruned - 0.5)
-    assert (alone.value, alone.low, alone.high) == pytest.approx((0.25,) * 3)
+    found = estimates.recovery(whole, whole + 2, whole + 1.5)
+    assert (found.value, found.low, found.high) == pytest.approx((0.25,) * 3)
     # who heals gets used to the text too: of the half that was won, half is that
-    assert estimates.recovery(whole, pruned, pruned - 0.5, whole - 0.25).value == pytest.approx(0.125)
+    assert estimates.recovery(whole, whole + 2, whole + 1.5, whole - 0.25).value == pytest.approx(0.125)
     assert estimates.recovery(whole, whole + np.resize([1, -1], 64), whole).against() == "not tested"
-    assert estimates.recovery(whole, pruned, whole, guessing=4.0).against() == "not tested", "worse than guessing"
-
-
-def test_regret_is_that_of_the_choice_and_draws_it_anew():
-    costs = np.array([[3.0], [1.0], [2.0]]) + np.random.default_rng(3).normal(0, 0.2, 32)
-    over = estimates.over_best(np.vstack([costs, costs[1] - 0.5]), 3)
-    assert over[0] == pytest.approx([2, 0, 1, -0.5], abs=0.2), "the last is no block, and better than any"
-    # the third block is nearest, by one sequence alone: where that is not drawn, a second one of 0.15 is
-    for second, low in ((0.3, 0.9), (0.15, 0)):
-        found = estimates.regret_of_nearest(costs, [[0.4], [second], [0.2]] - np.outer([0, 0, 1.5], np.eye(16)[0]))
-        assert (found.value, found.low) == pytest.approx((1, low), abs=0.1)
+    assert estimates.recovery(whole, whole + 2, whole, guessing=4.0).against() == "not tested", "worse than guessing"
 
 
 def test_p_values():

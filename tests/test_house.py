@@ -52,10 +52,6 @@ def test_a_room_names_what_to_read_first_and_no_name_of_it_is_also_a_file(face):
     assert not {*names} & {path.stem for path in face.parent.iterdir()}
 
 
-def test_files_are_short():
-    assert [path for path in FILES if path.read_text(encoding="utf-8").count("\n") > 400] == []
-
-
 @pytest.mark.parametrize("light", [["deeper_layers"], LIGHT], ids=["the package", "what reads and plans"])
 def test_what_stays_light(light, tmp_path):
     """In a process of its own that has imported nothing yet, away from the repository."""

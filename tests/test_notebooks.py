@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import typing
 from pathlib import Path
 from unittest import mock
 
@@ -123,24 +122,18 @@ def test_papermill_as_it_is_typed_at_the_root_of_the_repository(given, tmp_path)
     assert "distances: 100%" in output, "progress reaches papermill's log"
 
 
-def kind_of(annotation) -> str:
-    """As a cell writes it: a list is read from a text, and papermill knows no "str | None"."""
-    kinds = {*(typing.get_args(annotation) or [annotation])} - {type(None)}
-    return " | ".join(kind.__name__ if kind in (int, float, bool) else "str" for kind in kinds)
-
-
 @pytest.mark.quick
 @pytest.mark.parametrize("name", KINDS)
 def test_the_cell_of_parameters_is_its_class(name):
-    """Names, types, defaults and what they mean, in one order; committed without outputs."""
+    """Names, defaults and what they mean, in one order; committed without outputs."""
     code = cells_of(name)
     (cell,) = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     stated = [
-        (node.target.id, ast.unparse(node.annotation), ast.literal_eval(node.value), line.partition("  # ")[2])
+        (node.target.id, ast.literal_eval(node.value), line.partition("  # ")[2])
         for node, line in zip(ast.parse(cell.source).body, cell.source.splitlines(), strict=True)
     ]
     fields = KINDS[name].model_fields.items()
-    assert stated == [(field, kind_of(of.annotation), of.default, of.description) for field, of in fields]
+    assert stated == [(field, of.default, of.description) for field, of in fields]
     assert not any(one.get("outputs") or one.get("execution_count") for one in code)
     used = re.findall(r"(\w+)\.from_names\(globals\(\)\)", "\n".join(one.source for one in code))
     assert used == [KINDS[name].__name__]

@@ -88,40 +88,14 @@ def test_curves_are_told_apart_by_what_one_asks_for_and_losses_have_nothing_kept
     assert statistics.half_gone_table(table).empty
 
 
-def test_flips_are_counted_in_pairs_and_tested_exactly():
-    rows = curve([0.5, 0.5])
-    whole = rows[0]["outcome"]
-    rows[1]["outcome"][[*np.flatnonzero(whole)[:9], np.flatnonzero(whole == 0)[0]]] = [0] * 9 + [1]
-    (row,) = statistics.flips(made(rows)).to_dict("records")
-    assert (row["lost"], row["gained"]) == (9, 1) and row["value"] == pytest.approx(-8 / ITEMS)
-    assert row["p"] == row["p_holm"] == pytest.approx(2 * 11 / 1024)
-
-
-def test_rules_are_compared_where_they_drop_other_layers():
-    rows = curve([0.75, 0.7, 0.5]) + curve([0.75, 0.7, 0.3], rule="simple")
-    rows[-1]["cut"] = "3,2"
-    (row,) = statistics.rules_compared(made(rows)).to_dict("records")
-    assert row["size"] == 2 and row["value"] == pytest.approx(0.2)
-
-
-def test_the_most_similar_block_keeps_the_last_layer():
-    drawn = np.tile([[0.3], [0.2], [0.4], [0.1]], (1, 20))
-    (row,) = statistics.nearest(distances_of(drawn)).to_dict("records")
-    assert (row["start"], row["low"], row["high"], row["agrees"]) == (1, 1, 1, 1)
-
-
 def test_lengths_tell_stopping_from_being_wrong():
-    rows = [
-        {"cut": "0,0", "outcome": np.array([1, 1, 1, 0]), "written": [10, 20, 30, 40], "ended": np.array([1, 1, 1, 1])},
-        {"cut": "6,2", "outcome": np.array([1, 0, 0, 0]), "written": [30, 50, 90, 90], "ended": np.array([1, 1, 0, 0])},
-    ]
-    scores = made([row | {"task": "gsm8k"} for row in rows])
+    whole = {"cut": "0,0", "outcome": np.array([1, 1, 1, 0]), "written": [10, 20, 30, 40], "ended": np.ones(4)}
+    cut = {"cut": "6,2", "outcome": np.array([1, 0, 0, 0]), "written": [30, 50, 90, 90], "ended": np.arange(4) < 2}
+    scores = made([row | {"task": "gsm8k"} for row in (whole, cut)])
     found = lengths(scores)[["value", "at_most", "ended", "of_ended", "tokens", "times"]].values.tolist()
     assert found == [[0.75, 0.75, 1, 0.75, 25, 1], [0.25, 0.75, 0.5, 0.5, 70, 2.8]]
     (said,) = lengths_in_words(scores, Cut(6, 2))
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
-    scores["ended"] = [rows[1]["ended"]] * 2  # of a task that cuts the whole model off too
-    assert lengths_in_words(scores, Cut(6, 2)) == [] == lengths(scores.assign(written=None)).values.tolist()
 
 
 # ---- what is published -----------------------------------------------------------------------------------------------
@@ -135,10 +109,23 @@ def test_headline_numbers_of_what_is_published():
     half = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
     assert half.loc["mmlu", ["value", "low", "high"]].tolist() == [3, 2, 4] and half.loc["gsm8k", "value"] == 2
     regret = statistics.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
-    mean = regret[regret["size"] == 0].set_index("model")["value"].round(2).to_dict()
-    assert mean == {QWEN: 0.01, SMOLLM: 0.67, GEMMA: 1.07}
+    mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
+    assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == [
+        [0.01, -0.01, 0.01],
+        [0.67, 0.39, 1.3],
+        [1.07, 0.96, 1.18],
+    ]
     recovered = statistics.recovery_table(qwen[qwen["task"] == "c4"]).query("untold == '' and rule == 'similarity'")
     assert recovered["value"].round(2).agg(["min", "max"]).tolist() == [0.07, 0.30]
+    mmlu = qwen[qwen["task"] == "mmlu"]
+    first = statistics.flips(mmlu[mmlu["rule"] == "similarity"])[["lost", "gained", "changed", "p"]].iloc[0]
+    assert first.tolist() == pytest.approx([49, 45, 0.143, 0.757], abs=1e-3)
+    apart = statistics.rules_compared(mmlu).set_index("size")["value"]
+    assert apart[[1, 4]].round(3).tolist() == [0.078, -0.090]
+    nearest = statistics.nearest(distances).set_index(["model", "corpus", "size"]).loc[(QWEN, "c4", 2)]
+    assert nearest[["start", "low", "high"]].tolist() == [15] * 3 and nearest["agrees"] == pytest.approx(
+        0.99, abs=0.001
+    )
     twice = measured.asked_twice(scores).query("task == 'mmlu'")
     assert twice["differ"].agg(["min", "max"]).tolist() == [14, 70] and twice["turned"].max() == 46
 

@@ -1,7 +1,6 @@
 """Results on disk: measured once, whole or absent, not disturbed by being killed, and never believed when damaged."""
 
 import functools
-import io
 import json
 import os
 import subprocess
@@ -11,7 +10,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from tqdm import tqdm
 
 from deeper_layers import files, results
 from deeper_layers.cuts import Cut
@@ -21,7 +19,7 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.sources import Source
 from deeper_layers.results import circumstances, places
 from deeper_layers.results.packing import pack, pack_halves, unpack, unpack_halves
-from deeper_layers.results.shards import Shards, skip
+from deeper_layers.results.shards import Shards
 from deeper_layers.results.store import all_results, find_result, key_hash, read_result, result_path, text_of
 from deeper_layers.sweeping.planning import Requests
 from deeper_layers.sweeping.sweeps import loglikelihoods
@@ -154,15 +152,11 @@ def test_a_damaged_result_is_named_and_left_out_of_all_tables_and_measured_again
         assert measure.count == 3 and find_result("scores", KEY, tmp_path).path == path
 
 
-def test_a_result_is_read_once_until_its_file_changes(tmp_path, measure):
+def test_a_result_is_read_once_until_its_file_changes(measure):
     path = measure().path
     assert read_result(path) is read_result(path)
     signed(lambda of: of["provenance"].update(device="another processor"))(path)
     assert read_result(path).provenance["device"] == "another processor"
-    path.unlink()
-    os.mkfifo(path)
-    with warnings.catch_warnings(action="ignore"):
-        assert read_result(path) is None and all_results(tmp_path) == [], "nobody waits for a pipe"
 
 
 # --- what a result holds, and where ----------------------------------------------------------------------
@@ -198,6 +192,9 @@ def test_results_lie_where_the_user_stands_or_in_the_checkout(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert places.results_folder("mine").resolve() == tmp_path / "mine"
     assert places.results_folder() == places.AROUND / "results" and places.is_checkout(places.AROUND)
+    with monkeypatch.context() as patch:
+        patch.setenv(places.VARIABLE, "others")
+        assert places.results_folder().resolve() == tmp_path / "others"
     monkeypatch.setattr(places, "AROUND", tmp_path / "environment")  # as where the package is installed
     (tmp_path / "lib").mkdir()  # no folder of that name is ours
     assert places.repository() is None and places.results_folder().resolve() == tmp_path / "results"
@@ -262,12 +259,6 @@ def test_a_shard_of_odd_arrays_is_named_and_missing(odd, said, tmp_path):
     with pytest.warns(UserWarning, match=said) as caught:
         assert Shards(tmp_path).get(0, SAME, LIKE) is None
     assert len(caught) == 1 and "000000.npz" in str(caught[0].message)
-
-
-def test_time_left_does_not_count_what_shards_hold():
-    with tqdm(total=8, file=io.StringIO()) as bar:
-        skip(bar, 6)
-        assert (bar.n, bar.initial) == (6, 6) and "<?" in str(bar)
 
 
 def test_what_was_asked_otherwise_is_not_taken_up(opened, tmp_path):
