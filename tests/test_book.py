@@ -1,7 +1,5 @@
 """The code of the book, without the built site: notebooks that run in it, and what it takes from them."""
 
-import json
-
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
@@ -83,12 +81,3 @@ def test_a_page_measures_nothing_and_is_drawn_again_when_what_it_is_made_of_chan
     assert drawn() == every
     (running.EXECUTED / "04-none.ipynb").unlink()
     assert drawn() == {"04-none"}
-
-
-def test_the_page_of_a_notebook_is_an_article_with_its_code_at_the_end(book, tmp_path):
-    book("05-some", """print('<a data-page="06-other">')""")
-    content = [(tmp_path / "notebooks" / "05-some.ipynb").read_text()]
-    running.fold_code(None, "executed/05-some", content)
-    *cells, last = json.loads(content[0])["cells"]
-    assert all("remove-input" in cell["metadata"]["tags"] for cell in cells if cell["cell_type"] == "code")
-    assert """print('<a href="06-other.html">')""" in last["source"], "what names a page is a link to it"

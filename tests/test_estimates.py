@@ -3,14 +3,10 @@
 import math
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from deeper_layers import results
-from deeper_layers.errors import InputError
-from deeper_layers.report import estimates, pairing
+from deeper_layers.report import estimates
 from deeper_layers.report.estimates import Estimate
-from deeper_layers.results.places import AROUND
 
 pytestmark = pytest.mark.quick
 ITEMS = 200
@@ -89,15 +85,3 @@ def test_verdicts():
     for (floor, ceiling), verdict in limits.items():
         assert Estimate(0.5, 0.4, 0.6).against(floor, ceiling) == verdict
     assert Estimate(math.nan, math.nan, math.nan).against(0, 1) == "not tested"
-
-
-def test_rows_of_one_measurement_are_paired_and_what_guessing_scores_is_known():
-    measured = results.scores(AROUND / "results", "Qwen2.5-Coder-1.5B-Instruct")
-    best = pairing.best_measured(measured)
-    cuts, right = pairing.paired(best.query("task == 'mmlu' and rule == 'similarity'"))
-    assert right.shape == (27, 1140) and cuts["cut"][0] == "0,0"
-    rows = measured.query("task == 'boolq' and rule == 'similarity'")
-    asked = best.query("task == 'mmlu' and limit == 20"), rows, measured.query("task == 'written_facts'")
-    assert [*map(pairing.guessing, asked)] == pytest.approx([291 / 1140, 0.625, 0])
-    with pytest.raises(InputError, match="same items"):
-        pairing.paired(pd.concat([rows, rows.head(1)]))

@@ -44,7 +44,6 @@ def test_rooms_import_downwards():
 
 @pytest.mark.parametrize("face", FACES, ids=room_of)
 def test_a_room_names_what_to_read_first_and_no_name_of_it_is_also_a_file(face):
-    """Which of both were meant would hang on what was imported before."""
     first = re.findall(r"[\w/]+\.py", ast.get_docstring(FILES[face]).partition("Read first: ")[2])
     assert first and all(any(face.parent.rglob(name)) for name in first)
     stub = face.with_suffix(".pyi")

@@ -67,8 +67,7 @@ def test_a_crate_says_of_each_result_what_made_it(tmp_path):
     assert inside == {"ro-crate-metadata.json", "book/index.html", *PAPERS, *files}
     for file in files:
         action = entities[f"#measured-{file.removeprefix('results/')}"]
-        assert action["result"] == {"@id": file} and action["instrument"]["@id"] in entities
-        assert entities[action["object"]["@id"]]["name"] == model and "processor" in action["description"]
+        assert action["result"] == {"@id": file} and entities[action["object"]["@id"]]["name"] == model
 
 
 @pytest.mark.quick
