@@ -158,7 +158,7 @@ UNPACKED = {"packed": False, "sequence_length": 200}
 WAYS = [
     ("llama", GATED, {"seed": 1, "at_once": 1}),
     ("llama", GATED, UNPACKED),
-    ("llama", [f"layers.2.mlp.{name}" for name in GATED], {"adapters": "above", **DISTILL, **UNPACKED, "at_once": 1}),
+    ("llama", [f"layers.2.mlp.{name}" for name in GATED], {"adapters": "above", **DISTILL, **UNPACKED}),
     ("gemma3", GATED, {**DISTILL, "temperature": 2.0, "gradient_checkpointing": True}),
     ("gemma3", GATED, {"auxiliary": 2.0, "gradient_checkpointing": True}),
     pytest.param("phi", ["fc1", "fc2"], {"auxiliary": 2.0, "at_once": 1, **DISTILL}, marks=pytest.mark.thorough),

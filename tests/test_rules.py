@@ -49,7 +49,7 @@ def sequences():
 def test_the_most_similar_block_without_the_last_layer_and_the_first_of_equals():
     cuts = [Cut(0, 0), Cut(1, 1), Cut(0, 2), Cut(0, 3)]
     assert cuts_of_rule("similarity", [0, 1, 2, 3], 4, DISTANCES) == cuts
-    assert [similarity_cut(DISTANCES.tolist(), size) for size in range(4)] == cuts
+    assert [similarity_cut(DISTANCES, size) for size in range(4)] == cuts
     assert cuts_of_rule("simple", [2, 0, 3], 4) == [Cut(1, 2), Cut(0, 0), Cut(0, 3)]
     assert cuts_of_rule("greedy", [2, 4], LAYERS, lambda cuts: [1.0] * len(cuts)) == [Cut(1, 2), Cut(1, 4)]
 
@@ -60,7 +60,7 @@ def known_by_hand(layers: int) -> dict:
     return {
         "": None,
         "distances": draw((layers, layers)),
-        "losses": lambda cuts: [sum(cut.dropped) + sum(cut.attention) + 2 * sum(cut.mlp) for cut in cuts],
+        "losses": lambda cuts: [float(sum(cut.dropped + cut.attention + 2 * cut.mlp)) for cut in cuts],
         "cosines": draw((layers + 1, layers + 1)),
         "sublayers": draw((2, layers)),
         "saliences": draw(layers),
@@ -91,7 +91,7 @@ def test_random_draws_differ():
 def test_prices_are_nodes_of_trees(name, least, layers):
     def losses(cuts):
         nodes.append(Tree(cuts, layers).nodes)
-        return [-sum(cut.dropped) - sum(cut.attention) for cut in cuts]  # the last candidates lose least
+        return [-float(sum(cut.dropped + cut.attention)) for cut in cuts]  # the last candidates lose least
 
     for size in (1, layers - REGISTERED[name].spares):
         nodes: list[int] = []
