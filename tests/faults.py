@@ -39,10 +39,7 @@ def calls_of(step: Callable[[], object]) -> list[str]:
 
 @contextlib.contextmanager
 def failing_at(number: int, code: int, times: int = 1) -> Iterator[None]:
-    """Inside, the call of this number (from 0) fails with an error of the system; a full disk takes half of it first.
-
-    `times` is how many calls fail from there on: a disk that is full stays so.
-    """
+    """Inside, calls from this number (from 0) on fail with an error of the system; a full disk takes half first."""
 
     def fail():
         raise OSError(code, os.strerror(code))
@@ -54,37 +51,22 @@ def failing_at(number: int, code: int, times: int = 1) -> Iterator[None]:
 def killed_at(number: int, step: Callable[[], object], share: float = 0.0) -> bool:
     """Run a step in a process that is killed just before its call of this number (from 0); whether it came so far.
 
-    `share` of what a write was to write is written first: 0 is none, 0.5 leaves a torn file. A step that fails by
-    itself is an AssertionError, with its traceback.
+    `share` of what a write was to write is written first: 0 is none, 0.5 leaves a torn file.
     """
-
-    def disturbed():
-        with _disturbed(_ending(lambda: os.kill(os.getpid(), signal.SIGKILL), number, 1, share)):
-            step()
-
-    status, said = in_child(disturbed)
-    assert status in (0, -signal.SIGKILL), said
-    return status != 0
-
-
-def in_child(step: Callable[[], object]) -> tuple[int, str]:
-    """Run a step in a copy of this process: its exit status (minus the signal that ended it), and its traceback."""
-    reading, writing = os.pipe()
     with warnings.catch_warnings(action="ignore"):  # that there are other threads: progress bars have one
         child = os.fork()
     if child == 0:
-        status = 1
         try:
-            step()
-            status = 0
+            with _disturbed(_ending(lambda: os.kill(os.getpid(), signal.SIGKILL), number, 1, share)):
+                step()
+            os._exit(0)
         except BaseException:
-            os.write(writing, traceback.format_exc().encode())
+            os.write(2, traceback.format_exc().encode())
         finally:
-            os._exit(status)
-    os.close(writing)
-    with open(reading, "rb") as file:
-        said = file.read().decode()
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status in (0, -signal.SIGKILL), "it failed by itself, see its traceback"
+    return status != 0
 
 
 def snapshot(folder: Path) -> dict[str, bytes | None]:

@@ -310,39 +310,38 @@ def in_another_process(what: str, path: Path) -> subprocess.Popen:
     return child
 
 
-def test_a_second_run_to_the_same_place_is_refused_until_the_first_is_killed(models, tmp_path):
-    with in_another_process("atomic_dir", tmp_path / "out") as living:
+def test_what_one_process_makes_no_other_does_until_it_is_killed(models, tmp_path):
+    path = tmp_path / "out"
+    with (
+        in_another_process("atomic_dir", path) as writes,
+        in_another_process("locked", tmp_path / "unit.json") as locks,
+    ):
         with pytest.raises(InputError, match="another process writes .*out: wait until it ends"):
-            sliced(models, tmp_path / "out")
-        living.kill()
-        living.wait()
-        sliced(models, tmp_path / "out")
+            sliced(models, path)
+        with pytest.raises(Timeout), files.locked(tmp_path / "unit.json"):
+            pass
+        for living in (writes, locks):
+            living.kill()
+            living.wait()
+        sliced(models, path)
+        with files.locked(tmp_path / "unit.json"), pytest.raises(Timeout), files.locked(tmp_path / "unit.json"):
+            pass
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_lock_is_of_one_process_until_it_ends_or_is_killed(tmp_path, capsys):
-    path = tmp_path / "unit.json"
-    with in_another_process("locked", path) as living:
-        with pytest.raises(Timeout), files.locked(path):
-            pass
-        living.kill()
-        living.wait()
-        with files.locked(path), pytest.raises(Timeout), files.locked(path):
-            pass
-    with in_another_process("locked", path) as living:
+def test_a_lock_is_waited_for_where_that_is_said(tmp_path, capsys):
+    with in_another_process("locked", tmp_path / "unit.json") as living:
         living.stdin.close()  # in a moment it ends
-        with files.locked(path, "waiting for it"):
+        with files.locked(tmp_path / "unit.json", "waiting for it"):
             pass
     assert capsys.readouterr().err in ("", "waiting for it\n") and os.listdir(tmp_path) == []
 
 
 def test_a_folder_for_the_moment_is_of_one_process_and_goes(tmp_path):
     with in_another_process("passing_dir", tmp_path / "x") as living:
-        with files.passing_dir(tmp_path / "x") as mine:
-            write("a")(mine)
+        with files.passing_dir(tmp_path / "x"):
             assert len(list(tmp_path.glob("x-*/made"))) == 2
         living.kill()
-        living.wait()
     with files.passing_dir(tmp_path / "x"):
         assert len(list(tmp_path.glob("x-*/made"))) == 1
     assert os.listdir(tmp_path) == []
@@ -400,12 +399,10 @@ def test_a_report_replaces_its_own_notebooks_alone(make, out, message, tmp_path)
     report(tmp_path / "out" / path.name, b"of ours")
     make(tmp_path)
     before = snapshot(tmp_path)
-    if message:
-        with pytest.raises(InputError, match=message):
-            report(path, b"the next")
-        assert snapshot(tmp_path) == before
-    else:
+    with pytest.raises(InputError, match=message) if message else contextlib.nullcontext():
         report(path, b"the next")
-        mine = {f"{out}/01-similarity.ipynb", f"{out}/report.json"}
-        assert path.read_bytes() == b"the next"
-        assert {name: text for name, text in before.items() if name not in mine}.items() <= snapshot(tmp_path).items()
+    mine = () if message else (f"{out}/{path.name}", f"{out}/report.json")
+    assert {name: text for name, text in snapshot(tmp_path).items() if name not in mine} == {
+        name: text for name, text in before.items() if name not in mine
+    }
+    assert message or path.read_bytes() == b"the next"

