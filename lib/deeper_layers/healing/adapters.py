@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file
 from torch import nn
@@ -23,14 +24,15 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.export.adapter_files import WEIGHTS, read_adapter, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.half_precision import Widened
 from deeper_layers.pruning import drop_layers
 
 
 def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     """Full names of the feed-forward modules of the decoder layers from `first_layer` (0-based) on.
 
-    They are found by structure: the linear modules of a layer that are neither part of its attention nor a
-    gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
+    They are found by structure: the linear modules of a layer that are neither part of its attention or of a Mamba,
+    nor a gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
     Mistral), fc1 and fc2 (Phi-2), w1, w2 and c_proj (first-generation Qwen, whose attention has a c_proj too,
     which is not among them).
 
@@ -57,11 +59,12 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
 
 
 def _is_something_else(layer: nn.Module, name: str) -> bool:
-    """Whether a linear module of a layer belongs to attention, or chooses among experts."""
+    """Whether a linear module of a layer belongs to attention or a Mamba, or chooses among experts."""
     parts = name.split(".")
     path = [".".join(parts[: i + 1]) for i in range(len(parts))]
     words = " ".join(f"{part} {type(layer.get_submodule(part)).__name__}" for part in path).lower()
-    return "attn" in words or "attention" in words or bool(re.search(r"(^|_)(gate|router)$", parts[-1]))
+    is_gate = re.search(r"(^|_)(gate|router)$", parts[-1]) is not None
+    return is_gate or any(kind in words for kind in ("attn", "attention", "mamba"))
 
 
 def add_adapters(
@@ -184,9 +187,11 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     for name, module in list(merged.named_modules()):
         if ".base_layer" in name:
             continue
-        if isinstance(module, LoraLayer):
+        if isinstance(module, ParamWrapper):
+            merged.set_submodule(name, _merged_experts(module, name, dtype))
+        elif isinstance(module, LoraLayer):
             merged.set_submodule(name, _plain(module.get_base_layer(), _merged_weight(module, name, dtype)))
-        elif isinstance(module, nn.Linear) and type(module) is not nn.Linear:  # quantized
+        elif isinstance(module, Widened) or type(module).__module__.startswith("bitsandbytes."):
             merged.set_submodule(name, _plain(module, dequantize_module_weight(module).detach().float().to(dtype)))
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
@@ -203,9 +208,23 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     return merged.eval()
 
 
+def _merged_experts(module: ParamWrapper, name: str, dtype: torch.dtype) -> nn.Module:
+    """Experts whose weights are parameters of one module: peft puts a wrapper around it for each of them."""
+    experts, wrapper = module.get_base_layer(), module
+    while isinstance(wrapper, ParamWrapper):
+        merged = _sum(wrapper, wrapper.get_param().detach().float(), name, dtype)
+        experts._parameters[wrapper.parameter_name] = nn.Parameter(merged, requires_grad=False)
+        wrapper = wrapper.base_layer
+    return experts
+
+
 def _merged_weight(module: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """The weight with its adapters added in float32, then rounded. Raises InputError where it overflows."""
-    weight = dequantize_module_weight(module.get_base_layer()).detach().float()
+    """The weight with its adapters added."""
+    return _sum(module, dequantize_module_weight(module.get_base_layer()).detach().float(), name, dtype)
+
+
+def _sum(module: LoraLayer, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
+    """A weight in float32 with what its adapters add, then rounded. Raises InputError where it overflows."""
     merged = (weight + module.get_delta_weight(module.active_adapters[0]).float()).to(dtype)
     if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
         raise InputError(

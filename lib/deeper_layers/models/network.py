@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import TypeVar
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedConfig
 
 from deeper_layers.cuts import ATTENTION
 from deeper_layers.errors import InputError
@@ -112,8 +112,8 @@ class Network:
         config = text_config(self.model.config)
         if is_streamed(self.model) and self.device.type != "meta":  # of a model without weights all layers run
             # not all layers are read for a number: those of usual attention have this many
-            heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            heads = _of_most(config, "num_key_value_heads") or config.num_attention_heads
+            width = _of_most(config, "head_dim") or config.hidden_size // config.num_attention_heads
             return 2.0 * heads * width * self.dtype.itemsize
         cache = DynamicCache(config=config)  # the configuration says which layers recur
         with torch.inference_mode():
@@ -262,3 +262,11 @@ def cache_argument(module) -> str:
 def _cache_argument(kind: type[torch.nn.Module]) -> str:
     names = inspect.signature(inspect.unwrap(kind.forward)).parameters
     return next((name for name in ("cache", "past_key_values", "layer_past") if name in names), "past_key_values")
+
+
+def _of_most(config: PreTrainedConfig, name: str) -> int | None:
+    """An entry of a configuration, of most layers where transformers refuses to say it of all."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return config.to_dict().get(name)
