@@ -112,8 +112,8 @@ def _build_site(root: Path, results: str | None, out: Path) -> Path:
     if results:
         place = (out / "site").absolute()
         command += ["--path-output", str(place)]
-        os.environ[VARIABLE] = str(Path(results).absolute())
-    _run_there(root, "the site could not be built", *command)
+    shown = {VARIABLE: str(Path(results).absolute())} if results else {}
+    _run_there(root, "the site could not be built", *command, **shown)
     return place / "_build" / "html" / "index.html"
 
 
@@ -203,9 +203,9 @@ def workflow_config(given: dict, notebooks: str, answers: Path, no_site: bool) -
     }
 
 
-def _run_there(root: Path, failed: str, *command: str | Path) -> None:
+def _run_there(root: Path, failed: str, *command: str | Path, **environment: str) -> None:
     words = list(map(str, command))
-    if subprocess.run(words, cwd=root, stdout=sys.stderr).returncode:
+    if subprocess.run(words, cwd=root, stdout=sys.stderr, env=os.environ | environment).returncode:
         raise InputError(f"{failed}: {' '.join(words)} in {root} says why")
 
 

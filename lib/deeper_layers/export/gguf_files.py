@@ -25,11 +25,11 @@ from deeper_layers.export.engines import TABLE, nth, of_another_kind
 from deeper_layers.export.lineage import check_apart
 from deeper_layers.export.llama_cpp import ROUNDED, quantize
 from deeper_layers.export.tensor_writer import CHUNK, check_space, progress, read_bytes, write_hashed
-from deeper_layers.files import atomic_file, check_absent, clear
+from deeper_layers.files import atomic_file, check_absent, clear, passing_dir
 from deeper_layers.models.gguf_header import UNIFORM, Entry, Header, Tensor, architecture, layer_of, read_gguf
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
-from deeper_layers.package_index import hash_once
+from deeper_layers.package_index import cache_folder, hash_once
 
 Kind = gguf.GGMLQuantizationType
 STATED = ("gemma4", "lfm2")  # architectures whose files say of each layer of which kind it is
@@ -103,10 +103,9 @@ def slice_gguf(
     clear(out)
     check(out)
     if type in ROUNDED:
-        with atomic_file(out, check) as made:
-            plain = slice_gguf(source, cut, made.with_name("plain.gguf"), adapter=adapter)
+        with atomic_file(out, check) as made, passing_dir(cache_folder() / "rounded") as folder:
+            plain = slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter)
             _mark(quantize(plain, made, type.upper()))
-            plain.unlink()
         return out
     path = gguf_file(source)
     check_apart(out, path, *([] if adapter is None else [Path(adapter)]))

@@ -234,8 +234,10 @@ def check_out(
         raise InputError(f"OUT is {str(out)!r}, and {what}: give a folder as OUT, and {CONVERT}")
     if (type is not None) > to_gguf or to_gguf > (dtype == "auto"):
         raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
-    checks.new_folder("the folder of OUT", checks.place("OUT", out).parent, writable=True)
-    out = out.expanduser()
+    out = checks.place("OUT", out)
+    if not out.name:
+        raise InputError(f"OUT is {str(out)!r}, a folder that is there: name one to be made")
+    checks.new_folder("the folder of OUT", out.parent, writable=True)
     files.clear(out)
     check = files.check_absent if not overwrite else export.check_our_gguf if to_gguf else export.check_our_folder
     check(out)

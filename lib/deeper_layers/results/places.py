@@ -34,8 +34,8 @@ def results_folder(named: str | Path | None = None) -> Path:
     Raises:
         InputError: the name is that of something else than a folder, or none that a folder can have.
     """
-    if (named := named or os.environ.get(VARIABLE)) is None:
-        return (repository() or Path()) / "results"
+    if named is None:
+        named = os.environ.get(VARIABLE) or (repository() or Path()) / "results"
     return checks.new_folder("results", named)
 
 
