@@ -218,7 +218,8 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
     picture = Figure(name, title, "", titles, tall=tall, percent="x" * (x == "share"))
     for panel, (own, of_panel) in enumerate(zip(panels, names, strict=True)):
         left, right = span([own[x], *(own[end] for end in ends), [0.0]])
-        picture.reach(panel, [left, right], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
+        beyond = right + 0.03 * (right - left) * bool(np.isinf(own[x]).any())  # all of what stands at the end
+        picture.reach(panel, [left, beyond], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
         picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
         for number, (value, line) in enumerate(own.groupby(hues[own.index], sort=False)):
             places = np.array([of_panel.index(one) + 0.16 * number for one in line[y].astype(str)])
@@ -231,7 +232,9 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
                     picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
-    return picture.finish(rows, f"{title}. Bars are 95% intervals.", alt_text(zip(titles, panels), x))
+    said = " Bars are 95% intervals." if rows[ends].notna().any(axis=None) else ""
+    said += " Open circles: never, as far as layers were dropped." if np.isinf(rows[x]).any() else ""
+    return picture.finish(rows, f"{title}.{said}", alt_text(zip(titles, panels), x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
