@@ -3,9 +3,13 @@
 import functools
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils import filter_repo_objects
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
@@ -18,7 +22,6 @@ from deeper_layers.package_index import file_hash
 from deeper_layers.report import one_cut
 from deeper_layers.results.places import results_folder
 from deeper_layers.results.store import all_results, cut_names, name_of, write_result
-from tests.hub import serving
 from tests.test_command import said, typed
 from tests.test_slicing import released, tensors
 from tests.tiny import tiny_model
@@ -144,20 +147,41 @@ def test_uploaded_whole_and_private_unless_public_is_asked_for(tiny_folder, tmp_
     def words(out: str) -> list:
         return [tiny_folder, tmp_path / out, *SIMPLE, "--push-to-hub", "me/pruned"]
 
-    with serving(monkeypatch) as hub:
-        content = answered(*words("out"))
-        files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-        assert hub.private == {"me/pruned": True} and hub.files.pop("me/pruned") == files
-        assert content["address"].endswith("/me/pruned") and b'name = "me/pruned"' in files["README.md"]
-        hub.private["me/pruned"] = False
-        assert "which is there and public: add --public" in said("prune", *words("no"))
-        typed("prune", *words("public"), "--public")
-        assert hub.private == {"me/pruned": False} and "config.json" in hub.files["me/pruned"]
-        hub.private["me/pruned"], hub.refuses = True, "/commit/"
-        message = said("prune", *words("stays"))
-        assert "can't upload to me/pruned" in message and "is complete, and stays" in message
-        hub.refuses = "/whoami"
-        assert "can't upload to me/pruned" in said("prune", *words("no"))
-        monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
-        assert "run `hf auth login`" in said("prune", *words("no"))
+    private, files, refused = {}, {}, ""  # of repositories, by name; of the last commit; what is answered by an error
+
+    def answer(of: str):
+        if of == refused:
+            raise OSError("403")
+
+    def repo_info(_, name):
+        if name not in private:
+            raise RepositoryNotFoundError("there is none", response=mock.Mock())
+        return mock.Mock(private=private[name])
+
+    def upload_folder(_, *, folder_path, allow_patterns, **__):
+        answer("commit")
+        names = filter_repo_objects([path.name for path in folder_path.iterdir()], allow_patterns=allow_patterns)
+        files.update({name: (folder_path / name).read_bytes() for name in names})
+
+    monkeypatch.setattr(HfApi, "whoami", lambda _: answer("whoami"))
+    monkeypatch.setattr(HfApi, "repo_info", repo_info)
+    monkeypatch.setattr(HfApi, "create_repo", lambda _, name, exist_ok, **how: private.setdefault(name, how["private"]))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
+    content = answered(*words("out"))
+    assert private == {"me/pruned": True}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert content["address"].endswith("/me/pruned") and b'name = "me/pruned"' in files["README.md"]
+    private["me/pruned"] = False
+    assert "which is there and public: add --public" in said("prune", *words("no"))
+    private.clear()
+    typed("prune", *words("public"), "--public")
+    assert private == {"me/pruned": False}
+    refused = "commit"
+    message = said("prune", *words("stays"), "--public")
+    assert "can't upload to me/pruned" in message and "is complete, and stays" in message
+    refused = "whoami"
+    assert "can't upload to me/pruned" in said("prune", *words("no"))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    assert "run `hf auth login`" in said("prune", *words("no"))
     assert {path.name for path in tmp_path.iterdir()} == {"out", "public", "stays"}

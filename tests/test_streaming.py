@@ -5,6 +5,7 @@ Of every family: tests/test_families.py.
 
 import numpy as np
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
@@ -19,11 +20,10 @@ from deeper_layers.similarity import angular_distances
 from deeper_layers.sweeping.decoding import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
-from tests.hub import COMMIT, serving
 from tests.plain import allocated, batch, little_memory, never, requests
 from tests.tiny import tiny_model
 
-LAYERS = 6
+LAYERS, COMMIT = 6, "0" * 40
 CUTS = [Cut(0, 0), Cut(1, 2), Cut(0, 1), simple_cut(LAYERS, 3), Cut(4, 2), Cut.of([1, 4])]
 ASKED = {few_shot: requests(128, few_shot=few_shot, questions=20) for few_shot in (0, 60)}
 
@@ -105,22 +105,31 @@ def test_what_streams_is_asked_in_words(tiny_folder):
             load_model(str(tiny_folder), **how)
 
 
-def test_a_model_of_the_hub_is_fetched_once_and_streams_where_memory_is_short(tiny_folder, tmp_path, monkeypatch):
+def test_a_model_of_the_hub_is_known_by_its_commit_and_streams_where_memory_is_short(
+    tiny_folder, tmp_path, monkeypatch
+):
+    """In the hub's cache, as if it had been fetched."""
+    snapshot, wanted = tmp_path / "models--me--model" / "snapshots" / COMMIT, []
+    saved(snapshot, tiny_folder)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    files = {path.name: path.read_bytes() for path in saved(tmp_path / "saved", tiny_folder).iterdir()}
-    weights = [name for name in files if name.endswith(".safetensors")]
-    with serving(monkeypatch) as hub:
-        hub.private["me/model"] = False
-        hub.files["me/model"] = files | {"original/model.safetensors": b"again", "model.bin": b"pickled"}
-        for free, streams in ((2 * sum(map(len, files.values())), False), (100_000, True)):
-            monkeypatch.setattr(opening, "free_memory", lambda device, free=free: free)
-            found, _ = load_model("me/model")
-            assert is_streamed(found) == streams
-        asked = [line for line in hub.asked if line.startswith("GET") and line.endswith((".safetensors", ".bin"))]
-        assert len(asked) == len(weights) > 1
-        known = find_model("me/model")
-        # a commit, which no later one of this name has, and by which it is opened
-        assert (known.weights, known.revision) == (f"hub:{COMMIT}", COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    sizes = {path.name: path.stat().st_size for path in snapshot.iterdir()}
+
+    def fetch(name, *, revision, **patterns):
+        wanted.append({*filter_repo_objects([*sizes, "original/model.safetensors", "model.bin"], **patterns)})
+        return snapshot
+
+    monkeypatch.setattr(opening, "snapshot_download", fetch)
+    for free, streams in ((2 * sum(sizes.values()), False), (100_000, True)):
+        monkeypatch.setattr(opening, "free_memory", lambda device, free=free: free)
+        found, _ = load_model("me/model")
+        assert is_streamed(found) == streams
+    assert wanted == [sizes.keys()] * 2
+    known = find_model("me/model")
+    # a commit, which no later one of this name has, and by which it is opened
+    assert (known.weights, known.revision) == (f"hub:{COMMIT}", COMMIT)
     batches = [batch([list(range(1, 20))])]
-    expected = angular_distances(load_model(str(tmp_path / "saved"))[0], batches)
+    expected = angular_distances(load_model(str(snapshot))[0], batches)
     assert np.array_equal(angular_distances(found, batches), expected, equal_nan=True)
