@@ -4,7 +4,6 @@ import fcntl
 import shutil
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,22 +13,6 @@ from deeper_layers.results.places import AROUND as ROOT
 # no graphics card and no background traffic: what is then requested, a page requested
 CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
 CHROMIUM_FLAGS += " --disable-component-update --disable-sync"
-
-
-class Page(HTMLParser):
-    """The links, resources and anchors of one page."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.path, self.text = path, path.read_text(encoding="utf-8")
-        self.links, self.resources, self.anchors = [], [], set()
-        self.feed(self.text)
-
-    def handle_starttag(self, tag, attributes):
-        named = dict(attributes)
-        self.anchors.add(named.get("id"))
-        found = [named[name] for name in ("href", "src", "data", "poster") if named.get(name)]
-        (self.links if tag in ("a", "form") else self.resources).extend(found)
 
 
 def build() -> str:
@@ -56,10 +39,10 @@ def site(tmp_path_factory, worker_id) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pages(site) -> dict[str, Page]:
-    """Every page, by its address below the site."""
+def pages(site) -> dict[str, str]:
+    """The text of every page, by its address below the site."""
     names = [path.relative_to(site) for path in sorted(site.rglob("*.html"))]
-    return {name.as_posix(): Page(site / name) for name in names if "_static" not in name.parts}
+    return {name.as_posix(): (site / name).read_text(encoding="utf-8") for name in names if "_static" not in name.parts}
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ WIDER = "document.documentElement.scrollWidth > innerWidth + 1"
 
 @pytest.mark.parametrize("which", ["three pages", pytest.param("every page", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("screen", SCREENS)
-def test_pages_open_without_a_network_and_are_accessible(screen, which, browser, pages):
+def test_pages_open_without_a_network_and_are_accessible(screen, which, browser, site, pages):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
     width, scheme, options = SCREENS[screen]
     page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
@@ -35,7 +35,7 @@ def test_pages_open_without_a_network_and_are_accessible(screen, which, browser,
     page.on("console", lambda said: problems.append((page.url, said.text)) if said.type == "error" else None)
     page.on("pageerror", lambda error: problems.append((page.url, error)))
     for name in FEW if which == "three pages" else pages:
-        page.goto(pages[name].path.as_uri(), wait_until="load")
+        page.goto((site / name).as_uri(), wait_until="load")
         try:
             page.wait_for_function(f"!{NOT_DRAWN}.length", timeout=60_000)
         except Exception:
