@@ -232,7 +232,7 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
             for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
                 if these.any():
                     picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
-    said = " Bars are 95% intervals." if rows[ends].notna().any(axis=None) else ""
+    said = " Bars are 95% intervals." if rows[list(ends)].notna().any(axis=None) else ""
     said += " Open circles: never, as far as layers were dropped." if np.isinf(rows[x]).any() else ""
     return picture.finish(rows, f"{title}.{said}", alt_text(zip(titles, panels), x))
 
