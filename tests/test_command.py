@@ -1,7 +1,6 @@
 """The command `deeper-layers`: what is typed, what is printed where, and how it ends."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,10 +15,9 @@ from nbclient.exceptions import DeadKernelError
 from deeper_layers import sweeping
 from deeper_layers.command import main
 from deeper_layers.command.group import INTERRUPTED, SUBCOMMANDS
-from deeper_layers.cuts import Cut, simple_cut
+from deeper_layers.cuts import simple_cut
 from deeper_layers.experiments import parameters as kinds
 from deeper_layers.experiments import scoring
-from deeper_layers.report.estimates import Estimate
 from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.results.places import VARIABLE, results_folder
 
@@ -57,13 +55,12 @@ def test_help_has_an_example(name):
     assert f"\n  deeper-layers {name} " in typed(name, "--help").stdout
 
 
-LIGHT = """prune / out --drop 1 | prune embedded out --drop 30 | prune embedded out --drop 1 --adapter /no/such |
-    plan none.gguf | heal /no/such --drop 3 | sweep embedded --limit 0 | distances /no/such | report a --notebooks 99"""
+REFUSED = "prune embedded out --drop 30 | plan none.gguf | heal /no/such --drop 3 | sweep embedded --limit 0"
 
 
 def test_starting_is_light():
     """Help, and what can be refused without a model, import nothing slow."""
-    commands = [[name, "--help"] for name in SUBCOMMANDS] + [line.split() for line in LIGHT.split("|")]
+    commands = [[name, "--help"] for name in SUBCOMMANDS] + [line.split() for line in REFUSED.split("|")]
     code = f"""
 import sys, click
 from deeper_layers.command import main
@@ -71,7 +68,6 @@ def imported(*words):
     try: main(words, standalone_mode=False)
     except click.ClickException: pass
     return set(sys.modules)
-assert not {{"torch", "pandas", "numpy", "pydantic"}} & imported("--help")
 for words in {commands}:
     assert not {{"torch", "transformers", "lm_eval", "pandas", "scipy"}} & imported(*words), words
 for name in ("plan", "sweep", "distances"):
@@ -129,8 +125,6 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
         patch.setattr("deeper_layers.models.sources.hash_once", lambda _: pytest.fail("the weights were read"))
         patch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("the model was opened"))
         plan = answer("plan", *asked, "--rules", "simple")
-        # where the cuts of a rule are not known, the plan says between what
-        least, most = answer("plan", *asked)["tasks"][0]["layer_steps"]
     assert not list(tmp_path.rglob("*.json"))
     measured, sweep = [], sweeping.sweep
 
@@ -150,17 +144,11 @@ def test_a_plan_is_true_and_a_sweep_goes_on_where_it_stopped_and_is_read_the_nex
     assert "layer-steps" in done.stderr  # the cost and the progress
     rows = answer("sweep", *asked)["rows"]
     assert measured == ["capitals", "interrupted", "sums_one_digit_generated"]
-    # the same folder, from where it is not called the same
     monkeypatch.setattr(kinds.Parameters, "open", lambda *_: pytest.fail("measured again"))
-    monkeypatch.chdir(tmp_path.parent)
-    asked[-1] = f"{tmp_path.name}/mine"
     assert answer("sweep", *asked)["rows"] == rows
-    by_heart, chosen = (
-        sweeping.plan(*opened, ["capitals"], sorted(cuts), limit=6)
-        for cuts in ([simple_cut(5, size) for size in range(3)], {Cut(row["start"], row["size"]) for row in rows})
-    )
+    by_heart = sweeping.plan(*opened, ["capitals"], [simple_cut(5, size) for size in range(3)], limit=6)
     capitals, generated = plan["tasks"]
-    assert capitals["layer_steps"] == [by_heart.layer_steps] * 2 and least <= chosen.layer_steps <= most
+    assert capitals["layer_steps"] == [by_heart.layer_steps] * 2
     assert (capitals["items"], capitals["requests"], capitals["tokens"]) == (6, by_heart.requests, by_heart.tokens)
     assert (generated["generated"], generated["requests"]) == (6, 0)
     assert plan["sizes"][0]["parameters"] == sum(p.numel() for p in opened[0].parameters())
@@ -189,13 +177,6 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
         patch.setattr("deeper_layers.healing.train", lambda *_, **__: pytest.fail("healed again"))
         again = typed(*asked, "--layers", "2-3").stdout  # the same cut as a list
         assert f"adapters: {content['adapters']}" in again and content["unit"] in again
-        assert "surely above guessing; `deeper-layers sweep` with the same --dtype and" in again
-        # the tiny model knows nothing, here it is said to
-        typed("sweep", tiny_folder, *common, "--rules", "simple", "--sizes", 2, "--quantization", "nf4")
-        assert "not tested" in typed(*asked, "--layers", "2-3").stdout
-        patch.setattr("deeper_layers.report.statistics.recovery", lambda *_, **__: Estimate(0.5, 0.4, 0.6))
-        row = r"Capitals, words chosen \(6\) +[01]\.\d+ +[01]\.\d+ +[01]\.\d+  "
-        assert re.search(row, typed(*asked, "--layers", "2-3").stdout)
     assert answer("prune", tiny_folder, tmp_path / "out", "--adapter", content["adapters"])["kept"] == [0, 1, 4]
     content = answer(*asked, "--layers", "0, 3")
     assert content["cut"]["layers"] == [0, 3] and len(content["healing"]["losses"]) == 2
@@ -247,7 +228,7 @@ def test_a_report_goes_on_after_notebooks_that_can_not_be_made(tiny_folder, tmp_
     # a site of its own shows these results, and not those of the repository
     built = []
     monkeypatch.setenv(VARIABLE, "another")
-    monkeypatch.setattr(subprocess, "run", lambda words, **_: built.append((words[1:], os.environ[VARIABLE])) or DONE)
+    monkeypatch.setattr(subprocess, "run", lambda words, **how: built.append((words[1:], how["env"][VARIABLE])) or DONE)
     content = answer(*asked, "01")
     assert built == [(["build", "book/", "--path-output", str(tmp_path / out / "site")], given["results"])]
     made = {"01-similarity": str(out / "01-similarity.ipynb")}

@@ -8,28 +8,13 @@ import pandas as pd
 import pytest
 
 from deeper_layers import results
-from deeper_layers.cuts import Cut
 from deeper_layers.results import columns, frames, places
-from deeper_layers.results.packing import pack
 from deeper_layers.results.schema import KINDS
-from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
 
 pytestmark = pytest.mark.quick
 
 RESULTS = places.AROUND / "results"
-
-
-def made_up(task: str, right: dict[str, np.ndarray], layers: int = 6, rule: str = "simple") -> Result:
-    """Scores of a task: by cut which items were right."""
-    rows = [
-        {"task": task, "metric": "acc", "cut": cut, "value": float(np.mean(items)), "stderr": 0.1}
-        | {"items": len(items), "outcome": pack(items)}
-        for cut, items in right.items()
-    ]
-    key = {"model": {"name": "m", "weights": "w"}, "dtype": "float32", "data": "d", "cuts": {rule: list(right)}}
-    key |= {"tasks": {task: {"shots": None, "limit": None}}}
-    return Result("scores", key, {"measured": "2026"}, rows, {"num_layers": layers, "weights": "none"})
 
 
 @pytest.fixture(scope="module")
@@ -44,26 +29,18 @@ def files():
 
 
 def test_every_published_score_stands_in_the_table_unchanged(scores, files):
-    of_scores = [
-        (path, content["details"].get("groups", {}), row)
+    names = ("task", "cut", "metric", "value", "items")
+    wanted = {
+        (path, *map(row.get, names))
         for path, content in files.items()
         for row in content["rows"]
-        if content["kind"] == "scores"
-    ]
-    names = ("task", "cut", "metric", "value", "items")
-    wanted = {(path, *map(row.get, names)) for path, groups, row in of_scores if row["task"] not in groups}
+        if content["kind"] == "scores" and row["task"] not in content["details"].get("groups", {})
+    }
     subject = "mmlu_" + scores["subject"]
     tasks = scores["task"].where(subject.isna(), subject + scores["task"].str.removeprefix("mmlu"))
     known = scores.assign(task=tasks)[scores["value"].notna()]
     assert wanted == {*zip(*(known[name] for name in ("path", *names)))} and len(wanted) > 15_000
     assert {content["kind"] for content in files.values()} == KINDS.keys()
-    by_cut = dict(iter(scores[scores["subject"].notna()].groupby(["path", "cut", "metric"])))
-    for path, groups, row in of_scores:  # of all subjects lm-eval makes the mean of their items
-        if row["task"] == "mmlu" and "mmlu" in groups:
-            metric, _, macro = row["metric"].partition(",")
-            own = by_cut[path, row["cut"], metric].drop_duplicates("subject")
-            mean = np.average(own["value"], weights=None if macro else own["items"])
-            assert mean == pytest.approx(row["value"]) and own["items"].sum() == row["items"]
 
 
 def test_what_was_kept_item_by_item_has_the_score_as_its_mean(scores):
@@ -110,13 +87,3 @@ def test_a_curve_of_each_rule_begins_with_the_whole_model_and_what_was_measured_
     assert all(own["size"].is_unique and own["size"].min() == 0 for _, own in rules)
     dropped = rules.get_group("llm-drop-attention").set_index("size").loc[4]
     assert dropped["cut"].startswith("attention ") and pd.isna(dropped["start"]) and dropped["share"] == 4 / 18
-
-
-def test_what_nobody_chose_has_no_rule_and_sublayers_are_counted_as_their_rule_does():
-    whole, cut = np.ones(4), Cut.of([1], attention=[3]).name
-    given = frames.scores_of([made_up("a", {"0,0": whole, "2,1": whole}, rule="given")])
-    assert given["rule"].isna().all() and given["size"].tolist() == [0, 1]
-    dropped = made_up("a", {"0,0": whole, cut: whole}, rule="llm-drop")
-    assert pd.isna(frames.scores_of([dropped])["size"][1])
-    dropped.details["sizes"] = {cut: 2}
-    assert frames.scores_of([dropped])["size"].tolist() == [0, 2]

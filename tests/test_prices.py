@@ -1,6 +1,5 @@
 """What work costs on machines that are not at hand: the arithmetic, the page's table, and what is typed."""
 
-import dataclasses
 import functools
 
 import pytest
@@ -11,7 +10,6 @@ from deeper_layers.experiments.notebook_parameters import (
     ComparedHealingsParameters,
     ReasoningParameters,
     SimilarityParameters,
-    WhichLayersParameters,
 )
 from deeper_layers.experiments.notebook_plans import plan_notebooks
 from deeper_layers.presets import PRESETS
@@ -69,16 +67,6 @@ def test_a_sweep_costs_what_its_tree_has_nodes(llama):
     assert prices.sweep_cost(llama, [Cut(0, 0)], 1000, 10, 8, "bfloat16", unknown=[2, 3]) == apart
 
 
-def test_a_healing_goes_there_and_back(llama):
-    anew = PRESETS["Llama-2 7B"]
-    kept = dataclasses.replace(anew, gradient_checkpointing=False)
-    configs = kept, anew, dataclasses.replace(kept, quantization=None)
-    cost, slow, whole = (prices.healing_cost(llama, Cut(0, 0), config, "bfloat16") for config in configs)
-    assert cost.operations == pytest.approx(4 * kept.tokens * (llama.of_layers + llama.head), rel=0.06)
-    assert slow.memory < cost.memory and 1.4 < slow.operations / cost.operations < 1.5
-    assert whole.weights == 2 * llama.parameters and cost.weights < 0.32 * whole.weights
-
-
 def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights():
     cost = prices.Cost(1e12, tokens=1, memory=150e9, weights=140e9, batches=10_000, shares=9)
     one, eight = prices.find_machine("h100"), prices.find_machine("h100x8")
@@ -123,15 +111,13 @@ def test_a_plan_counts_the_models_of_every_rule_and_of_a_given_cut(tiny_folder, 
 
 def test_what_notebooks_will_measure_is_told_once_and_not_where_results_hold_it(tiny_folder, tmp_path):
     given = {"model": str(tiny_folder), "results": str(tmp_path / "results"), "samples": 8, "sequence_length": 32}
-    kinds = (SimilarityParameters, ReasoningParameters, ComparedHealingsParameters, WhichLayersParameters)
-    small = {"tasks": "capitals, written_facts", "sizes": "0, 2", "limit": 6, "rules": "simple, similarity"}
-    small |= {"text": "wikipedia", "skip_sequences": 4, "neighbours": 3}
+    kinds = (SimilarityParameters, ReasoningParameters, ComparedHealingsParameters)
+    small = {"tasks": "capitals, written_facts", "sizes": "0, 2", "limit": 6, "text": "wikipedia"}
     asked = {of.notebook: of(**given | {k: v for k, v in small.items() if k in of.model_fields}) for of in kinds}
     found = {(row["notebook"][:2], row["what"]): row["seconds"] for row in plan_notebooks(asked)}
     assert [what for of, what in found if of == "01"] == ["distances"]
     written = "answers of written_facts, 3 models, each of at most 12 tokens"
     assert [what for of, what in found if of == "03"] == ["sweep of capitals, 3 models", written]
-    assert {("04", "at most 4 healings, 122,880 tokens each"), ("05", "geometry")} < set(found)
-    assert all(seconds > 0 for seconds in found.values())
+    assert found["04", "at most 4 healings, 122,880 tokens each"] > 0
     asked["01-similarity"].measured()
     assert ("01", "distances") not in {(row["notebook"][:2], row["what"]) for row in plan_notebooks(asked)}

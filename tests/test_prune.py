@@ -147,40 +147,24 @@ def test_uploaded_whole_and_private_unless_public_is_asked_for(tiny_folder, tmp_
     def words(out: str) -> list:
         return [tiny_folder, tmp_path / out, *SIMPLE, "--push-to-hub", "me/pruned"]
 
-    private, files, refused = {}, {}, ""  # of repositories, by name; of the last commit; what is answered by an error
-
-    def answer(of: str):
-        if of == refused:
-            raise OSError("403")
-
-    def repo_info(_, name):
-        if name not in private:
-            raise RepositoryNotFoundError("there is none", response=mock.Mock())
-        return mock.Mock(private=private[name])
-
-    def upload_folder(_, *, folder_path, allow_patterns, **__):
-        answer("commit")
-        names = filter_repo_objects([path.name for path in folder_path.iterdir()], allow_patterns=allow_patterns)
-        files.update({name: (folder_path / name).read_bytes() for name in names})
-
-    monkeypatch.setattr(HfApi, "whoami", lambda _: answer("whoami"))
-    monkeypatch.setattr(HfApi, "repo_info", repo_info)
-    monkeypatch.setattr(HfApi, "create_repo", lambda _, name, exist_ok, **how: private.setdefault(name, how["private"]))
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    api = mock.create_autospec(HfApi, instance=True, endpoint="https://hub")
+    api.repo_info.side_effect = RepositoryNotFoundError("there is none", response=mock.Mock())
+    monkeypatch.setattr("huggingface_hub.HfApi", lambda: api)
     monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
-    content = answered(*words("out"))
-    assert private == {"me/pruned": True}
-    assert files == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    assert content["address"].endswith("/me/pruned") and b'name = "me/pruned"' in files["README.md"]
-    private["me/pruned"] = False
+    content, out = answered(*words("out")), tmp_path / "out"
+    api.create_repo.assert_called_once_with("me/pruned", private=True, exist_ok=True)
+    sent, files = api.upload_folder.call_args.kwargs, {path.name for path in out.iterdir()}
+    assert {*filter_repo_objects([*files, "notes.txt"], allow_patterns=sent["allow_patterns"])} == files
+    assert sent["folder_path"] == out and sent["repo_id"] == "me/pruned"
+    assert content["address"] == "https://hub/me/pruned" and 'name = "me/pruned"' in (out / "README.md").read_text()
+    api.repo_info = mock.Mock(return_value=mock.Mock(private=False))
     assert "which is there and public: add --public" in said("prune", *words("no"))
-    private.clear()
     typed("prune", *words("public"), "--public")
-    assert private == {"me/pruned": False}
-    refused = "commit"
+    assert api.create_repo.call_args.kwargs["private"] is False
+    api.upload_folder.side_effect = OSError("403")
     message = said("prune", *words("stays"), "--public")
     assert "can't upload to me/pruned" in message and "is complete, and stays" in message
-    refused = "whoami"
+    api.whoami.side_effect = OSError("403")
     assert "can't upload to me/pruned" in said("prune", *words("no"))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     assert "run `hf auth login`" in said("prune", *words("no"))
