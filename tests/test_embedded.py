@@ -17,7 +17,6 @@ from deeper_layers.models import opening, packaged, sources
 from deeper_layers.models.half_precision import Widened
 from deeper_layers.models.sizes import sizes_of
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import AROUND as ROOT
 from deeper_layers.sweeping import harness, planning
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
@@ -46,14 +45,11 @@ def test_is_the_real_model(embedded):
 
 
 @pytest.mark.parametrize(
-    ("name", "layers", "counted"),
-    [("embedded", 30, "smollm2"), ("Gemma-3-270m", 18, "gemma"), ("Qwen2.5-Coder-1.5B-Instruct", 28, "qwen")],
+    ("name", "layers"), [("embedded", 30), ("Gemma-3-270m", 18), ("Qwen2.5-Coder-1.5B-Instruct", 28)]
 )
-def test_published_models_are_known_by_name_and_what_is_stated_of_them_is_true(name, layers, counted):
+def test_published_models_are_known_by_name_and_what_is_stated_of_them_is_true(name, layers):
     source, stated = sources.find_model(name), packaged.PACKAGED[name]
     assert (source.num_layers, source.name, source.weights) == (layers, stated.name, f"sha256:{stated.sha256}")
-    for row in json.loads((ROOT / "benchmarks" / "measured" / f"gained-{counted}.json").read_text())["rows"]:
-        assert stated.parameters - row["size"] * stated.layer_parameters == row["parameters"]
     if stated.path.exists():
         assert sizes_of(source).layers == sizes_of(sources.find_model(str(stated.path))).layers
 

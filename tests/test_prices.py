@@ -35,11 +35,6 @@ def shape_of(name: str) -> prices.Shape:
     return prices.shape_of(models.empty_model(models.configured(config)))
 
 
-@pytest.fixture
-def llama() -> prices.Shape:
-    return shape_of("Llama-2-7B")
-
-
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     shape, machine, (parameters, preset) = shape_of(name), prices.find_machine("h100x32"), PUBLISHED[name]
@@ -56,8 +51,8 @@ def test_the_table_of_the_page_is_what_the_arithmetic_gives(name):
     assert f"| {' | '.join(cells)} |\n" in (ROOT / "book" / "your-model.md").read_text()
 
 
-def test_a_sweep_costs_what_its_tree_has_nodes(llama):
-    cuts = [simple_cut(32, size) for size in range(5)]
+def test_a_sweep_costs_what_its_tree_has_nodes():
+    llama, cuts = shape_of("Llama-2-7B"), [simple_cut(32, size) for size in range(5)]
     one, all = (prices.sweep_cost(llama, some, 1000, 0, 0, "bfloat16") for some in ([Cut(0, 0)], cuts))
     assert all.operations / one.operations == pytest.approx(Tree(cuts, 32).nodes / 32)
     assert all.memory > one.memory > one.weights

@@ -15,16 +15,9 @@ CHROMIUM_FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --dis
 CHROMIUM_FLAGS += " --disable-component-update --disable-sync"
 
 
-def build() -> str:
-    """Build the book as `make book` does; what went wrong, or nothing."""
-    command = [Path(sys.executable).with_name("jupyter-book"), "build", "book/", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
-    return "" if done.returncode == 0 else done.stdout[-3000:] + done.stderr[-3000:]
-
-
 @pytest.fixture(scope="session")
 def site(tmp_path_factory, worker_id) -> Path:
-    """The folder of the built pages, of which only what is out of date is built.
+    """The folder of the pages, built as `make book` does: only what is out of date.
 
     The first process that asks for it builds it, and the others wait; a build that failed is not tried again.
     """
@@ -33,7 +26,9 @@ def site(tmp_path_factory, worker_id) -> Path:
     with open(said.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not said.exists():
-            said.write_text(build())
+            command = [Path(sys.executable).with_name("jupyter-book"), "build", "book/", "-W", "-n", "--keep-going"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=3600)
+            said.write_text("" if done.returncode == 0 else done.stdout[-3000:] + done.stderr[-3000:])
     assert said.read_text() == ""
     return ROOT / "book" / "_build" / "html"
 
