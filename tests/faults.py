@@ -1,63 +1,74 @@
-"""Faults and kills at any one of the system calls by which a step writes files.
+"""Faults and kills at any one of the system calls by which a step makes, moves or removes files.
 
 A step is run once undisturbed, to count its calls (`calls_of`). Then for each of them it is run again and killed
 there (`killed_at`), or that call fails (`failing_at`); at last a plain run finishes it, and must give the same. Counted
-is what Python code asks of the system, not what libraries in other languages write by themselves.
+is what Python tells its auditors: files opened to be written, not each write, nor what libraries in other languages do.
 """
 
-import builtins
 import contextlib
 import errno
-import io
 import itertools
 import os
 import signal
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest import mock
 
 FAULTS = (errno.ENOSPC, errno.EIO, errno.EACCES)
-# of the module os; besides these, files that are opened to be written, and what is written to them
-NAMES = "write sendfile truncate fsync fdatasync replace rename link symlink unlink remove mkdir rmdir".split()
-PARTLY = ("write", "sendfile")  # can be done in part
+EVENTS = [f"os.{name}" for name in ("rename", "link", "symlink", "remove", "mkdir", "rmdir", "truncate")]
+WATCHING: list[Callable] = []  # who is asked before each call
+
+
+def audit(event: str, given: tuple) -> None:
+    is_written = event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR) and "__pycache__" not in str(given[0])
+    if WATCHING and (is_written or event in EVENTS):
+        watcher = WATCHING.pop()  # what it does itself is not counted
+        try:
+            watcher(event, given[0])
+        finally:
+            WATCHING.append(watcher)
+
+
+sys.addaudithook(audit)
+
+
+@contextlib.contextmanager
+def watched(watcher: Callable) -> Iterator[None]:
+    WATCHING.append(watcher)
+    try:
+        yield
+    finally:
+        WATCHING.remove(watcher)
 
 
 def calls_of(step: Callable[[], object]) -> list[str]:
     """The names of the calls by which a step writes, in order."""
     names: list[str] = []
-
-    def count(name, call):
-        names.append(name)
-        return call(1)
-
-    with _disturbed(count):
+    with watched(lambda event, path: names.append(event)):
         step()
     return names
 
 
 @contextlib.contextmanager
 def failing_at(number: int, code: int, times: int = 1) -> Iterator[None]:
-    """Inside, calls from this number (from 0) on fail with an error of the system; a full disk takes half first."""
+    """Inside, calls from this number (from 0) on fail with an error of the system; a full disk leaves a torn file."""
 
     def fail():
         raise OSError(code, os.strerror(code))
 
-    with _disturbed(_ending(fail, number, times, 0.5 if code == errno.ENOSPC else 0)):
+    with watched(ending(fail, number, times, code == errno.ENOSPC)):
         yield
 
 
-def killed_at(number: int, step: Callable[[], object], share: float = 0.0) -> bool:
-    """Run a step in a process that is killed just before its call of this number (from 0); whether it came so far.
-
-    `share` of what a write was to write is written first: 0 is none, 0.5 leaves a torn file.
-    """
+def killed_at(number: int, step: Callable[[], object]) -> bool:
+    """Run a step in a process that is killed at its call of this number (from 0); whether it came so far."""
     with warnings.catch_warnings(action="ignore"):  # that there are other threads: progress bars have one
         child = os.fork()
     if child == 0:
         try:
-            with _disturbed(_ending(lambda: os.kill(os.getpid(), signal.SIGKILL), number, 1, share)):
+            with watched(ending(lambda: os.kill(os.getpid(), signal.SIGKILL), number, 1, True)):
                 step()
             os._exit(0)
         except BaseException:
@@ -69,6 +80,23 @@ def killed_at(number: int, step: Callable[[], object], share: float = 0.0) -> bo
     return status != 0
 
 
+def ending(end: Callable[[], object], number: int, times: int, torn: bool) -> Callable:
+    """A watcher that lets calls pass until one number, and ends that and some after it.
+
+    `torn`: a file that such a call opens has lost what it had by then, and got the beginning of something.
+    """
+    seen = itertools.count()
+
+    def watcher(event, path):
+        if number <= next(seen) < number + times:
+            if torn and event == "open":
+                with contextlib.suppress(OSError):
+                    Path(path).write_bytes(b"{")
+            end()
+
+    return watcher
+
+
 def snapshot(folder: Path) -> dict[str, bytes | None]:
     """All that lies in a folder, hidden files too, by relative path: what is in each file; None for a folder."""
 
@@ -78,54 +106,3 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
         return path.read_bytes() if path.is_file() else None
 
     return {path.relative_to(folder).as_posix(): content(path) for path in sorted(folder.rglob("*"))}
-
-
-def _ending(end: Callable[[], object], number: int, times: int, share: float) -> Callable:
-    """What lets calls pass until one number, does a share of that and of some after it, and ends each of them."""
-    seen = itertools.count()
-
-    def disturb(name, call):
-        if not number <= next(seen) < number + times:
-            return call(1)
-        if share and name in PARTLY:
-            call(share)
-        end()
-
-    return disturb
-
-
-@contextlib.contextmanager
-def _disturbed(disturb: Callable[[str, Callable[[float], object]], object]) -> Iterator[None]:
-    """Inside, each call goes through `disturb(name, call)`, where `call(share)` does it, or a share of it."""
-
-    def wrapped(name, function):
-        def part(arguments: tuple, share: float) -> tuple:
-            if name not in PARTLY:
-                return arguments
-            *others, last = arguments  # what to write, or how many bytes to send
-            return *others, int(last * share) if isinstance(last, int) else memoryview(last)[: int(len(last) * share)]
-
-        return lambda *given, **options: disturb(name, lambda share: function(*part(given, share), **options))
-
-    class Raw(io.FileIO):
-        def write(self, data):
-            data = memoryview(data).cast("B")
-            return disturb("write", lambda share: io.FileIO.write(self, data[: int(len(data) * share)]))
-
-    true_open = io.open
-
-    def open_(file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
-        if not set(mode) & set("wax+"):
-            return true_open(file, mode, buffering, encoding, errors, newline, closefd, opener)
-        raw = disturb("open", lambda share: Raw(file, mode.replace("b", "").replace("t", ""), closefd, opener))
-        if buffering == 0:
-            return raw
-        buffered = (io.BufferedRandom if "+" in mode else io.BufferedWriter)(raw)
-        return buffered if "b" in mode else io.TextIOWrapper(buffered, encoding, errors, newline)
-
-    with contextlib.ExitStack() as stack:
-        for name in filter(vars(os).get, NAMES):
-            stack.enter_context(mock.patch.object(os, name, wrapped(name, getattr(os, name))))
-        for module in (builtins, io):
-            stack.enter_context(mock.patch.object(module, "open", open_))
-        yield

@@ -31,10 +31,10 @@ from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
 from deeper_layers.presets import PRESETS
 from deeper_layers.pruning import drop_layers
-from tests.fuzz.damage import put, to_gguf
+from tests.fuzz.damage import replaced
 from tests.fuzz.folders import CUT, described
 from tests.test_slicing import stated
-from tests.tiny import tiny_model, write_gguf
+from tests.tiny import tiny_model, write_gguf, write_out
 
 DOWN = "model.layers.1.mlp.down_proj"  # after CUT, before it of layer 3
 
@@ -46,26 +46,23 @@ def cache(tmp_path, monkeypatch):
 
 def write(path: Path, arch: str = "llama") -> Path:
     """A GGUF file of 4 layers, with an entry of one value for each of these, and a list that only is as long."""
-    draw, tensors, data = np.random.default_rng(0), {}, b""
-    entries = {
-        "general.architecture": [8, arch],
-        "general.size_label": [8, "7M"],
-        "general.file_type": [4, 7],
-        "general.tags": [9, [8, 4, list("abcd")]],
-        f"{arch}.block_count": [4, 4],
-        f"{arch}.attention.head_count_kv": [9, [4, 4, [4, 2, 2, 1]]],
-        f"{arch}.attention.sliding_window": [4, 8],
-        f"{arch}.attention.sliding_window_pattern": [4, 3],
-    }
-    for name in (
-        "token_embd",
-        "output_norm",
-        *(f"blk.{i}.{part}" for i in range(4) for part in ("attn_norm", "ffn_down")),
-    ):
-        kind, shape = (TYPES["f32"], [64]) if "norm" in name else (TYPES["q8_0"], [64, 32])
-        tensors[f"{name}.weight"] = [shape, int(kind), len(data)]
-        data += gguf.quants.quantize(draw.standard_normal(shape[::-1], dtype=np.float32), kind).tobytes()
-    path.write_bytes(to_gguf({"head": ["GGUF", 3, None, None], "entries": entries, "tensors": tensors}, data))
+    draw, writer = np.random.default_rng(0), gguf.GGUFWriter(path, arch)
+    for name, value in {
+        "size_label": "7M",
+        "file_type": 7,
+        "tags": list("abcd"),
+        "block_count": 4,
+        "head_count_kv": [4, 2, 2, 1],
+        "sliding_window": 8,
+        "sliding_window_pattern": 3,
+    }.items():
+        getattr(writer, f"add_{name}")(value)
+    parts = (f"blk.{i}.{part}" for i in range(4) for part in ("attn_norm", "ffn_down"))
+    for name in ("token_embd", "output_norm", *parts):
+        kind, shape = (TYPES["f32"], [64]) if "norm" in name else (TYPES["q8_0"], [32, 64])
+        content = gguf.quants.quantize(draw.standard_normal(shape, dtype=np.float32), kind)
+        writer.add_tensor(f"{name}.weight", content, raw_dtype=kind)
+    write_out(writer)
     return path
 
 
@@ -219,12 +216,12 @@ def test_a_file_is_converted_once_and_is_the_one_whose_hash_it_has(tiny_gguf, tm
 
 
 @pytest.mark.parametrize(
-    ("key", "entry"),
-    [("llama.attention.head_count", [4, 0]), ("tokenizer.ggml.merges", [9, [8, 2, ["a", ""]]])],
+    ("old", "new"),
+    [(b"head_count\4\0\0\0\4", b"head_count\4\0\0\0\0"), (b"tokenizer.ggml.merges", b"tokenizer.ggml.merged")],
 )
-def test_an_entry_that_transformers_does_not_expect(key, entry, tiny_gguf, tmp_path):
+def test_an_entry_that_transformers_does_not_expect(old, new, tiny_gguf, tmp_path):
     shutil.copy(tiny_gguf, tmp_path / "odd.gguf")
-    put("odd.gguf", "entries", key, entry)(tmp_path)
+    replaced("odd.gguf", old, new)(tmp_path)
     source = find_model(str(tmp_path / "odd.gguf"))
     with pytest.raises(InputError, match="can't convert|lack"):
         load_model(source)

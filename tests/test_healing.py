@@ -198,7 +198,7 @@ def test_killed_at_any_write_the_same_again_ends_as_undisturbed(values, opened, 
     for number in (*range(0, len(calls), max(1, len(calls) // 3)), "counted"):  # of the last all is there
         folder = tmp_path / f"{number}"
         if number != "counted":
-            assert faults.killed_at(number, lambda folder=folder: healed(opened, folder, **asked), share=0.5)
+            assert faults.killed_at(number, lambda folder=folder: healed(opened, folder, **asked))
         again, after = healed(opened, folder, **asked)
         assert (after.losses, after.tokens) == (record.losses, record.tokens), f"call {number}"
         assert close(straight, again) and after.seconds > 0

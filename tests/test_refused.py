@@ -153,13 +153,6 @@ def test_every_odd_value_of_every_parameter_is_taken_or_told_in_one_line(here):
                 in_one_line(error)
 
 
-@pytest.mark.thorough
-def test_words_that_were_drawn_end_in_one_line(here):
-    from tests.fuzz import words
-
-    assert words.faults(count=1500, seed=27) == {}
-
-
 # ---- processes of their own ------------------------------------------------------------------------------------------
 
 

@@ -255,7 +255,7 @@ def test_whatever_call_of_a_measurement_fails_or_is_killed_a_plain_run_finishes_
         folder, code = tmp_path / str(number), faults.FAULTS[number % 3]
         step = functools.partial(Measure(folder), parts=3)
         if way == "is killed":
-            assert faults.killed_at(number, step, share=number % 2 / 2)
+            assert faults.killed_at(number, step)
         else:
             with faults.failing_at(number, code, times=1 + number % 2):
                 with contextlib.suppress(InputError):  # none where something is tidied

@@ -207,7 +207,7 @@ def test_what_transformers_would_read_otherwise_is_refused(tmp_path, monkeypatch
 def test_after_a_kill_it_goes_on_unless_the_source_changed(seed, tmp_path):
     whole, out, model = tmp_path / "whole", tmp_path / "out", tiny_model("llama", seed=seed)
     saved("llama", whole, max_shard_size="40KB")
-    assert killed_at(40, lambda: slice_checkpoint(whole, CUT, out))
+    assert killed_at(20, lambda: slice_checkpoint(whole, CUT, out))
     begun = {path.stat().st_mtime_ns for path in tmp_path.glob("out.*.partial/made/model-*")}
     if seed:
         model.save_pretrained(whole, max_shard_size="40KB")

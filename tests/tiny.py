@@ -210,11 +210,16 @@ def write_gguf(model: PreTrainedModel, tokenizer, path: Path, begins: bool = Fal
             if name.endswith(part):  # llama.cpp rotates neighbours, transformers the two halves of a head
                 values = values.reshape(number, 2, -1, values.shape[1]).swapaxes(1, 2).reshape(values.shape)
         writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), np.ascontiguousarray(values))
+    write_out(writer)
+    return path
+
+
+def write_out(writer: gguf.GGUFWriter) -> None:
+    """All of a GGUF file."""
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return path
 
 
 def search(model, rule: str, sizes: list[int], sequences: list[torch.Tensor]) -> list:

@@ -1,11 +1,11 @@
 """Damage to any file of a folder, the same for the same draw: to its bytes, to a value in it, to the file itself.
 
-A file is what it says, of which `CODECS` make values and back, and bytes after that, which stay as they are.
+Of JSON and safetensors files `CODECS` make values and back, and bytes after these, which stay as they are. Any other,
+like a GGUF file, is damaged as bytes.
 """
 
 import copy
 import functools
-import io
 import json
 import os
 import random
@@ -27,7 +27,6 @@ NAMES = f"../x \ud800 {'x' * 5000} __metadata__ __proto__ 0,0 99,99 auto_map qua
 TYPES = (torch.int8, torch.int64, torch.complex64, torch.float64, torch.bfloat16, torch.bool, torch.float8_e4m3fn)
 DEEP, TWICE = "nested too deep", "(twice)"  # lists in lists; an end of a name that is not written
 GONE = object()
-FORMS, TEXT, ARRAY = "BbHhIif?--Qqd", 8, 9  # kinds of values in a GGUF file
 Spoil = Callable[[Path], object]  # gets a folder
 
 
@@ -71,61 +70,9 @@ def to_tensors(content, rest: bytes) -> bytes:
     return save({name: tensor.contiguous().clone() for name, tensor in content.items()}, {"format": "pt"})
 
 
-def of_gguf(data: bytes) -> tuple:
-    """Entries are a kind and a value, of an array its kind, length and values; tensors a shape, a type and a place."""
-    file = io.BytesIO(data)
-
-    def take(form: str) -> tuple:
-        return struct.unpack(f"<{form}", file.read(struct.calcsize(f"<{form}")))
-
-    def value(kind: int = TEXT):
-        if kind == TEXT:
-            return file.read(*take("Q")).decode()
-        if kind == ARRAY:
-            inner, length = take("IQ")
-            return [inner, length, [value(inner) for _ in range(length)]]
-        return take(FORMS[kind])[0]
-
-    magic, version, tensors, entries = take("4sIQQ")
-    content = {
-        "head": [magic.decode(), version, None, None],  # as many as there are
-        "entries": {value(): [*(kind := take("I")), value(*kind)] for _ in range(entries)},
-        "tensors": {value(): [list(take(f"{take('I')[0]}Q")), *take("IQ")] for _ in range(tensors)},
-    }
-    return content, data[file.tell() + -file.tell() % 32 :]
-
-
-def to_gguf(content, rest: bytes) -> bytes:
-    entries, tensors = content["entries"], content["tensors"]
-    magic, version, *counts = content["head"]
-    head = magic.encode() + packed(4, version)
-    for count, there in zip(counts, (tensors, entries), strict=True):
-        head += packed(10, len(there) if count is None else count)
-    for key, (kind, value) in entries.items():
-        head += packed(TEXT, key) + packed(4, kind) + packed(kind, value)
-    for name, (shape, kind, place) in tensors.items():
-        head += packed(TEXT, name) + packed(4, len(shape)) + b"".join(packed(10, size) for size in shape)
-        head += packed(4, kind) + packed(10, place)
-    return head + bytes(-len(head) % 32) + rest
-
-
-def packed(kind: int, value) -> bytes:
-    """A value of a GGUF file, whatever it is, so far as it can be one of this kind."""
-    if isinstance(value, str):
-        text = value.replace(TWICE, "").encode()
-        return packed(10, len(text)) + text
-    if isinstance(value, list):
-        inner, length, values = value
-        return packed(4, inner) + packed(10, length) + b"".join(packed(inner, one) for one in values)
-    form = FORMS[kind] if kind < len(FORMS) and kind not in (TEXT, ARRAY) else "I"
-    size = struct.calcsize(form)
-    return struct.pack("<" + form, value) if form in "fd" else (int(value) % 256**size).to_bytes(size, "little")
-
-
 CODECS = {
     ".json": [(of_json, to_json)],
     ".safetensors": [(of_header, to_header), (of_tensors, to_tensors)],
-    ".gguf": [(of_gguf, to_gguf)],
 }
 
 
@@ -175,30 +122,24 @@ def places(content, path: tuple = ()) -> list[tuple]:
 
 
 def change(content: dict, draw: random.Random) -> None:
-    """Take away a value, exchange two, put one under another name too, or something odd in its place; several times."""
+    """Take away a value, put one under another name too, or something odd in its place; several times."""
     if draw.random() < 0.3:
         change(content, draw)
     top = draw.choice(list(content))
     *above, last = draw.choice(places({top: content[top]}))
     of = inside(content, above)
-    value, way, is_named = of[last], draw.random(), isinstance(of, dict)
-    other = draw.choice(list(of) if is_named else range(len(of)))
+    value, way = of[last], draw.random()
     if isinstance(value, torch.Tensor) and way < 0.5:
         of[last] = odd_tensor(value, draw)
     elif way < 0.2:
         of.pop(last)
-    elif way < 0.3:
-        of[last], of[other] = of[other], value
-    elif way < 0.5 and is_named:
+    elif way < 0.5 and isinstance(of, dict):
         numbered = re.sub(r"\d+", draw.choice(("99", "-1", "01", "٣", "x", "")), last, count=1)
-        name = draw.choice((*NAMES, numbered, numbered, numbered, other + TWICE, last + ".1"))
+        name = draw.choice((*NAMES, numbered, numbered, numbered, draw.choice(list(of)) + TWICE, last + ".1"))
         if draw.random() < 0.5:
             rename(of, lambda old: name if old == last else old)
         else:
             of[name] = value
-    elif way < 0.6 and isinstance(value, str):
-        at = draw.randrange(len(value) + 1)
-        of[last] = value[:at] + draw.choice("A/=0é") + value[at + draw.randrange(3) :]
     elif way < 0.7 and isinstance(value, int | float):
         of[last] = draw.choice((-value, value + 1, value - 4, value * 1000, str(value)))
     else:
@@ -215,9 +156,7 @@ def odd_tensor(tensor: torch.Tensor, draw: random.Random) -> torch.Tensor:
 def damage_bytes(path: Path, draw: random.Random) -> None:
     data = path.read_bytes()
     at = min(len(data), draw.randrange(draw.choice((9, 300, len(data) + 1))))
-    odd = draw.choice(
-        (bytes([draw.randrange(256)]), bytes(8), b"\xff\xfe", b"NaN", b"Infinity", b"[" * 60_000, b"{", b"")
-    )
+    odd = draw.choice((bytes([draw.randrange(256)]), bytes(8), b"\xff\xfe", b"NaN", b"[" * 60_000, b"{", b"", data[:9]))
     other = data[:at] + odd + data[at + 1 :]
     path.write_bytes(draw.choice((other, other, other, data[:at], data[:at], data[at:], data + odd, odd + data, odd)))
 
@@ -264,6 +203,17 @@ def renamed(file: str, old: str, new: str, *above: str) -> Spoil:
         rename(inside(content, above), lambda name: name.replace(old, new))
 
     return lambda folder: edit(folder / file, act)
+
+
+def replaced(file: str, old: bytes, new: bytes) -> Spoil:
+    """Other bytes where these come first in a file."""
+
+    def spoil(folder: Path) -> None:
+        before, found, after = (folder / file).read_bytes().partition(old)
+        assert found
+        write(file, before + new + after)(folder)
+
+    return spoil
 
 
 def instead(file: str, make: Spoil = lambda path: None) -> Spoil:

@@ -1,19 +1,16 @@
-"""Folders of strangers, damaged: a checkpoint, a GGUF file, adapters, results. Each ends in one line, or as it should.
+"""Folders of strangers, damaged: a checkpoint, a GGUF file, adapters. Each ends in one line, or as it should.
 
 `DAMAGED=5000 pytest -m thorough tests/test_damage.py` tries so many of each kind.
 """
 
-import collections
 import contextlib
 import functools
 import io
-import json
 import random
 import shutil
 import signal
 import tempfile
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.gguf_files import slice_gguf
@@ -30,8 +26,6 @@ from deeper_layers.export.slicing import slice_checkpoint
 from deeper_layers.healing.adapters import add_adapters, load_adapters, merge_adapters, save_adapters
 from deeper_layers.models.sources import model_key
 from deeper_layers.pruning import drop_layers
-from deeper_layers.results.places import AROUND
-from deeper_layers.results.store import result_path, text_of
 from tests.fuzz.damage import damage, write
 from tests.tiny import byte_tokenizer, shared_model, tiny_model, write_gguf
 
@@ -78,17 +72,6 @@ def adapters() -> list[Files]:
         save_adapters(adapted, folder / "adapter", model_key(str(folder / "whole"), folder / "whole"), CUT)
 
     return [made(make)]
-
-
-def published() -> list[Files]:
-    """The smallest results of each kind and model."""
-    kinds: dict[str, list[Path]] = collections.defaultdict(list)
-    for path in sorted((AROUND / "results").glob("*/*.json"), key=lambda path: path.stat().st_size):
-        kinds[f"{path.parent.name} {path.name.split('-')[0]}"].append(path)
-    return [{f"{path.parent.name}/{path.name}": path.read_bytes()} for paths in kinds.values() for path in paths[:4]]
-
-
-# ---- what is done with it: nothing is said where it is as it should, InputError is one line ------------------------
 
 
 def slice_folder(given: Path, out: Path) -> str:
@@ -161,39 +144,11 @@ def add_both(given: Path, out: Path) -> str:
     return "" if all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items()) else "two models"
 
 
-def tabulate(given: Path, out: Path) -> str:
-    """A result is in a table, or one warning names it."""
-    names = [path.name for path in given.glob("*/*.json") if path.is_file()]
-    with warnings.catch_warnings(record=True, action="always") as caught:
-        rows = sum(map(len, (table(given) for table in TABLES)))
-    said = {str(warning.message) for warning in caught}
-    if said and not rows and len(said) == 1 and any(name in min(said) for name in names):
-        raise InputError(min(said))
-    return f"{rows} rows, {said}" if said or not rows and names else ""
-
-
-TABLES = (results.scores, results.distances, results.healing, results.geometry)
-
-
-def sign(given: Path, draw: random.Random) -> None:
-    """As somebody who means it."""
-    if draw.random() < 0.5:
-        with contextlib.suppress(Exception):  # what no result can be written of
-            (path,) = (path for path in given.glob("*/*.json") if path.is_file())
-            content = json.loads(path.read_bytes())
-            content.pop("sha256")
-            text, other = text_of(content), result_path(content["kind"], content["key"], given)
-            path.unlink()
-            other.parent.mkdir(exist_ok=True)
-            other.write_bytes(text)
-
-
 # of each kind what is whole, which of its files are damaged, and what is done
 KINDS = {
     "checkpoint": (checkpoints, "", slice_folder),
     "gguf": (gguf_files, "", slice_file),
     "adapters": (adapters, "adapter/", add_both),
-    "results": (published, "", tabulate),
 }
 
 
@@ -242,7 +197,5 @@ def outcomes(kind: str, numbers: Iterable[int], folder: Path) -> Iterator[tuple[
             write(name, content)(place / "given")
         for _ in range(draw.choice((1, 1, 1, 2))):
             damage(place / "given" / draw.choice([name for name in files if name.startswith(hurt)]), draw)
-        if kind == "results":
-            sign(place / "given", draw)
         yield number, *outcome(use, place)
         shutil.rmtree(place)
