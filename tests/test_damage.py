@@ -152,10 +152,6 @@ def test_what_is_refused_is_named_and_nothing_is_written(kind, words, number, tm
             load_model(str(tmp_path / "given"))
 
 
-def test_settings_of_adapters_that_are_not_heeded(tmp_path):
-    assert spoilt("adapters", put(SETTINGS, "rank_pattern", {"(a+)+$": 3}), tmp_path) == ("fine", "")
-
-
 @pytest.fixture
 def given(tmp_path):
     """A checkpoint in several files."""

@@ -196,13 +196,9 @@ def put(file: str, *place, codec: int = -1) -> Spoil:
     return lambda folder: edit(folder / file, act, codec)
 
 
-def renamed(file: str, old: str, new: str, *above: str) -> Spoil:
-    """Names in a file, or in the part of it to which others lead, in which a word is another."""
-
-    def act(content) -> None:
-        rename(inside(content, above), lambda name: name.replace(old, new))
-
-    return lambda folder: edit(folder / file, act)
+def renamed(file: str, old: str, new: str) -> Spoil:
+    """Names in a file in which a word is another."""
+    return lambda folder: edit(folder / file, lambda content: rename(content, lambda name: name.replace(old, new)))
 
 
 def replaced(file: str, old: bytes, new: bytes) -> Spoil:
