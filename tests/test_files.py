@@ -97,7 +97,6 @@ CASES = {
     "OUT.lock is somebody's": (write("new.lock"), NEW, ""),
     # ---- OUT can't be
     "OUT has a null in its name": (None, ["whole", "a\0b", *ONE], "without null characters"),
-    "OUT has no name": (None, ["whole", "", *ONE], "expected the path of a folder"),
     "OUT has a long name": (None, ["whole", "n" * 300, *ONE], "name too long"),
     "OUT lies in a file": (write("file"), ["whole", "file/out", *ONE], "file is no folder"),
     "OUT lies where nothing can": (None, ["whole.gguf", "/proc/none/out.gguf", *ONE], "can't write"),

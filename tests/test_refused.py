@@ -117,6 +117,7 @@ GIVEN = [  # a call, of the tiny model and its tokenizer, and words of the line
     (lambda m, t: ours.load_model("tiny", dtype="fp8"), "dtype is 'fp8'"),
     (lambda m, t: ours.load_model("tiny", device="meta"), "device is 'meta'"),
     (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), "/dev/null/out"), "/dev/null"),
+    (lambda m, t: ours.slice_checkpoint("tiny", Cut(0, 1), ""), "expected the path of a folder"),
     (lambda m, t: shown.QuestionAnsweringParameters.from_names({"modle": "a"}), "unknown parameter 'modle'"),
     (lambda m, t: shown.QuestionAnsweringParameters(tasks="mmlu", numbers="0"), "num_fewshot is None and tasks 'mmlu'"),
     (lambda m, t: shown.TakeAwayParameters(tasks="sums/0-1"), "tasks is 'sums/0-1', expected"),
