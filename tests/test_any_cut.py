@@ -1,6 +1,5 @@
 """Cuts of any shape as they are typed: lists of layers and sublayers, rules that search, checkpoints, what is kept."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -20,11 +19,12 @@ from deeper_layers.export.tensor_edits import Changed
 from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.report import one_cut
 from deeper_layers.results.frames import scores_of
+from deeper_layers.results.packing import pack
+from deeper_layers.results.store import Result
 from deeper_layers.rules.choosing import REGISTERED
 from deeper_layers.sweeping.tree import Tree
 from tests.plain import logits
 from tests.test_command import said, typed
-from tests.test_frames import made_up
 from tests.test_quantized import quantized
 from tests.tiny import search, tiny_model
 
@@ -177,10 +177,20 @@ def test_distances_of_another_data_type_choose_the_cut_and_it_is_said(tiny_folde
 
 
 def test_a_task_that_was_swept_twice_counts_once():
+    def swept(measured: str, **right) -> Result:
+        rows = [
+            {"task": "a", "metric": "acc", "cut": cut, "value": float(np.mean(items)), "items": 8}
+            | {"outcome": pack(items)}
+            for cut, items in right.items()
+        ]
+        key = {"model": {"name": "m", "weights": "w"}, "dtype": "float32", "data": "d", "cuts": {"given": list(right)}}
+        key |= {"tasks": {"a": {"shots": None, "limit": None}}}
+        return Result("scores", key, {"measured": measured}, rows, {"num_layers": 6, "weights": "none"})
+
     whole, half = np.ones(8), (np.arange(8) < 4).astype(float)
-    swept = made_up("capitals", {"0,0": whole, CUT.name: whole, "1,1": whole})
-    later = dataclasses.replace(made_up("capitals", {"0,0": whole, CUT.name: half}), provenance={"measured": "2027"})
-    rows = scores_of([later, swept])
+    first = swept("2026", **{"0,0": whole, CUT.name: whole, "1,1": whole})
+    rows = scores_of([swept("2027", **{"0,0": whole, CUT.name: half}), first])
+    assert rows["rule"].isna().all(), "nobody chose what is given"
     rows["path"] = "m/" + rows["measured"]
     (score,) = one_cut.scores_of(rows, CUT)
     assert score.items == 8 and score.pruned[0] == 1, "that of most cuts"
