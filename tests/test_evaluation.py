@@ -7,11 +7,16 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from deeper_layers import sweeping
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.data import embedded
 from deeper_layers.errors import InputError
+from deeper_layers.experiments.parameters import TaskParameters
+from deeper_layers.experiments.scoring import score
+from deeper_layers.models import half_precision
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.packing import unpack, unpack_halves
+from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness
 from deeper_layers.sweeping.sweeps import sweep
 
@@ -104,3 +109,28 @@ def test_groups_and_examples_in_the_prompt_are_those_of_lm_eval(opened, tmp_path
     assert found.loc["acc", "stderr"] == pytest.approx(expected["acc_stderr,none"])
     of_acc = rows[rows["metric"] == "acc"]
     assert found.loc["acc,macro", "value"] == of_acc["value"].mean() != found.loc["acc", "value"]
+
+
+def test_a_group_that_is_interrupted_says_what_it_has(opened, tmp_path, monkeypatch, capsys):
+    found = sweep(*opened, ["sums_one_digit"], CUTS[:2], limit=4)
+
+    def interrupted(model, tokenizer, tasks, cuts, **how):
+        if tasks == ["sums_one_digit"]:
+            return found
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweeping, "sweep", interrupted)
+    parameters = TaskParameters(tasks="sums", results=str(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        score(*opened, ["sums"], CUTS[:2], parameters, Shards(tmp_path / "shards"))
+    said = capsys.readouterr().err
+    without = found.query("size == 2 and metric == 'acc'")["value"].item()
+    assert "sums: 1 of 2 tasks, mean of acc" in said and f"n = 2, l = 1: {without:.3f}" in said
+
+
+def test_float32_that_nobody_asked_for_is_named_where_bfloat16_is_faster(tiny_folder, monkeypatch, capsys):
+    monkeypatch.setattr(half_precision, "times_faster_in_bfloat16", lambda: 3.0)
+    for dtype, is_named in (("auto", True), ("float32", False)):
+        parameters = TaskParameters(model=str(tiny_folder), dtype=dtype)
+        parameters.open(parameters.source())
+        assert ("--dtype bfloat16 multiplies 3.0 times as fast" in capsys.readouterr().err) == is_named

@@ -204,3 +204,13 @@ def test_what_is_missing_is_a_gap_and_no_zero_and_a_rule_has_one_colour():
     assert len(figures.curves(of_two).live["panels"]) == 2, "models of one title are two"
     table = figures.table(rows, columns=["rule", "value"]).to_html()
     assert all(said in table for said in ("0.750 (0.686 to 0.805)", "similarity-informed"))
+    at_floor = rows[:1].assign(kept=np.nan, untold="at floor")
+    assert "no better than guessing" in figures.curves(at_floor, y="kept")._repr_html_()
+
+
+def test_answers_took_the_time_of_their_file():
+    written = measured.written_answers()
+    assert len(written) and (written["tokens"] <= 512).all()
+    took = written["seconds_an_answer"] * written["answers"] * written["models"]
+    seconds = results.runs()["seconds"]
+    assert all(np.isclose(seconds, one, rtol=0.01).any() for one in took)

@@ -78,7 +78,9 @@ def generate(
     asked = {name for name, value in whole.generation_config.to_diff_dict().items() if value not in (None, False)}
     if model.sharing < Sharing.MASKS or asked - FOLLOWED or not all(prompt.greedy for prompt in asking.prompts):
         return generate_apart(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
-    with tqdm(total=len(model.cuts) * len(instances), desc=what, unit="answer", mininterval=5, file=sys.stderr) as bar:
+    # answers may take minutes to end, so that the bar shows the token that is written
+    how = {"unit": "answer", "mininterval": 5, "miniters": 0, "file": sys.stderr}
+    with tqdm(total=len(model.cuts) * len(instances), desc=what, **how) as bar:
         every = _write(model, tokenizer, asking.prompts, memory, shards, bar)
     for written in every.tolist():
         asking.answers = iter(tokens for tokens, _ in written)
@@ -155,7 +157,12 @@ def _write(
         if kept is not None and kept["lengths"].min() >= 0 and kept["lengths"].sum() == len(kept["tokens"]):
             skip(bar, kept["lengths"].size)
         else:
-            progress = lambda answers: bar.update(min(answers, bar.total - bar.n))  # noqa: E731
+            places = itertools.count(1)
+
+            def progress(answers: int) -> None:
+                bar.set_postfix_str(f"token {min(next(places), some[0].most)} of at most {some[0].most}", refresh=False)
+                bar.update(min(answers, bar.total - bar.n))
+
             rows = Decoding(model.part(cuts), asked, some[0].most).write(is_over, progress)
             flat = list(itertools.chain.from_iterable(rows.flat))
             kept = {"tokens": np.array(flat, dtype=np.int32), "lengths": np.vectorize(len)(rows)}
