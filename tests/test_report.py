@@ -74,6 +74,7 @@ def test_a_curve_has_a_row_a_size_with_its_share_kept_and_where_half_is_gone(sha
     found, (half,) = statistics.curves(table), statistics.half_gone_table(table).to_dict("records")
     assert found["size"].tolist() == list(range(len(shares))) and found["topic"].unique() == ["MMLU, letter chosen"]
     assert found["kept"].tolist() == pytest.approx(kept, nan_ok=True) and (found["low"] < found["value"]).all()
+    assert found["whole"].tolist() == pytest.approx([shares[0]] * len(shares))
     assert [half["value"], half["share"]] == pytest.approx([gone, gone / LAYERS], nan_ok=True)
     assert {*found["untold"], half["untold"]} == {untold}
 
@@ -109,6 +110,7 @@ def test_headline_numbers_of_what_is_published():
     half = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
     assert half.loc["mmlu", ["value", "low", "high"]].tolist() == [3, 2, 4] and half.loc["gsm8k", "value"] == 2
     regret = statistics.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
+    assert (regret.loc[regret["start"] == regret["best"], "place"] == 1).all()
     mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
     assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == [
         [0.01, -0.01, 0.01],
