@@ -271,6 +271,8 @@ def test_quantized_by_llama_cpp(llama_file, tmp_path):
     sliced = slice_gguf(llama_file, CUT, tmp_path / "sliced.gguf", type="q4_0")
     assert described(sliced, Cut(0, 0)) == described(out, CUT)
     slice_gguf(llama_file, CUT, sliced, type="q4_0", overwrite=True)  # it is ours
+    with pytest.raises(InputError, match="overlap"):
+        slice_gguf(sliced, Cut(0, 1), sliced, type="q4_1", overwrite=True)
     (tmp_path / "damaged.gguf").write_bytes(b"GGUF")
     for source, new, type, message in [
         (llama_file, out, "Q4_0", "exists"),

@@ -9,8 +9,6 @@ heads are wide. Norms, activations, adapters, the head where nothing asks for it
 import dataclasses
 import math
 import re
-import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -70,25 +68,15 @@ def find_machine(name: str) -> Machine:
     return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, devices)
 
 
-def this_machine(width: int, inner: int, device: str = "auto") -> Machine:
-    """The machine at hand, by the median of short products of matrices, [1024, width] and [width, inner]."""
+def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Machine:
+    """The machine at hand, by trials of products as wide as a model's: in float32, bfloat16 and its own data type."""
     import psutil
-    import torch
 
     from deeper_layers.models.devices import choose_device, device_name, free_memory
-    from deeper_layers.models.half_precision import product
+    from deeper_layers.models.half_precision import product_speed
 
-    where, throughput = choose_device(device), {}
-    for dtype in ITEMSIZE:
-        states, weights = (
-            torch.rand(shape, device=where).to(getattr(torch, dtype)) for shape in ((1024, width), (width, inner))
-        )
-        seconds = []
-        for _ in range(9):
-            begin = time.perf_counter()
-            product(states, weights)[0, 0].item()  # an accelerator is waited for
-            seconds.append(time.perf_counter() - begin)
-        throughput[dtype] = OF_A_PRODUCT * 2 * 1024 * width * inner / statistics.median(seconds[1:])
+    where, tried_in = choose_device(device), dict.fromkeys(["float32", "bfloat16", dtype])
+    throughput = {of: OF_A_PRODUCT * product_speed(of, width, inner, where) for of in tried_in}
     tried = f"tried on {device_name()} at a load of {psutil.getloadavg()[0]:.1f}"
     return Machine("this", free_memory(where), 0.0, throughput, tried)
 

@@ -210,6 +210,7 @@ def prune(
 
     if heal:
         found()  # a mistake is found before anything is measured
+    writes = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal or adapter)}
     changed, safe = None, functools.partial(export.safe_cuts, config, engines=split(engines))
     if chosen.changes:
         from deeper_layers.experiments.choosing import changed_choice
@@ -220,8 +221,7 @@ def prune(
         def chosen_cut(size: int) -> Cut:
             return choose(rule, size, depth, found, safe if engines else None)
 
-        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal)}
-        cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **how)
+        cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **writes)
     described = export.describe_pruning(
         model,
         cut,
@@ -235,8 +235,7 @@ def prune(
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
         source = sized()
-        how = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal or adapter)}
-        bytes, written = export.written_sizes(source, out, **how)(cut)
+        bytes, written = export.written_sizes(source, out, **writes)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(

@@ -109,11 +109,12 @@ def _build_site(root: Path, results: str | None, out: Path) -> Path:
     """Build the site of the repository's results; or, below `out`, that of other results, the published ones beside."""
     _check_installed("book", "jupyter_book")
     command, place = [str(Path(sys.executable).with_name("jupyter-book")), "build", "book/"], root / "book"
+    environment = {}
     if results:
+        environment[VARIABLE] = str(Path(results).absolute())
         place = (out / "site").absolute()
         command += ["--path-output", str(place)]
-    shown = {VARIABLE: str(Path(results).absolute())} if results else {}
-    _run_there(root, "the site could not be built", *command, **shown)
+    _run_there(root, "the site could not be built", *command, **environment)
     return place / "_build" / "html" / "index.html"
 
 

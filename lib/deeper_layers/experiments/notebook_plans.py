@@ -54,7 +54,7 @@ def plan_notebooks(asked: dict[str, Shown]) -> list[dict]:
             seen.add((source.dtype, what))
             row = {"notebook": name, "what": what, "seconds": None, "unknown": None}
             if isinstance(cost, Cost):
-                row["seconds"] = cost.seconds(machine_here(shape, parameters.device), source.dtype)
+                row["seconds"] = cost.seconds(machine_here(shape, source.dtype, parameters.device), source.dtype)
             else:
                 row["unknown"] = cost
             rows.append(row)

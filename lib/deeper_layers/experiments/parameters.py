@@ -212,9 +212,9 @@ class Parameters(Shown):
         model, tokenizer = models.load_model(source, **how)
         data.check_tokenizer(tokenizer)
         if self.dtype == "auto" and source.dtype == "float32" and model.device.type == "cpu":
-            from deeper_layers.models.half_precision import times_faster_in_bfloat16  # torch
+            from deeper_layers.models.half_precision import product_speed  # torch
 
-            if (times := times_faster_in_bfloat16()) > SEVERAL:
+            if (times := product_speed("bfloat16") / product_speed("float32")) > SEVERAL:
                 said = f"{source.name} is opened in float32; --dtype bfloat16 multiplies {times:.1f} times as fast here"
                 print(said, file=sys.stderr)
         return model, tokenizer

@@ -191,7 +191,7 @@ def _predicted(
     """Seconds, memory and bytes of a plan's work on a machine."""
     parameters, dtype = experiment.parameters, experiment.source.dtype
     shape = shape_of(experiment.source, parameters.trust_remote_code)
-    there = machine_here(shape, parameters.device) if machine == "this" else prices.find_machine(machine)
+    there = machine_here(shape, dtype, parameters.device) if machine == "this" else prices.find_machine(machine)
     works = {"distances": distances_cost(experiment, shape)}
     for task in tasks:
         works |= task_costs(task, cuts[task["task"]], shape, dtype)
@@ -218,9 +218,9 @@ def shape_of(source: Source, trust_remote_code: bool) -> Shape:
     return prices.shape_of(models.empty_model(source, trust_remote_code=trust_remote_code))
 
 
-@functools.lru_cache(maxsize=1)
-def machine_here(shape: Shape, device: str) -> prices.Machine:
-    return prices.this_machine(shape.width, shape.inner, device)
+@functools.lru_cache
+def machine_here(shape: Shape, dtype: str, device: str) -> prices.Machine:
+    return prices.this_machine(shape.width, shape.inner, dtype, device)
 
 
 def distances_cost(experiment: Experiment, shape: Shape) -> Cost:

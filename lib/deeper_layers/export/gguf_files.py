@@ -102,13 +102,13 @@ def slice_gguf(
     check = check_our_gguf if overwrite else check_absent
     clear(out)
     check(out)
+    path = gguf_file(source)
+    check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
     if type in ROUNDED:
         with atomic_file(out, check) as made, passing_dir(cache_folder() / "rounded") as folder:
             plain = slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter)
             _mark(quantize(plain, made, type.upper()))
         return out
-    path = gguf_file(source)
-    check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
     try:
         plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
         with atomic_file(out, check) as made:

@@ -4,7 +4,6 @@
 says the same in warnings, writes a folder or a GGUF file, and puts it into the model card.
 """
 
-import functools
 import shlex
 import warnings
 from collections.abc import Callable
@@ -273,16 +272,14 @@ def written_sizes(
     Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not understood.
     """
     packaged, to_gguf = models.PACKAGED.get(source.folder), is_gguf(out)
+    exact, then = (None, f", which llama.cpp then rounds to {type}") if type in ROUNDED else (type, "")
     path, folder = packaged.path if packaged else source.gguf, Path(source.folder).expanduser()
     if to_gguf and path is not None and path.is_file():
         from deeper_layers.export.gguf_files import plan_gguf  # slow
         from deeper_layers.models.gguf_header import read_gguf
 
-        header, exact = read_gguf(path), None if type in ROUNDED else type
-        plan = functools.partial(plan_gguf, source, header, type=exact, healed=healed)
-        said = exact or source.quantized + (", matrices of adapters in f16" if healed else "")
-        said += f", which llama.cpp then rounds to {type}" if type in ROUNDED else ""
-        return lambda cut: (plan(cut=cut).bytes, said)
+        header, said = read_gguf(path), exact or source.quantized + ", matrices of adapters in f16" * healed
+        return lambda cut: (plan_gguf(source, header, cut, exact, healed=healed).bytes, said + then)
     if source.is_gguf:
         from deeper_layers.models.gguf_conversion import conversion_of  # slow
 
@@ -292,7 +289,8 @@ def written_sizes(
 
         return weights_written(folder, dtype, dequantized=source.is_gguf, mtp=mtp)
     if to_gguf and packaged:
-        kind, width = type or source.quantized, BYTES[type] if type else packaged.bytes / packaged.parameters
+        kind = (exact or source.quantized) + then
+        width = BYTES[exact] if exact else packaged.bytes / packaged.parameters
     else:
         plain = "float32" if source.is_gguf else source.dtype
         kind = dtype if dtype != "auto" else {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, plain)

@@ -14,6 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 ROWS = 64  # from which widening pays; for fewer, as in generation, it would take longer than the product
+ROWS_TRIED = 1024  # of a product whose speed is tried
 WEIGHTS = 2**26  # widened at once: a quarter of a GB
 
 
@@ -40,17 +41,18 @@ def product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     return (one.float() @ other.float()).to(one.dtype)
 
 
-def times_faster_in_bfloat16() -> float:
-    """How many times as fast as float32 this processor multiplies matrices in bfloat16, by a trial of milliseconds."""
-    took = []
-    for dtype in (torch.float32, torch.bfloat16):
-        one, other, seconds = torch.ones(256, 1024, dtype=dtype), torch.ones(1024, 1024, dtype=dtype), []
-        for _ in range(6):
-            begin = time.perf_counter()
-            product(one, other)
-            seconds.append(time.perf_counter() - begin)
-        took.append(statistics.median(seconds[1:]))
-    return took[0] / took[1]
+def product_speed(dtype: str, width: int = 1024, inner: int = 1024, device: str = "cpu") -> float:
+    """Operations a second of products [ROWS_TRIED, width] x [width, inner]: the median of eight, or of as many as two
+    seconds allow."""
+    number_type = getattr(torch, dtype)
+    one = torch.rand(ROWS_TRIED, width, device=device).to(number_type)
+    other = torch.rand(width, inner, device=device).to(number_type)
+    seconds: list[float] = []
+    while len(seconds) < 9 and sum(seconds) < 2:
+        begin = time.perf_counter()
+        product(one, other)[0, 0].item()  # an accelerator is waited for
+        seconds.append(time.perf_counter() - begin)
+    return 2 * ROWS_TRIED * width * inner / statistics.median(seconds[1:] or seconds)  # the first warms up
 
 
 class Widened:

@@ -13,6 +13,7 @@ from matplotlib.colors import ListedColormap, Normalize, to_hex
 
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, csv_link
+from deeper_layers.report.estimates import AT_FLOOR
 from deeper_layers.report.names import (
     TOPICS,
     as_html,
@@ -45,7 +46,7 @@ AXES = {
     "cuts": "Pruned models in one sweep",
 }
 PERCENT = ("share", "depth", "start_share")
-AT_FLOOR = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
+GUESSES = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
 NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
@@ -270,13 +271,13 @@ def ends_of(column: str) -> tuple[str, str]:
 
 def nothing_drawn(rows: pd.DataFrame, name: str) -> Said:
     """What stands in place of a figure: that nothing was measured, or that what was is at floor."""
-    is_at_floor = "untold" in rows and (rows["untold"] == "at floor").any()
-    return Said([AT_FLOOR] if is_at_floor else [], name)
+    is_at_floor = "untold" in rows and (rows["untold"] == AT_FLOOR).any()
+    return Said([GUESSES] if is_at_floor else [], name)
 
 
 def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> tuple[list[str], list[pd.DataFrame]]:
     """Titles and rows of panels: rows of panels are of one `row`, their columns of one `col`; none is empty."""
-    floors = rows["untold"] == "at floor" if "untold" in rows else pd.Series(False, index=rows.index)
+    floors = rows["untold"] == AT_FLOOR if "untold" in rows else pd.Series(False, index=rows.index)
     cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
     titles, panels = [], []
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
