@@ -9,7 +9,6 @@ it is 0 where they are equal bit by bit, else infinite.
 
 import contextlib
 import hashlib
-import importlib
 import json
 import os
 import subprocess
@@ -103,29 +102,19 @@ def work(case: str, model: str, dtype: str, datasets: str) -> None:
             print(json.dumps([found, passed]), file=answer, flush=True)
 
 
-def _room(*names: str):
-    """The first of some modules that a checkout has: they have moved."""
-    for name in names:
-        with contextlib.suppress(ModuleNotFoundError):
-            return importlib.import_module(f"deeper_layers.{name}")
-    raise SystemExit(f"this checkout has none of {', '.join(names)}")
-
-
 def likelihoods(task: str, limit: int, shots: int | None = None, stream: bool = False):
     """The log-likelihoods of a task under all cuts of the simple rule."""
 
     def ready(model, dtype, datasets, _):
         from deeper_layers import load_model, simple_cut
+        from deeper_layers.sweeping import harness as tasks
+        from deeper_layers.sweeping import sweeps
 
-        tasks, sweeps = _room("sweeping.harness", "evaluation.harness"), _room("sweeping.sweeps", "evaluation.sweeps")
         network, tokenizer = load_model(model, dtype=dtype, stream=stream)
         loaded = tasks.load_tasks([task], num_fewshot=shots, datasets=datasets)
         asked = tasks.collect_requests(loaded, network, tokenizer, limit=limit)
         layers = network.config.num_hidden_layers
         cuts = [simple_cut(layers, size) for size in range(layers - 1)]
-        if hasattr(asked, "contexts"):  # a checkout of before requests were one object
-            given = network, asked.contexts, asked.continuations, cuts
-            return lambda: sweeps.loglikelihoods(*given, max_length=asked.max_length)[0].ravel().tolist()
         return lambda: sweeps.loglikelihoods(sweeps.TreeModel(network, cuts), asked.requests)[0].ravel().tolist()
 
     return ready

@@ -2,13 +2,11 @@
 
 A random checkpoint of Llama's shape is written in shards to a temporary folder. By turns, each from files that are not
 in memory: (a) a copy of the files that a cut leaves, synced; (b) `deeper-layers prune`; (c) mergekit's passthrough of
-the same cut, in shards of the same size; once (d) drop_layers and save_pretrained. Results are compared tensor by
-tensor.
+the same cut, in shards of the same size. Results are compared tensor by tensor.
 
     python -m benchmarks.slicing NAME --mergekit PYTHON
 """
 
-import json
 import os
 import shutil
 import sys
@@ -17,8 +15,7 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from benchmarks import harness
 from deeper_layers import simple_cut, slice_checkpoint
@@ -29,13 +26,6 @@ for name in os.listdir(sys.argv[1]):
     shutil.copyfile(os.path.join(sys.argv[1], name), os.path.join(sys.argv[2], name))
     with open(os.path.join(sys.argv[2], name), "rb+") as file:
         os.fsync(file.fileno())
-"""
-OPENED = """
-import sys
-from transformers import AutoModelForCausalLM
-from deeper_layers import Cut, drop_layers
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
-drop_layers(model, Cut(int(sys.argv[3]), int(sys.argv[4]))).save_pretrained(sys.argv[2])
 """
 
 
@@ -74,10 +64,6 @@ def compare(folder: Path, options) -> dict:
         return run
 
     found = harness.by_turns({name: name for name in commands}, options.repeats, process)
-    commands["opened"] = [sys.executable, "-c", OPENED, str(source), str(out), *numbers]
-    found["opened"] = [process("opened")]
-    imports = "from deeper_layers.export import slice_checkpoint"
-    found["start"] = [harness.run_process([sys.executable, "-c", imports])]
     return {
         "dtype": "bfloat16", "layers": options.layers, "cut": [cut.start, cut.size],
         "bytes": sum(path.stat().st_size for path in source.glob("*.safetensors")),
@@ -99,30 +85,17 @@ def forget(*folders: Path) -> None:
 
 
 def make_checkpoint(folder: Path, options) -> None:
-    """Write random weights in bfloat16, a shard at a time, with the index and the configuration."""
+    """Write random weights in bfloat16, in shards."""
     config = LlamaConfig(
-        num_hidden_layers=options.layers, hidden_size=options.hidden, intermediate_size=options.intermediate,
-        vocab_size=options.vocabulary, num_attention_heads=max(1, options.hidden // 128), dtype=torch.bfloat16,
-        architectures=["LlamaForCausalLM"],
-    )  # fmt: skip
-    config.save_pretrained(folder)
-    with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in LlamaForCausalLM(config).state_dict().items()}
-    shards: list[dict] = [{}]
-    for name, shape in shapes.items():
-        if shards[-1] and 2 * sum(size.numel() for size in [shape, *shards[-1].values()]) > options.shard * 1e9:
-            shards.append({})
-        shards[-1][name] = shape
-    weight_map = {}
+        num_hidden_layers=options.layers,
+        hidden_size=options.hidden,
+        intermediate_size=options.intermediate,
+        vocab_size=options.vocabulary,
+        num_attention_heads=max(1, options.hidden // 128),
+        dtype=torch.bfloat16,
+    )
     torch.manual_seed(0)
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        tensors = {name: torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.1, 0.1) for name, shape in shard.items()}
-        save_file(tensors, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    total = sum(2 * shape.numel() for shape in shapes.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder, max_shard_size=round(options.shard * 1e9))
 
 
 def same_tensors(one: Path, other: Path) -> bool:

@@ -37,14 +37,11 @@ def main() -> None:
     options = harness.options(
         __doc__, tasks={"required": True, "help": "lm-eval tasks, with commas"}, limit={"type": int},
         num_fewshot={"type": int}, rules="simple", every=1, batch=16,
-        agreement={"action": "store_true", "help": "only (a) and (b), over the cuts of all rules, untimed"},
     )  # fmt: skip
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     loaded = tasks.load_tasks(options.tasks.split(","), num_fewshot=options.num_fewshot, datasets=options.datasets)
     asked = tasks.collect_requests(loaded, model, tokenizer, limit=options.limit)
     cuts_of = cuts_by_rules(model, tokenizer, options.rules.split(","), options.every)
-    if options.agreement:
-        cuts_of = dict([cuts_of.popitem()])  # the last has the cuts of all rules
     rows = distinct_rows(asked.requests.contexts, asked.requests.continuations)
 
     def swept(cuts):
@@ -53,11 +50,11 @@ def main() -> None:
 
     loglikelihoods(TreeModel(model, [Cut(0, 0)]), tasks.encode(asked.instances[:8], model, tokenizer))
     longest = next(iter(cuts_of.values()))
-    points = [] if options.agreement else list(range(1, len(longest) + 1, max(1, len(longest) // 3)))
+    points = list(range(1, len(longest) + 1, max(1, len(longest) // 3)))
     ways = {name: lambda cuts=cuts: swept(cuts) for name, cuts in cuts_of.items()}
     ways |= {str(few): lambda few=few: swept(longest[:few]) for few in points}
-    ways |= {} if options.agreement else {"bare": lambda: bare_pass(model, rows)}
-    every, turns = sorted({cut for cuts in cuts_of.values() for cut in cuts}), 1 if options.agreement else 3
+    ways["bare"] = lambda: bare_pass(model, rows)
+    every, turns = sorted({cut for cuts in cuts_of.values() for cut in cuts}), 3
     before, theirs, found = harness.held(), {}, {name: [] for name in ways}
     for turn in range(turns):
         for name, runs in harness.by_turns(ways, 1).items():
@@ -71,7 +68,7 @@ def main() -> None:
     content = {
         "model": options.model, "dtype": options.dtype, "tasks": options.tasks, "num_fewshot": options.num_fewshot,
         "requests": len(asked.instances), "items": len({(i.task_name, i.doc_id) for i in asked.instances}),
-        "distinct_tokens": sum(map(len, rows)), "seconds_bare": round(median.get("bare", 0), 2) or None,
+        "distinct_tokens": sum(map(len, rows)), "seconds_bare": round(median["bare"], 2),
         "rounds": harness.seconds(found),
         "bytes": {
             "weights": sum(p.numel() * p.element_size() for p in model.parameters()), "held_before": before,
@@ -87,15 +84,13 @@ def main() -> None:
     }  # fmt: skip
     for name, cuts in cuts_of.items():
         answers = np.array([theirs[cut].result for cut in cuts])
-        family = {"cuts": len(cuts), **agreement(asked.instances, answers, found[name][-1].result)}
-        if not options.agreement:
-            total = sum(theirs[cut].seconds for cut in cuts)
-            family |= {
-                "seconds_hflm": round(total, 1), "seconds_sweep": round(median[name], 2),
-                "times_faster_than_hflm": round(total / median[name], 1),
-                "bare_passes": harness.ratio(found, name, "bare"),
-            }  # fmt: skip
-        content["families"][name] = family
+        total = sum(theirs[cut].seconds for cut in cuts)
+        content["families"][name] = {
+            "cuts": len(cuts), **agreement(asked.instances, answers, found[name][-1].result),
+            "seconds_hflm": round(total, 1), "seconds_sweep": round(median[name], 2),
+            "times_faster_than_hflm": round(total / median[name], 1),
+            "bare_passes": harness.ratio(found, name, "bare"),
+        }  # fmt: skip
     harness.keep(f"sweep-{options.name}", content)
 
 

@@ -8,7 +8,6 @@ that was trained. TRL has to be installed beside this project: it is none of its
 
 import argparse
 import importlib.metadata
-import json
 import os
 import re
 import subprocess
@@ -19,14 +18,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from benchmarks.harness import MEASURED, ROOT
+from benchmarks import harness
 from deeper_layers import data
-from deeper_layers.models import device_name
-from deeper_layers.results.circumstances import provenance
 
 DROPPED, DOCUMENTS = 8, 64
 TRAINERS = {"transformers": "import AutoModelForCausalLM, AutoTokenizer", "trl": "from trl import SFTConfig"}
-FILE = MEASURED / "training.json"
 
 
 def main() -> None:
@@ -34,25 +30,21 @@ def main() -> None:
     parser.add_argument("trainers", nargs="*", default=list(TRAINERS), help=f"of {', '.join(TRAINERS)}")
     trainers = parser.parse_args().trainers
     torch.set_num_threads(2)
-    found = json.loads(FILE.read_text()) if FILE.exists() else {"trainers": {}}
+    found = {"model": "SmolLM2-135M-Instruct", "dropped": DROPPED, "trainers": {}}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         prune = [sys.executable, "-m", "deeper_layers", "prune", "embedded", "pruned", "--drop", str(DROPPED)]
         subprocess.run([*prune, "--rule", "similarity"], check=True)
         for name in trainers:
             found["trainers"][name] = train(name)
-            found |= {
-                "command": "python -m benchmarks.training",
-                "model": "SmolLM2-135M-Instruct",
-                "dropped": DROPPED,
-                "provenance": provenance(device_name()),
-            }
-            FILE.write_text(json.dumps(found, indent=1) + "\n")
+    harness.keep("training", found)
 
 
 def train(name: str) -> dict:
     """Losses by step of the page's code, and whether what it saved is what it trained."""
-    blocks = re.findall("```python\n(.*?)```", (ROOT / "book" / "your-model.md").read_text(encoding="utf-8"), re.S)
+    blocks = re.findall(
+        "```python\n(.*?)```", (harness.ROOT / "book" / "your-model.md").read_text(encoding="utf-8"), re.S
+    )
     (code,) = (block for block in blocks if TRAINERS[name] in block)
     torch.manual_seed(0)
     names = {"documents": data.texts("wikipedia", split="train", documents=DOCUMENTS)}
