@@ -9,7 +9,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import ROOT
 from deeper_layers.report.names import as_html
-from deeper_layers.results.frames import COLUMNS
+from deeper_layers.results.columns import TABLES, WORDS
 
 HOUSE = ROOT / "lib" / "deeper_layers"
 WINGS = {
@@ -38,7 +38,9 @@ class Columns(SphinxDirective):
     """The columns of `results.scores()`, each with what it holds."""
 
     def run(self) -> list[nodes.Node]:
-        rows = "".join(f"<dt><code>{name}</code></dt><dd>{as_html(said)}</dd>" for name, said in COLUMNS.items())
+        rows = "".join(
+            f"<dt><code>{name}</code></dt><dd>{as_html(WORDS[name])}</dd>" for name in TABLES["scores"].split()
+        )
         return [nodes.raw("", f'<dl class="columns">{rows}</dl>', format="html")]
 
 

@@ -39,8 +39,7 @@ def provenance(device: str) -> dict:
 @contextlib.contextmanager
 def clock() -> Iterator[dict]:
     """While it lasts, time and memory: afterwards the dictionary holds seconds and peak_memory_bytes."""
-    measured: dict = {}
-    start = time.monotonic()
+    measured, start = {}, time.monotonic()
     yield measured
     measured["seconds"] = round(time.monotonic() - start, 2)
     # the operating system counts kibibytes on Linux, bytes on macOS
@@ -49,10 +48,10 @@ def clock() -> Iterator[dict]:
 
 
 def _git(*arguments: str) -> str | None:
-    if not is_checkout(AROUND):  # installed: whatever repository lies around the environment is not ours
-        return None
-    try:
-        done = subprocess.run(["git", *arguments], cwd=AROUND, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    """What git says of the checkout around; None where this is installed, or there is no git."""
+    if is_checkout(AROUND):
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            return subprocess.check_output(
+                ["git", *arguments], cwd=AROUND, text=True, stderr=subprocess.DEVNULL
+            ).strip()
+    return None

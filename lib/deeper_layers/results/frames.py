@@ -1,6 +1,8 @@
 """All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these; columns.py says what each column holds, and in what unit.
+Whatever the book says is a query of these; columns.py says what each column holds, and in what unit. Every table is of
+a folder of results, or of the default one and the published ones, and of one model or all. A file that is damaged is
+named in a warning and left out.
 
 - A task of the group "mmlu" is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no
   row: it is the mean over their items. Other groups, such as "sums", have no score; their tasks stand by their own
@@ -24,18 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.results.columns import (
-    COLUMNS,
-    COUNTS,
-    NUMBERS,
-    OF_ANSWERS,
-    OF_DISTANCES,
-    OF_GEOMETRY,
-    OF_HEALING,
-    OF_RUNS,
-    VECTORS,
-    WHOLE_NUMBERS,
-)
+from deeper_layers.results.columns import TABLES, TYPES
 from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
 from deeper_layers.results.store import Result, all_results, cut_names, left_out
@@ -54,13 +45,13 @@ _named = functools.lru_cache(maxsize=8192)(Cut.named)
 
 
 def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Every score and every loss, a row for each pruned model, rule and task: the columns are those of `COLUMNS`.
+    """Every score and every loss, a row for each pruned model, rule and task.
 
     Args:
         folder: of results; the default one and the published ones where none is named.
         model: the one network by this name; all where none is named.
 
-    A file that is damaged is named in a warning and left out. Raises InputError where `folder` is no folder.
+    Raises InputError where `folder` is no folder.
 
     Example:
         >>> from deeper_layers import results
@@ -72,42 +63,62 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
 
 def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    rows = _put_whole_under_rules(_rows(_of_scores, (one for one in results if one.kind == "scores")))
-    found = _frame(rows, COLUMNS | {"cuts": ""})
-    # of two measurements of one thing that of the file with more cuts counts, then the later one
+    rows = _rows(_of_scores, (one for one in results if one.kind == "scores"))
+    rules: dict[tuple, dict] = defaultdict(dict)  # of each question
+    for row in rows:
+        if row["rule"] is not None:
+            rules[_question(row)][row["rule"]] = None
+    expanded = []  # the whole model once under each rule of what was asked alike
+    for row in rows:
+        of_whole = rules[_question(row)] if row["cut"] == UNPRUNED.name else {}
+        expanded += [row | {"rule": rule} for rule in of_whole or [row["rule"]]]
+    found = _frame(expanded, f"{TABLES['scores']} cuts")
     by_worth = found.sort_values(["cuts", "measured"], ascending=False, kind="stable")
     found["repeat"] = by_worth.groupby([*QUESTION, *CUT], dropna=False).cumcount()
     return found.drop(columns="cuts")
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Every angular distance, a row for each block: the columns are those of `OF_DISTANCES`; see `scores`."""
+    """Every angular distance, a row for each block."""
     return distances_of(all_results(folder, "distances", model))
 
 
 def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
     """The same of some files alone."""
-    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), OF_DISTANCES)
+    return _frame(_rows(_of_distances, (one for one in results if one.kind == "distances")), TABLES["distances"])
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """The loss of every healing by step: the columns are those of `OF_HEALING`; see `scores`."""
-    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), OF_HEALING)
+    """The loss of every healing by step."""
+    return _frame(_rows(_of_healing, all_results(folder, "healing", model)), TABLES["healing"])
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Measures of every layer and residual, and of pairs of them: the columns are those of `OF_GEOMETRY`."""
-    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), OF_GEOMETRY)
+    """Measures of every layer and residual, and of pairs of them."""
+    return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), TABLES["geometry"])
 
 
 def runs(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """What was measured when, how long it took and on what: a row for each file, the columns are `OF_RUNS`."""
-    return _frame(_rows(_of_run, all_results(folder, model=model)), OF_RUNS)
+    """What was measured when, how long it took and on what: a row for each file."""
+    return _frame(_rows(_of_run, all_results(folder, model=model)), TABLES["runs"])
 
 
 def answers(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt, the columns are `OF_ANSWERS`."""
-    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), OF_ANSWERS)
+    """What checkpoints wrote in llama.cpp: a row for each checkpoint and prompt."""
+    return _frame(_rows(_of_answers, all_results(folder, "scores", model)), TABLES["answers"])
+
+
+def _question(row: dict) -> tuple:
+    return tuple(map(row.get, QUESTION))
+
+
+def _frame(rows: list[dict], columns: str) -> "pd.DataFrame":
+    """A table with these columns, each of one type even where it has no row or nothing in it."""
+    import pandas as pd  # slow
+
+    return pd.DataFrame(
+        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES[name]) for name in columns.split()}
+    )
 
 
 # ---- the rows of one file ---------------------------------------------------------------------------------------
@@ -122,75 +133,67 @@ def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -
         shared["measured"] = result.provenance["measured"]
         try:
             rows += [shared | row for row in read(result)]
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except Exception as error:  # what zlib and numpy say of packed numbers that do not fit has no end
             left_out(result.path, error)
     return rows
 
 
 def _of_scores(result: Result) -> Iterator[dict]:
     """A row for each rule that chose a cut, and score; of the whole model one without a rule."""
-    key, details = result.key, result.details
-    groups = details.get("groups", {})
-    chose = defaultdict(list, {UNPRUNED.name: [None]})
+    key, details, first = result.key, result.details, {}
+    chose = defaultdict(list)
     for rule, cuts in (key.get("cuts") or details["cuts"]).items():
         for cut in cuts:
-            if cut != UNPRUNED.name:
-                chose[cut].append(None if rule == GIVEN else rule)
+            chose[cut].append(None if rule == GIVEN else rule)
+    chose[UNPRUNED.name] = [None]
     healing = _healing_in_json(key, details["healed_tokens"]) if key.get("healing") else None
-    shared = {"engine": key.get("engine"), "cuts": len(cut_names(key)), "repeat": 0}
-    of_task, first = {}, {}
-    for row in (row for row in result.records if row["task"] not in groups):
-        name, metric, items = row["task"], row["metric"], row["items"]
-        if name not in of_task:
-            group = next((group for group, leaves in groups.items() if name in leaves and group in key["tasks"]), name)
-            of_task[name] = shared | _of_task(result, name, group)
-        of_choices = first.setdefault((name, row["cut"], row.get("variant")), row)
-        found = of_task[name] | _place(row["cut"], details) | {"metric": metric, "items": items, "value": row["value"]}
-        found["outcome"] = _vector(row.get("outcome"), items)
-        for kept, read in ITEM_BY_ITEM.items():
-            if kept in of_choices:
-                found[kept] = read(of_choices[kept], items)
-        if metric == "loss":
+    tasks = {row["task"]: row["items"] for row in result.records if row["task"] not in details.get("groups", {})}
+    of_task = {name: _of_task(result, name, items) for name, items in tasks.items()}
+    for row in (row for row in result.records if row["task"] in tasks):
+        variant, items = row.get("variant"), row["items"]
+        found = of_task[row["task"]] | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
+        found |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
+        if (kept := row.get("outcome")) is not None:
+            # as numbers: whoever subtracts bytes from each other gets 255 for -1
+            kept = unpack(kept, items) if isinstance(kept, str) else kept
+            found["outcome"] = np.array(kept, dtype=float).reshape(items)
+        of_items = first.setdefault((row["task"], row["cut"], variant), row)
+        found |= {name: read(of_items[name], items) for name, read in ITEM_BY_ITEM.items() if name in of_items}
+        if row["metric"] == "loss":
             found["chance"] = math.log(details["vocabulary"]) if details.get("vocabulary") else None
-        elif name in details.get("targets", {}):
-            found["target"] = unpack(details["targets"][name], items)
-        if (variant := row.get("variant")) not in UNHEALED:
+        if variant not in UNHEALED:
             found["healing"] = healing
         if key.get("bits") and variant not in UNROUNDED:
             found["bits"] = key["bits"]
-        found |= {name: row[name] for name in ("bytes", "engine") if name in row}
         for rule in chose[row["cut"]]:
             yield found | {"rule": rule, "changed": CHANGED.get(rule or "")}
 
 
-def _of_task(result: Result, name: str, group: str) -> dict:
+def _of_task(result: Result, name: str, items: int) -> dict:
     """What holds of all rows of one task of a file; those of the group MMLU are one task of several subjects."""
-    asked, level = result.key["tasks"].get(group, {}), result.details.get("levels", {}).get(name, {})
-    found = {name: asked.get(name) for name in ("limit", "order", "length", "shots")} | {"task": name}
-    if group != name and group.startswith("mmlu"):
+    key, details = result.key, result.details
+    groups = [group for group, leaves in details.get("groups", {}).items() if name in leaves and group in key["tasks"]]
+    group = (groups or [name])[0]
+    asked, level = key["tasks"].get(group, {}), details.get("levels", {}).get(name, {})
+    found = {name: asked.get(name) for name in ("limit", "order", "length", "shots")}
+    found |= {"task": name, "engine": key.get("engine"), "chance": level.get("chance")}
+    found["commonest"] = level.get("majority") or None
+    if groups and group.startswith("mmlu"):
         found["subject"] = name.removeprefix("mmlu_").removesuffix("_continuation")
         found["task"] = name.replace(f"_{found['subject']}", "", 1)
     if found["shots"] is None:
         found["shots"] = OWN_SHOTS.get(name)
-    found |= {"chance": level.get("chance"), "commonest": level.get("majority") or None}
+    if name in details.get("targets", {}):
+        found["target"] = unpack(details["targets"][name], items)
     measured = result.provenance.get("parts", {}).get(name, {}).get("measured")
     return found | ({"measured": measured} if measured else {})
 
 
 def _place(name: str, details: dict) -> dict:
     cut = _named(name)
-    size = details.get("sizes", {}).get(name, None if cut.attention or cut.mlp else cut.size)
+    size = details.get("sizes", {}).get(name, cut.size if cut.is_of_layers else None)
     share = None if size is None else size / details["num_layers"]
     return {"cut": name, "start": cut.start if cut.is_block else None, "size": size, "share": share}
-
-
-def _vector(kept: str | list | None, items: int) -> np.ndarray | None:
-    """Outcomes as numbers: whoever subtracts bytes from each other gets 255 for -1."""
-    if isinstance(kept, str):
-        return unpack(kept, items).astype(float)
-    if kept is not None and len(kept) != items:
-        raise ValueError(f"losses are of {len(kept)} sequences, expected {items}")
-    return None if kept is None else np.array(kept, dtype=float)
 
 
 def _healing_in_json(key: dict, tokens: int) -> str:
@@ -240,31 +243,3 @@ def _of_answers(result: Result) -> Iterator[dict]:
         (cut,) = cut_names(result.key) - {UNPRUNED.name}
         for prompt, answer in zip(result.key["prompts"], said, strict=True):
             yield {"cut": cut, "size": _named(cut).size, "variant": variant, "prompt": prompt, "answer": answer}
-
-
-# ---- what is between files --------------------------------------------------------------------------------------
-
-
-def _put_whole_under_rules(rows: list[dict]) -> list[dict]:
-    """The whole model once under each rule of what was asked alike; under none where there is none."""
-    rules: dict[tuple, dict] = defaultdict(dict)
-    questions = [tuple(map(row.get, QUESTION)) for row in rows]
-    for row, question in zip(rows, questions, strict=True):
-        if row["rule"] is not None:
-            rules[question][row["rule"]] = None
-    found = []
-    for row, question in zip(rows, questions, strict=True):
-        is_whole = row["cut"] == UNPRUNED.name
-        found += [row | {"rule": rule} for rule in rules[question] or (None,)] if is_whole else [row]
-    return found
-
-
-def _frame(rows: list[dict], columns: dict[str, str]) -> "pd.DataFrame":
-    """A table with these columns, each of one type even where it has no row or nothing in it."""
-    import pandas as pd  # slow
-
-    kinds = dict.fromkeys(WHOLE_NUMBERS, "Int64") | dict.fromkeys(COUNTS, "int64")
-    kinds |= dict.fromkeys(NUMBERS, "float64") | dict.fromkeys(VECTORS, "object")
-    return pd.DataFrame(
-        {name: pd.Series([row.get(name) for row in rows], dtype=kinds.get(name, "str")) for name in columns}
-    )

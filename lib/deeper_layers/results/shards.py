@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from deeper_layers.errors import InputError
 from deeper_layers.files import clear_all, write_file
 
 
@@ -34,37 +33,22 @@ class Shards:
         """What the shards that were found had taken."""
         return self._seconds + sum(part.seconds_before for part in self._parts)
 
-    def check(self) -> None:
-        """Raise InputError where something else than a folder is in their place."""
-        if self.folder.exists() and not self.folder.is_dir():
-            raise InputError(f"can't write in {self.folder}, which is no folder: move it away, it is not ours")
-
-    def get(
-        self,
-        number: int,
-        same: Mapping[str, np.ndarray] | None = None,
-        like: Mapping[str, tuple[type, tuple[int | None, ...]]] | None = None,
-    ) -> dict[str, np.ndarray] | None:
+    def get(self, number: int, same: Mapping[str, np.ndarray] | None = None) -> dict[str, np.ndarray] | None:
         """The arrays of shard `number`; None where it is missing or, with a warning, unreadable.
 
-        Args:
-            same: what says of which part it is; one of another part is passed over without a word.
-            like: type and shape of all its other arrays, with None for a length that is not known before. A shard
-                that holds anything else is no readable one. Without it any arrays are.
+        `same` says of which part it is; one of another part is passed over without a word.
         """
-        path = self.folder / f"{number:06d}.npz"
+        path, same = self.folder / f"{number:06d}.npz", same or {}
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:  # it checks sums of all bytes
                 arrays = dict(content)
-            seconds, same = float(arrays.pop("seconds")), same or {}
-            if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in same.items()):
-                return None
-            if like is not None:
-                _check({name: array for name, array in arrays.items() if name not in same}, like)
+            seconds = float(arrays.pop("seconds"))
         except FileNotFoundError:
             return None
         except Exception as error:  # what numpy and zipfile raise for a file that is not ours has no end
             warnings.warn(f"{path} is not a readable shard ({error}): it is measured again", stacklevel=2)
+            return None
+        if not all(name in arrays and np.array_equal(arrays[name], value) for name, value in same.items()):
             return None
         self._seconds += seconds
         self._started = time.monotonic()
@@ -98,14 +82,3 @@ def skip(bar, number: int | float) -> None:
     bar.n += number
     bar.last_print_n += number
     bar.refresh()
-
-
-def _check(arrays: dict[str, np.ndarray], like: Mapping[str, tuple]) -> None:
-    """Raise ValueError unless these arrays have such types and shapes."""
-    if arrays.keys() != like.keys():
-        raise ValueError(f"it holds {', '.join(sorted(arrays))}, expected {', '.join(sorted(like))}")
-    for name, (dtype, shape) in like.items():
-        found = arrays[name]
-        fits = len(found.shape) == len(shape) and all(b in (None, a) for a, b in zip(found.shape, shape))
-        if found.dtype != dtype or not fits:
-            raise ValueError(f"{name} is {found.dtype} of shape {found.shape}, expected {np.dtype(dtype)} of {shape}")

@@ -30,7 +30,6 @@ if TYPE_CHECKING:  # slow
 LONGEST = 120  # bytes of a name in the name of a file or folder, which may have 255
 END = b'"sha256": "'  # begins the last line of a file
 HEX = "[0-9a-f]" * 12
-PACKED = ("outcome", *ITEM_BY_ITEM)  # what a row of scores holds item by item
 
 
 @dataclass(frozen=True)
@@ -50,25 +49,30 @@ class Result:
     @property
     def name(self) -> str:
         """What was measured, in short: its tasks, its corpus, its cut."""
-        return KINDS[self.kind].name(self.key)
+        named = self.key[KINDS[self.kind].named]
+        return named if isinstance(named, str) else "+".join(sorted(named))
 
     @property
     def place(self) -> str | None:
         """Its file below the folder of results."""
         return f"{self.path.parent.name}/{self.path.name}" if self.path else None
 
+    @property
+    def file_name(self) -> str:
+        return f"{self.kind}-{slug(self.name)}-{key_hash(self.key)}.json"
+
     @functools.cached_property
     def rows(self) -> "pd.DataFrame":
         """The rows as a table, without what is packed; of a cut its start and size too."""
         import pandas as pd
 
-        table = pd.DataFrame([{k: v for k, v in row.items() if k not in PACKED} for row in self.records])
+        table = pd.DataFrame(self.records).drop(columns=["outcome", *ITEM_BY_ITEM], errors="ignore")
         if "cut" in table:
             cuts = [Cut.named(name) for name in table["cut"]]
             table.insert(2, "start", [cut.start for cut in cuts])
             table.insert(3, "size", [cut.size for cut in cuts])
-        of_numbers = [name for name in ("value", "stderr", "distance") if name in table]  # null is not measured
-        return table.astype(dict.fromkeys(of_numbers, float))
+        # null is not measured
+        return table.astype({name: float for name in ("value", "stderr", "distance") if name in table})
 
 
 def key_hash(key: dict) -> str:
@@ -88,7 +92,7 @@ def slug(name: str) -> str:
 
 def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
     """The file of a result. `key["model"]["name"]` names the folder of its model."""
-    return results_folder(folder) / slug(key["model"]["name"]) / _file_name(kind, key)
+    return results_folder(folder) / slug(key["model"]["name"]) / Result(kind, key, {}, [], {}).file_name
 
 
 def read_result(path: Path) -> Result | None:
@@ -101,29 +105,32 @@ def read_result(path: Path) -> Result | None:
         return _read(path, state.st_ino, state.st_size, state.st_mtime_ns)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         left_out(path, error)
         return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(path: Path, *state: int) -> Result:
+    text = read_plain(path)
+    body, _, tail = text.rpartition(END)
+    if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
+        raise ValueError("its content is not that of its SHA-256")
+    result = _checked(json.loads(text), path)
+    if path.name != result.file_name:
+        raise ValueError("its name is not that of its kind and key")
+    return result
+
+
+def _checked(content: dict, path: Path) -> Result:
+    check_content(content)
+    return Result(*(content[name] for name in ("kind", "key", "provenance", "rows", "details")), path)
 
 
 def left_out(path: Path | None, error: Exception) -> None:
     """Warn of a file that is no whole result."""
     said = " ".join(str(error).split())
     warnings.warn(f"{path} is not a readable result ({said}): it is left out, and measured again", stacklevel=3)
-
-
-@functools.lru_cache(maxsize=4096)
-def _read(path: Path, *state: int) -> Result:
-    """Raises OSError or ValueError for all that is no result."""
-    text = read_plain(path)
-    body, _, tail = text.rpartition(END)
-    if hashlib.sha256(body).hexdigest() != tail[:64].decode(errors="replace"):
-        raise ValueError("its content is not that of its SHA-256")
-    content = json.loads(text)
-    check_content(content)
-    if path.name != _file_name(content["kind"], content["key"]):
-        raise ValueError("its name is not that of its kind and key")
-    return Result(*(content[name] for name in ("kind", "key", "provenance", "rows", "details")), path)
 
 
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
@@ -134,7 +141,7 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
     """
     for place in readable_folders(folder):
         path = result_path(kind, key, place)
-        named = path.parent.glob(f"{glob.escape(path.stem[: -len('-') - 12])}-{HEX}.json")
+        named = path.parent.glob(f"{glob.escape(path.stem[:-12])}{HEX}.json")
         found = [one for one in map(read_result, sorted(named)) if one and _answers(one.key, key)]
         if found:
             last = sorted(found, key=lambda one: one.provenance["measured"], reverse=True)
@@ -144,7 +151,7 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
 
 def _answers(kept: dict, asked: dict) -> bool:
     """Whether what was measured for one key holds what another asks: cuts of its rules, and all else the same."""
-    loose = {"cuts", "by_sequence", "data"} - ({"data"} & asked.keys())
+    loose = {"cuts", "by_sequence", *({"data"} - asked.keys())}
     if any(kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - loose):
         return False
     if asked.get("by_sequence") and not kept.get("by_sequence"):
@@ -172,21 +179,17 @@ def is_measured(task: str, folder: Path | None = None) -> bool:
 def write_result(
     kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
 ) -> Result:
-    """Write a finished measurement whole, and return it as it is read back. None of a row is left out.
+    """Write a finished measurement whole, and return it as it will be read. None of a row is left out.
 
     Raises:
         InputError: it can't be written.
         ValueError: it is not what a result of its kind holds.
     """
     rows = [{name: _plain(value) for name, value in row.items()} for row in records]
-    parts = {"key": key, "provenance": provenance, "details": details}
-    content = {"kind": kind, "version": KINDS[kind].version} | parts | {"rows": rows}
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read
-    check_content(content)
-    path = result_path(kind, key, folder)
+    content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
+    content = json.loads(json.dumps(content | {"rows": rows}, allow_nan=False))
+    result = _checked(content, path := result_path(kind, key, folder))
     write_file(path, text_of(content))
-    result = read_result(path)
-    assert result is not None, f"{path} was written and can't be read"
     return result
 
 
@@ -194,44 +197,14 @@ def text_of(content: dict) -> bytes:
     """JSON with a row or an entry a line, so that a difference between two commits can be read, and its SHA-256."""
     lines = []
     for name, value in content.items():
+        text = json.dumps(value)
         if name == "rows":
-            lines.append('"rows": [\n' + ",\n".join(map(json.dumps, value)) + "\n]")
+            text = "[\n" + ",\n".join(map(json.dumps, value)) + "\n]"
         elif isinstance(value, dict):
-            entries = [f" {json.dumps(entry)}: {json.dumps(of_it)}" for entry, of_it in value.items()]
-            lines.append(f"{json.dumps(name)}: {{\n" + ",\n".join(entries) + "\n}")
-        else:
-            lines.append(f"{json.dumps(name)}: {json.dumps(value)}")
+            text = "{\n" + ",\n".join(f" {json.dumps(entry)}: {json.dumps(of)}" for entry, of in value.items()) + "\n}"
+        lines.append(f"{json.dumps(name)}: {text}")
     body = ("{\n" + ",\n".join(lines) + ",\n").encode()
     return body + END + f'{hashlib.sha256(body).hexdigest()}"\n}}\n'.encode()
-
-
-def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
-    """Every readable result below a folder, sorted by path; of one kind, and of the model of one name, if given.
-
-    Where no folder is named, the published ones are among them.
-    """
-    named = f"{slug(model) if model else '*'}/{kind or '*'}-*.json"
-    found = {path.relative_to(path.parents[1]): path for path in reversed(_files(folder, named))}
-    every = map(read_result, sorted(found.values()))
-    return [one for one in every if one is not None and model in (None, one.key["model"]["name"])]
-
-
-def name_of(weights: str, folder: Path | None = None) -> str | None:
-    """By which name results know a model's weights, whatever its file is called; None where they don't."""
-    for path in _files(folder, "*/*.json"):
-        with open(path, "rb") as file:  # much faster than to read all of most of them
-            begin = file.read(2**12)
-        if weights.encode() in begin and (found := read_result(path)) and found.key["model"]["weights"] == weights:
-            return found.key["model"]["name"]
-    return None
-
-
-def _files(folder: Path | None, named: str) -> list[Path]:
-    return [path for place in readable_folders(folder) for path in sorted(place.glob(named)) if path.is_file()]
-
-
-def _file_name(kind: str, key: dict) -> str:
-    return f"{kind}-{slug(KINDS[kind].name(key))}-{key_hash(key)}.json"
 
 
 def _plain(value):
@@ -239,3 +212,22 @@ def _plain(value):
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
+    """Every readable result below a folder, sorted by path; of one kind, and of the model of one name, if given.
+
+    Where no folder is named, the published ones are among them.
+    """
+    found: dict[Path, Path] = {}
+    for place in reversed(readable_folders(folder)):
+        paths = place.glob(f"{slug(model) if model else '*'}/{kind or '*'}-*.json")
+        found |= {path.relative_to(place): path for path in paths}
+    every = (read_result(found[place]) for place in sorted(found))
+    return [one for one in every if one and model in (None, one.key["model"]["name"])]
+
+
+def name_of(weights: str, folder: Path | None = None) -> str | None:
+    """By which name results know a model's weights, whatever its file is called; None where they don't."""
+    of_models = (one.key["model"] for one in all_results(folder))
+    return next((model["name"] for model in of_models if model["weights"] == weights), None)

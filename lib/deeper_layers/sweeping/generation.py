@@ -104,7 +104,7 @@ def generate_apart(
     found = []
     for number, cut in enumerate(tqdm(cuts, desc=what, unit="pruned model", file=sys.stderr), start=FIRST_SHARD):
         same = {"asked": hash_of(engine, cut, [instance.args for instance in instances])}
-        kept = shards.get(number, same, {"texts": (np.uint8, (None,))}) if shards else None
+        kept = shards.get(number, same) if shards else None
         if kept is None:
             pruned = silence_sublayers(model, cut)
             if engine:
@@ -151,10 +151,10 @@ def _write(
 
     def write(some: list[Prompt], cuts: list[Cut]) -> np.ndarray:
         asked, shape, number = [prompt.tokens for prompt in some], (len(cuts), len(some)), next(numbers)
-        same, like = {"asked": hash_of(cuts, asked)}, {"tokens": (np.int32, (None,)), "lengths": (int, shape)}
+        same = {"asked": hash_of(cuts, asked)}
         is_over = _end_of_answers(model.network.model, tokenizer, some[0].stop)
-        kept = shards.get(number, same, like) if shards else None
-        if kept is not None and kept["lengths"].min() >= 0 and kept["lengths"].sum() == len(kept["tokens"]):
+        kept = shards.get(number, same) if shards else None
+        if kept is not None:
             skip(bar, kept["lengths"].size)
         else:
             places = itertools.count(1)

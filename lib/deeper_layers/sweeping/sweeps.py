@@ -233,8 +233,7 @@ def _answer_pieces(
     numbered, found, same = list(zip(pieces, numbers)), {}, {}
     for piece, number in numbered if shards else ():
         same[number] = {"asked": hash_of(family.cuts, piece.sequences)}
-        shape = len(family.cuts), len(piece.requests)
-        if kept := shards.get(number, same[number], {"logprobs": (float, shape), "greedy": (bool, shape)}):
+        if kept := shards.get(number, same[number]):
             found[number] = kept
             skip(bar, piece.tokens * family.layer_steps)
     # what ran out of memory is done again
