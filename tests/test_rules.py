@@ -12,10 +12,18 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
 from deeper_layers.rules.bridges import bridged
-from deeper_layers.rules.choosing import REGISTERED, SEEDS, cuts_of_rule
+from deeper_layers.rules.choosing import (
+    COSINE,
+    LAST_TAKEN,
+    LEAST_SQUARES,
+    REGISTERED,
+    SCALED,
+    SEEDS,
+    TRAINED,
+    cuts_of_rule,
+)
 from deeper_layers.rules.laco import first_of, merged_layers
 from deeper_layers.rules.merging import likeness_on, merged_model
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, SCALED, TRAINED
 from deeper_layers.rules.similarity import similarity_cut
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.searching import losses_on

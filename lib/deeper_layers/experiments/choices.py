@@ -18,9 +18,8 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.losses import loss_data, loss_rows, requests_of
 from deeper_layers.experiments.scoring import as_cut, score_task
 from deeper_layers.results.store import Result
-from deeper_layers.rules.choosing import REGISTERED, RULES
-from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import Merged, price_in_words
+from deeper_layers.rules.choosing import REGISTERED, RULES, price_in_words
+from deeper_layers.rules.laco import Merged, merged_layers
 from deeper_layers.rules.similarity import distance_matrix
 
 

@@ -16,9 +16,8 @@ from deeper_layers.experiments.distances import drawn_batches, measure_distances
 from deeper_layers.experiments.experiment import CutsOf, Experiment
 from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.results.schema import GIVEN
-from deeper_layers.rules.choosing import REGISTERED, RULES
+from deeper_layers.rules.choosing import REGISTERED, RULES, Losses, price_in_words
 from deeper_layers.rules.laco import merged_layers
-from deeper_layers.rules.rule import Losses, price_in_words
 from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch

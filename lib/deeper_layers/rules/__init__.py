@@ -3,8 +3,7 @@
 In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
 With torch: what some rules change of the layers that stay (bridges.py, merging.py), and what layers look like
 (geometry.py).
-Read first: rule.py, which says what a rule is, and choosing.py, the table of all. Their functions are in similarity.py,
-blocks.py, ranking.py, greedy.py and laco.py.
+Read first: choosing.py, the table of all rules, and what they do; similarity.py is the paper's, laco.py merges layers.
 """
 
 import lazy_loader

@@ -25,8 +25,9 @@ from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.network import Call, Network
 from deeper_layers.models.sublayers import writers
 from deeper_layers.pruning import drop_layers
+from deeper_layers.rules.choosing import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, SCALED, TRAINED, Rule
+from deeper_layers.rules.laco import Merged
 from deeper_layers.rules.merging import merged_model
-from deeper_layers.rules.rule import COSINE, LAST_TAKEN, LEAST_SQUARES, MERGED, SCALED, TRAINED, Merged, Rule
 from deeper_layers.similarity import residuals_of, watched
 
 EXACT, TRIED = 1e-6, 8  # what the MLP adds arrives in the residual as it is, tried on so many tokens

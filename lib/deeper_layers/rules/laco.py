@@ -6,19 +6,15 @@ threshold sets how many layers go; here the number is given, the highest thresho
 last trials merge no more than is left to drop, from the same place on: of a size below that share the top layers stay.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deeper_layers.cuts import Cut, check_size
-from deeper_layers.rules.rule import Likeness, Merged
 
 SHARE = 7 / 40  # of the layers that become one at a time
 THRESHOLDS = tuple(round(0.95 - 0.05 * step, 2) for step in range(20))  # of the likeness, the last is 0
-
-
-def merged_cuts(sizes: Sequence[int], layers: int, likeness: Likeness) -> list[Cut]:
-    """The layers that were merged into others, of each size."""
-    found = [merged_layers(size, layers, likeness) for size in sizes]
-    return [Cut.of(set(range(layers)) - set(map(first_of, left))) for left in found]
+# a layer by its number, or layers merged into the first of them, each of which may be such a merged one
+Merged = int | tuple
+Likeness = Callable[[list[Merged]], float]  # cosine of the final states of a model of these layers with the whole one's
 
 
 def merged_layers(size: int, layers: int, likeness: Likeness) -> list[Merged]:
@@ -38,6 +34,11 @@ def first_of(layer: Merged) -> int:
     return layer if isinstance(layer, int) else first_of(layer[0])
 
 
+def cut_of(left: Sequence[Merged], layers: int) -> Cut:
+    """The layers that were merged into others, as a cut."""
+    return Cut.of(set(range(layers)) - set(map(first_of, left)))
+
+
 def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float) -> list[Merged]:
     """One way down through some layers, until as many as wanted are left."""
     together = max(2, round(SHARE * (max(map(first_of, found)) + 1)))
@@ -51,8 +52,3 @@ def _walk(found: list[Merged], wanted: int, likeness: Likeness, threshold: float
         if at >= len(found):
             at = max(0, len(found) - 1 - together)
     return found
-
-
-def passes_to_merge(size: int, layers: int) -> float:
-    """Passes of all layers at most: what was tried before is remembered."""
-    return 1.0 + len(THRESHOLDS) * layers

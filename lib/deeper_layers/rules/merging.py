@@ -10,12 +10,11 @@ import functools
 import torch
 from torch import nn
 
-from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.pruning import drop_layers
-from deeper_layers.rules.laco import first_of
-from deeper_layers.rules.rule import LAST_TAKEN, MERGED, Likeness, Merged
+from deeper_layers.rules.choosing import LAST_TAKEN, MERGED
+from deeper_layers.rules.laco import Likeness, Merged, cut_of
 from deeper_layers.similarity import watched
 
 
@@ -34,8 +33,7 @@ def merged_model(model, layers: list[Merged], how: str = MERGED):
         InputError: layers to be merged have matrices of other names or shapes, or weights are no real numbers; what
             `drop_layers` raises.
     """
-    kept = [first_of(layer) for layer in layers]
-    pruned = drop_layers(model, Cut.of(set(range(num_layers(model))) - set(kept)))
+    pruned = drop_layers(model, cut_of(layers, num_layers(model)))
     for place, layer in enumerate(layers):
         if isinstance(layer, tuple):
             for name, matrix in _matrices(model, layer, how).items():
