@@ -14,7 +14,6 @@ from click.testing import CliRunner
 
 import deeper_layers
 from deeper_layers.command import main
-from deeper_layers.command.group import SUBCOMMANDS
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
@@ -53,7 +52,7 @@ def names():
 def test_every_public_name_has_an_example_and_every_subcommand_is_typed():
     others = {"PRESETS", "HealingConfig", "Plan", "measure_distances"}  # values, and what is documented beside these
     assert set(deeper_layers.__all__) - others == set(NAMES)
-    assert {words[0] for words in TYPED.values()} == set(SUBCOMMANDS)
+    assert {words[0] for words in TYPED.values()} == set(main.commands)
 
 
 @pytest.mark.parametrize("name", [*READING, *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES)])

@@ -75,7 +75,7 @@ def test_an_answer_whose_result_is_gone_is_forgotten(tmp_path):
 def test_one_model_typed_for_report_is_a_configuration(tmp_path, monkeypatch):
     (tmp_path / "mirror").mkdir()
     monkeypatch.chdir(tmp_path)
-    given = {"model": "a/b", "datasets": "mirror", "sizes": "0, 2-3"}
+    given = HealingParameters(model="a/b", datasets="mirror", sizes="0, 2-3")
     config = workflow_config(given, "02, 04", tmp_path, True)
     assert config["heal"] == [0, 2, 3] and config["options"]["datasets"] == str(Path("mirror").absolute())
     others = {"heal": [], "notebooks": "01, 02", "site": True}

@@ -2,13 +2,14 @@
 
 import click
 
-from deeper_layers.command.answers import Answer, answering, records, table
-from deeper_layers.command.options import MODEL, asking
+from deeper_layers.command.options import Answer, records, subcommand
 from deeper_layers.experiments.parameters import Parameters
 
 
-@click.command(
-    help=f"""
+@subcommand(
+    Parameters,
+    "Which layers are alike: every angular distance.",
+    """
     Measure the angular distance between the input and the output of every block of layers, in one pass over text.
 
     Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
@@ -16,19 +17,14 @@ from deeper_layers.experiments.parameters import Parameters
     \b
     deeper-layers distances embedded
     deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
-
-    {MODEL}
-    """
+    """,
 )
 @click.option(
     "--by-sequence",
     is_flag=True,
     help="keep the distances of every sequence too, and say how surely each block is the most similar",
 )
-@asking(Parameters)
-@answering
-def distances(given: dict, by_sequence: bool) -> Answer:
-    parameters = Parameters(**given)
+def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     source = parameters.source()
     from deeper_layers.experiments.distances import measure_distances  # slow: what is above may refuse
     from deeper_layers.experiments.experiment import Experiment
@@ -40,12 +36,8 @@ def distances(given: dict, by_sequence: bool) -> Answer:
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [
-        {
-            "n": str(cut.size),
-            "l*": str(cut.start),
-            "distance": f"{matrix[cut.size - 1, cut.start]:.4f}",
-            "the pruned model": cut.describe(layers),
-        }
+        {"n": cut.size, "l*": cut.start, "distance": f"{matrix[cut.size - 1, cut.start]:.4f}"}
+        | {"the pruned model": cut.describe(layers)}
         for cut in best
     ]
     if by_sequence:
@@ -55,12 +47,6 @@ def distances(given: dict, by_sequence: bool) -> Answer:
         f"{source.name}, {layers} layers, {source.dtype}: the most similar block of n layers begins at layer l*, "
         f"counted from 0; distances in units of pi, mean of {int(unit.rows['samples'].max())} sequences of {unit.name}"
     )
-    content = {
-        "model": source.name,
-        "layers": layers,
-        "dtype": source.dtype,
-        "unit": str(unit.path),
-        "most_similar": [{"start": cut.start, "size": cut.size} for cut in best],
-        "rows": records(unit.rows),
-    }
-    return Answer(f"{head}\n\n{table(rows)}\n\n{unit.path}", content)
+    content = {"model": source.name, "layers": layers, "dtype": source.dtype, "unit": str(unit.path)}
+    content["most_similar"] = [{"start": cut.start, "size": cut.size} for cut in best]
+    return Answer(content | {"rows": records(unit.rows)}, [head, rows, str(unit.path)])

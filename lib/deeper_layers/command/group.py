@@ -1,25 +1,21 @@
-"""The list of subcommands, each imported when it is asked for, and what becomes of mistakes, faults and Ctrl-C."""
+"""`deeper-layers` with its subcommands, and what becomes of mistakes, faults and Ctrl-C."""
 
-import importlib
 import warnings
 
 import click
 
 from deeper_layers import faults
+from deeper_layers.command.distances import distances
+from deeper_layers.command.heal import heal
+from deeper_layers.command.plan import plan
+from deeper_layers.command.prune import prune
+from deeper_layers.command.report import report
+from deeper_layers.command.results import results
+from deeper_layers.command.scan import scan
+from deeper_layers.command.sweep import sweep
 from deeper_layers.errors import InputError, disk_is_full, first_line, one_line, ran_out
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
-# each is the function of its name in the file of its name; imported to run it, but not to list it
-SUBCOMMANDS = {
-    "plan": "What a run will cost; nothing is loaded.",
-    "distances": "Which layers are alike: every angular distance.",
-    "sweep": "Score the pruned models on tasks of lm-eval.",
-    "scan": "Score every block of so many layers, at every start.",
-    "prune": "Write a checkpoint without some of its layers.",
-    "heal": "Fine-tune a pruned model, keep the adapters, score it.",
-    "results": "What a folder of results holds, and whether it is whole.",
-    "report": "Run the notebooks of one model, then build the site.",
-}
 
 
 class Mistake(click.ClickException):
@@ -36,19 +32,10 @@ class Fault(Mistake):
 
 
 class Subcommands(click.Group):
-    """A group that imports a subcommand when it is asked for."""
+    """Subcommands in the order in which they are used; whatever goes wrong in one is told in one line."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(SUBCOMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in SUBCOMMANDS:
-            return None
-        return getattr(importlib.import_module(f"deeper_layers.command.{name}"), name)
-
-    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(SUBCOMMANDS.items()))
+        return list(self.commands)
 
     def invoke(self, context: click.Context):
         with warnings.catch_warnings():
@@ -56,10 +43,8 @@ class Subcommands(click.Group):
             try:
                 return super().invoke(context)
             except KeyboardInterrupt:
-                click.echo(
-                    "\ninterrupted: what was measured in full is kept, and the same command goes on from there",
-                    err=True,
-                )
+                said = "interrupted: what was measured in full is kept, and the same command goes on from there"
+                click.echo(f"\n{said}", err=True)
                 context.exit(INTERRUPTED)
             except click.ClickException as error:
                 error.message = one_line(error.message)  # it quotes what was typed
@@ -91,6 +76,7 @@ def _told(error: Exception) -> Mistake:
 
 @click.group(
     cls=Subcommands,
+    commands=[plan, distances, sweep, scan, prune, heal, results, report],
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""
     How many layers can a language model lose, and what is lost with them?

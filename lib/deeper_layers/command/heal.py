@@ -1,11 +1,8 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
-import click
-
 from deeper_layers import files, results
-from deeper_layers.command.answers import Answer, answering, records, table
 from deeper_layers.command.cutting import choose, cut_options, typed_cut
-from deeper_layers.command.options import MODEL, asking
+from deeper_layers.command.options import Answer, records, subcommand
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import HealingParameters
@@ -27,8 +24,10 @@ AT_MOST = (
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
-@click.command(
-    help=f"""
+@subcommand(
+    HealingParameters,
+    "Fine-tune a pruned model, keep the adapters, score it.",
+    """
     Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
 
     What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
@@ -42,16 +41,12 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
-
-    {MODEL}
-    """
+    """,
+    but=("sizes", "rules"),
 )
 @cut_options(OF_LAYERS, ("layers",))
-@asking(HealingParameters, but=("sizes", "rules"))
-@answering
-def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
-    typed, parameters = typed_cut(drop, start, layers=layers), HealingParameters(**given)
-    source, config = parameters.source(), parameters.config()
+def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
+    typed, source, config = typed_cut(drop, start, layers=layers), parameters.source(), parameters.config()
     (typed or Cut(0, drop or 0)).check(source.num_layers)
     if parameters.measure:
         files.check_writable(cache_folder())  # where the adapters are kept
@@ -66,39 +61,26 @@ def heal(given: dict, drop: int | None, start: int | None, rule: str, layers: st
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
     run, unit = found
     # what others measured comes without adapters: they are trained here
-    adapters = adapter_folder(cut, config, experiment) if parameters.measure else None
+    adapters = str(adapter_folder(cut, config, experiment)) if parameters.measure else None
     record, back = course_of(run), recovered_by(unit.place, results.scores(parameters.folder, source.name))
-    if not cut.size:
-        before = "nothing was dropped, and nothing is to be given back"
-    elif back.empty:
-        before = UNKNOWN_BEFORE
-    else:
-        before = table([_before(row) for row in back.to_dict("records")])
-        before += f"\n\n{AT_MOST}" if (back["untold"] == "at most").any() else ""
-    did = "distilled" if config.objective == "distill" else "healed"
     head = (
         f"{source.name}: {cut.describe(source.num_layers)}\n"
-        f"{did} on {record['tokens']:,} tokens of {parameters.text} in {record['seconds']:.0f} s: adapters of rank "
-        f"{config.rank}, {config.steps} steps; the training loss went from {record['losses'][0]:.3f} to "
-        f"{record['losses'][-1]:.3f} nats a token"
+        f"{'distilled' if config.objective == 'distill' else 'healed'} on {record['tokens']:,} tokens of "
+        f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
+        f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    forms = {"task": "{}", "metric": "{}", "value": "{:.3f}", "stderr": "{:.3f}", "items": "{:.0f}"}
     scores = [
-        {"healed" if name == "value" else name: form.format(row[name]) for name, form in forms.items()}
+        {name: row[name] for name in ("task", "metric")}
+        | {"healed": f"{row['value']:.3f}", "stderr": f"{row['stderr']:.3f}", "items": int(row["items"])}
         for row in unit.rows.to_dict("records")
     ]
+    before = [_before(row) for row in back.to_dict("records")] or UNKNOWN_BEFORE
+    note = AT_MOST if (back["untold"] == "at most").any() else None
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
-    content = {
-        "model": source.name,
-        "layers": source.num_layers,
-        "cut": cut_as_json(cut),
-        "adapters": str(adapters) if adapters else None,
-        "unit": str(unit.path),
-        "healing": record,
-        "rows": records(unit.rows),
-        "given_back": records(back),
-    }
-    return Answer(f"{head}\n\n{table(scores)}\n\n{before}\n\n{unit.path}\n{end}", content)
+    content = {"model": source.name, "layers": source.num_layers, "cut": cut_as_json(cut), "adapters": adapters}
+    content |= {"unit": str(unit.path), "healing": record, "rows": records(unit.rows), "given_back": records(back)}
+    before = before if cut.size else "nothing was dropped, and nothing is to be given back"
+    return Answer(content, [head, scores, before, note, f"{unit.path}\n{end}"])
 
 
 def _before(row: dict) -> dict[str, str]:
@@ -107,6 +89,5 @@ def _before(row: dict) -> dict[str, str]:
 
     forms = {"unpruned": "whole", "unpruned, healed": "whole_healed", "not healed": "pruned", "healed": "healed"}
     numbers = {head: f"{row[name]:.3f}".replace("nan", "") for head, name in forms.items()}
-    share = row["untold"] or say(row["value"], row["low"], row["high"], as_share=True)
-    share = f"at most {row['high']:.0%}" if share == "at most" else share
+    share = f"at most {row['high']:.0%}" if row["untold"] == "at most" else say(row, as_share=True)
     return {"of the same items": f"{row['topic']} ({row['items']:,})"} | numbers | {"recovered": share}

@@ -1,9 +1,16 @@
-"""The fields of a parameter class as options: their names, types, defaults and help texts stand in the class alone."""
+"""A class of parameters as a subcommand: its fields are the options, and what a function answers is printed.
 
+Names, types, defaults and help texts of options stand in the class alone.
+"""
+
+import contextlib
 import functools
+import inspect
+import json
+import sys
 import typing
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 from click.core import ParameterSource
@@ -14,11 +21,110 @@ from deeper_layers.experiments.parameters import Parameters
 from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.presets import PRESETS
 
-# what the help of each says of its argument; docstrings would be gone under PYTHONOPTIMIZE=2
+if TYPE_CHECKING:  # slow
+    import pandas as pd
+
+Rows = Sequence[dict[str, str | int | None]]  # of a table
 MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
 )
+
+
+class Answer(NamedTuple):
+    """What goes to stdout: `parts` for people, or with --json `content`, which JSON can hold; then the exit status."""
+
+    content: dict
+    parts: Iterable[str | Rows | None]
+    status: int = 0
+
+
+def answering(function: Callable[..., Answer]) -> Callable:
+    """Give a command the option --json, and print what it returns; whatever is printed meanwhile goes to stderr."""
+
+    @click.option("--json", "as_json", is_flag=True, help="print JSON, and nothing else on stdout")
+    @functools.wraps(function)
+    def answered(as_json: bool, **options) -> None:
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = function(**options)
+        parts = (part if isinstance(part, str) else table(part) for part in answer.parts if part)
+        click.echo(json.dumps(answer.content, indent=1, allow_nan=False) if as_json else "\n\n".join(parts))
+        click.get_current_context().exit(answer.status)
+
+    return answered
+
+
+def table(rows: Rows) -> str:
+    """Rows as lines with aligned columns: words to the left, numbers to the right. A column of nothing is left out."""
+    columns = []
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        cells = [name, *(f"{value:,}" if isinstance(value, int) else value or "" for value in values)]
+        width, right = max(map(len, cells)), all(cell[:1].isdigit() or not cell for cell in cells[1:])
+        if any(cells[1:]):
+            columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
+    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def records(rows: "pd.DataFrame") -> list[dict]:
+    """Rows as JSON can hold them: what was not measured is null."""
+    return rows.astype(object).where(rows.notna(), None).to_dict("records")
+
+
+def subcommand(
+    kind: type[Parameters], short: str, text: str, *, but: Iterable[str] = (), defaults: bool = True, needed=True
+) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Make a command of a function: MODEL and the fields of `kind`, all `but` some, are what is typed.
+
+    The function is called with the parameters, of which those are set that were typed, and with the options that were
+    declared of it before. `short` is its line among other commands, `text` its help; `defaults` is whether those of
+    `kind` are shown, `needed` whether there has to be a MODEL.
+    """
+    fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
+
+    def decorate(function: Callable[..., Answer]) -> click.Command:
+        @answering
+        def asked(**typed) -> Answer:
+            given = {name: typed.pop(name) for name in ("model", *fields)}
+            try:
+                return function(kind(**{name: value for name, value in given.items() if is_typed(name)}), **typed)
+            except InputError as error:
+                raise InputError(_in_words_of_options(str(error))) from error
+
+        asked.__click_params__ += [_option(name, fields[name], defaults) for name in reversed(fields)]  # last first
+        asked.__click_params__ += [*vars(function).get("__click_params__", []), click.Argument(["model"], needed)]
+        return click.command(function.__name__, short_help=short, help=f"{inspect.cleandoc(text)}\n\n{MODEL}")(asked)
+
+    return decorate
+
+
+def is_typed(name: str) -> bool:
+    """Whether an option of the command that runs was given, and is not its default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def exclude(name: str, *others: str) -> None:
+    """Refuse an option beside any of some others."""
+    for other in others:
+        if is_typed(name) and is_typed(other):
+            raise click.UsageError(f"{_as_typed(name)} and {_as_typed(other)} exclude each other: give one of them")
+
+
+def _as_typed(name: str) -> str:
+    """An option of the command that runs, with its value where it takes one."""
+    context = click.get_current_context()
+    (option,) = (one for one in context.command.params if one.name == name)
+    return option.opts[0] if option.is_flag else f"{option.opts[0]} {context.params[name]}"
+
+
+def _in_words_of_options(message: str) -> str:
+    """A message of the library, which says "limit is 0", as who typed --limit reads it."""
+    context, (name, _, rest) = click.get_current_context(), message.partition(" ")
+    flags = {option.name: option.opts[0] for option in context.command.params}
+    flags["size"] = next((flags[one] for one in ("drop", "sizes") if context.params.get(one) is not None), "size")
+    if name not in flags or not rest.startswith(("is ", "has ")):
+        return message
+    return f"{flags[name]} {rest.replace('None', 'none', 1)}"
 
 
 class OrNone(click.ParamType):
@@ -31,77 +137,16 @@ class OrNone(click.ParamType):
         return None if str(value).lower() == "none" else self.kind.convert(value, parameter, context)
 
 
-class Place(click.Path):
-    """A path, completed as one, of which nothing is looked at yet."""
-
-    def convert(self, value, parameter, context):
-        return Path(value) if str(value).strip() else self.fail("it is empty, expected a path", parameter, context)
-
-
-def asking(kind: type[Parameters], *, but: Iterable[str] = (), defaults: bool = True, needed: bool = True) -> Callable:
-    """Give a command MODEL as its argument and the fields of `kind` as options, all `but` some.
-
-    The function is called with `given`, the parameters that were typed, as `kind` takes them: what was left out is for
-    the class to fill in, and defaults of other classes with the same fields stay theirs. `defaults` is whether those of
-    `kind` are shown, `needed` whether there has to be a MODEL.
-    """
-    fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
-
-    def decorate(function: Callable) -> Callable:
-        @functools.wraps(function)
-        def asked(model: str | None, **typed):
-            context, given = click.get_current_context(), {} if model is None else {"model": model}
-            for name in fields:
-                value = typed.pop(name)
-                if is_typed(name):
-                    given[name] = value
-            try:
-                return function(given=given, **typed)
-            except InputError as error:
-                raise InputError(_in_words_of_options(str(error), context.command)) from error
-
-        for name in reversed(fields):
-            asked = _option(name, fields[name], defaults)(asked)
-        return click.argument("model", required=needed)(asked)
-
-    return decorate
-
-
-def is_typed(name: str) -> bool:
-    """Whether an option of the command that runs was given, and is not its default."""
-    return click.get_current_context().get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-def exclude(**given: object) -> None:
-    """Refuse options of which only one can be had, by their names; None and False stand for one that was left out."""
-    named = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None and value is not False]
-    if len(named) > 1:
-        raise click.UsageError(f"{named[0]} and {named[1]} exclude each other: give one of them")
-
-
-def _in_words_of_options(message: str, command: click.Command) -> str:
-    """A message of the library, which says "limit is 0", as who typed --limit reads it."""
-    name, _, rest = message.partition(" ")
-    typed = {
-        str(one.name): one.opts[0] if one.opts[0] != one.name else one.human_readable_name for one in command.params
-    }
-    typed["size"] = next((typed[one] for one in ("drop", "sizes") if one in typed and is_typed(one)), "size")
-    if name not in typed or not rest.startswith(("is ", "has ")):
-        return message
-    return f"{typed[name]} {rest.replace('None', 'none', 1)}"
-
-
-def _option(name: str, field: FieldInfo, show_default: bool) -> Callable:
-    words, flag = (field.description or "").replace("None", "none"), f"--{name.replace('_', '-')}"
+def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
+    words, flag = (field.description or "").replace("None", "none"), name.replace("_", "-")
     if field.default is True:  # on by itself, and turned off by --no-NAME
-        return click.option(
-            f"--no-{flag[2:]}", name, flag_value=False, default=True, help=words.removeprefix("False: ")
-        )
+        words = words.removeprefix("False: ")
+        return click.Option([f"--no-{flag}", name], flag_value=False, default=True, help=words)
     if field.default is False:
-        return click.option(flag, is_flag=True, help=words)
+        return click.Option([f"--{flag}"], is_flag=True, help=words)
     words += f": {', '.join(PRESETS)}" if name == "preset" else ""
     kinds = typing.get_args(field.annotation) or (field.annotation,)
     kind = click.types.convert_type(kinds[0] if kinds[0] in (int, float) else str)  # a list is read from a text
     if show_default:
         words += f"  [default: {'none' if field.default is None else field.default}]"
-    return click.option(flag, type=OrNone(kind) if type(None) in kinds else kind, help=words)
+    return click.Option([f"--{flag}"], type=OrNone(kind) if type(None) in kinds else kind, help=words)

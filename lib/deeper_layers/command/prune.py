@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import checks, data, export, files, models
-from deeper_layers.command.answers import Answer, answering
-from deeper_layers.command.cutting import choose, cut_options, typed_cut
-from deeper_layers.command.options import MODEL, Place, asking, exclude
-from deeper_layers.cuts import Cut
+from deeper_layers import data, export, models
+from deeper_layers.command.cutting import LISTS, choose, cut_options, typed_cut
+from deeper_layers.command.options import Answer, exclude, is_typed, subcommand
+from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.lists import split
@@ -24,19 +23,20 @@ from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.checkpoint_files import is_gguf
 from deeper_layers.models.sources import DTYPES, Source
-from deeper_layers.package_index import cache_folder
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
 
 if TYPE_CHECKING:  # torch
     from deeper_layers.export import PruningDescription
 
-HEALING = HealingParameters.model_fields
-TYPES = (*EXACT, *ROUNDED)
+TEXT = HealingParameters.model_fields["text"]
+option, flag = functools.partial(click.option, metavar="TEXT"), functools.partial(click.option, is_flag=True)
 
 
-@click.command(
-    help=f"""
+@subcommand(
+    Parameters,
+    "Write a checkpoint without some of its layers.",
+    """
     Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
 
     Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
@@ -55,16 +55,14 @@ TYPES = (*EXACT, *ROUNDED)
     deeper-layers prune model.gguf pruned.gguf --drop 8
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
     deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
-
-    {MODEL}
-    """
+    """,
+    but=("dtype",),
 )
-@cut_options(REGISTERED, ("layers", "attention", "mlp"), more="; with --adapter by default its own")
-@click.option(
+@cut_options(REGISTERED, LISTS, more="; with --adapter by default its own")
+@flag(
     "--silence",
-    is_flag=True,
-    help="where a layer loses its attention or MLP, which no configuration says, "
-    "write zeros where that ends: any tool reads this, and it saves no memory and no time",
+    help="where a layer loses its attention or MLP, which no configuration says, write zeros where that ends: any tool "
+    "reads this, and it saves no memory and no time",
 )
 @click.option(
     "--for",
@@ -73,26 +71,22 @@ TYPES = (*EXACT, *ROUNDED)
     default="",
     help=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
 )
-@click.option(
+@flag(
     "--dry-run",
-    is_flag=True,
     help="say what would be written, what would misread it, and what results hold of its quality; write nothing",
 )
-@click.option("--overwrite", is_flag=True, help="replace OUT where an earlier run wrote it and nobody changed it since")
-@click.option(
+@flag("--overwrite", help="replace OUT where an earlier run wrote it and nobody changed it since")
+@option(
     "--dtype",
-    metavar="TEXT",
     type=click.Choice(["auto", *DTYPES]),
     default="auto",
     show_default=True,
-    help=f"of the weights of a folder: {', '.join(DTYPES)}; "
-    "auto: as they are, those of a GGUF file in the smallest that holds each exactly",
+    help=f"of the weights of a folder: {', '.join(DTYPES)}; auto: as they are, those of a GGUF file in the smallest "
+    "that holds each exactly",
 )
-@click.option(
+@option(
     "--type",
-    "kind",
-    metavar="TEXT",
-    type=click.Choice(TYPES),
+    type=click.Choice([*EXACT, *ROUNDED]),
     help=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by llama.cpp's "
     f"quantizer where cyllama is installed, {', '.join(ROUNDED)}",
 )
@@ -101,9 +95,11 @@ TYPES = (*EXACT, *ROUNDED)
     metavar="SIZE",
     help="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or numbers (300M)",
 )
-@click.option("--without-mtp", is_flag=True, help="leave out layers for multi-token prediction, which else stay")
+@flag("--without-mtp", help="leave out layers for multi-token prediction, which else stay")
 @click.option(
-    "--adapter", type=Place(), help="folder of adapters trained after this cut: they are added to the weights"
+    "--adapter",
+    type=click.Path(path_type=Path),
+    help="folder of adapters trained after this cut: they are added to the weights",
 )
 @click.option(
     "--heal",
@@ -111,40 +107,28 @@ TYPES = (*EXACT, *ROUNDED)
     type=click.Choice(list(PRESETS)),
     help=f"train such adapters first, and keep them: {', '.join(PRESETS)}",
 )
-@click.option("--steps", type=click.INT, help="of --heal: updates of the adapters; by default the preset's own")
+@click.option("--steps", type=int, help="of --heal: updates of the adapters; by default the preset's own")
+@option("--text", type=click.Choice(data.CORPORA), default=TEXT.default, show_default=True, help=TEXT.description)
 @click.option(
-    "--text",
-    metavar="TEXT",
-    type=click.Choice(data.CORPORA),
-    default=HEALING["text"].default,
-    show_default=True,
-    help=HEALING["text"].description,
+    "--push-to-hub", metavar="REPOSITORY", help="upload OUT when it is complete, into a private repository of the hub"
 )
-@click.option(
-    "--push-to-hub",
-    "repository",
-    metavar="REPOSITORY",
-    help="upload OUT when it is complete, into a private repository of the hub",
-)
-@click.option("--public", is_flag=True, help="let that repository be public")
-@asking(Parameters, but=("dtype",))
-@click.argument("out", type=Place())
-@answering
+@flag("--public", help="let that repository be public")
+@click.argument("out", type=click.Path(path_type=Path))
 def prune(
-    given: dict,
+    parameters: Parameters,
     out: Path,
     engines: str,
     dry_run: bool,
     overwrite: bool,
     dtype: str,
-    kind: str | None,
+    type: str | None,
     to_size: str | None,
     without_mtp: bool,
     adapter: Path | None,
     heal: str | None,
     steps: int | None,
     text: str,
-    repository: str | None,
+    push_to_hub: str | None,
     public: bool,
     silence: bool,
     drop: int | None,
@@ -153,89 +137,69 @@ def prune(
     **lists: str | None,
 ) -> Answer:
     # what can be said before anything is read
-    for name, value in {"drop": drop, "start": start, "adapter": adapter, **lists}.items():
-        exclude(**{"to_size": to_size, name: value})
-    cut = typed_cut(drop, start, needed=adapter is None and to_size is None, **lists)
-    chosen, to_gguf = REGISTERED[rule], is_gguf(out)
-    exclude(adapter=adapter, heal=heal)
-    exclude(heal=heal, no_measure=not given.get("measure", True))
+    exclude("to_size", "drop", "start", "adapter", *LISTS)
+    exclude("heal", "adapter", "measure")
+    cut, chosen, to_gguf = (
+        typed_cut(drop, start, needed=not (adapter or to_size), **lists),
+        REGISTERED[rule],
+        is_gguf(out),
+    )
     if chosen.changes:  # it opens the model, and changes weights that stay
-        others = {"heal": heal, "adapter": adapter, "for": engines or None, "dry_run": dry_run}
-        others["to_size"] = to_size
-        exclude(**{f"rule {rule}": True}, **others)
-    if steps is not None and heal is None:
-        raise click.UsageError("--steps is of --heal: give both, or none")
-    if public and repository is None:
-        raise click.UsageError("--public is of the repository of --push-to-hub: give both, or none")
-    for engine in split(engines):
-        if engine not in export.ENGINES:
-            raise InputError(f"--for is {engine!r:.80}, expected one of {', '.join(map(repr, export.ENGINES))}")
-    if repository is not None:
-        export.check_name(repository)
-    # rounded already, a GGUF file heals on the weights that its adapters are added to
-    how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if to_gguf else {})
-    given |= {"measure": False} if dry_run else {}
-    parameters = Parameters(**given) if heal is None else HealingParameters(**given | how)
-    model, opening = parameters.model, {name: getattr(parameters, name) for name in ("revision", "trust_remote_code")}
-    out = check_out(model, out, dtype=dtype, type=kind, changes=bool(chosen.changes), overwrite=overwrite)
-    if adapter is not None:
-        checks.folder("adapter", adapter, "give one of adapters, as `deeper-layers heal` writes it")
-        cut = export.read_adapter(adapter).cut if drop is None and cut is None else cut
-        if drop is None and cut is None:  # peft alone wrote them
-            raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
+        exclude("rule", "heal", "adapter", "engines", "dry_run", "to_size")
+    for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
+        if is_typed(name) and not is_typed(of):
+            raise click.UsageError(f"--{name} is of --{of.replace('_', '-')}: give both, or none")
+    given = parameters.model_dump(exclude_unset=True) | ({"measure": False} if dry_run else {})
+    parameters = Parameters(**given)
+    if heal:  # rounded already, a GGUF file heals on the weights that its adapters are added to
+        how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if to_gguf else {})
+        parameters = HealingParameters(**given | how)
+    model, opening = parameters.model, parameters.model_dump(include={"revision", "trust_remote_code"})
+    out = check_out(model, out, dtype=dtype, type=type, changes=bool(chosen.changes), overwrite=overwrite)
+    if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
+        raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
     config = models.stated_config(model, parameters.revision)
     depth = models.stated_layers(config) or export.number_of_layers(
         models.checkpoint_folder(model, parameters.revision)
     )
     (cut or Cut(0, drop or 0)).check(depth)
+    safe = functools.partial(export.safe_cuts, config, engines=split(engines))
+    safe([UNPRUNED])  # an engine that nobody knows is refused
     if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
         what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
         check_sublayers(what, silence=silence, adapted=bool(heal or adapter), to_gguf=to_gguf)
-    if not dry_run:
-        if repository is not None:
-            export.check_repository(repository, public=public)
-        files.check_writable(out.absolute().parent)
-        if heal:  # where the adapters are kept
-            files.check_writable(cache_folder())
+    if push_to_hub and not dry_run:
+        export.check_repository(push_to_hub, public=public)
     # from here on slow
     found = functools.cache(lambda: Experiment(parameters))
 
     def sized() -> Source:
         """Enough to know its size."""
-        return (
-            found().source
-            if is_gguf_model(model)
-            else models.find_model(model, revision=parameters.revision, hashed=False)
-        )
+        if is_gguf_model(model):
+            return found().source
+        return models.find_model(model, revision=parameters.revision, hashed=False)
 
-    if heal:
-        found()  # a mistake is found before anything is measured
-    writes = {"dtype": dtype, "type": kind, "mtp": not without_mtp, "healed": bool(heal or adapter)}
-    changed, safe = None, functools.partial(export.safe_cuts, config, engines=split(engines))
+    def chosen_cut(size: int) -> Cut:
+        return choose(rule, size, depth, found, safe if engines else None)
+
+    writes = {"dtype": dtype, "type": type, "mtp": not without_mtp}
+    healed, changed = bool(heal or adapter), None
     if chosen.changes:
         from deeper_layers.experiments.choosing import changed_choice
 
         cut, changed = changed_choice(rule, drop or 0, found())
+    elif to_size is not None:
+        cut = export.fit_cut(sized(), to_size, chosen_cut, out, healed=healed, **writes)
     elif cut is None:
-
-        def chosen_cut(size: int) -> Cut:
-            return choose(rule, size, depth, found, safe if engines else None)
-
-        cut = chosen_cut(drop or 0) if to_size is None else export.fit_cut(sized(), to_size, chosen_cut, out, **writes)
-    described = export.describe_pruning(
-        model,
-        cut,
-        results_folder=parameters.results_folder,
-        healed=bool(heal or adapter),
-        known=not chosen.changes,
-        **opening,
-    )
+        cut = chosen_cut(drop or 0)
+    known = {"results_folder": parameters.results_folder, "healed": healed, "known": not chosen.changes}
+    described = export.describe_pruning(model, cut, **known, **opening)
     if engines and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
         source = sized()
-        bytes, written = export.written_sizes(source, out, **writes)(cut)
+        bytes, written = export.written_sizes(source, out, healed=healed, **writes)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(
@@ -245,36 +209,23 @@ def prune(
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
         lines += [] if to_gguf else filter(None, [say_smaller(source, cut, written)])
         lines += _known(described, source, given.get("results"))
-        return Answer("\n".join(lines), content | {"bytes": bytes, "dtype": written, "dry_run": True})
+        return Answer(content | {"bytes": bytes, "dtype": written, "dry_run": True}, ["\n".join(lines)])
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), found())
-    export.prune_checkpoint(
-        model,
-        cut,
-        out,
-        adapter=adapter,
-        dtype=dtype,
-        type=kind,
-        mtp=not without_mtp,
-        silence=silence,
-        changed=changed,
-        overwrite=overwrite,
-        name=repository or out.name,
-        described=described,
-        **opening,
-    )
+    how = {"adapter": adapter, "silence": silence, "changed": changed, "overwrite": overwrite, "described": described}
+    export.prune_checkpoint(model, cut, out, name=push_to_hub or out.name, **how, **writes, **opening)
     said = f"{described.model} without {cut.size} of its {depth} layers"
-    address = export.push(out, repository, public=public, message=said) if repository else None
+    address = export.push(out, push_to_hub, public=public, message=said) if push_to_hub else None
     bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
     if is_gguf_model(model) and not to_gguf:
         lines += filter(None, [say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype)])
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
-    return Answer("\n".join([*lines, *filter(None, [address])]), content)
+    return Answer(content, ["\n".join([*lines, *filter(None, [address])])])
 
 
 def _known(described: "PruningDescription", source: Source, folder: str | None) -> list[str]:

@@ -1,15 +1,14 @@
 """`deeper-layers sweep`: every pruned model of a family on some tasks, or one cut of any shape."""
 
-import click
-
-from deeper_layers.command.answers import Answer, answering, records
-from deeper_layers.command.options import MODEL, asking
+from deeper_layers.command.options import Answer, records, subcommand
 from deeper_layers.command.scores import answer_scores
 from deeper_layers.experiments.parameters import SweepParameters
 
 
-@click.command(
-    help=f"""
+@subcommand(
+    SweepParameters,
+    "Score the pruned models on tasks of lm-eval.",
+    """
     Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
 
     What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing.
@@ -19,14 +18,9 @@ from deeper_layers.experiments.parameters import SweepParameters
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
-
-    {MODEL}
-    """
+    """,
 )
-@asking(SweepParameters)
-@answering
-def sweep(given: dict) -> Answer:
-    parameters = SweepParameters(**given)
+def sweep(parameters: SweepParameters) -> Answer:
     source = parameters.source()
     if parameters.given_cut:
         parameters.given_cut.check(source.num_layers)

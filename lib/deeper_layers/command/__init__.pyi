@@ -1,1 +1,0 @@
-from .group import main as main
