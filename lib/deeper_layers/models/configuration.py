@@ -43,10 +43,10 @@ def stated_config(model: str, revision: str | None = None) -> dict:
     if packaged := PACKAGED.get(model):
         return {"model_type": packaged.model_type, "num_hidden_layers": packaged.num_layers}
     if is_gguf(path):
-        from deeper_layers.models.gguf_header import architecture, layers_of, read_gguf  # slow
+        from deeper_layers.models.gguf_header import read_gguf  # slow
 
         header = read_gguf(path)
-        return {"model_type": architecture(header).replace("-", "_"), "num_hidden_layers": layers_of(header)}
+        return {"model_type": header.architecture.replace("-", "_"), "num_hidden_layers": header.layers}
     if os.path.isdir(path):
         return read_json(path / "config.json")
     from huggingface_hub import hf_hub_download  # slow

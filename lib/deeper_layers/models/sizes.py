@@ -43,15 +43,15 @@ def sizes_of(source: Source, *, trust_remote_code: bool = False) -> Sizes:
         layers = (packaged.layer_parameters,) * packaged.num_layers
         return Sizes(layers, packaged.parameters - sum(layers))
     if source.gguf is not None:
-        from deeper_layers.models.gguf_header import layer_of, read_gguf  # slow: see the head of sources.py
+        from deeper_layers.models.gguf_header import placed, read_gguf  # slow: see the head of sources.py
 
         sizes, tensors = [], read_gguf(source.gguf).tensors
         for number in range(source.num_layers):
-            own = [tensor for tensor in tensors if layer_of(tensor.name) == number]
-            sizes.append((sum(tensor.elements for tensor in own), sum(tensor.bytes for tensor in own)))
+            own = [tensor for tensor in tensors if placed(tensor.name)[0] == number]
+            sizes.append((sum(tensor.n_elements for tensor in own), sum(tensor.n_bytes for tensor in own)))
         layers, stored = zip(*sizes, strict=True)
         of_file = Sizes(stored, source.gguf.stat().st_size - sum(stored))
-        return Sizes(layers, sum(tensor.elements for tensor in tensors) - sum(layers), of_file)
+        return Sizes(layers, sum(tensor.n_elements for tensor in tensors) - sum(layers), of_file)
     from deeper_layers.models.decoder import decoder_layers  # torch: see the head of sources.py
 
     model = empty_model(source, trust_remote_code=trust_remote_code)

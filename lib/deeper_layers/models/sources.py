@@ -75,13 +75,13 @@ def find_model(
     if packaged := PACKAGED.get(model):
         layers, quantized, folder, hashed = packaged.num_layers, packaged.quantized, packaged.name, True
     elif is_gguf(path):
-        from deeper_layers.models import gguf_header  # slow: see the head of this file
+        from deeper_layers.models.gguf_header import read_gguf  # slow: see the head of this file
 
-        header = gguf_header.read_gguf(path)
+        header = read_gguf(path)
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
-        layers = gguf_header.layers_of(header)
-        quantized = "+".join(sorted({tensor.kind.name for tensor in header.tensors if len(tensor.shape) > 1}))
+        layers = header.layers
+        quantized = "+".join(sorted({tensor.tensor_type.name for tensor in header.tensors if len(tensor.shape) > 1}))
         folder, gguf, revision = str(path), path, None
     else:
         if local := os.path.isdir(path):
