@@ -11,7 +11,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.rules import changed_model
-from deeper_layers.rules.bridges import bridged
+from deeper_layers.rules.changing import bridged, likeness_on, merged_model
 from deeper_layers.rules.choosing import (
     COSINE,
     LAST_TAKEN,
@@ -23,7 +23,6 @@ from deeper_layers.rules.choosing import (
     cuts_of_rule,
 )
 from deeper_layers.rules.laco import first_of, merged_layers
-from deeper_layers.rules.merging import likeness_on, merged_model
 from deeper_layers.rules.similarity import similarity_cut
 from deeper_layers.similarity import residuals_of, saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.searching import losses_on
@@ -327,7 +326,6 @@ REFUSED = [  # a function of the model and its sequences, and words of the line
     (lambda m, s: bridged(m, Cut(0, 2), s), "drop a block from layer 1 on"),
     (lambda m, s: bridged(m, Cut.of([2], mlp=[4]), s), "drop a block from layer 1 on"),
     (lambda m, s: bridged(m, CUT, s[:1]), "there are 24 tokens to fit a map of 48 by 48 on"),
-    (lambda m, s: bridged(m, CUT, [], TRAINED), "no sequence to train"),
     (lambda m, s: bridged(shared_model("mixtral", 4), Cut(1, 1), s), "ends in no single matrix"),
     (lambda m, s: merged_model(shared_model("qwen3_moe", 4), [0, (1, 2), 3]), "layer 2 has other matrices than 1"),
 ]

@@ -98,7 +98,7 @@ def slice_checkpoint(
         mtp: layers for multi-token prediction, which come after the last layer, stay; else they are left out.
         silence: of layers that lose their attention or MLP, write zeros where that ends: as `silence_sublayers`, it
             gives the same numbers and saves no memory. Else such a cut is refused.
-        changed: what a rule made of the layers that stay; see `deeper_layers.rules.bridges`.
+        changed: what a rule made of the layers that stay; see `deeper_layers.rules.changing`.
         overwrite: `out` may be a folder that was written here, and that nobody changed since.
         trust_remote_code: code that comes with the checkpoint is copied too; it is not run here.
 

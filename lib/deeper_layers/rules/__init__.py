@@ -1,7 +1,7 @@
 """Which layers to drop: the paper's similarity-informed rule and its simple heuristic, and rivals of these.
 
 In: sizes, the model's depth, and what a rule needs to know. Out: one cut for each size. Needs no torch.
-With torch: what some rules change of the layers that stay (bridges.py, merging.py), and what layers look like
+With torch: what some rules change of the layers that stay (changing.py), and what layers look like
 (geometry.py).
 Read first: choosing.py, the table of all rules, and what they do; similarity.py is the paper's, laco.py merges layers.
 """

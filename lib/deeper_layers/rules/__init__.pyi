@@ -1,3 +1,3 @@
-from .bridges import changed_model as changed_model
-from .bridges import changed_tensors as changed_tensors
+from .changing import changed_model as changed_model
+from .changing import changed_tensors as changed_tensors
 from .similarity import similarity_cut as similarity_cut

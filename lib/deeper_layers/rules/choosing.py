@@ -2,7 +2,7 @@
 
 The paper's rule drops the most similar block (similarity.py), its heuristic the layers before the last one. Rivals look
 for a block in other ways, rank layers or sublayers by a number each, search greedily by loss, merge layers (laco.py),
-or build a bridge over the block that they drop (bridges.py).
+or build a bridge over the block that they drop (changing.py).
 """
 
 import functools

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from deeper_layers.cuts import ATTENTION, MLP
-from deeper_layers.errors import InputError
 from deeper_layers.models.network import Network, Residuals
 
 LEFT_OUT = 0.1  # of the ratios of TwoNN, the largest: Facco et al. 2017
@@ -63,17 +62,8 @@ def spectral_entropy(points: torch.Tensor) -> float:
 
 
 def nearest(points: torch.Tensor, number: int) -> torch.return_types.topk:
-    """Distances [N, K] of each point to its `number` nearest others, rising, and which these are.
-
-    Of points as near as each other, as the same token before all layers, any. Raises InputError where there are fewer.
-    """
-    if number >= len(points):
-        raise InputError(
-            f"neighbours is {number} of {len(points)} points, expected fewer than there are: ask for fewer, or keep "
-            "more tokens of longer sequences"
-        )
-    distances = torch.cdist(points, points)
-    return distances.fill_diagonal_(math.inf).topk(number, largest=False)
+    """Distances [N, K] of each point to its `number` nearest others, rising, and which these are."""
+    return torch.cdist(points, points).fill_diagonal_(math.inf).topk(number, largest=False)
 
 
 def two_nn(points: torch.Tensor) -> float:
@@ -96,12 +86,9 @@ def two_nn(points: torch.Tensor) -> float:
     return float(ratios @ heights / (ratios @ ratios)) if ratios.any() else math.nan
 
 
-def shuffled(points: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    """Points [N, D] whose coordinates are drawn apart: each has the same values, in another order of the points.
-
-    What a measure says of these is owed to the spread of single coordinates, and not to what they have in common.
-    """
-    draw = torch.Generator().manual_seed(seed)
+def shuffled(points: torch.Tensor) -> torch.Tensor:
+    """Points [N, D] whose coordinates are drawn apart: what a measure says of these is owed to single coordinates."""
+    draw = torch.Generator().manual_seed(0)
     return points.gather(0, torch.rand(points.shape, generator=draw).argsort(dim=0))
 
 
@@ -115,11 +102,8 @@ def neighbour_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
 
 
 def divergence(logits: torch.Tensor, others: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of two distributions over tokens, logits [N, V]: KL(first || second) [N], and what their likeliest share [N].
-
-    In nats, and as a share of the likeliest tokens. Source: Csordas et al. 2025, arXiv 2505.13898, where the second are
-    those of the logit lens.
-    """
+    """KL(first || second) [N], in nats, of distributions over tokens, logits [N, V], and the share of the likeliest
+    that both have [N]. Source: Csordas et al. 2025, arXiv 2505.13898, where the second are of the logit lens."""
     first, second = (torch.log_softmax(one.to(torch.float64), dim=-1) for one in (logits, others))
     apart = torch.nn.functional.kl_div(second, first, log_target=True, reduction="none").sum(dim=-1)
     tops = [one.topk(min(TOP, one.shape[-1])).indices for one in (first, second)]
@@ -136,34 +120,32 @@ def kept_tokens(mask: torch.Tensor, tokens: int) -> tuple[torch.Tensor, torch.Te
     The mask is [B, T], padded on the right. Never the first, on which models rest attention that has nowhere to go, and
     whose norm is like no other's; a sequence of fewer tokens gives all but the first.
     """
-    rows, columns = [], []
-    for row, length in enumerate(mask.sum(dim=1).tolist()):
-        found = {round(number * (length - 1) / tokens) for number in range(1, tokens + 1)} - {0}
-        rows += [row] * len(found)
-        columns += sorted(found)
-    return torch.tensor(rows), torch.tensor(columns)
+    found = [
+        (row, column)
+        for row, length in enumerate(mask.sum(dim=1).tolist())
+        for column in sorted({round(number * (length - 1) / tokens) for number in range(1, tokens + 1)} - {0})
+    ]
+    rows, columns = torch.tensor(found).unbind(dim=1)
+    return rows, columns
 
 
 def record_passes(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch, from one pass, what the measures of all sequences are made of.
 
     Args:
-        model: a decoder-only transformers model of L layers.
         batches: each with `input_ids` and `attention_mask`, [B, T], padded on the right.
         tokens: how many are kept of each sequence, see `kept_tokens`.
 
     Returns:
         residuals [L+1, N, D], float32: what enters each layer, and leaves the last, before the final norm.
         cosines [N, L, 3]: cos(a, x), cos(m, x + a), cos(a + m, x), where a and m are what attention and MLP of a layer
-            add to the residual x: the differences of the residuals that leave them. Source: Csordas et al. 2025, arXiv
-            2505.13898.
+            add to the residual x: the differences of the residuals that leave them. Source: Csordas et al. 2025.
         norms [N, L, 3]: |a| / |x|, |m| / |x + a|, |a + m| / |x|. Source: the same.
         entropy [B, L+1]: prompt entropy, in nats, over all tokens of a sequence, the first too.
         lens [B, L+1, 2]: at the last token, of each residual through the model's own final norm and head: KL from
             the model's output, and overlap of the likeliest tokens with it.
 
-    Raises:
-        InputError: the layers can't be run one by one, or have no attention and MLP of known names.
+    Raises InputError where the layers can't be run one by one, or have no attention and MLP of known names.
     """
     network = Network(model)
     last = len(network.layers) - 1
@@ -214,17 +196,12 @@ def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[tor
 def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch what it changes to leave out a layer, for each layer: L (L + 1) / 2 layers run, not L.
 
-    Source: Csordas et al. 2025, arXiv 2505.13898; they show the largest change over tokens, here each is kept.
-
-    Arguments are those of `record_passes`.
+    Source: Csordas et al. 2025; they show the largest change over tokens, here each is kept. See `record_passes`.
 
     Returns:
         later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
             where layer s (row) was left out; 0 where m <= s, as nothing comes before the layer that is left out.
         output [N, L]: KL, in nats, from the model's output to that without layer s.
-
-    Raises:
-        InputError: the layers can't be run one by one.
     """
     network = Network(model)
     layers = len(network.layers)
@@ -252,10 +229,7 @@ def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens:
 
 
 def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
-    """A value [L] for each layer, the mean over the kept tokens.
-
-    Of passes cosine_PART and norm_PART of each of PARTS, of skips skip: KL of the output without the layer.
-    """
+    """A value [L] for each layer, the mean over tokens: cosine_PART, norm_PART, and skip, KL without the layer."""
     means = {"cosine": _mean(passes, "cosines"), "norm": _mean(passes, "norms")}
     found = {f"{name}_{part}": mean[:, place] for name, mean in means.items() for place, part in enumerate(PARTS)}
     return found | {"skip": _mean(skips, "output")}
@@ -267,17 +241,13 @@ def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
     lens_divergence, lens_overlap, prompt_entropy: means over sequences. effective_rank, two_nn, and two_nn_shuffled as
     its control: of the kept tokens of all sequences.
     """
-    lens = _mean(passes, "lens")
-    clouds = [
+    names, lens = ("effective_rank", "two_nn", "two_nn_shuffled"), _mean(passes, "lens")
+    of_clouds = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
         for points in progress(_clouds(passes))
     ]
-    return {
-        "lens_divergence": lens[:, 0],
-        "lens_overlap": lens[:, 1],
-        "prompt_entropy": _mean(passes, "entropy"),
-        **dict(zip(("effective_rank", "two_nn", "two_nn_shuffled"), np.array(clouds).T, strict=True)),
-    }
+    means = {"lens_divergence": lens[:, 0], "lens_overlap": lens[:, 1], "prompt_entropy": _mean(passes, "entropy")}
+    return means | dict(zip(names, np.array(of_clouds).T, strict=True))
 
 
 def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> Arrays:
@@ -300,7 +270,7 @@ def _mean(batches: list[Arrays], name: str) -> np.ndarray:
     return np.concatenate([batch[name] for batch in batches]).mean(axis=0)
 
 
-def _clouds(passes: list[Arrays]) -> Iterable[torch.Tensor]:
+def _clouds(passes: list[Arrays]) -> Iterator[torch.Tensor]:
     """The kept tokens of all sequences, [N, D] in float64, one state after another."""
-    for state in range(len(passes[0]["residuals"])):
-        yield torch.from_numpy(np.concatenate([batch["residuals"][state] for batch in passes])).double()
+    for of_batches in zip(*(batch["residuals"] for batch in passes)):
+        yield torch.from_numpy(np.concatenate(of_batches)).double()

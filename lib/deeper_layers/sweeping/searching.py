@@ -7,8 +7,8 @@ import torch
 
 from deeper_layers.cuts import Cut
 from deeper_layers.models.decoder import num_layers
+from deeper_layers.rules.changing import likeness_on
 from deeper_layers.rules.choosing import REGISTERED, Losses
-from deeper_layers.rules.merging import likeness_on
 from deeper_layers.similarity import saliences, sublayer_cosines, token_cosines
 from deeper_layers.sweeping.losses import text_loss
 from deeper_layers.sweeping.tree_model import TreeModel
