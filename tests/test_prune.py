@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.errors import InputError
 from deeper_layers.export import PruningDescription
-from deeper_layers.export.fitting import fit_cut, read_size
-from deeper_layers.export.pruned_checkpoint import prune_checkpoint, written_sizes
+from deeper_layers.export.pruned_checkpoint import Output, read_size
 from deeper_layers.models.packaged import EMBEDDED, QWEN
 from deeper_layers.models.sources import find_model
 from deeper_layers.package_index import file_hash
@@ -115,15 +113,15 @@ def test_layers_for_multi_token_prediction_are_left_out_where_that_is_asked_for(
 @pytest.mark.parametrize(("kind", "how"), [("folder", {"dtype": "bfloat16"}), ("gguf", {}), ("gguf", {"type": "f16"})])
 def test_the_file_fits_and_with_one_layer_more_it_would_not(kind, how, tiny_folder, tiny_gguf, tmp_path):
     model, out = (tiny_folder, tmp_path / "out") if kind == "folder" else (tiny_gguf, tmp_path / "out.gguf")
-    source, rule = find_model(str(model)), functools.partial(simple_cut, 5)
-    asked = [written_sizes(source, out, **how)(rule(number))[0] for number in range(5)]
+    source, rule, output = find_model(str(model)), functools.partial(simple_cut, 5), Output(out, **how)
+    asked = [output.sizes(source)(rule(number))[0] for number in range(5)]
     for number in (1, 3):
-        assert fit_cut(source, f"{asked[number] / 1e3:.3f}KB", rule, out, **how) == rule(number)
-        assert fit_cut(source, f"{(asked[number] - 1) / 1e3:.3f}KB", rule, out, **how) == rule(number + 1)
-    prune_checkpoint(model, rule(4), out, **how)
+        assert output.fit(source, f"{asked[number] / 1e3:.3f}KB", rule) == rule(number)
+        assert output.fit(source, f"{(asked[number] - 1) / 1e3:.3f}KB", rule) == rule(number + 1)
+    typed("prune", model, out, "--rule", "simple", "--drop", 4, *(f"--{name}={value}" for name, value in how.items()))
     assert weights(out) == asked[4] < asked[3]
     with pytest.raises(InputError, match="no cut of .* fits into 1KB: the smallest has .* MB"):
-        fit_cut(source, "1KB", rule, out, **how)
+        output.fit(source, "1KB", rule)
 
 
 def test_sizes_in_words():
@@ -153,12 +151,11 @@ def test_uploaded_whole_and_private_unless_public_is_asked_for(tiny_folder, tmp_
     monkeypatch.setenv("HF_TOKEN", "hf_thisisnotatoken")
     content, out = answered(*words("out")), tmp_path / "out"
     api.create_repo.assert_called_once_with("me/pruned", private=True, exist_ok=True)
-    sent, files = api.upload_folder.call_args.kwargs, {path.name for path in out.iterdir()}
-    assert {*filter_repo_objects([*files, "notes.txt"], allow_patterns=sent["allow_patterns"])} == files
+    sent = api.upload_folder.call_args.kwargs
     assert sent["folder_path"] == out and sent["repo_id"] == "me/pruned"
     assert content["address"] == "https://hub/me/pruned" and 'name = "me/pruned"' in (out / "README.md").read_text()
     api.repo_info = mock.Mock(return_value=mock.Mock(private=False))
-    assert "which is there and public: add --public" in said("prune", *words("no"))
+    assert "it is there and public, which --public allows" in said("prune", *words("no"))
     typed("prune", *words("public"), "--public")
     assert api.create_repo.call_args.kwargs["private"] is False
     api.upload_folder.side_effect = OSError("403")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deeper_layers import data, export, models
+from deeper_layers import checks, data, export, models
 from deeper_layers.command.cutting import LISTS, choose, cut_options, typed_cut
 from deeper_layers.command.options import Answer, exclude, is_typed, subcommand
 from deeper_layers.cuts import UNPRUNED, Cut
@@ -20,8 +20,7 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.lists import split
 from deeper_layers.experiments.parameters import HealingParameters, Parameters
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
-from deeper_layers.export.pruned_checkpoint import check_out, check_sublayers, is_gguf_model, say_smaller, typed_lists
-from deeper_layers.models.checkpoint_files import is_gguf
+from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
@@ -139,11 +138,9 @@ def prune(
     # what can be said before anything is read
     exclude("to_size", "drop", "start", "adapter", *LISTS)
     exclude("heal", "adapter", "measure")
-    cut, chosen, to_gguf = (
-        typed_cut(drop, start, needed=not (adapter or to_size), **lists),
-        REGISTERED[rule],
-        is_gguf(out),
-    )
+    cut, chosen = typed_cut(drop, start, needed=not (adapter or to_size), **lists), REGISTERED[rule]
+    out, healed = checks.place("OUT", out), bool(heal or adapter)
+    output = Output(out, dtype, type, not without_mtp, silence, overwrite, healed)
     if chosen.changes:  # it opens the model, and changes weights that stay
         exclude("rule", "heal", "adapter", "engines", "dry_run", "to_size")
     for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
@@ -152,10 +149,10 @@ def prune(
     given = parameters.model_dump(exclude_unset=True) | ({"measure": False} if dry_run else {})
     parameters = Parameters(**given)
     if heal:  # rounded already, a GGUF file heals on the weights that its adapters are added to
-        how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if to_gguf else {})
+        how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if output.is_gguf else {})
         parameters = HealingParameters(**given | how)
     model, opening = parameters.model, parameters.model_dump(include={"revision", "trust_remote_code"})
-    out = check_out(model, out, dtype=dtype, type=type, changes=bool(chosen.changes), overwrite=overwrite)
+    output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
     config = models.stated_config(model, parameters.revision)
@@ -167,7 +164,7 @@ def prune(
     safe([UNPRUNED])  # an engine that nobody knows is refused
     if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
         what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
-        check_sublayers(what, silence=silence, adapted=bool(heal or adapter), to_gguf=to_gguf)
+        output.check_sublayers(what)
     if push_to_hub and not dry_run:
         export.check_repository(push_to_hub, public=public)
     # from here on slow
@@ -182,24 +179,23 @@ def prune(
     def chosen_cut(size: int) -> Cut:
         return choose(rule, size, depth, found, safe if engines else None)
 
-    writes = {"dtype": dtype, "type": type, "mtp": not without_mtp}
-    healed, changed = bool(heal or adapter), None
+    changed = None
     if chosen.changes:
         from deeper_layers.experiments.choosing import changed_choice
 
         cut, changed = changed_choice(rule, drop or 0, found())
     elif to_size is not None:
-        cut = export.fit_cut(sized(), to_size, chosen_cut, out, healed=healed, **writes)
+        cut = output.fit(sized(), to_size, chosen_cut)
     elif cut is None:
         cut = chosen_cut(drop or 0)
-    known = {"results_folder": parameters.results_folder, "healed": healed, "known": not chosen.changes}
-    described = export.describe_pruning(model, cut, **known, **opening)
+    known = {"results_folder": parameters.results_folder, "known": not chosen.changes}
+    described = export.describe_pruning(model, config, depth, cut, **known, **opening)
     if engines and not safe([cut]):
         raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if dry_run:
         source = sized()
-        bytes, written = export.written_sizes(source, out, healed=healed, **writes)(cut)
+        bytes, written = output.sizes(source)(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(
@@ -207,7 +203,7 @@ def prune(
                 "stands here of its quality is from before that"
             )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
-        lines += [] if to_gguf else filter(None, [say_smaller(source, cut, written)])
+        lines += [] if output.is_gguf else filter(None, [say_smaller(source, cut, written)])
         lines += _known(described, source, given.get("results"))
         return Answer(content | {"bytes": bytes, "dtype": written, "dry_run": True}, ["\n".join(lines)])
     for said in described.warnings():
@@ -216,13 +212,13 @@ def prune(
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), found())
-    how = {"adapter": adapter, "silence": silence, "changed": changed, "overwrite": overwrite, "described": described}
-    export.prune_checkpoint(model, cut, out, name=push_to_hub or out.name, **how, **writes, **opening)
+    how = {"adapter": adapter, "changed": changed, "name": push_to_hub}
+    export.prune_checkpoint(model, described, output, **how, **opening)
     said = f"{described.model} without {cut.size} of its {depth} layers"
     address = export.push(out, push_to_hub, public=public, message=said) if push_to_hub else None
-    bytes = sum(path.stat().st_size for path in ([out] if to_gguf else out.iterdir()))
+    bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
-    if is_gguf_model(model) and not to_gguf:
+    if is_gguf_model(model) and not output.is_gguf:
         lines += filter(None, [say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype)])
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
     return Answer(content, ["\n".join([*lines, *filter(None, [address])])])

@@ -3,7 +3,6 @@ from .engines import ENGINES as ENGINES
 from .engines import nearest_safe as nearest_safe
 from .engines import safe_cuts as safe_cuts
 from .engines import wrong_in as wrong_in
-from .fitting import fit_cut as fit_cut
 from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
@@ -13,12 +12,11 @@ from .lineage import check_apart as check_apart
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp
 from .llama_cpp import quantize as quantize
+from .pruned_checkpoint import Output as Output
 from .pruned_checkpoint import PruningDescription as PruningDescription
+from .pruned_checkpoint import check_repository as check_repository
 from .pruned_checkpoint import describe_pruning as describe_pruning
 from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
-from .pruned_checkpoint import written_sizes as written_sizes
-from .publishing import check_name as check_name
-from .publishing import check_repository as check_repository
-from .publishing import push as push
+from .pruned_checkpoint import push as push
 from .slicing import slice_checkpoint as slice_checkpoint
 from .tensor_edits import Changed as Changed

@@ -1,19 +1,18 @@
-"""Prune a model on disk as the command does: what is known of a cut before it is made, how large it gets, the files.
-
-`describe_pruning` says which engines would misread the result and what results hold of its quality; `prune_checkpoint`
-says the same in warnings, writes a folder or a GGUF file, and puts it into the model card.
+"""Prune a model on disk as the command does: what is known of a cut before it is made, how large it gets, the files,
+and their upload to the hub.
 """
 
+import contextlib
+import re
 import shlex
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import Cut, ranges
-from deeper_layers.errors import InputError
+from deeper_layers.errors import InputError, NotMeasuredError, first_line, in_bytes
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -27,7 +26,9 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.report.one_cut import Score
 
 CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # a weight, or nearly
+WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2, "f32": 4, "f16": 2, "q8_0": 34 / 32}  # bytes a weight, or nearly
+BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+PARAMETERS = {"K": 1e3, "M": 1e6, "B": 1e9}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,6 @@ class PruningDescription:
     safe: Cut | None  # the nearest block that every engine reads rightly; None where the cut is one, or none is known
     held: list[Result]  # all that results hold of the model
     scores: "list[Score]"  # what they say of the cut, task by task
-    healed: bool = False  # adapters are added to the weights
 
     def warnings(self) -> list[str]:
         """What is wrong with the cut, a message each; the last may have several lines."""
@@ -60,20 +60,18 @@ class PruningDescription:
     def ruin_in_words(self) -> str | None:
         """The tasks of which surely less than half of what the model scores above guessing is left, a line each below
         the first; None where there are none."""
-        ruined, known = (
-            [score for score in self.scores if score.ruined],
-            [s for s in self.scores if s.largest is not None],
-        )
         lines = [
             f"  {score.asked}: whole model {score.whole[0]:.2f}, this cut {score.left[0]:.2f}, guessing "
             f"{score.guessing:.2f}; largest n that does not: {score.largest}"
-            for score in ruined
+            for score in self.scores
+            if score.ruined
         ]
+        known = sum(score.largest is not None for score in self.scores)
         first = (
-            f"results say that this cut ruins {len(ruined)} of {len(known)} tasks that the whole model can do: surely "
-            "less than half of what it scores above guessing is left"
+            f"results say that this cut, not healed, ruins {len(lines)} of {known} tasks that the whole model can do: "
+            "surely less than half of what it scores above guessing is left"
         )
-        return "\n".join([first, *lines, *(["  (before it is healed)"] if self.healed else [])]) if ruined else None
+        return "\n".join([first, *lines]) if lines else None
 
     def card(self, adapter: "Adapter | None" = None) -> str:
         """What results say of the cut, healed with these adapters, in Markdown, for the model card."""
@@ -89,7 +87,7 @@ class PruningDescription:
 
     def content(self) -> dict:
         """All of it for JSON."""
-        safe = self.safe and {"start": self.safe.start, "size": self.safe.size}
+        safe = self.safe and cut_as_json(self.safe)
         return {
             "model": self.model,
             "layers": self.layers,
@@ -102,208 +100,215 @@ class PruningDescription:
 
 
 def describe_pruning(
-    model: str | Path,
+    model: str,
+    config: dict,
+    layers: int,
     cut: Cut,
     *,
-    revision: str | None = None,
     results_folder: Path | None = None,
-    healed: bool = False,
     known: bool = True,
-    trust_remote_code: bool = False,
+    **opening,
 ) -> PruningDescription:
-    """What is known of a model without the layers of a cut, before it is made.
+    """What is known of a model of so many layers without those of a cut, before it is made.
 
     Weights are read for their hash only where results hold a model of this name.
 
     Args:
         model: "embedded" or another packaged model, a hub id, a folder, or a `.gguf` file.
-        cut: what to drop.
-        revision: of a hub id.
+        config: what `stated_config` says of it.
         results_folder: where results lie; by default as everywhere, and the published ones behind them.
-        healed: adapters are added to the weights.
         known: ask results at all; they are of weights as they were, and of none that a rule changed.
-        trust_remote_code: for a hub id whose code comes with it.
-
-    Raises:
-        InputError: the model is none, or the cut does not fit.
+        opening: revision and trust_remote_code, as for `find_model`.
     """
-    model, config, held, scores = str(model), models.stated_config(str(model), revision), [], []
-    layers = models.stated_layers(config)
-    if layers is None:
-        from deeper_layers.export.layer_tensors import number_of_layers  # slow
-
-        layers = number_of_layers(models.checkpoint_folder(model, revision))
-    cut.check(layers)
-    try:
-        wrong = wrong_in(config, cut)
-        safe = nearest_safe(config, cut) if wrong and cut.is_block else None
-    except InputError:  # a depth that is not stated in plain words
-        wrong, safe = [], None
-    if known and (is_gguf_model(model) or results.all_results(results_folder, model=models.model_name(model))):
-        key = models.find_model(model, revision=revision, trust_remote_code=trust_remote_code).key
+    wrong, name, held, scores = wrong_in(config, cut), models.model_name(model), [], []
+    safe = nearest_safe(config, cut) if wrong and cut.is_block else None
+    if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
+        key = models.find_model(model, **opening).key
         if is_gguf_model(model):  # known by its hash, whatever it is called
-            key["name"] = results.name_of(key["weights"], results_folder) or key["name"]
-        held = [one for one in results.all_results(results_folder, model=key["name"]) if one.key["model"] == key]
+            name = results.name_of(key["weights"], results_folder) or name
+        key["name"] = name
+        held = [one for one in results.all_results(results_folder, model=name) if one.key["model"] == key]
     if held:
         from deeper_layers.report import one_cut  # slow
 
         scores = one_cut.scores_of(scores_of(held), cut)
-    name = held[0].key["model"]["name"] if held else models.model_name(model)
-    return PruningDescription(name, layers, cut, wrong, safe, held, scores, healed)
+    return PruningDescription(name, layers, cut, wrong, safe, held, scores)
+
+
+@dataclass(frozen=True)
+class Output:
+    """What is written of a model without some of its layers, and where.
+
+    Attributes:
+        path: a GGUF file where it ends in .gguf, which has to be made of one, else a folder.
+        dtype, mtp, silence: of a folder; see `slice_checkpoint`.
+        type: of the matrices of a GGUF file; see `slice_gguf`.
+        overwrite: there may be what was written here, and nobody changed since.
+        healed: adapters will be added to the weights.
+    """
+
+    path: Path
+    dtype: str = "auto"
+    type: str | None = None
+    mtp: bool = True
+    silence: bool = False
+    overwrite: bool = False
+    healed: bool = False
+
+    @property
+    def is_gguf(self) -> bool:
+        return is_gguf(self.path)
+
+    def check(self, model: str, *, changes: bool = False) -> None:
+        """Raise InputError where it can't be written, or is not to be had of a model, some of whose weights a rule
+        `changes`; what killed processes left there goes."""
+        from deeper_layers import export  # slow, one of its checks
+
+        said = f"OUT is {str(self.path)!r}"
+        if self.is_gguf and (changes or not is_gguf_model(model)):
+            what = "weights are changed, and a GGUF file's stay as they are" if changes else f"{model} is no GGUF file"
+            raise InputError(f"{said}, and {what}: give a folder as OUT, and {CONVERT}")
+        if (self.type is not None) > self.is_gguf or self.is_gguf > (self.dtype == "auto"):
+            raise InputError(f"{said}: --type is for one that ends in .gguf, --dtype for a folder")
+        if not self.path.name:
+            raise InputError(f"{said}, a folder that is there: name one to be made")
+        checks.new_folder("the folder of OUT", self.path.parent, writable=True)
+        files.clear(self.path)
+        ours = export.check_our_gguf if self.is_gguf else export.check_our_folder
+        (ours if self.overwrite else files.check_absent)(self.path)
+
+    def check_sublayers(self, what: str) -> None:
+        """Raise InputError where what drops sublayers can't be written or healed; `what` begins the message."""
+        if self.healed:
+            raise InputError(f"adapters are of whole layers, and {what}: leave them out")
+        if self.is_gguf:
+            raise InputError(f"{what}, which no GGUF file states: give a folder as OUT with --silence, and {CONVERT}")
+        if not self.silence:
+            raise InputError(
+                f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where "
+                "they end instead, which any tool reads to the same numbers, and which saves no memory"
+            )
+
+    def sizes(self, source: Source) -> Callable[[Cut], tuple[int, str]]:
+        """What says of a cut how many bytes of weights are written, and in which type.
+
+        From headers, with that of what is written, where the model is on this machine; else about, by its parameters.
+        What llama.cpp's quantizer rounds is counted as it is before that.
+        Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not
+        understood.
+        """
+        packaged = models.PACKAGED.get(source.folder)
+        if self.is_gguf:
+            from deeper_layers.export.gguf_files import gguf_file, plan_gguf  # slow
+            from deeper_layers.models.gguf_header import read_gguf
+
+            exact = None if self.type in ROUNDED else self.type
+            kind = exact or source.quantized + ", matrices of adapters in f16" * self.healed
+            kind += "" if self.type == exact else f", which llama.cpp then rounds to {self.type}"
+            if not packaged or packaged.path.is_file():
+                header = read_gguf(gguf_file(source))
+                return lambda cut: (plan_gguf(source, header, cut, exact, healed=self.healed).bytes, kind)
+            width = WIDTHS[exact] if exact else packaged.bytes / packaged.parameters
+        else:
+            from deeper_layers.export.slicing import weights_written  # slow
+            from deeper_layers.models.gguf_conversion import conversion_of
+
+            folder = conversion_of(source.weights) if source.is_gguf else Path(source.folder).expanduser()
+            if folder.is_dir():
+                return weights_written(folder, self.dtype, dequantized=source.is_gguf, mtp=self.mtp)
+            kind = {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, source.dtype)
+            kind = kind if self.dtype == "auto" else self.dtype
+            width = WIDTHS[kind]
+        sizes = models.sizes_of(source)
+        return lambda cut: (round(sizes.parameters(cut) * width), kind)
+
+    def fit(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
+        """The smallest cut under a rule with which the weights that are written fit.
+
+        Args:
+            source: the model; see `find_model`.
+            size: of the weights, headers included, as "400MB", or their number, as "300M"; see `read_size`.
+            choose: the rule's cut of so many layers.
+
+        Raises:
+            InputError: the size is none, or not even the smallest model fits; or as `sizes` and `choose`.
+        """
+        most, in_file = read_size(size)
+        if in_file and self.type in ROUNDED:
+            raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
+        written, parameters = self.sizes(source) if in_file else None, models.sizes_of(source).parameters
+        found, last = [], None
+        for number in range(source.num_layers):
+            try:
+                cut = choose(number)
+                found.append(written(cut)[0] if written else parameters(cut))
+            except NotMeasuredError:
+                raise
+            except InputError as error:  # a number of layers that this rule or format can't drop
+                last = error
+                continue
+            if found[-1] <= most:
+                return cut
+        if last and not found:
+            raise last
+        least = in_bytes(min(found)) if in_file else f"{min(found):,} parameters"
+        raise InputError(
+            f"no cut of {source.name} fits into {size}: the smallest has {least}; give a larger size or type"
+        )
 
 
 def prune_checkpoint(
-    model: str | Path,
-    cut: Cut | None,
-    out: str | Path,
+    model: str,
+    described: PruningDescription,
+    output: Output,
     *,
-    adapter: str | Path | None = None,
-    type: str | None = None,
+    adapter: Path | None = None,
     changed: "Changed | None" = None,
-    overwrite: bool = False,
-    described: PruningDescription | None = None,
     name: str | None = None,
-    **options,
+    **opening,
 ) -> Path:
-    """Write a model without the layers of a cut as `deeper-layers prune` does: a folder, or a GGUF file.
+    """Write what was described of a model; its path. See `slice_checkpoint` and `slice_gguf`.
 
-    What is wrong with the cut (see `PruningDescription.warnings`) is said in warnings, unless `described` is given:
-    then it was said. The model card of a folder holds what results say, and the command that writes the same.
-
-    Args:
-        model: "embedded" or another packaged model, a hub id, a folder, or a `.gguf` file.
-        cut: what to drop; None is the cut for which the adapters were trained.
-        out: where to write: a GGUF file where it ends in .gguf, which has to be made of one, else a folder.
-        type: of the matrices of a GGUF file, see `slice_gguf`. All other arguments are those of `slice_checkpoint`.
-
-    Raises:
-        InputError: as `slice_checkpoint` and `slice_gguf`, and for a cut of another shape than can be written there.
-
-    Returns:
-        `out`, complete.
+    The model card of a folder holds what results say, and the command that writes the same.
     """
-    from deeper_layers import export  # slow, one of its functions more than the other
+    from deeper_layers import export  # slow
 
-    added, out = None if adapter is None else export.read_adapter(adapter), Path(out)
-    cut = cut or (added.cut if added else None)
-    if cut is None:
-        raise InputError("cut is None, and no adapters record theirs: say which layers go, as Cut(8, 3)")
-    silence = options.get("silence", False)
-    if not cut.is_of_layers:
-        check_sublayers(f"this cut is {cut}", silence=silence, adapted=added is not None, to_gguf=is_gguf(out))
-    if described is None:
-        found = {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
-        described = describe_pruning(model, cut, healed=added is not None, known=changed is None, **found)
-        for said in described.warnings():
-            warnings.warn(said, stacklevel=2)
-    if is_gguf(out):
-        return export.slice_gguf(model, cut, out, adapter=adapter, type=type, overwrite=overwrite)
+    cut, out = described.cut, output.path
+    how: dict = {"adapter": adapter, "overwrite": output.overwrite}
+    if output.is_gguf:
+        return export.slice_gguf(model, cut, out, type=output.type, **how)
+    added = export.read_adapter(adapter) if adapter else None
     # the command as anyone else would type it: the cut by its place, or by a rule, and no path of this machine
     place = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else typed_lists(cut)
     if changed:
         place = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
     words = ["deeper-layers", "prune", described.model, out.name, *place]
-    words += ["--silence"] if silence else []
+    words += ["--silence"] if output.silence else []
     words += ["--adapter", added.folder.name] if added else []
-    words += ["--dtype", options["dtype"]] if options.get("dtype", "auto") != "auto" else []
-    words += [] if options.get("mtp", True) else ["--without-mtp"]
-    options |= {"adapter": adapter, "changed": changed, "overwrite": overwrite, "name": name or out.name}
-    return export.slice_checkpoint(model, cut, out, card=described.card(added), command=shlex.join(words), **options)
+    words += ["--dtype", output.dtype] if output.dtype != "auto" else []
+    words += [] if output.mtp else ["--without-mtp"]
+    how |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
+    told = {"card": described.card(added), "command": shlex.join(words), "name": name or out.name}
+    return export.slice_checkpoint(model, cut, out, **how, **told, **opening)
 
 
-def check_out(
-    model: str,
-    out: Path,
-    *,
-    dtype: str = "auto",
-    type: str | None = None,
-    changes: bool = False,
-    overwrite: bool = False,
-) -> Path:
-    """Where to write, its home folder spelled out; what killed processes left there goes.
+def read_size(text: str) -> tuple[float, bool]:
+    """A size as "400MB" or "1.5 GiB", in bytes, or as "300M" or "1.1B", in parameters; and whether it is in bytes.
 
-    Raises InputError where it can't be written, or what is asked is not to be had there; `changes` is whether weights
-    that stay are changed.
+    Raises InputError for any other.
     """
-    from deeper_layers import export  # slow, one of its checks
-
-    to_gguf = is_gguf(out)
-    if to_gguf and (changes or not is_gguf_model(model)):
-        what = "weights are changed, and a GGUF file's stay as they are" if changes else f"{model} is no GGUF file"
-        raise InputError(f"OUT is {str(out)!r}, and {what}: give a folder as OUT, and {CONVERT}")
-    if (type is not None) > to_gguf or to_gguf > (dtype == "auto"):
-        raise InputError(f"OUT is {str(out)!r}: --type is for one that ends in .gguf, --dtype for a folder")
-    out = checks.place("OUT", out)
-    if not out.name:
-        raise InputError(f"OUT is {str(out)!r}, a folder that is there: name one to be made")
-    checks.new_folder("the folder of OUT", out.parent, writable=True)
-    files.clear(out)
-    check = files.check_absent if not overwrite else export.check_our_gguf if to_gguf else export.check_our_folder
-    check(out)
-    return out
-
-
-def check_sublayers(what: str, *, silence: bool, adapted: bool, to_gguf: bool) -> None:
-    """Raise InputError where what drops sublayers can't be written or healed; `what` begins the message."""
-    if adapted:
-        raise InputError(f"adapters are of whole layers, and {what}: leave them out")
-    if to_gguf:
-        raise InputError(f"{what}, which no GGUF file states: give a folder as OUT with --silence, and {CONVERT}")
-    if not silence:
-        raise InputError(
-            f"{what}: no configuration states a layer without one of its sublayers; --silence writes zeros where they "
-            "end instead, which any tool reads to the same numbers, and which saves no memory"
-        )
-
-
-def written_sizes(
-    source: Source,
-    out: Path,
-    *,
-    dtype: str = "auto",
-    type: str | None = None,
-    mtp: bool = True,
-    healed: bool = False,
-) -> Callable[[Cut], tuple[int, str]]:
-    """What says of a cut how many bytes of weights `prune_checkpoint` would write, and in which type.
-
-    From headers, with that of what is written, where the model is on this machine; else about, by its parameters. What
-    llama.cpp's quantizer rounds is counted as it is before that. `healed`: adapters will be added.
-    Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not understood.
-    """
-    packaged, to_gguf = models.PACKAGED.get(source.folder), is_gguf(out)
-    exact, then = (None, f", which llama.cpp then rounds to {type}") if type in ROUNDED else (type, "")
-    path, folder = packaged.path if packaged else source.gguf, Path(source.folder).expanduser()
-    if to_gguf and path is not None and path.is_file():
-        from deeper_layers.export.gguf_files import plan_gguf  # slow
-        from deeper_layers.models.gguf_header import read_gguf
-
-        header, said = read_gguf(path), exact or source.quantized + ", matrices of adapters in f16" * healed
-        return lambda cut: (plan_gguf(source, header, cut, exact, healed=healed).bytes, said + then)
-    if source.is_gguf:
-        from deeper_layers.models.gguf_conversion import conversion_of  # slow
-
-        folder = conversion_of(source.weights.removeprefix("sha256:"))
-    if not to_gguf and folder is not None and folder.is_dir():
-        from deeper_layers.export.slicing import weights_written  # slow
-
-        return weights_written(folder, dtype, dequantized=source.is_gguf, mtp=mtp)
-    if to_gguf and packaged:
-        kind = (exact or source.quantized) + then
-        width = BYTES[exact] if exact else packaged.bytes / packaged.parameters
-    else:
-        plain = "float32" if source.is_gguf else source.dtype
-        kind = dtype if dtype != "auto" else {"F16": "float16", "BF16": "bfloat16"}.get(source.quantized, plain)
-        width = BYTES[kind]
-    sizes = models.sizes_of(source)
-    return lambda cut: (round(sizes.parameters(cut) * width), kind)
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", text, re.IGNORECASE)
+    unit = found[2].upper() if found else ""
+    if found is None or unit not in BYTES | PARAMETERS or not float(found[1]):
+        raise InputError(f"the size is {text!r:.40}, expected bytes as 400MB or 1.5GB, or parameters as 300M or 1.1B")
+    return float(found[1]) * (BYTES | PARAMETERS)[unit], unit in BYTES
 
 
 def say_smaller(source: Source, cut: Cut, dtype: str) -> str | None:
     """What to say of a folder in float32 that is made of a GGUF file; None for any other."""
     if not source.is_gguf or dtype != "float32":
         return None
-    whole, _ = written_sizes(source, Path("out.gguf"))(cut)
+    whole, _ = Output(Path("out.gguf")).sizes(source)(cut)
     return (
         f"in float32, as no 16 bits hold each of its {source.quantized} weights: --dtype bfloat16 rounds them and "
         f"halves that, an OUT that ends in .gguf keeps them in {whole / 1e6:,.0f} MB"
@@ -329,3 +334,55 @@ def typed_lists(cut: Cut) -> list[str]:
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
+
+
+# ---- to the hub --------------------------------------------------------------------------------------------------
+
+
+def check_repository(repository: str, *, public: bool) -> None:
+    """Ask the hub, before anything is written, whether a checkpoint may be uploaded there.
+
+    Raises InputError for what is no USER/NAME or ORGANISATION/NAME, without a token, for a repository that is public
+    where `public` is not asked for, and a hub that does not take it or can't be reached.
+    """
+    from huggingface_hub import HfApi, get_token  # slow
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise InputError(f"--push-to-hub is {checks.shown(repository)}, expected USER/NAME or ORGANISATION/NAME")
+    if get_token() is None:
+        raise InputError("--push-to-hub needs a token of the hub that may write: run `hf auth login`, or set HF_TOKEN")
+    with _reached(repository):
+        HfApi().whoami()
+        with contextlib.suppress(RepositoryNotFoundError):
+            if not HfApi().repo_info(repository).private and not public:
+                raise ValueError("it is there and public, which --public allows")
+
+
+def push(path: Path, repository: str, *, public: bool, message: str) -> str:
+    """Upload a folder or a GGUF file as one commit; its address.
+
+    Raises InputError where the hub does not take it: what was written stays where it is.
+    """
+    from huggingface_hub import HfApi  # slow
+
+    api = HfApi()
+    with _reached(repository, f"; {path} is complete, and stays"):
+        api.create_repo(repository, private=not public, exist_ok=True)
+        if path.is_file():
+            api.upload_file(repo_id=repository, path_or_fileobj=path, path_in_repo=path.name, commit_message=message)
+        else:
+            api.upload_folder(repo_id=repository, folder_path=path, commit_message=message)
+    return f"{api.endpoint}/{repository}"
+
+
+@contextlib.contextmanager
+def _reached(repository: str, more: str = "") -> Iterator[None]:
+    """Whatever a server and the ways to it can answer is one line."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"can't upload to {repository} ({first_line(error)}): check the name, the token's rights and the "
+            f"connection{more}"
+        ) from error

@@ -26,9 +26,9 @@ def alone(path: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def conversion_of(sha256: str) -> Path:
+def conversion_of(weights: str) -> Path:
     """The folder of the conversion of a GGUF file, by its hash, whether or not it is there."""
-    return cache_folder() / "models" / sha256 / "checkpoint"
+    return cache_folder() / "models" / weights.removeprefix("sha256:") / "checkpoint"
 
 
 def converted_gguf(path: Path, sha256: str) -> Path:

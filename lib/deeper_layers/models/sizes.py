@@ -97,7 +97,7 @@ def _read(source: Source, trust_remote_code: bool, read: Callable, what: str):
         with contextlib.ExitStack() as stack:
             if (path := packaged.path if packaged else source.gguf) is None:
                 folder, options["revision"] = source.folder, source.revision
-            elif not (folder := conversion_of(source.weights.removeprefix("sha256:"))).is_dir():
+            elif not (folder := conversion_of(source.weights)).is_dir():
                 if not path.exists():
                     raise InputError(f"the file of {source.name} is not on this machine yet: the first run fetches it")
                 folder, options["gguf_file"] = stack.enter_context(alone(path)), ALONE
