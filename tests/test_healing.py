@@ -14,8 +14,14 @@ from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.healing import distillation
 from deeper_layers.healing.adapters import ffn_modules, merge_adapters
-from deeper_layers.healing.distillation import Teacher, check_states, divergence, keep_teacher, read_states
-from deeper_layers.healing.learning_text import sequences_to_learn
+from deeper_layers.healing.distillation import (
+    Teacher,
+    check_states,
+    divergence,
+    keep_teacher,
+    read_states,
+    sequences_to_learn,
+)
 from deeper_layers.healing.training import heal, train
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.opening import load_model

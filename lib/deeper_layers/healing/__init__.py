@@ -2,8 +2,7 @@
 
 In: a pruned model, its tokenizer, texts, settings. Out: the model with adapters, or merged into a plain one. peft and
 transformers' Trainer do the work; `deeper_layers.presets` has the settings. Read first: training.py.
-distillation.py is the teacher, adapters.py adds, keeps and merges adapters, partial_forward.py runs what lies below
-a cut, and learning_text.py makes sequences of texts.
+distillation.py is the teacher, and adapters.py adds, keeps and merges adapters.
 """
 
 import lazy_loader

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from peft.tuners.lora.layer import ParamWrapper
 from peft.utils.integrations import dequantize_module_weight
 from safetensors.torch import load_file
 from torch import nn
@@ -34,37 +33,28 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
     They are found by structure: the linear modules of a layer that are neither part of its attention or of a Mamba,
     nor a gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
     Mistral), fc1 and fc2 (Phi-2), w1, w2 and c_proj (first-generation Qwen, whose attention has a c_proj too,
-    which is not among them).
-
-    Raises:
-        InputError: a layer has none.
+    which is not among them). Raises InputError where a layer has none.
     """
-    layers = decoder_layers(model)
+    layers, found = decoder_layers(model), []
     prefix = next(name for name, module in model.named_modules() if module is layers)
-    found = []
-    for number in range(first_layer, len(layers)):
-        names = [
-            f"{prefix}.{number}.{name}"
-            for name, module in layers[number].named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and not _is_something_else(layers[number], name)
-        ]
-        if not names:
-            inside = ", ".join(sorted({type(module).__name__ for module in layers[number].modules()}))
+    for number, layer in enumerate(layers):
+        modules = [name for name, module in layer.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+        names = [name for name in modules if not _is_something_else(layer, name)]
+        if not names and number >= first_layer:
             raise InputError(
-                f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on "
-                f"(it holds {inside}); expected linear modules outside of attention: heal a model that has them"
+                f"layer {number} of {type(model).__name__} has no feed-forward modules that an adapter can be put on; "
+                "expected linear modules outside of attention: heal a model that has them"
             )
-        found += names
+        found += [f"{prefix}.{number}.{name}" for name in names if number >= first_layer]
     return found
 
 
 def _is_something_else(layer: nn.Module, name: str) -> bool:
     """Whether a linear module of a layer belongs to attention or a Mamba, or chooses among experts."""
     parts = name.split(".")
-    path = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    words = " ".join(f"{part} {type(layer.get_submodule(part)).__name__}" for part in path).lower()
-    is_gate = re.search(r"(^|_)(gate|router)$", parts[-1]) is not None
-    return is_gate or any(kind in words for kind in ("attn", "attention", "mamba"))
+    paths = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    words = " ".join(f"{path} {type(layer.get_submodule(path)).__name__}" for path in paths).lower()
+    return bool(re.search("attn|attention|mamba", words) or re.search("(^|_)(gate|router)$", parts[-1]))
 
 
 def add_adapters(
@@ -73,8 +63,7 @@ def add_adapters(
     """The model with new LoRA adapters on its feed-forward modules, the only parameters that will train.
 
     Args:
-        rank: of the update of each weight.
-        alpha: the update is scaled by alpha / rank.
+        rank: of the update of each weight, which is scaled by alpha / rank.
         dropout: share of the inputs to an adapter that is dropped in training.
         first_layer: the layers below it (0-based) get none.
         seed: of the first values; another draws other ones, and the model computes the same until it is trained.
@@ -113,13 +102,10 @@ def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing
 def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -> PeftModel:
     """A pruned model with the adapters that `save_adapters` wrote for it, ready to answer.
 
-    Raises:
-        InputError: the folder holds none, or those of another base or another cut; or they are damaged: not for all
-            of their modules, of other shapes, not finite.
+    Raises InputError where the folder holds none, or those of another base or cut, or damaged ones.
     """
     adapter = read_adapter(folder)
     adapter.check(base, cut)
-    modules = {name: module for name, module in pruned.named_modules() if isinstance(module, nn.Linear | Conv1D)}
     ranks = {name: shapes["A"][0] for name, shapes in adapter.shapes.items()}
     # nothing of the file but what was checked: peft would import what some settings name
     config = LoraConfig(
@@ -133,7 +119,7 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         inference_mode=True,
     )
     try:
-        if odd := sorted(ranks.keys() - modules.keys()):
+        if odd := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
             raise ValueError(f"it has no {odd[0]}")
         with _quietly():
             healed = get_peft_model(pruned, config)
@@ -185,14 +171,18 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     dtype = dtype or base.dtype
     merged = drop_layers(base, UNPRUNED)  # modules of its own over the same weights
     for name, module in list(merged.named_modules()):
-        if ".base_layer" in name:
-            continue
-        if isinstance(module, ParamWrapper):
-            merged.set_submodule(name, _merged_experts(module, name, dtype))
-        elif isinstance(module, LoraLayer):
-            merged.set_submodule(name, _plain(module.get_base_layer(), _merged_weight(module, name, dtype)))
-        elif isinstance(module, Widened) or type(module).__module__.startswith("bitsandbytes."):
-            merged.set_submodule(name, _plain(module, dequantize_module_weight(module).detach().float().to(dtype)))
+        is_adapted = isinstance(module, LoraLayer)
+        is_rounded = isinstance(module, Widened) or type(module).__module__.startswith("bitsandbytes.")
+        if (is_adapted or is_rounded) and ".base_layer" not in name:
+            layer = module.get_base_layer() if is_adapted else module
+            weight = dequantize_module_weight(layer).detach().float()
+            plain = (weight + module.get_delta_weight(module.active_adapters[0]).float()) if is_adapted else weight
+            if torch.isfinite(weight).all() and not torch.isfinite(plain := plain.to(dtype)).all():
+                raise InputError(
+                    f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a "
+                    "larger range, or heal anew with a lower learning_rate"
+                )
+            merged.set_submodule(name, _plain(layer, plain))
     tied: dict = {}
     for module in merged.modules():  # parameters of its own where the type changes: the others are shared
         for name, parameter in module._parameters.items():
@@ -206,32 +196,6 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     if hasattr(merged.config, "quantization_config"):
         del merged.config.quantization_config
     return merged.eval()
-
-
-def _merged_experts(module: ParamWrapper, name: str, dtype: torch.dtype) -> nn.Module:
-    """Experts whose weights are parameters of one module: peft puts a wrapper around it for each of them."""
-    experts, wrapper = module.get_base_layer(), module
-    while isinstance(wrapper, ParamWrapper):
-        merged = _sum(wrapper, wrapper.get_param().detach().float(), name, dtype)
-        experts._parameters[wrapper.parameter_name] = nn.Parameter(merged, requires_grad=False)
-        wrapper = wrapper.base_layer
-    return experts
-
-
-def _merged_weight(module: LoraLayer, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """The weight with its adapters added."""
-    return _sum(module, dequantize_module_weight(module.get_base_layer()).detach().float(), name, dtype)
-
-
-def _sum(module: LoraLayer, weight: torch.Tensor, name: str, dtype: torch.dtype) -> torch.Tensor:
-    """A weight in float32 with what its adapters add, then rounded. Raises InputError where it overflows."""
-    merged = (weight + module.get_delta_weight(module.active_adapters[0]).float()).to(dtype)
-    if torch.isfinite(weight).all() and not torch.isfinite(merged).all():
-        raise InputError(
-            f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a larger "
-            "range, or heal anew with a lower learning_rate"
-        )
-    return merged
 
 
 def _plain(layer: nn.Module, weight: torch.Tensor) -> nn.Module:

@@ -13,9 +13,10 @@ student leaves its states on disk before (`keep_teacher`): D numbers a token, wh
 Letters in shapes: B sequences, T tokens, N positions that predict a token, D width, V vocabulary.
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -23,20 +24,51 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from deeper_layers.checks import shown
 from deeper_layers.cuts import Cut
+from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
-from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.partial_forward import evaluating
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 
 PIECE = 2**27  # bytes of logits, in float32, of the positions that are scored together
 IGNORED = -100  # a label that no loss counts
+
+
+def sequences_to_learn(tokenizer, texts: list[str], config: HealingConfig) -> list[torch.Tensor]:
+    """Sequences [T] in the order of the seed, as many as fill whole steps: the same for who teaches and who learns.
+
+    Raises InputError where they fill none.
+    """
+    if not isinstance(config, HealingConfig):
+        raise InputError(f"config is {shown(config)}, expected a HealingConfig: PRESETS['small'] is one")
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"texts is {shown(texts)}, expected a list of documents: put them into one")
+    length, step = config.sequence_length, config.batch_sequences
+    found = sequences(tokenizer, texts, length=length, seed=config.seed, packed=config.packed, tokens=config.tokens)
+    if len(found) < step:
+        raise InputError(
+            f"the texts fill {len(found)} sequences ({sum(map(len, found)):,} tokens), and one step needs {step} of "
+            f"{length} tokens: give more text, or lower batch_sequences or sequence_length"
+        )
+    return found[: len(found) // step * step]
+
+
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """While it lasts, a model's dropout is off."""
+    training = model.training
+    try:
+        model.eval()
+        yield
+    finally:
+        model.train(training)
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -48,18 +80,17 @@ def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float 
 class Teacher:
     """The unpruned model beside the student, or, by the folder that `keep_teacher` wrote, its states.
 
-    Raises InputError for what is neither: a model of other layers than were pruned, or of another head, as far as its
-    first rows tell; where no cut is given, of no more layers than are left.
+    Raises InputError for what is neither: a model of other layers than were pruned, or of another head; where no cut is
+    given, of no more layers than are left.
     """
 
     def __init__(self, whole, model: PreTrainedModel, config: HealingConfig, cut: Cut | None = None):
         self.whole, self.temperature = Path(whole) if isinstance(whole, str) else whole, config.temperature
-        self.head = head_of(model)
+        self.head, left = head_of(model), num_layers(model)
         check_states(model)
         if isinstance(self.whole, Path):
             return
         layers = num_layers(whole) if isinstance(whole, PreTrainedModel) and head_of(whole) == self.head else 0
-        left = num_layers(model)
         if layers <= left if cut is None else layers != left + cut.size:
             expected = f"of {left + cut.size} layers, as {cut} says" if cut else f"of more than {left} layers, or cut="
             raise InputError(
@@ -85,8 +116,7 @@ class Teacher:
             return unpruned_states(self.whole, inputs)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
         pairs = zip(inputs["input_ids"], mask, strict=True)
-        rows = [read_states(self.whole, tokens[seen], self.head) for tokens, seen in pairs]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return pad_sequence([read_states(self.whole, ids[seen], self.head) for ids, seen in pairs], batch_first=True)
 
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
@@ -147,14 +177,12 @@ def _in_pieces(states: torch.Tensor, wanted: torch.Tensor, logits: Callable, tem
     at_once = max(1, PIECE // (4 * logits(wanted[:1].detach()).shape[-1]))
     total, gradients = torch.zeros((), device=states.device), [states.new_zeros(0, states.shape[-1])]
     for own, other in zip(states.detach().split(at_once), wanted.split(at_once), strict=True):
-        own.requires_grad_(states.requires_grad)
         with torch.no_grad():
             target = logits(other)
-        of_piece = divergence(logits(own), target, temperature)
-        if states.requires_grad:
-            gradients += torch.autograd.grad(of_piece, own)
+        of_piece = divergence(logits(own.requires_grad_()), target, temperature)
+        gradients += torch.autograd.grad(of_piece, own)
         total += of_piece.detach()
-    return _Known.apply(states, total, torch.cat(gradients)) if states.requires_grad else total
+    return _Known.apply(states, total, torch.cat(gradients))
 
 
 # ---- a teacher that does not fit beside the student ----------------------------------------------------------
@@ -167,8 +195,6 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
     not trained, so it may be one that transformers opened with device_map="auto", of which a part lies in host memory
     or on disk. Interrupted, it goes on with the same arguments.
 
-    Raises InputError where the texts don't fill one step, or a file can't be written.
-
     Example:
         >>> from deeper_layers.healing import keep_teacher
         >>> keep_teacher(model, tokenizer, texts, PRESETS["distill"], "states")
@@ -179,7 +205,7 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
     missing = [tokens for tokens in sequences if not states_path(folder, tokens).exists()]
     for first in tqdm(range(0, len(missing), config.at_once), desc="teacher", unit="batch", mininterval=5):
         batch = missing[first : first + config.at_once]
-        ids = torch.nn.utils.rnn.pad_sequence([tokens.long() for tokens in batch], batch_first=True)
+        ids = pad_sequence([tokens.long() for tokens in batch], batch_first=True)
         # on the right: no token sees what follows it
         states = unpruned_states(whole, {"input_ids": ids.to(whole.device)}).cpu()
         for tokens, of_it in zip(batch, states, strict=True):
@@ -187,10 +213,7 @@ def keep_teacher(whole: PreTrainedModel, tokenizer, texts: list[str], config: He
 
 
 def read_states(folder: Path, tokens: torch.Tensor, head: str) -> torch.Tensor:
-    """[T, D] of a sequence [T], as `keep_teacher` wrote it of a model with this head.
-
-    Raises InputError where it is not there, damaged, or of a model with another head.
-    """
+    """[T, D] of a sequence [T], as `keep_teacher` wrote it. Raises InputError where it did not, of this head."""
     path = states_path(folder, tokens)
     try:
         with safe_open(path, framework="pt") as file:

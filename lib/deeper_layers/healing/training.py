@@ -19,31 +19,23 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from peft import PeftModel
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import (
-    PreTrainedModel,
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import check_writable
 from deeper_layers.healing.adapters import add_adapters
-from deeper_layers.healing.distillation import IGNORED, Teacher
-from deeper_layers.healing.learning_text import sequences_to_learn
-from deeper_layers.healing.partial_forward import recording, residual_entering
-from deeper_layers.models.decoder import num_layers
+from deeper_layers.healing.distillation import IGNORED, Teacher, evaluating, sequences_to_learn
+from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 
@@ -143,13 +135,12 @@ def train(
         else:
             place = Path(folder) / _identity(healed, config, cut, sequences, whole)
             check_writable(place)
-        progress = _Progress(config)
         trainer = Trainer(
             model=healed,
             args=_arguments(config, place, model.device, checkpoints=folder is not None),
             train_dataset=[{"input_ids": tokens} for tokens in sequences],
             data_collator=_collate,
-            callbacks=[progress],
+            callbacks=[progress := _Progress(config)],
         )
         trainer.remove_callback(PrinterCallback)
         # so the loss is a forward pass of what the Trainer wraps to average gradients over processes
@@ -168,15 +159,15 @@ def train(
 
 def _train_from_last_checkpoint(trainer: Trainer, place: Path, progress: "_Progress") -> TrainerState:
     """Train from the last whole checkpoint, or the beginning: how far it came. Of the last step nothing is trained."""
-    last, state = None, None
+    last, state = None, TrainerState()
     for path in sorted(place.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])):
         with contextlib.suppress(OSError, ValueError, TypeError):  # a process was killed while it wrote it
-            last, state = path, TrainerState.load_from_json(str(path / STATE))
+            state, last = TrainerState.load_from_json(str(path / STATE)), str(path)
     try:
-        if last and state and state.global_step >= trainer.args.max_steps:
-            trainer.model.load_adapter(str(last), "default", is_trainable=True)
+        if last and state.global_step >= trainer.args.max_steps:
+            trainer.model.load_adapter(last, "default", is_trainable=True)
             return state
-        trainer.train(resume_from_checkpoint=last and str(last))
+        trainer.train(resume_from_checkpoint=last)
     except Exception as error:
         if last is None or progress.bar is not None:
             raise
@@ -216,23 +207,39 @@ def _loss_function(
     healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None
 ) -> Callable:
     """What runs for a step in the place of the model's own forward."""
-    base, run = healed.get_base_model(), healed.forward
+    run = healed.forward  # the model's own
+    compute = functools.partial(teacher.loss, healed) if teacher else lambda inputs, **how: run(**inputs, **how)["loss"]
 
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
         if inputs["attention_mask"].all():  # where nothing is padding a model takes its fastest attention without
             del inputs["attention_mask"]
         counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        with recording(base, cut.start) if config.auxiliary and cut else contextlib.nullcontext([]) as residuals:
-            loss = teacher.loss(healed, inputs, **counted) if teacher else run(**inputs, **counted)["loss"]
-        if config.auxiliary and cut:
-            # with a count the Trainer sums over the batches of a step, else it takes their mean
-            share = config.at_once / config.batch_sequences if counted else 1.0
-            target = residual_entering(whole, cut.stop, inputs).float()
-            loss = loss + config.auxiliary * share * _auxiliary(residuals[-1].float(), target, inputs)
-        return {"loss": loss}
+        if not (config.auxiliary and cut):
+            return {"loss": compute(inputs, **counted)}
+        with _recording(healed.get_base_model(), cut.start) as ours:
+            loss = compute(inputs, **counted)
+        with torch.no_grad(), evaluating(whole), _recording(whole, cut.stop) as theirs:
+            asked = {name: inputs[name].to(whole.device) for name in ("input_ids", "attention_mask") if name in inputs}
+            whole.base_model(**asked, use_cache=False)
+        # with a count the Trainer sums over the batches of a step, else it takes their mean
+        share = config.at_once / config.batch_sequences if counted else 1.0
+        auxiliary = _auxiliary(ours[-1].float(), theirs[-1].float(), inputs)
+        return {"loss": loss + config.auxiliary * share * auxiliary}
 
     return forward
+
+
+@contextlib.contextmanager
+def _recording(model: PreTrainedModel, layer: int) -> Iterator[list[torch.Tensor]]:
+    """The residual [B, T, D] that enters a layer, that of the latest forward pass alone."""
+    residuals: list[torch.Tensor] = []
+
+    def keep(_, arguments, named):
+        residuals[:] = [arguments[0] if arguments else named["hidden_states"]]
+
+    with decoder_layers(model)[layer].register_forward_pre_hook(keep, with_kwargs=True):
+        yield residuals
 
 
 def _auxiliary(residual: torch.Tensor, target: torch.Tensor, inputs: dict) -> torch.Tensor:
@@ -277,7 +284,6 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
             "ACCELERATE_USE_FSDP is set, expected that each process holds the whole model, as adapters are kept and "
             "resumed here: start them without FSDP, or on one device with quantization 'nf4'"
         )
-    reentrant = {"activation_checkpointing_kwargs": {"use_reentrant": False}} if config.gradient_checkpointing else {}
     arguments = TrainingArguments(
         output_dir=str(place),
         max_steps=config.steps,
@@ -287,7 +293,7 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
         optim="adamw_torch",
         per_device_train_batch_size=config.at_once,
         activation_checkpointing=config.gradient_checkpointing,
-        **reentrant,
+        activation_checkpointing_kwargs={"use_reentrant": False},
         seed=config.seed,
         use_cpu=device.type == "cpu",
         dataloader_pin_memory=device.type == "cuda",
@@ -313,18 +319,15 @@ def _arguments(config: HealingConfig, place: Path, device: torch.device, *, chec
 
 def _collate(examples: list[dict]) -> dict[str, torch.Tensor]:
     """A batch: `input_ids`, `labels` and `attention_mask` [B, T], padded on the right."""
-    padded = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+    padded = functools.partial(pad_sequence, batch_first=True)
     ids = [example["input_ids"].long() for example in examples]
     labels = padded(ids, padding_value=IGNORED)
     return {"input_ids": padded(ids), "labels": labels, "attention_mask": (labels != IGNORED).long()}
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what is freed, up to a gibibyte a piece, rather than give it back and ask for it anew.
-
-    Every step frees and allocates large tensors, and the kernel fills with zeros what it hands out: on a processor
-    that took a fifth of the time. Where the C library is another, nothing is done.
-    """
+    """Have glibc keep what is freed, up to a gibibyte a piece: on a processor a fifth of the time was spent on asking
+    for it anew, filled with zeros. Where the C library is another, nothing is done."""
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
         mallopt(trim_threshold, 2**31 - 1)
