@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from deeper_layers.errors import InputError
-from deeper_layers.export.quantization_names import cut_quantization
+from deeper_layers.export.config_text import cut_quantization
 from deeper_layers.export.slicing import slice_checkpoint
 from tests.plain import logits, without
 from tests.test_slicing import CUT, LAYERS, TOKENS, alike, saved, stated, tensors

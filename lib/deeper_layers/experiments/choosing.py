@@ -21,7 +21,7 @@ from deeper_layers.rules.laco import merged_layers
 from deeper_layers.rules.similarity import distance_matrix
 
 if TYPE_CHECKING:  # torch
-    from deeper_layers.export.tensor_edits import Changed
+    from deeper_layers.export.tensors import Changed
 
 FITTED = 64  # of the sequences of the distances, on which a bridge is fitted
 

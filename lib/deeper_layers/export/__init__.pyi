@@ -19,4 +19,4 @@ from .pruned_checkpoint import describe_pruning as describe_pruning
 from .pruned_checkpoint import prune_checkpoint as prune_checkpoint
 from .pruned_checkpoint import push as push
 from .slicing import slice_checkpoint as slice_checkpoint
-from .tensor_edits import Changed as Changed
+from .tensors import Changed as Changed

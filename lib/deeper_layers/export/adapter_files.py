@@ -1,10 +1,8 @@
-"""A folder of low-rank adapters on disk: of which base and cut it is, and what it adds to which tensor.
+"""A folder of low-rank adapters on disk: of which base and cut it is, and what it adds to which module.
 
-Read without peft and without the model, so that a checkpoint can be healed while it is copied: W + alpha / rank * B A,
-in float32, then rounded to the tensor's own type, some rows at a time.
+Read without peft and without the model, so that a checkpoint can be healed while it is copied.
 """
 
-import functools
 import hashlib
 import json
 import math
@@ -14,19 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.export.tensor_edits import TORCH, is_overflow
-from deeper_layers.export.tensor_writer import Edit, Entry
 from deeper_layers.files import read_json, write_file
-from deeper_layers.models.checkpoint_files import NUMBERED
 from deeper_layers.package_index import file_hash
 from deeper_layers.results.schema import Checked, Count, Course, CutName, ModelKey, Open, Settings, in_words
 
 if TYPE_CHECKING:  # slow
-    import torch
+    from torch import Tensor
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,7 +78,7 @@ class Adapter:
 
     folder: Path
     settings: dict  # peft's
-    shapes: dict[str, dict[str, tuple[int, int]]]  # of each module those of A, (rank, in), and of B, (out, rank)
+    factors: "dict[str, tuple[Tensor, Tensor]]"  # of each module A, [rank, in], and B, [out, rank], in float32
     base: dict | None = None  # `Source.key` of the model that was pruned and healed; None where peft wrote the folder
     cut: Cut | None = None  # what was dropped before; None likewise
     healing: dict | None = None  # settings, text and course of the healing, as far as they were written down
@@ -107,50 +102,11 @@ class Adapter:
         """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
         return self.settings["lora_alpha"] / (math.sqrt(rank) if self.settings.get("use_rslora") else rank)
 
-    def factors(self, module: str) -> "tuple[torch.Tensor, torch.Tensor]":
-        """A, [rank, in], and B, [out, rank], in float32."""
-        with safe_open(self.folder / WEIGHTS, framework="pt") as file:
-            return tuple(file.get_tensor(f"base_model.model.{module}.lora_{which}.weight").float() for which in "AB")
-
-    def edits(self, entries: list[Entry], prefix: str, module: str | None) -> dict[str, Edit]:
-        """What is added to the tensors that have adapters, by their names.
-
-        Args:
-            entries: the pruned model's tensors.
-            prefix: of its layers' tensors.
-            module: of its layers' modules; None where that is not known.
-
-        Raises:
-            InputError: adapters of a module that it lacks, of another shape, or of a quantized tensor.
-        """
-        held, found, transposed = {entry.name: entry for entry in entries}, {}, self.settings.get("fan_in_fan_out")
-        factors = functools.lru_cache(maxsize=4)(self.factors)
-        for name, shapes in self.shapes.items():
-            place = NUMBERED.match(name)
-            is_layer = place and (place["prefix"].endswith(prefix) if module is None else place["prefix"] == module)
-            entry = held.get(f"{prefix}{place['number']}.{place['rest']}.weight") if place and is_layer else None
-            shape = [shapes["B"][0], shapes["A"][1]][:: -1 if transposed else 1]
-            if entry is None or entry.shape != shape or entry.dtype not in TORCH:
-                there = "no such tensor" if entry is None else f"one of shape {entry.shape} in {entry.dtype}"
-                raise InputError(
-                    f"the adapters in {self.folder} are for a {name} of shape {shape}, and the pruned checkpoint "
-                    f"has {there}: give adapters that were trained on this model after this cut, and weights in one of "
-                    f"{', '.join(TORCH)}"
-                )
-
-            def add(values, rows, name=name):
-                a, b = factors(name)
-                change = (b @ a[:, rows]).T if transposed else b[rows] @ a
-                healed = (values.float() + change * self.scale(len(a))).to(values.dtype)
-                if is_overflow(values, healed):
-                    raise InputError(
-                        f"the adapters in {self.folder} are too large for {name} in {values.dtype}: give a dtype of a "
-                        "larger range, or heal anew"
-                    )
-                return healed
-
-            found[entry.name] = add
-        return found
+    def change(self, module: str) -> "Tensor":
+        """What is added to the weight of a module."""
+        a, b = self.factors[module]
+        change = b @ a * self.scale(len(a))
+        return change.T if self.settings.get("fan_in_fan_out") else change
 
 
 def _shown(of: object) -> object:
@@ -181,20 +137,12 @@ def read_adapter(folder: str | Path) -> Adapter:
     if (folder / IDENTITY).exists():
         identity = _checked(folder / IDENTITY, Identity, "give a folder that save_adapters wrote")
         identity["cut"] = Cut.named(identity["cut"])
-    ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
     try:
-        shapes = _shapes(folder / WEIGHTS)
-        for module, pair in shapes.items():
-            if pair["A"][0] not in ranks:
-                raise ValueError(f"{module} has the rank {pair['A'][0]}, where {SETTINGS} says {settings['r']}")
-        for end in settings["target_modules"]:
-            if not any(f".{module}".endswith(f".{end}") for module in shapes):
-                raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
+        return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), **identity)
     except (SafetensorError, ValueError, OSError) as error:
         raise InputError(
             f"{folder / WEIGHTS} is no whole file of low-rank adapters ({first_line(error)}): heal anew"
         ) from error
-    return Adapter(folder, settings, shapes, **identity)
 
 
 def _checked(path: Path, kind: type[Checked], advice: str) -> dict:
@@ -208,17 +156,23 @@ def _checked(path: Path, kind: type[Checked], advice: str) -> dict:
     return content
 
 
-def _shapes(path: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Of each module the shapes of A and B. Raises ValueError for a file that holds anything else."""
-    shapes: dict[str, dict[str, tuple[int, int]]] = {}
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():
-            found, tensor = NAME.fullmatch(name), file.get_tensor(name)
-            is_real = tensor.is_floating_point() and tensor.numel() and tensor.float().isfinite().all()
-            if found is None or tensor.ndim != 2 or not is_real:
-                raise ValueError(f"{name} of shape {list(tensor.shape)} is no A or B of a module, in finite numbers")
-            shapes.setdefault(found["module"], {})[found["which"]] = tuple(tensor.shape)
-    for module, pair in shapes.items():
-        if pair.keys() != {"A", "B"} or pair["A"][0] != pair["B"][1]:
-            raise ValueError(f"A and B of {module} have the shapes {pair}")
-    return shapes
+def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
+    """A and B of each module. Raises ValueError for a file of anything else, or not of what its settings say."""
+    from safetensors.torch import load_file  # slow
+
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in load_file(path).items():
+        found = NAME.fullmatch(name)
+        if found is None or tensor.ndim != 2 or not tensor.float().isfinite().all():
+            raise ValueError(f"{name} of shape {list(tensor.shape)} is no A or B of a module, in finite numbers")
+        pairs.setdefault(found["module"], {})[found["which"]] = tensor.float()
+    ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
+    for module, pair in pairs.items():
+        if pair.keys() != {"A", "B"} or len(pair["A"]) != pair["B"].shape[1]:
+            raise ValueError(f"A and B of {module} have the shapes {[list(part.shape) for part in pair.values()]}")
+        if len(pair["A"]) not in ranks:
+            raise ValueError(f"{module} has the rank {len(pair['A'])}, where {SETTINGS} says {settings['r']}")
+    for end in settings["target_modules"]:
+        if not any(f".{module}".endswith(f".{end}") for module in pairs):
+            raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")
+    return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}

@@ -3,36 +3,67 @@
 Whether it says what it should is for transformers to tell: it reads it again, and what it reads has to be the
 configuration that the cut model has in memory. transformers 5 writes rotary tables, experts and tokenizers under names
 that 4.57 does not know, and mostly passes over in silence; other engines read the older names too. Both are written
-where they say the same.
+where they say the same. What a quantization_config says of single layers, by their names, follows the layers.
 
 Source: the configuration classes of transformers 4.57.6 beside those of 5.24 (parameters of the one that the other
 does not write).
 """
 
+import contextlib
 import copy
+import fnmatch
 import json
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from deeper_layers.errors import InputError, first_line
+from deeper_layers.cuts import Cut
+from deeper_layers.errors import InputError
+from deeper_layers.export.layer_tensors import Layout, predicting
+from deeper_layers.export.tensors import shapes_of
 from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.per_layer import cut_entry
+from deeper_layers.models.weight_check import check_tensors
+from deeper_layers.pruning import drop_layers
 
-# what of a configuration no cut changes and building a model may, or what is renumbered by name (quantization_names.py)
+# what of a configuration no cut changes and building a model may, or what is renumbered by name (cut_quantization)
 BESIDE = ("transformers_version", "_name_or_path", "architectures", "dtype", "quantization_config")
 # what an entry of `rope_parameters` is called outside of it, by model_type
-ROPE_NAMES = dict.fromkeys(
-    ("gpt_neox", "gpt_neox_japanese"), {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-)
-ROPE_NAMES["modernbert-decoder"] = {"rope_theta": "global_rope_theta", "rope_local_base_freq": "local_rope_theta"}
+ROPE_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 # kinds of layers in the words of transformers 5, by model_type, where the older class takes no others
-KINDS = {
-    "granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"},
-    "zamba2": {"linear_attention": "mamba"},
-}
-Part = tuple[str, ...]  # keys that lead to a part of a configuration
+KINDS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
+# a name in a quantization_config, or part of one; what compressed-tensors and GPTQModel write before a pattern
+PLAIN, REGEX = re.compile(r"[\w.\-/]+"), re.compile(r"^(?:re:|[-+]:)", re.DOTALL)
+SLOW = re.compile(r"\)[*+{]|(?:[*+}].*){5}", re.DOTALL)  # what a name could keep a pattern busy with for very long
+GONE = object()  # what is of dropped layers alone
+
+
+def cut_config(layout: Layout, cut: Cut) -> dict:
+    """What config.json becomes after a cut, for this version of transformers, and for older ones that know the model.
+
+    Raises InputError where the cut does not fit, or the configuration can't say what it makes.
+    """
+    config, where = cut_entries(layout.config, cut.kept(layout.layers), layout.layers), layout.folder / "config.json"
+    if layout.model is not None:
+        pruned = drop_layers(layout.model, cut)
+        # names that are almost those of layers may stand for others after the cut
+        check_tensors(pruned, layout.folder, shapes_of(layout.entries(cut)))
+        config = _read_as(config, pruned.config, where)
+        vision = getattr(pruned.config, "vision_config", None)
+        inserted = len(getattr(vision, "deepstack_visual_indexes", None) or [])
+        if cut.size and cut.start < inserted:
+            said = f"images: what the whole model adds after its layers 0..{inserted - 1} is added after the first "
+            warnings.warn(f"{said}{inserted} layers that stay, which are others", stacklevel=3)
+    if layout.mtp is None:
+        text_part(config).update(dict.fromkeys(predicting(config), 0))
+    if isinstance(names := config.get("quantization_config"), dict):
+        prefixes = (layout.prefix, layout.module)
+        names = cut_quantization(names, layout.numbers(cut), list(layout.tensors), prefixes, where)
+        config["quantization_config"] = names
+    return config
 
 
 def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
@@ -43,147 +74,86 @@ def cut_entries(config: dict, kept: list[int], layers: int) -> dict:
         found = {key: value if key in BESIDE else cut_entry(key, value, kept, layers) for key, value in part.items()}
         return found | {key: len(kept) for key in DEPTHS if type(part.get(key)) is int and part[key] == layers}
 
+    found = {key: cut(value) if value is text else value for key, value in config.items()}
     # some hold the entries of the decoder twice, at the top and in its part
-    at_top = text is config or any(config.get(name) == layers for name in DEPTHS)
-    top = cut({key: value for key, value in config.items() if value is not text}) if at_top else config
-    return {key: cut(text) if value is text else top[key] for key, value in config.items()}
+    return copy.deepcopy(cut(found) if text is config or any(config.get(name) == layers for name in DEPTHS) else found)
 
 
-def replace_text(config: dict, entries: dict) -> dict:
-    """A configuration with other entries in the part that describes the decoder."""
-    text = text_part(config)
-    if text is config:
-        return config | entries
-    return {key: value | entries if value is text else value for key, value in config.items()}
+def _read_as(config: dict, pruned: PreTrainedConfig, where: Path) -> dict:
+    """A config.json that transformers reads as the configuration which a cut model has in memory."""
+    expected = _entries(_as_dict(pruned))
 
-
-def write_cut_config(
-    source: dict, kept: list[int], layers: int, whole: PreTrainedConfig, pruned: PreTrainedConfig, where: Path
-) -> dict:
-    """The config.json of a model without some layers, for this and older versions of transformers.
-
-    Args:
-        source: the config.json that `whole` was read from.
-        kept: original indices of the `layers` that stay.
-        pruned: what the cut model in memory has.
-        where: the folder of the source, for errors.
-
-    Raises:
-        InputError: transformers would read something else than `pruned`.
-    """
-    before, after = _as_dict(whole), _as_dict(pruned)
-
-    def unlike(config: dict) -> list[tuple[Part, str]]:
-        """Part and name of every entry that transformers would read otherwise."""
+    def misread(config: dict) -> dict[tuple[str, ...], object] | None:
+        """What transformers would read otherwise, as it should be; None where it can't read it."""
         try:
-            return _unlike(_as_dict(type(whole).from_dict(copy.deepcopy(config))), after)
-        except Exception as error:
-            raise InputError(
-                f"transformers can't read what a cut makes of {where / 'config.json'} ({first_line(error)}): choose "
-                "another cut, or save the model again with save_pretrained"
-            ) from error
+            found = _entries(_as_dict(type(pruned).from_dict(copy.deepcopy(config))))
+        except Exception:  # the configuration classes raise many kinds
+            return None
+        return {keys: value for keys, value in expected.items() if keys not in found or found[keys] != value}
 
-    def refuse(part: Part, key: str) -> None:
-        raise InputError(
-            f"{where / 'config.json'} can't say in its own words what the cut makes of {'.'.join((*part, key))}: save "
-            "the model again with save_pretrained of a current transformers, or choose another cut"
-        )
-
-    cut = write_plainly(cut_entries(source, kept, layers))
-    for part, key in unlike(cut):
+    for keys, value in (misread(config) or {}).items():
         # what transformers had worked out from the depth, and the source does not state
-        if _at(before, part).get(key) == _at(after, part).get(key):
-            refuse(part, key)
-        held = _at(cut, part) if not part or part[0] in cut else cut  # some hold their parts at the top
-        held[key] = _at(after, part)[key]
-    cut = write_plainly(cut)
-    for part, words in find_transformers4_entries(cut):
-        for name, value in words.items():
-            trial = copy.deepcopy(cut)
-            _at(trial, part)[name] = value
-            try:
-                cut = cut if unlike(trial) else trial
-            except InputError:
-                continue
-    for part, key in unlike(cut):
-        refuse(part, key)
-    return cut
+        (config if len(keys) == 1 else text_part(config))[keys[-1]] = value
+    for written in (json.loads(json.dumps(config), object_hook=_older), config):
+        if misread(written) == {}:
+            return written
+    raise InputError(
+        f"{where} can't say in its own words what the cut makes of it: save the model again with save_pretrained of a "
+        "current transformers, or choose another cut"
+    )
 
 
 def _as_dict(config: PreTrainedConfig) -> dict:
     return json.loads(config.to_json_string(use_diff=False))
 
 
-def _unlike(found: dict, expected: dict, part: Part = ()) -> list[tuple[Part, str]]:
-    """Part and name of every entry that is not as expected. Entries that nobody asked for may be there."""
-    unlike = []
-    for key, value in expected.items():
-        if key in BESIDE or (key in found and found[key] == value):
-            continue
-        if isinstance(value, dict) and isinstance(found.get(key), dict) and "model_type" in value:
-            unlike += _unlike(found[key], value, (*part, key))
-        else:
-            unlike.append((part, key))
-    return unlike
+def _entries(part: dict, *keys: str) -> dict[tuple[str, ...], object]:
+    """Those of a configuration and its parts, each by the keys that lead to it."""
+    found = {}
+    for key, value in part.items():
+        if isinstance(value, dict) and "model_type" in value:
+            found |= _entries(value, *keys, key)
+        elif key not in BESIDE:
+            found[*keys, key] = value
+    return found
 
 
-def _at(config: dict, part: Part) -> dict:
-    for key in part:
-        config = config.setdefault(key, {})
-    return config
+def _older(part: dict) -> dict | float:
+    """A part of a configuration with the words of transformers 4 beside those of 5, or in their place if both read
+    these."""
+    if part.keys() == {"__float__"}:  # infinity
+        return float(part["__float__"])
+    kind, words = str(part.get("model_type")), {}
+    for key in ("layer_types", "layers_block_type"):
+        if isinstance(part.get(key), list):
+            part[key] = [KINDS.get(kind, {}).get(name, name) for name in part[key]]
+    if isinstance(rope := part.get("rope_parameters"), dict):
+        # where each kind of layer has its own table, that of full attention is the plain one
+        near, far = rope.get("sliding_attention"), dict(rope.get("full_attention") or rope)
+        if "rope_theta" in far:
+            words["rope_theta"] = far.pop("rope_theta")
+        if near and near.get("rope_theta") != words.get("rope_theta"):
+            words["rope_local_base_freq"] = near.get("rope_theta")
+        if (share := far.pop("partial_rotary_factor", None)) is not None:
+            words["partial_rotary_factor"] = share
+        words["rope_scaling"] = None if far in ({}, {"rope_type": "default"}) else far
+        words = {ROPE_NAMES.get(kind, {}).get(name, name): value for name, value in words.items()}
+    if "transformers_version" in part and isinstance(part.get("dtype"), str):
+        words["torch_dtype"] = part["dtype"]
+    if "num_local_experts" in part:
+        words["num_experts"] = part["num_local_experts"]
+    return part | {name: value for name, value in words.items() if name not in part}
 
 
-# ---- the words of transformers 4 --------------------------------------------------------------------------------
+def state_dtype(config: dict, dtype: str) -> None:
+    """Have a config.json state a data type where it stated another, and in one place at least."""
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        part.update({name: dtype for name in ("dtype", "torch_dtype") if name in part})
+    if "dtype" not in config:
+        config["torch_dtype"] = dtype
 
 
-def find_transformers4_entries(config: dict, part: Part = ()) -> Iterator[tuple[Part, dict]]:
-    """For each part of a configuration that lacks any: where it is, and the entries that transformers 4 reads."""
-    words = _rope(config) if isinstance(config.get("rope_parameters"), dict) else {}
-    if not part and isinstance(config.get("dtype"), str):
-        words["torch_dtype"] = config["dtype"]
-    if "num_local_experts" in config:
-        words["num_experts"] = config["num_local_experts"]
-    yield part, {name: value for name, value in words.items() if name not in config}
-    for key, value in config.items():
-        if isinstance(value, dict) and key != "quantization_config":
-            yield from find_transformers4_entries(value, (*part, key))
-
-
-def _rope(config: dict) -> dict:
-    """Entries for rotary tables. Where each kind of layer has its own, those of full attention are the plain ones."""
-    rope = config["rope_parameters"]
-    near, far = rope.get("sliding_attention"), rope.get("full_attention", rope)
-    if not isinstance(far, dict):
-        return {}
-    words = {"rope_theta": far["rope_theta"]} if "rope_theta" in far else {}
-    if isinstance(near, dict) and near.get("rope_theta") != far.get("rope_theta"):
-        words["rope_local_base_freq"] = near.get("rope_theta")
-    if far.get("partial_rotary_factor") is not None:
-        words["partial_rotary_factor"] = far["partial_rotary_factor"]
-    rest = {key: value for key, value in far.items() if key not in ("rope_theta", "partial_rotary_factor")}
-    words["rope_scaling"] = None if rest in ({}, {"rope_type": "default"}) else rest
-    names = ROPE_NAMES.get(str(config.get("model_type")), {})
-    return {names.get(name, name): value for name, value in words.items()}
-
-
-def write_plainly(config: dict) -> dict:
-    """A configuration with what older versions can't read in any place put plainly, which newer ones read too."""
-    kinds = KINDS.get(str(config.get("model_type")), {})
-
-    def plain(key: str, value):
-        if isinstance(value, list) and key in ("layer_types", "layers_block_type"):
-            return [kinds.get(kind, kind) for kind in value]
-        if isinstance(value, list):
-            return [plain("", entry) for entry in value]
-        if not isinstance(value, dict):
-            return value
-        # infinity is an object of its own in transformers 5
-        return float(value["__float__"]) if value.keys() == {"__float__"} else write_plainly(value)
-
-    return {key: plain(key, value) for key, value in config.items()}
-
-
-def convert_tokenizer_config(config: dict) -> dict:
+def older_tokenizer(config: dict) -> dict:
     """tokenizer_config.json of transformers 5 as older versions read it, which newer ones read too."""
     words = dict(config)
     if words.get("tokenizer_class") == "TokenizersBackend":  # a name that older versions don't know
@@ -191,3 +161,79 @@ def convert_tokenizer_config(config: dict) -> dict:
     if isinstance(words.get("extra_special_tokens"), list):  # older versions expect names for these
         words["additional_special_tokens"] = words.pop("extra_special_tokens")
     return words
+
+
+def cut_quantization(
+    quantization: dict, new: dict[int, int], tensors: list[str], prefixes: tuple[str, ...], where: Path
+) -> dict:
+    """The quantization_config of a checkpoint without some layers: names renumbered, those of dropped layers left out.
+
+    Args:
+        quantization: of the whole checkpoint.
+        new: numbers of the layers that stay, by their old ones.
+        tensors: names of all tensors of the whole checkpoint.
+        prefixes: before the number of a layer, first in names of tensors, then in those of modules: "model.layers.".
+        where: for errors.
+
+    Raises:
+        InputError: a pattern names layers in a way that is not understood.
+    """
+    modules = {name.rpartition(".")[0] for name in tensors}
+    modules |= {prefixes[-1] + name.removeprefix(prefixes[0]) for name in modules if name.startswith(prefixes[0])}
+    ours = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})(\d+)(?=\.|$)")
+    lists = "|".join(re.escape(prefix.split(".")[-2]) for prefix in prefixes)
+    written = re.compile(rf"(?:{lists})(?:\.|\\\.|\[\.\])(\d+)(?!\d)")  # a layer's number in a name or a pattern
+
+    def renumbered(text: str, found: re.Match):
+        number = new.get(int(found[1]))
+        return GONE if number is None else f"{text[: found.start(1)]}{number}{text[found.end(1) :]}"
+
+    whole = {module: renumbered(module, found) if (found := ours.match(module)) else module for module in modules}
+    stay = {before: after for before, after in whole.items() if after is not GONE}
+
+    def name(text: str):
+        """A name or pattern that says the same of the modules that stay; GONE where it only names dropped ones."""
+        places, is_plain, tries = list(written.finditer(text)), PLAIN.fullmatch(text), [text]
+        if not re.search(r"[\d*]", text) or (is_plain and not places):
+            return text
+        if places and (is_plain or len(places) == 1):  # of a name the first number
+            tries.insert(0, renumbered(text, places[0]))
+        with contextlib.suppress(re.error, RecursionError, OverflowError):
+            # a name has to be one of these modules, at least up to its layer
+            is_known = not is_plain or any(_says(text[: places[0].end()], modules))
+            for found in tries if is_known else ():
+                if _says(found, stay.values()) == _says(text, stay):
+                    return found
+        raise InputError(
+            f"the quantization_config of {where} has the pattern {text!r:.80}, which names layers in a way that can't "
+            "be renumbered surely: write the names of these modules there instead"
+        )
+
+    def changed(value):
+        if isinstance(value, dict):
+            entries = {changed(key): changed(entry) for key, entry in value.items()}
+            # a group of dropped layers alone goes as a whole
+            if value.get("targets") and not entries["targets"]:
+                return GONE
+            return {key: entry for key, entry in entries.items() if GONE not in (key, entry)}
+        if isinstance(value, list):
+            return [entry for entry in map(changed, value) if entry is not GONE]
+        return name(value) if isinstance(value, str) else value
+
+    return changed(quantization)
+
+
+def _says(text: str | object, modules: Iterable[str]) -> list[bool]:
+    """Of which modules a name or a pattern is, as the methods that write such have it. Raises re.error for neither."""
+    if not isinstance(text, str):
+        pattern = "(?!)"  # GONE: of none
+    elif PLAIN.fullmatch(text):  # "layers.3.mlp" may stand for what is "model.layers.3.mlp" in full
+        pattern = rf"(?:.*\.)?{re.escape(text)}(?:\.|$)"
+    elif "*" in text and not REGEX.match(text) and not re.search(r"[\\^$+(){}|]|\.\*", text):
+        pattern = fnmatch.translate(text)
+    elif SLOW.search(text):
+        raise re.error("it may take very long")
+    else:
+        pattern = REGEX.sub("", text)
+    compiled = re.compile(pattern)
+    return [compiled.match(module) is not None for module in modules]

@@ -25,7 +25,7 @@ from deeper_layers.export.adapter_files import Adapter, read_adapter
 from deeper_layers.export.engines import TABLE, nth, of_another_kind
 from deeper_layers.export.lineage import check_apart
 from deeper_layers.export.llama_cpp import EXACT, FILE_TYPES, ROUNDED, quantize
-from deeper_layers.export.tensor_writer import CHUNK, check_space, progress, read_bytes, write_hashed
+from deeper_layers.export.tensors import CHUNK, check_space, progress, read_bytes, write_blocks
 from deeper_layers.files import atomic_file, check_absent, passing_dir
 from deeper_layers.models.gguf_header import ARCHITECTURES, MOST_BYTES, UNIFORM, Header, placed, read_gguf
 from deeper_layers.models.packaged import PACKAGED
@@ -98,15 +98,14 @@ def slice_gguf(
                 with passing_dir(cache_folder() / "rounded") as folder:
                     plain = slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter)
                     quantize(plain, made, type.upper())
-                place, _, mark = _mark_of(made)
             else:
                 plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
                 check_space(out, made.parent, plan.bytes)
                 with progress(plan.bytes) as bar:
-                    mark = write_hashed(made, _content(plan, path), bar).encode()
-                place = plan.head.index(BEFORE_MARK) + len(BEFORE_MARK)
+                    write_blocks(made, _content(plan, path), bar)
                 if f"sha256:{hash_once(path)}" != source.weights:
                     raise InputError(f"{path} was changed after it was read for its hash: begin again")
+            place, _, mark = _mark_of(made)
             with open(made, "r+b") as file:
                 file.seek(place)
                 file.write(mark)
@@ -277,7 +276,7 @@ def _updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict
         adapter.check(adapter.base | {"weights": source.weights}, cut)
     names = gguf.get_tensor_name_map(ARCHITECTURES[header.architecture], source.num_layers - cut.size)
     found = {}
-    for module in adapter.shapes:
+    for module, (down, up) in adapter.factors.items():
         tensor = names.get_name(module)
         # others may lie in a file in an order of rows that is llama.cpp's own
         if tensor is None or ".ffn_" not in tensor or adapter.settings.get("fan_in_fan_out"):
@@ -285,6 +284,5 @@ def _updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict
                 f"the adapters in {adapter.folder} are on {module}: expected feed-forward modules only, in llama.cpp's "
                 "order; merge them into safetensors and convert those"
             )
-        down, up = (factor.numpy() for factor in adapter.factors(module))
-        found[f"{tensor}.weight"] = up, down, adapter.scale(len(down))
+        found[f"{tensor}.weight"] = up.numpy(), down.numpy(), adapter.scale(len(down))
     return found

@@ -250,8 +250,8 @@ def model_card(
 
 def healing_in_words(adapter: Adapter) -> str:
     """What was added to the weights, and how it was trained, as far as the folder of adapters says so."""
-    ranks = sorted({shapes["A"][0] for shapes in adapter.shapes.values()})
-    modules = sorted({module.rpartition(".")[2] for module in adapter.shapes})
+    ranks = sorted({len(a) for a, _ in adapter.factors.values()})
+    modules = sorted({module.rpartition(".")[2] for module in adapter.factors})
     return " ".join(_rendered(HEALED, adapter=adapter, ranks=ranks, modules=modules).split())
 
 

@@ -22,7 +22,7 @@ from deeper_layers.results.store import Result
 
 if TYPE_CHECKING:  # slow
     from deeper_layers.export.adapter_files import Adapter
-    from deeper_layers.export.tensor_edits import Changed
+    from deeper_layers.export.tensors import Changed
     from deeper_layers.report.one_cut import Score
 
 CONVERT = "make a GGUF file of that with convert_hf_to_gguf.py, which comes with llama.cpp"

@@ -1,9 +1,8 @@
 """A checkpoint without some of its layers, written without opening the model.
 
 Safetensors files are copied tensor by tensor as bytes, whatever their data type, with the layers above the cut
-renamed; layer_tensors.py says which these are and what config.json becomes. Healed adapters can be added on the
-way, some rows of a tensor at a time. Never more than a few megabytes are held. The folder appears when it is
-complete.
+renamed; layer_tensors.py says which these are, config_text.py what config.json becomes, and tensors.py what is done to
+tensors on the way, one of which is in memory at a time. The folder appears when it is complete.
 """
 
 import itertools
@@ -13,41 +12,21 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from deeper_layers import checks
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
+from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
-from deeper_layers.export.config_text import convert_tokenizer_config
-from deeper_layers.export.layer_tensors import Layout, cut_config, read_layout
-from deeper_layers.export.lineage import (
-    LINEAGE,
-    Step,
-    check_apart,
-    check_our_folder,
-    lineage_after,
-    read_lineage,
-    write_lineage_text,
-)
+from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
+from deeper_layers.export.layer_tensors import Layout, read_layout
 from deeper_layers.export.model_card import model_card, read_facts
-from deeper_layers.export.tensor_edits import (
-    AS_IT_IS,
-    DTYPES,
-    TORCH,
-    Changed,
-    cast_entries,
-    check_plain,
-    replace_tensors,
-    smallest_dtype,
-    state_dtype,
-    zero_sublayers,
-)
-from deeper_layers.export.tensor_writer import Entry, file_bytes, write_tensors
+from deeper_layers.export.tensors import Changed, Entry
 from deeper_layers.files import atomic_dir, check_absent, clear
 from deeper_layers.models.checkpoint_files import SINGLE, folder_files, local_path, read_json
 from deeper_layers.models.opening import checkpoint_folder
-from deeper_layers.models.sources import model_key, model_name
+from deeper_layers.models.sources import model_key
 from deeper_layers.package_index import file_hash
 
 TOKENIZER = "tokenizer_config.json"
@@ -58,10 +37,14 @@ NEEDED = re.compile(
     r"(hf_)?quant(ize)?_config\.json|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*",
     re.IGNORECASE,
 )
-OURS = ("config.json", "README.md", LINEAGE, ".gitattributes")  # written anew, or of the folder as it was fetched
+OURS = (
+    "config.json",
+    "README.md",
+    lineage.LINEAGE,
+    ".gitattributes",
+)  # written anew, or of the folder as it was fetched
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
-MOST_HASHED = 2**31  # bytes of weights in a folder that are read for their hash: of more it would double the time
 
 
 def slice_checkpoint(
@@ -72,7 +55,7 @@ def slice_checkpoint(
     revision: str | None = None,
     card: str = "",
     adapter: str | Path | None = None,
-    dtype: str = AS_IT_IS,
+    dtype: str = tensors.AS_IT_IS,
     command: str | None = None,
     name: str | None = None,
     mtp: bool = True,
@@ -120,74 +103,66 @@ def slice_checkpoint(
         ...     sorted(path.name for path in out.glob("*.json"))[:2]
         ['config.json', 'generation_config.json']
     """
-    out, source, check = Path(out), str(source), check_our_folder if overwrite else check_absent
-    if out.name in ("", "..") or "\0" in str(out):
-        raise InputError(f"out is {str(out)!r}, expected the path of a folder that does not exist")
+    out, source = checks.place("out", out), str(source)
+    check = lineage.check_our_folder if overwrite else check_absent
     clear(out)
     check(out)
     folder = checkpoint_folder(source, revision)
-    check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
-    layout, whole = read_layout(folder, mtp=mtp), Cut.of(cut.dropped) if silence else cut
+    lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
+    layout, key = read_layout(folder, mtp=mtp), model_key(source, folder)
+    added = None if adapter is None else read_adapter(adapter)
     others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
-    config, said = cut_config(layout, whole)
-    for words in said:
-        warnings.warn(f"{source} without these layers: {words}", stacklevel=2)
-    entries, edits, added = layout.entries(whole), [], None
+    whole = Cut.of(cut.dropped) if silence else cut
+    config, entries, stamps = cut_config(layout, whole), layout.entries(whole), _stamps(layout)
     if silence:
-        edits.append(zero_sublayers(entries, layout, cut))
-    if changed is not None:
-        edits.append(replace_tensors(entries, layout, changed))
-    if adapter is not None:
-        added = read_adapter(adapter)
-        if added.base is not None:  # else the checkpoint need not be read for its hash
-            added.check(model_key(source, folder), cut)
-        edits.append(added.edits(entries, layout.prefix, layout.module))
-    for some in edits:
-        entries = [entry.edited(some[entry.name]) if entry.name in some else entry for entry in entries]
-    wanted = _dtype(dtype, layout, entries, bool(facts.quantized))
-    if wanted is not None:
-        entries, config = cast_entries(entries, wanted), state_dtype(config, wanted)
+        tensors.zero_sublayers(entries, layout, cut)
+    if changed:
+        tensors.replace_tensors(entries, layout, changed)
+    if added:
+        if added.base:  # else peft wrote it, and does not say of what
+            added.check(key, cut)
+        tensors.add_adapter(entries, layout, added)
+    cast = tensors.cast_entries(entries, layout, dtype, bool(facts.quantized))
+    if cast:
+        state_dtype(config, cast)
 
-    config, files, stamps = _without_paths(config), _files(entries), _stamps(layout)
-    step = Step(
-        model=model_name(source),
-        weights=None,
+    step = lineage.Step(
+        model=key["name"],
+        weights=key["weights"],
         layers=layout.layers,
         dropped=list(cut.dropped),
         attention=list(cut.attention),
         mlp=list(cut.mlp),
-        changed=None if changed is None else changed.words,
-        adapter=None if added is None else added.fingerprint,
-        dtype=wanted,
+        changed=changed.words if changed else None,
+        adapter=added.fingerprint if added else None,
+        dtype=cast,
         command=command,
     )
-    lineage = lineage_after(read_lineage(folder), step, facts.hub)
-    texts = {"config.json": json.dumps(config, indent=2) + "\n", "README.md": "", **_older_tokenizer(folder)}
+    history, files = lineage.lineage_after(lineage.read_lineage(folder), step, facts.hub), _files(entries)
+    card = model_card(
+        source,
+        name or out.name,
+        history,
+        facts,
+        config,
+        revision=folder.name if folder.parent.name == "snapshots" else revision,  # of the hub's cache
+        adapter=added,
+        predicting="kept" if layout.mtp else "" if mtp else "left out",
+        scores=card,
+    )
+    texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
     copied = {path.name: path for path in others if path.name not in texts}
-    commit = folder.name if folder.parent.name == "snapshots" else revision  # of the hub's cache
-    predicting = "kept" if layout.mtp else "" if mtp else "left out"
-    of = step.model_dump(exclude={"command", "model"}) | {
-        "source": str(folder.resolve()),
-        "files": stamps,
-        "mtp": layout.mtp,
-        "changed": None if changed is None else changed.fingerprint,
-    }
+    of = step.model_dump(exclude={"command", "model"})
+    of |= {"source": str(folder.resolve()), "files": stamps, "mtp": layout.mtp}
     try:
-        with (
-            atomic_dir(out, check, of) as made,
-            ThreadPoolExecutor(1) as beside,
-        ):
-            weights = beside.submit(_weights, source, layout)  # takes as long as it is to copy them
-            hashes = write_tensors(files, made, out)
+        with atomic_dir(out, check, None if changed else of) as made:
+            tensors.write_tensors(files, made, out)
             for path in copied.values():
                 shutil.copyfile(path, made / path.name)
-            step.weights = weights.result()
-            told = {"revision": commit, "adapter": added, "predicting": predicting, "scores": card}
-            texts["README.md"] = model_card(source, name or out.name, lineage, facts, config, **told)
             for file, text in texts.items():
                 (made / file).write_text(text, encoding="utf-8", newline="")
-            hashes |= {file: file_hash(made / file) for file in (*texts, *copied)}
-            (made / LINEAGE).write_text(write_lineage_text(lineage, hashes), encoding="utf-8")
+            hashes = {file: file_hash(made / file) for file in (*files, *texts, *copied)}
+            (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
             if _stamps(layout) != stamps:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
@@ -202,30 +177,20 @@ def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -
     source.
     """
     layout = read_layout(folder, mtp=mtp)
-    wanted = _dtype(dtype, layout, layout.entries(UNPRUNED), dequantized)
+    cast = tensors.cast_entries(layout.entries(UNPRUNED), layout, dtype, dequantized)
 
     def written(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
-        entries = cast_entries(entries, wanted) if wanted else entries
-        types = "+".join(sorted({TORCH.get(entry.dtype, entry.dtype) for entry in entries}))
-        return sum(map(file_bytes, _files(entries).values())), types
+        tensors.cast_entries(entries, layout, cast or tensors.AS_IT_IS, False)
+        types = "+".join(sorted({tensors.TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
+        return sum(map(tensors.file_bytes, _files(entries).values())), types
 
     return written
 
 
-def _dtype(asked: str, layout: Layout, entries: list[Entry], dequantized: bool) -> str | None:
-    """To which data type weights are cast; None where they stay as they are."""
-    if asked not in (AS_IT_IS, *DTYPES):
-        raise InputError(f"dtype is {asked!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
-    if asked == AS_IT_IS:
-        return smallest_dtype(entries) if dequantized else None
-    check_plain(entries, layout.config, layout.folder, "cast: leave dtype out, and they are copied")
-    return asked
-
-
-def _files(entries: list[Entry]) -> dict[str, list[Entry]]:
+def _files(entries: dict[str, Entry]) -> dict[str, dict[str, Entry]]:
     """The files to write, by name: as the tensors are divided in the source."""
-    groups = [list(some) for _, some in itertools.groupby(entries, lambda entry: entry.shard.path)]
+    groups = [dict(some) for _, some in itertools.groupby(entries.items(), lambda item: item[1].shard.path)]
     number = len(groups)
     names = [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
     return dict(zip(names, groups, strict=True))
@@ -248,35 +213,30 @@ def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
     return needed
 
 
-def _weights(source: str, layout: Layout) -> str | None:
-    """The hash of a source's weights, where it is known or soon found."""
-    large = sum(tensor.bytes for shard in layout.shards for tensor in shard.tensors) > MOST_HASHED
-    return None if large and local_path(source).is_dir() else model_key(source, layout.folder)["weights"]
-
-
-def _older_tokenizer(folder: Path) -> dict[str, str]:
+def _tokenizer(folder: Path) -> dict[str, str]:
     """The tokenizer's configuration by its name, where older versions of transformers need other words there."""
     if not (folder / TOKENIZER).is_file():
         return {}
     words = read_json(folder / TOKENIZER)
-    older = _without_paths(convert_tokenizer_config(words))
-    return {} if older == words else {TOKENIZER: json.dumps(older, indent=2) + "\n"}
+    text = _json(older_tokenizer(words))
+    return {} if json.loads(text) == words else {TOKENIZER: text}
 
 
-def _without_paths(words: dict) -> dict:
-    """A configuration that says nothing of where files lay on a machine: nobody else has that."""
+def _json(content: dict) -> str:
+    return json.dumps(json.loads(json.dumps(content), object_hook=_without_paths), indent=2) + "\n"
 
-    def is_path(value) -> bool:
-        return isinstance(value, str) and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
-    return {
-        name: _without_paths(value) if isinstance(value, dict) else value
-        for name, value in words.items()
-        if not (name in PLACES and is_path(value))
-    }
+def _without_paths(part: dict) -> dict:
+    """A part of a configuration that says nothing of where files lay on a machine: nobody else has that."""
+
+    def is_path(name: str, value) -> bool:
+        is_place = name in PLACES and isinstance(value, str)
+        return is_place and (os.path.isabs(value) or os.path.exists(local_path(value)))
+
+    return {name: value for name, value in part.items() if not is_path(name, value)}
 
 
 def _stamps(layout: Layout) -> dict[str, list[int]]:
-    """What changes when a shard does."""
-    stats = {shard.path.name: shard.path.stat() for shard in layout.shards}
+    """What changes when a shard does: its size and time."""
+    stats = {path.name: path.stat() for path in {entry.shard.path: 0 for entry in layout.tensors.values()}}
     return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}

@@ -106,7 +106,7 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
     """
     adapter = read_adapter(folder)
     adapter.check(base, cut)
-    ranks = {name: shapes["A"][0] for name, shapes in adapter.shapes.items()}
+    ranks = {name: len(a) for name, (a, _) in adapter.factors.items()}
     # nothing of the file but what was checked: peft would import what some settings name
     config = LoraConfig(
         r=max(ranks.values()),
