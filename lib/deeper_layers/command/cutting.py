@@ -6,7 +6,6 @@ import click
 
 from deeper_layers.command.options import exclude
 from deeper_layers.cuts import Cut
-from deeper_layers.errors import NotMeasuredError
 from deeper_layers.experiments.parameters import SweepParameters, cut_of_lists
 from deeper_layers.rules.choosing import REGISTERED
 
@@ -47,16 +46,3 @@ def typed_cut(drop: int | None, start: int | None, needed: bool = True, **lists:
     if drop is None and (start is not None or needed and listed is None):
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")
     return listed if start is None else Cut(start, drop)
-
-
-def choose(rule: str, drop: int, layers: int, measured: Callable, safe: Callable | None = None) -> Cut:
-    """What a rule chooses, see `experiments.choosing.choose_cut`; where it can't, what can be done is said."""
-    from deeper_layers.experiments.choosing import choose_cut  # slow
-
-    try:
-        return choose_cut(rule, drop, layers, measured, safe)
-    except NotMeasuredError as error:
-        raise NotMeasuredError(
-            f"{error}; `deeper-layers distances` measures distances, and `sweep --rules` what a search needs; without "
-            "them give --rule simple, or --start"
-        ) from error

@@ -6,25 +6,21 @@ from deeper_layers.command.options import Answer, records, subcommand
 from deeper_layers.experiments.parameters import Parameters
 
 
-@subcommand(
-    Parameters,
-    "Which layers are alike: every angular distance.",
-    """
-    Measure the angular distance between the input and the output of every block of layers, in one pass over text.
-
-    Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
-
-    \b
-    deeper-layers distances embedded
-    deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
-    """,
-)
+@subcommand(Parameters, "Which layers are alike: every angular distance.")
 @click.option(
     "--by-sequence",
     is_flag=True,
     help="keep the distances of every sequence too, and say how surely each block is the most similar",
 )
 def distances(parameters: Parameters, by_sequence: bool) -> Answer:
+    """Measure the angular distance between the input and the output of every block of layers, in one pass over text.
+
+    Shown is the most similar block of each size, the one that the paper's rule drops. --json has every block.
+
+    \b
+    deeper-layers distances embedded
+    deeper-layers distances ORGANISATION/NAME --samples 64 --json > distances.json
+    """
     source = parameters.source()
     from deeper_layers.experiments.distances import measure_distances  # slow: what is above may refuse
     from deeper_layers.experiments.experiment import Experiment

@@ -11,8 +11,7 @@ from deeper_layers.command.plan import plan
 from deeper_layers.command.prune import prune
 from deeper_layers.command.report import report
 from deeper_layers.command.results import results
-from deeper_layers.command.scan import scan
-from deeper_layers.command.sweep import sweep
+from deeper_layers.command.sweep import scan, sweep
 from deeper_layers.errors import InputError, disk_is_full, first_line, one_line, ran_out
 
 INTERRUPTED = 130  # what a shell says of a process that SIGINT ended

@@ -1,7 +1,7 @@
 """`deeper-layers heal`: a pruned model fine-tuned with adapters, which are kept, and scored."""
 
 from deeper_layers import files, results
-from deeper_layers.command.cutting import choose, cut_options, typed_cut
+from deeper_layers.command.cutting import cut_options, typed_cut
 from deeper_layers.command.options import Answer, records, subcommand
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import NotMeasuredError
@@ -24,11 +24,10 @@ AT_MOST = (
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 
-@subcommand(
-    HealingParameters,
-    "Fine-tune a pruned model, keep the adapters, score it.",
-    """
-    Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
+@subcommand(HealingParameters, "Fine-tune a pruned model, keep the adapters, score it.", but=("sizes", "rules"))
+@cut_options(OF_LAYERS, ("layers",))
+def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
+    """Drop layers, let the others get used to it by a short fine-tune of low-rank adapters, and score the result.
 
     What that gives back is said where results hold the scores from before, as `deeper-layers sweep` measures them in
     the same --dtype and --quantization, and notebook 03 the loss.
@@ -41,21 +40,19 @@ OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers] 
     deeper-layers heal ORGANISATION/NAME --drop 8 --preset "Llama-2 7B"
     deeper-layers heal embedded --drop 3 --objective distill
     deeper-layers heal embedded --layers "5, 12-14"
-    """,
-    but=("sizes", "rules"),
-)
-@cut_options(OF_LAYERS, ("layers",))
-def heal(parameters: HealingParameters, drop: int | None, start: int | None, rule: str, layers: str | None) -> Answer:
+    """
     typed, source, config = typed_cut(drop, start, layers=layers), parameters.source(), parameters.config()
     (typed or Cut(0, drop or 0)).check(source.num_layers)
     if parameters.measure:
         files.check_writable(cache_folder())  # where the adapters are kept
-    from deeper_layers.experiments.experiment import Experiment  # slow
+    from deeper_layers.experiments.choosing import choose_cut  # slow, as are the next
+    from deeper_layers.experiments.experiment import Experiment
     from deeper_layers.experiments.healings import adapter_folder, course_of, heal_and_score
+    from deeper_layers.report.names import say
     from deeper_layers.report.statistics import recovered_by
 
     experiment = Experiment(parameters, source)
-    cut = typed or choose(rule, drop or 0, source.num_layers, lambda: experiment)
+    cut = typed or choose_cut(rule, drop or 0, source.num_layers, lambda: experiment)
     found = heal_and_score(cut, config, experiment, [GIVEN if typed else rule])
     if found is None:
         raise NotMeasuredError(f"not measured: {source.name} healed, {cut.describe(source.num_layers)}")
@@ -69,25 +66,17 @@ def heal(parameters: HealingParameters, drop: int | None, start: int | None, rul
         f"{parameters.text} in {record['seconds']:.0f} s: adapters of rank {config.rank}, {config.steps} steps; the "
         f"training loss went from {record['losses'][0]:.3f} to {record['losses'][-1]:.3f} nats a token"
     )
-    scores = [
-        {name: row[name] for name in ("task", "metric")}
-        | {"healed": f"{row['value']:.3f}", "stderr": f"{row['stderr']:.3f}", "items": int(row["items"])}
-        for row in unit.rows.to_dict("records")
+    rows, given_back = records(unit.rows), records(back)
+    scores = [{name: row[name] for name in ("task", "metric", "value", "stderr", "items")} for row in rows]
+    told = ("topic", "items", "whole", "whole_healed", "pruned", "healed")  # of the same sequences or items
+    at_most = [f"at most {row['high']:.0%}" if row["untold"] == "at most" else None for row in given_back]
+    before = [
+        {name: row[name] for name in told} | {"recovered": most or say(row, as_share=True)}
+        for row, most in zip(given_back, at_most, strict=True)
     ]
-    before = [_before(row) for row in back.to_dict("records")] or UNKNOWN_BEFORE
-    note = AT_MOST if (back["untold"] == "at most").any() else None
+    if not before:
+        before = UNKNOWN_BEFORE if cut.size else "nothing was dropped, and nothing is to be given back"
     end = f"adapters: {adapters or 'leave out --no-measure to have them, trained where this machine has not'}"
     content = {"model": source.name, "layers": source.num_layers, "cut": cut_as_json(cut), "adapters": adapters}
-    content |= {"unit": str(unit.path), "healing": record, "rows": records(unit.rows), "given_back": records(back)}
-    before = before if cut.size else "nothing was dropped, and nothing is to be given back"
-    return Answer(content, [head, scores, before, note, f"{unit.path}\n{end}"])
-
-
-def _before(row: dict) -> dict[str, str]:
-    """What models had before healing on the same sequences or items, and what it gives back."""
-    from deeper_layers.report.names import say  # slow
-
-    forms = {"unpruned": "whole", "unpruned, healed": "whole_healed", "not healed": "pruned", "healed": "healed"}
-    numbers = {head: f"{row[name]:.3f}".replace("nan", "") for head, name in forms.items()}
-    share = f"at most {row['high']:.0%}" if row["untold"] == "at most" else say(row, as_share=True)
-    return {"of the same items": f"{row['topic']} ({row['items']:,})"} | numbers | {"recovered": share}
+    content |= {"unit": str(unit.path), "healing": record, "rows": rows, "given_back": given_back}
+    return Answer(content, [head, scores, before, AT_MOST * any(at_most), f"{unit.path}\n{end}"])

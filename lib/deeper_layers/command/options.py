@@ -10,6 +10,7 @@ import json
 import sys
 import typing
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -24,7 +25,6 @@ from deeper_layers.presets import PRESETS
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
-Rows = Sequence[dict[str, str | int | None]]  # of a table
 MODEL = (
     'MODEL is "embedded", a hub id, a folder saved by save_pretrained, or a .gguf file. Packaged, and fetched by name: '
     f'{", ".join(sorted({model.name for model in PACKAGED.values()}))}; "embedded" is {PACKAGED["embedded"].name}.'
@@ -32,10 +32,10 @@ MODEL = (
 
 
 class Answer(NamedTuple):
-    """What goes to stdout: `parts` for people, or with --json `content`, which JSON can hold; then the exit status."""
+    """What goes to stdout: `parts`, texts and rows of tables, or with --json `content`; then the exit status."""
 
     content: dict
-    parts: Iterable[str | Rows | None]
+    parts: Iterable[str | Sequence[dict] | None]
     status: int = 0
 
 
@@ -54,16 +54,25 @@ def answering(function: Callable[..., Answer]) -> Callable:
     return answered
 
 
-def table(rows: Rows) -> str:
+def table(rows: Sequence[dict]) -> str:
     """Rows as lines with aligned columns: words to the left, numbers to the right. A column of nothing is left out."""
     columns = []
     for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        cells = [name, *(f"{value:,}" if isinstance(value, int) else value or "" for value in values)]
+        cells = [name, *(_cell(row.get(name)) for row in rows)]
         width, right = max(map(len, cells)), all(cell[:1].isdigit() or not cell for cell in cells[1:])
         if any(cells[1:]):
             columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
+
+
+def _cell(value) -> str:
+    if value is None or value != value:
+        return ""
+    if isinstance(value, list):  # from, to
+        return " to ".join(dict.fromkeys(map(_cell, value)))
+    if isinstance(value, float):
+        return f"{value:,.{3 if abs(value) < 10 else 1}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def records(rows: "pd.DataFrame") -> list[dict]:
@@ -72,13 +81,13 @@ def records(rows: "pd.DataFrame") -> list[dict]:
 
 
 def subcommand(
-    kind: type[Parameters], short: str, text: str, *, but: Iterable[str] = (), defaults: bool = True, needed=True
+    kind: type[Parameters], short: str, *, but: Iterable[str] = (), defaults: bool = True, needed: bool = True
 ) -> Callable[[Callable[..., Answer]], click.Command]:
     """Make a command of a function: MODEL and the fields of `kind`, all `but` some, are what is typed.
 
     The function is called with the parameters, of which those are set that were typed, and with the options that were
-    declared of it before. `short` is its line among other commands, `text` its help; `defaults` is whether those of
-    `kind` are shown, `needed` whether there has to be a MODEL.
+    declared of it before. `short` is its line among other commands, its docstring the help; `defaults` is whether those
+    of `kind` are shown, `needed` whether there has to be a MODEL.
     """
     fields = {name: field for name, field in kind.model_fields.items() if name not in {"model", *but}}
 
@@ -93,7 +102,8 @@ def subcommand(
 
         asked.__click_params__ += [_option(name, fields[name], defaults) for name in reversed(fields)]  # last first
         asked.__click_params__ += [*vars(function).get("__click_params__", []), click.Argument(["model"], needed)]
-        return click.command(function.__name__, short_help=short, help=f"{inspect.cleandoc(text)}\n\n{MODEL}")(asked)
+        words = f"{inspect.getdoc(function)}\n\n{MODEL}"
+        return click.command(function.__name__, short_help=short, help=words)(asked)
 
     return decorate
 
@@ -138,15 +148,19 @@ class OrNone(click.ParamType):
 
 
 def _option(name: str, field: FieldInfo, show_default: bool) -> click.Option:
-    words, flag = (field.description or "").replace("None", "none"), name.replace("_", "-")
+    """A field's option; one with a title shows it in the place of its type, and has no default to be typed."""
+    words, flag = (field.description or "").replace("None", "none"), name.strip("_").replace("_", "-")
     if field.default is True:  # on by itself, and turned off by --no-NAME
         words = words.removeprefix("False: ")
         return click.Option([f"--no-{flag}", name], flag_value=False, default=True, help=words)
     if field.default is False:
         return click.Option([f"--{flag}"], is_flag=True, help=words)
     words += f": {', '.join(PRESETS)}" if name == "preset" else ""
-    kinds = typing.get_args(field.annotation) or (field.annotation,)
-    kind = click.types.convert_type(kinds[0] if kinds[0] in (int, float) else str)  # a list is read from a text
+    kinds = typing.get_args(field.annotation) or (field.annotation,)  # a list is read from a text
+    types = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
+    kind = types.get(kinds[0], click.STRING)
+    if field.title:
+        return click.Option([f"--{flag}", name], type=kind, metavar=field.title, help=words)
     if show_default:
         words += f"  [default: {'none' if field.default is None else field.default}]"
     return click.Option([f"--{flag}"], type=OrNone(kind) if type(None) in kinds else kind, help=words)

@@ -1,34 +1,22 @@
 """`deeper-layers plan`: what a sweep will cost. Nothing is run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
 
 from deeper_layers import models, prices
-from deeper_layers.command.options import Answer, Rows, is_typed, subcommand
+from deeper_layers.command.options import Answer, is_typed, subcommand
 from deeper_layers.experiments.parameters import SweepParameters
 from deeper_layers.experiments.plans import find_source, plan_sweep
 from deeper_layers.presets import PRESETS
 
+# of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
+TOLD = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
+TOLD = [*TOLD.split(), "seconds", "device", "unknown"]
 
-@subcommand(
-    SweepParameters,
-    "What a run will cost; nothing is loaded.",
-    """
-    Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
 
-    Parameters come from the header or the configuration, what is measured already from results. For tasks that are
-    not, lm-eval is asked for its requests where their items are at hand. What is not known is said to be so.
-
-    \b
-    deeper-layers plan embedded
-    deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
-    deeper-layers plan --model-config config.json --machine h100x8
-    """,
-    but=("measure",),
-    needed=False,
-)
+@subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
 @click.option(
     "--model-config",
     type=click.Path(path_type=Path),
@@ -39,6 +27,16 @@ from deeper_layers.presets import PRESETS
     "--heal", type=click.Choice(list(PRESETS)), default="small", show_default=True, help="with --machine, of a healing"
 )
 def plan(parameters: SweepParameters, model_config: Path | None, machine: str | None, heal: str) -> Answer:
+    """Say what a sweep with the same options will cost, and how large each pruned model is; no weights are loaded.
+
+    Parameters come from the header or the configuration, what is measured already from results. For tasks that are
+    not, lm-eval is asked for its requests where their items are at hand. What is not known is said to be so.
+
+    \b
+    deeper-layers plan embedded
+    deeper-layers plan ORGANISATION/NAME --tasks "mmlu:5@20" --sizes 0-8 --datasets MIRROR
+    deeper-layers plan --model-config config.json --machine h100x8
+    """
     if is_typed("model") == is_typed("model_config"):
         raise click.UsageError("expected MODEL, or --model-config with a config.json, and not both")
     if machine not in (None, "this"):
@@ -48,24 +46,13 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
     return Answer(content, _parts(content))
 
 
-def _parts(content: dict) -> Iterator[str | Rows]:
-    """The plan as a person reads it."""
+def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
+    """The plan as a person reads it; columns of tables are called as in JSON."""
     dtype, tasks, distances = content["dtype"], content["tasks"], content["distances"]
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {dtype}"
-    if content["sizes"] is None:
-        yield f"sizes: not known ({content['sizes_unknown']})"
-    else:
-        whole = content["sizes"][0]["parameters"]
-        yield [
-            {"n": row["size"], "layers": content["layers"] - row["size"], "parameters": row["parameters"]}
-            | {"share": f"{row['parameters'] / whole:.0%}", f"in {dtype}": _megabytes(row["bytes"])}
-            | {"as a GGUF file": _megabytes(row["file_bytes"])}
-            for row in content["sizes"]
-        ]
-    if distances and "unit" not in distances:
-        asked = {"tokens": distances["tokens_at_most"], "layer_steps": [distances["layer_steps_at_most"]]}
-        distances = asked | {"unknown": "at most"}
-    yield [_task(task) for task in [{"task": "distances"} | distances] * bool(distances) + tasks]
+    yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
+    measured = [{"task": "distances"} | distances, *tasks] if distances else tasks
+    yield [{name: row.get(name) for name in TOLD} for row in measured]
     if content["searches"]:
         from deeper_layers.experiments.choosing import priced  # slow
 
@@ -84,33 +71,15 @@ def _parts(content: dict) -> Iterator[str | Rows]:
         yield from _predicted(found, dtype)
 
 
-def _task(task: dict) -> dict:
-    note = task.get("unknown")
-    if "unit" in task:
-        note = f"in results, measured in {task['seconds']:,.0f} s on: {task['device']}"
-    return {
-        "to measure": task["task"],
-        "items": task.get("items"),
-        "requests": task.get("requests"),
-        "distinct tokens": task.get("tokens"),
-        "layer-steps": _range(task.get("layer_steps"), "{:,}".format),
-        "about": _range(task.get("about_seconds"), prices.duration),
-        "answers to write, each": task.get("generated"),
-        "of at most tokens": task.get("longest"),
-        "": note,
-    }
-
-
-def _predicted(found: dict, dtype: str) -> Iterator[str | Rows]:
-    machine, unknown = found["machine"], [row for row in found["costs"] if "unknown" in row]
-    yield [
-        {f"on {machine['name']}": row["what"], "about": prices.duration(row["seconds"])}
-        | {"operations": f"{row['operations']:.1e}", "memory": f"{row['memory'] / 1e9:,.1f} GB"}
-        | {"weights": f"{row['weights'] / 1e9:,.1f} GB", "devices": row["devices"]}
-        for row in found["costs"]
-        if row not in unknown
-    ]
-    yield from (f"{row['what']}: not known ({row['unknown']})" for row in unknown)
+def _predicted(found: dict, dtype: str) -> Iterator[str | Sequence[dict]]:
+    machine, rows = found["machine"], []
+    for cost in found["costs"]:
+        row = {f"on {machine['name']}": cost["what"]}
+        if "unknown" not in cost:
+            row |= {"about": prices.duration(cost["seconds"]), "operations": f"{cost['operations']:.1e}"}
+            row |= {name: f"{cost[name] / 1e9:,.1f} GB" for name in ("memory", "weights")}
+        rows.append(row | {name: cost.get(name) for name in ("devices", "unknown")})
+    yield rows
     yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
     if machine["name"] == "this":
         reached = ", ".join(f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items())
@@ -118,11 +87,3 @@ def _predicted(found: dict, dtype: str) -> Iterator[str | Rows]:
         yield f"Reached, billions of operations a second: {reached}."
     else:
         yield f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
-
-
-def _range(ends: list | None, shown: Callable) -> str:
-    return " to ".join(dict.fromkeys(map(shown, ends or [])))
-
-
-def _megabytes(bytes: int | float | None) -> str:
-    return f"{bytes / 1e6:,.0f} MB" if bytes else ""

@@ -7,18 +7,19 @@ Copying opens no model. Whatever can be refused soon is refused before anything 
 import functools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import click
+from pydantic import Field
 
-from deeper_layers import checks, data, export, models
-from deeper_layers.command.cutting import LISTS, choose, cut_options, typed_cut
+from deeper_layers import checks, export, models
+from deeper_layers.command.cutting import LISTS, cut_options, typed_cut
 from deeper_layers.command.options import Answer, exclude, is_typed, subcommand
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.experiment import Experiment
-from deeper_layers.experiments.lists import split
-from deeper_layers.experiments.parameters import HealingParameters, Parameters
+from deeper_layers.experiments.lists import one_of, split
+from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
 from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, say_smaller, typed_lists
 from deeper_layers.models.sources import DTYPES, Source
@@ -28,15 +29,75 @@ from deeper_layers.rules.choosing import REGISTERED
 if TYPE_CHECKING:  # torch
     from deeper_layers.export import PruningDescription
 
-TEXT = HealingParameters.model_fields["text"]
-option, flag = functools.partial(click.option, metavar="TEXT"), functools.partial(click.option, is_flag=True)
+
+class PruneParameters(Parameters):
+    """What is written, besides the cut; `dtype` is of what is written, and not of how the model is opened."""
+
+    silence: bool = Field(
+        False,
+        description="where a layer loses its attention or MLP, which no configuration says, write zeros where that "
+        "ends: any tool reads this, and it saves no memory and no time",
+    )
+    for_: str = Field(
+        "",
+        title="ENGINES",
+        description=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
+    )
+    dry_run: bool = Field(
+        False,
+        description="say what would be written, what would misread it, and what results hold of its quality; write "
+        "nothing",
+    )
+    overwrite: bool = Field(False, description="replace OUT where an earlier run wrote it and nobody changed it since")
+    dtype: Dtype = Field(
+        "auto",
+        description=f"of the weights of a folder: {', '.join(DTYPES)}; auto: as they are, those of a GGUF file in the "
+        "smallest that holds each exactly",
+    )
+    type: Annotated[str | None, one_of([*EXACT, *ROUNDED])] = Field(
+        None,
+        title="TEXT",
+        description=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by "
+        f"llama.cpp's quantizer where cyllama is installed, {', '.join(ROUNDED)}",
+    )
+    to_size: str | None = Field(
+        None,
+        title="SIZE",
+        description="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or "
+        "numbers (300M)",
+    )
+    without_mtp: bool = Field(False, description="leave out layers for multi-token prediction, which else stay")
+    adapter: Path | None = Field(
+        None, title="PATH", description="folder of adapters trained after this cut: they are added to the weights"
+    )
+    heal: Annotated[str | None, one_of(PRESETS)] = Field(
+        None, title="PRESET", description=f"train such adapters first, and keep them: {', '.join(PRESETS)}"
+    )
+    steps: int | None = Field(
+        None, title="INTEGER", description="of --heal: updates of the adapters; by default the preset's own"
+    )
+    text: Corpus = HealingParameters.model_fields["text"]
+    push_to_hub: str | None = Field(
+        None, title="REPOSITORY", description="upload OUT when it is complete, into a private repository of the hub"
+    )
+    public: bool = Field(False, description="let that repository be public")
+
+    def opening(self, rounded: bool) -> Parameters:
+        """How the model is opened, and healed where that is asked for, on `rounded` weights as they are."""
+        kind, given = HealingParameters if self.heal else Parameters, self.model_dump(exclude_unset=True)
+        given = {name: value for name, value in given.items() if name in kind.model_fields and name != "dtype"}
+        given |= {"preset": self.heal} if self.heal else {}
+        given |= {"quantization": None} if self.heal and rounded else {}
+        return kind(**given | {"measure": self.measure and not self.dry_run})
 
 
-@subcommand(
-    Parameters,
-    "Write a checkpoint without some of its layers.",
-    """
-    Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
+@subcommand(PruneParameters, "Write a checkpoint without some of its layers.")
+@cut_options(REGISTERED, LISTS, more="; with --adapter by default its own")
+@click.argument("out", type=click.Path(path_type=Path))
+def prune(
+    asked: PruneParameters, out: Path, drop: int | None, start: int | None, rule: str, **lists: str | None
+) -> Answer:
+    """Write a checkpoint without some of its layers to OUT. Weights are copied, unless the rule changes some.
 
     Which layers is a matter of --rule, of --start, or of lists like --layers "3, 7-9". OUT is a folder that
     transformers, vLLM and others open, and must not exist; of a GGUF file it can be one too, for llama.cpp: then it
@@ -54,174 +115,86 @@ option, flag = functools.partial(click.option, metavar="TEXT"), functools.partia
     deeper-layers prune model.gguf pruned.gguf --drop 8
     deeper-layers prune model.gguf pruned.gguf --to-size 400MB
     deeper-layers prune model.gguf pruned.gguf --drop 8 --type q4_k_m
-    """,
-    but=("dtype",),
-)
-@cut_options(REGISTERED, LISTS, more="; with --adapter by default its own")
-@flag(
-    "--silence",
-    help="where a layer loses its attention or MLP, which no configuration says, write zeros where that ends: any tool "
-    "reads this, and it saves no memory and no time",
-)
-@click.option(
-    "--for",
-    "engines",
-    metavar="ENGINES",
-    default="",
-    help=f"let the rule choose among the cuts that these read rightly: some of {', '.join(export.ENGINES)}",
-)
-@flag(
-    "--dry-run",
-    help="say what would be written, what would misread it, and what results hold of its quality; write nothing",
-)
-@flag("--overwrite", help="replace OUT where an earlier run wrote it and nobody changed it since")
-@option(
-    "--dtype",
-    type=click.Choice(["auto", *DTYPES]),
-    default="auto",
-    show_default=True,
-    help=f"of the weights of a folder: {', '.join(DTYPES)}; auto: as they are, those of a GGUF file in the smallest "
-    "that holds each exactly",
-)
-@option(
-    "--type",
-    type=click.Choice([*EXACT, *ROUNDED]),
-    help=f"of the matrices of a GGUF file, which else stay as they are: {', '.join(EXACT)}; or, by llama.cpp's "
-    f"quantizer where cyllama is installed, {', '.join(ROUNDED)}",
-)
-@click.option(
-    "--to-size",
-    metavar="SIZE",
-    help="instead of --drop, as few layers as it takes: for weights of at most so many bytes (400MB) or numbers (300M)",
-)
-@flag("--without-mtp", help="leave out layers for multi-token prediction, which else stay")
-@click.option(
-    "--adapter",
-    type=click.Path(path_type=Path),
-    help="folder of adapters trained after this cut: they are added to the weights",
-)
-@click.option(
-    "--heal",
-    metavar="PRESET",
-    type=click.Choice(list(PRESETS)),
-    help=f"train such adapters first, and keep them: {', '.join(PRESETS)}",
-)
-@click.option("--steps", type=int, help="of --heal: updates of the adapters; by default the preset's own")
-@option("--text", type=click.Choice(data.CORPORA), default=TEXT.default, show_default=True, help=TEXT.description)
-@click.option(
-    "--push-to-hub", metavar="REPOSITORY", help="upload OUT when it is complete, into a private repository of the hub"
-)
-@flag("--public", help="let that repository be public")
-@click.argument("out", type=click.Path(path_type=Path))
-def prune(
-    parameters: Parameters,
-    out: Path,
-    engines: str,
-    dry_run: bool,
-    overwrite: bool,
-    dtype: str,
-    type: str | None,
-    to_size: str | None,
-    without_mtp: bool,
-    adapter: Path | None,
-    heal: str | None,
-    steps: int | None,
-    text: str,
-    push_to_hub: str | None,
-    public: bool,
-    silence: bool,
-    drop: int | None,
-    start: int | None,
-    rule: str,
-    **lists: str | None,
-) -> Answer:
+    """
     # what can be said before anything is read
     exclude("to_size", "drop", "start", "adapter", *LISTS)
     exclude("heal", "adapter", "measure")
-    cut, chosen = typed_cut(drop, start, needed=not (adapter or to_size), **lists), REGISTERED[rule]
-    out, healed = checks.place("OUT", out), bool(heal or adapter)
-    output = Output(out, dtype, type, not without_mtp, silence, overwrite, healed)
+    cut, chosen = typed_cut(drop, start, needed=not (asked.adapter or asked.to_size), **lists), REGISTERED[rule]
     if chosen.changes:  # it opens the model, and changes weights that stay
-        exclude("rule", "heal", "adapter", "engines", "dry_run", "to_size")
+        exclude("rule", "heal", "adapter", "for_", "dry_run", "to_size")
     for name, of in {"steps": "heal", "public": "push_to_hub"}.items():
         if is_typed(name) and not is_typed(of):
             raise click.UsageError(f"--{name} is of --{of.replace('_', '-')}: give both, or none")
-    given = parameters.model_dump(exclude_unset=True) | ({"measure": False} if dry_run else {})
-    parameters = Parameters(**given)
-    if heal:  # rounded already, a GGUF file heals on the weights that its adapters are added to
-        how = {"preset": heal, "text": text, "steps": steps} | ({"quantization": None} if output.is_gguf else {})
-        parameters = HealingParameters(**given | how)
-    model, opening = parameters.model, parameters.model_dump(include={"revision", "trust_remote_code"})
+    model, adapter, out = asked.model, asked.adapter, checks.place("OUT", out)
+    healed, mtp = bool(asked.heal or adapter), not asked.without_mtp
+    output = Output(out, asked.dtype, asked.type, mtp, asked.silence, asked.overwrite, healed)
     output.check(model, changes=bool(chosen.changes))
     if adapter and drop is None and cut is None and (cut := export.read_adapter(adapter).cut) is None:
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
-    config = models.stated_config(model, parameters.revision)
-    depth = models.stated_layers(config) or export.number_of_layers(
-        models.checkpoint_folder(model, parameters.revision)
-    )
+    parameters = asked.opening(output.is_gguf)
+    config = models.stated_config(model, asked.revision)
+    depth = models.stated_layers(config) or export.number_of_layers(models.checkpoint_folder(model, asked.revision))
     (cut or Cut(0, drop or 0)).check(depth)
-    safe = functools.partial(export.safe_cuts, config, engines=split(engines))
+    safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
     safe([UNPRUNED])  # an engine that nobody knows is refused
     if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
-        what = f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
-        output.check_sublayers(what)
-    if push_to_hub and not dry_run:
-        export.check_repository(push_to_hub, public=public)
-    # from here on slow
-    found = functools.cache(lambda: Experiment(parameters))
+        output.check_sublayers(f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops sublayers apart")
+    if asked.push_to_hub and not asked.dry_run:
+        export.check_repository(asked.push_to_hub, public=asked.public)
+    from deeper_layers.experiments.choosing import changed_choice, choose_cut  # slow
+
+    found, changed = functools.cache(lambda: Experiment(parameters)), None
 
     def sized() -> Source:
         """Enough to know its size."""
         if is_gguf_model(model):
             return found().source
-        return models.find_model(model, revision=parameters.revision, hashed=False)
+        return models.find_model(model, revision=asked.revision, hashed=False)
 
     def chosen_cut(size: int) -> Cut:
-        return choose(rule, size, depth, found, safe if engines else None)
+        return choose_cut(rule, size, depth, found, safe if asked.for_ else None)
 
-    changed = None
     if chosen.changes:
-        from deeper_layers.experiments.choosing import changed_choice
-
         cut, changed = changed_choice(rule, drop or 0, found())
-    elif to_size is not None:
-        cut = output.fit(sized(), to_size, chosen_cut)
+    elif asked.to_size is not None:
+        cut = output.fit(sized(), asked.to_size, chosen_cut)
     elif cut is None:
         cut = chosen_cut(drop or 0)
-    known = {"results_folder": parameters.results_folder, "known": not chosen.changes}
+    opening = {"revision": asked.revision, "trust_remote_code": asked.trust_remote_code}
+    known = {"results_folder": asked.results_folder, "known": not chosen.changes}
     described = export.describe_pruning(model, config, depth, cut, **known, **opening)
-    if engines and not safe([cut]):
-        raise InputError(f"--for is {engines}, and {'; '.join(described.engines_in_words())}")
+    if asked.for_ and not safe([cut]):
+        raise InputError(f"--for is {asked.for_}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
-    if dry_run:
-        source = sized()
-        bytes, written = output.sizes(source)(cut)
+    if asked.dry_run:
+        bytes, dtype = output.sizes(source := sized())(cut)
         if isinstance(parameters, HealingParameters):
             healing = parameters.config()
             lines.append(
-                f"would be healed first ({heal}): {healing.steps:,} steps, {healing.tokens:,} tokens of {text}; what "
-                "stands here of its quality is from before that"
+                f"would be healed first ({asked.heal}): {healing.steps:,} steps, {healing.tokens:,} tokens of "
+                f"{asked.text}; what stands here of its quality is from before that"
             )
-        lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {written}")
-        lines += [] if output.is_gguf else filter(None, [say_smaller(source, cut, written)])
-        lines += _known(described, source, given.get("results"))
-        return Answer(content | {"bytes": bytes, "dtype": written, "dry_run": True}, ["\n".join(lines)])
+        lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
+        lines += [] if output.is_gguf else filter(None, [say_smaller(source, cut, dtype)])
+        lines += _known(described, source, asked.results)
+        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines)])
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
         from deeper_layers.experiments.healings import adapter_folder
 
         adapter = adapter_folder(cut, parameters.config(), found())
-    how = {"adapter": adapter, "changed": changed, "name": push_to_hub}
+    how = {"adapter": adapter, "changed": changed, "name": asked.push_to_hub}
     export.prune_checkpoint(model, described, output, **how, **opening)
-    said = f"{described.model} without {cut.size} of its {depth} layers"
-    address = export.push(out, push_to_hub, public=public, message=said) if push_to_hub else None
+    address, said = None, f"{described.model} without {cut.size} of its {depth} layers"
+    if asked.push_to_hub:
+        address = export.push(out, asked.push_to_hub, public=asked.public, message=said)
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
     if is_gguf_model(model) and not output.is_gguf:
-        lines += filter(None, [say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype)])
+        lines.append(say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype))
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
-    return Answer(content, ["\n".join([*lines, *filter(None, [address])])])
+    return Answer(content, ["\n".join(filter(None, [*lines, address]))])
 
 
 def _known(described: "PruningDescription", source: Source, folder: str | None) -> list[str]:

@@ -27,24 +27,7 @@ KINDS = {kind.notebook: kind for kind in vars(notebook_parameters).values() if g
 MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
 
 
-@subcommand(
-    HealingParameters,
-    "Run the notebooks of one model, then build the site.",
-    """
-    Run the notebooks on MODEL, and build the site with its pages. First comes what they will measure, and its price.
-
-    Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
-    it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
-    named in the end.
-
-    \b
-    deeper-layers report embedded --notebooks "01, 02"
-    deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
-    deeper-layers report ORGANISATION/NAME --cluster slurm
-    """,
-    but=("measure",),
-    defaults=False,
-)
+@subcommand(HealingParameters, "Run the notebooks of one model, then build the site.", but=("measure",), defaults=False)
 @click.option(
     "--notebooks",
     default="all",
@@ -65,6 +48,17 @@ MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that
 def report(
     parameters: HealingParameters, notebooks: str, out: Path | None, cluster: str | None, no_site: bool
 ) -> Answer:
+    """Run the notebooks on MODEL, and build the site with its pages. First comes what they will measure, and its price.
+
+    Each option goes to the notebooks that have it; what is left out is each notebook's own. What is measured is kept as
+    it is finished, so the same command goes on where it was interrupted. A notebook that can't be made is left out, and
+    named in the end.
+
+    \b
+    deeper-layers report embedded --notebooks "01, 02"
+    deeper-layers report ORGANISATION/NAME --datasets MIRROR --preset "Llama-2 7B"
+    deeper-layers report ORGANISATION/NAME --cluster slurm
+    """
     if (root := results.repository()) is None:
         raise InputError(
             f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deeper_layers.command.options import Answer, Rows, answering, records
+from deeper_layers.command.options import Answer, answering, records
 
 CARD = ["model", "layers", "weights", "dtype", "device"]  # what a measurement rests on
 
@@ -59,7 +59,7 @@ def check(folder: Path) -> Answer:
     return Answer(content, [_cards(runs), verdicts, said], status=1 if odd else 0)
 
 
-def _cards(runs) -> Rows:
+def _cards(runs) -> list[dict]:
     """A line for each model, precision and machine: what was measured there, and for how long."""
     lines = []
     for card, own in runs.groupby(CARD, dropna=False, sort=False):

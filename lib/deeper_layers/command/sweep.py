@@ -1,15 +1,23 @@
-"""`deeper-layers sweep`: every pruned model of a family on some tasks, or one cut of any shape."""
+"""`deeper-layers sweep` and `scan`: pruned models scored on tasks and texts: a table for each, and every row."""
 
-from deeper_layers.command.options import Answer, records, subcommand
-from deeper_layers.command.scores import answer_scores
-from deeper_layers.experiments.parameters import SweepParameters
+from collections.abc import Iterator
+
+import click
+
+from deeper_layers.command.options import Answer, is_typed, records, subcommand, table
+from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.errors import NotMeasuredError
+from deeper_layers.experiments.notebook_parameters import ScanParameters
+from deeper_layers.experiments.parameters import SweepParameters, TaskParameters
+from deeper_layers.models.sources import Source
+from deeper_layers.results.store import Result
+
+CutsOf = dict[str, list[Cut]]  # of each rule
 
 
-@subcommand(
-    SweepParameters,
-    "Score the pruned models on tasks of lm-eval.",
-    """
-    Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
+@subcommand(SweepParameters, "Score the pruned models on tasks of lm-eval.")
+def sweep(parameters: SweepParameters) -> Answer:
+    """Score every pruned model of MODEL on tasks of lm-eval, all from one pass over the data.
 
     What it costs is printed before it runs; `deeper-layers plan` with the same options prints it and runs nothing.
 
@@ -18,9 +26,7 @@ from deeper_layers.experiments.parameters import SweepParameters
     deeper-layers sweep ORGANISATION/NAME --tasks "mmlu:5@20, boolq" --rules simple
     deeper-layers sweep embedded --tasks capitals --rules greedy --sizes 0-3 --samples 8 --sequence-length 128
     deeper-layers sweep embedded --tasks capitals --layers "3, 7-9" --mlp 12
-    """,
-)
-def sweep(parameters: SweepParameters) -> Answer:
+    """
     source = parameters.source()
     if parameters.given_cut:
         parameters.given_cut.check(source.num_layers)
@@ -31,4 +37,89 @@ def sweep(parameters: SweepParameters) -> Answer:
     for task, unit in found.items():
         for rule, own in cuts[task].items() if unit else ():  # a cut that several rules chose stands under each
             rows += records(unit.rows[unit.rows["cut"].isin([cut.name for cut in own])].assign(rule=rule))
-    return answer_scores(parameters, source, cuts, found, rows)
+    return _answer(parameters, source, cuts, found, rows)
+
+
+@subcommand(ScanParameters, "Score every block of so many layers, at every start.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="say what each would cost on this machine, less what results hold; the "
+    "model is opened, and run on one small batch",
+)
+def scan(parameters: ScanParameters, dry_run: bool) -> Answer:
+    """Score the model without every block of so many layers in turn, from the first to the last.
+
+    Of tasks that are chosen the log-probability of every choice is kept; of texts and solutions the loss is measured.
+    With --blocks none the cuts are those of the rules, as `deeper-layers sweep` has them.
+
+    \b
+    deeper-layers scan embedded --tasks capitals@20 --dry-run
+    deeper-layers scan ORGANISATION/NAME --tasks "mmlu:5@10, mmlu_continuation:5@10, c4@32, gsm8k_solutions@32"
+    """
+    for name in ("starts",) if parameters.blocks is None else ("rules", "sizes"):
+        if is_typed(name):
+            raise click.UsageError(f"--{name} and --blocks {parameters.blocks or 'none'} exclude each other: leave it")
+    source = parameters.source()
+    from deeper_layers.experiments import losses  # slow: what is above may refuse
+    from deeper_layers.experiments.experiment import Experiment
+
+    experiment = Experiment(parameters, source)
+    cuts = losses.scan_cuts(experiment)
+    if dry_run:
+        plans = losses.plan_scan(cuts, experiment)
+        names = {"seconds": "seconds", "layer_steps": "layer_steps", "to_generate": "generated"}
+        units = [{"name": name} | {key: getattr(plan, of) for key, of in names.items()} for name, plan in plans.items()]
+        return Answer({"units": units}, [f"{name}: {plans.get(name, 'in results already')}" for name in cuts])
+    found = losses.scan(cuts, experiment)
+    rows = [row for unit in found.values() if unit for row in records(unit.rows)]
+    return _answer(parameters, source, cuts, found, rows)
+
+
+def _answer(
+    parameters: TaskParameters, source: Source, cuts: dict[str, CutsOf], found: dict[str, Result | None], rows: list
+) -> Answer:
+    """What was found of each task or text; `rows` are all of it for scripts. Raises NotMeasuredError for nothing."""
+    units = {name: unit for name, unit in found.items() if unit}
+    missing = [name for name in found if name not in units]
+    if not units:
+        raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
+    paths = [str(unit.path) for unit in units.values()]
+    tables = [one for name, unit in units.items() for one in _tables(unit, cuts[name], source.num_layers)]
+    parts = [source.described(parameters.quantization), *tables, *(f"{name}: not measured" for name in missing)]
+    content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
+    content |= {"quantization": parameters.quantization, "not_measured": missing, "units": paths, "rows": rows}
+    return Answer(content, [*parts, "\n".join(paths)])
+
+
+def _tables(unit: Result, cuts_of: CutsOf, layers: int) -> Iterator[str]:
+    """Of each task of a result the scores by cut and rule, and their change from the whole model's; 95% intervals."""
+    from deeper_layers.report import estimates, pairing  # slow, as are the next
+    from deeper_layers.report.names import say
+    from deeper_layers.results.frames import scores_of
+
+    rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
+    chosen = [(cut, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts]
+    for task, own in rows.groupby("task", sort=False):
+        own = own[own["metric"] == pairing.main_metrics(own)[task]]
+        places, outcomes = pairing.paired(own)
+        scores = zip(places["cut"], estimates.mean_of_items(outcomes))
+        lines = {cut: {"score": say(one, digits=3)} for cut, one in scores}
+        said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
+        if has_whole := UNPRUNED.name in lines:
+            changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))
+            for cut, one in zip(places["cut"][1:], list(changes)[1:]):
+                lines[cut]["change"] = say(one, digits=3)
+        if estimates.are_shares(outcomes):
+            level = pairing.guessing(own)
+            said += f", guessing {level:.2f}"
+            if has_whole and estimates.is_at_floor(outcomes[0], level):
+                said += "; the whole model is not surely above it: nothing can be seen here"
+        shown = [
+            {"n": cut.size, "of layers": f"{cut.size / layers:.0%}", "rule": rule}
+            | {"from": (str(cut.start) if cut.size else "") if cut.is_block else cut.name}
+            | lines[cut.name]
+            for cut, rule in sorted(dict.fromkeys(chosen), key=lambda one: one[0].size)
+            if cut.name in lines
+        ]
+        yield f"{said}\n{table(shown)}"

@@ -128,7 +128,10 @@ class Experiment:
     def required(self, found: Result | None, what: str) -> Result:
         """A result without which there is no going on. Raises NotMeasuredError where there is none."""
         if found is None:
-            raise NotMeasuredError(f"not measured: {what} of {self.source.name} in {self.source.dtype}")
+            raise NotMeasuredError(
+                f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` measures "
+                "distances, `deeper-layers sweep` the rest"
+            )
         return found
 
     def _measured(self, kind: str, key: dict, folder: Path, measure: Callable) -> Result:
