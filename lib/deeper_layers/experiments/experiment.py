@@ -129,8 +129,8 @@ class Experiment:
         """A result without which there is no going on. Raises NotMeasuredError where there is none."""
         if found is None:
             raise NotMeasuredError(
-                f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` measures "
-                "distances, `deeper-layers sweep` the rest"
+                f"not measured: {what} of {self.source.name} in {self.source.dtype}; `deeper-layers distances` "
+                "measures distances, `deeper-layers sweep` the rest"
             )
         return found
 
