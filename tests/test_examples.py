@@ -17,7 +17,7 @@ from deeper_layers.command import main
 from deeper_layers.errors import InputError
 from deeper_layers.experiments import healings
 from deeper_layers.models import opening
-from deeper_layers.report import prose
+from deeper_layers.report.names import said
 from deeper_layers.results import frames
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +25,7 @@ README, API, YOURS = ROOT / "README.md", ROOT / "book" / "api.md", ROOT / "book"
 # in this order: an example may go on from one before it
 NAMES = """InputError NotMeasuredError Cut simple_cut similarity_cut load_model decoder_layers angular_distances
 drop_layers silence_sublayers slice_checkpoint plan sweep heal merge_adapters""".split()
-READING = {"results.scores": frames.scores, "said": prose.said}
+READING = {"results.scores": frames.scores, "said": said}
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -57,7 +57,7 @@ def test_every_public_name_has_an_example_and_every_subcommand_is_typed():
 
 @pytest.mark.parametrize("name", [*READING, *(pytest.param(name, marks=pytest.mark.thorough) for name in NAMES)])
 def test_examples_print_what_they_say(name, request):
-    names = request.getfixturevalue("names") if name in NAMES else {"pd": pd, "said": prose.said}
+    names = request.getfixturevalue("names") if name in NAMES else {"pd": pd, "said": said}
     of = READING.get(name) or getattr(deeper_layers, name)
     (test,) = [one for one in doctest.DocTestFinder(recurse=False).find(of, name, globs=names) if one.examples]
     runner, printed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE), []

@@ -13,7 +13,7 @@ import pytest
 from deeper_layers import results
 from deeper_layers.cuts import Cut
 from deeper_layers.report import figures, measured, names, paper, statistics
-from deeper_layers.report.lengths import lengths, lengths_in_words
+from deeper_layers.report.one_cut import lengths_in_words
 from deeper_layers.results import frames
 from deeper_layers.studies import letters_or_words, which_layers
 
@@ -93,7 +93,7 @@ def test_lengths_tell_stopping_from_being_wrong():
     whole = {"cut": "0,0", "outcome": np.array([1, 1, 1, 0]), "written": [10, 20, 30, 40], "ended": np.ones(4)}
     cut = {"cut": "6,2", "outcome": np.array([1, 0, 0, 0]), "written": [30, 50, 90, 90], "ended": np.arange(4) < 2}
     scores = made([row | {"task": "gsm8k"} for row in (whole, cut)])
-    found = lengths(scores)[["value", "at_most", "ended", "of_ended", "tokens", "times"]].values.tolist()
+    found = statistics.lengths(scores)[["value", "at_most", "ended", "of_ended", "tokens", "times"]].values.tolist()
     assert found == [[0.75, 0.75, 1, 0.75, 25, 1], [0.25, 0.75, 0.5, 0.5, 70, 2.8]]
     (said,) = lengths_in_words(scores, Cut(6, 2))
     assert "70 tokens (median), 2.8 times" in said and "50% are cut off" in said
@@ -109,7 +109,7 @@ def test_headline_numbers_of_what_is_published():
     assert last["mmlu"] > 1 > 0.35 > last["written_facts"]
     half = statistics.half_gone_table(qwen[qwen["rule"] == "similarity"]).set_index("task")
     assert half.loc["mmlu", ["value", "low", "high"]].tolist() == [3, 2, 4] and half.loc["gsm8k", "value"] == 2
-    regret = statistics.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
+    regret = which_layers.regret_table(scores[scores["task"] == "c4"], distances[distances["corpus"] == "c4"])
     assert (regret.loc[regret["start"] == regret["best"], "place"] == 1).all()
     mean = regret[regret["size"] == 0].set_index("model")[["value", "low", "high"]].round(2)
     assert mean.loc[[QWEN, SMOLLM, GEMMA]].values.tolist() == [

@@ -22,26 +22,32 @@ from deeper_layers.report.estimates import (
     INCONCLUSIVE,
     NOT_TESTED,
     Estimate,
+    first_size,
     half_gone,
     is_at_floor,
     means,
     shares_kept,
 )
-from deeper_layers.report.names import as_html, as_table, model_title, say, topic
+from deeper_layers.report.names import as_html, as_table, model_title, rule_title, say, topic
 from deeper_layers.report.pairing import Measured, guessing, measurements, one_rule, paired
 from deeper_layers.report.statistics import half_gone_table, kept_distances, recovery_table, settings_of
 
 CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))["claim"]
 AT_ONCE = 0.1  # of the layers, from which on a model that collapses keeps little
 USUAL = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
+NOT_HEALED = "no model was healed"
+
+
+class NotTested(Exception):
+    """Why there is no number of a claim on a model."""
 
 
 class Found(NamedTuple):
-    """The number of one claim on one model, why there is none, and what stands beside it and decides nothing."""
+    """The number of one claim on one model, what stands beside it and decides nothing, and why there is none."""
 
-    estimate: Estimate = Estimate.none(NOT_TESTED)
-    reason: str = ""
+    estimate: Estimate
     beside: str = ""
+    reason: str = ""
 
 
 class Model(NamedTuple):
@@ -53,51 +59,50 @@ class Model(NamedTuple):
     gone: pd.DataFrame  # where half is gone, by the most similar blocks
     recovery: pd.DataFrame
 
-    def curve(self, task: str, rule: str = "similarity") -> Measured | None:
-        """The one measurement of a task under a rule; None where there is none of the whole model and pruned ones."""
+    def curve(self, task: str, rule: str = "similarity") -> Measured:
+        """The one measurement of a task under a rule, of the whole model and pruned ones."""
         own = one_rule(self.scores[(self.scores["task"] == task) & (self.scores["rule"] == rule)])
-        return next((one for one in measurements(own, of=self.scores) if one.cuts["size"].iloc[0] == 0), None)
+        for found in measurements(own, of=self.scores):
+            if found.cuts["size"].iloc[0] == 0:
+                return found
+        raise NotTested(f"{topic(task)} was not asked, {rule_title(rule)}")
 
 
 def _half_gone(model: Model, task: str, beside: bool = False) -> Found:
-    own, others = (model.gone[(model.gone["task"] == task) == wanted] for wanted in (True, False))
-    if own.empty:
-        return Found(reason=f"{topic(task)} was not asked")
-    (row,) = own.to_dict("records")
+    rows = {row["task"]: row for row in model.gone.to_dict("records")}
+    if task not in rows:
+        raise NotTested(f"{topic(task)} was not asked")
+    row = rows.pop(task)
     said = [
         f"{of['topic']} {say(of['share'], of['share_low'], of['share_high'], as_share=True)}"
-        for of in others[others["untold"] == ""].to_dict("records")
+        for of in rows.values()
+        if not of["untold"]
     ]
     share = Estimate(row["share"], row["share_low"], row["share_high"], untold=row["untold"])
-    return Found(share, beside=f"half gone of {'; '.join(said)}" if beside and said else "")
+    return Found(share, f"half gone of {'; '.join(said)}" if beside and said else "")
 
 
 def _collapses(model: Model) -> Found:
     found = model.curve("mmlu", "simple")
-    if found is None:
-        return Found(reason="MMLU was not asked under the simple heuristic")
     cut = np.flatnonzero(found.cuts["share"] >= AT_ONCE)
+    if not len(cut):
+        raise NotTested("a tenth of the layers was not dropped")
     kept = shares_kept(found.outcomes, found.guessing)
-    if kept.untold or not len(cut):
-        return Found(kept) if len(cut) else Found()
+    if kept.untold:
+        return Found(kept)
     first = [(found.cuts["size"][number], list(kept)[number]) for number in cut[:3]]
     said = [f"n = {size}: {say(share, as_share=True)}" for size, share in first]
-    return Found(Estimate.of(kept.numbers[:, cut].max(axis=1)), beside="; ".join(said))
+    return Found(Estimate.of(kept.numbers[:, cut].max(axis=1)), "; ".join(said))
 
 
 def _jump(model: Model) -> Found:
-    losses, answers = model.curve("c4"), model.curve("mmlu")
-    if answers is None:
-        return Found(reason="MMLU was not asked")
+    answers = model.curve("mmlu")
     gone = half_gone(answers.outcomes, answers.cuts["size"], answers.guessing)
     if gone.untold:
-        return Found(gone, "no cliff of MMLU to be near to")
-    if losses is None:
-        return Found(reason="losses were not measured")
+        return Found(gone, reason="no cliff of MMLU to be near to")
+    losses = model.curve("c4")
     every = means(losses.outcomes)
-    reached = every >= (every[:, :1] + losses.guessing) / 2
-    sizes = losses.cuts["size"].to_numpy(dtype=float)
-    jump = np.where(reached.any(axis=1), sizes[reached.argmax(axis=1)], math.inf)
+    jump = first_size(every >= (every[:, :1] + losses.guessing) / 2, losses.cuts["size"])
     return Found(Estimate.of((jump - gone.numbers) / model.layers))
 
 
@@ -118,24 +123,21 @@ def _height(model: Model) -> Found:
         _of_distances(model, range(1, max(largest, 1) + 1), True, place)
         for largest in (model.layers - 2, model.layers // 2)
     )
-    beside = f"{every.beside}; over sizes to half of the layers {say(half.estimate)}"
-    return every if every.reason else every._replace(beside=beside)
+    return every._replace(beside=f"{every.beside}; over sizes to half of the layers {say(half.estimate)}")
 
 
 def _of_distances(model: Model, sizes: range, with_last: bool, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
     """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
     own = kept_distances(model.distances)
     own = own[own["by_sequence"].notna() & (with_last | (own["start"] + own["size"] < model.layers))]
-    corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
-    own, found = own[own["corpus"] == corpus].sort_values("start"), []
     if own.empty:
-        return Found(reason="distances were not kept by sequence")
-    for size in sizes:
-        drawn = list(own.loc[own["size"] == size, "by_sequence"])
-        if len(drawn) != model.layers - size + with_last:
-            return Found(reason="distances of some blocks were not measured")
-        found.append(of(means(np.stack(drawn)), size))
-    return Found(Estimate.of(np.sum(found, axis=0) / (model.layers * len(sizes))), beside=f"on {corpus}")
+        raise NotTested("distances were not kept by sequence")
+    corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
+    by_size = own[own["corpus"] == corpus].sort_values("start").groupby("size")["by_sequence"].agg(list)
+    if any(len(by_size.get(size, [])) != model.layers - size + with_last for size in sizes):
+        raise NotTested("distances of some blocks were not measured")
+    found = [of(means(np.stack(by_size[size])), size) for size in sizes]
+    return Found(Estimate.of(np.sum(found, axis=0) / (model.layers * len(sizes))), f"on {corpus}")
 
 
 def _prompts(model: Model, column: str, one: int, other: int) -> Found:
@@ -144,50 +146,51 @@ def _prompts(model: Model, column: str, one: int, other: int) -> Found:
     asked = f"task == 'mmlu' and metric == 'acc' and repeat == 0 and rule == 'similarity' and {fixed}"
     own = model.scores.query(f"{asked} and order.notna() and healing.isna()")
     if not {one, other} <= set(own[column]):
-        return Found(reason="prompts were not varied")
+        raise NotTested("prompts were not varied")
     first, second = (paired(own[own[column] == value])[1][0] for value in (one, other))
     if is_at_floor(first, guessing(own)):
-        return Found(Estimate.none(AT_FLOOR), "the whole model only guesses")
-    return Found(Estimate.of(means(first - second)), beside=f"whole model, {len(first)} items")
+        return Found(Estimate.none(AT_FLOOR), reason="the whole model only guesses")
+    return Found(Estimate.of(means(first - second)), f"whole model, {len(first)} items")
 
 
 def _ranks(model: Model) -> Found:
     """Loss on C4 after healing, lowest rank less highest, where several seeds of each were healed."""
     own = model.scores.query("healing.notna() and metric == 'loss' and repeat == 0").drop_duplicates(["cut", "healing"])
     if own.empty:
-        return Found(reason="no model was healed")
+        raise NotTested(NOT_HEALED)
     settings = pd.DataFrame(map(settings_of, own["healing"]), own.index).drop(columns="healing")
     own = own.join(settings).query("not distillation and adapters == 'all' and auxiliary == 0")
     for cut, found in own.groupby("cut"):
         seeds = found.groupby("rank")["seed"].nunique()
-        if (seeds > 1).sum() > 1:
-            low, high = seeds[seeds > 1].index.min(), seeds[seeds > 1].index.max()
+        seeds = seeds[seeds > 1]
+        if len(seeds) > 1:
+            low, high = seeds.index.min(), seeds.index.max()
             lowest, highest = (np.mean(list(found[found["rank"] == rank]["outcome"]), axis=0) for rank in (low, high))
             said = f"rank {low} less rank {high}, mean of {seeds.min()} seeds, {cut.split(',')[1]} layers dropped"
-            return Found(Estimate.of(means(lowest - highest)), beside=f"{said}; MMLU of these models is at floor")
-    return Found(reason="no two ranks were healed with several seeds")
+            return Found(Estimate.of(means(lowest - highest)), f"{said}; MMLU of these models is at floor")
+    raise NotTested("no two ranks were healed with several seeds")
 
 
 def _seeds(model: Model) -> Found:
     if model.recovery.empty:
-        return Found(reason="no model was healed")
+        raise NotTested(NOT_HEALED)
     if model.recovery.query("task in ['mmlu', 'embedded_mmlu'] and untold == ''").empty:
         reason = "MMLU of healed models with several seeds: the whole model only guesses"
-        return Found(Estimate.none(AT_FLOOR), reason)
-    return Found(reason="MMLU was asked of one seed")
+        return Found(Estimate.none(AT_FLOOR), reason=reason)
+    raise NotTested("MMLU was asked of one seed")
 
 
 def _healed(model: Model, task: str) -> Found:
     """What healings recovered, beside: none was the paper's."""
+    if model.recovery.empty:
+        raise NotTested(NOT_HEALED)
     every = model.recovery
-    if every.empty:
-        return Found(reason="no model was healed")
     own = every[(every["task"] == task) & (every["untold"] == "")].sort_values("size")
     share, times = every["tokens"].max() / paper.HEALING_TOKENS, every["learning_rate"].min() / paper.LEARNING_RATE
     said = [f"n = {row['size']} ({row['rule']}) {say(row)}" for row in own.to_dict("records")]
     recovered = f"; recovered of {topic(task)}: {'; '.join(said)}" if said else ""
     beside = f"healed on at most {share:.2%} of the paper's tokens{recovered}"
-    return Found(reason=f"healed at {times:.0f} times the paper's rate", beside=beside)
+    return Found(Estimate.none(NOT_TESTED), beside, f"healed at {times:.0f} times the paper's rate")
 
 
 QUERIES: dict[str, Callable[[Model], Found]] = {
@@ -218,45 +221,42 @@ def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         own, near = (table[table["model"] == name] for table in (scores, distances))
         layers, gone = int(pd.concat([own["layers"], near["layers"]]).max()), half_gone_table(own)
         models[name] = Model(own, near, layers, gone[gone["rule"] == "similarity"], recovery_table(own))
-    rows = []
-    for claim in (USUAL | record for record in CLAIMS):
-        for name, model in models.items():
-            estimate, reason, beside = QUERIES[claim["claim"]](model)
-            limits = claim["floor"], claim["ceiling"]
-            verdict = estimate.against(*limits) if claim["is_tested"] else NOT_TESTED
-            if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
-                verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
-            half = (estimate.high - estimate.low) / 2
-            row = claim | {"model": name} | estimate.columns() | {"verdict": verdict, "reason": reason}
-            rows.append(row | {"power": half if math.isfinite(half) else np.nan, "beside": beside})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(_judged(USUAL | claim, name, model) for claim in CLAIMS for name, model in models.items())
+
+
+def _judged(claim: dict, name: str, model: Model) -> dict:
+    try:
+        estimate, beside, reason = QUERIES[claim["claim"]](model)
+    except NotTested as why:
+        estimate, beside, reason = Estimate.none(NOT_TESTED), "", str(why)
+    limits = claim["floor"], claim["ceiling"]
+    verdict = estimate.against(*limits) if claim["is_tested"] else NOT_TESTED
+    if verdict != NOT_TESTED and any(np.allclose((estimate.low, estimate.high), limit) for limit in limits):
+        verdict, reason = INCONCLUSIVE, "it lies exactly on the limit"
+    power = (estimate.high - estimate.low) / 2
+    row = claim | {"model": name} | estimate.columns() | {"verdict": verdict, "reason": reason}
+    return row | {"power": power if math.isfinite(power) else np.nan, "beside": beside}
 
 
 def shown(found: pd.DataFrame):
     """The one table of the page: claim (with what we count, what differs and the paper's figure) | the paper's number |
     ours, a model a column, with its verdict. Why a claim is tested on no model is said once. It shows itself in a
-    notebook."""
+    notebook; the book makes a link of what names a page."""
     rows = []
     for _, own in found.groupby("claim", sort=False):
         first = own.iloc[0]
         shared = first["reason"] if not first["is_tested"] and own["reason"].nunique() == 1 else ""
         small = f"We count: {first['number']}. Differs: {shared or first['differs']}. Figure: {first['figure']}."
-        row = {"claim": (first["page"], first["title"], first["sentence"], small), "the paper": first["paper"]}
+        cells = {"claim": (first["page"], first["title"], first["sentence"], small), "the paper": first["paper"]}
         for of in own.to_dict("records"):
             number = "" if pd.isna(of["value"]) else f": {say(of, as_share=of['as_share'])}"
-            row[model_title(of["model"])] = (f"{of['verdict']}{number}", "" if shared else of["reason"])
-        rows.append(row)
+            cells[model_title(of["model"])] = (of["verdict"] + number, "" if shared else of["reason"])
+        rows.append(cells)
     caption = "The paper's claims: its number, ours with 95% intervals, and the verdict."
-    form = dict.fromkeys(map(model_title, found["model"]), _with_reason) | {"claim": _claim, "the paper": None}
-    return as_table(pd.DataFrame(rows), caption, form)
-
-
-def _claim(cell: tuple[str, str, str, str]) -> str:
-    """The book makes a link of what names a page."""
-    page, title, sentence, small = map(as_html, cell)
-    return f'<a data-page="{page}">{title}</a>. {sentence} <small>{small}</small>'
-
-
-def _with_reason(cell: tuple[str, str]) -> str:
-    verdict, reason = map(as_html, cell)
-    return verdict + (f" <small>{reason}</small>" if reason else "")
+    in_html = dict.fromkeys(map(model_title, found["model"]), "{} <small>{}</small>")
+    in_html["claim"] = '<a data-page="{}">{}</a>. {} <small>{}</small>'
+    form = {
+        name: lambda cell, text=text: text.format(*map(as_html, cell)).removesuffix(" <small></small>")
+        for name, text in in_html.items()
+    }
+    return as_table(pd.DataFrame(rows), caption, form | {"the paper": None})

@@ -17,10 +17,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Shaped, UInt8
+from scipy.stats import binomtest
 
-from deeper_layers.errors import InputError
-
-DRAWS, PART = 10_000, 250  # draws in all, and at once
+DRAWS, PARTS = 10_000, 40  # draws in all, and in how many parts they are added up
 TAILS = 0.025, 0.975
 ROOM = 0.05  # accuracy that a model must surely have above guessing for anything to be seen
 TIED = 1e-12  # means of answers that are the same in another order
@@ -61,8 +60,8 @@ class Estimate:
 
     def __iter__(self) -> Iterator["Estimate"]:
         """Those of single cuts."""
-        for cut, (value, low, high) in enumerate(zip(self.value, self.low, self.high)):
-            yield Estimate(value, low, high, self.numbers[:, cut], self.untold)
+        for cut, ends in enumerate(zip(self.value, self.low, self.high)):
+            yield Estimate(*ends, self.numbers[:, cut], self.untold)
 
     def __sub__(self, other: "Estimate") -> "Estimate":
         return Estimate.combined(np.subtract, self, other)
@@ -94,35 +93,34 @@ class Estimate:
         beyond = min((self.numbers[1:] <= 0).sum(), (self.numbers[1:] >= 0).sum())
         return math.nan if self.untold else min(1.0, 2 * (beyond + 1) / len(self.numbers))
 
-    def columns(self, name: str = "") -> dict:
+    def columns(self, name: str = "value") -> dict:
         """Columns of a frame: value, low and high, or `name`, `name`_low and `name`_high."""
-        low, high = (f"{name}_low", f"{name}_high") if name else ("low", "high")
-        return {name or "value": self.value, low: self.low, high: self.high}
+        return dict(zip((name, *ends_of(name)), (self.value, self.low, self.high)))
+
+
+def ends_of(column: str) -> tuple[str, str]:
+    """The columns of the interval of a number."""
+    return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
 
 
 # ---- draws --------------------------------------------------------------------------------------------------------
 
 
 def means(table: Float[np.ndarray, "... I"], seed: int = 0) -> Float[np.ndarray, "N ..."]:
-    """The mean over items: of all, then of each draw. Raises InputError where there are no items."""
+    """The mean over items: of all, then of each draw."""
     table = np.asarray(table, dtype=float)
     items = table.shape[-1]
-    if not items:
-        raise InputError("there are no items, expected one or more to draw from")
-    # sums of whole numbers are exact in 32 bits up to 16 million, and take half the time
-    is_exact = (table == np.rint(table)).all() and items * np.abs(table).max() < 2**24
-    columns = np.atleast_2d(table).T.astype(np.float32 if is_exact else float)
-    drawn = np.concatenate([part.astype(columns.dtype) @ columns for part in _times_drawn(items, seed)])
-    return np.concatenate([table.mean(axis=-1)[None], drawn.reshape(-1, *table.shape[:-1]).astype(float) / items])
+    columns = table.reshape(-1, items).T
+    drawn = [times.astype(float) @ columns for times in np.array_split(_times_drawn(items, seed), PARTS)]
+    return np.concatenate([table.mean(axis=-1)[None], np.concatenate(drawn).reshape(-1, *table.shape[:-1]) / items])
 
 
 @functools.lru_cache(maxsize=8)  # to draw takes far longer than to add up; all draws of 14,042 items take 140 MB
-def _times_drawn(items: int, seed: int) -> list[UInt8[np.ndarray, "PART I"]]:
-    """How often each item is in a draw, for PART draws at a time."""
-    draw, rows = np.random.default_rng(seed), np.arange(PART)[:, None] * items
-    places = (draw.integers(0, items, (PART, items), dtype=np.int32) + rows for _ in range(DRAWS // PART))
-    counts = (np.bincount(of.ravel(), minlength=PART * items) for of in places)
-    return [times.reshape(PART, items).astype(np.uint8) for times in counts]
+def _times_drawn(items: int, seed: int) -> UInt8[np.ndarray, "DRAWS I"]:
+    """How often each item is in a draw."""
+    draw = np.random.default_rng(seed)
+    places = (draw.integers(0, items, items, dtype=np.int32) for _ in range(DRAWS))
+    return np.stack([np.bincount(of, minlength=items).astype(np.uint8) for of in places])
 
 
 def mean_of_items(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
@@ -130,18 +128,18 @@ def mean_of_items(outcomes: Shaped[np.ndarray, "... I"]) -> Estimate:
     outcomes = np.asarray(outcomes, dtype=float)
     if not are_shares(outcomes):
         return Estimate.of(means(outcomes))
-    right = outcomes.sum(axis=-1).astype(int)
-    ends = [wilson(one, outcomes.shape[-1]) for one in right.ravel().tolist()]
-    ends = np.transpose(ends).reshape(2, *right.shape)
-    return Estimate(outcomes.mean(axis=-1), *ends, np.empty((0, *right.shape)))
+    right = outcomes.sum(axis=-1)
+    return Estimate(outcomes.mean(axis=-1), *wilson(right, outcomes.shape[-1]), np.empty((0, *right.shape)))
 
 
-def wilson(right: int, items: int) -> tuple[float, float]:
-    """The ends of the interval of an accuracy (Wilson 1927)."""
-    from scipy.stats import binomtest  # slow
+def wilson(right, items) -> tuple:
+    """The ends of the interval of each accuracy (Wilson 1927), of whole numbers in arrays of one shape."""
 
-    ends = binomtest(right, items).proportion_ci(method="wilson")
-    return float(ends.low), float(ends.high)
+    def ends(right: float, items: int) -> tuple[float, float]:
+        return binomtest(round(right), int(items)).proportion_ci(method="wilson")
+
+    low, high = np.vectorize(ends, otypes=[float, float])(right, items)
+    return low[()], high[()]
 
 
 def are_shares(outcomes: np.ndarray) -> bool:
@@ -171,12 +169,13 @@ def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series,
     It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
     is read off between two cuts, so it is at most as fine as they are. AT_FLOOR as in `shares_kept`.
     """
+    kept = shares_kept(right, guessing)
+    return Estimate.combined(lambda numbers: first_size(numbers[:, 1:] <= 0.5 + TIED, sizes[1:]), kept)
 
-    def first_size(kept: np.ndarray) -> np.ndarray:
-        gone = kept[:, 1:] <= 0.5 + TIED
-        return np.where(gone.any(axis=1), np.asarray(sizes, dtype=float)[1:][gone.argmax(axis=1)], math.inf)
 
-    return Estimate.combined(first_size, shares_kept(right, guessing))
+def first_size(is_so: np.ndarray, sizes: Sequence[int] | pd.Series) -> Float[np.ndarray, " N"]:
+    """The first size at which something [N, C] is so; infinity where at none."""
+    return np.where(is_so.any(axis=1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=1)], math.inf)
 
 
 def recovery(
@@ -194,9 +193,8 @@ def recovery(
     items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
     end, and what ruins more would seem to be healed better.
     """
-    before, cut, after, aim = means(
-        np.stack([whole, pruned, healed, whole if whole_healed is None else whole_healed])
-    ).T
+    every = [whole, pruned, healed, whole if whole_healed is None else whole_healed]
+    before, cut, after, aim = means(np.stack(every)).T
     gap = Estimate.of(cut - before)
     if gap.low <= 0 <= gap.high or cut[0] > guessing:
         return Estimate.none(NOT_TESTED)
@@ -218,15 +216,6 @@ def over_best(costs: Float[np.ndarray, "K I"], blocks: int) -> Float[np.ndarray,
     return np.mean(found, axis=0)
 
 
-def regret_of_nearest(costs: Float[np.ndarray, "B I"], distances: Float[np.ndarray, "B S"]) -> Estimate:
-    """The regret of the block with the least mean distance, whose choice is drawn anew with the calibration sequences.
-
-    `distances` are those of the same blocks on each of these sequences, S.
-    """
-    picks = means(distances, seed=2).argmin(axis=1)  # other sequences than those of the costs, so another draw
-    return Estimate.of(over_best(costs, len(costs))[np.arange(len(picks)), picks])
-
-
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:
     """The mean of some numbers of the same items, draw by draw."""
     return Estimate.combined(lambda *numbers: np.mean(numbers, axis=0), *estimates)
@@ -234,16 +223,12 @@ def mean_of(estimates: Sequence[Estimate]) -> Estimate:
 
 def mcnemar(one: Float[np.ndarray, " I"], other: Float[np.ndarray, " I"]) -> float:
     """The exact p-value, two-sided, of two models being right equally often on the same items."""
-    from scipy.stats import binomtest  # slow
-
     lost, gained = int((one > other).sum()), int((one < other).sum())
     return float(binomtest(lost, lost + gained).pvalue) if lost + gained else 1.0
 
 
 def holm(p: Sequence[float] | pd.Series) -> Float[np.ndarray, " N"]:
     """p-values corrected for being that many, in their order (Holm 1979)."""
-    p = np.asarray(p, dtype=float)
     order = np.argsort(p, kind="stable")
-    corrected = np.empty(len(p))
-    corrected[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
-    return corrected
+    corrected = np.minimum(1, np.asarray(p, dtype=float)[order] * np.arange(len(p), 0, -1))
+    return np.maximum.accumulate(corrected)[np.argsort(order)]

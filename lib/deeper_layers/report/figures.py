@@ -4,18 +4,19 @@ A figure's `name` names its files and its place on a page: a-z, 0-9 and hyphens.
 instead. Intervals are 95%. A rule, a topic and a model have the same colour in every figure.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize, to_hex
+from matplotlib.colors import ListedColormap, to_hex
 
 from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, csv_link
-from deeper_layers.report.estimates import AT_FLOOR
+from deeper_layers.report.estimates import AT_FLOOR, ends_of
 from deeper_layers.report.names import (
     TOPICS,
+    Said,
     as_html,
     as_table,
     in_order,
@@ -25,7 +26,6 @@ from deeper_layers.report.names import (
     topic,
     visible,
 )
-from deeper_layers.report.prose import Said
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
@@ -82,49 +82,45 @@ def curves(
     every, rows = rows, rows[np.isfinite(rows[y].astype(float)) & rows[x].notna()]
     if rows.empty:
         return nothing_drawn(every, name)
-    (titles, panels), (low, high) = panels_of(rows, col, row), ends_of(y)
-    strokes = list(rows[stroke].unique()) if stroke else []
-    several = rows[col].nunique() if col else 1
+    panels, (low, high), several = panels_of(rows, col, row), ends_of(y), rows[col].nunique() if col else 1
     columns = several if several in (2, 3) and len(panels) % several == 0 else min(2, len(panels))
-    percent, title = "x" * (x in PERCENT) + "y" * (y in PERCENT), title or AXES.get(y, y)
-    picture = Figure(name, AXES.get(x, x), title, titles, columns=columns, percent=percent)
+    title, along = title or AXES.get(y, y), AXES.get(x, x)
+    picture = Figure(name, along, title, [head for head, _ in panels], columns=columns)
+    scale = picture.colour_bar(AXES.get(shade, shade), SIZES, (rows[shade].min(), rows[shade].max())) if shade else None
+    strokes = dict(zip(rows[stroke].unique(), itertools.cycle(LINES))) if stroke else {}
     looks, top = looks_of(rows[hue].astype(str).unique()), min(1.03, 1.1 * rows[y].astype(float).max())
-    scale = ScalarMappable(Normalize(rows[shade].min(), rows[shade].max()), SIZES) if shade else None
-    for panel, own in enumerate(panels):
+    over = pd.DataFrame(columns=["label", x, y]) if over is None else over
+    for panel, (_, own) in zip(picture.panels, panels):
         levels, beside = levels_of(own, y), over_of(over, own)
-        heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside.get(y, [])])
+        across = span([own[x], beside[x]], zero=x in AXES)
+        heights = span([*(own[end] for end in (y, low, high) if end in own), [*levels.values()], beside[y]])
         heights = [-0.5, 1.3] if y == "kept" else [0, top] if levels and heights[1] < 1.1 and x in PERCENT else heights
-        across = span([own[x], beside.get(x, [])], zero=x in AXES)
-        picture.reach(panel, across, heights)
+        panel.reach(across, heights, "x" * (x in PERCENT) + "y" * (y in PERCENT))
         for label, height in levels.items():
             line = "dot" if label == "guessing" else "dash"
-            picture.line(across, [height] * 2, colour=GREY, panel=panel, label=label, line=line, width=1)
+            panel.line(across, [height] * 2, colour=GREY, label=label, line=line, width=1)
         for _, line in own.groupby([one for one in (hue, stroke, apart) if one], sort=False, dropna=False):
-            line, label = line.sort_values(x), rule_title(str(line[hue].iloc[0]))
-            look = looks[str(line[hue].iloc[0])] | {"label": label}
+            line, first = line.sort_values(x), line.iloc[0]
+            label = rule_title(str(first[hue]))
+            look = looks[str(first[hue])] | {"label": label}
             if stroke:
-                look["line"] = list(LINES)[strokes.index(line[stroke].iloc[0]) % len(LINES)]
-                label += f", {rule_title(str(line[stroke].iloc[0]))}"
+                look["line"], label = strokes[first[stroke]], f"{label}, {rule_title(str(first[stroke]))}"
             if scale:
-                look = {"width": 1, "colour": to_hex(scale.to_rgba(line[shade].iloc[0]))}
+                look = {"width": 1, "colour": to_hex(scale.to_rgba(first[shade]))}
             if low in line:
                 ends = (line[end].astype(float).clip(*heights) for end in (low, high))
-                picture.band(line[x], *ends, colour=look["colour"], panel=panel, label=look.get("label"))
+                panel.band(line[x], *ends, colour=look["colour"], label=look.get("label"))
             said = "\n".join([label, *(line[apart].unique().astype(str) if apart else [])])
-            picture.line(line[x], line[y], **look, panel=panel, hover=hover_texts(said, line, x, y), size=3)
-        for number, (label, line) in enumerate(beside.groupby("label", sort=False) if len(beside) else ()):
+            panel.line(line[x], line[y], **look, hover=hover_texts(said, line, x, y), size=3)
+        for (label, line), stroked in zip(beside.groupby("label", sort=False), itertools.cycle(LINES)):
             look = {"colour": INK, "width": 2, "marker": "circle", "size": 3}
-            if "model" not in line:
-                look = {"colour": GREY, "width": 1, "line": list(LINES)[number % len(LINES)]}
-            picture.line(line[x], line[y], **look, panel=panel, label=label, hover=hover_texts(label, line, x, y))
-    if scale:
-        picture.colour_bar(scale, AXES.get(shade, shade))
+            look = look if "model" in line else {"colour": GREY, "width": 1, "line": stroked}
+            panel.line(line[x], line[y], **look, label=label, hover=hover_texts(label, line, x, y))
     said = " Bands are 95% intervals." if low in rows else ""
     for value, line in zip(strokes, ("Solid", "Dashed", "Dotted", "Dashes and dots")) if len(strokes) > 1 else ():
         said += f" {line}: {as_html(rule_title(str(value)))}."
-    along = AXES.get(x, x)
     caption = caption or f"{title} against {along[:1].lower() + along[1:]}."
-    return picture.finish(rows, caption + said, alt_text(zip(titles, panels), y, None if scale else hue, x))
+    return picture.finish(rows, caption + said, alt_text(panels, y, None if scale else hue, x))
 
 
 def distance_curves(distances: pd.DataFrame):
@@ -134,7 +130,7 @@ def distance_curves(distances: pd.DataFrame):
         "of each size among those that keep the last layer; the right end of each line is the block that holds it."
     )
     rows, over = kept_distances(distances), nearest_of(distances).assign(label=NEAREST)
-    look = {"hue": "size", "shade": "size", "row": "corpus" if rows["corpus"].nunique() > 1 else None, "over": over}
+    look = {"hue": "size", "shade": "size", "row": if_several(rows, "corpus"), "over": over}
     return curves(rows, x="start", y="distance", **look, name="distance-curves", caption=caption)
 
 
@@ -143,7 +139,7 @@ def best_starts(nearest: pd.DataFrame, *, authors: bool = True, name: str = "bes
     rows = nearest.assign(start_share=nearest["start"] / nearest["layers"])
     last = pd.DataFrame({"label": "the block ends at the last layer", "share": [0, 1], "start_share": [1, 0]})
     over = pd.concat([last, *[paper.authors_starts().drop(columns="model")] * authors])
-    look = {"hue": "model", "stroke": "corpus" if rows["corpus"].nunique() > 1 else None, "col": None, "row": None}
+    look = {"hue": "model", "stroke": if_several(rows, "corpus"), "col": None, "row": None}
     caption = "First layer of the most similar block against its size, as shares of all layers."
     return curves(rows, y="start_share", **look, over=over, name=name, caption=caption)
 
@@ -154,13 +150,14 @@ def heat_maps(distances: pd.DataFrame):
     of_size = rows.groupby(["model", "corpus", "size"])["distance"]
     least, most = of_size.transform("min"), of_size.transform("max")
     rows = rows.assign(shade=(rows["distance"] - least) / (most - least).replace(0, np.nan))
-    authors = paper.authors_starts().assign(label="the authors' l*(n)")
-    marks = pd.concat([nearest_of(distances).assign(label=NEAREST), authors])
+    marks = {NEAREST: nearest_of(distances), "the authors' l*(n)": paper.authors_starts()}
+    looks = [{"colour": RED}, {"colour": YELLOW, "marker": "square", "size": 5, "filled": False}]
     caption = (
         "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
-    return _maps(rows, marks, "Distance, rescaled in each row", "distance", "d = {:.3f}", "heat-maps", caption)
+    title = "Distance, rescaled in each row"
+    return _maps(rows, "corpus", marks, looks, title, "distance", "d = {:.3f}", "heat-maps", caption)
 
 
 def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
@@ -168,24 +165,28 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     is marked, and the most similar one (statistics.nearest)."""
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
-    marks = pd.concat([rows[rows["place"] == 1].assign(label="best of its size"), nearest.assign(label=NEAREST)])
+    marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
+    looks = [{"colour": "#ffffff"}, {"colour": RED, "marker": "square", "size": 5, "filled": False}]
     caption = "Loss that each block adds when it is dropped; white where it was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _maps(rows, marks, title, "cost", "{:+.2f} nats a token", "block-map", caption)
+    return _maps(rows, "task", marks, looks, title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
-def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: str, name: str, caption: str):
-    """Maps of the column `shade`, 0 to 1, over first layer and size, whose hover says the column `told`; `marks` are
-    blocks of columns model, label, start and size, and of the text where they have one."""
+def _maps(
+    rows: pd.DataFrame, text: str, marks: dict, looks: list, title: str, told: str, form: str, name: str, caption: str
+):
+    """Maps of the column `shade`, 0 to 1, over first layer and size, a panel a model and `text`, whose hover says the
+    column `told`; `marks` are blocks by their label, of columns model, start and size, drawn by `looks`."""
     if rows.empty:
         return Said([], name)
-    text = next(column for column in ("corpus", "task") if column in rows)
-    titles, panels = panels_of(rows, "model", text if rows[text].nunique() > 1 else None)
+    panels = panels_of(rows, "model", if_several(rows, text))
     columns = min(2, len(panels))
     tall = [300 if columns > 1 else 420] * -(-len(panels) // columns)
-    picture = Figure(name, AXES["start"], "Layers in the block, n", titles, columns=columns, tall=tall)
-    labels = list(marks["label"].unique())
-    for panel, own in enumerate(panels):
+    picture = Figure(
+        name, AXES["start"], "Layers in the block, n", [head for head, _ in panels], columns=columns, tall=tall
+    )
+    picture.colour_bar(title)
+    for panel, (_, own) in zip(picture.panels, panels):
         layers = int(own["layers"].iloc[0])
         blocks = {"index": range(1, layers + 1), "columns": range(layers)}
         shade, raw = (own.pivot(index="size", columns="start", values=of).reindex(**blocks) for of in ("shade", told))
@@ -193,14 +194,14 @@ def _maps(rows: pd.DataFrame, marks: pd.DataFrame, title: str, told: str, form: 
             [f"layers {start} to {start + size - 1} (n = {size}): {form.format(value)}" for start, value in of.items()]
             for size, of in raw.iterrows()
         ]
-        picture.reach(panel, [-0.5, layers - 0.5], [0.5, layers + 0.5])
-        picture.heat(shade.to_numpy(dtype=float), hover=hover, title=title, panel=panel, y0=1)
-        for label, line in over_of(marks, own).groupby("label", sort=False):
-            number = labels.index(label)
-            look = {"colour": ("#ffffff", RED, YELLOW)[number + (told == "distance")], "filled": not number}
-            look |= {"marker": list(MARKERS)[number], "size": 3 + 2 * bool(number), "line": None, "label": label}
-            picture.line(line["start"], line["size"], panel=panel, **look)
-    return picture.finish(rows.drop(columns="shade"), caption, alt_text(zip(titles, panels), told))
+        panel.reach([-0.5, layers - 0.5], [0.5, layers + 0.5])
+        panel.heat(shade.to_numpy(dtype=float), hover)
+        for (label, every), look in zip(marks.items(), looks):
+            if len(found := over_of(every, own)):
+                panel.line(
+                    found["start"], found["size"], line=None, label=label, **{"marker": "circle", "size": 3} | look
+                )
+    return picture.finish(rows.drop(columns="shade"), caption, alt_text(panels, told))
 
 
 def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, title="", name="in-rows"):
@@ -208,34 +209,33 @@ def in_rows(rows: pd.DataFrame, *, y: str, x="value", hue: str | None = None, ti
 
     What is infinite stands at the right end, open.
     """
-    every, rows, ends = rows, rows[rows[x].notna()].copy(), ends_of(x)
+    every, rows, ends = rows, rows[rows[x].notna()], [x, *ends_of(x)]
     if rows.empty:
         return nothing_drawn(every, name)
-    rows[[x, *ends]] = rows.reindex(columns=[x, *ends]).astype(float)
-    (titles, panels), title = panels_of(rows, "model", None), title or AXES.get(x, x)
+    rows = rows.assign(**rows.reindex(columns=ends).astype(float))
+    panels, title = panels_of(rows, "model", None), title or AXES.get(x, x)
     hues = rows[hue].astype(str) if hue else pd.Series("", rows.index)
-    looks, names = looks_of(hues.unique()), [list(own[y].astype(str).unique()) for own in panels]
+    looks, names = looks_of(hues.unique()), [list(own[y].astype(str).unique()) for _, own in panels]
     tall = [max(60, (24 + 12 * (len(looks) - 1)) * len(of_panel) + 20) for of_panel in names]
-    picture = Figure(name, title, "", titles, tall=tall, percent="x" * (x == "share"))
-    for panel, (own, of_panel) in enumerate(zip(panels, names, strict=True)):
-        left, right = span([own[x], *(own[end] for end in ends), [0.0]])
-        beyond = right + 0.03 * (right - left) * bool(np.isinf(own[x]).any())  # all of what stands at the end
-        picture.reach(panel, [left, beyond], [len(of_panel) - 0.35, -0.75], rows=[rule_title(one) for one in of_panel])
-        picture.line([0, 0], [len(of_panel), -1], colour=GREY, panel=panel, width=1)
+    picture, endless = Figure(name, title, "", [head for head, _ in panels], tall=tall), np.isinf(rows[x])
+    for panel, (_, own), of_panel in zip(picture.panels, panels, names):
+        left, right = span([*(own[end] for end in ends), [0.0]])
+        beyond = right + 0.03 * (right - left) * endless[own.index].any()  # all of what stands at the end
+        heights = [len(of_panel) - 0.35, -0.75]
+        panel.reach([left, beyond], heights, "x" * (x == "share"), rows=list(map(rule_title, of_panel)))
+        panel.line([0, 0], [len(of_panel), -1], colour=GREY, width=1)
         for number, (value, line) in enumerate(own.groupby(hues[own.index], sort=False)):
-            places = np.array([of_panel.index(one) + 0.16 * number for one in line[y].astype(str)])
-            dots, low, high = (line[column].clip(left, right) for column in (x, *ends))
-            look = {**looks[value], "panel": panel, "label": rule_title(value) if hue else None}
-            known = low.notna().to_numpy()
-            bars = np.stack([low, high, np.full(len(low), np.nan)], axis=1)[known].ravel()
-            picture.line(bars, np.repeat(places[known], 3), colour=look["colour"], panel=panel, width=1.2)
-            hover = np.array(hover_texts(line[y].astype(str).map(rule_title), line, hue or "", x), dtype=object)
-            for these, filled in ((np.isfinite(line[x]), True), (np.isinf(line[x]), False)):
-                if these.any():
-                    picture.line(dots[these], places[these], **look, line=None, hover=hover[these], filled=filled)
-    said = " Bars are 95% intervals." if rows[list(ends)].notna().any(axis=None) else ""
-    said += " Open circles: never, as far as layers were dropped." if np.isinf(rows[x]).any() else ""
-    return picture.finish(rows, f"{title}.{said}", alt_text(zip(titles, panels), x))
+            line = line.assign(at=[of_panel.index(one) + 0.16 * number for one in line[y].astype(str)])
+            bars = line[line[ends[1]].notna()]
+            bars, at = bars[ends[1:]].clip(left, right).assign(gap=np.nan).to_numpy().ravel(), bars["at"].repeat(3)
+            panel.line(bars, at, colour=looks[value]["colour"], width=1.2)
+            for is_endless, these in line.groupby(endless[line.index]):
+                hover = hover_texts(these[y].astype(str).map(rule_title), these, hue or "", x)
+                look = looks[value] | {"label": rule_title(value) if hue else None, "filled": not is_endless}
+                panel.line(these[x].clip(left, right), these["at"], **look, line=None, hover=hover)
+    said = " Bars are 95% intervals." if rows[ends[1:]].notna().any(axis=None) else ""
+    said += " Open circles: never, as far as layers were dropped." if endless.any() else ""
+    return picture.finish(rows, f"{title}.{said}", alt_text(panels, x))
 
 
 def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | None = None, name: str = ""):
@@ -246,27 +246,20 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
     if rows.empty:
         return Said([], name)
     shown = pd.DataFrame(index=rows.index)
-    for column in columns if columns is not None else list(rows.columns):
-        low, high = ends_of(column)
-        if columns is None and column.endswith(("low", "high")):
-            continue
+    for column in columns or [one for one in rows if not one.endswith(("low", "high"))]:
+        ends = [column, *ends_of(column)]
         cells = [cell_text(value) for value in rows[column].tolist()]
-        if low in rows and high in rows:
-            largest = rows[column].replace([np.inf, -np.inf], np.nan).abs().max()
-            digits = 2 if pd.notna(largest) and largest >= 10 else 3
-            cells = [say(*ends, digits=digits) for ends in zip(rows[column], rows[low], rows[high], strict=True)]
-        empty = rows[column].isna() & bool(name)
-        shown[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object).mask(empty, "")
+        if set(ends) <= set(rows):
+            digits = 2 if rows[column].replace([np.inf, -np.inf], np.nan).abs().max() >= 10 else 3
+            cells = [say(*of, digits=digits) for of in rows[ends].itertuples(index=False)]
+        shown[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object)
+        if name:
+            shown[column.replace("_", " ")] = shown[column.replace("_", " ")].mask(rows[column].isna(), "")
     made = as_table(shown, caption)
     return made.set_caption(f"{as_html(caption)} {csv_link(rows, name)}") if name else made
 
 
 # ---- what they share ------------------------------------------------------------------------------------------------
-
-
-def ends_of(column: str) -> tuple[str, str]:
-    """The columns of the interval of a number."""
-    return ("low", "high") if column == "value" else (f"{column}_low", f"{column}_high")
 
 
 def nothing_drawn(rows: pd.DataFrame, name: str) -> Said:
@@ -275,40 +268,40 @@ def nothing_drawn(rows: pd.DataFrame, name: str) -> Said:
     return Said([GUESSES] if is_at_floor else [], name)
 
 
-def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> tuple[list[str], list[pd.DataFrame]]:
+def if_several(rows: pd.DataFrame, column: str) -> str | None:
+    return column if rows[column].nunique() > 1 else None
+
+
+def panels_of(rows: pd.DataFrame, col: str | None, row: str | None) -> list[tuple[str, pd.DataFrame]]:
     """Titles and rows of panels: rows of panels are of one `row`, their columns of one `col`; none is empty."""
-    floors = rows["untold"] == AT_FLOOR if "untold" in rows else pd.Series(False, index=rows.index)
     cols, heads = (rows[of].astype(str) if of else pd.Series("", rows.index) for of in (col, row))
-    titles, panels = [], []
+    panels = []
     for head in in_order(heads.unique(), tuple(TOPICS.values())):
         for one in cols.unique():
             found = rows[(heads == head) & (cols == one)]
             title = visible(model_title(one) if col == "model" else one)
-            title += ", only guesses" if len(found) and floors[found.index].all() else ""
+            title += ", only guesses" if "untold" in rows and (found["untold"] == AT_FLOOR).all() else ""
             if len(found):
-                titles.append(f"{visible(rule_title(head))}\n{title}" if row else title)
-                panels.append(found)
-    return titles, panels
+                panels.append((f"{visible(rule_title(head))}\n{title}" if row else title, found))
+    return panels
 
 
-def over_of(over: pd.DataFrame | None, own: pd.DataFrame) -> pd.DataFrame:
+def over_of(over: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
     """Of what is drawn beside the rows of a panel, what is of its model and text and no larger than its blocks."""
-    if over is None or "model" not in over:
-        return pd.DataFrame() if over is None else over
-    found = over[over["model"] == own["model"].iloc[0]]
-    if "corpus" in own and "corpus" in found:
-        found = found[found["corpus"].isna() | (found["corpus"] == own["corpus"].iloc[0])]
-    return found[found["size"].isin(own["size"])] if "size" in own else found
+    if "model" not in over:
+        return over
+    is_of = over["model"] == own["model"].iloc[0]
+    if "corpus" in own and "corpus" in over:
+        is_of &= over["corpus"] == own["corpus"].iloc[0]
+    return over[is_of & over["size"].isin(own["size"])]
 
 
 def looks_of(names: Iterable[str]) -> dict[str, dict]:
     """A colour and a marker for each name: its own where it has one, else one that none here has."""
     names = list(names)
-    free = [colour for colour in PALETTE if colour not in {COLOURS.get(name) for name in names}] or PALETTE
-    others = [name for name in names if name not in COLOURS]
-    colours = COLOURS | {name: free[number % len(free)] for number, name in enumerate(others)}
-    markers = list(MARKERS) * len(names)
-    return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, markers)}
+    free = [colour for colour in PALETTE if colour not in map(COLOURS.get, names)] or PALETTE
+    colours = dict(zip([name for name in names if name not in COLOURS], itertools.cycle(free))) | COLOURS
+    return {name: {"colour": colours[name], "marker": marker} for name, marker in zip(names, itertools.cycle(MARKERS))}
 
 
 def levels_of(own: pd.DataFrame, y: str) -> dict[str, float]:
@@ -324,7 +317,7 @@ def span(values: Sequence[Iterable], *, zero: bool = False) -> list[float]:
     """A range that holds all values, with some room; from 0 on where `zero`."""
     every = np.concatenate([np.asarray(one, dtype=float) for one in values])
     every = every[np.isfinite(every)]
-    low, high = (float(every.min()), float(every.max())) if len(every) else (0.0, 1.0)
+    low, high = float(every.min()), float(every.max())
     room = 0.04 * ((high - low) or abs(high) or 1.0)
     return [0.0 if zero and low >= 0 else low - room, high + room]
 
@@ -350,14 +343,14 @@ def cell_text(value) -> str:
         return rule_title(value) if value in ("similarity", "simple") else value
     if pd.api.types.is_scalar(value) and pd.isna(value):
         return ""
-    if isinstance(value, (bool, np.bool_)):
+    if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.3g}"
-    return f"{value:,.0f}" if isinstance(value, (int, float, np.integer)) else str(value)
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else str(value)
 
 
-def alt_text(panels: Iterable[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
+def alt_text(panels: list[tuple[str, pd.DataFrame]], y: str, hue: str | None = None, x: str = "") -> str:
     """The panels in words: the first and the last point of each line of a colour, or the least and the most."""
     said = []
     for title, own in panels:

@@ -1,12 +1,12 @@
-"""Names that others gave, of models, tasks and devices, as text: shown as they are, and never understood as markup.
-
-Each language that a page is written in has one function here or in markup.py, and whoever puts a name into it goes
-through that.
+"""Names and numbers in words. Names that others gave, of models, tasks and devices, are shown as they are, and never
+understood as markup: each language that a page is written in has one function here or in markup.py.
 """
 
 import html
 import math
 import re
+import tomllib
+from pathlib import Path
 
 import pandas as pd
 from pandas.io.formats.style import Styler
@@ -67,56 +67,9 @@ def as_table(rows: pd.DataFrame, caption: str, form=None, missing: str | None = 
     return shown.set_caption(cell(caption))
 
 
-TOPICS = {
-    "mmlu": "MMLU, letter chosen",
-    "mmlu_continuation": "MMLU, words chosen",
-    "lettered_capitals": "Capitals, letter chosen",
-    "capitals": "Capitals, words chosen",
-    "written_facts": "Facts, written",
-    "facts_by_letter": "New facts, letter chosen",
-    "facts_by_letter_stated": "New facts, stated, letter chosen",
-    "facts_by_letter_unasked": "New facts, letter without the question",
-    "facts_in_words": "New facts, words chosen",
-    "facts_in_words_stated": "New facts, stated, words chosen",
-    "facts_in_words_unasked": "New facts, words without the question",
-    "facts_written": "New facts, written",
-    "facts_written_stated": "New facts, stated, written",
-    "boolq": "BoolQ, yes or no",
-    "gsm8k": "GSM8K, written",
-    "sums_one_digit": "Sums of one digit, chosen",
-    "sums_two_digits": "Sums of two digits, chosen",
-    "sums_one_digit_generated": "Sums of one digit, written",
-    "sums_two_digits_generated": "Sums of two digits, written",
-    "embedded_mmlu": "MMLU, packaged items",
-    "embedded_boolq": "BoolQ, packaged items",
-    "embedded_piqa": "PIQA, packaged items",
-    "c4": "C4, loss",
-    "wikipedia": "Wikipedia, loss",
-    "code": "Python code, loss",
-    "gsm8k_solutions": "GSM8K's solutions, loss",
-}
-RULES = {
-    "similarity": "similarity-informed",
-    "simple": "simple heuristic",
-    "reverse": "last layers first",
-    "block-influence": "block influence (ShortGPT)",
-    "window-cosine": "window cosine (LLM-Streamline)",
-    "perplexity": "perplexity (Shortened LLaMA)",
-    "perplexity-plus": "perplexity+ (Shortened LLaMA)",
-    "taylor": "Taylor (Shortened LLaMA)",
-    "taylor-plus": "Taylor+ (Shortened LLaMA)",
-    "greedy": "greedy (SLEB)",
-    "llm-drop": "LLM-Drop, layers",
-    "llm-drop-attention": "LLM-Drop, attention",
-    "llm-drop-mlp": "LLM-Drop, MLP",
-    "streamline": "LLM-Streamline, bridged",
-    "replaceme": "ReplaceMe",
-    "replaceme-cosine": "ReplaceMe, cosine",
-    "prune-and-comp": "Prune&Comp, scaled",
-    "block-pruner": "BlockPruner",
-    "laco": "LaCo",
-    "laco-code": "LaCo, as coded",
-}
+TITLES = tomllib.loads(Path(__file__).with_name("titles.toml").read_text(encoding="utf-8"))
+TOPICS, RULES = TITLES["tasks"], TITLES["rules"]
+FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # that can show most
 
 
 def topic(task: str) -> str:
@@ -129,9 +82,6 @@ def rule_title(rule: str | None) -> str:
     if rule is None or rule != rule:
         return "chosen by hand"
     return RULES.get(rule, rule.replace("random-", "random, draw "))
-
-
-FIRST = ("Qwen2.5-Coder-1.5B-Instruct", "Gemma-3-270m", "SmolLM2-135M-Instruct")  # that can show most
 
 
 def in_order(names, first: tuple[str, ...] = FIRST) -> list[str]:
@@ -170,3 +120,27 @@ def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) 
     if low is None or pd.isna(low):
         return form(value, "%")
     return f"{form(value, '%')} ({form(low, '')} to {form(high, '%')})"
+
+
+class Said:
+    """Some sentences, as HTML that has a name, by which other pages show them too."""
+
+    def __init__(self, sentences: list[str], name: str):
+        self.sentences, self.name = sentences, name
+
+    def __str__(self) -> str:
+        return " ".join(self.sentences) or "Not measured."
+
+    def _repr_html_(self) -> str:
+        return f'<p class="said" id="{as_html(self.name)}">{as_html(str(self))}</p>'
+
+
+def said(sentence: str, rows: pd.DataFrame, *, name: str = "answer") -> Said:
+    """One sentence for each row of a frame, with its columns where the sentence has them in braces, so that no number
+    in prose is typed.
+
+    Example:
+        >>> print(said("{model} keeps {kept:.0%}.", pd.DataFrame({"model": ["a", "b"], "kept": [0.5, 0.25]})))
+        a keeps 50%. b keeps 25%.
+    """
+    return Said([sentence.format(**row) for row in rows.to_dict("records")], name)

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from deeper_layers.cuts import UNPRUNED, Cut
+from deeper_layers.cuts import Cut
 from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
-from deeper_layers.report.lengths import lengths_in_words
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import Vectors, by_run, guessing, joined, main_metrics, one_rule, same_items
-from deeper_layers.report.statistics import RULES, kept_distances
+from deeper_layers.report.pairing import RUN, Vectors, guessing, joined, main_metrics, one_rule, vectors
+from deeper_layers.report.statistics import RULES, WHOLE, kept_distances, lengths
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
 FEW = 10  # items: of fewer nothing is sure
 LEFT = 0.5  # of what lies above guessing: less of it is left where a task is ruined
+ENDS = 0.9  # of its answers the whole model ends, or a task's limit is all that is seen
 Number = tuple[float, float, float]  # with its interval
 
 
@@ -63,71 +63,63 @@ def surely_ruined(before: np.ndarray, after: np.ndarray, level: float) -> bool:
 def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.DataFrame:
     """The rows of a model healed after a cut, with these settings, on this text: those of most tasks in one format."""
     own = scores[(scores["cut"] == cut.name) & scores["healing"].notna() & (scores["repeat"] == 0)]
-
-    def is_alike(healing: str) -> bool:
-        how = json.loads(healing)
-        return how == config | {"text": text, "tokens": how["tokens"]} and how["tokens"] > 0
-
-    own = own[own["healing"].map(is_alike).astype(bool)]
+    settings = own["healing"].map(json.loads)
+    alike = [how == config | {"text": text, "tokens": how["tokens"]} and how["tokens"] > 0 for how in settings]
+    own = own[np.array(alike, dtype=bool)]
     formats = own["dtype"] + own["bits"].fillna("")
     return own if own.empty else own[formats == own["task"].groupby(formats).nunique().idxmax()]
 
 
 def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
-    """What the table of one model says of a cut, by task; of a healed one too, where its rows are given."""
-    unhealed, found = scores[scores["healing"].isna() & scores["outcome"].notna()], {}
-    metrics, of_healed = main_metrics(unhealed), {} if healed is None else by_run(healed)
-    for key, runs in by_run(unhealed).items():
-        _, dtype, bits, task, shots, _, metric = key
-        # a healed model has one kind of run of what was asked
-        repaired = next((run[cut.name] for run in of_healed.get(key, {}).values()), None)
-        if metric != metrics[task] or (repaired is None if healed is not None else bits is not None):
+    """What the table of one model says of a cut, by task; of a healed one too, where its rows in it are given."""
+    scores, found = scores[scores["outcome"].notna()], {}
+    run = scores.groupby(RUN, dropna=False).ngroup()
+    mended = (
+        {}
+        if healed is None
+        else {of: vectors(rows)[cut.name] for of, rows in healed.groupby(run.reindex(healed.index))}
+    )
+    unhealed = scores[scores["healing"].isna()]
+    metrics = main_metrics(unhealed)
+    for (of, _), rows in unhealed.groupby([run[unhealed.index], "path"], sort=False):
+        first, outcomes_of = rows.iloc[0], vectors(rows)
+        own, rounded = mended.get(of, outcomes_of.get(cut.name)), pd.notna(first["bits"])
+        if first["metric"] != metrics[first["task"]] or not own or (rounded if healed is None else of not in mended):
             continue
-        for path, run in runs.items():
-            own = repaired or run.get(cut.name)
-            pair = same_items({path: run}, own, (UNPRUNED.name, cut.name)) if own else None
-            if pair is None:
-                continue
-            mended = [] if repaired is None else [np.concatenate([repaired[subject] for subject in sorted(repaired)])]
-            outcomes = np.stack([*pair, *mended])
-            told = mean_of_items(outcomes)
-            shown = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
-            shown += "" if shots is None or metric == "loss" else f", {shots}-shot"
-            judged: dict = {}
-            if are_shares(outcomes):
-                of_run = unhealed[["path", "task", "metric"]].eq([path, task, metric]).all(axis=1)
-                judged = _judged(unhealed[of_run], run, cut, outcomes)
-            one = Score(
-                topic(task),
-                shown,
-                "loss" if metric == "loss" else "accuracy",
-                outcomes.shape[1],
-                dtype if bits is None else f"{dtype}, weights in {bits}",
-                *zip(told.value.tolist(), told.low.tolist(), told.high.tolist(), strict=True),
-                **judged,
-            )
-            extent = (one.rule in RULES, one.items, len(run))
-            if task not in found or extent > found[task][0]:
-                found[task] = extent, one
+        found_of: list = [joined(outcomes_of.get(name, {}), own) for name in (WHOLE, cut.name)]
+        if any(vector is None for vector in found_of):
+            continue
+        outcomes = np.stack(found_of + [joined(own, own)] * (healed is not None))
+        told, title, is_loss = mean_of_items(outcomes), topic(first["task"]), first["metric"] == "loss"
+        asked = title + f", {len(own)} subjects" * (len(own) > 1)
+        asked += "" if pd.isna(first["shots"]) or is_loss else f", {first['shots']}-shot"
+        how = first["dtype"] + (f", weights in {first['bits']}" if rounded else "")
+        numbers = zip(told.value.tolist(), told.low.tolist(), told.high.tolist(), strict=True)
+        judged = _judged(rows, outcomes_of, cut, outcomes) if are_shares(outcomes) else {}
+        metric = "loss" if is_loss else "accuracy"
+        one = Score(title, asked, metric, outcomes.shape[1], how, *numbers, **judged)
+        extent = (one.rule in RULES, one.items, len(outcomes_of))
+        if title not in found or extent > found[title][0]:
+            found[title] = extent, one
     return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
-def _judged(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
+def _judged(rows: pd.DataFrame, outcomes_of: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
     """What guessing scores, whether the task is ruined, by which rule the cut is, and up to which size none of it is.
 
     `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I].
     """
-    level, ruined, largest = guessing(rows), False, None
-    chose = one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
+    level, chose = guessing(rows), one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
     rule = next((name for name in (*RULES, *chose) if name in chose), ALONE)
-    if not is_at_floor(outcomes[0], level):
-        ruined, largest = surely_ruined(outcomes[0], outcomes[-1], level), 0
-        every = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([UNPRUNED.name, cut.name])]
-        for name, size in every.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
-            whole, after = (joined(run[of], run[cut.name]) for of in (UNPRUNED.name, name))
-            if after is None or (name != UNPRUNED.name and surely_ruined(whole, after, level)):
-                break
-            largest = int(size) if pd.notna(size) else cut.size
+    if is_at_floor(outcomes[0], level):
+        return {"guessing": level, "rule": rule}
+    tried, largest = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([WHOLE, cut.name])], 0
+    for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
+        whole, after = (joined(outcomes_of[of], outcomes_of[cut.name]) for of in (WHOLE, name))
+        if after is None or (name != WHOLE and surely_ruined(whole, after, level)):
+            break
+        largest = int(size) if pd.notna(size) else cut.size
+    ruined = surely_ruined(outcomes[0], outcomes[-1], level)
     return {"guessing": level, "ruined": ruined, "largest": largest, "rule": rule}
 
 
@@ -136,16 +128,16 @@ def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: p
     own = kept_distances(distances if cut.is_block else distances[:0])
     own = own[(own["start"] == cut.start) & (own["size"] == cut.size)]
     lines = [
-        f"Angular distance of the dropped block: {row.distance:.4f} (units of pi; {as_markdown(row.corpus)}, {dtype})."
-        for row, dtype in zip(own.itertuples(), own["dtype"], strict=True)
+        f"Angular distance of the dropped block: {row['distance']:.4f} (units of pi; {as_markdown(row['corpus'])}, "
+        f"{row['dtype']})."
+        for row in own.to_dict("records")
     ]
     if found := scores_of(scores, cut, healed):
         heads = ["task", "whole model", *(["this one"] if healed is None else ["pruned", "healed, this one"])]
         heads += ["guessing", "items", "measured in"]
         lines += ["", f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
         for one in found:
-            numbers = [one.whole, one.pruned, *([] if healed is None else [one.healed])]
-            cells = [as_markdown(one.asked), *(in_words(number) for number in numbers if number)]
+            cells = [as_markdown(one.asked), *map(in_words, filter(None, (one.whole, one.pruned, one.healed)))]
             cells += ["" if one.guessing is None else f"{one.guessing:.2f}", f"{one.items:,}", one.how]
             lines.append(f"| {' | '.join(cells)} |")
         lines += ["", "With 95% intervals: accuracies with Wilson's, losses (nats a token) drawn anew over sequences."]
@@ -155,6 +147,17 @@ def card_text(scores: pd.DataFrame, distances: pd.DataFrame, cut: Cut, healed: p
     if healed is None and (said := lengths_in_words(scores, cut)):
         lines += ["", *map(as_markdown, said)]
     return "\n".join(lines)
+
+
+def lengths_in_words(scores: pd.DataFrame, cut: Cut) -> list[str]:
+    """A sentence for each task: how long answers are without the layers of a cut, beside the whole model's."""
+    found = lengths(scores).drop_duplicates(["task", "cut"])
+    ends = found[(found["cut"] == WHOLE) & (found["ended"] >= ENDS)]["task"]
+    return [
+        f"{one.topic}: its answers have {one.tokens:.0f} tokens (median), {one.times:.1f} times those of the whole "
+        f"model; {1 - one.ended:.0%} are cut off before they end."
+        for one in found[(found["cut"] == cut.name) & found["task"].isin(ends)].itertuples()
+    ]
 
 
 def in_words(value: Number) -> str:

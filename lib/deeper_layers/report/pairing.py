@@ -3,14 +3,14 @@
 A measurement is what was asked of one model and task under the cuts of one rule. Letters in shapes as in estimates.py.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from deeper_layers.errors import InputError
 from deeper_layers.report.estimates import are_shares
 from deeper_layers.report.names import topic
 
@@ -50,21 +50,18 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
     What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
     right.
     """
-    levels: dict[tuple, float] = {}
-    every = scores if of is None else of
-    best = best_measured(scores, also) if len(scores) else scores
+    every, levels = scores if of is None else of, {}
+    best = best_measured(scores, also)
     for place, rows in best[best["outcome"].notna()].groupby([*PLACE, *also], dropna=False, sort=False):
         cuts, outcomes = paired(rows)
         if cuts["size"].isna().any():
             continue
-        task, metric, limit, layers = rows[["task", "metric", "limit", "layers"]].iloc[0]
-        asked = (task, metric, str(limit))
+        task, metric, limit, layers = asked = tuple(rows[["task", "metric", "limit", "layers"]].iloc[0])
         if metric == "loss":
             levels[asked] = float(rows["chance"].max())
-        elif asked not in levels:  # it is the same for every model and rule
+        elif asked not in levels:  # it is the same for every rule
             alike = every[(every["task"] == task) & (every["metric"] == metric)]
-            same = alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)]
-            levels[asked] = guessing(same if len(same) else rows)
+            levels[asked] = guessing(alike if pd.isna(limit) else alike[alike["limit"].eq(limit).fillna(False)])
         known = dict(zip([*PLACE, *also], place, strict=True)) | {"topic": topic(task), "layers": layers}
         known |= {"metric": metric, "items": outcomes.shape[1], "guessing": levels[asked]}
         known["whole"] = outcomes[0].mean() if cuts["size"].iloc[0] == 0 else np.nan
@@ -78,10 +75,8 @@ def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFram
     with most items, then most cuts. Each value of the columns `also` has one of its own: with "healing" or "bits" among
     them also what is healed or rounded.
     """
-    rows = scores[scores["repeat"] == 0]
-    for name in {"healing", "bits"} - set(also):
-        rows = rows[rows[name].isna()]
-    rows = rows[rows["metric"] == rows["task"].map(main_metrics(rows))]
+    rows = scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)]
+    rows = rows[rows["metric"] == rows["task"].map(main_metrics(rows)).astype(str)]
     place, how = [*PLACE, *also], [name for name in HOW if name not in also]
     extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
     extent["items"] /= extent["cuts"]
@@ -92,15 +87,12 @@ def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFram
 def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
     """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
 
-    The subjects of a group follow each other by name. Raises InputError where rows are of other items, or hold one cut
-    twice: filter them first.
+    The subjects of a group follow each other by name. All cuts are of the same items, and none is there twice: filter
+    the rows first.
     """
     rows = rows.sort_values("subject", na_position="first", kind="stable")
     cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
     vectors = {cut: np.concatenate(list(found)) for cut, found in rows.groupby("cut")["outcome"]}
-    subjects = {cut: tuple(found.fillna("")) for cut, found in rows.groupby("cut")["subject"]}
-    if len(set(subjects.values())) > 1 or len({len(vector) for vector in vectors.values()}) > 1:
-        raise InputError("the cuts were not asked the same items, or one of them twice: filter the rows first")
     return cuts.reset_index(drop=True), np.stack([vectors[cut] for cut in cuts["cut"]])
 
 
@@ -111,12 +103,12 @@ def guessing(rows: pd.DataFrame) -> float:
     the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
     is written is never right by chance.
     """
-    asked = [found[found["items"] == found["items"].max()] for _, found in rows.groupby("subject", dropna=False)]
-    levels = [0.0, *(level for found in asked for level in found["chance"].dropna().unique())]
-    if rows["subject"].isna().all():
-        return float(max(levels + list(asked[0]["commonest"].dropna().unique())))
-    right = np.concatenate([_right_choices(found) for found in asked])
-    return float(max(*levels, np.bincount(right[right >= 0], minlength=1).max() / len(right)))
+    widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
+    commonest = widest["commonest"].max()
+    if rows["subject"].notna().any():
+        right = np.concatenate([_right_choices(of_subject) for _, of_subject in widest.groupby("subject")])
+        commonest = np.bincount(right[right >= 0], minlength=1).max() / len(right)
+    return float(np.nanmax([0.0, widest["chance"].max(), commonest]))
 
 
 def _right_choices(rows: pd.DataFrame) -> np.ndarray:
@@ -137,20 +129,23 @@ def main_metrics(scores: pd.DataFrame) -> dict[str, str]:
 
 def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
-    return scores[scores["rule"].notna() & ~scores["rule"].str.startswith("blocks of", na=False)]
+    return scores[scores["rule"].notna() & ~of_maps(scores)]
 
 
-# ---- runs -----------------------------------------------------------------------------------------------------------
+def of_maps(scores: pd.DataFrame) -> pd.Series:
+    """Whether rows are of every block of a size."""
+    return scores["rule"].str.startswith("blocks of", na=False)
 
 
-def by_run(rows: pd.DataFrame) -> dict[tuple, dict[str, dict[str, Vectors]]]:
-    """The outcomes of all rows that have some: by what they were asked (RUN), by file, then by cut and subject."""
+# ---- some models of the same items ----------------------------------------------------------------------------------
+
+
+def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
+    """The outcomes of rows alike in RUN, by cut and subject."""
     found: dict = {}
-    names = [*RUN, "path", "cut", "subject"]
-    rows = rows[rows["outcome"].notna()].drop_duplicates(names)
-    for *values, outcome in zip(*(rows[name] for name in [*names, "outcome"]), strict=True):
-        *asked, path, cut, subject = [None if pd.isna(value) else value for value in values]
-        found.setdefault(tuple(asked), {}).setdefault(path, {}).setdefault(cut, {})[subject or ""] = outcome
+    rows = rows.drop_duplicates(["cut", "subject"])
+    for cut, subject, outcome in zip(rows["cut"], rows["subject"].fillna(""), rows["outcome"], strict=True):
+        found.setdefault(cut, {})[subject] = outcome
     return found
 
 
@@ -160,13 +155,25 @@ def joined(of_cut: Vectors, own: Vectors) -> np.ndarray | None:
     return np.concatenate(parts) if sum(map(len, parts)) == sum(map(len, own.values())) else None
 
 
-def same_items(runs: dict[str, dict[str, Vectors]], own: Vectors, cuts: Sequence[str]) -> list[np.ndarray] | None:
-    """The outcomes under some cuts of the items of `own`, which others may have been asked after, of one run.
+# ---- tables ---------------------------------------------------------------------------------------------------------
 
-    Of several runs it is the one with most cuts; None where none holds all of them.
-    """
-    for run in sorted(runs.values(), key=len, reverse=True):
-        found = [joined(run.get(cut, {}), own) for cut in cuts]
-        if all(vector is not None for vector in found):
-            return found
-    return None
+
+def table_of(names: Sequence[str], parts: Iterable[pd.DataFrame | dict]) -> pd.DataFrame:
+    """Rows, or tables of them, below each other, with columns of these names, also where there is none."""
+    found: list = list(parts)
+    if found and isinstance(found[0], pd.DataFrame):
+        return pd.concat(found, ignore_index=True)[list(names)]
+    return pd.DataFrame(found, columns=list(names))
+
+
+def gives(names: str) -> Callable[[Callable[..., Iterable]], Callable[..., pd.DataFrame]]:
+    """What a function yields, rows or tables of them, becomes one table with columns of these names."""
+
+    def as_one_table(function: Callable[..., Iterable]) -> Callable[..., pd.DataFrame]:
+        @functools.wraps(function)
+        def called(*arguments, **named) -> pd.DataFrame:
+            return table_of(names.split(), function(*arguments, **named))
+
+        return called
+
+    return as_one_table

@@ -14,29 +14,29 @@ import pandas as pd
 
 from deeper_layers import results
 from deeper_layers.report.estimates import (
+    NOT_TESTED,
     TAILS,
     Estimate,
     half_gone,
     holm,
     mcnemar,
-    mean_of,
     mean_of_items,
     means,
     recovery,
-    regret_of_nearest,
     shares_kept,
 )
 from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import (
     RUN,
     Measured,
-    by_run,
+    gives,
     joined,
     main_metrics,
     measurements,
     one_rule,
     paired,
-    same_items,
+    table_of,
+    vectors,
 )
 
 HEADLINE = ("mmlu", "lettered_capitals", "capitals", "written_facts")
@@ -45,14 +45,7 @@ SIZE = 4  # layers of a block that the published scans of tasks drop
 RULES = ("similarity", "simple")  # the paper's
 AT_MOST = "at most"  # the whole model was not healed alike: of a loss only `high` is told, of a score nothing
 NO_WHOLE = "whole model not healed alike"
-PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
-OF_HEALING = ["rank", "seed", "learning_rate", "tokens", "text", "adapters"]
-
-
-def table_of(names: Sequence[str], tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Some tables below each other, with columns of these names, also where there is none."""
-    tables = list(tables)
-    return pd.concat(tables, ignore_index=True)[list(names)] if tables else pd.DataFrame(columns=list(names))
+KEPT = ["kept", "kept_low", "kept_high", "untold"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
@@ -78,9 +71,9 @@ def kept_by_place(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
 
 def in_order_of_models(rows: pd.DataFrame, tasks: Sequence[str]) -> pd.DataFrame:
     """Models in the order in which they come, of each the tasks in a given one, of each the blocks by their place."""
-    models, order = list(rows["model"].unique()), list(tasks)
-    places = rows.assign(model=rows["model"].map(models.index), task=rows["task"].map(order.index))
-    return rows.loc[places.sort_values(["model", "task", "size", "start"]).index].reset_index(drop=True)
+    order = [*rows["model"].unique(), *tasks]
+    by = ["model", "task", "size", "start"]
+    return rows.sort_values(by, key=lambda of: of.map(order.index) if of.name in by[:2] else of, ignore_index=True)
 
 
 def scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Iterator[Measured]:
@@ -93,7 +86,7 @@ def scans(scores: pd.DataFrame, tasks: Iterable[str], size: int = SIZE) -> Itera
 
 def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame:
     names = ["model", "task", "rule", "topic", *also, "layers", "cut", "size", "start", "share", "metric", "items"]
-    names += ["value", "low", "high", "guessing", "whole", "kept", "kept_low", "kept_high", "untold"]
+    names += ["value", "low", "high", "guessing", "whole", *KEPT]
     tables = []
     for one in found:
         kept = shares_kept(one.outcomes, one.guessing) if one.has_whole else Estimate.none("")
@@ -102,17 +95,15 @@ def _by_cut(found: Iterable[Measured], also: Sequence[str] = ()) -> pd.DataFrame
     return table_of(names, tables)
 
 
-def half_gone_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """Where half is gone: model, task, topic, rule, layers, items, guessing, whole, largest (size), value with low and
-    high (layers dropped; infinite where half is never gone), share with share_low and share_high, untold."""
-    names = "model task rule topic layers items guessing whole largest value low high share share_low share_high untold"
-    tables = []
+@gives("model task rule topic layers items guessing whole largest value low high share share_low share_high untold")
+def half_gone_table(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Where half is gone: largest (size that was tried), value (layers dropped; infinite where half is never gone),
+    share (value / layers)."""
     for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
         if one.has_whole and len(one.cuts) > 1 and one.cuts["size"].is_unique:
             half = half_gone(one.outcomes, one.cuts["size"], one.guessing)
             told = half.columns() | {name: n / one.layers for name, n in half.columns("share").items()}
-            tables.append(one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told, untold=half.untold))
-    return table_of(names.split(), tables)
+            yield one.cuts.tail(1).rename(columns={"size": "largest"}).assign(**told, untold=half.untold)
 
 
 def losses(scores: pd.DataFrame) -> pd.DataFrame:
@@ -120,51 +111,55 @@ def losses(scores: pd.DataFrame) -> pd.DataFrame:
     ("not healed", or the healing in words), line (the same, shorter), relative (value over guessing). Values are nats a
     token, guessing is ln V."""
     own = scores[scores["metric"] == "loss"]
-    known = own["chance"].fillna(own["model"].map(own.groupby("model")["chance"].first()))
-    own = own.assign(chance=known, healed=healed_in_words(own["healing"], own["bits"]))
+    own = own.assign(healed=healed_in_words(own["healing"], own["bits"]))
     found = curves(own, also=["healing", "bits", "healed"])
-    found = found.drop(columns=["kept", "kept_low", "kept_high", "untold"])
     settings = {how: json.loads(how) for how in found["healing"].dropna().unique()}
     lines = {how: f"healed, rank {of['rank']}, {of['tokens']:,} tokens" for how, of in settings.items()}
-    line = [lines.get(how, "not healed") for how in found["healing"]]
+    line, found = [lines.get(how, "not healed") for how in found["healing"]], found.drop(columns=KEPT)
     return found.assign(line=line, relative=found["value"] / found["guessing"])
 
 
-def recovery_table(scores: pd.DataFrame) -> pd.DataFrame:
-    """What each healing recovers: model, rule, layers, cut, size, start, share, healing (in words), OF_HEALING,
-    distillation, auxiliary, task, topic, metric, items, whole, pruned, healed with healed_low and healed_high,
-    whole_healed (missing where the whole model was not healed alike), value with low and high (share of the gap
-    closed), untold. Where a loss lacks the whole model healed alike, only `high` is told, and untold is "at most":
-    compare such healings by `healed`.
+@gives(
+    "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole pruned "
+    "healed healed_low healed_high whole_healed value low high untold rank seed learning_rate tokens text adapters"
+)
+def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
+    """What each healing (in words, and its settings) recovers: value, the share of the gap closed.
 
-    The gap after healing is that to the whole model healed alike. Without one a score has no recovery.
+    The gap after healing is that to the whole model healed alike (whole_healed, missing where it was not). Without one
+    a score has no recovery; of a loss only `high` is told, and untold is "at most": compare such healings by `healed`.
     """
-    kept = scores[(scores["repeat"] == 0) & scores["outcome"].notna()]
+    scores = scores[scores["outcome"].notna()]
+    scores = scores.assign(run=scores.groupby(RUN, dropna=False).ngroup())
+    kept, unhealed = scores[scores["repeat"] == 0], scores[scores["healing"].isna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
-    every = kept[kept["healing"].notna() & (kept["metric"] == kept["task"].map(main_metrics(kept)))]
-    unhealed, mended = by_run(scores[scores["healing"].isna()]), by_run(every.assign(path=every["healing"]))
-    every = every.assign(group=every.groupby(["healing", *RUN], dropna=False, sort=False).ngroup())
-    pruned = every[every["cut"] != WHOLE].drop_duplicates(["group", "cut"])
-    rows = []
-    for first in pruned.sort_values(["group", "cut"]).to_dict("records"):
-        key = tuple(None if pd.isna(first[name]) else first[name] for name in RUN)
-        cut, of_cut = first["cut"], mended[key][first["healing"]]
-        pair = same_items(unhealed.get(key, {}), of_cut[cut], (WHOLE, cut))
-        if pair is None:
-            continue
-        healed, adapted = joined(of_cut[cut], of_cut[cut]), joined(of_cut.get(WHOLE, {}), of_cut[cut])
-        is_loss = first["metric"] == "loss"
-        estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
-        if adapted is None and not estimate.untold:
-            most = Estimate(np.nan, np.nan, estimate.high, estimate.numbers, AT_MOST)
-            estimate = most if is_loss else Estimate.none(NO_WHOLE)
-        row = first | settings_of(first["healing"]) | {"topic": topic(first["task"]), "items": len(healed)}
-        row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
-        row["whole_healed"] = np.nan if adapted is None else adapted.mean()
-        rows.append(row | estimate.columns() | {"untold": estimate.untold})
-    names = "model rule layers cut size start share bits healing distillation auxiliary task topic metric items whole"
-    names += " pruned healed healed_low healed_high whole_healed value low high untold"
-    return pd.DataFrame(rows, columns=[*names.split(), *OF_HEALING])
+    every = kept[kept["healing"].notna() & (kept["metric"] == kept["task"].map(main_metrics(kept)).astype(str))]
+    for (healing, run), rows in every.groupby(["healing", "run"], sort=False):
+        mended, first_of = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
+        runs = [vectors(of_file) for _, of_file in unhealed[unhealed["run"] == run].groupby("path", sort=False)]
+        for cut in sorted(mended.keys() - {WHOLE}):
+            pair = same_items(runs, mended[cut], cut)
+            if pair is None:
+                continue
+            first, healed = first_of.loc[cut].to_dict(), joined(mended[cut], mended[cut])
+            adapted, is_loss = joined(mended.get(WHOLE, {}), mended[cut]), first["metric"] == "loss"
+            estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
+            if adapted is None and not estimate.untold:
+                most = Estimate(np.nan, np.nan, estimate.high, untold=AT_MOST)
+                estimate = most if is_loss else Estimate.none(NO_WHOLE)
+            row = first | settings_of(healing) | {"topic": topic(first["task"]), "items": len(healed)}
+            row |= {"whole": pair[0].mean(), "pruned": pair[1].mean()} | mean_of_items(healed).columns("healed")
+            row["whole_healed"] = np.nan if adapted is None else adapted.mean()
+            yield row | estimate.columns() | {"untold": estimate.untold}
+
+
+def same_items(runs: list[dict], own: dict[str, np.ndarray], cut: str) -> list[np.ndarray] | None:
+    """The outcomes of the whole model and of a cut on the items of `own`, which others may have been asked after.
+
+    They are of one run, that with most cuts; None where none holds all of them.
+    """
+    pairs = ([joined(run.get(of, {}), own) for of in (WHOLE, cut)] for run in sorted(runs, key=len, reverse=True))
+    return next((pair for pair in pairs if all(vector is not None for vector in pair)), None)
 
 
 def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
@@ -173,68 +168,17 @@ def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
     `scores` are all of its model: of the models before healing, and of the whole one healed alike.
     """
     own = scores["path"] == place
-    healing, cut = scores.loc[own, "healing"], scores.loc[own, "cut"].iloc[:1].tolist()
-    alike = scores["healing"].isin(healing) & (scores["cut"] == WHOLE)
+    alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == WHOLE)
     asked = scores.assign(repeat=scores["repeat"].mask(own, 0))  # whatever else was measured of the same
     back = recovery_table(asked[own | alike | scores["healing"].isna()])
-    back = back[back["cut"].isin(cut)]
+    back = back[back["cut"].isin(scores.loc[own, "cut"].iloc[:1])]
     return back.sort_values("metric", key=lambda metric: metric == "loss", kind="stable")
 
 
-def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """How much more the most similar block costs than the best block of its size, nats a token, by calibration text.
-
-    Columns: model, corpus (of the distances), task (the text of the losses), size, start (the pick), best, blocks,
-    place (of the pick among them by loss, from 1), value with low and high. Of size 0 is the mean over PERCENT of
-    the layers, where the map has all of these sizes.
-    """
-    rows, near = [], kept_distances(distances)
-    for (model, task), every in maps(scores).items():
-        for corpus, of_text in near[near["model"] == model].groupby("corpus"):
-            if of_text["by_sequence"].isna().any():
-                continue
-            vectors, found = of_text.set_index(["start", "size"])["by_sequence"], {}
-            shared = {"model": model, "corpus": corpus, "task": task}
-            for size, (starts, costs) in every.items():
-                by_sequence = np.stack([vectors[start, size] for start in starts])
-                found[size], average = regret_of_nearest(costs, by_sequence), costs.mean(axis=1)
-                pick = int(by_sequence.mean(axis=1).argmin())
-                row = {"size": size, "start": starts[pick], "best": starts[int(average.argmin())]}
-                row |= {"blocks": len(starts), "place": 1 + int((average < average[pick]).sum())}
-                rows.append(shared | row | found[size].columns())
-            of_shares = sizes_of_shares(int(of_text["layers"].iloc[0]))
-            if set(of_shares) <= set(found):
-                rows.append(shared | {"size": 0} | mean_of([found[size] for size in of_shares]).columns())
-    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
-    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
-
-
-def sizes_of_shares(layers: int) -> list[int]:
-    return list(dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT))  # halves are rounded up
-
-
-def maps(scores: pd.DataFrame) -> dict[tuple[str, str], dict[int, tuple[list[int], np.ndarray]]]:
-    """By model and text, then size, of each size of which every block was tried: first layers, and losses [B, I].
-
-    Blocks that hold the last layer are left out, as no rule drops it; so are sizes with fewer than 3 blocks.
-    """
-    found: dict = {}
-    own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    for one in measurements(own):
-        model, text, rule = one.place
-        size = int(rule.removeprefix("blocks of "))
-        inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
-        if inner.sum() == one.layers - size > 2:
-            found.setdefault((model, text), {})[size] = one.cuts["start"][inner].tolist(), one.outcomes[inner]
-    return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
-
-
-def flips(scores: pd.DataFrame) -> pd.DataFrame:
-    """Answers that change: model, task, topic, rule, size, share, items, value with low and high (accuracy less that of
-    the whole model), lost, gained (items), changed (share of items with another choice, missing where none was kept),
-    p (McNemar's, exact), p_holm (corrected over the sizes of a curve)."""
-    names = "model task rule topic cut size start share items value low high lost gained changed p p_holm"
-    tables = []
+@gives("model task rule topic cut size start share items value low high lost gained changed p p_holm")
+def flips(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Answers that change: value (accuracy less that of the whole model), lost, gained (items), changed (share of items
+    with another choice, missing where none was kept), p (McNemar's, exact), p_holm (over the sizes of a curve)."""
     for one in measurements(one_rule(scores[scores["metric"] != "loss"]), of=scores):
         if not one.has_whole or len(one.cuts) < 2:
             continue
@@ -245,15 +189,13 @@ def flips(scores: pd.DataFrame) -> pd.DataFrame:
             counts["changed"] = (choices[0] != choices[1:]).mean(axis=1)
         p = [mcnemar(whole, other) for other in others]
         changes = Estimate.of(means(others - whole)).columns()
-        tables.append(one.cuts[1:].assign(**changes, **counts, p=p, p_holm=holm(p)))
-    return table_of(names.split(), tables)
+        yield one.cuts[1:].assign(**changes, **counts, p=p, p_holm=holm(p))
 
 
-def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
-    """Similarity-informed less simple heuristic, at sizes at which they drop other layers: model, task, topic, size,
-    share, items, value with low and high."""
+@gives("model task topic size share items value low high")
+def rules_compared(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Similarity-informed less simple heuristic, at sizes at which they drop other layers."""
     found = {one.place: one for one in measurements(scores[scores["rule"].isin(RULES)], of=scores)}
-    tables = []
     for model, task in dict.fromkeys(place[:2] for place in found):
         one, other = (found.get((model, task, rule)) for rule in RULES)
         if one is None or other is None or one.outcomes.shape[1] != other.outcomes.shape[1]:
@@ -262,8 +204,24 @@ def rules_compared(scores: pd.DataFrame) -> pd.DataFrame:
         both = both[both["cut"] != both["cut_simple"]]
         if len(both):
             apart = one.outcomes[both["index"]] - other.outcomes[both["index_simple"]]
-            tables.append(both.assign(**Estimate.of(means(apart)).columns()))
-    return table_of(["model", "task", "topic", "size", "share", "items", "value", "low", "high"], tables)
+            yield both.assign(**Estimate.of(means(apart)).columns())
+
+
+@gives("model task topic rule cut size items value at_most ended of_ended of_ended_low of_ended_high tokens times")
+def lengths(scores: pd.DataFrame) -> Iterator[dict]:
+    """Written answers by cut: value (share right), at_most (if all that was cut off were right), ended (share that
+    ended by itself), of_ended (share right of these), tokens (median), times (median over that of the whole model)."""
+    own = scores[scores["written"].notna() & scores["healing"].isna() & scores["bits"].isna() & (scores["repeat"] == 0)]
+    own = own[own["metric"] == own["task"].map(main_metrics(own))]
+    asked = ["model", "task", "dtype", "shots", "limit"]
+    for _, alike in own.sort_values([*asked, "rule", "size"], na_position="first").groupby(asked, dropna=False):
+        whole = alike.loc[alike["cut"] == WHOLE, "written"]
+        for row in alike.to_dict("records"):
+            right, ended, tokens = row["outcome"] == 1, row["ended"] == 1, float(np.median(row["written"]))
+            told = mean_of_items(right[ended]) if ended.any() else Estimate.none(NOT_TESTED)
+            row |= {"topic": topic(row["task"]), "at_most": (right | ~ended).mean(), "ended": ended.mean()}
+            times = tokens / np.median(whole.iloc[0]) if len(whole) else np.nan
+            yield row | {"tokens": tokens, "times": times} | told.columns("of_ended")
 
 
 # ---- distances and healings -----------------------------------------------------------------------------------------
@@ -276,20 +234,18 @@ def kept_distances(distances: pd.DataFrame) -> pd.DataFrame:
     return own.drop_duplicates(["model", "corpus", "size", "start"], keep="last").drop(columns="kept").sort_index()
 
 
-def nearest(distances: pd.DataFrame) -> pd.DataFrame:
-    """The most similar block of each size, l*(n), among those that keep the last layer: model, corpus, layers, size,
-    start, share, distance, stderr, samples, low and high (of the start, where the sequences are drawn anew), agrees
-    (share of these draws that choose the same)."""
-    own, rows = kept_distances(distances), []
+@gives("model corpus layers size start share distance stderr samples low high agrees")
+def nearest(distances: pd.DataFrame) -> Iterator[dict]:
+    """The most similar block of each size, l*(n), among those that keep the last layer: low and high are of its start,
+    where the sequences are drawn anew, agrees is the share of these draws that choose the same."""
+    own = kept_distances(distances)
     for _, of in own[own["start"] + own["size"] < own["layers"]].groupby(["model", "corpus", "size"], sort=False):
         row = of.loc[of["distance"].idxmin()].to_dict()
         if of["by_sequence"].notna().all():
             starts = of["start"].to_numpy(dtype=float)[means(np.stack(list(of["by_sequence"]))).argmin(axis=1)]
             row["low"], row["high"] = np.quantile(starts[1:], TAILS, method="inverted_cdf")
             row["agrees"] = (starts[1:] == starts[0]).mean()
-        rows.append(row)
-    names = "model corpus layers size start share distance stderr samples low high agrees"
-    return pd.DataFrame(rows, columns=names.split())
+        yield row
 
 
 def training(folder: Path | None = None) -> pd.DataFrame:
@@ -301,13 +257,12 @@ def training(folder: Path | None = None) -> pd.DataFrame:
 def settings_of(healing: str) -> dict:
     """The settings of a healing as columns, and all of them in words."""
     how = json.loads(healing)
-    distilled = how.get("objective") == "distill"
+    how["distillation"] = how.get("objective") == "distill"
     said = [f"rank {how['rank']}", f"{how['tokens']:,} tokens", f"rate {how['learning_rate']:g}", f"seed {how['seed']}"]
-    said += ["distilled"] * distilled + [f"auxiliary loss {how['auxiliary']:g}"] * bool(how["auxiliary"])
+    said += ["distilled"] * how["distillation"] + [f"auxiliary loss {how['auxiliary']:g}"] * bool(how["auxiliary"])
     said += [f"adapters {how['adapters']}"] * (how["adapters"] != "all") + [f"on {how['text']}"] * (how["text"] != "c4")
     said += [f"in {how['quantization']}"] * bool(how["quantization"])
-    settings = {name: how[name] for name in OF_HEALING}
-    return {"healing": ", ".join(said), **settings, "distillation": distilled, "auxiliary": how["auxiliary"]}
+    return how | {"healing": ", ".join(said)}
 
 
 def healed_in_words(healing: pd.Series, bits: pd.Series) -> list[str]:

@@ -26,14 +26,15 @@ What stands beside them decides nothing: words in place of writing, either half 
 """
 
 import itertools
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float
 
-from deeper_layers.report import estimates, pairing
-from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, ROOM, Estimate
+from deeper_layers.report.estimates import AT_FLOOR, NOT_TESTED, ROOM, Estimate, mean_of, mean_of_items, means
+from deeper_layers.report.pairing import gives, measurements
 
 SIZES = range(1, 9)
 PLACES = {"reverse": "late", "similarity": "similar"}  # by rule
@@ -42,78 +43,74 @@ FORMS = {
     "words": ("facts_in_words", "facts_in_words_stated"),
     "written": ("facts_written", "facts_written_stated"),
 }
+FORM_OF = {task: form for form, tasks in FORMS.items() for task in tasks}
 UNASKED = {"letters": "facts_by_letter_unasked", "words": "facts_in_words_unasked"}
 LEAST = {"X": 0.50, "Y": 0.10}
 PLACE_NAMES = {"late": "the last layers", "similar": "the most similar layers"}
 
 
 class Asked(NamedTuple):
-    """One task of one model without late or similar layers: cuts by size, right answers [C, I], those unasked or 0."""
+    """One task of one model without late or similar layers: layers dropped [C], right answers, those unasked or 0."""
 
     model: str
     form: str
     task: str
     place: str
-    cuts: pd.DataFrame
+    sizes: pd.Series
     right: Bool[np.ndarray, "C I"] | Float[np.ndarray, "C I"]
     guessed: Float[np.ndarray, "C I"]
 
 
-def answers(scores: pd.DataFrame) -> list[Asked]:
+def answers(scores: pd.DataFrame) -> Iterator[Asked]:
     """What the prediction is judged by, and measured in full: the task, and where its form can be guessed, unasked."""
-    tasks = [*(task for of_form in FORMS.values() for task in of_form), *UNASKED.values()]
-    asked = scores[scores["task"].isin(tasks) & scores["rule"].isin(list(PLACES))]
-    found = {one.place: (one.cuts, one.outcomes) for one in pairing.measurements(asked)}
-    complete = []
-    for (model, task, rule), (cuts, right) in found.items():
-        form = next((form for form, of_form in FORMS.items() if task in of_form), "")
-        guessed = found.get((model, UNASKED.get(form, ""), rule), (cuts, np.zeros_like(right)))[1]
-        if form and (form not in UNASKED or (model, UNASKED[form], rule) in found):
-            complete.append(Asked(model, form, task, PLACES[rule], cuts, right, guessed))
-    return complete
+    asked = scores[scores["task"].isin([*FORM_OF, *UNASKED.values()]) & scores["rule"].isin(list(PLACES))]
+    found = {one.place: one for one in measurements(asked)}
+    for (model, task, rule), one in found.items():
+        form = FORM_OF.get(task)
+        unasked = found.get((model, UNASKED.get(form), rule))
+        if form and (unasked or form not in UNASKED):
+            guessed = unasked.outcomes if unasked else np.zeros_like(one.outcomes)
+            yield Asked(model, form, task, PLACES[rule], one.cuts["size"], one.outcomes, guessed)
 
 
-def share_kept(asked: Asked) -> dict[int, Estimate]:
-    """k of each size: what is kept above guessing without the question."""
-    told = asked.right - asked.guessed
-    if estimates.mean_of_items(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
-        return dict.fromkeys(asked.cuts["size"].tolist(), Estimate.none(AT_FLOOR))
-    numbers = estimates.means(told)
-    return dict(zip(asked.cuts["size"].tolist(), Estimate.of(numbers / numbers[:, :1]), strict=True))
-
-
-def accuracies(scores: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by size, and that without the question: model, layers, place, asked, prompt, size, value, low, high."""
-    layers = scores.groupby("model")["layers"].first()
-    rows = []
-    for one in answers(scores):
-        is_question = one.task == FORMS[one.form][0]
-        prompt = "as a question" if is_question else "as a statement"
-        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place], "prompt": prompt}
-        kinds = {one.form: one.right}
-        if is_question and one.form in UNASKED:  # asked once for both prompts
-            kinds[f"{one.form}, without the question"] = one.guessed
-        for asked, outcomes in kinds.items():
-            for size, outcome in zip(one.cuts["size"], outcomes, strict=True):
-                found = estimates.mean_of_items(outcome).columns()
-                rows.append(shared | {"asked": asked, "size": size, "items": len(outcome)} | found)
-    return pd.DataFrame(
-        rows, columns=["model", "layers", "place", "asked", "prompt", "size", "items", "value", "low", "high"]
-    )
+def share_kept(asked: Asked) -> Estimate:
+    """k, the mean over sizes: what is kept above guessing without the question."""
+    if not set(SIZES) <= set(asked.sizes):
+        return Estimate.none(NOT_TESTED)
+    if mean_of_items(asked.right[0]).low <= asked.guessed[0].mean() + ROOM:
+        return Estimate.none(AT_FLOOR)
+    told = means(asked.right - asked.guessed)
+    return Estimate.of((told[:, asked.sizes.isin(SIZES)] / told[:, :1]).mean(axis=1))
 
 
 def means_kept(scores: pd.DataFrame) -> dict[tuple[str, str, str], Estimate]:
     """The mean of k over sizes and prompts by model, form and place; NOT_TESTED where a size or prompt is missing."""
     kept = {(one.model, one.task, one.place): share_kept(one) for one in answers(scores)}
-    found = {}
-    for model, form, place in itertools.product(dict.fromkeys(model for model, *_ in kept), FORMS, PLACES.values()):
-        of_prompts = [kept.get((model, task, place), {}) for task in FORMS[form]]
-        shares = [by_size.get(size, Estimate.none(NOT_TESTED)) for by_size in of_prompts for size in SIZES]
-        found[model, form, place] = estimates.mean_of(shares)
-    return found
+    return {
+        (model, form, place): mean_of([kept.get((model, task, place), Estimate.none(NOT_TESTED)) for task in tasks])
+        for model in dict.fromkeys(model for model, *_ in kept)
+        for (form, tasks), place in itertools.product(FORMS.items(), PLACES.values())
+    }
 
 
-def kept_by_form(scores: pd.DataFrame) -> pd.DataFrame:
+@gives("model layers place asked prompt size items value low high")
+def accuracies(scores: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Accuracy by size, and that without the question."""
+    layers = scores.groupby("model")["layers"].first()
+    for one in answers(scores):
+        is_question = one.task == FORMS[one.form][0]
+        kinds = {one.form: one.right}
+        if is_question and one.form in UNASKED:  # asked once for both prompts
+            kinds[f"{one.form}, without the question"] = one.guessed
+        shared = {"model": one.model, "layers": layers[one.model], "place": PLACE_NAMES[one.place]}
+        shared["prompt"] = "as a question" if is_question else "as a statement"
+        for asked, outcomes in kinds.items():
+            found = {"asked": asked, "items": outcomes.shape[1]} | mean_of_items(outcomes).columns()
+            yield pd.DataFrame(shared | {"size": one.sizes} | found)
+
+
+@gives("model asked place whole unasked constant value low high untold")
+def kept_by_form(scores: pd.DataFrame) -> Iterator[dict]:
     """These means as a table, a row for each model, form and place: value with low and high, and untold.
 
     Beside them the accuracy of the whole model (whole), without the question (unasked), and of the best constant answer
@@ -123,13 +120,22 @@ def kept_by_form(scores: pd.DataFrame) -> pd.DataFrame:
     for one in answers(scores):
         of_task = (one.right[0].mean(), one.guessed[0].mean(), constant[one.model, one.task])
         levels.setdefault((one.model, one.form), []).append(of_task)
-    rows = []
     for (model, form, place), found in means_kept(scores).items():
-        whole, unasked, best = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
-        row = {"model": model, "asked": form, "place": PLACE_NAMES[place], "whole": whole, "unasked": unasked}
-        rows.append(row | {"constant": best} | found.columns() | {"untold": found.untold})
-    names = ["model", "asked", "place", "whole", "unasked", "constant", "value", "low", "high", "untold"]
-    return pd.DataFrame(rows, columns=names)
+        of_form = np.mean(levels.get((model, form), [[np.nan] * 3]), axis=0)
+        row = dict(zip(("whole", "unasked", "constant"), of_form)) | found.columns() | {"untold": found.untold}
+        yield row | {"model": model, "asked": form, "place": PLACE_NAMES[place]}
+
+
+@gives("model number value low high limit verdict")
+def judge_prediction(scores: pd.DataFrame) -> Iterator[dict]:
+    """The criterion's numbers, "X" and "Y", of each model."""
+    kept = means_kept(scores)
+    for model in dict.fromkeys(model for model, *_ in kept):
+        late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
+        written = kept[model, "written", "similar"] - kept[model, "written", "late"]
+        for number, found in {"X": late - similar, "Y": written}.items():
+            row = {"model": model, "number": number, "limit": LEAST[number]} | found.columns()
+            yield row | {"verdict": found.beyond(LEAST[number])}
 
 
 def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
@@ -140,15 +146,3 @@ def outcome(scores: pd.DataFrame, number: str = "X") -> pd.DataFrame:
         if model in told.index:
             told.loc[model, f"{form}_{place}"] = found.value
     return told.reset_index()
-
-
-def judge_prediction(scores: pd.DataFrame) -> pd.DataFrame:
-    """The criterion's numbers of each model: model, number ("X" or "Y"), value with low and high, limit, verdict."""
-    kept, rows = means_kept(scores), []
-    for model in dict.fromkeys(model for model, *_ in kept):
-        late, similar = (kept[model, "letters", place] - kept[model, "written", place] for place in PLACES.values())
-        similar_written, late_written = (kept[model, "written", place] for place in ("similar", "late"))
-        for number, found in {"X": late - similar, "Y": similar_written - late_written}.items():
-            row = {"model": model, "number": number} | found.columns()
-            rows.append(row | {"limit": LEAST[number], "verdict": found.beyond(LEAST[number])})
-    return pd.DataFrame(rows, columns=["model", "number", "value", "low", "high", "limit", "verdict"])

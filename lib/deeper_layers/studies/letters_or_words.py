@@ -13,8 +13,9 @@ import pandas as pd
 
 from deeper_layers.report.estimates import Estimate, holm, means, shares_kept
 from deeper_layers.report.names import topic
-from deeper_layers.report.pairing import best_measured
-from deeper_layers.report.statistics import SIZE, maps, scans
+from deeper_layers.report.pairing import best_measured, gives
+from deeper_layers.report.statistics import SIZE, scans
+from deeper_layers.studies.which_layers import maps
 
 LEAST = 0.10  # of what a model knows: a smaller difference is none
 FORMS = {
@@ -40,15 +41,36 @@ def place_of(start: int, layers: int, size: int = SIZE) -> str:
     return LATE if 3 * start >= 2 * layers and last < layers - 1 else ""
 
 
-def costs(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
-    """Mean share kept by place of the blocks of a size: model, task, topic, form ("letters", "words", "written"), place
-    ("middle", "late"), blocks, items, value with low and high, untold."""
-    rows = [
-        one | {"topic": topic(one["task"]), "form": FORMS[one["task"]], "untold": kept.untold} | kept.columns()
-        for one, kept in _kept(scores, size)
-    ]
-    names = ["model", "task", "topic", "form", "place", "blocks", "items", "value", "low", "high", "untold"]
-    return pd.DataFrame(rows, columns=names)
+@gives("model task topic form place blocks items value low high untold")
+def costs(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
+    """Mean share kept by place ("middle", "late") of the blocks of a size; form is "letters", "words" or "written"."""
+    for one, kept in _kept(scores, size):
+        about = {"topic": topic(one["task"]), "form": FORMS[one["task"]], "untold": kept.untold}
+        yield one | about | kept.columns()
+
+
+def _kept(scores: pd.DataFrame, size: int = SIZE) -> Iterator[tuple[dict, Estimate]]:
+    """The mean share kept by model, task and place, with the number of blocks and of items."""
+    for one in scans(_by_words(scores), FORMS, size):
+        model, task, _ = one.place
+        places = _places(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
+        if not {MIDDLE, LATE} <= set(places):
+            continue
+        shares = shares_kept(one.outcomes, one.guessing)
+        for place in (MIDDLE, LATE):
+            own = places == place
+            kept = Estimate.combined(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
+            about = {"blocks": own.sum(), "items": one.outcomes.shape[1]}
+            yield {"model": model, "task": task, "place": place} | about, kept
+
+
+def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
+    """Without the scores of MMLU in words that do not count how long each choice is, as the criterion has it."""
+    return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
+
+
+def _places(starts, layers: int, size: int = SIZE) -> np.ndarray:
+    return np.array([place_of(int(start), layers, size) for start in starts])
 
 
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
@@ -57,10 +79,10 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     model). Of losses W is that of late blocks less that of middle ones, nats a token."""
     rows, kept = [], {(one["model"], one["task"], one["place"]): estimate for one, estimate in _kept(scores)}
     for model in dict.fromkeys(model for model, *_ in kept):
-        found, of = [], {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
-        tasks = dict.fromkeys(task for task, _ in of)
+        of = {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
+        tasks, found = {task for task, _ in of}, []
         for about, (letters, words) in PAIRS.items():
-            if letters in tasks and words in tasks:
+            if {letters, words} <= tasks:
                 for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST)):
                     found.append((D, about, place, of[letters, place] - of[words, place], limit))
         told = [task for task, form in FORMS.items() if form == "words" and task in tasks]
@@ -71,54 +93,9 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
             row = {"model": model, "number": number, "about": about, "place": place, **estimate.columns()}
             rows.append(row | {"limit": limit, "verdict": verdict, "p": estimate.p_value()})
     names = ["model", "number", "about", "place", "value", "low", "high", "limit", "verdict", "p"]
-    found = pd.DataFrame(rows, columns=names)
-    told = found[found["p"].notna()].groupby(["model", "number"])["p"]
-    return found.assign(p_holm=told.transform(holm))
-
-
-def silent(scores: pd.DataFrame, size: int = SIZE) -> pd.DataFrame:
-    """2605.07271's two phases by block of a size: model, task, topic, layers, start, middle, commonest (share of the
-    choice that is given most often), margin (nats, right choice less the best other, mean), items."""
-    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
-    own, rows = _by_words(own), []
-    own = best_measured(own) if len(own) else own
-    for _, found in own.groupby(["model", "task", "start"]):
-        model, task, start = found[["model", "task", "start"]].iloc[0]
-        chosen = np.concatenate(list(found["chosen"])).astype(int)
-        margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
-        row = {"model": model, "task": task, "topic": topic(task), "layers": found["layers"].iloc[0], "start": start}
-        row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
-        rows.append(row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)})
-    names = ["model", "task", "topic", "layers", "start", "middle", "commonest", "margin", "items"]
-    return pd.DataFrame(rows, columns=names)
-
-
-def _margin(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """By how many nats the right choice of each item leads the best other one, [I], of log-probabilities [I, K]."""
-    is_right = np.arange(logprobs.shape[1]) == target[:, None]
-    right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
-    return np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1)
-
-
-def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
-    """Without the scores of MMLU in words that do not count how long each choice is, as the criterion has it."""
-    return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
-
-
-def _kept(scores: pd.DataFrame, size: int = SIZE) -> Iterator[tuple[dict, Estimate]]:
-    """The mean share kept by model, task and place, with the number of blocks and of items."""
-    for one in scans(_by_words(scores), FORMS, size):
-        model, task, _ = one.place
-        blocks = one.cuts[one.cuts["size"] > 0]
-        places = _places(blocks["start"], one.layers, size)
-        of = {place: blocks.index[places == place] for place in (MIDDLE, LATE)}
-        if not all(map(len, of.values())):
-            continue
-        shares = shares_kept(one.outcomes, one.guessing)
-        for place, own in of.items():
-            kept = Estimate.combined(lambda numbers, own=own: numbers[:, own].mean(axis=1), shares)
-            about = {"blocks": len(own), "items": one.outcomes.shape[1]}
-            yield {"model": model, "task": task, "place": place} | about, kept
+    table = pd.DataFrame(rows, columns=names)
+    told = table[table["p"].notna()].groupby(["model", "number"])["p"]
+    return table.assign(p_holm=told.transform(holm))
 
 
 def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
@@ -127,11 +104,28 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
         if of_model == model and task in LOSSES and SIZE in every:
             starts, losses = every[SIZE]
             places = _places(starts, starts[-1] + SIZE + 1)
-            late, middle = (losses[places == name] for name in (LATE, MIDDLE))
-            if len(late) and len(middle):
-                found[topic(task)] = Estimate.of(means(late.mean(axis=0) - middle.mean(axis=0)))
+            if {MIDDLE, LATE} <= set(places):
+                late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
+                found[topic(task)] = Estimate.of(means(late - middle))
     return found
 
 
-def _places(starts, layers: int, size: int = SIZE) -> np.ndarray:
-    return np.array([place_of(int(start), layers, size) for start in starts])
+@gives("model task topic layers start middle commonest margin items")
+def silent(scores: pd.DataFrame, size: int = SIZE) -> Iterator[dict]:
+    """2605.07271's two phases by block of a size: commonest (share of the choice that is given most often), margin
+    (nats, right choice less the best other, mean)."""
+    own = scores[(scores["rule"] == f"blocks of {size}") & (scores["size"] > 0)].dropna(subset=["logprobs", "target"])
+    for _, found in best_measured(_by_words(own)).groupby(["model", "task", "start"]):
+        model, task, start, layers = found[["model", "task", "start", "layers"]].iloc[0]
+        chosen = np.concatenate(list(found["chosen"])).astype(int)
+        margin = np.concatenate([_margin(*of) for of in zip(found["logprobs"], found["target"], strict=True)])
+        row = {"model": model, "task": task, "topic": topic(task), "layers": layers, "start": start}
+        row |= {"middle": start + (size - 1) / 2, "commonest": np.bincount(chosen[chosen >= 0]).max() / len(chosen)}
+        yield row | {"margin": float(np.mean(margin[np.isfinite(margin)])), "items": len(chosen)}
+
+
+def _margin(logprobs: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """By how many nats the right choice of each item leads the best other one, [I], of log-probabilities [I, K]."""
+    is_right = np.arange(logprobs.shape[1]) == target[:, None]
+    right, others = np.where(is_right, logprobs, np.nan), np.where(is_right, np.nan, logprobs)
+    return np.nanmax(right, axis=1).astype(float) - np.nanmax(others, axis=1)

@@ -7,49 +7,105 @@ Letters in shapes: B blocks, S sequences, L layers.
 """
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from deeper_layers import results
-from deeper_layers.report.estimates import Estimate, mean_of, over_best
+from deeper_layers.report.estimates import Estimate, mean_of, means, over_best
 from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
-from deeper_layers.report.pairing import best_measured
-from deeper_layers.report.statistics import RULES, in_order_of_models, maps, nearest, regret_table, sizes_of_shares
+from deeper_layers.report.pairing import best_measured, gives, measurements, of_maps
+from deeper_layers.report.statistics import RULES, in_order_of_models, kept_distances, nearest
 from deeper_layers.rules.choosing import REGISTERED
 
 TEXT = "c4"  # whose loss is judged
+PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
 # what others say that rules keep of Llama-2-7B, not healed, and the code (commit) whose choices ours equal
 OTHERS = Path(__file__).with_name("others.csv")
+Maps = dict[int, tuple[list[int], np.ndarray]]  # by size the first layers of all blocks, and their losses [B, S]
+
+
+def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
+    """By model and text the sizes of which every block was tried.
+
+    Blocks that hold the last layer are left out, as no rule drops it; so are sizes with fewer than 3 blocks.
+    """
+    found: dict = {}
+    for one in measurements(scores[(scores["metric"] == "loss") & of_maps(scores)]):
+        model, text, rule = one.place
+        size = int(rule.removeprefix("blocks of "))
+        inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
+        if inner.sum() == one.layers - size > 2:
+            found.setdefault((model, text), {})[size] = one.cuts["start"][inner].tolist(), one.outcomes[inner]
+    return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
+
+
+def sizes_of_shares(layers: int) -> list[int]:
+    return list(dict.fromkeys(max(1, (percent * layers + 50) // 100) for percent in PERCENT))  # halves are rounded up
+
+
+def maps_of_text(scores: pd.DataFrame) -> Iterator[tuple[str, Maps, list[int]]]:
+    """Each model with its map, of losses on TEXT, and the sizes that are PERCENT of its layers, where it has all."""
+    layers = scores.groupby("model")["layers"].first()
+    for (model, text), every in maps(scores).items():
+        if text == TEXT and set(sizes := sizes_of_shares(int(layers[model]))) <= set(every):
+            yield model, every, sizes
 
 
 def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """The map of every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token),
     guessing, cost (over the whole model), place (among blocks of its size that keep the last layer, from 1)."""
-    own = scores[(scores["metric"] == "loss") & scores["rule"].str.startswith("blocks of", na=False)]
-    found = best_measured(own).drop_duplicates(["model", "task", "cut"]).rename(columns={"chance": "guessing"})
+    found = best_measured(scores[(scores["metric"] == "loss") & of_maps(scores)])
+    found = found.drop_duplicates(["model", "task", "cut"]).rename(columns={"chance": "guessing"})
     found = found[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
-    whole = found[found["size"] == 0].rename(columns={"value": "whole"})[["model", "task", "whole"]]
-    found = found[found["size"] > 0].merge(whole, on=["model", "task"])
+    whole = found[found["size"] == 0].set_index(["model", "task"])["value"].rename("whole")
+    found = found[found["size"] > 0].join(whole, on=["model", "task"], how="inner")
     found = found.assign(cost=found["value"] - found["whole"], topic=found["task"].map(topic)).drop(columns="whole")
     inner = found[found["start"] + found["size"] < found["layers"]]
     place = inner.groupby(["model", "task", "size"])["value"].rank(method="min")
     return in_order_of_models(found.assign(place=place), sorted(found["task"].unique()))
 
 
-def rules(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rivals: model, rule, title, sizes (as text), value (mean regret, nats a token) with low and high, best first.
+def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
+    """How much more the most similar block costs than the best block of its size, nats a token, by calibration text.
 
-    The sizes are PERCENT of the layers; rules that lack one are left out. Random draws are one rule: their mean.
-    The rules of others chose on Wikipedia.
+    Columns: model, corpus (of the distances), task (the text of the losses), size, start (the pick), best, blocks,
+    place (of the pick among them by loss, from 1), value with low and high. Of size 0 is the mean over PERCENT of
+    the layers, where the map has all of these sizes. The choice is drawn anew with the calibration sequences.
     """
-    found = []
-    chosen = scores[(scores["task"] == TEXT) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
-    chosen = chosen[chosen["healing"].isna() & chosen["bits"].isna() & chosen["outcome"].notna()]
-    for model, (every, sizes) in _of_text(scores).items():
-        own = chosen[(chosen["model"] == model) & chosen["rule"].notna() & chosen["size"].isin(sizes)]
-        own = own[~own["rule"].isin(RULES) & ~own["rule"].str.startswith("blocks of", na=False)]
+    rows, near = [], kept_distances(distances)
+    for (model, task), every in maps(scores).items():
+        for corpus, of_text in near[near["model"] == model].groupby("corpus"):
+            if of_text["by_sequence"].isna().any():
+                continue
+            by_sequence, found = of_text.set_index(["start", "size"])["by_sequence"], {}
+            shared = {"model": model, "corpus": corpus, "task": task}
+            for size, (starts, costs) in every.items():
+                # other sequences than those of the costs, so another draw
+                drawn = means(np.stack([by_sequence[start, size] for start in starts]), seed=2)
+                picks, average = drawn.argmin(axis=1), costs.mean(axis=1)
+                found[size] = Estimate.of(over_best(costs, len(costs))[np.arange(len(picks)), picks])
+                row = {"size": size, "start": starts[picks[0]], "best": starts[average.argmin()]}
+                row |= {"blocks": len(starts), "place": 1 + (average < average[picks[0]]).sum()}
+                rows.append(shared | row | found[size].columns())
+            sizes = sizes_of_shares(int(of_text["layers"].iloc[0]))
+            if set(sizes) <= set(found):
+                rows.append(shared | {"size": 0} | mean_of([found[size] for size in sizes]).columns())
+    names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
+
+
+@gives("model rule title sizes value low high")
+def rules(scores: pd.DataFrame) -> Iterator[dict]:
+    """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first.
+
+    Rules that lack a size are left out. Random draws are one rule: their mean. The rules of others chose on Wikipedia.
+    """
+    chosen = _losses(scores[scores["healing"].isna() & scores["outcome"].notna() & ~scores["rule"].isin(RULES)])
+    for model, every, sizes in maps_of_text(scores):
+        own = chosen[(chosen["model"] == model) & chosen["size"].isin(sizes)]
         own = own[own["items"] == every[sizes[0]][1].shape[1]]  # the map's sequences
         of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
         # the simple heuristic drops the last block that keeps the last layer
@@ -59,12 +115,22 @@ def rules(scores: pd.DataFrame) -> pd.DataFrame:
             for rule, losses in of_rules.items()
             if set(losses) >= set(sizes)
         }
-        draws = [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]
-        regrets |= {f"random, mean of {len(draws)} draws": mean_of(draws)} if draws else {}
+        if draws := [regrets.pop(rule) for rule in list(regrets) if rule.startswith("random-")]:
+            regrets[f"random, mean of {len(draws)} draws"] = mean_of(draws)
         shared = {"model": model, "sizes": ", ".join(map(str, sizes))}
-        rows = [shared | {"rule": rule, "title": rule_title(rule)} | own.columns() for rule, own in regrets.items()]
-        found += sorted(rows, key=lambda row: row["value"])
-    return pd.DataFrame(found, columns=["model", "rule", "title", "sizes", "value", "low", "high"])
+        for rule, regret in sorted(regrets.items(), key=lambda one: one[1].value):
+            yield shared | {"rule": rule, "title": rule_title(rule)} | regret.columns()
+
+
+def _losses(scores: pd.DataFrame) -> pd.DataFrame:
+    """Rows of losses on TEXT that count, of what a rule chose; what tried every block is left out."""
+    own = scores[(scores["task"] == TEXT) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
+    return own[own["bits"].isna() & ~of_maps(own)]
+
+
+def _regret(blocks: np.ndarray, costs: np.ndarray) -> Estimate:
+    """How much more a cut costs on each sequence, [S], than the best of its size, [B, S], does."""
+    return Estimate.of(over_best(np.stack([*blocks, costs]), len(blocks))[:, -1])
 
 
 def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
@@ -75,55 +141,34 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     The healed loss is of the size at which most rules of that model were healed, 0 among them: nats a token above the
     whole model healed alike.
     """
-    others, words = pd.read_csv(OTHERS).set_index("rule"), "{kept:.2f} of {whole:.2f} without {dropped} ({said_by})"
-    told = {rule: words.format(**of) for rule, of in others.dropna(subset="kept").to_dict("index").items()}
-    regrets = pd.concat([rules(scores), _regret_of_similarity(scores, distances)])
-    regrets["rule"] = regrets["rule"].str.replace("random, .*", "random", regex=True)
-    table = pd.DataFrame(index=[*dict.fromkeys(re.sub("random-.*", "random", rule) for rule in REGISTERED)])
-    first = {re.sub("random-.*", "random", rule): of for rule, of in reversed(REGISTERED.items())}
+    registered = {re.sub("random-.*", "random", rule): of for rule, of in reversed(REGISTERED.items())}
+    table = pd.DataFrame(index=list(registered)[::-1])
     table["title"] = [rule_title(rule) for rule in table.index]
-    table["source"] = [first[rule].source for rule in table.index]
-    table["passes"] = [round(first[rule].passes(8, 32) + first[rule].fits, 1) for rule in table.index]
-    table["as in the code of"] = others["code"].reindex(table.index).fillna("")
-    table["published"] = pd.Series(told).reindex(table.index).fillna("")
+    table["source"] = [registered[rule].source for rule in table.index]
+    table["passes"] = [round(registered[rule].passes(8, 32) + registered[rule].fits, 1) for rule in table.index]
+    others = pd.read_csv(OTHERS, index_col="rule").reindex(table.index).fillna("")
+    table = table.assign(**{"as in the code of": others["code"], "published": others["published"]})
+    regret = regret_table(scores, distances).query("corpus == @TEXT and task == @TEXT and size == 0")
+    regrets = pd.concat([rules(scores), regret.assign(rule="similarity")])
+    regrets["rule"] = regrets["rule"].str.replace("random, .*", "random", regex=True)
     for model, own in regrets.groupby("model", sort=False):
         own, title = own.set_index("rule").reindex(table.index), model_title(str(model))
-        ends = {"value": "", "low": "_low", "high": "_high"}
-        table = table.assign(**{f"regret, {title}{end}": own[name] for name, end in ends.items()})
-        if len(healed := _healed_losses(scores, str(model))):
+        for name, end in {"value": "", "low": "_low", "high": "_high"}.items():
+            table[f"regret, {title}{end}"] = own[name]
+        if len(healed := _healed_losses(scores[scores["model"] == model])):
             size = healed.index.get_level_values("size").value_counts().index[0]
             table[f"healed, {title} (n = {size})"] = healed.xs(size, level="size").reindex(table.index)
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
 
 
-def _regret_of_similarity(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    found = regret_table(scores, distances)
-    return found[(found["corpus"] == TEXT) & (found["task"] == TEXT) & (found["size"] == 0)].assign(rule="similarity")
-
-
-def _healed_losses(scores: pd.DataFrame, model: str) -> pd.Series:
+def _healed_losses(scores: pd.DataFrame) -> pd.Series:
     """Loss on TEXT above that of the whole model healed alike, by rule and size, of the last healing measured."""
-    own = scores[(scores["model"] == model) & (scores["task"] == TEXT) & (scores["metric"] == "loss")]
-    own = own[own["healing"].notna() & own["bits"].isna() & (own["repeat"] == 0)].sort_values("measured")
+    own = _losses(scores[scores["healing"].notna()]).sort_values("measured")
     whole = own[own["size"] == 0].groupby("healing")["value"].last().rename("whole")
-    own = own[(own["size"] > 0) & own["rule"].notna()].join(whole, on="healing")
-    return (
-        own.assign(above=own["value"] - own["whole"]).dropna(subset="above").groupby(["rule", "size"])["above"].last()
-    )
-
-
-def _regret(blocks: np.ndarray, costs: np.ndarray) -> Estimate:
-    """How much more a cut costs on each sequence, [S], than the best of its size, [B, S], does."""
-    return Estimate.of(over_best(np.stack([*blocks, costs]), len(blocks))[:, -1])
-
-
-def _of_text(scores: pd.DataFrame) -> dict[str, tuple[dict, list[int]]]:
-    """The map of each model, of losses on TEXT, with the sizes that are PERCENT of its layers, where it has all."""
-    layers = scores.groupby("model")["layers"].first()
-    found = {model: every for (model, text), every in maps(scores).items() if text == TEXT}
-    sizes = {model: sizes_of_shares(int(layers[model])) for model in found}
-    return {model: (every, sizes[model]) for model, every in found.items() if set(sizes[model]) <= set(every)}
+    own = own[own["size"] > 0].join(whole, on="healing")
+    own["above"] = own["value"] - own["whole"]
+    return own.dropna(subset="above").groupby(["rule", "size"])["above"].last()
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
@@ -186,22 +231,21 @@ def geometry(folder: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
 
 
-def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """For each measure the regret of its pick, the block with the least of it: model, measure, size, start, value
-    (nats a token, without an interval: the map holds every block).
-
-    `measures` are those of `geometry`; the sizes are PERCENT of the layers.
-    """
-    rows = []
+@gives("model measure size start value")
+def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """For each measure of `geometry` the regret of its pick, the block with the least of it, at PERCENT of the layers:
+    nats a token, without an interval, as the map holds every block."""
     near = nearest(distances).rename(columns={"start": "layer", "distance": "value"})
     near["measure"] = "angular distance, on " + near["corpus"].replace("c4", "C4").replace("wikipedia", "Wikipedia")
     every = pd.concat([measures.dropna(subset="value"), near])
     every["order"] = every.groupby("measure", sort=False).ngroup()
     every = every[every["layer"] + every["size"] < every["layers"]].sort_values("value", kind="stable")
-    for model, (found, sizes) in _of_text(scores).items():
-        regrets = {size: over_best(costs, len(costs))[0] for size, (_, costs) in found.items() if size in sizes}
+    for model, found, sizes in maps_of_text(scores):
+        regrets = {
+            (start, size): regret
+            for size in sizes
+            for start, regret in zip(found[size][0], over_best(found[size][1], len(found[size][0]))[0])
+        }
         own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
-        for of in own.sort_values(["order", "size"]).to_dict("records"):
-            regret = regrets[of["size"]][found[of["size"]][0].index(of["layer"])]
-            rows.append((model, of["measure"], of["size"], of["layer"], regret))
-    return pd.DataFrame(rows, columns=["model", "measure", "size", "start", "value"])
+        own = own.sort_values(["order", "size"]).rename(columns={"layer": "start"})
+        yield own.assign(value=[regrets[of] for of in zip(own["start"], own["size"])])
