@@ -10,12 +10,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from deeper_layers.cuts import Cut, simple_cut
 from deeper_layers.models.network import Network
-from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.forward import Batch, Forward, run_layers
-from deeper_layers.sweeping.planning import Sequence
+from deeper_layers.sweeping.forward import Forward, run_layers
+from deeper_layers.sweeping.generation import Decoding
+from deeper_layers.sweeping.planning import Batch, Sequence
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.tree_model import TreeModel, run_alone
-from deeper_layers.sweeping.trial import Sharing
+from deeper_layers.sweeping.tree_model import Sharing, TreeModel, run_alone
 from tests.plain import never
 from tests.tiny import model_type, settings_of, tiny_model
 
@@ -25,11 +24,11 @@ TOKENS = list(range(1, 90))
 ONE, OTHER = "cpu:0", "cpu:1"
 
 
-def batch_of(network, start: int, branches: bool = False) -> Batch:
+def batch_of(start: int, branches: bool = False) -> Batch:
     """Of unequal lengths, the same up to `start`."""
     answers = [(0, [7, 8, 9]), (1, [5, 6, 4])][: 1 + branches]
     sequences = [Sequence.joined([*TOKENS[:start], *TOKENS[n : n + 9 + 2 * n]], answers) for n in range(3)]
-    return Batch.of(tuple(sequences), start, network.device)
+    return Batch(tuple(TOKENS[:start]), tuple(sequences))
 
 
 @pytest.fixture
@@ -59,14 +58,14 @@ def test_a_batch_on_two_devices(spread, branches, start, scored_only):
     network, tree, prefix = Network(spread), Tree(CUTS, LAYERS), None
     assert [str(place) for place in network.places] == [ONE] * 3 + [OTHER] * 3
     if start:
-        tokens = Batch.of_tokens([TOKENS[:start]], network.device)
+        tokens = Batch((), (Sequence(tuple(TOKENS[:start])),))
         run_layers([forward := Forward(network, tree, tokens, scored_only=scored_only, keeps=True)])
         prefix = forward.cache
         assert all(prefix.kept[n.leaves][0].device == network.places[n.layer] for level in tree.levels for n in level)
-    batch = batch_of(network, start, branches)
+    batch = batch_of(start, branches)
     run_layers([forward := Forward(network, tree, batch, prefix, scored_only=scored_only)])
     logits = network.logits(forward.states.flatten(0, 1))
-    assert logits.shape == (len(CUTS) * len(batch.rows), 128) and str(logits.device) == ONE
+    assert logits.shape == (len(CUTS) * batch.scored, 128) and str(logits.device) == ONE
 
 
 def test_answers_on_two_devices(spread):
@@ -82,7 +81,7 @@ def test_in_sixteen_bits_all_is_shared_and_without_savings_the_tree_is_the_prune
     model = tiny_model(family, dtype=dtype)
     assert TreeModel(model, CUTS).sharing == Sharing.MASKS
     network, tree = Network(model), Tree(CUTS, LAYERS)
-    batch = batch_of(network, 0)
+    batch = batch_of(0)
     with torch.inference_mode():
         run_layers([forward := Forward(network, tree, batch)])
         for number, cut in enumerate(CUTS):

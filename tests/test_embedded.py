@@ -18,9 +18,8 @@ from deeper_layers.models.half_precision import Widened
 from deeper_layers.models.sizes import sizes_of
 from deeper_layers.pruning import drop_layers
 from deeper_layers.sweeping import harness, planning
-from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
-from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Sharing
+from deeper_layers.sweeping.sweeps import loglikelihoods
+from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 from tests.mirror import write_dataset
 
 CUTS = [Cut(0, 0), simple_cut(30, 6), Cut(4, 20)]
@@ -82,7 +81,7 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHARED_BY", 2)  # a beginning is lent though few share it
     family = TreeModel(embedded[0], CUTS)
     assert family.sharing == Sharing.MASKS
-    assert any(piece.prefix for piece in plan_requests(family, asked.requests).pieces)
+    assert any(batch.prefix for batch in family.batches(asked.requests))
     found, _ = loglikelihoods(family, asked.requests)
     for cut, ours in zip(CUTS, found, strict=True):
         lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)

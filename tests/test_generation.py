@@ -21,8 +21,7 @@ from deeper_layers.models.opening import load_model
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import vllm_engine
-from deeper_layers.sweeping.decoding import Decoding
-from deeper_layers.sweeping.generation import ROWS, generate
+from deeper_layers.sweeping.generation import ROWS, Decoding, generate
 from deeper_layers.sweeping.sweeps import sweep
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.test_command import said, typed

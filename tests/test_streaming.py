@@ -17,7 +17,7 @@ from deeper_layers.models.streaming import is_streamed
 from deeper_layers.results.shards import Shards
 from deeper_layers.rules.geometry import record_passes, skip_each_layer
 from deeper_layers.similarity import angular_distances
-from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan_requests
 from deeper_layers.sweeping.tree_model import TreeModel
 from tests.plain import allocated, batch, little_memory, never, requests
@@ -51,7 +51,7 @@ def test_what_is_recorded_and_written_is_the_same(both):
         memory, disk = (next(run(model, [given], tokens=2)) for model in both)
         assert all(np.array_equal(disk[name], memory[name]) for name in memory)
     rows = [list(range(1, 20)), list(range(5, 40))]
-    memory, disk = (Decoding(TreeModel(model, CUTS), rows, 4).write(never).tolist() for model in both)
+    memory, disk = (Decoding(TreeModel(model, CUTS), rows, 4).write(never) for model in both)
     assert memory == disk and is_streamed(both[1]), "nothing was left in memory"
 
 
@@ -64,16 +64,17 @@ def test_little_memory_makes_groups_and_gives_the_same_numbers(both, where, few_
     whole = plan_requests(family, asked, **how)
     family.network.reader.bytes = 0
     with allocated() as taken:
-        list(family.answer(whole.pieces))
-    assert whole.bytes / 5 < taken[0] <= whole.bytes and len(whole.parts) == 1
+        for _, batches in whole.parts:
+            family.answer(batches)
+    assert whole.bytes / 5 < taken[0] <= whole.bytes and {len(cuts) for cuts, _ in whole.parts} == {len(CUTS)}
     assert where <= family.network.reader.bytes <= 1.01 * whole.reads and is_streamed(both[where]) == where
     assert ("GB of weights to read in 1 rounds" in str(whole)) == where
     # in several rounds or groups, each kept as it is finished
     small = {**how, "memory": whole.bytes // 2}
     little = plan_requests(family, asked, **small)
     with allocated() as taken:
-        for cuts, pieces in little.parts:
-            list(family.part(cuts).answer(pieces))
+        for cuts, batches in little.parts:
+            family.part(cuts).answer(batches)
     assert len(little.parts) > 1 and taken[0] <= little.bytes <= small["memory"]
     small["shards"] = Shards(tmp_path / "unit.partial")
     found = loglikelihoods(family, asked, **small)

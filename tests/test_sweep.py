@@ -10,13 +10,12 @@ from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.pruning import drop_layers
 from deeper_layers.results.shards import Shards
-from deeper_layers.sweeping import forward, prefix_cache
-from deeper_layers.sweeping.decoding import Decoding
+from deeper_layers.sweeping import attention, forward
+from deeper_layers.sweeping.generation import Decoding
 from deeper_layers.sweeping.losses import text_loss
-from deeper_layers.sweeping.planning import Requests, plan_pieces
+from deeper_layers.sweeping.planning import Requests, plan_batches
 from deeper_layers.sweeping.sweeps import loglikelihoods, plan, plan_requests, sweep
-from deeper_layers.sweeping.tree_model import TreeModel
-from deeper_layers.sweeping.trial import Sharing
+from deeper_layers.sweeping.tree_model import Sharing, TreeModel
 from tests.plain import allocated, never, requests
 from tests.tiny import shared_model, tiny_model
 
@@ -52,7 +51,7 @@ def test_what_gives_other_numbers_is_left_out(llama, monkeypatch):
     # a family that takes no mask of ours, then one whose cache takes no prefix either
     for module, name, wrong, left in (
         (forward, "attention_masks", lambda *_: None, Sharing.PREFIXES),
-        (prefix_cache, "behind", lambda prefix, own: own, Sharing.LAYERS),
+        (attention, "behind", lambda prefix, own: own, Sharing.LAYERS),
     ):
         monkeypatch.setattr(module, name, wrong)
         family = TreeModel(llama, CUTS)
@@ -103,8 +102,8 @@ def test_no_more_is_taken_than_is_planned_and_progress_adds_up(family, few_shot)
     model, done = TreeModel(shared_model(family, LAYERS), CUTS), []
     planned = plan_requests(model, ASKED[few_shot])
     with allocated() as taken:
-        for _, pieces in planned.parts:
-            list(model.answer(pieces, done.append))
+        for _, batches in planned.parts:
+            model.answer(batches, done.append)
     assert planned.bytes / 5 < taken[0] <= planned.bytes and sum(done) == planned.layer_steps
 
 
@@ -154,14 +153,15 @@ PLANNED = [  # contexts, continuations, tokens of a batch; number of sequences, 
 @pytest.mark.quick
 @pytest.mark.parametrize(("contexts", "continuations", "batch_tokens", "expected"), PLANNED)
 def test_a_plan_shares_prefixes_joins_choices_and_pads_little(contexts, continuations, batch_tokens, expected):
-    pieces = plan_pieces(Requests(contexts, continuations, 1000), batch_tokens)
-    assert sorted(n for piece in pieces for n in piece.requests) == list(range(len(contexts)))
-    sequences, (prefix,) = [s for piece in pieces for s in piece.sequences], {piece.prefix for piece in pieces}
+    batches = plan_batches(Requests(contexts, continuations, 1000), batch_tokens)
+    assert sorted(n for batch in batches for n in batch.requests) == list(range(len(contexts)))
+    sequences, (prefix,) = [s for batch in batches for s in batch.sequences], {batch.prefix for batch in batches}
     assert (len(sequences), max(len(s.tokens) for s in sequences), len(prefix)) == expected
     assert all(s.tokens[: len(prefix)] == prefix and s.scored[0] >= len(prefix) for s in sequences)
-    tokens, padded = sum(piece.tokens for piece in pieces), sum(piece.padded for piece in pieces)
+    tokens = sum(batch.tokens for batch in batches)
+    padded = sum(len(batch.sequences) * batch.width for batch in batches)
     assert tokens == sum(len(s.tokens) - len(prefix) for s in sequences) <= padded < tokens / 0.95
-    assert max(len(batch) for piece in pieces for batch in piece.batches) > 2 or len(sequences) == 1
+    assert max(len(batch.sequences) for batch in batches) > 2 or len(sequences) == 1
 
 
 # ---- numbers that are none, and what was finished before
@@ -194,7 +194,7 @@ def test_goes_on_from_shards(llama, tmp_path, monkeypatch):
     lost.unlink()
     torn.write_bytes(torn.read_bytes()[:100])
     ran, answer = [], TreeModel.answer
-    monkeypatch.setattr(TreeModel, "answer", lambda self, pieces, bar: ran.extend(pieces) or answer(self, pieces, bar))
+    monkeypatch.setattr(TreeModel, "answer", lambda self, some, bar: ran.extend(some) or answer(self, some, bar))
     with pytest.warns(UserWarning, match=torn.name):
         found = loglikelihoods(model, ASKED[0], **how)
     assert len(ran) == 2 and np.array_equal(found, expected)

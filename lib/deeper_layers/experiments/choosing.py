@@ -151,12 +151,11 @@ def _losses(rule: str, size: int, experiment: Experiment) -> Losses:
     def begun() -> tuple:
         said = priced(rule, price(rule, size, parameters, source.num_layers))
         print(f"{said} (samples times their length); each step is kept in results", file=sys.stderr, flush=True)
-        sequences, model = _sequences(experiment), experiment.opened()[0]
-        return sequences, model, sweeping.tree_models_of(model)
+        return experiment.opened()[0], _sequences(experiment)
 
     def measure(cuts, shards):
-        sequences, model, tree_of = begun()
-        rows, _ = sweeping.text_loss(model, cuts, sequences, shards=shards, family=tree_of(cuts))
+        model, sequences = begun()
+        rows, _ = sweeping.text_loss(model, cuts, sequences, shards=shards)
         rows = rows[["metric", "value", "stderr", "items"]].assign(
             task=parameters.corpus, cut=[cut.name for cut in cuts]
         )

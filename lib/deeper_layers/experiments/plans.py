@@ -133,7 +133,7 @@ def plan_task(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment)
 def _requests(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment) -> dict:
     """What lm-eval asks, tokenized, and the layer-steps of its answers by log-likelihood."""
     from deeper_layers.sweeping import harness  # slow
-    from deeper_layers.sweeping.planning import plan_pieces, tokens_of
+    from deeper_layers.sweeping.planning import plan_batches, tokens_of
 
     parameters, layers = experiment.parameters, experiment.source.num_layers
     shots, limit, _ = parameters.asked[task]
@@ -141,19 +141,19 @@ def _requests(task: str, sizes: list[int], cuts: CutsOf, experiment: Experiment)
     model, tokenizer = _without_weights(experiment.source, parameters.trust_remote_code)
     found = harness.collect_requests(loaded, model, tokenizer, limit=limit)
     written = [instance.args for instance in found.generations]
-    pieces = plan_pieces(found.requests)
-    lengths = [len(s.tokens) for piece in pieces for batch in piece.batches for s in batch]
+    batches = plan_batches(found.requests)
+    lengths = [len(s.tokens) for batch in batches for s in batch.sequences]
     # a rule that has not chosen yet may agree with others in all, or in nothing
     least = Tree(distinct(cuts), layers).nodes
     most = least + list(cuts.values()).count(None) * sum(layers - size for size in sizes if size)
-    steps = [tokens_of(pieces) * nodes for nodes in (least, most)]
+    steps = [tokens_of(batches) * nodes for nodes in (least, most)]
     known = {
         "items": len({(instance.task_name, instance.doc_id) for instance in found.instances + found.generations}),
         "requests": len(found.requests.contexts),
         "generated": len(written),
         "longest": max((how.get("max_gen_toks", USUAL_ANSWER) for _, how in written), default=None),
         "prompts": sum(len(tokenizer.encode(prompt)) for prompt, _ in written),  # tokens
-        "tokens": tokens_of(pieces),
+        "tokens": tokens_of(batches),
         "length": round(statistics.mean(lengths), 1) if lengths else None,
         "layer_steps": steps if lengths else None,
     }

@@ -4,12 +4,11 @@ from .harness import group_rows as group_rows
 from .harness import is_group as is_group
 from .harness import load_tasks as load_tasks
 from .losses import answer_requests as answer_requests
+from .losses import known_of as known_of
 from .losses import request_loss as request_loss
 from .losses import text_loss as text_loss
 from .losses import text_requests as text_requests
 from .planning import Plan as Plan
-from .searching import known_of as known_of
-from .searching import tree_models_of as tree_models_of
 from .sweeps import plan as plan
 from .sweeps import plan_requests as plan_requests
 from .sweeps import sweep as sweep

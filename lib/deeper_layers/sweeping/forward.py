@@ -5,56 +5,47 @@ Letters in shapes: B sequences of a batch, T tokens, S scored positions of a seq
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from deeper_layers.cuts import WHOLE
-from deeper_layers.models.network import Call, Handed, Network
+from deeper_layers.models.network import Network
 from deeper_layers.models.sublayers import only
-from deeper_layers.sweeping.last_layer import run_scored
-from deeper_layers.sweeping.masks import attention_masks
-from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Sequence
-from deeper_layers.sweeping.prefix_cache import PrefixCache
-from deeper_layers.sweeping.tree import Node, Tree
+from deeper_layers.sweeping.attention import PrefixCache, attention_masks, run_scored
+from deeper_layers.sweeping.planning import HEAD_ELEMENTS, Batch
+from deeper_layers.sweeping.tree import Tree
 
 
-@dataclass
-class Batch:
-    """Sequences as tensors, padded on the right: no mask is needed, as no scored token sees what follows it."""
+class Padded:
+    """A batch as tensors, padded on the right: no mask is needed, as no scored token sees what follows it.
 
-    ids: torch.Tensor  # [B, T]
-    tokens: int  # of these, without the padding
-    rows: torch.Tensor  # [N], the scored positions: which sequence ...
-    slots: torch.Tensor  # [N], ... which of its scored positions ...
-    places: torch.Tensor  # [B, S], ... and where these lie; filled up with 0
-    depths: torch.Tensor | None = None  # [B, T], places in a sequence, where sequences have branches
-    visible: torch.Tensor | None = None  # [B, T, T], whether a token (second) sees another (third), likewise
+    Attributes:
+        ids: [B, T], without the prefix.
+        rows, slots: [N], of the scored positions which sequence, and which of its scored positions ...
+        places: [B, S], ... and where these lie; filled up with 0.
+        branches: where sequences have some, the places of tokens [B, T] and of what they can see [B, K], and whether
+            they do [B, T, K].
+    """
 
-    @classmethod
-    def of(cls, sequences: tuple[Sequence, ...], prefix: int, device) -> "Batch":
-        """The batch of sequences, without the `prefix` tokens at their beginning."""
-        batch = cls.of_tokens([s.tokens[prefix:] for s in sequences], device)
-        batch.places = (_padded([s.scored for s in sequences], device) - prefix).clamp(min=0)
+    def __init__(self, batch: Batch, device):
+        def padded(rows: list) -> torch.Tensor:
+            tensors = [torch.tensor(row, dtype=torch.long) for row in rows]
+            return pad_sequence(tensors, batch_first=True).to(device)
+
+        sequences, prefix = batch.sequences, len(batch.prefix)
+        self.ids = padded([s.tokens[prefix:] for s in sequences])
+        self.places = (padded([s.scored for s in sequences]) - prefix).clamp(min=0)
         scored = [(row, slot) for row, s in enumerate(sequences) for slot in range(len(s.scored))]
-        batch.rows, batch.slots = torch.tensor(scored, device=device).unbind(dim=1)
+        self.rows, self.slots = torch.tensor(scored, dtype=torch.long, device=device).view(-1, 2).unbind(dim=1)
+        self.branches = None
         if any(s.branches for s in sequences):
-            batch.depths, branches = _padded([s.depths[prefix:] for s in sequences], device).unbind(dim=2)
-            own, seen = branches[:, :, None], branches[:, None, :]
-            batch.visible = torch.ones_like(own == seen).tril() & ((seen == 0) | (seen == own))
-        return batch
-
-    @classmethod
-    def of_tokens(cls, rows: list, device) -> "Batch":
-        """Rows of tokens of which nothing is scored."""
-        ids, nothing = _padded(rows, device), torch.empty(0, dtype=torch.long, device=device)
-        return cls(ids, sum(map(len, rows)), nothing, nothing, ids[:, :0])
-
-
-def _padded(rows: list, device) -> torch.Tensor:
-    """Numbers of each row, filled up with zeros to the longest."""
-    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True).to(device)
+            depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)
+            own, seen = numbers[:, :, None], numbers[:, None, :]
+            visible = torch.ones_like(own == seen).tril() & ((seen == 0) | (seen == own))
+            before = torch.arange(prefix, device=device).expand(len(depths), -1)
+            visible = torch.nn.functional.pad(visible, (prefix, 0), value=True)
+            self.branches = depths, torch.cat([before, depths], dim=1), visible
 
 
 class Forward:
@@ -75,69 +66,45 @@ class Forward:
         scored_only: bool = False,
         keeps: bool = False,
     ):
-        self.network, self.tree, self.batch, self.scored_only = network, tree, batch, scored_only
-        self.cache = PrefixCache(prefix, batch.ids.shape[1], keeps)
-        handed = self._handed()
-        self.calls: list[Call] | None = handed.calls
-        self.residuals = {0: handed.residual}
+        self.network, self.tree, self.tokens, self.scored_only = network, tree, batch.tokens, scored_only
+        self.batch = Padded(batch, network.device)
+        self.cache = PrefixCache(prefix, len(batch.prefix) + batch.width, keeps)
+        options: dict = {"use_cache": True, network.cache_argument: self.cache} if prefix is not None or keeps else {}
+        if self.batch.branches:
+            masks = attention_masks(network, *self.batch.branches)
+            options |= {"position_ids": self.batch.branches[0], "attention_mask": masks}
+        handed = network.handed(self.batch.ids, **options)
+        self.calls, self.residuals = handed.calls, {0: handed.residual}
         *streams, _, _, width = handed.residual.shape  # some families hand on several residuals
-        self.states = handed.residual.new_empty(*streams, len(tree.cuts), len(batch.rows), width)
-
-    def _handed(self) -> Handed:
-        """What the layers are handed for the batch."""
-        batch, network, past = self.batch, self.network, self.cache.get_seq_length()
-        options: dict = {"use_cache": True, network.cache_argument: self.cache} if past or self.cache.keeps else {}
-        if batch.visible is not None:
-            positions = batch.depths
-            before = torch.arange(past, device=positions.device).expand(len(positions), past)
-            keys = torch.cat([before, positions], dim=1)
-            visible = torch.nn.functional.pad(batch.visible, (past, 0), value=True)
-            options["position_ids"] = positions
-            options["attention_mask"] = attention_masks(network.model.config, positions, keys, visible, network.dtype)
-        return network.handed(batch.ids, **options)
+        self.states = handed.residual.new_empty(*streams, len(tree.cuts), batch.scored, width)
 
     def step(self, layer: int) -> None:
         """Run all nodes of a layer."""
-        self.calls = self.calls or self._handed().calls
+        batch, call, module = self.batch, self.calls[layer], self.network.layers[layer]
+        here = self.network.places[layer]
+        rows, slots, places = (tensor.to(here) for tensor in (batch.rows, batch.slots, batch.places))
         for node in self.tree.levels[layer]:
-            left = self._run(node, self.calls[layer])
+            self.cache.node, residual = node.leaves, self.residuals[node.enters].to(here)
+            with running(module, node.part):
+                if self.scored_only and node.ends and node.part == WHOLE:
+                    left, ending = run_scored(module, call, residual, places), slots
+                else:
+                    left, ending = call(module, residual), places[rows, slots]
+            for number in node.last_of:
+                self.states[..., number, :, :] = left[..., rows, ending, :].to(self.states.device)
             if not node.ends:
                 self.residuals[node.leaves] = left
         for number in self.tree.done[layer]:
             del self.residuals[number]
 
-    def _run(self, node: Node, call: Call) -> torch.Tensor:
-        """The residual that leaves a node, or of a last layer what is scored of it."""
-        batch, module, place = self.batch, self.network.layers[node.layer], self.network.places[node.layer]
-        self.cache.node = node.leaves
-        residual = self.residuals[node.enters].to(place)
-        rows, slots = batch.rows.to(place), batch.slots.to(place)
-        with running(module, node.part):
-            if self.scored_only and node.ends and node.part == WHOLE:
-                left = run_scored(module, call, residual, batch.places)
-            else:
-                left, slots = call(module, residual), batch.places.to(place)[rows, slots]
-        for number in node.last_of:
-            self.states[..., number, :, :] = left[..., rows, slots, :].to(self.states.device)
-        return left
 
-
-def run_layers(
-    forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None, *, forget: bool = False
-) -> None:
-    """Take batches through the layers of their tree, one layer after another; `progress` is told of the layer-steps.
-
-    `forget`: what layers are handed, and keys and values, are not kept from one layer to the next, as where many
-    batches go through layers that are on disk. They are learnt again in less time than a layer takes.
-    """
+def run_layers(forwards: list[Forward], progress: Callable[[float], object] = lambda steps: None) -> None:
+    """Take batches through the layers of their tree, one layer after another; `progress` is told of the layer-steps."""
     network, levels = forwards[0].network, forwards[0].tree.levels
     for layer in network.in_turn([layer for layer, level in enumerate(levels) if level]):
         for forward in forwards:
             forward.step(layer)
-            progress(forward.batch.tokens * len(levels[layer]))
-        for forward in forwards if forget else ():
-            forward.calls = None
-            forward.cache.kept.clear()
+            progress(forward.tokens * len(levels[layer]))
 
 
 def logits_in_parts(network: Network, states: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -1,21 +1,26 @@
-"""Tasks of lm-eval: what they ask, and how answers become rows.
+"""Tasks of lm-eval: what they ask, in tokens, and how answers become rows.
 
 lm-eval owns prompts, few-shot samples, tokenization, filters, metrics and standard errors. Its requests are collected
 once here, and it is handed one set of answers after another to score; sweeps.py has these.
 """
 
 import collections
+import contextlib
 import difflib
 import functools
 import hashlib
+import io
 import json
+import logging
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from lm_eval import evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -26,7 +31,6 @@ from deeper_layers import checks
 from deeper_layers.data import embedded, hub
 from deeper_layers.errors import InputError
 from deeper_layers.results.packing import LOGPROBS, WRITTEN, pack, pack_halves
-from deeper_layers.sweeping.generation import Answer, quiet
 from deeper_layers.sweeping.planning import Requests
 
 FEWSHOT_SEED = 1234  # lm-eval's own default
@@ -43,6 +47,89 @@ class Tasks:
     requests: Requests  # ... in tokens
     generations: list[Instance]  # those that are answered with text
     limit: int | None
+
+
+class Answer(NamedTuple):
+    """What a pruned model wrote to a prompt; of what another engine wrote nothing but the text is known."""
+
+    text: str
+    tokens: int | None = None  # how many, with the one that ended it
+    ended: bool | None = None  # by itself; False: cut off at the most tokens that the task allows
+
+
+class Prompt(NamedTuple):
+    """What HFLM asks a model to go on with."""
+
+    most: int  # tokens to generate at most
+    stop: tuple[str, ...]
+    tokens: list[int]
+    greedy: bool
+
+
+class Asking(HFLM):
+    """lm-eval's HFLM, which runs nothing: it says what it would ask of a model, and makes text of what one wrote."""
+
+    def __init__(self, model, tokenizer):
+        with quiet():
+            super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        # the choices of a question have one context, one after another
+        self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
+
+    def pairs(self, instances: list[Instance]) -> list[tuple[list[int], list[int]]]:
+        """Contexts and continuations in tokens."""
+        with quiet():
+            return self.loglikelihood(instances)
+
+    def prompt(self, instance: Instance) -> Prompt:
+        self.text(instance, [])
+        return self.asked
+
+    def text(self, instance: Instance, answer: list[int]) -> str:
+        """The answer to an instance, of these tokens."""
+        self.answer = answer
+        return self.generate_until([instance], disable_tqdm=True)[0]
+
+    def _loglikelihood_tokens(self, requests, **_):
+        return [(list(context), list(continuation)) for _, context, continuation in requests]
+
+    def _model_generate(self, context, max_length, stop, **options):
+        greedy = not options.get("do_sample") and not set(options) - {"do_sample", "temperature", "attention_mask"}
+        tokens = context[0][options["attention_mask"][0].bool()].tolist()
+        self.asked = Prompt(max_length - context.shape[1], tuple(stop), tokens, greedy)
+        return torch.cat([context, context.new_tensor([self.answer])], dim=1)
+
+
+class _Answers(LM):
+    """A model that has already answered."""
+
+    def __init__(self, answers: dict[int, tuple[float, bool] | str]):
+        super().__init__()
+        self.answers = answers
+
+    def loglikelihood(self, requests):
+        return [self.answers[id(request)] for request in requests]
+
+    generate_until = loglikelihood_rolling = loglikelihood
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """lm-eval comments at length on what is meant here: a model that is already open, requests built once.
+
+    Its progress bars go too: they count requests built, not the work, and there is one a task and cut.
+    """
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+@functools.cache
+def _all_tasks() -> TaskManager:
+    return TaskManager(include_path=str(embedded.TASKS))
 
 
 def load_tasks(
@@ -104,30 +191,24 @@ def check_names(names: list[str]) -> TaskManager:
 
 def _check_kind(name: str, kind: str | None, unsafe_code: bool) -> None:
     """Raise InputError for a task that can't be scored here."""
-    if kind not in (*SCORED, GENERATED):
-        raise InputError(
-            f"task {name!r} is of type {kind}, expected {', '.join(SCORED)} or {GENERATED}: choose another task"
-        )
     if unsafe_code:
-        raise InputError(
-            f"task {name!r} runs code that the model writes, which is never done here: choose another task"
-        )
+        raise InputError(f"task {name!r} runs code that the model writes, which is never done here: choose another")
+    if kind not in (*SCORED, GENERATED):
+        expected = f"{', '.join(SCORED)} or {GENERATED}"
+        raise InputError(f"task {name!r} is of type {kind}, expected {expected}: choose another task")
 
 
 def collect_requests(loaded: dict, model, tokenizer, *, limit: int | None = None) -> Tasks:
     """Every request of the tasks, tokenized as lm-eval's HFLM does it.
 
-    `limit` is the number of documents a task, from its beginning; None takes all.
-    Raises InputError for a limit below 1, and as `encode` does.
+    `limit` is the number of documents a task, from its beginning; None takes all. Raises what `encode` does.
     """
-    check_limit(limit)
-    instances: list[Instance] = []
-    generations: list[Instance] = []
+    kinds: dict[bool, list[Instance]] = {True: [], False: []}  # whether answers are generated
     with quiet():
         for task in loaded["tasks"].values():
             task.build_all_requests(limit=limit, rank=0, world_size=1)
-            (generations if task.OUTPUT_TYPE == GENERATED else instances).extend(task.instances)
-    return Tasks(loaded, instances, encode(instances, model, tokenizer), generations, limit)
+            kinds[task.OUTPUT_TYPE == GENERATED] += task.instances
+    return Tasks(loaded, kinds[False], encode(kinds[False], model, tokenizer), kinds[True], limit)
 
 
 def encode(instances: list[Instance], model, tokenizer) -> Requests:
@@ -135,17 +216,15 @@ def encode(instances: list[Instance], model, tokenizer) -> Requests:
 
     Raises InputError for what it does not let in: nothing before or after, or more to score than the model reads.
     """
-    with quiet():
-        encoder = _Encoder(pretrained=model, tokenizer=tokenizer, batch_size=1)
-        encoder.loglikelihood(instances)
-    most = encoder.max_length
-    for instance, (context, scored) in zip(instances, encoder.pairs, strict=True):
+    asking = Asking(model, tokenizer)
+    pairs, most = asking.pairs(instances), asking.max_length
+    for instance, (context, scored) in zip(instances, pairs, strict=True):
         if not context or not 1 <= len(scored) <= most:
             raise InputError(
                 f"task {instance.task_name!r} has an answer of {len(scored)} tokens after {len(context)}, expected 1 "
                 f"to {most}, what the model reads at once, after at least 1: choose another task or model"
             )
-    return Requests([context for context, _ in encoder.pairs], [scored for _, scored in encoder.pairs], most)
+    return Requests([context for context, _ in pairs], [scored for _, scored in pairs], most)
 
 
 def data_fingerprint(task: str, datasets: str | None = None) -> str:
@@ -156,12 +235,6 @@ def data_fingerprint(task: str, datasets: str | None = None) -> str:
         for document in loaded.eval_docs:
             digest.update(json.dumps(document, sort_keys=True, default=str).encode())
     return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def check_limit(limit: int | None) -> None:
-    """Raise InputError unless the limit is None or a whole number from 1."""
-    if limit is not None and (type(limit) is not int or not 1 <= limit <= checks.MANY):
-        raise InputError(f"limit is {checks.shown(limit)}, expected None (all items) or a whole number of items from 1")
 
 
 def score(
@@ -188,13 +261,14 @@ def score(
     answers |= {id(i): answer.text for i, answer in zip(tasks.generations, written, strict=True)}
     with quiet():
         result = evaluate(_Answers(answers), tasks.loaded, limit=tasks.limit, bootstrap_iters=1000, log_samples=True)
-    rows = []
+    rows, outcomes = [], {}
     for task, found in result["results"].items():
-        items = len({s["doc_id"] for s in result["samples"].get(task, [])}) or found.get("sample_len")
+        samples = result["samples"].get(task, [])
+        items = len({s["doc_id"] for s in samples}) or found.get("sample_len")
         rows += [{"task": task, **row, "items": items} for row in _metrics(found)]
-    outcomes = {task: _outcomes(samples) for task, samples in result["samples"].items()}
-    for task, of_task in _lengths(tasks.generations, written).items():
-        outcomes[task] |= of_task
+        if samples:
+            own = {i.doc_id: a for i, a in zip(tasks.generations, written, strict=True) if i.task_name == task}
+            outcomes[task] = _outcomes(samples) | _lengths([own[item] for item in sorted(own)])
     return pd.DataFrame(rows), outcomes
 
 
@@ -206,6 +280,37 @@ def _metrics(found: dict) -> Iterator[dict]:
             error = found.get(f"{metric}_stderr,{rule}")  # "N/A" where it is unknown
             error = float(error) if isinstance(error, int | float) else math.nan
             yield {"metric": _named(metric, rule), "value": value, "stderr": error}
+
+
+def _named(metric: str, rule: str) -> str:
+    """A metric with the filter of answers that it goes by, where a task has one."""
+    return metric if rule == "none" else f"{metric},{rule}"
+
+
+def _outcomes(samples: list[dict]) -> dict[str, str]:
+    packed = {}
+    for rule in dict.fromkeys(s["filter"] for s in samples):
+        of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
+        for metric in of_rule[0]["metrics"]:
+            values = [s[metric] for s in of_rule]
+            if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
+                packed[_named(metric, rule)] = pack(np.array(values))
+        if all(len(s["resps"]) > 1 for s in of_rule):
+            # as many columns as the most choices have: of fewer the rest is missing
+            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in of_rule]).to_numpy(float)
+            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
+            targets = [s["target"] for s in of_rule]
+            if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
+                packed["target"] = pack(np.array(targets))
+    return packed
+
+
+def _lengths(written: list[Answer]) -> dict[str, str]:
+    """How many tokens answers have, and which ended; nothing where that is not known."""
+    if not written or any(answer.tokens is None for answer in written):
+        return {}
+    _, tokens, ended = zip(*written, strict=True)
+    return {WRITTEN: pack_halves(np.array(tokens)[:, None]), "ended": pack(np.array(ended, dtype=int))}
 
 
 def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
@@ -255,73 +360,3 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
                 macro = {"metric": f"{row['metric']},macro", "value": each["value"].mean(), "stderr": error}
                 found += [row, row | macro]
     return pd.DataFrame(found)[list(rows.columns)] if found else rows
-
-
-@functools.cache
-def _all_tasks() -> TaskManager:
-    return TaskManager(include_path=str(embedded.TASKS))
-
-
-class _Encoder(HFLM):
-    """lm-eval's own tokenization of requests; it keeps them and answers nothing."""
-
-    def __init__(self, **options):
-        super().__init__(**options)
-        # the choices of a question have one context, one after another
-        self.tok_encode = functools.lru_cache(maxsize=8)(self.tok_encode)
-
-    def _loglikelihood_tokens(self, requests, **_):
-        self.pairs = [(list(context), list(continuation)) for _, context, continuation in requests]
-        return [(0.0, False)] * len(requests)
-
-
-class _Answers(LM):
-    """A model that has already answered."""
-
-    def __init__(self, answers: dict[int, tuple[float, bool] | str]):
-        super().__init__()
-        self.answers = answers
-
-    def loglikelihood(self, requests):
-        return [self.answers[id(request)] for request in requests]
-
-    generate_until = loglikelihood_rolling = loglikelihood
-
-
-def _named(metric: str, rule: str) -> str:
-    """A metric with the filter of answers that it goes by, where a task has one."""
-    return metric if rule == "none" else f"{metric},{rule}"
-
-
-def _outcomes(samples: list[dict]) -> dict[str, str]:
-    packed = {}
-    for rule in dict.fromkeys(s["filter"] for s in samples):
-        of_rule = sorted((s for s in samples if s["filter"] == rule), key=lambda s: s["doc_id"])
-        for metric in of_rule[0]["metrics"]:
-            values = [s[metric] for s in of_rule]
-            if all(isinstance(v, int | float | np.number) and v in (0, 1) for v in values):
-                packed[_named(metric, rule)] = pack(np.array(values))
-        if all(len(s["resps"]) > 1 for s in of_rule):
-            # as many columns as the most choices have: of fewer the rest is missing
-            logprobs = pd.DataFrame([[response[0][0] for response in s["resps"]] for s in of_rule]).to_numpy(float)
-            packed |= {"chosen": pack(np.nanargmax(logprobs, axis=1)), LOGPROBS: pack_halves(logprobs)}
-            targets = [s["target"] for s in of_rule]
-            if all(isinstance(target, int) and 0 <= target < logprobs.shape[1] for target in targets):
-                packed["target"] = pack(np.array(targets))
-    return packed
-
-
-def _lengths(asked: list[Instance], written: Sequence[Answer]) -> dict[str, dict[str, str]]:
-    """By task how many tokens the answers to its items have, and which ended; without those where that is not known."""
-    rows = [(str(i.task_name), i.doc_id, answer.tokens, answer.ended) for i, answer in zip(asked, written, strict=True)]
-    table = pd.DataFrame(rows, columns=["task", "item", "tokens", "ended"]).drop_duplicates(
-        ["task", "item"], keep="last"
-    )
-    return {
-        str(task): {
-            WRITTEN: pack_halves(answers[["tokens"]].to_numpy()),
-            "ended": pack(answers["ended"].to_numpy(dtype=int)),
-        }
-        for task, answers in table.sort_values("item").groupby("task")
-        if answers["tokens"].notna().all()
-    }

@@ -1,16 +1,15 @@
-"""How requests become sequences, shared prefixes and batches, and what running them will cost.
+"""How requests become sequences, and these batches behind shared prefixes; what running them will cost.
 
-The same requests give the same arrangement, so that an interrupted sweep finds its pieces again.
+The same requests give the same arrangement, so that an interrupted sweep finds its parts again. Needs no torch.
 """
 
-import hashlib
 import itertools
 import os
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
+from deeper_layers.cuts import Cut
 
 BATCH_TOKENS = 4096
 FEW_TOKENS = 512  # of a batch, where memory is short: rather than fewer cuts run in groups ...
@@ -43,7 +42,7 @@ class Sequence:
     """
 
     tokens: tuple[int, ...]
-    requests: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+    requests: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...] = ()
     branches: tuple[int, ...] = ()
 
     @classmethod
@@ -52,9 +51,9 @@ class Sequence:
         tokens, requests = tuple(context), []
         starts: dict[tuple[int, ...], int] = {(): len(context)}
         for number, continuation in continuations:
-            continuation = tuple(continuation)
-            start = starts.setdefault(tail := continuation[:-1], len(tokens))
-            tokens += tail if start == len(tokens) else ()
+            *tail, _ = continuation = tuple(continuation)
+            start = starts.setdefault(tuple(tail), len(tokens))
+            tokens += tuple(tail) if start == len(tokens) else ()
             # the first token is predicted by the last of the context, the others by the continuation itself
             requests.append((number, (len(context) - 1, *range(start, start + len(tail))), continuation))
         lengths = tuple(len(tail) for tail in starts if tail)
@@ -74,25 +73,21 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Batches that share a prefix (often none): the unit of resuming."""
+class Batch:
+    """Sequences that run together, and the prefix with which all of them begin, which is run once for many batches."""
 
-    prefix: tuple[int, ...]
-    batches: tuple[tuple[Sequence, ...], ...]
+    prefix: tuple[int, ...]  # often none
+    sequences: tuple[Sequence, ...]
 
-    @cached_property
-    def sequences(self) -> list[Sequence]:
-        return list(itertools.chain(*self.batches))
+    @property
+    def width(self) -> int:
+        """Tokens of the longest sequence, without the prefix."""
+        return max(len(s.tokens) for s in self.sequences) - len(self.prefix)
 
     @property
     def tokens(self) -> int:
-        """Tokens to run, without the prefix."""
+        """Tokens to run, without the prefix and without padding."""
         return sum(len(s.tokens) - len(self.prefix) for s in self.sequences)
-
-    @property
-    def padded(self) -> int:
-        """Tokens with padding."""
-        return sum(len(batch) * (max(len(s.tokens) for s in batch) - len(self.prefix)) for batch in self.batches)
 
     @property
     def scored(self) -> int:
@@ -101,7 +96,13 @@ class Piece:
 
     @property
     def requests(self) -> list[int]:
+        """The numbers of its requests, in the order in which they are answered."""
         return [number for s in self.sequences for number, _, _ in s.requests]
+
+
+def tokens_of(batches: list[Batch]) -> int:
+    """Distinct tokens of some batches, each prefix counted once."""
+    return sum(batch.tokens for batch in batches) + sum(map(len, {batch.prefix for batch in batches}))
 
 
 @dataclass(frozen=True)
@@ -111,25 +112,16 @@ class Plan:
     One layer-step is one decoder layer run on one token.
     """
 
-    cuts: list
-    parts: list[tuple[list, list[Piece]]]  # cuts and pieces that run together: what is kept must fit
+    cuts: list[Cut]
+    parts: list[tuple[list[Cut], list[Batch]]]  # what goes through the layers together, and is kept when it is finished
     layers: int  # of the whole model
+    tokens: int  # distinct ones of the requests
     layer_steps: int
     bytes: int  # needed at most beside the weights
-    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing is to be run
+    requests: int
     reads: int = 0  # bytes of weights to be read from disk, where layers stay there
-    requests: int = 0
+    seconds: float | None = None  # predicted on this machine, from one small batch; None where nothing is to be run
     generated: int = 0  # requests to be answered by generation, which are not in the layer-steps
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """Every piece once."""
-        return list(dict.fromkeys(piece for _, pieces in self.parts for piece in pieces))
-
-    @property
-    def tokens(self) -> int:
-        """Distinct tokens of the requests."""
-        return tokens_of(self.pieces)
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
@@ -147,20 +139,10 @@ class Plan:
         return said
 
 
-def hash_of(*asked) -> np.ndarray:
-    """What tells finished parts of one sweep from those of others: the hash of what was asked of which models."""
-    return np.array(hashlib.sha256(repr(asked).encode()).hexdigest())
-
-
-def tokens_of(pieces: list[Piece]) -> int:
-    """Distinct tokens of some pieces, each prefix counted once."""
-    return sum(piece.tokens for piece in pieces) + sum(map(len, {piece.prefix for piece in pieces}))
-
-
-def plan_pieces(
+def plan_batches(
     asked: Requests, batch_tokens: int = BATCH_TOKENS, *, share: bool = True, branch: bool = True
-) -> list[Piece]:
-    """Arrange requests into sequences, shared prefixes and batches; the same requests give the same plan.
+) -> list[Batch]:
+    """Arrange requests into sequences, shared prefixes and batches; those of one prefix come one after another.
 
     `share` and `branch` say whether the model can use a prefix cache, and continuations joined.
     """
@@ -182,26 +164,20 @@ def plan_pieces(
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
         is_shared = share and beginning and len(group) >= SHARED_BY
         by_prefix[group[0].tokens[:length] if is_shared else ()] += group
-    return [piece for prefix, group in by_prefix.items() for piece in _fill(prefix, group, batch_tokens)]
+    return [batch for prefix, group in by_prefix.items() for batch in _fill(prefix, group, batch_tokens)]
 
 
-def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Piece]:
-    """Batches filled by tokens, longest first so that memory runs out early or never, in pieces to resume by.
+def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int) -> list[Batch]:
+    """Batches filled by tokens, longest first so that memory runs out early or never.
 
     Those with branches, which need a mask, apart from those without.
     """
-    batches: list[tuple[Sequence, ...]] = []
+    batches: list[Batch] = []
     for s in sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens)):
-        both = Piece(prefix, ((*batches[-1], s),)) if batches else None
-        alike = both and bool(both.sequences[0].branches) == bool(s.branches)
-        if alike and both.padded <= batch_tokens and both.tokens >= (1 - PADDING) * both.padded:
-            batches[-1] = both.batches[0]
+        both = Batch(prefix, (*batches[-1].sequences, s)) if batches else Batch(prefix, (s,))
+        padded, is_alike = len(both.sequences) * both.width, bool(both.sequences[0].branches) == bool(s.branches)
+        if batches and is_alike and padded <= batch_tokens and both.tokens >= (1 - PADDING) * padded:
+            batches[-1] = both
         else:
-            batches.append((s,))
-    pieces, waiting = [], Piece(prefix, ())
-    for batch in batches:
-        waiting = Piece(prefix, (*waiting.batches, batch))
-        if waiting.padded >= 2 * batch_tokens or batch is batches[-1]:
-            pieces.append(waiting)
-            waiting = Piece(prefix, ())
-    return pieces
+            batches.append(Batch(prefix, (s,)))
+    return batches

@@ -9,24 +9,23 @@ import dataclasses
 import itertools
 import sys
 import time
-from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Bool, Float64
-from tqdm import tqdm
 
-from deeper_layers.checks import whole_number
+from deeper_layers.checks import MANY, whole_number
 from deeper_layers.cuts import Cut, check_cut
 from deeper_layers.errors import InputError
 from deeper_layers.models.decoder import num_layers
 from deeper_layers.models.streaming import groups_within
-from deeper_layers.results.shards import Shards, skip
-from deeper_layers.sweeping import harness, planning, vllm_engine
+from deeper_layers.results.shards import Shards
+from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart
-from deeper_layers.sweeping.planning import BATCH_TOKENS, MEMORY, Piece, Plan, Requests, hash_of, tokens_of
-from deeper_layers.sweeping.tree_model import TreeModel
+from deeper_layers.sweeping.planning import BATCH_TOKENS, FEW_TOKENS, LEAST_TOKENS, MEMORY, Plan, Requests, tokens_of
+from deeper_layers.sweeping.progress import Bar, finished
+from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
 
 def sweep(
@@ -84,8 +83,8 @@ def sweep(
     """
     if engine is not None:
         vllm_engine.check_installed(engine)
-    of_prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order}
-    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit=limit, datasets=datasets, **of_prompts)
+    prompts = {"num_fewshot": num_fewshot, "fewshot_order": fewshot_order, "datasets": datasets}
+    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit, **prompts)
     distinct, how = list(dict.fromkeys(cuts)), {"shards": shards, "what": " ".join(tasks)}
     if engine is None:
         family = family or TreeModel(model, distinct)
@@ -141,17 +140,17 @@ def plan(
         >>> planned.requests, planned.layers
         (16, 30)
     """
-    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit=limit, num_fewshot=num_fewshot, datasets=datasets)
+    asked = _tasks_asked(model, tokenizer, tasks, cuts, limit, num_fewshot=num_fewshot, datasets=datasets)
     found = plan_requests(TreeModel(model, cuts), asked.requests, batch_tokens, memory)
     return dataclasses.replace(found, generated=len(asked.generations))
 
 
-def _tasks_asked(model, tokenizer, tasks, cuts, *, limit, datasets, **of_prompts) -> harness.Tasks:
+def _tasks_asked(model, tokenizer, tasks: list[str], cuts: list[Cut], limit: int | None, **prompts) -> harness.Tasks:
     """What the tasks ask, once it is known that the cuts fit the model and the limit is one."""
     check_cuts(model, cuts)
-    harness.check_limit(limit)
-    loaded = harness.load_tasks(tasks, datasets=datasets, **of_prompts)
-    return harness.collect_requests(loaded, model, tokenizer, limit=limit)
+    if limit is not None:
+        whole_number("limit", limit, 1, MANY, "None is all items")
+    return harness.collect_requests(harness.load_tasks(tasks, **prompts), model, tokenizer, limit=limit)
 
 
 def check_cuts(model, cuts: list[Cut]) -> None:
@@ -178,21 +177,28 @@ def loglikelihoods(
     `plan_requests`. One of minus infinity is of a token that the model rules out. Raises InputError for what is not a
     number.
     """
-    shape = len(family.cuts), len(asked.contexts)
-    logprobs, greedy = np.full(shape, np.nan), np.zeros(shape, dtype=bool)
+    answers = np.empty((len(family.cuts), len(asked.contexts)), ANSWER)
     if not asked.contexts:
-        return logprobs, greedy
-    plan = plan_requests(family, asked, batch_tokens, memory)
+        return answers["logprob"], answers["greedy"]
+    plan, part = plan_requests(family, asked, batch_tokens, memory), family.part(family.cuts)
     print(f"{what}: {plan}", file=sys.stderr)
-    numbers, unit = itertools.count(), {"desc": what, "unit": "layer-step", "unit_scale": True, "mininterval": 5}
-    with tqdm(total=plan.layer_steps, file=sys.stderr, **unit) as bar:
-        for group, pieces in plan.parts:
-            places = [family.cuts.index(cut) for cut in group]
-            for piece, found in _answer_pieces(family.part(group), pieces, shards, numbers, bar):
-                where = np.ix_(places, piece.requests)
-                logprobs[where], greedy[where] = found["logprobs"], found["greedy"]
-        bar.update(bar.total - bar.n)  # prefixes of pieces that were found are not run again
-    return logprobs, greedy
+    with Bar(what, plan.layer_steps, "layer-step") as bar:
+        for number, (cuts, batches) in enumerate(plan.parts):
+            part = part if cuts == part.cuts else family.part(cuts)  # which has the prefix of the batch before
+
+            def run(part: TreeModel = part, batches=batches) -> list:
+                found = part.answer(batches, bar.update)
+                if (bad := np.isnan(found["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
+                    raise overflowed("a log-probability", part.network.model, part.cuts[bad.argmax()])
+                return [found["logprob"].tolist(), found["greedy"].tolist()]
+
+            steps = part.layer_steps * sum(batch.tokens for batch in batches)
+            found = finished(shards, number, (cuts, [batch.sequences for batch in batches]), bar, steps, run)
+            where = np.ix_(list(map(family.cuts.index, cuts)), [n for batch in batches for n in batch.requests])
+            for name, values in zip(ANSWER.names, found, strict=True):
+                answers[name][where] = values
+        bar.update(bar.total - bar.n)  # prefixes of parts that were found are not run again
+    return answers["logprob"], answers["greedy"]
 
 
 def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_TOKENS, memory: int = MEMORY) -> Plan:
@@ -203,51 +209,31 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
     while True:
-        pieces = family.pieces(asked, batch_tokens)
-        if family.is_streamed:  # as many pieces as memory holds
-            runs = list(groups_within(pieces, family.estimate_bytes, memory))
+        batches = family.batches(asked, batch_tokens)
+        if family.is_streamed:  # as many batches as memory holds
+            groups = list(groups_within(batches, family.bytes_needed, memory))
         else:  # those of one prefix
-            runs = [list(run) for _, run in itertools.groupby(pieces, key=lambda piece: piece.prefix)]
-        parts = [(part, run) for run in runs for part in family.halves(run, memory)]
-        needed = max((part.estimate_bytes(run) for part, run in parts), default=0)
-        is_small = batch_tokens <= (planning.FEW_TOKENS if needed <= memory else planning.LEAST_TOKENS)
-        if is_small or (needed <= memory and len(parts) == len(runs)):
+            groups = [list(group) for _, group in itertools.groupby(batches, key=lambda batch: batch.prefix)]
+        halves = [(part, group) for group in groups for part in family.halves(group, memory)]
+        needed = max((part.bytes_needed(group) for part, group in halves), default=0)
+        is_small = batch_tokens <= (FEW_TOKENS if needed <= memory else LEAST_TOKENS)
+        if is_small or needed <= memory and len(halves) == len(groups):
             break
         batch_tokens //= 2
-    plan = Plan(
+    steps = sum(tokens_of(group) * part.layer_steps for part, group in halves)
+    is_read = family.is_streamed
+    parts = [(part.cuts, some) for part, group in halves for some in ([group] if is_read else [[b] for b in group])]
+    return Plan(
         cuts=family.cuts,
-        parts=[(part.cuts, run) for part, run in parts],
+        parts=parts,
         layers=family.tree.layers,
-        layer_steps=sum(tokens_of(run) * part.layer_steps for part, run in parts),
+        tokens=tokens_of(batches),
+        layer_steps=steps,
         bytes=needed,
-        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if family.is_streamed else 0,
         requests=len(asked.contexts),
+        reads=int(len(parts) * family.network.layer_bytes * family.tree.layers) if is_read else 0,
+        seconds=None if is_read or not steps else _predict_seconds(family, parts, steps),
     )
-    return plan if family.is_streamed else dataclasses.replace(plan, seconds=_predict_seconds(family, plan))
-
-
-def _answer_pieces(
-    family: TreeModel, pieces: list[Piece], shards: Shards | None, numbers: Iterator[int], bar: tqdm
-) -> Iterator[tuple[Piece, dict]]:
-    """The answers to pieces, in their order: from shards, or run and put there."""
-    numbered, found, same = list(zip(pieces, numbers)), {}, {}
-    for piece, number in numbered if shards else ():
-        same[number] = {"asked": hash_of(family.cuts, piece.sequences)}
-        if kept := shards.get(number, same[number]):
-            found[number] = kept
-            skip(bar, piece.tokens * family.layer_steps)
-    # what ran out of memory is done again
-    progress = lambda steps: bar.update(min(steps, bar.total - bar.n))  # noqa: E731
-    run = family.answer([piece for piece, number in numbered if number not in found], progress)
-    for piece, number in numbered:
-        if number not in found:
-            answers = next(run)
-            if (bad := np.isnan(answers["logprob"]).any(axis=1)).any():  # before it is kept, or counts as a choice
-                raise overflowed("a log-probability", family.network.model, family.cuts[bad.argmax()])
-            found[number] = {"logprobs": answers["logprob"], "greedy": answers["greedy"]}
-            if shards:
-                shards.put(number, found[number] | same[number])
-        yield piece, found.pop(number)
 
 
 def overflowed(what: str, model, cut: Cut) -> InputError:
@@ -258,22 +244,17 @@ def overflowed(what: str, model, cut: Cut) -> InputError:
     )
 
 
-def _predict_seconds(family: TreeModel, plan: Plan) -> float | None:
-    """Seconds on this machine, from a batch of at most 256 tokens; None where nothing is to be run.
-
-    The head counts by its number of parameters.
-    """
-    if not plan.layer_steps:
-        return None
-    model, begin = family.network.model, 0.0
-    ids = torch.ones(4, min(64, 1 + plan.layer_steps // 4), dtype=torch.long, device=family.network.device)
+def _predict_seconds(family: TreeModel, parts: list[tuple], steps: int) -> float:
+    """Seconds on this machine, from a batch of at most 256 tokens. The head counts by its number of parameters."""
+    model, layers, begin = family.network.model, family.tree.layers, 0.0
+    ids = torch.ones(4, min(64, 1 + steps // 4), dtype=torch.long, device=family.network.device)
     with torch.inference_mode():
         for some in (ids[:, :8], ids):  # the first pass of a process is slow
             begin = time.perf_counter()
             model.base_model(input_ids=some, use_cache=False)
             if ids.is_cuda:
                 torch.cuda.synchronize()
-    seconds = (time.perf_counter() - begin) / ids.numel() / plan.layers
-    scored = sum(piece.scored * len(cuts) for cuts, pieces in plan.parts for piece in pieces)
-    head = model.get_output_embeddings().weight.numel() * plan.layers
-    return seconds * (plan.layer_steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))
+    seconds = (time.perf_counter() - begin) / ids.numel() / layers
+    scored = sum(batch.scored * len(cuts) for cuts, batches in parts for batch in batches)
+    head = model.get_output_embeddings().weight.numel() * layers
+    return seconds * (steps + scored * head / model.base_model.num_parameters(exclude_embeddings=True))

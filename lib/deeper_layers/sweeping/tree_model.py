@@ -1,43 +1,51 @@
 """A model and the pruned models made of its layers, which answer requests together.
 
 A batch walks through the tree of layers (tree.py) once: what pruned models share is run once (forward.py). Four savings
-more, as far as a trial on a few tokens gives the plain result with them (trial.py):
+more, as far as a trial on a few tokens gives the plain result with them:
 
-- a prefix that many sequences share runs once for each node, and all read its keys and values (prefix_cache.py);
+- a prefix that many sequences share runs once for each node, and all read its keys and values;
 - the last layer gives keys and values everywhere, but queries, output and what follows only where something
-  is scored (last_layer.py); so does the head;
+  is scored; so does the head;
 - choices that follow one context are branches of one sequence: each sees the context and itself;
 - layers that stay on disk are read once for as many batches as memory holds.
 
-Where layers can't be run one by one, each pruned model runs by itself.
+The plain way is each pruned model by itself, as `drop_layers` makes it, through its own forward.
 
 Letters in shapes: N scored positions of a batch, V vocabulary, C cuts, R requests, K tokens of their continuations.
 """
 
 import contextlib
 import copy
+import enum
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError
-from deeper_layers.models.decoder import num_layers
+from deeper_layers.models.decoder import kinds_of_layers, num_layers
 from deeper_layers.models.network import Network
 from deeper_layers.models.streaming import is_streamed
-from deeper_layers.pruning import silence_sublayers
-from deeper_layers.sweeping.forward import Batch, Forward, logits_in_parts, run_layers
-from deeper_layers.sweeping.masks import takes_masks
+from deeper_layers.pruning import drop_layers, silence_sublayers
+from deeper_layers.sweeping.attention import PrefixCache, takes_masks
+from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
 from deeper_layers.sweeping.memory import Estimate, run_in_halves
-from deeper_layers.sweeping.planning import BATCH_TOKENS, Piece, Requests, Sequence, plan_pieces
-from deeper_layers.sweeping.prefix_cache import PrefixCache
+from deeper_layers.sweeping.planning import BATCH_TOKENS, Batch, Requests, Sequence, plan_batches
 from deeper_layers.sweeping.tree import Tree
-from deeper_layers.sweeping.trial import Sharing, shallow, trial_pieces
 
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
+
+
+class Sharing(enum.IntEnum):
+    """What pruned models share; each is more than the one before it."""
+
+    NOTHING = 0  # each runs by itself
+    LAYERS = 1  # run one by one, on residuals of ours: what they have in common runs once
+    PREFIXES = 2  # and keys and values of a prefix are computed once for many sequences
+    MASKS = 3  # and by masks of ours last layers run where something is scored, and branches of a context together
 
 
 class TreeModel:
@@ -47,59 +55,52 @@ class TreeModel:
         network: the whole model as a list of layers.
         cuts: the pruned models, each once.
         tree: the nodes of all pruned models.
-        sharing: what holds for the model.
+        sharing: what holds for the model: found out by trying, not from a list of names.
     """
 
     def __init__(self, model, cuts: list[Cut], sharing: Sharing | None = None):
         self.network, self.is_streamed = Network(model), is_streamed(model)
         self.sharing = try_sharing(model, cuts) if sharing is None else sharing
+        self.estimate = Estimate(self.network)
         self._take(cuts)
 
-    def pieces(self, asked: Requests, batch_tokens: int = BATCH_TOKENS) -> list[Piece]:
-        """Requests in batches, as far as they are arranged to share."""
-        return plan_pieces(
-            asked, batch_tokens, share=self.sharing >= Sharing.PREFIXES, branch=self.sharing == Sharing.MASKS
-        )
-
-    def _take(self, cuts: list[Cut]) -> None:
+    def _take(self, cuts: list[Cut]) -> "TreeModel":
         self.cuts = list(dict.fromkeys(cuts))
-        self.tree = Tree(self.cuts, num_layers(self.network.model))
+        self.tree = Tree(self.cuts, len(self.network.layers))
         self._prefixes: dict[tuple[int, ...], PrefixCache] = {}
+        return self
 
     def part(self, cuts: list[Cut]) -> "TreeModel":
         """That of some of the cuts."""
-        part = copy.copy(self)
-        part._take(cuts)
-        return part
+        return copy.copy(self)._take(cuts)
 
-    def halves(self, pieces: list[Piece], memory: int) -> list["TreeModel"]:
-        """Itself, or halves of its cuts, until memory holds what pieces need, or it is of one cut."""
+    def halves(self, batches: list[Batch], memory: int) -> list["TreeModel"]:
+        """Itself, or halves of its cuts, until memory holds what batches need, or it is of one cut."""
         half = len(self.cuts) // 2
-        if not half or self.estimate_bytes(pieces) <= memory:
+        if not half or self.bytes_needed(batches) <= memory:
             return [self]
-        return [one for cuts in (self.cuts[:half], self.cuts[half:]) for one in self.part(cuts).halves(pieces, memory)]
+        return [one for cuts in (self.cuts[:half], self.cuts[half:]) for one in self.part(cuts).halves(batches, memory)]
+
+    def batches(self, asked: Requests, batch_tokens: int = BATCH_TOKENS) -> list[Batch]:
+        """Requests in batches, as far as they are arranged to share."""
+        share, branch = self.sharing >= Sharing.PREFIXES, self.sharing == Sharing.MASKS
+        return plan_batches(asked, batch_tokens, share=share, branch=branch)
 
     @property
     def layer_steps(self) -> int:
         """Layers that one token passes: each node of the tree, or of each model all."""
         return self.tree.nodes if self.sharing else sum(self.tree.layers - cut.size for cut in self.cuts)
 
-    @functools.cached_property
-    def estimate(self) -> Estimate:
-        return Estimate(self.network)
-
-    def estimate_bytes(self, pieces: list[Piece]) -> int:
-        """Memory beside the weights, at most, when pieces are run."""
+    def bytes_needed(self, batches: list[Batch]) -> int:
+        """Memory beside the weights, at most, when batches go through the layers: together where these are on disk."""
         tree = self.tree if self.sharing else Tree(self.cuts[:1], self.tree.layers)
-        return self.estimate.scoring(tree, pieces, self.is_streamed)
+        groups = [batches] if self.is_streamed else [[batch] for batch in batches]
+        return max((self.estimate.scoring(tree, group) for group in groups), default=0)
 
-    def answer(
-        self, pieces: list[Piece], progress: Callable[[float], object] = lambda steps: None
-    ) -> Iterator[np.ndarray]:
-        """The answers to the requests of each of some pieces, in its order: [C, R] of ANSWER.
+    def answer(self, batches: list[Batch], progress: Callable[[float], object] = lambda steps: None) -> np.ndarray:
+        """[C, R] of ANSWER for the requests of some batches, which go through each layer together.
 
-        Where the layers are on disk, all pieces go through a layer together, so that it is read once. Where memory
-        runs out, batches are halved, then the cuts. `progress` is told of layer-steps as they are done.
+        Where memory runs out, batches are halved, then the cuts. `progress` is told of layer-steps as they are done.
         Raises InputError where even one sequence of one pruned model does not fit, and where layers that are on disk
         can't be run one by one.
         """
@@ -108,97 +109,61 @@ class TreeModel:
                 f"the layers of {type(self.network.model).__name__} can't be run one by one, and so not from disk: use "
                 "a machine whose memory holds the model"
             )
-        run = functools.partial(self._run, progress=progress)
-        for some in [pieces] if self.is_streamed and pieces else [[piece] for piece in pieces]:
-            batches = [[(piece.prefix, batch, s) for s in batch] for piece in some for batch in piece.batches]
-            together = [list(itertools.chain(*batches))] if self.is_streamed else batches
-            found = np.concatenate([run_in_halves(run, sequences, self.cuts) for sequences in together], axis=1)
-            yield from np.split(found, np.cumsum([len(piece.requests) for piece in some])[:-1], axis=1)
+        sequences = [(batch, s) for batch in batches for s in batch.sequences]
+        return run_in_halves(functools.partial(self._answer, progress=progress), sequences, self.cuts)
 
     @torch.inference_mode()
-    def _run(self, sequences: list[tuple], cuts: list[Cut], progress: Callable[[float], object]) -> np.ndarray:
-        """[C, R] of some of the cuts for sequences, each with its prefix and its batch, which go through a layer
-        together."""
+    def _answer(self, sequences: list[tuple[Batch, Sequence]], cuts: list[Cut], progress: Callable) -> np.ndarray:
         if cuts != self.cuts:
             self._prefixes = {}
-            return self.part(cuts)._run(sequences, cuts, progress)
-        grouped = itertools.groupby(sequences, key=lambda one: one[:2])
-        batches = [(prefix, tuple(s for *_, s in group)) for (prefix, _), group in grouped]
-        if not self.sharing:
-            return self._run_alone(batches[0][1], progress)
-        run = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
-        wanted, device = {prefix for prefix, _ in batches if prefix}, self.network.device
+            return self.part(cuts)._answer(sequences, cuts, progress)
+        grouped = itertools.groupby(sequences, key=lambda one: one[0])
+        batches = [Batch(batch.prefix, tuple(s for _, s in some)) for batch, some in grouped]
+        if self.sharing:
+            logits = [logits_in_parts(self.network, f.states.flatten(-3, -2)) for f in self.run(batches, progress)]
+        else:
+            logits = [self._alone(batch, progress) for batch in batches]
+        found = [_score(batch, len(cuts), some) for batch, some in zip(batches, logits, strict=True)]
+        return np.concatenate(found, axis=1)
+
+    def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
+        """Batches that went through the tree together, after their prefixes, which the next ones may share."""
+        start = functools.partial(Forward, self.network, self.tree, scored_only=self.sharing == Sharing.MASKS)
+        wanted = {batch.prefix for batch in batches if batch.prefix}
         caches = {prefix: self._prefixes[prefix] for prefix in wanted & self._prefixes.keys()}
-        begun = {prefix: run(Batch.of_tokens([prefix], device), keeps=True) for prefix in wanted - caches.keys()}
+        begun = {p: start(Batch((), (Sequence(p),)), keeps=True) for p in wanted - caches.keys()}
         caches |= {prefix: forward.cache for prefix, forward in begun.items()}
-        forwards = [run(Batch.of(some, len(prefix), device), caches.get(prefix)) for prefix, some in batches]
-        run_layers([*begun.values(), *forwards], progress, forget=self.is_streamed)
-        self._prefixes = {} if self.is_streamed else caches
-        scored = [
-            _score(some, len(cuts), logits_in_parts(self.network, forward.states.flatten(-3, -2)))
-            for (_, some), forward in zip(batches, forwards, strict=True)
-        ]
-        return np.concatenate(scored, axis=1)
+        forwards = [start(batch, caches.get(batch.prefix), keeps=keeps) for batch in batches]
+        run_layers([*begun.values(), *forwards], progress)
+        self._prefixes = caches
+        return forwards
 
-    def _run_alone(self, sequences: tuple[Sequence, ...], progress: Callable[[float], object]) -> np.ndarray:
-        batch = Batch.of(sequences, 0, self.network.device)
-
-        def logits() -> Iterator[torch.Tensor]:
-            for cut in self.cuts:
-                yield run_alone(self.network.model, cut, batch)
-                progress(batch.tokens * (self.tree.layers - cut.size))
-
-        return _score(sequences, len(self.cuts), logits())
-
-
-def try_sharing(model, cuts: list[Cut]) -> Sharing:
-    """The most that gives the plain log-probabilities for these pruned models of a model, but for rounding.
-
-    Raises InputError where the configuration can't state one of those that are tried.
-    """
-    tried, some = shallow(model, cuts)
-    network = Network(tried)
-
-    def answers(sharing: Sharing) -> np.ndarray:
-        """[C, ways, requests]"""
-        pieces = trial_pieces(network.head.weight.shape[0], sharing)
-        found = np.concatenate(list(TreeModel(tried, some, sharing).answer(pieces)), axis=1)["logprob"]
-        return found.reshape(len(some), -1, 6)
-
-    with contextlib.ExitStack() as stack:
-        for layer in range(len(network.layers)):  # those on disk are read once for all trials
-            stack.enter_context(network.reader.reading(layer))
-        plain = answers(Sharing.NOTHING)
-        # rounding moves them a little; a wrong mask or position as much as they differ among themselves
-        allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
-        for sharing in sorted(Sharing, reverse=True)[:-1]:
-            with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
-                alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
-                if alike.all() and (sharing < Sharing.MASKS or takes_masks(model.config)):
-                    return sharing
-    return Sharing.NOTHING
+    def _alone(self, batch: Batch, progress: Callable) -> Iterable[torch.Tensor]:
+        for cut in self.cuts:
+            yield run_alone(self.network.model, cut, batch)
+            progress(batch.tokens * (self.tree.layers - cut.size))
 
 
 @torch.inference_mode()
 def run_alone(model, cut: Cut, batch: Batch) -> torch.Tensor:
     """[N, V] logits at the scored positions of a batch without branches, of a pruned model through its own forward."""
     pruned = model if cut == UNPRUNED else silence_sublayers(model, cut)
-    places = batch.places[batch.rows, batch.slots]
+    padded = Padded(batch, pruned.get_input_embeddings().weight.device)
 
     def scored(_, arguments):
-        return (arguments[0][batch.rows, places].unsqueeze(0), *arguments[1:])
+        return (arguments[0][padded.rows, padded.places[padded.rows, padded.slots]].unsqueeze(0), *arguments[1:])
 
     handle = pruned.get_output_embeddings().register_forward_pre_hook(scored)
     try:
-        return pruned(input_ids=batch.ids, use_cache=False).logits[0]
+        return pruned(input_ids=padded.ids, use_cache=False).logits[0]
     finally:
         handle.remove()
 
 
-def _score(sequences: tuple[Sequence, ...], cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
+def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarray:
     """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
     targets, starts, scored = [], [], 0
-    for s in sequences:
+    for s in batch.sequences:
         row_of = {place: scored + i for i, place in enumerate(s.scored)}
         scored += len(row_of)
         for _, places, tokens in s.requests:
@@ -218,3 +183,56 @@ def _score(sequences: tuple[Sequence, ...], cuts: int, logits: Iterable[torch.Te
     found["logprob"] = np.add.reduceat(by_token["logprob"], starts, axis=1)
     found["greedy"] = np.logical_and.reduceat(by_token["greedy"], starts, axis=1)
     return found
+
+
+def try_sharing(model, cuts: list[Cut]) -> Sharing:
+    """The most that gives the plain log-probabilities for these pruned models of a model, but for rounding.
+
+    Raises InputError where the configuration can't state one of those that are tried.
+    """
+    tried, some = _shallow(model, cuts)
+    network = Network(tried)
+    tokens = [(7919 * i + 13) % network.head.weight.shape[0] for i in range(38)]
+
+    def answers(sharing: Sharing) -> np.ndarray:
+        """[C, ways, requests]: six of three tokens after two contexts that begin alike, apart and as branches."""
+        requests = [(number, tokens[20 + 3 * number : 23 + 3 * number]) for number in range(6)]
+        asked = [(tokens[:12], requests[:3]), (tokens[:8] + tokens[12:20], requests[3:])]
+        ways = [[Sequence.joined(context, [one]) for context, some in asked for one in some]]
+        ways += [[Sequence.joined(context, some) for context, some in asked]] if sharing == Sharing.MASKS else []
+        prefix = tuple(tokens[:8]) if sharing >= Sharing.PREFIXES else ()
+        found = TreeModel(tried, some, sharing).answer([Batch(prefix, tuple(way)) for way in ways])
+        return found["logprob"].reshape(len(some), -1, 6)
+
+    with contextlib.ExitStack() as stack:
+        for layer in range(len(network.layers)):  # those on disk are read once for all trials
+            stack.enter_context(network.reader.reading(layer))
+        plain = answers(Sharing.NOTHING)
+        # rounding moves them a little; a wrong mask or position as much as they differ among themselves
+        allowed = (1e-3 if network.dtype == torch.float32 else 0.15) * plain.std(axis=(1, 2))
+        for sharing in sorted(Sharing, reverse=True)[:-1]:
+            with contextlib.suppress(Exception):  # whatever a family's code raises, the plain way is left
+                alike = np.sqrt(np.square(answers(sharing) - plain).mean(axis=(1, 2))) <= allowed
+                if alike.all() and (sharing < Sharing.MASKS or takes_masks(model.config)):
+                    return sharing
+    return Sharing.NOTHING
+
+
+def _shallow(model, cuts: list[Cut]) -> tuple[torch.nn.Module, list[Cut]]:
+    """What is tried: layers of every kind out of a model, and cuts of them; else the model, and two of its own cuts.
+
+    A trial on all layers takes long. And rounding to 16 bits grows from layer to layer until logits of 30 layers differ
+    as much as by a fault; after a few layers it is a small part of that.
+    """
+    count = num_layers(model)
+    places = {0, 1, count - 1} if is_streamed(model) else {0, 1, 2, count - 2, count - 1}
+    dropped = set(range(count)) - places - {*kinds_of_layers(model)}
+    with contextlib.suppress(InputError):  # a configuration may state a cut of the model, and none of what is left here
+        few = drop_layers(model, Cut.of(dropped)) if dropped else model
+        some = list(dict.fromkeys([UNPRUNED, Cut(1, 1), Cut(0, 1), Cut(num_layers(few) - 1, 1)]))
+        for cut in some:
+            drop_layers(few, cut)
+        return few, some
+    whole_layers = [Cut.of(cut.dropped) for cut in cuts]  # a sublayer's output is zero in either way
+    by_start = sorted(whole_layers, key=lambda cut: cut.start)
+    return model, list(dict.fromkeys([by_start[0], by_start[-1]]))

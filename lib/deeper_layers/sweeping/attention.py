@@ -1,0 +1,141 @@
+"""What a node of the tree sees of other tokens: masks of ours, keys and values of a prefix; the last layer in part.
+
+Letters in shapes: B sequences of a batch, T tokens, K keys, P tokens of the prefix, S scored positions, D width.
+"""
+
+import contextlib
+import inspect
+
+import torch
+from transformers import DynamicCache
+
+from deeper_layers.models.configuration import text_config
+from deeper_layers.models.network import Call, Collected, Network, cache_argument
+from deeper_layers.models.per_layer import BOUNDARIES
+from deeper_layers.models.streaming import replaced
+
+MASKABLE = ("sdpa", "eager")  # attention that takes a mask of ours
+TAKEN = ("attention_mask", "position_ids", "position_embeddings")  # what is known to go by positions
+Pair = tuple[torch.Tensor, torch.Tensor]  # keys and values
+
+
+def attention_masks(network: Network, positions, key_positions, visible):
+    """What a forward pass takes as `attention_mask`: one mask, or one for each kind of layer that the model has.
+
+    Parameters
+    ----------
+    positions, key_positions: [B, T] and [B, K], places in the sequence, which sliding windows go by.
+    visible: [B, T, K], whether a token may see a key at all.
+    """
+    config, dtype = text_config(network.model.config), network.dtype
+
+    def mask(window: int | None) -> torch.Tensor:
+        seen = visible & (positions[:, :, None] - key_positions[:, None, :] < window) if window else visible
+        return torch.zeros_like(seen, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    windows = {"full_attention": None, "sliding_attention": window}
+    return {kind: mask(windows[kind]) for kind in set(kinds)} if kinds else mask(window)
+
+
+def takes_masks(config) -> bool:
+    """Whether attention takes a mask of ours, and reaches only so far in no way that `attention_masks` does not know.
+
+    A trial on a few tokens would not show a window.
+    """
+    config = text_config(config)
+    known = ("sliding_window", "sliding_window_pattern", "_sliding_window_pattern", *BOUNDARIES)
+    found = [value for name, value in vars(config).items() if "window" in name and name not in known]
+    return config._attn_implementation in MASKABLE and not any(type(value) is int and value > 0 for value in found)
+
+
+class PrefixCache(DynamicCache):
+    """What a layer finds as its cache: those of a prefix that many sequences share, to read, and what these add.
+
+    Attributes:
+        tokens: of the prefix and those that are added.
+        node: the residual that leaves the node that runs.
+        kept: by this, of a cache that keeps, all that the node found and added, [B, heads, P + T, head width].
+    """
+
+    def __init__(self, prefix: "PrefixCache | None" = None, tokens: int = 0, keeps: bool = False):
+        super().__init__()
+        self.prefix, self.tokens, self.keeps = prefix, tokens, keeps
+        self.kept: dict[int, Pair] = {}
+        self.node = 0
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0 if self.prefix is None else self.prefix.tokens
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.get_seq_length() + query_length, 0
+
+    def update(self, key_states, value_states, layer_idx=0, *_, **__):
+        found = key_states, value_states
+        if self.prefix is not None:
+            found = behind(self.prefix.kept[self.node], found)
+        if self.keeps:
+            self.kept[self.node] = found
+        return found
+
+
+def behind(prefix: Pair, own: Pair) -> Pair:
+    """Keys and values of sequences [B, heads, T, head width] behind those of the prefix [1, heads, P, head width]."""
+    both = zip(prefix, own, strict=True)
+    keys, values = (torch.cat([shared.expand(len(added), -1, -1, -1), added], dim=2) for shared, added in both)
+    return keys, values
+
+
+def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """[B, S, D] what leaves a layer at `places` [B, S] for a residual [B, T, D], all of which adds keys and values.
+
+    Queries, output and what follows are of these places alone: the layer's own forward runs until it hands over its
+    keys and values, and then once more on the scored positions.
+    """
+    arguments = inspect.signature(inspect.unwrap(type(layer).forward)).parameters
+    named = dict(zip(list(arguments)[2:], call.arguments)) | call.named  # after itself and the residual
+    if any(isinstance(given, torch.Tensor) and given.ndim > 1 and name not in TAKEN for name, given in named.items()):
+        raise NotImplementedError("the last layer is handed more that may go by positions, as biases of attention do")
+    name = cache_argument(layer)
+    cache = named[name] = _Collecting(named.get(name))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.suppress(Collected))
+        for part in layer.modules():
+            if isinstance(query := getattr(part, "q_proj", None), torch.nn.Module):  # nobody reads what it gives
+                first = lambda x, project=query.forward: project(x[:, :1]).expand(-1, x.shape[1], -1)  # noqa: E731
+                stack.enter_context(replaced(query, first))
+        layer(residual, **named)
+    if cache.found is None:
+        raise NotImplementedError("the last layer stores no keys and values of its own")
+    if not places.shape[1]:
+        return residual[:, :0]
+
+    def take(tensor: torch.Tensor, where: torch.Tensor, dim: int) -> torch.Tensor:
+        return tensor.take_along_dim(where.to(tensor.device), dim=dim)  # which may be another than that of the layer
+
+    if (mask := named.get("attention_mask")) is None:
+        keys = torch.arange(cache.found[0].shape[-2], device=places.device)
+        named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[:, None]
+    else:
+        named["attention_mask"] = take(mask, places[:, None, :, None], 2)
+    if (positions := named.get("position_ids")) is not None:
+        named["position_ids"] = take(positions, places, 1)
+    if (tables := named.get("position_embeddings")) is not None:
+        named["position_embeddings"] = tuple(take(table, places[:, :, None], 1) for table in tables)
+    return Call((), named)(layer, take(residual, places[:, :, None], 1))
+
+
+class _Collecting:
+    """A cache that takes the keys and values of a layer, stops it there, and later gives them back."""
+
+    def __init__(self, cache):
+        self.cache, self.found = cache, None
+
+    def update(self, *states, **named):
+        if self.found is None:
+            self.found = states[:2] if self.cache is None else self.cache.update(*states, **named)
+            raise Collected
+        return self.found
+
+    def __getattr__(self, name):
+        return getattr(self.cache, name)
