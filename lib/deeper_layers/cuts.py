@@ -148,20 +148,17 @@ class Cut:
 
     def describe(self, num_layers: int) -> str:
         """In words: "drops layers 3..7 (0-based, 5 of 30), keeps [0:3] and [8:30]". Raises what `check` does."""
-        *kept, last = [f"[{start}:{stop}]" for start, stop in ranges(self.kept(num_layers))]
+        kept = [f"[{start}:{stop}]" for start, stop in ranges(self.kept(num_layers))]
+        parts = [f"{_layers(self.dropped)} (0-based, {self.size} of {num_layers})"] if self.size else []
         sublayers = {"attention": self.attention, "MLP": self.mlp}
-        parts = [f"the {name} of {_layers(indices)}" for name, indices in sublayers.items() if indices]
-        if self.size:
-            parts.insert(0, f"{_layers(self.dropped)} (0-based, {self.size} of {num_layers})")
-        elif not parts:
-            parts = [f"no layers (0 of {num_layers})"]
-        return f"drops {' and '.join(parts)}, keeps {', '.join(kept)}{' and ' if kept else ''}{last}"
+        parts += [f"the {name} of {_layers(indices)}" for name, indices in sublayers.items() if indices]
+        dropped = " and ".join(parts) or f"no layers (0 of {num_layers})"
+        return f"drops {dropped}, keeps {' and '.join(filter(None, (', '.join(kept[:-1]), kept[-1])))}"
 
     def mergekit_yaml(self, num_layers: int, model_name: str, revision: str | None = None) -> str:
-        """The cut as a passthrough configuration for mergekit; `layer_range` has an exclusive end.
+        """The cut as a passthrough configuration for mergekit, of a hub id and its revision, or the path of a folder.
 
-        For mergekit the name is a hub id, of which it can be told a revision, or the path of a folder. Raises what
-        `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
+        Raises what `check` does, and InputError for a cut that drops sublayers, which mergekit does not.
         """
         if not self.is_of_layers:
             raise InputError(
@@ -207,10 +204,7 @@ def simple_cut(num_layers: int, size: int) -> Cut:
 
     Args:
         num_layers: number of layers of the whole model, L.
-        size: number of layers to drop, n, from 0 to L-1.
-
-    Raises:
-        InputError: size is outside of 0 to L-1.
+        size: number of layers to drop, n, from 0 to L-1; InputError for any other.
 
     Example:
         >>> from deeper_layers import simple_cut

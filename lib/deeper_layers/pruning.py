@@ -54,8 +54,7 @@ def drop_layers(model: nn.Module, cut: Cut) -> PreTrainedModel:
             "first (adapters: model.merge_and_unload())"
         )
     check_cut(cut)
-    count = num_layers(model)
-    kept, words = cut.kept(count), cut.describe(count)
+    kept, words = cut.kept(num_layers(model)), cut.describe(num_layers(model))
     if not cut.is_of_layers:
         raise InputError(
             f"a cut that {words}: no configuration states a layer without one of its sublayers; silence_sublayers "
@@ -81,17 +80,9 @@ def silence_sublayers(model: nn.Module, cut: Cut) -> PreTrainedModel:
     """A model without the layers of a cut, in which the attention or MLP that it drops of others adds nothing.
 
     The matrices that write into the residual are zero there: any tool loads the result and gives the same numbers. It
-    saves no memory and no time: what is dropped still runs.
+    saves no memory and no time: what is dropped still runs. Only what is zero is its own.
 
-    Args:
-        model: a decoder-only transformers model with L layers.
-        cut: layers to drop, and layers that lose their attention or their MLP, see `Cut.of`.
-
-    Returns:
-        A model of the same class with L - cut.size layers, independent where it is zero, else over the same parameters.
-
-    Raises:
-        InputError: what `drop_layers` raises; a sublayer or the matrix that ends it is not found.
+    Raises InputError as `drop_layers`, and where a sublayer or the matrix that ends it is not found.
 
     Example:
         >>> from deeper_layers import Cut, load_model, silence_sublayers
@@ -156,13 +147,12 @@ def _adopt_differences(
         old = old_modules.get(name)
         if type(old) is not type(new):
             return name
-        inside = name.startswith(f"{path}.")
-        position = int(name.removeprefix(f"{path}.").split(".")[0]) if inside else 0
+        inside = name.removeprefix(f"{path}.").split(".")[0] if name.startswith(f"{path}.") else None
         for attribute, value in vars(new).items():
             old_value = vars(old).get(attribute)
             if not isinstance(value, int | float | str | None) or old_value == value:
                 continue
-            if inside and (type(value) is not int or (old_value, value) != (kept[position], position)):
+            if inside and (type(value) is not int or (old_value, value) != (kept[int(inside)], int(inside))):
                 return f"{name}.{attribute}"
             setattr(pruned.get_submodule(name), attribute, value)
     return None

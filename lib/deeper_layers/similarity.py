@@ -9,7 +9,7 @@ read at the layers themselves (`Network.residuals`); and the arccos of a cosine 
 angles are computed in float64 from residuals as the model made them.
 
 Below them what other rules ask of a model: cosines at all tokens, and how much weights matter.
-Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals.
+Letters in shapes: B sequences, T tokens, D width, L layers, L1 = L + 1 residuals, S sequences of all batches.
 """
 
 import math
@@ -28,64 +28,41 @@ from deeper_layers.models.decoder import decoder_layers
 from deeper_layers.models.network import Network, Residuals
 from deeper_layers.models.sublayers import is_parallel
 
+Batch = dict[str, torch.Tensor]
+
 
 @torch.inference_mode()
 def batch_distances(residuals: Float[torch.Tensor, "L1 B D"]) -> Float[torch.Tensor, "B L1 L1"]:
     """Angular distance between every two residuals of each row, in units of pi, in float64 (eq. 7)."""
-    unit = torch.nn.functional.normalize(residuals.to(torch.float64), dim=-1).transpose(0, 1)
+    unit = nn.functional.normalize(residuals.to(torch.float64), dim=-1).transpose(0, 1)
     # rounding can push a cosine just past 1, whose arccos would be not-a-number and sort last
     return torch.arccos((unit @ unit.mT).clamp(-1.0, 1.0)) / torch.pi
 
 
-def distances_by_batch(
-    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]
-) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
+def distances_by_batch(model: nn.Module, batches: Iterable[Batch]) -> Iterator[Float[np.ndarray, "B L1 L1"]]:
     """Of each batch the distances of every two residuals of each sequence, [B, L+1, L+1] in units of pi.
 
-    `batches` and what is raised for them: see `measure_distances`. Entry [l, m] is of what enters layers l and m, the
-    last one of what leaves the model's last layer.
+    Entry [l, m] is of what enters layers l and m, the last one of what leaves the model's last layer.
     """
     for of_layers in Network(model).residuals(map(_checked, batches), _at_last_token):
         yield batch_distances(_stacked(of_layers)).numpy()
 
 
 def mean_distances(by_batch: Iterable[Float[np.ndarray, "_ L1 L1"]]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and standard error of d(l, n) over sequences, and their number: see `measure_distances`.
-
-    Memory does not grow with the number of sequences. Raises InputError where there is none.
-    """
-    total, squares, samples = np.zeros(()), np.zeros(()), 0
-    for distances in by_batch:
-        total, squares = total + distances.sum(axis=0), squares + np.square(distances).sum(axis=0)
-        samples += len(distances)
-    if samples == 0:
+    """Mean and standard error of d(l, n) over sequences, [n, l], and their number. InputError where there is none."""
+    if not (found := list(by_batch)):
         raise InputError("there is no sequence to measure distances on: give at least one batch")
-    mean = total / samples
-    variance = (squares / samples - np.square(mean)).clip(min=0) / (samples - 1 or math.nan)  # of the mean
-    return by_size(mean), by_size(np.sqrt(variance)), samples
+    every = np.concatenate(found)
+    error = every.std(axis=0, ddof=1) / math.sqrt(len(every)) if len(every) > 1 else np.full(every[0].shape, np.nan)
+    return by_size(every.mean(axis=0)), by_size(error), len(every)
 
 
-def measure_distances(
-    model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean and standard error of d(l, n) over sequences, and their number, from one pass over `batches`.
-
-    Args:
-        model: a decoder-only transformers model of L layers.
-        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
-            only for models with rotary positions, since positions are counted from the first column.
-
-    Returns:
-        Two arrays [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
-        0..L-1; nan where l + n > L. Memory does not grow with the number of sequences.
-
-    Raises:
-        InputError: there is no sequence, or one that is all padding; a batch that is no such one.
-    """
+def measure_distances(model: nn.Module, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray, int]:
+    """Mean and standard error of d(l, n) over sequences, and their number: see `angular_distances`."""
     return mean_distances(distances_by_batch(model, batches))
 
 
-def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.Tensor]]) -> Float[np.ndarray, "L L"]:
+def angular_distances(model: nn.Module, batches: Iterable[Batch]) -> Float[np.ndarray, "L L"]:
     """Mean angular distances d(l, n) over sequences, from one pass over `batches`.
 
     Source: paper, section 3.2 and equation 7: arccos of the cosine between the residuals entering layers l and l + n
@@ -94,14 +71,15 @@ def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.
 
     Args:
         model: a decoder-only transformers model of L layers.
-        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right.
+        batches: each with `input_ids` and `attention_mask`, [B, T] whole numbers, padded on the right; on the left
+            only for models with rotary positions, since positions are counted from the first column.
 
     Returns:
         Array [n, l] of shape (L, L) in units of pi: row n-1 is the block size n = 1..L, column l the first layer
         0..L-1; nan where l + n > L.
 
     Raises:
-        InputError: there is no sequence, or one that is all padding.
+        InputError: there is no sequence, or one that is all padding; a batch that is no such one.
 
     Example:
         >>> from deeper_layers import angular_distances, load_model, similarity_cut
@@ -116,19 +94,14 @@ def angular_distances(model: torch.nn.Module, batches: Iterable[dict[str, torch.
     return measure_distances(model, batches)[0]
 
 
-def _checked(batch: object) -> dict[str, torch.Tensor]:
+def _checked(batch: object) -> Batch:
     """Tokens and mask of a batch. Raises InputError for what is none."""
     names = ("input_ids", "attention_mask")
-    found = [batch.get(name) for name in names] if isinstance(batch, Mapping) else []
-    whole = [one for one in found if isinstance(one, torch.Tensor) and one.ndim == 2 and not one.is_floating_point()]
-    if len(whole) != 2 or whole[0].shape != whole[1].shape:
-        raise InputError(
-            f"a batch is {shown(batch)}; expected whole numbers of one shape [B, T] under {' and '.join(names)}; "
-            "tokenize with padding=True, return_tensors='pt'"
-        )
-    if (whole[1].sum(dim=1) == 0).any():
+    if not isinstance(batch, Mapping) or not all(isinstance(batch.get(name), torch.Tensor) for name in names):
+        raise InputError(f"a batch is {shown(batch)}; expected {' and '.join(names)}, [B, T], as tokenizers give them")
+    if (batch["attention_mask"].sum(dim=1) == 0).any():
         raise InputError("a sequence is all padding: it has no last token")
-    return dict(zip(names, whole, strict=True))
+    return {name: batch[name] for name in names}
 
 
 def _at_last_token(residuals: Residuals) -> list[torch.Tensor]:
@@ -155,12 +128,8 @@ def by_size(pairs: Float[np.ndarray, "L1 L1"]) -> Float[np.ndarray, "L L"]:
     return matrix
 
 
-def residuals_of(model, tokens: torch.Tensor) -> Float64[torch.Tensor, "L1 T D"]:
-    """What enters every layer, and leaves the last one, for a sequence [T], in float64, on the device of the model."""
-    return next(_residuals(model, [tokens]))
-
-
-def _residuals(model, sequences: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+def residuals_of(model, sequences: Iterable[torch.Tensor]) -> Iterator[Float64[torch.Tensor, "L1 T D"]]:
+    """Of each sequence [T] what enters every layer, and leaves the last one, in float64, on the device of the model."""
     batches = ({"input_ids": sequence[None]} for sequence in sequences)
     keep = lambda residuals: [residuals.entering[0], residuals.leaving[0]]  # noqa: E731
     return (_stacked(of_layers).double() for of_layers in Network(model).residuals(batches, keep))
@@ -179,14 +148,12 @@ def token_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray,
 
     Source: Men et al., arXiv 2403.03853, equation 1, whose Block Influence is 1 less the values beside the diagonal;
     Chen et al., arXiv 2403.19135, equation 5. One pass; memory does not grow with the number of sequences, each [T].
-    Raises InputError where there is no sequence.
     """
-    total, tokens = torch.zeros((), dtype=torch.float64), sum(map(len, sequences))
-    _check_text(tokens)
-    for residuals in _residuals(model, watched(sequences, "cosines of residuals")):
+    total = torch.zeros((), dtype=torch.float64)
+    for residuals in residuals_of(model, watched(sequences, "cosines of residuals")):
         unit = nn.functional.normalize(residuals, dim=-1)
         total = total + torch.einsum("ltd,mtd->lm", unit, unit).cpu()
-    return (total / tokens).numpy()
+    return (total / sum(map(len, sequences))).numpy()
 
 
 def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, "2 L"]:
@@ -194,11 +161,10 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
 
     Source: He et al., arXiv 2406.15786, equations 4 and 5: what leaves a sublayer is the residual with what it adds.
     What leaves the attention is found by running each layer without its MLP: two passes over sequences, each [T]. Where
-    both parts of a layer read the same residual, that is what enters the MLP too.
-    Raises InputError where there is no sequence, or layers hold no such parts.
+    both parts of a layer read the same residual, that is what enters the MLP too. Raises InputError where layers hold
+    no such parts.
     """
     parallel: dict[int, bool] = {}
-    _check_text(tokens := sum(map(len, sequences)))
 
     def cosines(residuals: Residuals) -> torch.Tensor:
         entering, between, leaving = residuals.entering, residuals.between, residuals.leaving
@@ -210,18 +176,17 @@ def sublayer_cosines(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarr
 
     batches = ({"input_ids": sequence[None]} for sequence in watched(sequences, "cosines of sublayers"))
     of_sequences = [torch.stack(of_layers, dim=1) for of_layers in Network(model).residuals(batches, cosines)]
-    return (torch.stack(of_sequences).sum(dim=0) / tokens).cpu().numpy()
+    return (torch.stack(of_sequences).sum(dim=0) / sum(map(len, sequences))).cpu().numpy()
 
 
 def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L"]:
     """For each layer the sum over its weights of abs(w dL/dw), L the mean cross-entropy over sequences, each [T].
 
     Source: Kim et al., arXiv 2402.02834, equation 1; like the authors' code without biases. A forward and a backward
-    pass; memory for the gradients of all layers, in the model's data type. Raises InputError where there is no text, or
-    weights have no gradient.
+    pass; memory for the gradients of all layers, in the model's data type. Raises InputError where weights have no
+    gradient.
     """
-    layers = decoder_layers(model)
-    _check_text(targets := sum(len(sequence) - 1 for sequence in sequences))
+    layers, targets = decoder_layers(model), sum(len(sequence) - 1 for sequence in sequences)
     if not all(parameter.is_floating_point() and not parameter.is_meta for parameter in layers.parameters()):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
@@ -236,8 +201,7 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
                 ids = sequence[None].to(device, torch.long)
                 logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
                 (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
-        with torch.no_grad():
-            return np.array([sum(_saliences(layer)) for layer in layers])
+        return np.array([sum(_saliences(layer)) for layer in layers])
     finally:
         for parameter, wanted, gradient in before:
             parameter.requires_grad_(wanted)
@@ -248,9 +212,4 @@ def _saliences(layer: nn.Module) -> Iterator[float]:
     """Of each weight of a layer that has a gradient."""
     for name, weight in layer.named_parameters():
         if weight.grad is not None and not name.endswith("bias"):
-            yield float((weight.double() * weight.grad.double()).abs().sum())
-
-
-def _check_text(tokens: int) -> None:
-    if tokens < 1:
-        raise InputError("there is no sequence to calibrate on: give at least one, from two tokens")
+            yield float((weight.detach().double() * weight.grad.double()).abs().sum())

@@ -125,7 +125,8 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
 
 def _ends(model, sequences: list[torch.Tensor], *states: int) -> list[torch.Tensor]:
     """Of each sequence [T] two residuals, [2, T, D] in float64: what enters these layers of the whole model."""
-    return [residuals_of(model, sequence)[list(states)] for sequence in watched(sequences, "bridge, residuals")]
+    found = residuals_of(model, watched(sequences, "bridge, residuals"))
+    return [residuals[list(states)] for residuals in found]
 
 
 def _writer(model, layer: int) -> nn.Linear:
