@@ -18,15 +18,7 @@ WHOLE, ATTENTION, MLP = "whole", "attention", "mlp"  # what runs of a layer: all
 class Cut:
     """What to drop: a block of contiguous layers; any other layers, or sublayers, with `Cut.of`.
 
-    Args:
-        start: first dropped layer, counted from 0 (0 where size is 0: then no layer is dropped).
-        size: number of dropped layers, n in the paper; 0 is the whole model.
-        scattered: the dropped layers, where they are not the block that start and size say; see `Cut.of`.
-        attention: layers that lose their attention, and keep their MLP.
-        mlp: layers that lose their MLP, and keep their attention.
-
-    Raises:
-        InputError: start or size is not a whole number of layers.
+    Raises InputError where start or size is not a whole number of layers.
 
     Example:
         >>> from deeper_layers import Cut
@@ -37,11 +29,11 @@ class Cut:
         [0, 1, 2, 3, 4, 5, 6, 7, 11]
     """
 
-    start: int
-    size: int
-    scattered: tuple[int, ...] = ()
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
+    start: int  # first dropped layer, counted from 0; 0 where none is dropped
+    size: int  # number of dropped layers, n in the paper; 0 is the whole model
+    scattered: tuple[int, ...] = ()  # the dropped layers, where they are not the block that start and size say
+    attention: tuple[int, ...] = ()  # layers that lose their attention, and keep their MLP
+    mlp: tuple[int, ...] = ()  # layers that lose their MLP, and keep their attention
 
     def __post_init__(self):
         for name in ("start", "size"):

@@ -32,8 +32,7 @@ def ffn_modules(model: nn.Module, first_layer: int = 0) -> list[str]:
 
     They are found by structure: the linear modules of a layer that are neither part of its attention or of a Mamba,
     nor a gate of its experts. In the families of the paper these are gate_proj, up_proj and down_proj (Llama,
-    Mistral), fc1 and fc2 (Phi-2), w1, w2 and c_proj (first-generation Qwen, whose attention has a c_proj too,
-    which is not among them). Raises InputError where a layer has none.
+    Mistral), fc1 and fc2 (Phi-2), w1, w2 and the second c_proj (Qwen). Raises InputError where a layer has none.
     """
     layers, found = decoder_layers(model), []
     prefix = next(name for name, module in model.named_modules() if module is layers)
@@ -62,14 +61,8 @@ def add_adapters(
 ) -> PeftModel:
     """The model with new LoRA adapters on its feed-forward modules, the only parameters that will train.
 
-    Args:
-        rank: of the update of each weight, which is scaled by alpha / rank.
-        dropout: share of the inputs to an adapter that is dropped in training.
-        first_layer: the layers below it (0-based) get none.
-        seed: of the first values; another draws other ones, and the model computes the same until it is trained.
-
-    Raises:
-        InputError: no layer is left that would get one, or a layer has no feed-forward modules.
+    The layers below `first_layer` (0-based) get none; `seed` draws the first values, which change nothing. Raises
+    InputError where no layer is left that would get one, or a layer has no feed-forward modules.
     """
     if first_layer >= (layers := num_layers(model)):
         raise InputError(
@@ -94,7 +87,7 @@ def add_adapters(
 
 
 def save_adapters(healed: PeftModel, folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
-    """Write the adapters, of which base and cut they are, and how they were healed; `base` is the key of a `Source`."""
+    """Write the adapters, of which base (the key of a `Source`) and cut they are, and how they were healed."""
     healed.save_pretrained(folder)
     write_identity(Path(folder), base, cut, healing)
 
@@ -144,8 +137,7 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     """A plain model that computes what the healed one does, its adapters added to its weights.
 
     What is quantized becomes plain first: adapters are trained on the rounded weights, and rounding their sum
-    again would undo part of them. The healed model stays as it was, as does the model that it shares weights
-    with.
+    again would undo part of them. The healed model stays as it was, and the one that it shares weights with.
 
     Args:
         healed: what `heal` gave.
@@ -154,8 +146,7 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
     Returns:
         A transformers model without adapters: `save_pretrained` writes a checkpoint that any tool opens.
 
-    Raises:
-        InputError: a weight with its adapters added is not finite.
+    Raises InputError where a weight with its adapters added is not finite.
 
     Example:
         >>> from deeper_layers import merge_adapters

@@ -4,8 +4,7 @@ Source: Gromov et al., arXiv 2403.17887, section 3.3 and appendix A.1. The loop,
 them are the Trainer of transformers, the adapters are peft's; `deeper_layers.presets` has the settings.
 
 Two variants of our own: an auxiliary loss at the cut, which the authors suggest in a footnote and did not try, and
-adapters above the cut only. And the way of others, distillation (`deeper_layers.healing.distillation`), for which the
-auxiliary loss is a loss of hidden states.
+adapters above the cut only. And the way of others, distillation, for which the auxiliary loss is of hidden states.
 
 Letters in shapes: B sequences, T tokens, D width.
 """
@@ -44,52 +43,42 @@ STATE = "trainer_state.json"  # the last file that the Trainer writes of a check
 
 @dataclass(frozen=True)
 class Record:
-    """What a healing did.
+    """What a healing did."""
 
-    Attributes:
-        losses: what was minimized at each step: mean cross-entropy in nats a token, or mean divergence from the
-            unpruned model, and the auxiliary loss if any.
-        tokens: trained on, padding not counted.
-        distinct_tokens: of the text that was at hand for them.
-        trained_parameters: in the adapters.
-        seconds: in training, those before an interruption included up to the checkpoint that it went on from.
-    """
-
-    losses: list[float]
-    tokens: int
-    distinct_tokens: int
+    losses: list[
+        float
+    ]  # minimized at each step: mean cross-entropy, or divergence, nats a token, and the auxiliary loss
+    tokens: int  # trained on, padding not counted
+    distinct_tokens: int  # of the text that was at hand for them
     trained_parameters: int
-    seconds: float
+    seconds: float  # those before an interruption included up to the checkpoint that it went on from
 
 
 def heal(model: PreTrainedModel, tokenizer, texts: list[str], config: HealingConfig, **options) -> PeftModel:
     """Heal a pruned model by a short fine-tune of low-rank adapters on text (QLoRA).
 
     Under torchrun or `accelerate launch` the processes share the sequences of each step and all return the same
-    adapters. In float32, and without dropout, of which each process draws its own, the losses are those of one process
-    within 1e-5. Where all see the folder, any number of them goes on from the checkpoints of any other.
-    `healing.train` also says what it took. Source: paper, section 3.3 and appendix A.1.
+    adapters. In float32 and without dropout the losses are those of one process within 1e-5. Where all see the folder,
+    any number of them goes on from the checkpoints of any other. `healing.train` also says what it took.
+    Source: paper, section 3.3 and appendix A.1.
 
     Args:
         model: what `drop_layers` gave, quantized or not; its weights stay as they are.
         tokenizer: that of the model.
         texts: documents to learn from, in an order that the seed draws, again from the beginning when they end.
         config: settings, such as `PRESETS["small"]`.
-        cut: what was dropped; needed for adapters "above" it, for the auxiliary loss, and to distill where no layer
-            was.
+        cut: what was dropped; for adapters "above" it, the auxiliary loss, and to distill where no layer was.
         whole: the unpruned model, for the auxiliary loss and as the teacher of a distillation, which may also be the
             folder in which `healing.keep_teacher` left its states.
         folder: where the Trainer's checkpoints are kept, those of each healing in a folder of its own. With the same
-            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters;
-            without, an interruption loses it.
+            arguments a healing that was interrupted goes on from the last of them and ends with the same adapters.
 
     Returns:
         The model with its adapters, ready to answer; `merge_adapters` makes a plain model of it.
 
     Raises:
-        InputError: `add_adapters` refuses the model, what a variant needs was not given, there is no teacher to distill
-            from (see `Teacher`), the texts don't fill one step, checkpoints can't be written or read, the processes
-            can't share a step, or the loss became not-a-number or infinite.
+        InputError: the model takes no adapters, what a variant needs was not given, the texts don't fill one step,
+            checkpoints can't be written or read, the processes can't share a step, or the loss is no finite number.
 
     Example:
         >>> import dataclasses

@@ -16,10 +16,7 @@ PACKAGES = "deeper-layers torch transformers lm-eval datasets numpy peft bitsand
 
 
 def provenance(device: str) -> dict:
-    """What was true while measuring: versions, commit, machine. Nothing here decides a number's file.
-
-    `device` is the processor or accelerator in words, as `deeper_layers.models.device_name` has it.
-    """
+    """What is true now: versions, commit, machine. `device` is in words, as `models.device_name` has it."""
     packages = {}
     for package in PACKAGES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

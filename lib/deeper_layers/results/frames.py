@@ -1,8 +1,7 @@
 """All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these; columns.py says what each column holds, and in what unit. Every table is of
-a folder of results, or of the default one and the published ones, and of one model or all. A file that is damaged is
-named in a warning and left out.
+Whatever the book says is a query of these; columns.py says what each column holds. Every table is of a folder of
+results, or of the default one and the published ones, and of one model or all. A damaged file is named and left out.
 
 - A task of the group "mmlu" is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no
   row: it is the mean over their items. Other groups, such as "sums", have no score; their tasks stand by their own
@@ -48,10 +47,8 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
     """Every score and every loss, a row for each pruned model, rule and task.
 
     Args:
-        folder: of results; the default one and the published ones where none is named.
+        folder: of results; the default one and the published ones where none is named. InputError where it is none.
         model: the one network by this name; all where none is named.
-
-    Raises InputError where `folder` is no folder.
 
     Example:
         >>> from deeper_layers import results

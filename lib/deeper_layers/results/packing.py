@@ -18,22 +18,19 @@ def pack(values: np.ndarray) -> str:
 
 
 def unpack(text: str, items: int) -> np.ndarray:
-    """The inverse of `pack`: [I] unsigned bytes. Raises where the text does not hold so many `items`."""
+    """The inverse of `pack`: [I] unsigned bytes."""
     return _bytes(text).reshape(items)
 
 
 def pack_halves(values: np.ndarray) -> str:
-    """Numbers [I, K] as text, 16 bits each: one is kept within 0.05% of itself, what is missing as nan.
-
-    Log-probabilities of choices, distances of blocks: I items or sequences, K of them each.
-    """
+    """Numbers [I, K] of I items or sequences as text, 16 bits each: within 0.05% of themselves, nan where missing."""
     halves = np.clip(np.asarray(values, dtype=float), np.finfo("<f2").min, None).astype("<f2")
     # the high bytes of neighbours are alike: together they take less room
     return _text(halves.reshape(-1).view(np.uint8).reshape(-1, 2).T)
 
 
 def unpack_halves(text: str, items: int) -> np.ndarray:
-    """The inverse of `pack_halves` for so many items: [I, K] in float64. Raises for what is no such text."""
+    """The inverse of `pack_halves`: [I, K] in float64."""
     return _bytes(text).reshape(2, -1).T.copy().view("<f2").reshape(items, -1).astype(float)
 
 

@@ -80,15 +80,10 @@ class Details(Checked):
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of results; `named` is the entry of its key that names its file.
-
-    `version` is raised where a change of the code changes numbers, or what is kept of them.
-    """
-
     words: str
-    named: str
+    named: str  # the entry of its key that names its file
     content: type[BaseModel]
-    version: int = 3
+    version: int = 3  # raised where a change of the code changes numbers, or what is kept of them
 
 
 def _schema(base: type[BaseModel] = Checked, **fields) -> Any:
@@ -121,12 +116,9 @@ KINDS = {
         key={
             "tasks": Annotated[dict[Name, dict[ASKED, Count | None]], Field(min_length=1)],
             "cuts": (Cuts | None, None),
-            "choice": (dict | None, None),  # asked of a rule instead of cuts: its name, sizes, what it looks at
-            "calibration": (dict | None, None),  # of a rule that changes weights: what it looks at
             "healing": (Settings | None, None),
-            "text": OPTIONAL,  # that heals
-            "bits": OPTIONAL,  # to which weights are rounded
-            "engine": OPTIONAL,
+            # and of any shape: "choice", asked of a rule instead of cuts, with what it looks at; "calibration" of one
+            # that changes weights; "text" that heals; "bits" to which weights are rounded; "engine"
         },
         row={
             "task": Name,
@@ -193,5 +185,4 @@ def check_content(content: dict) -> None:
 def in_words(error: ValidationError) -> str:
     """The first thing that a schema found odd: where, what, and what was there."""
     first = error.errors(include_url=False, include_context=False)[0]
-    where = ".".join(map(str, first["loc"])) or "it"
-    return f"{where[:100]}: {first['msg']}, found {str(first['input'])[:60]!r}"
+    return f"{'.'.join(map(str, first['loc']))[:100]}: {first['msg']}, found {str(first['input'])[:60]!r}"

@@ -34,16 +34,13 @@ HEX = "[0-9a-f]" * 12
 
 @dataclass(frozen=True)
 class Result:
-    """One finished measurement.
+    """One finished measurement."""
 
-    `kind` is one of `schema.KINDS`, `records` its rows, one measured value each, `details` whatever else was kept.
-    """
-
-    kind: str
+    kind: str  # of `schema.KINDS`
     key: dict
     provenance: dict
-    records: list[dict] = field(repr=False)
-    details: dict = field(repr=False)
+    records: list[dict] = field(repr=False)  # its rows, one measured value each
+    details: dict = field(repr=False)  # whatever else was kept
     path: Path | None = None
 
     @property
@@ -53,8 +50,7 @@ class Result:
         return named if isinstance(named, str) else "+".join(sorted(named))
 
     @property
-    def place(self) -> str | None:
-        """Its file below the folder of results."""
+    def place(self) -> str | None:  # below the folder of results
         return f"{self.path.parent.name}/{self.path.name}" if self.path else None
 
     @property
@@ -96,10 +92,7 @@ def result_path(kind: str, key: dict, folder: Path | None = None) -> Path:
 
 
 def read_result(path: Path) -> Result | None:
-    """A result from its file; None, with a warning that names the file, where it can't be read or is none.
-
-    It is read once in a process, as long as the file stays.
-    """
+    """A result from its file, read once as long as that stays; None, with a warning that names it, where it is none."""
     try:
         state = path.stat()
         return _read(path, state.st_ino, state.st_size, state.st_mtime_ns)
@@ -136,8 +129,7 @@ def left_out(path: Path | None, error: Exception) -> None:
 def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | None:
     """The result that answers for a key, with or without its "data": measured for its cuts, or for more; else None.
 
-    Of several that with the fewest cuts, then the one that was measured last. Where no folder is named, the published
-    ones answer too.
+    Of several that with the fewest cuts, then the last one. Where no folder is named, the published ones answer too.
     """
     for place in readable_folders(folder):
         path = result_path(kind, key, place)
@@ -152,9 +144,8 @@ def find_result(kind: str, key: dict, folder: Path | None = None) -> Result | No
 def _answers(kept: dict, asked: dict) -> bool:
     """Whether what was measured for one key holds what another asks: cuts of its rules, and all else the same."""
     loose = {"cuts", "by_sequence", *({"data"} - asked.keys())}
-    if any(kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - loose):
-        return False
-    if asked.get("by_sequence") and not kept.get("by_sequence"):
+    differs = any(kept.get(name) != asked.get(name) for name in (kept.keys() | asked.keys()) - loose)
+    if differs or asked.get("by_sequence") and not kept.get("by_sequence"):
         return False
     every, of_rules = cut_names(kept), kept.get("cuts") or {}
     return all(
@@ -179,11 +170,9 @@ def is_measured(task: str, folder: Path | None = None) -> bool:
 def write_result(
     kind: str, key: dict, provenance: dict, records: list[dict], details: dict, folder: Path | None = None
 ) -> Result:
-    """Write a finished measurement whole, and return it as it will be read. None of a row is left out.
+    """Write a finished measurement whole, and return it as it will be read.
 
-    Raises:
-        InputError: it can't be written.
-        ValueError: it is not what a result of its kind holds.
+    Raises InputError where it can't be written, ValueError where it is not what a result of its kind holds.
     """
     rows = [{name: _plain(value) for name, value in row.items()} for row in records]
     content = {"kind": kind, "version": KINDS[kind].version, "key": key, "provenance": provenance, "details": details}
@@ -215,10 +204,7 @@ def _plain(value):
 
 
 def all_results(folder: Path | None = None, kind: str | None = None, model: str | None = None) -> list[Result]:
-    """Every readable result below a folder, sorted by path; of one kind, and of the model of one name, if given.
-
-    Where no folder is named, the published ones are among them.
-    """
+    """Every readable result below a folder, or, where none is named, the published ones too, sorted by path."""
     found: dict[Path, Path] = {}
     for place in reversed(readable_folders(folder)):
         paths = place.glob(f"{slug(model) if model else '*'}/{kind or '*'}-*.json")

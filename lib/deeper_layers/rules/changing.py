@@ -78,18 +78,13 @@ def bridged(model, cut: Cut, sequences: list[torch.Tensor], how: str = LEAST_SQU
     """A model without the layers of a cut, whose layer below it makes up for them.
 
     Args:
-        model: a decoder-only transformers model of L layers, which stays as it was.
         cut: a block that starts at layer 1 or above.
         sequences: tokens to fit it on, each [T].
         how: "least squares", "cosine", "trained", or "scaled".
 
-    Returns:
-        A model of the same class with L - cut.size layers: saved by `save_pretrained` it opens in plain transformers.
-
-    Raises:
-        InputError: the cut is no such block, its weights are quantized, there are fewer tokens than the residual is
-            wide, the MLP ends in no matrix of its own or what it adds is normalized or scaled afterwards, so that no
-            linear map can be folded in; what `drop_layers` raises.
+    Raises InputError where the cut is no such block, weights are quantized, there are fewer tokens than the residual is
+    wide, or the MLP ends in no matrix of its own or what it adds is normalized or scaled afterwards, so that no linear
+    map can be folded in.
     """
     cut.check(layers := num_layers(model))
     if not cut.is_block or not cut.size or not cut.start:
@@ -156,10 +151,8 @@ def _writer(model, layer: int) -> nn.Linear:
 
 def _scaled(pruned, start: int, ends: list[torch.Tensor]):
     """What the layers above a cut add, divided by how magnitudes grow over it: all that they and the last norm see is a
-    direction. The authors multiply what comes before instead, embeddings too, which a head may share.
-
-    Mean magnitudes over the tokens of a sequence, then the mean of their ratios over sequences and channels, as in the
-    authors' code.
+    direction. The authors multiply what comes before instead, embeddings too, which a head may share. Means are over
+    tokens, and then of ratios over sequences and channels, as in their code.
     """
     below, above = torch.stack([residuals.abs().mean(dim=1) for residuals in ends], dim=1)
     gap = float((above / below).mean())
@@ -229,16 +222,10 @@ def merged_model(model, layers: list[Merged], how: str = MERGED):
     """A model of these layers in place of its own, each a number, or some merged into the first of them.
 
     Args:
-        model: a decoder-only transformers model of L layers, which stays as it was.
         layers: in rising order, like [0, (1, 2, 3), 4]; parts of a merged one may be merged ones.
         how: "merged", as printed in the paper, or "last taken", as in the authors' notebooks.
 
-    Returns:
-        A model of the same class; it shares all parameters that are not merged.
-
-    Raises:
-        InputError: layers to be merged have matrices of other names or shapes, or weights are no real numbers; what
-            `drop_layers` raises.
+    Raises InputError where layers to be merged have matrices of other names or shapes, or no real numbers.
     """
     pruned = drop_layers(model, cut_of(layers, num_layers(model)))
     for layer, merged in zip(decoder_layers(pruned), layers, strict=True):

@@ -41,33 +41,19 @@ SEEDS = range(5)  # of random draws, so many that their spread is seen
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule of choosing layers.
+    """A rule of choosing layers."""
 
-    Attributes:
-        name: as it is typed.
-        words: what it drops, in a sentence's middle.
-        source: paper and section.
-        cuts: for each size the cut, from sizes, the number of layers, and what it needs.
-        needs: a key of PASSES.
-        changes: what becomes of the weights that stay, of those above; "" where they stay as they are.
-        search: passes of all layers that it takes to search, for the largest size and L layers.
-        heads: and passes of the head, which runs for each pruned model whose loss is measured.
-        fits: and for each size passes over the text that a bridge is fitted on.
-        spares: how many layers it never drops.
-        drops_sublayers: whether a layer may lose its attention or its MLP alone.
-    """
-
-    name: str
-    words: str
-    source: str
+    name: str  # as it is typed
+    words: str  # what it drops, in a sentence's middle
+    source: str  # paper and section
     cuts: Cuts
-    needs: str = ""
-    changes: str = ""
-    search: Callable[[int, int], float] | None = None
-    heads: Callable[[int, int], int] = lambda size, layers: 0
-    fits: float = 0.0
-    spares: int = 1
-    drops_sublayers: bool = False
+    needs: str = ""  # a key of PASSES
+    changes: str = ""  # what becomes of the weights that stay, of those above
+    search: Callable[[int, int], float] | None = None  # passes of all layers to search, for the largest size, L layers
+    heads: Callable[[int, int], int] = lambda size, layers: 0  # and of the head, for each model whose loss is measured
+    fits: float = 0.0  # and for each size passes over the text that a bridge is fitted on
+    spares: int = 1  # how many layers it never drops
+    drops_sublayers: bool = False  # whether a layer may lose its attention or its MLP alone
 
     def passes(self, size: int, layers: int) -> float:
         """Its price over the calibration text, in passes of all layers, for the largest size and L layers."""
@@ -76,26 +62,18 @@ class Rule:
     def choose(self, sizes: Sequence[int], layers: int, known: Any = None) -> list[Cut]:
         """The cut of each size of a model of L layers, from what the rule needs.
 
-        Raises InputError where a size does not fit, or what the rule needs is missing or holds what is not a number.
+        Raises InputError where a size does not fit, or what the rule needs holds what is not a number.
         """
-        if self.needs and known is None:
-            how = "angular_distances" if self.needs == "distances" else "sweeping.known_of"
-            raise InputError(f"the rule {self.name!r} needs {self.needs}, got None: measure them with {how}")
         for size in sizes:
             check_size(size, layers)
             if size > (most := max(0, layers - self.spares)):
                 raise InputError(
                     f"size is {size}; expected 0 to {most}, as the rule {self.name!r} never drops the others"
                 )
-        return self.cuts(sizes, layers, self._numbers(known))
-
-    def _numbers(self, known):
-        """What it needs, or what answers with it, once that is known to be numbers."""
-        if callable(known):
-            return lambda asked: self._numbers(known(asked))
-        if self.needs not in ("", "distances") and np.isnan(known).any():  # of blocks too large there is no distance
+        # of blocks too large there is no distance; losses are numbers, or were refused where they were measured
+        if self.needs in ("cosines", "sublayers", "saliences") and np.isnan(known).any():
             raise InputError(f"the {self.needs} of the model hold what is not a number: use another data type")
-        return known
+        return self.cuts(sizes, layers, known)
 
 
 def price_in_words(passes: float, heads: int) -> str:
@@ -123,11 +101,10 @@ def _of_each(cut: Callable[[int, int, Any], Cut]) -> Cuts:
 def _most_alike(least: int = 0, more: int = 0) -> Cuts:
     """argmax over l of cos(x(l), x(l+n)), from l = `least` to L-1-n; of equal ones the first.
 
-    It differs from the paper's rule in two things: the mean runs over all tokens instead of the last one of a sequence,
-    and is of cosines, not of angles. The candidates are here the same blocks, those that keep the last layer; the code
-    of LLM-Streamline tries those that drop it too. A bridge that is folded into the layer below (ReplaceMe) has none
-    below layer 0: `least` is 1. A trained layer that does the work of the block (LLM-Streamline) comes back, so the
-    block has one layer `more` than is dropped.
+    The mean runs over all tokens, not the last ones, and is of cosines, not of angles. The candidates are the paper's
+    blocks, those that keep the last layer; the code of LLM-Streamline tries those that drop it too. A bridge that is
+    folded into the layer below (ReplaceMe) has none below layer 0: `least` is 1. A trained layer that does the work of
+    the block (LLM-Streamline) comes back, so the block has one layer `more` than is dropped.
     """
     return _of_each(
         lambda size, _, cosines: Cut(int(np.diagonal(cosines, size + more)[least:-1].argmax()) + least + more, size)

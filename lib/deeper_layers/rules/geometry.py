@@ -41,8 +41,8 @@ def gram(points: torch.Tensor) -> torch.Tensor:
 def linear_cka(first: torch.Tensor, second: torch.Tensor) -> float:
     """Linear centred kernel alignment of two clouds, given by their `gram`: 1 where one is the other turned and scaled.
 
-    <K, L> / (|K| |L|), with the inner product and the norm of Frobenius. It is biased upwards where there are not many
-    more points than dimensions. Source: Kornblith et al. 2019, arXiv 1905.00414.
+    It is biased upwards where there are not many more points than dimensions. Source: Kornblith et al. 2019, arXiv
+    1905.00414.
     """
     return float((first * second).sum() / (torch.linalg.norm(first) * torch.linalg.norm(second)))
 
@@ -93,10 +93,7 @@ def shuffled(points: torch.Tensor) -> torch.Tensor:
 
 
 def neighbour_overlap(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Share of the K nearest neighbours [N, K] that two clouds of the same points have in common.
-
-    Source: Valeriani et al. 2023, arXiv 2302.00294, after Doimo et al. 2020.
-    """
+    """Share of K nearest neighbours [N, K] that two clouds have in common: Valeriani et al. 2023, arXiv 2302.00294."""
     adjacent = torch.zeros(len(first), len(first), dtype=torch.bool).scatter_(1, first, True)
     return float(adjacent.gather(1, second).to(torch.float64).mean())
 
@@ -196,7 +193,7 @@ def compare_outputs(network: Network, output: torch.Tensor, others: Sequence[tor
 def skip_each_layer(model: torch.nn.Module, batches: Iterable[Batch], *, tokens: int) -> Iterator[Arrays]:
     """Of each batch what it changes to leave out a layer, for each layer: L (L + 1) / 2 layers run, not L.
 
-    Source: Csordas et al. 2025; they show the largest change over tokens, here each is kept. See `record_passes`.
+    Source: Csordas et al. 2025; they show the largest change over tokens, here each is kept.
 
     Returns:
         later [N, L, L]: |c' - c| / |c|, where c is what layer m (column) adds to the residual, and c' what it adds
@@ -236,11 +233,7 @@ def measure_layers(passes: list[Arrays], skips: list[Arrays]) -> Arrays:
 
 
 def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
-    """A value for each state, [L+1].
-
-    lens_divergence, lens_overlap, prompt_entropy: means over sequences. effective_rank, two_nn, and two_nn_shuffled as
-    its control: of the kept tokens of all sequences.
-    """
+    """A value for each state, [L+1]: means over sequences, or of the kept tokens of all of them."""
     names, lens = ("effective_rank", "two_nn", "two_nn_shuffled"), _mean(passes, "lens")
     of_clouds = [
         (np.exp(spectral_entropy(points - points.mean(dim=0))), two_nn(points), two_nn(shuffled(points)))
@@ -251,10 +244,7 @@ def measure_states(passes: list[Arrays], progress=iter) -> Arrays:
 
 
 def measure_pairs(passes: list[Arrays], skips: list[Arrays], *, neighbours: int) -> Arrays:
-    """A value for every two states l and m, [L+1, L+1]: cka and neighbour_overlap; and skip_later, of layers, [L, L].
-
-    skip_later is the mean over tokens of the change of what layer m adds where layer s is left out.
-    """
+    """A value for every two states, [L+1, L+1]: cka and neighbour_overlap; of layers, [L, L], skip_later."""
     clouds = list(_clouds(passes))
     cka, overlap = np.eye(len(clouds)), np.eye(len(clouds))
     products = [gram(points).float() for points in clouds]

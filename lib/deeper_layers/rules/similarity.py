@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from deeper_layers.checks import shown
 from deeper_layers.cuts import UNPRUNED, Cut, check_size
 from deeper_layers.errors import InputError
 
@@ -20,8 +19,7 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
     """The cut of `size` layers with the smallest angular distance, l*(n) = argmin over l of d(l, n).
 
     Source: paper, section 3.2, step 2. As the last layer is never dropped, the candidates are the starts l
-    with l + n <= L - 1: a block with l + n = L would contain the last layer. Of equal distances the smallest
-    start is taken.
+    with l + n <= L - 1. Of equal distances the smallest start is taken.
 
     Args:
         distances: array (L, L) of angular distances in units of pi; row n-1 belongs to block size n = 1..L,
@@ -40,15 +38,13 @@ def similarity_cut(distances: Float[np.ndarray, "L L"], size: int) -> Cut:
         >>> similarity_cut(np.array([[0.3, 0.1, 0.2], [0.4, 0.2, nan], [0.5, nan, nan]]), size=1)
         Cut(start=1, size=1)
     """
-    try:
-        found = np.asarray(distances, dtype=np.float64)
-        length, _ = found.shape
-        found = found.reshape(length, length)
-    except (TypeError, ValueError):
+    found = np.asarray(distances, dtype=np.float64)
+    length = len(found)
+    if found.shape != (length, length):
         raise InputError(
-            f"distances is {shown(distances)}; expected an array of numbers (L, L) for a model of L layers; pass the "
-            "whole array that angular_distances returns"
-        ) from None
+            f"distances is of shape {found.shape}; expected (L, L) for a model of L layers; pass the whole array that "
+            "angular_distances returns"
+        )
     check_size(size, length)
     if size == 0:
         return UNPRUNED
