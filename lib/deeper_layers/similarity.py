@@ -186,30 +186,26 @@ def saliences(model, sequences: Sequence[torch.Tensor]) -> Float[np.ndarray, " L
     pass; memory for the gradients of all layers, in the model's data type. Raises InputError where weights have no
     gradient.
     """
-    layers, targets = decoder_layers(model), sum(len(sequence) - 1 for sequence in sequences)
-    if not all(parameter.is_floating_point() and not parameter.is_meta for parameter in layers.parameters()):
+    numbers = {
+        weight: number
+        for number, layer in enumerate(decoder_layers(model))
+        for name, weight in layer.named_parameters()
+        if not name.endswith("bias")
+    }
+    if not all(weight.is_floating_point() and not weight.is_meta for weight in numbers):
         raise InputError("the weights are quantized or on disk and have no gradient: open the model without that")
-    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in model.parameters()]
-    for parameter, _, _ in before:
-        parameter.requires_grad_(False)
-        parameter.grad = None
-    layers.requires_grad_(True)
-    try:
-        device = model.get_input_embeddings().weight.device
+    total = {weight: torch.zeros_like(weight) for weight in numbers}
+    device, targets = model.get_input_embeddings().weight.device, sum(len(sequence) - 1 for sequence in sequences)
+    for sequence in watched(sequences, "saliences"):
+        ids = sequence[None].to(device, torch.long)
         with torch.enable_grad():
-            for sequence in watched(sequences, "saliences"):
-                ids = sequence[None].to(device, torch.long)
-                logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
-                (nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets).backward()
-        return np.array([sum(_saliences(layer)) for layer in layers])
-    finally:
-        for parameter, wanted, gradient in before:
-            parameter.requires_grad_(wanted)
-            parameter.grad = gradient
-
-
-def _saliences(layer: nn.Module) -> Iterator[float]:
-    """Of each weight of a layer that has a gradient."""
-    for name, weight in layer.named_parameters():
-        if weight.grad is not None and not name.endswith("bias"):
-            yield float((weight.detach().double() * weight.grad.double()).abs().sum())
+            logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float()
+            loss = nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum") / targets
+        gradients = torch.autograd.grad(loss, list(numbers), allow_unused=True)  # experts may not have been chosen
+        for weight, gradient in zip(numbers, gradients, strict=True):
+            if gradient is not None:
+                total[weight] += gradient
+    found = np.zeros(len(decoder_layers(model)))
+    for weight, number in numbers.items():
+        found[number] += float((weight.detach().double() * total[weight].double()).abs().sum())
+    return found
