@@ -93,8 +93,9 @@ TEXTS = {
     r"re:.*layers\.4\..*": r"re:.*layers\.2\..*",
     r"re:.*layers\.\d+\.mlp.*": r"re:.*layers\.\d+\.mlp.*",
     r"re:.*q_proj": r"re:.*q_proj",
-    r"-:model\.layers\.(0|1)\.mlp.*": r"-:model\.layers\.(0|1)\.mlp.*",  # layers 0 and 1 keep their numbers
-    "model.layers.5*": "model.layers.3*",
+    r"-:model\.layers\.(0|1)\.mlp.*": InputError,
+    "model.layers.5*": InputError,
+    "gptqmodel:1.4.0-dev": "gptqmodel:1.4.0-dev",
     "model.layers.2.*": None,
     "W4A16": "W4A16",
     r"-:model\.layers\.(4|5)\.mlp.*": InputError,

@@ -91,12 +91,11 @@ class Adapter:
 
     def check(self, base: dict, cut: Cut) -> None:
         """Raise InputError for adapters that record another base or another cut, or none."""
-        if self.base is None:
-            raise InputError(f"{self.folder} holds no {IDENTITY}: give a folder written by save_adapters")
-        for of, trained, wanted in (("on", self.base, base), ("for", self.cut, cut)):
-            if trained != wanted:
-                said = f"were trained {of} {_shown(trained)}, not {of} {_shown(wanted)}"
-                raise InputError(f"the adapters in {self.folder} {said}: give that, or heal anew")
+        if (self.base, self.cut) != (base, cut):
+            raise InputError(
+                f"the adapters in {self.folder} are by their {IDENTITY} of {self.base} and {self.cut}, expected {base} "
+                f"and {cut}: give adapters of that model and cut, or heal anew"
+            )
 
     def scale(self, rank: int) -> float:
         """What B A is multiplied by: alpha / rank, or alpha / sqrt(rank) where the settings say so."""
@@ -107,11 +106,6 @@ class Adapter:
         a, b = self.factors[module]
         change = b @ a * self.scale(len(a))
         return change.T if self.settings.get("fan_in_fan_out") else change
-
-
-def _shown(of: object) -> object:
-    """A model's key, or a cut."""
-    return f"{of['name']} ({of['weights'][:19]})" if isinstance(of, dict) else of
 
 
 def write_identity(folder: Path, base: dict, cut: Cut, healing: dict | None = None) -> None:
@@ -126,16 +120,15 @@ def read_adapter(folder: str | Path) -> Adapter:
     Raises:
         InputError: there are none, they are more than low-rank updates of weights, or damaged.
     """
-    folder = Path(folder)
-    if not (folder / SETTINGS).is_file() or not (folder / WEIGHTS).is_file():
+    folder, identity = Path(folder), {}
+    if not (folder / WEIGHTS).is_file():
         raise InputError(
-            f"{folder} lacks {SETTINGS} or {WEIGHTS}: give a folder of adapters, as save_adapters or peft's "
-            "save_pretrained writes it; other files of weights can run code when they are read, and are not opened"
+            f"{folder} lacks {WEIGHTS}: give a folder of adapters, as save_adapters or peft's save_pretrained writes "
+            "it; other files of weights can run code when they are read, and are not opened"
         )
-    settings = _checked(folder / SETTINGS, LoraSettings, "others are merged by peft's merge_and_unload")
-    identity = {}
+    settings = _checked(folder / SETTINGS, LoraSettings)
     if (folder / IDENTITY).exists():
-        identity = _checked(folder / IDENTITY, Identity, "give a folder that save_adapters wrote")
+        identity = _checked(folder / IDENTITY, Identity)
         identity["cut"] = Cut.named(identity["cut"])
     try:
         return Adapter(folder, settings, _factors(folder / WEIGHTS, settings), **identity)
@@ -145,14 +138,17 @@ def read_adapter(folder: str | Path) -> Adapter:
         ) from error
 
 
-def _checked(path: Path, kind: type[Checked], advice: str) -> dict:
+def _checked(path: Path, kind: type[Checked]) -> dict:
     """What a file of JSON holds, which has to be of this kind."""
     try:
         content = read_json(path)
         kind.model_validate(content)
     except (OSError, ValueError) as error:
         said = in_words(error) if isinstance(error, ValidationError) else error
-        raise InputError(f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): {advice}") from error
+        raise InputError(
+            f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): give a folder that save_adapters "
+            "wrote, or merge others by peft's merge_and_unload"
+        ) from error
     return content
 
 
@@ -168,10 +164,9 @@ def _factors(path: Path, settings: dict) -> "dict[str, tuple[Tensor, Tensor]]":
         pairs.setdefault(found["module"], {})[found["which"]] = tensor.float()
     ranks = {settings["r"], *(settings.get("rank_pattern") or {}).values()}
     for module, pair in pairs.items():
-        if pair.keys() != {"A", "B"} or len(pair["A"]) != pair["B"].shape[1]:
-            raise ValueError(f"A and B of {module} have the shapes {[list(part.shape) for part in pair.values()]}")
-        if len(pair["A"]) not in ranks:
-            raise ValueError(f"{module} has the rank {len(pair['A'])}, where {SETTINGS} says {settings['r']}")
+        shapes = {which: list(factor.shape) for which, factor in pair.items()}
+        if shapes.keys() != {"A", "B"} or shapes["A"][0] != shapes["B"][1] or shapes["A"][0] not in ranks:
+            raise ValueError(f"A and B of {module} have the shapes {shapes}, where {SETTINGS} has the rank {ranks}")
     for end in settings["target_modules"]:
         if not any(f".{module}".endswith(f".{end}") for module in pairs):
             raise ValueError(f"no adapters of {end}, which {SETTINGS} asks for")

@@ -9,13 +9,10 @@ Source: the configuration classes of transformers 4.57.6 beside those of 5.24 (p
 does not write).
 """
 
-import contextlib
 import copy
-import fnmatch
 import json
 import re
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -24,6 +21,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.layer_tensors import Layout, predicting
 from deeper_layers.export.tensors import shapes_of
+from deeper_layers.models.checkpoint_files import numbered_groups
 from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.per_layer import cut_entry
 from deeper_layers.models.weight_check import check_tensors
@@ -35,9 +33,12 @@ BESIDE = ("transformers_version", "_name_or_path", "architectures", "dtype", "qu
 ROPE_NAMES = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
 # kinds of layers in the words of transformers 5, by model_type, where the older class takes no others
 KINDS = {"granitemoehybrid": {"linear_attention": "mamba", "full_attention": "attention"}}
-# a name in a quantization_config, or part of one; what compressed-tensors and GPTQModel write before a pattern
-PLAIN, REGEX = re.compile(r"[\w.\-/]+"), re.compile(r"^(?:re:|[-+]:)", re.DOTALL)
-SLOW = re.compile(r"\)[*+{]|(?:[*+}].*){5}", re.DOTALL)  # what a name could keep a pattern busy with for very long
+# in a quantization_config a module in a list, by its name or a pattern of compressed-tensors or GPTQModel; any pattern
+NAMED = re.compile(
+    r"(?P<begin>(?:re:|[-+]:)?[\^.*\\]*)(?P<list>(?:[A-Za-z_]\w*\\?\.)*(?P<last>[A-Za-z_]\w*)\\?\.)(?P<number>\d+)"
+    r"(?P<rest>(?:\\?\..*)?)"
+)
+PATTERN = re.compile(r"re:|[-+]:|.*[*\\(\[|]")
 GONE = object()  # what is of dropped layers alone
 
 
@@ -172,38 +173,28 @@ def cut_quantization(
         quantization: of the whole checkpoint.
         new: numbers of the layers that stay, by their old ones.
         tensors: names of all tensors of the whole checkpoint.
-        prefixes: before the number of a layer, first in names of tensors, then in those of modules: "model.layers.".
+        prefixes: before the number of a layer, in names of tensors and of modules: "model.layers.".
         where: for errors.
 
     Raises:
-        InputError: a pattern names layers in a way that is not understood.
+        InputError: a name or a pattern may be of these layers, and it is not sure of which.
     """
-    modules = {name.rpartition(".")[0] for name in tensors}
-    modules |= {prefixes[-1] + name.removeprefix(prefixes[0]) for name in modules if name.startswith(prefixes[0])}
-    ours = re.compile(rf"(?:{'|'.join(map(re.escape, prefixes))})(\d+)(?=\.|$)")
-    lists = "|".join(re.escape(prefix.split(".")[-2]) for prefix in prefixes)
-    written = re.compile(rf"(?:{lists})(?:\.|\\\.|\[\.\])(\d+)(?!\d)")  # a layer's number in a name or a pattern
+    lists, words = {*numbered_groups(tensors), *prefixes}, [prefix.split(".")[-2] for prefix in prefixes]
 
-    def renumbered(text: str, found: re.Match):
-        number = new.get(int(found[1]))
-        return GONE if number is None else f"{text[: found.start(1)]}{number}{text[found.end(1) :]}"
-
-    whole = {module: renumbered(module, found) if (found := ours.match(module)) else module for module in modules}
-    stay = {before: after for before, after in whole.items() if after is not GONE}
-
-    def name(text: str):
-        """A name or pattern that says the same of the modules that stay; GONE where it only names dropped ones."""
-        places, is_plain, tries = list(written.finditer(text)), PLAIN.fullmatch(text), [text]
-        if not re.search(r"[\d*]", text) or (is_plain and not places):
+    def renumbered(text: str):
+        """A name or pattern with the new number of its layer; GONE where that is dropped."""
+        found = NAMED.fullmatch(text)
+        if found and found["last"] in words:
+            before = found["list"].replace("\\", "")
+            of = {name for name in lists if f".{name}".endswith(f".{before}")}
+            if of and of <= {*prefixes}:
+                number = new.get(int(found["number"]))
+                return GONE if number is None else f"{found['begin']}{found['list']}{number}{found['rest']}"
+            is_sure = of and of.isdisjoint(prefixes)
+        else:  # of no layer, unless it is a pattern with a number by itself
+            is_sure = found or not PATTERN.match(text) or not re.search(r"(?<!\w)\d", text)
+        if is_sure:
             return text
-        if places and (is_plain or len(places) == 1):  # of a name the first number
-            tries.insert(0, renumbered(text, places[0]))
-        with contextlib.suppress(re.error, RecursionError, OverflowError):
-            # a name has to be one of these modules, at least up to its layer
-            is_known = not is_plain or any(_says(text[: places[0].end()], modules))
-            for found in tries if is_known else ():
-                if _says(found, stay.values()) == _says(text, stay):
-                    return found
         raise InputError(
             f"the quantization_config of {where} has the pattern {text!r:.80}, which names layers in a way that can't "
             "be renumbered surely: write the names of these modules there instead"
@@ -218,22 +209,6 @@ def cut_quantization(
             return {key: entry for key, entry in entries.items() if GONE not in (key, entry)}
         if isinstance(value, list):
             return [entry for entry in map(changed, value) if entry is not GONE]
-        return name(value) if isinstance(value, str) else value
+        return renumbered(value) if isinstance(value, str) else value
 
     return changed(quantization)
-
-
-def _says(text: str | object, modules: Iterable[str]) -> list[bool]:
-    """Of which modules a name or a pattern is, as the methods that write such have it. Raises re.error for neither."""
-    if not isinstance(text, str):
-        pattern = "(?!)"  # GONE: of none
-    elif PLAIN.fullmatch(text):  # "layers.3.mlp" may stand for what is "model.layers.3.mlp" in full
-        pattern = rf"(?:.*\.)?{re.escape(text)}(?:\.|$)"
-    elif "*" in text and not REGEX.match(text) and not re.search(r"[\\^$+(){}|]|\.\*", text):
-        pattern = fnmatch.translate(text)
-    elif SLOW.search(text):
-        raise re.error("it may take very long")
-    else:
-        pattern = REGEX.sub("", text)
-    compiled = re.compile(pattern)
-    return [compiled.match(module) is not None for module in modules]

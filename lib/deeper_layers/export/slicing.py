@@ -5,7 +5,6 @@ renamed; layer_tensors.py says which these are, config_text.py what config.json 
 tensors on the way, one of which is in memory at a time. The folder appears when it is complete.
 """
 
-import itertools
 import json
 import os
 import re
@@ -20,7 +19,7 @@ from deeper_layers.errors import InputError
 from deeper_layers.export import lineage, tensors
 from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
-from deeper_layers.export.layer_tensors import Layout, read_layout
+from deeper_layers.export.layer_tensors import read_layout
 from deeper_layers.export.model_card import model_card, read_facts
 from deeper_layers.export.tensors import Changed, Entry
 from deeper_layers.files import atomic_dir, check_absent, clear
@@ -43,6 +42,7 @@ OURS = (
     lineage.LINEAGE,
     ".gitattributes",
 )  # written anew, or of the folder as it was fetched
+WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
 
@@ -113,7 +113,7 @@ def slice_checkpoint(
     added = None if adapter is None else read_adapter(adapter)
     others, facts = _files_beside(folder, trust_remote_code), read_facts(source, folder)
     whole = Cut.of(cut.dropped) if silence else cut
-    config, entries, stamps = cut_config(layout, whole), layout.entries(whole), _stamps(layout)
+    config, entries = cut_config(layout, whole), layout.entries(whole)
     if silence:
         tensors.zero_sublayers(entries, layout, cut)
     if changed:
@@ -151,19 +151,18 @@ def slice_checkpoint(
         scores=card,
     )
     texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
-    copied = {path.name: path for path in others if path.name not in texts}
-    of = step.model_dump(exclude={"command", "model"})
-    of |= {"source": str(folder.resolve()), "files": stamps, "mtp": layout.mtp}
+    copied = {name: path for name, path in others.items() if name not in texts}
+    of = None if changed else step.model_dump(exclude={"command", "model"}) | {"mtp": layout.mtp}
     try:
-        with atomic_dir(out, check, None if changed else of) as made:
+        with atomic_dir(out, check, of) as made:
             tensors.write_tensors(files, made, out)
-            for path in copied.values():
-                shutil.copyfile(path, made / path.name)
+            for file, path in copied.items():
+                shutil.copyfile(path, made / file)
             for file, text in texts.items():
                 (made / file).write_text(text, encoding="utf-8", newline="")
             hashes = {file: file_hash(made / file) for file in (*files, *texts, *copied)}
             (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
-            if _stamps(layout) != stamps:
+            if model_key(source, folder) != key:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
     except OSError as error:
         raise InputError(f"can't write {out} ({error}): mend that and run this again, it goes on from there") from error
@@ -190,26 +189,25 @@ def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -
 
 def _files(entries: dict[str, Entry]) -> dict[str, dict[str, Entry]]:
     """The files to write, by name: as the tensors are divided in the source."""
-    groups = [dict(some) for _, some in itertools.groupby(entries.items(), lambda item: item[1].shard.path)]
-    number = len(groups)
-    names = [f"model-{i:05d}-of-{number:05d}.safetensors" for i in range(1, number + 1)] if number > 1 else [SINGLE]
-    return dict(zip(names, groups, strict=True))
+    groups: dict[Path, dict[str, Entry]] = {}
+    for name, entry in entries.items():
+        groups.setdefault(entry.shard.path, {})[name] = entry
+    if len(groups) == 1:
+        return {SINGLE: entries}
+    return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": some for i, some in enumerate(groups.values(), 1)}
 
 
-def _files_beside(folder: Path, trust_remote_code: bool) -> list[Path]:
-    """What a checkpoint needs beside its configuration and weights, which is copied as it is.
+def _files_beside(folder: Path, trust_remote_code: bool) -> dict[str, Path]:
+    """What a checkpoint needs beside its configuration and weights, which is copied as it is, by name.
 
     Whatever else lies in the folder is named in a warning, and stays where it is: it may be anybody's.
     """
-    needed, left = [], [f"{path.name}/" for path in folder.iterdir() if path.is_dir()]
-    for path in folder_files(folder):
-        if NEEDED.fullmatch(path.name) or (trust_remote_code and path.suffix == ".py"):
-            needed.append(path)
-        elif path.name not in OURS and not path.name.endswith((".safetensors", ".index.json")):
-            left.append(path.name)
-    if left:
-        how = "; --trust-remote-code takes code along" if any(name.endswith(".py") for name in left) else ""
-        warnings.warn(f"left in {folder}, as no part of a checkpoint: {', '.join(sorted(left))}{how}", stacklevel=3)
+    code = ".py" if trust_remote_code else ()
+    found = {path.name: path for path in folder_files(folder)}
+    needed = {name: path for name, path in found.items() if NEEDED.fullmatch(name) or name.endswith(code)}
+    if left := sorted({path.name for path in folder.iterdir() if not WRITTEN.fullmatch(path.name)} - needed.keys()):
+        said = f"left in {folder}, as no part of a checkpoint (--trust-remote-code takes code along): {', '.join(left)}"
+        warnings.warn(said, stacklevel=3)
     return needed
 
 
@@ -234,9 +232,3 @@ def _without_paths(part: dict) -> dict:
         return is_place and (os.path.isabs(value) or os.path.exists(local_path(value)))
 
     return {name: value for name, value in part.items() if not is_path(name, value)}
-
-
-def _stamps(layout: Layout) -> dict[str, list[int]]:
-    """What changes when a shard does: its size and time."""
-    stats = {path.name: path.stat() for path in {entry.shard.path: 0 for entry in layout.tensors.values()}}
-    return {name: [found.st_size, found.st_mtime_ns] for name, found in stats.items()}
