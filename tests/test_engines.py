@@ -10,9 +10,7 @@ from benchmarks.engines.environments import ENGINES as TRIED
 from benchmarks.harness import MEASURED
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export import gguf_files
 from deeper_layers.export.engines import ENGINES, KINDS, TABLE, nearest_safe, safe_cuts, wrong_in
-from deeper_layers.models.gguf_header import UNIFORM
 
 pytestmark = pytest.mark.quick
 
@@ -71,8 +69,6 @@ def test_only_engines_that_were_asked_for_and_only_families_of_the_table():
         assert wrong_in(config, Cut(5, 1), ["mlx-lm", "mistral.rs"]) == []
     with pytest.raises(InputError, match="the engine is 'sglang', expected one of llama.cpp, vllm"):
         wrong_in(OSS, Cut(5, 1), ["sglang"])
-    counted = {"gemma2": 2, "gemma3": 6, "cohere2": 4, "gpt-oss": 2, "smollm3": 4}
-    assert gguf_files.PERIODS == dict.fromkeys([*UNIFORM, *gguf_files.STATED], 1) | counted
 
 
 GEMMA = {"model_type": "gemma3_text", "num_hidden_layers": 18}

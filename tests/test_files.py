@@ -85,8 +85,8 @@ CASES = {
     "a folder came into OUT": (write("out/runs/1"), OVER, "runs in it is not ours"),
     "a file of OUT is gone": (instead("out/vocab.json"), OVER, "vocab.json in it is not ours"),
     "a file of OUT leads elsewhere": (moved("out/config.json", "mine", "../mine"), OVER, "in it is not ours"),
-    "OUT is a link to ours": (moved("out", "real", "real"), OVER, "it is no folder with"),
-    "the mark of OUT was edited": (put(f"out/{LINEAGE}", "kept", [0, 1]), OVER, "a pruning.json as we write it"),
+    "OUT is a link to ours": (moved("out", "real", "real"), OVER, "no pruning.json as we write it"),
+    "the mark of OUT was edited": (put(f"out/{LINEAGE}", "kept", [0, 1]), OVER, "no pruning.json as we write it"),
     "OUT.gguf is a link to ours": (moved("out.gguf", "real", "real"), OVER_FILE, "as it was written"),
     # ---- what is read is not written to
     "OUT is the source": (None, ["out", "out", *ONE, "--overwrite"], "overlap"),

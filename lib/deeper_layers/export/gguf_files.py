@@ -4,7 +4,6 @@ The tensors that stay are copied as bytes, however they are quantized, under the
 model is not opened, and one tensor is in memory at a time. The file appears when it is complete.
 """
 
-import dataclasses
 import hashlib
 import io
 import os
@@ -15,14 +14,14 @@ from typing import NamedTuple
 
 import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Kind
+from gguf import GGMLQuantizationType, GGUFValueType
 from gguf.gguf_reader import ReaderTensor
 from gguf.gguf_writer import GGUFValue, WriterState
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.adapter_files import Adapter, read_adapter
-from deeper_layers.export.engines import TABLE, nth, of_another_kind
+from deeper_layers.export.engines import wrong_in
 from deeper_layers.export.lineage import check_apart
 from deeper_layers.export.llama_cpp import EXACT, FILE_TYPES, ROUNDED, quantize
 from deeper_layers.export.tensors import CHUNK, check_space, progress, read_bytes, write_blocks
@@ -32,18 +31,16 @@ from deeper_layers.models.packaged import PACKAGED
 from deeper_layers.models.sources import Source, find_model
 from deeper_layers.package_index import cache_folder, hash_once
 
-STATED = ("gemma4", "lfm2")  # architectures whose files say of each layer of which kind it is
-COUNTED = {line.family.replace("_", "-"): line.every for line in TABLE if line.engine == "llama.cpp"}
-# After how many layers llama.cpp repeats their kinds, by architecture: it knows the kind of a layer by its number.
-# 1: all layers are alike, or a file states their kinds.
-PERIODS = {arch: COUNTED.get(arch, 1) for arch in sorted(UNIFORM)} | dict.fromkeys(STATED, 1)
-TYPES = {name: Kind[name.upper()] for name in EXACT}
-LARGEST = 65504  # in float16, in which the others hold their numbers or their scales
+# architectures whose layers are alike, or counted by llama.cpp as engines.csv says, or described one by one in a file
+KNOWN = (*sorted(UNIFORM), "gemma4", "lfm2")
+TYPES = {name: GGMLQuantizationType[name.upper()] for name in EXACT}
+LARGEST = 65504  # in float16, in which all types but f32 hold their numbers or their scales
 KEPT, ORIGIN = "pruning.kept_layers", "pruning.source_sha256"
 MARK = "pruning.sha256"  # our mark: of the whole file as it was written, with zeros in the place of this
-ZEROS = b"0" * 64
+ZEROS = "0" * 64
 # as MARK stands in a file before its value: the name, the type, the length
-BEFORE_MARK = MARK.encode() + struct.pack("<IQ", gguf.GGUFValueType.STRING, len(ZEROS))
+BEFORE_MARK = MARK.encode() + struct.pack("<IQ", GGUFValueType.STRING, len(ZEROS))
+Added = tuple[np.ndarray, np.ndarray, float]
 
 
 class Plan(NamedTuple):
@@ -51,7 +48,7 @@ class Plan(NamedTuple):
     how many zeros follow; the bytes of the whole."""
 
     head: bytes
-    tensors: list[tuple[ReaderTensor, Kind, tuple | None, int]]
+    tensors: list[tuple[ReaderTensor, GGMLQuantizationType, Added | None, int]]
     bytes: int
 
 
@@ -96,8 +93,7 @@ def slice_gguf(
         with atomic_file(out, check) as made:
             if type in ROUNDED:
                 with passing_dir(cache_folder() / "rounded") as folder:
-                    plain = slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter)
-                    quantize(plain, made, type.upper())
+                    quantize(slice_gguf(source, cut, folder / "plain.gguf", adapter=adapter), made, type.upper())
             else:
                 plan = plan_gguf(source, read_gguf(path), cut, type, adapter)
                 check_space(out, made.parent, plan.bytes)
@@ -108,7 +104,7 @@ def slice_gguf(
             place, _, mark = _mark_of(made)
             with open(made, "r+b") as file:
                 file.seek(place)
-                file.write(mark)
+                file.write(mark.encode())
     except OSError as error:
         raise InputError(f"can't write {out} ({error.strerror or error}): mend that, or name another place") from error
     return out
@@ -131,19 +127,24 @@ def plan_gguf(
         raise InputError(f"type is {type!r}, expected one of {', '.join((*TYPES, *ROUNDED))}")
     if not cut.is_of_layers:
         raise InputError(f"cut is {cut}, and no GGUF file states a layer without one of its sublayers: drop layers")
-    kept, tensors = cut.kept(source.num_layers), []
-    _check_kinds(header, source, kept)
+    if header.architecture not in KNOWN:
+        raise InputError(
+            f"{source.name} has the architecture {header.architecture}, whose layers may differ by their number: "
+            f"expected one of {', '.join(KNOWN)}; slice its safetensors"
+        )
+    if wrong := wrong_in(header.config, cut, ["llama.cpp"]):
+        raise InputError(f"{source.name} would be another model: {wrong[0].why}; drop other layers")
     added = {} if adapter is None else _updates(read_adapter(adapter), source, cut, header)
-    writer, head, size = gguf.GGUFWriter(None, header.architecture), io.BytesIO(), 0
+    kept, tensors, size, head = cut.kept(source.num_layers), [], 0, io.BytesIO()
+    writer = gguf.GGUFWriter(None, header.architecture)
     writer.data_alignment = header.alignment
     writer.kv_data[0] |= _metadata(header, source, kept, type)
     for name, tensor in _kept_tensors(header, kept).items():
         update, shape, kind = added.pop(name, None), tensor.shape[::-1].tolist(), tensor.tensor_type
-        if update and (given := [len(update[0]), update[1].shape[1]]) != shape:
-            raise InputError(f"{name} has the shape {shape}, its adapter {given}: expected the same")
         wanted = type or ("f16" if update or healed and ".ffn_" in name else None)
-        if wanted and len(shape) > 1:  # where a type's blocks do not divide the rows it is F16
-            kind = TYPES[wanted] if shape[-1] % gguf.GGML_QUANT_SIZES[TYPES[wanted]][0] == 0 else Kind.F16
+        if wanted and len(shape) > 1:  # where a type's blocks do not divide the rows it is f16
+            fits = shape[-1] % gguf.GGML_QUANT_SIZES[TYPES[wanted]][0] == 0
+            kind = TYPES[wanted if fits else "f16"]
         block, width = gguf.GGML_QUANT_SIZES[kind]
         stored = tensor.n_elements // block * width
         writer.add_tensor_info(name, shape, np.dtype(np.float32), stored, kind)
@@ -169,24 +170,24 @@ def check_our_gguf(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a GGUF file that we wrote and nobody changed since."""
     if not os.path.lexists(out):
         return
-    _, said, expected = _mark_of(out) if out.is_file() and not out.is_symlink() else (0, None, "")
-    if said != expected:
+    _, said, expected = _mark_of(out) if out.is_file() and not out.is_symlink() else (0, b"", "?")
+    if said != expected.encode():
         raise InputError(
             f"{out} exists and is no GGUF file with a {MARK} of ours, as it was written: --overwrite replaces nothing "
             "else; move it away, or name another place"
         )
 
 
-def _mark_of(path: Path) -> tuple[int, bytes, bytes]:
+def _mark_of(path: Path) -> tuple[int, bytes, str]:
     """Where MARK's value lies in a file, what it is, and what it has to be: the file's SHA-256 with zeros there."""
     with open(path, "rb") as file:
         head = file.read(MOST_BYTES)
         place = head.find(BEFORE_MARK) + len(BEFORE_MARK)
         end = place + len(ZEROS)
-        digest = hashlib.sha256(head[:place] + ZEROS + head[end:])
+        digest = hashlib.sha256(head[:place] + ZEROS.encode() + head[end:])
         while block := file.read(CHUNK):
             digest.update(block)
-    return place, head[place:end], digest.hexdigest().encode()
+    return place, head[place:end], digest.hexdigest()
 
 
 def _content(plan: Plan, path: Path) -> Iterator[bytes]:
@@ -200,7 +201,7 @@ def _content(plan: Plan, path: Path) -> Iterator[bytes]:
         yield bytes(padding)
 
 
-def _changed(tensor: ReaderTensor, kind: Kind, update: tuple | None) -> np.ndarray:
+def _changed(tensor: ReaderTensor, kind: GGMLQuantizationType, update: Added | None) -> np.ndarray:
     """A tensor in another type, with what an adapter adds to it."""
     try:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
@@ -208,70 +209,49 @@ def _changed(tensor: ReaderTensor, kind: Kind, update: tuple | None) -> np.ndarr
         raise InputError(f"{tensor.name} is {tensor.tensor_type.name}, which can't be changed ({error})") from error
     if update:
         up, down, scale = update
+        if (shape := (len(up), down.shape[1])) != values.shape:
+            raise InputError(f"{tensor.name} has the shape {values.shape}, its adapter {shape}")
         values = values + scale * (up @ down)
     largest = np.abs(values).max()
-    if not largest <= (np.finfo(np.float32).max if kind == Kind.F32 else LARGEST):
+    if not largest <= (np.finfo(np.float32).max if kind == TYPES["f32"] else LARGEST):
         raise InputError(f"{tensor.name} would hold {largest}, too large for {kind.name}: give the type f32")
     return gguf.quants.quantize(values.astype(np.float32), kind)
 
 
-def _check_kinds(header: Header, source: Source, kept: list[int]) -> None:
-    """Raise InputError where a sliced file would not be the model without these layers in llama.cpp."""
-    arch, window = header.architecture, f"{header.architecture}.attention.sliding_window"
-    if (period := PERIODS.get(arch)) is None:
-        raise InputError(
-            f"{source.name} has the architecture {arch}, whose layers may differ by their number: expected one of "
-            f"{', '.join(PERIODS)}; slice its safetensors"
-        )
-    if arch == "olmo2" and window in header.entries:  # as files of OLMo 3 name it
-        period = COUNTED["olmo3"]
-    elif period > 1:
-        period = header.get(f"{window}_pattern", period)
-    if not isinstance(period, int) or period < 1:
-        raise InputError(f"{source.name} has the sliding_window_pattern {period!r}: expected a whole number from 1 up")
-    if wrong := of_another_kind(kept, period):
-        raise InputError(
-            f"layer {wrong[0]} of {source.name} would be of another kind: in llama.cpp every {nth(period)} layer of "
-            f"{arch} sees all tokens, by its number; drop a multiple of {period} layers"
-        )
-
-
 def _kept_tensors(header: Header, kept: list[int]) -> dict[str, ReaderTensor]:
     """The tensors that stay, by their new names."""
-    new, found = {old: position for position, old in enumerate(kept)}, {}
+    found = {}
     for tensor in header.tensors:
         number, name = placed(tensor.name)
-        if number is None or number in new:
-            found[name if number is None else f"blk.{new[number]}.{name}"] = tensor
+        if number is None or number in kept:
+            found[name if number is None else f"blk.{kept.index(number)}.{name}"] = tensor
     return found
 
 
 def _metadata(header: Header, source: Source, kept: list[int], type: str | None) -> dict[str, GGUFValue]:
     """What the file says of itself: entries with one value a layer are cut, and what was done is added."""
-    layers, arch, text = source.num_layers, header.architecture, gguf.GGUFValueType.STRING
-    entries = {MARK: GGUFValue(ZEROS.decode(), text)}
-    for key, entry in header.entries.items():
-        # the writer makes the first of these itself, and no empty lists; the size in words is no longer true
-        if key in (MARK, "general.architecture", "general.size_label") or entry.value == []:
-            continue
-        if key == f"{arch}.block_count":
-            entry = dataclasses.replace(entry, value=len(kept))
-        elif key == "general.file_type" and type:
-            entry = GGUFValue(FILE_TYPES.get(type.upper(), 0), gguf.GGUFValueType.UINT32)  # 0 is f32
-        elif isinstance(entry.value, list) and key.startswith(f"{arch}.") and len(entry.value) == layers:
-            entry = dataclasses.replace(entry, value=[entry.value[index] for index in kept])
-        entries[key] = entry
-    before = header.get(KEPT, list(range(layers)))
-    if not (isinstance(before, list) and len(before) == layers and all(isinstance(n, int) and n >= 0 for n in before)):
+    layers, arch, before = source.num_layers, header.architecture, header.get(KEPT, kept)
+    if not isinstance(before, list) or before is not kept and len(before) != layers:
         raise InputError(f"{source.name} has the {KEPT} {before!r}: expected {layers} numbers of layers")
-    numbers = [before[index] for index in kept]
-    entries[KEPT] = GGUFValue(numbers, gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32)
-    entries[ORIGIN] = GGUFValue(header.get(ORIGIN, source.weights.removeprefix("sha256:")), text)
+    entries = {MARK: GGUFValue(ZEROS, GGUFValueType.STRING)}
+    for key, entry in header.entries.items():
+        value = entry.value
+        if key == f"{arch}.block_count":
+            value = len(kept)
+        elif key == "general.file_type" and type:
+            value = FILE_TYPES.get(type.upper(), 0)  # of f32
+        elif isinstance(value, list) and len(value) == layers and (key == KEPT or key.startswith(f"{arch}.")):
+            value = [value[index] for index in kept]
+        # the writer makes the second of these itself, and no empty lists; the size in words is no longer true
+        if key not in (MARK, "general.architecture", "general.size_label") and value != []:
+            entries[key] = GGUFValue(value, entry.type, entry.sub_type)
+    entries.setdefault(KEPT, GGUFValue(kept, GGUFValueType.ARRAY, GGUFValueType.UINT32))
+    entries.setdefault(ORIGIN, GGUFValue(source.weights.removeprefix("sha256:"), GGUFValueType.STRING))
     return entries
 
 
-def _updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict[str, tuple]:
-    """For each adapted tensor, by its new name in a GGUF file, the two factors and the scale of what is added."""
+def _updates(adapter: Adapter, source: Source, cut: Cut, header: Header) -> dict[str, Added]:
+    """What is added to each adapted tensor, by its new name in a GGUF file: two factors, and their scale."""
     if adapter.base:  # the same weights can go by the name of the model and that of the file
         adapter.check(adapter.base | {"weights": source.weights}, cut)
     names = gguf.get_tensor_name_map(ARCHITECTURES[header.architecture], source.num_layers - cut.size)

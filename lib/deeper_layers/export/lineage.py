@@ -48,7 +48,7 @@ class Lineage(Checked):
     base_model: str | None  # hub id of the first model, where it is known
     steps: Annotated[list[Step], Field(min_length=1)]
     kept: list[Count]  # of each layer its number in the first model
-    files: dict[Name, Count | Sha256] = {}  # SHA-256 of each file but this one; in earlier versions its bytes
+    files: dict[Name, Sha256] = {}  # of each but this one
     sha256: Sha256 | None = None  # of all this
 
     @property
@@ -65,12 +65,11 @@ class Lineage(Checked):
 def lineage_after(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
     """With one more step, or a first one, of the model of this hub id. Raises InputError where that begins with another
     number of layers."""
-    whole = list(range(step.layers)) if before is None else before.kept
-    if step.layers != len(whole):
-        raise InputError(f"{LINEAGE} is of {len(whole)} layers, expected {step.layers}: remove that file")
-    kept = [whole[index] for index in step.cut.kept(step.layers)]
-    base, steps = (hub, []) if before is None else (before.base_model, before.steps)
-    return Lineage(base_model=base, steps=[*steps, step], kept=kept)
+    whole = before or Lineage.model_construct(base_model=hub, steps=[], kept=[*range(step.layers)])
+    if step.layers != len(whole.kept):
+        raise InputError(f"{LINEAGE} is of {len(whole.kept)} layers, expected {step.layers}: remove that file")
+    kept = [whole.kept[index] for index in step.cut.kept(step.layers)]
+    return Lineage(base_model=whole.base_model, steps=[*whole.steps, step], kept=kept)
 
 
 def read_lineage(folder: Path) -> Lineage | None:
@@ -91,19 +90,17 @@ def check_our_folder(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
     if not os.path.lexists(out):
         return
-    lineage, strange = None if out.is_symlink() or not out.is_dir() else read_lineage(out), None
+    lineage, strange = None if out.is_symlink() else read_lineage(out), []
     if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
-        strange = f"it is no folder with a {LINEAGE} as we write it"
+        strange = [f"no {LINEAGE} as we write it"]
     else:
-        there = {path.name: path for path in out.iterdir() if path.name != LINEAGE}
-        for name in sorted(there.keys() | lineage.files.keys()):
-            path = there.get(name, out / name)
-            if path.is_symlink() or not path.is_file() or hash_once(path) != lineage.files.get(name):
-                strange = f"{name} in it is not ours as it was written, or is missing"
+        for path in sorted({*out.iterdir(), *(out / name for name in lineage.files)} - {out / LINEAGE}):
+            if path.is_symlink() or not path.is_file() or hash_once(path) != lineage.files.get(path.name):
+                strange.append(f"{path.name} in it is not ours as it was written, or is missing")
     if strange:
         raise InputError(
-            f"{out} exists and is not as it was written here ({strange}): --overwrite replaces nothing else; move it "
-            "away, or name another place"
+            f"{out} exists and is not as it was written here ({strange[0]}): --overwrite replaces nothing else; move "
+            "it away, or name another place"
         )
 
 
@@ -112,10 +109,7 @@ def check_apart(out: Path, *sources: Path) -> None:
     target = Path(os.path.realpath(out))
     for source in map(Path, map(os.path.realpath, sources)):
         if target.is_relative_to(source) or source.is_relative_to(target):
-            raise InputError(
-                f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere, so that nothing "
-                "is lost"
-            )
+            raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
 
 
 def _content_hash(content: dict) -> str:

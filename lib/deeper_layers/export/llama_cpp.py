@@ -39,6 +39,10 @@ class LlamaCpp:
             raise InputError(f"llama.cpp can't open {path} ({error}): give a whole GGUF file") from error
         self.vocabulary = self.model.get_vocab()
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self.model.close()
+
     def tokens(self, text: str) -> list[int]:
         """A text as tokens, begun as the file says (Gemma: with <bos>), as llama.cpp's programs and transformers do."""
         return self.vocabulary.tokenize(text, add_special=True, parse_special=False)
@@ -46,10 +50,6 @@ class LlamaCpp:
     def text(self, tokens: list[int]) -> str:
         """Tokens as text, special ones as they are written."""
         return self.vocabulary.detokenize(tokens, unparse_special=True)
-
-    def close(self) -> None:
-        """Give the memory back."""
-        self.model.close()
 
     def greedy(self, prompt: list[int], tokens: int) -> list[int]:
         """The likeliest continuation of a prompt, `tokens` long, past the end of the text too."""
@@ -62,13 +62,12 @@ class LlamaCpp:
         context = self.library.LlamaContext(self.model, options)
         sampler = self.library.LlamaSampler(self.library.LlamaSamplerChainParams())
         sampler.add_greedy()
-        found, batch = [], self.library.llama_batch_get_one(prompt, 0)
-        while True:
-            context.decode(batch)
-            found.append(sampler.sample(context, -1))
-            if len(found) == tokens:
-                return found
-            batch = self.library.llama_batch_get_one(found[-1:], len(prompt) + len(found) - 1)
+        found, given = [], prompt
+        while len(found) < tokens:
+            context.decode(self.library.llama_batch_get_one(given, len(prompt) + len(found) - len(given)))
+            given = [sampler.sample(context, -1)]
+            found += given
+        return found
 
 
 def quantize(source: str | Path, out: str | Path, type: str) -> Path:
@@ -82,8 +81,6 @@ def quantize(source: str | Path, out: str | Path, type: str) -> Path:
     if type not in FILE_TYPES:
         raise InputError(f"type is {type!r}, expected one of {', '.join(FILE_TYPES)}")
     library, out = _library(source), Path(out)
-    files.clear(out)
-    files.check_absent(out)
     options = library.LlamaModelQuantizeParams()
     options.ftype, options.nthread, options.allow_requantize = FILE_TYPES[type], 1, True
     with files.atomic_file(out) as partial:

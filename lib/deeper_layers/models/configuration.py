@@ -45,8 +45,7 @@ def stated_config(model: str, revision: str | None = None) -> dict:
     if is_gguf(path):
         from deeper_layers.models.gguf_header import read_gguf  # slow
 
-        header = read_gguf(path)
-        return {"model_type": header.architecture.replace("-", "_"), "num_hidden_layers": header.layers}
+        return read_gguf(path).config
     if os.path.isdir(path):
         return read_json(path / "config.json")
     from huggingface_hub import hf_hub_download  # slow

@@ -37,14 +37,15 @@ def converted_gguf(path: Path, sha256: str) -> Path:
     Raises InputError where the file has another hash, transformers can't read it, or the cache can't be written.
     """
     target = conversion_of(sha256)
-    with keeping(f"the conversion of {path}", target):
+    if target.is_dir():
+        return target
+    wait = f"waiting for another process, which converts {path.name}"
+    with keeping(f"the conversion of {path}", target), locked(target, wait):
         if not target.is_dir():
-            with locked(target, f"waiting for another process, which converts {path.name}"):
-                if not target.is_dir():
-                    print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
-                    with atomic_dir(target, None) as made:
-                        _convert(path, made)
-                        check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
+            print(f"converting {path.name} to safetensors, once", file=sys.stderr, flush=True)
+            with atomic_dir(target, None) as made:
+                _convert(path, made)
+                check_hash(path, sha256, "the model")  # afterwards: it may have been changed meanwhile
     return target
 
 
@@ -65,12 +66,10 @@ def _convert(path: Path, out: Path) -> None:
             )
             check_whole(report, path.name)
             # the weights are plain from here on: a quantization entry would make the next reader look for more
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
+            vars(model.config).pop("quantization_config", None)
             model.is_quantized = False
             model.save_pretrained(out)
-            tokenizer = AutoTokenizer.from_pretrained(folder, **how)
-            tokenizer.save_pretrained(out)  # ty: ignore[missing-union-attribute]
+            AutoTokenizer.from_pretrained(folder, **how).save_pretrained(out)  # ty: ignore[missing-union-attribute]
     except InputError:
         raise
     except Exception as error:  # whatever transformers raises for an entry or a tensor that it did not expect

@@ -40,6 +40,20 @@ class Header(gguf.GGUFReader):
         self.architecture = self.get("general.architecture")
         self.layers = self.get(f"{self.architecture}.block_count")
 
+    @property
+    def quantized(self) -> str:
+        """The types of its matrices."""
+        return "+".join(sorted({tensor.tensor_type.name for tensor in self.tensors if len(tensor.shape) > 1}))
+
+    @property
+    def config(self) -> dict:
+        """What it says of layers as config.json would, for `wrong_in`."""
+        own, pattern = f"{self.architecture}.", "attention.sliding_window_pattern"
+        # as files of OLMo 3 name it
+        is_olmo3 = self.architecture == "olmo2" and f"{own}attention.sliding_window" in self.entries
+        kind = "olmo3" if is_olmo3 else self.architecture.replace("-", "_")
+        return {"model_type": kind, "num_hidden_layers": self.layers, pattern: self.get(own + pattern)}
+
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a key of the metadata."""
         return self.entries[key].value if key in self.entries else default
@@ -82,7 +96,7 @@ def read_gguf(path: Path) -> Header:
             header = Header(path)
         _check_tensors(header)
         _check_model(header)
-    except (ValueError, LookupError, ArithmeticError, OSError) as error:  # whatever gguf raises for odd bytes
+    except Exception as error:  # whatever gguf raises for odd bytes
         raise unreadable(path, "a whole GGUF file", error) from error
     return header
 
@@ -106,27 +120,26 @@ def _check_tensors(header: Header) -> None:
 
 def _check_model(header: Header) -> None:
     """Raise ValueError unless the tensors are those of one model, as the metadata describe it."""
-    arch, stated, tokens = header.architecture, header.layers, header.get("tokenizer.ggml.tokens")
-    if not isinstance(arch, str) or not re.fullmatch(r"[\w.-]+", arch):
+    arch, stated, shapes = header.architecture, header.layers, {t.name: t.shape.tolist() for t in header.tensors}
+    if not re.fullmatch(r"[\w.-]+", arch):
         raise ValueError("it names no general.architecture")
     if header.get("split.count", 0) not in (0, 1):
         raise ValueError("it is one of several files: join them with llama-gguf-split --merge")
     if odd := [key for key, entry in header.entries.items() if entry.value != entry.value]:
         raise ValueError(f"its {odd[0]} is no number")
-    layers: dict[int | None, dict[str, list[int]]] = {None: {}}
-    for tensor in header.tensors:
-        number, name = placed(tensor.name)
-        layers.setdefault(number, {})[name] = tensor.shape.tolist()
-    others = {name.rpartition(".")[0]: shape for name, shape in layers.pop(None).items()}
-    if type(stated) is not int or stated != len(layers) or layers.keys() != {*range(stated)}:
-        raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(layers)} layers")
-    shape = [header.get(f"{arch}.embedding_length"), len(tokens) if isinstance(tokens, list) else None]
-    if None not in shape and others.get("token_embd", shape) != shape:
-        raise ValueError(f"its embedding has the shape {others['token_embd']}, expected {shape}")
+    parts: dict[int | None, set[str]] = {None: set()}
+    for number, name in map(placed, shapes):
+        parts.setdefault(number, set()).add(name)
+    others = {name.rpartition(".")[0] for name in parts.pop(None)}
+    if type(stated) is not int or stated != len(parts) or parts.keys() != {*range(stated)}:
+        raise ValueError(f"its {arch}.block_count is {stated!r:.40}, and it has tensors of {len(parts)} layers")
+    width, tokens = header.get(f"{arch}.embedding_length"), header.get("tokenizer.ggml.tokens")
+    if width and tokens and (shape := shapes.get("token_embd.weight")) not in (None, [width, len(tokens)]):
+        raise ValueError(f"its embedding has the shape {shape}, expected {[width, len(tokens)]}")
     if arch not in UNIFORM:
         return
-    if unlike := [number for number, tensors in layers.items() if tensors.keys() != layers[0].keys()]:
+    if unlike := [number for number, names in parts.items() if names != parts[0]]:
         raise ValueError(f"its layers 0 and {unlike[0]} have unlike tensors")
     names = {gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[ARCHITECTURES[arch]]}
-    if strange := sorted(others.keys() - names | {"token_embd", "output_norm"} & names - others.keys()):
+    if strange := sorted(others - names | {"token_embd", "output_norm"} & names - others):
         raise ValueError(f"its tensor {strange[0]!r} is missing, or none of {arch}")

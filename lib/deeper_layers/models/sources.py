@@ -81,8 +81,7 @@ def find_model(
         if revision is not None:
             check_hash(path, revision.removeprefix("sha256:"), "the model")
         layers = header.layers
-        quantized = "+".join(sorted({tensor.tensor_type.name for tensor in header.tensors if len(tensor.shape) > 1}))
-        folder, gguf, revision = str(path), path, None
+        quantized, folder, gguf, revision = header.quantized, str(path), path, None
     else:
         if local := os.path.isdir(path):
             folder = str(path)
