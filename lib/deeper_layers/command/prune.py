@@ -177,7 +177,7 @@ def prune(
                 f"{asked.text}; what stands here of its quality is from before that"
             )
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
-        lines += [] if output.is_gguf else filter(None, [say_smaller(source, cut, dtype)])
+        lines += [] if output.is_gguf else say_smaller(source, dtype)
         lines += _known(described, source, asked.results)
         return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines)])
     for said in described.warnings():
@@ -194,7 +194,7 @@ def prune(
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
     if is_gguf_model(model) and not output.is_gguf:
-        lines.append(say_smaller(found().source, cut, models.find_model(str(out), hashed=False).dtype))
+        lines += say_smaller(found().source, models.find_model(str(out), hashed=False).dtype)
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
     return Answer(content, ["\n".join(filter(None, [*lines, address]))])
 

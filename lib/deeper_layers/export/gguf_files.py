@@ -88,7 +88,7 @@ def slice_gguf(
     """
     source, out = source if isinstance(source, Source) else find_model(str(source)), Path(out)
     check, path = check_our_gguf if overwrite else check_absent, gguf_file(source)
-    check_apart(out, path, *([] if adapter is None else [Path(adapter)]))
+    check_apart(out, path, Path(adapter or path))
     try:
         with atomic_file(out, check) as made:
             if type in ROUNDED:

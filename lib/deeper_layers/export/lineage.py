@@ -61,6 +61,12 @@ class Lineage(Checked):
         """The kept layers of the first model as ranges with an exclusive end."""
         return ranges(self.kept)
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hexadecimal, of all but `sha256`, as canonical JSON."""
+        content = json.dumps(self.model_dump(exclude={"sha256"}), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
 
 def lineage_after(before: Lineage | None, step: Step, hub: str | None) -> Lineage:
     """With one more step, or a first one, of the model of this hub id. Raises InputError where that begins with another
@@ -82,21 +88,22 @@ def read_lineage(folder: Path) -> Lineage | None:
 
 def write_lineage_text(lineage: Lineage, files: dict[str, str]) -> str:
     """What pruning.json says, beside files of these hashes."""
-    content = lineage.model_dump() | {"files": files}
-    return json.dumps(content | {"sha256": _content_hash(content)}, indent=1) + "\n"
+    whole = lineage.model_copy(update={"files": files})
+    return json.dumps(whole.model_dump() | {"sha256": whole.digest}, indent=1) + "\n"
 
 
 def check_our_folder(out: Path) -> None:
     """Raise InputError where OUT is there, and is not a folder that we wrote and nobody changed since."""
     if not os.path.lexists(out):
         return
-    lineage, strange = None if out.is_symlink() else read_lineage(out), []
-    if lineage is None or lineage.sha256 != _content_hash(lineage.model_dump()):
+    lineage = None if out.is_symlink() else read_lineage(out)
+    if lineage is None or lineage.sha256 != lineage.digest:
         strange = [f"no {LINEAGE} as we write it"]
     else:
-        for path in sorted({*out.iterdir(), *(out / name for name in lineage.files)} - {out / LINEAGE}):
-            if path.is_symlink() or not path.is_file() or hash_once(path) != lineage.files.get(path.name):
-                strange.append(f"{path.name} in it is not ours as it was written, or is missing")
+        there = {path.name: path for path in out.iterdir() if path.name != LINEAGE}
+        hashes = {name: hash_once(p) for name, p in there.items() if p.is_file() and not p.is_symlink()}
+        odd = {name for name, _ in hashes.items() ^ lineage.files.items()} | there.keys() - hashes.keys()
+        strange = [f"{name} in it is not ours as it was written, or is missing" for name in sorted(odd)]
     if strange:
         raise InputError(
             f"{out} exists and is not as it was written here ({strange[0]}): --overwrite replaces nothing else; move "
@@ -110,9 +117,3 @@ def check_apart(out: Path, *sources: Path) -> None:
     for source in map(Path, map(os.path.realpath, sources)):
         if target.is_relative_to(source) or source.is_relative_to(target):
             raise InputError(f"{out} and {source} overlap, and the second is read: give an out that lies elsewhere")
-
-
-def _content_hash(content: dict) -> str:
-    """SHA-256, in hexadecimal, of canonical JSON without the entry "sha256"."""
-    rest = {name: value for name, value in content.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -79,8 +79,9 @@ def _read_card(path: Path) -> tuple[dict, str]:
 
 def _passed_on(said: dict) -> dict:
     """Those of PASSED_ON that are a text, or a list of such."""
-    lists = {name: said[name] if isinstance(said[name], list) else [said[name]] for name in PASSED_ON if said.get(name)}
-    return {name: said[name] for name, texts in lists.items() if all(isinstance(text, str) for text in texts)}
+    found = {name: said[name] for name in PASSED_ON if said.get(name)}
+    lists = {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+    return {name: found[name] for name, texts in lists.items() if all(isinstance(text, str) for text in texts)}
 
 
 def model_card(

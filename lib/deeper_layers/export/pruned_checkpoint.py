@@ -161,7 +161,7 @@ class Output:
 
     def check(self, model: str, *, changes: bool = False) -> None:
         """Raise InputError where it can't be written, or is not to be had of a model, some of whose weights a rule
-        `changes`; what killed processes left there goes."""
+        `changes`."""
         from deeper_layers import export  # slow, one of its checks
 
         said = f"OUT is {str(self.path)!r}"
@@ -170,10 +170,7 @@ class Output:
             raise InputError(f"{said}, and {what}: give a folder as OUT, and {CONVERT}")
         if (self.type is not None) > self.is_gguf or self.is_gguf > (self.dtype == "auto"):
             raise InputError(f"{said}: --type is for one that ends in .gguf, --dtype for a folder")
-        if not self.path.name:
-            raise InputError(f"{said}, a folder that is there: name one to be made")
         checks.new_folder("the folder of OUT", self.path.parent, writable=True)
-        files.clear(self.path)
         ours = export.check_our_gguf if self.is_gguf else export.check_our_folder
         (ours if self.overwrite else files.check_absent)(self.path)
 
@@ -282,11 +279,10 @@ def prune_checkpoint(
     place = ["--start", str(cut.start), "--drop", str(cut.size)] if cut.is_block else typed_lists(cut)
     if changed:
         place = ["--drop", str(cut.size), "--rule", changed.words.partition(":")[0]]
-    words = ["deeper-layers", "prune", described.model, out.name, *place]
-    words += ["--silence"] if output.silence else []
+    words = ["deeper-layers", "prune", described.model, out.name, *place, *["--silence"] * output.silence]
     words += ["--adapter", added.folder.name] if added else []
     words += ["--dtype", output.dtype] if output.dtype != "auto" else []
-    words += [] if output.mtp else ["--without-mtp"]
+    words += ["--without-mtp"] * (not output.mtp)
     how |= {"dtype": output.dtype, "mtp": output.mtp, "silence": output.silence, "changed": changed}
     told = {"card": described.card(added), "command": shlex.join(words), "name": name or out.name}
     return export.slice_checkpoint(model, cut, out, **how, **told, **opening)
@@ -304,15 +300,13 @@ def read_size(text: str) -> tuple[float, bool]:
     return float(found[1]) * (BYTES | PARAMETERS)[unit], unit in BYTES
 
 
-def say_smaller(source: Source, cut: Cut, dtype: str) -> str | None:
-    """What to say of a folder in float32 that is made of a GGUF file; None for any other."""
-    if not source.is_gguf or dtype != "float32":
-        return None
-    whole, _ = Output(Path("out.gguf")).sizes(source)(cut)
-    return (
+def say_smaller(source: Source, dtype: str) -> list[str]:
+    """What to say of a folder in float32 that is made of a GGUF file; nothing of any other."""
+    said = (
         f"in float32, as no 16 bits hold each of its {source.quantized} weights: --dtype bfloat16 rounds them and "
-        f"halves that, an OUT that ends in .gguf keeps them in {whole / 1e6:,.0f} MB"
+        "halves that, an OUT that ends in .gguf keeps them as they are"
     )
+    return [said] if source.is_gguf and dtype == "float32" else []
 
 
 def is_gguf_model(model: str) -> bool:
@@ -322,18 +316,20 @@ def is_gguf_model(model: str) -> bool:
 
 def cut_as_json(cut: Cut) -> dict:
     """A cut as scripts read it: a block by its place, any other with what it drops."""
-    place = {"start": cut.start, "size": cut.size}
-    lists = {"layers": list(cut.dropped), "attention": list(cut.attention), "mlp": list(cut.mlp)}
-    return place if cut.is_block else place | lists
+    return {"start": cut.start, "size": cut.size} | ({} if cut.is_block else _lists(cut))
 
 
 def typed_lists(cut: Cut) -> list[str]:
     """A cut as one types it, layer by layer: ["--layers", "3,7-9", "--mlp", "12"]."""
     words = []
-    for name, indices in (("layers", cut.dropped), ("attention", cut.attention), ("mlp", cut.mlp)):
+    for name, indices in _lists(cut).items():
         parts = [str(start) if stop - start == 1 else f"{start}-{stop - 1}" for start, stop in ranges(indices)]
         words += [f"--{name}", ",".join(parts)] if parts else []
     return words
+
+
+def _lists(cut: Cut) -> dict[str, tuple[int, ...]]:
+    return {"layers": cut.dropped, "attention": cut.attention, "mlp": cut.mlp}
 
 
 # ---- to the hub --------------------------------------------------------------------------------------------------
