@@ -85,9 +85,9 @@ def closed(monkeypatch):
 
 
 SWEPT = r"""capitals, acc: 120 items, guessing 0.28
- n .*
- 0 +0% +0\.850 \(0.775 to 0.903\)(?s:.*)
- 4 +13%  similarity +2  0\.450 \(0.364 to 0.539\)  -0\.400 \(-0.492 to -0.308\)
+cut .*
+0,0 +0 +0 +0\.000 +0\.850 \(0.775 to 0.903\)(?s:.*)
+2,4 +2 +4 +0\.133 +0\.450 \(0.364 to 0.539\) +-0\.400 \(-0.492 to -0.308\) +similarity
 """
 HEALED = r"""drops layers 9..11(?s:.*)
 Capitals, words chosen +120 +0\.733 +0\.817 +0\.383 +0\.583  33% \(\d+ to \d+%\)(?s:.*)
@@ -182,8 +182,8 @@ def test_healed_scored_and_the_adapters_are_where_it_says(tiny_folder, tmp_path,
 
 def test_a_report_without_what_it_needs(monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("importlib.util.find_spec", lambda name: None)
-        assert "pip install 'deeper-layers[book]'" in said("report", "embedded")
+        patch.setitem(sys.modules, "papermill", None)
+        assert "pip install 'deeper-layers[book" in said("report", "embedded")
     monkeypatch.setattr("deeper_layers.results.places.AROUND", Path("/nowhere"))
     monkeypatch.chdir("/")
     assert "clone the repository" in said("report", "embedded")

@@ -63,7 +63,7 @@ def test_a_sweep_costs_what_its_tree_has_nodes():
 
 
 def test_what_no_copy_fits_into_is_too_large_and_small_batches_wait_for_weights():
-    cost = prices.Cost(1e12, tokens=1, memory=150e9, weights=140e9, batches=10_000, shares=9)
+    cost = prices.Cost(1e12, memory=150e9, weights=140e9, batches=10_000, shares=9)
     one, eight = prices.find_machine("h100"), prices.find_machine("h100x8")
     assert cost.seconds(one, "bfloat16") is None
     assert cost.seconds(eight, "bfloat16") == pytest.approx(10_000 * 140e9 / 3.35e12 / 4)

@@ -6,7 +6,8 @@ AdamW with betas 0.9 and 0.999, gradients clipped at norm 1, no weight decay.
 
 import dataclasses
 import functools
-from typing import Literal, TypeVar
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
@@ -17,30 +18,6 @@ from deeper_layers.errors import InputError
 RANK, STEPS = 2**16, 10**7  # the largest that make sense by far: no adapter is wider than a layer
 
 
-Kind = TypeVar("Kind", bound=type)
-
-
-def _refuse_in_one_line(kind: Kind) -> Kind:
-    """The same class, which says of an impossible setting in one line what it is: InputError."""
-    made = kind.__init__
-
-    @functools.wraps(made)
-    def __init__(self, **settings):
-        try:
-            made(self, **settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            if not first["loc"]:  # by the check of ours
-                raise first["ctx"]["error"] from None
-            given = "missing" if first["type"] == "missing" else shown(first["input"])
-            said = first["msg"].replace("Input should be", "expected")
-            raise InputError(f"{first['loc'][0]} is {given}, {said}") from None
-
-    kind.__init__ = __init__  # ty: ignore[invalid-assignment]
-    return kind
-
-
-@_refuse_in_one_line
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 class HealingConfig:
     """How to heal. Defaults are common to the paper's models. Raises InputError for an impossible setting."""
@@ -106,31 +83,44 @@ class HealingConfig:
         return self.steps * self.batch_sequences * self.sequence_length
 
 
+def _refusing(made: Callable) -> Callable:
+    """Pydantic's `__init__`, which says of an impossible setting in one line what it is: InputError."""
+
+    @functools.wraps(made)
+    def __init__(self, **settings):
+        try:
+            made(self, **settings)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            if not first["loc"]:  # by the check of ours
+                raise first["ctx"]["error"] from None
+            given = "missing" if first["type"] == "missing" else shown(first["input"])
+            said = first["msg"].replace("Input should be", "expected")
+            raise InputError(f"{first['loc'][0]} is {given}, {said}") from None
+
+    return __init__
+
+
+HealingConfig.__init__ = _refusing(HealingConfig.__init__)  # ty: ignore[invalid-assignment]
 FIELDS = vars(HealingConfig)["__pydantic_fields__"]
 HealingConfig.__doc__ = "\n".join(
     [f"{HealingConfig.__doc__}", "", "Attributes:", *(f"    {name}: {of.description}" for name, of in FIELDS.items())]
 )
-SMALL = HealingConfig(
-    rank=8,
-    learning_rate=5e-3,
-    sequence_length=256,
-    steps=60,
-    warmup_steps=6,
-    batch_sequences=8,
-    at_once=4,
-    gradient_checkpointing=False,
-    save_every=10,
-)
-# the paper's models by the names of its table (appendix A.1); ours are "small", for a small model on a processor, and
-# "distill", the same but for its objective
-PRESETS = {
-    "Llama-2 7B": HealingConfig(rank=2, learning_rate=3e-4, sequence_length=2048),
-    "Llama-2 13B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
-    "Llama-2 70B": HealingConfig(rank=8, learning_rate=3e-5, sequence_length=4096),
-    "Qwen 7B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=2048),
-    "Qwen 14B": HealingConfig(rank=64, learning_rate=3e-4, sequence_length=4096),
-    "Mistral 7B": HealingConfig(rank=4, learning_rate=3e-6, sequence_length=2048),
-    "Phi-2 2.7B": HealingConfig(rank=64, learning_rate=2e-4, sequence_length=2048),
-    "small": SMALL,
-    "distill": dataclasses.replace(SMALL, objective="distill"),
+# the paper's models by the names of its table (appendix A.1): rank, learning rate, tokens in a sequence
+PAPER = {
+    "Llama-2 7B": (2, 3e-4, 2048),
+    "Llama-2 13B": (64, 3e-4, 4096),
+    "Llama-2 70B": (8, 3e-5, 4096),
+    "Qwen 7B": (64, 3e-4, 2048),
+    "Qwen 14B": (64, 3e-4, 4096),
+    "Mistral 7B": (4, 3e-6, 2048),
+    "Phi-2 2.7B": (64, 2e-4, 2048),
 }
+PRESETS = {
+    name: HealingConfig(rank=rank, learning_rate=rate, sequence_length=length)
+    for name, (rank, rate, length) in PAPER.items()
+}
+# ours: for a small model on a processor, and the same but for its objective
+FEW: dict[str, Any] = {"steps": 60, "warmup_steps": 6, "batch_sequences": 8, "at_once": 4, "save_every": 10}
+SMALL = HealingConfig(rank=8, learning_rate=5e-3, sequence_length=256, gradient_checkpointing=False, **FEW)
+PRESETS |= {"small": SMALL, "distill": dataclasses.replace(SMALL, objective="distill")}

@@ -51,21 +51,18 @@ SHEETS = {
     "mi300x": (192, 5.3, 1307.4, 163.4, "AMD Instinct MI300X data sheet"),
     "rtx4090": (24, 1.008, 165.2, 82.6, "NVIDIA Ada GPU architecture white paper, appendix A"),
 }
-WRITTEN = re.compile(rf"(?P<device>{'|'.join(SHEETS)})(?:x(?P<devices>[0-9]{{1,6}}))?")
 
 
 def find_machine(name: str) -> Machine:
     """A machine by its name: a device of the table, and after an x how many. Raises InputError for any other."""
-    found = WRITTEN.fullmatch(name)
-    devices = int(found["devices"] or 1) if found else 0
-    if found is None or not devices:
+    found = re.fullmatch(rf"({'|'.join(SHEETS)})(?:x([1-9][0-9]{{0,5}}))?", name)
+    if found is None:
         raise InputError(
             f"machine is {shown(name)}, expected 'this' or one of {', '.join(SHEETS)}, and how many, like h100x8"
         )
-    gigabytes, terabytes, half, single, source = SHEETS[found["device"]]
-    teraflops = {"bfloat16": half, "float16": half, "float32": single}
-    reached = {dtype: REACHED * number * 1e12 for dtype, number in teraflops.items()}
-    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, devices)
+    gigabytes, terabytes, half, single, source = SHEETS[found[1]]
+    reached = {dtype: REACHED * half * 1e12 for dtype in ("bfloat16", "float16")} | {"float32": REACHED * single * 1e12}
+    return Machine(name, gigabytes * 1e9, terabytes * 1e12, reached, source, int(found[2] or 1))
 
 
 def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Machine:
@@ -121,13 +118,17 @@ def shape_of(model) -> Shape:
     from deeper_layers.models.network import Network
 
     config, layers, network = text_config(model.config), decoder_layers(model), Network(model)
+
+    def stated(name: str) -> int:
+        return getattr(config, name, None) or 0
+
     sizes = {name: parameter.numel() for name, parameter in layers.named_parameters()}
     of_layers, experts = sum(sizes.values()), sum(size for name, size in sizes.items() if "experts" in name.split("."))
-    number = next((n for n in (getattr(config, name, None) for name in NUMBER_OF_EXPERTS) if n), 1)
-    asked = min(getattr(config, "num_experts_per_tok", None) or 1, number)
-    heads = getattr(config, "num_attention_heads", 0) or 0
-    wide = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)
-    both = (getattr(config, "qk_head_dim", None) or wide) + (getattr(config, "v_head_dim", None) or wide)
+    number = next(filter(None, map(stated, NUMBER_OF_EXPERTS)), 1)
+    asked = min(stated("num_experts_per_tok") or 1, number)
+    heads = stated("num_attention_heads")
+    wide = stated("head_dim") or config.hidden_size // max(heads, 1)
+    both = (stated("qk_head_dim") or wide) + (stated("v_head_dim") or wide)
     linear = [module for module in layers.modules() if isinstance(module, nn.Linear)]
     try:
         adapted = sum(sum(model.get_submodule(name).weight.shape) for name in ffn_modules(model))
@@ -138,7 +139,7 @@ def shape_of(model) -> Shape:
         width=config.hidden_size,
         inner=max([config.hidden_size, *(module.out_features for module in linear)]),
         vocabulary=network.head.weight.shape[0],
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=model.num_parameters(),
         of_layers=of_layers,
         used=of_layers - experts + experts * asked // number,
         linear=sum(module.weight.numel() for module in linear),
@@ -151,11 +152,10 @@ def shape_of(model) -> Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of work in products of matrices, its tokens, bytes held at once and of them those of weights, batches
-    (each reads the weights once), and into how many parts it can be split at most."""
+    """Operations of work in products of matrices, bytes held at once and of them those of weights, batches (each reads
+    the weights once), and into how many parts it can be split at most."""
 
     operations: int | float
-    tokens: int
     memory: int | float
     weights: int | float
     batches: int
@@ -176,7 +176,7 @@ class Cost:
 
 def distances_cost(shape: Shape, tokens: int, length: int | float, dtype: str) -> Cost:
     """Of all distances on so many tokens, in sequences of this length: one pass, without the head."""
-    return _pass(shape, tokens, tokens * shape.layers, length, dtype, alive=1)
+    return _pass(shape, tokens, shape.layers, length, dtype, alive=1)
 
 
 def sweep_cost(
@@ -193,19 +193,12 @@ def sweep_cost(
     tree = Tree(cuts, shape.layers)
     nodes = tree.nodes + sum(shape.layers - size for size in unknown)
     lent = length * nodes / shape.layers * shape.remembered * ITEMSIZE[dtype]
-    scored *= len(cuts) + len(unknown)
     alive = tree.alive + 2 * len(unknown)  # of each, what enters a layer and what leaves it
-    return _pass(shape, tokens, tokens * nodes, length, dtype, alive=alive, scored=scored, lent=lent)
+    return _pass(shape, tokens, nodes, length, dtype, alive, scored * (len(cuts) + len(unknown)), lent)
 
 
 def writing_cost(
-    shape: Shape,
-    cuts: list[Cut],
-    answers: int,
-    prompts: int,
-    longest: int,
-    dtype: str,
-    unknown: Sequence[int] = (),
+    shape: Shape, cuts: list[Cut], answers: int, prompts: int, longest: int, dtype: str, unknown: Sequence[int] = ()
 ) -> Cost:
     """Of so many written answers of each pruned model, all as long as they may be; the prompts have so many tokens.
 
@@ -217,34 +210,33 @@ def writing_cost(
 
 
 def _pass(
-    shape: Shape, tokens: int, steps: int, length: int | float, dtype: str, alive: int, scored: int = 0, lent: float = 0
+    shape: Shape, tokens: int, nodes: int, length: int | float, dtype: str, alive: int, scored: int = 0, lent: float = 0
 ) -> Cost:
-    size, batches = ITEMSIZE[dtype], math.ceil(tokens / BATCH_TOKENS)
+    """Of so many layers run on each token, with the head at `scored` positions."""
+    size, batches, passes = ITEMSIZE[dtype], math.ceil(tokens / BATCH_TOKENS), tokens * nodes / shape.layers
     # a token sees half of its sequence on average
-    operations = steps / shape.layers * (2 * shape.used + shape.attending * length / 2) + 2 * scored * shape.head
+    operations = passes * (2 * shape.used + shape.attending * length / 2) + 2 * scored * shape.head
     weights = shape.parameters * size
     states = min(BATCH_TOKENS, tokens) * size * (alive * shape.width + 3 * shape.inner)
     memory = weights + states + lent + 4 * min(HEAD_ELEMENTS, scored * shape.vocabulary)
-    return Cost(operations, tokens, memory, weights, batches, shares=batches)
+    return Cost(operations, memory, weights, batches, shares=batches)
 
 
 def healing_cost(shape: Shape, cut: Cut, config: HealingConfig, dtype: str) -> Cost:
     """Of a healing, without the layers of a cut. Raises InputError where no adapter can be put on the model."""
     if shape.adapted is None:
         raise InputError("its layers have no linear modules outside of attention that adapters could be put on")
-    size, share = ITEMSIZE[dtype], 1 - cut.size / shape.layers
+    size, share, shares = ITEMSIZE[dtype], 1 - cut.size / shape.layers, config.batch_sequences // config.at_once
     there = share * (2 * shape.used + shape.attending * config.sequence_length / 2)
     ways = 3 if config.gradient_checkpointing else 2
     operations = config.tokens * (ways * there + 2 * 2 * shape.head)
     kept = KEPT.get(config.quantization or "", size)
     weights = (shape.parameters - (1 - share) * shape.of_layers) * size - share * shape.linear * (size - kept)
-    at_once = config.at_once * config.sequence_length
-    inside, layers = INSIDE * at_once * shape.inner * size, share * shape.layers
-    activations = layers * at_once * shape.width * size + inside if config.gradient_checkpointing else layers * inside
-    logits = at_once * shape.vocabulary * (size + 4)
-    memory = weights + activations + logits + OF_ADAPTER * config.rank * share * shape.adapted
-    shares = config.batch_sequences // config.at_once
-    return Cost(operations, config.tokens, memory, weights, config.steps * shares, shares)
+    tokens, layers = config.at_once * config.sequence_length, share * shape.layers
+    inside = INSIDE * tokens * shape.inner * size
+    activations = layers * tokens * shape.width * size + inside if config.gradient_checkpointing else layers * inside
+    learning = tokens * shape.vocabulary * (size + 4) + OF_ADAPTER * config.rank * share * shape.adapted
+    return Cost(operations, weights + activations + learning, weights, config.steps * shares, shares)
 
 
 def duration(seconds: int | float | None) -> str:

@@ -32,8 +32,7 @@ def distances(parameters: Parameters, by_sequence: bool) -> Answer:
     matrix, layers = distance_matrix(unit.rows), source.num_layers
     best = [similarity_cut(matrix, size) for size in range(1, layers)]
     rows = [
-        {"n": cut.size, "l*": cut.start, "distance": f"{matrix[cut.size - 1, cut.start]:.4f}"}
-        | {"the pruned model": cut.describe(layers)}
+        {"n": cut.size, "l*": cut.start, "distance": matrix[cut.size - 1, cut.start], "is": cut.describe(layers)}
         for cut in best
     ]
     if by_sequence:

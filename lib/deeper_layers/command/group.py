@@ -60,6 +60,8 @@ def _told(error: Exception) -> Mistake:
     """One line for whatever went wrong."""
     if isinstance(error, InputError):
         return Mistake(str(error))
+    if isinstance(error, ModuleNotFoundError):
+        return Mistake(f"{error.name} is not installed: pip install 'deeper-layers[book,cluster]' has all of it")
     if isinstance(error, OSError) and error.filename is not None:
         return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
     if disk_is_full(error):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from click.core import ParameterSource
 from pydantic.fields import FieldInfo
+from tabulate import tabulate
 
 from deeper_layers.errors import InputError
 from deeper_layers.experiments.parameters import Parameters
@@ -55,24 +56,10 @@ def answering(function: Callable[..., Answer]) -> Callable:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """Rows as lines with aligned columns: words to the left, numbers to the right. A column of nothing is left out."""
-    columns = []
-    for name in dict.fromkeys(name for row in rows for name in row):
-        cells = [name, *(_cell(row.get(name)) for row in rows)]
-        width, right = max(map(len, cells)), all(cell[:1].isdigit() or not cell for cell in cells[1:])
-        if any(cells[1:]):
-            columns.append([cell.rjust(width) if right else cell.ljust(width) for cell in cells])
-    return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
-
-
-def _cell(value) -> str:
-    if value is None or value != value:
-        return ""
-    if isinstance(value, list):  # from, to
-        return " to ".join(dict.fromkeys(map(_cell, value)))
-    if isinstance(value, float):
-        return f"{value:,.{3 if abs(value) < 10 else 1}f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    """Rows as lines with aligned columns; one of nothing is left out."""
+    names = [name for name in rows[0] if any(row.get(name) not in (None, "") for row in rows)]
+    cells = [[row.get(name) for name in names] for row in rows]
+    return tabulate(cells, names, tablefmt="plain", floatfmt=",.3f", intfmt=",", missingval="")
 
 
 def records(rows: "pd.DataFrame") -> list[dict]:

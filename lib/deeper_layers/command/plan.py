@@ -52,7 +52,7 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
     yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {dtype}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
     measured = [{"task": "distances"} | distances, *tasks] if distances else tasks
-    yield [{name: row.get(name) for name in TOLD} for row in measured]
+    yield [{name: _range(row.get(name)) for name in TOLD} for row in measured]
     if content["searches"]:
         from deeper_layers.experiments.choosing import priced  # slow
 
@@ -71,15 +71,21 @@ def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
         yield from _predicted(found, dtype)
 
 
+def _range(value):
+    """From the least to the most, where both are known; anything else as it is."""
+    return "{:,} to {:,}".format(*value) if isinstance(value, list) else value
+
+
 def _predicted(found: dict, dtype: str) -> Iterator[str | Sequence[dict]]:
-    machine, rows = found["machine"], []
-    for cost in found["costs"]:
-        row = {f"on {machine['name']}": cost["what"]}
-        if "unknown" not in cost:
-            row |= {"about": prices.duration(cost["seconds"]), "operations": f"{cost['operations']:.1e}"}
-            row |= {name: f"{cost[name] / 1e9:,.1f} GB" for name in ("memory", "weights")}
-        rows.append(row | {name: cost.get(name) for name in ("devices", "unknown")})
-    yield rows
+    machine, costs = found["machine"], found["costs"]
+    yield [
+        {f"on {machine['name']}": cost["what"], "about": prices.duration(cost["seconds"])}
+        | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights")}
+        | {"devices": cost["devices"]}
+        for cost in costs
+        if "unknown" not in cost
+    ]
+    yield from (f"{cost['what']}: not known ({cost['unknown']})" for cost in costs if "unknown" in cost)
     yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
     if machine["name"] == "this":
         reached = ", ".join(f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items())

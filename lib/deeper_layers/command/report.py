@@ -1,7 +1,6 @@
 """`deeper-layers report`: every notebook on one model, then the site."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import subprocess
@@ -65,31 +64,41 @@ def report(
             "clone the repository, and run this inside it"
         )
     exclude("cluster", "out")
-    _check_installed("book", "papermill", "ipykernel", "matplotlib")
-    given, name = parameters.model_dump(exclude_unset=True), models.model_name(parameters.model)
-    asked = {notebook: _of(KINDS[notebook], given) for notebook in chosen(notebooks)}
-    shown = parameters.results_folder.resolve() == (root / "results").resolve()
+    from nbclient.exceptions import DeadKernelError  # slow, and not installed everywhere, as is the next
+    from papermill import PapermillExecutionError
+
+    given = parameters.model_dump(exclude_unset=True)
+    kinds = {notebook: KINDS[notebook] for notebook in chosen(notebooks)}
+    asked = {of: {name: given[name] for name in kind.model_fields if name in given} for of, kind in kinds.items()}
+    elsewhere = parameters.results_folder.resolve() != (root / "results").resolve()
     if cluster:
-        return _as_jobs(root, parameters, notebooks, cluster, no_site or not shown)
+        return _as_jobs(root, parameters, notebooks, cluster, no_site or elsewhere)
+    name = models.model_name(parameters.model)
     out = checks.new_folder("out", out or Path("report") / results.slug(name), writable=True)
     files.clear_all(out)
     for notebook in asked:
         check_ours(out / f"{notebook}.ipynb")
-    print(_plan({notebook: KINDS[notebook](**own) for notebook, own in asked.items()}), flush=True)
+    print(_plan({notebook: kind(**asked[notebook]) for notebook, kind in kinds.items()}), flush=True)
     made, failed = {}, []
     for number, (notebook, own) in enumerate(asked.items(), 1):
         print(f"[{number}/{len(asked)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
         with tempfile.TemporaryDirectory() as folder:
-            mistake = _run(root / "notebooks" / path.name, run := Path(folder) / path.name, own)
+            run = Path(folder) / path.name
+            try:
+                execute_notebook(root / "notebooks" / path.name, run, own, Path.cwd())
+                made[notebook] = str(path)
+            except PapermillExecutionError as error:
+                kind = "" if error.ename in ERROR_NAMES else f"{error.ename}: "
+                failed.append(f"{notebook}: {kind}{error.evalue}")
+            except DeadKernelError:
+                said = (
+                    "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
+                )
+                failed.append(f"{notebook}: {said}")
             if run.exists():  # with what went wrong in it, where something did
                 write_notebook(path, run.read_bytes())
-        if mistake is None:
-            made[notebook] = str(path)
-        else:
-            failed.append(f"{notebook}: {mistake}")
-        print(f"[{number}/{len(asked)}] {mistake or path}", flush=True)
-    site = None if no_site or not made else str(_build_site(root, None if shown else parameters.results, out))
+    site = None if no_site or not made else str(_build_site(root, parameters.results if elsewhere else None, out))
     if failed:
         said = f"{len(failed)} of {len(asked)} notebooks were not made: {'; '.join(failed)}"
         raise InputError(f"{said}; mend that and run this again")
@@ -108,16 +117,6 @@ def chosen(notebooks: str) -> list[str]:
     return found
 
 
-def _of(kind: type[Shown], given: dict) -> dict:
-    """Of what was typed, the parameters of a notebook."""
-    return {name: value for name, value in given.items() if name in kind.model_fields}
-
-
-def _check_installed(extra: str, *names: str) -> None:
-    if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        raise InputError(f"report needs {', '.join(missing)}: install it with pip install 'deeper-layers[{extra}]'")
-
-
 def _plan(asked: dict[str, Shown]) -> str:
     """What the notebooks will measure, with what that takes here, as a person reads it."""
     from deeper_layers.experiments.notebook_plans import plan_notebooks  # slow
@@ -125,27 +124,10 @@ def _plan(asked: dict[str, Shown]) -> str:
     rows = plan_notebooks(asked)
     if not rows:
         return "nothing to measure: results hold all of it"
-    known = [row["seconds"] for row in rows if row["unknown"] is None]
-    lines = [
-        {"notebook": row["notebook"], "about": row["unknown"] and "not known" or duration(row["seconds"])}
-        | {"to measure": row["what"], "": row["unknown"]}
-        for row in rows
-    ]
-    return f"{table(lines)}\ntogether about {duration(sum(known))} on this machine as it is now, by arithmetic"
-
-
-def _run(source: Path, out: Path, parameters: dict) -> str | None:
-    """Run a notebook where the user stands; what went wrong in one line, or None."""
-    from nbclient.exceptions import DeadKernelError  # slow, as is the next
-    from papermill import PapermillExecutionError
-
-    try:
-        execute_notebook(source, out, parameters, Path.cwd())
-    except PapermillExecutionError as error:
-        return str(error.evalue) if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
-    except DeadKernelError:
-        return "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
-    return None
+    together = sum(row["seconds"] or 0 for row in rows)
+    for row in rows:
+        row["seconds"] = "not known" if row["unknown"] else duration(row["seconds"])
+    return f"{table(rows)}\ntogether about {duration(together)} on this machine as it is now, by arithmetic"
 
 
 def written(folder: Path) -> list[str]:
@@ -177,32 +159,29 @@ def write_notebook(path: Path, content: bytes) -> None:
 
 def _build_site(root: Path, results: str | None, out: Path) -> Path:
     """Build the site of the repository's results; or, below `out`, that of other results, the published ones beside."""
-    _check_installed("book", "jupyter_book")
     command, place, environment = [Path(sys.executable).with_name("jupyter-book"), "build", "book/"], root / "book", {}
     if results:
         environment[VARIABLE] = str(Path(results).absolute())
         place = (out / "site").absolute()
         command += ["--path-output", place]
-    _run_there(root, "the site could not be built", *command, **environment)
+    _run_there(root, *command, **environment)
     return place / "_build" / "html" / "index.html"
 
 
-def _run_there(root: Path, failed: str, *command: str | Path, **environment: str) -> None:
+def _run_there(root: Path, *command: str | Path, **environment: str) -> None:
     words = list(map(str, command))
     if subprocess.run(words, cwd=root, stdout=sys.stderr, env=os.environ | environment).returncode:
-        raise InputError(f"{failed}: {' '.join(words)} in {root} says why")
+        raise InputError(f"{' '.join(words)} in {root} failed and says why: the same command does what is left")
 
 
 def _as_jobs(root: Path, parameters: HealingParameters, notebooks: str, profile: str, no_site: bool) -> Answer:
     """The Snakefile with a configuration for one model, which is kept: what was asked for can be asked again."""
-    _check_installed("cluster", "snakemake")
     name = models.model_name(parameters.model)
     answers = root / "jobs" / results.slug(name)
     file, config = answers / "config.json", workflow_config(parameters, notebooks, answers, no_site)
     files.write_file(file, json.dumps(config, indent=1).encode())
-    failed = f"not all jobs were done, and the same command does the rest: {answers / 'logs'} has more"
     snakemake = (sys.executable, "-m", "snakemake", "--profile", f"workflow/profiles/{profile}")
-    _run_there(root, failed, *snakemake, "--configfile", file)
+    _run_there(root, *snakemake, "--configfile", file)
     made = sorted(map(str, answers.glob("*/report/*.ipynb")))
     return Answer({"model": name, "config": str(file), "notebooks": made}, ["\n".join([str(file), *made])])
 

@@ -55,17 +55,14 @@ def check(folder: Path) -> Answer:
     ]
     of_claims = records(tested[["model", "claim", "verdict", "value", "low", "high"]])
     content = {"runs": records(runs), "claims": of_claims, "odd": odd}
+    cards = runs.groupby(CARD, dropna=False, sort=False).agg(
+        files=(
+            "kind",
+            lambda of: ", ".join(f"{number} {kind}" for kind, number in of.value_counts(sort=False).items()),
+        ),
+        hours=("seconds", lambda of: of.sum() / 3600),
+        gigabytes=("memory", lambda of: of.max() / 1e9),
+        last=("measured", "max"),
+    )
     said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    return Answer(content, [_cards(runs), verdicts, said], status=1 if odd else 0)
-
-
-def _cards(runs) -> list[dict]:
-    """A line for each model, precision and machine: what was measured there, and for how long."""
-    lines = []
-    for card, own in runs.groupby(CARD, dropna=False, sort=False):
-        counts = own["kind"].value_counts(sort=False)
-        line = dict(zip(CARD, map(str, card), strict=True))
-        line["files"] = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        line |= {"hours": f"{own['seconds'].sum() / 3600:.1f}", "GB": f"{own['memory'].max() / 1e9:.1f}"}
-        lines.append(line | {"last": max(own["measured"])[:10]})
-    return lines
+    return Answer(content, [records(cards.reset_index()), verdicts, said], status=1 if odd else 0)

@@ -85,41 +85,35 @@ def _answer(
     if not units:
         raise NotMeasuredError(f"not measured: {', '.join(missing)}; leave out --no-measure to measure it")
     paths = [str(unit.path) for unit in units.values()]
-    tables = [one for name, unit in units.items() for one in _tables(unit, cuts[name], source.num_layers)]
+    tables = [one for name, unit in units.items() for one in _tables(unit, cuts[name])]
     parts = [source.described(parameters.quantization), *tables, *(f"{name}: not measured" for name in missing)]
     content = {"model": source.name, "layers": source.num_layers, "dtype": source.dtype}
     content |= {"quantization": parameters.quantization, "not_measured": missing, "units": paths, "rows": rows}
     return Answer(content, [*parts, "\n".join(paths)])
 
 
-def _tables(unit: Result, cuts_of: CutsOf, layers: int) -> Iterator[str]:
+def _tables(unit: Result, cuts_of: CutsOf) -> Iterator[str]:
     """Of each task of a result the scores by cut and rule, and their change from the whole model's; 95% intervals."""
-    from deeper_layers.report import estimates, pairing  # slow, as are the next
+    import pandas as pd  # slow, as are the next
+
+    from deeper_layers.report import estimates, pairing
     from deeper_layers.report.names import say
     from deeper_layers.results.frames import scores_of
 
     rows = scores_of([unit]).dropna(subset="outcome").drop_duplicates(["task", "subject", "metric", "cut"])
-    chosen = [(cut, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts]
+    chosen = {(cut.name, rule if cut.size else "") for rule, cuts in cuts_of.items() for cut in cuts}
+    rules = pd.DataFrame(sorted(chosen, reverse=True), columns=["cut", "rule"])
     for task, own in rows.groupby("task", sort=False):
         own = own[own["metric"] == pairing.main_metrics(own)[task]]
-        places, outcomes = pairing.paired(own)
-        scores = zip(places["cut"], estimates.mean_of_items(outcomes))
-        lines = {cut: {"score": say(one, digits=3)} for cut, one in scores}
+        found, outcomes = pairing.paired(own)
         said = f"{task}, {own['metric'].iloc[0]}: {outcomes.shape[1]} items"
-        if has_whole := UNPRUNED.name in lines:
+        found["score"] = [say(one, digits=3) for one in estimates.mean_of_items(outcomes)]
+        if has_whole := found["cut"].iloc[0] == UNPRUNED.name:
             changes = estimates.Estimate.of(estimates.means(outcomes - outcomes[0]))
-            for cut, one in zip(places["cut"][1:], list(changes)[1:]):
-                lines[cut]["change"] = say(one, digits=3)
+            found["change"] = ["", *(say(one, digits=3) for one in list(changes)[1:])]
         if estimates.are_shares(outcomes):
             level = pairing.guessing(own)
             said += f", guessing {level:.2f}"
             if has_whole and estimates.is_at_floor(outcomes[0], level):
                 said += "; the whole model is not surely above it: nothing can be seen here"
-        shown = [
-            {"n": cut.size, "of layers": f"{cut.size / layers:.0%}", "rule": rule}
-            | {"from": (str(cut.start) if cut.size else "") if cut.is_block else cut.name}
-            | lines[cut.name]
-            for cut, rule in sorted(dict.fromkeys(chosen), key=lambda one: one[0].size)
-            if cut.name in lines
-        ]
-        yield f"{said}\n{table(shown)}"
+        yield f"{said}\n{table(records(found.merge(rules, on='cut')))}"

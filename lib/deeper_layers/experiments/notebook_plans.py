@@ -131,5 +131,5 @@ def _loss_cost(text: dict, cuts: CutsOf, sizes: list[int], shape: Shape, dtype: 
 
 def _sum(costs: list[Cost], times: int) -> Cost:
     """Of some work one after another, and all that so many times."""
-    total = {name: times * sum(getattr(cost, name) for cost in costs) for name in ("operations", "tokens", "batches")}
+    total = {name: times * sum(getattr(cost, name) for cost in costs) for name in ("operations", "batches")}
     return dataclasses.replace(max(costs, key=lambda cost: cost.memory), **total)
