@@ -125,9 +125,14 @@ def _rows(read: Callable[[Result], Iterator[dict]], results: Iterable[Result]) -
     """Those of some files, with what holds of each of them; one in which something does not fit is left out whole."""
     rows: list[dict] = []
     for result in results:
-        shared = {"model": result.key["model"]["name"], "layers": result.details["num_layers"]}
-        shared |= {"dtype": result.key["dtype"], "bits": result.key.get("quantization"), "path": result.place}
-        shared["measured"] = result.provenance["measured"]
+        shared = {
+            "model": result.key["model"]["name"],
+            "layers": result.details["num_layers"],
+            "dtype": result.key["dtype"],
+            "bits": result.key.get("quantization"),
+            "path": result.place,
+            "measured": result.provenance["measured"],
+        }
         try:
             rows += [shared | row for row in read(result)]
         except Exception as error:  # what zlib and numpy say of packed numbers that do not fit has no end
@@ -147,13 +152,12 @@ def _of_scores(result: Result) -> Iterator[dict]:
     tasks = {row["task"]: row["items"] for row in result.records if row["task"] not in details.get("groups", {})}
     of_task = {name: _of_task(result, name, items) for name, items in tasks.items()}
     for row in (row for row in result.records if row["task"] in tasks):
-        variant, items = row.get("variant"), row["items"]
+        variant, items, outcome = row.get("variant"), row["items"], row.get("outcome")
         found = of_task[row["task"]] | _place(row["cut"], details) | {"cuts": len(cut_names(key)), "repeat": 0}
         found |= {name: row[name] for name in ("metric", "items", "value", "bytes", "engine") if name in row}
-        if (kept := row.get("outcome")) is not None:
-            # as numbers: whoever subtracts bytes from each other gets 255 for -1
-            kept = unpack(kept, items) if isinstance(kept, str) else kept
-            found["outcome"] = np.array(kept, dtype=float).reshape(items)
+        if outcome is not None:  # as numbers: whoever subtracts bytes from each other gets 255 for -1
+            outcome = unpack(outcome, items) if isinstance(outcome, str) else outcome
+            found["outcome"] = np.array(outcome, dtype=float).reshape(items)
         of_items = first.setdefault((row["task"], row["cut"], variant), row)
         found |= {name: read(of_items[name], items) for name, read in ITEM_BY_ITEM.items() if name in of_items}
         if row["metric"] == "loss":
@@ -168,22 +172,24 @@ def _of_scores(result: Result) -> Iterator[dict]:
 
 def _of_task(result: Result, name: str, items: int) -> dict:
     """What holds of all rows of one task of a file; those of the group MMLU are one task of several subjects."""
-    key, details = result.key, result.details
-    groups = [group for group, leaves in details.get("groups", {}).items() if name in leaves and group in key["tasks"]]
-    group = (groups or [name])[0]
+    key, details, measured = result.key, result.details, result.provenance["measured"]
+    groups = details.get("groups", {})
+    group = next((group for group in groups if name in groups[group] and group in key["tasks"]), name)
     asked, level = key["tasks"].get(group, {}), details.get("levels", {}).get(name, {})
-    found = {name: asked.get(name) for name in ("limit", "order", "length", "shots")}
-    found |= {"task": name, "engine": key.get("engine"), "chance": level.get("chance")}
-    found["commonest"] = level.get("majority") or None
-    if groups and group.startswith("mmlu"):
-        found["subject"] = name.removeprefix("mmlu_").removesuffix("_continuation")
-        found["task"] = name.replace(f"_{found['subject']}", "", 1)
-    if found["shots"] is None:
-        found["shots"] = OWN_SHOTS.get(name)
-    if name in details.get("targets", {}):
-        found["target"] = unpack(details["targets"][name], items)
-    measured = result.provenance.get("parts", {}).get(name, {}).get("measured")
-    return found | ({"measured": measured} if measured else {})
+    in_mmlu = group != name and group.startswith("mmlu")
+    subject = name.removeprefix("mmlu_").removesuffix("_continuation") if in_mmlu else None
+    shots, target = asked.get("shots"), details.get("targets", {}).get(name)
+    return {
+        "task": name.replace(f"_{subject}", "", 1) if subject else name,
+        "subject": subject,
+        "shots": OWN_SHOTS.get(name) if shots is None else shots,
+        **{entry: asked.get(entry) for entry in ("limit", "order", "length")},
+        "engine": key.get("engine"),
+        "target": target and unpack(target, items),
+        "chance": level.get("chance"),
+        "commonest": level.get("majority") or None,
+        "measured": result.provenance.get("parts", {}).get(name, {}).get("measured", measured),
+    }
 
 
 def _place(name: str, details: dict) -> dict:
@@ -198,11 +204,9 @@ def _healing_in_json(key: dict, tokens: int) -> str:
 
 
 def _of_distances(result: Result) -> Iterator[dict]:
-    key, rows = result.key, result.records
+    key, rows, packed = result.key, result.records, result.details.get("by_sequence")
     asked = {"corpus": key["corpus"], "seed": key["seed"], "length": key["sequence_length"]}
-    vectors: Iterable = [None] * len(rows)
-    if packed := result.details.get("by_sequence"):
-        vectors = unpack_halves(packed, rows[0]["samples"]).T
+    vectors = unpack_halves(packed, rows[0]["samples"]).T if packed else [None] * len(rows)
     for row, vector in zip(rows, vectors, strict=True):
         yield asked | row | {"by_sequence": vector, "share": row["size"] / result.details["num_layers"]}
 
@@ -229,10 +233,18 @@ def _of_geometry(result: Result) -> Iterator[dict]:
 def _of_run(result: Result) -> Iterator[dict]:
     ran, key, details = result.provenance, result.key, result.details
     cuts = cut_names(key) or {cut for cuts in details.get("cuts", {}).values() for cut in cuts}
-    found = {"kind": result.kind, "name": result.name, "vocabulary": details.get("vocabulary")}
-    found |= {"cuts": len(cuts) or int("cut" in key), "weights": details["weights"], "hash": key["model"]["weights"]}
-    found |= {"seconds": ran["seconds"] + ran.get("seconds_in_earlier_runs", 0), "device": ran["device"]}
-    yield found | {"memory": ran["peak_memory_bytes"], "commit": ran["commit"]}
+    yield {
+        "kind": result.kind,
+        "name": result.name,
+        "vocabulary": details.get("vocabulary"),
+        "cuts": len(cuts) or int("cut" in key),
+        "weights": details["weights"],
+        "hash": key["model"]["weights"],
+        "seconds": ran["seconds"] + ran.get("seconds_in_earlier_runs", 0),
+        "device": ran["device"],
+        "memory": ran["peak_memory_bytes"],
+        "commit": ran["commit"],
+    }
 
 
 def _of_answers(result: Result) -> Iterator[dict]:
