@@ -11,17 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from deeper_layers.cuts import UNPRUNED, Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.export.adapter_files import WEIGHTS, read_adapter, write_identity
+from deeper_layers.export.adapter_files import read_adapter, write_identity
 from deeper_layers.models.decoder import decoder_layers, num_layers
 from deeper_layers.models.half_precision import Widened
 from deeper_layers.pruning import drop_layers
@@ -115,8 +114,7 @@ def load_adapters(pruned: PreTrainedModel, folder: Path, base: dict, cut: Cut) -
         if odd := sorted(ranks.keys() - dict(pruned.named_modules()).keys()):
             raise ValueError(f"it has no {odd[0]}")
         with _quietly():
-            healed = get_peft_model(pruned, config)
-            set_peft_model_state_dict(healed, load_file(adapter.folder / WEIGHTS))
+            healed = PeftModel.from_pretrained(pruned, adapter.folder, config=config)
     except (ValueError, RuntimeError) as error:  # of other modules, or other shapes
         raise InputError(
             f"the adapters in {folder} do not fit the pruned model ({first_line(error)}): give adapters that were "
@@ -167,8 +165,9 @@ def merge_adapters(healed: PeftModel, dtype: torch.dtype | None = None) -> PreTr
         if (is_adapted or is_rounded) and ".base_layer" not in name:
             layer = module.get_base_layer() if is_adapted else module
             weight = dequantize_module_weight(layer).detach().float()
-            plain = (weight + module.get_delta_weight(module.active_adapters[0]).float()) if is_adapted else weight
-            if torch.isfinite(weight).all() and not torch.isfinite(plain := plain.to(dtype)).all():
+            added = module.get_delta_weight(module.active_adapters[0]).float() if is_adapted else None
+            plain = (weight if added is None else weight + added).to(dtype)
+            if torch.isfinite(weight).all() and not torch.isfinite(plain).all():
                 raise InputError(
                     f"with its adapters {name} holds numbers that are not finite in {dtype}: merge in a type of a "
                     "larger range, or heal anew with a lower learning_rate"
