@@ -69,7 +69,4 @@ def distance_table(mean: np.ndarray, error: np.ndarray, samples: int) -> "pd.Dat
 
 def distance_matrix(table: "pd.DataFrame") -> Float[np.ndarray, "L L"]:
     """The matrix [n, l] of a `distance_table`."""
-    layers = int(table["size"].max())
-    matrix = np.full((layers, layers), np.nan)
-    matrix[table["size"] - 1, table["start"]] = table["distance"]
-    return matrix
+    return table.pivot(index="size", columns="start", values="distance").to_numpy()
