@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import save
 from torch.nn import functional
@@ -33,7 +32,7 @@ from deeper_layers.cuts import Cut
 from deeper_layers.data.tokens import sequences
 from deeper_layers.errors import InputError, first_line
 from deeper_layers.files import write_file
-from deeper_layers.models.decoder import decoder_layers, num_layers
+from deeper_layers.models.decoder import decoder_layers_owner, num_layers
 from deeper_layers.models.streaming import replaced
 from deeper_layers.presets import HealingConfig
 
@@ -98,12 +97,9 @@ class Teacher:
                 "folder of its states"
             )
 
-    def loss(
-        self, model: torch.nn.Module, inputs: dict, num_items_in_batch: torch.Tensor | int | None = None
-    ) -> torch.Tensor:
+    def loss(self, model: PreTrainedModel, inputs: dict, num_items_in_batch=None) -> torch.Tensor:
         """The divergence of a batch, `input_ids` and `labels` [B, T]: the sum over so many items, or else the mean."""
-        student = model.get_base_model() if isinstance(model, PeftModel) else model
-        found, logits = final_states(student, inputs)
+        found, logits = final_states(model, inputs)
         wanted = self.states(inputs).to(found)
         # a position predicts the token after it
         scored = inputs["labels"][:, 1:] != IGNORED
@@ -121,9 +117,7 @@ class Teacher:
 
 def final_states(model: PreTrainedModel, inputs: dict) -> tuple[torch.Tensor, Callable]:
     """[B, T, D] what enters the head, and the function from [N, D] of it to logits [N, V] as the model makes them."""
-    layers = decoder_layers(model)
-    place = next(name for name, module in model.named_modules() if module is layers)
-    body = model.get_submodule(place.rpartition(".")[0])  # all below the head
+    body, _ = decoder_layers_owner(model)  # all below the head
     output = body(input_ids=inputs["input_ids"], attention_mask=inputs.get("attention_mask"), use_cache=False)
 
     def logits(states: torch.Tensor) -> torch.Tensor:

@@ -196,8 +196,8 @@ def _loss_function(
     healed: PeftModel, config: HealingConfig, cut: Cut | None, whole, teacher: Teacher | None
 ) -> Callable:
     """What runs for a step in the place of the model's own forward."""
-    run = healed.forward  # the model's own
-    compute = functools.partial(teacher.loss, healed) if teacher else lambda inputs, **how: run(**inputs, **how)["loss"]
+    base, run = healed.get_base_model(), healed.forward
+    compute = functools.partial(teacher.loss, base) if teacher else lambda inputs, **how: run(**inputs, **how)["loss"]
 
     def forward(num_items_in_batch=None, **inputs) -> dict[str, torch.Tensor]:
         """The loss of a batch, `input_ids`, `labels` and `attention_mask` [B, T]."""
@@ -206,7 +206,7 @@ def _loss_function(
         counted = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
         if not (config.auxiliary and cut):
             return {"loss": compute(inputs, **counted)}
-        with _recording(healed.get_base_model(), cut.start) as ours:
+        with _recording(base, cut.start) as ours:
             loss = compute(inputs, **counted)
         with torch.no_grad(), evaluating(whole), _recording(whole, cut.stop) as theirs:
             asked = {name: inputs[name].to(whole.device) for name in ("input_ids", "attention_mask") if name in inputs}
