@@ -73,12 +73,3 @@ class Shards:
                     shard.unlink()
             with contextlib.suppress(OSError):  # not empty, or gone
                 folder.rmdir()
-
-
-def skip(bar, number: int | float) -> None:
-    """Move a progress bar past work that shards hold: the time it says is left is that of the work that is left."""
-    number = number if bar.total is None else min(number, bar.total - bar.n)  # what is summed is rounded
-    bar.initial += number
-    bar.n += number
-    bar.last_print_n += number
-    bar.refresh()
