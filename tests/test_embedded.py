@@ -81,7 +81,7 @@ def test_log_likelihoods_are_those_of_hflm(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(planning, "SHARED_BY", 2)  # a beginning is lent though few share it
     family = TreeModel(embedded[0], CUTS)
     assert family.sharing == Sharing.MASKS
-    assert any(batch.prefix for batch in family.batches(asked.requests))
+    assert any(batch.prefix for batch in planning.plan_batches(asked.requests))
     found, _ = loglikelihoods(family, asked.requests)
     for cut, ours in zip(CUTS, found, strict=True):
         lm = HFLM(pretrained=drop_layers(embedded[0], cut), tokenizer=embedded[1], batch_size=4)

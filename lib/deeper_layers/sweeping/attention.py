@@ -110,19 +110,21 @@ def run_scored(layer, call: Call, residual: torch.Tensor, places: torch.Tensor) 
     if not places.shape[1]:
         return residual[:, :0]
 
-    def take(tensor: torch.Tensor, where: torch.Tensor, dim: int) -> torch.Tensor:
-        return tensor.take_along_dim(where.to(tensor.device), dim=dim)  # which may be another than that of the layer
+    def take(tensor: torch.Tensor) -> torch.Tensor:
+        """[B, S, ...] of a tensor [B, T, ...], or [1, T, ...], on its device, which may be another than the layer's."""
+        rows, columns = torch.arange(len(places))[:, None].to(tensor.device), places.to(tensor.device)
+        return tensor.expand(len(places), *tensor.shape[1:])[rows, columns]
 
     if (mask := named.get("attention_mask")) is None:
         keys = torch.arange(cache.found[0].shape[-2], device=places.device)
         named["attention_mask"] = (keys <= places[:, :, None] + len(keys) - residual.shape[1])[:, None]
     else:
-        named["attention_mask"] = take(mask, places[:, None, :, None], 2)
+        named["attention_mask"] = take(mask[:, 0])[:, None]
     if (positions := named.get("position_ids")) is not None:
-        named["position_ids"] = take(positions, places, 1)
+        named["position_ids"] = take(positions)
     if (tables := named.get("position_embeddings")) is not None:
-        named["position_embeddings"] = tuple(take(table, places[:, :, None], 1) for table in tables)
-    return Call((), named)(layer, take(residual, places[:, :, None], 1))
+        named["position_embeddings"] = tuple(map(take, tables))
+    return Call((), named)(layer, take(residual))
 
 
 class _Collecting:

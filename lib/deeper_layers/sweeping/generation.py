@@ -63,15 +63,13 @@ def generate(
     asked = {name for name, value in whole.generation_config.to_diff_dict().items() if value not in (None, False)}
     if model.sharing < Sharing.MASKS or asked - FOLLOWED or not all(prompt.greedy for prompt in prompts):
         return generate_apart(whole, tokenizer, model.cuts, instances, shards=shards, what=what)
-    order = sorted(range(len(prompts)), key=lambda n: (prompts[n].most, prompts[n].stop, -len(prompts[n].tokens)))
     written, parts = np.empty((len(model.cuts), len(prompts)), dtype=object), itertools.count(FIRST_WRITTEN)
     with Bar(what, written.size, "answer") as bar:
-        for (_, stop), alike in itertools.groupby(order, key=lambda n: prompts[n][:2]):
-            are_over, of_kind = _end_of_answers(whole, tokenizer, stop), list(alike)
-            rows = -(-len(of_kind) // -(-len(of_kind) // ROWS))  # batches of one size
-            for some in (of_kind[first : first + rows] for first in range(0, len(of_kind), rows)):
-                asked = [prompts[n] for n in some]
-                written[:, some] = _write(model, asked, are_over, memory, shards, parts, bar)
+        for kind in dict.fromkeys(prompt[:2] for prompt in prompts):
+            alike = [n for n, prompt in enumerate(prompts) if prompt[:2] == kind]
+            alike.sort(key=lambda n: -len(prompts[n].tokens))
+            are_over = _end_of_answers(whole, tokenizer, kind[1])
+            written[:, alike] = _write(model, [prompts[n] for n in alike], are_over, memory, shards, parts, bar)
     return [
         [Answer(asking.text(asked, tokens), len(tokens), ended) for asked, (tokens, ended) in zip(instances, of_cut)]
         for of_cut in written
@@ -85,8 +83,8 @@ def _write(
     most = prompts[0].most
 
     def fits(some: list[Prompt], cuts: list[Cut]) -> bool:
-        longest = max(len(prompt.tokens) for prompt in some)
-        return model.estimate.writing(Tree(cuts, model.tree.layers), len(some), longest, most) <= memory
+        tree, longest = Tree(cuts, model.tree.layers), max(len(prompt.tokens) for prompt in some)
+        return len(some) <= ROWS and model.estimate.writing(tree, len(some), longest, most) <= memory
 
     def progress(answers: int, token: int) -> None:
         # answers may take minutes to end, so that the bar shows the token that is written

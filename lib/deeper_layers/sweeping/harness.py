@@ -318,12 +318,10 @@ def reference_levels(tasks: Tasks) -> dict[str, dict[str, float]]:
     levels = {}
     for name, task in tasks.loaded["tasks"].items():
         if task.OUTPUT_TYPE == "multiple_choice":
-            documents = list({instance.doc_id: instance.doc for instance in task.instances}.values())
+            documents = {instance.doc_id: instance.doc for instance in task.instances}.values()
             targets = collections.Counter(str(task.doc_to_target(document)) for document in documents)
-            levels[name] = {
-                "chance": float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents])),
-                "majority": max(targets.values()) / len(documents),
-            }
+            chance = float(np.mean([1 / len(task.doc_to_choice(document)) for document in documents]))
+            levels[name] = {"chance": chance, "majority": max(targets.values()) / len(documents)}
     return levels
 
 
@@ -338,22 +336,20 @@ def group_rows(groups: dict, rows: pd.DataFrame) -> pd.DataFrame:
     The value of a metric is the group's own (MMLU: every item counts once); with ",macro" it is the mean over
     the group's tasks, each of which counts once.
     """
-    found = []
-    places = [column for column in ("start", "size", "cut") if column in rows]
-    for _, of_cut in rows.groupby(places, sort=False):
-        place = of_cut.iloc[0][places].to_dict()
+    found, places = [], [column for column in ("start", "size", "cut") if column in rows]
+    for place, of_cut in rows.groupby(places, sort=False):
         of_tasks: dict[str, dict] = collections.defaultdict(dict)
-        for row in of_cut.to_dict("records"):
-            metric, _, rule = row["metric"].partition(",")
-            error = "N/A" if pd.isna(row["stderr"]) else row["stderr"]  # as lm-eval has what is unknown
-            values = {metric: row["value"], f"{metric}_stderr": error}
-            of_tasks[row["task"]] |= {f"{name},{rule or 'none'}": value for name, value in values.items()}
-            of_tasks[row["task"]]["sample_len"] = row["items"]
+        for row in of_cut.itertuples():
+            metric, _, rule = row.metric.partition(",")
+            error = "N/A" if pd.isna(row.stderr) else row.stderr  # as lm-eval has what is unknown
+            of_metric = {metric: row.value, f"{metric}_stderr": error}
+            of_tasks[row.task] |= {f"{name},{rule or 'none'}": value for name, value in of_metric.items()}
+            of_tasks[row.task]["sample_len"] = row.items
         for name, group in groups.items():
             leaves = of_cut[of_cut["task"].isin([task.task_name for task in group.get_all_tasks()])]
             aggregated = group.aggregate(of_tasks)
             for row in _metrics(aggregated):
-                row |= {"task": name, **place, "items": aggregated["sample_len"]}
+                row |= {"task": name, "items": aggregated["sample_len"]} | dict(zip(places, place))
                 each = leaves[leaves["metric"] == row["metric"]]
                 # unknown where that of a task is
                 error = math.sqrt(each["stderr"].pow(2).sum(skipna=False)) / len(each)

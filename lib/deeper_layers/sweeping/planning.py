@@ -3,6 +3,7 @@
 The same requests give the same arrangement, so that an interrupted sweep finds its parts again. Needs no torch.
 """
 
+import enum
 import itertools
 import os
 from collections import defaultdict
@@ -21,6 +22,15 @@ JOINED = 512  # tokens after a context, or as many as it has, at most: each atte
 ROWS = 32  # answers that are written together, where memory holds them
 HEAD_ELEMENTS = 2**24  # logits in memory at once
 MEMORY = 2**31  # bytes beside the weights
+
+
+class Sharing(enum.IntEnum):
+    """What pruned models share; each is more than the one before it."""
+
+    NOTHING = 0  # each runs by itself
+    LAYERS = 1  # run one by one, on residuals of ours: what they have in common runs once
+    PREFIXES = 2  # and keys and values of a prefix are computed once for many sequences
+    MASKS = 3  # and by masks of ours last layers run where something is scored, and branches of a context together
 
 
 @dataclass(frozen=True)
@@ -125,27 +135,19 @@ class Plan:
 
     def __str__(self) -> str:
         passes = self.layer_steps / (self.tokens * self.layers) if self.tokens else 0.0
-        said = (
-            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens; "
-            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of "
-            f"the whole model); {self.bytes / 2**20:,.0f} MiB needed"
-        )
-        if self.reads:
-            said += f"; {self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds"
-        if self.seconds is not None:
-            said += f"; about {self.seconds / 60:,.1f} min"
-        if self.generated:
-            said += f"; {self.generated:,} answers to generate for each pruned model"
-        return said
+        said = {
+            f"{len(self.cuts)} pruned models; {self.requests:,} requests; {self.tokens:,} distinct tokens": True,
+            f"{self.layer_steps / 1e6:,.1f} million layer-steps ({passes:.1f} passes of the whole model)": True,
+            f"{self.bytes / 2**20:,.0f} MiB needed": True,
+            f"{self.reads / 1e9:,.1f} GB of weights to read in {len(self.parts)} rounds": self.reads,
+            f"about {(self.seconds or 0) / 60:,.1f} min": self.seconds is not None,
+            f"{self.generated:,} answers to generate for each pruned model": self.generated,
+        }
+        return "; ".join(words for words, is_said in said.items() if is_said)
 
 
-def plan_batches(
-    asked: Requests, batch_tokens: int = BATCH_TOKENS, *, share: bool = True, branch: bool = True
-) -> list[Batch]:
-    """Arrange requests into sequences, shared prefixes and batches; those of one prefix come one after another.
-
-    `share` and `branch` say whether the model can use a prefix cache, and continuations joined.
-    """
+def plan_batches(asked: Requests, batch_tokens: int = BATCH_TOKENS, sharing: Sharing = Sharing.MASKS) -> list[Batch]:
+    """Arrange requests into sequences and batches, as far as they share; those of one prefix come one after another."""
     by_context: dict[tuple[int, ...], list] = defaultdict(list)
     for number, (context, continuation) in enumerate(zip(asked.contexts, asked.continuations, strict=True)):
         tokens = tuple((context + continuation)[-(asked.max_length + 1) :][:-1])
@@ -154,7 +156,7 @@ def plan_batches(
     for context, requests in sorted(by_context.items()):
         whole, groups = Sequence.joined(context, requests), [requests]
         few = sum(whole.branches) <= max(JOINED, len(context)) and len(whole.tokens) <= batch_tokens
-        if not (branch and few):  # what differs in nothing but its last token is one sequence in any case
+        if not few or sharing < Sharing.MASKS:  # what differs in nothing but its last token is one sequence in any case
             groups = [list(group) for _, group in itertools.groupby(sorted(requests, key=tail), tail)]
         sequences += [Sequence.joined(context, group) for group in groups]
     by_beginning, by_prefix = defaultdict(list), defaultdict(list, {(): []})
@@ -162,7 +164,7 @@ def plan_batches(
         by_beginning[s.tokens[:SHARED_TOKENS] if s.scored[0] >= SHARED_TOKENS else ()].append(s)
     for beginning, group in by_beginning.items():
         length = min(len(os.path.commonprefix([s.tokens for s in group])), *(s.scored[0] for s in group))
-        is_shared = share and beginning and len(group) >= SHARED_BY
+        is_shared = sharing >= Sharing.PREFIXES and beginning and len(group) >= SHARED_BY
         by_prefix[group[0].tokens[:length] if is_shared else ()] += group
     return [batch for prefix, group in by_prefix.items() for batch in _fill(prefix, group, batch_tokens)]
 

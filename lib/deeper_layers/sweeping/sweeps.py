@@ -23,7 +23,16 @@ from deeper_layers.models.streaming import groups_within
 from deeper_layers.results.shards import Shards
 from deeper_layers.sweeping import harness, vllm_engine
 from deeper_layers.sweeping.generation import generate, generate_apart
-from deeper_layers.sweeping.planning import BATCH_TOKENS, FEW_TOKENS, LEAST_TOKENS, MEMORY, Plan, Requests, tokens_of
+from deeper_layers.sweeping.planning import (
+    BATCH_TOKENS,
+    FEW_TOKENS,
+    LEAST_TOKENS,
+    MEMORY,
+    Plan,
+    Requests,
+    plan_batches,
+    tokens_of,
+)
 from deeper_layers.sweeping.progress import Bar, finished
 from deeper_layers.sweeping.tree_model import ANSWER, TreeModel
 
@@ -209,7 +218,7 @@ def plan_requests(family: TreeModel, asked: Requests, batch_tokens: int = BATCH_
     whole_number("batch_tokens", batch_tokens, 1, 2**31)
     whole_number("memory", memory, 1, 2**60, "give the bytes to keep at most")
     while True:
-        batches = family.batches(asked, batch_tokens)
+        batches = plan_batches(asked, batch_tokens, family.sharing)
         if family.is_streamed:  # as many batches as memory holds
             groups = list(groups_within(batches, family.bytes_needed, memory))
         else:  # those of one prefix

@@ -16,7 +16,6 @@ Letters in shapes: N scored positions of a batch, V vocabulary, C cuts, R reques
 
 import contextlib
 import copy
-import enum
 import functools
 import itertools
 from collections.abc import Callable, Iterable
@@ -33,19 +32,10 @@ from deeper_layers.pruning import drop_layers, silence_sublayers
 from deeper_layers.sweeping.attention import PrefixCache, takes_masks
 from deeper_layers.sweeping.forward import Forward, Padded, logits_in_parts, run_layers
 from deeper_layers.sweeping.memory import Estimate, run_in_halves
-from deeper_layers.sweeping.planning import BATCH_TOKENS, Batch, Requests, Sequence, plan_batches
+from deeper_layers.sweeping.planning import Batch, Sequence, Sharing
 from deeper_layers.sweeping.tree import Tree
 
 ANSWER = np.dtype([("logprob", np.float64), ("greedy", np.bool_)])  # nats, and whether it is what greedy decoding gives
-
-
-class Sharing(enum.IntEnum):
-    """What pruned models share; each is more than the one before it."""
-
-    NOTHING = 0  # each runs by itself
-    LAYERS = 1  # run one by one, on residuals of ours: what they have in common runs once
-    PREFIXES = 2  # and keys and values of a prefix are computed once for many sequences
-    MASKS = 3  # and by masks of ours last layers run where something is scored, and branches of a context together
 
 
 class TreeModel:
@@ -80,11 +70,6 @@ class TreeModel:
         if not half or self.bytes_needed(batches) <= memory:
             return [self]
         return [one for cuts in (self.cuts[:half], self.cuts[half:]) for one in self.part(cuts).halves(batches, memory)]
-
-    def batches(self, asked: Requests, batch_tokens: int = BATCH_TOKENS) -> list[Batch]:
-        """Requests in batches, as far as they are arranged to share."""
-        share, branch = self.sharing >= Sharing.PREFIXES, self.sharing == Sharing.MASKS
-        return plan_batches(asked, batch_tokens, share=share, branch=branch)
 
     @property
     def layer_steps(self) -> int:
@@ -122,8 +107,11 @@ class TreeModel:
         if self.sharing:
             logits = [logits_in_parts(self.network, f.states.flatten(-3, -2)) for f in self.run(batches, progress)]
         else:
-            logits = [self._alone(batch, progress) for batch in batches]
+            alone = functools.partial(run_alone, self.network.model)
+            logits = [map(functools.partial(alone, batch=batch), cuts) for batch in batches]
         found = [_score(batch, len(cuts), some) for batch, some in zip(batches, logits, strict=True)]
+        if not self.sharing:
+            progress(self.layer_steps * sum(batch.tokens for batch in batches))
         return np.concatenate(found, axis=1)
 
     def run(self, batches: list[Batch], progress: Callable = lambda steps: None, *, keeps=False) -> list[Forward]:
@@ -137,11 +125,6 @@ class TreeModel:
         run_layers([*begun.values(), *forwards], progress)
         self._prefixes = caches
         return forwards
-
-    def _alone(self, batch: Batch, progress: Callable) -> Iterable[torch.Tensor]:
-        for cut in self.cuts:
-            yield run_alone(self.network.model, cut, batch)
-            progress(batch.tokens * (self.tree.layers - cut.size))
 
 
 @torch.inference_mode()

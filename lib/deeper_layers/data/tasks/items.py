@@ -1,46 +1,20 @@
 """The items of the embedded tasks as data sets, for the YAML files beside this one."""
 
 import re
+from collections.abc import Callable
 
 import datasets
 
 from deeper_layers.data import embedded
 
 
-def _as_test_split(items: list[dict]) -> dict[str, datasets.Dataset]:
-    return {"test": datasets.Dataset.from_list(items)}
+def _read(items: Callable[..., list[dict]], *how) -> Callable[..., dict[str, datasets.Dataset]]:
+    return lambda **_: {"test": datasets.Dataset.from_list(items(*how))}
 
 
-def boolq(**_):
-    return _as_test_split(embedded.boolq())
-
-
-def mmlu_sample(**_):
-    return _as_test_split(embedded.mmlu_sample())
-
-
-def piqa(**_):
-    return _as_test_split(embedded.piqa())
-
-
-def capitals(**_):
-    return _as_test_split(embedded.capitals())
-
-
-def sums_one_digit(**_):
-    return _as_test_split(embedded.sums(1))
-
-
-def sums_two_digits(**_):
-    return _as_test_split(embedded.sums(2))
-
-
-def written_facts(**_):
-    return _as_test_split(embedded.written_facts())
-
-
-def facts(**_):
-    return _as_test_split(embedded.facts())
+boolq, mmlu_sample, piqa = map(_read, (embedded.boolq, embedded.mmlu_sample, embedded.piqa))
+capitals, facts, written_facts = map(_read, (embedded.capitals, embedded.facts, embedded.written_facts))
+sums_one_digit, sums_two_digits = _read(embedded.sums, 1), _read(embedded.sums, 2)
 
 
 def begins_with_the_answer(item: dict, written: list[str]) -> dict[str, float]:
