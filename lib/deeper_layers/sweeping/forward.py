@@ -39,7 +39,7 @@ class Padded:
         scored = [(row, slot) for row, s in enumerate(sequences) for slot in range(len(s.scored))]
         self.rows, self.slots = torch.tensor(scored, dtype=torch.long, device=device).view(-1, 2).unbind(dim=1)
         self.branches = None
-        if any(s.branches for s in sequences):
+        if any(s.is_branched for s in sequences):
             depths, numbers = padded([s.depths[prefix:] for s in sequences]).unbind(dim=2)
             own, seen = numbers[:, :, None], numbers[:, None, :]
             visible = torch.ones_like(own == seen).tril() & ((seen == 0) | (seen == own))

@@ -8,7 +8,6 @@ import itertools
 import os
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cached_property
 
 from deeper_layers.cuts import Cut
 
@@ -61,18 +60,21 @@ class Sequence:
         tokens, requests = tuple(context), []
         starts: dict[tuple[int, ...], int] = {(): len(context)}
         for number, continuation in continuations:
-            *tail, _ = continuation = tuple(continuation)
-            start = starts.setdefault(tuple(tail), len(tokens))
-            tokens += tuple(tail) if start == len(tokens) else ()
+            continuation = tuple(continuation)
+            start = starts.setdefault(tail := continuation[:-1], len(tokens))
+            tokens += tail if start == len(tokens) else ()
             # the first token is predicted by the last of the context, the others by the continuation itself
             requests.append((number, (len(context) - 1, *range(start, start + len(tail))), continuation))
-        lengths = tuple(len(tail) for tail in starts if tail)
-        return cls(tokens, tuple(requests), lengths if len(lengths) > 1 else ())
+        return cls(tokens, tuple(requests), tuple(len(tail) for tail in starts if tail))
 
-    @cached_property
-    def scored(self) -> tuple[int, ...]:
-        """Positions of `tokens` whose logits are needed."""
-        return tuple(sorted({place for _, places, _ in self.requests for place in places}))
+    @property
+    def is_branched(self) -> bool:
+        return len(self.branches) > 1
+
+    @property
+    def scored(self) -> range:
+        """Positions of `tokens` whose logits are needed: the last of the context, and all that follow."""
+        return range(len(self.tokens) - sum(self.branches) - 1 if self.requests else len(self.tokens), len(self.tokens))
 
     @property
     def depths(self) -> list[tuple[int, int]]:
@@ -175,9 +177,9 @@ def _fill(prefix: tuple[int, ...], sequences: list[Sequence], batch_tokens: int)
     Those with branches, which need a mask, apart from those without.
     """
     batches: list[Batch] = []
-    for s in sorted(sequences, key=lambda s: (bool(s.branches), -len(s.tokens), s.tokens)):
+    for s in sorted(sequences, key=lambda s: (s.is_branched, -len(s.tokens), s.tokens)):
         both = Batch(prefix, (*batches[-1].sequences, s)) if batches else Batch(prefix, (s,))
-        padded, is_alike = len(both.sequences) * both.width, bool(both.sequences[0].branches) == bool(s.branches)
+        padded, is_alike = len(both.sequences) * both.width, both.sequences[0].is_branched == s.is_branched
         if batches and is_alike and padded <= batch_tokens and both.tokens >= (1 - PADDING) * padded:
             batches[-1] = both
         else:

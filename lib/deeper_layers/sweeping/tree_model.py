@@ -147,11 +147,10 @@ def _score(batch: Batch, cuts: int, logits: Iterable[torch.Tensor]) -> np.ndarra
     """[C, R] of ANSWER: the log-probability of each request's tokens, summed, from all logits [C * N, V] in parts."""
     targets, starts, scored = [], [], 0
     for s in batch.sequences:
-        row_of = {place: scored + i for i, place in enumerate(s.scored)}
-        scored += len(row_of)
         for _, places, tokens in s.requests:
             starts.append(len(targets))
-            targets += zip(map(row_of.get, places), tokens, strict=True)
+            targets += zip((scored + s.scored.index(place) for place in places), tokens, strict=True)
+        scored += len(s.scored)
     of_cut = torch.tensor(targets)  # [K, 2], rows of logits and the tokens that are scored there
     rows, tokens = (torch.arange(cuts)[:, None] * scored + of_cut[:, 0]).flatten(), of_cut[:, 1].repeat(cuts)
     by_token, first = np.empty(len(rows), ANSWER), 0
