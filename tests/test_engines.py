@@ -59,7 +59,7 @@ def test_a_line_of_the_table_is_what_counting_by_hand_gives(line):
         for config in (every_3rd, {"model_type": line.family, "text_config": every_3rd}):
             assert wrong_in(config, Cut(1, 3), [line.engine]) == []
             (wrong,) = told(line, config, Cut(1, 1))
-            assert wrong.layers == [2, 3, 5] and "every 3rd layer" in wrong.why and line.source in wrong.why
+            assert wrong.layers == [2, 3, 5] and "one layer in 3" in wrong.why and line.source in wrong.why
         assert line.period({line.named: "LLLLG"}) == 5
 
 

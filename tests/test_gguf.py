@@ -150,9 +150,9 @@ def test_adapters_that_do_not_belong_or_fit(module, width, size, record, message
     [
         ("gemma3", Cut(0, 3), None),
         ("gemma3", Cut(3, 1), None),  # above the cut nothing is left to change its kind
-        ("gemma3", Cut(1, 1), "first 2: there every 3rd layer .* drop other layers"),
-        ("gemma2", Cut(0, 1), "every 3rd layer"),
-        ("olmo2", Cut(1, 1), "first 3: there every 4th layer"),  # of OLMo 3
+        ("gemma3", Cut(1, 1), "first 2: there one layer in 3 .* drop other layers"),
+        ("gemma2", Cut(0, 1), "one layer in 3"),
+        ("olmo2", Cut(1, 1), "first 3: there one layer in 4"),  # of OLMo 3
         ("llama4", Cut(1, 1), "architecture llama4, whose layers may differ"),
     ],
 )

@@ -83,16 +83,18 @@ def wrong_in(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> list
     layers, family = text.get("num_hidden_layers"), text.get("model_type", config.get("model_type"))
     if strange := [name for name in engines if name not in ENGINES]:
         raise InputError(f"the engine is {strange[0]!r:.40}, expected one of {', '.join(ENGINES)}")
-    if not isinstance(layers, int) or not cut.size:
+    if not cut.size or type(layers) is not int:
         return []
     for line in TABLE:
-        if line.engine not in engines or str(family).removesuffix("_text") != line.family:
+        if line.engine not in engines or line.family != str(family).removesuffix("_text"):
             continue
         every = line.period(text)
-        if wrong := of_another_kind(cut.kept(layers), every, line.kinds(text)):
+        counted = [(index + 1) % every == 0 for index in range(layers)]
+        kinds = line.kinds(text) or counted
+        if wrong := [old for new, old in enumerate(cut.kept(layers)) if kinds[old] != counted[new]]:
             why = (
-                f"{line.engine} takes {len(wrong)} of its layers for another kind, first {wrong[0]}: there every "
-                f"{nth(every)} layer of {line.family} {KINDS[line.kind][0]}, by its number ({line.source})"
+                f"{line.engine} takes {len(wrong)} of its layers for another kind, first {wrong[0]}: there one layer "
+                f"in {every} {KINDS[line.kind][0]}, by its number ({line.source})"
             )
             found.append(Miscounted(line.engine, wrong, why))
     return found
@@ -112,17 +114,3 @@ def nearest_safe(config: dict, cut: Cut, engines: Collection[str] = ENGINES) -> 
         return abs(new.start - cut.start) + abs(new.stop - cut.stop), new.size, new.stop != cut.stop
 
     return min(safe_cuts(config, every, engines), key=moved, default=None)
-
-
-def of_another_kind(kept: list[int], every: int, kinds: list[bool] | None = None) -> list[int]:
-    """The kept layers that whoever calls every `every`th layer another kind takes for what they are not.
-
-    Without `kinds`, which says of each layer whether it is of that other kind, the whole model's are as counted.
-    """
-    kinds = kinds or [(old + 1) % every == 0 for old in range(max(kept) + 1)]
-    return [old for new, old in enumerate(kept) if kinds[old] != ((new + 1) % every == 0)]
-
-
-def nth(number: int) -> str:
-    """A number as an ordinal."""
-    return f"{number}{ {1: 'st', 2: 'nd', 3: 'rd'}.get(number, 'th') }"

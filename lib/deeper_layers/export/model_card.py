@@ -98,16 +98,8 @@ def model_card(
 ) -> str:
     """The card of a checkpoint, in Markdown.
 
-    Args:
-        source: the model, as the user named it.
-        name: by which the checkpoint is opened: its folder, or its repository on the hub.
-        lineage: all cuts up to this one.
-        facts: of the source.
-        config: of the checkpoint, as its config.json holds it.
-        revision: of a hub id.
-        adapter: what was added to the weights.
-        predicting: layers for multi-token prediction are "kept" or "left out"; nothing without any.
-        scores: what results say of the cut.
+    `source` and `revision` are as the user named them, `name` is that by which the checkpoint is opened, `config` its
+    own. Layers for multi-token prediction are `predicting`, "kept" or "left out". `scores` is what results say.
     """
     from huggingface_hub import ModelCardData  # slow
 

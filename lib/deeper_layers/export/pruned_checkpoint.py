@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from deeper_layers import checks, files, models, results
 from deeper_layers.cuts import Cut, ranges
-from deeper_layers.errors import InputError, NotMeasuredError, first_line, in_bytes
+from deeper_layers.errors import InputError, NotMeasuredError, first_line
 from deeper_layers.export.engines import Miscounted, nearest_safe, wrong_in
 from deeper_layers.export.llama_cpp import ROUNDED
 from deeper_layers.models.checkpoint_files import is_gguf
@@ -111,22 +111,14 @@ def describe_pruning(
 ) -> PruningDescription:
     """What is known of a model of so many layers without those of a cut, before it is made.
 
-    Weights are read for their hash only where results hold a model of this name.
-
-    Args:
-        model: "embedded" or another packaged model, a hub id, a folder, or a `.gguf` file.
-        config: what `stated_config` says of it.
-        results_folder: where results lie; by default as everywhere, and the published ones behind them.
-        known: ask results at all; they are of weights as they were, and of none that a rule changed.
-        opening: revision and trust_remote_code, as for `find_model`.
+    `config` is its `stated_config`, `opening` is for `find_model`. Results are asked where `known` says so: they are of
+    weights as they were. These are read for their hash only where results hold a model of this name.
     """
     wrong, name, held, scores = wrong_in(config, cut), models.model_name(model), [], []
     safe = nearest_safe(config, cut) if wrong and cut.is_block else None
     if known and (is_gguf_model(model) or results.all_results(results_folder, model=name)):
         key = models.find_model(model, **opening).key
-        if is_gguf_model(model):  # known by its hash, whatever it is called
-            name = results.name_of(key["weights"], results_folder) or name
-        key["name"] = name
+        key["name"] = name = results.name_of(key["weights"], results_folder) or name  # whatever it is called here
         held = [one for one in results.all_results(results_folder, model=name) if one.key["model"] == key]
     if held:
         from deeper_layers.report import one_cut  # slow
@@ -190,9 +182,7 @@ class Output:
         """What says of a cut how many bytes of weights are written, and in which type.
 
         From headers, with that of what is written, where the model is on this machine; else about, by its parameters.
-        What llama.cpp's quantizer rounds is counted as it is before that.
-        Raises InputError, as what it gives does, where the cut or the type does not fit, or the model is not
-        understood.
+        What llama.cpp's quantizer rounds is counted as it is before that. Either raises InputError.
         """
         packaged = models.PACKAGED.get(source.folder)
         if self.is_gguf:
@@ -200,8 +190,7 @@ class Output:
             from deeper_layers.models.gguf_header import read_gguf
 
             exact = None if self.type in ROUNDED else self.type
-            kind = exact or source.quantized + ", matrices of adapters in f16" * self.healed
-            kind += "" if self.type == exact else f", which llama.cpp then rounds to {self.type}"
+            kind = (exact or source.quantized) + f", then rounded to {self.type}" * (self.type != exact)
             if not packaged or packaged.path.is_file():
                 header = read_gguf(gguf_file(source))
                 return lambda cut: (plan_gguf(source, header, cut, exact, healed=self.healed).bytes, kind)
@@ -220,38 +209,26 @@ class Output:
         return lambda cut: (round(sizes.parameters(cut) * width), kind)
 
     def fit(self, source: Source, size: str, choose: Callable[[int], Cut]) -> Cut:
-        """The smallest cut under a rule with which the weights that are written fit.
+        """The smallest cut with which the weights that are written, headers included, fit into a size (`read_size`).
 
-        Args:
-            source: the model; see `find_model`.
-            size: of the weights, headers included, as "400MB", or their number, as "300M"; see `read_size`.
-            choose: the rule's cut of so many layers.
-
-        Raises:
-            InputError: the size is none, or not even the smallest model fits; or as `sizes` and `choose`.
+        `choose` gives a rule's cut of so many layers. Raises InputError where not even the smallest model fits, and as
+        `read_size` and `sizes`.
         """
         most, in_file = read_size(size)
         if in_file and self.type in ROUNDED:
             raise InputError(f"type is {self.type}, and how large llama.cpp makes a file is not known: give q8_0")
-        written, parameters = self.sizes(source) if in_file else None, models.sizes_of(source).parameters
-        found, last = [], None
+        sizes, last = self.sizes(source) if in_file else None, "the smallest is larger"
+        parameters = models.sizes_of(source).parameters
         for number in range(source.num_layers):
             try:
                 cut = choose(number)
-                found.append(written(cut)[0] if written else parameters(cut))
+                if (sizes(cut)[0] if sizes else parameters(cut)) <= most:
+                    return cut
             except NotMeasuredError:
                 raise
             except InputError as error:  # a number of layers that this rule or format can't drop
                 last = error
-                continue
-            if found[-1] <= most:
-                return cut
-        if last and not found:
-            raise last
-        least = in_bytes(min(found)) if in_file else f"{min(found):,} parameters"
-        raise InputError(
-            f"no cut of {source.name} fits into {size}: the smallest has {least}; give a larger size or type"
-        )
+        raise InputError(f"no cut of {source.name} fits into {size} ({last}): give a larger size or type")
 
 
 def prune_checkpoint(
