@@ -58,11 +58,11 @@ def line(done) -> str:
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (InputError("a mistake\nin two lines"), "error: a mistake in two lines"),
-        (PermissionError(errno.EACCES, "denied", "/a/place"), "error: can't use /a/place (denied)"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: can't write any more (No space left on device)"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "error: out of memory (Default"),
-        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "error: out of memory (CUBLAS"),
+        (InputError("a mistake\nin two lines"), "Error: a mistake in two lines"),
+        (PermissionError(errno.EACCES, "denied", "/a/place"), "Error: can't use /a/place (denied)"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Error: can't write any more ([Errno 28] No space left"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), "Error: out of memory (Default"),
+        (RuntimeError("CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "Error: out of memory (CUBLAS"),
     ],
 )  # fmt: skip
 def test_what_a_user_can_mend_says_how(error, message, ends_with, written_to):
@@ -94,7 +94,7 @@ def test_a_fault_is_one_line_and_a_file_that_says_where(ends_with, written_to, m
 )
 def test_interrupted_left_and_read_no_further_are_no_faults(error, code, ends_with, written_to):
     done = ends_with(error)
-    assert done.exit_code == code and "error" not in done.stderr and not list(written_to.iterdir())
+    assert done.exit_code == code and "Error" not in done.stderr and not list(written_to.iterdir())
 
 
 def test_a_message_can_not_move_the_cursor_nor_fill_the_screen():

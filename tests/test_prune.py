@@ -42,7 +42,10 @@ def test_a_dry_run_says_what_would_be_and_writes_nothing(tiny_folder, tmp_path):
     words = [tiny_folder, tmp_path / "out", *SIMPLE, "--results", tmp_path / "results", "--dtype", "float16"]
     planned = answered(*words, "--dry-run")
     plan = typed("prune", *words, "--dry-run").stdout
-    assert f"results hold nothing of this model; `deeper-layers sweep {tiny_folder} --layers 2-3 " in plan
+    assert (
+        f"`deeper-layers sweep {tiny_folder} --results {tmp_path / 'results'} --layers 2-3 --tasks TASKS` measures"
+        in plan
+    )
     assert not list(tmp_path.iterdir())
     written = answered(*words)
     assert planned["kept"] == [0, 1, 4] and planned["scores"] == planned["engines"] == planned["ruins"] == []

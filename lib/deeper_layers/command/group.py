@@ -14,20 +14,7 @@ from deeper_layers.command.results import results
 from deeper_layers.command.sweep import scan, sweep
 from deeper_layers.errors import InputError, disk_is_full, first_line, one_line, ran_out
 
-INTERRUPTED = 130  # what a shell says of a process that SIGINT ended
-
-
-class Mistake(click.ClickException):
-    """One line on stderr, exit status 1."""
-
-    def show(self, file=None) -> None:
-        click.echo(f"error: {one_line(self.message)}", file=file, err=True)
-
-
-class Fault(Mistake):
-    """A fault of ours: one line too, and another exit status."""
-
-    exit_code = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED, FAULT = 130, 70  # what a shell says of a process that SIGINT ended; EX_SOFTWARE of sysexits.h
 
 
 class Subcommands(click.Group):
@@ -53,26 +40,28 @@ class Subcommands(click.Group):
             except Exception as error:
                 if faults.is_shown():
                     raise
-                raise _told(error) from None
+                if said := _to_mend(error):
+                    raise click.ClickException(one_line(said)) from None
+                click.echo(f"Error: {faults.in_one_line(error)}", err=True)
+                context.exit(FAULT)
 
 
-def _told(error: Exception) -> Mistake:
-    """One line for whatever went wrong."""
+def _to_mend(error: Exception) -> str | None:
+    """What a user can do about an error; None of a fault of ours."""
     if isinstance(error, InputError):
-        return Mistake(str(error))
+        return str(error)
     if isinstance(error, ModuleNotFoundError):
-        return Mistake(f"{error.name} is not installed: pip install 'deeper-layers[book,cluster]' has all of it")
+        return f"{error.name} is not installed: pip install 'deeper-layers[book,cluster]' has all of it"
     if isinstance(error, OSError) and error.filename is not None:
-        return Mistake(f"can't use {error.filename} ({error.strerror}): mend that, or name another place")
+        return f"can't use {error.filename} ({error.strerror}): mend that, or name another place"
     if disk_is_full(error):
-        said = getattr(error, "strerror", None) or first_line(error)
-        return Mistake(f"can't write any more ({said}): make room, the same command goes on where it stopped")
+        return f"can't write any more ({first_line(error)}): make room, the same command goes on where it stopped"
     if ran_out(error):
-        return Mistake(
+        return (
             f"out of memory ({first_line(error)}): use a machine with more, a smaller model, shorter sequences, or "
             "--quantization nf4; the same command goes on where it stopped"
         )
-    return Fault(faults.in_one_line(error))
+    return None
 
 
 @click.group(

@@ -12,15 +12,10 @@ from deeper_layers.results.schema import GIVEN
 from deeper_layers.rules.choosing import DROPPING, REGISTERED
 
 UNKNOWN_BEFORE = (
-    "not told what healing gives back: results hold nothing from before it, of these tasks on weights opened alike, "
-    "in which the unpruned model is surely above guessing; `deeper-layers sweep` with the same --dtype and "
-    "--quantization measures it"
+    "recovery is not known: results hold nothing from before, on weights opened alike, in which the whole model is "
+    "surely above guessing; `deeper-layers sweep` with the same --dtype and --quantization measures it"
 )
-AT_MOST = (
-    "at most, if this healing does not make the unpruned model worse on the text: to get used to a text repairs "
-    "nothing; how much of it is that is told once the unpruned model was healed alike, by the same command with "
-    "--drop 0"
-)
+AT_MOST = "at most: what of it is getting used to the text is told once the whole model is healed alike, by --drop 0"
 OF_LAYERS = [rule for rule in DROPPING if not REGISTERED[rule].drops_sublayers]  # what heals lacks whole layers
 
 

@@ -104,21 +104,19 @@ def exclude(name: str, *others: str) -> None:
     """Refuse an option beside any of some others."""
     for other in others:
         if is_typed(name) and is_typed(other):
-            raise click.UsageError(f"{_as_typed(name)} and {_as_typed(other)} exclude each other: give one of them")
+            flags = _flags()
+            raise click.UsageError(f"{flags[name]} and {flags[other]} exclude each other: give one of them")
 
 
-def _as_typed(name: str) -> str:
-    """An option of the command that runs, with its value where it takes one."""
-    context = click.get_current_context()
-    (option,) = (one for one in context.command.params if one.name == name)
-    return option.opts[0] if option.is_flag else f"{option.opts[0]} {context.params[name]}"
+def _flags() -> dict[str, str]:
+    """How each parameter of the command that runs is typed."""
+    return {option.name: option.opts[0] for option in click.get_current_context().command.params}
 
 
 def _in_words_of_options(message: str) -> str:
     """A message of the library, which says "limit is 0", as who typed --limit reads it."""
-    context, (name, _, rest) = click.get_current_context(), message.partition(" ")
-    flags = {option.name: option.opts[0] for option in context.command.params}
-    flags["size"] = next((flags[one] for one in ("drop", "sizes") if context.params.get(one) is not None), "size")
+    name, _, rest = message.partition(" ")
+    flags = _flags() | {"size": next((f"--{of}" for of in ("drop", "sizes") if is_typed(of)), "size")}
     if name not in flags or not rest.startswith(("is ", "has ")):
         return message
     return f"{flags[name]} {rest.replace('None', 'none', 1)}"

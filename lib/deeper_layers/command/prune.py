@@ -7,7 +7,7 @@ Copying opens no model. Whatever can be refused soon is refused before anything 
 import functools
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import click
 from pydantic import Field
@@ -21,13 +21,10 @@ from deeper_layers.experiments.experiment import Experiment
 from deeper_layers.experiments.lists import one_of, split
 from deeper_layers.experiments.parameters import Corpus, Dtype, HealingParameters, Parameters
 from deeper_layers.export.llama_cpp import EXACT, ROUNDED
-from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, say_smaller, typed_lists
+from deeper_layers.export.pruned_checkpoint import Output, is_gguf_model, typed_lists
 from deeper_layers.models.sources import DTYPES, Source
 from deeper_layers.presets import PRESETS
 from deeper_layers.rules.choosing import REGISTERED
-
-if TYPE_CHECKING:  # torch
-    from deeper_layers.export import PruningDescription
 
 
 class PruneParameters(Parameters):
@@ -138,9 +135,7 @@ def prune(
     safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
     safe([UNPRUNED])  # an engine that nobody knows is refused
     if not cut.is_of_layers if cut else chosen.drops_sublayers and drop:
-        output.check_sublayers(
-            f"this cut {cut.describe(depth)}" if cut else f"the rule {rule} drops attention or MLP apart"
-        )
+        output.check_sublayers(f"this cut is {cut}" if cut else f"the rule {rule} drops attention or MLP apart")
     if asked.push_to_hub and not asked.dry_run:
         export.check_repository(asked.push_to_hub, public=asked.public)
     from deeper_layers.experiments.choosing import changed_choice, choose_cut  # slow
@@ -169,17 +164,17 @@ def prune(
         raise InputError(f"--for is {asked.for_}, and {'; '.join(described.engines_in_words())}")
     content, lines = described.content() | {"out": str(out)}, [f"{described.model}: {cut.describe(depth)}"]
     if asked.dry_run:
-        bytes, dtype = output.sizes(source := sized())(cut)
+        bytes, dtype = output.sizes(sized())(cut)
         if isinstance(parameters, HealingParameters):
-            healing = parameters.config()
-            lines.append(
-                f"would be healed first ({asked.heal}): {healing.steps:,} steps, {healing.tokens:,} tokens of "
-                f"{asked.text}; what stands here of its quality is from before that"
-            )
+            lines.append(f"would be healed first: {asked.heal}, {parameters.config().tokens:,} tokens of {asked.text}")
         lines.append(f"would be written: {out}, {bytes / 1e6:,.0f} MB of weights in {dtype}")
-        lines += [] if output.is_gguf else say_smaller(source, dtype)
-        lines += _known(described, source, asked.results)
-        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines)])
+        lines += described.engines_in_words() or ["no engine that counts layers would misread it"]
+        typed = ["--results", asked.results, *typed_lists(cut)] if asked.results else typed_lists(cut)
+        measure = shlex.join(["deeper-layers", "sweep", model, *typed, "--tasks"])
+        unknown = f"results hold nothing of what is left of its quality: `{measure} TASKS` measures it"
+        not_surely = "results do not say that it surely ruins any of these: where items are few, they can not"
+        known = [described.card(), described.ruin_in_words() or not_surely] if described.scores else [unknown]
+        return Answer(content | {"bytes": bytes, "dtype": dtype, "dry_run": True}, ["\n".join(lines), *known])
     for said in described.warnings():
         click.echo(f"warning: {said}", err=True)
     if isinstance(parameters, HealingParameters):
@@ -193,19 +188,5 @@ def prune(
         address = export.push(out, asked.push_to_hub, public=asked.public, message=said)
     bytes = sum(path.stat().st_size for path in ([out] if output.is_gguf else out.iterdir()))
     lines += [*([f"adapters: {adapter}"] if adapter else []), f"{out}: {bytes / 1e6:,.0f} MB"]
-    if is_gguf_model(model) and not output.is_gguf:
-        lines += say_smaller(found().source, models.find_model(str(out), hashed=False).dtype)
     content |= {"adapters": str(adapter) if adapter else None, "bytes": bytes, "address": address}
     return Answer(content, ["\n".join(filter(None, [*lines, address]))])
-
-
-def _known(described: "PruningDescription", source: Source, folder: str | None) -> list[str]:
-    """What is known of a cut before it is made, line by line; `folder` is that of results as typed."""
-    lines = described.engines_in_words() or ["no engine that counts layers would misread it"]
-    if not described.scores:
-        words = ["sweep", str(source.gguf or source.folder), *typed_lists(described.cut)]
-        asked = f"`deeper-layers {shlex.join([*words, *(['--results', folder] if folder else [])])} --tasks TASKS`"
-        of = "this cut" if described.held else "this model"
-        return [*lines, f"of its quality: results hold nothing of {of}; {asked} measures it"]
-    surely = "results do not say that it surely ruins any of these: where items are few, they can not"
-    return [*lines, "", described.card(), "", described.ruin_in_words() or surely]

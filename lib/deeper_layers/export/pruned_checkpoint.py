@@ -277,15 +277,6 @@ def read_size(text: str) -> tuple[float, bool]:
     return float(found[1]) * (BYTES | PARAMETERS)[unit], unit in BYTES
 
 
-def say_smaller(source: Source, dtype: str) -> list[str]:
-    """What to say of a folder in float32 that is made of a GGUF file; nothing of any other."""
-    said = (
-        f"in float32, as no 16 bits hold each of its {source.quantized} weights: --dtype bfloat16 rounds them and "
-        "halves that, an OUT that ends in .gguf keeps them as they are"
-    )
-    return [said] if source.is_gguf and dtype == "float32" else []
-
-
 def is_gguf_model(model: str) -> bool:
     """Whether a model is a GGUF file, given or packaged."""
     return model in models.PACKAGED or is_gguf(model)
