@@ -1,4 +1,4 @@
-"""Two pages drawn from the source: the rooms of the library, and the columns of the table of all results."""
+"""A page drawn from the source: the rooms of the library."""
 
 import ast
 import re
@@ -9,7 +9,6 @@ from sphinx.util.docutils import SphinxDirective
 
 from book.extension.running import ROOT
 from deeper_layers.report.names import as_html
-from deeper_layers.results.columns import TABLES, WORDS
 
 HOUSE = ROOT / "lib" / "deeper_layers"
 WINGS = {
@@ -34,16 +33,6 @@ class House(SphinxDirective):
         return [nodes.raw("", f'<div class="house">{"".join(boxes)}</div>', format="html")]
 
 
-class Columns(SphinxDirective):
-    """The columns of `results.scores()`, each with what it holds."""
-
-    def run(self) -> list[nodes.Node]:
-        rows = "".join(
-            f"<dt><code>{name}</code></dt><dd>{as_html(WORDS[name])}</dd>" for name in TABLES["scores"].split()
-        )
-        return [nodes.raw("", f'<dl class="columns">{rows}</dl>', format="html")]
-
-
 def name_no_list(app: Sphinx, pagename: str, templatename: str, context: dict, doctree) -> None:
     """docutils calls the bibliography a list, but its parts no items: a screen reader would announce an empty one."""
     if "body" in context:
@@ -52,6 +41,5 @@ def name_no_list(app: Sphinx, pagename: str, templatename: str, context: dict, d
 
 def setup(app: Sphinx) -> dict:
     app.add_directive("house", House)
-    app.add_directive("columns", Columns)
     app.connect("html-page-context", name_no_list)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -132,7 +132,7 @@ class Shown(BaseModel):
         return self.results_folder if self.results else None
 
     def scores(self) -> "pd.DataFrame":
-        """Every score and loss, a row for each pruned model, rule and task: see `results.columns`.
+        """Every score and loss, a row for each pruned model, rule and task: see `results.scores`.
 
         What results lack of the one model that is asked for is measured before, and it comes first; then those of
         `report.names.FIRST`, then all others by name.

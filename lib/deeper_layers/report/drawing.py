@@ -22,7 +22,7 @@ from matplotlib.colors import Normalize, to_hex, to_rgb
 from matplotlib.ticker import PercentFormatter
 
 from deeper_layers.report.names import as_csv, as_html, as_plotly, clipped
-from deeper_layers.results.columns import VECTORS
+from deeper_layers.results.frames import VECTORS
 
 INK, GREY = "#1a1a1a", "#8a8a8a"  # plots.js gives INK the colour of the page's text
 # Okabe and Ito's colours stay distinct under every common colour blindness; markers serve black and white.

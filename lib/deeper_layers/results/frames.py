@@ -1,7 +1,7 @@
 """All results as tables: `scores`, a row for each pruned model and task; distances, losses while healing, geometry.
 
-Whatever the book says is a query of these; columns.py says what each column holds. Every table is of a folder of
-results, or of the default one and the published ones, and of one model or all. A damaged file is named and left out.
+Whatever the book says is a query of these. Every table is of a folder of results, or of the default one and the
+published ones, and of one model or all. A damaged file is named and left out.
 
 - A task of the group "mmlu" is a row of the task "mmlu" with its subject. What lm-eval makes of all subjects has no
   row: it is the mean over their items. Other groups, such as "sums", have no score; their tasks stand by their own
@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deeper_layers.cuts import UNPRUNED, Cut
-from deeper_layers.results.columns import TABLES, TYPES
 from deeper_layers.results.packing import ITEM_BY_ITEM, unpack, unpack_halves
 from deeper_layers.results.schema import GIVEN, UNHEALED, UNROUNDED
 from deeper_layers.results.store import Result, all_results, cut_names, left_out
@@ -33,6 +32,23 @@ from deeper_layers.results.store import Result, all_results, cut_names, left_out
 if TYPE_CHECKING:  # slow
     import pandas as pd
 
+TABLES = {
+    "scores": "model layers dtype bits cut start size share rule changed healing task subject shots order limit "
+    "length engine metric items value outcome chosen target logprobs written ended chance commonest bytes repeat "
+    "measured path",
+    "distances": "model layers dtype bits start size share corpus samples length seed distance stderr by_sequence "
+    "measured path",
+    "healing": "model layers dtype bits cut start size share healing step tokens loss measured path",
+    "geometry": "model layers dtype bits corpus measure of place other value measured path",
+    "runs": "model layers weights hash dtype vocabulary kind name cuts measured seconds memory device commit path",
+    "answers": "model cut size variant prompt answer path",
+}
+VECTORS = "outcome chosen target logprobs written ended by_sequence".split()
+TYPES = dict.fromkeys("layers items repeat samples seed step place cuts memory".split(), "int64")
+# whole numbers that may be missing
+TYPES |= dict.fromkeys("start size shots order limit length bytes vocabulary other".split(), "Int64")
+TYPES |= dict.fromkeys("share value chance commonest distance stderr tokens loss seconds".split(), "float64")
+TYPES |= dict.fromkeys(VECTORS, "object")  # all others are text
 # rows alike in these are of one question to models of one kind, those alike in CUT too of one thing
 QUESTION = "model dtype bits healing task subject shots order limit length engine metric".split()
 CUT = ["cut", "rule", "changed"]
@@ -49,6 +65,32 @@ def scores(folder: Path | None = None, model: str | None = None) -> "pd.DataFram
     Args:
         folder: of results; the default one and the published ones where none is named. InputError where it is none.
         model: the one network by this name; all where none is named.
+
+    Returns:
+        A table with these columns; what is not known, or does not apply, is missing.
+
+        - model, layers, dtype: name of the network, its number of layers L, the number format in which it computes
+        - bits: type to which its weights were rounded (nf4, Q2_K)
+        - cut: what was dropped, as `Cut.name` has it: "13,4" are 4 layers from layer 13 (0-based), "0,0" is none
+        - start, size, share: of a block the first dropped layer; how many were dropped, n, as the rule counts; n / L
+        - rule: whose choice the cut was; "blocks of 4" where every block of 4 was tried
+        - changed: what the rule did to the weights of the layers that stay: merged, or bridged
+        - healing: settings, text and tokens of the healing, as JSON
+        - task, subject: task of lm-eval, or group of which this is one task; of losses the text; of MMLU the subject
+        - shots, order: examples in the prompt; seed of their order
+        - limit: at most so many items, the first ones, were asked of each task, or sequences of a text
+        - length: of losses: tokens in a sequence; 0 where each is as long as it is
+        - engine: what else than this library's own forward pass answered
+        - metric: what was counted: "acc", "exact_match", ..., or "loss" (nats a token)
+        - items, value: how many items or sequences, I; the score: a share of them, or the loss over all tokens
+        - outcome: the score of each item, [I]: 0 or 1, or of each sequence, nats a token
+        - chosen, target: numbers of the choice that each item was answered with, and of the right one, [I]
+        - logprobs: log-probability of each choice, nats, [I, K], nan where an item has fewer
+        - written, ended: of each answer that was generated the tokens, and 0 where it was cut off at the most, [I]
+        - chance, commonest: what guessing at random scores, for losses ln V of V tokens; always the commonest answer
+        - bytes: of weights, where they were counted
+        - repeat: 0 for the measurement that counts; 1, 2, ... for others of the same thing
+        - measured, path: when, in UTC, ISO 8601; file below the folder of results
 
     Example:
         >>> from deeper_layers import results
@@ -76,7 +118,12 @@ def scores_of(results: Iterable[Result]) -> "pd.DataFrame":
 
 
 def distances(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Every angular distance, a row for each block."""
+    """Every angular distance, a row for each block.
+
+    Beside columns as those of `scores`: corpus, its number of samples S, the most tokens of one (length), the seed that
+    drew them; distance of what enters the block and what leaves it, in units of pi, mean over sequences, stderr over
+    sequences, and by_sequence, [S], within 0.05%.
+    """
     return distances_of(all_results(folder, "distances", model))
 
 
@@ -86,12 +133,12 @@ def distances_of(results: Iterable[Result]) -> "pd.DataFrame":
 
 
 def healing(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """The loss of every healing by step."""
+    """The loss of every healing by step of the adapters, from 1: tokens seen up to it, loss in nats a token."""
     return _frame(_rows(_of_healing, all_results(folder, "healing", model)), TABLES["healing"])
 
 
 def geometry(folder: Path | None = None, model: str | None = None) -> "pd.DataFrame":
-    """Measures of every layer and residual, and of pairs of them."""
+    """Measures, each of a "layer" or a "state", the residual that enters one: its place, of pairs the other's too."""
     return _frame(_rows(_of_geometry, all_results(folder, "geometry", model)), TABLES["geometry"])
 
 
@@ -114,7 +161,7 @@ def _frame(rows: list[dict], columns: str) -> "pd.DataFrame":
     import pandas as pd  # slow
 
     return pd.DataFrame(
-        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES[name]) for name in columns.split()}
+        {name: pd.Series([row.get(name) for row in rows], dtype=TYPES.get(name, "str")) for name in columns.split()}
     )
 
 
