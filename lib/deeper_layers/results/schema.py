@@ -14,6 +14,7 @@ Count = Annotated[int, Field(ge=0, lt=2**53)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+Items = Annotated[int, Field(ge=1, le=2**24)]
 # a cut of any shape, as `Cut.name` calls it
 SOME = r"(layers|attention|mlp)( \d{1,5})+"
 CutName = Annotated[str, Field(pattern=rf"^(\d{{1,5}},\d{{1,5}}|{SOME}(; {SOME})*)$")]
@@ -120,22 +121,13 @@ KINDS = {
             # and of any shape: "choice", asked of a rule instead of cuts, with what it looks at; "calibration" of one
             # that changes weights; "text" that heals; "bits" to which weights are rounded; "engine"
         },
-        row={
-            "task": Name,
-            "metric": Name,
-            "cut": CutName,
-            "value": Number | None,
-            "stderr": Number | None,
-            "items": Annotated[int, Field(ge=1, le=2**24)],
-            "outcome": (str | list[Number] | None, None),  # of each item, packed, or the loss of each sequence
-            "chosen": OPTIONAL,  # this and the next three only in the first row of a task and cut
-            "logprobs": OPTIONAL,
-            "written": OPTIONAL,  # of answers that were generated, in 16 bits, and whether each ended
-            "ended": OPTIONAL,
-            "bytes": UNCOUNTED,
-            "variant": OPTIONAL,  # of a checkpoint: UNROUNDED, or "rounded"
-            "engine": OPTIONAL,  # where it is not that of the key
-        },
+        # outcome: of each item, packed, or the loss of each sequence
+        row={"task": Name, "metric": Name, "cut": CutName, "value": Number | None, "stderr": Number | None}
+        | {"items": Items, "outcome": (str | list[Number] | None, None), "bytes": UNCOUNTED}
+        # packed, in the first row of a task and cut: choices, and of generated answers tokens and whether each ended
+        | dict.fromkeys(("chosen", "logprobs", "written", "ended"), OPTIONAL)
+        # of a checkpoint: one of UNROUNDED, or "rounded"; an engine that is not that of the key
+        | dict.fromkeys(("variant", "engine"), OPTIONAL),
         details={
             "groups": (dict[Name, list[Name]], {}),  # of tasks: rows of their own are of all items
             "levels": (dict[Name, dict[Literal["chance", "majority"], Share]], {}),  # by task, what guessing scores
