@@ -186,7 +186,7 @@ def test_a_report_without_what_it_needs(monkeypatch):
         assert "pip install 'deeper-layers[book" in said("report", "embedded")
     monkeypatch.setattr("deeper_layers.results.places.AROUND", Path("/nowhere"))
     monkeypatch.chdir("/")
-    assert "clone the repository" in said("report", "embedded")
+    assert "clone it, and run this there" in said("report", "embedded")
 
 
 def test_a_report_goes_on_after_notebooks_that_can_not_be_made(tiny_folder, tmp_path, monkeypatch):

@@ -31,14 +31,13 @@ OF_A_PRODUCT = 0.75  # of the speed of a bare product: what layers reached on tw
 
 @dataclass(frozen=True)
 class Machine:
-    """Equal devices: of each bytes of memory, bytes read a second (0: not known), operations a second as far as they
-    are reached, by data type; where the numbers are from; how many devices."""
+    """So many equal devices."""
 
     name: str
-    memory: int | float
-    bandwidth: float
-    throughput: dict[str, float]
-    source: str
+    memory: int | float  # bytes, of each
+    bandwidth: float  # bytes read a second; 0: not known
+    throughput: dict[str, float]  # operations a second as far as they are reached, by data type
+    source: str  # where the numbers are from
     devices: int = 1
 
 
@@ -80,32 +79,20 @@ def this_machine(width: int, inner: int, dtype: str, device: str = "auto") -> Ma
 
 @dataclass(frozen=True)
 class Shape:
-    """The numbers of a model that its costs follow from: layers, width of the residual, tokens of the vocabulary, and
-
-    Attributes:
-        inner: the widest that a layer is inside.
-        parameters: of all, tied ones once.
-        of_layers: of these, those of layers.
-        used: of these, those that one token passes: of a mixture, the experts that it is sent to.
-        linear: of these, those of linear modules, which quantization reaches.
-        head: weights of the head.
-        attending: operations a token and key, in all layers.
-        remembered: numbers kept of a token, in all layers: keys and values.
-        adapted: both widths of all modules that adapters go on, summed; None where no adapter can be put on.
-    """
+    """The numbers of a model that its costs follow from."""
 
     layers: int
-    width: int
-    inner: int
-    vocabulary: int
-    parameters: int
-    of_layers: int
-    used: int
-    linear: int
-    head: int
-    attending: int | float
-    remembered: int | float
-    adapted: int | None
+    width: int  # of the residual
+    inner: int  # the widest that a layer is inside
+    vocabulary: int  # tokens
+    parameters: int  # of all, tied ones once
+    of_layers: int  # of these, those of layers
+    used: int  # of these, those that one token passes: of a mixture, the experts that it is sent to
+    linear: int  # of these, those of linear modules, which quantization reaches
+    head: int  # weights
+    attending: int | float  # operations a token and key, in all layers
+    remembered: int | float  # numbers kept of a token, in all layers: keys and values
+    adapted: int | None  # both widths of all modules that adapters go on, summed; None where none can be put on
 
 
 def shape_of(model) -> Shape:
@@ -152,14 +139,13 @@ def shape_of(model) -> Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """Operations of work in products of matrices, bytes held at once and of them those of weights, batches (each reads
-    the weights once), and into how many parts it can be split at most."""
+    """What some work takes."""
 
-    operations: int | float
-    memory: int | float
-    weights: int | float
-    batches: int
-    shares: int
+    operations: int | float  # in products of matrices
+    memory: int | float  # bytes held at once
+    weights: int | float  # of these, those of weights
+    batches: int  # each reads the weights once
+    shares: int  # into how many parts it can be split at most
 
     def devices(self, machine: Machine) -> int:
         """How many devices of a machine hold this once, layer after layer."""

@@ -14,6 +14,7 @@ from deeper_layers.presets import PRESETS
 # of distances and tasks, in a table as in JSON; "seconds" and "device" are of what results hold
 TOLD = "task items requests tokens tokens_at_most layer_steps layer_steps_at_most about_seconds generated longest"
 TOLD = [*TOLD.split(), "seconds", "device", "unknown"]
+RANGES = ("layer_steps", "about_seconds")  # the least and the most
 
 
 @subcommand(SweepParameters, "What a run will cost; nothing is loaded.", but=("measure",), needed=False)
@@ -48,48 +49,28 @@ def plan(parameters: SweepParameters, model_config: Path | None, machine: str | 
 
 def _parts(content: dict) -> Iterator[str | Sequence[dict]]:
     """The plan as a person reads it; columns of tables are called as in JSON."""
-    dtype, tasks, distances = content["dtype"], content["tasks"], content["distances"]
-    yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {dtype}"
+    yield f"{content['model']}: {content['layers']} layers, {content['weights']} weights, opened in {content['dtype']}"
     yield content["sizes"] or f"sizes: not known ({content['sizes_unknown']})"
-    measured = [{"task": "distances"} | distances, *tasks] if distances else tasks
-    yield [{name: _range(row.get(name)) for name in TOLD} for row in measured]
-    if content["searches"]:
-        from deeper_layers.experiments.choosing import priced  # slow
-
-        for rule, price in content["searches"].items():
-            yield f"{priced(rule, price)}, and less where results hold some"
+    rows = [{"task": "distances"} | (content["distances"] or {})] * bool(content["distances"]) + content["tasks"]
+    ranges = ({name: "{:,} to {:,}".format(*row[name]) for name in RANGES if row.get(name)} for row in rows)
+    yield [{name: row.get(name) for name in TOLD} | both for row, both in zip(rows, ranges)]
+    yield [{"search of at most": rule} | price for rule, price in content["searches"].items()]
+    yield (
+        "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it when "
+        "the model is open, and says so before it runs; here it is at the pace of distances that results hold."
+    )
     if content["tokenizer"] is not None:
         yield f"Tokens are as {content['tokenizer']} counts them: of this model only its config.json is known."
-    if any("about_seconds" in task for task in tasks):
-        yield "Seconds are at the pace of its distances, which results hold of a machine like this one."
-    if any("unit" not in task for task in tasks):
-        yield (
-            "A layer-step is one layer run on one token. How long it takes depends on the machine: a sweep tries it "
-            "when the model is open, and says so before it runs."
-        )
     if found := content.get("predicted"):
-        yield from _predicted(found, dtype)
-
-
-def _range(value):
-    """From the least to the most, where both are known; anything else as it is."""
-    return "{:,} to {:,}".format(*value) if isinstance(value, list) else value
-
-
-def _predicted(found: dict, dtype: str) -> Iterator[str | Sequence[dict]]:
-    machine, costs = found["machine"], found["costs"]
-    yield [
-        {f"on {machine['name']}": cost["what"], "about": prices.duration(cost["seconds"])}
-        | {f"{name}, 10^9": cost[name] / 1e9 for name in ("operations", "memory", "weights")}
-        | {"devices": cost["devices"]}
-        for cost in costs
-        if "unknown" not in cost
-    ]
-    yield from (f"{cost['what']}: not known ({cost['unknown']})" for cost in costs if "unknown" in cost)
-    yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
-    if machine["name"] == "this":
-        reached = ", ".join(f"{of} {number / 1e9:,.0f}" for of, number in machine["throughput"].items())
-        yield f"Predicted in {dtype} from the median of short products, {machine['source']}."
-        yield f"Reached, billions of operations a second: {reached}."
-    else:
-        yield f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
+        machine, names = found["machine"], ("operations", "memory", "weights")
+        yield [
+            {f"on {machine['name']}": cost["what"]}
+            | {"about": "" if "unknown" in cost else prices.duration(cost["seconds"])}
+            | {f"{name}, 10^9": cost[name] / 1e9 if name in cost else None for name in names}
+            | {name: cost.get(name) for name in ("devices", "unknown")}
+            for cost in found["costs"]
+        ]
+        yield "Devices are what one copy of the model needs; as many copies as there is room for share the work."
+        sheet = f"Arithmetic, not measured: {prices.REACHED:.0%} of the matrix throughput of the {machine['source']}."
+        tried = f"Predicted in {content['dtype']} from the median of short products, {machine['source']}."
+        yield tried if machine["name"] == "this" else sheet

@@ -23,6 +23,7 @@ from deeper_layers.results.places import VARIABLE
 
 IF_NAMED = ("04-healing", "05-which-layers", "06-letters-or-words")  # hours, not minutes
 KINDS = {kind.notebook: kind for kind in vars(notebook_parameters).values() if getattr(kind, "notebook", "")}
+KILLED = "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
 MARK = "report.json"  # of a folder of reports: the hashes of all notebooks that were written there
 
 
@@ -60,8 +61,7 @@ def report(
     """
     if (root := results.repository()) is None:
         raise InputError(
-            f"there are no notebooks in {Path.cwd()}: they are in the repository and not in the installed package; "
-            "clone the repository, and run this inside it"
+            "notebooks are in the repository and not in the installed package: clone it, and run this there"
         )
     exclude("cluster", "out")
     from nbclient.exceptions import DeadKernelError  # slow, and not installed everywhere, as is the next
@@ -79,7 +79,7 @@ def report(
     for notebook in asked:
         check_ours(out / f"{notebook}.ipynb")
     print(_plan({notebook: kind(**asked[notebook]) for notebook, kind in kinds.items()}), flush=True)
-    made, failed = {}, []
+    made, failed = {}, {}
     for number, (notebook, own) in enumerate(asked.items(), 1):
         print(f"[{number}/{len(asked)}] {notebook}", flush=True)
         path = out / f"{notebook}.ipynb"
@@ -89,19 +89,15 @@ def report(
                 execute_notebook(root / "notebooks" / path.name, run, own, Path.cwd())
                 made[notebook] = str(path)
             except PapermillExecutionError as error:
-                kind = "" if error.ename in ERROR_NAMES else f"{error.ename}: "
-                failed.append(f"{notebook}: {kind}{error.evalue}")
+                failed[notebook] = error.evalue if error.ename in ERROR_NAMES else f"{error.ename}: {error.evalue}"
             except DeadKernelError:
-                said = (
-                    "its process was killed, as it is where memory ends: give it a smaller model or shorter sequences"
-                )
-                failed.append(f"{notebook}: {said}")
+                failed[notebook] = KILLED
             if run.exists():  # with what went wrong in it, where something did
                 write_notebook(path, run.read_bytes())
     site = None if no_site or not made else str(_build_site(root, parameters.results if elsewhere else None, out))
     if failed:
-        said = f"{len(failed)} of {len(asked)} notebooks were not made: {'; '.join(failed)}"
-        raise InputError(f"{said}; mend that and run this again")
+        said = "; ".join(f"{notebook}: {mistake}" for notebook, mistake in failed.items())
+        raise InputError(f"{len(failed)} of {len(asked)} notebooks were not made: {said}; mend that, run this again")
     lines = [*made.values(), *([f"site: {site}"] if site else [])]
     return Answer({"model": name, "notebooks": made, "site": site}, ["\n".join(lines)])
 
@@ -130,28 +126,23 @@ def _plan(asked: dict[str, Shown]) -> str:
     return f"{table(rows)}\ntogether about {duration(together)} on this machine as it is now, by arithmetic"
 
 
-def written(folder: Path) -> list[str]:
-    """The hashes of what was written into a folder of reports. Raises InputError for one of somebody else's files."""
+def check_ours(path: Path) -> list[str]:
+    """The hashes of what was written into the folder of a notebook.
+
+    Raises InputError for a folder of somebody else's files, and where the notebook is not as it was written.
+    """
     try:
-        return files.read_json(folder / MARK)["written"] if any(folder.glob("*")) else []
+        hashes = files.read_json(path.with_name(MARK))["written"] if any(path.parent.glob("*")) else []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"out is {str(folder)!r}, which holds files and no {MARK} of an earlier report: name a folder that is new "
-            "or empty"
-        ) from error
-
-
-def check_ours(path: Path) -> None:
-    """Raise InputError where something has the name that is not as it was written here."""
-    hashes = written(path.parent)
+        raise InputError(f"{path.parent} holds files and no {MARK} of an earlier report: name another --out") from error
     if path.is_symlink() or (path.exists() and file_hash(path) not in hashes):
         raise InputError(f"{path} was changed since report wrote it: move it away, or name another --out")
+    return hashes
 
 
 def write_notebook(path: Path, content: bytes) -> None:
     """Put a notebook in the place of what was written before; its hash is known before it is there."""
-    check_ours(path)
-    hashes = [*written(path.parent), hashlib.sha256(content).hexdigest()]
+    hashes = [*check_ours(path), hashlib.sha256(content).hexdigest()]
     files.write_file(path.with_name(MARK), json.dumps({"written": hashes}, indent=1).encode())
     with files.atomic_file(path, check_ours) as made:
         made.write_bytes(content)
@@ -190,7 +181,7 @@ def workflow_config(parameters: HealingParameters, notebooks: str, answers: Path
     """What workflow/Snakefile is told of one model; paths as they are from anywhere."""
     options = parameters.model_dump(exclude_unset=True)
     for name in ("model", "results", "datasets"):
-        if options.get(name) and Path(options[name]).exists():
+        if options.get(name) and (name != "model" or Path(options[name]).exists()):
             options[name] = str(Path(options[name]).absolute())
     heals = "04-healing" in chosen(notebooks) and parameters.sizes != "all"
     return {

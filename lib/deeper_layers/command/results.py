@@ -7,7 +7,7 @@ import click
 
 from deeper_layers.command.options import Answer, answering, records
 
-CARD = ["model", "layers", "weights", "dtype", "device"]  # what a measurement rests on
+CARD = ["model", "layers", "weights", "dtype", "device", "kind"]  # what a measurement rests on
 
 
 @click.group(
@@ -36,9 +36,8 @@ def results() -> None:
 @click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @answering
 def check(folder: Path) -> Answer:
-    from deeper_layers import results as kept  # slow, as are the next
+    from deeper_layers import results as kept  # slow, as is the next
     from deeper_layers.report import claims
-    from deeper_layers.report.names import say
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -48,21 +47,12 @@ def check(folder: Path) -> Answer:
         return Answer({"runs": [], "claims": [], "odd": odd}, ["\n".join([f"{folder}: no results", *odd])], status=1)
     found = claims.claims_table(scores, distances)
     tested = found[found["verdict"] != claims.NOT_TESTED]
-    verdicts = [
-        {"claims of the paper that it touches": of["title"], "model": of["model"], "verdict": of["verdict"]}
-        | {"number": say(of["value"], of["low"], of["high"], as_share=of["as_share"])}
-        for of in tested.to_dict("records")
-    ]
     of_claims = records(tested[["model", "claim", "verdict", "value", "low", "high"]])
     content = {"runs": records(runs), "claims": of_claims, "odd": odd}
-    cards = runs.groupby(CARD, dropna=False, sort=False).agg(
-        files=(
-            "kind",
-            lambda of: ", ".join(f"{number} {kind}" for kind, number in of.value_counts(sort=False).items()),
-        ),
-        hours=("seconds", lambda of: of.sum() / 3600),
-        gigabytes=("memory", lambda of: of.max() / 1e9),
-        last=("measured", "max"),
+    worked = runs.assign(hours=runs["seconds"] / 3600, gigabytes=runs["memory"] / 1e9).groupby(CARD, dropna=False)
+    cards = worked.agg(
+        files=("path", "size"), hours=("hours", "sum"), gigabytes=("gigabytes", "max"), last=("measured", "max")
     )
+    touched = records(tested[["title", "model", "verdict", "value", "low", "high"]])
     said = "\n".join(["no whole results", *odd] if odd else ["all files are whole"])
-    return Answer(content, [records(cards.reset_index()), verdicts, said], status=1 if odd else 0)
+    return Answer(content, [records(cards.reset_index()), touched, said], status=1 if odd else 0)
