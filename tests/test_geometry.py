@@ -176,7 +176,7 @@ def test_what_is_kept_of_a_measurement(tiny_folder, tmp_path, capsys):
     assert np.isfinite(values["two_nn"]).all() and (values["two_nn_shuffled"] > values["two_nn"]).mean() > 0.5
     blocks = which_layers.geometry(tmp_path).query("model == @result.key['model']['name']")
     missing = blocks.pivot(index=["layer", "size"], columns="measure", values="value").isna().sum()
-    assert set(missing.index) == set(which_layers.MEASURES)
+    assert set(missing.index) == set(which_layers.MEASURES.index)
     assert missing[missing > 0].to_dict() == {"later layers without a layer": layers}  # nothing comes after these
     assert measured(tiny_folder, tmp_path, measure=False).path == result.path
     with pytest.raises(InputError, match="not measured: the geometry of"):

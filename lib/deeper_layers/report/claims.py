@@ -36,6 +36,7 @@ CLAIMS = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encodin
 AT_ONCE = 0.1  # of the layers, from which on a model that collapses keeps little
 USUAL = {"floor": -math.inf, "ceiling": math.inf, "differs": "not healed", "as_share": False, "is_tested": True}
 NOT_HEALED = "no model was healed"
+SHARE = ("share", "share_low", "share_high")
 
 
 class NotTested(Exception):
@@ -72,13 +73,9 @@ def _half_gone(model: Model, task: str, beside: bool = False) -> Found:
     rows = {row["task"]: row for row in model.gone.to_dict("records")}
     if task not in rows:
         raise NotTested(f"{topic(task)} was not asked")
-    row = rows.pop(task)
-    said = [
-        f"{of['topic']} {say(of['share'], of['share_low'], of['share_high'], as_share=True)}"
-        for of in rows.values()
-        if not of["untold"]
-    ]
-    share = Estimate(row["share"], row["share_low"], row["share_high"], untold=row["untold"])
+    shares = {of: Estimate(*map(row.get, SHARE), untold=row["untold"]) for of, row in rows.items()}
+    share = shares.pop(task)
+    said = [f"{topic(of)} {say(other, as_share=True)}" for of, other in shares.items() if not other.untold]
     return Found(share, f"half gone of {'; '.join(said)}" if beside and said else "")
 
 
@@ -107,9 +104,9 @@ def _jump(model: Model) -> Found:
 
 
 def _depth(model: Model) -> Found:
-    """Depth of the middle of the most similar block, mean over sizes up to a quarter of the layers."""
+    """Depth of the middle of the most similar block that keeps the last layer, mean over sizes up to a quarter."""
     sizes = range(1, max(model.layers // 4, 1) + 1)
-    return _of_distances(model, sizes, False, lambda drawn, size: drawn.argmin(axis=1) + size / 2)
+    return _of_distances(model, sizes, lambda drawn, size: drawn[:, :-1].argmin(axis=1) + size / 2)
 
 
 def _height(model: Model) -> Found:
@@ -120,23 +117,19 @@ def _height(model: Model) -> Found:
         return model.layers * (drawn[:, -1] - low) / (high - low)
 
     every, half = (
-        _of_distances(model, range(1, max(largest, 1) + 1), True, place)
-        for largest in (model.layers - 2, model.layers // 2)
+        _of_distances(model, range(1, max(largest, 1) + 1), place) for largest in (model.layers - 2, model.layers // 2)
     )
     return every._replace(beside=f"{every.beside}; over sizes to half of the layers {say(half.estimate)}")
 
 
-def _of_distances(model: Model, sizes: range, with_last: bool, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
+def _of_distances(model: Model, sizes: range, of: Callable[[np.ndarray, int], np.ndarray]) -> Found:
     """The mean over sizes, over the layers; the sequences are drawn anew. Of the paper's text where it was measured."""
-    own = kept_distances(model.distances)
-    own = own[own["by_sequence"].notna() & (with_last | (own["start"] + own["size"] < model.layers))]
-    if own.empty:
-        raise NotTested("distances were not kept by sequence")
+    own = kept_distances(model.distances).dropna(subset="by_sequence")
     corpus = paper.CORPUS if (own["corpus"] == paper.CORPUS).any() else own["corpus"].max()
-    by_size = own[own["corpus"] == corpus].sort_values("start").groupby("size")["by_sequence"].agg(list)
-    if any(len(by_size.get(size, [])) != model.layers - size + with_last for size in sizes):
-        raise NotTested("distances of some blocks were not measured")
-    found = [of(means(np.stack(by_size[size])), size) for size in sizes]
+    of_size = own[own["corpus"] == corpus].sort_values("start").groupby("size")["by_sequence"].agg(list)
+    if any(len(of_size.get(size, [])) <= model.layers - size for size in sizes):
+        raise NotTested("distances of all blocks were not kept by sequence")
+    found = [of(means(np.stack(of_size[size])), size) for size in sizes]
     return Found(Estimate.of(np.sum(found, axis=0) / (model.layers * len(sizes))), f"on {corpus}")
 
 
@@ -213,9 +206,8 @@ QUERIES: dict[str, Callable[[Model], Found]] = {
 
 
 def claims_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """All claims of all models: claim, title, sentence, paper (its number, with its model), figure, page, model, number
-    (what was counted), value with low and high, as_share, floor, ceiling, verdict, reason, beside (numbers that decide
-    nothing), differs (what differs here), power (half of the interval), is_tested."""
+    """All claims of all models: the columns of claims.toml, and model, value with low and high, verdict, reason, beside
+    (numbers that decide nothing), power (half of the interval)."""
     models = {}
     for name in dict.fromkeys([*scores["model"], *distances["model"]]):
         own, near = (table[table["model"] == name] for table in (scores, distances))

@@ -67,10 +67,8 @@ class Estimate:
         return Estimate.combined(np.subtract, self, other)
 
     def against(self, floor: int | float = -math.inf, ceiling: int | float = math.inf) -> str:
-        """What the interval says of a claim that the number lies from `floor` to `ceiling`: one of five words.
-
-        Supported where all of the interval does, contradicted where nothing of it does, else inconclusive.
-        """
+        """What the interval says of a claim that the number lies from `floor` to `ceiling`: supported where all of it
+        does, contradicted where nothing of it does, else inconclusive."""
         if self.untold or math.isnan(self.value):
             return self.untold or NOT_TESTED
         if self.high < floor or self.low > ceiling:
@@ -78,11 +76,8 @@ class Estimate:
         return SUPPORTED if floor <= self.low and self.high <= ceiling else INCONCLUSIVE
 
     def beyond(self, limit: int | float) -> str:
-        """What it says of a claim that the number is at least `limit`, which lies above 0, or at most one below 0.
-
-        Supported where the number is, and its interval lies beyond 0; contradicted where all of that falls short of the
-        limit.
-        """
+        """What it says of a claim that the number is at least `limit`, which lies above 0, or at most one below 0:
+        supported where the number is, and its interval lies beyond 0, contradicted where all of that falls short."""
         value, *ends = (np.sign(limit) * number for number in (self.value, self.low, self.high))
         if self.untold or max(ends) < abs(limit):
             return self.untold or CONTRADICTED
@@ -164,11 +159,8 @@ def shares_kept(right: Float[np.ndarray, "C I"], guessing: float) -> Estimate:
 
 
 def half_gone(right: Float[np.ndarray, "C I"], sizes: Sequence[int] | pd.Series, guessing: float) -> Estimate:
-    """How many layers are dropped when at most half of the accuracy above guessing is first kept.
-
-    It is the first of `sizes` (0 and then rising, a cut each) at which that is so, and infinity where at none: nothing
-    is read off between two cuts, so it is at most as fine as they are. AT_FLOOR as in `shares_kept`.
-    """
+    """How many layers are dropped when at most half of the accuracy above guessing is first kept: one of `sizes` (0 and
+    then rising, a cut each), infinity where at none. AT_FLOOR as in `shares_kept`."""
     kept = shares_kept(right, guessing)
     return Estimate.combined(lambda numbers: first_size(numbers[:, 1:] <= 0.5 + TIED, sizes[1:]), kept)
 
@@ -178,42 +170,21 @@ def first_size(is_so: np.ndarray, sizes: Sequence[int] | pd.Series) -> Float[np.
     return np.where(is_so.any(axis=1), np.asarray(sizes, dtype=float)[is_so.argmax(axis=1)], math.inf)
 
 
-def recovery(
-    whole: Float[np.ndarray, " I"],
-    pruned: Float[np.ndarray, " I"],
-    healed: Float[np.ndarray, " I"],
-    whole_healed: Float[np.ndarray, " I"] | None = None,
-    *,
-    guessing: float = math.inf,
-) -> Estimate:
-    """The share of the gap between pruned and whole model that healing closes: 1 - gap after / gap before.
+def recovery(whole, pruned, healed, whole_healed=None, *, guessing: float = math.inf) -> Estimate:
+    """The share of the gap between pruned and whole model that healing closes, 1 - gap after / gap before, by losses or
+    scores of the same items, [I] each.
 
     After healing the gap is that to the whole model healed alike, as whoever heals gets used to the text too; without
-    one to the whole model as it was, which is at least as large where healing helps. Losses or scores, all of the same
-    items. NOT_TESTED where the cut did not surely open a gap, or left a loss above that of guessing: that has no upper
-    end, and what ruins more would seem to be healed better.
+    one to the whole model as it was, which is at least as large where healing helps. NOT_TESTED where the cut did not
+    surely open a gap, or left a loss above that of guessing: what ruins more would seem to be healed better.
     """
-    every = [whole, pruned, healed, whole if whole_healed is None else whole_healed]
-    before, cut, after, aim = means(np.stack(every)).T
+    aims = whole if whole_healed is None else whole_healed
+    before, cut, after, aim = means(np.stack([whole, pruned, healed, aims])).T
     gap = Estimate.of(cut - before)
     if gap.low <= 0 <= gap.high or cut[0] > guessing:
         return Estimate.none(NOT_TESTED)
     gaps = np.where(gap.numbers == 0, np.nan, gap.numbers)  # in a draw or two of ten thousand nothing is lost
     return Estimate.of(1 - (after - aim) / gaps)
-
-
-def over_best(costs: Float[np.ndarray, "K I"], blocks: int) -> Float[np.ndarray, "N K"]:
-    """How much more each cut costs than the best of the first `blocks`, which are all of one size: its regret.
-
-    The best block is found on one half of the items and judged on the other, both ways round: else it would be
-    flattered by the items that chose it.
-    """
-    found, halves = [], [means(costs[:, half::2], seed=half) for half in (0, 1)]
-    for chosen, judged in (halves, halves[::-1]):
-        best = chosen[:, :blocks] <= chosen[:, :blocks].min(axis=1, keepdims=True) + TIED
-        least = (judged[:, :blocks] * best).sum(axis=1, keepdims=True) / best.sum(axis=1, keepdims=True)
-        found.append(judged - least)
-    return np.mean(found, axis=0)
 
 
 def mean_of(estimates: Sequence[Estimate]) -> Estimate:

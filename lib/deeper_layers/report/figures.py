@@ -15,6 +15,7 @@ from deeper_layers.report import paper
 from deeper_layers.report.drawing import GREY, HEAT, INK, LINES, MARKERS, PALETTE, Figure, csv_link
 from deeper_layers.report.estimates import AT_FLOOR, ends_of
 from deeper_layers.report.names import (
+    TITLES,
     TOPICS,
     Said,
     as_html,
@@ -29,22 +30,7 @@ from deeper_layers.report.names import (
 from deeper_layers.report.statistics import kept_distances
 from deeper_layers.report.statistics import nearest as nearest_of
 
-AXES = {
-    "share": "Layers dropped, n / L",
-    "size": "Layers dropped, n",
-    "middle": "Middle of the dropped block, layers",
-    "depth": "Depth, share of the layers",
-    "start": "First layer of the block, l",
-    "start_share": "Start of the most similar block, l*(n) / L",
-    "kept": "Share kept above guessing",
-    "value": "Score",
-    "relative": "Loss over that of guessing, ln V",
-    "distance": "Angular distance, units of π",
-    "tokens": "Tokens of healing",
-    "loss": "Training loss, nats a token",
-    "MB": "Weights, MB",
-    "cuts": "Pruned models in one sweep",
-}
+AXES = TITLES["axes"]
 PERCENT = ("share", "depth", "start_share")
 GUESSES = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
 NEAREST = "l*(n), the most similar block"

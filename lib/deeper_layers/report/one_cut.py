@@ -9,7 +9,7 @@ import pandas as pd
 from deeper_layers.cuts import Cut
 from deeper_layers.report.estimates import Estimate, are_shares, is_at_floor, mean_of_items, means
 from deeper_layers.report.names import as_markdown, topic
-from deeper_layers.report.pairing import RUN, Vectors, guessing, joined, main_metrics, one_rule, vectors
+from deeper_layers.report.pairing import RUN, Vectors, asked_alike, guessing, main_metrics, one_rule, vectors
 from deeper_layers.report.statistics import RULES, WHOLE, kept_distances, lengths
 
 ALONE = "this cut alone"  # the rule of one whose smaller ones are not asked about
@@ -73,50 +73,49 @@ def healed_alike(scores: pd.DataFrame, cut: Cut, config: dict, text: str) -> pd.
 def scores_of(scores: pd.DataFrame, cut: Cut, healed: pd.DataFrame | None = None) -> list[Score]:
     """What the table of one model says of a cut, by task; of a healed one too, where its rows in it are given."""
     scores, found = scores[scores["outcome"].notna()], {}
-    run = scores.groupby(RUN, dropna=False).ngroup()
-    mended = (
-        {}
-        if healed is None
-        else {of: vectors(rows)[cut.name] for of, rows in healed.groupby(run.reindex(healed.index))}
-    )
+    number = scores.groupby(RUN, dropna=False).ngroup()
+    mended = {} if healed is None else {of: vectors(rows) for of, rows in healed.groupby(number.reindex(healed.index))}
     unhealed = scores[scores["healing"].isna()]
     metrics = main_metrics(unhealed)
-    for (of, _), rows in unhealed.groupby([run[unhealed.index], "path"], sort=False):
-        first, outcomes_of = rows.iloc[0], vectors(rows)
-        own, rounded = mended.get(of, outcomes_of.get(cut.name)), pd.notna(first["bits"])
-        if first["metric"] != metrics[first["task"]] or not own or (rounded if healed is None else of not in mended):
+    for (of, _), rows in unhealed.groupby([number[unhealed.index], "path"], sort=False):
+        task, metric, dtype, bits, shots = rows[["task", "metric", "dtype", "bits", "shots"]].iloc[0]
+        run = vectors(rows)
+        own = mended.get(of, run).get(cut.name)
+        if metric != metrics[task] or not own or (pd.notna(bits) if healed is None else of not in mended):
             continue
-        found_of: list = [joined(outcomes_of.get(name, {}), own) for name in (WHOLE, cut.name)]
-        if any(vector is None for vector in found_of):
+        outcomes = asked_alike(run, (WHOLE, cut.name), own)
+        if outcomes is None:
             continue
-        outcomes = np.stack(found_of + [joined(own, own)] * (healed is not None))
-        told, title, is_loss = mean_of_items(outcomes), topic(first["task"]), first["metric"] == "loss"
-        asked = title + f", {len(own)} subjects" * (len(own) > 1)
-        asked += "" if pd.isna(first["shots"]) or is_loss else f", {first['shots']}-shot"
-        how = first["dtype"] + (f", weights in {first['bits']}" if rounded else "")
-        numbers = zip(told.value.tolist(), told.low.tolist(), told.high.tolist(), strict=True)
-        judged = _judged(rows, outcomes_of, cut, outcomes) if are_shares(outcomes) else {}
-        metric = "loss" if is_loss else "accuracy"
-        one = Score(title, asked, metric, outcomes.shape[1], how, *numbers, **judged)
-        extent = (one.rule in RULES, one.items, len(outcomes_of))
-        if title not in found or extent > found[title][0]:
-            found[title] = extent, one
+        if healed is not None:
+            outcomes = np.concatenate([outcomes, asked_alike(mended[of], [cut.name], own)])
+        told, is_loss = mean_of_items(outcomes), metric == "loss"
+        asked = topic(task) + f", {len(own)} subjects" * (len(own) > 1)
+        one = Score(
+            topic(task),
+            asked if pd.isna(shots) or is_loss else f"{asked}, {shots}-shot",
+            "loss" if is_loss else "accuracy",
+            outcomes.shape[1],
+            dtype if pd.isna(bits) else f"{dtype}, weights in {bits}",
+            *zip(told.value.tolist(), told.low.tolist(), told.high.tolist(), strict=True),
+            **(_judged(rows, run, cut, outcomes) if are_shares(outcomes) else {}),
+        )
+        extent = (one.rule in RULES, one.items, len(run))
+        if task not in found or extent > found[task][0]:
+            found[task] = extent, one
     return sorted((one for _, one in found.values()), key=lambda one: (one.metric, one.topic))
 
 
-def _judged(rows: pd.DataFrame, outcomes_of: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
+def _judged(rows: pd.DataFrame, run: dict[str, Vectors], cut: Cut, outcomes: np.ndarray) -> dict:
     """What guessing scores, whether the task is ruined, by which rule the cut is, and up to which size none of it is.
-
-    `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I].
-    """
+    `outcomes` are of the whole model, the pruned one and, where it was healed, that, [2 or 3, I]."""
     level, chose = guessing(rows), one_rule(rows[rows["cut"] == cut.name])["rule"].tolist()
     rule = next((name for name in (*RULES, *chose) if name in chose), ALONE)
     if is_at_floor(outcomes[0], level):
         return {"guessing": level, "rule": rule}
     tried, largest = rows[rows["rule"] == rule] if chose else rows[rows["cut"].isin([WHOLE, cut.name])], 0
     for name, size in tried.drop_duplicates("cut").sort_values("size")[["cut", "size"]].itertuples(index=False):
-        whole, after = (joined(outcomes_of[of], outcomes_of[cut.name]) for of in (WHOLE, name))
-        if after is None or (name != WHOLE and surely_ruined(whole, after, level)):
+        both = asked_alike(run, (WHOLE, name), run[cut.name])
+        if both is None or (name != WHOLE and surely_ruined(*both, level)):
             break
         largest = int(size) if pd.notna(size) else cut.size
     ruined = surely_ruined(outcomes[0], outcomes[-1], level)

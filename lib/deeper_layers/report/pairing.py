@@ -47,8 +47,7 @@ class Measured(NamedTuple):
 def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFrame | None = None) -> Iterator[Measured]:
     """Of each model, task and rule, and of each value of the columns `also`, the one measurement that counts.
 
-    What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell which choices are
-    right.
+    What guessing scores is looked up in `of`, where `scores` are only some of the rows that tell what is right.
     """
     every, levels = scores if of is None else of, {}
     best = best_measured(scores, also)
@@ -69,14 +68,13 @@ def measurements(scores: pd.DataFrame, also: Sequence[str] = (), of: pd.DataFram
 
 
 def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of `results.scores` that a curve is drawn of: of each model, task and rule one measurement.
+    """The rows of `results.scores` that a curve is drawn of: of each model, task, rule and value of `also` the one
+    measurement with most items, then most cuts.
 
-    Neither healed nor rounded, by the metric that the task is scored by (acc, or what it counts instead), and the one
-    with most items, then most cuts. Each value of the columns `also` has one of its own: with "healing" or "bits" among
-    them also what is healed or rounded.
+    By the metric that the task is scored by; healed or rounded only where `also` names "healing" or "bits".
     """
     rows = scores[(scores["repeat"] == 0) & scores[[*{"healing", "bits"} - {*also}]].isna().all(axis=1)]
-    rows = rows[rows["metric"] == rows["task"].map(main_metrics(rows)).astype(str)]
+    rows = by_main_metric(rows)
     place, how = [*PLACE, *also], [name for name in HOW if name not in also]
     extent = rows.groupby([*place, *how], dropna=False).agg(cuts=("cut", "nunique"), items=("items", "sum"))
     extent["items"] /= extent["cuts"]
@@ -85,10 +83,9 @@ def best_measured(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFram
 
 
 def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
-    """The outcomes of one measurement under one rule: the cuts, by size and start, and what came out item by item.
+    """The cuts of one measurement, by size and start, and what came out item by item, subjects by name.
 
-    The subjects of a group follow each other by name. All cuts are of the same items, and none is there twice: filter
-    the rows first.
+    All cuts are of the same items, and none is there twice: filter the rows first.
     """
     rows = rows.sort_values("subject", na_position="first", kind="stable")
     cuts = rows.drop_duplicates("cut").sort_values(["size", "start"])[["cut", "start", "size", "share"]]
@@ -99,9 +96,8 @@ def paired(rows: pd.DataFrame) -> tuple[pd.DataFrame, Float[np.ndarray, "C I"]]:
 def guessing(rows: pd.DataFrame) -> float:
     """What the better way to guess scores on the items of one task or group: at random, or always naming one choice.
 
-    `rows` are of that task, under any cut and rule and of any model; of several limits the widest counts. Of a group
-    the choice is the same for all of its items, and which are right is known as far as a model here chose them. What
-    is written is never right by chance.
+    `rows` are of that task, of any model and cut; of several limits the widest counts. Which choices of a group are
+    right is known as far as a model here chose them. What is written is never right by chance.
     """
     widest = rows[rows["items"] == rows.groupby("subject", dropna=False)["items"].transform("max")]
     commonest = widest["commonest"].max()
@@ -127,6 +123,10 @@ def main_metrics(scores: pd.DataFrame) -> dict[str, str]:
     return {task: min(of, key=lambda one: (one != "acc", not one.startswith("exact"))) for task, of in found.items()}
 
 
+def by_main_metric(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores[scores["metric"] == scores["task"].map(main_metrics(scores)).astype(str)]
+
+
 def one_rule(scores: pd.DataFrame) -> pd.DataFrame:
     """Rows of cuts that a rule chose, one block a size: those of maps of every block are left out."""
     return scores[scores["rule"].notna() & ~of_maps(scores)]
@@ -142,17 +142,18 @@ def of_maps(scores: pd.DataFrame) -> pd.Series:
 
 def vectors(rows: pd.DataFrame) -> dict[str, Vectors]:
     """The outcomes of rows alike in RUN, by cut and subject."""
-    found: dict = {}
-    rows = rows.drop_duplicates(["cut", "subject"])
-    for cut, subject, outcome in zip(rows["cut"], rows["subject"].fillna(""), rows["outcome"], strict=True):
-        found.setdefault(cut, {})[subject] = outcome
-    return found
+    subjects = rows[::-1].assign(subject=rows["subject"].fillna(""))  # of two the first one counts
+    return {cut: dict(zip(own["subject"], own["outcome"])) for cut, own in subjects.groupby("cut", sort=False)}
 
 
-def joined(of_cut: Vectors, own: Vectors) -> np.ndarray | None:
-    """The outcomes of the first items of each subject, as many as `own` has; None where they are not there."""
-    parts = [of_cut.get(subject, np.empty(0))[: len(items)] for subject, items in sorted(own.items())]
-    return np.concatenate(parts) if sum(map(len, parts)) == sum(map(len, own.values())) else None
+def asked_alike(run: dict[str, Vectors], cuts: Sequence[str], own: Vectors) -> Float[np.ndarray, "C I"] | None:
+    """The outcomes under some cuts of a run of the items of `own`: of each subject the first ones, as others may have
+    been asked after them. None where some are not there."""
+    found = [
+        [run.get(cut, {}).get(subject, np.empty(0))[: len(own[subject])] for subject in sorted(own)] for cut in cuts
+    ]
+    is_whole = all(sum(map(len, parts)) == sum(map(len, own.values())) for parts in found)
+    return np.stack([np.concatenate(parts) for parts in found]) if is_whole else None
 
 
 # ---- tables ---------------------------------------------------------------------------------------------------------

@@ -29,9 +29,9 @@ from deeper_layers.report.names import topic
 from deeper_layers.report.pairing import (
     RUN,
     Measured,
+    asked_alike,
+    by_main_metric,
     gives,
-    joined,
-    main_metrics,
     measurements,
     one_rule,
     paired,
@@ -49,13 +49,12 @@ KEPT = ["kept", "kept_low", "kept_high", "untold"]
 
 
 def curves(scores: pd.DataFrame, also: Sequence[str] = ()) -> pd.DataFrame:
-    """Score against layers dropped: a row for each model, task, rule and size, of the best measurement of each.
+    """Score against layers dropped: a row for each model, task, rule and size, of the best measurement of each, and for
+    each value of `also`, columns of `results.scores` such as "shots", "order", "bits" or "healing".
 
-    `also` names columns of `results.scores` that tell curves apart too, such as "shots", "order", "bits" or "healing".
-    Columns: model, task, topic, rule, *also, layers, size, start, share (of layers dropped), metric, items, value with
-    low and high (95%: Wilson's of an accuracy, drawn of a loss), guessing, whole (the value of the whole model), kept
-    with kept_low and kept_high (share of what the whole model scores above guessing; missing at floor and of losses),
-    untold ("at floor" where nothing can be seen, else "").
+    value with low and high (Wilson's of an accuracy, drawn of a loss), guessing, whole (the value of the whole model),
+    kept with kept_low and kept_high (share of what the whole model scores above guessing; missing at floor and of
+    losses), untold ("at floor" where nothing can be seen, else "").
     """
     return _by_cut(measurements(one_rule(scores), also, scores), also)
 
@@ -133,17 +132,19 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
     scores = scores.assign(run=scores.groupby(RUN, dropna=False).ngroup())
     kept, unhealed = scores[scores["repeat"] == 0], scores[scores["healing"].isna()]
     known = kept[kept["metric"] == "loss"].groupby("model")["chance"].max()
-    every = kept[kept["healing"].notna() & (kept["metric"] == kept["task"].map(main_metrics(kept)).astype(str))]
-    for (healing, run), rows in every.groupby(["healing", "run"], sort=False):
+    for (healing, run), rows in by_main_metric(kept).groupby(["healing", "run"], sort=False):
         mended, first_of = vectors(rows), rows.drop_duplicates("cut").set_index("cut", drop=False)
         runs = [vectors(of_file) for _, of_file in unhealed[unhealed["run"] == run].groupby("path", sort=False)]
+        runs.sort(key=len, reverse=True)  # that with most cuts first
         for cut in sorted(mended.keys() - {WHOLE}):
-            pair = same_items(runs, mended[cut], cut)
+            pairs = (asked_alike(of_file, (WHOLE, cut), mended[cut]) for of_file in runs)
+            pair = next((pair for pair in pairs if pair is not None), None)
             if pair is None:
                 continue
-            first, healed = first_of.loc[cut].to_dict(), joined(mended[cut], mended[cut])
-            adapted, is_loss = joined(mended.get(WHOLE, {}), mended[cut]), first["metric"] == "loss"
-            estimate = recovery(*pair, healed, adapted, guessing=known[first["model"]] if is_loss else np.inf)
+            first, (healed,) = first_of.loc[cut].to_dict(), asked_alike(mended, [cut], mended[cut])
+            adapted, is_loss = asked_alike(mended, [WHOLE], mended[cut]), first["metric"] == "loss"
+            guessing = known[first["model"]] if is_loss else np.inf
+            estimate = recovery(*pair, healed, None if adapted is None else adapted[0], guessing=guessing)
             if adapted is None and not estimate.untold:
                 most = Estimate(np.nan, np.nan, estimate.high, untold=AT_MOST)
                 estimate = most if is_loss else Estimate.none(NO_WHOLE)
@@ -153,20 +154,9 @@ def recovery_table(scores: pd.DataFrame) -> Iterator[dict]:
             yield row | estimate.columns() | {"untold": estimate.untold}
 
 
-def same_items(runs: list[dict], own: dict[str, np.ndarray], cut: str) -> list[np.ndarray] | None:
-    """The outcomes of the whole model and of a cut on the items of `own`, which others may have been asked after.
-
-    They are of one run, that with most cuts; None where none holds all of them.
-    """
-    pairs = ([joined(run.get(of, {}), own) for of in (WHOLE, cut)] for run in sorted(runs, key=len, reverse=True))
-    return next((pair for pair in pairs if all(vector is not None for vector in pair)), None)
-
-
 def recovered_by(place: str, scores: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `recovery_table` for the healing whose scores lie at `place` in results, losses last.
-
-    `scores` are all of its model: of the models before healing, and of the whole one healed alike.
-    """
+    """The rows of `recovery_table` for the healing whose scores lie at `place` in results, losses last; `scores` are
+    all of its model."""
     own = scores["path"] == place
     alike = scores["healing"].isin(scores.loc[own, "healing"]) & (scores["cut"] == WHOLE)
     asked = scores.assign(repeat=scores["repeat"].mask(own, 0))  # whatever else was measured of the same
@@ -212,9 +202,10 @@ def lengths(scores: pd.DataFrame) -> Iterator[dict]:
     """Written answers by cut: value (share right), at_most (if all that was cut off were right), ended (share that
     ended by itself), of_ended (share right of these), tokens (median), times (median over that of the whole model)."""
     own = scores[scores["written"].notna() & scores["healing"].isna() & scores["bits"].isna() & (scores["repeat"] == 0)]
-    own = own[own["metric"] == own["task"].map(main_metrics(own))]
     asked = ["model", "task", "dtype", "shots", "limit"]
-    for _, alike in own.sort_values([*asked, "rule", "size"], na_position="first").groupby(asked, dropna=False):
+    for _, alike in (
+        by_main_metric(own).sort_values([*asked, "rule", "size"], na_position="first").groupby(asked, dropna=False)
+    ):
         whole = alike.loc[alike["cut"] == WHOLE, "written"]
         for row in alike.to_dict("records"):
             right, ended, tokens = row["outcome"] == 1, row["ended"] == 1, float(np.median(row["written"]))

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from deeper_layers import results
-from deeper_layers.report.estimates import Estimate, mean_of, means, over_best
+from deeper_layers.report.estimates import TIED, Estimate, mean_of, means
 from deeper_layers.report.names import model_title, put_in_order, rule_title, topic
 from deeper_layers.report.pairing import best_measured, gives, measurements, of_maps
 from deeper_layers.report.statistics import RULES, in_order_of_models, kept_distances, nearest
@@ -24,22 +25,26 @@ TEXT = "c4"  # whose loss is judged
 PERCENT = 10, 20, 25, 33  # of the layers: the sizes over which regret is averaged
 # what others say that rules keep of Llama-2-7B, not healed, and the code (commit) whose choices ours equal
 OTHERS = Path(__file__).with_name("others.csv")
+# of geometry, and how a block has it (of_block); a block with the least of a measure is its pick
+MEASURES = pd.read_csv(Path(__file__).with_name("measures.csv"), index_col="measure")
 Maps = dict[int, tuple[list[int], np.ndarray]]  # by size the first layers of all blocks, and their losses [B, S]
 
 
 def maps(scores: pd.DataFrame) -> dict[tuple[str, str], Maps]:
-    """By model and text the sizes of which every block was tried.
-
-    Blocks that hold the last layer are left out, as no rule drops it; so are sizes with fewer than 3 blocks.
-    """
+    """By model and text the sizes of which every block was tried. Blocks that hold the last layer are left out, as no
+    rule drops it; so are sizes with fewer than 3 blocks."""
     found: dict = {}
-    for one in measurements(scores[(scores["metric"] == "loss") & of_maps(scores)]):
+    for one in measurements(_of_blocks(scores)):
         model, text, rule = one.place
         size = int(rule.removeprefix("blocks of "))
         inner = ((one.cuts["size"] == size) & (one.cuts["start"] + size < one.layers)).to_numpy(dtype=bool)
         if inner.sum() == one.layers - size > 2:
             found.setdefault((model, text), {})[size] = one.cuts["start"][inner].tolist(), one.outcomes[inner]
     return {place: dict(sorted(of_sizes.items())) for place, of_sizes in found.items()}
+
+
+def _of_blocks(scores: pd.DataFrame) -> pd.DataFrame:
+    return scores[(scores["metric"] == "loss") & of_maps(scores)]
 
 
 def sizes_of_shares(layers: int) -> list[int]:
@@ -57,24 +62,39 @@ def maps_of_text(scores: pd.DataFrame) -> Iterator[tuple[str, Maps, list[int]]]:
 def blocks(scores: pd.DataFrame) -> pd.DataFrame:
     """The map of every block: model, task (text), topic, layers, size, start, share, value (loss, nats a token),
     guessing, cost (over the whole model), place (among blocks of its size that keep the last layer, from 1)."""
-    found = best_measured(scores[(scores["metric"] == "loss") & of_maps(scores)])
-    found = found.drop_duplicates(["model", "task", "cut"]).rename(columns={"chance": "guessing"})
+    found = best_measured(_of_blocks(scores)).drop_duplicates(["model", "task", "cut"])
+    found = found.rename(columns={"chance": "guessing"})
     found = found[["model", "task", "layers", "size", "start", "share", "value", "guessing"]]
-    whole = found[found["size"] == 0].set_index(["model", "task"])["value"].rename("whole")
+    whole = found[found["size"] == 0].set_index(["model", "task"])["value"].rename("cost")
     found = found[found["size"] > 0].join(whole, on=["model", "task"], how="inner")
-    found = found.assign(cost=found["value"] - found["whole"], topic=found["task"].map(topic)).drop(columns="whole")
-    inner = found[found["start"] + found["size"] < found["layers"]]
-    place = inner.groupby(["model", "task", "size"])["value"].rank(method="min")
-    return in_order_of_models(found.assign(place=place), sorted(found["task"].unique()))
+    inner = found[found["start"] + found["size"] < found["layers"]].groupby(["model", "task", "size"])["value"]
+    found = found.assign(cost=found["value"] - found["cost"], topic=found["task"].map(topic))
+    return in_order_of_models(found.assign(place=inner.rank(method="min")), sorted(found["task"].unique()))
+
+
+# ---- regret ---------------------------------------------------------------------------------------------------------
+
+
+def over_best(blocks: Float[np.ndarray, "B S"], costs: Float[np.ndarray, "K S"]) -> Float[np.ndarray, "N K"]:
+    """How much more each cut costs than the best of all blocks of its size: its regret, of all and of each draw.
+
+    The best block is found on one half of the sequences and judged on the other, both ways round: else it would be
+    flattered by the sequences that chose it.
+    """
+    found, halves = [], [means(np.concatenate([blocks, costs])[:, half::2], seed=half) for half in (0, 1)]
+    for chosen, judged in (halves, halves[::-1]):
+        of_blocks = chosen[:, : len(blocks)]
+        best = of_blocks <= of_blocks.min(axis=1, keepdims=True) + TIED
+        least = (judged[:, : len(blocks)] * best).sum(axis=1, keepdims=True) / best.sum(axis=1, keepdims=True)
+        found.append(judged[:, len(blocks) :] - least)
+    return np.mean(found, axis=0)
 
 
 def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
-    """How much more the most similar block costs than the best block of its size, nats a token, by calibration text.
-
-    Columns: model, corpus (of the distances), task (the text of the losses), size, start (the pick), best, blocks,
-    place (of the pick among them by loss, from 1), value with low and high. Of size 0 is the mean over PERCENT of
-    the layers, where the map has all of these sizes. The choice is drawn anew with the calibration sequences.
-    """
+    """How much more the most similar block costs than the best block of its size, nats a token: model, corpus (of the
+    distances), task (the text of the losses), size, start (the pick), best, blocks, place (of the pick among them by
+    loss, from 1), value with low and high, where the pick is drawn anew with its sequences. Of size 0 is the mean over
+    PERCENT of the layers, where the map has all of these sizes."""
     rows, near = [], kept_distances(distances)
     for (model, task), every in maps(scores).items():
         for corpus, of_text in near[near["model"] == model].groupby("corpus"):
@@ -86,12 +106,11 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
                 # other sequences than those of the costs, so another draw
                 drawn = means(np.stack([by_sequence[start, size] for start in starts]), seed=2)
                 picks, average = drawn.argmin(axis=1), costs.mean(axis=1)
-                found[size] = Estimate.of(over_best(costs, len(costs))[np.arange(len(picks)), picks])
+                found[size] = Estimate.of(over_best(costs, costs)[np.arange(len(picks)), picks])
                 row = {"size": size, "start": starts[picks[0]], "best": starts[average.argmin()]}
                 row |= {"blocks": len(starts), "place": 1 + (average < average[picks[0]]).sum()}
                 rows.append(shared | row | found[size].columns())
-            sizes = sizes_of_shares(int(of_text["layers"].iloc[0]))
-            if set(sizes) <= set(found):
+            if set(sizes := sizes_of_shares(int(of_text["layers"].iloc[0]))) <= set(found):
                 rows.append(shared | {"size": 0} | mean_of([found[size] for size in sizes]).columns())
     names = ["model", "corpus", "task", "size", "start", "best", "blocks", "place", "value", "low", "high"]
     return pd.DataFrame(rows, columns=names).astype(dict.fromkeys(["start", "best", "blocks", "place"], "Int64"))
@@ -99,19 +118,16 @@ def regret_table(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
 
 @gives("model rule title sizes value low high")
 def rules(scores: pd.DataFrame) -> Iterator[dict]:
-    """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first.
-
-    Rules that lack a size are left out. Random draws are one rule: their mean. The rules of others chose on Wikipedia.
-    """
+    """Rivals: the mean regret over sizes (as text) that are PERCENT of the layers, nats a token, best first. Rules that
+    lack a size are left out; random draws are one rule, their mean. The rules of others chose on Wikipedia."""
     chosen = _losses(scores[scores["healing"].isna() & scores["outcome"].notna() & ~scores["rule"].isin(RULES)])
     for model, every, sizes in maps_of_text(scores):
-        own = chosen[(chosen["model"] == model) & chosen["size"].isin(sizes)]
-        own = own[own["items"] == every[sizes[0]][1].shape[1]]  # the map's sequences
+        own = chosen[(chosen["model"] == model) & (chosen["items"] == every[sizes[0]][1].shape[1])]  # the map's
         of_rules = {rule: dict(zip(of["size"], of["outcome"])) for rule, of in own.groupby("rule", sort=False)}
         # the simple heuristic drops the last block that keeps the last layer
         of_rules["simple"] = {size: every[size][1][-1] for size in sizes}
         regrets = {
-            rule: mean_of([_regret(every[size][1], losses[size]) for size in sizes])
+            rule: mean_of([Estimate.of(over_best(every[size][1], losses[size][None])[:, 0]) for size in sizes])
             for rule, losses in of_rules.items()
             if set(losses) >= set(sizes)
         }
@@ -123,29 +139,21 @@ def rules(scores: pd.DataFrame) -> Iterator[dict]:
 
 
 def _losses(scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of losses on TEXT that count, of what a rule chose; what tried every block is left out."""
+    """Rows of losses on TEXT that count; what tried every block is left out."""
     own = scores[(scores["task"] == TEXT) & (scores["metric"] == "loss") & (scores["repeat"] == 0)]
     return own[own["bits"].isna() & ~of_maps(own)]
-
-
-def _regret(blocks: np.ndarray, costs: np.ndarray) -> Estimate:
-    """How much more a cut costs on each sequence, [S], than the best of its size, [B, S], does."""
-    return Estimate.of(over_best(np.stack([*blocks, costs]), len(blocks))[:, -1])
 
 
 def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
     """Rules by models: rule, title, source, passes (over the text, for 8 of 32 layers), "as in the code of" (whose
     choices ours equal), published (what others kept of Llama-2-7B), and of each model the mean regret (with "_low" and
-    "_high") and the healed loss, missing where not measured.
-
-    The healed loss is of the size at which most rules of that model were healed, 0 among them: nats a token above the
-    whole model healed alike.
-    """
-    registered = {re.sub("random-.*", "random", rule): of for rule, of in reversed(REGISTERED.items())}
-    table = pd.DataFrame(index=list(registered)[::-1])
-    table["title"] = [rule_title(rule) for rule in table.index]
-    table["source"] = [registered[rule].source for rule in table.index]
-    table["passes"] = [round(registered[rule].passes(8, 32) + registered[rule].fits, 1) for rule in table.index]
+    "_high") and the healed loss, nats a token above the whole model healed alike, of the size at which most rules were
+    healed."""
+    registered = {re.sub("random-.*", "random", rule): of for rule, of in REGISTERED.items()}
+    table = pd.DataFrame(index=list(registered))
+    table["title"] = [rule_title(rule) for rule in registered]
+    table["source"] = [of.source for of in registered.values()]
+    table["passes"] = [round(of.passes(8, 32) + of.fits, 1) for of in registered.values()]
     others = pd.read_csv(OTHERS, index_col="rule").reindex(table.index).fillna("")
     table = table.assign(**{"as in the code of": others["code"], "published": others["published"]})
     regret = regret_table(scores, distances).query("corpus == @TEXT and task == @TEXT and size == 0")
@@ -155,50 +163,26 @@ def leaderboard(scores: pd.DataFrame, distances: pd.DataFrame) -> pd.DataFrame:
         own, title = own.set_index("rule").reindex(table.index), model_title(str(model))
         for name, end in {"value": "", "low": "_low", "high": "_high"}.items():
             table[f"regret, {title}{end}"] = own[name]
-        if len(healed := _healed_losses(scores[scores["model"] == model])):
-            size = healed.index.get_level_values("size").value_counts().index[0]
-            table[f"healed, {title} (n = {size})"] = healed.xs(size, level="size").reindex(table.index)
+        healed = _losses(scores[(scores["model"] == model) & scores["healing"].notna()]).sort_values("measured")
+        whole = healed[healed["size"] == 0].groupby("healing")["value"].last().rename("whole")
+        healed = healed[healed["size"] > 0].join(whole, on="healing").dropna(subset=["rule", "whole"])
+        if len(healed):
+            last = healed.drop_duplicates(["rule", "size"], keep="last")
+            size = last["size"].mode()[0]
+            last = last[last["size"] == size].set_index("rule")
+            table[f"healed, {title} (n = {size})"] = (last["value"] - last["whole"]).reindex(table.index)
     measured = table.filter(like="regret").notna().any(axis=1) | (table["published"] != "")
     return table[measured].reset_index(names="rule")
-
-
-def _healed_losses(scores: pd.DataFrame) -> pd.Series:
-    """Loss on TEXT above that of the whole model healed alike, by rule and size, of the last healing measured."""
-    own = _losses(scores[scores["healing"].notna()]).sort_values("measured")
-    whole = own[own["size"] == 0].groupby("healing")["value"].last().rename("whole")
-    own = own[own["size"] > 0].join(whole, on="healing")
-    own["above"] = own["value"] - own["whole"]
-    return own.dropna(subset="above").groupby(["rule", "size"])["above"].last()
 
 
 # ---- geometry -------------------------------------------------------------------------------------------------------
 
 
-# A block with the least of a measure is its pick. Of a block: the mean over its layers, 1 less what its ends share,
-# what later layers lose without it, or how much more, less or otherwise the residual that leaves it has of something.
-MEASURES = {
-    "CKA": ("ends", "cka"),
-    "neighbours lost": ("ends", "neighbour_overlap"),
-    "norm of attention": ("mean", "norm_attention"),
-    "norm of MLP": ("mean", "norm_mlp"),
-    "norm of both": ("mean", "norm_layer"),
-    "cosine of attention": ("mean", "cosine_attention"),
-    "cosine of MLP": ("mean", "cosine_mlp"),
-    "cosine of both": ("mean", "cosine_layer"),
-    "logit lens, KL": ("less", "lens_divergence"),
-    "logit lens, top 5": ("more", "lens_overlap"),
-    "output without a layer (KL)": ("mean", "skip"),
-    "later layers without a layer": ("later", "skip_later"),
-    "prompt entropy": ("otherwise", "prompt_entropy"),
-    "effective rank": ("otherwise in log", "effective_rank"),
-    "TwoNN dimension": ("otherwise in log", "two_nn"),
-    "TwoNN, shuffled (control)": ("otherwise in log", "two_nn_shuffled"),
-}
-
-
 def of_block(how: str, values: np.ndarray, start: int, stop: int) -> float:
-    """The measure of the block from one layer up to another, without that: `values` are of layers [L], of residuals
-    [L + 1] between them, or of pairs, [L + 1, L + 1] or [L, L]."""
+    """The measure of the block from one layer up to another, without that: the mean over its layers, 1 less what its
+    ends share, what later layers lose without it, or how much more, less or otherwise the residual that leaves it has
+    of something. `values` are of layers [L], of residuals [L + 1] between them, or of pairs, [L + 1, L + 1] or [L, L].
+    """
     if how == "mean":
         return values[start:stop].mean()
     if how == "ends":
@@ -207,8 +191,8 @@ def of_block(how: str, values: np.ndarray, start: int, stop: int) -> float:
         later = values[start:stop, stop:]
         return later.mean() if later.size else np.nan
     before, after = (np.log(values[at]) if how.endswith("log") else values[at] for at in (start, stop))
-    change = after - before
-    return change if how == "more" else -change if how == "less" else abs(change)
+    signs = {"more": 1, "less": -1, "otherwise": np.sign(after - before)}
+    return signs[how.removesuffix(" in log")] * (after - before)
 
 
 def geometry(folder: Path | None = None) -> pd.DataFrame:
@@ -226,7 +210,7 @@ def geometry(folder: Path | None = None) -> pd.DataFrame:
             + (float(of_block(how, values[name], start, start + size)),)
             for size in range(1, layers + 1)
             for start in range(layers - size + 1)
-            for measure, (how, name) in MEASURES.items()
+            for measure, how, name in MEASURES.itertuples()
         ]
     return pd.DataFrame(rows, columns=["model", "corpus", "layers", "layer", "size", "depth", "measure", "value"])
 
@@ -244,7 +228,7 @@ def picks(scores: pd.DataFrame, measures: pd.DataFrame, distances: pd.DataFrame)
         regrets = {
             (start, size): regret
             for size in sizes
-            for start, regret in zip(found[size][0], over_best(found[size][1], len(found[size][0]))[0])
+            for start, regret in zip(found[size][0], over_best(found[size][1], found[size][1])[0])
         }
         own = every[(every["model"] == model) & every["size"].isin(sizes)].drop_duplicates(["measure", "size"])
         own = own.sort_values(["order", "size"]).rename(columns={"layer": "start"})
