@@ -104,11 +104,8 @@ def model_title(model: str) -> str:
 def say(value, low=None, high=None, *, as_share: bool = False, digits: int = 2) -> str:
     """A number in prose: "0.91 (0.85 to 0.97)", or "11% (7 to 14%)"; of an Estimate or a row of a frame too."""
     if not isinstance(value, (int, float)):
-        is_row = isinstance(value, (dict, pd.Series))
-        untold = value.get("untold", "") if is_row else value.untold
-        if untold:
-            return untold
-        value, low, high = (value[name] if is_row else getattr(value, name) for name in ("value", "low", "high"))
+        of = value if isinstance(value, dict) else vars(value)
+        value, low, high = of["value"], of["low"], of["high"]
     if pd.isna(value):
         return "not measured"
 

@@ -33,12 +33,15 @@ MIDDLE, LATE = "middle", "late"
 D, W = "D, letters less words", "W, middle less late"
 
 
-def place_of(start: int, layers: int, size: int = SIZE) -> str:
-    """Whether a block lies in the middle third, in the last one (without the last layer), or else: ""."""
-    last = start + size - 1
-    if 3 * start >= layers and 3 * last < 2 * layers:
-        return MIDDLE
-    return LATE if 3 * start >= 2 * layers and last < layers - 1 else ""
+def places_of(starts, layers: int, size: int = SIZE) -> np.ndarray:
+    """Whether each block lies in the middle third, in the last one (without the last layer), or else: ""."""
+    starts = np.asarray(starts, dtype=int)
+    last = starts + size - 1
+    is_middle, is_late = (
+        (3 * starts >= layers) & (3 * last < 2 * layers),
+        (3 * starts >= 2 * layers) & (last < layers - 1),
+    )
+    return np.select([is_middle, is_late], [MIDDLE, LATE], "")
 
 
 @gives("model task topic form place blocks items value low high untold")
@@ -53,7 +56,7 @@ def _kept(scores: pd.DataFrame, size: int = SIZE) -> Iterator[tuple[dict, Estima
     """The mean share kept by model, task and place, with the number of blocks and of items."""
     for one in scans(_by_words(scores), FORMS, size):
         model, task, _ = one.place
-        places = _places(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
+        places = places_of(one.cuts["start"].where(one.cuts["size"] > 0, -1), one.layers, size)
         if not {MIDDLE, LATE} <= set(places):
             continue
         shares = shares_kept(one.outcomes, one.guessing)
@@ -69,10 +72,6 @@ def _by_words(scores: pd.DataFrame) -> pd.DataFrame:
     return scores[(scores["task"] != "mmlu_continuation") | (scores["metric"] == "acc_norm")]
 
 
-def _places(starts, layers: int, size: int = SIZE) -> np.ndarray:
-    return np.array([place_of(int(start), layers, size) for start in starts])
-
-
 def differences(scores: pd.DataFrame) -> pd.DataFrame:
     """The study's criterion: model, number ("D, letters less words" or "W, middle less late"), about, place, value with
     low and high, limit, verdict, p (of the number being 0, drawn) and p_holm (corrected over those of one number and
@@ -80,11 +79,13 @@ def differences(scores: pd.DataFrame) -> pd.DataFrame:
     rows, kept = [], {(one["model"], one["task"], one["place"]): estimate for one, estimate in _kept(scores)}
     for model in dict.fromkeys(model for model, *_ in kept):
         of = {key[1:]: estimate for key, estimate in kept.items() if key[0] == model}
-        tasks, found = {task for task, _ in of}, []
-        for about, (letters, words) in PAIRS.items():
-            if {letters, words} <= tasks:
-                for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST)):
-                    found.append((D, about, place, of[letters, place] - of[words, place], limit))
+        tasks = {task for task, _ in of}
+        found = [
+            (D, about, place, of[letters, place] - of[words, place], limit)
+            for about, (letters, words) in PAIRS.items()
+            for place, limit in ((MIDDLE, -LEAST), (LATE, LEAST))
+            if {letters, words} <= tasks
+        ]
         told = [task for task, form in FORMS.items() if form == "words" and task in tasks]
         late = {topic(task): of[task, MIDDLE] - of[task, LATE] for task in told} | _losses(scores, model)
         found += [(W, about, f"{MIDDLE}, {LATE}", estimate, 0.0) for about, estimate in late.items()]
@@ -103,7 +104,7 @@ def _losses(scores: pd.DataFrame, model: str) -> dict[str, Estimate]:
     for (of_model, task), every in maps(scores).items():
         if of_model == model and task in LOSSES and SIZE in every:
             starts, losses = every[SIZE]
-            places = _places(starts, starts[-1] + SIZE + 1)
+            places = places_of(starts, starts[-1] + SIZE + 1)
             if {MIDDLE, LATE} <= set(places):
                 late, middle = (losses[places == name].mean(axis=0) for name in (LATE, MIDDLE))
                 found[topic(task)] = Estimate.of(means(late - middle))
