@@ -35,6 +35,7 @@ PERCENT = ("share", "depth", "start_share")
 GUESSES = "At floor: the whole model scores no better than guessing, so nothing can be seen of it."
 NEAREST = "l*(n), the most similar block"
 SIZES = ListedColormap(HEAT(np.linspace(0.2, 0.88, 256)), name="sizes")  # the ends vanish on a black or white page
+MARKS = {"marker": "circle", "size": 3}, {"marker": "square", "size": 5, "filled": False}  # on a map
 BLUE, RED, GREEN, PINK, YELLOW, SKY = PALETTE
 # letters are warm, words and what is written cool
 COLOURS = {"similarity": BLUE, "simple": RED, "mmlu": RED, "lettered_capitals": YELLOW, "capitals": BLUE}
@@ -137,13 +138,12 @@ def heat_maps(distances: pd.DataFrame):
     least, most = of_size.transform("min"), of_size.transform("max")
     rows = rows.assign(shade=(rows["distance"] - least) / (most - least).replace(0, np.nan))
     marks = {NEAREST: nearest_of(distances), "the authors' l*(n)": paper.authors_starts()}
-    looks = [{"colour": RED}, {"colour": YELLOW, "marker": "square", "size": 5, "filled": False}]
     caption = (
         "Angular distance of every block, rescaled in each row from 0 (most similar) to 1. A row's last block holds "
         "the last layer and is never dropped."
     )
     title = "Distance, rescaled in each row"
-    return _maps(rows, "corpus", marks, looks, title, "distance", "d = {:.3f}", "heat-maps", caption)
+    return _maps(rows, "corpus", marks, (RED, YELLOW), title, "distance", "d = {:.3f}", "heat-maps", caption)
 
 
 def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
@@ -152,17 +152,24 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     way = rows["guessing"] - (rows["value"] - rows["cost"])
     rows = rows.assign(shade=(rows["cost"] / way).clip(0, 1))
     marks = {"best of its size": rows[rows["place"] == 1], NEAREST: nearest}
-    looks = [{"colour": "#ffffff"}, {"colour": RED, "marker": "square", "size": 5, "filled": False}]
     caption = "Loss that each block adds when it is dropped; white where it was not measured."
     title = "Loss added, as a share of the way to guessing"
-    return _maps(rows, "task", marks, looks, title, "cost", "{:+.2f} nats a token", "block-map", caption)
+    return _maps(rows, "task", marks, ("#ffffff", RED), title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
 def _maps(
-    rows: pd.DataFrame, text: str, marks: dict, looks: list, title: str, told: str, form: str, name: str, caption: str
+    rows: pd.DataFrame,
+    text: str,
+    marks: dict,
+    colours: tuple,
+    title: str,
+    told: str,
+    form: str,
+    name: str,
+    caption: str,
 ):
     """Maps of the column `shade`, 0 to 1, over first layer and size, a panel a model and `text`, whose hover says the
-    column `told`; `marks` are blocks by their label, of columns model, start and size, drawn by `looks`."""
+    column `told`; `marks` are blocks by their label, of columns model, start and size."""
     if rows.empty:
         return Said([], name)
     panels = panels_of(rows, "model", if_several(rows, text))
@@ -182,11 +189,9 @@ def _maps(
         ]
         panel.reach([-0.5, layers - 0.5], [0.5, layers + 0.5])
         panel.heat(shade.to_numpy(dtype=float), hover)
-        for (label, every), look in zip(marks.items(), looks):
+        for (label, every), colour, look in zip(marks.items(), colours, MARKS):
             if len(found := over_of(every, own)):
-                panel.line(
-                    found["start"], found["size"], line=None, label=label, **{"marker": "circle", "size": 3} | look
-                )
+                panel.line(found["start"], found["size"], line=None, label=label, colour=colour, **look)
     return picture.finish(rows.drop(columns="shade"), caption, alt_text(panels, told))
 
 
@@ -238,9 +243,8 @@ def table(rows: pd.DataFrame, caption: str = "", *, columns: Sequence[str] | Non
         if set(ends) <= set(rows):
             digits = 2 if rows[column].replace([np.inf, -np.inf], np.nan).abs().max() >= 10 else 3
             cells = [say(*of, digits=digits) for of in rows[ends].itertuples(index=False)]
-        shown[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object)
-        if name:
-            shown[column.replace("_", " ")] = shown[column.replace("_", " ")].mask(rows[column].isna(), "")
+        empty = rows[column].isna() & bool(name)
+        shown[column.replace("_", " ")] = pd.Series(cells, rows.index, dtype=object).mask(empty, "")
     made = as_table(shown, caption)
     return made.set_caption(f"{as_html(caption)} {csv_link(rows, name)}") if name else made
 
