@@ -157,17 +157,7 @@ def block_map(rows: pd.DataFrame, nearest: pd.DataFrame):
     return _maps(rows, "task", marks, ("#ffffff", RED), title, "cost", "{:+.2f} nats a token", "block-map", caption)
 
 
-def _maps(
-    rows: pd.DataFrame,
-    text: str,
-    marks: dict,
-    colours: tuple,
-    title: str,
-    told: str,
-    form: str,
-    name: str,
-    caption: str,
-):
+def _maps(rows, text, marks, colours, title, told, form, name, caption):
     """Maps of the column `shade`, 0 to 1, over first layer and size, a panel a model and `text`, whose hover says the
     column `told`; `marks` are blocks by their label, of columns model, start and size."""
     if rows.empty:
