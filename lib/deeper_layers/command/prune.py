@@ -130,7 +130,7 @@ def prune(
         raise click.UsageError("--drop says how many layers go, --layers which: give one of them")  # by peft alone
     parameters = asked.opening(output.is_gguf)
     config = models.stated_config(model, asked.revision)
-    depth = models.stated_layers(config) or export.number_of_layers(models.checkpoint_folder(model, asked.revision))
+    depth = models.stated_layers(config) or export.read_layout(models.checkpoint_folder(model, asked.revision)).layers
     (cut or Cut(0, drop or 0)).check(depth)
     safe = functools.partial(export.safe_cuts, config, engines=split(asked.for_))
     safe([UNPRUNED])  # an engine that nobody knows is refused

@@ -7,7 +7,7 @@ from .gguf_files import check_our_gguf as check_our_gguf
 from .gguf_files import gguf_file as gguf_file
 from .gguf_files import slice_gguf as slice_gguf
 from .gguf_files import tensor_bytes as tensor_bytes
-from .layer_tensors import number_of_layers as number_of_layers
+from .layer_tensors import read_layout as read_layout
 from .lineage import check_apart as check_apart
 from .lineage import check_our_folder as check_our_folder
 from .llama_cpp import LlamaCpp as LlamaCpp

@@ -11,22 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError
 from safetensors import SafetensorError
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError, first_line
-from deeper_layers.files import read_json, write_file
+from deeper_layers.files import write_file
+from deeper_layers.models.checkpoint_files import read_json
 from deeper_layers.package_index import file_hash
-from deeper_layers.results.schema import Checked, Count, Course, CutName, ModelKey, Open, Settings, in_words
+from deeper_layers.results.schema import Checked, Count, Course, CutName, ModelKey, Settings, in_words
 
 if TYPE_CHECKING:  # slow
     from torch import Tensor
 
 IDENTITY = "healing.json"  # beside the adapter: of which base and cut it is, and how it was healed
 SETTINGS, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# settings of peft that matter in training only, or of which the tensors say what they mean; any other than these and
-# those of `LoraSettings` must be off
+# settings of peft that matter in training only, or of which the tensors say what they mean
 TRAINING = (
     "task_type auto_mapping peft_version base_model_name_or_path revision inference_mode lora_dropout layers_pattern "
     "megatron_core qalora_group_size ensure_weight_tying exclude_modules layers_to_transform"
@@ -35,26 +35,18 @@ NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.wei
 Rank = Annotated[int, Field(ge=1)]
 
 
-class LoraSettings(Open):
-    """The settings of peft that are heeded here."""
+class LoraSettings(Checked):
+    """The settings of peft that are heeded here; all others but TRAINING have to be off."""
 
     peft_type: Literal["LORA"]
     r: Rank
-    rank_pattern: dict[str, Rank] | None = None
+    rank_pattern: dict[str, Rank] = {}
     lora_alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
-    use_rslora: bool | None = None
-    fan_in_fan_out: bool | None = None
-    bias: Literal["none"] | None = None
-    # values of other kinds change the weights below the adapters
-    init_lora_weights: bool | Literal["gaussian", "orthogonal"] | None = None
-    target_modules: Annotated[list[str], Field(min_length=1)]
-
-    @model_validator(mode="after")
-    def _is_plain(self) -> "LoraSettings":
-        extra = self.model_extra or {}
-        if odd := [f"{key} = {value!r}" for key, value in extra.items() if value and key not in TRAINING]:
-            raise ValueError(", ".join(odd)[:200])
-        return self
+    use_rslora: bool = False
+    fan_in_fan_out: bool = False
+    bias: Literal["none"] = "none"
+    init_lora_weights: Literal[True, "gaussian", "orthogonal"] = True  # others change the weights below the adapters
+    target_modules: list[str]
 
 
 class OfHealing(Course):
@@ -139,11 +131,11 @@ def read_adapter(folder: str | Path) -> Adapter:
 
 
 def _checked(path: Path, kind: type[Checked]) -> dict:
-    """What a file of JSON holds, which has to be of this kind."""
+    """What a file of JSON holds, of which all that is not off has to be of this kind."""
     try:
         content = read_json(path)
-        kind.model_validate(content)
-    except (OSError, ValueError) as error:
+        kind.model_validate({name: value for name, value in content.items() if value and name not in TRAINING})
+    except ValueError as error:
         said = in_words(error) if isinstance(error, ValidationError) else error
         raise InputError(
             f"{path.parent} holds no plain LoRA adapters ({path.name}: {said}): give a folder that save_adapters "

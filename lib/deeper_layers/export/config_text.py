@@ -20,11 +20,9 @@ from transformers import PreTrainedConfig
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
 from deeper_layers.export.layer_tensors import Layout, predicting
-from deeper_layers.export.tensors import shapes_of
 from deeper_layers.models.checkpoint_files import numbered_groups
 from deeper_layers.models.configuration import DEPTHS, text_part
 from deeper_layers.models.per_layer import cut_entry
-from deeper_layers.models.weight_check import check_tensors
 from deeper_layers.pruning import drop_layers
 
 # what of a configuration no cut changes and building a model may, or what is renumbered by name (cut_quantization)
@@ -49,11 +47,8 @@ def cut_config(layout: Layout, cut: Cut) -> dict:
     """
     config, where = cut_entries(layout.config, cut.kept(layout.layers), layout.layers), layout.folder / "config.json"
     if layout.model is not None:
-        pruned = drop_layers(layout.model, cut)
-        # names that are almost those of layers may stand for others after the cut
-        check_tensors(pruned, layout.folder, shapes_of(layout.entries(cut)))
-        config = _read_as(config, pruned.config, where)
-        vision = getattr(pruned.config, "vision_config", None)
+        pruned = drop_layers(layout.model, cut).config
+        config, vision = _read_as(config, pruned, where), getattr(pruned, "vision_config", None)
         inserted = len(getattr(vision, "deepstack_visual_indexes", None) or [])
         if cut.size and cut.start < inserted:
             said = f"images: what the whole model adds after its layers 0..{inserted - 1} is added after the first "
@@ -120,8 +115,7 @@ def _entries(part: dict, *keys: str) -> dict[tuple[str, ...], object]:
 
 
 def _older(part: dict) -> dict | float:
-    """A part of a configuration with the words of transformers 4 beside those of 5, or in their place if both read
-    these."""
+    """A part of a configuration in words of both versions, or of the older one alone where both read these."""
     if part.keys() == {"__float__"}:  # infinity
         return float(part["__float__"])
     kind, words = str(part.get("model_type")), {}
@@ -130,15 +124,13 @@ def _older(part: dict) -> dict | float:
             part[key] = [KINDS.get(kind, {}).get(name, name) for name in part[key]]
     if isinstance(rope := part.get("rope_parameters"), dict):
         # where each kind of layer has its own table, that of full attention is the plain one
-        near, far = rope.get("sliding_attention"), dict(rope.get("full_attention") or rope)
-        if "rope_theta" in far:
-            words["rope_theta"] = far.pop("rope_theta")
-        if near and near.get("rope_theta") != words.get("rope_theta"):
-            words["rope_local_base_freq"] = near.get("rope_theta")
-        if (share := far.pop("partial_rotary_factor", None)) is not None:
-            words["partial_rotary_factor"] = share
+        near, far = rope.get("sliding_attention") or {}, dict(rope.get("full_attention") or rope)
+        theta, local = far.pop("rope_theta", None), near.get("rope_theta")
+        found = {"rope_theta": theta, "rope_local_base_freq": None if local == theta else local}
+        found["partial_rotary_factor"] = far.pop("partial_rotary_factor", None)
+        names = ROPE_NAMES.get(kind, {})
+        words = {names.get(name, name): value for name, value in found.items() if value is not None}
         words["rope_scaling"] = None if far in ({}, {"rope_type": "default"}) else far
-        words = {ROPE_NAMES.get(kind, {}).get(name, name): value for name, value in words.items()}
     if "transformers_version" in part and isinstance(part.get("dtype"), str):
         words["torch_dtype"] = part["dtype"]
     if "num_local_experts" in part:
@@ -169,15 +161,9 @@ def cut_quantization(
 ) -> dict:
     """The quantization_config of a checkpoint without some layers: names renumbered, those of dropped layers left out.
 
-    Args:
-        quantization: of the whole checkpoint.
-        new: numbers of the layers that stay, by their old ones.
-        tensors: names of all tensors of the whole checkpoint.
-        prefixes: before the number of a layer, in names of tensors and of modules: "model.layers.".
-        where: for errors.
-
-    Raises:
-        InputError: a name or a pattern may be of these layers, and it is not sure of which.
+    `new` are numbers of the layers that stay by their old ones, `tensors` all of the whole checkpoint, `prefixes` what
+    stands before the number of a layer in names of tensors and of modules: "model.layers.". Raises InputError where a
+    name or a pattern may be of these layers, and it is not sure of which.
     """
     lists, words = {*numbered_groups(tensors), *prefixes}, [prefix.split(".")[-2] for prefix in prefixes]
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from deeper_layers.cuts import Cut
 from deeper_layers.errors import InputError
-from deeper_layers.export.tensors import Entry, read_entries, shapes_of
+from deeper_layers.export.tensors import Entries, read_entries
 from deeper_layers.models.checkpoint_files import NUMBERED, numbered_groups, read_json
 from deeper_layers.models.configuration import check_configuration, layers_of, read_config, stated_layers, text_part
 from deeper_layers.models.decoder import decoder_layers
@@ -28,7 +28,7 @@ class Layout:
 
     folder: Path
     config: dict  # what config.json holds
-    tensors: dict[str, Entry]  # of all files
+    tensors: Entries  # of all files
     model: PreTrainedModel | None  # an empty one; None where its code comes with it
     layers: int  # L
     prefix: str  # before the number of a layer in the names of tensors, as in "model.layers."
@@ -40,37 +40,32 @@ class Layout:
         kept = [*cut.kept(self.layers), *range(self.layers, self.layers + (self.mtp or 0))]
         return {old: new for new, old in enumerate(kept)}
 
-    def entries(self, cut: Cut) -> dict[str, Entry]:
+    def entries(self, cut: Cut) -> Entries:
         """The tensors that stay, by their new names."""
         new, found = self.numbers(cut), {}
         for name, entry in self.tensors.items():
             number = _number(name, self.prefix)
             if number in new:
-                name = f"{self.prefix}{new[number]}{name.removeprefix(f'{self.prefix}{number}')}"
-            if number in new or (number is None and not (self.mtp is None and name.startswith(MTP))):
+                name = name.replace(f"{self.prefix}{number}.", f"{self.prefix}{new[number]}.", 1)
+            if number in new or (number is None and (self.mtp is not None or not name.startswith(MTP))):
                 found[name] = replace(entry, edits=[])
         return found
-
-
-def number_of_layers(folder: Path) -> int:
-    """Number of layers L of a checkpoint. Raises InputError as `read_layout`."""
-    return read_layout(folder).layers
 
 
 def read_layout(folder: Path, *, mtp: bool = True) -> Layout:
     """The layout of the checkpoint in a folder. `mtp`: layers for multi-token prediction stay where there are any.
 
-    Raises:
-        InputError: tensors are missing or of other shapes than the configuration says, or which of them are layers is
-            not understood; they are listed.
+    Raises InputError where tensors are missing or of other shapes than the configuration says, or it is not understood
+    which of them are layers.
     """
     tensors, config = read_entries(folder), read_json(folder / "config.json")
-    groups, model, module, layers = numbered_groups(tensors), None, "", stated_layers(config) or 0
+    shapes = {name: tuple(entry.shape) for name, entry in tensors.items()}
+    groups, layers, model, module = numbered_groups(tensors), stated_layers(config) or 0, None, ""
     check_configuration(config, folder, groups)
     if not isinstance(config.get("auto_map"), dict):  # else its code comes with it
         known = read_config(str(folder), None, trust_remote_code=False)
         layers, model = layers_of(known), built_empty(known, folder)
-        check_tensors(model, folder, shapes := shapes_of(tensors))
+        check_tensors(model, folder, shapes)
         module = next(name for name, found in model.named_modules() if found is decoder_layers(model)) + "."
     chosen = [prefix for prefix, numbers in groups.items() if layers and numbers >= set(range(layers))]
     if model is not None and len(chosen) > 1:  # one that sees images has layers for these too

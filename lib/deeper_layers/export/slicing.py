@@ -21,8 +21,8 @@ from deeper_layers.export.adapter_files import read_adapter
 from deeper_layers.export.config_text import cut_config, older_tokenizer, state_dtype
 from deeper_layers.export.layer_tensors import read_layout
 from deeper_layers.export.model_card import model_card, read_facts
-from deeper_layers.export.tensors import Changed, Entry
-from deeper_layers.files import atomic_dir, check_absent, clear
+from deeper_layers.export.tensors import Changed, Entries
+from deeper_layers.files import atomic_dir, check_absent
 from deeper_layers.models.checkpoint_files import SINGLE, folder_files, local_path, read_json
 from deeper_layers.models.opening import checkpoint_folder
 from deeper_layers.models.sources import model_key
@@ -36,12 +36,7 @@ NEEDED = re.compile(
     r"(hf_)?quant(ize)?_config\.json|(LICEN[CS]E|NOTICE|COPYING|USE_POLICY)[\w.-]*",
     re.IGNORECASE,
 )
-OURS = (
-    "config.json",
-    "README.md",
-    lineage.LINEAGE,
-    ".gitattributes",
-)  # written anew, or of the folder as it was fetched
+# written anew, or of the folder as it was fetched
 WRITTEN = re.compile(r"config\.json|README\.md|pruning\.json|\.gitattributes|.*\.(safetensors|index\.json)")
 # entries of a configuration in which tools put a path
 PLACES = ("_name_or_path", "name_or_path", "tokenizer_file", "vocab_file", "merges_file", "special_tokens_map_file")
@@ -55,7 +50,7 @@ def slice_checkpoint(
     revision: str | None = None,
     card: str = "",
     adapter: str | Path | None = None,
-    dtype: str = tensors.AS_IT_IS,
+    dtype: str = "auto",
     command: str | None = None,
     name: str | None = None,
     mtp: bool = True,
@@ -105,7 +100,6 @@ def slice_checkpoint(
     """
     out, source = checks.place("out", out), str(source)
     check = lineage.check_our_folder if overwrite else check_absent
-    clear(out)
     check(out)
     folder = checkpoint_folder(source, revision)
     lineage.check_apart(out, folder, *([] if adapter is None else [Path(adapter)]))
@@ -151,16 +145,15 @@ def slice_checkpoint(
         scores=card,
     )
     texts = tensors.index_text(files) | {"config.json": _json(config), "README.md": card} | _tokenizer(folder)
-    copied = {name: path for name, path in others.items() if name not in texts}
     of = None if changed else step.model_dump(exclude={"command", "model"}) | {"mtp": layout.mtp}
     try:
         with atomic_dir(out, check, of) as made:
             tensors.write_tensors(files, made, out)
-            for file, path in copied.items():
+            for file, path in others.items():
                 shutil.copyfile(path, made / file)
             for file, text in texts.items():
                 (made / file).write_text(text, encoding="utf-8", newline="")
-            hashes = {file: file_hash(made / file) for file in (*files, *texts, *copied)}
+            hashes = {file: file_hash(made / file) for file in (*files, *texts, *others)}
             (made / lineage.LINEAGE).write_text(lineage.write_lineage_text(history, hashes), encoding="utf-8")
             if model_key(source, folder) != key:
                 raise InputError(f"{folder} changed while it was copied: run this again once it stays as it is")
@@ -180,16 +173,16 @@ def weights_written(folder: Path, dtype: str, *, dequantized: bool, mtp: bool) -
 
     def written(cut: Cut) -> tuple[int, str]:
         entries = layout.entries(Cut.of(cut.dropped))
-        tensors.cast_entries(entries, layout, cast or tensors.AS_IT_IS, False)
+        tensors.cast_entries(entries, layout, cast or "auto", False)
         types = "+".join(sorted({tensors.TORCH.get(entry.dtype, entry.dtype) for entry in entries.values()}))
         return sum(map(tensors.file_bytes, _files(entries).values())), types
 
     return written
 
 
-def _files(entries: dict[str, Entry]) -> dict[str, dict[str, Entry]]:
+def _files(entries: Entries) -> dict[str, Entries]:
     """The files to write, by name: as the tensors are divided in the source."""
-    groups: dict[Path, dict[str, Entry]] = {}
+    groups: dict[Path, Entries] = {}
     for name, entry in entries.items():
         groups.setdefault(entry.shard.path, {})[name] = entry
     if len(groups) == 1:

@@ -4,6 +4,7 @@ What only gets another name is copied as bytes. Zeros, values of a rule, adapter
 for one tensor at a time, which alone is in memory.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -28,10 +29,10 @@ if TYPE_CHECKING:  # slow
     from deeper_layers.export.adapter_files import Adapter
     from deeper_layers.export.layer_tensors import Layout
 
-AS_IT_IS = "auto"
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # by their names in torch those in a file
 TORCH = {"F64": "float64"} | {name: dtype for dtype, name in DTYPES.items()}  # of all real numbers
 WIDTHS = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes of these
+Edit = Callable[["torch.Tensor"], "torch.Tensor"]
 CHUNK = 2**22  # bytes copied at a time
 
 
@@ -42,7 +43,7 @@ class Entry:
     shard: Shard
     tensor: Tensor
     dtype: str
-    edits: "list[Callable[[torch.Tensor], torch.Tensor]]" = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
 
     @property
     def shape(self) -> list[int]:
@@ -76,17 +77,16 @@ class Entry:
         yield new.reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def read_entries(folder: Path) -> dict[str, Entry]:
+Entries = dict[str, Entry]  # by the names under which they are written
+
+
+def read_entries(folder: Path) -> Entries:
     """The tensors of a checkpoint by their names, as they lie in its files. Raises InputError as `read_shards`."""
     found = {}
     for shard in read_shards(folder):
         for tensor in sorted(shard.tensors, key=lambda tensor: tensor.entry["data_offsets"]):
             found[tensor.name] = Entry(shard, tensor, tensor.entry["dtype"])
     return found
-
-
-def shapes_of(entries: dict[str, Entry]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(entry.shape) for name, entry in entries.items()}
 
 
 # ---- what is done to them --------------------------------------------------------------------------------
@@ -105,16 +105,13 @@ class Changed:
     words: str
 
 
-def zero_sublayers(entries: dict[str, Entry], layout: "Layout", cut: Cut) -> None:
-    """Zeros in the tensors by which the sublayers of a cut write into the residual, which no configuration leaves out.
-
-    Raises InputError where no such tensor of a known name is found, or the weights are quantized.
-    """
+def zero_sublayers(entries: Entries, layout: "Layout", cut: Cut) -> None:
+    """Zeros in the tensors by which the sublayers of a cut write into the residual."""
     import torch  # slow
 
     from deeper_layers.models.sublayers import ends_sublayer
 
-    check_plain(entries, layout, "written as zeros: zero the sublayers of what it was made of")
+    _check_plain(entries, layout, "written as zeros: zero the sublayers of what it was made of")
     new = layout.numbers(cut)
     for part, layer in [*((ATTENTION, layer) for layer in cut.attention), *((MLP, layer) for layer in cut.mlp)]:
         begin = f"{layout.prefix}{new[layer]}."
@@ -128,64 +125,60 @@ def zero_sublayers(entries: dict[str, Entry], layout: "Layout", cut: Cut) -> Non
             entries[name].edits.append(torch.zeros_like)
 
 
-def replace_tensors(entries: dict[str, Entry], layout: "Layout", changed: Changed) -> None:
-    """The values of a rule in place of the source's own. Raises InputError as `_entry`."""
+def replace_tensors(entries: Entries, layout: "Layout", changed: Changed) -> None:
+    """The values of a rule in place of the source's own, in the type of these."""
     for inside, tensor in changed.tensors.items():
-        entry = _entry(entries, f"{layout.prefix}{inside}", list(tensor.shape), "the rule")
-        entry.edits.append(tensor.to)  # of the type and on the device of what was there
+        _edit(entries, f"{layout.prefix}{inside}", list(tensor.shape), "the rule", tensor.to)
 
 
-def add_adapter(entries: dict[str, Entry], layout: "Layout", adapter: "Adapter") -> None:
-    """Low-rank updates added to the weights as `merge_adapters` does, then rounded to the type that was there.
-
-    Raises InputError as `_entry`.
-    """
+def add_adapter(entries: Entries, layout: "Layout", adapter: "Adapter") -> None:
+    """Low-rank updates added to the weights as `merge_adapters` does, then rounded to the type that was there."""
     for module, (a, b) in adapter.factors.items():
         name = f"{layout.prefix}{module.removeprefix(layout.module)}" if module.startswith(layout.module) else module
         shape = [len(b), a.shape[1]][:: -1 if adapter.settings.get("fan_in_fan_out") else 1]
-        entry = _entry(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}")
-        entry.edits.append(lambda old, module=module: (old.float() + adapter.change(module)).to(old.dtype))
+
+        def add(old, module=module):
+            return (old.float() + adapter.change(module)).to(old.dtype)
+
+        _edit(entries, f"{name}.weight", shape, f"the adapters in {adapter.folder}", add)
 
 
-def _entry(entries: dict[str, Entry], name: str, shape: list[int], what: str) -> Entry:
-    """A tensor to change. Raises InputError where there is none of that name and shape, or it is quantized."""
+def _edit(entries: Entries, name: str, shape: list[int], what: str, edit: Edit) -> None:
+    """Have a tensor edited. Raises InputError where there is none of that name and shape, or it is quantized."""
     entry = entries.get(name)
     if entry is None or entry.shape != shape or entry.dtype not in TORCH:
         there = "no such tensor" if entry is None else f"one of shape {entry.shape} in {entry.dtype}"
         raise InputError(
-            f"{what} changed {name} of shape {shape}, and the checkpoint without these layers has {there}: give what "
+            f"{what} changes {name} of shape {shape}, and the checkpoint without these layers has {there}: give what "
             f"was made of this model after this cut, and weights in one of {', '.join(TORCH)}"
         )
-    return entry
+    entry.edits.append(edit)
 
 
-def cast_entries(entries: dict[str, Entry], layout: "Layout", dtype: str, dequantized: bool) -> str | None:
+def cast_entries(entries: Entries, layout: "Layout", dtype: str, dequantized: bool) -> str | None:
     """Have real numbers written in a data type, see `slice_checkpoint`; which it is, None where they stay as they are.
 
     `dequantized`: the checkpoint was made of a GGUF file. Raises InputError for another type, and quantized weights.
     """
-    if dtype not in (AS_IT_IS, *DTYPES):
+    if dtype not in ("auto", *DTYPES):
         raise InputError(f"dtype is {dtype!r:.40}, expected 'auto' or one of {', '.join(map(repr, DTYPES))}")
-    if dtype != AS_IT_IS:
-        check_plain(entries, layout, "cast: leave dtype out, and they are copied")
-    elif dequantized:
-        dtype = smallest_dtype(entries)
-    else:
+    if dtype == "auto" and not dequantized:
         return None
+    _check_plain(entries, layout, "cast: leave dtype out, and they are copied")
+    dtype = smallest_dtype(entries) if dtype == "auto" else dtype
     for entry in entries.values():
         entry.dtype = DTYPES[dtype] if entry.dtype in TORCH else entry.dtype
     return dtype
 
 
-def check_plain(entries: dict[str, Entry], layout: "Layout", what: str) -> None:
+def _check_plain(entries: Entries, layout: "Layout", what: str) -> None:
     """Raise InputError for a quantized checkpoint, whose numbers mean nothing without their scales."""
-    if "quantization_config" in layout.config | text_part(layout.config) or any(
-        entry.dtype.startswith(("F8", "F6", "F4")) for entry in entries.values()
-    ):
+    types = {entry.dtype[:2] for entry in entries.values()}
+    if "quantization_config" in layout.config | text_part(layout.config) or types & {"F8", "F6", "F4"}:
         raise InputError(f"{layout.folder} holds quantized weights, which can't be {what}")
 
 
-def smallest_dtype(entries: dict[str, Entry]) -> str:
+def smallest_dtype(entries: Entries) -> str:
     """The smallest of DTYPES that holds every real number of a checkpoint in float32 exactly.
 
     The weights of a GGUF file become float32, and are what they were if it held 16 bits. Those that it held in fewer
@@ -202,30 +195,25 @@ def smallest_dtype(entries: dict[str, Entry]) -> str:
 # ---- files -----------------------------------------------------------------------------------------------
 
 
-def write_tensors(files: dict[str, dict[str, Entry]], folder: Path, out: Path) -> None:
-    """Write safetensors files, each of tensors by their names.
-
-    A file that is there is whole, from an interrupted run of the same. `out` is named in messages.
-
-    Raises:
-        InputError: they don't fit on the disk, a source became shorter, or as `Entry.content`.
-        OSError: one can't be written.
-    """
+def write_tensors(files: dict[str, Entries], folder: Path, out: Path) -> None:
+    """Write safetensors files, each of tensors by their names; one that is there is whole, from an interrupted run of
+    the same. `out` is named in messages. Raises OSError where one can't be written."""
     sizes = {file: file_bytes(entries) for file, entries in files.items() if not (folder / file).exists()}
     check_space(out, folder, sum(sizes.values()))
     with progress(sum(sizes.values())) as bar:
         for file in sizes:
+            contents = (entry.content(name) for name, entry in files[file].items())
             partial = folder / partial_name(file)
-            write_blocks(partial, _content(files[file]), bar)
+            write_blocks(partial, itertools.chain([_head(files[file])], *contents), bar)
             os.replace(partial, folder / file)
 
 
-def file_bytes(entries: dict[str, Entry]) -> int:
+def file_bytes(entries: Entries) -> int:
     """Bytes of a safetensors file of these tensors, its header included."""
     return len(_head(entries)) + sum(entry.size for entry in entries.values())
 
 
-def index_text(files: dict[str, dict[str, Entry]]) -> dict[str, str]:
+def index_text(files: dict[str, Entries]) -> dict[str, str]:
     """The index of these files, by its name, where they are several."""
     weight_map = {name: file for file, entries in files.items() for name in entries}
     total = sum(entry.size for entries in files.values() for entry in entries.values())
@@ -266,7 +254,7 @@ def read_bytes(path: Path, start: int, length: int) -> Iterator[bytes]:
             yield block
 
 
-def _head(entries: dict[str, Entry]) -> bytes:
+def _head(entries: Entries) -> bytes:
     """The beginning of a safetensors file."""
     place, metadata = 0, next(iter(entries.values())).shard.metadata
     header = {} if metadata is None else {"__metadata__": metadata}
@@ -276,9 +264,3 @@ def _head(entries: dict[str, Entry]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the format aligns data to 8 bytes
     return len(text).to_bytes(8, "little") + text
-
-
-def _content(entries: dict[str, Entry]) -> Iterator[bytes]:
-    yield _head(entries)
-    for name, entry in entries.items():
-        yield from entry.content(name)
